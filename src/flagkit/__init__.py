@@ -1,0 +1,70 @@
+"""Feature flags and rollouts, evaluated in process and kept in MongoDB.
+
+    import flagkit
+
+    flagkit.configure("mongodb://localhost/?replicaSet=rs0", environment="production")
+    if flagkit.is_enabled("checkout.express-pay", {"targeting_key": user.id, "country": "DE"}):
+        ...
+
+The module's functions ask one default client, which `configure` sets up. Writing flags is
+`flagkit.writer`, testing with them `flagkit.testing`.
+"""
+
+from flagkit.client import BoundClient, Client, source_opener
+from flagkit.core.contexts import Context, use_context
+from flagkit.core.evaluation import ErrorCode, Evaluation, Reason
+from flagkit.errors import FlagkitError
+from flagkit.settings import settings_from
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BoundClient",
+    "Client",
+    "Context",
+    "ErrorCode",
+    "Evaluation",
+    "FlagkitError",
+    "Reason",
+    "bind",
+    "close",
+    "configure",
+    "evaluate",
+    "is_enabled",
+    "use_context",
+    "value",
+    "wait_for",
+    "wait_ready",
+]
+
+_client = Client.from_source()
+
+
+def configure(
+    uri: str | None = None,
+    *,
+    environment: str | None = None,
+    region: str | None = None,
+    database: str | None = None,
+) -> Client:
+    """Set up the default client and start it; neither connects nor waits in this thread.
+
+    Arguments are those of Client, environment variables included. Called again, it moves the
+    default client to the new settings.
+
+    Raises:
+        ConfigurationError: the URI or the environment is named nowhere.
+    """
+    return _client.follow(
+        source_opener(settings_from(uri, environment=environment, region=region, database=database))
+    )
+
+
+# Bound methods, not functions around them: a wrapper would cost as much as the check itself.
+close = _client.close
+is_enabled = _client.is_enabled
+value = _client.value
+evaluate = _client.evaluate
+bind = _client.bind
+wait_ready = _client.wait_ready
+wait_for = _client.wait_for

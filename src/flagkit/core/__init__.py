@@ -1,0 +1,1 @@
+"""Evaluation: pure functions of (flag, context, now). No I/O, no locks, no clock, no logging."""

@@ -1,0 +1,328 @@
+"""Compiler: one generated Python function for each *shape* of flag, bound to a flag's constants.
+
+The shape is a flag's structure with every constant and attribute name taken out. Source text is
+made from shapes alone, so nothing that a policy holds is ever pasted into code: constants enter as
+the defaults of the function's parameters, which also makes binding them 0.3 us and 160 bytes.
+
+An attribute is fetched once. Plain strings, numbers, booleans and missing attributes are answered
+inline; anything else goes, test by test, to core.matching. Shape and source walk the same structure
+in the same order: the n-th constant taken is the parameter `c<n>`, the n-th attribute name the
+parameter `n<n>`.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from types import CodeType, FunctionType
+from typing import Any, Final, TypeAlias, cast
+
+import cachetools
+import xxhash
+
+from flagkit.core.bucketing import hash_of, key_of, seed, threshold
+from flagkit.core.contexts import ContextLike, attributes_of
+from flagkit.core.evaluation import ErrorCode, Outcome, Reason, failed
+from flagkit.core.matching import attribute, matches, value_passes
+from flagkit.model import Flag, Rollout, Serve
+from flagkit.model.conditions import And, Compare, Condition, Exists, Field, In, Nor, Or, Test
+
+Evaluator: TypeAlias = Callable[[ContextLike], Outcome]
+Clock: TypeAlias = Callable[[], float]
+"""Gives the time in seconds since 1970 in UTC."""
+Shape: TypeAlias = tuple[Any, ...]
+
+LEAVES_MAX = 64
+"""A rule of more tests than this is matched by core.matching: its code would not pay for itself."""
+
+_SCALARS: Final = frozenset({str, int, float, bool, type(None)})
+_GLOBALS: Final[dict[str, object]] = {
+    "SCALARS": _SCALARS,
+    "attribute": attribute,
+    "attributes_of": attributes_of,
+    "hash_of": hash_of,
+    "key_of": key_of,
+    "matches": matches,
+    "value_passes": value_passes,
+    "xxh3": xxhash.xxh3_64_intdigest,
+}
+_BY_KIND: Final = {
+    "text": "({a} {op} {c} if {k} is str else {k} not in SCALARS and value_passes({t}, {a}))",
+    "number": (
+        "({a} {op} {c} if {k} is int or {k} is float"
+        " else {k} not in SCALARS and value_passes({t}, {a}))"
+    ),
+    "boolean": "({a} is {c} if {k} is bool else {k} not in SCALARS and value_passes({t}, {a}))",
+    "null": "({a} is {c} or {k} not in SCALARS and value_passes({t}, {a}))",
+}
+_PYTHON: Final = {"$eq": "==", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
+
+
+def compile_flag(
+    flag: Flag, prerequisites: Iterable[Outcome | Evaluator] = (), now: Clock = time.time
+) -> Outcome | Evaluator:
+    """Compile a flag into its outcome, if that is always the same, or into an evaluator.
+
+    Args:
+        flag: A checked flag.
+        prerequisites: What the flag's prerequisites compiled to, in their order.
+        now: What the evaluator asks for the time, if the flag has windows.
+
+    Returns:
+        An Outcome, or a function of a context that returns one. The function raises only what a
+        context of a wrong type or one that misbehaves raises.
+    """
+    off = _off(flag)
+    if flag.state != "active":
+        return off
+    walk = _Walk(flag, now)
+    gates = 0
+    for wanted, found in zip(flag.prerequisites, prerequisites, strict=True):
+        if not isinstance(found, Outcome):
+            walk.constants += (found, frozenset(wanted.variants), off)
+            gates += 1
+        elif found.variant not in wanted.variants:
+            return off
+    rules = tuple(walk.rule(i) for i in range(len(flag.rules)))
+    fallthrough = walk.serves(flag.fallthrough, None)
+    if not gates and not rules and isinstance(flag.fallthrough, Serve):
+        return cast("Outcome", walk.constants[0])
+    code = _code((gates, rules, fallthrough, len(walk.names)))
+    return FunctionType(code, _GLOBALS, "evaluator", (*walk.constants, *walk.names))
+
+
+def _off(flag: Flag) -> Outcome:
+    if flag.off is None:
+        return Outcome(reason=Reason.DISABLED)
+    return Outcome(value=flag.variants[flag.off], variant=flag.off, reason=Reason.DISABLED)
+
+
+class _Walk:
+    """The walk over one flag that finds its shape and collects its constants."""
+
+    def __init__(self, flag: Flag, now: Clock) -> None:
+        self.flag = flag
+        self.now = now
+        self.constants: list[object] = []
+        self.names: dict[str, int] = {}
+
+    def rule(self, index: int) -> Shape:
+        rule = self.flag.rules[index]
+        if rule.during is not None:
+            self.constants += (rule.during.start, self.now, rule.during.end)
+        if _leaves(rule.condition) > LEAVES_MAX:
+            self.constants.append(rule.condition)
+            condition: Shape = ("matches",)
+        else:
+            condition = self.condition(rule.condition)
+        return (rule.during is not None, condition, self.serves(rule.serves, rule.name))
+
+    def condition(self, condition: Condition) -> Shape:
+        match condition:
+            case Field(path, test):
+                return self.leaf(path, test) if len(path) == 1 else self.deep(condition)
+            case And(conditions):
+                return ("and", *map(self.condition, conditions))
+            case Or(conditions):
+                return ("or", *map(self.condition, conditions))
+            case Nor(conditions):
+                return ("nor", *map(self.condition, conditions))
+
+    def leaf(self, path: tuple[str, ...], test: Test) -> Shape:
+        match test:
+            case Exists():
+                return ("exists", self.attribute(path[0]))
+            case Compare(operator, value):
+                kind = _kind_of(value)
+                ordered = kind in ("text", "number")
+                if ordered or (kind is not None and operator == "$eq"):
+                    return self.inline(kind, _PYTHON[operator], path[0], value, test)
+            case In(values):
+                kinds = {_kind_of(value) for value in values}
+                kind = kinds.pop() if len(kinds) == 1 else None
+                if kind in ("text", "number"):
+                    return self.inline(kind, "in", path[0], frozenset(values), test)
+        return self.deep(Field(path, test))
+
+    def inline(
+        self, kind: str | None, operation: str, name: str, constant: object, test: Test
+    ) -> Shape:
+        self.constants += (constant, test)
+        return (kind, operation, self.attribute(name))
+
+    def deep(self, field: Field) -> Shape:
+        self.constants.append(field)
+        return ("matches",)
+
+    def attribute(self, name: str) -> int:
+        return self.names.setdefault(name, len(self.names))
+
+    def serves(self, serves: Serve | Rollout, rule: str | None) -> Shape:
+        if isinstance(serves, Serve):
+            reason = Reason.DEFAULT if rule is None else Reason.TARGETING_MATCH
+            if not self.flag.rules and not self.flag.prerequisites:
+                reason = Reason.STATIC
+            self.constants.append(self.outcome(serves.variant, reason, rule))
+            return ("serve",)
+        missing = failed(
+            ErrorCode.TARGETING_KEY_MISSING,
+            f"the rollout is by {'.'.join(serves.by)!r}, and the context has no such key",
+        )
+        self.constants += (seed(serves.salt), missing)
+        if len(serves.by) == 1:
+            by = self.attribute(serves.by[0])
+        else:
+            by = -1
+            self.constants.append(serves.by)
+        for end, variant in serves.intervals:
+            self.constants += (threshold(end), self.outcome(variant, Reason.SPLIT, rule))
+        return ("rollout", by, len(serves.intervals))
+
+    def outcome(self, variant: str, reason: Reason, rule: str | None) -> Outcome:
+        return Outcome(value=self.flag.variants[variant], variant=variant, reason=reason, rule=rule)
+
+
+def _leaves(condition: Condition) -> int:
+    return 1 if isinstance(condition, Field) else sum(map(_leaves, condition.conditions))
+
+
+def _kind_of(value: object) -> str | None:
+    """Return which inline test a constant allows, None for those that only core.matching knows."""
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float):
+        return "number" if value == value else None  # noqa: PLR0124 - NaN equals NaN in MongoDB
+    if value is None:
+        return "null"
+    return "text" if isinstance(value, str) else None
+
+
+_codes: cachetools.LRUCache[Shape, CodeType] = cachetools.LRUCache(4096)
+
+
+_codes_lock = threading.Lock()
+
+
+def _code(shape: Shape) -> CodeType:
+    """Return the code object of a shape, whose parameters' defaults are a flag's constants."""
+    with _codes_lock:
+        code = _codes.get(shape)
+    if code is None:
+        code = _generated(shape)
+        with _codes_lock:
+            _codes[shape] = code
+    return code
+
+
+def _generated(shape: Shape) -> CodeType:
+    module = compile(_Source(shape).text(), "<flagkit evaluator>", "exec")
+    return next(constant for constant in module.co_consts if isinstance(constant, CodeType))
+
+
+class _Source:
+    """The source text of a shape's function."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.gates, self.rules, self.fallthrough, self.name_count = shape
+        self.constant_count = 0
+        self.fetched: set[int] = set()
+        self.lines: list[str] = []
+
+    def text(self) -> str:
+        for _ in range(self.gates):
+            evaluator, variants, off = self.take(3)
+            self.lines += [
+                f" if {evaluator}(context).variant not in {variants}:",
+                f"  return {off}",
+            ]
+        for timed, condition, serves in self.rules:
+            window = "{} <= {}() < {} and ".format(*self.take(3)) if timed else ""
+            expression = window + self.expression(condition)
+            self.fetch(_attributes(condition), " ")
+            self.lines.append(f" if {expression}:")
+            outside = set(self.fetched)
+            self.serve(serves, "  ")
+            self.fetched = outside
+        self.serve(self.fallthrough, " ")
+        parameters = [f"c{i}=None" for i in range(self.constant_count)]
+        parameters += [f"n{i}=None" for i in range(self.name_count)]
+        head = [
+            f"def evaluator(context, {', '.join(parameters)}):",
+            " if context.__class__ is not dict:",
+            "  context = attributes_of(context)",
+        ]
+        return "\n".join(head + self.lines)
+
+    def take(self, count: int) -> list[str]:
+        """Return the parameters of the next constants."""
+        first = self.constant_count
+        self.constant_count += count
+        return [f"c{i}" for i in range(first, self.constant_count)]
+
+    def fetch(self, attributes: Iterable[int], indent: str) -> None:
+        for i in sorted(set(attributes) - self.fetched):
+            self.lines += [f"{indent}a{i} = context.get(n{i})", f"{indent}k{i} = a{i}.__class__"]
+            self.fetched.add(i)
+
+    def expression(self, shape: Shape) -> str:
+        kind, *rest = shape
+        match kind:
+            case "and":
+                return _joined(" and ", map(self.expression, rest), "True")
+            case "or":
+                return _joined(" or ", map(self.expression, rest), "False")
+            case "nor":
+                return f"(not {_joined(' or ', map(self.expression, rest), 'False')})"
+            case "matches":
+                return f"matches({self.take(1)[0]}, context)"
+            case "exists":
+                return f"(n{rest[0]} in context)"
+            case _:
+                operation, index = rest
+                constant, test = self.take(2)
+                return _BY_KIND[kind].format(
+                    a=f"a{index}", k=f"k{index}", op=operation, c=constant, t=test
+                )
+
+    def serve(self, shape: Shape, indent: str) -> None:
+        if shape == ("serve",):
+            self.lines.append(f"{indent}return {self.take(1)[0]}")
+            return
+        _, by, interval_count = shape
+        hash_seed, missing = self.take(2)
+        if by >= 0:
+            self.fetch([by], indent)
+            value = f"a{by}"
+            plain = f"k{by} is str and a{by}"
+        else:
+            path = self.take(1)[0]
+            self.lines.append(f"{indent}value = attribute(context, {path})")
+            value, plain = "value", "value.__class__ is str and value"
+        body = [
+            f"if {plain}:",
+            " try:",
+            f"  hashed = xxh3({value}.encode(), {hash_seed})",
+            " except UnicodeEncodeError:",
+            f"  hashed = hash_of({hash_seed}, {value})",
+            "else:",
+            f" key = key_of({value})",
+            " if key is None:",
+            f"  return {missing}",
+            f" hashed = hash_of({hash_seed}, key)",
+        ]
+        for i in range(interval_count):
+            end, outcome = self.take(2)
+            last = i == interval_count - 1
+            body.append(f"return {outcome}" if last else f"if hashed < {end}: return {outcome}")
+        self.lines += [indent + line for line in body]
+
+
+def _joined(operator: str, expressions: Iterable[str], empty: str) -> str:
+    return f"({operator.join(expressions) or empty})"
+
+
+def _attributes(shape: Shape) -> set[int]:
+    """Return the attributes that a condition's shape has to have fetched."""
+    kind, *rest = shape
+    if kind in ("and", "or", "nor"):
+        return {index for inner in rest for index in _attributes(inner)}
+    return {rest[1]} if kind in _BY_KIND else set()

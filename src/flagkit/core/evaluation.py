@@ -1,0 +1,83 @@
+"""What an evaluation answers: value, variant and why, in OpenFeature's words.
+
+Source: the OpenFeature specification, types (https://openfeature.dev/specification/types).
+"""
+
+from enum import StrEnum
+from typing import Any, Final, Generic, TypeVar
+
+from msgspec import Struct
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Reason(StrEnum):
+    """Why an evaluation has the value that it has."""
+
+    STATIC = "STATIC"
+    DEFAULT = "DEFAULT"
+    TARGETING_MATCH = "TARGETING_MATCH"
+    SPLIT = "SPLIT"
+    DISABLED = "DISABLED"
+    ERROR = "ERROR"
+
+
+class ErrorCode(StrEnum):
+    """What kept an evaluation from answering better than with the caller's default."""
+
+    PROVIDER_NOT_READY = "PROVIDER_NOT_READY"
+    FLAG_NOT_FOUND = "FLAG_NOT_FOUND"
+    PARSE_ERROR = "PARSE_ERROR"
+    TYPE_MISMATCH = "TYPE_MISMATCH"
+    TARGETING_KEY_MISSING = "TARGETING_KEY_MISSING"
+    INVALID_CONTEXT = "INVALID_CONTEXT"
+    GENERAL = "GENERAL"
+
+
+class _CallersDefault:
+    """The value of an outcome that leaves the answer to the caller's default."""
+
+    def __repr__(self) -> str:
+        return "CALLERS_DEFAULT"
+
+
+CALLERS_DEFAULT: Final = _CallersDefault()
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """One of the answers that a flag can give, made once when the flag is compiled.
+
+    `value` is CALLERS_DEFAULT where the flag leaves it to the caller. `rule` is the name of the
+    targeting rule that decided.
+    """
+
+    value: Any = CALLERS_DEFAULT
+    variant: str | None = None
+    reason: Reason
+    rule: str | None = None
+    error_code: ErrorCode | None = None
+    error_message: str | None = None
+
+
+def failed(code: ErrorCode, message: str) -> Outcome:
+    """Return the outcome of an evaluation that cannot answer."""
+    return Outcome(reason=Reason.ERROR, error_code=code, error_message=message)
+
+
+class Evaluation(Struct, Generic[T_co], frozen=True, kw_only=True):
+    """The answer to one question: a flag's value for a context, and why.
+
+    `variant` is None where the value is the caller's default. `rule` names the targeting rule that
+    decided, if one did. `version` is the flag's, `revision` the environment's; both are 0 where
+    there is none. With reason ERROR, `error_code` and `error_message` say what went wrong.
+    """
+
+    flag_key: str
+    value: T_co
+    variant: str | None
+    reason: Reason
+    rule: str | None = None
+    error_code: ErrorCode | None = None
+    error_message: str | None = None
+    version: int = 0
+    revision: int = 0

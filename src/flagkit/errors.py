@@ -1,0 +1,130 @@
+"""Every exception of flagkit.
+
+    FlagkitError
+      ConfigurationError(ValueError)     a setting is missing or makes no sense
+      MissingExtraError(ImportError)     an optional part is not installed
+      NotReadyError(TimeoutError)        waited for data, and none came in time
+      ClosedError(RuntimeError)          used after close
+      InvalidContextError(TypeError)     what was given as a context is none
+      InvalidDocumentError(ValueError)   .path: where in the policy document, .remedy: what to do
+      EmbeddedMongoError(RuntimeError)   no mongod was found, or it did not start
+      WriteError
+        EnvironmentNotFoundError(LookupError)
+        FlagExistsError
+        FlagNotFoundError(LookupError)
+        RevisionNotFoundError(LookupError)
+        VersionConflictError             .expected .actual: someone wrote first; read again and
+        retry BrokenReferenceError             also an InvalidDocumentError: a prerequisite that
+        would
+                                         dangle, or a cycle of them
+        RequestConflictError             an idempotency key used for two different requests
+      StoreError                         __cause__ is the driver's error
+        StoreUnavailableError            try again later
+        HistoryLostError                 the ledger does not continue what the reader holds: load
+        anew
+
+Evaluation raises none of them: it answers with `Evaluation.error_code`.
+"""
+
+
+class FlagkitError(Exception):
+    """The base of all that flagkit raises."""
+
+
+class ConfigurationError(FlagkitError, ValueError):
+    """A setting is missing or makes no sense."""
+
+
+class MissingExtraError(FlagkitError, ImportError):
+    """An optional part of flagkit is needed and not installed."""
+
+
+class NotReadyError(FlagkitError, TimeoutError):
+    """Nothing came within the time that the caller was ready to wait."""
+
+
+class ClosedError(FlagkitError, RuntimeError):
+    """A client or writer was used after `close`."""
+
+
+class InvalidContextError(FlagkitError, TypeError):
+    """What was given as a context is none."""
+
+
+class InvalidDocumentError(FlagkitError, ValueError):
+    """A policy document is not valid; nothing was written.
+
+    `path` names the place, as in `rules[0].when.country`; it is empty for the document itself.
+    `remedy` says what to do about it. `subject` names the document, where that is known.
+    """
+
+    def __init__(self, path: str, problem: str, remedy: str, *, subject: str = "") -> None:
+        self.path = path
+        self.problem = problem
+        self.remedy = remedy
+        self.subject = subject
+        super().__init__(path, problem, remedy)
+
+    def __str__(self) -> str:
+        place = ": ".join(part for part in (self.subject, self.path or "document") if part)
+        return f"{place}: {self.problem}. {self.remedy}"
+
+    def about(self, subject: str) -> "InvalidDocumentError":
+        """Return the same error with the document named."""
+        return type(self)(self.path, self.problem, self.remedy, subject=subject)
+
+
+class EmbeddedMongoError(FlagkitError, RuntimeError):
+    """The embedded MongoDB server was not found or did not start."""
+
+
+class WriteError(FlagkitError):
+    """A change was refused; nothing was written."""
+
+
+class EnvironmentNotFoundError(WriteError, LookupError):
+    """The environment has no head: it was never created in this database."""
+
+
+class FlagExistsError(WriteError):
+    """A flag with this key and region exists already."""
+
+
+class FlagNotFoundError(WriteError, LookupError):
+    """No flag has this key and region."""
+
+
+class RevisionNotFoundError(WriteError, LookupError):
+    """The ledger holds no such revision, or the flag did not exist at it."""
+
+
+class VersionConflictError(WriteError):
+    """The flag is no longer at the version that the caller expected."""
+
+    def __init__(self, key: str, expected: int, actual: int) -> None:
+        self.key = key
+        self.expected = expected
+        self.actual = actual
+        super().__init__(
+            f"{key} is at version {actual}, expected {expected}: read it again and retry"
+        )
+
+
+class BrokenReferenceError(WriteError, InvalidDocumentError):
+    """The change would leave a prerequisite dangling, or close a cycle of them."""
+
+
+class RequestConflictError(WriteError):
+    """The idempotency key was used before, for a different request."""
+
+
+class StoreError(FlagkitError):
+    """The database refused or failed; `__cause__` is the driver's error."""
+
+
+class StoreUnavailableError(StoreError):
+    """The database cannot be reached, or broke off: try again later."""
+
+
+class HistoryLostError(StoreError):
+    """The ledger does not continue what the reader holds: load a new base."""

@@ -1,0 +1,25 @@
+"""The policy documents: what a flag may say, checked. Pure, and knows no database."""
+
+from flagkit.model.decoding import decode
+from flagkit.model.flags import (
+    EVERYWHERE,
+    TARGETING_KEY,
+    Flag,
+    Prerequisite,
+    Rollout,
+    Rule,
+    Serve,
+    encode,
+)
+
+__all__ = [
+    "EVERYWHERE",
+    "TARGETING_KEY",
+    "Flag",
+    "Prerequisite",
+    "Rollout",
+    "Rule",
+    "Serve",
+    "decode",
+    "encode",
+]

@@ -1,0 +1,369 @@
+"""Decoding: from the human-readable policy document to a flag whose every part has been judged.
+
+What is not known here is refused by its path, never ignored.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, cast, get_args
+
+import msgspec
+from msgspec import Struct
+
+from flagkit.errors import InvalidDocumentError
+from flagkit.model.conditions import ALWAYS, parse
+from flagkit.model.flags import (
+    EVERYWHERE,
+    TARGETING_KEY,
+    Flag,
+    Prerequisite,
+    Rollout,
+    Rule,
+    Serve,
+    State,
+    VariantType,
+    Window,
+)
+from flagkit.model.rollouts import BUCKETS, Intervals, allocate, shares, spans
+from flagkit.model.values import Value, join, milliseconds, normal
+
+DOCUMENT_BYTES_MAX = 1024 * 1024
+KEY_LENGTH_MAX = 200
+RULES_MAX = 256
+_KEY = re.compile(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*")
+_REGION = re.compile(r"\*|[a-z0-9][a-z0-9_-]{0,62}")
+
+
+class _PrerequisiteDocument(Struct, forbid_unknown_fields=True):
+    flag: str
+    variants: list[str]
+
+
+class _RolloutDocument(Struct, forbid_unknown_fields=True):
+    weights: dict[str, Any]
+    by: str = TARGETING_KEY
+    salt: str | None = None
+    intervals: list[tuple[int, str]] | None = None
+
+
+class _ServesDocument(Struct, forbid_unknown_fields=True):
+    serve: str | None = None
+    rollout: _RolloutDocument | int | float | None = None
+
+
+class _WindowDocument(Struct, forbid_unknown_fields=True, rename={"start": "from", "end": "until"}):
+    start: datetime | None = None
+    end: datetime | None = None
+
+
+class _RuleDocument(_ServesDocument, kw_only=True, forbid_unknown_fields=True):
+    name: str
+    when: dict[str, Any] = {}
+    during: _WindowDocument | None = None
+
+
+class _FlagDocument(Struct, kw_only=True, forbid_unknown_fields=True):
+    key: str
+    environment: str | None = None
+    region: str = EVERYWHERE
+    state: State = "active"
+    variants: dict[str, Any]
+    off: str | None = None
+    prerequisites: list[_PrerequisiteDocument] = []
+    rules: list[_RuleDocument] = []
+    fallthrough: _ServesDocument
+    owner: str | None = None
+    description: str | None = None
+    tags: list[str] | None = None
+    expires: datetime | None = None
+
+
+def decode(document: object, *, environment: str | None = None) -> Flag:
+    """Check a policy document and return its flag.
+
+    Args:
+        document: A mapping in the shape of the YAML form; its rollouts may have intervals.
+        environment: What the document's own `environment` must be, where it has one.
+
+    Raises:
+        InvalidDocumentError: with the path of the fault and the remedy.
+    """
+    subject = ""
+    try:
+        values = _fields(document)
+        subject = f"flag {values.get('key')!r}"
+        _check_size(values)
+        wire = _convert(values)
+        _check_environment(wire, environment)
+        return _flag(wire)
+    except InvalidDocumentError as error:
+        raise error.about(subject) from None
+
+
+def _fields(document: object) -> dict[str, Value]:
+    values = normal(document, "")
+    if not isinstance(values, dict):
+        raise InvalidDocumentError("", "is not a document", "Write a mapping of fields")
+    return values
+
+
+def _check_environment(wire: _FlagDocument, environment: str | None) -> None:
+    if environment is not None and wire.environment not in (None, environment):
+        raise InvalidDocumentError(
+            "environment",
+            f"is {wire.environment!r}, but this goes to {environment!r}",
+            "Remove the field, or write to the other environment",
+        )
+
+
+def check_key(key: object, path: str = "key") -> str:
+    """Return `key` if it is a flag key: dotted, lower case, at most 200 characters."""
+    if not isinstance(key, str) or len(key) > KEY_LENGTH_MAX or not _KEY.fullmatch(key):
+        raise InvalidDocumentError(
+            path,
+            f"{key!r} is not a flag key",
+            f"Write product.team.feature: lower case letters, digits, - and _, joined by dots, "
+            f"at most {KEY_LENGTH_MAX} characters",
+        )
+    return key
+
+
+def check_region(region: object, path: str = "region") -> str:
+    """Return `region` if it is the name of one, or "*"."""
+    if not isinstance(region, str) or not _REGION.fullmatch(region):
+        raise InvalidDocumentError(
+            path, f"{region!r} is not a region", 'Write "*", or a name such as eu-west-1'
+        )
+    return region
+
+
+def _check_size(values: dict[str, Value]) -> None:
+    size = len(msgspec.msgpack.encode(values))
+    if size > DOCUMENT_BYTES_MAX:
+        raise InvalidDocumentError(
+            max(values, key=lambda name: len(msgspec.msgpack.encode(values[name]))),
+            f"makes the document {size:,} bytes long; the limit is {DOCUMENT_BYTES_MAX:,}",
+            "Shorten this part: a flag is for rules, not for data",
+        )
+
+
+def _convert(values: dict[str, Value]) -> _FlagDocument:
+    try:
+        return msgspec.convert(values, _FlagDocument)
+    except msgspec.ValidationError as error:
+        problem, _, place = str(error).partition(" - at `$")
+        raise _located(problem, place.rstrip("`").lstrip(".")) from None
+
+
+def _located(problem: str, path: str) -> InvalidDocumentError:
+    found = re.fullmatch(r"Object contains unknown field `(.*)`", problem)
+    if found is None:
+        states = f"Use one of: {', '.join(get_args(State))}" if path == "state" else ""
+        return InvalidDocumentError(
+            path, problem, states or "docs/policy.md has the form of a flag"
+        )
+    document = _DOCUMENTS.get(re.sub(r"\[\d+\]", "", path).rpartition(".")[2], _FlagDocument)
+    known = [field.encode_name for field in msgspec.structs.fields(document)]
+    close = difflib.get_close_matches(found[1], known, n=1)
+    remedy = (f"Did you mean {close[0]}? " if close else "") + f"Known here: {', '.join(known)}"
+    return InvalidDocumentError(join(path, found[1]), "is not a known field", remedy)
+
+
+_DOCUMENTS: Mapping[str, type[Struct]] = {
+    "rules": _RuleDocument,
+    "during": _WindowDocument,
+    "rollout": _RolloutDocument,
+    "fallthrough": _ServesDocument,
+    "prerequisites": _PrerequisiteDocument,
+}
+
+
+def _flag(wire: _FlagDocument) -> Flag:
+    key = check_key(wire.key)
+    kind, variants = _variants(wire.variants)
+    if wire.off is not None:
+        _check_variant(wire.off, variants, "off")
+    if len(wire.rules) > RULES_MAX:
+        raise InvalidDocumentError(
+            "rules", f"are {len(wire.rules)}; the limit is {RULES_MAX}", "Join rules with $or"
+        )
+    rules: dict[str, Rule] = {}
+    for i, rule in enumerate(wire.rules):
+        path = f"rules[{i}]"
+        if rule.name in rules:
+            raise InvalidDocumentError(
+                f"{path}.name", f"{rule.name!r} is the name of two rules", "Name each rule once"
+            )
+        serves = _serves(rule, path, key, variants)
+        condition = parse(rule.when, f"{path}.when") if rule.when else ALWAYS
+        during = None if rule.during is None else _window(rule.during, f"{path}.during")
+        rules[rule.name] = Rule(rule.name, rule.when, condition, during, serves)
+    return Flag(
+        key=key,
+        region=check_region(wire.region),
+        state=wire.state,
+        type=kind,
+        variants=variants,
+        off=wire.off,
+        prerequisites=_prerequisites(wire.prerequisites, key),
+        rules=tuple(rules.values()),
+        fallthrough=_serves(wire.fallthrough, "fallthrough", key, variants),
+        metadata=_metadata(wire),
+    )
+
+
+def _window(wire: _WindowDocument, path: str) -> Window:
+    start = milliseconds(wire.start, f"{path}.from").timestamp() if wire.start else -math.inf
+    end = milliseconds(wire.end, f"{path}.until").timestamp() if wire.end else math.inf
+    if start >= end or start == -end:
+        raise InvalidDocumentError(
+            path, "is no time at all, or all of it", "Write from: and until:, the later one last"
+        )
+    return Window(start, end)
+
+
+def _metadata(wire: _FlagDocument) -> dict[str, Value]:
+    expires = wire.expires and milliseconds(wire.expires, "expires")
+    tags: list[Value] | None = [*wire.tags] if wire.tags else None
+    found = {"owner": wire.owner, "description": wire.description, "tags": tags, "expires": expires}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _variants(variants: dict[str, Value]) -> tuple[VariantType, dict[str, Value]]:
+    if not variants:
+        raise InvalidDocumentError("variants", "is empty", "Name at least one variant")
+    found: dict[str, VariantType] = {
+        name: _variant_type(value, f"variants.{name}") for name, value in variants.items()
+    }
+    kinds = set(found.values())
+    if kinds == {"integer", "float"}:
+        floats: dict[str, Value] = {
+            name: float(cast("float", value)) for name, value in variants.items()
+        }
+        return "float", floats
+    first, kind = next(iter(found.items()))
+    for name, other in found.items():
+        if other != kind:
+            raise InvalidDocumentError(
+                f"variants.{name}",
+                f"is of type {other}, but {first} is of type {kind}",
+                "Give all variants of a flag the same type",
+            )
+    return kind, variants
+
+
+def _variant_type(value: Value, path: str) -> VariantType:
+    match value:
+        case bool():
+            return "boolean"
+        case str():
+            return "string"
+        case int():
+            return "integer"
+        case float() if value - value == 0:
+            return "float"
+        case dict() | list():
+            _check_json(value, path)
+            return "object"
+        case _:
+            raise InvalidDocumentError(
+                path,
+                f"is {value!r}, which is no variant",
+                f"Use one of these types: {', '.join(get_args(VariantType))}; quote a date",
+            )
+
+
+def _check_json(value: Value, path: str) -> None:
+    match value:
+        case dict():
+            for name, item in value.items():
+                _check_json(item, join(path, name))
+        case list():
+            for i, item in enumerate(value):
+                _check_json(item, f"{path}[{i}]")
+        case None:
+            pass
+        case _:
+            _variant_type(value, path)
+
+
+def _check_variant(name: str, variants: Mapping[str, object], path: str) -> None:
+    if name not in variants:
+        raise InvalidDocumentError(
+            path, f"{name!r} is not a variant of this flag", f"Use one of: {', '.join(variants)}"
+        )
+
+
+def _prerequisites(items: list[_PrerequisiteDocument], key: str) -> tuple[Prerequisite, ...]:
+    for i, item in enumerate(items):
+        check_key(item.flag, f"prerequisites[{i}].flag")
+        if item.flag == key:
+            raise InvalidDocumentError(
+                f"prerequisites[{i}].flag", "is the flag itself", "Name another flag"
+            )
+        if not item.variants:
+            raise InvalidDocumentError(
+                f"prerequisites[{i}].variants", "is empty", "Name the variants that must be served"
+            )
+    return tuple(Prerequisite(item.flag, tuple(item.variants)) for item in items)
+
+
+def _serves(
+    wire: _ServesDocument, path: str, key: str, variants: dict[str, Value]
+) -> Serve | Rollout:
+    if (wire.serve is None) == (wire.rollout is None):
+        raise InvalidDocumentError(
+            path, "must say what it serves, once", "Write either serve: VARIANT or rollout: ..."
+        )
+    if wire.serve is not None:
+        _check_variant(wire.serve, variants, f"{path}.serve")
+        return Serve(wire.serve)
+    rollout = wire.rollout
+    if not isinstance(rollout, _RolloutDocument):
+        rollout = _RolloutDocument(_share_of_on(rollout, variants, f"{path}.rollout"))
+    return _rollout(rollout, f"{path}.rollout", key, variants)
+
+
+def _share_of_on(
+    share: float | None, variants: dict[str, Value], path: str
+) -> dict[str, int | float]:
+    names = {value: name for name, value in variants.items() if isinstance(value, bool)}
+    if len(names) != len(variants) or len(names) != 2 or share is None:  # noqa: PLR2004 - true, false
+        raise InvalidDocumentError(
+            path,
+            f"{share!r} alone does not say which variants",
+            "Write weights; a bare percentage is for flags with one true and one false variant",
+        )
+    if not 0 <= share <= 100:  # noqa: PLR2004 - percent
+        raise InvalidDocumentError(path, f"is {share!r}", "Write a percentage from 0 to 100")
+    return {names[True]: share, names[False]: round(100 - share, 9)}
+
+
+def _rollout(wire: _RolloutDocument, path: str, key: str, variants: dict[str, Value]) -> Rollout:
+    for variant in wire.weights:
+        _check_variant(variant, variants, f"{path}.weights.{variant}")
+    weights = shares(wire.weights, f"{path}.weights")
+    by = tuple(wire.by.split("."))
+    if not all(by):
+        raise InvalidDocumentError(
+            f"{path}.by", f"{wire.by!r} is not an attribute path", "Write names joined by dots"
+        )
+    intervals = allocate(weights)
+    if wire.intervals is not None:
+        intervals = tuple(wire.intervals)
+        _check_intervals(intervals, weights, f"{path}.intervals")
+    return Rollout(by, wire.salt or key, weights, intervals)
+
+
+def _check_intervals(intervals: Intervals, weights: dict[str, int], path: str) -> None:
+    remedy = "Leave the intervals out: they are kept by the writer"
+    owned = dict.fromkeys(weights, 0)
+    for start, end, variant in spans(intervals):
+        if not start < end <= BUCKETS or variant not in weights:
+            raise InvalidDocumentError(path, f"are wrong at [{end}, {variant!r}]", remedy)
+        owned[variant] += end - start
+    if owned != weights:
+        raise InvalidDocumentError(path, "do not agree with the weights", remedy)

@@ -1,0 +1,133 @@
+"""Flags: the checked form of policy documents, and the way back to the document.
+
+decoding is the way in. What a flag refers to in other flags is the writer's to check, since only it
+sees the whole environment.
+"""
+
+import math
+from datetime import UTC, datetime
+from typing import Literal, TypeAlias
+
+from msgspec import Struct
+
+from flagkit.model.conditions import Condition
+from flagkit.model.rollouts import Intervals, percent
+from flagkit.model.values import Value
+
+State: TypeAlias = Literal["active", "paused", "archived"]
+VariantType: TypeAlias = Literal["boolean", "string", "integer", "float", "object"]
+
+EVERYWHERE = "*"
+TARGETING_KEY = "targeting_key"
+
+
+class Prerequisite(Struct, frozen=True):
+    """Another flag that must serve one of some variants first."""
+
+    flag: str
+    variants: tuple[str, ...]
+
+
+class Serve(Struct, frozen=True):
+    """One variant for everyone who gets here."""
+
+    variant: str
+
+
+class Rollout(Struct, frozen=True):
+    """Weights over variants, kept as intervals of buckets.
+
+    `by` is the path of the attribute that is hashed; `salt` seeds the hash.
+    """
+
+    by: tuple[str, ...]
+    salt: str
+    weights: dict[str, int]
+    intervals: Intervals
+
+
+class Window(Struct, frozen=True):
+    """A time from `start`, inclusive, until `end`, exclusive: seconds since 1970, or infinite."""
+
+    start: float
+    end: float
+
+
+class Rule(Struct, frozen=True):
+    """A targeting rule: who and when it is for, and what it serves.
+
+    `when` is `condition` as written.
+    """
+
+    name: str
+    when: dict[str, Value]
+    condition: Condition
+    during: Window | None
+    serves: Serve | Rollout
+
+
+class Flag(Struct, frozen=True, kw_only=True):
+    """A named decision with typed variants, checked; `decode` is the way to one."""
+
+    key: str
+    region: str
+    state: State
+    type: VariantType
+    variants: dict[str, Value]
+    off: str | None
+    prerequisites: tuple[Prerequisite, ...]
+    rules: tuple[Rule, ...]
+    fallthrough: Serve | Rollout
+    metadata: dict[str, Value]
+
+
+def encode(flag: Flag) -> dict[str, Value]:
+    """Return the document of a flag: defaults left out, rollouts with their intervals."""
+    document: dict[str, Value] = {"key": flag.key}
+    if flag.region != EVERYWHERE:
+        document["region"] = flag.region
+    document["state"] = flag.state
+    document["variants"] = flag.variants
+    if flag.off is not None:
+        document["off"] = flag.off
+    if flag.prerequisites:
+        document["prerequisites"] = [
+            {"flag": item.flag, "variants": list(item.variants)} for item in flag.prerequisites
+        ]
+    if flag.rules:
+        document["rules"] = [_encode_rule(rule, flag.key) for rule in flag.rules]
+    document["fallthrough"] = _encode_serves(flag.fallthrough, flag.key)
+    return document | flag.metadata
+
+
+def _encode_rule(rule: Rule, key: str) -> dict[str, Value]:
+    document: dict[str, Value] = {"name": rule.name}
+    if rule.when:
+        document["when"] = rule.when
+    return document | _encode_window(rule.during) | _encode_serves(rule.serves, key)
+
+
+def _encode_window(window: Window | None) -> dict[str, Value]:
+    if window is None:
+        return {}
+    ends = {"from": window.start, "until": window.end}
+    return {
+        "during": {
+            name: datetime.fromtimestamp(end, UTC)
+            for name, end in ends.items()
+            if math.isfinite(end)
+        }
+    }
+
+
+def _encode_serves(serves: Serve | Rollout, key: str) -> dict[str, Value]:
+    if isinstance(serves, Serve):
+        return {"serve": serves.variant}
+    rollout: dict[str, Value] = {}
+    if serves.by != (TARGETING_KEY,):
+        rollout["by"] = ".".join(serves.by)
+    if serves.salt != key:
+        rollout["salt"] = serves.salt
+    rollout["weights"] = {name: percent(share) for name, share in serves.weights.items()}
+    rollout["intervals"] = [[end, variant] for end, variant in serves.intervals]
+    return {"rollout": rollout}

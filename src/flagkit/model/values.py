@@ -1,0 +1,96 @@
+"""The values that a policy document may hold, in one normal form.
+
+Normal form: None, bool, int of 64 bits, float, str without lone surrogates, aware datetime in UTC
+cut to the millisecond, and lists and string-keyed dicts of these. It survives BSON and MessagePack
+unchanged, which the hash chain of the ledger relies on. Key order is kept: it counts in MongoDB.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TypeAlias, cast
+
+from flagkit.errors import InvalidDocumentError
+
+Value: TypeAlias = "bool | int | float | str | datetime | list[Value] | dict[str, Value] | None"
+
+DEPTH_MAX = 32
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+
+def normal(value: object, path: str, depth: int = 0) -> Value:
+    """Return `value` in normal form.
+
+    Raises:
+        InvalidDocumentError: it has a type, size or depth that a policy cannot hold.
+    """
+    if depth > DEPTH_MAX:
+        raise InvalidDocumentError(
+            path, f"is nested more than {DEPTH_MAX} deep", "Flatten the document"
+        )
+    match value:
+        case None | bool() | float():
+            return value
+        case int():
+            if not INT64_MIN <= value <= INT64_MAX:
+                raise InvalidDocumentError(
+                    path, "is an integer beyond 64 bits", "Write it as a string"
+                )
+            return int(value)
+        case str():
+            return text(value, path)
+        case datetime():
+            return milliseconds(value, path)
+        case list() | tuple():
+            items = cast("list[object] | tuple[object, ...]", value)
+            return [normal(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(items)]
+        case Mapping():
+            fields = cast("Mapping[object, object]", value)
+            return {
+                name(key, path): normal(item, join(path, key), depth + 1)
+                for key, item in fields.items()
+            }
+        case _:
+            raise InvalidDocumentError(
+                path,
+                f"has the type {type(value).__name__}, which policies cannot hold",
+                "Use null, a boolean, number, string, date with a time zone, list or document",
+            )
+
+
+def text(value: str, path: str) -> str:
+    """Return `value` as a plain str, refusing what UTF-8 cannot carry."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidDocumentError(
+            path, "holds a lone surrogate, which is no character", "Remove or replace it"
+        ) from None
+    return str(value)
+
+
+def name(key: object, path: str) -> str:
+    """Return `key` as the name of a field."""
+    if not isinstance(key, str):
+        raise InvalidDocumentError(
+            path, f"has the key {key!r}, which is not a string", f'Quote it: "{key}"'
+        )
+    if "\0" in key:
+        raise InvalidDocumentError(path, "has a key with a NUL character", "Remove the character")
+    return text(key, path)
+
+
+def milliseconds(value: datetime, path: str) -> datetime:
+    """Return `value` in UTC, floored to the millisecond, as BSON keeps dates."""
+    if value.tzinfo is None:
+        raise InvalidDocumentError(
+            path,
+            f"is the date {value.isoformat()} without a time zone",
+            f"Write the zone, as in {value.isoformat()}Z",
+        )
+    value = value.astimezone(UTC)
+    return value.replace(microsecond=value.microsecond // 1000 * 1000)
+
+
+def join(path: str, field: object) -> str:
+    """Return the path of `field` below `path`."""
+    return f"{path}.{field}" if path else str(field)

@@ -1,0 +1,58 @@
+"""Settings: which database, environment and region: argument, else variable, else default."""
+
+import os
+
+from msgspec import Struct
+
+from flagkit.errors import ConfigurationError, InvalidDocumentError
+from flagkit.model import EVERYWHERE
+from flagkit.model.decoding import check_region
+
+DATABASE = "flagkit"
+
+
+class Settings(Struct, frozen=True):
+    """Where to read or write. `uri` may hold a password: it is never printed."""
+
+    uri: str
+    environment: str
+    region: str
+    database: str
+
+    def __repr__(self) -> str:
+        return f"Settings({self.environment!r}, {self.region!r}, {self.database!r})"
+
+
+def settings_from(
+    uri: str | None = None,
+    *,
+    environment: str | None = None,
+    region: str | None = None,
+    database: str | None = None,
+) -> Settings:
+    """Return settings from arguments, else FLAGKIT_URI, _ENVIRONMENT, _REGION and _DATABASE.
+
+    Raises:
+        ConfigurationError: the URI or the environment is named nowhere, or a region is no name.
+    """
+    return Settings(
+        _required("uri", uri),
+        _required("environment", environment),
+        _region(region or os.environ.get("FLAGKIT_REGION") or EVERYWHERE),
+        database or os.environ.get("FLAGKIT_DATABASE") or DATABASE,
+    )
+
+
+def _region(region: str) -> str:
+    try:
+        return check_region(region)
+    except InvalidDocumentError as error:
+        raise ConfigurationError(str(error)) from None
+
+
+def _required(name: str, value: str | None) -> str:
+    variable = f"FLAGKIT_{name.upper()}"
+    found = value or os.environ.get(variable)
+    if not found:
+        raise ConfigurationError(f"{name} is missing: pass {name}=, or set {variable}")
+    return found

@@ -1,0 +1,1 @@
+"""MongoDB: collections, documents, indexes, reading, committing. Knows no policy language."""

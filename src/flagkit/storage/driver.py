@@ -1,0 +1,68 @@
+"""The driver's settings, and the one place where its errors become flagkit's."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlsplit
+
+from pymongo.errors import (
+    ConfigurationError as DriverConfigurationError,
+)
+from pymongo.errors import (
+    ConnectionFailure,
+    ExecutionTimeout,
+    InvalidURI,
+    OperationFailure,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+    WaitQueueTimeoutError,
+    WTimeoutError,
+)
+
+from flagkit.errors import ConfigurationError, StoreError, StoreUnavailableError
+
+OPERATION_MILLISECONDS_MAX: Final = 20_000
+_SETTINGS: Final[dict[str, Any]] = {
+    "tz_aware": True,
+    "appname": "flagkit",
+    "serverSelectionTimeoutMS": 5_000,
+    "connectTimeoutMS": 5_000,
+    # Longer than a change stream's wait, which is the longest silence that is in order.
+    "socketTimeoutMS": 30_000,
+}
+
+_UNAVAILABLE = (ConnectionFailure, ExecutionTimeout, WaitQueueTimeoutError, WTimeoutError)
+_NOT_ALLOWED = {13: "is not allowed to do this", 18: "was not let in"}
+
+
+def settings_for(uri: str) -> dict[str, Any]:
+    """Return the settings of a client for a connection string, whose own come first."""
+    own = {name.lower() for name, _ in parse_qsl(urlsplit(uri).query)}
+    return {name: value for name, value in _SETTINGS.items() if name.lower() not in own}
+
+
+@contextmanager
+def translated(doing: str) -> Generator[None]:
+    """Raise the driver's errors as flagkit's, saying what was being done.
+
+    Raises:
+        ConfigurationError: the connection string makes no sense.
+        StoreUnavailableError: the database cannot be reached, or broke off.
+        StoreError: the database refused.
+    """
+    try:
+        yield
+    except (InvalidURI, DriverConfigurationError) as error:
+        raise ConfigurationError(f"while {doing}: {error}") from error
+    except ServerSelectionTimeoutError as error:
+        raise StoreUnavailableError(
+            f"while {doing}: no member of the replica set that may serve this answered in time"
+        ) from error
+    except _UNAVAILABLE as error:
+        raise StoreUnavailableError(f"while {doing}: {error}") from error
+    except OperationFailure as error:
+        code = error.code if error.code is not None else 0
+        problem = f"the user {_NOT_ALLOWED[code]}" if code in _NOT_ALLOWED else str(error)
+        raise StoreError(f"while {doing}: {problem} (code {code})") from error
+    except PyMongoError as error:
+        raise StoreError(f"while {doing}: {error}") from error

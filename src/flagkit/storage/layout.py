@@ -1,0 +1,196 @@
+"""Layout: which collections there are, what their documents look like, and what indexes they need.
+
+    heads    {_id: environment, epoch, revision, hash, time, digests, change: {request,
+    previous_hash, flags}} ledger   {_id: {environment, revision}, epoch, hash, time, digests,
+    request, previous_hash, flags} flags    {_id: {environment, key, region}, revision, version,
+    policy}; policy is null once deleted audit    {_id: {environment, request}, sent, actor, reason,
+    operations, digest}
+
+The head is the truth; flags and ledger are projections of it. `flags` in a change is a list of
+{region, key, before, after}, each side {version, policy} or null. Digests are hex, by region.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final, TypeAlias
+
+from bson import MaxKey, MinKey
+from pymongo import ASCENDING, IndexModel
+
+from flagkit.changes import Change, FlagChange, FlagState, Tip, state_of
+
+Document: TypeAlias = dict[str, Any]
+
+HEADS, LEDGER, FLAGS, AUDIT = "heads", "ledger", "flags", "audit"
+
+INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
+    HEADS: (),
+    AUDIT: (),
+    LEDGER: (
+        IndexModel(
+            [("_id.environment", ASCENDING), ("request", ASCENDING)], name="request", unique=True
+        ),
+        IndexModel(
+            [("_id.environment", ASCENDING), ("flags.key", ASCENDING), ("_id.revision", ASCENDING)],
+            name="flag_history",
+        ),
+    ),
+    FLAGS: (
+        IndexModel(
+            [
+                ("_id.environment", ASCENDING),
+                ("_id.region", ASCENDING),
+                ("policy.state", ASCENDING),
+                ("policy.expires", ASCENDING),
+                ("_id.key", ASCENDING),
+            ],
+            name="active_in_region",
+        ),
+        IndexModel(
+            [("_id.environment", ASCENDING), ("policy.prerequisites.flag", ASCENDING)],
+            name="dependents",
+            partialFilterExpression={"policy.prerequisites.flag": {"$exists": True}},
+        ),
+    ),
+}
+
+
+def ledger_id(environment: str, revision: Any) -> Document:
+    """Return a ledger document's `_id`. Field order counts: ranges compare whole `_id`s."""
+    return {"environment": environment, "revision": revision}
+
+
+def flag_id(environment: str, key: Any, region: Any) -> Document:
+    """Return a flag document's `_id`. Field order counts: ranges compare whole `_id`s."""
+    return {"environment": environment, "key": key, "region": region}
+
+
+def flags_of(environment: str) -> Document:
+    """Return the filter of all of an environment's flags, a range of the `_id` index."""
+    return {
+        "_id": {
+            "$gte": flag_id(environment, MinKey(), MinKey()),
+            "$lte": flag_id(environment, MaxKey(), MaxKey()),
+        }
+    }
+
+
+def flags_named(environment: str, keys: list[str]) -> Document:
+    """Return the filter of some flags in all regions, ranges of the `_id` index."""
+    ranges = [
+        {
+            "_id": {
+                "$gte": flag_id(environment, key, MinKey()),
+                "$lte": flag_id(environment, key, MaxKey()),
+            }
+        }
+        for key in keys
+    ]
+    return {"$or": ranges}
+
+
+def active_in_region(environment: str, region: str, at: datetime) -> Document:
+    """Return the filter of flags written for one region, active and not past `expires`."""
+    return {
+        "_id.environment": environment,
+        "_id.region": region,
+        "policy.state": "active",
+        "policy.expires": {"$not": {"$lte": at}},
+    }
+
+
+def head_document(tip: Tip, change: Change | None) -> Document:
+    """Return the head at a tip, with the change that led to it."""
+    body = None if change is None else _change_body(change)
+    return {"_id": tip.environment, **_tip_fields(tip), "change": body}
+
+
+def tip_of(head: Mapping[str, Any]) -> Tip:
+    """Return the tip that a head stands at."""
+    return _tip(head["_id"], head)
+
+
+def change_of(head: Mapping[str, Any]) -> Change | None:
+    """Return the change that led to a head; None at revision 0."""
+    return None if head["change"] is None else _change(tip_of(head), head["change"])
+
+
+def ledger_document(change: Change) -> Document:
+    """Return the ledger's document of a change."""
+    identity = ledger_id(change.tip.environment, change.revision)
+    return {"_id": identity, **_tip_fields(change.tip), **_change_body(change)}
+
+
+def ledgered(document: Mapping[str, Any]) -> Change:
+    """Return the change that a ledger document holds."""
+    return _change(_tip(document["_id"]["environment"], document), document)
+
+
+def flag_document(environment: str, revision: int, change: FlagChange) -> Document:
+    """Return the document of a flag as a change left it; without a policy where it was deleted."""
+    state = change.after or change.before
+    assert state is not None, "a change has a side"
+    return {
+        "_id": flag_id(environment, state.key, state.region),
+        "revision": revision,
+        "version": state.version,
+        "policy": None if change.after is None else change.after.policy,
+    }
+
+
+def flag_state(document: Mapping[str, Any]) -> FlagState | None:
+    """Return the state that a flag document holds; None where it was deleted."""
+    if document["policy"] is None:
+        return None
+    identity = document["_id"]
+    return state_of(identity["key"], identity["region"], document["version"], document["policy"])
+
+
+def _tip_fields(tip: Tip) -> Document:
+    return {
+        "epoch": tip.epoch,
+        "revision": tip.revision,
+        "hash": tip.hash,
+        "time": tip.time,
+        "digests": {region: f"{digest:016x}" for region, digest in tip.digests.items()},
+    }
+
+
+def _tip(environment: str, fields: Mapping[str, Any]) -> Tip:
+    digests = {region: int(digest, 16) for region, digest in fields["digests"].items()}
+    revision = int(fields["revision"])
+    return Tip(environment, fields["epoch"], revision, fields["hash"], fields["time"], digests)
+
+
+def _change_body(change: Change) -> Document:
+    return {
+        "request": change.request,
+        "previous_hash": change.previous_hash,
+        "flags": [
+            {
+                "region": flag.id[0],
+                "key": flag.id[1],
+                "before": _side(flag.before),
+                "after": _side(flag.after),
+            }
+            for flag in change.flags
+        ],
+    }
+
+
+def _side(state: FlagState | None) -> Document | None:
+    return None if state is None else {"version": state.version, "policy": state.policy}
+
+
+def _change(tip: Tip, body: Mapping[str, Any]) -> Change:
+    flags = tuple(
+        FlagChange(_state(flag, flag["before"]), _state(flag, flag["after"]))
+        for flag in body["flags"]
+    )
+    return Change(tip, body["request"], body["previous_hash"], flags)
+
+
+def _state(flag: Mapping[str, Any], side: Mapping[str, Any] | None) -> FlagState | None:
+    if side is None:
+        return None
+    return state_of(flag["key"], flag["region"], int(side["version"]), side["policy"])

@@ -1,0 +1,162 @@
+"""The source of a client's snapshots in MongoDB: load, watch, catch up. Reads only.
+
+One event of the stream on `heads` is one revision. Every read is of a majority or of one snapshot;
+where the stream cannot vouch for what it brings, it fails, and the ledger is asked.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import cast
+
+import bson
+from bson.codec_options import CodecOptions
+from pymongo import ASCENDING, AsyncMongoClient
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.command_cursor import AsyncRawBatchCommandCursor
+from pymongo.read_concern import ReadConcern
+
+from flagkit.changes import Change, Tip
+from flagkit.errors import HistoryLostError, StoreError, StoreUnavailableError
+from flagkit.refresh import SILENCE_SECONDS
+from flagkit.snapshot import Snapshot, build, regions_of
+from flagkit.storage.driver import OPERATION_MILLISECONDS_MAX, settings_for, translated
+from flagkit.storage.layout import (
+    FLAGS,
+    HEADS,
+    LEDGER,
+    Document,
+    change_of,
+    flag_state,
+    flags_of,
+    ledger_id,
+    ledgered,
+    tip_of,
+)
+
+CATCH_UP_MAX = 10_000
+"""A client further behind than this many revisions loads a new base: it is quicker."""
+
+_CODEC: CodecOptions[Document] = CodecOptions(tz_aware=True)
+_ENDINGS = ["drop", "rename", "dropDatabase", "invalidate"]
+
+
+class MongoSource:
+    """A refresher's source for one environment and region, made and used in one asyncio loop."""
+
+    def __init__(self, uri: str, *, environment: str, region: str, database: str) -> None:
+        self._environment = environment
+        self._region = region
+        with translated("reading the connection string"):
+            self._client: AsyncMongoClient[Document] = AsyncMongoClient(uri, **settings_for(uri))
+        self._database = self._client.get_database(database, read_concern=ReadConcern("majority"))
+        self._stream: AsyncRawBatchCommandCursor[Document] | None = None
+
+    async def load(self) -> Snapshot:
+        """Read all flags that concern the region, in one snapshot of the database."""
+        regions = regions_of(self._region)
+        with translated("loading all flags"):
+            async with self._client.start_session(snapshot=True) as session:
+                head = await self._head(session)
+                found = self._database[FLAGS].find(
+                    {**flags_of(self._environment), "_id.region": {"$in": list(regions)}},
+                    session=session,
+                    batch_size=10_000,
+                )
+                states = {
+                    (document["_id"]["region"], document["_id"]["key"]): flag_state(document)
+                    async for document in found
+                }
+        change = change_of(head)
+        if change is not None:
+            # The flags may not have the tip's change yet: it is projected after it is committed.
+            states |= {flag.id: flag.after for flag in change.flags if flag.id[0] in regions}
+        return build(tip_of(head), self._region, (state for state in states.values() if state))
+
+    async def open(self) -> None:
+        """Begin to watch."""
+        await self._close_stream()
+        mine = {"documentKey._id": self._environment}
+        # What ends the collection must get through: a stream without it would be silent for ever.
+        pipeline: list[Document] = [
+            {"$changeStream": {}},
+            {"$match": {"$or": [mine, {"operationType": {"$in": _ENDINGS}}]}},
+        ]
+        # A fleet that started together must not ask for the head together for ever.
+        silence = SILENCE_SECONDS * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not secrets
+        with translated("opening the change stream"):
+            stream: object = await self._database[HEADS].aggregate_raw_batches(
+                pipeline, maxAwaitTimeMS=int(silence * 1000)
+            )
+        # The driver's annotations have it as another kind of cursor.
+        self._stream = cast("AsyncRawBatchCommandCursor[Document]", stream)
+
+    async def watch(self) -> Sequence[Change]:
+        """Wait for changes."""
+        stream = self._stream
+        if stream is None or not stream.alive:
+            raise StoreUnavailableError("the change stream has ended")
+        with translated("watching for changes"):
+            batch = cast("bytes | None", await stream.try_next())
+        events: list[Document] = bson.decode_all(batch, _CODEC) if batch else []  # pyright: ignore[reportUnknownMemberType] - its mmap has no parameter
+        return [_event_change(event) for event in events]
+
+    async def catch_up(self, tip: Tip) -> Sequence[Change]:
+        """Return every change after `tip`, from the ledger and the head."""
+        with translated("reading the ledger"):
+            async with self._client.start_session(causal_consistency=True) as session:
+                head = await self._head(session)
+                last = tip_of(head)
+                if last == tip:
+                    return ()
+                if last.epoch != tip.epoch or last.revision <= tip.revision:
+                    raise HistoryLostError(
+                        f"the head stands at revision {last.revision} of epoch {last.epoch}, which"
+                        f" does not follow revision {tip.revision} of epoch {tip.epoch}"
+                    )
+                if last.revision - tip.revision > CATCH_UP_MAX:
+                    raise HistoryLostError(f"{last.revision - tip.revision} revisions behind")
+                between = {
+                    "$gt": ledger_id(self._environment, tip.revision),
+                    "$lt": ledger_id(self._environment, last.revision),
+                }
+                found = self._database[LEDGER].find(
+                    {"_id": between}, sort=[("_id", ASCENDING)], session=session
+                )
+                changes = [ledgered(document) async for document in found]
+        newest = change_of(head)
+        assert newest is not None, "a head past revision 0 has its change"
+        changes.append(newest)
+        if len(changes) != last.revision - tip.revision:
+            raise HistoryLostError(f"the ledger does not reach back to revision {tip.revision}")
+        return changes
+
+    async def close(self) -> None:
+        """Free everything."""
+        await self._client.close()
+
+    async def _head(self, session: AsyncClientSession) -> Document:
+        head = await self._database[HEADS].find_one(
+            {"_id": self._environment}, session=session, max_time_ms=OPERATION_MILLISECONDS_MAX
+        )
+        if head is None:
+            raise StoreError(
+                f"the environment {self._environment!r} is not known in the database"
+                f" {self._database.name!r}: a writer creates it"
+            )
+        return head
+
+    async def _close_stream(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            with translated("closing the change stream"):
+                await stream.close()
+
+
+def _event_change(event: Document) -> Change:
+    head = event.get("fullDocument")
+    change = change_of(head) if head else None
+    if change is None:
+        raise StoreUnavailableError(
+            f"the change stream brought a {event['operationType']}, which is no revision"
+        )
+    return change

@@ -1,0 +1,224 @@
+"""Testing: clients without a database, for the tests of services and for flagkit's own.
+
+`client_from` is all that a service's tests need. `MemoryHistory` is a whole history in memory; its
+sources are held to the same contract tests as MongoDB's. `ManualClock` is time that stands still.
+"""
+
+import asyncio
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from flagkit.changes import (
+    Change,
+    FlagChange,
+    FlagId,
+    FlagState,
+    Tip,
+    digest,
+    genesis,
+    next_change,
+    state_of,
+)
+from flagkit.client import Client
+from flagkit.errors import (
+    FlagkitError,
+    HistoryLostError,
+    InvalidDocumentError,
+)
+from flagkit.model import EVERYWHERE, decode, encode
+from flagkit.refresh import SILENCE_SECONDS
+from flagkit.snapshot import Snapshot, build, regions_of
+
+ENVIRONMENT = "test"
+
+
+class ManualClock:
+    """A clock that moves when told to. Calling it gives the time, an aware datetime."""
+
+    def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
+        self._now = start
+
+    def __call__(self) -> datetime:
+        """Return the time."""
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Move on by some seconds.
+
+        Raises:
+            ValueError: they are negative.
+        """
+        if seconds < 0:
+            raise ValueError("time does not run backwards")
+        self._now += timedelta(seconds=seconds)
+
+
+def client_from(
+    flags: Iterable[Mapping[str, Any]],
+    segments: Iterable[Mapping[str, Any]] = (),
+    now: datetime | Callable[[], datetime] | None = None,
+    *,
+    region: str = EVERYWHERE,
+) -> Client:
+    """Return a client of plain policy documents, with no database and no thread.
+
+    Args:
+        flags: Policy documents, in the shape of the YAML form.
+        segments: None yet: the policy language has no segments so far.
+        now: The time of evaluations: a moment, or what gives it. The system's time by default.
+        region: Whose overrides to apply.
+
+    Raises:
+        InvalidDocumentError: a document is not valid.
+    """
+    for segment in segments:
+        raise InvalidDocumentError("segments", f"{segment!r} is not known", "Leave segments out")
+    states = [initial_state(document) for document in flags]
+    tip = Tip(ENVIRONMENT, "memory", 1, "", datetime.now(UTC), digest(states))
+    kept = [state for state in states if state.region in regions_of(region)]
+    return Client.from_snapshot(build(tip, region, kept), _seconds(now))
+
+
+def initial_state(document: Mapping[str, Any]) -> FlagState:
+    """Return the first version of a flag from its policy document."""
+    flag = decode(document)
+    return state_of(flag.key, flag.region, 1, encode(flag))
+
+
+class MemoryHistory:
+    """A history in memory, which any number of sources read: `commit` adds a revision.
+
+    May be used from any thread. While `fault` is set, every read of a source raises it.
+    """
+
+    def __init__(
+        self,
+        environment: str = ENVIRONMENT,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.fault: FlagkitError | None = None
+        self.changes: list[Change] = []
+        self.pruned_to = 0
+        self._genesis = genesis(environment, uuid.uuid4().hex, now())
+        self._now = now
+        self._lock = threading.Lock()
+        self._wakers: list[Callable[[], object]] = []
+
+    @property
+    def tip(self) -> Tip:
+        """Where the history stands."""
+        return self.tip_at(len(self.changes))
+
+    def tip_at(self, revision: int) -> Tip:
+        """Return where it stood at a revision."""
+        return self.changes[revision - 1].tip if revision else self._genesis
+
+    def commit(self, *documents: Mapping[str, Any], delete: Sequence[FlagId] = ()) -> Change:
+        """Add a revision that creates or updates flags, and deletes some by (region, key)."""
+        with self._lock:
+            held = self.states_at(self.tip)
+            after: dict[FlagId, FlagState | None] = dict.fromkeys(delete)
+            for document in documents:
+                state = initial_state(document)
+                before = held.get(state.id)
+                version = before.version + 1 if before else 1
+                after[state.id] = FlagState(state.key, state.region, version, state.packed)
+            edits = [FlagChange(held.get(flag), state) for flag, state in after.items()]
+            change = next_change(self.tip, uuid.uuid4().hex, self._now(), edits)
+            self.changes.append(change)
+        for wake in self._wakers:
+            wake()
+        return change
+
+    def prune(self, revision: int) -> None:
+        """Forget the ledger up to a revision; the flags stay."""
+        self.pruned_to = revision
+
+    def states_at(self, tip: Tip) -> dict[FlagId, FlagState]:
+        """Return the states of all flags at a tip."""
+        held = {
+            flag.id: flag.after for change in self.changes[: tip.revision] for flag in change.flags
+        }
+        return {flag: state for flag, state in held.items() if state is not None}
+
+    def source(self, region: str = EVERYWHERE) -> "MemorySource":
+        """Return a new source of this history, as one region sees it."""
+        return MemorySource(self, region)
+
+    def on_commit(self, wake: Callable[[], object]) -> Callable[[], None]:
+        """Have `wake` called after each commit, until what this returns is called."""
+        self._wakers.append(wake)
+        return lambda: self._wakers.remove(wake)
+
+
+class MemorySource:
+    """A refresher's source whose history lives in memory. To be used in one asyncio loop."""
+
+    def __init__(self, history: MemoryHistory, region: str = EVERYWHERE) -> None:
+        self._history = history
+        self._region = region
+        self._watched_to = 0
+        self._arrived = asyncio.Event()
+        self._stop_watching: Callable[[], None] = lambda: None
+
+    async def load(self) -> Snapshot:
+        """Read everything, at one revision."""
+        self._check()
+        tip = self._history.tip
+        kept = regions_of(self._region)
+        states = self._history.states_at(tip).values()
+        return build(tip, self._region, [state for state in states if state.region in kept])
+
+    async def open(self) -> None:
+        """Begin to watch."""
+        self._check()
+        self._stop_watching()
+        loop, arrived = asyncio.get_running_loop(), self._arrived
+        self._watched_to = self._history.tip.revision
+        self._stop_watching = self._history.on_commit(
+            lambda: loop.call_soon_threadsafe(arrived.set)
+        )
+
+    async def catch_up(self, tip: Tip) -> Sequence[Change]:
+        """Return every change after `tip`."""
+        self._check()
+        history = self._history
+        if tip.revision > history.tip.revision or history.tip_at(tip.revision) != tip:
+            raise HistoryLostError(f"revision {tip.revision} is of another history")
+        if tip.revision < history.pruned_to:
+            raise HistoryLostError(f"the ledger does not reach back to revision {tip.revision}")
+        return history.changes[tip.revision :]
+
+    async def watch(self) -> Sequence[Change]:
+        """Wait for changes."""
+        self._check()
+        self._arrived.clear()
+        if self._watched_to == self._history.tip.revision:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), SILENCE_SECONDS)
+            self._check()
+        news = self._history.changes[self._watched_to :]
+        self._watched_to += len(news)
+        return news
+
+    async def close(self) -> None:
+        """Free everything."""
+        self._stop_watching()
+
+    def _check(self) -> None:
+        if self._history.fault is not None:
+            raise self._history.fault
+
+
+def _seconds(now: datetime | Callable[[], datetime] | None) -> Callable[[], float]:
+    if now is None:
+        return time.time
+    if isinstance(now, datetime):
+        moment = now.timestamp()
+        return lambda: moment
+    return lambda: now().timestamp()

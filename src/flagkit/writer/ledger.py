@@ -1,0 +1,96 @@
+"""Ledger: the history of an environment, read for people and verified for auditors."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+from msgspec import Struct
+
+from flagkit.changes import Change, Tip, digest
+from flagkit.storage.store import Store
+
+_CHUNK = 500
+
+
+class Entry(Struct, frozen=True):
+    """One revision as people read it: `actions` are sentences such as "pause shop.search"."""
+
+    revision: int
+    time: datetime
+    actor: str
+    reason: str
+    actions: tuple[str, ...]
+    hash: str
+
+
+def entries(store: Store, after: int = 0) -> Iterator[Entry]:
+    """Yield the ledger of an environment after a revision, oldest first, with who and why."""
+    changes = store.changes(after)
+    while chunk := list(islice(changes, _CHUNK)):
+        requests = store.requests(change.request for change in chunk)
+        for change in chunk:
+            request = requests.get(change.request, {})
+            yield Entry(
+                change.revision,
+                change.tip.time,
+                request.get("actor", ""),
+                request.get("reason", ""),
+                tuple(map(_action, request.get("operations", ()))),
+                change.tip.hash,
+            )
+
+
+def verify(store: Store) -> list[str]:
+    """Return what is wrong with an environment's ledger, head and flags; nothing if all is well.
+
+    The chain proves that the ledger was not altered, shortened or reordered on its way to the head.
+    Whoever can rewrite all of it, head included, is found only against a hash kept elsewhere.
+    """
+    with store.reading() as reading:
+        head, pending = reading.tip, reading.pending
+        found = digest(reading.all().values())
+    problems: list[str] = []
+    tip: Tip | None = None
+    for change in store.changes():
+        if change.revision > head.revision:
+            break
+        problems += _check_step(tip, change)
+        tip = change.tip
+    if pending is not None:
+        problems += _check_step(tip, pending)
+        tip = pending.tip
+    if tip is None and head.revision > 0:
+        problems.append(f"the ledger is empty, and the head stands at revision {head.revision}")
+    if tip is not None and tip != head:
+        problems.append(f"the ledger ends in revision {tip.revision}, the head in {head.revision}")
+    if found != dict(head.digests):
+        problems.append("the flags are not those of the head: they were changed past the writer")
+    return problems
+
+
+def _check_step(tip: Tip | None, change: Change) -> list[str]:
+    if tip is None:
+        # What revision 0 was is known only from here on: its hash has the time of its making.
+        tip = Tip(
+            change.tip.environment, change.tip.epoch, 0, change.previous_hash, change.tip.time, {}
+        )
+    if change.continues(tip):
+        return []
+    return [f"revision {change.revision} does not continue revision {tip.revision}, or was altered"]
+
+
+def _action(operation: dict[str, Any]) -> str:
+    words = [operation["operation"].replace("_", " "), operation["key"]]
+    match operation["operation"]:
+        case "set_state":
+            words[0] = {"active": "resume", "paused": "pause"}.get(operation["state"], words[0])
+        case "set_rollout":
+            words.append(f"to {operation['weights']}")
+        case "rollback":
+            words.append(f"to revision {operation['to']}")
+        case _:
+            pass
+    if operation["region"] != "*":
+        words.append(f"in {operation['region']}")
+    return " ".join(words)

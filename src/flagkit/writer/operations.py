@@ -1,0 +1,164 @@
+"""Operations: what a writer may ask for, each a pure step from a flag's state to its next document.
+
+Documents are checked when an operation is made, so bad input is refused before anything is read or
+written. An operation says the same each time it is tried, on whatever revision it is tried.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from flagkit.changes import FlagId, FlagState
+from flagkit.errors import (
+    FlagExistsError,
+    FlagNotFoundError,
+    InvalidDocumentError,
+    RevisionNotFoundError,
+    VersionConflictError,
+)
+from flagkit.model import EVERYWHERE, Flag, Rollout, Serve, decode, encode
+from flagkit.model.flags import State
+from flagkit.model.rollouts import allocate
+
+History: TypeAlias = Callable[[FlagId, int], FlagState | None]
+"""Gives the state that a flag had at a revision."""
+
+
+class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
+    """One step asked for. `expected_version`, where given, is what the flag's version must be."""
+
+    key: str
+    region: str = EVERYWHERE
+    expected_version: int | None = None
+
+    @property
+    def flag(self) -> FlagId:
+        """The flag that it is about."""
+        return (self.region, self.key)
+
+    def next(self, before: FlagState | None, history: History, /) -> Flag:
+        """Return the flag after this operation.
+
+        Raises:
+            WriteError: it cannot follow the state before.
+        """
+        raise NotImplementedError
+
+    def _existing(self, before: FlagState | None) -> Flag:
+        if before is None:
+            where = "" if self.region == EVERYWHERE else f" in region {self.region}"
+            raise FlagNotFoundError(f"there is no flag {self.key!r}{where}: create it first")
+        if self.expected_version not in (None, before.version):
+            raise VersionConflictError(self.key, self.expected_version or 0, before.version)
+        return decode(before.policy)
+
+
+class Create(Operation, frozen=True, tag="create", kw_only=True):
+    """Create a flag."""
+
+    policy: dict[str, Any]
+
+    def next(self, before: FlagState | None, _history: History, /) -> Flag:
+        """Return the new flag."""
+        if before is not None:
+            raise FlagExistsError(
+                f"the flag {self.key!r} is there already, at version {before.version}: update it"
+            )
+        return decode(self.policy)
+
+
+class Update(Operation, frozen=True, tag="update", kw_only=True):
+    """Replace a flag's document. Rollouts that stay keep their keys as far as the weights allow."""
+
+    policy: dict[str, Any]
+
+    def next(self, before: FlagState | None, _history: History, /) -> Flag:
+        """Return the flag with the new document, its rollouts led on from the old ones."""
+        old = self._existing(before)
+        new = decode(self.policy)
+        served = {rule.name: rule.serves for rule in old.rules}
+        rules = tuple(
+            msgspec.structs.replace(rule, serves=_led_on(served.get(rule.name), rule.serves))
+            for rule in new.rules
+        )
+        fallthrough = _led_on(old.fallthrough, new.fallthrough)
+        return msgspec.structs.replace(new, rules=rules, fallthrough=fallthrough)
+
+
+class SetRollout(Operation, frozen=True, tag="set_rollout", kw_only=True):
+    """Change the weights of a rollout: of the rule so named, or of the fallthrough."""
+
+    weights: dict[str, float] | float
+    rule: str | None = None
+
+    def next(self, before: FlagState | None, history: History, /) -> Flag:
+        """Return the flag with the new weights, and as few moved keys as can be."""
+        flag = self._existing(before)
+        document = encode(flag)
+        part: Any = document["fallthrough"]
+        if self.rule is not None:
+            rules: Any = document.get("rules", [])
+            names = [rule["name"] for rule in rules]
+            if self.rule not in names:
+                raise InvalidDocumentError(
+                    "rule",
+                    f"{self.rule!r} is not a rule of {self.key}",
+                    f"It has: {', '.join(names)}",
+                )
+            part = rules[names.index(self.rule)]
+        kept = part.pop("rollout", {})
+        part.pop("serve", None)
+        if isinstance(self.weights, dict):
+            part["rollout"] = {name: kept[name] for name in ("by", "salt") if name in kept}
+            part["rollout"]["weights"] = self.weights
+        else:
+            part["rollout"] = self.weights
+        update = Update(key=self.key, region=self.region, policy=document)
+        return update.next(before, history)
+
+
+class SetState(Operation, frozen=True, tag="set_state", kw_only=True):
+    """Pause or resume a flag."""
+
+    state: State
+
+    def next(self, before: FlagState | None, _history: History, /) -> Flag:
+        """Return the flag in the new state."""
+        return msgspec.structs.replace(self._existing(before), state=self.state)
+
+
+class Rollback(Operation, frozen=True, tag="rollback", kw_only=True):
+    """Give a flag the content that it had at a revision."""
+
+    to: int
+
+    def next(self, before: FlagState | None, history: History, /) -> Flag:
+        """Return the flag as it was; never its version, which goes on."""
+        self._existing(before)
+        then = history(self.flag, self.to)
+        if then is None:
+            raise RevisionNotFoundError(f"{self.key!r} did not exist at revision {self.to}")
+        return decode(then.policy)
+
+
+def checked_policy(
+    document: Mapping[str, Any], environment: str
+) -> tuple[dict[str, Any], str, str]:
+    """Return a policy document in its canonical form, intervals included, with its key and region.
+
+    Raises:
+        InvalidDocumentError: with the path of the fault and the remedy.
+    """
+    flag = decode(document, environment=environment)
+    return dict(encode(flag)), flag.key, flag.region
+
+
+def _led_on(old: Serve | Rollout | None, new: Serve | Rollout) -> Serve | Rollout:
+    """Return a rollout with intervals led on from an older one of the same keys."""
+    if not isinstance(new, Rollout) or not isinstance(old, Rollout):
+        return new
+    if (old.by, old.salt) != (new.by, new.salt):
+        return new
+    return msgspec.structs.replace(new, intervals=allocate(new.weights, old.intervals))

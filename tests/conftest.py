@@ -1,0 +1,32 @@
+"""What tests share: one real MongoDB for the whole run, in it an own environment for each test."""
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+from flagkit.embedded import EmbeddedMongo
+from flagkit.writer import Writer
+
+# A shared, noisy machine: a slow example is no failure.
+settings.register_profile("flagkit", deadline=None)
+settings.load_profile("flagkit")
+
+
+@pytest.fixture(scope="session")
+def mongo_uri() -> Iterator[str]:
+    with EmbeddedMongo() as server:
+        yield server.uri
+
+
+@pytest.fixture
+def database() -> str:
+    return f"test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def writer(mongo_uri: str, database: str) -> Iterator[Writer]:
+    with Writer(mongo_uri, "production", actor="tester", database=database) as writer:
+        writer.create_environment()
+        yield writer

@@ -1,0 +1,1 @@
+"""Long tests, which are no part of plain pytest: `python -m tests.soak NAME`."""

@@ -1,0 +1,142 @@
+"""The house rules: which room may know which, who owns each dependency, how large a room may be."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src"
+ROOMS = sorted((SOURCE / "flagkit").rglob("*.py"))
+
+# From the ground up: a room imports only what stands on a lower line.
+LEVELS = [
+    ["errors"],
+    ["model"],
+    ["core", "changes", "settings"],
+    ["snapshot"],
+    ["refresh", "view"],
+    ["storage", "refresh_thread"],
+    ["client"],
+    ["__init__"],
+    ["testing", "embedded", "writer"],
+    ["cli"],
+]
+LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+
+OWNERS = {
+    "pymongo": {"storage", "embedded"},
+    "bson": {"storage"},
+    "msgspec": {
+        "model",
+        "core",
+        "changes",
+        "snapshot",
+        "refresh",
+        "view",
+        "settings",
+        "client",
+        "writer",
+    },
+    "xxhash": {"core", "changes"},
+    "cachetools": {"core"},
+    "asyncio": {"refresh_thread", "testing"},
+    "click": {"cli"},
+    "rich": {"cli"},
+    "ruamel": {"cli"},
+}
+PURE = {"errors", "model", "core", "changes", "snapshot", "refresh"}
+IMPURE = {"asyncio", "socket", "logging", "subprocess", "bson", "pymongo"}
+# Imports inside functions, each deferred for the same reason: `import flagkit` must stay small.
+DEFERRED = {
+    ("client", "flagkit.refresh_thread"),
+    ("client", "flagkit.storage.source"),
+    ("cli", "flagkit.cli.commands"),
+}
+LINES_MAX = 400
+FUNCTION_LINES_MAX = 60
+
+
+def room(path: Path) -> str:
+    parts = path.relative_to(SOURCE / "flagkit").with_suffix("").parts
+    return parts[0]
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield str(node.module)
+
+
+def deferred_imports(tree: ast.AST) -> Iterator[str]:
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from imports(function)
+
+
+def target(module: str) -> str:
+    """Return the room that a module of flagkit is in."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_down(path: Path) -> None:
+    own = room(path)
+    for module in imports(ast.parse(path.read_text())):
+        if module.split(".")[0] != "flagkit" or target(module) == own:
+            continue
+        assert LEVEL_OF[target(module)] < LEVEL_OF[own], f"{own} must not know {module}"
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_each_dependency_has_its_owners(path: Path) -> None:
+    own = room(path)
+    for module in imports(ast.parse(path.read_text())):
+        owners = OWNERS.get(module.split(".")[0])
+        assert owners is None or own in owners, f"{own} must not use {module}"
+        assert own not in PURE or module.split(".")[0] not in IMPURE, f"{own} is pure"
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_stand_at_the_top(path: Path) -> None:
+    deferred = {(room(path), module) for module in deferred_imports(ast.parse(path.read_text()))}
+    assert {pair for pair in deferred if pair[1].startswith("flagkit")} <= DEFERRED
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_rooms_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= LINES_MAX
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert lines <= FUNCTION_LINES_MAX, f"{node.name} has {lines} lines"
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_every_room_says_what_it_is(path: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert docstring
+    assert path.name == "errors.py" or docstring.count("\n") < 15
+
+
+def test_every_room_has_its_level() -> None:
+    assert {room(path) for path in ROOMS} == set(LEVEL_OF)
+
+
+def test_rooms_do_not_import_each_other_in_a_circle() -> None:
+    edges: dict[str, set[str]] = {}
+    for path in ROOMS:
+        module = ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+        known = {found for found in imports(ast.parse(path.read_text())) if found != module}
+        edges[module] = {found for found in known if found.startswith("flagkit")}
+    remaining = dict(edges)
+    while remaining:
+        free = {module for module, known in remaining.items() if not known & remaining.keys()}
+        assert free, f"a circle among {sorted(remaining)}"
+        for module in free:
+            del remaining[module]

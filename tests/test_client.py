@@ -1,0 +1,391 @@
+"""Client: what services call. Evaluation never raises; waiting and closing are bounded."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections import UserDict
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+import flagkit
+from flagkit import Client, Context, ErrorCode, Reason, use_context
+from flagkit.errors import (
+    ClosedError,
+    ConfigurationError,
+    InvalidContextError,
+    NotReadyError,
+    StoreUnavailableError,
+)
+from flagkit.testing import ManualClock, MemoryHistory, client_from
+
+EXPRESS_PAY: dict[str, Any] = {
+    "key": "checkout.express-pay",
+    "variants": {"on": True, "off": False},
+    "off": "off",
+    "rules": [{"name": "dach", "when": {"country": {"$in": ["DE", "AT", "CH"]}}, "serve": "on"}],
+    "fallthrough": {"serve": "off"},
+}
+THEME: dict[str, Any] = {
+    "key": "shop.theme",
+    "variants": {"light": "light", "dark": "dark"},
+    "fallthrough": {"serve": "dark"},
+}
+LIMIT: dict[str, Any] = {
+    "key": "cart.limit",
+    "variants": {"low": 10, "high": 50},
+    "fallthrough": {"serve": "high"},
+}
+FACTOR: dict[str, Any] = {
+    "key": "cart.factor",
+    "variants": {"one": 1, "more": 1.5},
+    "fallthrough": {"serve": "one"},
+}
+BANNER: dict[str, Any] = {
+    "key": "shop.banner",
+    "variants": {"plain": {"text": "hi", "sizes": [1, 2]}},
+    "fallthrough": {"serve": "plain"},
+}
+HALF: dict[str, Any] = {
+    "key": "shop.half",
+    "variants": {"on": True, "off": False},
+    "fallthrough": {"rollout": 50},
+}
+
+
+@pytest.fixture
+def client() -> Client:
+    return client_from([EXPRESS_PAY, THEME, LIMIT, FACTOR, BANNER, HALF])
+
+
+@pytest.fixture
+def history() -> MemoryHistory:
+    return MemoryHistory()
+
+
+@pytest.fixture
+def running(history: MemoryHistory) -> Iterator[Client]:
+    with Client.from_source(history.source) as client:
+        client.wait_ready()
+        yield client
+
+
+def test_a_flag_is_enabled_for_whom_its_rules_say(client: Client) -> None:
+    assert client.is_enabled("checkout.express-pay", {"targeting_key": "u1", "country": "DE"})
+    assert not client.is_enabled("checkout.express-pay", {"targeting_key": "u1", "country": "FR"})
+    assert not client.is_enabled("checkout.express-pay")
+
+
+def test_the_first_answer_and_the_compiled_ones_are_the_same(client: Client) -> None:
+    contexts = [f"user-{i}" for i in range(200)]
+    first = [client_from([HALF]).is_enabled("shop.half", context) for context in contexts]
+    assert [client.is_enabled("shop.half", context) for context in contexts] == first
+    assert {True, False} == set(first)
+
+
+def test_values_have_the_type_of_the_default(client: Client) -> None:
+    assert client.value("shop.theme", default="light") == "dark"
+    assert client.value("cart.limit", default=1) == 50
+    assert client.value("shop.banner", default={}) == {"text": "hi", "sizes": [1, 2]}
+    assert client.value("shop.theme", default=None) == "dark"
+
+
+def test_an_integer_serves_as_a_float_and_never_the_other_way_round(client: Client) -> None:
+    assert client.value("cart.limit", default=1.0) == 50.0
+    assert isinstance(client.value("cart.limit", default=1.0), float)
+    assert client.value("cart.factor", default=7) == 7
+
+
+@pytest.mark.parametrize(
+    ("key", "default"),
+    [
+        ("shop.theme", 1),
+        ("shop.theme", True),
+        ("shop.theme", {}),
+        ("cart.limit", True),
+        ("cart.limit", "10"),
+        ("checkout.express-pay", 1),
+        ("checkout.express-pay", 1.0),
+        ("shop.banner", "plain"),
+        ("shop.banner", []),
+    ],
+)
+def test_a_value_of_another_type_is_the_default_and_says_so(
+    client: Client, key: str, default: object
+) -> None:
+    evaluation = client.evaluate(key, default=default)
+    assert evaluation.value is default
+    assert (evaluation.reason, evaluation.error_code) == (Reason.ERROR, ErrorCode.TYPE_MISMATCH)
+    assert evaluation.error_message is not None
+    assert key in evaluation.error_message
+
+
+def test_is_enabled_answers_the_default_for_a_flag_that_is_not_boolean(client: Client) -> None:
+    for _ in range(2):  # at first, and compiled
+        assert client.is_enabled("shop.theme", default=True)
+        assert not client.is_enabled("shop.theme")
+
+
+def test_an_object_is_the_callers_own(client: Client) -> None:
+    first = client.value("shop.banner", default={})
+    first["text"] = "changed"
+    first["sizes"].append(3)
+    assert client.value("shop.banner", default={}) == {"text": "hi", "sizes": [1, 2]}
+
+
+def test_an_unknown_flag_answers_the_default(client: Client) -> None:
+    evaluation = client.evaluate("no.such", default="x")
+    assert (evaluation.value, evaluation.error_code) == ("x", ErrorCode.FLAG_NOT_FOUND)
+    assert client.is_enabled("no.such", default=True)
+
+
+def test_before_any_flags_the_default_and_provider_not_ready() -> None:
+    client = Client.from_source()
+    assert client.is_enabled("a", default=True)
+    assert client.evaluate("a", default=3).error_code is ErrorCode.PROVIDER_NOT_READY
+    assert client.revision == 0
+
+
+def test_odd_keys_and_contexts_never_raise(client: Client) -> None:
+    odd: list[Any] = [None, 3, [], {}, object(), b"x", ("a",)]
+    for key in odd:
+        assert client.is_enabled(key) is False
+        assert client.value(key, default="d") == "d"
+    for context in [3, [], object(), b"x", ("a",)]:
+        bad: Any = context
+        assert client.is_enabled("checkout.express-pay", bad) is False
+        code = client.evaluate("checkout.express-pay", bad).error_code
+        assert code is ErrorCode.INVALID_CONTEXT
+
+
+def test_a_context_that_raises_is_a_general_error_that_tells_nothing_of_it() -> None:
+    class Hostile(UserDict[str, str]):
+        def __getitem__(self, key: str) -> str:
+            raise RuntimeError("the secret")
+
+    hostile = Hostile({"targeting_key": "u"})
+    evaluation = client_from([HALF]).evaluate("shop.half", hostile, default=True)
+    assert evaluation.error_code is ErrorCode.GENERAL
+    assert evaluation.value is True
+    assert "secret" not in str(evaluation)
+
+
+def test_a_context_is_a_key_a_mapping_or_a_context(client: Client) -> None:
+    answers = {
+        client.is_enabled("shop.half", context)
+        for context in (
+            "u7",
+            {"targeting_key": "u7"},
+            Context("u7"),
+            Context("u7", {"plan": "pro"}),
+        )
+    }
+    assert len(answers) == 1
+
+
+def test_the_ambient_context_serves_where_none_is_passed(client: Client) -> None:
+    with use_context({"targeting_key": "u", "country": "DE"}):
+        assert client.is_enabled("checkout.express-pay")
+        assert not client.is_enabled("checkout.express-pay", {"country": "FR"})
+        with use_context("someone else"):
+            assert not client.is_enabled("checkout.express-pay")
+        assert client.is_enabled("checkout.express-pay")
+    assert not client.is_enabled("checkout.express-pay")
+
+
+def test_the_ambient_context_is_not_another_threads(client: Client) -> None:
+    seen: list[bool] = []
+    with use_context({"country": "DE"}):
+        thread = threading.Thread(
+            target=lambda: seen.append(client.is_enabled("checkout.express-pay"))
+        )
+        thread.start()
+        thread.join()
+    assert seen == [False]
+
+
+def test_an_ambient_context_must_be_one() -> None:
+    bad: Any = 5
+    with pytest.raises(InvalidContextError), use_context(bad):
+        pass
+
+
+def test_a_bound_client_need_not_be_told_again(client: Client) -> None:
+    bound = client.bind({"targeting_key": "u", "country": "AT"})
+    assert bound.is_enabled("checkout.express-pay")
+    assert bound.value("shop.theme", default="light") == "dark"
+    assert bound.evaluate("checkout.express-pay").rule == "dach"
+
+
+def test_evaluations_say_why(client: Client) -> None:
+    matched = client.evaluate("checkout.express-pay", {"country": "CH"})
+    assert (matched.variant, matched.reason, matched.rule) == ("on", Reason.TARGETING_MATCH, "dach")
+    fell_through = client.evaluate("checkout.express-pay", {"country": "FR"})
+    assert (fell_through.variant, fell_through.reason) == ("off", Reason.DEFAULT)
+    assert client.evaluate("shop.theme").reason is Reason.STATIC
+    assert client.evaluate("shop.half", "u").reason is Reason.SPLIT
+    assert client.evaluate("shop.half").error_code is ErrorCode.TARGETING_KEY_MISSING
+    assert (matched.version, matched.revision) == (1, 1)
+
+
+def test_a_paused_flag_serves_off_or_the_default() -> None:
+    with_off = client_from([{**EXPRESS_PAY, "state": "paused"}])
+    without = client_from([{**THEME, "state": "archived"}])
+    assert with_off.evaluate("checkout.express-pay").variant == "off"
+    evaluation = without.evaluate("shop.theme", default="light")
+    assert (evaluation.value, evaluation.variant) == ("light", None)
+    assert (evaluation.reason, evaluation.error_code) == (Reason.DISABLED, None)
+
+
+def test_a_region_sees_its_override() -> None:
+    override = {**THEME, "region": "eu-west-1", "fallthrough": {"serve": "light"}}
+    flags = [THEME, override]
+    assert client_from(flags).value("shop.theme", default="") == "dark"
+    assert client_from(flags, region="eu-west-1").value("shop.theme", default="") == "light"
+    assert client_from(flags, region="us-east-1").value("shop.theme", default="") == "dark"
+
+
+def test_windows_follow_the_clock_that_is_given() -> None:
+    clock = ManualClock(datetime(2026, 12, 1, tzinfo=UTC))
+    flag = {
+        "key": "shop.sale",
+        "variants": {"on": True, "off": False},
+        "rules": [
+            {
+                "name": "week",
+                "during": {"from": "2026-12-01T00:00:10Z", "until": "2026-12-01T00:00:20Z"},
+                "serve": "on",
+            }
+        ],
+        "fallthrough": {"serve": "off"},
+    }
+    client = client_from([flag], now=clock)
+    answers = []
+    for _ in range(5):
+        answers.append(client.is_enabled("shop.sale"))
+        clock.advance(5)
+    assert answers == [False, False, True, True, False]
+    assert client_from([flag], now=datetime(2026, 12, 1, 0, 0, 15, tzinfo=UTC)).is_enabled(
+        "shop.sale"
+    )
+
+
+def test_time_does_not_run_backwards() -> None:
+    with pytest.raises(ValueError, match="backwards"):
+        ManualClock().advance(-1)
+
+
+def test_a_change_becomes_visible(history: MemoryHistory, running: Client) -> None:
+    assert running.evaluate("shop.theme").error_code is ErrorCode.FLAG_NOT_FOUND
+    running.wait_for(history.commit(THEME).revision)
+    assert running.value("shop.theme", default="") == "dark"
+    changed = {**THEME, "fallthrough": {"serve": "light"}}
+    running.wait_for(history.commit(changed).revision)
+    evaluation = running.evaluate("shop.theme", default="")
+    assert (evaluation.value, evaluation.version, evaluation.revision) == ("light", 2, 2)
+
+
+def test_a_revision_is_visible_whole(history: MemoryHistory, running: Client) -> None:
+    history.commit(THEME, LIMIT)
+    running.wait_for(1)
+    assert running.value("shop.theme", default="") == "dark"
+    assert running.value("cart.limit", default=0) == 50
+    running.wait_for(
+        history.commit(HALF, delete=[("*", "shop.theme"), ("*", "cart.limit")]).revision
+    )
+    assert running.value("shop.theme", default="gone") == "gone"
+    assert running.value("cart.limit", default=0) == 0
+
+
+def test_waiting_for_what_does_not_come_is_bounded(running: Client) -> None:
+    with pytest.raises(NotReadyError, match=r"revision 99 did not come within 0\.05 s"):
+        running.wait_for(99, timeout=0.05)
+
+
+def test_waiting_says_what_is_in_the_way() -> None:
+    history = MemoryHistory()
+    history.fault = StoreUnavailableError("the network is down")
+    with (
+        Client.from_source(history.source) as client,
+        pytest.raises(NotReadyError, match="the network is down"),
+    ):
+        client.wait_ready(timeout=0.2)
+
+
+def test_a_closed_client_goes_on_answering_and_is_not_started_again(
+    history: MemoryHistory, running: Client
+) -> None:
+    running.wait_for(history.commit(THEME).revision)
+    running.close()
+    assert running.value("shop.theme", default="") == "dark"
+    with pytest.raises(ClosedError):
+        running.start()
+    with pytest.raises(ClosedError):
+        running.wait_for(99)
+
+
+def test_close_ends_the_thread_and_a_wait(running: Client) -> None:
+    ended: list[type[Exception]] = []
+
+    def wait() -> None:
+        try:
+            running.wait_for(99)
+        except ClosedError as error:
+            ended.append(type(error))
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    running.close()
+    waiting.join(5)
+    assert ended == [ClosedError]
+    assert not [thread for thread in threading.enumerate() if thread.name == "flagkit"]
+
+
+def test_settings_come_from_arguments_before_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FLAGKIT_URI", raising=False)
+    with pytest.raises(ConfigurationError, match="FLAGKIT_URI"):
+        Client(environment="production")
+    monkeypatch.setenv("FLAGKIT_URI", "mongodb://localhost/?replicaSet=rs0")
+    with pytest.raises(ConfigurationError, match="FLAGKIT_ENVIRONMENT"):
+        Client()
+    monkeypatch.setenv("FLAGKIT_ENVIRONMENT", "production")
+    assert Client().revision == 0
+    monkeypatch.setenv("FLAGKIT_REGION", "EU WEST")
+    with pytest.raises(ConfigurationError, match="eu-west-1"):
+        Client()
+
+
+IMPORT = """
+import json, sys, threading
+sockets = []
+sys.addaudithook(lambda event, _: sockets.append(event) if event.startswith("socket.") else None)
+import flagkit
+print(json.dumps([threading.active_count(), sockets, sorted(sys.modules)]))
+"""
+
+
+def test_importing_flagkit_starts_nothing_and_loads_no_driver() -> None:
+    printed = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, check=True).stdout
+    threads, sockets, modules = json.loads(printed)
+    assert threads == 1
+    assert sockets == []
+    loaded = {module.split(".")[0] for module in modules}
+    assert not loaded & {"pymongo", "bson", "asyncio", "click", "rich", "ruamel"}
+    rooms = {module.split(".")[1] for module in modules if module.startswith("flagkit.")}
+    assert not rooms & {"writer", "storage", "cli", "testing", "embedded", "refresh_thread"}
+
+
+def test_the_module_asks_one_default_client(history: MemoryHistory) -> None:
+    history.commit(THEME)
+    client = flagkit.is_enabled.__self__  # type: ignore[attr-defined]
+    assert flagkit.value("shop.theme", default="none") == "none"
+    client.follow(history.source)
+    try:
+        flagkit.wait_ready()
+        assert flagkit.value("shop.theme", default="none") == "dark"
+        assert flagkit.bind("u").value("shop.theme", default="none") == "dark"
+    finally:
+        flagkit.close()

@@ -1,0 +1,342 @@
+"""Sources: one contract for memory and for MongoDB, and what can only go wrong in MongoDB."""
+
+import asyncio
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import pytest
+from pymongo import MongoClient
+
+from flagkit import Client
+from flagkit.changes import Change
+from flagkit.errors import (
+    ConfigurationError,
+    FlagkitError,
+    HistoryLostError,
+    NotReadyError,
+    StoreError,
+)
+from flagkit.refresh import Source
+from flagkit.snapshot import Snapshot
+from flagkit.storage.source import MongoSource
+from flagkit.testing import MemoryHistory
+from flagkit.writer import Writer
+
+
+def flag(key: str, serve: str = "on", **more: Any) -> dict[str, Any]:
+    return {
+        "key": key,
+        "variants": {"on": True, "off": False},
+        "fallthrough": {"serve": serve},
+        **more,
+    }
+
+
+class World(Protocol):
+    """A history that can be written to, and sources of it."""
+
+    def commit(self, *documents: dict[str, Any]) -> None: ...
+
+    def prune(self, revision: int) -> None: ...
+
+    def source(self, region: str = "*") -> Source: ...
+
+
+class MemoryWorld:
+    def __init__(self) -> None:
+        self.history = MemoryHistory()
+
+    def commit(self, *documents: dict[str, Any]) -> None:
+        self.history.commit(*documents)
+
+    def prune(self, revision: int) -> None:
+        self.history.prune(revision)
+
+    def source(self, region: str = "*") -> Source:
+        return self.history.source(region)
+
+
+class MongoWorld:
+    def __init__(self, uri: str, database: str, writer: Writer) -> None:
+        self.uri, self.database, self.writer = uri, database, writer
+
+    def commit(self, *documents: dict[str, Any]) -> None:
+        with self.writer.store.reading() as reading:
+            held = reading.find(document["key"] for document in documents)
+        with self.writer.change() as change:
+            for document in documents:
+                there = (document.get("region", "*"), document["key"]) in held
+                (change.update if there else change.create)(document)
+
+    def prune(self, revision: int) -> None:
+        with MongoClient[dict[str, Any]](self.uri) as client:
+            client[self.database].ledger.delete_many({"revision": {"$lte": revision}})
+
+    def source(self, region: str = "*") -> Source:
+        return MongoSource(
+            self.uri, environment="production", region=region, database=self.database
+        )
+
+
+@pytest.fixture(params=["memory", pytest.param("mongo", marks=pytest.mark.mongo)])
+def world(request: pytest.FixtureRequest) -> World:
+    if request.param == "memory":
+        return MemoryWorld()
+    writer: Writer = request.getfixturevalue("writer")
+    uri: str = request.getfixturevalue("mongo_uri")
+    return MongoWorld(uri, request.getfixturevalue("database"), writer)
+
+
+def keys(snapshot: Snapshot) -> set[tuple[str, str, int]]:
+    return {(state.region, state.key, state.version) for state in snapshot.states()}
+
+
+def revisions(changes: Sequence[Change]) -> list[int]:
+    return [change.revision for change in changes]
+
+
+class TestContract:
+    def test_a_new_environment_loads_as_revision_0(self, world: World) -> None:
+        async def story() -> None:
+            source = world.source()
+            snapshot = await source.load()
+            assert (snapshot.tip.revision, keys(snapshot)) == (0, set())
+            assert await source.catch_up(snapshot.tip) in ((), [])
+            await source.close()
+
+        asyncio.run(story())
+
+    def test_a_load_is_of_the_newest_revision(self, world: World) -> None:
+        world.commit(flag("a.one"), flag("a.two"))
+        world.commit(flag("a.one", "off"))
+
+        async def story() -> None:
+            source = world.source()
+            snapshot = await source.load()
+            assert snapshot.tip.revision == 2
+            assert keys(snapshot) == {("*", "a.one", 2), ("*", "a.two", 1)}
+            await source.close()
+
+        asyncio.run(story())
+
+    def test_a_load_has_the_flags_for_all_regions_and_its_own(self, world: World) -> None:
+        for region in ("*", "eu", "us"):
+            world.commit(flag("a.one", region=region))
+
+        async def story() -> None:
+            source = world.source("eu")
+            snapshot = await source.load()
+            assert keys(snapshot) == {("*", "a.one", 1), ("eu", "a.one", 1)}
+            await source.close()
+
+        asyncio.run(story())
+
+    def test_catching_up_brings_every_change_in_order(self, world: World) -> None:
+        async def story() -> None:
+            source = world.source()
+            snapshot = await source.load()
+            for i in range(5):
+                await asyncio.to_thread(world.commit, flag("a.one"), flag(f"b.b{i}"))
+            changes = await source.catch_up(snapshot.tip)
+            assert revisions(changes) == [1, 2, 3, 4, 5]
+            caught_up = snapshot.apply(changes)
+            assert keys(caught_up) == keys(await source.load())
+            assert revisions(await source.catch_up(changes[2].tip)) == [4, 5]
+            await source.close()
+
+        asyncio.run(story())
+
+    def test_a_watch_brings_the_changes_since_it_was_opened(self, world: World) -> None:
+        async def story() -> None:
+            source = world.source()
+            await asyncio.to_thread(world.commit, flag("a.zero"))
+            snapshot = await source.load()
+            await source.open()
+            for i in range(3):
+                await asyncio.to_thread(world.commit, flag(f"a.a{i}"))
+            seen: list[Change] = []
+            while len(seen) < 3:
+                seen += await source.watch()
+            assert revisions(seen) == [2, 3, 4]
+            assert snapshot.apply(seen).tip.revision == 4
+            await source.close()
+
+        asyncio.run(story())
+
+    def test_a_watch_opened_anew_goes_on(self, world: World) -> None:
+        async def story() -> None:
+            source = world.source()
+            await source.open()
+            await source.open()
+            await asyncio.to_thread(world.commit, flag("a.one"))
+            assert revisions(await source.watch()) == [1]
+            await source.close()
+
+        asyncio.run(story())
+
+    def test_a_pruned_ledger_is_history_lost(self, world: World) -> None:
+        async def story() -> None:
+            source = world.source()
+            snapshot = await source.load()
+            for i in range(4):
+                await asyncio.to_thread(world.commit, flag(f"a.a{i}"))
+            later = (await source.catch_up(snapshot.tip))[2].tip
+            await asyncio.to_thread(world.prune, 2)
+            with pytest.raises(HistoryLostError):
+                await source.catch_up(snapshot.tip)
+            assert revisions(await source.catch_up(later)) == [4]
+            await source.close()
+
+        asyncio.run(story())
+
+    def test_a_pending_watch_is_cancelled_at_once(self, world: World) -> None:
+        async def story() -> None:
+            source = world.source()
+            await source.open()
+            watching = asyncio.create_task(source.watch())
+            await asyncio.wait([watching], timeout=0.05)
+            watching.cancel()
+            done, _ = await asyncio.wait([watching], timeout=1)
+            assert done == {watching}
+            await source.close()
+
+        asyncio.run(story())
+
+
+Edit = Callable[[Any], object]
+
+
+@pytest.mark.mongo
+class TestMongo:
+    @pytest.fixture
+    def client(self, mongo_uri: str, database: str, writer: Writer) -> Iterator[Client]:
+        writer.create(flag("a.one"))
+        with Client(mongo_uri, environment="production", database=database) as client:
+            client.wait_ready()
+            yield client
+
+    def test_a_scan_does_not_wait_for_the_projection(
+        self, mongo_uri: str, database: str, writer: Writer
+    ) -> None:
+        writer.create(flag("a.one"))
+        writer.update(flag("a.one", "off"))
+        with MongoClient[dict[str, Any]](mongo_uri) as direct:
+            # As if the writer had died between the compare-and-set and the projection.
+            direct[database].ledger.delete_one({"revision": 2})
+            direct[database].flags.update_one(
+                {"_id.key": "a.one"}, {"$set": {"revision": 1, "version": 1, "policy": None}}
+            )
+        with Client(mongo_uri, environment="production", database=database) as client:
+            client.wait_ready()
+            evaluation = client.evaluate("a.one", default=True)
+            assert (evaluation.value, evaluation.version, evaluation.revision) == (False, 2, 2)
+
+    def test_an_edit_past_the_writer_is_not_served(
+        self, mongo_uri: str, database: str, writer: Writer
+    ) -> None:
+        writer.create(flag("a.one"))
+        writer.create(flag("a.two"))
+        with MongoClient[dict[str, Any]](mongo_uri) as direct:
+            direct[database].flags.update_one(
+                {"_id.key": "a.one"}, {"$set": {"policy.fallthrough.serve": "off"}}
+            )
+        with (
+            Client(mongo_uri, environment="production", database=database) as client,
+            pytest.raises(NotReadyError, match="past the writer"),
+        ):
+            client.wait_ready(timeout=0.5)
+
+    @pytest.mark.parametrize(
+        "edit",
+        [
+            pytest.param(lambda heads: heads.drop(), id="dropped"),
+            pytest.param(lambda heads: heads.rename(f"x{uuid.uuid4().hex}"), id="renamed"),
+            pytest.param(
+                lambda heads: heads.update_one({}, {"$set": {"hash": "0"}}), id="head edited"
+            ),
+        ],
+    )
+    def test_a_broken_stream_leaves_the_last_snapshot_serving(
+        self, client: Client, mongo_uri: str, database: str, edit: Edit
+    ) -> None:
+        with MongoClient[dict[str, Any]](mongo_uri) as direct:
+            head = direct[database].heads.find_one()
+            assert head is not None
+            edit(direct[database].heads)
+            with pytest.raises(NotReadyError):
+                client.wait_for(2, timeout=0.3)
+            assert client.is_enabled("a.one")
+            direct[database].heads.replace_one({"_id": "production"}, head, upsert=True)
+        with Writer(mongo_uri, "production", actor="tester", database=database) as writer:
+            client.wait_for(writer.update(flag("a.one", "off")).revision)
+        assert not client.is_enabled("a.one")
+
+    def test_another_history_is_a_new_base_said_aloud(
+        self,
+        client: Client,
+        mongo_uri: str,
+        database: str,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        with MongoClient[dict[str, Any]](mongo_uri) as direct:
+            direct.drop_database(database)
+        with Writer(mongo_uri, "production", actor="tester", database=database) as writer:
+            writer.create_environment()
+            writer.create(flag("b.b0"))
+            client.wait_for(writer.create(flag("b.b1")).revision)
+        assert client.is_enabled("b.b1")
+        assert not client.is_enabled("a.one")
+        assert "replaced by a new base" in caplog.text
+
+    def test_an_environment_without_a_head_is_not_known(
+        self, mongo_uri: str, database: str
+    ) -> None:
+        with (
+            Client(mongo_uri, environment="nowhere", database=database) as client,
+            pytest.raises(NotReadyError, match="'nowhere' is not known"),
+        ):
+            client.wait_ready(timeout=0.5)
+
+    def test_environments_do_not_see_each_other(
+        self, client: Client, mongo_uri: str, database: str
+    ) -> None:
+        with Writer(mongo_uri, "staging", actor="tester", database=database) as writer:
+            writer.create_environment()
+            writer.create(flag("a.one", "off"))
+            writer.create(flag("s.only"))
+            with Client(mongo_uri, environment="staging", database=database) as other:
+                other.wait_for(2)
+                assert not other.is_enabled("a.one")
+        assert client.revision == 1
+        assert client.is_enabled("a.one")
+
+    def test_errors_of_the_driver_are_flagkits(self) -> None:
+        with pytest.raises(ConfigurationError):
+            MongoSource("mongodb://", environment="x", region="*", database="x")
+        source = MongoSource(
+            "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=50",
+            environment="x",
+            region="*",
+            database="x",
+        )
+
+        async def story() -> None:
+            with pytest.raises(FlagkitError, match="while loading all flags"):
+                await source.load()
+            await source.close()
+
+        asyncio.run(story())
+
+    def test_a_user_who_is_not_let_in_is_told_so_without_the_password(self, mongo_uri: str) -> None:
+        secret = mongo_uri.replace("mongodb://", "mongodb://someone:very-secret@")
+        source = MongoSource(secret, environment="x", region="*", database="x")
+
+        async def story() -> None:
+            with pytest.raises(StoreError) as caught:
+                await source.load()
+            assert "not let in" in str(caught.value)
+            assert "very-secret" not in str(caught.value)
+            await source.close()
+
+        asyncio.run(story())
