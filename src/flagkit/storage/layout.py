@@ -65,6 +65,12 @@ def flag_id(environment: str, key: Any, region: Any) -> Document:
     return {"environment": environment, "key": key, "region": region}
 
 
+def ledger_after(environment: str, revision: int) -> Document:
+    """Return the filter of an environment's ledger after a revision, a range of the `_id` index."""
+    # Whatever number a revision is, a string comes after it in BSON's order.
+    return {"_id": {"$gt": ledger_id(environment, revision), "$lt": ledger_id(environment, "")}}
+
+
 def flags_of(environment: str) -> Document:
     """Return the filter of all of an environment's flags, a range of the `_id` index."""
     return {

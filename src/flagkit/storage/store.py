@@ -34,12 +34,14 @@ from flagkit.storage.layout import (
     flags_named,
     flags_of,
     head_document,
+    ledger_after,
     ledger_document,
     ledger_id,
     ledgered,
     tip_of,
 )
 
+_BY_ID = [("_id", ASCENDING)]
 _DUPLICATE_KEY = 11000
 
 
@@ -159,13 +161,10 @@ class Store:
             except DuplicateKeyError:
                 self._check_same(change)
 
-    def changes(self, after: int = 0, limit: int = 0) -> Iterator[Change]:
-        """Yield the ledger's changes after a revision, in order; `limit` of them if it is not 0."""
-        beyond = {"$gt": ledger_id(self.environment, after), "$lt": ledger_id(self.environment, "")}
+    def changes(self, after: int = 0) -> Iterator[Change]:
+        """Yield the ledger's changes after a revision, in order."""
         with translated("reading the ledger"):
-            found = self._database[LEDGER].find(
-                {"_id": beyond}, sort=[("_id", ASCENDING)], limit=limit
-            )
+            found = self._database[LEDGER].find(ledger_after(self.environment, after), sort=_BY_ID)
             yield from map(ledgered, found)
 
     def requests(self, requests: Iterable[str]) -> dict[str, Document]:
@@ -249,6 +248,13 @@ class Reading:
             {"_id.environment": self.tip.environment, "request": request}, session=self._session
         )
         return None if document is None else ledgered(document).tip
+
+    def changes(self) -> Iterator[Change]:
+        """Yield all of the ledger's changes, in order; without the pending one."""
+        found = self._database[LEDGER].find(
+            ledger_after(self.tip.environment, 0), sort=_BY_ID, session=self._session
+        )
+        return map(ledgered, found)
 
     def find(self, keys: Iterable[str]) -> dict[FlagId, FlagState]:
         """Return the states of some flags, in all regions."""

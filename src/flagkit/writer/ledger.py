@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import datetime
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from msgspec import Struct
@@ -47,19 +47,15 @@ def verify(store: Store) -> list[str]:
     The chain proves that the ledger was not altered, shortened or reordered on its way to the head.
     Whoever can rewrite all of it, head included, is found only against a hash kept elsewhere.
     """
-    with store.reading() as reading:
-        head, pending = reading.tip, reading.pending
-        found = digest(reading.all().values())
     problems: list[str] = []
     tip: Tip | None = None
-    for change in store.changes():
-        if change.revision > head.revision:
-            break
-        problems += _check_step(tip, change)
-        tip = change.tip
-    if pending is not None:
-        problems += _check_step(tip, pending)
-        tip = pending.tip
+    with store.reading() as reading:
+        head = reading.tip
+        found = digest(reading.all().values())
+        pending = [reading.pending] if reading.pending else []
+        for change in chain(reading.changes(), pending):
+            problems += _check_step(tip, change)
+            tip = change.tip
     if tip is None and head.revision > 0:
         problems.append(f"the ledger is empty, and the head stands at revision {head.revision}")
     if tip is not None and tip != head:

@@ -1,0 +1,82 @@
+"""The ledger: who did what and why, and that any alteration is found."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from flagkit.writer import Writer, entries, verify
+from tests.test_writer import flag
+
+pytestmark = pytest.mark.mongo
+
+
+@pytest.fixture
+def direct(mongo_uri: str, database: str) -> Iterator[Database[dict[str, Any]]]:
+    with MongoClient[dict[str, Any]](mongo_uri) as client:
+        yield client[database]
+
+
+@pytest.fixture
+def history(writer: Writer) -> Writer:
+    writer.create(flag("a.one"), reason="launch")
+    writer.create(flag("a.two", fallthrough={"rollout": 10}))
+    writer.set_rollout("a.two", 50, reason="it went well")
+    with writer.change(reason="incident 7") as change:
+        change.pause("a.one")
+        change.pause("a.two")
+    writer.rollback("a.two", to=2)
+    return writer
+
+
+def test_entries_say_who_did_what_and_why(history: Writer) -> None:
+    found = list(entries(history.store))
+    assert [(entry.revision, entry.actions, entry.reason) for entry in found] == [
+        (1, ("create a.one",), "launch"),
+        (2, ("create a.two",), ""),
+        (3, ("set rollout a.two to 50",), "it went well"),
+        (4, ("pause a.one", "pause a.two"), "incident 7"),
+        (5, ("rollback a.two to revision 2",), ""),
+    ]
+    assert {entry.actor for entry in found} == {"tester"}
+    assert [entry.time for entry in found] == sorted(entry.time for entry in found)
+    assert [entry.revision for entry in entries(history.store, after=3)] == [4, 5]
+
+
+def test_an_unaltered_history_verifies(history: Writer) -> None:
+    assert verify(history.store) == []
+
+
+Tampering = Callable[[Any], object]
+TAMPERING: dict[str, Tampering] = {
+    "altered policy": lambda db: db.ledger.update_one(
+        {"revision": 3}, {"$set": {"flags.0.after.policy.state": "paused"}}
+    ),
+    "altered time": lambda db: db.ledger.update_one(
+        {"revision": 2}, [{"$set": {"time": {"$add": ["$time", 1000]}}}]
+    ),
+    "altered request": lambda db: db.ledger.update_one({"revision": 2}, {"$set": {"request": "x"}}),
+    "removed": lambda db: db.ledger.delete_one({"revision": 3}),
+    "removed first": lambda db: db.ledger.delete_one({"revision": 1}),
+    "emptied": lambda db: db.ledger.delete_many({}),
+    "inserted": lambda db: db.ledger.insert_one(
+        db.ledger.find_one({"revision": 2})
+        | {"_id": {"environment": "production", "revision": 6}, "revision": 6, "request": "y"}
+    ),
+    "swapped": lambda db: (
+        db.ledger.update_one({"revision": 2}, {"$set": {"flags": []}}),
+        db.ledger.update_one({"revision": 3}, {"$set": {"flags": []}}),
+    ),
+    "flag edited": lambda db: db.flags.update_one(
+        {"_id.key": "a.one"}, {"$set": {"policy.state": "active"}}
+    ),
+    "flag removed": lambda db: db.flags.delete_one({"_id.key": "a.one"}),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERING)
+def test_tampering_is_found(name: str, history: Writer, direct: Database[dict[str, Any]]) -> None:
+    TAMPERING[name](direct)
+    assert verify(history.store) != []

@@ -1,0 +1,435 @@
+"""Writer: workflows, what is refused and how, idempotency, and what the dead leave behind."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from flagkit.changes import FlagState, next_change
+from flagkit.errors import (
+    BrokenReferenceError,
+    EnvironmentNotFoundError,
+    FlagExistsError,
+    FlagNotFoundError,
+    InvalidDocumentError,
+    RequestConflictError,
+    RevisionNotFoundError,
+    StoreUnavailableError,
+    VersionConflictError,
+)
+from flagkit.model import decode
+from flagkit.model.rollouts import spans
+from flagkit.writer import Writer, verify
+from flagkit.writer.operations import SetState
+from flagkit.writer.planning import plan
+
+pytestmark = pytest.mark.mongo
+
+
+def flag(key: str = "shop.search", **more: Any) -> dict[str, Any]:
+    return {
+        "key": key,
+        "variants": {"on": True, "off": False},
+        "off": "off",
+        "fallthrough": {"serve": "on"},
+        **more,
+    }
+
+
+def needing(key: str, *prerequisites: str, **more: Any) -> dict[str, Any]:
+    wanted = [{"flag": other, "variants": ["on"]} for other in prerequisites]
+    return flag(key, prerequisites=wanted, **more)
+
+
+def state(writer: Writer, key: str = "shop.search", region: str = "*") -> FlagState:
+    with writer.store.reading() as reading:
+        return reading.find([key])[region, key]
+
+
+def policy(writer: Writer, key: str = "shop.search", region: str = "*") -> dict[str, Any]:
+    return state(writer, key, region).policy
+
+
+@pytest.fixture
+def direct(mongo_uri: str, database: str) -> Iterator[Database[dict[str, Any]]]:
+    with MongoClient[dict[str, Any]](mongo_uri) as client:
+        yield client[database]
+
+
+def written(direct: Database[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    return {name: list(direct[name].find()) for name in ("heads", "ledger", "flags", "audit")}
+
+
+def test_revisions_count_the_changes_of_an_environment(writer: Writer) -> None:
+    assert writer.create(flag()).revision == 1
+    assert writer.update(flag(owner="team-search")).revision == 2
+    assert writer.pause("shop.search").revision == 3
+    assert writer.resume("shop.search").revision == 4
+    assert writer.store.tip().revision == 4
+    assert state(writer).version == 4
+    assert policy(writer)["owner"] == "team-search"
+
+
+def test_a_pause_and_a_resume_change_the_state_alone(writer: Writer) -> None:
+    writer.create(flag())
+    before = policy(writer)
+    writer.pause("shop.search")
+    assert policy(writer) == {**before, "state": "paused"}
+    writer.resume("shop.search")
+    assert policy(writer) == before
+
+
+def test_a_change_of_several_flags_is_one_revision(writer: Writer) -> None:
+    with writer.change(reason="launch") as change:
+        change.create(flag("a.one"))
+        change.create(flag("a.two"))
+        change.pause("a.one")
+    assert change.commit is not None
+    assert change.commit.revision == 1
+    assert state(writer, "a.one").version == 1
+    assert policy(writer, "a.one")["state"] == "paused"
+
+
+def test_a_block_that_fails_changes_nothing(
+    writer: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    before = written(direct)
+
+    def fail() -> None:
+        with writer.change() as change:
+            change.create(flag())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert written(direct) == before
+
+
+def test_widening_a_rollout_takes_nobody_out(writer: Writer) -> None:
+    writer.create(flag(fallthrough={"rollout": 10}))
+    seen: set[int] = set()
+    for percent in (10, 25, 50, 99.999, 100):
+        writer.set_rollout("shop.search", percent)
+        rollout = policy(writer)["fallthrough"]["rollout"]
+        treated = {
+            bucket
+            for start, end, variant in spans(rollout["intervals"])
+            if variant == "on"
+            for bucket in range(start, end)
+        }
+        assert len(treated) == round(percent * 1000)
+        assert seen <= treated
+        seen = treated
+
+
+def test_a_rollout_of_a_rule_is_set_by_its_name(writer: Writer) -> None:
+    rules = [
+        {
+            "name": "beta",
+            "when": {"plan": "pro"},
+            "rollout": {"by": "org.id", "weights": {"on": 5, "off": 95}},
+        }
+    ]
+    writer.create(flag(rules=rules))
+    writer.set_rollout("shop.search", {"on": 60, "off": 40}, rule="beta")
+    rollout = policy(writer)["rules"][0]["rollout"]
+    assert rollout == {
+        "by": "org.id",
+        "weights": {"on": 60, "off": 40},
+        "intervals": [[60_000, "on"], [100_000, "off"]],
+    }
+    with pytest.raises(InvalidDocumentError, match="'gamma' is not a rule"):
+        writer.set_rollout("shop.search", 5, rule="gamma")
+
+
+def test_set_rollout_makes_a_rollout_of_what_was_served_to_all(writer: Writer) -> None:
+    writer.create(flag())
+    writer.set_rollout("shop.search", 30)
+    assert policy(writer)["fallthrough"]["rollout"]["weights"] == {"on": 30, "off": 70}
+
+
+def test_an_update_keeps_the_keys_of_rollouts_that_stay(writer: Writer) -> None:
+    def document(**weights: int) -> dict[str, Any]:
+        return {
+            "key": "shop.search",
+            "variants": {"a": "a", "b": "b", "c": "c"},
+            "fallthrough": {"rollout": {"weights": weights}},
+        }
+
+    writer.create(document(a=20, b=30, c=50))
+    writer.update(document(b=40, a=20, c=40))
+    intervals = policy(writer)["fallthrough"]["rollout"]["intervals"]
+    assert intervals == [[20_000, "a"], [60_000, "b"], [100_000, "c"]]
+
+
+def test_a_rollback_restores_content_and_never_the_version(writer: Writer) -> None:
+    writer.create(flag())
+    first = policy(writer)
+    writer.update(flag(description="later", fallthrough={"serve": "off"}))
+    writer.pause("shop.search")
+    writer.rollback("shop.search", to=1)
+    assert policy(writer) == first
+    assert state(writer).version == 4
+    writer.rollback("shop.search", to=3)
+    assert policy(writer)["state"] == "paused"
+
+
+def test_a_rollback_to_where_there_is_nothing(writer: Writer) -> None:
+    writer.create(flag("a.one"))
+    writer.create(flag())
+    with pytest.raises(RevisionNotFoundError, match="did not exist at revision 1"):
+        writer.rollback("shop.search", to=1)
+    for revision in (0, -1, 3):
+        with pytest.raises(RevisionNotFoundError, match=f"no revision {revision}"):
+            writer.rollback("shop.search", to=revision)
+
+
+def test_regions_have_flags_of_their_own(writer: Writer) -> None:
+    writer.create(flag())
+    writer.create(flag(region="eu-west-1"))
+    writer.pause("shop.search", region="eu-west-1")
+    assert policy(writer)["state"] == "active"
+    assert policy(writer, region="eu-west-1")["state"] == "paused"
+    with pytest.raises(FlagNotFoundError, match="in region us-east-1"):
+        writer.pause("shop.search", region="us-east-1")
+
+
+def test_versions_that_are_expected_and_not_there(writer: Writer) -> None:
+    writer.create(flag())
+    writer.update(flag(), expected_version=1)
+    writer.update(flag(owner="me"), expected_version=1)
+    with pytest.raises(VersionConflictError) as caught:
+        writer.update(flag(owner="you"), expected_version=1)
+    assert (caught.value.key, caught.value.expected, caught.value.actual) == ("shop.search", 1, 2)
+
+
+def test_a_change_that_changes_nothing_is_a_revision_and_no_version(writer: Writer) -> None:
+    writer.create(flag())
+    assert writer.resume("shop.search").revision == 2
+    assert state(writer).version == 1
+
+
+BAD: dict[str, tuple[dict[str, Any], str, str]] = {
+    "unknown operator": (
+        flag(rules=[{"name": "r", "when": {"country": {"$equals": "DE"}}, "serve": "on"}]),
+        "rules[0].when.country.$equals",
+        "Known here",
+    ),
+    "weights of 99.9 %": (
+        flag(fallthrough={"rollout": {"weights": {"on": 49.9, "off": 50}}}),
+        "fallthrough.rollout.weights",
+        "add up to 100 %",
+    ),
+    "a key with spaces": (flag("shop search"), "key", "product.team.feature"),
+    "a prerequisite that does not exist": (
+        needing("shop.search", "shop.engine"),
+        "prerequisites[0].flag",
+        "Create it",
+    ),
+    "a prerequisite's variant that does not exist": (
+        flag(prerequisites=[{"flag": "shop.base", "variants": ["blue"]}]),
+        "prerequisites[0].variants",
+        "on, off",
+    ),
+    "a 5 MB document": (flag(description="x" * 5_000_000), "description", "Shorten"),
+    "a wrong type in variants": (
+        flag(variants={"on": True, "off": "no"}),
+        "variants.off",
+        "same type",
+    ),
+    "another environment's document": (
+        flag(environment="staging"),
+        "environment",
+        "other environment",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_before_any_write(
+    name: str, writer: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    document, path, remedy = BAD[name]
+    writer.create(flag("shop.base"))
+    before = written(direct)
+    with pytest.raises(InvalidDocumentError) as caught:
+        writer.create(document)
+    assert caught.value.path == path
+    assert remedy in caught.value.remedy
+    assert str(document["key"]) in caught.value.subject
+    assert written(direct) == before
+
+
+def test_a_change_of_many_flags_that_is_too_large_is_refused(
+    writer: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    before = written(direct)
+
+    def create_all() -> None:
+        with writer.change() as change:
+            for i in range(6):
+                change.create(flag(f"a.a{i}", description="x" * 1_000_000))
+
+    with pytest.raises(InvalidDocumentError, match="Split it up"):
+        create_all()
+    assert written(direct) == before
+
+
+def test_flags_that_are_there_or_not(writer: Writer) -> None:
+    writer.create(flag())
+    with pytest.raises(FlagExistsError, match="update it"):
+        writer.create(flag())
+    with pytest.raises(FlagNotFoundError, match="create it first"):
+        writer.update(flag("no.such"))
+
+
+def test_prerequisites_may_come_with_the_same_change(writer: Writer) -> None:
+    with writer.change() as change:
+        change.create(needing("a.upper", "a.lower"))
+        change.create(flag("a.lower"))
+
+
+def test_a_cycle_of_prerequisites_is_refused_however_long(writer: Writer) -> None:
+    with writer.change() as change:
+        change.create(flag("a.a0"))
+        for i in range(1, 6):
+            change.create(needing(f"a.a{i}", f"a.a{i - 1}"))
+    with pytest.raises(BrokenReferenceError, match=r"a\.a0 -> a\.a5 -> a\.a4 .* -> a\.a0"):
+        writer.update(needing("a.a0", "a.a5"))
+
+
+def test_a_cycle_through_an_override_is_refused(writer: Writer) -> None:
+    writer.create(flag("a.one"))
+    writer.create(needing("a.two", "a.one"))
+    with pytest.raises(BrokenReferenceError, match="cycle"):
+        writer.create(needing("a.one", "a.two", region="eu"))
+
+
+def test_a_variant_that_others_rest_on_cannot_be_removed(writer: Writer) -> None:
+    writer.create(flag("a.base"))
+    writer.create(needing("a.upper", "a.base"))
+    renamed = flag(
+        "a.base", variants={"yes": True, "no": False}, off="no", fallthrough={"serve": "yes"}
+    )
+    with pytest.raises(BrokenReferenceError, match=r"a\.upper.*'on' is no variant of 'a\.base'"):
+        writer.update(renamed)
+    with writer.change() as change:
+        change.update(renamed)
+        change.update(flag("a.upper"))
+
+
+def test_prerequisites_are_looked_for_where_they_are_asked(writer: Writer) -> None:
+    writer.create(flag("a.base", region="eu"))
+    with pytest.raises(BrokenReferenceError, match="does not exist"):
+        writer.create(needing("a.upper", "a.base"))
+    writer.create(needing("a.upper", "a.base", region="eu"))
+    with pytest.raises(BrokenReferenceError, match="does not exist in region us"):
+        writer.create(needing("a.upper", "a.base", region="us"))
+
+
+def test_an_idempotency_key_makes_a_resend_harmless(writer: Writer) -> None:
+    first = writer.create(flag(), idempotency_key="order-1")
+    writer.update(flag(owner="me"))
+    assert writer.create(flag(), idempotency_key="order-1") == first
+    assert writer.store.tip().revision == 2
+
+
+def test_a_resend_by_another_process_is_the_same(
+    writer: Writer, mongo_uri: str, database: str
+) -> None:
+    first = writer.create(flag(), idempotency_key="order-1")
+    with Writer(mongo_uri, "production", actor="tester", database=database) as other:
+        assert other.create(flag(), idempotency_key="order-1") == first
+
+
+def test_an_idempotency_key_is_for_one_request(writer: Writer) -> None:
+    writer.create(flag(), idempotency_key="order-1")
+    with pytest.raises(RequestConflictError, match="order-1"):
+        writer.create(flag("another.flag"), idempotency_key="order-1")
+    assert writer.store.tip().revision == 1
+
+
+def test_an_environment_must_be_created_and_can_be_again(mongo_uri: str, database: str) -> None:
+    with Writer(mongo_uri, "production", actor="tester", database=database) as writer:
+        with pytest.raises(EnvironmentNotFoundError, match="create_environment"):
+            writer.create(flag())
+        first = writer.create_environment()
+        writer.create(flag())
+        assert writer.create_environment().epoch == first.epoch
+        assert writer.store.tip().revision == 1
+
+
+def test_the_next_writer_projects_what_a_dead_one_left(
+    writer: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    writer.create(flag())
+    # A writer that dies right after its compare-and-set.
+    with writer.store.reading() as reading:
+        planned = plan([SetState(key="shop.search", state="paused")], reading, 1)
+    change = next_change(reading.tip, "the-dead-one", reading.now, planned)
+    writer.store.add_request("the-dead-one", {"digest": ""})
+    assert writer.store.compare_and_set(reading.tip, change)
+    assert direct.ledger.count_documents({}) == 1
+
+    with writer.store.reading() as reading:
+        assert reading.pending == change
+        assert reading.find(["shop.search"])["*", "shop.search"].policy["state"] == "paused"
+    writer.create(flag("another.flag"))
+    assert direct.ledger.count_documents({}) == 3
+    assert policy(writer)["state"] == "paused"
+    assert verify(writer.store) == []
+
+
+def test_a_zombie_that_projects_late_changes_nothing(writer: Writer) -> None:
+    writer.create(flag())
+    (first,) = writer.store.changes()
+    writer.pause("shop.search")
+    writer.store.project(first)
+    assert policy(writer)["state"] == "paused"
+    assert verify(writer.store) == []
+
+
+def test_a_compare_and_set_is_lost_to_whoever_was_first(writer: Writer) -> None:
+    writer.create(flag())
+    with writer.store.reading() as reading:
+        planned = plan([SetState(key="shop.search", state="paused")], reading, 1)
+    writer.resume("shop.search")
+    late = next_change(reading.tip, "late", reading.now, planned)
+    assert not writer.store.compare_and_set(reading.tip, late)
+    assert policy(writer)["state"] == "active"
+
+
+def test_threads_of_one_writer_take_turns(writer: Writer) -> None:
+    def create(number: int) -> None:
+        writer.create(flag(f"a.a{number}"))
+
+    threads = [threading.Thread(target=create, args=[number]) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert writer.store.tip().revision == 8
+    assert verify(writer.store) == []
+
+
+def test_a_database_that_is_not_there_is_said_in_time() -> None:
+    uri = "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=50"
+    with (
+        Writer(uri, "production", actor="tester", timeout=0.1) as writer,
+        pytest.raises(StoreUnavailableError, match="in time"),
+    ):
+        writer.create(flag())
+
+
+def test_what_is_stored_is_the_policy_as_people_write_it(
+    writer: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    rules = [{"name": "r", "when": {"a.b": {"$gt": 2**40}, "$or": [{"c": None}]}, "serve": "on"}]
+    writer.create(flag(rules=rules, tags=["x"]))
+    (stored,) = direct.flags.find()
+    assert stored["_id"] == {"environment": "production", "key": "shop.search", "region": "*"}
+    assert stored["policy"]["rules"] == rules
+    assert decode(stored["policy"]) == decode(flag(rules=rules, tags=["x"]))
