@@ -145,6 +145,18 @@ def test_a_rollout_of_a_rule_is_set_by_its_name(writer: Writer) -> None:
         writer.set_rollout("shop.search", 5, rule="gamma")
 
 
+def test_a_bare_percentage_keeps_what_a_rollout_is_by(writer: Writer) -> None:
+    rollout = {"by": "company.id", "salt": "beta", "weights": {"on": 5, "off": 95}}
+    writer.create(flag(fallthrough={"rollout": rollout}))
+    writer.set_rollout("shop.search", 50)
+    assert policy(writer)["fallthrough"]["rollout"] == {
+        "by": "company.id",
+        "salt": "beta",
+        "weights": {"on": 50, "off": 50},
+        "intervals": [[50_000, "on"], [100_000, "off"]],
+    }
+
+
 def test_set_rollout_makes_a_rollout_of_what_was_served_to_all(writer: Writer) -> None:
     writer.create(flag())
     writer.set_rollout("shop.search", 30)

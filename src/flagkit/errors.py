@@ -13,15 +13,13 @@
         FlagExistsError
         FlagNotFoundError(LookupError)
         RevisionNotFoundError(LookupError)
-        VersionConflictError             .expected .actual: someone wrote first; read again and
-        retry BrokenReferenceError             also an InvalidDocumentError: a prerequisite that
-        would
-                                         dangle, or a cycle of them
+        VersionConflictError             .expected .actual: someone wrote first; read again
+        BrokenReferenceError             also an InvalidDocumentError: a prerequisite dangles, or
+                                         prerequisites form a cycle
         RequestConflictError             an idempotency key used for two different requests
       StoreError                         __cause__ is the driver's error
         StoreUnavailableError            try again later
-        HistoryLostError                 the ledger does not continue what the reader holds: load
-        anew
+        HistoryLostError                 the ledger does not continue what the reader holds
 
 Evaluation raises none of them: it answers with `Evaluation.error_code`.
 """

@@ -91,16 +91,20 @@ def decode(document: object, *, environment: str | None = None) -> Flag:
     Raises:
         InvalidDocumentError: with the path of the fault and the remedy.
     """
-    subject = ""
     try:
         values = _fields(document)
-        subject = f"flag {values.get('key')!r}"
         _check_size(values)
         wire = _convert(values)
         _check_environment(wire, environment)
         return _flag(wire)
     except InvalidDocumentError as error:
-        raise error.about(subject) from None
+        raise error.about(_subject(document)) from None
+
+
+def _subject(document: object) -> str:
+    if not isinstance(document, Mapping):
+        return ""
+    return f"flag {cast('Mapping[object, object]', document).get('key')!r}"
 
 
 def _fields(document: object) -> dict[str, Value]:
@@ -323,13 +327,18 @@ def _serves(
         return Serve(wire.serve)
     rollout = wire.rollout
     if not isinstance(rollout, _RolloutDocument):
-        rollout = _RolloutDocument(_share_of_on(rollout, variants, f"{path}.rollout"))
+        rollout = _RolloutDocument(bare_weights(rollout, variants, f"{path}.rollout"))
     return _rollout(rollout, f"{path}.rollout", key, variants)
 
 
-def _share_of_on(
-    share: float | None, variants: dict[str, Value], path: str
+def bare_weights(
+    share: float | None, variants: Mapping[str, Value], path: str
 ) -> dict[str, int | float]:
+    """Return the weights that a bare percentage stands for: the share of the true variant.
+
+    Raises:
+        InvalidDocumentError: it is none, or the variants are not one true and one false.
+    """
     names = {value: name for name, value in variants.items() if isinstance(value, bool)}
     if len(names) != len(variants) or len(names) != 2 or share is None:  # noqa: PLR2004 - true, false
         raise InvalidDocumentError(

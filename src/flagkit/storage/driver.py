@@ -32,6 +32,8 @@ _SETTINGS: Final[dict[str, Any]] = {
 }
 
 _UNAVAILABLE = (ConnectionFailure, ExecutionTimeout, WaitQueueTimeoutError, WTimeoutError)
+# SnapshotTooOld, SnapshotUnavailable (a collection made a moment ago): another try will do.
+_PASSING = {239, 246}
 _NOT_ALLOWED = {13: "is not allowed to do this", 18: "was not let in"}
 
 
@@ -61,8 +63,11 @@ def translated(doing: str) -> Generator[None]:
     except _UNAVAILABLE as error:
         raise StoreUnavailableError(f"while {doing}: {error}") from error
     except OperationFailure as error:
-        code = error.code if error.code is not None else 0
-        problem = f"the user {_NOT_ALLOWED[code]}" if code in _NOT_ALLOWED else str(error)
-        raise StoreError(f"while {doing}: {problem} (code {code})") from error
+        code = error.code or 0
+        # The driver's text repeats the server's whole reply; its own words say enough.
+        said = (error.details or {}).get("errmsg") or str(error)
+        problem = f"the user {_NOT_ALLOWED[code]}" if code in _NOT_ALLOWED else said
+        kind = StoreUnavailableError if code in _PASSING else StoreError
+        raise kind(f"while {doing}: {problem} (code {code})") from error
     except PyMongoError as error:
         raise StoreError(f"while {doing}: {error}") from error

@@ -19,6 +19,7 @@ from flagkit.errors import (
     VersionConflictError,
 )
 from flagkit.model import EVERYWHERE, Flag, Rollout, Serve, decode, encode
+from flagkit.model.decoding import bare_weights
 from flagkit.model.flags import State
 from flagkit.model.rollouts import allocate
 
@@ -108,13 +109,13 @@ class SetRollout(Operation, frozen=True, tag="set_rollout", kw_only=True):
                     f"It has: {', '.join(names)}",
                 )
             part = rules[names.index(self.rule)]
+        weights = self.weights
+        if not isinstance(weights, dict):
+            weights = bare_weights(weights, flag.variants, "weights")
         kept = part.pop("rollout", {})
         part.pop("serve", None)
-        if isinstance(self.weights, dict):
-            part["rollout"] = {name: kept[name] for name in ("by", "salt") if name in kept}
-            part["rollout"]["weights"] = self.weights
-        else:
-            part["rollout"] = self.weights
+        part["rollout"] = {name: kept[name] for name in ("by", "salt") if name in kept}
+        part["rollout"]["weights"] = weights
         update = Update(key=self.key, region=self.region, policy=document)
         return update.next(before, history)
 

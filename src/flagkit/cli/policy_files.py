@@ -1,0 +1,229 @@
+"""Policy files: YAML or JSON on disk, read into checked flags; a fault is named by file and line.
+
+A file is a mapping with one field, `flags`, the list of policy documents. It is read as YAML 1.2,
+of which JSON is a part: on, off, yes and no are strings. Tags, aliases and merge keys are refused:
+each flag says all of itself.
+"""
+
+import re
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from flagkit.errors import ConfigurationError, InvalidDocumentError
+from flagkit.model import EVERYWHERE, Flag, decode
+from flagkit.model.values import join
+
+_Node: TypeAlias = Any
+"""A node of ruamel.yaml, which is untyped: `id` is mapping, sequence or scalar."""
+
+_TAG = "tag:yaml.org,2002:"
+_PLAIN = ("null", "bool", "int", "float", "str")
+
+
+class Policy(NamedTuple):
+    """One flag of a policy file: its document as written, and the flag that it decodes to."""
+
+    document: dict[str, Any]
+    flag: Flag
+
+
+class PolicyFile:
+    """The flags of a policy file, in its order, each of them valid by itself.
+
+    Args:
+        path: Where the file is; errors name it as given.
+        environment: What the flags' own `environment` must be, where they have one.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+        InvalidDocumentError: it is no policy file, or a flag in it is not valid; `subject` begins
+            with `file:line`.
+    """
+
+    def __init__(self, path: Path, environment: str | None = None) -> None:
+        self.path = path
+        self.policies: list[Policy] = []
+        self._nodes: list[_Node] = []
+        lines: dict[tuple[str, str], int] = {}
+        for i, (node, document) in enumerate(_flags(path)):
+            try:
+                flag = decode(document, environment=environment)
+            except InvalidDocumentError as error:
+                raise _located(error, path, node, _named(document) or f"flags[{i}]") from None
+            name, line = (flag.region, flag.key), _line(node)
+            if name in lines:
+                where = "" if flag.region == EVERYWHERE else f" for region {flag.region}"
+                raise InvalidDocumentError(
+                    "key",
+                    f"is in this file twice{where}, in line {lines[name]} too",
+                    "Remove one, or give it another region",
+                    subject=f"{path}:{line}: flag {flag.key!r}",
+                )
+            lines[name] = line
+            self.policies.append(Policy(document, flag))
+            self._nodes.append(node)
+
+    @contextmanager
+    def locating(self) -> Generator[None]:
+        """Name file and line in an InvalidDocumentError of the block that is about a flag here."""
+        try:
+            yield
+        except InvalidDocumentError as error:
+            for policy, node in zip(self.policies, self._nodes, strict=True):
+                if error.subject == f"flag {policy.flag.key!r}":
+                    raise _located(error, self.path, node, error.subject) from error
+            raise
+
+
+def _named(document: Any) -> str:
+    """Return what an error calls the flag of a document; nothing where it has no key."""
+    return f"flag {document['key']!r}" if isinstance(document, dict) and "key" in document else ""
+
+
+def _flags(path: Path) -> Iterator[tuple[_Node, Any]]:
+    """Yield the members of a file's list of flags: where each is written, and what it holds."""
+    root = _compose(path)
+    content: dict[Any, Any] = {}
+    if root is not None and root.id == "mapping":
+        content = _Reading(path).value(root)
+    if "flags" not in content:
+        raise InvalidDocumentError(
+            "flags",
+            "is missing",
+            "Write `flags:`, and below it the flags, each beginning with `- key:`",
+            subject=str(path),
+        )
+    for label, key, child in _children(root):
+        subject = f"{path}:{_line(key)}"
+        if label != "flags":
+            raise InvalidDocumentError(
+                label, "is not a known field", "A policy file has one: flags", subject=subject
+            )
+        if child.id != "sequence":
+            raise InvalidDocumentError(
+                label, "is not a list", "Begin each flag with `- key:`", subject=subject
+            )
+        yield from zip(child.value, content["flags"], strict=True)
+
+
+def _compose(path: Path) -> _Node:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        return YAML(typ="safe", pure=True).compose(text)  # pyright: ignore[reportUnknownMemberType]
+    except OSError as error:
+        raise ConfigurationError(
+            f"the policy file {path} cannot be read: {error.strerror}"
+        ) from error
+    except (YAMLError, UnicodeDecodeError, RecursionError) as error:
+        where, problem = str(path), str(error).partition("\n")[0]
+        if isinstance(error, RecursionError):
+            problem = "it is nested too deep"
+        if isinstance(error, MarkedYAMLError):
+            fault: Any = error
+            where += f":{fault.problem_mark.line + 1}" if fault.problem_mark else ""
+            problem = ", ".join(filter(None, (fault.context, fault.problem)))
+        raise InvalidDocumentError(
+            "", f"is not YAML: {problem}", "Mend it and try again", subject=where
+        ) from error
+
+
+class _Reading:
+    """The step from nodes to values; refuses what has two meanings."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: set[int] = set()
+        self._constructor: Any = YAML(typ="safe", pure=True).constructor
+
+    def value(self, node: _Node, path: str = "") -> Any:
+        """Return what a node says, in plain types."""
+        if id(node) in self._seen:
+            raise self._refused(node, path, "is an alias", "Write it out: each flag says it all")
+        self._seen.add(id(node))
+        tag = node.tag.removeprefix(_TAG)
+        match node.id, tag:
+            case "mapping", "map":
+                return self._mapping(node, path)
+            case "sequence", "seq":
+                return [self.value(item, f"{path}[{i}]") for i, item in enumerate(node.value)]
+            case "scalar", "timestamp":
+                return self._date(node, path)
+            case "scalar", _ if tag in _PLAIN:
+                return self._scalar(node, path, tag)
+            case _:
+                problem = f"has the tag {tag}, which means nothing here"
+                raise self._refused(node, path, problem, "Remove it, or quote the value")
+
+    def _mapping(self, node: _Node, path: str) -> dict[Any, Any]:
+        found: dict[Any, Any] = {}
+        for key_node, child in node.value:
+            if key_node.id != "scalar":
+                problem = "has a list or mapping as a key"
+                raise self._refused(key_node, path, problem, "Use a string as the key")
+            key = self.value(key_node, path)
+            if key in found:
+                problem = "is there twice, and only one could count"
+                raise self._refused(key_node, join(path, key), problem, "Remove one of them")
+            found[key] = self.value(child, join(path, key))
+        return found
+
+    def _date(self, node: _Node, path: str) -> datetime:
+        try:
+            return datetime.fromisoformat(node.value)
+        except ValueError:
+            problem = f"{node.value!r} is no date"
+            remedy = "Write it like 2026-12-01T08:00:00Z"
+            raise self._refused(node, path, problem, remedy) from None
+
+    def _scalar(self, node: _Node, path: str, tag: str) -> Any:
+        try:
+            value = self._constructor.construct_object(node)
+        except (ValueError, KeyError):
+            problem = f"{node.value!r} is no {tag}"
+            raise self._refused(node, path, problem, "Remove the tag") from None
+        if isinstance(value, str):
+            # JSON escapes a character beyond U+FFFF as two, which YAML leaves as two.
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+        return value
+
+    def _refused(self, node: _Node, path: str, problem: str, remedy: str) -> InvalidDocumentError:
+        return InvalidDocumentError(path, problem, remedy, subject=f"{self._path}:{_line(node)}")
+
+
+def _located(
+    error: InvalidDocumentError, path: Path, node: _Node, subject: str
+) -> InvalidDocumentError:
+    return error.about(f"{path}:{_line(node, error.path)}: {subject}")
+
+
+def _line(node: _Node, path: str = "") -> int:
+    """Return the line, from 1, of what stands at a path below a node, or as near as there is."""
+    mark = node
+    while path:
+        reached = [
+            (label, at, child)
+            for label, at, child in _children(node)
+            if re.match(rf"{re.escape(label)}(?=$|[.\[])", path)
+        ]
+        if not reached:
+            break
+        # The names themselves may have dots: the longest is meant.
+        label, mark, node = max(reached, key=lambda found: len(found[0]))
+        path = path[len(label) :].removeprefix(".")
+    return int(mark.start_mark.line) + 1
+
+
+def _children(node: _Node) -> Iterator[tuple[str, _Node, _Node]]:
+    """Yield how a path names each child of a node, the node where it begins, and itself."""
+    if node.id == "mapping":
+        for key, child in node.value:
+            yield str(key.value), key, child
+    elif node.id == "sequence":
+        for i, child in enumerate(node.value):
+            yield f"[{i}]", child, child

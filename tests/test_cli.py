@@ -1,0 +1,404 @@
+"""The `flagkit` command, as a process of its own, and the reading of policy files."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+import flagkit
+from flagkit import Context
+from flagkit.cli.policy_files import PolicyFile
+from flagkit.cli.population import users
+from flagkit.errors import BrokenReferenceError, ConfigurationError, InvalidDocumentError
+from flagkit.model import decode
+from flagkit.testing import client_from
+
+SHOP = Path(__file__).parents[1] / "examples" / "shop" / "flags.yaml"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "200"}
+SERVER = re.compile(r"process (\d+) on port \d+, with its data in (\S+),")
+WITHOUT = """
+import sys
+missing = sys.argv[1]
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+from flagkit.cli import main
+sys.argv[1:] = ["--version"]
+main()
+"""
+
+Write = Callable[[str], Path]
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flagkit.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+        env=ENVIRONMENT | environment,
+    )
+
+
+def assert_one_sentence(result: subprocess.CompletedProcess[str], code: int = 1) -> str:
+    assert result.returncode == code, result
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(text: str) -> Path:
+        path = tmp_path / "flags.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def refused(path: Path, environment: str | None = None) -> str:
+    with pytest.raises(InvalidDocumentError) as caught:
+        PolicyFile(path, environment)
+    return str(caught.value).removeprefix(f"{path.parent}/")
+
+
+# The command
+
+
+def test_help_names_the_commands() -> None:
+    result = run("--help")
+    assert result.returncode == 0
+    assert "demo" in result.stdout
+    assert "--file" in run("demo", "--help").stdout
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert (result.returncode, result.stdout) == (0, f"flagkit, version {flagkit.__version__}\n")
+
+
+def test_wrong_usage_exits_with_2() -> None:
+    assert run("dema").returncode == 2
+    assert run("demo", "--fiel", "x").returncode == 2
+
+
+@pytest.mark.parametrize("missing", ["click", "rich", "ruamel"])
+def test_a_missing_extra_is_one_sentence(missing: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT, missing],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=ENVIRONMENT,
+    )
+    assert f"needs {missing}" in assert_one_sentence(result)
+    assert "pip install -e '.[cli]'" in result.stderr
+    assert "pip install flagkit " not in result.stderr
+
+
+# The demo
+
+
+@pytest.mark.mongo
+@pytest.mark.timeout(60)
+def test_demo_shows_the_loop_and_leaves_nothing_running() -> None:
+    start = datetime.now(UTC)
+    result = run("demo")
+    seconds = (datetime.now(UTC) - start).total_seconds()
+    assert (result.returncode, result.stderr) == (0, ""), result
+    assert seconds < 20
+    server = SERVER.search(result.stdout)
+    assert server
+    assert not Path("/proc", server[1]).exists()
+    assert not Path(server[2]).exists()
+
+    output = " ".join(result.stdout.split())
+    assert "flags.yaml has 13 flag documents" in output
+    assert re.search(r"120,000 evaluations, [\d,]+ a second", output)
+    assert "checkout.express-pay goes from 10 % to 50 %" in output
+    assert re.search(r" 3 50 % 5,011 \+2,512 0 \d+\.\d ms \d+\.\d ms ", output)
+    assert "4,014 users came in, 0 were taken out" in output
+    assert "checkout.enabled on 10,000 off 10,000 on 10,000" in output
+    assert "and 0 answers differ from before" in output
+    assert re.search(r"rollback checkout.enabled to revision 3 [0-9a-f]{8} ", output)
+    assert "Verified: revisions 1 to 5 without a gap" in output
+
+
+@pytest.mark.mongo
+def test_demo_interrupted_leaves_nothing_running() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "flagkit.cli", "demo"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    ) as process:
+        assert process.stdout
+        server = next(found for line in process.stdout if (found := SERVER.search(line)))
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors.strip()) == (1, "Aborted!")
+    assert not Path("/proc", server[1]).exists()
+    assert not Path(server[2]).exists()
+
+
+@pytest.mark.mongo
+def test_demo_fits_80_columns_without_a_terminal() -> None:
+    result = run("demo", COLUMNS="80", PYTHONIOENCODING="ascii")
+    assert result.returncode == 0, result
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "\x1b" not in result.stdout
+
+
+@pytest.mark.mongo
+def test_demo_takes_any_policy_file(write: Write) -> None:
+    path = write("flags: [{key: shop.greeting, variants: {a: Hi}, fallthrough: {serve: a}}]")
+    result = run("demo", "--file", str(path))
+    assert (result.returncode, result.stderr) == (0, ""), result
+    assert result.stdout.count("left out") == 2
+    assert "Verified: revisions 1 to 1 without a gap" in result.stdout
+
+
+@pytest.mark.mongo
+def test_demo_names_the_place_of_a_broken_reference(write: Write) -> None:
+    path = write("""
+flags:
+  - key: shop.sale
+    variants: {on: true, off: false}
+    prerequisites:
+      - {flag: shop.enabled, variants: [on]}
+    fallthrough: {serve: on}
+""")
+    error = assert_one_sentence(run("demo", "--file", str(path)))
+    assert f"{path}:6: flag 'shop.sale': prerequisites[0].flag: 'shop.enabled' does not" in error
+
+
+def test_demo_without_its_file_is_one_sentence() -> None:
+    error = assert_one_sentence(run("demo", "--file", "/nonexistent/flags.yaml"))
+    assert "/nonexistent/flags.yaml cannot be read: No such file" in error
+
+
+def test_demo_with_a_bad_flag_names_file_line_and_path(write: Write) -> None:
+    path = write(SHOP.read_text().replace("$lt: 120", "$less: 120"))
+    line = SHOP.read_text().partition("$lt: 120")[0].count("\n") + 1
+    error = assert_one_sentence(run("demo", "--file", str(path)))
+    assert f"{path}:{line}: flag 'checkout.invoice': rules[1].when.age.$less: unknown" in error
+
+
+def test_demo_without_flags_for_its_region_is_one_sentence(write: Write) -> None:
+    assert "no flags for region" in assert_one_sentence(
+        run("demo", "--file", str(write("flags: []")))
+    )
+
+
+def test_demo_without_mongod_is_one_sentence() -> None:
+    result = run("demo", FLAGKIT_MONGOD="/nonexistent/mongod")
+    assert "FLAGKIT_MONGOD is /nonexistent/mongod" in assert_one_sentence(result)
+
+
+# The example
+
+
+def test_the_users_of_the_demo_are_always_the_same() -> None:
+    first = users(1)[0]
+    assert users(3)[0].attributes == first.attributes
+    assert first.attributes == {
+        "targeting_key": "u-00000",
+        "country": "DE",
+        "city": "Berlin",
+        "plan": "free",
+        "staff": False,
+        "email": "u-00000@mail.example",
+        "age": 44,
+        "orders": 5,
+        "app_build": 2569,
+    }
+
+
+def test_every_flag_of_the_example_shop_decodes_and_says_whose_it_is() -> None:
+    policies = PolicyFile(SHOP, "production").policies
+    assert len({policy.flag.key for policy in policies}) == 12
+    assert {policy.flag.type for policy in policies} == {
+        "boolean",
+        "string",
+        "integer",
+        "float",
+        "object",
+    }
+    for policy in policies:
+        assert policy.flag == decode(policy.document)
+        assert {"owner", "description"} <= policy.flag.metadata.keys()
+        assert policy.flag.off is not None
+
+
+@pytest.mark.parametrize(
+    ("key", "attributes", "variant"),
+    [
+        ("checkout.invoice", {"country": "AT", "age": 18, "orders": 3}, "on"),
+        ("checkout.invoice", {"country": "AT", "age": 18, "plan": "business"}, "on"),
+        ("checkout.invoice", {"country": "AT", "age": 17, "orders": 3}, "off"),
+        ("checkout.invoice", {"country": "AT", "age": 18, "orders": 3, "risk": "high"}, "off"),
+        ("checkout.invoice", {"country": "AT", "orders": 3}, "off"),
+        ("cart.items-max", {"plan": "business"}, "business"),
+        ("cart.free-shipping", {"plan": "plus"}, "member"),
+        ("cart.free-shipping", {"plan": "plus", "country": "CH"}, "swiss"),
+        ("search.similar-items", {"staff": True}, "on"),
+        ("delivery.same-day", {"city": "Paris"}, "on"),
+        ("account.team-carts", {"app_build": 2400}, "off"),
+        ("support.live-chat", {"orders": 1}, "off"),
+    ],
+)
+def test_the_example_shop_means_what_its_comments_say(
+    key: str, attributes: dict[str, Any], variant: str
+) -> None:
+    client = client_from(_shop(), region="eu-west-1")
+    assert client.evaluate(key, Context("u-1", attributes)).variant == variant
+
+
+def test_the_region_and_the_clock_decide_in_the_example_shop() -> None:
+    paris = {"city": "Paris"}
+    assert (
+        client_from(_shop(), region="us-east-1").evaluate("delivery.same-day", paris).variant
+        == "off"
+    )
+    midnight = datetime(2026, 11, 27, tzinfo=timezone(timedelta(hours=1)))
+    for now, plan, on in [
+        (midnight - timedelta(seconds=1), "free", False),
+        (midnight - timedelta(seconds=1), "plus", True),
+        (midnight, "free", True),
+        (midnight + timedelta(days=4), "plus", False),
+    ]:
+        client = client_from(_shop(), now=now)
+        assert client.is_enabled("sale.black-friday", {"plan": plan}) is on
+
+
+def _shop() -> list[dict[str, Any]]:
+    return [policy.document for policy in PolicyFile(SHOP).policies]
+
+
+# Policy files
+
+
+def test_yaml_1_2_json_and_dates_are_read(write: Write) -> None:
+    path = write("""\ufeff
+flags:
+  - key: shop.sale
+    variants: {on: true, off: false, yes: true}
+    rules:
+      - name: new
+        when: {since: {$gte: 2026-12-01T08:00:00Z}, version: 1_0}
+        serve: on
+    fallthrough: {serve: off}
+""")
+    document = PolicyFile(path).policies[0].document
+    assert list(document["variants"]) == ["on", "off", "yes"]
+    assert document["rules"][0]["when"]["since"] == {"$gte": datetime(2026, 12, 1, 8, tzinfo=UTC)}
+    path = write(
+        '{\n\t"flags": [\n\t\t{"key": "a", "variants": {"x": "\\ud83d\\ude00 \\n\\u00e9"},'
+        ' "fallthrough": {"serve": "x"}}\n\t]\n}'
+    )
+    assert PolicyFile(path).policies[0].flag.variants == {"x": "😀 \né"}
+
+
+def test_plain_yaml_readers_see_the_same_document() -> None:
+    assert YAML(typ="safe", pure=True).load(SHOP)["flags"] == _shop()
+
+
+FLAG = "flags:\n- key: a.b\n  variants: {x: 1, y: 2}\n  fallthrough: {serve: x}\n"
+AGAIN = FLAG.removeprefix("flags:\n")
+RULE = """  rules:
+  - name: r
+    when:
+      a.b: 1
+      a.c:
+        $in: [1,
+          {$gt: 1}]
+    serve: x
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        # files that are no policy files
+        ("", ": flags: is missing"),
+        ("- key: a", ": flags: is missing"),
+        ("flags:", ":1: flags: is not a list"),
+        ("\nflags: {key: a}", ":2: flags: is not a list"),
+        ("flags: []\nflag: []", ":2: flag: is not a known field"),
+        ("flags: [", ":1: document: is not YAML: while parsing a flow node"),
+        ("flags:\n\t- a", ":2: document: is not YAML: while scanning for the next token"),
+        ("flags: []\n---\nflags: []", ":2: document: is not YAML: expected a single"),
+        ("flags: \x01", ": document: is not YAML: unacceptable character"),
+        ("flags: " + "[" * 900, ": document: is not YAML: it is nested too deep"),
+        # what has two meanings, or none
+        ("flags:\n- key: a\n  key: b", ":3: flags[0].key: is there twice"),
+        ("flags: []\nflags: []", ":2: flags: is there twice"),
+        ("flags: [{1: a, 1: b}]", ":1: flags[0].1: is there twice"),
+        ("flags:\n- &a {key: a}\n- *a", ":2: flags[1]: is an alias"),
+        ("flags: &a [*a]", ":1: flags[0]: is an alias"),
+        ("flags:\n- <<: {key: a}", ":2: flags[0]: has the tag merge"),
+        ("flags:\n- {? [a]: b}", ":2: flags[0]: has a list or mapping as a key"),
+        ("flags:\n- !flag {key: a}", ":2: flags[0]: has the tag !flag"),
+        ("flags:\n- {key: !!binary aGk=}", ":2: flags[0].key: has the tag binary"),
+        ("flags:\n- {key: !!int five}", ":2: flags[0].key: 'five' is no int"),
+        ("flags:\n- {key: !!bool maybe}", ":2: flags[0].key: 'maybe' is no bool"),
+        ("flags:\n- {expires: 2026-13-01}", ":2: flags[0].expires: '2026-13-01' is no date"),
+        # flags that the model refuses
+        ("flags:\n\n- on", ":3: flags[0]: document: is not a document"),
+        ("flags:\n- variants: {}", ":2: flags[0]: document: Object missing required"),
+        (FLAG.replace("a.b", "A b"), ":2: flag 'A b': key: 'A b' is not a flag key"),
+        (FLAG.replace("x: 1", "1: 1"), ":3: flag 'a.b': variants: has the key 1, which is not"),
+        (FLAG + "  stat: x", ":5: flag 'a.b': stat: is not a known field"),
+        (FLAG + "  expires: 2026-12-01", ":5: flag 'a.b': expires: is the date 2026-12-01T00"),
+        (FLAG + RULE, ":11: flag 'a.b': rules[0].when.a.c.$in[1]: is an operator"),
+        (FLAG + AGAIN, ":5: flag 'a.b': key: is in this file twice, in line 2 too"),
+        (
+            FLAG + "  region: eu\n" + AGAIN + AGAIN + "  region: eu",
+            ":9: flag 'a.b': key: is in this file twice for region eu, in line 2 too",
+        ),
+    ],
+)
+def test_a_fault_is_named_by_file_line_and_path(write: Write, text: str, message: str) -> None:
+    assert refused(write(text)).startswith(f"flags.yaml{message}")
+
+
+def test_a_flag_for_another_environment_is_refused(write: Write) -> None:
+    path = write(f"{FLAG}  environment: staging")
+    assert PolicyFile(path, "staging").policies
+    assert refused(path, "production").startswith("flags.yaml:5: flag 'a.b': environment: is 'stag")
+
+
+def test_bytes_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "flags.yaml"
+    path.write_bytes(b"flags: \xff")
+    assert "is not YAML: 'utf-8' codec can't decode byte 0xff" in refused(path)
+
+
+def test_a_folder_is_no_policy_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be read: Is a directory"):
+        PolicyFile(tmp_path)
+
+
+def test_errors_of_the_writer_are_located(write: Write) -> None:
+    file = PolicyFile(write(f"{FLAG}  prerequisites: [{{flag: c, variants: [x]}}]"))
+    fault = BrokenReferenceError("prerequisites[0].flag", "'c' does not exist", "Create it")
+    with (
+        pytest.raises(BrokenReferenceError, match=r"flags\.yaml:5: flag 'a.b': prereq"),
+        file.locating(),
+    ):
+        raise fault.about("flag 'a.b'")
+    with pytest.raises(BrokenReferenceError, match=r"^flag 'other': prereq"), file.locating():
+        raise fault.about("flag 'other'")
