@@ -360,7 +360,7 @@ RULE = """  rules:
         ("flags:\n\n- on", ":3: flags[0]: document: is not a document"),
         ("flags:\n- variants: {}", ":2: flags[0]: document: Object missing required"),
         (FLAG.replace("a.b", "A b"), ":2: flag 'A b': key: 'A b' is not a flag key"),
-        (FLAG.replace("x: 1", "1: 1"), ":3: flag 'a.b': variants: has the key 1, which is not"),
+        (FLAG.replace("x: 1", "1: 1"), ":3: flag 'a.b': variants: has a key of the type int"),
         (FLAG + "  stat: x", ":5: flag 'a.b': stat: is not a known field"),
         (FLAG + "  expires: 2026-12-01", ":5: flag 'a.b': expires: is the date 2026-12-01T00"),
         (FLAG + RULE, ":11: flag 'a.b': rules[0].when.a.c.$in[1]: is an operator"),

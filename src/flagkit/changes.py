@@ -108,6 +108,7 @@ class Change(Struct, frozen=True):
             and self.tip.epoch == tip.epoch
             and self.tip.revision == tip.revision + 1
             and self.previous_hash == tip.hash
+            and all(flag.before or flag.after for flag in self.flags)
             and self.tip.digests == advance(tip.digests, self.flags)
             and self.tip.hash == self._recomputed()
         )

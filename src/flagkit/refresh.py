@@ -168,10 +168,11 @@ class Refresher:
             self._apply(changes)
         except HistoryLostError as error:
             return self._back_off(error)
-        self._failure_count = 0
         return self._watch()
 
     def _arrived(self, changes: Sequence[Change]) -> Action:
+        # Not before: a stream that breaks whenever it is opened must be backed off from, too.
+        self._failure_count = 0
         snapshot = self._held()
         news = [change for change in changes if not _known(change, snapshot.tip)]
         try:

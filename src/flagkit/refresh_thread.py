@@ -35,6 +35,7 @@ from flagkit.snapshot import Snapshot
 _log = logging.getLogger("flagkit.refresh")
 
 CANCEL_AGAIN_SECONDS = 0.02
+OPEN_AGAIN_SECONDS = 5.0
 
 Publish: TypeAlias = Callable[[Snapshot, "Sequence[Change] | None"], None]
 """Takes a new snapshot, and the changes that led to it from the last one: None for a new base."""
@@ -76,7 +77,7 @@ class RefreshThread:
             self._loop.close()
 
     async def _run(self) -> None:
-        source = self._open_source()
+        source = await self._opened()
         try:
             action = self._refresher.start()
             while True:
@@ -86,6 +87,14 @@ class RefreshThread:
         finally:
             self._obeying = False
             await source.close()
+
+    async def _opened(self) -> Source:
+        while True:
+            try:
+                return self._open_source()
+            except FlagkitError as error:
+                self._note(error)
+                await asyncio.sleep(OPEN_AGAIN_SECONDS)
 
     def _cancel(self) -> None:
         """Cancel what is being obeyed, again and again until it ends."""

@@ -27,6 +27,7 @@ from flagkit.changes import (
 from flagkit.client import Client
 from flagkit.errors import (
     FlagkitError,
+    FlagNotFoundError,
     HistoryLostError,
     InvalidDocumentError,
 )
@@ -119,9 +120,17 @@ class MemoryHistory:
         return self.changes[revision - 1].tip if revision else self._genesis
 
     def commit(self, *documents: Mapping[str, Any], delete: Sequence[FlagId] = ()) -> Change:
-        """Add a revision that creates or updates flags, and deletes some by (region, key)."""
+        """Add a revision that creates or updates flags, and deletes some by (region, key).
+
+        Raises:
+            InvalidDocumentError: a document is not valid.
+            FlagNotFoundError: a flag to delete is not there.
+        """
         with self._lock:
             held = self.states_at(self.tip)
+            for flag in delete:
+                if flag not in held:
+                    raise FlagNotFoundError(f"there is no flag {flag[1]!r} in region {flag[0]}")
             after: dict[FlagId, FlagState | None] = dict.fromkeys(delete)
             for document in documents:
                 state = initial_state(document)

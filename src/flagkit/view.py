@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from typing import TypeAlias
 
+import msgspec
 from msgspec import Struct
 
 from flagkit.changes import Change
@@ -100,7 +101,7 @@ class View:
             chain = (*asked_by, key)
             needed = [self._prerequisite(item.flag, chain) for item in flag.prerequisites]
             evaluator = compile_flag(flag, needed, self._now)
-        except FlagkitError as error:
+        except (FlagkitError, msgspec.DecodeError) as error:
             # One bad flag answers the caller's default; the others live.
             _log.warning("%s answers callers' defaults: %s", key, error)
             evaluator = failed(ErrorCode.PARSE_ERROR, str(error))

@@ -5,6 +5,7 @@ with several processes no seed can repeat.
 """
 
 import argparse
+import contextlib
 import random
 import sys
 from pathlib import Path
@@ -25,11 +26,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}")
-    with EmbeddedMongo() as server:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(EmbeddedMongo())
+        lines = stack.enter_context(arguments.json.open("w")) if arguments.json else None
         results = SOAKS[arguments.name](server.uri, arguments.seconds, arguments.seed)
-    if arguments.json is None:
-        return 0 if report(results) else 1
-    with arguments.json.open("w") as lines:
         return 0 if report(results, lines) else 1
 
 

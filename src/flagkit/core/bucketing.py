@@ -47,7 +47,7 @@ def key_of(value: object) -> str | None:
     Non-empty strings are themselves and integers their decimal form; nothing else names anyone.
     """
     if isinstance(value, str):
-        return str(value) or None
+        return str.__str__(value) or None
     if isinstance(value, int) and not isinstance(value, bool):
         return str(int(value))
     return None

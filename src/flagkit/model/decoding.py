@@ -104,7 +104,8 @@ def decode(document: object, *, environment: str | None = None) -> Flag:
 def _subject(document: object) -> str:
     if not isinstance(document, Mapping):
         return ""
-    return f"flag {cast('Mapping[object, object]', document).get('key')!r}"
+    key = cast("Mapping[object, object]", document).get("key")
+    return f"flag {key!r}" if isinstance(key, str) else ""
 
 
 def _fields(document: object) -> dict[str, Value]:
@@ -158,12 +159,14 @@ def _convert(values: dict[str, Value]) -> _FlagDocument:
     try:
         return msgspec.convert(values, _FlagDocument)
     except msgspec.ValidationError as error:
-        problem, _, place = str(error).partition(" - at `$")
-        raise _located(problem, place.rstrip("`").lstrip(".")) from None
+        raise _located(str(error)) from None
 
 
-def _located(problem: str, path: str) -> InvalidDocumentError:
-    found = re.fullmatch(r"Object contains unknown field `(.*)`", problem)
+def _located(message: str) -> InvalidDocumentError:
+    # The place is the last one named: what is quoted before it may hold anything.
+    parts = re.fullmatch(r"(.*) - at `\$\.?(.*)`", message, re.DOTALL)
+    problem, path = parts.groups() if parts else (message, "")
+    found = re.fullmatch(r"Object contains unknown field `(.*)`", problem, re.DOTALL)
     if found is None:
         states = f"Use one of: {', '.join(get_args(State))}" if path == "state" else ""
         return InvalidDocumentError(
@@ -364,6 +367,8 @@ def _rollout(wire: _RolloutDocument, path: str, key: str, variants: dict[str, Va
     if wire.intervals is not None:
         intervals = tuple(wire.intervals)
         _check_intervals(intervals, weights, f"{path}.intervals")
+    if wire.salt == "":
+        raise InvalidDocumentError(f"{path}.salt", "is empty", "Leave it out for the flag's key")
     return Rollout(by, wire.salt or key, weights, intervals)
 
 

@@ -5,7 +5,7 @@ sees the whole environment.
 """
 
 import math
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Literal, TypeAlias
 
 from msgspec import Struct
@@ -17,6 +17,7 @@ from flagkit.model.values import Value
 State: TypeAlias = Literal["active", "paused", "archived"]
 VariantType: TypeAlias = Literal["boolean", "string", "integer", "float", "object"]
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 EVERYWHERE = "*"
 TARGETING_KEY = "targeting_key"
 
@@ -113,7 +114,7 @@ def _encode_window(window: Window | None) -> dict[str, Value]:
     ends = {"from": window.start, "until": window.end}
     return {
         "during": {
-            name: datetime.fromtimestamp(end, UTC)
+            name: _EPOCH + timedelta(milliseconds=round(end * 1000))
             for name, end in ends.items()
             if math.isfinite(end)
         }

@@ -65,14 +65,14 @@ def text(value: str, path: str) -> str:
         raise InvalidDocumentError(
             path, "holds a lone surrogate, which is no character", "Remove or replace it"
         ) from None
-    return str(value)
+    return str.__str__(value)
 
 
 def name(key: object, path: str) -> str:
     """Return `key` as the name of a field."""
     if not isinstance(key, str):
         raise InvalidDocumentError(
-            path, f"has the key {key!r}, which is not a string", f'Quote it: "{key}"'
+            path, f"has a key of the type {type(key).__name__}", 'Quote it, as in "1"'
         )
     if "\0" in key:
         raise InvalidDocumentError(path, "has a key with a NUL character", "Remove the character")
@@ -81,14 +81,19 @@ def name(key: object, path: str) -> str:
 
 def milliseconds(value: datetime, path: str) -> datetime:
     """Return `value` in UTC, floored to the millisecond, as BSON keeps dates."""
-    if value.tzinfo is None:
+    if value.utcoffset() is None:
         raise InvalidDocumentError(
             path,
             f"is the date {value.isoformat()} without a time zone",
             f"Write the zone, as in {value.isoformat()}Z",
         )
-    value = value.astimezone(UTC)
-    return value.replace(microsecond=value.microsecond // 1000 * 1000)
+    try:
+        value = value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidDocumentError(
+            path, f"is {value.isoformat()}, which UTC cannot say", "Use the years 1 to 9999"
+        ) from None
+    return value.replace(microsecond=value.microsecond // 1000 * 1000, fold=0)
 
 
 def join(path: str, field: object) -> str:

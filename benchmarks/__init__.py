@@ -1,0 +1,8 @@
+"""Benchmarks: what flagkit costs, each figure beside its floor from the same run.
+
+    python -m benchmarks [evaluate|refresh|import|all ...] [--quick] [--json FILE]
+
+One module for each benchmark; `report` holds what they share. A benchmark is a function of `quick`
+that yields results. Machines are noisy, so bounds are on ratios and percentiles of one run, and a
+missed one is measured again before it counts.
+"""

@@ -1,0 +1,59 @@
+"""The command: run benchmarks, print a table, and fail where a bound is missed."""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from benchmarks import evaluate, imports, refresh
+from benchmarks.report import Result, report
+from flagkit.errors import FlagkitError
+
+Benchmark: TypeAlias = Callable[[bool], Iterator[Result]]
+"""Takes whether to be quick, and measures as results are asked for."""
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "evaluate": evaluate.run,
+    "refresh": refresh.run,
+    "import": imports.run,
+}
+
+
+def main(
+    arguments: Sequence[str] | None = None, benchmarks: Mapping[str, Benchmark] = BENCHMARKS
+) -> int:
+    """Run the benchmarks asked for.
+
+    Returns:
+        The exit code: 0 if all bounds are kept, 1 if one is missed or a part could not run.
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="benchmark",
+        choices=[*benchmarks, "all"],
+        default="all",
+        help=f"{', '.join(benchmarks)} or all, which is what none means",
+    )
+    parser.add_argument("--quick", action="store_true", help="measure less often, for CI")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write results as JSON lines")
+    options = parser.parse_args(arguments)
+    names = list(benchmarks) if "all" in options.names else options.names
+    with contextlib.ExitStack() as stack:
+        lines = stack.enter_context(options.json.open("w")) if options.json else None
+        results = (result for name in names for result in benchmarks[name](options.quick))
+        try:
+            good = report(results, lines)
+        except FlagkitError as error:
+            print(f"could not go on: {error}", file=sys.stderr)
+            return 1
+    if not good:
+        print("a bound was missed", file=sys.stderr)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Import: what `import flagkit` costs, in fresh processes and without the interpreter's own start.
+
+The floor is an import of just those modules of the core packages that flagkit loads. The time that
+a process spends waiting for a processor, which others have, is told apart where the system counts
+it (/proc/self/schedstat), and is no part of what is bound.
+"""
+
+import os
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from benchmarks.report import Result, measured
+
+BOUND_MILLISECONDS: Final = 60.0
+SLOWEST_COUNT: Final = 6
+PACKAGES: Final = ("pymongo", "bson", "msgspec", "cachetools", "xxhash", "opentelemetry")
+
+_TIME = """
+from time import perf_counter
+def waited():
+    try:
+        with open("/proc/self/schedstat") as file:
+            return int(file.read().split()[1]) / 1e9
+    except OSError:
+        return 0.0
+before = waited()
+start = perf_counter()
+import {}
+elapsed = perf_counter() - start
+print(elapsed * 1000, (elapsed - waited() + before) * 1000)
+"""
+_LOADED = "import sys, flagkit; print(*sys.modules)"
+_IMPORT_TIME = re.compile(r"import time: +(\d+) \| +(\d+) \| +(\S+)")
+
+
+def run(quick: bool) -> Iterator[Result]:  # noqa: FBT001 - the form of all benchmarks
+    """Measure the import."""
+    # Also writes what is to be written into the caches of bytecode.
+    packages = [name for name in _python(_LOADED).split() if name.partition(".")[0] in PACKAGES]
+    yield from measured(lambda: _measure(packages, 5 if quick else 15))
+    for name, milliseconds in slowest(_python("import flagkit", "-X", "importtime")):
+        yield Result(benchmark="import", case=f"of it {name} itself", value=milliseconds, unit="ms")
+
+
+def slowest(report: str) -> list[tuple[str, float]]:
+    """Return the modules that took longest by themselves, in ms, from what -X importtime prints."""
+    found = [(match[3], int(match[1]) / 1000) for match in _IMPORT_TIME.finditer(report)]
+    started = next((i for i, (name, _) in enumerate(found) if name == "site"), -1)
+    return sorted(found[started + 1 :], key=lambda item: -item[1])[:SLOWEST_COUNT]
+
+
+def _measure(packages: Sequence[str], round_count: int) -> list[Result]:
+    elapsed: list[float] = []
+    ours: list[float] = []
+    floor: list[float] = []
+    for _ in range(round_count):
+        with_waits, without = map(float, _python(_TIME.format("flagkit")).split())
+        elapsed.append(with_waits)
+        ours.append(without)
+        floor.append(float(_python(_TIME.format(", ".join(packages))).split()[1]))
+    ratios = [mine / theirs for mine, theirs in zip(ours, floor, strict=True)]
+    figures = [
+        ("flagkit", statistics.median(ours), "ms", BOUND_MILLISECONDS),
+        ("with waits for a processor", statistics.median(elapsed), "ms", None),
+        ("only its packages", statistics.median(floor), "ms", None),
+        ("flagkit / only its packages", statistics.median(ratios), "x", None),
+    ]
+    details: dict[str, object] = {
+        "elapsed_ms": statistics.median(elapsed),
+        "only_packages_ms": statistics.median(floor),
+        "fastest_ms": min(ours),
+        "slowest_ms": max(ours),
+        "round_count": round_count,
+        "packages": sorted({name.partition(".")[0] for name in packages}),
+    }
+    return [
+        Result(
+            benchmark="import",
+            case=case,
+            value=value,
+            unit=unit,
+            bound=bound,
+            details=details if bound is not None else {},
+        )
+        for case, value, unit, bound in figures
+    ]
+
+
+def _python(code: str, *options: str) -> str:
+    """Return what a fresh interpreter prints, to either stream."""
+    environment = dict(os.environ)
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    done = subprocess.run(  # noqa: S603 - of the code above
+        [sys.executable, *options, "-c", code],
+        env=environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return done.stdout

@@ -1,0 +1,189 @@
+"""Refresh: how long a change takes from its writer to a client in another process.
+
+A writer here commits a change, rests, and commits the next. A client in a second process notes when
+it answers by each revision; a bare change stream in a third notes when the event of the same change
+arrives, which is the floor. All read one clock, CLOCK_MONOTONIC, which processes share.
+
+The commit happens within the writer's call, and nobody outside can see when. So times are told from
+the start of the call, which is more than the truth, and from its return, which is less: the client
+may be there before the call returns. The bound is on the former.
+"""
+
+import multiprocessing
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from typing import Any, Final, Self, TypeAlias
+
+from msgspec import Struct
+from pymongo import MongoClient
+
+from benchmarks.report import Result, measured, percentile
+from flagkit.client import Client
+from flagkit.embedded import EmbeddedMongo
+from flagkit.errors import NotReadyError
+from flagkit.settings import DATABASE
+from flagkit.storage.layout import HEADS
+from flagkit.writer import Writer
+
+BOUND_MILLISECONDS: Final = 50.0
+WARM_UP_COUNT: Final = 20
+"""How many first changes are not counted."""
+REST_SECONDS_MAX: Final = 0.02
+PATIENCE_SECONDS: Final = 60.0
+
+ENVIRONMENT, KEY = "benchmark", "benchmark.refresh"
+FLAG: Final[Mapping[str, Any]] = {
+    "key": KEY,
+    "variants": {"on": True, "off": False},
+    "fallthrough": {"rollout": 0},
+}
+
+Follower: TypeAlias = Callable[[str, range, Connection], None]
+"""Takes a URI and revisions; sends None when it follows, and at the end when it saw each, in ns."""
+
+
+class Commit(Struct, frozen=True):
+    """A change as its writer saw it, in nanoseconds of the monotonic clock."""
+
+    revision: int
+    called: int
+    returned: int
+
+
+def run(quick: bool) -> Iterator[Result]:  # noqa: FBT001 - the form of all benchmarks
+    """Measure on a server of one member."""
+    with (
+        EmbeddedMongo() as server,
+        Writer(server.uri, ENVIRONMENT, actor="benchmark") as writer,
+    ):
+        writer.create_environment()
+        writer.create(FLAG)
+        yield from measured(lambda: _measure(server.uri, writer, 100 if quick else 500))
+
+
+def follow_with_client(uri: str, revisions: range, parent: Connection) -> None:
+    """Note when a client answers by each revision."""
+    seen: dict[int, int] = {}
+    with Client(uri, environment=ENVIRONMENT) as client:
+        client.wait_ready(PATIENCE_SECONDS)
+        parent.send(None)
+        for revision in revisions:
+            client.wait_for(revision, PATIENCE_SECONDS)
+            answer = client.evaluate(KEY, "user-1", default=False)
+            seen[revision] = time.monotonic_ns()
+            # The environment's first revision made the flag, and each later one changed it.
+            if answer.version < revision or answer.revision < revision:
+                raise NotReadyError(f"at revision {revision} the client answered {answer}")
+    parent.send(seen)
+
+
+def follow_with_stream(uri: str, revisions: range, parent: Connection) -> None:
+    """Note when a bare change stream brings each revision."""
+    seen: dict[int, int] = {}
+    with MongoClient[dict[str, Any]](uri) as mongo, mongo[DATABASE][HEADS].watch() as stream:
+        parent.send(None)
+        for event in stream:
+            revision = event["fullDocument"]["revision"]
+            seen[revision] = time.monotonic_ns()
+            if revision >= revisions[-1]:
+                break
+    parent.send(seen)
+
+
+def _measure(uri: str, writer: Writer, change_count: int) -> list[Result]:
+    first = writer.create_environment().revision + 1
+    revisions = range(first, first + WARM_UP_COUNT + change_count)
+    with ExitStack() as stack:
+        ready = [
+            stack.enter_context(_Process(follower, uri, revisions))
+            for follower in (follow_with_client, follow_with_stream)
+        ]
+        for process in ready:
+            process.receive()
+        commits = _write(writer, revisions)[WARM_UP_COUNT:]
+        client, stream = (process.receive() for process in ready)
+    return _results(commits, client, stream)
+
+
+def _write(writer: Writer, revisions: range) -> list[Commit]:
+    chance = random.Random(len(revisions))
+    commits: list[Commit] = []
+    for revision in revisions:
+        time.sleep(chance.uniform(0, REST_SECONDS_MAX))
+        called = time.monotonic_ns()
+        commit = writer.set_rollout(KEY, 1 + revision % 99)
+        commits.append(Commit(commit.revision, called, time.monotonic_ns()))
+    return commits
+
+
+def _results(
+    commits: Sequence[Commit], client: Mapping[int, int], stream: Mapping[int, int]
+) -> list[Result]:
+    details: dict[str, object] = {"change_count": len(commits), "member_count": 1}
+
+    def line(what: str, percent: int, values: Sequence[int], bound: float | None = None) -> Result:
+        return Result(
+            benchmark="refresh",
+            case=f"{what}, p{percent}",
+            value=percentile(values, percent) / 1e6,
+            unit="ms",
+            bound=bound,
+            details=details,
+        )
+
+    def since_call(seen: Mapping[int, int]) -> list[int]:
+        return [seen[commit.revision] - commit.called for commit in commits]
+
+    def since_return(seen: Mapping[int, int]) -> list[int]:
+        return [seen[commit.revision] - commit.returned for commit in commits]
+
+    behind = [client[commit.revision] - stream[commit.revision] for commit in commits]
+    return [
+        line("call to visible", 50, since_call(client)),
+        line("call to visible", 99, since_call(client), BOUND_MILLISECONDS),
+        line("call to a bare stream", 50, since_call(stream)),
+        line("call to a bare stream", 99, since_call(stream)),
+        line("return to visible", 50, since_return(client)),
+        line("return to visible", 99, since_return(client)),
+        line("return to a bare stream", 50, since_return(stream)),
+        line("return to a bare stream", 99, since_return(stream)),
+        line("client after a bare stream", 50, behind),
+        line("client after a bare stream", 99, behind),
+        line("the writer's call", 50, [commit.returned - commit.called for commit in commits]),
+        line("the writer's call", 99, [commit.returned - commit.called for commit in commits]),
+    ]
+
+
+class _Process:
+    """A follower in a process of its own, which ends with the block."""
+
+    def __init__(self, follower: Follower, uri: str, revisions: range) -> None:
+        spawning = multiprocessing.get_context("spawn")
+        self._connection, theirs = spawning.Pipe()
+        self._process = spawning.Process(target=follower, args=(uri, revisions, theirs))
+        self._process.start()
+        theirs.close()
+
+    def receive(self) -> Any:
+        """Return the next that it sends.
+
+        Raises:
+            NotReadyError: it fell silent, or died.
+        """
+        try:
+            if self._connection.poll(PATIENCE_SECONDS):
+                return self._connection.recv()
+        except EOFError:
+            pass
+        raise NotReadyError("a process that follows the changes sent nothing")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.join()
+        self._connection.close()

@@ -1,0 +1,150 @@
+"""Report: results, what to do about noise, and how results are printed and kept.
+
+A line of JSON stands for itself: it says on what it was measured.
+"""
+
+import functools
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TextIO
+
+import msgspec
+from msgspec import Struct
+
+import flagkit
+
+ATTEMPTS_MAX = 3
+"""How often a case is measured until it keeps its bound."""
+
+_PACKAGES = ("pymongo", "xxhash", "msgspec", "cachetools", "opentelemetry-api")
+_ROW = "{:<9} {:<38} {:>10} {:<6} {:>8}  {}"
+
+
+class Result(Struct, frozen=True, kw_only=True):
+    """One figure. It is good if it is not above its bound, or has none.
+
+    `missed` are the values of earlier attempts, which missed the bound.
+    """
+
+    benchmark: str
+    case: str
+    value: float
+    unit: str
+    bound: float | None = None
+    missed: tuple[float, ...] = ()
+    details: dict[str, object] = {}
+
+    @property
+    def ok(self) -> bool:
+        """Whether the bound is kept. Not a number keeps none."""
+        return self.bound is None or self.value <= self.bound
+
+
+def measured(measure: Callable[[], Sequence[Result]]) -> Sequence[Result]:
+    """Return what `measure` finds, from its first attempt to keep all bounds, else from its last.
+
+    A noisy neighbour spoils an attempt; what is too slow spoils all of them.
+    """
+    missed: dict[str, tuple[float, ...]] = {}
+    results = measure()
+    for _ in range(ATTEMPTS_MAX - 1):
+        if all(result.ok for result in results):
+            break
+        for result in results:
+            if not result.ok:
+                missed[result.case] = (*missed.get(result.case, ()), result.value)
+        results = measure()
+    return [
+        msgspec.structs.replace(result, missed=missed.get(result.case, ())) for result in results
+    ]
+
+
+def percentile(values: Iterable[float], percent: float) -> float:
+    """Return the value that `percent` of 100 of all values do not exceed, by nearest rank."""
+    ordered = sorted(values)
+    return ordered[max(math.ceil(percent / 100 * len(ordered)), 1) - 1]
+
+
+def report(results: Iterable[Result], lines: TextIO | None = None) -> bool:
+    """Print results as a table, each as it comes, and write them as JSON; tell if all are good."""
+    print(_ROW.format("benchmark", "case", "value", "unit", "bound", "ok").rstrip())
+    good = True
+    for result in results:
+        good = good and result.ok
+        print(row_of(result), flush=True)
+        if lines is not None:
+            lines.write(f"{line_of(result)}\n")
+            lines.flush()
+    return good
+
+
+def row_of(result: Result) -> str:
+    """Return a result as a row of the table."""
+    verdict = "" if result.bound is None else "yes" if result.ok else "NO"
+    if result.missed:
+        verdict += f" (missed before: {', '.join(map(_rounded, result.missed))})"
+    bound = "" if result.bound is None else f"{result.bound:g}"
+    row = _ROW.format(
+        result.benchmark, result.case, _rounded(result.value), result.unit, bound, verdict
+    )
+    return row.rstrip()
+
+
+def line_of(result: Result) -> str:
+    """Return a result as one line of JSON."""
+    fields = {
+        "benchmark": result.benchmark,
+        "case": result.case,
+        "value": result.value,
+        "unit": result.unit,
+        "bound": result.bound,
+        "ok": result.ok,
+        "missed": result.missed,
+        **result.details,
+        **surroundings(),
+    }
+    return msgspec.json.encode(fields).decode()
+
+
+@functools.cache
+def surroundings() -> dict[str, object]:
+    """Return what results depend on: versions, the machine, and the commit if it is known."""
+    return {
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "flagkit": flagkit.__version__,
+        **{name.removesuffix("-api"): _version(name) for name in _PACKAGES},
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu_count": os.cpu_count(),
+        "commit": _commit(),
+    }
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],  # noqa: S607 - wherever git is, it says the same
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            check=True,
+            text=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()

@@ -1,0 +1,562 @@
+"""Compiled evaluators, held to a plain reading of what a flag says."""
+
+import math
+from collections import UserDict
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import Enum, StrEnum
+from types import CodeType
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flagkit.core import compiler
+from flagkit.core.bucketing import bucket, hash_of, key_of, seed
+from flagkit.core.compiler import LEAVES_MAX, Evaluator, compile_flag
+from flagkit.core.contexts import Context, ContextLike, attributes_of, use_context
+from flagkit.core.evaluation import CALLERS_DEFAULT, ErrorCode, Outcome, Reason
+from flagkit.core.matching import attribute, matches
+from flagkit.errors import InvalidContextError, InvalidDocumentError
+from flagkit.model import Flag, Rollout, Serve, decode
+from flagkit.model.values import DEPTH_MAX
+
+NOW = datetime(2026, 12, 1, 8, tzinfo=UTC)
+
+
+def flag_from(**fields: Any) -> Flag:
+    document = {"key": "f", "variants": {"on": True, "off": False}, "fallthrough": {"serve": "off"}}
+    return decode(document | fields)
+
+
+def flag_when(when: Mapping[str, Any]) -> Flag:
+    return flag_from(rules=[{"name": "only", "when": when, "serve": "on"}])
+
+
+def function(flag: Flag, *prerequisites: Outcome | Evaluator) -> Evaluator:
+    evaluator = compile_flag(flag, prerequisites)
+    assert not isinstance(evaluator, Outcome)
+    return evaluator
+
+
+def code(flag: Flag) -> tuple[bytes, tuple[str, ...]]:
+    """Return the instructions of a flag's evaluator, and the names that they use."""
+    compiled: CodeType = cast("Any", function(flag)).__code__
+    return (compiled.co_code, compiled.co_names)
+
+
+def variant(flag: Flag, context: Any) -> str | None:
+    evaluator = compile_flag(flag)
+    assert not isinstance(evaluator, Outcome)
+    return evaluator(context).variant
+
+
+# The reference: what a flag says, read from top to bottom.
+
+
+def reference(
+    flag: Flag, attributes: dict[str, Any], now: float, prerequisites: list[Outcome]
+) -> tuple[str | None, Reason, str | None, ErrorCode | None]:
+    """Return variant, reason, rule and error code."""
+    if flag.state != "active":
+        return (flag.off, Reason.DISABLED, None, None)
+    for wanted, found in zip(flag.prerequisites, prerequisites, strict=True):
+        if found.variant not in wanted.variants:
+            return (flag.off, Reason.DISABLED, None, None)
+    for rule in flag.rules:
+        if rule.during is None or rule.during.start <= now < rule.during.end:  # noqa: SIM102
+            if matches(rule.condition, attributes):
+                return served(rule.serves, attributes, Reason.TARGETING_MATCH, rule.name)
+    constant = not flag.rules and not flag.prerequisites
+    reason = Reason.STATIC if constant else Reason.DEFAULT
+    return served(flag.fallthrough, attributes, reason, None)
+
+
+def served(
+    serves: Serve | Rollout, attributes: dict[str, Any], reason: Reason, rule: str | None
+) -> tuple[str | None, Reason, str | None, ErrorCode | None]:
+    if isinstance(serves, Serve):
+        return (serves.variant, reason, rule, None)
+    key = key_of(attribute(attributes, serves.by))
+    if key is None:
+        return (None, Reason.ERROR, None, ErrorCode.TARGETING_KEY_MISSING)
+    place = bucket(seed(serves.salt), key)
+    variant = next(variant for end, variant in serves.intervals if place < end)
+    return (variant, Reason.SPLIT, rule, None)
+
+
+NAMES = st.sampled_from(["a", "b", "c.d", "targeting_key", "a.0", "c"])
+MOMENTS = st.sampled_from([NOW.replace(hour=hour) for hour in (7, 8, 9)])
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.sampled_from([0, 1, 2, 1.0, 0.5, math.nan, 2**53, 2**53 + 1, "", "a", "b", "1", NOW])
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("de0"), inner),
+    max_leaves=3,
+)
+OPERATORS = st.one_of(
+    st.tuples(st.sampled_from(["$eq", "$ne", "$gt", "$gte", "$lt", "$lte"]), VALUES),
+    st.tuples(st.sampled_from(["$in", "$nin"]), st.lists(VALUES, max_size=3)),
+    st.tuples(st.just("$in"), st.lists(st.sampled_from("ab1"), min_size=1)),
+    st.tuples(st.just("$nin"), st.lists(st.integers(0, 2), min_size=1)),
+    st.tuples(st.just("$exists"), st.booleans()),
+)
+TESTS = VALUES | OPERATORS.map(lambda pair: dict([pair]))
+CONDITIONS = st.recursive(
+    st.dictionaries(NAMES, TESTS, max_size=2),
+    lambda inner: st.tuples(
+        st.sampled_from(["$and", "$or", "$nor"]), st.lists(inner, min_size=1, max_size=2)
+    ).map(lambda pair: dict([pair])),
+    max_leaves=4,
+)
+WEIGHTS = st.sampled_from([{"on": 100}, {"on": 50, "off": 50}, {"x": 0.001, "off": 99.999}])
+ROLLOUTS = st.fixed_dictionaries(
+    {"weights": WEIGHTS}, optional={"by": NAMES, "salt": st.text("aé😀'\n", min_size=1)}
+)
+SERVES = st.sampled_from(["on", "off", "x"]).map(
+    lambda name: {"serve": name}
+) | ROLLOUTS.map(lambda rollout: {"rollout": rollout})  # fmt: skip
+WINDOWS = st.sampled_from(
+    [{"from": NOW}, {"until": NOW}, {"from": NOW, "until": NOW.replace(hour=9)}]
+)
+RULES = st.builds(
+    lambda serves, others: serves | others,
+    SERVES,
+    st.fixed_dictionaries({}, optional={"when": CONDITIONS, "during": WINDOWS}),
+)
+VARIANT_LISTS = st.lists(st.sampled_from(["on", "off"]), min_size=1, max_size=2)
+
+
+@st.composite
+def flags(draw: st.DrawFn) -> Flag:
+    rules = draw(st.lists(RULES, max_size=3))
+    needed = draw(st.lists(VARIANT_LISTS, max_size=2))
+    fields: dict[str, Any] = {
+        "variants": {"on": "1", "off": "0", "x": "x"},
+        "rules": [rule | {"name": f"rule {i}"} for i, rule in enumerate(rules)],
+        "prerequisites": [
+            {"flag": f"needed.{i}", "variants": variants} for i, variants in enumerate(needed)
+        ],
+        "fallthrough": draw(SERVES),
+        "state": draw(st.sampled_from(["active", "active", "active", "paused", "archived"])),
+        "off": draw(st.sampled_from([None, "off"])),
+    }
+    return flag_from(**fields)
+
+
+ATTRIBUTES = st.dictionaries(
+    st.sampled_from(["a", "b", "c", "d", "targeting_key"]),
+    VALUES | st.sampled_from(["user-1", "user-2", "\ud800", 7, object()]),
+)
+ANSWERS = st.sampled_from(
+    [Outcome(variant=name, reason=Reason.DEFAULT) for name in ("on", "off", None)]
+)
+
+
+@settings(max_examples=600)
+@given(flags(), st.lists(ATTRIBUTES, min_size=1, max_size=4), MOMENTS, st.data())
+def test_a_compiled_flag_answers_what_the_flag_says(
+    flag: Flag, contexts: list[dict[str, Any]], now: datetime, data: st.DataObject
+) -> None:
+    answers = [data.draw(ANSWERS) for _ in flag.prerequisites]
+    # A prerequisite is constant or not, and must not differ by that.
+    asked: list[Outcome | Evaluator] = [
+        answer if data.draw(st.booleans()) else lambda _, answer=answer: answer  # type: ignore[misc]
+        for answer in answers
+    ]
+    evaluator = compile_flag(flag, asked, now.timestamp)
+    for attributes in contexts:
+        outcome = evaluator if isinstance(evaluator, Outcome) else evaluator(attributes)
+        found = (outcome.variant, outcome.reason, outcome.rule, outcome.error_code)
+        assert found == reference(flag, attributes, now.timestamp(), answers)
+        if outcome.variant is None:
+            assert outcome.value is CALLERS_DEFAULT
+        else:
+            assert outcome.value == flag.variants[outcome.variant]
+        assert (outcome.error_message is None) is (outcome.error_code is None)
+
+
+# Shapes
+
+
+def test_flags_of_one_structure_have_the_same_code() -> None:
+    one = flag_from(
+        key="one",
+        rules=[{"name": "staff", "when": {"plan": "pro", "age": {"$gt": 3}}, "rollout": 10}],
+    )
+    other = flag_from(
+        key="other",
+        variants={"yes": True, "no": False},
+        rules=[{"name": "dach", "when": {"country": "DE", "n": {"$gt": 4.5}}, "rollout": 90}],
+        fallthrough={"serve": "no"},
+    )
+    assert code(one) == code(other)
+    assert function(one)({"plan": "pro", "age": 4, "targeting_key": "u"}).rule == "staff"
+    assert function(other)({"country": "DE", "n": 5, "targeting_key": "u"}).rule == "dach"
+
+
+def test_another_structure_has_another_code() -> None:
+    assert code(flag_when({"a": 1})) != code(flag_when({"a": "1"}))
+    same, two = {"$or": [{"a": 1}, {"a": 2}]}, {"$or": [{"a": 1}, {"b": 2}]}
+    assert code(flag_when(same)) != code(flag_when(two))
+
+
+def disguised(value: Any) -> Any:
+    """Return a condition of the same structure with other attributes and constants."""
+    match value:
+        case bool() | None:
+            return value
+        case int() | float():
+            return value + 1000
+        case str():
+            return f"'\n{value}"
+        case list():
+            return [disguised(item) for item in value]
+        case dict():
+            return {
+                name if name.startswith("$") else f'"{name}': disguised(item)
+                for name, item in value.items()
+            }
+        case _:
+            return value
+
+
+@given(CONDITIONS)
+def test_neither_constants_nor_attributes_are_read_as_code(when: dict[str, Any]) -> None:
+    assert code(flag_when(when)) == code(flag_when(disguised(when)))
+
+
+HOSTILE = (
+    "'", '"', "\\", "\n", "\r\n", "\0", '"""', "'); raise SystemExit #", "__import__('os').abort()",
+    "{}", "{0}", "{c}", "%s", "c0", "n0", "context", "\u2028", "😀", "None", "lambda: 0", "#", " ",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_what_looks_like_code_is_data(text: str) -> None:
+    for when in ({"a": text}, {"a": {"$in": [text, "x"]}}, {"a": {"$gte": text, "$lte": text}}):
+        assert variant(flag_when(when), {"a": text}) == "on"
+        assert variant(flag_when(when), {"a": f"{text}."}) == "off"
+    if "\0" not in text:
+        text = text.replace(".", "")
+        assert variant(flag_when({text: 1}), {text: 1}) == "on"
+        assert variant(flag_when({text: 1}), {"a": 1}) == "off"
+        flag = flag_from(
+            variants={text: text},
+            rules=[{"name": text, "when": {"a": 1}, "serve": text}],
+            fallthrough={"rollout": {"weights": {text: 100}, "salt": text, "by": text}},
+        )
+        outcome = function(flag)({"a": 1})
+        assert (outcome.value, outcome.rule) == (text, text)
+        assert function(flag)({text: "user"}).reason is Reason.SPLIT
+
+
+def test_an_interval_ends_before_its_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    # No key is known whose hash is a threshold: so one is made a threshold.
+    monkeypatch.setattr(compiler, "threshold", lambda _: hash_of(seed("f"), "user"))
+    assert variant(SPLIT, "user") == "off"
+
+
+# Constant flags
+
+
+def test_a_flag_that_always_answers_the_same_is_its_outcome() -> None:
+    assert compile_flag(flag_from()) == Outcome(value=False, variant="off", reason=Reason.STATIC)
+    paused = flag_from(state="paused", off="off", rules=[{"name": "r", "serve": "on"}])
+    assert compile_flag(paused) == Outcome(value=False, variant="off", reason=Reason.DISABLED)
+    assert compile_flag(flag_from(state="archived")) == Outcome(reason=Reason.DISABLED)
+
+
+def test_a_prerequisite_that_is_never_met_makes_a_flag_constant() -> None:
+    flag = flag_from(off="off", prerequisites=[{"flag": "g", "variants": ["on"]}], rules=[
+        {"name": "r", "when": {"a": 1}, "serve": "on"}])  # fmt: skip
+    never = Outcome(value=1, variant="off", reason=Reason.STATIC)
+    assert compile_flag(flag, [never]) == Outcome(
+        value=False, variant="off", reason=Reason.DISABLED
+    )
+
+
+def test_a_prerequisite_that_is_always_met_costs_nothing() -> None:
+    flag = flag_from(prerequisites=[{"flag": "g", "variants": ["on"]}])
+    always = Outcome(value=1, variant="on", reason=Reason.STATIC)
+    assert compile_flag(flag, [always]) == Outcome(
+        value=False, variant="off", reason=Reason.DEFAULT
+    )
+
+
+def test_prerequisites_are_asked_with_the_same_context() -> None:
+    flag = flag_from(off="off", prerequisites=[{"flag": "g", "variants": ["on"]}],
+                     fallthrough={"serve": "on"})  # fmt: skip
+    evaluator = function(flag, function(flag_when({"plan": "pro"})))
+    contexts: list[ContextLike] = [{"plan": "pro"}, Context("u", {"plan": "pro"})]
+    for context in contexts:
+        assert evaluator(context).variant == "on"
+        with use_context(context):
+            assert evaluator(None).variant == "on"
+    assert evaluator({"plan": "free"}).reason is Reason.DISABLED
+
+
+def test_a_rule_without_a_name_is_a_rule() -> None:
+    outcome = function(flag_from(rules=[{"name": "", "when": {"a": 1}, "serve": "on"}]))({"a": 1})
+    assert (outcome.rule, outcome.reason) == ("", Reason.TARGETING_MATCH)
+
+
+# Odd contexts
+
+
+class Plan(str):
+    __slots__ = ()
+
+
+class Level(Enum):
+    PRO = "pro"
+
+
+class Grade(str, Enum):  # noqa: UP042 - what many have, and whose str() is not its content
+    PRO = "pro"
+
+
+class Tier(StrEnum):
+    PRO = "pro"
+
+
+class Defaulting(dict[str, Any]):
+    def __missing__(self, key: str) -> str:
+        return "pro"
+
+
+PRO: list[Any] = [
+    {"plan": "pro"},
+    Context(attributes={"plan": "pro"}),
+    UserDict({"plan": "pro"}),
+    Defaulting(plan="pro"),
+    {"plan": Plan("pro")},
+    {"plan": Tier.PRO},
+    {"plan": Grade.PRO},
+    {"plan": ["free", "pro"]},
+    {"plan": ("pro",)},
+]
+NOT_PRO: list[Any] = [
+    "pro",
+    {},
+    Context("pro"),
+    Defaulting(),
+    {"plan": Level.PRO},
+    {"plan": object()},
+    {"plan": {"pro"}},
+    {"plan": {"plan": "pro"}},
+    {"plan": b"pro"},
+    {"plan": 10**5000},
+    {"plan": "\ud800"},
+    {1: "pro", None: "pro"},
+]
+
+
+@pytest.mark.parametrize(
+    ("when", "expected"),
+    [
+        ({"plan": "pro"}, ("on", "off")),
+        ({"plan": {"$in": ["pro", "x"]}}, ("on", "off")),
+        ({"plan": {"$ne": "pro"}}, ("off", "on")),
+        ({"plan": {"$nin": ["pro", "x"]}}, ("off", "on")),
+        ({"$and": [{"plan": {"$gte": "pro"}}, {"plan": {"$lte": "pro"}}]}, ("on", "off")),
+    ],
+    ids=str,
+)
+def test_any_form_of_context_is_answered(when: dict[str, Any], expected: tuple[str, str]) -> None:
+    flag = flag_when(when)
+    assert [variant(flag, context) for context in PRO] == [expected[0]] * len(PRO)
+    assert [variant(flag, context) for context in NOT_PRO] == [expected[1]] * len(NOT_PRO)
+
+
+@pytest.mark.parametrize(
+    "value", [10**5000, -(10**400), 2**64], ids=lambda n: f"{n.bit_length()} bits"
+)
+def test_huge_integers_compare_exactly(value: int) -> None:
+    for constant in (1, 0.5, 2**53, 1e300, float("inf"), float("-inf")):
+        expected = "on" if value > constant else "off"
+        assert variant(flag_when({"n": {"$gt": constant}}), {"n": value}) == expected
+        assert variant(flag_when({"n": {"$gt": constant}}), {"n": [value]}) == expected
+        assert variant(flag_when({"n": constant}), {"n": value}) == "off"
+        assert variant(flag_when({"n": {"$in": [constant, 3]}}), {"n": value}) == "off"
+
+
+@pytest.mark.parametrize("context", [1, 1.5, b"user", ["user"], object(), {"user"}], ids=str)
+def test_what_is_no_context_raises_its_own_error(context: Any) -> None:
+    with pytest.raises(InvalidContextError, match=type(context).__name__):
+        function(flag_when({"a": 1}))(context)
+
+
+def test_a_str_subclass_is_a_targeting_key() -> None:
+    flag = flag_when({"targeting_key": "pro"})
+    assert variant(flag, Plan("pro")) == "on"
+    assert variant(flag, Tier.PRO) == "on"
+
+
+def test_the_ambient_context_serves_where_none_is_passed() -> None:
+    evaluator = function(flag_when({"plan": "pro"}))
+    assert evaluator(None).variant == "off"
+    with use_context({"plan": "pro"}):
+        assert evaluator(None).variant == "on"
+        assert evaluator({}).variant == "off"
+        with use_context("someone"):
+            assert evaluator(None).variant == "off"
+        assert evaluator(None).variant == "on"
+    assert evaluator(None).variant == "off"
+
+
+def test_evaluation_leaves_contexts_as_they_were() -> None:
+    flag = flag_from(rules=[{"name": "r", "when": {"x": 1, "y.z": 2}, "rollout": 50}])
+    for context in ({"targeting_key": "u", "x": [1]}, Context("u", {"x": 1, "y": {"z": [2]}})):
+        before = repr(context)
+        function(flag)(context)
+        assert repr(context) == before
+
+
+# Targeting keys
+
+SPLIT = flag_from(fallthrough={"rollout": 50})
+KEYS: list[Any] = ["user", Plan("user"), Tier.PRO, 7, 0, -7, 10**4000, "\ud800", "a\0b", "😀", " "]
+NO_KEYS: list[Any] = ["", None, True, False, 7.0, b"user", ["user"], {"a": 1}, object()]
+
+
+def test_a_rollout_serves_strings_and_integers() -> None:
+    for key in KEYS:
+        outcome = function(SPLIT)({"targeting_key": key})
+        text = str(key)
+        expected = "on" if bucket(seed("f"), text) < 50_000 else "off"
+        assert (outcome.variant, outcome.reason) == (expected, Reason.SPLIT)
+
+
+def test_an_integer_is_bucketed_as_its_decimal_form() -> None:
+    for number in range(-20, 200):
+        by_number = function(SPLIT)({"targeting_key": number})
+        assert by_number is function(SPLIT)(str(number)) or by_number == function(SPLIT)(
+            str(number)
+        )
+
+
+@pytest.mark.parametrize("key", NO_KEYS, ids=ascii)
+def test_a_rollout_without_a_key_is_the_callers_default(key: Any) -> None:
+    outcome = function(SPLIT)({"targeting_key": key})
+    assert outcome.error_code is ErrorCode.TARGETING_KEY_MISSING
+    assert (outcome.value, outcome.variant) == (CALLERS_DEFAULT, None)
+    assert outcome.reason is Reason.ERROR
+    assert outcome == function(SPLIT)({})
+
+
+def test_a_rollout_by_another_attribute() -> None:
+    def by(path: str) -> Evaluator:
+        weights = {"on": 50, "off": 50}
+        return function(flag_from(fallthrough={"rollout": {"by": path, "weights": weights}}))
+
+    flat, deep = by("account"), by("account.id")
+    for i in range(50):
+        expected = function(SPLIT)(f"account-{i}")
+        assert flat({"account": f"account-{i}"}) == expected
+        assert deep({"account": {"id": f"account-{i}"}, "targeting_key": "u"}) == expected
+    for context in ({}, {"account": "a"}, {"account": [{"id": "a"}]}, {"account.id": "a"}):
+        assert deep(context).error_code is ErrorCode.TARGETING_KEY_MISSING
+    assert "account.id" in str(deep({}).error_message)
+
+
+def test_a_variant_of_no_weight_is_never_served() -> None:
+    flag = flag_from(
+        variants={"a": 1, "b": 2, "c": 3},
+        fallthrough={"rollout": {"weights": {"a": 0, "b": 100, "c": 0}}},
+    )
+    assert {function(flag)(f"user-{i}").variant for i in range(1000)} == {"b"}
+
+
+# Windows
+
+
+@pytest.mark.parametrize(
+    ("during", "expected"),
+    [
+        ({"from": NOW}, ["off", "on", "on", "on", "on"]),
+        ({"until": NOW.replace(hour=9)}, ["on", "on", "on", "off", "off"]),
+        ({"from": NOW, "until": NOW.replace(hour=9)}, ["off", "on", "on", "off", "off"]),
+    ],
+    ids=["from", "until", "both"],
+)
+def test_a_window_begins_inclusive_and_ends_exclusive(
+    during: dict[str, datetime], expected: list[str]
+) -> None:
+    flag = flag_from(rules=[{"name": "window", "during": during, "serve": "on"}])
+    start, end = NOW.timestamp(), NOW.replace(hour=9).timestamp()
+    moments = [math.nextafter(start, 0), start, math.nextafter(end, 0), end, end + 1]
+    clock = iter(moments)
+    evaluator = compile_flag(flag, now=lambda: next(clock))
+    assert not isinstance(evaluator, Outcome)
+    assert [evaluator({}).variant for _ in moments] == expected
+
+
+def test_each_flag_keeps_its_own_clock_in_a_shared_shape() -> None:
+    flag = flag_from(rules=[{"name": "window", "during": {"from": NOW}, "serve": "on"}])
+    early, late = (
+        compile_flag(flag, now=lambda moment=moment: moment)  # type: ignore[misc]
+        for moment in (0.0, NOW.timestamp() + 1)
+    )
+    assert not isinstance(early, Outcome)
+    assert not isinstance(late, Outcome)
+    assert (early({}).variant, late({}).variant) == ("off", "on")
+
+
+# Limits
+
+
+@pytest.mark.parametrize("count", [LEAVES_MAX - 1, LEAVES_MAX, LEAVES_MAX + 1, 500])
+def test_a_condition_of_many_tests(count: int) -> None:
+    flag = flag_when({"$or": [{"n": {"$gte": i, "$lt": i + 1}} for i in range(0, count, 2)]})
+    evaluator = function(flag)
+    last = (count - 1) // 2 * 2
+    for value in (0, 1, last, last + 1, [1, last + 0.5], "0"):
+        attributes = {"n": value}
+        expected = "on" if matches(flag.rules[0].condition, attributes) else "off"
+        assert evaluator(attributes).variant == expected
+
+
+def test_a_large_condition_is_not_made_into_code() -> None:
+    small = flag_when({f"a{i}": i for i in range(LEAVES_MAX)})
+    large = flag_when({f"a{i}": i for i in range(LEAVES_MAX + 1)})
+    assert len(code(large)[0]) < 300 < len(code(small)[0])
+    everything = {f"a{i}": i for i in range(LEAVES_MAX + 1)}
+    assert variant(small, everything) == variant(large, everything) == "on"
+    assert variant(small, everything | {"a5": 6}) == variant(large, everything | {"a5": 6}) == "off"
+
+
+@pytest.mark.parametrize("operator", ["$and", "$or", "$nor"])
+def test_conditions_nested_as_deep_as_a_policy_may_be(operator: str) -> None:
+    when: dict[str, Any] = {"a": 1}
+    # Each level is a list and a document, below `rules[0].when`.
+    depth = (DEPTH_MAX - 4) // 2
+    for _ in range(depth):
+        when = {operator: [when]}
+    with pytest.raises(InvalidDocumentError, match="nested"):
+        flag_when({operator: [when]})
+    negated = operator == "$nor" and depth % 2 == 1
+    for attributes, holds in (({"a": 1}, True), ({"a": [1]}, True), ({"a": 2}, False), ({}, False)):
+        assert variant(flag_when(when), attributes) == ("on" if holds is not negated else "off")
+
+
+def test_many_rules_of_many_attributes() -> None:
+    rules = [
+        {"name": f"rule {i}", "when": {f"a{i}": {"$in": [i]}, "shared": "x"}, "serve": "on"}
+        for i in range(256)
+    ]
+    evaluator = function(flag_from(rules=rules))
+    for i in (0, 100, 255):
+        assert evaluator({f"a{i}": i, "shared": "x"}).rule == f"rule {i}"
+        assert evaluator({f"a{i}": i}).rule is None
+
+
+def test_attributes_are_a_copy_where_a_context_is_no_dict() -> None:
+    odd = UserDict({"a": 1})
+    assert attributes_of(odd) == {"a": 1}
+    assert type(attributes_of(odd)) is dict
+    assert attributes_of(odd) is not odd.data

@@ -1,0 +1,559 @@
+"""Policy documents: what is let in, what is refused and where, and the way back to the document."""
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta, timezone
+from enum import Enum
+from typing import Any, NamedTuple
+
+import bson
+import msgspec
+import pytest
+from bson.codec_options import CodecOptions
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flagkit.errors import FlagkitError, InvalidDocumentError
+from flagkit.model import Flag, Prerequisite, Rollout, Serve, decode, encode
+from flagkit.model.flags import Window
+
+BOOLEAN = {"on": True, "off": False}
+MINIMAL = {"key": "f", "variants": BOOLEAN, "fallthrough": {"serve": "off"}}
+MOMENT = datetime(2026, 12, 1, 8, tzinfo=UTC)
+NAIVE = datetime(2026, 12, 1, 8)  # noqa: DTZ001 - refused for being so
+WEST, EAST = timezone(timedelta(hours=-1)), timezone(timedelta(hours=1))
+FIRST = datetime.min.replace(tzinfo=EAST)
+LAST = datetime.max.replace(tzinfo=WEST)
+
+
+def document(**fields: Any) -> dict[str, Any]:
+    return MINIMAL | fields
+
+
+def rule(**fields: Any) -> dict[str, Any]:
+    return document(rules=[{"name": "r", "serve": "on"} | fields])
+
+
+def when(**condition: Any) -> dict[str, Any]:
+    return rule(when=condition)
+
+
+def rollout(**fields: Any) -> dict[str, Any]:
+    return document(fallthrough={"rollout": {"weights": {"on": 50, "off": 50}} | fields})
+
+
+def weights(**percentages: Any) -> dict[str, Any]:
+    return rollout(weights=percentages)
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_a_document_says_all_that_the_design_says() -> None:
+    flag = decode(
+        {
+            "key": "checkout.express-pay",
+            "environment": "production",
+            "region": "eu-west",
+            "state": "paused",
+            "variants": {"on": True, "off": False},
+            "off": "off",
+            "prerequisites": [{"flag": "checkout.v2", "variants": ["on"]}],
+            "rules": [
+                {"name": "staff", "when": {"email": "a@acme.com"}, "serve": "on"},
+                {
+                    "name": "dach",
+                    "when": {"country": {"$in": ["DE", "AT", "CH"]}, "plan": "pro"},
+                    "during": {"from": MOMENT, "until": MOMENT + timedelta(days=1)},
+                    "rollout": {"by": "account.id", "weights": {"on": 20, "off": 80}},
+                },
+                {"name": "rest", "rollout": 10},
+            ],
+            "fallthrough": {"serve": "off"},
+            "owner": "team-checkout",
+            "description": "Pay at once",
+            "tags": ["checkout", "pay"],
+            "expires": MOMENT,
+        },
+        environment="production",
+    )
+    assert (flag.key, flag.region, flag.state) == ("checkout.express-pay", "eu-west", "paused")
+    assert (flag.type, flag.variants, flag.off) == ("boolean", BOOLEAN, "off")
+    assert flag.prerequisites == (Prerequisite("checkout.v2", ("on",)),)
+    staff, dach, rest = flag.rules
+    assert staff.serves == Serve("on")
+    assert dach.during == Window(MOMENT.timestamp(), MOMENT.timestamp() + 86_400)
+    assert dach.serves == Rollout(
+        ("account", "id"),
+        "checkout.express-pay",
+        {"on": 20_000, "off": 80_000},
+        ((20_000, "on"), (100_000, "off")),
+    )
+    assert rest.serves == Rollout(
+        ("targeting_key",),
+        "checkout.express-pay",
+        {"on": 10_000, "off": 90_000},
+        ((10_000, "on"), (100_000, "off")),
+    )
+    assert list(flag.metadata) == ["owner", "description", "tags", "expires"]
+
+
+def test_a_minimal_document_stands_for_the_defaults() -> None:
+    flag = decode(MINIMAL)
+    assert (flag.region, flag.state, flag.off) == ("*", "active", None)
+    assert (flag.prerequisites, flag.rules, flag.metadata) == ((), (), {})
+    assert encode(flag) == MINIMAL | {"state": "active"}
+
+
+@pytest.mark.parametrize(
+    ("variants", "expected"),
+    [
+        ({"a": True}, "boolean"),
+        ({"a": "", "b": "x"}, "string"),
+        ({"a": 1, "b": -(2**63)}, "integer"),
+        ({"a": 1.5}, "float"),
+        ({"a": 1, "b": 0.5}, "float"),
+        ({"a": {"b": [None, 1, "x"]}, "b": []}, "object"),
+    ],
+    ids=str,
+)
+def test_the_type_of_a_flag_is_that_of_its_variants(
+    variants: dict[str, Any], expected: str
+) -> None:
+    flag = decode(document(variants=variants, fallthrough={"serve": "a"}))
+    assert flag.type == expected
+    assert {type(value) for value in flag.variants.values()} <= {bool, str, int, float, dict, list}
+
+
+def test_integers_among_floats_become_floats() -> None:
+    flag = decode(document(variants={"a": 1, "b": 0.5}, fallthrough={"serve": "a"}))
+    assert [type(value) for value in flag.variants.values()] == [float, float]
+
+
+def test_a_bare_percentage_is_the_share_of_the_true_variant() -> None:
+    for variants in ({"yes": True, "no": False}, {"no": False, "yes": True}):
+        flag = decode(document(variants=variants, fallthrough={"rollout": 33.333}))
+        assert isinstance(flag.fallthrough, Rollout)
+        assert flag.fallthrough.weights == {"yes": 33_333, "no": 66_667}
+
+
+def test_dates_may_be_text_and_are_kept_in_utc_to_the_millisecond() -> None:
+    flag = decode(document(expires="2026-12-01T09:00:00.123987+01:00"))
+    assert flag.metadata["expires"] == MOMENT + timedelta(milliseconds=123)
+
+
+class Country(str, Enum):  # noqa: UP042 - what many have, and whose str() is not its content
+    GERMANY = "DE"
+
+
+def test_subclasses_of_plain_types_are_kept_as_what_they_hold() -> None:
+    flag = decode(when(a=Country.GERMANY, b=(1, 2)))
+    assert flag.rules[0].when == {"a": "DE", "b": [1, 2]}
+    assert type(flag.rules[0].when["a"]) is str
+
+
+def test_given_intervals_are_kept() -> None:
+    intervals = [[30_000, "on"], [80_000, "off"], [100_000, "on"]]
+    flag = decode(rollout(intervals=intervals))
+    assert isinstance(flag.fallthrough, Rollout)
+    assert flag.fallthrough.intervals == ((30_000, "on"), (80_000, "off"), (100_000, "on"))
+
+
+def test_the_limits_are_met_by_what_just_keeps_them() -> None:
+    decode(document(key="k" * 200))
+    decode(document(rules=[{"name": str(i), "serve": "on"} for i in range(256)]))
+    decode(when(a=nested(28)))
+    decode(document(description="x" * (1024 * 1024 - 200)))
+    decode(when(a=[2**63 - 1, -(2**63)]))
+
+
+# Refusals
+
+
+class Bad(NamedTuple):
+    name: str
+    document: object
+    path: str
+    remedy: str = ""
+
+
+NO_DOCUMENTS: list[object] = [None, 1, "x", [], ()]
+NO_BRANCHES: list[object] = [[], {}, 1]
+NOT_OPERATORS: list[object] = [{}, 5, None, []]
+
+BAD = [
+    # The document as a whole
+    *(Bad(f"{value!r} for a document", value, "", "mapping") for value in NO_DOCUMENTS),
+    Bad("nothing in it", {}, ""),
+    Bad("no fallthrough", {"key": "f", "variants": BOOLEAN}, ""),
+    Bad("5 MB", document(description="x" * 5_000_000), "description", "Shorten"),
+    Bad("5 MB of rules", when(a=["x" * 1000] * 5000), "rules", "Shorten"),
+    Bad("too deep", when(a=nested(29)), "rules[0].when.a" + "[0]" * 29, "Flatten"),
+    Bad("a key that is no string", document(description={1: 2}), "description", '"1"'),
+    Bad("a key that is no string at the top", {1: 2}, "", '"1"'),
+    Bad("a huge integer as a key", when(a={10**5000: 1}), "rules[0].when.a", "Quote"),
+    Bad("NUL in a key", when(a={"b\0": 1}), "rules[0].when.a", "Remove"),
+    Bad("a lone surrogate", document(owner="\ud800"), "owner", "Remove"),
+    Bad("a lone surrogate far down", when(a={"$in": ["\udfff"]}), "rules[0].when.a.$in[0]"),
+    Bad("a lone surrogate in a key", when(a={"\ud800": 1}), "rules[0].when.a"),
+    Bad("an integer beyond 64 bits", when(a=2**63), "rules[0].when.a", "string"),
+    Bad("an integer below 64 bits", when(a=[-(2**63) - 1]), "rules[0].when.a[0]", "string"),
+    Bad("an integer variant beyond 64 bits", document(variants={"on": 2**64}), "variants.on"),
+    Bad("a set", when(a={1}), "rules[0].when.a", "list"),
+    Bad("bytes", when(a=b"x"), "rules[0].when.a"),
+    Bad("an object", document(variants={"on": object()}), "variants.on"),
+    # Unknown fields, at every level
+    Bad("unknown field", document(varients={}), "varients", "variants"),
+    Bad("unknown field of a rule", rule(wen={}), "rules[0].wen", "when"),
+    Bad("unknown field of a window", rule(during={"form": MOMENT}), "rules[0].during.form", "from"),
+    Bad("an empty salt", rollout(salt=""), "fallthrough.rollout.salt", "Leave it out"),
+    Bad("unknown field of a rollout", rollout(slat="x"), "fallthrough.rollout.slat", "salt"),
+    Bad("unknown field of a fallthrough", document(fallthrough={"serv": "on"}), "fallthrough.serv",
+        "serve"),
+    Bad("unknown field of a rule's rollout",
+        document(rules=[{"name": "r", "rollout": {"weigths": {}}}]), "rules[0].rollout.weigths",
+        "weights"),
+    Bad("unknown field of a prerequisite", document(prerequisites=[{"flg": "a"}]),
+        "prerequisites[0].flg", "flag"),
+    Bad("unknown field with a line break", document(**{"a\nb": 1}), "a\nb", "Known"),
+    # Names
+    *(Bad(f"key {key!r:.20}", document(key=key), "key", "lower case")
+      for key in ("", "a b", "A", "a..b", ".a", "a.", "-a", "a\n", "ä", "k" * 201)),
+    Bad("key 5", document(key=5), "key"),
+    Bad("a key beyond 64 bits", document(key=10**5000), "key", "string"),
+    *(Bad(f"region {region!r:.20}", document(region=region), "region", "eu-west-1")
+      for region in ("", "EU", "**", "eu west", "eu\n", "r" * 64)),
+    Bad("a state of others", document(state="on"), "state", "active, paused, archived"),
+    Bad("duplicate rule name", document(rules=[{"name": "r", "serve": "on"}] * 2), "rules[1].name"),
+    Bad("a rule without a name", document(rules=[{"serve": "on"}]), "rules[0]"),
+    Bad("too many rules", document(rules=[{"name": str(i), "serve": "on"} for i in range(257)]),
+        "rules", "$or"),
+    # Variants
+    Bad("no variants", document(variants={}), "variants", "at least one"),
+    Bad("variants as a list", document(variants=["on"]), "variants"),
+    Bad("a null variant", document(variants={"on": None}), "variants.on", "types"),
+    Bad("a date as a variant", document(variants={"on": MOMENT}), "variants.on", "quote"),
+    Bad("NaN as a variant", document(variants={"on": math.nan}), "variants.on"),
+    Bad("infinity within a variant", document(variants={"on": {"a": [math.inf]}}),
+        "variants.on.a[0]"),
+    Bad("a date within a variant", document(variants={"on": {"a": MOMENT}}), "variants.on.a"),
+    Bad("mixed variants", document(variants={"on": True, "off": "no"}), "variants.off",
+        "same type"),
+    Bad("a boolean among integers", document(variants={"a": 1, "b": True}), "variants.b"),
+    Bad("unknown variant as off", document(off="x"), "off", "on, off"),
+    Bad("unknown variant in a rule", rule(serve="x"), "rules[0].serve", "on, off"),
+    Bad("unknown variant in a fallthrough", document(fallthrough={"serve": "x"}),
+        "fallthrough.serve", "on, off"),
+    Bad("unknown variant in weights", weights(x=100), "fallthrough.rollout.weights.x", "on, off"),
+    Bad("a boolean for a variant's name", rule(serve=True), "rules[0].serve"),
+    # What is served
+    Bad("serve and rollout", rule(rollout=10), "rules[0]", "either"),
+    Bad("neither serve nor rollout", document(fallthrough={}), "fallthrough", "either"),
+    Bad("neither in a rule", document(rules=[{"name": "r"}]), "rules[0]", "either"),
+    Bad("weights of 99.9 %", weights(on=50, off=49.9), "fallthrough.rollout.weights", "100 %"),
+    Bad("weights of 100.001 %", weights(on=50, off=50.001), "fallthrough.rollout.weights", "100 %"),
+    Bad("no weights", weights(), "fallthrough.rollout.weights", "100 %"),
+    Bad("a weight too fine", weights(on=0.0005, off=99.9995), "fallthrough.rollout.weights.on",
+        "three decimals"),
+    *(Bad(f"a weight of {share!r}", weights(on=share, off=50), "fallthrough.rollout.weights.on",
+          "0 to 100")
+      for share in (-1, 101, True, "50", None, math.nan, math.inf, [50])),
+    *(Bad(f"a bare weight of {share!r}", document(fallthrough={"rollout": share}),
+          "fallthrough.rollout") for share in (-1, 100.001, True, "50", math.nan)),
+    Bad("a bare percentage of strings",
+        document(variants={"on": "a", "off": "b"}, fallthrough={"rollout": 20}),
+        "fallthrough.rollout", "Write weights"),
+    Bad("a bare percentage of three",
+        document(variants={"a": True, "b": False, "off": False}, fallthrough={"rollout": 20}),
+        "fallthrough.rollout", "Write weights"),
+    Bad("a bare percentage of two that are true",
+        document(variants={"a": True, "off": True}, fallthrough={"rollout": 20}),
+        "fallthrough.rollout", "Write weights"),
+    Bad("no path to hash by", rollout(by=""), "fallthrough.rollout.by"),
+    Bad("a bad path to hash by", rollout(by="a..b"), "fallthrough.rollout.by"),
+    *(Bad(f"intervals {ends}", rollout(intervals=ends), "fallthrough.rollout.intervals", "Leave")
+      for ends in (
+          [], [[50_000, "on"]], [[40_000, "on"], [100_000, "off"]],
+          [[50_000, "on"], [50_000, "off"]], [[50_000, "x"], [100_000, "off"]],
+          [[50_000, "on"], [100_001, "off"]], [[-1, "on"], [100_000, "off"]],
+          [[100_000, "off"], [50_000, "on"]],
+      )),
+    Bad("intervals of the wrong form", rollout(intervals=[[50_000]]),
+        "fallthrough.rollout.intervals[0]"),
+    # Prerequisites
+    Bad("a prerequisite on itself", document(prerequisites=[{"flag": "f", "variants": ["on"]}]),
+        "prerequisites[0].flag", "another"),
+    Bad("a prerequisite that is no key",
+        document(prerequisites=[{"flag": "F", "variants": ["on"]}]), "prerequisites[0].flag"),
+    Bad("a prerequisite without variants", document(prerequisites=[{"flag": "g", "variants": []}]),
+        "prerequisites[0].variants", "Name"),
+    # Times
+    Bad("a naive date", document(expires=NAIVE), "expires", "zone"),
+    Bad("a naive date as text", document(expires="2026-12-01T08:00:00"), "expires", "zone"),
+    Bad("a naive date in a window", rule(during={"from": NAIVE}), "rules[0].during.from", "zone"),
+    Bad("a naive date in a condition", when(a={"$gt": NAIVE}), "rules[0].when.a.$gt", "zone"),
+    Bad("text that is no date", rule(during={"from": "soon"}), "rules[0].during.from"),
+    Bad("a window reversed", rule(during={"from": MOMENT, "until": MOMENT - timedelta(days=1)}),
+        "rules[0].during", "later one last"),
+    Bad("an empty window", rule(during={"from": MOMENT, "until": MOMENT}), "rules[0].during"),
+    Bad("a window without ends", rule(during={}), "rules[0].during"),
+    Bad("a window within a millisecond",
+        rule(during={"from": MOMENT, "until": MOMENT + timedelta(microseconds=999)}),
+        "rules[0].during"),
+    Bad("a date after the last in UTC", document(expires=LAST), "expires"),
+    Bad("a date before the first in UTC", when(a=FIRST), "rules[0].when.a"),
+    Bad("the same as text", document(expires="9999-12-31T23:59:59-01:00"), "expires"),
+    # Conditions
+    Bad("a condition as a list", rule(when=[]), "rules[0].when"),
+    Bad("unknown operator", when(a={"$regx": "x"}), "rules[0].when.a.$regx", "$in"),
+    Bad("unknown operator that is close", when(a={"$gtte": 1}), "rules[0].when.a.$gtte",
+        "mean $gte"),
+    Bad("unknown operator at the top", when(**{"$where": "1"}), "rules[0].when.$where", "$or"),
+    Bad("an attribute's operator at the top", when(**{"$gt": 1}), "rules[0].when.$gt", "$or"),
+    Bad("a logical operator of an attribute", when(a={"$and": []}), "rules[0].when.a.$and"),
+    Bad("unknown operator far down", when(**{"$or": [{"a": 1}, {"b": {"$not": {"$x": 1}}}]}),
+        "rules[0].when.$or[1].b.$not.$x"),
+    Bad("a name among operators", when(a={"$gt": 1, "b": 2}), "rules[0].when.a.b"),
+    *(Bad(f"the path {path!r}", when(**{path: 1}), f"rules[0].when.{path}", "single dots")
+      for path in ("", ".", "a..b", ".a", "a.", "a.$b")),
+    *(Bad(f"{operator} of {branches}", when(**{operator: branches}), f"rules[0].when.{operator}",
+          "at least one")
+      for operator in ("$and", "$or", "$nor") for branches in NO_BRANCHES),
+    Bad("a branch that is no document", when(**{"$and": [{}, 1]}), "rules[0].when.$and[1]"),
+    *(Bad(f"{operator} of no list", when(a={operator: 1}), f"rules[0].when.a.{operator}", "[value")
+      for operator in ("$in", "$nin")),
+    *(Bad(f"an operator under {operator}", when(a={operator: [1, {"$gt": 1}]}),
+          f"rules[0].when.a.{operator}[1]", "$or") for operator in ("$in", "$nin")),
+    *(Bad(f"$not of {value}", when(a={"$not": value}), "rules[0].when.a.$not", "$operator")
+      for value in NOT_OPERATORS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: ascii(bad.name)[1:-1])
+def test_a_bad_document_is_refused_by_its_path_and_with_a_remedy(bad: Bad) -> None:
+    with pytest.raises(InvalidDocumentError) as caught:
+        decode(bad.document)
+    error = caught.value
+    assert error.path == bad.path
+    assert bad.remedy in error.remedy
+    assert error.remedy
+    assert error.problem
+    assert str(error).endswith(f"{error.path or 'document'}: {error.problem}. {error.remedy}")
+
+
+def test_an_error_names_the_flag_and_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match=r"^flag 'f': rules\[0\]\.serve: 'x' is not") as caught:
+        decode(rule(serve="x"))
+    assert isinstance(caught.value, FlagkitError)
+
+
+def test_a_document_for_another_environment_is_refused() -> None:
+    decode(document(environment="production"))
+    decode(document(), environment="production")
+    with pytest.raises(InvalidDocumentError) as caught:
+        decode(document(environment="staging"), environment="production")
+    assert caught.value.path == "environment"
+
+
+# Properties
+
+CHARACTERS = "aZ.$ é😀\n'\u2028"
+TEXTS = st.text(CHARACTERS, max_size=4)
+DATES = st.builds(
+    lambda day, microsecond, zone: (MOMENT + timedelta(day, 0, microsecond)).astimezone(zone),
+    st.integers(-730_000, 2_900_000),
+    st.integers(0, 10**10),
+    st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30))]),
+)
+INTEGERS = st.integers(-(2**63), 2**63 - 1)
+SCALARS = st.none() | st.booleans() | INTEGERS | st.floats() | TEXTS | DATES
+CONSTANTS = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text("ab", max_size=2), inner),
+    max_leaves=4,
+)
+PATHS = st.sampled_from(["a", "b.c", "a.0", "targeting_key"])
+OPERATORS = (
+    st.dictionaries(st.sampled_from(["$eq", "$ne", "$gt", "$exists"]), CONSTANTS, min_size=1)
+    | st.lists(CONSTANTS, max_size=2).map(lambda listed: {"$in": listed, "$nin": listed})
+)  # fmt: skip
+CONDITIONS = st.recursive(
+    st.dictionaries(PATHS, CONSTANTS | OPERATORS | OPERATORS.map(lambda test: {"$not": test})),
+    lambda inner: st.dictionaries(
+        st.sampled_from(["$and", "$or", "$nor"]), st.lists(inner, min_size=1, max_size=2)
+    ),
+    max_leaves=3,
+)
+KEYS = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,4}(\.[a-z0-9]{1,3}){0,2}", fullmatch=True)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | TEXTS,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text("ab"), inner, max_size=2),
+    max_leaves=3,
+)
+VARIANTS = st.one_of(
+    st.just(BOOLEAN),
+    *(
+        st.dictionaries(TEXTS, values, min_size=1, max_size=3)
+        for values in (
+            TEXTS,
+            INTEGERS,
+            st.floats(allow_nan=False, allow_infinity=False),
+            st.integers(-5, 5) | st.floats(-5, 5),
+            st.lists(JSON, max_size=2) | st.dictionaries(st.text("ab"), JSON, max_size=2),
+        )
+    ),
+)
+
+
+@st.composite
+def serves(draw: st.DrawFn, variants: Mapping[str, Any]) -> dict[str, Any]:
+    names = st.sampled_from(list(variants))
+    if draw(st.booleans()):
+        return {"serve": draw(names)}
+    if variants == BOOLEAN and draw(st.booleans()):
+        return {"rollout": draw(st.integers(0, 100_000)) / 1000}
+    taking = draw(st.lists(names, min_size=1, unique=True))
+    cuts = sorted(draw(st.lists(st.integers(0, 100_000), min_size=len(taking) - 1,
+                                max_size=len(taking) - 1)))  # fmt: skip
+    shares = [end - start for start, end in zip([0, *cuts], [*cuts, 100_000], strict=True)]
+    percentages = dict(zip(taking, (share / 1000 for share in shares), strict=True))
+    optional = st.fixed_dictionaries({}, optional={"by": PATHS, "salt": TEXTS.filter(bool)})
+    return {"rollout": draw(optional) | {"weights": percentages}}
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> dict[str, datetime]:
+    start, end = sorted((draw(DATES), draw(DATES)))
+    if end - start < timedelta(milliseconds=2):
+        end += timedelta(seconds=1)
+    return draw(st.sampled_from([{"from": start, "until": end}, {"from": start}, {"until": end}]))
+
+
+@st.composite
+def documents(draw: st.DrawFn) -> dict[str, Any]:
+    key, variants = draw(KEYS), draw(VARIANTS)
+    names = list(variants)
+    made: dict[str, Any] = {"key": key, "variants": variants, "fallthrough": draw(serves(variants))}
+    made |= draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "region": st.sampled_from(["*", "eu", "us-east-1"]),
+                "state": st.sampled_from(["active", "paused", "archived"]),
+                "off": st.sampled_from([None, *names]),
+                "owner": TEXTS,
+                "description": TEXTS,
+                "tags": st.lists(TEXTS, max_size=2),
+                "expires": DATES,
+                "prerequisites": st.lists(
+                    st.fixed_dictionaries(
+                        {"flag": KEYS.filter(lambda other: other != key),
+                         "variants": st.lists(TEXTS, min_size=1, max_size=2)}
+                    ), max_size=2
+                ),
+            },
+        )
+    )  # fmt: skip
+    if draw(st.booleans()):
+        optional = st.fixed_dictionaries({}, optional={"when": CONDITIONS, "during": windows()})
+        made["rules"] = [
+            draw(serves(variants)) | draw(optional) | {"name": f"rule {i}"}
+            for i in range(draw(st.integers(0, 3)))
+        ]
+    return made
+
+
+def same(one: Flag, other: Flag) -> bool:
+    """Compare by what is written: NaN equals itself, and 1 is neither 1.0 nor true."""
+    return repr(one) == repr(other)
+
+
+@settings(max_examples=200)
+@given(documents())
+def test_a_flag_survives_the_way_through_its_document(made: dict[str, Any]) -> None:
+    flag = decode(made)
+    assert same(decode(encode(flag)), flag)
+    assert repr(encode(decode(encode(flag)))) == repr(encode(flag))
+
+
+@settings(max_examples=200)
+@given(documents())
+def test_an_encoded_flag_is_the_same_after_messagepack_and_bson(made: dict[str, Any]) -> None:
+    encoded = encode(decode(made))
+    packed = msgspec.msgpack.decode(msgspec.msgpack.encode(encoded))
+    options: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True)
+    stored = bson.decode(bson.encode(encoded), options)
+    for read in (packed, stored):
+        assert repr(encode(decode(read))) == repr(encoded)
+        assert same(decode(read), decode(made))
+
+
+@settings(max_examples=50)
+@given(documents())
+def test_decoding_leaves_the_document_as_it_was(made: dict[str, Any]) -> None:
+    before = repr(made)
+    encode(decode(made))
+    assert repr(made) == before
+
+
+JUNK = st.recursive(
+    st.one_of(
+        SCALARS,
+        st.integers(),
+        st.sampled_from([4299, 5000]).map(lambda digits: 10**digits),
+        st.sampled_from([1j, b"x", object(), math.nan, math.inf, "\ud800", "$gt", "on"]),
+        st.datetimes(),
+        st.datetimes(timezones=st.sampled_from([WEST, EAST])),
+        st.sampled_from([LAST.replace(tzinfo=EAST), LAST.replace(tzinfo=WEST), FIRST]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.tuples(inner),
+        st.dictionaries(
+            st.sampled_from(["a", "$in", "$not", "$or", "", "a\0", "\ud800", "serve", "weights"])
+            | st.sampled_from([None, 1, (), b"a"])
+            | st.just(5000).map(lambda digits: 10**digits),
+            inner,
+            max_size=3,
+        ),
+    ),
+    max_leaves=5,
+)
+
+
+@st.composite
+def spoiled(draw: st.DrawFn) -> dict[str, Any]:
+    """A good document of which one part is replaced by something else."""
+    made = draw(documents())
+    part: Any = made
+    while True:
+        place = draw(st.sampled_from(list(part if isinstance(part, dict) else range(len(part)))))
+        inner = part[place]
+        if not isinstance(inner, dict | list) or not inner or draw(st.booleans()):
+            break
+        part[place] = part = inner.copy()
+    part[place] = draw(JUNK)
+    return made
+
+
+def flag_or_refusal(made: object) -> Flag | InvalidDocumentError:
+    try:
+        return decode(made)
+    except InvalidDocumentError as error:
+        return error
+
+
+@settings(max_examples=300)
+@given(spoiled() | JUNK)
+def test_whatever_comes_in_is_a_flag_or_an_invalid_document(made: object) -> None:
+    decoded = flag_or_refusal(made)
+    if isinstance(decoded, Flag):
+        assert same(decode(encode(decoded)), decoded)
+    else:
+        assert decoded.problem
+        assert decoded.remedy
+        assert str(decoded)

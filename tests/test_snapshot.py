@@ -1,0 +1,305 @@
+"""Snapshots: a change applied is a snapshot built anew."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import TypeAlias
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from flagkit import snapshot as room
+from flagkit.changes import Change, FlagChange, FlagId, FlagState, genesis, next_change, state_of
+from flagkit.errors import HistoryLostError
+from flagkit.snapshot import Snapshot, build, check_digests, layer, regions_of
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+GENESIS = genesis("production", "epoch", NOON)
+EVERYWHERE: FlagId = ("*", "f")
+OVERRIDE: FlagId = ("eu", "f")
+
+Edit: TypeAlias = tuple[FlagId, int | None]
+"""A flag, and the value that it gets; None deletes it."""
+
+
+class History:
+    """Changes, and the states that they lead to."""
+
+    def __init__(self, *revisions: Iterable[Edit]) -> None:
+        self.tips = [GENESIS]
+        self.changes: list[Change] = []
+        self.states: list[dict[FlagId, FlagState]] = [{}]
+        self._versions: dict[FlagId, int] = {}
+        for edits in revisions:
+            self.commit(*edits)
+
+    def commit(self, *edits: Edit) -> Change:
+        states = dict(self.states[-1])
+        made: list[FlagChange] = []
+        for flag, value in edits:
+            before, after = states.pop(flag, None), None
+            if value is not None:
+                self._versions[flag] = self._versions.get(flag, 0) + 1
+                region, key = flag
+                after = state_of(key, region, self._versions[flag], {"key": key, "value": value})
+                states[flag] = after
+            if before is not None or after is not None:
+                made.append(FlagChange(before, after))
+        change = next_change(self.tips[-1], f"request {len(self.tips)}", NOON, made)
+        self.tips.append(change.tip)
+        self.changes.append(change)
+        self.states.append(states)
+        return change
+
+    def build(self, revision: int = -1, region: str = "eu") -> Snapshot:
+        kept = regions_of(region)
+        states = self.states[revision].values()
+        return build(self.tips[revision], region, [each for each in states if each.region in kept])
+
+
+def held(snapshot: Snapshot) -> list[FlagState]:
+    return sorted(snapshot.states(), key=lambda state: state.id)
+
+
+def value(snapshot: Snapshot, key: str = "f") -> object:
+    found = snapshot.find(key)
+    return None if found is None else found.policy["value"]
+
+
+# Overrides
+
+
+def test_an_override_holds_in_its_region_and_its_end_uncovers_what_holds_everywhere() -> None:
+    history = History([(EVERYWHERE, 1)])
+    here = history.build(0).apply(history.changes)
+    there = history.build(0, "us").apply(history.changes)
+    assert (value(here), value(there)) == (1, 1)
+    covered = history.commit((OVERRIDE, 2))
+    here, there = here.apply([covered]), there.apply([covered])
+    assert (value(here), value(there)) == (2, 1)
+    below = history.commit((EVERYWHERE, 3))
+    here, there = here.apply([below]), there.apply([below])
+    assert (value(here), value(there)) == (2, 3)
+    uncovered = history.commit((OVERRIDE, None))
+    here, there = here.apply([uncovered]), there.apply([uncovered])
+    assert (value(here), value(there)) == (3, 3)
+    gone = history.commit((EVERYWHERE, None))
+    assert here.apply([gone]).find("f") is None
+
+
+def test_an_override_in_the_base_is_uncovered_too() -> None:
+    history = History([(EVERYWHERE, 1), (OVERRIDE, 2)])
+    base = history.build()
+    assert value(base) == 2
+    assert value(base.apply([history.commit((OVERRIDE, None))])) == 1
+
+
+def test_a_flag_may_hold_in_one_region_only() -> None:
+    history = History([(OVERRIDE, 2)])
+    assert value(history.build()) == 2
+    assert value(history.build(region="us")) is None
+    assert value(history.build(region="*")) is None
+
+
+def test_without_a_region_only_what_holds_everywhere_is_kept() -> None:
+    history = History([(EVERYWHERE, 1), (OVERRIDE, 2)])
+    snapshot = history.build(0, "*").apply(history.changes)
+    assert [state.id for state in held(snapshot)] == [EVERYWHERE]
+    assert regions_of("*") == ("*",)
+    assert regions_of("eu") == ("eu", "*")
+
+
+def test_the_keys_are_those_of_both_regions() -> None:
+    history = History([(EVERYWHERE, 1), (("eu", "g"), 1), (("us", "h"), 1)])
+    assert history.build().keys() == {"f", "g"}
+    assert history.build(0).apply(history.changes).keys() == {"f", "g"}
+
+
+# Immutability
+
+
+def test_applying_changes_nothing_in_the_snapshot_before() -> None:
+    history = History([(EVERYWHERE, 1)], [(OVERRIDE, 2)])
+    before = history.build()
+    states = held(before)
+    middle = before.apply([history.commit((EVERYWHERE, None), (OVERRIDE, 5))])
+    middle_states = held(middle)
+    middle.apply([history.commit((OVERRIDE, None), (("eu", "g"), 1))])
+    assert held(before) == states
+    assert held(middle) == middle_states
+
+
+def test_applying_nothing_is_the_same_snapshot() -> None:
+    snapshot = History([(EVERYWHERE, 1)]).build()
+    assert snapshot.apply([]) == snapshot
+
+
+# Refusals
+
+
+def test_a_gap_a_repetition_and_a_wrong_order_are_refused() -> None:
+    history = History([(EVERYWHERE, 1)], [(EVERYWHERE, 2)], [(EVERYWHERE, 3)])
+    first, second, third = history.changes
+    start = history.build(0)
+    for wrong in ([second], [first, third], [first, first], [second, first]):
+        with pytest.raises(HistoryLostError, match="does not continue revision"):
+            start.apply(wrong)
+    assert value(start.apply([first, second, third])) == 3
+
+
+def test_an_altered_change_is_refused_whole() -> None:
+    history = History([(EVERYWHERE, 1)], [(EVERYWHERE, 2)])
+    first, second = history.changes
+    altered = replace(second, request="another")
+    start = history.build(0)
+    with pytest.raises(HistoryLostError):
+        start.apply([first, altered])
+    assert start.tip == GENESIS
+    assert value(start) is None
+
+
+@pytest.mark.parametrize("before", [None, 7], ids=["absent", "another"])
+def test_a_change_of_what_is_not_held_is_refused(before: int | None) -> None:
+    # The chain is sound, but the ledger's state before is not the one that was loaded.
+    history = History([(EVERYWHERE, 1)])
+    snapshot = history.build()
+    claimed = before and state_of("f", "*", before, {"key": "f", "value": before})
+    after = state_of("f", "*", 2, {"key": "f", "value": 2})
+    change = next_change(snapshot.tip, "request", NOON, [FlagChange(claimed or None, after)])
+    assert change.continues(snapshot.tip)
+    with pytest.raises(HistoryLostError, match="f is not as revision 2 found it"):
+        snapshot.apply([change])
+
+
+def test_what_is_not_held_in_other_regions_is_not_asked_for() -> None:
+    history = History([(("us", "f"), 1)])
+    snapshot = history.build()
+    change = history.commit((("us", "f"), 2))
+    assert snapshot.apply([change]).tip.revision == 2
+
+
+# Digests
+
+
+def test_an_edit_past_the_writer_is_found() -> None:
+    history = History([(EVERYWHERE, 1), (OVERRIDE, 2), (("*", "g"), 3)])
+    sound = list(history.states[-1].values())
+    first, *others = sound
+    for edited in (
+        [replace(first, packed=first.packed + b"\xc0"), *others],
+        [replace(first, version=9), *others],
+        [replace(first, key="x"), *others],
+        others,
+        [*sound, state_of("h", "*", 1, {"key": "h"})],
+        [],
+    ):
+        with pytest.raises(HistoryLostError, match="past the writer"):
+            build(history.tips[-1], "eu", edited)
+    assert held(build(history.tips[-1], "eu", sound[::-1])) == held(history.build())
+
+
+def test_an_edit_in_another_region_is_not_this_ones_concern() -> None:
+    history = History([(EVERYWHERE, 1), (("us", "f"), 2)])
+    states = [state for state in history.states[-1].values() if state.region == "*"]
+    assert build(history.tips[-1], "eu", states).keys() == {"f"}
+
+
+def test_an_edit_of_a_held_snapshot_is_found() -> None:
+    history = History([(EVERYWHERE, 1)])
+    snapshot = history.build()
+    check_digests(snapshot, history.tips[-1].digests)
+    edited = Snapshot(snapshot.tip, "eu", layer([]), {})
+    with pytest.raises(HistoryLostError, match=r"the flags of region '\*'"):
+        check_digests(edited, history.tips[-1].digests)
+
+
+# Folding
+
+
+def test_a_large_overlay_is_folded_into_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "OVERLAY_MIN", 4)
+    history = History()
+    snapshot = history.build()
+    sizes = []
+    for i in range(10):
+        snapshot = snapshot.apply([history.commit((("*", f"f{i}"), i))])
+        sizes.append(
+            (sum(map(len, snapshot.base.values())), sum(map(len, snapshot.overlay.values())))
+        )
+        assert held(snapshot) == held(history.build())
+    assert sizes == [
+        (0, 1),
+        (0, 2),
+        (0, 3),
+        (0, 4),
+        (5, 0),
+        (5, 1),
+        (5, 2),
+        (5, 3),
+        (5, 4),
+        (10, 0),
+    ]
+
+
+def test_an_overlay_may_grow_with_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "OVERLAY_MIN", 1)
+    history = History([(("*", f"f{i}"), i) for i in range(32)])
+    snapshot = history.build()
+    for i in range(4):
+        snapshot = snapshot.apply([history.commit((("*", f"f{i}"), -1))])
+        assert sum(map(len, snapshot.overlay.values())) == i + 1
+    folded = snapshot.apply([history.commit((("*", "f9"), None))])
+    assert folded.overlay == {}
+    assert sum(map(len, folded.base.values())) == 31
+
+
+# Properties
+
+FLAGS = st.tuples(st.sampled_from(["*", "eu", "us"]), st.sampled_from("abc"))
+REVISIONS = st.lists(
+    st.dictionaries(FLAGS, st.none() | st.integers(0, 9), max_size=4).map(
+        lambda edits: list(edits.items())
+    ),
+    max_size=10,
+)
+
+
+@settings(max_examples=200)
+@given(REVISIONS, st.sampled_from(["*", "eu"]), st.integers(0, 6), st.data())
+def test_applying_is_building_anew(
+    revisions: list[list[Edit]], region: str, overlay_min: int, data: st.DataObject
+) -> None:
+    history = History(*revisions)
+    snapshot = history.build(0, region)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(room, "OVERLAY_MIN", overlay_min)
+        while snapshot.tip.revision < len(revisions):
+            revision = snapshot.tip.revision
+            end = data.draw(st.integers(revision + 1, len(revisions)))
+            snapshot = snapshot.apply(history.changes[revision:end])
+            anew = history.build(end, region)
+            assert snapshot.tip == anew.tip
+            assert held(snapshot) == held(anew)
+            assert snapshot.keys() == anew.keys()
+            for key in "abcd":
+                assert snapshot.find(key) == anew.find(key)
+            check_digests(snapshot, history.tips[end].digests)
+
+
+@settings(max_examples=200)
+@given(REVISIONS, st.data())
+def test_only_the_changes_that_follow_are_applied(
+    revisions: list[list[Edit]], data: st.DataObject
+) -> None:
+    history = History(*revisions)
+    at = data.draw(st.integers(0, len(revisions)))
+    snapshot = history.build(at)
+    chosen = data.draw(st.lists(st.integers(0, len(revisions)), max_size=4))
+    changes = [history.changes[i] for i in chosen if i < len(revisions)]
+    follows = [change.revision for change in changes] == list(range(at + 1, at + 1 + len(changes)))
+    if follows:
+        assert snapshot.apply(changes).tip == history.tips[at + len(changes)]
+    else:
+        with pytest.raises(HistoryLostError):
+            snapshot.apply(changes)
