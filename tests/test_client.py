@@ -130,7 +130,7 @@ def test_is_enabled_answers_the_default_for_a_flag_that_is_not_boolean(client: C
 
 
 def test_an_object_is_the_callers_own(client: Client) -> None:
-    first = client.value("shop.banner", default={})
+    first: dict[str, Any] = client.value("shop.banner", default={})
     first["text"] = "changed"
     first["sizes"].append(3)
     assert client.value("shop.banner", default={}) == {"text": "hi", "sizes": [1, 2]}
