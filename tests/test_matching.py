@@ -1,6 +1,7 @@
 """The matcher and the compiled fast path, held to a real mongod's `find`."""
 
 import itertools
+import operator
 import random
 import re
 import uuid
@@ -23,7 +24,21 @@ from flagkit.core.compiler import compile_flag
 from flagkit.core.evaluation import Outcome
 from flagkit.core.matching import matches
 from flagkit.model import Rule, Serve, decode
-from flagkit.model.conditions import And, Compare, Condition, Exists, Field, Nor, Or, Test, parse
+from flagkit.model.conditions import (
+    TYPE_NAMES,
+    And,
+    Compare,
+    Condition,
+    ElemMatch,
+    Exists,
+    Field,
+    Nor,
+    Or,
+    Size,
+    Test,
+    parse,
+)
+from flagkit.model.values import Value
 
 Document: TypeAlias = dict[str, Any]
 Matcher: TypeAlias = Callable[[Condition, Mapping[str, Any]], bool]
@@ -315,6 +330,83 @@ def test_types_that_bson_has_not_match_nothing_and_exist() -> None:
             assert matcher(parse({"a": {"$exists": True}}, ""), {"a": value})
 
 
+VERSIONS = (
+    *("1.0.0-0", "1.0.0-1", "1.0.0-alpha", "1.0.0-alpha.1", "1.0.0-alpha.beta", "1.0.0-beta"),
+    *("1.0.0-beta.2", "1.0.0-beta.11", "1.0.0-rc.1", "1.0.0", "1.0.1", "1.2.0", "1.10.0", "2.0.0"),
+)
+COMPARISONS: dict[str, Callable[[int, int], bool]] = {
+    "$eq": operator.eq,
+    "$ne": operator.ne,
+    "$gt": operator.gt,
+    "$gte": operator.ge,
+    "$lt": operator.lt,
+    "$lte": operator.le,
+}
+
+
+@pytest.mark.parametrize("comparison", COMPARISONS)
+@pytest.mark.parametrize("matcher", [matches, fast_path])
+def test_versions_have_the_precedence_of_semver(matcher: Matcher, comparison: str) -> None:
+    for i, constant in enumerate(VERSIONS):
+        condition = parse({"app": {"$semver": {comparison: constant}}}, "")
+        answers = [matcher(condition, {"app": f"{version}+build.7"}) for version in VERSIONS]
+        assert answers == [COMPARISONS[comparison](n, i) for n in range(len(VERSIONS))]
+
+
+NO_VERSIONS: list[object] = [
+    *("1.0", "v1.0.0", "1.0.0.0", "01.0.0", "1.0.0-01", "1.0.0-", "1.0.0+", " 1.0.0", "1.0.0\n"),
+    *("", "1.0.0-é", "\u0661.0.0", "9" * 5000 + ".0.0", 1, 1.0, None, True, {"1": 0}, []),
+]
+
+
+@pytest.mark.parametrize("comparison", ["$eq", "$ne", "$lt", "$nin", "$in"])
+@pytest.mark.parametrize("matcher", [matches, fast_path])
+def test_what_is_no_version_passes_no_comparison(matcher: Matcher, comparison: str) -> None:
+    constant: Value = ["1.0.0"] if "in" in comparison else "1.0.0"
+    condition = parse({"app": {"$semver": {comparison: constant}}}, "")
+    assert not [value for value in NO_VERSIONS if matcher(condition, {"app": value})]
+    assert not matcher(condition, {})
+
+
+@pytest.mark.parametrize("matcher", [matches, fast_path])
+def test_a_list_of_versions_passes_by_any_of_them(matcher: Matcher) -> None:
+    condition = parse({"app": {"$semver": {"$gte": "2.0.0", "$lt": "3.0.0"}}}, "")
+    assert matcher(condition, {"app": ["1.0.0", "2.5.0"]})
+    assert not matcher(condition, {"app": ["1.0.0", "none"]})
+    condition = parse({"app": {"$semver": {"$nin": ["1.0.0", "2.0.0"]}}}, "")
+    assert matcher(condition, {"app": "1.5.0"})
+    assert not matcher(condition, {"app": "2.0.0+x"})
+
+
+AFFIXES = {"$startsWith": "^{}", "$endsWith": r"{}\z", "$contains": "{}"}
+
+
+@pytest.mark.mongo
+def test_affixes_are_what_regular_expressions_say(collection: Collection[Document]) -> None:
+    chance = random.Random(SEED)
+    letters = ("a", "b", ".", "A", "é", "\n", "$")
+
+    def text(lengths: Sequence[int]) -> str:
+        return "".join(chance.choices(letters, k=chance.choice(lengths)))
+
+    first = 20_000_000
+    values: list[Any] = [text((0, 1, 2, 3)) for _ in range(300)]
+    values += [[text((1, 2)), chance.choice((1, None, text((2,))))] for _ in range(100)]
+    values += [None, 1, {"a": "a"}, []]
+    documents = [{"x": value} for value in values]
+    collection.insert_many({"_id": first + i, **found} for i, found in enumerate(documents))
+    for operator_name, pattern in AFFIXES.items():
+        for _ in range(40):
+            texts = [text((1, 1, 2)) for _ in range(chance.choice((1, 1, 2)))]
+            written = [{"x": {"$regex": pattern.format(re.escape(part))}} for part in texts]
+            answer = found(collection, {"$or": written}, first, len(documents))
+            constant: Value = [*texts] if len(texts) > 1 else texts[0]
+            condition = parse({"x": {operator_name: constant}}, "")
+            for matcher in (matches, fast_path):
+                ours = {i for i, document in enumerate(documents) if matcher(condition, document)}
+                assert ours == answer, (operator_name, texts)
+
+
 # The random oracle. Each condition meets documents of its own, made from a handful of values that
 # it takes its constants from, too, or from their nearest neighbours: what differs least trips most.
 #
@@ -412,17 +504,41 @@ class Draw:
         drawn: Document = {}
         for _ in range(self.chance.choice((1, 1, 1, 2))):
             operator = self.chance.choice(
-                ("$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$exists", "$not")
+                (
+                    *("$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$exists", "$not"),
+                    *("$all", "$elemMatch", "$elemMatch", "$size", "$mod", "$type"),
+                )
             )
             if operator in ("$in", "$nin"):
                 drawn[operator] = [self.literal() for _ in range(self.chance.choice((0, 1, 2, 3)))]
             elif operator == "$exists":
                 drawn[operator] = self.chance.choice((True, False, 0, None, "", 1.0))
-            elif operator != "$not":
+            elif operator == "$all":
+                drawn[operator] = self.all_of(depth)
+            elif operator == "$size":
+                drawn[operator] = self.chance.choice((0, 1, 2, 1.0))
+            elif operator == "$mod":
+                divisor = self.chance.choice((1, 2, -2, 3, 2.9, 2**40))
+                drawn[operator] = [divisor, self.chance.choice((0, 1, -1, 1.5, 2))]
+            elif operator == "$type":
+                drawn[operator] = self.types()
+            elif operator not in ("$not", "$elemMatch"):
                 drawn[operator] = self.literal()
             elif depth < 2:
-                drawn[operator] = self.operators(depth + 1)
+                by_value = operator == "$not" or self.chance.random() < 0.5
+                inner = self.operators if by_value else self.condition
+                drawn[operator] = inner(depth + 1)
         return drawn or {"$eq": self.literal()}
+
+    def all_of(self, depth: int) -> list[Any]:
+        count = self.chance.choice((0, 1, 1, 2))
+        if depth < 2 and self.chance.random() < 0.3:
+            return [{"$elemMatch": self.operators(depth + 1)} for _ in range(count)]
+        return [self.literal() for _ in range(count)]
+
+    def types(self) -> Any:
+        names = self.chance.sample(("number", 1.0, *TYPE_NAMES, *TYPE_NAMES.values()), 2)
+        return self.chance.choice((names, names[0]))
 
     def condition(self, depth: int = 0) -> Document:
         drawn: Document = {}
@@ -491,7 +607,7 @@ def test_the_questions_are_not_one_sided(questions: list[Question]) -> None:
     answered = sum(len(question.answer) for question in questions)
     assert 0.15 < answered / (CONDITION_COUNT * DOCUMENTS_PER_CONDITION) < 0.85
     split = sum(0 < len(question.answer) < len(question.documents) for question in questions)
-    assert split > 0.3 * CONDITION_COUNT
+    assert split > 0.25 * CONDITION_COUNT
 
 
 # Deliberately wrong matchers, each by what it puts in the place of a part of the right one.
@@ -500,7 +616,8 @@ def test_the_questions_are_not_one_sided(questions: list[Question]) -> None:
 def negated_by_element(condition: Condition, attributes: Mapping[str, Any]) -> bool:
     match condition:
         case Nor((Field(path, test),)):
-            reached = matching._reached(attributes, path, 0)
+            whole = isinstance(test, Size | ElemMatch)
+            reached = matching._reached(attributes, path, 0, whole)
             return any(not matching._passes(test, value) for value in reached)
         case And(conditions):
             return all(negated_by_element(item, attributes) for item in conditions)
@@ -522,25 +639,52 @@ def passes_null_as_missing(test: Test, value: object) -> bool:
     return right_passes(test, value)
 
 
-def spread_without_the_list(items: Any, path: tuple[str, ...], at: int) -> Iterator[object]:
-    return iter(items) if at == len(path) else right_spread(items, path, at)
+Path: TypeAlias = tuple[str, ...]
 
 
-def spread_into_inner_lists(items: Any, path: tuple[str, ...], at: int) -> Iterator[object]:
-    yield from right_spread(items, path, at)
+def spread_without_the_list(items: Any, path: Path, at: int, whole: bool) -> Iterator[object]:
+    return iter(items) if at == len(path) else right_spread(items, path, at, whole)
+
+
+def spread_always(items: Any, path: Path, at: int, whole: bool) -> Iterator[object]:
+    del whole
+    return right_spread(items, path, at, whole=False)
+
+
+def spread_into_inner_lists(items: Any, path: Path, at: int, whole: bool) -> Iterator[object]:
+    yield from right_spread(items, path, at, whole)
     for item in items:
         if isinstance(item, list):
-            yield from right_spread(item, path, at)
+            yield from right_spread(item, path, at, whole)
 
 
-def spread_with_missing_scalars(items: Any, path: tuple[str, ...], at: int) -> Iterator[object]:
-    yield from right_spread(items, path, at)
+def spread_with_missing_scalars(items: Any, path: Path, at: int, whole: bool) -> Iterator[object]:
+    yield from right_spread(items, path, at, whole)
     if at < len(path) and any(not isinstance(item, list | dict) for item in items):
         yield matching.MISSING
 
 
-def indexed_with_missing_scalars(item: Any, path: tuple[str, ...], at: int) -> Iterator[object]:
-    yield from right_indexed(item, path, at)
+def remainder_of_python(value: Any, divisor: int) -> int | None:
+    found = right_remainder(value, divisor)
+    return found if found is None else int(value) % divisor
+
+
+def remainder_of_the_fraction(value: Any, divisor: int) -> int | None:
+    found = right_remainder(value, divisor)
+    return found if found is None or value == int(value) else None
+
+
+def types_with_one_integer(value: object) -> str | None:
+    found = right_type(value)
+    return "int" if found == "long" else found
+
+
+def only_documents(items: Any) -> Iterator[Any]:
+    return (item for item in items if isinstance(item, dict))
+
+
+def indexed_with_missing_scalars(item: Any, path: Path, at: int, whole: bool) -> Iterator[object]:
+    yield from right_indexed(item, path, at, whole)
     if at < len(path) and not isinstance(item, list | dict):
         yield matching.MISSING
 
@@ -623,6 +767,8 @@ right_compare = matching.compare
 right_documents = matching._compare_documents
 right_equal = matching.equal
 right_indexed = matching._indexed
+right_remainder = matching._remainder
+right_type = matching.bson_type
 right_lists = matching._compare_lists
 right_milliseconds = matching._milliseconds
 right_ordered = matching._ordered
@@ -638,6 +784,11 @@ WRONG: dict[str, dict[str, object]] = {
     "$ne is judged by element": {"matches": negated_by_element},
     "missing is not null": {"_passes": passes_missing_as_nothing},
     "null does not exist": {"_passes": passes_null_as_missing},
+    "lengths of elements count": {"_spread": spread_always},
+    "the remainder has the divisor's sign": {"_remainder": remainder_of_python},
+    "fractions have no remainder": {"_remainder": remainder_of_the_fraction},
+    "int and long are one type": {"bson_type": types_with_one_integer},
+    "lists are no documents of their indexes": {"_documents_in": only_documents},
     "the list itself is not compared": {"_spread": spread_without_the_list},
     "lists in lists are entered": {"_spread": spread_into_inner_lists},
     "a scalar in a list is a missing path": {"_spread": spread_with_missing_scalars},

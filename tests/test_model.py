@@ -185,6 +185,13 @@ NO_DOCUMENTS: list[object] = [None, 1, "x", [], ()]
 NO_BRANCHES: list[object] = [[], {}, 1]
 NOT_OPERATORS: list[object] = [{}, 5, None, []]
 
+NOT_DOCUMENTS: list[Any] = [1, [], "x", None]
+NOT_ALL: list[Any] = [1, {"$elemMatch": {}}, [1, {"$elemMatch": {}}], [{"$gt": 1}]]
+NOT_TYPES: list[Any] = [[], 0, "missing", 1.5, True, "String", None, ["string", 0]]
+NOT_PAIRS: list[Any] = [
+    *(1, [], [2], [0, 1], [0.5, 0], [2, 1, 0], [True, 1], ["2", 0], [float("inf"), 0]),
+]
+NOT_TEXTS: list[Any] = ["", [], 1, ["a", ""], [1]]
 BAD = [
     # The document as a whole
     *(Bad(f"{value!r} for a document", value, "", "mapping") for value in NO_DOCUMENTS),
@@ -315,6 +322,29 @@ BAD = [
     Bad("unknown operator at the top", when(**{"$where": "1"}), "rules[0].when.$where", "$or"),
     Bad("an attribute's operator at the top", when(**{"$gt": 1}), "rules[0].when.$gt", "$or"),
     Bad("a logical operator of an attribute", when(a={"$and": []}), "rules[0].when.a.$and"),
+    *(Bad(f"$size of {size!r}", when(a={"$size": size}), "rules[0].when.a.$size", "$size: 2")
+      for size in (1.5, -1, True, None, "1", 2**31, float("nan"))),
+    *(Bad(f"$mod of {pair!r}", when(a={"$mod": pair}), "rules[0].when.a.$mod", "[4, 0]")
+      for pair in NOT_PAIRS),
+    *(Bad(f"$type of {kind!r}", when(a={"$type": kind}), "rules[0].when.a.$type")
+      for kind in NOT_TYPES),
+    *(Bad(f"$elemMatch of {inner!r}", when(a={"$elemMatch": inner}), "rules[0].when.a.$elemMatch")
+      for inner in NOT_DOCUMENTS),
+    Bad("unknown operator in $elemMatch", when(a={"$elemMatch": {"$x": 1}}),
+        "rules[0].when.a.$elemMatch.$x"),
+    *(Bad(f"$all of {values!r}", when(a={"$all": values}), "rules[0].when.a.$all")
+      for values in NOT_ALL),
+    *(Bad(f"{name} of {text!r}", when(a={name: text}), f"rules[0].when.a.{name}")
+      for name in ("$startsWith", "$endsWith", "$contains") for text in NOT_TEXTS),
+    Bad("$semver of a string", when(a={"$semver": "1.0.0"}), "rules[0].when.a.$semver", "$gte"),
+    Bad("$semver of nothing", when(a={"$semver": {}}), "rules[0].when.a.$semver"),
+    *(Bad(f"$semver with {version!r}", when(a={"$semver": {"$gt": version}}),
+          "rules[0].when.a.$semver.$gt", "three numbers")
+      for version in ("1.0", "v1.0.0", 1.5, None)),
+    Bad("$semver with a list", when(a={"$semver": {"$gt": ["1.0.0"]}}),
+        "rules[0].when.a.$semver.$gt", "$in"),
+    Bad("$semver with an unknown comparison", when(a={"$semver": {"$near": "1.0.0"}}),
+        "rules[0].when.a.$semver.$near", "$gte"),
     Bad("unknown operator far down", when(**{"$or": [{"a": 1}, {"b": {"$not": {"$x": 1}}}]}),
         "rules[0].when.$or[1].b.$not.$x"),
     Bad("a name among operators", when(a={"$gt": 1, "b": 2}), "rules[0].when.a.b"),

@@ -25,7 +25,20 @@ from flagkit.core.contexts import ContextLike, attributes_of
 from flagkit.core.evaluation import ErrorCode, Outcome, Reason, failed
 from flagkit.core.matching import attribute, matches, value_passes
 from flagkit.model import Flag, Rollout, Serve
-from flagkit.model.conditions import And, Compare, Condition, Exists, Field, In, Nor, Or, Test
+from flagkit.model.conditions import (
+    Affix,
+    And,
+    Compare,
+    Condition,
+    Exists,
+    Field,
+    In,
+    Nor,
+    Or,
+    Test,
+    Version,
+)
+from flagkit.model.versions import version_key
 
 Evaluator: TypeAlias = Callable[[ContextLike], Outcome]
 Clock: TypeAlias = Callable[[], float]
@@ -44,6 +57,7 @@ _GLOBALS: Final[dict[str, object]] = {
     "key_of": key_of,
     "matches": matches,
     "value_passes": value_passes,
+    "version_key": version_key,
     "xxh3": xxhash.xxh3_64_intdigest,
 }
 _SLOWLY: Final = "{k} not in SCALARS and value_passes({t}, {a})"
@@ -53,8 +67,13 @@ _BY_KIND: Final = {
     "true": f"({{a}} is True or {_SLOWLY})",
     "false": f"({{a}} is False or {_SLOWLY})",
     "null": f"({{a}} is None or {_SLOWLY})",
+    "affix": f"({{a}}.{{op}}({{c}}) if {{k}} is str else {_SLOWLY})",
+    "contains": f"({{c}} in {{a}} if {{k}} is str else {_SLOWLY})",
+    "version": (
+        f"((v := version_key({{a}})) is not None and v {{op}} {{c}} if {{k}} is str else {_SLOWLY})"
+    ),
 }
-_PYTHON: Final = {"$eq": "==", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
+_PYTHON: Final = {"$eq": "==", "$ne": "!=", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 
 
 def compile_flag(
@@ -127,7 +146,7 @@ class _Walk:
             case Nor(conditions):
                 return ("nor", *map(self.condition, conditions))
 
-    def leaf(self, path: tuple[str, ...], test: Test) -> Shape:
+    def leaf(self, path: tuple[str, ...], test: Test) -> Shape:  # noqa: C901, PLR0911 - one for each test
         match test:
             case Exists():
                 return ("exists", self.attribute(path[0]))
@@ -142,6 +161,19 @@ class _Walk:
                 kind = kinds.pop() if len(kinds) == 1 else None
                 if kind in ("text", "number"):
                     return self.inline(kind, "in", path[0], [frozenset(values), test])
+            case Affix("$contains", texts):
+                if len(texts) == 1:
+                    return self.inline("contains", "in", path[0], [texts[0], test])
+            case Affix(operator, texts):
+                method = "startswith" if operator == "$startsWith" else "endswith"
+                return self.inline("affix", method, path[0], [texts, test])
+            case Version("$in" | "$nin" as operator, keys):
+                operation = "in" if operator == "$in" else "not in"
+                return self.inline("version", operation, path[0], [frozenset(keys), test])
+            case Version(operator, keys):
+                return self.inline("version", _PYTHON[operator], path[0], [keys[0], test])
+            case _:
+                pass
         return self.deep(Field(path, test))
 
     def inline(self, kind: str | None, operation: str, name: str, constants: list[object]) -> Shape:

@@ -8,14 +8,32 @@ Source: mongod's answers to `find`, which tests/test_matching.py compares with t
 """
 
 import math
+import operator as operator_module
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final, TypeAlias, TypeGuard, cast
 from uuid import UUID
 
-from flagkit.model.conditions import And, Compare, Condition, Exists, Field, Nor, Or, Test
+from flagkit.model.conditions import (
+    Affix,
+    And,
+    Compare,
+    Condition,
+    ElemMatch,
+    Exists,
+    Field,
+    HasType,
+    In,
+    Mod,
+    Nor,
+    Or,
+    Size,
+    Test,
+    Version,
+)
+from flagkit.model.versions import VersionKey, version_key
 
 Node: TypeAlias = Mapping[str, Any]
 Items: TypeAlias = "list[Any] | tuple[Any, ...]"
@@ -40,11 +58,25 @@ _KINDS: Mapping[type, int] = {
 }
 
 
-def matches(condition: Condition, attributes: Mapping[str, Any]) -> bool:
-    """Tell whether a condition holds for some attributes."""
+_PYTHON: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
+    "$eq": operator_module.eq,
+    "$ne": operator_module.ne,
+    "$gt": operator_module.gt,
+    "$gte": operator_module.ge,
+    "$lt": operator_module.lt,
+    "$lte": operator_module.le,
+}
+_TYPES = ("null", "", "string", "object", "array", "binData", "bool", "date")
+
+
+def matches(condition: Condition, attributes: Any) -> bool:
+    """Tell whether a condition holds for attributes, or, with empty paths, for one value."""
     match condition:
+        case Field((), test):
+            return _passes(test, attributes)
         case Field(path, test):
-            return any(_passes(test, value) for value in _reached(attributes, path, 0))
+            whole = isinstance(test, Size | ElemMatch)
+            return any(_passes(test, value) for value in _reached(attributes, path, 0, whole))
         case And(conditions):
             return all(matches(item, attributes) for item in conditions)
         case Or(conditions):
@@ -105,53 +137,127 @@ def compare(left: Any, right: Any) -> int:
     return int(left > right) - int(left < right)
 
 
-def _reached(node: Node, path: tuple[str, ...], at: int) -> Iterator[object]:
-    """Yield the values that `path[at:]` reaches in a document, MISSING where it breaks off."""
+def _reached(node: Node, path: tuple[str, ...], at: int, whole: bool) -> Iterator[object]:  # noqa: FBT001
+    """Yield the values that `path[at:]` reaches in a document, MISSING where it breaks off.
+
+    A list at the end of the path stands for its elements and itself, or, if `whole`, for itself.
+    """
     value = node.get(path[at], MISSING)
     at += 1
     if _is_list(value):
-        yield from _spread(value, path, at)
+        yield from _spread(value, path, at, whole)
     elif at == len(path):
         yield value
     elif isinstance(value, dict):
-        yield from _reached(cast("Node", value), path, at)
+        yield from _reached(cast("Node", value), path, at, whole)
     else:
         yield MISSING
 
 
-def _spread(items: Items, path: tuple[str, ...], at: int) -> Iterator[object]:
+def _spread(items: Items, path: tuple[str, ...], at: int, whole: bool) -> Iterator[object]:  # noqa: FBT001
     if at == len(path):
-        yield from items
+        if not whole:
+            yield from items
         yield items
         return
     for item in items:
         # Only documents are entered by name: a scalar or a list in a list is not even "missing".
         if isinstance(item, dict):
-            yield from _reached(cast("Node", item), path, at)
+            yield from _reached(cast("Node", item), path, at, whole)
     index = path[at]
     if _INDEX.fullmatch(index) and int(index) < len(items):
-        yield from _indexed(items[int(index)], path, at + 1)
+        yield from _indexed(items[int(index)], path, at + 1, whole)
 
 
-def _indexed(item: object, path: tuple[str, ...], at: int) -> Iterator[object]:
+def _indexed(item: object, path: tuple[str, ...], at: int, whole: bool) -> Iterator[object]:  # noqa: FBT001
     if at == len(path):
         yield item
     elif _is_list(item):
-        yield from _spread(item, path, at)
+        yield from _spread(item, path, at, whole)
     elif isinstance(item, dict):
-        yield from _reached(cast("Node", item), path, at)
+        yield from _reached(cast("Node", item), path, at, whole)
     # With path left, a scalar is nothing, and not even "missing": as one that stands in a list.
 
 
-def _passes(test: Test, value: object) -> bool:
+def _passes(test: Test, value: object) -> bool:  # noqa: C901, PLR0911 - one for each test
     match test:
-        case Compare(operator, constant):
-            return _ordered(operator, None if value is MISSING else value, constant)
         case Exists():
             return value is not MISSING
-        case _:
+        case Size(count):
+            return _is_list(value) and len(value) == count
+        case HasType(names):
+            return value is not MISSING and bson_type(value) in names
+        case Mod(divisor, remainder):
+            return _remainder(value, divisor) == remainder
+        case ElemMatch(condition, by_value):
+            if not _is_list(value):
+                return False
+            items = value if by_value else _documents_in(value)
+            return any(matches(condition, item) for item in items)
+        case Affix(operator, texts):
+            return isinstance(value, str) and AFFIXES[operator](value, texts)
+        case Version(operator, keys):
+            return isinstance(value, str) and version_passes(operator, value, keys)
+        case Compare(operator, constant):
+            return _ordered(operator, None if value is MISSING else value, constant)
+        case In(constants):
             found = None if value is MISSING else value
-            return any(equal(found, constant) for constant in test.values)
+            return any(equal(found, constant) for constant in constants)
+
+
+AFFIXES: Final[Mapping[str, Callable[[str, tuple[str, ...]], bool]]] = {
+    "$startsWith": str.startswith,
+    "$endsWith": str.endswith,
+    "$contains": lambda value, texts: any(text in value for text in texts),
+}
+
+
+def version_passes(operator: str, value: str, keys: tuple[VersionKey, ...]) -> bool:
+    """Tell whether a string is a version, and in an order to some others; no other string is."""
+    key = version_key(value)
+    if key is None:
+        return False
+    match operator:
+        case "$in":
+            return key in keys
+        case "$nin":
+            return key not in keys
+        case _:
+            return bool(_PYTHON[operator](key, keys[0]))
+
+
+def bson_type(value: object) -> str | None:
+    """Return the name of the BSON type of a value, None if it has none."""
+    place = kind(value)
+    if place == _NUMBER:
+        return _number_type(value)
+    return None if place is None else _TYPES[place]
+
+
+def _number_type(value: object) -> str | None:
+    if isinstance(value, int):
+        if -(2**31) <= value < 2**31:
+            return "int"
+        return "long" if -(2**63) <= value < 2**63 else None
+    return "double" if isinstance(value, float) else "decimal"
+
+
+def _remainder(value: Any, divisor: int) -> int | None:
+    """Return the remainder as C has it, of what is left of a number without its fraction."""
+    if kind(value) != _NUMBER or _is_nan(value) or not -(2**63) <= value < 2**63:
+        return None
+    whole = int(value)
+    remainder = abs(whole) % abs(divisor)
+    return -remainder if whole < 0 else remainder
+
+
+def _documents_in(items: Items) -> Iterator[Node]:
+    """Yield the documents among some elements; lists are documents of their indexes, too."""
+    for item in items:
+        if _is_list(item):
+            yield {str(i): inner for i, inner in enumerate(item)}
+        elif isinstance(item, dict):
+            yield cast("Node", item)
 
 
 def equal(left: object, right: object) -> bool:

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from flagkit.errors import InvalidDocumentError
 from flagkit.model.values import Value, join
+from flagkit.model.versions import VersionKey, version_key
 
 Ordering: TypeAlias = Literal["$eq", "$gt", "$gte", "$lt", "$lte"]
 
@@ -35,7 +36,54 @@ class Exists(Struct, frozen=True):
     """A test for presence; null is present."""
 
 
-Test: TypeAlias = Compare | In | Exists
+class Size(Struct, frozen=True):
+    """A test for a list of some length. It looks at the list itself, never at its elements."""
+
+    count: int
+
+
+class Mod(Struct, frozen=True):
+    """A test for a remainder, with C's sign; both are integers of 64 bits."""
+
+    divisor: int
+    remainder: int
+
+
+class HasType(Struct, frozen=True):
+    """A test for any of some BSON types, by their names."""
+
+    names: frozenset[str]
+
+
+class ElemMatch(Struct, frozen=True):
+    """A test for a list with an element for which a condition holds.
+
+    The condition is on the element itself (its fields have empty paths) if `by_value`, else on the
+    documents, and the lists as documents, among the elements.
+    """
+
+    condition: "Condition"
+    by_value: bool
+
+
+class Affix(Struct, frozen=True):
+    """A test for a string that begins with, ends with or contains any of some others."""
+
+    operator: Literal["$startsWith", "$endsWith", "$contains"]
+    texts: tuple[str, ...]
+
+
+class Version(Struct, frozen=True):
+    """A test for a semantic version in some order to others, given by their keys.
+
+    What is no version passes none of them, `$ne` and `$nin` included.
+    """
+
+    operator: str
+    keys: tuple[VersionKey, ...]
+
+
+Test: TypeAlias = Compare | In | Exists | Size | Mod | HasType | ElemMatch | Affix | Version
 
 
 class Field(Struct, frozen=True):
@@ -65,6 +113,24 @@ class Nor(Struct, frozen=True):
 
 Condition: TypeAlias = And | Or | Nor | Field
 ALWAYS = And(())
+NEVER = Nor((ALWAYS,))
+
+TYPE_NAMES: Mapping[int, str] = {
+    1: "double",
+    2: "string",
+    3: "object",
+    4: "array",
+    5: "binData",
+    8: "bool",
+    9: "date",
+    10: "null",
+    16: "int",
+    18: "long",
+    19: "decimal",
+}
+"""The BSON types that a context may hold, by MongoDB's numbers."""
+_NUMBERS = {"double", "int", "long", "decimal"}
+_TYPES = {"number", *TYPE_NAMES.values()}
 
 
 def parse(document: Value, path: str) -> Condition:
@@ -165,6 +231,115 @@ def _not(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> C
     return Nor((_tests(parts, constant, path),))
 
 
+def _size(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+    count = _whole(constant)
+    if count is None or not 0 <= count < 2**31:
+        raise InvalidDocumentError(path, "is not a length", f"Write {operator}: 2")
+    return Field(parts, Size(count))
+
+
+def _mod(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+    numbers = constant if isinstance(constant, list) else []
+    truncated = [
+        int(number)
+        for number in numbers
+        if isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < 2**63
+    ]
+    if len(numbers) != 2 or len(truncated) != 2 or truncated[0] == 0:  # noqa: PLR2004 - a pair
+        raise InvalidDocumentError(
+            path, "is not a divisor and a remainder", f"Write {operator}: [4, 0]"
+        )
+    return Field(parts, Mod(*truncated))
+
+
+def _has_type(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+    wanted = constant if isinstance(constant, list) else [constant]
+    names: set[str] = set()
+    for value in wanted:
+        name = value if isinstance(value, str) else TYPE_NAMES.get(_whole(value) or 0)
+        if name not in _TYPES:
+            raise InvalidDocumentError(
+                path, f"{value!r} is not a type", f"Known here: {' '.join(sorted(_TYPES))}"
+            )
+        names |= _NUMBERS if name == "number" else {name}
+    if not names:
+        raise InvalidDocumentError(path, "names no type", f"Write {operator}: string")
+    return Field(parts, HasType(frozenset(names)))
+
+
+def _elem_match(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+    if not isinstance(constant, dict):
+        raise InvalidDocumentError(
+            path, "is not a document", f"Write {operator}: {{field: value}} or {{$gt: 1}}"
+        )
+    first = next(iter(constant), "")
+    if first.startswith("$") and first not in _LOGICAL:
+        return Field(parts, ElemMatch(_tests((), constant, path), by_value=True))
+    return Field(parts, ElemMatch(parse(constant, path), by_value=False))
+
+
+def _all(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+    if not isinstance(constant, list):
+        raise InvalidDocumentError(path, "is not a list", f"Write {operator}: [value, ...]")
+    operators = [next(iter(value), "") for value in constant if isinstance(value, dict)]
+    inner = [name for name in operators if name.startswith("$")]
+    if inner and (len(inner) != len(constant) or set(inner) != {"$elemMatch"}):
+        raise InvalidDocumentError(
+            path, "mixes operators and values", f"{operator} lists values, or $elemMatch alone"
+        )
+    conditions = [
+        _tests(parts, value, f"{path}[{i}]")
+        if inner and isinstance(value, dict)
+        else Field(parts, Compare("$eq", value))
+        for i, value in enumerate(constant)
+    ]
+    # All of nothing never holds, in MongoDB.
+    return _all_of(conditions) if conditions else NEVER
+
+
+def _affix(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+    texts = constant if isinstance(constant, list) else [constant]
+    found = tuple(text for text in texts if isinstance(text, str) and text)
+    if not texts or len(found) != len(texts):
+        raise InvalidDocumentError(
+            path, "is not a string or a list of strings, or one is empty", f'Write {operator}: "x"'
+        )
+    return Field(parts, Affix(_AFFIXES[operator], found))
+
+
+def _version(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+    if not isinstance(constant, dict) or not constant:
+        raise InvalidDocumentError(
+            path, "is not a document of comparisons", f'Write {operator}: {{$gte: "2.3.0"}}'
+        )
+    tests: list[Condition] = []
+    for comparison, value in constant.items():
+        place = join(path, comparison)
+        if comparison not in _VERSION_OPERATORS:
+            raise _unknown(comparison, place, _VERSION_OPERATORS)
+        values = value if isinstance(value, list) else [value]
+        if isinstance(value, list) is not (comparison in ("$in", "$nin")):
+            raise InvalidDocumentError(
+                place, "is a list, or is none", "Only $in and $nin have lists"
+            )
+        keys = [version_key(item) if isinstance(item, str) else None for item in values]
+        found = tuple(key for key in keys if key is not None)
+        if len(found) != len(keys):
+            wrong = values[keys.index(None)]
+            raise InvalidDocumentError(
+                place, f"{wrong!r} is not a version", 'Write all three numbers, quoted: "2.3.0"'
+            )
+        tests.append(Field(parts, Version(comparison, found)))
+    return _all_of(tests)
+
+
+def _whole(value: Value) -> int | None:
+    """Return a number as an integer if it is one; a boolean is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if value == value // 1 and abs(value) < 2**63 else None
+
+
 _LOGICAL: Mapping[str, Callable[[tuple[Condition, ...]], Condition]] = {
     "$and": And,
     "$or": Or,
@@ -177,11 +352,26 @@ _ORDERINGS: Mapping[str, Ordering] = {
     "$lt": "$lt",
     "$lte": "$lte",
 }
+_AFFIXES: Mapping[str, Literal["$startsWith", "$endsWith", "$contains"]] = {
+    "$startsWith": "$startsWith",
+    "$endsWith": "$endsWith",
+    "$contains": "$contains",
+}
+_VERSION_OPERATORS = (*_ORDERINGS, "$ne", "$in", "$nin")
 _OPERATORS: Mapping[str, Callable[[tuple[str, ...], str, Value, str], Condition]] = {
     **dict.fromkeys(_ORDERINGS, _compare),
     "$ne": _not_equal,
     "$in": _in,
     "$nin": _not_in,
     "$exists": _exists,
+    "$size": _size,
+    "$mod": _mod,
+    "$type": _has_type,
+    "$elemMatch": _elem_match,
+    "$all": _all,
+    "$startsWith": _affix,
+    "$endsWith": _affix,
+    "$contains": _affix,
+    "$semver": _version,
     "$not": _not,
 }
