@@ -24,11 +24,11 @@ from flagkit.model.flags import (
     Rule,
     Serve,
     State,
-    VariantType,
     Window,
 )
 from flagkit.model.rollouts import BUCKETS, Intervals, allocate, shares, spans
 from flagkit.model.values import Value, join, milliseconds, normal
+from flagkit.model.variants import bare_weights, check_variant, typed_variants
 
 DOCUMENT_BYTES_MAX = 1024 * 1024
 KEY_LENGTH_MAX = 200
@@ -190,9 +190,9 @@ _DOCUMENTS: Mapping[str, type[Struct]] = {
 
 def _flag(wire: _FlagDocument) -> Flag:
     key = check_key(wire.key)
-    kind, variants = _variants(wire.variants)
+    kind, variants = typed_variants(wire.variants)
     if wire.off is not None:
-        _check_variant(wire.off, variants, "off")
+        check_variant(wire.off, variants, "off")
     if len(wire.rules) > RULES_MAX:
         raise InvalidDocumentError(
             "rules", f"are {len(wire.rules)}; the limit is {RULES_MAX}", "Join rules with $or"
@@ -239,71 +239,6 @@ def _metadata(wire: _FlagDocument) -> dict[str, Value]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _variants(variants: dict[str, Value]) -> tuple[VariantType, dict[str, Value]]:
-    if not variants:
-        raise InvalidDocumentError("variants", "is empty", "Name at least one variant")
-    found: dict[str, VariantType] = {
-        name: _variant_type(value, f"variants.{name}") for name, value in variants.items()
-    }
-    kinds = set(found.values())
-    if kinds == {"integer", "float"}:
-        floats: dict[str, Value] = {
-            name: float(cast("float", value)) for name, value in variants.items()
-        }
-        return "float", floats
-    first, kind = next(iter(found.items()))
-    for name, other in found.items():
-        if other != kind:
-            raise InvalidDocumentError(
-                f"variants.{name}",
-                f"is of type {other}, but {first} is of type {kind}",
-                "Give all variants of a flag the same type",
-            )
-    return kind, variants
-
-
-def _variant_type(value: Value, path: str) -> VariantType:
-    match value:
-        case bool():
-            return "boolean"
-        case str():
-            return "string"
-        case int():
-            return "integer"
-        case float() if value - value == 0:
-            return "float"
-        case dict() | list():
-            _check_json(value, path)
-            return "object"
-        case _:
-            raise InvalidDocumentError(
-                path,
-                f"is {value!r}, which is no variant",
-                f"Use one of these types: {', '.join(get_args(VariantType))}; quote a date",
-            )
-
-
-def _check_json(value: Value, path: str) -> None:
-    match value:
-        case dict():
-            for name, item in value.items():
-                _check_json(item, join(path, name))
-        case list():
-            for i, item in enumerate(value):
-                _check_json(item, f"{path}[{i}]")
-        case None:
-            pass
-        case _:
-            _variant_type(value, path)
-
-
-def _check_variant(name: str, variants: Mapping[str, object], path: str) -> None:
-    if name not in variants:
-        raise InvalidDocumentError(
-            path, f"{name!r} is not a variant of this flag", f"Use one of: {', '.join(variants)}"
-        )
-
-
 def _prerequisites(items: list[_PrerequisiteDocument], key: str) -> tuple[Prerequisite, ...]:
     for i, item in enumerate(items):
         check_key(item.flag, f"prerequisites[{i}].flag")
@@ -326,7 +261,7 @@ def _serves(
             path, "must say what it serves, once", "Write either serve: VARIANT or rollout: ..."
         )
     if wire.serve is not None:
-        _check_variant(wire.serve, variants, f"{path}.serve")
+        check_variant(wire.serve, variants, f"{path}.serve")
         return Serve(wire.serve)
     rollout = wire.rollout
     if not isinstance(rollout, _RolloutDocument):
@@ -334,29 +269,9 @@ def _serves(
     return _rollout(rollout, f"{path}.rollout", key, variants)
 
 
-def bare_weights(
-    share: float | None, variants: Mapping[str, Value], path: str
-) -> dict[str, int | float]:
-    """Return the weights that a bare percentage stands for: the share of the true variant.
-
-    Raises:
-        InvalidDocumentError: it is none, or the variants are not one true and one false.
-    """
-    names = {value: name for name, value in variants.items() if isinstance(value, bool)}
-    if len(names) != len(variants) or len(names) != 2 or share is None:  # noqa: PLR2004 - true, false
-        raise InvalidDocumentError(
-            path,
-            f"{share!r} alone does not say which variants",
-            "Write weights; a bare percentage is for flags with one true and one false variant",
-        )
-    if not 0 <= share <= 100:  # noqa: PLR2004 - percent
-        raise InvalidDocumentError(path, f"is {share!r}", "Write a percentage from 0 to 100")
-    return {names[True]: share, names[False]: round(100 - share, 9)}
-
-
 def _rollout(wire: _RolloutDocument, path: str, key: str, variants: dict[str, Value]) -> Rollout:
     for variant in wire.weights:
-        _check_variant(variant, variants, f"{path}.weights.{variant}")
+        check_variant(variant, variants, f"{path}.weights.{variant}")
     weights = shares(wire.weights, f"{path}.weights")
     by = tuple(wire.by.split("."))
     if not all(by):

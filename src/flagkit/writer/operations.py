@@ -19,9 +19,9 @@ from flagkit.errors import (
     VersionConflictError,
 )
 from flagkit.model import EVERYWHERE, Flag, Rollout, Serve, decode, encode
-from flagkit.model.decoding import bare_weights
 from flagkit.model.flags import State
 from flagkit.model.rollouts import allocate
+from flagkit.model.variants import bare_weights
 
 History: TypeAlias = Callable[[FlagId, int], FlagState | None]
 """Gives the state that a flag had at a revision."""
