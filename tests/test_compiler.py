@@ -3,7 +3,7 @@
 import math
 from collections import UserDict
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum, StrEnum
 from types import CodeType
 from typing import Any, cast
@@ -19,7 +19,7 @@ from flagkit.core.contexts import Context, ContextLike, attributes_of, use_conte
 from flagkit.core.evaluation import CALLERS_DEFAULT, ErrorCode, Outcome, Reason
 from flagkit.core.matching import attribute, matches
 from flagkit.errors import InvalidContextError, InvalidDocumentError
-from flagkit.model import Flag, Rollout, Serve, decode
+from flagkit.model import Flag, Rollout, Serve, Serves, decode
 from flagkit.model.values import DEPTH_MAX
 
 NOW = datetime(2026, 12, 1, 8, tzinfo=UTC)
@@ -74,13 +74,14 @@ def reference(
 
 
 def served(
-    serves: Serve | Rollout, attributes: dict[str, Any], reason: Reason, rule: str | None
+    serves: Serves, attributes: dict[str, Any], reason: Reason, rule: str | None
 ) -> tuple[str | None, Reason, str | None, ErrorCode | None]:
     if isinstance(serves, Serve):
         return (serves.variant, reason, rule, None)
     key = key_of(attribute(attributes, serves.by))
     if key is None:
         return (None, Reason.ERROR, None, ErrorCode.TARGETING_KEY_MISSING)
+    assert isinstance(serves, Rollout), "ramps have tests of their own"
     place = bucket(seed(serves.salt), key)
     variant = next(variant for end, variant in serves.intervals if place < end)
     return (variant, Reason.SPLIT, rule, None)
@@ -560,3 +561,66 @@ def test_attributes_are_a_copy_where_a_context_is_no_dict() -> None:
     assert attributes_of(odd) == {"a": 1}
     assert type(attributes_of(odd)) is dict
     assert attributes_of(odd) is not odd.data
+
+
+def ramp(**fields: Any) -> Flag:
+    return decode(
+        {
+            "key": "ramped",
+            "variants": {"on": True, "off": False},
+            "fallthrough": {"ramp": {"variant": "on", "otherwise": "off"} | fields},
+        }
+    )
+
+
+START, END = datetime(2026, 12, 1, tzinfo=UTC), datetime(2026, 12, 11, tzinfo=UTC)
+USERS = [f"user-{i}" for i in range(2_000)]
+
+
+def ramped(flag: Flag, moment: datetime) -> set[str]:
+    """Return the users who are in at a moment."""
+    evaluator = compile_flag(flag, now=moment.timestamp)
+    assert not isinstance(evaluator, Outcome)
+    return {user for user in USERS if evaluator(user).variant == "on"}
+
+
+def below(percent: float) -> set[str]:
+    """Return the users whose bucket is below a percentage."""
+    return {user for user in USERS if bucket(seed("ramped"), user) < percent * 1000}
+
+
+@pytest.mark.parametrize(
+    ("days", "percent"),
+    [(-1, 20), (0, 20), (2.5, 35), (5, 50), (9, 74), (10, 80), (365, 80)],
+)
+def test_a_ramp_runs_evenly_between_its_ends(days: float, percent: float) -> None:
+    flag = ramp(start=START, end=END, **{"from": 20, "to": 80})
+    assert ramped(flag, START + timedelta(days=days)) == below(percent)
+
+
+@pytest.mark.parametrize(
+    ("days", "percent"), [(-1, 0), (0, 5), (0.999, 5), (1, 50), (4, 50), (5, 100), (99, 100)]
+)
+def test_a_stepped_ramp_stays_where_it_is_until_the_next_step(days: float, percent: float) -> None:
+    steps = [
+        {"at": START + timedelta(days=day), "percent": share}
+        for day, share in ((0, 5), (1, 50), (5, 100))
+    ]
+    assert ramped(ramp(steps=steps), START + timedelta(days=days)) == below(percent)
+
+
+@given(st.lists(st.floats(-1, 12), min_size=2, max_size=6))
+def test_a_rising_ramp_never_takes_anyone_out(days: list[float]) -> None:
+    flag = ramp(start=START, end=END)
+    seen: set[str] = set()
+    for day in sorted(days):
+        now = ramped(flag, START + timedelta(days=day))
+        assert seen <= now
+        seen = now
+
+
+def test_a_ramp_needs_a_key_and_says_split() -> None:
+    evaluator = compile_flag(ramp(start=START, end=END, by="org.id"), now=END.timestamp)
+    assert not isinstance(evaluator, Outcome)
+    assert evaluator("user").error_code is ErrorCode.TARGETING_KEY_MISSING
+    assert evaluator({"org": {"id": 7}}).reason is Reason.SPLIT

@@ -40,7 +40,7 @@ def test_yaml_blocks_are_policies_or_parts_of_them(code: str) -> None:
     whole = {
         "key": "docs.example",
         "variants": {"on": True, "off": False},
-        "fallthrough": document if "rollout" in document else {"serve": "off"},
+        "fallthrough": document if {"rollout", "ramp"} & document.keys() else {"serve": "off"},
     }
     flag = decode(document if "key" in document else whole)
     assert decode(encode(flag)) == flag

@@ -185,6 +185,30 @@ NO_DOCUMENTS: list[object] = [None, 1, "x", [], ()]
 NO_BRANCHES: list[object] = [[], {}, 1]
 NOT_OPERATORS: list[object] = [{}, 5, None, []]
 
+RAMP: dict[str, Any] = {
+    "variant": "on",
+    "otherwise": "off",
+    "start": "2026-12-01T08:00:00Z",
+    "end": "2026-12-08T08:00:00Z",
+}
+STEPS: list[Any] = [
+    {"at": "2026-12-01T08:00:00Z", "percent": 5},
+    {"at": "2026-12-02T08:00:00Z", "percent": 50},
+]
+BAD_RAMPS: list[tuple[str, dict[str, Any], str, str]] = [
+    ("an unknown variant", {"variant": "blue"}, ".variant", "on, off"),
+    ("an unknown other variant", {"otherwise": "blue"}, ".otherwise", "on, off"),
+    ("one variant twice", {"otherwise": "on"}, ".otherwise", "another"),
+    ("no end", {"end": None}, "", "start: and end:"),
+    ("steps and a line", {"steps": STEPS}, "", "or else steps:"),
+    ("its end first", {"end": "2026-11-01T08:00:00Z"}, "", "the later date last"),
+    ("too much", {"to": 101}, ".to", "0 to 100"),
+    ("a naive date", {"start": "2026-12-01T08:00:00"}, ".start", "zone"),
+    ("no steps", {"start": None, "end": None, "steps": []}, ".steps", "at least one"),
+    ("steps backwards", {"start": None, "end": None, "steps": STEPS[::-1]}, "", "last"),
+    ("an empty salt", {"salt": ""}, ".salt", "Leave it out"),
+    ("an unknown field", {"untill": 1}, ".untill", "Known here"),
+]
 NOT_DOCUMENTS: list[Any] = [1, [], "x", None]
 NOT_ALL: list[Any] = [1, {"$elemMatch": {}}, [1, {"$elemMatch": {}}], [{"$gt": 1}]]
 NOT_TYPES: list[Any] = [[], 0, "missing", 1.5, True, "String", None, ["string", 0]]
@@ -258,9 +282,12 @@ BAD = [
     Bad("unknown variant in weights", weights(x=100), "fallthrough.rollout.weights.x", "on, off"),
     Bad("a boolean for a variant's name", rule(serve=True), "rules[0].serve"),
     # What is served
-    Bad("serve and rollout", rule(rollout=10), "rules[0]", "either"),
-    Bad("neither serve nor rollout", document(fallthrough={}), "fallthrough", "either"),
-    Bad("neither in a rule", document(rules=[{"name": "r"}]), "rules[0]", "either"),
+    Bad("serve and rollout", rule(rollout=10), "rules[0]", "one of"),
+    *(Bad(f"a ramp with {problem}", rule(serve=None, ramp=RAMP | change), f"rules[0].ramp{path}",
+          remedy)
+      for problem, change, path, remedy in BAD_RAMPS),
+    Bad("neither serve nor rollout", document(fallthrough={}), "fallthrough", "one of"),
+    Bad("neither in a rule", document(rules=[{"name": "r"}]), "rules[0]", "one of"),
     Bad("weights of 99.9 %", weights(on=50, off=49.9), "fallthrough.rollout.weights", "100 %"),
     Bad("weights of 100.001 %", weights(on=50, off=50.001), "fallthrough.rollout.weights", "100 %"),
     Bad("no weights", weights(), "fallthrough.rollout.weights", "100 %"),
@@ -444,6 +471,8 @@ def serves(draw: st.DrawFn, variants: Mapping[str, Any]) -> dict[str, Any]:
     names = st.sampled_from(list(variants))
     if draw(st.booleans()):
         return {"serve": draw(names)}
+    if len(variants) > 1 and draw(st.booleans()):
+        return draw(ramps(list(variants)))
     if variants == BOOLEAN and draw(st.booleans()):
         return {"rollout": draw(st.integers(0, 100_000)) / 1000}
     taking = draw(st.lists(names, min_size=1, unique=True))
@@ -453,6 +482,22 @@ def serves(draw: st.DrawFn, variants: Mapping[str, Any]) -> dict[str, Any]:
     percentages = dict(zip(taking, (share / 1000 for share in shares), strict=True))
     optional = st.fixed_dictionaries({}, optional={"by": PATHS, "salt": TEXTS.filter(bool)})
     return {"rollout": draw(optional) | {"weights": percentages}}
+
+
+@st.composite
+def ramps(draw: st.DrawFn, names: list[str]) -> dict[str, Any]:
+    inside, outside = draw(st.permutations(names))[:2]
+    ramp: dict[str, Any] = {"variant": inside, "otherwise": outside}
+    ramp |= draw(st.fixed_dictionaries({}, optional={"by": PATHS, "salt": TEXTS.filter(bool)}))
+    share = st.integers(0, 100_000).map(lambda thousandths: thousandths / 1000)
+    times = [
+        MOMENT + timedelta(days=day)
+        for day in sorted(draw(st.sets(st.integers(0, 99), min_size=2, max_size=4)))
+    ]
+    if draw(st.booleans()):
+        return {"ramp": ramp | {"steps": [{"at": at, "percent": draw(share)} for at in times]}}
+    optional = draw(st.fixed_dictionaries({}, optional={"from": share, "to": share}))
+    return {"ramp": ramp | optional | {"start": times[0], "end": times[1]}}
 
 
 @st.composite

@@ -125,6 +125,15 @@ def test_widening_a_rollout_takes_nobody_out(writer: Writer) -> None:
         seen = treated
 
 
+def test_a_ramp_that_becomes_a_rollout_keeps_its_first_keys_and_its_salt(writer: Writer) -> None:
+    ends = {"start": "2026-12-01T08:00:00Z", "end": "2026-12-08T08:00:00Z"}
+    ramp = {"variant": "on", "otherwise": "off", "salt": "wave", **ends}
+    writer.create(flag(fallthrough={"ramp": ramp}))
+    writer.set_rollout("shop.search", {"off": 60, "on": 40})
+    rollout = policy(writer)["fallthrough"]["rollout"]
+    assert (rollout["salt"], rollout["intervals"]) == ("wave", [[40_000, "on"], [100_000, "off"]])
+
+
 def test_a_rollout_of_a_rule_is_set_by_its_name(writer: Writer) -> None:
     rules = [
         {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 import msgspec
 
 from flagkit.changes import Change
-from flagkit.core.compiler import Clock
+from flagkit.core.bucketing import Clock
 from flagkit.core.contexts import ContextLike, attributes_of
 from flagkit.core.evaluation import (
     CALLERS_DEFAULT,

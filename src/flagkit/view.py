@@ -13,7 +13,8 @@ import msgspec
 from msgspec import Struct
 
 from flagkit.changes import Change
-from flagkit.core.compiler import Clock, Evaluator, compile_flag
+from flagkit.core.bucketing import Clock
+from flagkit.core.compiler import Evaluator, compile_flag
 from flagkit.core.evaluation import ErrorCode, Outcome, failed
 from flagkit.errors import BrokenReferenceError, FlagkitError
 from flagkit.model import decode

@@ -10,6 +10,7 @@ inline; anything else goes, test by test, to core.matching. `_Walk` and `_Source
 same structure in the same order: the n-th constant taken replaces the n-th mark.
 """
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -20,11 +21,11 @@ import cachetools
 import xxhash
 from msgspec import Struct
 
-from flagkit.core.bucketing import hash_of, key_of, seed, threshold
+from flagkit.core.bucketing import Clock, hash_of, key_of, seed, threshold, threshold_at
 from flagkit.core.contexts import ContextLike, attributes_of
 from flagkit.core.evaluation import ErrorCode, Outcome, Reason, failed
 from flagkit.core.matching import attribute, matches, value_passes
-from flagkit.model import Flag, Rollout, Serve
+from flagkit.model import Flag, Ramp, Serve, Serves
 from flagkit.model.conditions import (
     Affix,
     And,
@@ -41,8 +42,6 @@ from flagkit.model.conditions import (
 from flagkit.model.versions import version_key
 
 Evaluator: TypeAlias = Callable[[ContextLike], Outcome]
-Clock: TypeAlias = Callable[[], float]
-"""Gives the time in seconds since 1970 in UTC."""
 Shape: TypeAlias = tuple[Any, ...]
 
 LEAVES_MAX = 64
@@ -187,7 +186,7 @@ class _Walk:
     def attribute(self, name: str) -> int:
         return self.names.setdefault(name, len(self.names))
 
-    def serves(self, serves: Serve | Rollout, rule: str | None) -> Shape:
+    def serves(self, serves: Serves, rule: str | None) -> Shape:
         if isinstance(serves, Serve):
             reason = Reason.DEFAULT if rule is None else Reason.TARGETING_MATCH
             if not self.flag.rules and not self.flag.prerequisites:
@@ -204,6 +203,11 @@ class _Walk:
         else:
             by = -1
             self.constants.append(serves.by)
+        if isinstance(serves, Ramp):
+            self.constants.append(functools.partial(threshold_at, serves, self.now))
+            self.constants.append(self.outcome(serves.variant, Reason.SPLIT, rule))
+            self.constants.append(self.outcome(serves.otherwise, Reason.SPLIT, rule))
+            return ("ramp", by, 0)
         for end, variant in serves.intervals:
             self.constants += (threshold(end), self.outcome(variant, Reason.SPLIT, rule))
         return ("rollout", by, len(serves.intervals))
@@ -345,7 +349,7 @@ class _Source:
         if shape == ("serve",):
             self.lines.append(f"{indent}return {self.take(1)[0]}")
             return
-        _, by, interval_count = shape
+        kind, by, interval_count = shape
         hash_seed, missing = self.take(2)
         if by >= 0:
             self.fetch([by], indent)
@@ -367,6 +371,9 @@ class _Source:
             f"  return {missing}",
             f" hashed = hash_of({hash_seed}, key)",
         ]
+        if kind == "ramp":
+            ramp, inside, outside = self.take(3)
+            body += [f"ramp = {ramp}", f"return {inside} if hashed < ramp() else {outside}"]
         for i in range(interval_count):
             end, outcome = self.take(2)
             last = i == interval_count - 1

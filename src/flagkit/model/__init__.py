@@ -6,9 +6,11 @@ from flagkit.model.flags import (
     TARGETING_KEY,
     Flag,
     Prerequisite,
+    Ramp,
     Rollout,
     Rule,
     Serve,
+    Serves,
     encode,
 )
 
@@ -17,9 +19,11 @@ __all__ = [
     "TARGETING_KEY",
     "Flag",
     "Prerequisite",
+    "Ramp",
     "Rollout",
     "Rule",
     "Serve",
+    "Serves",
     "decode",
     "encode",
 ]

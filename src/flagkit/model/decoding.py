@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import datetime
+from itertools import pairwise
 from typing import Any, cast, get_args
 
 import msgspec
@@ -20,13 +21,15 @@ from flagkit.model.flags import (
     TARGETING_KEY,
     Flag,
     Prerequisite,
+    Ramp,
     Rollout,
     Rule,
     Serve,
+    Serves,
     State,
     Window,
 )
-from flagkit.model.rollouts import BUCKETS, Intervals, allocate, shares, spans
+from flagkit.model.rollouts import BUCKETS, Intervals, allocate, shares, spans, weight
 from flagkit.model.values import Value, join, milliseconds, normal
 from flagkit.model.variants import bare_weights, check_variant, typed_variants
 
@@ -49,9 +52,27 @@ class _RolloutDocument(Struct, forbid_unknown_fields=True):
     intervals: list[tuple[int, str]] | None = None
 
 
+class _StepDocument(Struct, forbid_unknown_fields=True):
+    at: datetime
+    percent: int | float
+
+
+class _RampDocument(Struct, forbid_unknown_fields=True, rename={"first": "from", "last": "to"}):
+    variant: str
+    otherwise: str
+    first: int | float | None = None
+    last: int | float | None = None
+    start: datetime | None = None
+    end: datetime | None = None
+    steps: list[_StepDocument] | None = None
+    by: str = TARGETING_KEY
+    salt: str | None = None
+
+
 class _ServesDocument(Struct, forbid_unknown_fields=True):
     serve: str | None = None
     rollout: _RolloutDocument | int | float | None = None
+    ramp: _RampDocument | None = None
 
 
 class _WindowDocument(Struct, forbid_unknown_fields=True, rename={"start": "from", "end": "until"}):
@@ -183,6 +204,8 @@ _DOCUMENTS: Mapping[str, type[Struct]] = {
     "rules": _RuleDocument,
     "during": _WindowDocument,
     "rollout": _RolloutDocument,
+    "ramp": _RampDocument,
+    "steps": _StepDocument,
     "fallthrough": _ServesDocument,
     "prerequisites": _PrerequisiteDocument,
 }
@@ -253,13 +276,13 @@ def _prerequisites(items: list[_PrerequisiteDocument], key: str) -> tuple[Prereq
     return tuple(Prerequisite(item.flag, tuple(item.variants)) for item in items)
 
 
-def _serves(
-    wire: _ServesDocument, path: str, key: str, variants: dict[str, Value]
-) -> Serve | Rollout:
-    if (wire.serve is None) == (wire.rollout is None):
+def _serves(wire: _ServesDocument, path: str, key: str, variants: dict[str, Value]) -> Serves:
+    if (wire.serve, wire.rollout, wire.ramp).count(None) != 2:  # noqa: PLR2004 - one of three
         raise InvalidDocumentError(
-            path, "must say what it serves, once", "Write either serve: VARIANT or rollout: ..."
+            path, "must say what it serves, once", "Write one of serve:, rollout: and ramp:"
         )
+    if wire.ramp is not None:
+        return _ramp(wire.ramp, f"{path}.ramp", key, variants)
     if wire.serve is not None:
         check_variant(wire.serve, variants, f"{path}.serve")
         return Serve(wire.serve)
@@ -273,18 +296,62 @@ def _rollout(wire: _RolloutDocument, path: str, key: str, variants: dict[str, Va
     for variant in wire.weights:
         check_variant(variant, variants, f"{path}.weights.{variant}")
     weights = shares(wire.weights, f"{path}.weights")
+    intervals = allocate(weights)
+    if wire.intervals is not None:
+        intervals = tuple(wire.intervals)
+        _check_intervals(intervals, weights, f"{path}.intervals")
+    return Rollout(*_hashed(wire, path, key), weights, intervals)
+
+
+def _hashed(
+    wire: _RolloutDocument | _RampDocument, path: str, key: str
+) -> tuple[tuple[str, ...], str]:
+    """Return by what is hashed, and the salt."""
     by = tuple(wire.by.split("."))
     if not all(by):
         raise InvalidDocumentError(
             f"{path}.by", f"{wire.by!r} is not an attribute path", "Write names joined by dots"
         )
-    intervals = allocate(weights)
-    if wire.intervals is not None:
-        intervals = tuple(wire.intervals)
-        _check_intervals(intervals, weights, f"{path}.intervals")
     if wire.salt == "":
         raise InvalidDocumentError(f"{path}.salt", "is empty", "Leave it out for the flag's key")
-    return Rollout(by, wire.salt or key, weights, intervals)
+    return by, wire.salt or key
+
+
+def _ramp(wire: _RampDocument, path: str, key: str, variants: dict[str, Value]) -> Ramp:
+    check_variant(wire.variant, variants, f"{path}.variant")
+    check_variant(wire.otherwise, variants, f"{path}.otherwise")
+    if wire.variant == wire.otherwise:
+        raise InvalidDocumentError(f"{path}.otherwise", "is the same variant", "Name another one")
+    line = (wire.first, wire.last, wire.start, wire.end)
+    if wire.steps is not None and line == (None, None, None, None):
+        points = _steps(wire.steps, f"{path}.steps")
+    elif wire.steps is None and wire.start is not None and wire.end is not None:
+        points = (
+            _point(wire.start, wire.first or 0, f"{path}.start", f"{path}.from"),
+            _point(wire.end, 100 if wire.last is None else wire.last, f"{path}.end", f"{path}.to"),
+        )
+    else:
+        raise InvalidDocumentError(
+            path, "must say when", "Write start: and end:, with from: and to:, or else steps:"
+        )
+    times = [at for at, _ in points]
+    if any(later <= earlier for earlier, later in pairwise(times)):
+        raise InvalidDocumentError(path, "does not go forward in time", "Write the later date last")
+    by, salt = _hashed(wire, path, key)
+    return Ramp(by, salt, wire.variant, wire.otherwise, points, wire.steps is not None)
+
+
+def _steps(steps: list[_StepDocument], path: str) -> tuple[tuple[float, int], ...]:
+    if not steps:
+        raise InvalidDocumentError(path, "are none", "Write at least one {at:, percent:}")
+    return tuple(
+        _point(step.at, step.percent, f"{path}[{i}].at", f"{path}[{i}].percent")
+        for i, step in enumerate(steps)
+    )
+
+
+def _point(at: datetime, percent: float, at_path: str, percent_path: str) -> tuple[float, int]:
+    return milliseconds(at, at_path).timestamp(), weight(percent, percent_path)
 
 
 def _check_intervals(intervals: Intervals, weights: dict[str, int], path: str) -> None:

@@ -47,6 +47,26 @@ class Rollout(Struct, frozen=True):
     intervals: Intervals
 
 
+class Ramp(Struct, frozen=True):
+    """A rollout of one variant whose share follows the clock, from bucket 0 upwards.
+
+    `points` are ascending (seconds since 1970, share of BUCKETS) pairs. Between two of them the
+    share runs on evenly, or, if `stepped`, stays that of the earlier one. Before the first it is
+    the first's, or none if `stepped`; after the last it is the last's.
+    """
+
+    by: tuple[str, ...]
+    salt: str
+    variant: str
+    otherwise: str
+    points: tuple[tuple[float, int], ...]
+    stepped: bool
+
+
+Serves: TypeAlias = Serve | Rollout | Ramp
+"""What a targeting rule or the fallthrough serves."""
+
+
 class Window(Struct, frozen=True):
     """A time from `start`, inclusive, until `end`, exclusive: seconds since 1970, or infinite."""
 
@@ -64,7 +84,7 @@ class Rule(Struct, frozen=True):
     when: dict[str, Value]
     condition: Condition
     during: Window | None
-    serves: Serve | Rollout
+    serves: Serves
 
 
 class Flag(Struct, frozen=True, kw_only=True):
@@ -78,7 +98,7 @@ class Flag(Struct, frozen=True, kw_only=True):
     off: str | None
     prerequisites: tuple[Prerequisite, ...]
     rules: tuple[Rule, ...]
-    fallthrough: Serve | Rollout
+    fallthrough: Serves
     metadata: dict[str, Value]
 
 
@@ -112,16 +132,10 @@ def _encode_window(window: Window | None) -> dict[str, Value]:
     if window is None:
         return {}
     ends = {"from": window.start, "until": window.end}
-    return {
-        "during": {
-            name: _EPOCH + timedelta(milliseconds=round(end * 1000))
-            for name, end in ends.items()
-            if math.isfinite(end)
-        }
-    }
+    return {"during": {name: _date(end) for name, end in ends.items() if math.isfinite(end)}}
 
 
-def _encode_serves(serves: Serve | Rollout, key: str) -> dict[str, Value]:
+def _encode_serves(serves: Serves, key: str) -> dict[str, Value]:
     if isinstance(serves, Serve):
         return {"serve": serves.variant}
     rollout: dict[str, Value] = {}
@@ -129,6 +143,24 @@ def _encode_serves(serves: Serve | Rollout, key: str) -> dict[str, Value]:
         rollout["by"] = ".".join(serves.by)
     if serves.salt != key:
         rollout["salt"] = serves.salt
+    if isinstance(serves, Ramp):
+        return {"ramp": rollout | _encode_ramp(serves)}
     rollout["weights"] = {name: percent(share) for name, share in serves.weights.items()}
     rollout["intervals"] = [[end, variant] for end, variant in serves.intervals]
     return {"rollout": rollout}
+
+
+def _encode_ramp(ramp: Ramp) -> dict[str, Value]:
+    document: dict[str, Value] = {"variant": ramp.variant, "otherwise": ramp.otherwise}
+    if ramp.stepped:
+        document["steps"] = [
+            {"at": _date(at), "percent": percent(share)} for at, share in ramp.points
+        ]
+        return document
+    (start, first), (end, last) = ramp.points
+    ends: dict[str, Value] = {"start": _date(start), "end": _date(end)}
+    return document | {"from": percent(first), "to": percent(last)} | ends
+
+
+def _date(seconds: float) -> datetime:
+    return _EPOCH + timedelta(milliseconds=round(seconds * 1000))

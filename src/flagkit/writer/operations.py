@@ -18,7 +18,7 @@ from flagkit.errors import (
     RevisionNotFoundError,
     VersionConflictError,
 )
-from flagkit.model import EVERYWHERE, Flag, Rollout, Serve, decode, encode
+from flagkit.model import EVERYWHERE, Flag, Ramp, Rollout, Serves, decode, encode
 from flagkit.model.flags import State
 from flagkit.model.rollouts import allocate
 from flagkit.model.variants import bare_weights
@@ -113,6 +113,7 @@ class SetRollout(Operation, frozen=True, tag="set_rollout", kw_only=True):
         if not isinstance(weights, dict):
             weights = bare_weights(weights, flag.variants, "weights")
         kept = part.pop("rollout", {})
+        kept = part.pop("ramp", kept)
         part.pop("serve", None)
         part["rollout"] = {name: kept[name] for name in ("by", "salt") if name in kept}
         part["rollout"]["weights"] = weights
@@ -156,10 +157,14 @@ def checked_policy(
     return dict(encode(flag)), flag.key, flag.region
 
 
-def _led_on(old: Serve | Rollout | None, new: Serve | Rollout) -> Serve | Rollout:
+def _led_on(old: Serves | None, new: Serves) -> Serves:
     """Return a rollout with intervals led on from an older one of the same keys."""
-    if not isinstance(new, Rollout) or not isinstance(old, Rollout):
+    if not isinstance(new, Rollout) or not isinstance(old, Rollout | Ramp):
         return new
     if (old.by, old.salt) != (new.by, new.salt):
         return new
+    if isinstance(old, Ramp):
+        # A ramp fills the buckets from below.
+        ramped_first = {old.variant: new.weights.get(old.variant, 0)} | new.weights
+        return msgspec.structs.replace(new, intervals=allocate(ramped_first))
     return msgspec.structs.replace(new, intervals=allocate(new.weights, old.intervals))
