@@ -358,7 +358,7 @@ RULE = """  rules:
         ("flags:\n- {expires: 2026-13-01}", ":2: flags[0].expires: '2026-13-01' is no date"),
         # flags that the model refuses
         ("flags:\n\n- on", ":3: flags[0]: document: is not a document"),
-        ("flags:\n- variants: {}", ":2: flags[0]: document: Object missing required"),
+        ("flags:\n- variants: {}", ":2: flags[0]: key: is missing"),
         (FLAG.replace("a.b", "A b"), ":2: flag 'A b': key: 'A b' is not a flag key"),
         (FLAG.replace("x: 1", "1: 1"), ":3: flag 'a.b': variants: has a key of the type int"),
         (FLAG + "  stat: x", ":5: flag 'a.b': stat: is not a known field"),

@@ -1,9 +1,11 @@
 """Client: what services call. Evaluation never raises; waiting and closing are bounded."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
+import warnings
 from collections import UserDict
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,6 +19,7 @@ from flagkit.errors import (
     ClosedError,
     ConfigurationError,
     InvalidContextError,
+    InvalidDocumentError,
     NotReadyError,
     StoreUnavailableError,
 )
@@ -248,6 +251,11 @@ def test_a_region_sees_its_override() -> None:
     assert client_from(flags, region="us-east-1").value("shop.theme", default="") == "dark"
 
 
+def test_a_flag_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(InvalidDocumentError, match=r"'shop\.theme' is there 2 times"):
+        client_from([THEME, THEME])
+
+
 def test_windows_follow_the_clock_that_is_given() -> None:
     clock = ManualClock(datetime(2026, 12, 1, tzinfo=UTC))
     flag = {
@@ -344,6 +352,32 @@ def test_close_ends_the_thread_and_a_wait(running: Client) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "flagkit"]
 
 
+def test_a_forked_child_goes_on_by_itself(history: MemoryHistory, running: Client) -> None:
+    running.wait_for(history.commit(THEME).revision)
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 on: forking with threads
+        child = os.fork()
+    if child == 0:
+        try:
+            changed = {**THEME, "fallthrough": {"serve": "light"}}
+            running.wait_for(history.commit(changed).revision, timeout=10)
+            os.write(writing, running.value("shop.theme", default="none").encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as said:
+        assert said.read() == "light"
+    os.waitpid(child, 0)
+    assert running.value("shop.theme", default="none") == "dark"
+    running.wait_for(history.commit(LIMIT).revision)
+
+
+def test_waiting_before_anything_is_configured_says_so() -> None:
+    with pytest.raises(ConfigurationError, match=r"flagkit\.configure"):
+        Client.from_source().wait_ready()
+
+
 def test_settings_come_from_arguments_before_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FLAGKIT_URI", raising=False)
     with pytest.raises(ConfigurationError, match="FLAGKIT_URI"):
@@ -353,6 +387,8 @@ def test_settings_come_from_arguments_before_variables(monkeypatch: pytest.Monke
         Client()
     monkeypatch.setenv("FLAGKIT_ENVIRONMENT", "production")
     assert Client().revision == 0
+    with pytest.raises(ConfigurationError, match="mongodb://"):
+        Client("http://localhost", environment="production")
     monkeypatch.setenv("FLAGKIT_REGION", "EU WEST")
     with pytest.raises(ConfigurationError, match="eu-west-1"):
         Client()

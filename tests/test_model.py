@@ -219,8 +219,8 @@ NOT_TEXTS: list[Any] = ["", [], 1, ["a", ""], [1]]
 BAD = [
     # The document as a whole
     *(Bad(f"{value!r} for a document", value, "", "mapping") for value in NO_DOCUMENTS),
-    Bad("nothing in it", {}, ""),
-    Bad("no fallthrough", {"key": "f", "variants": BOOLEAN}, ""),
+    Bad("nothing in it", {}, "key", "Add it"),
+    Bad("no fallthrough", {"key": "f", "variants": BOOLEAN}, "fallthrough", "serve: VARIANT"),
     Bad("5 MB", document(description="x" * 5_000_000), "description", "Shorten"),
     Bad("5 MB of rules", when(a=["x" * 1000] * 5000), "rules", "Shorten"),
     Bad("too deep", when(a=nested(29)), "rules[0].when.a" + "[0]" * 29, "Flatten"),
@@ -260,7 +260,7 @@ BAD = [
       for region in ("", "EU", "**", "eu west", "eu\n", "r" * 64)),
     Bad("a state of others", document(state="on"), "state", "active, paused, archived"),
     Bad("duplicate rule name", document(rules=[{"name": "r", "serve": "on"}] * 2), "rules[1].name"),
-    Bad("a rule without a name", document(rules=[{"serve": "on"}]), "rules[0]"),
+    Bad("a rule without a name", document(rules=[{"serve": "on"}]), "rules[0].name"),
     Bad("too many rules", document(rules=[{"name": str(i), "serve": "on"} for i in range(257)]),
         "rules", "$or"),
     # Variants
@@ -372,6 +372,8 @@ BAD = [
         "rules[0].when.a.$semver.$gt", "$in"),
     Bad("$semver with an unknown comparison", when(a={"$semver": {"$near": "1.0.0"}}),
         "rules[0].when.a.$semver.$near", "$gte"),
+    *(Bad(f"the bare operator {name}", when(a={name: 1}), f"rules[0].when.a.{name}", meant)
+      for name, meant in (("gte", "$gte"), ("in", "$in"), (">=", "$gte"), ("==", "$eq"))),
     Bad("unknown operator far down", when(**{"$or": [{"a": 1}, {"b": {"$not": {"$x": 1}}}]}),
         "rules[0].when.$or[1].b.$not.$x"),
     Bad("a name among operators", when(a={"$gt": 1, "b": 2}), "rules[0].when.a.b"),

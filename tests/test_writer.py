@@ -11,6 +11,7 @@ from pymongo.database import Database
 from flagkit.changes import FlagState, next_change
 from flagkit.errors import (
     BrokenReferenceError,
+    ClosedError,
     EnvironmentNotFoundError,
     FlagExistsError,
     FlagNotFoundError,
@@ -166,10 +167,21 @@ def test_a_bare_percentage_keeps_what_a_rollout_is_by(writer: Writer) -> None:
     }
 
 
-def test_set_rollout_makes_a_rollout_of_what_was_served_to_all(writer: Writer) -> None:
+def test_set_rollout_does_not_open_to_all_what_has_no_rollout(writer: Writer) -> None:
+    rules = [{"name": "dach", "when": {"country": "DE"}, "rollout": 10}]
+    writer.create(flag(rules=rules, fallthrough={"serve": "off"}))
+    with pytest.raises(InvalidDocumentError, match=r"serves 'off' to all.*rules: dach"):
+        writer.set_rollout("shop.search", 50)
+    assert writer.set_rollout("shop.search", 50, rule="dach").revision == 2
+
+
+def test_an_update_without_a_state_does_not_end_a_pause(writer: Writer) -> None:
     writer.create(flag())
-    writer.set_rollout("shop.search", 30)
-    assert policy(writer)["fallthrough"]["rollout"]["weights"] == {"on": 30, "off": 70}
+    writer.pause("shop.search")
+    writer.update(flag(description="the next deployment"))
+    assert policy(writer)["state"] == "paused"
+    writer.update(flag(state="active"))
+    assert policy(writer)["state"] == "active"
 
 
 def test_an_update_keeps_the_keys_of_rollouts_that_stay(writer: Writer) -> None:
@@ -421,6 +433,13 @@ def test_a_compare_and_set_is_lost_to_whoever_was_first(writer: Writer) -> None:
     late = next_change(reading.tip, "late", reading.now, planned)
     assert not writer.store.compare_and_set(reading.tip, late)
     assert policy(writer)["state"] == "active"
+
+
+def test_a_writer_that_was_closed_says_so(mongo_uri: str, database: str) -> None:
+    with Writer(mongo_uri, "production", actor="tester", database=database) as writer:
+        writer.create_environment()
+    with pytest.raises(ClosedError):
+        writer.create(flag())
 
 
 def test_threads_of_one_writer_take_turns(writer: Writer) -> None:

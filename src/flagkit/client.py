@@ -6,24 +6,18 @@ waits: where it cannot answer, it answers the caller's default.
 
 import contextlib
 import logging
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
-
-import msgspec
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from flagkit.changes import Change
 from flagkit.core.bucketing import Clock
 from flagkit.core.contexts import ContextLike, attributes_of
-from flagkit.core.evaluation import (
-    CALLERS_DEFAULT,
-    ErrorCode,
-    Evaluation,
-    Outcome,
-    failed,
-)
-from flagkit.errors import ClosedError, InvalidContextError, NotReadyError
+from flagkit.core.evaluation import ErrorCode, Evaluation, Outcome, evaluation_of, failed
+from flagkit.errors import ClosedError, ConfigurationError, InvalidContextError, NotReadyError
 from flagkit.refresh import Source
 from flagkit.settings import Settings, settings_from
 from flagkit.snapshot import Snapshot
@@ -36,7 +30,10 @@ _log = logging.getLogger("flagkit")
 
 T = TypeVar("T")
 
-_NOT_READY = failed(ErrorCode.PROVIDER_NOT_READY, "no flags have been loaded yet")
+_NOT_READY = failed(
+    ErrorCode.PROVIDER_NOT_READY,
+    "no flags have been loaded yet: flagkit.configure, then wait_ready",
+)
 
 
 class Client:
@@ -44,7 +41,8 @@ class Client:
 
     The constructor neither connects nor waits; `start` begins to load and to watch, in one
     background thread, and `with` does both `start` and `close`. Until flags are there, and where
-    they cannot answer, callers get their defaults. All methods may be called from any thread.
+    they cannot answer, callers get their defaults. All methods may be called from any thread. After
+    a fork, the child's client goes on by itself, with a thread and connections of its own.
 
     Each argument falls back on an environment variable: FLAGKIT_URI, FLAGKIT_ENVIRONMENT,
     FLAGKIT_REGION, FLAGKIT_DATABASE.
@@ -56,7 +54,7 @@ class Client:
         database: Where flagkit's collections are; "flagkit" unless said otherwise.
     """
 
-    __slots__ = ("_arrival", "_closed", "_open_source", "_refresh", "_view")
+    __slots__ = ("__weakref__", "_arrival", "_closed", "_open_source", "_refresh", "_view")
 
     _refresh: "RefreshThread | None"
     _open_source: Callable[[], Source] | None
@@ -104,7 +102,11 @@ class Client:
             return self._is_enabled_first(key, context, default)
         return value if value is True or value is False else default
 
-    def value(self, key: str, context: ContextLike = None, *, default: T) -> T:
+    @overload
+    def value(self, key: str, context: ContextLike = None, *, default: None) -> Any: ...
+    @overload
+    def value(self, key: str, context: ContextLike = None, *, default: T) -> T: ...
+    def value(self, key: str, context: ContextLike = None, *, default: Any) -> Any:
         """Return a flag's value, if it has the type of `default`, else `default`. Never raises.
 
         An integer serves where a float is asked for. With None as the default, any type does.
@@ -143,10 +145,14 @@ class Client:
             except Exception as error:  # noqa: BLE001 - a caller's odd key or context must not hurt it
                 # The type alone: the message may hold what the context holds.
                 outcome = failed(ErrorCode.GENERAL, f"evaluation raised {type(error).__name__}")
-        return _evaluation(key, outcome, default, version, revision)
+        return evaluation_of(key, outcome, default, version, revision)
 
     def bind(self, context: ContextLike) -> "BoundClient":
-        """Return this client with a context that need not be passed again."""
+        """Return this client with a context that need not be passed again.
+
+        Raises:
+            InvalidContextError: it is none of the forms of a context.
+        """
         return BoundClient(self, context)
 
     @property
@@ -170,11 +176,8 @@ class Client:
         with self._arrival:
             if self._closed:
                 raise ClosedError("this client was closed: make a new one")
-            if self._refresh is None and self._open_source is not None:
-                # Deferred, as the driver is: a service that only imports flagkit pays for neither.
-                from flagkit.refresh_thread import RefreshThread  # noqa: PLC0415
-
-                self._refresh = RefreshThread(self._open_source, self._publish)
+            if self._refresh is None:
+                self._begin(None)
         return self
 
     def follow(self, open_source: Callable[[], Source]) -> Self:
@@ -193,6 +196,7 @@ class Client:
 
         Raises:
             NotReadyError: none came in time; it says what was in the way.
+            ConfigurationError: the default client was never configured.
         """
         self._wait(lambda _: True, timeout, "no flags were loaded")
 
@@ -239,6 +243,20 @@ class Client:
         self._refresh = None
         self._closed = False
 
+    def _begin(self, snapshot: Snapshot | None) -> None:
+        if self._open_source is not None:
+            # Deferred, as the driver is: a service that only imports flagkit pays for neither.
+            from flagkit.refresh_thread import RefreshThread  # noqa: PLC0415
+
+            self._refresh = RefreshThread(self._open_source, self._publish, snapshot)
+            _started.add(self)
+
+    def _go_on_after_fork(self) -> None:
+        """Replace what did not survive the fork: the thread, and a lock that it may have held."""
+        self._arrival = threading.Condition()
+        if self._refresh is not None:
+            self._begin(self.snapshot)
+
     def _is_enabled_first(self, key: str, context: ContextLike, default: bool) -> bool:  # noqa: FBT001
         view = self._view
         if view is not None:
@@ -264,6 +282,10 @@ class Client:
 
     def _wait(self, arrived: Callable[[View], bool], timeout: float, problem: str) -> None:
         self.start()
+        if self._view is None and self._open_source is None:
+            raise ConfigurationError(
+                "nothing is configured: call flagkit.configure(uri, environment=...) first"
+            )
         with self._arrival:
             self._arrival.wait_for(
                 lambda: self._closed or (self._view is not None and arrived(self._view)), timeout
@@ -293,6 +315,18 @@ def source_opener(settings: Settings) -> Callable[[], Source]:
     return open_source
 
 
+_started: "weakref.WeakSet[Client]" = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for client in list(_started):
+        client._go_on_after_fork()  # pyright: ignore[reportPrivateUsage] - a friend
+
+
+# In the child alone: a hook before the fork would stop the parent.
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 class BoundClient:
     """A client and a context. Its methods are the client's, without the context."""
 
@@ -306,7 +340,11 @@ class BoundClient:
         """Return the value of a boolean flag, or `default` where there is none. Never raises."""
         return self._client.is_enabled(key, self._context, default)
 
-    def value(self, key: str, *, default: T) -> T:
+    @overload
+    def value(self, key: str, *, default: None) -> Any: ...
+    @overload
+    def value(self, key: str, *, default: T) -> T: ...
+    def value(self, key: str, *, default: Any) -> Any:
         """Return a flag's value, if it has the type of `default`, else `default`. Never raises."""
         return self._client.value(key, self._context, default=default)
 
@@ -317,50 +355,3 @@ class BoundClient:
     def evaluate(self, key: str, default: Any = None) -> Evaluation[Any]:
         """Return the value of a flag and why it has it. Never raises."""
         return self._client.evaluate(key, self._context, default)
-
-
-def _evaluation(
-    key: str, outcome: Outcome, default: Any, version: int, revision: int
-) -> Evaluation[Any]:
-    value = outcome.value
-    if value is CALLERS_DEFAULT:
-        value = default
-    else:
-        value = _fitted(value, default)
-        if value is CALLERS_DEFAULT:
-            value = default
-            outcome = failed(
-                ErrorCode.TYPE_MISMATCH,
-                f"{key!r} serves {outcome.variant!r}, which is not of the type of the default, "
-                f"{type(default).__name__}",
-            )
-    return Evaluation(
-        flag_key=key,
-        value=value,
-        variant=outcome.variant,
-        reason=outcome.reason,
-        rule=outcome.rule,
-        error_code=outcome.error_code,
-        error_message=outcome.error_message,
-        version=version,
-        revision=revision,
-    )
-
-
-def _fitted(value: Any, default: Any) -> Any:
-    """Return a variant's value in the type of the default, CALLERS_DEFAULT where it has another."""
-    kind = cast("type[object]", type(value))
-    if kind is dict or kind is list:
-        # Its own copy, so that nobody can change the snapshot.
-        return (
-            msgspec.to_builtins(value)
-            if default is None or isinstance(default, kind)
-            else CALLERS_DEFAULT
-        )
-    if default is None:
-        return value
-    if isinstance(default, bool) or kind is bool:
-        return value if isinstance(default, bool) and kind is bool else CALLERS_DEFAULT
-    if isinstance(default, float) and kind is int:
-        return float(value)
-    return value if isinstance(default, kind) else CALLERS_DEFAULT

@@ -120,17 +120,17 @@ class Refresher:
     None where this one is a new base.
     """
 
-    def __init__(self, chance: random.Random) -> None:
+    def __init__(self, chance: random.Random, snapshot: Snapshot | None = None) -> None:
         self.state = State.LOADING
-        self.snapshot: Snapshot | None = None
+        self.snapshot = snapshot
         self.applied: Sequence[Change] | None = ()
         self._chance = chance
         self._failure_count = 0
         self._needs_base = False
 
     def start(self) -> Action:
-        """Return the first action."""
-        return self._load()
+        """Return the first action: a base is loaded only where none was given."""
+        return self._catch_up(self.snapshot, reopen=True) if self.snapshot else self._load()
 
     def step(self, event: Event) -> Action:
         """Take in what came of the last action and return the next. Never raises."""

@@ -45,15 +45,21 @@ class RefreshThread:
     """A running refresher. `error` is what keeps it from being current, None while nothing does.
 
     Args:
-        open_source: Makes the source, within the thread. It may raise FlagkitErrors, and is
-        retried. publish: Called in the thread.
+        open_source: Makes the source, within the thread. Tried again if it raises a FlagkitError.
+        publish: Called in the thread.
+        snapshot: What to go on from, of the same source; without one, a base is loaded.
     """
 
-    def __init__(self, open_source: Callable[[], Source], publish: Publish) -> None:
+    def __init__(
+        self,
+        open_source: Callable[[], Source],
+        publish: Publish,
+        snapshot: Snapshot | None = None,
+    ) -> None:
         self.error: Exception | None = None
         self._open_source = open_source
         self._publish = publish
-        self._refresher = Refresher(random.Random())  # noqa: S311 - jitter, not secrets
+        self._refresher = Refresher(random.Random(), snapshot)  # noqa: S311 - jitter, not secrets
         self._obeying = True
         self._loop = asyncio.new_event_loop()
         self._task = self._loop.create_task(self._run())

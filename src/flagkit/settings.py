@@ -33,10 +33,14 @@ def settings_from(
     """Return settings from arguments, else FLAGKIT_URI, _ENVIRONMENT, _REGION and _DATABASE.
 
     Raises:
-        ConfigurationError: the URI or the environment is named nowhere, or a region is no name.
+        ConfigurationError: the URI or the environment is named nowhere, or something is not what
+            it should be.
     """
+    found = _required("uri", uri)
+    if not found.startswith(("mongodb://", "mongodb+srv://")):
+        raise ConfigurationError("uri is no connection string: it begins with mongodb://")
     return Settings(
-        _required("uri", uri),
+        found,
         _required("environment", environment),
         _region(region or os.environ.get("FLAGKIT_REGION") or EVERYWHERE),
         database or os.environ.get("FLAGKIT_DATABASE") or DATABASE,

@@ -9,6 +9,7 @@ import contextlib
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -80,6 +81,11 @@ def client_from(
     for segment in segments:
         raise InvalidDocumentError("segments", f"{segment!r} is not known", "Leave segments out")
     states = [initial_state(document) for document in flags]
+    for flag, count in Counter(state.id for state in states).items():
+        if count > 1:
+            raise InvalidDocumentError(
+                "key", f"{flag[1]!r} is there {count} times for region {flag[0]}", "Keep one"
+            )
     tip = Tip(ENVIRONMENT, "memory", 1, "", datetime.now(UTC), digest(states))
     kept = [state for state in states if state.region in regions_of(region)]
     return Client.from_snapshot(build(tip, region, kept), _seconds(now))

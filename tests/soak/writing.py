@@ -12,7 +12,7 @@ import uuid
 from typing import Any
 
 from flagkit.errors import WriteError
-from flagkit.writer import Change, Writer
+from flagkit.writer import Draft, Writer
 
 FLAG_COUNT = 12
 
@@ -27,7 +27,7 @@ def flag(number: int) -> dict[str, Any]:
     }
 
 
-def edit(change: Change, number: int, chance: random.Random) -> None:
+def edit(change: Draft, number: int, chance: random.Random) -> None:
     """Add a random operation on a flag to a change."""
     key = f"soak.flag-{number}"
     match chance.randrange(4):

@@ -195,7 +195,8 @@ class _Walk:
             return ("serve",)
         missing = failed(
             ErrorCode.TARGETING_KEY_MISSING,
-            f"the rollout is by {'.'.join(serves.by)!r}, and the context has no such key",
+            f"the rollout is by {'.'.join(serves.by)!r}, where the context has no string"
+            " (or an empty one) and no integer",
         )
         self.constants += (seed(serves.salt), missing)
         if len(serves.by) == 1:

@@ -48,6 +48,9 @@ def use_context(context: ContextLike) -> Generator[None]:
     """Make `context` the ambient one, which evaluations without a context of their own use.
 
     Holds for the block, in this thread or asyncio task and the tasks that it starts.
+
+    Raises:
+        InvalidContextError: it is none of the forms of a context.
     """
     token = _ambient.set(attributes_of(context))
     try:

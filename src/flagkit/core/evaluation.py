@@ -4,8 +4,9 @@ Source: the OpenFeature specification, types (https://openfeature.dev/specificat
 """
 
 from enum import StrEnum
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, cast
 
+import msgspec
 from msgspec import Struct
 
 T_co = TypeVar("T_co", covariant=True)
@@ -81,3 +82,51 @@ class Evaluation(Struct, Generic[T_co], frozen=True, kw_only=True):
     error_message: str | None = None
     version: int = 0
     revision: int = 0
+
+
+def evaluation_of(
+    key: str, outcome: Outcome, default: Any, version: int, revision: int
+) -> Evaluation[Any]:
+    """Return what a caller with a default is told of an outcome."""
+    value = outcome.value
+    if value is CALLERS_DEFAULT:
+        value = default
+    else:
+        value = _fitted(value, default)
+        if value is CALLERS_DEFAULT:
+            value = default
+            outcome = failed(
+                ErrorCode.TYPE_MISMATCH,
+                f"{key!r} serves {outcome.variant!r}, which is not of the type of the default, "
+                f"{type(default).__name__}",
+            )
+    return Evaluation(
+        flag_key=key,
+        value=value,
+        variant=outcome.variant,
+        reason=outcome.reason,
+        rule=outcome.rule,
+        error_code=outcome.error_code,
+        error_message=outcome.error_message,
+        version=version,
+        revision=revision,
+    )
+
+
+def _fitted(value: Any, default: Any) -> Any:
+    """Return a variant's value in the type of the default, CALLERS_DEFAULT where it has another."""
+    kind = cast("type[object]", type(value))
+    if kind is dict or kind is list:
+        # Its own copy, so that nobody can change the snapshot.
+        return (
+            msgspec.to_builtins(value)
+            if default is None or isinstance(default, kind)
+            else CALLERS_DEFAULT
+        )
+    if default is None:
+        return value
+    if isinstance(default, bool) or kind is bool:
+        return value if isinstance(default, bool) and kind is bool else CALLERS_DEFAULT
+    if isinstance(default, float) and kind is int:
+        return float(value)
+    return value if isinstance(default, kind) else CALLERS_DEFAULT

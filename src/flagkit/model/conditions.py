@@ -161,8 +161,16 @@ def _member(key: str, value: Value, path: str) -> Condition:
         raise InvalidDocumentError(
             path, f"{key!r} is not an attribute path", "Write names joined by single dots"
         )
-    if isinstance(value, dict) and next(iter(value), "").startswith("$"):
-        return _tests(parts, value, path)
+    if isinstance(value, dict):
+        first = next(iter(value), "")
+        if first.startswith("$"):
+            return _tests(parts, value, path)
+        if (meant := _SYMBOLS.get(first, f"${first}")) in _OPERATORS:
+            raise InvalidDocumentError(
+                join(path, first),
+                "is no operator",
+                f"Did you mean {meant}? For equality with a document write $eq: {{{first}: ...}}",
+            )
     return Field(parts, Compare("$eq", value))
 
 
@@ -186,7 +194,7 @@ def _tests(parts: tuple[str, ...], operators: Mapping[str, Value], path: str) ->
 
 def _unknown(operator: str, path: str, known: Iterable[str]) -> InvalidDocumentError:
     names = sorted(known)
-    close = difflib.get_close_matches(operator, names, n=1)
+    close = difflib.get_close_matches(operator, names, n=1, cutoff=0.7)
     remedy = f"Did you mean {close[0]}? " if close else ""
     return InvalidDocumentError(
         path, f"unknown operator {operator!r}", f"{remedy}Known here: {' '.join(names)}"
@@ -358,6 +366,15 @@ _AFFIXES: Mapping[str, Literal["$startsWith", "$endsWith", "$contains"]] = {
     "$contains": "$contains",
 }
 _VERSION_OPERATORS = (*_ORDERINGS, "$ne", "$in", "$nin")
+_SYMBOLS: Mapping[str, str] = {
+    "==": "$eq",
+    "=": "$eq",
+    "!=": "$ne",
+    ">": "$gt",
+    ">=": "$gte",
+    "<": "$lt",
+    "<=": "$lte",
+}
 _OPERATORS: Mapping[str, Callable[[tuple[str, ...], str, Value, str], Condition]] = {
     **dict.fromkeys(_ORDERINGS, _compare),
     "$ne": _not_equal,

@@ -187,6 +187,10 @@ def _located(message: str) -> InvalidDocumentError:
     # The place is the last one named: what is quoted before it may hold anything.
     parts = re.fullmatch(r"(.*) - at `\$\.?(.*)`", message, re.DOTALL)
     problem, path = parts.groups() if parts else (message, "")
+    missing = re.fullmatch(r"Object missing required field `(.*)`", problem)
+    if missing:
+        remedy = "Write fallthrough: {serve: VARIANT}" if "fall" in missing[1] else "Add it"
+        return InvalidDocumentError(join(path, missing[1]), "is missing", remedy)
     found = re.fullmatch(r"Object contains unknown field `(.*)`", problem, re.DOTALL)
     if found is None:
         states = f"Use one of: {', '.join(get_args(State))}" if path == "state" else ""
@@ -249,9 +253,8 @@ def _window(wire: _WindowDocument, path: str) -> Window:
     start = milliseconds(wire.start, f"{path}.from").timestamp() if wire.start else -math.inf
     end = milliseconds(wire.end, f"{path}.until").timestamp() if wire.end else math.inf
     if start >= end or start == -end:
-        raise InvalidDocumentError(
-            path, "is no time at all, or all of it", "Write from: and until:, the later one last"
-        )
+        problem = "says neither from nor until" if start == -end else "ends before it begins"
+        raise InvalidDocumentError(path, problem, "Write from: and until:, the later one last")
     return Window(start, end)
 
 

@@ -72,7 +72,11 @@ def name(key: object, path: str) -> str:
     """Return `key` as the name of a field."""
     if not isinstance(key, str):
         raise InvalidDocumentError(
-            path, f"has a key of the type {type(key).__name__}", 'Quote it, as in "1"'
+            path,
+            f"has a key of the type {type(key).__name__}",
+            "Quote it: some YAML readers take on, off, yes and no for booleans"
+            if isinstance(key, bool)
+            else 'Quote it, as in "1"',
         )
     if "\0" in key:
         raise InvalidDocumentError(path, "has a key with a NUL character", "Remove the character")

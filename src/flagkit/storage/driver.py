@@ -11,6 +11,7 @@ from pymongo.errors import (
 from pymongo.errors import (
     ConnectionFailure,
     ExecutionTimeout,
+    InvalidOperation,
     InvalidURI,
     OperationFailure,
     PyMongoError,
@@ -19,14 +20,14 @@ from pymongo.errors import (
     WTimeoutError,
 )
 
-from flagkit.errors import ConfigurationError, StoreError, StoreUnavailableError
+from flagkit.errors import ClosedError, ConfigurationError, StoreError, StoreUnavailableError
 
 OPERATION_MILLISECONDS_MAX: Final = 20_000
 _SETTINGS: Final[dict[str, Any]] = {
     "tz_aware": True,
     "appname": "flagkit",
-    "serverSelectionTimeoutMS": 5_000,
-    "connectTimeoutMS": 5_000,
+    "serverSelectionTimeoutMS": 3_000,
+    "connectTimeoutMS": 3_000,
     # Longer than a change stream's wait, which is the longest silence that is in order.
     "socketTimeoutMS": 30_000,
 }
@@ -34,7 +35,15 @@ _SETTINGS: Final[dict[str, Any]] = {
 _UNAVAILABLE = (ConnectionFailure, ExecutionTimeout, WaitQueueTimeoutError, WTimeoutError)
 # SnapshotTooOld, SnapshotUnavailable (a collection made a moment ago): another try will do.
 _PASSING = {239, 246}
-_NOT_ALLOWED = {13: "is not allowed to do this", 18: "was not let in"}
+NO_REPLICA_SET: Final = (
+    "this MongoDB is not a replica set: start mongod with --replSet rs0, and run rs.initiate() once"
+)
+_PROBLEMS: Final = {
+    13: "the user is not allowed to do this",
+    18: "the user was not let in",
+    123: NO_REPLICA_SET,
+    40573: NO_REPLICA_SET,
+}
 
 
 def settings_for(uri: str) -> dict[str, Any]:
@@ -57,8 +66,10 @@ def translated(doing: str) -> Generator[None]:
     except (InvalidURI, DriverConfigurationError) as error:
         raise ConfigurationError(f"while {doing}: {error}") from error
     except ServerSelectionTimeoutError as error:
+        reason = str(error).partition(", Timeout:")[0].partition(" (configured timeouts")[0]
         raise StoreUnavailableError(
-            f"while {doing}: no member of the replica set that may serve this answered in time"
+            f"while {doing}: no member of the replica set that may serve this answered in time:"
+            f" {reason}"
         ) from error
     except _UNAVAILABLE as error:
         raise StoreUnavailableError(f"while {doing}: {error}") from error
@@ -66,8 +77,10 @@ def translated(doing: str) -> Generator[None]:
         code = error.code or 0
         # The driver's text repeats the server's whole reply; its own words say enough.
         said = (error.details or {}).get("errmsg") or str(error)
-        problem = f"the user {_NOT_ALLOWED[code]}" if code in _NOT_ALLOWED else said
+        problem = _PROBLEMS.get(code, said)
         kind = StoreUnavailableError if code in _PASSING else StoreError
         raise kind(f"while {doing}: {problem} (code {code})") from error
+    except InvalidOperation as error:
+        raise ClosedError(f"while {doing}: {error}") from error
     except PyMongoError as error:
         raise StoreError(f"while {doing}: {error}") from error

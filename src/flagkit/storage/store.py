@@ -19,7 +19,12 @@ from pymongo.write_concern import WriteConcern
 from flagkit.changes import Change, FlagId, FlagState, Tip, genesis
 from flagkit.errors import EnvironmentNotFoundError, StoreError
 from flagkit.model import EVERYWHERE
-from flagkit.storage.driver import OPERATION_MILLISECONDS_MAX, settings_for, translated
+from flagkit.storage.driver import (
+    NO_REPLICA_SET,
+    OPERATION_MILLISECONDS_MAX,
+    settings_for,
+    translated,
+)
 from flagkit.storage.layout import (
     AUDIT,
     FLAGS,
@@ -63,6 +68,10 @@ class Store:
     def create_environment(self, epoch: str) -> Tip:
         """Make collections, indexes and the head at revision 0, where they are not there yet."""
         with translated("creating the environment"):
+            codec = self._database.codec_options
+            hello = self._database.command("hello", codec_options=codec)
+            if "setName" not in hello:
+                raise StoreError(NO_REPLICA_SET)
             for name, indexes in INDEXES.items():
                 try:
                     collection = self._database.create_collection(name)
@@ -70,9 +79,7 @@ class Store:
                     collection = self._database[name]
                 if indexes:
                     collection.create_indexes(list(indexes))
-            codec = self._database.codec_options
-            now: datetime = self._database.command("hello", codec_options=codec)["localTime"]
-            tip = genesis(self.environment, epoch, now)
+            tip = genesis(self.environment, epoch, hello["localTime"])
             try:
                 self._database[HEADS].insert_one(head_document(tip, None))
             except DuplicateKeyError:

@@ -50,7 +50,9 @@ class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
     def _existing(self, before: FlagState | None) -> Flag:
         if before is None:
             where = "" if self.region == EVERYWHERE else f" in region {self.region}"
-            raise FlagNotFoundError(f"there is no flag {self.key!r}{where}: create it first")
+            raise FlagNotFoundError(
+                f"there is no flag {self.key!r}{where}: check the key, or create it first"
+            )
         if self.expected_version not in (None, before.version):
             raise VersionConflictError(self.key, self.expected_version or 0, before.version)
         return decode(before.policy)
@@ -71,7 +73,11 @@ class Create(Operation, frozen=True, tag="create", kw_only=True):
 
 
 class Update(Operation, frozen=True, tag="update", kw_only=True):
-    """Replace a flag's document. Rollouts that stay keep their keys as far as the weights allow."""
+    """Replace a flag's document.
+
+    Rollouts that stay keep their keys as far as the weights allow, and a document without a state
+    leaves the flag's as it is: the next deployment must not end a pause.
+    """
 
     policy: dict[str, Any]
 
@@ -79,6 +85,8 @@ class Update(Operation, frozen=True, tag="update", kw_only=True):
         """Return the flag with the new document, its rollouts led on from the old ones."""
         old = self._existing(before)
         new = decode(self.policy)
+        if "state" not in self.policy:
+            new = msgspec.structs.replace(new, state=old.state)
         served = {rule.name: rule.serves for rule in old.rules}
         rules = tuple(
             msgspec.structs.replace(rule, serves=_led_on(served.get(rule.name), rule.serves))
@@ -112,9 +120,14 @@ class SetRollout(Operation, frozen=True, tag="set_rollout", kw_only=True):
         weights = self.weights
         if not isinstance(weights, dict):
             weights = bare_weights(weights, flag.variants, "weights")
-        kept = part.pop("rollout", {})
-        kept = part.pop("ramp", kept)
-        part.pop("serve", None)
+        if "serve" in part:
+            ruled = ", ".join(rule.name for rule in flag.rules)
+            raise InvalidDocumentError(
+                "rule",
+                f"{self.rule or 'fallthrough'!r} of {self.key} serves {part['serve']!r} to all",
+                f"Name a rule that has a rollout (rules: {ruled}), or update the document",
+            )
+        kept = part.pop("rollout", None) or part.pop("ramp")
         part["rollout"] = {name: kept[name] for name in ("by", "salt") if name in kept}
         part["rollout"]["weights"] = weights
         update = Update(key=self.key, region=self.region, policy=document)

@@ -50,7 +50,7 @@ class Commit(Struct, frozen=True):
     request: str
 
 
-class Change:
+class Draft:
     """Several operations that become one revision; `commit` is there once the block has ended.
 
     Each method checks what it is given at once, and changes nothing before the end of the block.
@@ -67,8 +67,13 @@ class Change:
         self.operations.append(Create(policy=policy, key=key, region=region))
 
     def update(self, flag: Mapping[str, Any], *, expected_version: int | None = None) -> None:
-        """Replace a flag's policy document; the document's key and region say which."""
+        """Replace a flag's policy document; the document's key and region say which.
+
+        Without `state` in it, the flag stays paused if it is.
+        """
         policy, key, region = checked_policy(flag, self._environment)
+        if "state" not in flag:
+            del policy["state"]
         self.operations.append(
             Update(policy=policy, key=key, region=region, expected_version=expected_version)
         )
@@ -147,7 +152,7 @@ class Writer:
         return self.store.create_environment(uuid.uuid4().hex)
 
     @contextlib.contextmanager
-    def change(self, *, reason: str = "", idempotency_key: str | None = None) -> Generator[Change]:
+    def change(self, *, reason: str = "", idempotency_key: str | None = None) -> Generator[Draft]:
         """Collect operations that are committed as one revision when the block ends without error.
 
         Args:
@@ -158,10 +163,9 @@ class Writer:
         Raises:
             WriteError, InvalidDocumentError: refused; nothing was written.
             StoreUnavailableError: the database cannot be reached. With an idempotency key it is
-            safe
-                to try again; without one, look whether the change was made.
+                safe to try again; without one, look whether the change was made.
         """
-        change = Change(self.environment)
+        change = Draft(self.environment)
         yield change
         change.commit = self._commit(change.operations, reason, idempotency_key)
 
@@ -197,7 +201,7 @@ class Writer:
         reason: str = "",
         idempotency_key: str | None = None,
     ) -> Commit:
-        """Change a rollout's weights, as Change.set_rollout does. For errors see `change`."""
+        """Change a rollout's weights, as Draft.set_rollout does. For errors see `change`."""
         with self.change(reason=reason, idempotency_key=idempotency_key) as change:
             change.set_rollout(
                 key, weights, rule=rule, region=region, expected_version=expected_version
@@ -316,6 +320,6 @@ def _set_state(key: str, region: str, state: State) -> SetState:
     return SetState(state=state, key=check_key(key), region=check_region(region))
 
 
-def _committed(change: Change) -> Commit:
+def _committed(change: Draft) -> Commit:
     assert change.commit is not None, "the block ended without error"
     return change.commit
