@@ -5,6 +5,7 @@ waits: where it cannot answer, it answers the caller's default.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import threading
@@ -216,6 +217,15 @@ class Client:
             f"revision {revision} did not come",
         )
 
+    def go_on_after_fork(self) -> None:
+        """Replace what has not survived a fork: the thread, and a lock that it may have held.
+
+        Called in the child, by itself; there is no need to.
+        """
+        self._arrival = threading.Condition()
+        if self._refresh is not None:
+            self._begin(self.snapshot)
+
     def close(self, timeout: float = 5.0) -> None:
         """End the background thread, waiting at most `timeout` seconds for it.
 
@@ -249,13 +259,7 @@ class Client:
             from flagkit.refresh_thread import RefreshThread  # noqa: PLC0415
 
             self._refresh = RefreshThread(self._open_source, self._publish, snapshot)
-            _started.add(self)
-
-    def _go_on_after_fork(self) -> None:
-        """Replace what did not survive the fork: the thread, and a lock that it may have held."""
-        self._arrival = threading.Condition()
-        if self._refresh is not None:
-            self._begin(self.snapshot)
+            _forks.add(self, _ForkWatch.STARTED)
 
     def _is_enabled_first(self, key: str, context: ContextLike, default: bool) -> bool:  # noqa: FBT001
         view = self._view
@@ -267,6 +271,7 @@ class Client:
     def _publish(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
         view = self._view
         if view is None or changes is None:
+            _forks.add(self, _ForkWatch.LOADED)
             if view is not None:
                 _log.warning(
                     "revision %s was replaced by a new base at revision %s",
@@ -315,16 +320,35 @@ def source_opener(settings: Settings) -> Callable[[], Source]:
     return open_source
 
 
-_started: "weakref.WeakSet[Client]" = weakref.WeakSet()
+class _ForkWatch:
+    """Has clients go on in forked children, once all other hooks after the fork have been run.
+
+    Hooks run in the order of their registration. Python's thread pools and the driver renew their
+    locks in hooks of their own, and a thread that waits for a lock while it is renewed waits for
+    ever. So the hook is registered when a client starts, and again when flags have been loaded,
+    and all modules with them; the newest one acts. There is none before the fork: it would stop
+    the parent.
+    """
+
+    STARTED, LOADED = 1, 2
+
+    def __init__(self) -> None:
+        self._clients: weakref.WeakSet[Client] = weakref.WeakSet()
+        self._newest = 0
+
+    def add(self, client: Client, stage: int) -> None:
+        self._clients.add(client)
+        if stage > self._newest:
+            self._newest = stage
+            os.register_at_fork(after_in_child=functools.partial(self._go_on, stage))
+
+    def _go_on(self, stage: int) -> None:
+        if stage == self._newest:
+            for client in list(self._clients):
+                client.go_on_after_fork()
 
 
-def _after_fork_in_child() -> None:
-    for client in list(_started):
-        client._go_on_after_fork()  # pyright: ignore[reportPrivateUsage] - a friend
-
-
-# In the child alone: a hook before the fork would stop the parent.
-os.register_at_fork(after_in_child=_after_fork_in_child)
+_forks = _ForkWatch()
 
 
 class BoundClient:

@@ -6,6 +6,7 @@ state of the connection, and nothing else does: a change stream's blocked `getMo
 """
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401 # pyright: ignore[reportUnusedImport] - client._ForkWatch
 import contextlib
 import logging
 import random
