@@ -13,7 +13,7 @@ ROOMS = sorted((SOURCE / "flagkit").rglob("*.py"))
 LEVELS = [
     ["errors"],
     ["model"],
-    ["core", "changes", "settings"],
+    ["core", "changes", "settings", "forks"],
     ["snapshot"],
     ["refresh", "view"],
     ["storage", "refresh_thread"],

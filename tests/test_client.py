@@ -23,6 +23,7 @@ from flagkit.errors import (
     NotReadyError,
     StoreUnavailableError,
 )
+from flagkit.model import decode
 from flagkit.testing import ManualClock, MemoryHistory, client_from
 
 EXPRESS_PAY: dict[str, Any] = {
@@ -223,6 +224,32 @@ def test_a_bound_client_need_not_be_told_again(client: Client) -> None:
     assert bound.evaluate("checkout.express-pay").rule == "dach"
 
 
+def test_a_bound_context_that_is_none_answers_the_default(client: Client) -> None:
+    bad: Any = 5
+    bound = client.bind(bad)
+    assert bound.is_enabled("checkout.express-pay", default=True)
+    assert bound.evaluate("checkout.express-pay").error_code is ErrorCode.INVALID_CONTEXT
+
+
+def test_a_default_that_cannot_be_looked_at_is_answered_all_the_same(client: Client) -> None:
+    class Lazy:
+        def __getattribute__(self, name: str) -> Any:
+            raise RuntimeError("not bound yet")
+
+    lazy = Lazy()
+    assert client.value("shop.theme", default=lazy) is lazy
+    assert client.evaluate("shop.theme", default=lazy).error_code is ErrorCode.GENERAL
+
+
+def test_following_another_source_forgets_the_flags_of_the_first(running: Client) -> None:
+    other = MemoryHistory()
+    other.fault = StoreUnavailableError("not there yet")
+    running.follow(other.source)
+    assert running.revision == 0
+    with pytest.raises(NotReadyError):
+        running.wait_for(0, timeout=0.05)
+
+
 def test_evaluations_say_why(client: Client) -> None:
     matched = client.evaluate("checkout.express-pay", {"country": "CH"})
     assert (matched.variant, matched.reason, matched.rule) == ("on", Reason.TARGETING_MATCH, "dach")
@@ -232,6 +259,38 @@ def test_evaluations_say_why(client: Client) -> None:
     assert client.evaluate("shop.half", "u").reason is Reason.SPLIT
     assert client.evaluate("shop.half").error_code is ErrorCode.TARGETING_KEY_MISSING
     assert (matched.version, matched.revision) == (1, 1)
+
+
+def test_all_flags_of_a_namespace_are_evaluated_at_one_revision(client: Client) -> None:
+    assert Client.from_source().evaluate_all() == {}
+    every = client.evaluate_all({"targeting_key": "u", "country": "DE"})
+    assert list(every) == sorted(
+        [
+            "checkout.express-pay",
+            "shop.theme",
+            "cart.limit",
+            "cart.factor",
+            "shop.banner",
+            "shop.half",
+        ]
+    )
+    assert every["checkout.express-pay"].rule == "dach"
+    assert {evaluation.revision for evaluation in every.values()} == {1}
+    assert list(client.evaluate_all("u", prefix="cart.")) == ["cart.factor", "cart.limit"]
+    assert client.evaluate_all("u", prefix="none.") == {}
+    bad: Any = 5
+    codes = {found.error_code for found in client.evaluate_all(bad, prefix="shop.half").values()}
+    assert codes == {ErrorCode.INVALID_CONTEXT}
+
+
+def test_the_policy_is_the_document_that_is_evaluated(client: Client) -> None:
+    assert client.policy("shop.theme") == {**THEME, "state": "active"}
+    assert client.policy("no.such") is None
+    override = {**THEME, "region": "eu", "fallthrough": {"serve": "light"}}
+    found = client_from([THEME, override], region="eu").policy("shop.theme")
+    assert found == {**override, "state": "active"}
+    assert decode(found) == decode(override)
+    assert Client.from_source().policy("shop.theme") is None
 
 
 def test_a_paused_flag_serves_off_or_the_default() -> None:

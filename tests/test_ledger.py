@@ -72,6 +72,22 @@ TAMPERING: dict[str, Tampering] = {
     "flag edited": lambda db: db.flags.update_one(
         {"_id.key": "a.one"}, {"$set": {"policy.state": "active"}}
     ),
+    "flag ahead": lambda db: db.flags.update_one({"_id.key": "a.one"}, {"$set": {"revision": 99}}),
+    "flag planted": lambda db: db.flags.insert_one(
+        {
+            "_id": {"environment": "production", "key": "b.b", "region": "*"},
+            "revision": 99,
+            "version": 1,
+            "policy": None,
+            "hash": None,
+        }
+    ),
+    "head's change edited": lambda db: db.heads.update_one({}, {"$set": {"change.request": "x"}}),
+    "head's hash edited": lambda db: db.heads.update_one({}, {"$set": {"hash": "0" * 64}}),
+    "ledger renumbered": lambda db: db.ledger.insert_one(
+        db.ledger.find_one_and_delete({"revision": 2})
+        | {"_id": {"environment": "production", "revision": 2.5}}
+    ),
     "flag removed": lambda db: db.flags.delete_one({"_id.key": "a.one"}),
 }
 

@@ -241,6 +241,7 @@ BAD = [
     Bad("unknown field", document(varients={}), "varients", "variants"),
     Bad("unknown field of a rule", rule(wen={}), "rules[0].wen", "when"),
     Bad("unknown field of a window", rule(during={"form": MOMENT}), "rules[0].during.form", "from"),
+    Bad("a reference", when(a={"b": {"$ref": "x", "$id": "y"}}), "rules[0].when.a.b", "Rename"),
     Bad("an empty salt", rollout(salt=""), "fallthrough.rollout.salt", "Leave it out"),
     Bad("unknown field of a rollout", rollout(slat="x"), "fallthrough.rollout.slat", "salt"),
     Bad("unknown field of a fallthrough", document(fallthrough={"serv": "on"}), "fallthrough.serv",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import pytest
+from bson import ObjectId
 from pymongo import MongoClient
 
 from flagkit import Client
@@ -289,6 +290,40 @@ class TestMongo:
             client.wait_for(writer.update(flag("a.one", "off")).revision)
         assert not client.is_enabled("a.one")
 
+    @pytest.mark.parametrize(
+        "garbage",
+        [
+            {"change.request": ObjectId()},
+            {"time": ObjectId()},
+            {"change.flags": [{"region": ["*"], "key": ObjectId(), "before": None, "after": None}]},
+            {"change": 5},
+            {"digests": None},
+        ],
+        ids=str,
+    )
+    def test_garbage_in_the_head_is_survived(
+        self, client: Client, mongo_uri: str, database: str, garbage: dict[str, Any]
+    ) -> None:
+        with MongoClient[dict[str, Any]](mongo_uri) as direct:
+            heads = direct[database].heads
+            head = heads.find_one()
+            assert head is not None
+            broken = {**head, "revision": 2, "change": {**head["change"]}}
+            for path, value in garbage.items():
+                name, _, inner = path.partition(".")
+                if inner:
+                    broken[name][inner] = value
+                else:
+                    broken[name] = value
+            heads.replace_one({}, broken)
+            with pytest.raises(NotReadyError):
+                client.wait_for(2, timeout=0.3)
+            assert client.is_enabled("a.one")
+            heads.replace_one({}, head)
+        with Writer(mongo_uri, "production", actor="tester", database=database) as writer:
+            client.wait_for(writer.update(flag("a.one", "off")).revision)
+        assert not client.is_enabled("a.one")
+
     def test_another_history_is_a_new_base_said_aloud(
         self,
         client: Client,
@@ -348,6 +383,16 @@ class TestMongo:
     def test_errors_of_the_driver_are_flagkits(self) -> None:
         with pytest.raises(ConfigurationError):
             MongoSource("mongodb://", environment="x", region="*", database="x")
+        for uri in ("mongodb://h:99999/", "mongodb://h/?tlsCAFile=/no"):
+            with (
+                Client(uri, environment="x") as client,
+                pytest.raises(NotReadyError, match="connection settings make no sense"),
+            ):
+                client.wait_ready(timeout=0.5)
+            with pytest.raises(ConfigurationError):
+                Writer(uri, "x", actor="tester")
+        with pytest.raises(ConfigurationError, match="is no name"):
+            Client("mongodb://h", environment="x", database="a.b")
         source = MongoSource(
             "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=50",
             environment="x",

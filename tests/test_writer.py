@@ -2,8 +2,10 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import msgspec
 import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
@@ -18,10 +20,12 @@ from flagkit.errors import (
     InvalidDocumentError,
     RequestConflictError,
     RevisionNotFoundError,
+    StoreError,
     StoreUnavailableError,
     VersionConflictError,
 )
-from flagkit.model import decode
+from flagkit.model import decode, encode
+from flagkit.model.decoding import DOCUMENT_BYTES_MAX
 from flagkit.model.rollouts import spans
 from flagkit.writer import Writer, verify
 from flagkit.writer.operations import SetState
@@ -309,6 +313,87 @@ def test_a_change_of_many_flags_that_is_too_large_is_refused(
     with pytest.raises(InvalidDocumentError, match="Split it up"):
         create_all()
     assert written(direct) == before
+
+
+def test_what_mongodb_could_not_store_is_refused_before_any_write(
+    writer: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    before = written(direct)
+    nulls = {"key": "a.a", "variants": {"v": [None] * 700_000}, "fallthrough": {"serve": "v"}}
+    with pytest.raises(InvalidDocumentError, match=r"a flag is .* bytes in MongoDB"):
+        writer.create(nulls)
+    for reason in ("\ud800", "x" * 13_000_000):
+        with pytest.raises(InvalidDocumentError):
+            writer.create(flag(), reason=reason)
+    assert written(direct) == before
+
+
+def test_a_flag_at_the_limit_cannot_grow_and_can_be_paused(writer: Writer) -> None:
+    document = flag(description="x" * 100_000, fallthrough={"rollout": 50})
+    room = DOCUMENT_BYTES_MAX - len(msgspec.msgpack.encode(encode(decode(document))))
+    writer.create(document | {"description": "x" * (100_000 + room)})
+    with pytest.raises(InvalidDocumentError, match="the limit is"):
+        writer.set_rollout("shop.search", {"on": 33.333, "off": 66.667})
+    writer.pause("shop.search")
+    assert policy(writer)["state"] == "paused"
+
+
+def test_a_flag_that_was_edited_past_the_writer_is_not_built_upon(
+    writer: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    writer.create(flag())
+    writer.create(flag("another.flag"))
+    edited = {"_id.key": "shop.search"}
+    direct.flags.update_one(edited, {"$set": {"policy.description": "by hand"}})
+    before = written(direct)
+    with pytest.raises(StoreError, match="past the writer"):
+        writer.pause("shop.search")
+    assert written(direct) == before
+    writer.pause("another.flag")
+    direct.flags.update_one(edited, {"$unset": {"policy.description": 1}})
+    writer.pause("shop.search")
+    assert verify(writer.store) == []
+
+
+def test_nothing_is_written_after_an_older_head_was_put_back(
+    writer: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    writer.create(flag("a.one"))
+    older = direct.heads.find_one()
+    assert older is not None
+    writer.create(flag("a.two"))
+    direct.heads.replace_one({}, older)
+    before = written(direct)
+    with pytest.raises(StoreError, match="different histories"):
+        writer.create(flag("a.three"))
+    assert written(direct) == before
+
+
+def test_an_environment_is_not_created_over_the_remains_of_one(
+    writer: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    writer.create(flag())
+    direct.heads.delete_many({})
+    with pytest.raises(StoreError, match="a ledger and no head"):
+        writer.create_environment()
+
+
+def test_an_environment_can_be_created_by_many_at_once(mongo_uri: str, database: str) -> None:
+    def create(_: int) -> str:
+        with Writer(mongo_uri, "production", actor="tester", database=database) as writer:
+            return writer.create_environment().epoch
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(create, range(8)))) == 1
+
+
+def test_odd_arguments_are_refused_by_their_names(writer: Writer) -> None:
+    odd: Any = "1"
+    writer.create(flag())
+    with pytest.raises(InvalidDocumentError, match=r"to: is '1'.*commit\.revision"):
+        writer.rollback("shop.search", to=odd)
+    with pytest.raises(InvalidDocumentError, match="idempotency_key: is ''"):
+        writer.pause("shop.search", idempotency_key="")
 
 
 def test_flags_that_are_there_or_not(writer: Writer) -> None:

@@ -30,7 +30,9 @@ __all__ = [
     "close",
     "configure",
     "evaluate",
+    "evaluate_all",
     "is_enabled",
+    "policy",
     "use_context",
     "value",
     "wait_for",
@@ -65,6 +67,8 @@ close = _client.close
 is_enabled = _client.is_enabled
 value = _client.value
 evaluate = _client.evaluate
+evaluate_all = _client.evaluate_all
+policy = _client.policy
 bind = _client.bind
 wait_ready = _client.wait_ready
 wait_for = _client.wait_for

@@ -22,8 +22,15 @@ FlagId: TypeAlias = tuple[str, str]
 Digests: TypeAlias = Mapping[str, int]
 """For each region, the sum of the hashes of its flags' states, modulo DIGEST_MODULUS."""
 
+
 # The driver reads long integers as a subclass of int, which MessagePack takes only as an int.
-_encode = msgspec.msgpack.Encoder(enc_hook=int).encode
+def _plain_integer(value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"{type(value).__name__} is not in normal form")
+    return int(value)
+
+
+_encode = msgspec.msgpack.Encoder(enc_hook=_plain_integer).encode
 _decode = msgspec.msgpack.Decoder().decode
 
 
@@ -110,8 +117,13 @@ class Change(Struct, frozen=True):
             and self.previous_hash == tip.hash
             and all(flag.before or flag.after for flag in self.flags)
             and self.tip.digests == advance(tip.digests, self.flags)
-            and self.tip.hash == self._recomputed()
+            and self.is_sealed
         )
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether nothing of the change was altered since its hash was made."""
+        return self.tip.hash == self._recomputed()
 
     def _recomputed(self) -> str:
         return _seal(self.tip, self.request, self.previous_hash, self.flags)

@@ -5,12 +5,9 @@ waits: where it cannot answer, it answers the caller's default.
 """
 
 import contextlib
-import functools
 import logging
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -19,6 +16,7 @@ from flagkit.core.bucketing import Clock
 from flagkit.core.contexts import ContextLike, attributes_of
 from flagkit.core.evaluation import ErrorCode, Evaluation, Outcome, evaluation_of, failed
 from flagkit.errors import ClosedError, ConfigurationError, InvalidContextError, NotReadyError
+from flagkit.forks import Stage, watch
 from flagkit.refresh import Source
 from flagkit.settings import Settings, settings_from
 from flagkit.snapshot import Snapshot
@@ -127,33 +125,33 @@ class Client:
         self, key: str, context: ContextLike = None, default: Any = None
     ) -> Evaluation[Any]:
         """Return the value of a flag and why it has it; as `value` otherwise. Never raises."""
+        return _evaluate(self._view, key, context, default)
+
+    def evaluate_all(
+        self, context: ContextLike = None, prefix: str = ""
+    ) -> dict[str, Evaluation[Any]]:
+        """Return the evaluations of all flags whose keys begin with `prefix`, by key. Never raises.
+
+        They are of one revision, as a front end needs to begin with. Values of flags that leave
+        the answer to the caller are None. Empty before there are flags.
+        """
         view = self._view
-        version = revision = 0
         if view is None:
-            outcome = _NOT_READY
-        else:
-            revision = view.snapshot.tip.revision
-            try:
-                compiled = view.find(key)
-                if compiled is None:
-                    outcome = failed(ErrorCode.FLAG_NOT_FOUND, f"there is no flag {key!r}")
-                else:
-                    version = compiled.version
-                    evaluator = compiled.evaluator
-                    outcome = evaluator if isinstance(evaluator, Outcome) else evaluator(context)
-            except InvalidContextError as error:
-                outcome = failed(ErrorCode.INVALID_CONTEXT, str(error))
-            except Exception as error:  # noqa: BLE001 - a caller's odd key or context must not hurt it
-                # The type alone: the message may hold what the context holds.
-                outcome = failed(ErrorCode.GENERAL, f"evaluation raised {type(error).__name__}")
-        return evaluation_of(key, outcome, default, version, revision)
+            return {}
+        keys = sorted(key for key in view.snapshot.keys() if key.startswith(prefix))  # noqa: SIM118 - no mapping
+        return {key: _evaluate(view, key, context, None) for key in keys}
+
+    def policy(self, key: str) -> dict[str, Any] | None:
+        """Return the policy document that a flag is evaluated by, None if there is no such flag.
+
+        It is the override of the client's region, if there is one. The copy is the caller's.
+        """
+        view = self._view
+        state = None if view is None else view.snapshot.find(key)
+        return None if state is None else state.policy
 
     def bind(self, context: ContextLike) -> "BoundClient":
-        """Return this client with a context that need not be passed again.
-
-        Raises:
-            InvalidContextError: it is none of the forms of a context.
-        """
+        """Return this client with a context that need not be passed again. Never raises."""
         return BoundClient(self, context)
 
     @property
@@ -182,10 +180,11 @@ class Client:
         return self
 
     def follow(self, open_source: Callable[[], Source]) -> Self:
-        """Start on another source; the last snapshot serves until the new one is there."""
+        """Start on another source; until its flags are there, callers get their defaults."""
         self.close()
         with self._arrival:
             self._closed = False
+            self._view = None
             self._open_source = open_source
         return self.start()
 
@@ -259,7 +258,7 @@ class Client:
             from flagkit.refresh_thread import RefreshThread  # noqa: PLC0415
 
             self._refresh = RefreshThread(self._open_source, self._publish, snapshot)
-            _forks.add(self, _ForkWatch.STARTED)
+            watch(self, Stage.STARTED)
 
     def _is_enabled_first(self, key: str, context: ContextLike, default: bool) -> bool:  # noqa: FBT001
         view = self._view
@@ -271,7 +270,7 @@ class Client:
     def _publish(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
         view = self._view
         if view is None or changes is None:
-            _forks.add(self, _ForkWatch.LOADED)
+            watch(self, Stage.LOADED)
             if view is not None:
                 _log.warning(
                     "revision %s was replaced by a new base at revision %s",
@@ -320,35 +319,25 @@ def source_opener(settings: Settings) -> Callable[[], Source]:
     return open_source
 
 
-class _ForkWatch:
-    """Has clients go on in forked children, once all other hooks after the fork have been run.
-
-    Hooks run in the order of their registration. Python's thread pools and the driver renew their
-    locks in hooks of their own, and a thread that waits for a lock while it is renewed waits for
-    ever. So the hook is registered when a client starts, and again when flags have been loaded,
-    and all modules with them; the newest one acts. There is none before the fork: it would stop
-    the parent.
-    """
-
-    STARTED, LOADED = 1, 2
-
-    def __init__(self) -> None:
-        self._clients: weakref.WeakSet[Client] = weakref.WeakSet()
-        self._newest = 0
-
-    def add(self, client: Client, stage: int) -> None:
-        self._clients.add(client)
-        if stage > self._newest:
-            self._newest = stage
-            os.register_at_fork(after_in_child=functools.partial(self._go_on, stage))
-
-    def _go_on(self, stage: int) -> None:
-        if stage == self._newest:
-            for client in list(self._clients):
-                client.go_on_after_fork()
-
-
-_forks = _ForkWatch()
+def _evaluate(view: View | None, key: str, context: ContextLike, default: Any) -> Evaluation[Any]:
+    if view is None:
+        return evaluation_of(key, _NOT_READY, default, 0, 0)
+    version, revision = 0, view.snapshot.tip.revision
+    try:
+        compiled = view.find(key)
+        if compiled is None:
+            outcome = failed(ErrorCode.FLAG_NOT_FOUND, f"there is no flag {key!r}")
+        else:
+            version = compiled.version
+            evaluator = compiled.evaluator
+            outcome = evaluator if isinstance(evaluator, Outcome) else evaluator(context)
+        return evaluation_of(key, outcome, default, version, revision)
+    except InvalidContextError as error:
+        outcome = failed(ErrorCode.INVALID_CONTEXT, str(error))
+    except Exception as error:  # noqa: BLE001 - a caller's odd key, context or default must not hurt it
+        # The type alone: the message may hold what the context holds.
+        outcome = failed(ErrorCode.GENERAL, f"evaluation raised {type(error).__name__}")
+    return evaluation_of(key, outcome, default, version, revision)
 
 
 class BoundClient:
@@ -358,7 +347,10 @@ class BoundClient:
 
     def __init__(self, client: Client, context: ContextLike) -> None:
         self._client = client
-        self._context = attributes_of(context)
+        self._context = context
+        with contextlib.suppress(Exception):
+            # Put together once. What is no context answers INVALID_CONTEXT when it is used.
+            self._context = attributes_of(context)
 
     def is_enabled(self, key: str, default: bool = False) -> bool:  # noqa: FBT001, FBT002 - as Client
         """Return the value of a boolean flag, or `default` where there is none. Never raises."""

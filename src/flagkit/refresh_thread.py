@@ -6,7 +6,7 @@ state of the connection, and nothing else does: a change stream's blocked `getMo
 """
 
 import asyncio
-import concurrent.futures.thread  # noqa: F401 # pyright: ignore[reportUnusedImport] - client._ForkWatch
+import concurrent.futures.thread  # noqa: F401 # pyright: ignore[reportUnusedImport] - forks.py says why
 import contextlib
 import logging
 import random
@@ -88,7 +88,7 @@ class RefreshThread:
         try:
             action = self._refresher.start()
             while True:
-                action = self._refresher.step(await self._event(source, action))
+                action = self._next(await self._event(source, action))
                 if self._refresher.applied != () and self._refresher.snapshot is not None:
                     self._publish(self._refresher.snapshot, self._refresher.applied)
         finally:
@@ -99,7 +99,7 @@ class RefreshThread:
         while True:
             try:
                 return self._open_source()
-            except FlagkitError as error:
+            except Exception as error:  # noqa: BLE001 - as below: whatever fails, the thread goes on
                 self._note(error)
                 await asyncio.sleep(OPEN_AGAIN_SECONDS)
 
@@ -110,6 +110,13 @@ class RefreshThread:
         if self._obeying:
             self._task.cancel()
             self._loop.call_later(CANCEL_AGAIN_SECONDS, self._cancel)
+
+    def _next(self, event: Event) -> Action:
+        try:
+            return self._refresher.step(event)
+        except Exception as error:  # noqa: BLE001 - what was stored may be anything: the thread goes on
+            self._note(error)
+            return self._refresher.step(Failed(error))
 
     async def _event(self, source: Source, action: Action) -> Event:
         try:

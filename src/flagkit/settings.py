@@ -1,6 +1,7 @@
 """Settings: which database, environment and region: argument, else variable, else default."""
 
 import os
+import re
 
 from msgspec import Struct
 
@@ -9,6 +10,7 @@ from flagkit.model import EVERYWHERE
 from flagkit.model.decoding import check_region
 
 DATABASE = "flagkit"
+_DATABASE_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
 
 
 class Settings(Struct, frozen=True):
@@ -43,8 +45,16 @@ def settings_from(
         found,
         _required("environment", environment),
         _region(region or os.environ.get("FLAGKIT_REGION") or EVERYWHERE),
-        database or os.environ.get("FLAGKIT_DATABASE") or DATABASE,
+        _database(database or os.environ.get("FLAGKIT_DATABASE") or DATABASE),
     )
+
+
+def _database(name: str) -> str:
+    if not _DATABASE_NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"database {name!r} is no name that MongoDB allows: use letters, digits, - and _"
+        )
+    return name
 
 
 def _region(region: str) -> str:

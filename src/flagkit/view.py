@@ -14,8 +14,9 @@ from msgspec import Struct
 
 from flagkit.changes import Change
 from flagkit.core.bucketing import Clock
-from flagkit.core.compiler import Evaluator, compile_flag
+from flagkit.core.compiler import compile_flag
 from flagkit.core.evaluation import ErrorCode, Outcome, failed
+from flagkit.core.templates import Evaluator
 from flagkit.errors import BrokenReferenceError, FlagkitError
 from flagkit.model import decode
 from flagkit.snapshot import Snapshot
@@ -98,11 +99,11 @@ class View:
             return None
         evaluator: Outcome | Evaluator
         try:
-            flag = decode(state.policy)
+            flag = decode(state.policy, stored=True)
             chain = (*asked_by, key)
             needed = [self._prerequisite(item.flag, chain) for item in flag.prerequisites]
             evaluator = compile_flag(flag, needed, self._now)
-        except (FlagkitError, msgspec.DecodeError) as error:
+        except (FlagkitError, msgspec.DecodeError, RecursionError) as error:
             # One bad flag answers the caller's default; the others live.
             _log.warning("%s answers callers' defaults: %s", key, error)
             evaluator = failed(ErrorCode.PARSE_ERROR, str(error))

@@ -102,11 +102,13 @@ class _FlagDocument(Struct, kw_only=True, forbid_unknown_fields=True):
     expires: datetime | None = None
 
 
-def decode(document: object, *, environment: str | None = None) -> Flag:
+def decode(document: object, *, environment: str | None = None, stored: bool = False) -> Flag:
     """Check a policy document and return its flag.
 
     Args:
         document: A mapping in the shape of the YAML form; its rollouts may have intervals.
+        stored: Whether it was checked when it was written: its size is then not judged again, so
+            that a flag at the limit can still be paused.
         environment: What the document's own `environment` must be, where it has one.
 
     Raises:
@@ -114,7 +116,8 @@ def decode(document: object, *, environment: str | None = None) -> Flag:
     """
     try:
         values = _fields(document)
-        _check_size(values)
+        if not stored:
+            check_size(values)
         wire = _convert(values)
         _check_environment(wire, environment)
         return _flag(wire)
@@ -166,7 +169,12 @@ def check_region(region: object, path: str = "region") -> str:
     return region
 
 
-def _check_size(values: dict[str, Value]) -> None:
+def check_size(values: dict[str, Value]) -> None:
+    """Refuse a document that is over the limit.
+
+    Raises:
+        InvalidDocumentError: it names the largest part.
+    """
     size = len(msgspec.msgpack.encode(values))
     if size > DOCUMENT_BYTES_MAX:
         raise InvalidDocumentError(

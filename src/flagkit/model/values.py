@@ -17,7 +17,7 @@ DEPTH_MAX = 32
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 
-def normal(value: object, path: str, depth: int = 0) -> Value:
+def normal(value: object, path: str, depth: int = 0) -> Value:  # noqa: C901, PLR0911 - one for each type
     """Return `value` in normal form.
 
     Raises:
@@ -28,8 +28,10 @@ def normal(value: object, path: str, depth: int = 0) -> Value:
             path, f"is nested more than {DEPTH_MAX} deep", "Flatten the document"
         )
     match value:
-        case None | bool() | float():
+        case None | bool():
             return value
+        case float():
+            return float(value)
         case int():
             if not INT64_MIN <= value <= INT64_MAX:
                 raise InvalidDocumentError(
@@ -45,6 +47,10 @@ def normal(value: object, path: str, depth: int = 0) -> Value:
             return [normal(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(items)]
         case Mapping():
             fields = cast("Mapping[object, object]", value)
+            if "$ref" in fields and "$id" in fields:
+                raise InvalidDocumentError(
+                    path, "has $ref and $id, which MongoDB takes for a reference", "Rename one"
+                )
             return {
                 name(key, path): normal(item, join(path, key), depth + 1)
                 for key, item in fields.items()
@@ -97,7 +103,8 @@ def milliseconds(value: datetime, path: str) -> datetime:
         raise InvalidDocumentError(
             path, f"is {value.isoformat()}, which UTC cannot say", "Use the years 1 to 9999"
         ) from None
-    return value.replace(microsecond=value.microsecond // 1000 * 1000, fold=0)
+    cut = value.microsecond // 1000 * 1000
+    return datetime.combine(value.date(), value.time().replace(microsecond=cut, fold=0), UTC)
 
 
 def join(path: str, field: object) -> str:

@@ -6,17 +6,14 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 from pymongo.errors import (
-    ConfigurationError as DriverConfigurationError,
-)
-from pymongo.errors import (
     ConnectionFailure,
     ExecutionTimeout,
     InvalidOperation,
-    InvalidURI,
     OperationFailure,
     PyMongoError,
     ServerSelectionTimeoutError,
     WaitQueueTimeoutError,
+    WriteConcernError,
     WTimeoutError,
 )
 
@@ -33,8 +30,12 @@ _SETTINGS: Final[dict[str, Any]] = {
 }
 
 _UNAVAILABLE = (ConnectionFailure, ExecutionTimeout, WaitQueueTimeoutError, WTimeoutError)
-# SnapshotTooOld, SnapshotUnavailable (a collection made a moment ago): another try will do.
-_PASSING = {239, 246}
+# Interrupted, stepped down, shut down, timed out, conflicts, snapshots that are too old or not yet
+# there: another try will do, and what was asked may have been done.
+_PASSING = {
+    *(6, 7, 24, 43, 50, 64, 89, 91, 112, 134, 189, 211, 239, 246, 262),
+    *(9001, 10107, 11600, 11601, 11602, 13435, 13436),
+}
 NO_REPLICA_SET: Final = (
     "this MongoDB is not a replica set: start mongod with --replSet rs0, and run rs.initiate() once"
 )
@@ -53,18 +54,27 @@ def settings_for(uri: str) -> dict[str, Any]:
 
 
 @contextmanager
+def configured() -> Generator[None]:
+    """Raise what is wrong with the settings of a client as a ConfigurationError.
+
+    The driver raises ValueError, TypeError or OSError for ports, names and files, besides its own.
+    """
+    try:
+        yield
+    except (PyMongoError, ValueError, TypeError, OSError) as error:
+        raise ConfigurationError(f"the connection settings make no sense: {error}") from error
+
+
+@contextmanager
 def translated(doing: str) -> Generator[None]:
     """Raise the driver's errors as flagkit's, saying what was being done.
 
     Raises:
-        ConfigurationError: the connection string makes no sense.
         StoreUnavailableError: the database cannot be reached, or broke off.
         StoreError: the database refused.
     """
     try:
         yield
-    except (InvalidURI, DriverConfigurationError) as error:
-        raise ConfigurationError(f"while {doing}: {error}") from error
     except ServerSelectionTimeoutError as error:
         reason = str(error).partition(", Timeout:")[0].partition(" (configured timeouts")[0]
         raise StoreUnavailableError(
@@ -78,7 +88,9 @@ def translated(doing: str) -> Generator[None]:
         # The driver's text repeats the server's whole reply; its own words say enough.
         said = (error.details or {}).get("errmsg") or str(error)
         problem = _PROBLEMS.get(code, said)
-        kind = StoreUnavailableError if code in _PASSING else StoreError
+        # A write concern that was not met says nothing of the write itself.
+        unsure = code in _PASSING or isinstance(error, WriteConcernError)
+        kind = StoreUnavailableError if unsure else StoreError
         raise kind(f"while {doing}: {problem} (code {code})") from error
     except InvalidOperation as error:
         raise ClosedError(f"while {doing}: {error}") from error

@@ -1,13 +1,13 @@
 """Layout: which collections there are, what their documents look like, and what indexes they need.
 
-    heads    {_id: environment, epoch, revision, hash, time, digests, change: {request,
-    previous_hash, flags}} ledger   {_id: {environment, revision}, epoch, hash, time, digests,
-    request, previous_hash, flags} flags    {_id: {environment, key, region}, revision, version,
-    policy}; policy is null once deleted audit    {_id: {environment, request}, sent, actor, reason,
-    operations, digest}
+- heads: {_id: environment, epoch, revision, hash, time, digests, change}
+- ledger: {_id: {environment, revision}} and the fields of a head and of its change
+- flags: {_id: {environment, key, region}, revision, version, policy, hash}; the hash is that of the
+  state; both are null once the flag is deleted
+- audit: {_id: {environment, request}, sent, actor, reason, operations, digest}
 
-The head is the truth; flags and ledger are projections of it. `flags` in a change is a list of
-{region, key, before, after}, each side {version, policy} or null. Digests are hex, by region.
+The head is the truth; flags and ledger are projections of it. A change is {request, previous_hash,
+flags}, its flags a list of {region, key, before, after}, each side {version, policy} or null.
 """
 
 from collections.abc import Mapping
@@ -18,6 +18,7 @@ from bson import MaxKey, MinKey
 from pymongo import ASCENDING, IndexModel
 
 from flagkit.changes import Change, FlagChange, FlagState, Tip, state_of
+from flagkit.errors import StoreError
 
 Document: TypeAlias = dict[str, Any]
 
@@ -128,7 +129,13 @@ def ledger_document(change: Change) -> Document:
 
 
 def ledgered(document: Mapping[str, Any]) -> Change:
-    """Return the change that a ledger document holds."""
+    """Return the change that a ledger document holds.
+
+    Raises:
+        StoreError: it stands in the place of another revision.
+    """
+    if document["_id"]["revision"] != document["revision"]:
+        raise StoreError(f"the ledger has revision {document['revision']} in another's place")
     return _change(_tip(document["_id"]["environment"], document), document)
 
 
@@ -141,15 +148,27 @@ def flag_document(environment: str, revision: int, change: FlagChange) -> Docume
         "revision": revision,
         "version": state.version,
         "policy": None if change.after is None else change.after.policy,
+        "hash": None if change.after is None else f"{change.after.hash:016x}",
     }
 
 
 def flag_state(document: Mapping[str, Any]) -> FlagState | None:
-    """Return the state that a flag document holds; None where it was deleted."""
+    """Return the state that a flag document holds; None where it was deleted.
+
+    Raises:
+        StoreError: something changed it past the writer.
+    """
+    identity = document["_id"]
     if document["policy"] is None:
         return None
-    identity = document["_id"]
-    return state_of(identity["key"], identity["region"], document["version"], document["policy"])
+    state = state_of(
+        identity["key"], identity["region"], int(document["version"]), document["policy"]
+    )
+    if document.get("hash") != f"{state.hash:016x}":
+        raise StoreError(
+            f"{identity['key']} (region {identity['region']}) was changed past the writer: undo it"
+        )
+    return state
 
 
 def _tip_fields(tip: Tip) -> Document:

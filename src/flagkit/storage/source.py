@@ -10,7 +10,7 @@ from typing import cast
 
 import bson
 from bson.codec_options import CodecOptions
-from pymongo import ASCENDING, AsyncMongoClient
+from pymongo import ASCENDING, AsyncMongoClient, ReadPreference
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.command_cursor import AsyncRawBatchCommandCursor
 from pymongo.read_concern import ReadConcern
@@ -19,7 +19,7 @@ from flagkit.changes import Change, Tip
 from flagkit.errors import HistoryLostError, StoreError, StoreUnavailableError
 from flagkit.refresh import SILENCE_SECONDS
 from flagkit.snapshot import Snapshot, build, regions_of
-from flagkit.storage.driver import OPERATION_MILLISECONDS_MAX, settings_for, translated
+from flagkit.storage.driver import OPERATION_MILLISECONDS_MAX, configured, settings_for, translated
 from flagkit.storage.layout import (
     FLAGS,
     HEADS,
@@ -46,9 +46,14 @@ class MongoSource:
     def __init__(self, uri: str, *, environment: str, region: str, database: str) -> None:
         self._environment = environment
         self._region = region
-        with translated("reading the connection string"):
+        with configured():
             self._client: AsyncMongoClient[Document] = AsyncMongoClient(uri, **settings_for(uri))
-        self._database = self._client.get_database(database, read_concern=ReadConcern("majority"))
+            # The primary, whatever the URI says: another member may lag behind what was seen.
+            self._database = self._client.get_database(
+                database,
+                read_concern=ReadConcern("majority"),
+                read_preference=ReadPreference.PRIMARY,
+            )
         self._stream: AsyncRawBatchCommandCursor[Document] | None = None
 
     async def load(self) -> Snapshot:
@@ -68,6 +73,8 @@ class MongoSource:
                 }
         change = change_of(head)
         if change is not None:
+            if not change.is_sealed:
+                raise HistoryLostError("the head was changed past the writer")
             # The flags may not have the tip's change yet: it is projected after it is committed.
             states |= {flag.id: flag.after for flag in change.flags if flag.id[0] in regions}
         return build(tip_of(head), self._region, (state for state in states.values() if state))

@@ -5,23 +5,37 @@ after it may be done by anyone, again, and in any order. No transaction holds a 
 writer would keep.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+import contextlib
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from pymongo import ASCENDING, DESCENDING, MongoClient, ReplaceOne
-from pymongo.client_session import ClientSession
-from pymongo.errors import BulkWriteError, CollectionInvalid, DuplicateKeyError
+import bson
+from bson.codec_options import CodecOptions
+from bson.errors import BSONError
+from pymongo import ASCENDING, MongoClient, ReadPreference, ReplaceOne
+from pymongo.errors import (
+    BulkWriteError,
+    CollectionInvalid,
+    DuplicateKeyError,
+    OperationFailure,
+)
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-from flagkit.changes import Change, FlagId, FlagState, Tip, genesis
-from flagkit.errors import EnvironmentNotFoundError, StoreError
+from flagkit.changes import Change, Tip, genesis
+from flagkit.errors import (
+    EnvironmentNotFoundError,
+    InvalidDocumentError,
+    StoreError,
+    StoreUnavailableError,
+)
 from flagkit.model import EVERYWHERE
 from flagkit.storage.driver import (
     NO_REPLICA_SET,
     OPERATION_MILLISECONDS_MAX,
+    configured,
     settings_for,
     translated,
 )
@@ -33,11 +47,7 @@ from flagkit.storage.layout import (
     LEDGER,
     Document,
     active_in_region,
-    change_of,
     flag_document,
-    flag_state,
-    flags_named,
-    flags_of,
     head_document,
     ledger_after,
     ledger_document,
@@ -45,9 +55,16 @@ from flagkit.storage.layout import (
     ledgered,
     tip_of,
 )
+from flagkit.storage.reading import Reading
 
 _BY_ID = [("_id", ASCENDING)]
+_CODEC: CodecOptions[Any] = CodecOptions(tz_aware=True)
 _DUPLICATE_KEY = 11000
+
+STORED_BYTES_MAX = 12 * 1024 * 1024
+"""A change larger than this in BSON is refused: a document of MongoDB ends at 16 MiB."""
+FLAG_BYTES_MAX = STORED_BYTES_MAX // 3
+"""So that a flag can always be changed by itself, which stores it before and after."""
 
 
 class Store:
@@ -55,11 +72,15 @@ class Store:
 
     def __init__(self, uri: str, *, environment: str, database: str) -> None:
         self.environment = environment
-        with translated("reading the connection string"):
+        with configured():
             self._client: MongoClient[Document] = MongoClient(uri, **settings_for(uri))
-        self._database = self._client.get_database(
-            database, read_concern=ReadConcern("majority"), write_concern=WriteConcern("majority")
-        )
+            # The primary, whatever the URI says: checks must be made on what a commit compares.
+            self._database = self._client.get_database(
+                database,
+                read_concern=ReadConcern("majority"),
+                write_concern=WriteConcern("majority"),
+                read_preference=ReadPreference.PRIMARY,
+            )
 
     def close(self) -> None:
         """Close the connections."""
@@ -73,12 +94,18 @@ class Store:
             if "setName" not in hello:
                 raise StoreError(NO_REPLICA_SET)
             for name, indexes in INDEXES.items():
-                try:
-                    collection = self._database.create_collection(name)
-                except CollectionInvalid:
-                    collection = self._database[name]
+                # Of several that do this at once, all but one find it done.
+                with contextlib.suppress(CollectionInvalid, OperationFailure):
+                    self._database.create_collection(name)
                 if indexes:
-                    collection.create_indexes(list(indexes))
+                    self._database[name].create_indexes(list(indexes))
+            left_over = {"_id.environment": self.environment}
+            headless = self._database[HEADS].find_one({"_id": self.environment}) is None
+            if headless and self._database[LEDGER].find_one(left_over) is not None:
+                raise StoreError(
+                    f"{self.environment!r} has a ledger and no head: restore the head, or remove"
+                    " the environment's ledger, flags and audit"
+                )
             tip = genesis(self.environment, epoch, hello["localTime"])
             try:
                 self._database[HEADS].insert_one(head_document(tip, None))
@@ -115,6 +142,35 @@ class Store:
                 raise self._unknown()
             yield Reading(self._database, session, head)
 
+    def check_fits(self, change: Change, content: Mapping[str, Any]) -> None:
+        """Refuse what MongoDB could not store, or not give back as it was, before anything is.
+
+        Raises:
+            InvalidDocumentError: it is too large, or holds what BSON has not.
+        """
+        try:
+            encoded = bson.encode(ledger_document(change))
+            size = max(len(encoded), len(bson.encode({**content})))
+            flags = [len(bson.encode(flag.after.policy)) for flag in change.flags if flag.after]
+            read: Document = bson.decode(encoded, _CODEC)  # pyright: ignore[reportUnknownMemberType]
+            same = ledgered(read) == change
+        except (BSONError, OverflowError, UnicodeError, TypeError) as error:
+            raise InvalidDocumentError("", f"cannot be stored: {error}", "Mend it") from None
+        if size > STORED_BYTES_MAX:
+            raise InvalidDocumentError(
+                "",
+                f"the change is {size:,} bytes in MongoDB; the limit is {STORED_BYTES_MAX:,}",
+                "Split it up",
+            )
+        if max(flags, default=0) > FLAG_BYTES_MAX:
+            raise InvalidDocumentError(
+                "",
+                f"a flag is {max(flags):,} bytes in MongoDB; the limit is {FLAG_BYTES_MAX:,}",
+                "Shorten its lists: a flag is for rules, not for data",
+            )
+        if not same:
+            raise InvalidDocumentError("", "would not be read back as it is", "Mend it")
+
     def add_request(self, request: str, content: Mapping[str, Any]) -> str:
         """Record who asks for what, and why; return the digest on record, the first one's.
 
@@ -127,7 +183,9 @@ class Store:
                 audit.insert_one({"_id": identity, **content})
             except DuplicateKeyError:
                 earlier = audit.find_one({"_id": identity})
-                assert earlier is not None, "audit documents are never removed"
+                if earlier is None:
+                    # Another's insert, which the majority has not got yet.
+                    raise StoreUnavailableError("the request is being recorded elsewhere") from None
                 return str(earlier["digest"])
         return str(content["digest"])
 
@@ -228,114 +286,3 @@ class Store:
             f"the environment {self.environment!r} is not in the database {self._database.name!r}:"
             " create it once with Writer.create_environment()"
         )
-
-
-class Reading:
-    """An environment at one revision.
-
-    What the tip's change did is read through where it is not yet projected.
-    """
-
-    def __init__(self, database: Any, session: ClientSession, head: Document) -> None:
-        self.tip = tip_of(head)
-        self.now: datetime = head["now"]
-        """The server's time."""
-        self._database = database
-        self._session = session
-        change = change_of(head)
-        self._newest = change
-        self.pending = change if change is not None and not self._is_ledgered() else None
-        """The tip's change, if the ledger has not got it yet."""
-
-    def commit_of(self, request: str) -> Tip | None:
-        """Return the tip that a request led to, None if it has not been committed."""
-        if self._newest is not None and self._newest.request == request:
-            return self.tip
-        document = self._database[LEDGER].find_one(
-            {"_id.environment": self.tip.environment, "request": request}, session=self._session
-        )
-        return None if document is None else ledgered(document).tip
-
-    def changes(self) -> Iterator[Change]:
-        """Yield all of the ledger's changes, in order; without the pending one."""
-        found = self._database[LEDGER].find(
-            ledger_after(self.tip.environment, 0), sort=_BY_ID, session=self._session
-        )
-        return map(ledgered, found)
-
-    def find(self, keys: Iterable[str]) -> dict[FlagId, FlagState]:
-        """Return the states of some flags, in all regions."""
-        wanted = sorted(set(keys))
-        if not wanted:
-            return {}
-        documents = self._database[FLAGS].find(
-            flags_named(self.tip.environment, wanted), session=self._session
-        )
-        return self._read_through(documents, lambda state: state.key in wanted)
-
-    def all(self) -> dict[FlagId, FlagState]:
-        """Return the states of all flags, in all regions."""
-        documents = self._database[FLAGS].find(
-            flags_of(self.tip.environment), session=self._session
-        )
-        return self._read_through(documents, lambda _: True)
-
-    def dependents(self, keys: Iterable[str]) -> dict[FlagId, FlagState]:
-        """Return the states of the flags that have one of `keys` as a direct prerequisite."""
-        wanted = sorted(set(keys))
-        documents = self._database[FLAGS].find(
-            {
-                "_id.environment": self.tip.environment,
-                "policy.prerequisites.flag": {"$in": wanted},
-            },
-            session=self._session,
-        )
-        return self._read_through(
-            documents,
-            lambda state: any(
-                item["flag"] in wanted for item in state.policy.get("prerequisites", ())
-            ),
-        )
-
-    def at(self, flag: FlagId, revision: int) -> FlagState | None:
-        """Return the state that a flag had at a revision, None if there was none."""
-        region, key = flag
-        document = self._database[LEDGER].find_one(
-            {
-                "_id.environment": self.tip.environment,
-                "flags": {"$elemMatch": {"key": key, "region": region}},
-                "_id.revision": {"$lte": revision},
-            },
-            sort=[("_id.revision", DESCENDING)],
-            session=self._session,
-        )
-        changes = [] if document is None else [ledgered(document)]
-        if self.pending is not None and self.pending.revision <= revision:
-            changes.append(self.pending)
-        for change in reversed(changes):
-            for item in change.flags:
-                if item.id == flag:
-                    return item.after
-        return None
-
-    def _is_ledgered(self) -> bool:
-        identity = ledger_id(self.tip.environment, self.tip.revision)
-        found = self._database[LEDGER].find_one(
-            {"_id": identity}, {"_id": 1}, session=self._session
-        )
-        return found is not None
-
-    def _read_through(
-        self, documents: Iterable[Document], wanted: Callable[[FlagState], bool]
-    ) -> dict[FlagId, FlagState]:
-        states: dict[FlagId, FlagState | None] = {
-            (document["_id"]["region"], document["_id"]["key"]): flag_state(document)
-            for document in documents
-        }
-        if self.pending is not None:
-            states |= {flag.id: flag.after for flag in self.pending.flags}
-        return {
-            identity: state
-            for identity, state in states.items()
-            if state is not None and wanted(state)
-        }

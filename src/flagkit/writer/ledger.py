@@ -7,7 +7,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from flagkit.changes import Change, Tip, digest
+from flagkit.changes import Change, FlagId, FlagState, Tip
+from flagkit.errors import StoreError, StoreUnavailableError
 from flagkit.storage.store import Store
 
 _CHUNK = 500
@@ -47,21 +48,37 @@ def verify(store: Store) -> list[str]:
     The chain proves that the ledger was not altered, shortened or reordered on its way to the head.
     Whoever can rewrite all of it, head included, is found only against a hash kept elsewhere.
     """
+    try:
+        return _problems(store)
+    except StoreUnavailableError:
+        raise
+    except StoreError as error:
+        return [str(error)]
+
+
+def _problems(store: Store) -> list[str]:
     problems: list[str] = []
     tip: Tip | None = None
+    expected: dict[FlagId, tuple[int, FlagState | None]] = {}
     with store.reading() as reading:
         head = reading.tip
-        found = digest(reading.all().values())
+        found = reading.projected()
         pending = [reading.pending] if reading.pending else []
         for change in chain(reading.changes(), pending):
             problems += _check_step(tip, change)
             tip = change.tip
+            expected |= {flag.id: (change.revision, flag.after) for flag in change.flags}
+        # What the tip did may not be in the flags yet: its writer, or the next one, brings it.
+        for flag in [flag.id for change in pending for flag in change.flags]:
+            expected.pop(flag, None)
+            found.pop(flag, None)
     if tip is None and head.revision > 0:
         problems.append(f"the ledger is empty, and the head stands at revision {head.revision}")
     if tip is not None and tip != head:
         problems.append(f"the ledger ends in revision {tip.revision}, the head in {head.revision}")
-    if found != dict(head.digests):
-        problems.append("the flags are not those of the head: they were changed past the writer")
+    for region, key in sorted(expected.keys() | found.keys()):
+        if expected.get((region, key)) != found.get((region, key)):
+            problems.append(f"{key} (region {region}) is not as the ledger has it")
     return problems
 
 

@@ -55,7 +55,7 @@ class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
             )
         if self.expected_version not in (None, before.version):
             raise VersionConflictError(self.key, self.expected_version or 0, before.version)
-        return decode(before.policy)
+        return decode(before.policy, stored=True)
 
 
 class Create(Operation, frozen=True, tag="create", kw_only=True):
@@ -155,7 +155,7 @@ class Rollback(Operation, frozen=True, tag="rollback", kw_only=True):
         then = history(self.flag, self.to)
         if then is None:
             raise RevisionNotFoundError(f"{self.key!r} did not exist at revision {self.to}")
-        return decode(then.policy)
+        return decode(then.policy, stored=True)
 
 
 def checked_policy(

@@ -10,6 +10,7 @@ from typing import Protocol
 from flagkit.changes import FlagChange, FlagId, FlagState, state_of
 from flagkit.errors import BrokenReferenceError, InvalidDocumentError, RevisionNotFoundError
 from flagkit.model import EVERYWHERE, Flag, decode, encode
+from flagkit.model.decoding import check_size
 from flagkit.writer.operations import Operation
 
 CHANGE_BYTES_MAX = 4 * 1024 * 1024
@@ -54,7 +55,12 @@ def plan(operations: Sequence[Operation], reading: Reading, revision: int) -> li
         flag = operation.next(after.get(operation.flag, found.get(operation.flag)), history)
         before = found.get(operation.flag)
         version = before.version + 1 if before else 1
-        after[operation.flag] = state_of(flag.key, flag.region, version, encode(flag))
+        document = encode(flag)
+        try:
+            check_size(document)
+        except InvalidDocumentError as error:
+            raise error.about(f"flag {flag.key!r}") from None
+        after[operation.flag] = state_of(flag.key, flag.region, version, document)
         flags[operation.flag] = flag
     changes = [
         FlagChange(found.get(identity), state)
@@ -95,7 +101,7 @@ class _References:
         changed_keys = {key for _, key in self._changed}
         for identity, state in self._reading.dependents(changed_keys).items():
             if identity not in self._changed:
-                flag = decode(state.policy)
+                flag = decode(state.policy, stored=True)
                 for i, prerequisite in enumerate(flag.prerequisites):
                     if prerequisite.flag in changed_keys:
                         self._check_prerequisite(flag, i)
@@ -107,7 +113,7 @@ class _References:
             self._by_key[key] = {}
         for (region, key), state in states.items():
             if (region, key) not in self._changed:
-                self._by_key[key][region] = decode(state.policy)
+                self._by_key[key][region] = decode(state.policy, stored=True)
         for (region, key), flag in self._changed.items():
             self._by_key.setdefault(key, {})[region] = flag
 

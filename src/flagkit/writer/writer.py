@@ -19,7 +19,12 @@ import msgspec
 from msgspec import Struct
 
 from flagkit.changes import Tip, next_change
-from flagkit.errors import RequestConflictError, StoreError, StoreUnavailableError
+from flagkit.errors import (
+    InvalidDocumentError,
+    RequestConflictError,
+    StoreError,
+    StoreUnavailableError,
+)
 from flagkit.model import EVERYWHERE
 from flagkit.model.decoding import check_key, check_region
 from flagkit.model.flags import State
@@ -111,6 +116,10 @@ class Draft:
 
     def rollback(self, key: str, *, to: int, region: str = EVERYWHERE) -> None:
         """Give a flag the content that it had at revision `to`."""
+        if not isinstance(to, int):  # pyright: ignore[reportUnnecessaryIsInstance] - not all check types
+            raise InvalidDocumentError(
+                "to", f"is {to!r}", "Write a revision, as in commit.revision"
+            )
         self.operations.append(Rollback(to=to, key=check_key(key), region=check_region(region)))
 
 
@@ -260,13 +269,13 @@ class Writer:
 
     def _commit(self, operations: Sequence[Operation], reason: str, key: str | None) -> Commit:
         asked = [msgspec.to_builtins(operation) for operation in operations]
-        request = key or uuid.uuid4().hex
+        request = uuid.uuid4().hex if key is None else _checked_key(key)
         content = {
             "sent": datetime.now(UTC),
             "actor": self._actor,
             "reason": reason,
             "operations": asked,
-            "digest": hashlib.sha256(msgspec.msgpack.encode([self._actor, asked])).hexdigest(),
+            "digest": _digest([self._actor, asked]),
         }
         deadline = time.monotonic() + self._timeout
         with self._turn:
@@ -294,6 +303,8 @@ class Writer:
         with self.store.reading() as reading:
             done = reading.commit_of(request)
             changes = [] if done else plan(operations, reading, reading.tip.revision)
+        change = next_change(reading.tip, request, reading.now, changes)
+        self.store.check_fits(change, content)
         if self.store.add_request(request, content) != content["digest"]:
             raise RequestConflictError(
                 f"the idempotency key {request!r} was used before, for another request"
@@ -303,7 +314,6 @@ class Writer:
             self.store.project(reading.pending)
         if done:
             return done
-        change = next_change(reading.tip, request, reading.now, changes)
         if not self.store.compare_and_set(reading.tip, change):
             return None
         try:
@@ -314,6 +324,21 @@ class Writer:
                 "revision %s is committed and not yet projected: %s", change.revision, error
             )
         return change.tip
+
+
+def _digest(asked: object) -> str:
+    try:
+        return hashlib.sha256(msgspec.msgpack.encode(asked)).hexdigest()
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidDocumentError("", f"cannot be recorded: {error}", "Mend it") from None
+
+
+def _checked_key(key: object) -> str:
+    if not isinstance(key, str) or not key:
+        raise InvalidDocumentError(
+            "idempotency_key", f"is {key!r}", "Write a string that names the request"
+        )
+    return key
 
 
 def _set_state(key: str, region: str, state: State) -> SetState:

@@ -1,0 +1,47 @@
+"""Forks: has clients go on in forked children, once all other hooks after the fork have been run.
+
+Hooks run in the order of their registration. Python's thread pools and the driver renew their locks
+in hooks of their own, and a thread that waits for a lock while it is renewed waits for ever. So the
+hook is registered when a client starts, and again when flags have been loaded, and all modules with
+them; the newest one acts. There is none before the fork: it would stop the parent.
+"""
+
+import functools
+import os
+import weakref
+from enum import IntEnum
+from typing import Protocol
+
+
+class Stage(IntEnum):
+    """How much is there that might have hooks."""
+
+    NOTHING = 0
+    STARTED = 1
+    LOADED = 2
+
+
+class GoesOn(Protocol):
+    """What has to do something after a fork, in the child."""
+
+    def go_on_after_fork(self) -> None:
+        """Replace what has not survived."""
+        ...
+
+
+_watched: weakref.WeakSet[GoesOn] = weakref.WeakSet()
+_stages = [Stage.NOTHING]
+
+
+def watch(client: GoesOn, stage: Stage) -> None:
+    """Have a client go on in every child that is forked from now on, for as long as it lives."""
+    _watched.add(client)
+    if stage > _stages[-1]:
+        _stages.append(stage)
+        os.register_at_fork(after_in_child=functools.partial(_go_on, stage))
+
+
+def _go_on(stage: Stage) -> None:
+    if stage == _stages[-1]:
+        for client in list(_watched):
+            client.go_on_after_fork()
