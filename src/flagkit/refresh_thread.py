@@ -124,7 +124,8 @@ class RefreshThread:
         except Exception as error:  # noqa: BLE001 - the one place: whatever fails, the thread goes on
             self._note(error)
             return Failed(error)
-        if isinstance(event, CaughtUp):
+        if isinstance(event, Arrived):
+            # Not before: a stream that is refused again and again must not be said each time.
             self._note(None)
         return event
 

@@ -119,7 +119,7 @@ class _Walk:
                     return self.inline(kind, _PYTHON[operator], path[0], [value, test])
                 if kind is not None and operator == "$eq":
                     return self.inline(kind, "is", path[0], [test])
-            case In(values):
+            case In(values, _):
                 kinds = {_kind_of(value) for value in values}
                 kind = kinds.pop() if len(kinds) == 1 else None
                 if kind in ("text", "number"):

@@ -200,7 +200,10 @@ def _passes(test: Test, value: object) -> bool:  # noqa: C901, PLR0911 - one for
             return isinstance(value, str) and version_passes(operator, value, keys)
         case Compare(operator, constant):
             return _ordered(operator, None if value is MISSING else value, constant)
-        case In(constants):
+        case In(constants, texts):
+            if type(value) is str:
+                # Strings equal strings alone, and there may be many thousands of them.
+                return value in texts
             found = None if value is MISSING else value
             return any(equal(found, constant) for constant in constants)
 

@@ -27,9 +27,10 @@ class Compare(Struct, frozen=True):
 
 
 class In(Struct, frozen=True):
-    """A test for equality with any of some constants."""
+    """A test for equality with any of some constants. `texts` are the strings among them."""
 
     values: tuple[Value, ...]
+    texts: frozenset[str]
 
 
 class Exists(Struct, frozen=True):
@@ -217,7 +218,8 @@ def _in(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Co
             raise InvalidDocumentError(
                 f"{path}[{i}]", "is an operator", f"{operator} lists plain values; use $or instead"
             )
-    return Field(parts, In(tuple(constant)))
+    texts = frozenset(value for value in constant if isinstance(value, str))
+    return Field(parts, In(tuple(constant), texts))
 
 
 def _not_in(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
