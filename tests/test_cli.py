@@ -211,6 +211,31 @@ def test_demo_without_mongod_is_one_sentence() -> None:
 # The example
 
 
+def test_valid_files_are_said_to_be_valid() -> None:
+    shop = Path(__file__).parent.parent / "examples" / "shop" / "flags.yaml"
+    result = run("validate", str(shop), str(shop))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"{shop}: 13 flags, all valid\n" * 2
+
+
+def test_what_is_not_valid_is_named_and_the_other_files_are_checked(write: Write) -> None:
+    bad = write("flags:\n- key: a.b\n  variants: {x: 1}\n  fallthrough: {serve: y}\n")
+    shop = Path(__file__).parent.parent / "examples" / "shop" / "flags.yaml"
+    result = run("validate", str(bad), str(shop))
+    assert result.returncode == 3
+    assert result.stderr.startswith(f"{bad}:4: flag 'a.b': fallthrough.serve: 'y' is not a variant")
+    assert "13 flags, all valid" in result.stdout
+    assert_one_sentence(run("validate", str(bad.parent / "missing.yaml")))
+    assert run("validate").returncode == 2
+
+
+def test_validating_holds_files_to_their_environment(write: Write) -> None:
+    flag = "flags:\n- {key: a.b, environment: staging, variants: {x: 1}, fallthrough: {serve: x}}\n"
+    path = str(write(flag))
+    assert run("validate", path, "--environment", "staging").stdout.endswith("1 flag, all valid\n")
+    assert "goes to 'production'" in run("validate", path, "--environment", "production").stderr
+
+
 def test_the_users_of_the_demo_are_always_the_same() -> None:
     first = users(1)[0]
     assert users(3)[0].attributes == first.attributes

@@ -87,6 +87,15 @@ def test_a_pause_and_a_resume_change_the_state_alone(writer: Writer) -> None:
     assert policy(writer) == before
 
 
+def test_an_archived_flag_is_not_resumed_by_chance(writer: Writer) -> None:
+    writer.create(flag(state="archived"))
+    for change in (writer.pause, writer.resume):
+        with pytest.raises(InvalidDocumentError, match="is archived"):
+            change("shop.search")
+    writer.update(flag(state="active"))
+    assert policy(writer)["state"] == "active"
+
+
 def test_a_change_of_several_flags_is_one_revision(writer: Writer) -> None:
     with writer.change(reason="launch") as change:
         change.create(flag("a.one"))

@@ -11,6 +11,10 @@ from rich.console import Console
 
 from flagkit import FlagkitError, __version__
 from flagkit.cli import demo
+from flagkit.cli.policy_files import PolicyFile
+from flagkit.errors import InvalidDocumentError
+
+FAULTS_FOUND = 3
 
 
 class _Group(click.Group):
@@ -25,6 +29,27 @@ class _Group(click.Group):
 @click.version_option(__version__, prog_name="flagkit")
 def flagkit() -> None:
     """Feature flags and rollouts, evaluated in process and kept in MongoDB."""
+
+
+@flagkit.command("validate")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--environment", help="What the flags' own environment must be, where they have one.")
+def _validate(files: tuple[Path, ...], environment: str | None) -> None:
+    """Check policy files, and say what is wrong with file, line, path and remedy.
+
+    What flags refer to in other flags, the writer checks. Exits with 3 if a file is not valid.
+    """
+    found_faults = False
+    for file in files:
+        try:
+            count = len(PolicyFile(file, environment).policies)
+        except InvalidDocumentError as error:
+            found_faults = True
+            click.echo(str(error), err=True)
+        else:
+            click.echo(f"{file}: {count} {'flag' if count == 1 else 'flags'}, all valid")
+    if found_faults:
+        raise SystemExit(FAULTS_FOUND)
 
 
 @flagkit.command("demo")

@@ -141,7 +141,14 @@ class SetState(Operation, frozen=True, tag="set_state", kw_only=True):
 
     def next(self, before: FlagState | None, _history: History, /) -> Flag:
         """Return the flag in the new state."""
-        return msgspec.structs.replace(self._existing(before), state=self.state)
+        flag = self._existing(before)
+        if flag.state == "archived":
+            raise InvalidDocumentError(
+                "state",
+                f"of {self.key} is archived",
+                "Update it, with the state that it shall have",
+            )
+        return msgspec.structs.replace(flag, state=self.state)
 
 
 class Rollback(Operation, frozen=True, tag="rollback", kw_only=True):
