@@ -125,7 +125,7 @@ def test_demo_shows_the_loop_and_leaves_nothing_running() -> None:
     assert not Path(server[2]).exists()
 
     output = " ".join(result.stdout.split())
-    assert "flags.yaml has 13 flag documents" in output
+    assert "flags.yaml holds flags: 13." in output
     assert re.search(r"120,000 evaluations, [\d,]+ a second", output)
     assert "checkout.express-pay goes from 10 % to 50 %" in output
     assert re.search(r" 3 50 % 5,011 \+2,512 0 \d+\.\d ms \d+\.\d ms ", output)

@@ -46,7 +46,7 @@ class RefreshThread:
     """A running refresher. `error` is what keeps it from being current, None while nothing does.
 
     Args:
-        open_source: Makes the source, within the thread. Tried again if it raises a FlagkitError.
+        open_source: Makes the source, within the thread. Tried again if it raises.
         publish: Called in the thread.
         snapshot: What to go on from, of the same source; without one, a base is loaded.
     """
@@ -88,7 +88,7 @@ class RefreshThread:
         try:
             action = self._refresher.start()
             while True:
-                action = self._next(await self._event(source, action))
+                action = await self._advance(source, action)
                 if self._refresher.applied != () and self._refresher.snapshot is not None:
                     self._publish(self._refresher.snapshot, self._refresher.applied)
         finally:
@@ -99,7 +99,7 @@ class RefreshThread:
         while True:
             try:
                 return self._open_source()
-            except Exception as error:  # noqa: BLE001 - as below: whatever fails, the thread goes on
+            except Exception as error:  # noqa: BLE001 - as below
                 self._note(error)
                 await asyncio.sleep(OPEN_AGAIN_SECONDS)
 
@@ -111,23 +111,18 @@ class RefreshThread:
             self._task.cancel()
             self._loop.call_later(CANCEL_AGAIN_SECONDS, self._cancel)
 
-    def _next(self, event: Event) -> Action:
-        try:
-            return self._refresher.step(event)
-        except Exception as error:  # noqa: BLE001 - what was stored may be anything: the thread goes on
-            self._note(error)
-            return self._refresher.step(Failed(error))
-
-    async def _event(self, source: Source, action: Action) -> Event:
+    async def _advance(self, source: Source, action: Action) -> Action:
+        """Obey an action; return the next one."""
         try:
             event = await _obey(source, action)
-        except Exception as error:  # noqa: BLE001 - the one place: whatever fails, the thread goes on
+            following = self._refresher.step(event)
+        except Exception as error:  # noqa: BLE001 - whatever fails or is stored, the thread goes on
             self._note(error)
-            return Failed(error)
+            return self._refresher.step(Failed(error))
         if isinstance(event, Arrived):
             # Not before: a stream that is refused again and again must not be said each time.
             self._note(None)
-        return event
+        return following
 
     def _note(self, error: Exception | None) -> None:
         """Say a trouble once, and once that it is over."""

@@ -130,7 +130,7 @@ class _Demo:
         self._client.wait_ready()
         ready = time.perf_counter()
         self._tell.say(
-            f"{self._file.path.name} has {len(self._file.policies)} flag documents. The writer"
+            f"{self._file.path.name} holds flags: {len(self._file.policies)}. The writer"
             f" checked and committed them together, in {_milliseconds(written - start)}. Each"
             " change to an environment makes the next revision, which is seen whole or not at all."
         )
