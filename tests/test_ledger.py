@@ -83,6 +83,15 @@ TAMPERING: dict[str, Tampering] = {
         }
     ),
     "head's change edited": lambda db: db.heads.update_one({}, {"$set": {"change.request": "x"}}),
+    "head without a change": lambda db: db.heads.update_one({}, {"$set": {"change": None}}),
+    "head's change is a number": lambda db: db.heads.update_one({}, {"$set": {"change": 5}}),
+    "head's digests are a list": lambda db: db.heads.update_one({}, {"$set": {"digests": [1]}}),
+    "ledger without flags": lambda db: db.ledger.update_one(
+        {"revision": 2}, {"$unset": {"flags": 1}}
+    ),
+    "flag without a policy": lambda db: db.flags.update_one(
+        {"_id.key": "a.one"}, {"$unset": {"policy": 1}}
+    ),
     "head's hash edited": lambda db: db.heads.update_one({}, {"$set": {"hash": "0" * 64}}),
     "ledger renumbered": lambda db: db.ledger.insert_one(
         db.ledger.find_one_and_delete({"revision": 2})

@@ -364,6 +364,25 @@ def test_a_flag_that_was_edited_past_the_writer_is_not_built_upon(
     assert verify(writer.store) == []
 
 
+@pytest.mark.parametrize("put_back", [True, False], ids=["an older one", "none"])
+def test_a_flag_that_is_not_the_newest_is_not_built_upon(
+    writer: Writer, direct: Database[dict[str, Any]], put_back: bool
+) -> None:
+    writer.create(flag(fallthrough={"rollout": 10}))
+    older = direct.flags.find_one()
+    writer.pause("shop.search")
+    direct.flags.delete_one({})
+    if put_back and older is not None:
+        direct.flags.insert_one(older)
+    before = written(direct)
+    with pytest.raises((StoreError, FlagNotFoundError)):
+        writer.set_rollout("shop.search", 50)
+    with pytest.raises((StoreError, FlagExistsError)):
+        writer.create(flag())
+    assert written(direct) == before
+    assert verify(writer.store) != []
+
+
 def test_nothing_is_written_after_an_older_head_was_put_back(
     writer: Writer, direct: Database[dict[str, Any]]
 ) -> None:

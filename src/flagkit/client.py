@@ -303,12 +303,12 @@ class Client:
 
 
 def source_opener(settings: Settings) -> Callable[[], Source]:
-    """Return what opens the MongoDB source that settings name."""
+    """Return what opens the MongoDB source that settings name; loads the driver."""
+    # Deferred, for `import flagkit` loads no driver, yet not left to the refresh thread: a child
+    # that is forked while another thread imports finds modules that are never finished.
+    from flagkit.storage.source import MongoSource  # noqa: PLC0415
 
     def open_source() -> Source:
-        # Deferred: `import flagkit` loads no driver.
-        from flagkit.storage.source import MongoSource  # noqa: PLC0415
-
         return MongoSource(
             settings.uri,
             environment=settings.environment,

@@ -48,8 +48,11 @@ _PROBLEMS: Final = {
 
 
 def settings_for(uri: str) -> dict[str, Any]:
-    """Return the settings of a client for a connection string, whose own come first."""
-    own = {name.lower() for name, _ in parse_qsl(urlsplit(uri).query)}
+    """Return the settings of a client for a connection string, whose own come first.
+
+    But for `tz_aware`: dates without a zone would not hash as those that were written.
+    """
+    own = {name.lower() for name, _ in parse_qsl(urlsplit(uri).query)} - {"tz_aware"}
     return {name: value for name, value in _SETTINGS.items() if name.lower() not in own}
 
 

@@ -10,9 +10,10 @@ The head is the truth; flags and ledger are projections of it. A change is {requ
 flags}, its flags a list of {region, key, before, after}, each side {version, policy} or null.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 from bson import MaxKey, MinKey
 from pymongo import ASCENDING, IndexModel
@@ -112,11 +113,33 @@ def head_document(tip: Tip, change: Change | None) -> Document:
     return {"_id": tip.environment, **_tip_fields(tip), "change": body}
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _judged(read: Callable[P, R]) -> Callable[P, R]:
+    """Raise a StoreError where a stored document has not the form that it should have."""
+
+    @functools.wraps(read)
+    def judging(*arguments: P.args, **named: P.kwargs) -> R:
+        try:
+            return read(*arguments, **named)
+        except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+            raise StoreError(
+                "a stored document has not the form that it should have: it was changed past the"
+                f" writer ({type(error).__name__}: {error})"
+            ) from error
+
+    return judging
+
+
+@_judged
 def tip_of(head: Mapping[str, Any]) -> Tip:
     """Return the tip that a head stands at."""
     return _tip(head["_id"], head)
 
 
+@_judged
 def change_of(head: Mapping[str, Any]) -> Change | None:
     """Return the change that led to a head; None at revision 0."""
     return None if head["change"] is None else _change(tip_of(head), head["change"])
@@ -128,6 +151,7 @@ def ledger_document(change: Change) -> Document:
     return {"_id": identity, **_tip_fields(change.tip), **_change_body(change)}
 
 
+@_judged
 def ledgered(document: Mapping[str, Any]) -> Change:
     """Return the change that a ledger document holds.
 
@@ -152,6 +176,7 @@ def flag_document(environment: str, revision: int, change: FlagChange) -> Docume
     }
 
 
+@_judged
 def flag_state(document: Mapping[str, Any]) -> FlagState | None:
     """Return the state that a flag document holds; None where it was deleted.
 

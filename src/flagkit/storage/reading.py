@@ -7,7 +7,7 @@ from typing import Any
 from pymongo import ASCENDING, DESCENDING
 from pymongo.client_session import ClientSession
 
-from flagkit.changes import Change, FlagId, FlagState, Tip
+from flagkit.changes import Change, FlagChange, FlagId, FlagState, Tip
 from flagkit.errors import StoreError
 from flagkit.storage.layout import (
     FLAGS,
@@ -38,6 +38,8 @@ class Reading:
         self._database = database
         self._session = session
         change = change_of(head)
+        if change is None and self.tip.revision > 0:
+            raise StoreError(f"the head of {self.tip.environment!r} has lost its change")
         self._newest = change
         self.pending = change if change is not None and not self._is_ledgered(change) else None
         """The tip's change, if the ledger has not got it yet."""
@@ -125,6 +127,20 @@ class Reading:
                 if item.id == flag:
                     return item.after
         return None
+
+    def check_newest(self, changes: Iterable[FlagChange]) -> None:
+        """Refuse to build upon a state that is not the newest that the ledger has.
+
+        Raises:
+            StoreError: an older one was put back past the writer, or one was removed.
+        """
+        for change in changes:
+            if self.at(change.id, self.tip.revision) != change.before:
+                region, key = change.id
+                raise StoreError(
+                    f"{key} (region {region}) is not as the ledger has it: it was changed past the"
+                    " writer; nothing was written"
+                )
 
     def _is_ledgered(self, change: Change) -> bool:
         """Tell whether the ledger has the tip's change. It must have no other, and no later one."""

@@ -99,9 +99,9 @@ class Store:
                     self._database.create_collection(name)
                 if indexes:
                     self._database[name].create_indexes(list(indexes))
-            left_over = {"_id.environment": self.environment}
-            headless = self._database[HEADS].find_one({"_id": self.environment}) is None
-            if headless and self._database[LEDGER].find_one(left_over) is not None:
+            # The ledger first: another may create the environment, and change it, in between.
+            left_over = self._database[LEDGER].find_one({"_id.environment": self.environment})
+            if left_over and self._database[HEADS].find_one({"_id": self.environment}) is None:
                 raise StoreError(
                     f"{self.environment!r} has a ledger and no head: restore the head, or remove"
                     " the environment's ledger, flags and audit"
@@ -217,6 +217,8 @@ class Store:
                 try:
                     self._database[FLAGS].bulk_write(replacements, ordered=False)
                 except BulkWriteError as error:
+                    if error.details["writeConcernErrors"]:
+                        raise StoreUnavailableError("the majority has not got it yet") from error
                     if any(
                         fault["code"] != _DUPLICATE_KEY for fault in error.details["writeErrors"]
                     ):
@@ -275,7 +277,9 @@ class Store:
         found = self._database[LEDGER].find_one(
             {"_id": ledger_id(change.tip.environment, change.revision)}, {"hash": True}
         )
-        if found is None or found["hash"] != change.tip.hash:
+        if found is None:
+            raise StoreUnavailableError("the ledger document is being written elsewhere")
+        if found["hash"] != change.tip.hash:
             raise StoreError(
                 f"the ledger holds another change as revision {change.revision} of"
                 f" {change.tip.environment!r}: the database was restored or edited"

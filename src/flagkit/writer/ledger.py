@@ -67,11 +67,16 @@ def _problems(store: Store) -> list[str]:
         for change in chain(reading.changes(), pending):
             problems += _check_step(tip, change)
             tip = change.tip
+            for flag in change.flags:
+                if expected.get(flag.id, (0, None))[1] != flag.before:
+                    problems.append(
+                        f"revision {change.revision} did not find {flag.id[1]} as it was left"
+                    )
             expected |= {flag.id: (change.revision, flag.after) for flag in change.flags}
         # What the tip did may not be in the flags yet: its writer, or the next one, brings it.
-        for flag in [flag.id for change in pending for flag in change.flags]:
-            expected.pop(flag, None)
-            found.pop(flag, None)
+        for identity in [flag.id for change in pending for flag in change.flags]:
+            expected.pop(identity, None)
+            found.pop(identity, None)
     if tip is None and head.revision > 0:
         problems.append(f"the ledger is empty, and the head stands at revision {head.revision}")
     if tip is not None and tip != head:

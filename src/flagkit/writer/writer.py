@@ -303,6 +303,7 @@ class Writer:
         with self.store.reading() as reading:
             done = reading.commit_of(request)
             changes = [] if done else plan(operations, reading, reading.tip.revision)
+            reading.check_newest(changes)
         change = next_change(reading.tip, request, reading.now, changes)
         self.store.check_fits(change, content)
         if self.store.add_request(request, content) != content["digest"]:
