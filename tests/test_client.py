@@ -7,8 +7,8 @@ import sys
 import threading
 import warnings
 from collections import UserDict
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -338,6 +338,18 @@ def test_windows_follow_the_clock_that_is_given() -> None:
     assert client_from([flag], now=datetime(2026, 12, 1, 0, 0, 15, tzinfo=UTC)).is_enabled(
         "shop.sale"
     )
+
+
+@pytest.mark.parametrize(
+    "clock", [ManualClock(), lambda: datetime.now(UTC)], ids=["manual", "real"]
+)
+def test_a_clock_says_when_it_is_and_never_goes_back(clock: Callable[[], datetime]) -> None:
+    first, second = clock(), clock()
+    assert first.utcoffset() == timedelta(0)
+    assert first <= second
+    if isinstance(clock, ManualClock):
+        clock.advance(1.5)
+        assert clock() == second + timedelta(seconds=1.5)
 
 
 def test_time_does_not_run_backwards() -> None:

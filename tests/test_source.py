@@ -391,6 +391,13 @@ class TestMongo:
                 client.wait_ready(timeout=0.5)
             with pytest.raises(ConfigurationError):
                 Writer(uri, "x", actor="tester")
+        for secret in ("sec[ret", "sec\u2100ret", "sec/ret", "sec:ret@x", "sec?ret"):
+            with pytest.raises(ConfigurationError) as caught:
+                MongoSource(
+                    f"mongodb://user:{secret}@h:1x/", environment="x", region="*", database="x"
+                )
+            assert "ret" not in str(caught.value)
+            assert caught.value.__cause__ is None
         with pytest.raises(ConfigurationError, match="is no name"):
             Client("mongodb://h", environment="x", database="a.b")
         source = MongoSource(

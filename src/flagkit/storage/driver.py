@@ -3,7 +3,7 @@
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from pymongo.errors import (
     ConnectionFailure,
@@ -52,20 +52,28 @@ def settings_for(uri: str) -> dict[str, Any]:
 
     But for `tz_aware`: dates without a zone would not hash as those that were written.
     """
-    own = {name.lower() for name, _ in parse_qsl(urlsplit(uri).query)} - {"tz_aware"}
+    # Not by urlsplit, whose errors repeat what stands before the host: the password.
+    own = {name.lower() for name, _ in parse_qsl(uri.partition("?")[2])} - {"tz_aware"}
     return {name: value for name, value in _SETTINGS.items() if name.lower() not in own}
 
 
 @contextmanager
-def configured() -> Generator[None]:
+def configured(uri: str) -> Generator[None]:
     """Raise what is wrong with the settings of a client as a ConfigurationError.
 
     The driver raises ValueError, TypeError or OSError for ports, names and files, besides its own.
+    Its words repeat parts of the URI, so they are left out where that may hold a password.
     """
     try:
         yield
     except (PyMongoError, ValueError, TypeError, OSError) as error:
-        raise ConfigurationError(f"the connection settings make no sense: {error}") from error
+        problem = "the connection settings make no sense"
+        if "@" in uri:
+            raise ConfigurationError(
+                f"{problem} ({type(error).__name__}): percent-encode user name and password, and"
+                " look at hosts and options"
+            ) from None
+        raise ConfigurationError(f"{problem}: {error}") from error
 
 
 @contextmanager

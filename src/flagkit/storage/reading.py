@@ -62,11 +62,11 @@ class Reading:
 
     def find(self, keys: Iterable[str]) -> dict[FlagId, FlagState]:
         """Return the states of some flags, in all regions."""
-        wanted = sorted(set(keys))
+        wanted = set(keys)
         if not wanted:
             return {}
         documents = self._database[FLAGS].find(
-            flags_named(self.tip.environment, wanted), session=self._session
+            flags_named(self.tip.environment, sorted(wanted)), session=self._session
         )
         return self._read_through(documents, lambda state: state.key in wanted)
 
@@ -92,11 +92,11 @@ class Reading:
 
     def dependents(self, keys: Iterable[str]) -> dict[FlagId, FlagState]:
         """Return the states of the flags that have one of `keys` as a direct prerequisite."""
-        wanted = sorted(set(keys))
+        wanted = set(keys)
         documents = self._database[FLAGS].find(
             {
                 "_id.environment": self.tip.environment,
-                "policy.prerequisites.flag": {"$in": wanted},
+                "policy.prerequisites.flag": {"$in": sorted(wanted)},
             },
             session=self._session,
         )

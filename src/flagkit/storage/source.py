@@ -46,7 +46,7 @@ class MongoSource:
     def __init__(self, uri: str, *, environment: str, region: str, database: str) -> None:
         self._environment = environment
         self._region = region
-        with configured():
+        with configured(uri):
             self._client: AsyncMongoClient[Document] = AsyncMongoClient(uri, **settings_for(uri))
             # The primary, whatever the URI says: another member may lag behind what was seen.
             self._database = self._client.get_database(

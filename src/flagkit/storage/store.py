@@ -72,7 +72,7 @@ class Store:
 
     def __init__(self, uri: str, *, environment: str, database: str) -> None:
         self.environment = environment
-        with configured():
+        with configured(uri):
             self._client: MongoClient[Document] = MongoClient(uri, **settings_for(uri))
             # The primary, whatever the URI says: checks must be made on what a commit compares.
             self._database = self._client.get_database(
