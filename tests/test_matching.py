@@ -25,7 +25,6 @@ from flagkit.core.evaluation import Outcome
 from flagkit.core.matching import matches
 from flagkit.model import Rule, Serve, decode
 from flagkit.model.conditions import (
-    TYPE_NAMES,
     And,
     Compare,
     Condition,
@@ -36,8 +35,8 @@ from flagkit.model.conditions import (
     Or,
     Size,
     Test,
-    parse,
 )
+from flagkit.model.queries import TYPE_NAMES, parse
 from flagkit.model.values import Value
 
 Document: TypeAlias = dict[str, Any]

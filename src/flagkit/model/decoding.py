@@ -9,16 +9,23 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from itertools import pairwise
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 import msgspec
-from msgspec import Struct
 
 from flagkit.errors import InvalidDocumentError
-from flagkit.model.conditions import ALWAYS, parse
+from flagkit.model.conditions import ALWAYS
+from flagkit.model.documents import (
+    DOCUMENTS,
+    FlagDocument,
+    PrerequisiteDocument,
+    RampDocument,
+    RolloutDocument,
+    ServesDocument,
+    StepDocument,
+    WindowDocument,
+)
 from flagkit.model.flags import (
-    EVERYWHERE,
-    TARGETING_KEY,
     Flag,
     Prerequisite,
     Ramp,
@@ -29,6 +36,7 @@ from flagkit.model.flags import (
     State,
     Window,
 )
+from flagkit.model.queries import parse
 from flagkit.model.rollouts import BUCKETS, Intervals, allocate, shares, spans, weight
 from flagkit.model.values import Value, join, milliseconds, normal
 from flagkit.model.variants import bare_weights, check_variant, typed_variants
@@ -38,68 +46,6 @@ KEY_LENGTH_MAX = 200
 RULES_MAX = 256
 _KEY = re.compile(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*")
 _REGION = re.compile(r"\*|[a-z0-9][a-z0-9_-]{0,62}")
-
-
-class _PrerequisiteDocument(Struct, forbid_unknown_fields=True):
-    flag: str
-    variants: list[str]
-
-
-class _RolloutDocument(Struct, forbid_unknown_fields=True):
-    weights: dict[str, Any]
-    by: str = TARGETING_KEY
-    salt: str | None = None
-    intervals: list[tuple[int, str]] | None = None
-
-
-class _StepDocument(Struct, forbid_unknown_fields=True):
-    at: datetime
-    percent: int | float
-
-
-class _RampDocument(Struct, forbid_unknown_fields=True, rename={"first": "from", "last": "to"}):
-    variant: str
-    otherwise: str
-    first: int | float | None = None
-    last: int | float | None = None
-    start: datetime | None = None
-    end: datetime | None = None
-    steps: list[_StepDocument] | None = None
-    by: str = TARGETING_KEY
-    salt: str | None = None
-
-
-class _ServesDocument(Struct, forbid_unknown_fields=True):
-    serve: str | None = None
-    rollout: _RolloutDocument | int | float | None = None
-    ramp: _RampDocument | None = None
-
-
-class _WindowDocument(Struct, forbid_unknown_fields=True, rename={"start": "from", "end": "until"}):
-    start: datetime | None = None
-    end: datetime | None = None
-
-
-class _RuleDocument(_ServesDocument, kw_only=True, forbid_unknown_fields=True):
-    name: str
-    when: dict[str, Any] = {}
-    during: _WindowDocument | None = None
-
-
-class _FlagDocument(Struct, kw_only=True, forbid_unknown_fields=True):
-    key: str
-    environment: str | None = None
-    region: str = EVERYWHERE
-    state: State = "active"
-    variants: dict[str, Any]
-    off: str | None = None
-    prerequisites: list[_PrerequisiteDocument] = []
-    rules: list[_RuleDocument] = []
-    fallthrough: _ServesDocument
-    owner: str | None = None
-    description: str | None = None
-    tags: list[str] | None = None
-    expires: datetime | None = None
 
 
 def decode(document: object, *, environment: str | None = None, stored: bool = False) -> Flag:
@@ -139,7 +85,7 @@ def _fields(document: object) -> dict[str, Value]:
     return values
 
 
-def _check_environment(wire: _FlagDocument, environment: str | None) -> None:
+def _check_environment(wire: FlagDocument, environment: str | None) -> None:
     if environment is not None and wire.environment not in (None, environment):
         raise InvalidDocumentError(
             "environment",
@@ -184,9 +130,9 @@ def check_size(values: dict[str, Value]) -> None:
         )
 
 
-def _convert(values: dict[str, Value]) -> _FlagDocument:
+def _convert(values: dict[str, Value]) -> FlagDocument:
     try:
-        return msgspec.convert(values, _FlagDocument)
+        return msgspec.convert(values, FlagDocument)
     except msgspec.ValidationError as error:
         raise _located(str(error)) from None
 
@@ -205,25 +151,14 @@ def _located(message: str) -> InvalidDocumentError:
         return InvalidDocumentError(
             path, problem, states or "docs/policy.md has the form of a flag"
         )
-    document = _DOCUMENTS.get(re.sub(r"\[\d+\]", "", path).rpartition(".")[2], _FlagDocument)
+    document = DOCUMENTS.get(re.sub(r"\[\d+\]", "", path).rpartition(".")[2], FlagDocument)
     known = [field.encode_name for field in msgspec.structs.fields(document)]
     close = difflib.get_close_matches(found[1], known, n=1)
     remedy = (f"Did you mean {close[0]}? " if close else "") + f"Known here: {', '.join(known)}"
     return InvalidDocumentError(join(path, found[1]), "is not a known field", remedy)
 
 
-_DOCUMENTS: Mapping[str, type[Struct]] = {
-    "rules": _RuleDocument,
-    "during": _WindowDocument,
-    "rollout": _RolloutDocument,
-    "ramp": _RampDocument,
-    "steps": _StepDocument,
-    "fallthrough": _ServesDocument,
-    "prerequisites": _PrerequisiteDocument,
-}
-
-
-def _flag(wire: _FlagDocument) -> Flag:
+def _flag(wire: FlagDocument) -> Flag:
     key = check_key(wire.key)
     kind, variants = typed_variants(wire.variants)
     if wire.off is not None:
@@ -257,7 +192,7 @@ def _flag(wire: _FlagDocument) -> Flag:
     )
 
 
-def _window(wire: _WindowDocument, path: str) -> Window:
+def _window(wire: WindowDocument, path: str) -> Window:
     start = milliseconds(wire.start, f"{path}.from").timestamp() if wire.start else -math.inf
     end = milliseconds(wire.end, f"{path}.until").timestamp() if wire.end else math.inf
     if start >= end or start == -end:
@@ -266,14 +201,14 @@ def _window(wire: _WindowDocument, path: str) -> Window:
     return Window(start, end)
 
 
-def _metadata(wire: _FlagDocument) -> dict[str, Value]:
+def _metadata(wire: FlagDocument) -> dict[str, Value]:
     expires = wire.expires and milliseconds(wire.expires, "expires")
     tags: list[Value] | None = [*wire.tags] if wire.tags else None
     found = {"owner": wire.owner, "description": wire.description, "tags": tags, "expires": expires}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _prerequisites(items: list[_PrerequisiteDocument], key: str) -> tuple[Prerequisite, ...]:
+def _prerequisites(items: list[PrerequisiteDocument], key: str) -> tuple[Prerequisite, ...]:
     for i, item in enumerate(items):
         check_key(item.flag, f"prerequisites[{i}].flag")
         if item.flag == key:
@@ -287,7 +222,7 @@ def _prerequisites(items: list[_PrerequisiteDocument], key: str) -> tuple[Prereq
     return tuple(Prerequisite(item.flag, tuple(item.variants)) for item in items)
 
 
-def _serves(wire: _ServesDocument, path: str, key: str, variants: dict[str, Value]) -> Serves:
+def _serves(wire: ServesDocument, path: str, key: str, variants: dict[str, Value]) -> Serves:
     if (wire.serve, wire.rollout, wire.ramp).count(None) != 2:  # noqa: PLR2004 - one of three
         raise InvalidDocumentError(
             path, "must say what it serves, once", "Write one of serve:, rollout: and ramp:"
@@ -298,12 +233,12 @@ def _serves(wire: _ServesDocument, path: str, key: str, variants: dict[str, Valu
         check_variant(wire.serve, variants, f"{path}.serve")
         return Serve(wire.serve)
     rollout = wire.rollout
-    if not isinstance(rollout, _RolloutDocument):
-        rollout = _RolloutDocument(bare_weights(rollout, variants, f"{path}.rollout"))
+    if not isinstance(rollout, RolloutDocument):
+        rollout = RolloutDocument(bare_weights(rollout, variants, f"{path}.rollout"))
     return _rollout(rollout, f"{path}.rollout", key, variants)
 
 
-def _rollout(wire: _RolloutDocument, path: str, key: str, variants: dict[str, Value]) -> Rollout:
+def _rollout(wire: RolloutDocument, path: str, key: str, variants: dict[str, Value]) -> Rollout:
     for variant in wire.weights:
         check_variant(variant, variants, f"{path}.weights.{variant}")
     weights = shares(wire.weights, f"{path}.weights")
@@ -315,7 +250,7 @@ def _rollout(wire: _RolloutDocument, path: str, key: str, variants: dict[str, Va
 
 
 def _hashed(
-    wire: _RolloutDocument | _RampDocument, path: str, key: str
+    wire: RolloutDocument | RampDocument, path: str, key: str
 ) -> tuple[tuple[str, ...], str]:
     """Return by what is hashed, and the salt."""
     by = tuple(wire.by.split("."))
@@ -328,7 +263,7 @@ def _hashed(
     return by, wire.salt or key
 
 
-def _ramp(wire: _RampDocument, path: str, key: str, variants: dict[str, Value]) -> Ramp:
+def _ramp(wire: RampDocument, path: str, key: str, variants: dict[str, Value]) -> Ramp:
     check_variant(wire.variant, variants, f"{path}.variant")
     check_variant(wire.otherwise, variants, f"{path}.otherwise")
     if wire.variant == wire.otherwise:
@@ -352,7 +287,7 @@ def _ramp(wire: _RampDocument, path: str, key: str, variants: dict[str, Value]) 
     return Ramp(by, salt, wire.variant, wire.otherwise, points, wire.steps is not None)
 
 
-def _steps(steps: list[_StepDocument], path: str) -> tuple[tuple[float, int], ...]:
+def _steps(steps: list[StepDocument], path: str) -> tuple[tuple[float, int], ...]:
     if not steps:
         raise InvalidDocumentError(path, "are none", "Write at least one {at:, percent:}")
     return tuple(

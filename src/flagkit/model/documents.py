@@ -1,0 +1,102 @@
+"""Documents: the shape of policy documents, field by field.
+
+Whether what stands in the fields makes sense together, decoding judges.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from msgspec import Struct
+
+from flagkit.model.flags import EVERYWHERE, TARGETING_KEY, State
+
+
+class PrerequisiteDocument(Struct, forbid_unknown_fields=True):
+    """A member of `prerequisites`."""
+
+    flag: str
+    variants: list[str]
+
+
+class RolloutDocument(Struct, forbid_unknown_fields=True):
+    """`rollout`, written out."""
+
+    weights: dict[str, Any]
+    by: str = TARGETING_KEY
+    salt: str | None = None
+    intervals: list[tuple[int, str]] | None = None
+
+
+class StepDocument(Struct, forbid_unknown_fields=True):
+    """A member of `steps`."""
+
+    at: datetime
+    percent: int | float
+
+
+class RampDocument(Struct, forbid_unknown_fields=True, rename={"first": "from", "last": "to"}):
+    """`ramp`."""
+
+    variant: str
+    otherwise: str
+    first: int | float | None = None
+    last: int | float | None = None
+    start: datetime | None = None
+    end: datetime | None = None
+    steps: list[StepDocument] | None = None
+    by: str = TARGETING_KEY
+    salt: str | None = None
+
+
+class ServesDocument(Struct, forbid_unknown_fields=True):
+    """What a rule or the fallthrough serves: one of the three."""
+
+    serve: str | None = None
+    rollout: RolloutDocument | int | float | None = None
+    ramp: RampDocument | None = None
+
+
+class WindowDocument(Struct, forbid_unknown_fields=True, rename={"start": "from", "end": "until"}):
+    """`during`."""
+
+    start: datetime | None = None
+    end: datetime | None = None
+
+
+class RuleDocument(ServesDocument, kw_only=True, forbid_unknown_fields=True):
+    """A member of `rules`."""
+
+    name: str
+    when: dict[str, Any] = {}
+    during: WindowDocument | None = None
+
+
+class FlagDocument(Struct, kw_only=True, forbid_unknown_fields=True):
+    """A flag."""
+
+    key: str
+    environment: str | None = None
+    region: str = EVERYWHERE
+    state: State = "active"
+    variants: dict[str, Any]
+    off: str | None = None
+    prerequisites: list[PrerequisiteDocument] = []
+    rules: list[RuleDocument] = []
+    fallthrough: ServesDocument
+    owner: str | None = None
+    description: str | None = None
+    tags: list[str] | None = None
+    expires: datetime | None = None
+
+
+DOCUMENTS: Mapping[str, type[Struct]] = {
+    "rules": RuleDocument,
+    "during": WindowDocument,
+    "rollout": RolloutDocument,
+    "ramp": RampDocument,
+    "steps": StepDocument,
+    "fallthrough": ServesDocument,
+    "prerequisites": PrerequisiteDocument,
+}
+"""The shapes of parts, by the names of the fields that hold them."""

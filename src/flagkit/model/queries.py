@@ -1,0 +1,309 @@
+"""Queries: MongoDB query documents, checked and parsed into conditions.
+
+Owns which operators there are and what they may be given.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
+
+from flagkit.errors import InvalidDocumentError
+from flagkit.model.conditions import (
+    NEVER,
+    Affix,
+    And,
+    Compare,
+    Condition,
+    ElemMatch,
+    Exists,
+    Field,
+    HasType,
+    In,
+    Mod,
+    Nor,
+    Or,
+    Ordering,
+    Size,
+    Version,
+)
+from flagkit.model.values import Value, join
+from flagkit.model.versions import version_key
+
+TYPE_NAMES: Mapping[int, str] = {
+    1: "double",
+    2: "string",
+    3: "object",
+    4: "array",
+    5: "binData",
+    8: "bool",
+    9: "date",
+    10: "null",
+    16: "int",
+    18: "long",
+    19: "decimal",
+}
+"""The BSON types that a context may hold, by MongoDB's numbers."""
+_NUMBERS = {"double", "int", "long", "decimal"}
+_TYPES = {"number", *TYPE_NAMES.values()}
+
+
+def parse(document: Value, path: str) -> Condition:
+    """Parse a condition document, given in normal form (`values.normal`, which bounds its depth).
+
+    Raises:
+        InvalidDocumentError: it is not one; the path leads to the fault.
+    """
+    if not isinstance(document, dict):
+        raise InvalidDocumentError(
+            path, "is not a document", "Write `attribute: value` or `attribute: {$operator: value}`"
+        )
+    return _all_of(_member(key, value, join(path, key)) for key, value in document.items())
+
+
+def _all_of(conditions: Iterable[Condition]) -> Condition:
+    found = tuple(conditions)
+    return found[0] if len(found) == 1 else And(found)
+
+
+def _member(key: str, value: Value, path: str) -> Condition:
+    if key in _LOGICAL:
+        return _LOGICAL[key](_branches(value, path))
+    if key.startswith("$"):
+        raise _unknown(key, path, _LOGICAL)
+    parts = tuple(key.split("."))
+    if not all(parts) or any(part.startswith("$") for part in parts):
+        raise InvalidDocumentError(
+            path, f"{key!r} is not an attribute path", "Write names joined by single dots"
+        )
+    if isinstance(value, dict):
+        first = next(iter(value), "")
+        if first.startswith("$"):
+            return _tests(parts, value, path)
+        if (meant := _SYMBOLS.get(first, f"${first}")) in _OPERATORS:
+            raise InvalidDocumentError(
+                join(path, first),
+                "is no operator",
+                f"Did you mean {meant}? For equality with a document write $eq: {{{first}: ...}}",
+            )
+    return Field(parts, Compare("$eq", value))
+
+
+def _branches(value: Value, path: str) -> tuple[Condition, ...]:
+    if not isinstance(value, list) or not value:
+        raise InvalidDocumentError(
+            path, "is not a list of conditions, or is empty", "List at least one condition"
+        )
+    return tuple(parse(branch, f"{path}[{i}]") for i, branch in enumerate(value))
+
+
+def _tests(parts: tuple[str, ...], operators: Mapping[str, Value], path: str) -> Condition:
+    conditions: list[Condition] = []
+    for operator, constant in operators.items():
+        build = _OPERATORS.get(operator)
+        if build is None:
+            raise _unknown(operator, join(path, operator), _OPERATORS)
+        conditions.append(build(parts, operator, constant, join(path, operator)))
+    return _all_of(conditions)
+
+
+def _unknown(operator: str, path: str, known: Iterable[str]) -> InvalidDocumentError:
+    names = sorted(known)
+    close = difflib.get_close_matches(operator, names, n=1, cutoff=0.7)
+    remedy = f"Did you mean {close[0]}? " if close else ""
+    return InvalidDocumentError(
+        path, f"unknown operator {operator!r}", f"{remedy}Known here: {' '.join(names)}"
+    )
+
+
+def _compare(parts: tuple[str, ...], operator: str, constant: Value, _: str) -> Condition:
+    return Field(parts, Compare(_ORDERINGS[operator], constant))
+
+
+def _not_equal(parts: tuple[str, ...], _: str, constant: Value, path: str) -> Condition:
+    return Nor((_compare(parts, "$eq", constant, path),))
+
+
+def _in(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+    if not isinstance(constant, list):
+        raise InvalidDocumentError(path, "is not a list", f"Write {operator}: [value, ...]")
+    for i, value in enumerate(constant):
+        if isinstance(value, dict) and next(iter(value), "").startswith("$"):
+            raise InvalidDocumentError(
+                f"{path}[{i}]", "is an operator", f"{operator} lists plain values; use $or instead"
+            )
+    texts = frozenset(value for value in constant if isinstance(value, str))
+    return Field(parts, In(tuple(constant), texts))
+
+
+def _not_in(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+    return Nor((_in(parts, operator, constant, path),))
+
+
+def _exists(parts: tuple[str, ...], _: str, constant: Value, __: str) -> Condition:
+    field = Field(parts, Exists())
+    # MongoDB's truth, not Python's: 0 and null are false; "" and [] are true.
+    absent = constant is None or (isinstance(constant, bool | int | float) and constant == 0)
+    return Nor((field,)) if absent else field
+
+
+def _not(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+    if not isinstance(constant, dict) or not constant:
+        raise InvalidDocumentError(
+            path, "is not a document of operators", f"Write {operator}: {{$operator: value}}"
+        )
+    return Nor((_tests(parts, constant, path),))
+
+
+def _size(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+    count = _whole(constant)
+    if count is None or not 0 <= count < 2**31:
+        raise InvalidDocumentError(path, "is not a length", f"Write {operator}: 2")
+    return Field(parts, Size(count))
+
+
+def _mod(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+    numbers = constant if isinstance(constant, list) else []
+    truncated = [
+        int(number)
+        for number in numbers
+        if isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < 2**63
+    ]
+    if len(numbers) != 2 or len(truncated) != 2 or truncated[0] == 0:  # noqa: PLR2004 - a pair
+        raise InvalidDocumentError(
+            path, "is not a divisor and a remainder", f"Write {operator}: [4, 0]"
+        )
+    return Field(parts, Mod(*truncated))
+
+
+def _has_type(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+    wanted = constant if isinstance(constant, list) else [constant]
+    names: set[str] = set()
+    for value in wanted:
+        name = value if isinstance(value, str) else TYPE_NAMES.get(_whole(value) or 0)
+        if name not in _TYPES:
+            raise InvalidDocumentError(
+                path, f"{value!r} is not a type", f"Known here: {' '.join(sorted(_TYPES))}"
+            )
+        names |= _NUMBERS if name == "number" else {name}
+    if not names:
+        raise InvalidDocumentError(path, "names no type", f"Write {operator}: string")
+    return Field(parts, HasType(frozenset(names)))
+
+
+def _elem_match(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+    if not isinstance(constant, dict):
+        raise InvalidDocumentError(
+            path, "is not a document", f"Write {operator}: {{field: value}} or {{$gt: 1}}"
+        )
+    first = next(iter(constant), "")
+    if first.startswith("$") and first not in _LOGICAL:
+        return Field(parts, ElemMatch(_tests((), constant, path), by_value=True))
+    return Field(parts, ElemMatch(parse(constant, path), by_value=False))
+
+
+def _all(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+    if not isinstance(constant, list):
+        raise InvalidDocumentError(path, "is not a list", f"Write {operator}: [value, ...]")
+    operators = [next(iter(value), "") for value in constant if isinstance(value, dict)]
+    inner = [name for name in operators if name.startswith("$")]
+    if inner and (len(inner) != len(constant) or set(inner) != {"$elemMatch"}):
+        raise InvalidDocumentError(
+            path, "mixes operators and values", f"{operator} lists values, or $elemMatch alone"
+        )
+    conditions = [
+        _tests(parts, value, f"{path}[{i}]")
+        if inner and isinstance(value, dict)
+        else Field(parts, Compare("$eq", value))
+        for i, value in enumerate(constant)
+    ]
+    # All of nothing never holds, in MongoDB.
+    return _all_of(conditions) if conditions else NEVER
+
+
+def _affix(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+    texts = constant if isinstance(constant, list) else [constant]
+    found = tuple(text for text in texts if isinstance(text, str) and text)
+    if not texts or len(found) != len(texts):
+        raise InvalidDocumentError(
+            path, "is not a string or a list of strings, or one is empty", f'Write {operator}: "x"'
+        )
+    return Field(parts, Affix(_AFFIXES[operator], found))
+
+
+def _version(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+    if not isinstance(constant, dict) or not constant:
+        raise InvalidDocumentError(
+            path, "is not a document of comparisons", f'Write {operator}: {{$gte: "2.3.0"}}'
+        )
+    tests: list[Condition] = []
+    for comparison, value in constant.items():
+        place = join(path, comparison)
+        if comparison not in _VERSION_OPERATORS:
+            raise _unknown(comparison, place, _VERSION_OPERATORS)
+        values = value if isinstance(value, list) else [value]
+        if isinstance(value, list) is not (comparison in ("$in", "$nin")):
+            raise InvalidDocumentError(
+                place, "is a list, or is none", "Only $in and $nin have lists"
+            )
+        keys = [version_key(item) if isinstance(item, str) else None for item in values]
+        found = tuple(key for key in keys if key is not None)
+        if len(found) != len(keys):
+            wrong = values[keys.index(None)]
+            raise InvalidDocumentError(
+                place, f"{wrong!r} is not a version", 'Write all three numbers, quoted: "2.3.0"'
+            )
+        tests.append(Field(parts, Version(comparison, found)))
+    return _all_of(tests)
+
+
+def _whole(value: Value) -> int | None:
+    """Return a number as an integer if it is one; a boolean is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if value == value // 1 and abs(value) < 2**63 else None
+
+
+_LOGICAL: Mapping[str, Callable[[tuple[Condition, ...]], Condition]] = {
+    "$and": And,
+    "$or": Or,
+    "$nor": Nor,
+}
+_ORDERINGS: Mapping[str, Ordering] = {
+    "$eq": "$eq",
+    "$gt": "$gt",
+    "$gte": "$gte",
+    "$lt": "$lt",
+    "$lte": "$lte",
+}
+_AFFIXES: Mapping[str, Literal["$startsWith", "$endsWith", "$contains"]] = {
+    "$startsWith": "$startsWith",
+    "$endsWith": "$endsWith",
+    "$contains": "$contains",
+}
+_VERSION_OPERATORS = (*_ORDERINGS, "$ne", "$in", "$nin")
+_SYMBOLS: Mapping[str, str] = {
+    "==": "$eq",
+    "=": "$eq",
+    "!=": "$ne",
+    ">": "$gt",
+    ">=": "$gte",
+    "<": "$lt",
+    "<=": "$lte",
+}
+_OPERATORS: Mapping[str, Callable[[tuple[str, ...], str, Value, str], Condition]] = {
+    **dict.fromkeys(_ORDERINGS, _compare),
+    "$ne": _not_equal,
+    "$in": _in,
+    "$nin": _not_in,
+    "$exists": _exists,
+    "$size": _size,
+    "$mod": _mod,
+    "$type": _has_type,
+    "$elemMatch": _elem_match,
+    "$all": _all,
+    "$startsWith": _affix,
+    "$endsWith": _affix,
+    "$contains": _affix,
+    "$semver": _version,
+    "$not": _not,
+}
