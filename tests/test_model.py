@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from flagkit.errors import FlagkitError, InvalidDocumentError
 from flagkit.model import Flag, Prerequisite, Rollout, Serve, decode, encode
-from flagkit.model.flags import Window
+from flagkit.model.windows import DAYS, Window
 
 BOOLEAN = {"on": True, "off": False}
 MINIMAL = {"key": "f", "variants": BOOLEAN, "fallthrough": {"serve": "off"}}
@@ -195,6 +195,24 @@ STEPS: list[Any] = [
     {"at": "2026-12-01T08:00:00Z", "percent": 5},
     {"at": "2026-12-02T08:00:00Z", "percent": 50},
 ]
+HOURS = {"from": "09:00", "until": "17:00"}
+BAD_RECURRENCES: list[tuple[str, dict[str, Any], str, str]] = [
+    ("no zone", {"hours": HOURS}, ".zone", "Europe/Berlin"),
+    ("days and no zone", {"days": ["mon"]}, ".zone", "Europe/Berlin"),
+    ("a zone alone", {"from": MOMENT, "zone": "Europe/Berlin"}, ".zone", "Remove"),
+    ("a zone that is none", {"hours": HOURS, "zone": "Mars/Base"}, ".zone", "tzdata"),
+    ("a path for a zone", {"hours": HOURS, "zone": "../../etc/passwd"}, ".zone", "IANA"),
+    ("a day that is none", {"days": ["mon", "Tuesday"], "zone": "UTC"}, ".days[1]", "mon, tue"),
+    ("no days", {"days": [], "zone": "UTC"}, ".days", "mon, tue"),
+    ("no length", {"hours": {"from": "09:00", "until": "09:00"}, "zone": "UTC"}, ".hours", "17:00"),
+    ("no end", {"hours": {"from": "09:00"}, "zone": "UTC"}, ".hours.until", ""),
+    ("a time that is none", {"hours": HOURS | {"until": "25:00"}, "zone": "UTC"}, ".hours.until",
+     "24:00"),
+    ("a time as an integer", {"hours": HOURS | {"from": 540}, "zone": "UTC"}, ".hours.from", ""),
+    ("hours from midnight on", {"hours": {"from": "24:00", "until": "05:00"}, "zone": "UTC"},
+     ".hours", "09:00"),
+    ("an unknown field", {"hours": HOURS | {"to": "17:00"}, "zone": "UTC"}, ".hours.to", "until"),
+]  # fmt: skip
 BAD_RAMPS: list[tuple[str, dict[str, Any], str, str]] = [
     ("an unknown variant", {"variant": "blue"}, ".variant", "on, off"),
     ("an unknown other variant", {"otherwise": "blue"}, ".otherwise", "on, off"),
@@ -333,7 +351,10 @@ BAD = [
     Bad("a naive date in a condition", when(a={"$gt": NAIVE}), "rules[0].when.a.$gt", "zone"),
     Bad("text that is no date", rule(during={"from": "soon"}), "rules[0].during.from"),
     Bad("a window reversed", rule(during={"from": MOMENT, "until": MOMENT - timedelta(days=1)}),
-        "rules[0].during", "later one last"),
+        "rules[0].during", "later date last"),
+    *(Bad(f"a recurring window with {problem}", rule(during=during), f"rules[0].during{path}",
+          remedy)
+      for problem, during, path, remedy in BAD_RECURRENCES),
     Bad("an empty window", rule(during={"from": MOMENT, "until": MOMENT}), "rules[0].during"),
     Bad("a window without ends", rule(during={}), "rules[0].during"),
     Bad("a window within a millisecond",
@@ -504,11 +525,25 @@ def ramps(draw: st.DrawFn, names: list[str]) -> dict[str, Any]:
 
 
 @st.composite
-def windows(draw: st.DrawFn) -> dict[str, datetime]:
+def windows(draw: st.DrawFn) -> dict[str, Any]:
     start, end = sorted((draw(DATES), draw(DATES)))
     if end - start < timedelta(milliseconds=2):
         end += timedelta(seconds=1)
-    return draw(st.sampled_from([{"from": start, "until": end}, {"from": start}, {"until": end}]))
+    ends = draw(st.sampled_from([{"from": start, "until": end}, {"from": start}, {"until": end}]))
+    times = st.tuples(st.integers(0, 23), st.integers(0, 59)).map(
+        lambda time: f"{time[0]:02}:{time[1]:02}"
+    )
+    hours = st.fixed_dictionaries({"from": times, "until": times})
+    again = draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "days": st.lists(st.sampled_from(DAYS), min_size=1),
+                "hours": hours.filter(lambda hours: hours["from"] != hours["until"]),
+            },
+        )
+    )
+    return {**ends, **again, "zone": "Europe/Berlin"} if again else dict(ends)
 
 
 @st.composite

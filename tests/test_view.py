@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from flagkit import view as room
 from flagkit.changes import FlagState, digest, genesis, state_of
 from flagkit.core.evaluation import CALLERS_DEFAULT, ErrorCode, Outcome, Reason
+from flagkit.core.prerequisites import Step
 from flagkit.snapshot import Snapshot, build
 from flagkit.testing import MemoryHistory
 from flagkit.view import View
@@ -350,12 +351,65 @@ def test_a_bad_flag_heals_with_its_next_version() -> None:
     assert compiled.evaluator({"plan": "pro"}).variant == "on"
 
 
-def test_a_long_chain_of_prerequisites_is_answered() -> None:
-    documents = [policy("f0"), *(policy(f"f{i}", f"f{i - 1}") for i in range(1, 100))]
+@pytest.mark.parametrize("length", [100, 5_000])
+def test_a_long_chain_of_prerequisites_is_answered(length: int) -> None:
+    documents = [policy("f0"), *(policy(f"f{i}", f"f{i - 1}") for i in range(1, length))]
     viewed = Viewed(*documents)
-    assert viewed.variant("f99") == "on"
+    assert viewed.variant(f"f{length - 1}") == "on"
     viewed.commit(policy("f0", state="paused"))
-    assert viewed.variant("f99") == "off"
+    assert viewed.variant(f"f{length - 1}") == "off"
+
+
+def test_a_long_chain_that_ends_in_a_cycle_answers_callers_defaults() -> None:
+    documents = [policy(f"f{i}", f"f{i - 1}") for i in range(1, 2_000)]
+    viewed = Viewed(policy("f0", "f1"), *documents)
+    assert viewed.outcome("f1999").error_code is ErrorCode.PARSE_ERROR
+
+
+def test_flags_that_share_prerequisites_ask_each_of_them_once() -> None:
+    documents = [policy("f0"), policy("g0")]
+    for i in range(1, 40):
+        below = f"f{i - 1}", f"g{i - 1}"
+        documents += [policy(f"f{i}", *below), policy(f"g{i}", *below)]
+    viewed = Viewed(*documents)
+    compiled = viewed.view.find("f39")
+    assert compiled is not None
+    assert isinstance(compiled.evaluator, Step)
+    assert compiled.evaluator({"plan": "pro"}).variant == "on"
+    assert compiled.calls > 2**39, "asked along each way, they would be"
+    assert len(list(_steps(compiled.evaluator))) < 39 * 2 + 300
+
+
+def _steps(last: Step) -> Iterable[Step]:
+    found = {last}
+    waiting = [last]
+    while waiting:
+        for step, _ in waiting.pop().prerequisites:
+            if step not in found:
+                found.add(step)
+                waiting.append(step)
+    return found
+
+
+@given(
+    rests_on=st.lists(st.lists(st.integers(0, 10), max_size=4), min_size=11, max_size=11),
+    states=st.lists(st.sampled_from(["active", "active", "paused"]), min_size=12, max_size=12),
+    plan=st.sampled_from(["pro", "free"]),
+)
+def test_flags_evaluated_in_turn_answer_as_those_that_call_each_other(
+    rests_on: list[list[int]], states: list[str], plan: str
+) -> None:
+    documents = [policy("f0", state=states[0])]
+    for i, others in enumerate(rests_on, 1):
+        below = {f"f{other % i}" for other in others}
+        documents.append(policy(f"f{i}", *sorted(below), state=states[i]))
+    nested = Viewed(*documents)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "CALLS_MAX", 1)
+        in_turn = Viewed(*documents)
+        for i in range(12):
+            outcome = in_turn.outcome(f"f{i}", {"plan": plan})
+            assert outcome == nested.outcome(f"f{i}", {"plan": plan})
 
 
 # The bound

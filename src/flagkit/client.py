@@ -321,17 +321,21 @@ def source_opener(settings: Settings) -> Callable[[], Source]:
 
 def _evaluate(view: View | None, key: str, context: ContextLike, default: Any) -> Evaluation[Any]:
     if view is None:
-        return evaluation_of(key, _NOT_READY, default, 0, 0)
+        return evaluation_of(key, _NOT_READY, default)
     version, revision = 0, view.snapshot.tip.revision
+    valid_until = None
     try:
         compiled = view.find(key)
         if compiled is None:
             outcome = failed(ErrorCode.FLAG_NOT_FOUND, f"there is no flag {key!r}")
         else:
             version = compiled.version
+            if compiled.follows_clock:
+                # Before the answer, which can then only be newer than this says.
+                valid_until = view.valid_until(compiled, context)
             evaluator = compiled.evaluator
             outcome = evaluator if isinstance(evaluator, Outcome) else evaluator(context)
-        return evaluation_of(key, outcome, default, version, revision)
+        return evaluation_of(key, outcome, default, version, revision, valid_until)
     except InvalidContextError as error:
         outcome = failed(ErrorCode.INVALID_CONTEXT, str(error))
     except Exception as error:  # noqa: BLE001 - a caller's odd key, context or default must not hurt it

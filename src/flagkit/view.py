@@ -6,19 +6,24 @@ touched, by themselves or through a prerequisite, are carried over.
 """
 
 import logging
+import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from datetime import UTC, datetime
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
-from flagkit.changes import Change
+from flagkit.changes import Change, FlagState
 from flagkit.core.bucketing import Clock
-from flagkit.core.compiler import compile_flag
+from flagkit.core.compiler import compile_flag, off_outcome
+from flagkit.core.contexts import ContextLike, attributes_of
 from flagkit.core.evaluation import ErrorCode, Outcome, failed
+from flagkit.core.prerequisites import CALLS_MAX, Step
+from flagkit.core.schedule import flag_changes_after, follows_clock
 from flagkit.core.templates import Evaluator
 from flagkit.errors import BrokenReferenceError, FlagkitError
-from flagkit.model import decode
+from flagkit.model import Flag, decode
 from flagkit.snapshot import Snapshot
 
 _log = logging.getLogger("flagkit")
@@ -27,11 +32,38 @@ COMPILED_MAX = 65_536
 """How many compiled flags a view keeps. Beyond it the newest makes room: O(1), never a stall."""
 
 
-class Compiled(Struct, frozen=True):
-    """A flag ready to be asked. `evaluator` is its outcome where that is always the same."""
+class Compiled(Struct, frozen=True, eq=False):
+    """A flag ready to be asked. `evaluator` is its outcome where that is always the same.
+
+    `calls` is how many evaluators an evaluation runs at most, prerequisites included. `timed` is
+    the flag if it follows the clock, `timed_prerequisites` are those that do, directly or not.
+    """
 
     evaluator: Outcome | Evaluator
     version: int
+    calls: int = 0
+    timed: Flag | None = None
+    timed_prerequisites: "tuple[Compiled, ...]" = ()
+
+    @property
+    def follows_clock(self) -> bool:
+        """Whether its answers can change by time alone."""
+        return self.timed is not None or bool(self.timed_prerequisites)
+
+    def changes_after(self, context: ContextLike, moment: float) -> float:
+        """Return when it may answer otherwise by time alone, in seconds; infinity if never."""
+        attributes = attributes_of(context)
+        seen: set[int] = set()
+        waiting: list[Compiled] = [self]
+        soonest = math.inf
+        while waiting:
+            compiled = waiting.pop()
+            if id(compiled) not in seen:
+                seen.add(id(compiled))
+                waiting += compiled.timed_prerequisites
+                if compiled.timed is not None:
+                    soonest = min(soonest, flag_changes_after(compiled.timed, attributes, moment))
+        return soonest
 
 
 Switch: TypeAlias = bool | Evaluator
@@ -72,7 +104,7 @@ class View:
     def find(self, key: str) -> Compiled | None:
         """Return a flag, compiled on first use, or None if there is no such flag."""
         compiled = self._compiled.get(key)
-        return compiled if compiled is not None else self._compile(key, ())
+        return compiled if compiled is not None else self._compile(key)
 
     def switch(self, key: str) -> Switch:
         """Return what `is_enabled` asks for a flag that it has not asked before.
@@ -93,38 +125,107 @@ class View:
         self.switches[key] = switch
         return switch
 
-    def _compile(self, key: str, asked_by: tuple[str, ...]) -> Compiled | None:
-        state = self.snapshot.find(key)
-        if state is None:
-            return None
-        evaluator: Outcome | Evaluator
+    def valid_until(self, compiled: Compiled, context: ContextLike) -> datetime | None:
+        """Return when a flag of this view may answer otherwise by time alone, None if never."""
+        change = compiled.changes_after(context, self._now())
+        return None if change == math.inf else datetime.fromtimestamp(change, UTC)
+
+    def _compile(self, key: str) -> Compiled | None:
+        """Compile a flag after all that it rests on; without nesting, however long the chains."""
+        done: dict[str, Compiled | None] = {}
+        begun: dict[str, _Begun] = {}
+        waiting = [key]
+        while waiting:
+            current = waiting[-1]
+            if current in done or current in self._compiled:
+                done.setdefault(current, self._compiled.get(current))
+                waiting.pop()
+                continue
+            if current not in begun:
+                state = self.snapshot.find(current)
+                if state is None:
+                    done[current] = None
+                    continue
+                begun[current] = self._begin(state)
+            flag = begun[current].flag
+            wanted = [] if flag is None else [item.flag for item in flag.prerequisites]
+            missing = [name for name in wanted if name not in done]
+            if missing and begun.keys().isdisjoint(missing):
+                waiting += missing
+                continue
+            # What was begun and is not done leads here: to rest on it is to go round in a circle.
+            way = [name for name in begun if name not in done] if missing else []
+            done[current] = self._keep(current, begun[current], done, way)
+        return done[key]
+
+    def _begin(self, state: FlagState) -> "_Begun":
         try:
             flag = decode(state.policy, stored=True)
-            chain = (*asked_by, key)
-            needed = [self._prerequisite(item.flag, chain) for item in flag.prerequisites]
-            evaluator = compile_flag(flag, needed, self._now)
+        except (FlagkitError, msgspec.DecodeError) as error:
+            return _Begun(state.version, None, error)
+        for prerequisite in flag.prerequisites:
+            self._dependents.setdefault(prerequisite.flag, set()).add(flag.key)
+        return _Begun(state.version, flag, None)
+
+    def _keep(
+        self, key: str, begun: "_Begun", done: dict[str, Compiled | None], way: list[str]
+    ) -> Compiled:
+        try:
+            if begun.flag is None:
+                raise begun.fault or AssertionError
+            if way:
+                raise _broken(f"form a cycle: {' -> '.join((*way, way[0]))}")
+            found = [_sound(item.flag, done[item.flag]) for item in begun.flag.prerequisites]
+            compiled = _compiled(begun.flag, begun.version, found, self._now)
         except (FlagkitError, msgspec.DecodeError, RecursionError) as error:
             # One bad flag answers the caller's default; the others live.
             _log.warning("%s answers callers' defaults: %s", key, error)
-            evaluator = failed(ErrorCode.PARSE_ERROR, str(error))
-        compiled = Compiled(evaluator, state.version)
+            compiled = Compiled(failed(ErrorCode.PARSE_ERROR, str(error)), begun.version)
         if len(self._compiled) >= COMPILED_MAX:
             evicted, _ = self._compiled.popitem()
             self.switches.pop(evicted, None)
         self._compiled[key] = compiled
         return compiled
 
-    def _prerequisite(self, key: str, chain: tuple[str, ...]) -> Outcome | Evaluator:
-        self._dependents.setdefault(key, set()).add(chain[-1])
-        if key in chain:
-            raise _broken(f"form a cycle: {' -> '.join((*chain, key))}")
-        compiled = self._compiled.get(key) or self._compile(key, chain)
-        if compiled is None:
-            raise _broken(f"name {key}, which does not exist")
-        evaluator = compiled.evaluator
-        if isinstance(evaluator, Outcome) and evaluator.error_code is ErrorCode.PARSE_ERROR:
-            raise _broken(f"name {key}, which is broken itself")
-        return evaluator
+
+class _Begun(NamedTuple):
+    """A flag that waits for its prerequisites; without `flag`, the fault of its document."""
+
+    version: int
+    flag: Flag | None
+    fault: Exception | None
+
+
+def _sound(key: str, compiled: Compiled | None) -> Compiled:
+    if compiled is None:
+        raise _broken(f"name {key}, which does not exist")
+    evaluator = compiled.evaluator
+    if isinstance(evaluator, Outcome) and evaluator.error_code is ErrorCode.PARSE_ERROR:
+        raise _broken(f"name {key}, which is broken itself")
+    return compiled
+
+
+def _compiled(flag: Flag, version: int, prerequisites: list[Compiled], now: Clock) -> Compiled:
+    calls = 1 + sum(found.calls for found in prerequisites)
+    if calls <= CALLS_MAX:
+        evaluator = compile_flag(flag, [found.evaluator for found in prerequisites], now)
+    else:
+        off = off_outcome(flag)
+        steps = [
+            evaluator if isinstance(evaluator := found.evaluator, Step) else Step(evaluator, off)
+            for found in prerequisites
+        ]
+        wanted = [frozenset(item.variants) for item in flag.prerequisites]
+        gates = tuple(zip(steps, wanted, strict=True))
+        evaluator = Step(compile_flag(flag, now=now), off, gates)
+    timed = follows_clock(flag)
+    return Compiled(
+        evaluator,
+        version,
+        0 if isinstance(evaluator, Outcome) else calls,
+        flag if timed else None,
+        tuple(found for found in prerequisites if found.follows_clock),
+    )
 
 
 def _broken(problem: str) -> BrokenReferenceError:

@@ -4,15 +4,11 @@ The map is part of the meaning of stored data: changing it moves users between v
 vectors: tests/golden/buckets.json.
 """
 
-import bisect
-import math
-import operator
 from collections.abc import Callable
 from typing import TypeAlias
 
 import xxhash
 
-from flagkit.model import Ramp
 from flagkit.model.rollouts import BUCKETS
 
 Clock: TypeAlias = Callable[[], float]
@@ -49,19 +45,6 @@ def threshold(end: int) -> int:
     `hash_of(...) < threshold(end)` says the same as `bucket(...) < end`, without the reduction.
     """
     return -(-end * HASHES // BUCKETS)
-
-
-def threshold_at(ramp: Ramp, now: Clock) -> int:
-    """Return the least hash that a ramp leaves out at this time."""
-    moment = now()
-    place = bisect.bisect_right(ramp.points, moment, key=operator.itemgetter(0))
-    if place == 0:
-        return threshold(0 if ramp.stepped else ramp.points[0][1])
-    start, share = ramp.points[place - 1]
-    if place < len(ramp.points) and not ramp.stepped:
-        end, last = ramp.points[place]
-        share += math.floor((last - share) * (moment - start) / (end - start))
-    return threshold(share)
 
 
 def key_of(value: object) -> str | None:

@@ -15,8 +15,9 @@ import time
 from collections.abc import Iterable
 from typing import Final, cast
 
-from flagkit.core.bucketing import Clock, seed, threshold, threshold_at
+from flagkit.core.bucketing import Clock, seed, threshold
 from flagkit.core.evaluation import ErrorCode, Outcome, Reason, failed
+from flagkit.core.schedule import follows_clock, recurs, threshold_at
 from flagkit.core.templates import Evaluator, Shape, template_of
 from flagkit.model import Flag, Ramp, Serve, Serves
 from flagkit.model.conditions import (
@@ -46,33 +47,38 @@ def compile_flag(
 
     Args:
         flag: A checked flag.
-        prerequisites: What the flag's prerequisites compiled to, in their order.
+        prerequisites: What the flag's prerequisites compiled to, in their order; nothing where the
+            caller looks to them.
         now: What the evaluator asks for the time, if the flag has windows.
 
     Returns:
         An Outcome, or a function of a context that returns one. The function raises only what a
         context of a wrong type or one that misbehaves raises.
     """
-    off = _off(flag)
+    off = off_outcome(flag)
     if flag.state != "active":
         return off
-    walk = _Walk(flag, now)
+    walk = _Walk(flag)
     gates = 0
-    for wanted, found in zip(flag.prerequisites, prerequisites, strict=True):
+    for wanted, found in zip(flag.prerequisites, prerequisites, strict=False):
         if not isinstance(found, Outcome):
             walk.constants += (found, frozenset(wanted.variants), off)
             gates += 1
         elif found.variant not in wanted.variants:
             return off
+    timed = follows_clock(flag)
+    if timed:
+        walk.constants.append(now)
     rules = tuple(walk.rule(i) for i in range(len(flag.rules)))
     fallthrough = walk.serves(flag.fallthrough, None)
     if not gates and not rules and isinstance(flag.fallthrough, Serve):
         return cast("Outcome", walk.constants[0])
-    template = template_of((gates, rules, fallthrough, len(walk.names)))
+    template = template_of((gates, timed, rules, fallthrough, len(walk.names)))
     return template.evaluator((*walk.constants, *walk.names))
 
 
-def _off(flag: Flag) -> Outcome:
+def off_outcome(flag: Flag) -> Outcome:
+    """Return what a flag answers that is not active, or whose prerequisites are not met."""
     if flag.off is None:
         return Outcome(reason=Reason.DISABLED)
     return Outcome(value=flag.variants[flag.off], variant=flag.off, reason=Reason.DISABLED)
@@ -81,22 +87,26 @@ def _off(flag: Flag) -> Outcome:
 class _Walk:
     """The walk over one flag that finds its shape and collects its constants."""
 
-    def __init__(self, flag: Flag, now: Clock) -> None:
+    def __init__(self, flag: Flag) -> None:
         self.flag = flag
-        self.now = now
         self.constants: list[object] = []
         self.names: dict[str, int] = {}
 
     def rule(self, index: int) -> Shape:
         rule = self.flag.rules[index]
+        window = None
         if rule.during is not None:
-            self.constants += (rule.during.start, self.now, rule.during.end)
+            again = rule.during.recurrence
+            window = "once" if again is None else "recurring"
+            if again is not None:
+                self.constants.append(functools.partial(recurs, again))
+            self.constants += (rule.during.start, rule.during.end)
         if _leaves(rule.condition) > LEAVES_MAX:
             self.constants.append(rule.condition)
             condition: Shape = ("matches",)
         else:
             condition = self.condition(rule.condition)
-        return (rule.during is not None, condition, self.serves(rule.serves, rule.name))
+        return (window, condition, self.serves(rule.serves, rule.name))
 
     def condition(self, condition: Condition) -> Shape:
         match condition:
@@ -169,7 +179,7 @@ class _Walk:
             by = -1
             self.constants.append(serves.by)
         if isinstance(serves, Ramp):
-            self.constants.append(functools.partial(threshold_at, serves, self.now))
+            self.constants.append(functools.partial(threshold_at, serves))
             self.constants.append(self.outcome(serves.variant, Reason.SPLIT, rule))
             self.constants.append(self.outcome(serves.otherwise, Reason.SPLIT, rule))
             return ("ramp", by, 0)

@@ -3,6 +3,7 @@
 Source: the OpenFeature specification, types (https://openfeature.dev/specification/types).
 """
 
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, Generic, TypeVar, cast
 
@@ -71,6 +72,9 @@ class Evaluation(Struct, Generic[T_co], frozen=True, kw_only=True):
     `variant` is None where the value is the caller's default. `rule` names the targeting rule that
     decided, if one did. `version` is the flag's, `revision` the environment's; both are 0 where
     there is none. With reason ERROR, `error_code` and `error_message` say what went wrong.
+
+    `valid_until` is when the answer may change by time alone, in UTC; None where it cannot. It may
+    come early, never late.
     """
 
     flag_key: str
@@ -82,10 +86,16 @@ class Evaluation(Struct, Generic[T_co], frozen=True, kw_only=True):
     error_message: str | None = None
     version: int = 0
     revision: int = 0
+    valid_until: datetime | None = None
 
 
 def evaluation_of(
-    key: str, outcome: Outcome, default: Any, version: int, revision: int
+    key: str,
+    outcome: Outcome,
+    default: Any,
+    version: int = 0,
+    revision: int = 0,
+    valid_until: datetime | None = None,
 ) -> Evaluation[Any]:
     """Return what a caller with a default is told of an outcome."""
     value = outcome.value
@@ -110,6 +120,7 @@ def evaluation_of(
         error_message=outcome.error_message,
         version=version,
         revision=revision,
+        valid_until=valid_until,
     )
 
 

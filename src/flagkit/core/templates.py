@@ -1,7 +1,8 @@
 """Templates: the code of each shape of flag, generated once; constants take the places of marks.
 
-A shape is nested tuples: (gates, rules, fallthrough, attributes). `_Source` goes through it in the
-order in which the compiler collected the constants: the n-th constant replaces the n-th mark.
+A shape is nested tuples: (gates, timed, rules, fallthrough, attributes). `_Source` goes through it
+in the order in which the compiler collected the constants: the n-th constant replaces the n-th
+mark.
 """
 
 import os
@@ -100,7 +101,7 @@ class _Source:
     """The source text of a shape's function."""
 
     def __init__(self, shape: Shape) -> None:
-        self.gates, self.rules, self.fallthrough, self.name_count = shape
+        self.gates, self.timed, self.rules, self.fallthrough, self.name_count = shape
         self.places: dict[object, int] = {}
         self.fetched: set[int] = set()
         self.lines: list[str] = []
@@ -114,13 +115,11 @@ class _Source:
                 f" if gate(context).variant not in {variants}:",
                 f"  return {off}",
             ]
-        for timed, condition, serves in self.rules:
-            window = ""
-            if timed:
-                start, now, end = self.take(3)
-                self.lines.append(f" now = {now}")
-                window = f"{start} <= now() < {end} and "
-            expression = window + self.expression(condition)
+        if self.timed:
+            # Read once, so that no two rules answer for different moments.
+            self.lines += [f" now = {self.take(1)[0]}", " moment = now()"]
+        for window, condition, serves in self.rules:
+            expression = self.window(window) + self.expression(condition)
             self.fetch(_attributes(condition), " ")
             self.lines.append(f" if {expression}:")
             outside = set(self.fetched)
@@ -135,6 +134,16 @@ class _Source:
             "  context = attributes_of(context)",
         ]
         return "\n".join(head + self.lines)
+
+    def window(self, window: str | None) -> str:
+        if window is None:
+            return ""
+        recurs = ""
+        if window == "recurring":
+            self.lines.append(f" recurs = {self.take(1)[0]}")
+            recurs = "recurs(moment) and "
+        start, end = self.take(2)
+        return f"{start} <= moment < {end} and {recurs}"
 
     def take(self, count: int) -> list[str]:
         """Return the marks of the next constants, as they stand in the source."""
@@ -201,7 +210,7 @@ class _Source:
         ]
         if kind == "ramp":
             ramp, inside, outside = self.take(3)
-            body += [f"ramp = {ramp}", f"return {inside} if hashed < ramp() else {outside}"]
+            body += [f"ramp = {ramp}", f"return {inside} if hashed < ramp(moment) else {outside}"]
         for i in range(interval_count):
             end, outcome = self.take(2)
             last = i == interval_count - 1

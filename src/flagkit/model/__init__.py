@@ -1,9 +1,8 @@
 """The policy documents: what a flag may say, checked. Pure, and knows no database."""
 
 from flagkit.model.decoding import decode
+from flagkit.model.documents import EVERYWHERE, TARGETING_KEY
 from flagkit.model.flags import (
-    EVERYWHERE,
-    TARGETING_KEY,
     Flag,
     Prerequisite,
     Ramp,

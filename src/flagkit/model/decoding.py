@@ -4,7 +4,6 @@ What is not known here is refused by its path, never ignored.
 """
 
 import difflib
-import math
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -22,8 +21,8 @@ from flagkit.model.documents import (
     RampDocument,
     RolloutDocument,
     ServesDocument,
+    State,
     StepDocument,
-    WindowDocument,
 )
 from flagkit.model.flags import (
     Flag,
@@ -33,13 +32,12 @@ from flagkit.model.flags import (
     Rule,
     Serve,
     Serves,
-    State,
-    Window,
 )
 from flagkit.model.queries import parse
 from flagkit.model.rollouts import BUCKETS, Intervals, allocate, shares, spans, weight
 from flagkit.model.values import Value, join, milliseconds, normal
 from flagkit.model.variants import bare_weights, check_variant, typed_variants
+from flagkit.model.windows import window
 
 DOCUMENT_BYTES_MAX = 1024 * 1024
 KEY_LENGTH_MAX = 200
@@ -176,7 +174,7 @@ def _flag(wire: FlagDocument) -> Flag:
             )
         serves = _serves(rule, path, key, variants)
         condition = parse(rule.when, f"{path}.when") if rule.when else ALWAYS
-        during = None if rule.during is None else _window(rule.during, f"{path}.during")
+        during = None if rule.during is None else window(rule.during, f"{path}.during")
         rules[rule.name] = Rule(rule.name, rule.when, condition, during, serves)
     return Flag(
         key=key,
@@ -190,15 +188,6 @@ def _flag(wire: FlagDocument) -> Flag:
         fallthrough=_serves(wire.fallthrough, "fallthrough", key, variants),
         metadata=_metadata(wire),
     )
-
-
-def _window(wire: WindowDocument, path: str) -> Window:
-    start = milliseconds(wire.start, f"{path}.from").timestamp() if wire.start else -math.inf
-    end = milliseconds(wire.end, f"{path}.until").timestamp() if wire.end else math.inf
-    if start >= end or start == -end:
-        problem = "says neither from nor until" if start == -end else "ends before it begins"
-        raise InvalidDocumentError(path, problem, "Write from: and until:, the later one last")
-    return Window(start, end)
 
 
 def _metadata(wire: FlagDocument) -> dict[str, Value]:

@@ -5,11 +5,13 @@ Whether what stands in the fields makes sense together, decoding judges.
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
 
-from flagkit.model.flags import EVERYWHERE, TARGETING_KEY, State
+State: TypeAlias = Literal["active", "paused", "archived"]
+EVERYWHERE = "*"
+TARGETING_KEY = "targeting_key"
 
 
 class PrerequisiteDocument(Struct, forbid_unknown_fields=True):
@@ -57,11 +59,21 @@ class ServesDocument(Struct, forbid_unknown_fields=True):
     ramp: RampDocument | None = None
 
 
+class HoursDocument(Struct, forbid_unknown_fields=True, rename={"start": "from", "end": "until"}):
+    """`hours`."""
+
+    start: str
+    end: str
+
+
 class WindowDocument(Struct, forbid_unknown_fields=True, rename={"start": "from", "end": "until"}):
     """`during`."""
 
     start: datetime | None = None
     end: datetime | None = None
+    days: list[str] | None = None
+    hours: HoursDocument | None = None
+    zone: str | None = None
 
 
 class RuleDocument(ServesDocument, kw_only=True, forbid_unknown_fields=True):
@@ -93,6 +105,7 @@ class FlagDocument(Struct, kw_only=True, forbid_unknown_fields=True):
 DOCUMENTS: Mapping[str, type[Struct]] = {
     "rules": RuleDocument,
     "during": WindowDocument,
+    "hours": HoursDocument,
     "rollout": RolloutDocument,
     "ramp": RampDocument,
     "steps": StepDocument,

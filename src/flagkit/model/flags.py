@@ -4,22 +4,17 @@ decoding is the way in. What a flag refers to in other flags is the writer's to 
 sees the whole environment.
 """
 
-import math
-from datetime import UTC, datetime, timedelta
 from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
 from flagkit.model.conditions import Condition
+from flagkit.model.documents import EVERYWHERE, TARGETING_KEY, State
 from flagkit.model.rollouts import Intervals, percent
 from flagkit.model.values import Value
+from flagkit.model.windows import Window, date, encode_window
 
-State: TypeAlias = Literal["active", "paused", "archived"]
 VariantType: TypeAlias = Literal["boolean", "string", "integer", "float", "object"]
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-EVERYWHERE = "*"
-TARGETING_KEY = "targeting_key"
 
 
 class Prerequisite(Struct, frozen=True):
@@ -65,13 +60,6 @@ class Ramp(Struct, frozen=True):
 
 Serves: TypeAlias = Serve | Rollout | Ramp
 """What a targeting rule or the fallthrough serves."""
-
-
-class Window(Struct, frozen=True):
-    """A time from `start`, inclusive, until `end`, exclusive: seconds since 1970, or infinite."""
-
-    start: float
-    end: float
 
 
 class Rule(Struct, frozen=True):
@@ -125,14 +113,9 @@ def _encode_rule(rule: Rule, key: str) -> dict[str, Value]:
     document: dict[str, Value] = {"name": rule.name}
     if rule.when:
         document["when"] = rule.when
-    return document | _encode_window(rule.during) | _encode_serves(rule.serves, key)
-
-
-def _encode_window(window: Window | None) -> dict[str, Value]:
-    if window is None:
-        return {}
-    ends = {"from": window.start, "until": window.end}
-    return {"during": {name: _date(end) for name, end in ends.items() if math.isfinite(end)}}
+    if rule.during is not None:
+        document["during"] = {**encode_window(rule.during)}
+    return document | _encode_serves(rule.serves, key)
 
 
 def _encode_serves(serves: Serves, key: str) -> dict[str, Value]:
@@ -154,13 +137,9 @@ def _encode_ramp(ramp: Ramp) -> dict[str, Value]:
     document: dict[str, Value] = {"variant": ramp.variant, "otherwise": ramp.otherwise}
     if ramp.stepped:
         document["steps"] = [
-            {"at": _date(at), "percent": percent(share)} for at, share in ramp.points
+            {"at": date(at), "percent": percent(share)} for at, share in ramp.points
         ]
         return document
     (start, first), (end, last) = ramp.points
-    ends: dict[str, Value] = {"start": _date(start), "end": _date(end)}
+    ends: dict[str, Value] = {"start": date(start), "end": date(end)}
     return document | {"from": percent(first), "to": percent(last)} | ends
-
-
-def _date(seconds: float) -> datetime:
-    return _EPOCH + timedelta(milliseconds=round(seconds * 1000))

@@ -19,7 +19,7 @@ from flagkit.errors import (
     VersionConflictError,
 )
 from flagkit.model import EVERYWHERE, Flag, Ramp, Rollout, Serves, decode, encode
-from flagkit.model.flags import State
+from flagkit.model.documents import State
 from flagkit.model.rollouts import allocate
 from flagkit.model.variants import bare_weights
 

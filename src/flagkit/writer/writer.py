@@ -27,7 +27,7 @@ from flagkit.errors import (
 )
 from flagkit.model import EVERYWHERE
 from flagkit.model.decoding import check_key, check_region
-from flagkit.model.flags import State
+from flagkit.model.documents import State
 from flagkit.settings import settings_from
 from flagkit.storage.store import Store
 from flagkit.writer.operations import (
