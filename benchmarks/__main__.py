@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from benchmarks import evaluate, imports, refresh
+from benchmarks import evaluate, imports, refresh, segments
 from benchmarks.report import Result, report
 from flagkit.errors import FlagkitError
 
@@ -18,6 +18,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "evaluate": evaluate.run,
     "refresh": refresh.run,
     "import": imports.run,
+    "segments": segments.run,
 }
 
 

@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 
 from flagkit.cli.policy_files import PolicyFile
 from flagkit.model import decode, encode
+from flagkit.model.segments import decode_segment, encode_segment
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
@@ -37,12 +38,17 @@ def test_python_blocks_that_need_a_database_are_python(code: str) -> None:
 @pytest.mark.parametrize("code", blocks("yaml"))
 def test_yaml_blocks_are_policies_or_parts_of_them(code: str) -> None:
     document = YAML(typ="safe").load(code)
-    whole = {
+    if "included" in document:
+        segment = decode_segment(document).segment
+        assert decode_segment(encode_segment(segment)).segment == segment
+        return
+    part = {"fallthrough": document} if {"rollout", "ramp"} & document.keys() else document
+    minimal = {
         "key": "docs.example",
         "variants": {"on": True, "off": False},
-        "fallthrough": document if {"rollout", "ramp"} & document.keys() else {"serve": "off"},
+        "fallthrough": {"serve": "off"},
     }
-    flag = decode(document if "key" in document else whole)
+    flag = decode(minimal | part)
     assert decode(encode(flag)) == flag
 
 

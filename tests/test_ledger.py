@@ -28,6 +28,9 @@ def history(writer: Writer) -> Writer:
         change.pause("a.one")
         change.pause("a.two")
     writer.rollback("a.two", to=2)
+    with writer.change(reason="launch of segments") as change:
+        change.create_segment({"key": "staff", "included": ["ada", "grace"]})
+        change.change_members("staff", include=["eve"], remove=["ada", "bob"])
     return writer
 
 
@@ -39,10 +42,18 @@ def test_entries_say_who_did_what_and_why(history: Writer) -> None:
         (3, ("set rollout a.two to 50",), "it went well"),
         (4, ("pause a.one", "pause a.two"), "incident 7"),
         (5, ("rollback a.two to revision 2",), ""),
+        (
+            6,
+            (
+                "create segment staff",
+                "change members of staff: 1 included, 0 excluded, 2 removed",
+            ),
+            "launch of segments",
+        ),
     ]
     assert {entry.actor for entry in found} == {"tester"}
     assert [entry.time for entry in found] == sorted(entry.time for entry in found)
-    assert [entry.revision for entry in entries(history.store, after=3)] == [4, 5]
+    assert [entry.revision for entry in entries(history.store, after=3)] == [4, 5, 6]
 
 
 def test_an_unaltered_history_verifies(history: Writer) -> None:
@@ -52,7 +63,7 @@ def test_an_unaltered_history_verifies(history: Writer) -> None:
 Tampering = Callable[[Any], object]
 TAMPERING: dict[str, Tampering] = {
     "altered policy": lambda db: db.ledger.update_one(
-        {"revision": 3}, {"$set": {"flags.0.after.policy.state": "paused"}}
+        {"revision": 3}, {"$set": {"policies.0.after.policy.state": "paused"}}
     ),
     "altered time": lambda db: db.ledger.update_one(
         {"revision": 2}, [{"$set": {"time": {"$add": ["$time", 1000]}}}]
@@ -63,11 +74,11 @@ TAMPERING: dict[str, Tampering] = {
     "emptied": lambda db: db.ledger.delete_many({}),
     "inserted": lambda db: db.ledger.insert_one(
         db.ledger.find_one({"revision": 2})
-        | {"_id": {"environment": "production", "revision": 6}, "revision": 6, "request": "y"}
+        | {"_id": {"environment": "production", "revision": 7}, "revision": 7, "request": "y"}
     ),
     "swapped": lambda db: (
-        db.ledger.update_one({"revision": 2}, {"$set": {"flags": []}}),
-        db.ledger.update_one({"revision": 3}, {"$set": {"flags": []}}),
+        db.ledger.update_one({"revision": 2}, {"$set": {"policies": []}}),
+        db.ledger.update_one({"revision": 3}, {"$set": {"policies": []}}),
     ),
     "flag edited": lambda db: db.flags.update_one(
         {"_id.key": "a.one"}, {"$set": {"policy.state": "active"}}
@@ -87,7 +98,7 @@ TAMPERING: dict[str, Tampering] = {
     "head's change is a number": lambda db: db.heads.update_one({}, {"$set": {"change": 5}}),
     "head's digests are a list": lambda db: db.heads.update_one({}, {"$set": {"digests": [1]}}),
     "ledger without flags": lambda db: db.ledger.update_one(
-        {"revision": 2}, {"$unset": {"flags": 1}}
+        {"revision": 2}, {"$unset": {"policies": 1}}
     ),
     "flag without a policy": lambda db: db.flags.update_one(
         {"_id.key": "a.one"}, {"$unset": {"policy": 1}}
@@ -97,6 +108,10 @@ TAMPERING: dict[str, Tampering] = {
         db.ledger.find_one_and_delete({"revision": 2})
         | {"_id": {"environment": "production", "revision": 2.5}}
     ),
+    "segment edited": lambda db: db.segments.update_one({}, {"$set": {"policy.by": "id"}}),
+    "segment removed": lambda db: db.segments.delete_one({}),
+    "members altered": lambda db: db.members.update_one({}, {"$set": {"hashes": b"12345678"}}),
+    "members removed": lambda db: db.members.delete_one({}),
     "flag removed": lambda db: db.flags.delete_one({"_id.key": "a.one"}),
 }
 

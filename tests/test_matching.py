@@ -624,7 +624,7 @@ def negated_by_element(condition: Condition, attributes: Mapping[str, Any]) -> b
             return any(negated_by_element(item, attributes) for item in conditions)
         case Nor(conditions):
             return not any(negated_by_element(item, attributes) for item in conditions)
-        case Field():
+        case _:
             return matches(condition, attributes)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from flagkit.changes import Change, FlagChange, next_change
+from flagkit.changes import Change, PolicyChange, next_change
 from flagkit.errors import HistoryLostError, StoreUnavailableError
 from flagkit.refresh import (
     BACKOFF_FIRST_SECONDS,
@@ -149,8 +149,8 @@ def test_another_epoch_leads_to_the_ledger() -> None:
     [
         {"request": "another"},
         {"previous_hash": ""},
-        {"flags": ()},
-        {"flags": (FlagChange(None, None),)},
+        {"policies": ()},
+        {"policies": (PolicyChange(None, None),)},
     ],
     ids=["request", "previous hash", "no flags", "a flag without sides"],
 )

@@ -10,16 +10,24 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from flagkit import snapshot as room
-from flagkit.changes import Change, FlagChange, FlagId, FlagState, genesis, next_change, state_of
+from flagkit.changes import (
+    Change,
+    PolicyChange,
+    PolicyId,
+    PolicyState,
+    genesis,
+    next_change,
+    state_of,
+)
 from flagkit.errors import HistoryLostError
 from flagkit.snapshot import Snapshot, build, check_digests, layer, regions_of
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 GENESIS = genesis("production", "epoch", NOON)
-EVERYWHERE: FlagId = ("*", "f")
-OVERRIDE: FlagId = ("eu", "f")
+EVERYWHERE: PolicyId = ("*", "f")
+OVERRIDE: PolicyId = ("eu", "f")
 
-Edit: TypeAlias = tuple[FlagId, int | None]
+Edit: TypeAlias = tuple[PolicyId, int | None]
 """A flag, and the value that it gets; None deletes it."""
 
 
@@ -29,14 +37,14 @@ class History:
     def __init__(self, *revisions: Iterable[Edit]) -> None:
         self.tips = [GENESIS]
         self.changes: list[Change] = []
-        self.states: list[dict[FlagId, FlagState]] = [{}]
-        self._versions: dict[FlagId, int] = {}
+        self.states: list[dict[PolicyId, PolicyState]] = [{}]
+        self._versions: dict[PolicyId, int] = {}
         for edits in revisions:
             self.commit(*edits)
 
     def commit(self, *edits: Edit) -> Change:
         states = dict(self.states[-1])
-        made: list[FlagChange] = []
+        made: list[PolicyChange] = []
         for flag, value in edits:
             before, after = states.pop(flag, None), None
             if value is not None:
@@ -45,7 +53,7 @@ class History:
                 after = state_of(key, region, self._versions[flag], {"key": key, "value": value})
                 states[flag] = after
             if before is not None or after is not None:
-                made.append(FlagChange(before, after))
+                made.append(PolicyChange(before, after))
         change = next_change(self.tips[-1], f"request {len(self.tips)}", NOON, made)
         self.tips.append(change.tip)
         self.changes.append(change)
@@ -58,7 +66,7 @@ class History:
         return build(self.tips[revision], region, [each for each in states if each.region in kept])
 
 
-def held(snapshot: Snapshot) -> list[FlagState]:
+def held(snapshot: Snapshot) -> list[PolicyState]:
     return sorted(snapshot.states(), key=lambda state: state.id)
 
 
@@ -166,7 +174,7 @@ def test_a_change_of_what_is_not_held_is_refused(before: int | None) -> None:
     snapshot = history.build()
     claimed = before and state_of("f", "*", before, {"key": "f", "value": before})
     after = state_of("f", "*", 2, {"key": "f", "value": 2})
-    change = next_change(snapshot.tip, "request", NOON, [FlagChange(claimed or None, after)])
+    change = next_change(snapshot.tip, "request", NOON, [PolicyChange(claimed or None, after)])
     assert change.continues(snapshot.tip)
     with pytest.raises(HistoryLostError, match="f is not as revision 2 found it"):
         snapshot.apply([change])
@@ -210,7 +218,7 @@ def test_an_edit_of_a_held_snapshot_is_found() -> None:
     snapshot = history.build()
     check_digests(snapshot, history.tips[-1].digests)
     edited = Snapshot(snapshot.tip, "eu", layer([]), {})
-    with pytest.raises(HistoryLostError, match=r"the flags of region '\*'"):
+    with pytest.raises(HistoryLostError, match=r"the policies of '\*'"):
         check_digests(edited, history.tips[-1].digests)
 
 

@@ -41,6 +41,8 @@ class World(Protocol):
 
     def commit(self, *documents: dict[str, Any]) -> None: ...
 
+    def set_segment(self, document: dict[str, Any]) -> None: ...
+
     def prune(self, revision: int) -> None: ...
 
     def source(self, region: str = "*") -> Source: ...
@@ -52,6 +54,9 @@ class MemoryWorld:
 
     def commit(self, *documents: dict[str, Any]) -> None:
         self.history.commit(*documents)
+
+    def set_segment(self, document: dict[str, Any]) -> None:
+        self.history.commit(segments=[document])
 
     def prune(self, revision: int) -> None:
         self.history.prune(revision)
@@ -71,6 +76,11 @@ class MongoWorld:
             for document in documents:
                 there = (document.get("region", "*"), document["key"]) in held
                 (change.update if there else change.create)(document)
+
+    def set_segment(self, document: dict[str, Any]) -> None:
+        with self.writer.store.reading() as reading:
+            held = reading.segments([document["key"]])
+        (self.writer.update_segment if held else self.writer.create_segment)(document)
 
     def prune(self, revision: int) -> None:
         with MongoClient[dict[str, Any]](self.uri) as client:
@@ -163,6 +173,34 @@ class TestContract:
                 seen += await source.watch()
             assert revisions(seen) == [2, 3, 4]
             assert snapshot.apply(seen).tip.revision == 4
+            await source.close()
+
+        asyncio.run(story())
+
+    def test_segments_come_with_their_members(self, world: World) -> None:
+        def staff(*keys: str) -> dict[str, Any]:
+            return {"key": "staff", "included": keys}
+
+        def enabled(snapshot: Snapshot, user: str) -> bool:
+            return Client.from_snapshot(snapshot).is_enabled("a.one", user)
+
+        async def story() -> None:
+            source = world.source("eu")
+            await asyncio.to_thread(world.set_segment, staff("ada"))
+            rule = {"name": "staff", "when": {"$segment": "staff"}, "serve": "on"}
+            await asyncio.to_thread(world.commit, flag("a.one", "off", rules=[rule]))
+            loaded = await source.load()
+            assert [enabled(loaded, user) for user in ("ada", "grace")] == [True, False]
+            await source.open()
+            await asyncio.to_thread(world.set_segment, staff("grace"))
+            watched = loaded.apply(await source.watch())
+            assert [enabled(watched, user) for user in ("ada", "grace")] == [False, True]
+            await asyncio.to_thread(world.set_segment, staff("grace", "eve"))
+            await asyncio.to_thread(world.set_segment, staff("ada", "eve"))
+            caught_up = watched.apply(await source.catch_up(watched.tip))
+            assert [enabled(caught_up, user) for user in ("ada", "grace")] == [True, False]
+            assert caught_up.parts == (await source.load()).parts
+            assert len(caught_up.parts) == 1
             await source.close()
 
         asyncio.run(story())
@@ -295,7 +333,11 @@ class TestMongo:
         [
             {"change.request": ObjectId()},
             {"time": ObjectId()},
-            {"change.flags": [{"region": ["*"], "key": ObjectId(), "before": None, "after": None}]},
+            {
+                "change.policies": [
+                    {"region": ["*"], "key": ObjectId(), "before": None, "after": None}
+                ]
+            },
             {"change": 5},
             {"digests": None},
         ],

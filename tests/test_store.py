@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
-from flagkit.storage.layout import FLAGS, LEDGER, active_in_region, flags_named, ledger_after
+from flagkit.storage.layout import FLAGS, LEDGER, active_in_region, ledger_after, policies_named
 from flagkit.writer import Writer
 from tests.test_writer import flag, needing
 
@@ -59,7 +59,7 @@ def _many(writer: Writer) -> None:
 def test_no_question_needs_a_scan(mongo_uri: str, database: str) -> None:
     questions: dict[str, tuple[str, dict[str, Any], int]] = {
         "active in a region today": (FLAGS, active_in_region("production", "eu", NOW), 20),
-        "by key": (FLAGS, flags_named("production", ["a.a7", "b.base"]), 2),
+        "by key": (FLAGS, policies_named("production", ["a.a7", "b.base"]), 2),
         "dependents": (
             FLAGS,
             {
@@ -78,7 +78,7 @@ def test_no_question_needs_a_scan(mongo_uri: str, database: str) -> None:
             LEDGER,
             {
                 "_id.environment": "production",
-                "flags": {"$elemMatch": {"key": "b.base", "region": "*"}},
+                "policies": {"$elemMatch": {"key": "b.base", "region": "*"}},
                 "_id.revision": {"$lte": 9},
             },
             1,

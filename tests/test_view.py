@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flagkit import view as room
-from flagkit.changes import FlagState, digest, genesis, state_of
+from flagkit.changes import PolicyState, digest, genesis, state_of
 from flagkit.core.evaluation import CALLERS_DEFAULT, ErrorCode, Outcome, Reason
 from flagkit.core.prerequisites import Step
 from flagkit.snapshot import Snapshot, build
@@ -60,22 +60,22 @@ class Viewed:
         return {key: compiled for key, compiled in found.items() if compiled is not None}
 
 
-def bad_state(key: str, packed: bytes | None = None) -> FlagState:
+def bad_state(key: str, packed: bytes | None = None) -> PolicyState:
     """Return a state that no writer would have let in."""
     written = state_of(key, "*", 1, {"key": key, "state": "lost"})
-    return written if packed is None else FlagState(key, "*", 1, packed)
+    return written if packed is None else PolicyState(key, "*", 1, packed)
 
 
-def view_of(*states: FlagState) -> View:
+def view_of(*states: PolicyState) -> View:
     tip = genesis("test", "epoch", datetime(2026, 1, 1, tzinfo=UTC))
     return View(Snapshot(tip, "*", build_layer(states), {}), lambda: 0.0)
 
 
-def build_layer(states: Iterable[FlagState]) -> dict[str, dict[str, tuple[int, bytes]]]:
+def build_layer(states: Iterable[PolicyState]) -> dict[str, dict[str, tuple[int, bytes]]]:
     return {"*": {state.key: (state.version, state.packed) for state in states}}
 
 
-def state(document: Mapping[str, Any]) -> FlagState:
+def state(document: Mapping[str, Any]) -> PolicyState:
     return state_of(document["key"], "*", 1, document)
 
 

@@ -10,7 +10,7 @@ import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from flagkit.changes import FlagState, next_change
+from flagkit.changes import PolicyState, next_change
 from flagkit.errors import (
     BrokenReferenceError,
     ClosedError,
@@ -49,7 +49,7 @@ def needing(key: str, *prerequisites: str, **more: Any) -> dict[str, Any]:
     return flag(key, prerequisites=wanted, **more)
 
 
-def state(writer: Writer, key: str = "shop.search", region: str = "*") -> FlagState:
+def state(writer: Writer, key: str = "shop.search", region: str = "*") -> PolicyState:
     with writer.store.reading() as reading:
         return reading.find([key])[region, key]
 
@@ -65,7 +65,8 @@ def direct(mongo_uri: str, database: str) -> Iterator[Database[dict[str, Any]]]:
 
 
 def written(direct: Database[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    return {name: list(direct[name].find()) for name in ("heads", "ledger", "flags", "audit")}
+    names = ("heads", "ledger", "flags", "segments", "members", "audit")
+    return {name: list(direct[name].find()) for name in names}
 
 
 def test_revisions_count_the_changes_of_an_environment(writer: Writer) -> None:
@@ -329,7 +330,7 @@ def test_what_mongodb_could_not_store_is_refused_before_any_write(
 ) -> None:
     before = written(direct)
     nulls = {"key": "a.a", "variants": {"v": [None] * 700_000}, "fallthrough": {"serve": "v"}}
-    with pytest.raises(InvalidDocumentError, match=r"a flag is .* bytes in MongoDB"):
+    with pytest.raises(InvalidDocumentError, match=r"a policy is .* bytes in MongoDB"):
         writer.create(nulls)
     for reason in ("\ud800", "x" * 13_000_000):
         with pytest.raises(InvalidDocumentError):
@@ -514,8 +515,8 @@ def test_the_next_writer_projects_what_a_dead_one_left(
     writer.create(flag())
     # A writer that dies right after its compare-and-set.
     with writer.store.reading() as reading:
-        planned = plan([SetState(key="shop.search", state="paused")], reading, 1)
-    change = next_change(reading.tip, "the-dead-one", reading.now, planned)
+        planned = plan([SetState(key="shop.search", state="paused")], reading, 1, {})
+    change = next_change(reading.tip, "the-dead-one", reading.now, planned.changes)
     writer.store.add_request("the-dead-one", {"digest": ""})
     assert writer.store.compare_and_set(reading.tip, change)
     assert direct.ledger.count_documents({}) == 1
@@ -541,9 +542,9 @@ def test_a_zombie_that_projects_late_changes_nothing(writer: Writer) -> None:
 def test_a_compare_and_set_is_lost_to_whoever_was_first(writer: Writer) -> None:
     writer.create(flag())
     with writer.store.reading() as reading:
-        planned = plan([SetState(key="shop.search", state="paused")], reading, 1)
+        planned = plan([SetState(key="shop.search", state="paused")], reading, 1, {})
     writer.resume("shop.search")
-    late = next_change(reading.tip, "late", reading.now, planned)
+    late = next_change(reading.tip, "late", reading.now, planned.changes)
     assert not writer.store.compare_and_set(reading.tip, late)
     assert policy(writer)["state"] == "active"
 

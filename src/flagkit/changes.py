@@ -17,10 +17,13 @@ from msgspec import Struct
 FORMAT = 1
 DIGEST_MODULUS = 2**64
 
-FlagId: TypeAlias = tuple[str, str]
-"""A flag's region and key: what tells its states apart within an environment."""
+SEGMENTS = "@segments"
+"""Where segments stand, in the place of a region: they have none, and no region has this name."""
+
+PolicyId: TypeAlias = tuple[str, str]
+"""A flag's region and key, or SEGMENTS and a segment's key: what tells a policy from others."""
 Digests: TypeAlias = Mapping[str, int]
-"""For each region, the sum of the hashes of its flags' states, modulo DIGEST_MODULUS."""
+"""By region, or SEGMENTS, the sum of the hashes of the states there, modulo DIGEST_MODULUS."""
 
 
 # The driver reads long integers as a subclass of int, which MessagePack takes only as an int.
@@ -34,8 +37,11 @@ _encode = msgspec.msgpack.Encoder(enc_hook=_plain_integer).encode
 _decode = msgspec.msgpack.Decoder().decode
 
 
-class FlagState(Struct, frozen=True):
-    """One flag in one region at one version. `packed` is its policy document in MessagePack."""
+class PolicyState(Struct, frozen=True):
+    """A policy, which is a flag in one region or a segment, at one version.
+
+    `packed` is its document in MessagePack. A segment's region is SEGMENTS.
+    """
 
     key: str
     region: str
@@ -43,8 +49,8 @@ class FlagState(Struct, frozen=True):
     packed: bytes
 
     @property
-    def id(self) -> FlagId:
-        """What tells this flag's states from others'."""
+    def id(self) -> PolicyId:
+        """What tells this policy from others."""
         return (self.region, self.key)
 
     @property
@@ -54,26 +60,41 @@ class FlagState(Struct, frozen=True):
         return policy
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of members that a segment refers to, by their SHA-256; none for a flag."""
+        return parts_of(self.policy) if self.region == SEGMENTS else ()
+
+    @property
     def hash(self) -> int:
         """A 64-bit hash of all of the state: a digest's summand."""
         head = _encode([self.region, self.key, self.version])
         return xxhash.xxh3_64_intdigest(self.packed, xxhash.xxh3_64_intdigest(head))
 
 
-def state_of(key: str, region: str, version: int, policy: Mapping[str, Any]) -> FlagState:
-    """Return the state of a flag from its policy document in normal form."""
-    return FlagState(key, region, version, _encode(policy))
+def state_of(key: str, region: str, version: int, policy: Mapping[str, Any]) -> PolicyState:
+    """Return the state of a policy from its document in normal form."""
+    return PolicyState(key, region, version, _encode(policy))
 
 
-class FlagChange(Struct, frozen=True):
-    """What a revision did to one flag in one region; None stands for absence."""
+def parts_of(policy: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the parts of members that a segment's document refers to."""
+    found: list[str] = []
+    for side in ("included", "excluded"):
+        keys = policy.get(side)
+        if keys is not None:
+            found += keys["parts"]
+    return tuple(found)
 
-    before: FlagState | None
-    after: FlagState | None
+
+class PolicyChange(Struct, frozen=True):
+    """What a revision did to one policy; None stands for absence."""
+
+    before: PolicyState | None
+    after: PolicyState | None
 
     @property
-    def id(self) -> FlagId:
-        """The flag that changed."""
+    def id(self) -> PolicyId:
+        """The policy that changed."""
         state = self.after or self.before
         assert state is not None, "a change has a side"
         return state.id
@@ -96,12 +117,17 @@ class Tip(Struct, frozen=True):
 
 
 class Change(Struct, frozen=True):
-    """One committed revision: the tip that it made, what it changed, and the hash before it."""
+    """One committed revision: the tip that it made, what it changed, and the hash before it.
+
+    `parts` are the members that its segments refer to by SHA-256, as far as they come with it. The
+    hash of the change covers the references.
+    """
 
     tip: Tip
     request: str
     previous_hash: str
-    flags: tuple[FlagChange, ...]
+    policies: tuple[PolicyChange, ...]
+    parts: Mapping[str, bytes] = {}
 
     @property
     def revision(self) -> int:
@@ -115,8 +141,8 @@ class Change(Struct, frozen=True):
             and self.tip.epoch == tip.epoch
             and self.tip.revision == tip.revision + 1
             and self.previous_hash == tip.hash
-            and all(flag.before or flag.after for flag in self.flags)
-            and self.tip.digests == advance(tip.digests, self.flags)
+            and all(policy.before or policy.after for policy in self.policies)
+            and self.tip.digests == advance(tip.digests, self.policies)
             and self.is_sealed
         )
 
@@ -126,7 +152,7 @@ class Change(Struct, frozen=True):
         return self.tip.hash == self._recomputed()
 
     def _recomputed(self) -> str:
-        return _seal(self.tip, self.request, self.previous_hash, self.flags)
+        return _seal(self.tip, self.request, self.previous_hash, self.policies)
 
 
 def genesis(environment: str, epoch: str, time: datetime) -> Tip:
@@ -135,9 +161,15 @@ def genesis(environment: str, epoch: str, time: datetime) -> Tip:
     return msgspec.structs.replace(tip, hash=_seal(tip, "", "", ()))
 
 
-def next_change(tip: Tip, request: str, time: datetime, flags: Iterable[FlagChange]) -> Change:
+def next_change(
+    tip: Tip,
+    request: str,
+    time: datetime,
+    policies: Iterable[PolicyChange],
+    parts: Mapping[str, bytes] | None = None,
+) -> Change:
     """Return the change that leads on from a tip; its time is never before the tip's."""
-    changed = tuple(flags)
+    changed = tuple(policies)
     after = msgspec.structs.replace(
         tip,
         revision=tip.revision + 1,
@@ -146,13 +178,13 @@ def next_change(tip: Tip, request: str, time: datetime, flags: Iterable[FlagChan
         digests=advance(tip.digests, changed),
     )
     sealed = msgspec.structs.replace(after, hash=_seal(after, request, tip.hash, changed))
-    return Change(sealed, request, tip.hash, changed)
+    return Change(sealed, request, tip.hash, changed, parts or {})
 
 
-def advance(digests: Digests, flags: Iterable[FlagChange]) -> dict[str, int]:
+def advance(digests: Digests, policies: Iterable[PolicyChange]) -> dict[str, int]:
     """Return digests after some changes."""
     after = dict(digests)
-    for change in flags:
+    for change in policies:
         for sign, state in ((-1, change.before), (1, change.after)):
             if state is not None:
                 total = after.get(state.region, 0) + sign * state.hash
@@ -160,12 +192,12 @@ def advance(digests: Digests, flags: Iterable[FlagChange]) -> dict[str, int]:
     return {region: digest for region, digest in after.items() if digest}
 
 
-def digest(states: Iterable[FlagState]) -> dict[str, int]:
+def digest(states: Iterable[PolicyState]) -> dict[str, int]:
     """Return the digests of some states, counted from nothing."""
-    return advance({}, (FlagChange(None, state) for state in states))
+    return advance({}, (PolicyChange(None, state) for state in states))
 
 
-def _seal(tip: Tip, request: str, previous_hash: str, flags: Iterable[FlagChange]) -> str:
+def _seal(tip: Tip, request: str, previous_hash: str, policies: Iterable[PolicyChange]) -> str:
     """Return the hex SHA-256 of everything that a change says; the tip's own hash is not read."""
     content = [
         FORMAT,
@@ -181,7 +213,7 @@ def _seal(tip: Tip, request: str, previous_hash: str, flags: Iterable[FlagChange
                 *change.id,
                 *(side and [side.version, side.packed] for side in (change.before, change.after)),
             ]
-            for change in flags
+            for change in policies
         ],
     ]
     return hashlib.sha256(_encode(content)).hexdigest()

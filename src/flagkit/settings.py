@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from flagkit.errors import ConfigurationError, InvalidDocumentError
 from flagkit.model import EVERYWHERE
-from flagkit.model.decoding import check_region
+from flagkit.model.keys import check_region
 
 DATABASE = "flagkit"
 _DATABASE_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")

@@ -15,10 +15,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flagkit.changes import (
+    SEGMENTS,
     Change,
-    FlagChange,
-    FlagId,
-    FlagState,
+    PolicyChange,
+    PolicyId,
+    PolicyState,
     Tip,
     digest,
     genesis,
@@ -33,8 +34,9 @@ from flagkit.errors import (
     InvalidDocumentError,
 )
 from flagkit.model import EVERYWHERE, decode, encode
+from flagkit.model.segments import decode_segment, encode_segment
 from flagkit.refresh import SILENCE_SECONDS
-from flagkit.snapshot import Snapshot, build, regions_of
+from flagkit.snapshot import Snapshot, build, kept_of
 
 ENVIRONMENT = "test"
 
@@ -71,30 +73,40 @@ def client_from(
 
     Args:
         flags: Policy documents, in the shape of the YAML form.
-        segments: None yet: the policy language has no segments so far.
+        segments: Documents of segments, with their keys.
         now: The time of evaluations: a moment, or what gives it. The system's time by default.
         region: Whose overrides to apply.
 
     Raises:
         InvalidDocumentError: a document is not valid.
     """
-    for segment in segments:
-        raise InvalidDocumentError("segments", f"{segment!r} is not known", "Leave segments out")
     states = [initial_state(document) for document in flags]
-    for flag, count in Counter(state.id for state in states).items():
+    parts: dict[str, bytes] = {}
+    for document in segments:
+        state, made = initial_segment(document)
+        states.append(state)
+        parts |= made
+    for (place, key), count in Counter(state.id for state in states).items():
         if count > 1:
             raise InvalidDocumentError(
-                "key", f"{flag[1]!r} is there {count} times for region {flag[0]}", "Keep one"
+                "key", f"{key!r} is there {count} times for {place}", "Keep one"
             )
     tip = Tip(ENVIRONMENT, "memory", 1, "", datetime.now(UTC), digest(states))
-    kept = [state for state in states if state.region in regions_of(region)]
-    return Client.from_snapshot(build(tip, region, kept), _seconds(now))
+    kept = [state for state in states if state.region in kept_of(region)]
+    return Client.from_snapshot(build(tip, region, kept, parts), _seconds(now))
 
 
-def initial_state(document: Mapping[str, Any]) -> FlagState:
+def initial_state(document: Mapping[str, Any]) -> PolicyState:
     """Return the first version of a flag from its policy document."""
     flag = decode(document)
     return state_of(flag.key, flag.region, 1, encode(flag))
+
+
+def initial_segment(document: Mapping[str, Any]) -> tuple[PolicyState, dict[str, bytes]]:
+    """Return the first version of a segment from its document, and the parts of its keys."""
+    hashed = decode_segment(document)
+    state = state_of(hashed.segment.key, SEGMENTS, 1, encode_segment(hashed.segment))
+    return state, hashed.parts
 
 
 class MemoryHistory:
@@ -125,8 +137,13 @@ class MemoryHistory:
         """Return where it stood at a revision."""
         return self.changes[revision - 1].tip if revision else self._genesis
 
-    def commit(self, *documents: Mapping[str, Any], delete: Sequence[FlagId] = ()) -> Change:
-        """Add a revision that creates or updates flags, and deletes some by (region, key).
+    def commit(
+        self,
+        *documents: Mapping[str, Any],
+        segments: Iterable[Mapping[str, Any]] = (),
+        delete: Sequence[PolicyId] = (),
+    ) -> Change:
+        """Add a revision that creates or updates flags and segments, and deletes some by id.
 
         Raises:
             InvalidDocumentError: a document is not valid.
@@ -134,17 +151,18 @@ class MemoryHistory:
         """
         with self._lock:
             held = self.states_at(self.tip)
-            for flag in delete:
-                if flag not in held:
-                    raise FlagNotFoundError(f"there is no flag {flag[1]!r} in region {flag[0]}")
-            after: dict[FlagId, FlagState | None] = dict.fromkeys(delete)
-            for document in documents:
-                state = initial_state(document)
+            for policy in delete:
+                if policy not in held:
+                    raise FlagNotFoundError(f"there is no {policy[1]!r} in {policy[0]}")
+            after: dict[PolicyId, PolicyState | None] = dict.fromkeys(delete)
+            hashed = [initial_segment(document) for document in segments]
+            for state in [*map(initial_state, documents), *(state for state, _ in hashed)]:
                 before = held.get(state.id)
                 version = before.version + 1 if before else 1
-                after[state.id] = FlagState(state.key, state.region, version, state.packed)
-            edits = [FlagChange(held.get(flag), state) for flag, state in after.items()]
-            change = next_change(self.tip, uuid.uuid4().hex, self._now(), edits)
+                after[state.id] = PolicyState(state.key, state.region, version, state.packed)
+            edits = [PolicyChange(held.get(policy), state) for policy, state in after.items()]
+            parts = {name: part for _, made in hashed for name, part in made.items()}
+            change = next_change(self.tip, uuid.uuid4().hex, self._now(), edits, parts)
             self.changes.append(change)
         for wake in self._wakers:
             wake()
@@ -154,12 +172,19 @@ class MemoryHistory:
         """Forget the ledger up to a revision; the flags stay."""
         self.pruned_to = revision
 
-    def states_at(self, tip: Tip) -> dict[FlagId, FlagState]:
-        """Return the states of all flags at a tip."""
+    def states_at(self, tip: Tip) -> dict[PolicyId, PolicyState]:
+        """Return the states of all flags and segments at a tip."""
         held = {
-            flag.id: flag.after for change in self.changes[: tip.revision] for flag in change.flags
+            policy.id: policy.after
+            for change in self.changes[: tip.revision]
+            for policy in change.policies
         }
-        return {flag: state for flag, state in held.items() if state is not None}
+        return {policy: state for policy, state in held.items() if state is not None}
+
+    def parts_at(self, tip: Tip) -> dict[str, bytes]:
+        """Return the parts of members that any revision up to a tip brought."""
+        changes = self.changes[: tip.revision]
+        return {name: part for change in changes for name, part in change.parts.items()}
 
     def source(self, region: str = EVERYWHERE) -> "MemorySource":
         """Return a new source of this history, as one region sees it."""
@@ -185,9 +210,14 @@ class MemorySource:
         """Read everything, at one revision."""
         self._check()
         tip = self._history.tip
-        kept = regions_of(self._region)
+        kept = kept_of(self._region)
         states = self._history.states_at(tip).values()
-        return build(tip, self._region, [state for state in states if state.region in kept])
+        return build(
+            tip,
+            self._region,
+            [state for state in states if state.region in kept],
+            self._history.parts_at(tip),
+        )
 
     async def open(self) -> None:
         """Begin to watch."""

@@ -14,16 +14,20 @@ from typing import NamedTuple, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from flagkit.changes import Change, FlagState
+from flagkit.changes import SEGMENTS, Change, PolicyId, PolicyState
 from flagkit.core.bucketing import Clock
 from flagkit.core.compiler import compile_flag, off_outcome
 from flagkit.core.contexts import ContextLike, attributes_of
 from flagkit.core.evaluation import ErrorCode, Outcome, failed
 from flagkit.core.prerequisites import CALLS_MAX, Step
 from flagkit.core.schedule import flag_changes_after, follows_clock
+from flagkit.core.segments import bound, meaning
 from flagkit.core.templates import Evaluator
 from flagkit.errors import BrokenReferenceError, FlagkitError
-from flagkit.model import Flag, decode
+from flagkit.model import EVERYWHERE, Flag, decode
+from flagkit.model.conditions import Condition
+from flagkit.model.flags import segments_of
+from flagkit.model.segments import decode_segment
 from flagkit.snapshot import Snapshot
 
 _log = logging.getLogger("flagkit")
@@ -73,16 +77,18 @@ Switch: TypeAlias = bool | Evaluator
 class View:
     """A snapshot and what was compiled from it. `switches` is for the hot path of `is_enabled`."""
 
-    __slots__ = ("_compiled", "_dependents", "_now", "snapshot", "switches")
+    __slots__ = ("_compiled", "_dependents", "_meanings", "_now", "snapshot", "switches")
 
     def __init__(self, snapshot: Snapshot, now: Clock) -> None:
         self.snapshot = snapshot
         self._now = now
         self.switches: dict[str, Switch] = {}
         self._compiled: dict[str, Compiled] = {}
-        # By a prerequisite's key, the flags that were ever compiled against it. Shared by
-        # successive views: an entry too many costs a compile, one too few would be a wrong answer.
-        self._dependents: dict[str, set[str]] = {}
+        self._meanings: dict[str, Condition] = {}
+        # By a prerequisite's or a segment's id, the flags that were ever compiled against it. A
+        # flag stands for its key in all regions. Shared by successive views: an entry too many
+        # costs a compile, one too few would be a wrong answer.
+        self._dependents: dict[PolicyId, set[str]] = {}
 
     def after(self, snapshot: Snapshot, changes: Sequence[Change]) -> "View":
         """Return the view of a later snapshot, with the evaluators that no change touches."""
@@ -90,15 +96,22 @@ class View:
         view._dependents = self._dependents
         view._compiled = self._compiled.copy()
         view.switches = self.switches.copy()
-        stale = [flag.id[1] for change in changes for flag in change.flags]
-        dropped: set[str] = set()
+        view._meanings = self._meanings.copy()
+        changed = [policy.id for change in changes for policy in change.policies]
+        stale = [(SEGMENTS if region == SEGMENTS else EVERYWHERE, key) for region, key in changed]
+        dropped: set[PolicyId] = set()
         while stale:
-            key = stale.pop()
-            if key not in dropped:
-                dropped.add(key)
+            policy = stale.pop()
+            if policy in dropped:
+                continue
+            dropped.add(policy)
+            region, key = policy
+            if region == SEGMENTS:
+                view._meanings.pop(key, None)
+            else:
                 view._compiled.pop(key, None)
                 view.switches.pop(key, None)
-                stale += tuple(self._dependents.get(key, ()))
+            stale += [(EVERYWHERE, flag) for flag in self._dependents.get(policy, ())]
         return view
 
     def find(self, key: str) -> Compiled | None:
@@ -158,14 +171,38 @@ class View:
             done[current] = self._keep(current, begun[current], done, way)
         return done[key]
 
-    def _begin(self, state: FlagState) -> "_Begun":
+    def _begin(self, state: PolicyState) -> "_Begun":
         try:
             flag = decode(state.policy, stored=True)
         except (FlagkitError, msgspec.DecodeError) as error:
             return _Begun(state.version, None, error)
-        for prerequisite in flag.prerequisites:
-            self._dependents.setdefault(prerequisite.flag, set()).add(flag.key)
+        rests_on = [(EVERYWHERE, prerequisite.flag) for prerequisite in flag.prerequisites]
+        rests_on += [(SEGMENTS, segment) for segment in segments_of(flag)]
+        for policy in rests_on:
+            self._dependents.setdefault(policy, set()).add(flag.key)
         return _Begun(state.version, flag, None)
+
+    def _bound(self, flag: Flag) -> Flag:
+        """Return a flag with the meanings of the segments that it refers to."""
+        names = segments_of(flag)
+        if not names:
+            return flag
+        meanings = {name: self._meaning(name) for name in names}
+        rules = tuple(
+            msgspec.structs.replace(rule, condition=bound(rule.condition, meanings))
+            for rule in flag.rules
+        )
+        return msgspec.structs.replace(flag, rules=rules)
+
+    def _meaning(self, key: str) -> Condition:
+        found = self._meanings.get(key)
+        if found is None:
+            state = self.snapshot.segment(key)
+            if state is None:
+                raise _broken("rules", f"refer to the segment {key}, which does not exist")
+            segment = decode_segment(state.policy, stored=True).segment
+            found = self._meanings[key] = meaning(segment, self.snapshot.parts)
+        return found
 
     def _keep(
         self, key: str, begun: "_Begun", done: dict[str, Compiled | None], way: list[str]
@@ -174,9 +211,9 @@ class View:
             if begun.flag is None:
                 raise begun.fault or AssertionError
             if way:
-                raise _broken(f"form a cycle: {' -> '.join((*way, way[0]))}")
+                raise _broken("prerequisites", f"form a cycle: {' -> '.join((*way, way[0]))}")
             found = [_sound(item.flag, done[item.flag]) for item in begun.flag.prerequisites]
-            compiled = _compiled(begun.flag, begun.version, found, self._now)
+            compiled = _compiled(self._bound(begun.flag), begun.version, found, self._now)
         except (FlagkitError, msgspec.DecodeError, RecursionError) as error:
             # One bad flag answers the caller's default; the others live.
             _log.warning("%s answers callers' defaults: %s", key, error)
@@ -198,10 +235,10 @@ class _Begun(NamedTuple):
 
 def _sound(key: str, compiled: Compiled | None) -> Compiled:
     if compiled is None:
-        raise _broken(f"name {key}, which does not exist")
+        raise _broken("prerequisites", f"name {key}, which does not exist")
     evaluator = compiled.evaluator
     if isinstance(evaluator, Outcome) and evaluator.error_code is ErrorCode.PARSE_ERROR:
-        raise _broken(f"name {key}, which is broken itself")
+        raise _broken("prerequisites", f"name {key}, which is broken itself")
     return compiled
 
 
@@ -228,7 +265,5 @@ def _compiled(flag: Flag, version: int, prerequisites: list[Compiled], now: Cloc
     )
 
 
-def _broken(problem: str) -> BrokenReferenceError:
-    return BrokenReferenceError(
-        "prerequisites", problem, "The writer refuses this: write them anew"
-    )
+def _broken(path: str, problem: str) -> BrokenReferenceError:
+    return BrokenReferenceError(path, problem, "The writer refuses this: write them anew")

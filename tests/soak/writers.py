@@ -178,7 +178,7 @@ def problems(store: Store, story: Story) -> list[str]:
     ]
     versions: Counter[str] = Counter()
     for change in changes:
-        for flag in change.flags:
+        for flag in change.policies:
             versions[flag.id[1]] += 1
             if flag.after is None or flag.after.version != versions[flag.id[1]]:
                 found.append(f"revision {change.revision} skips a version of {flag.id[1]}")

@@ -22,12 +22,14 @@ from flagkit.core.templates import Evaluator, Shape, template_of
 from flagkit.model import Flag, Ramp, Serve, Serves
 from flagkit.model.conditions import (
     Affix,
+    Among,
     And,
     Compare,
     Condition,
     Exists,
     Field,
     In,
+    InSegment,
     Nor,
     Or,
     Test,
@@ -118,8 +120,10 @@ class _Walk:
                 return ("or", *map(self.condition, conditions))
             case Nor(conditions):
                 return ("nor", *map(self.condition, conditions))
+            case InSegment():
+                return ("or",)
 
-    def leaf(self, path: tuple[str, ...], test: Test) -> Shape:  # noqa: C901, PLR0911 - one for each test
+    def leaf(self, path: tuple[str, ...], test: Test) -> Shape:  # noqa: C901, PLR0911, PLR0912 - one for each test
         match test:
             case Exists():
                 return ("exists", self.attribute(path[0]))
@@ -134,6 +138,8 @@ class _Walk:
                 kind = kinds.pop() if len(kinds) == 1 else None
                 if kind in ("text", "number"):
                     return self.inline(kind, "in", path[0], [frozenset(values), test])
+            case Among(members):
+                return self.inline("key", "in", path[0], [members, test])
             case Affix("$contains", texts):
                 if len(texts) == 1:
                     return self.inline("contains", "in", path[0], [texts[0], test])
@@ -192,7 +198,9 @@ class _Walk:
 
 
 def _leaves(condition: Condition) -> int:
-    return 1 if isinstance(condition, Field) else sum(map(_leaves, condition.conditions))
+    if isinstance(condition, Field | InSegment):
+        return 1
+    return sum(map(_leaves, condition.conditions))
 
 
 def _kind_of(value: object) -> str | None:

@@ -18,6 +18,7 @@ from uuid import UUID
 
 from flagkit.model.conditions import (
     Affix,
+    Among,
     And,
     Compare,
     Condition,
@@ -26,6 +27,7 @@ from flagkit.model.conditions import (
     Field,
     HasType,
     In,
+    InSegment,
     Mod,
     Nor,
     Or,
@@ -83,6 +85,9 @@ def matches(condition: Condition, attributes: Any) -> bool:
             return any(matches(item, attributes) for item in conditions)
         case Nor(conditions):
             return not any(matches(item, attributes) for item in conditions)
+        case InSegment():
+            # Its meaning stands there before anyone is asked; nobody is in a mere name.
+            return False
 
 
 def attribute(attributes: Mapping[str, Any], path: tuple[str, ...]) -> object:
@@ -198,6 +203,8 @@ def _passes(test: Test, value: object) -> bool:  # noqa: C901, PLR0911 - one for
             return isinstance(value, str) and AFFIXES[operator](value, texts)
         case Version(operator, keys):
             return isinstance(value, str) and version_passes(operator, value, keys)
+        case Among(members):
+            return value in members
         case Compare(operator, constant):
             return _ordered(operator, None if value is MISSING else value, constant)
         case In(constants, texts):

@@ -40,6 +40,7 @@ _SLOWLY: Final = "{k} not in SCALARS and value_passes({t}, {a})"
 _BY_KIND: Final = {
     "text": f"({{a}} {{op}} {{c}} if {{k}} is str else {_SLOWLY})",
     "number": f"({{a}} {{op}} {{c}} if {{k}} is int or {{k}} is float else {_SLOWLY})",
+    "key": f"({{a}} {{op}} {{c}} if {{k}} is str or {{k}} is int else {_SLOWLY})",
     "true": f"({{a}} is True or {_SLOWLY})",
     "false": f"({{a}} is False or {_SLOWLY})",
     "null": f"({{a}} is None or {_SLOWLY})",

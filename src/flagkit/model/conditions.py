@@ -5,6 +5,7 @@ false`) are `Nor` around the positive test, since MongoDB negates the whole path
 element: one mechanism serves them all.
 """
 
+from collections.abc import Container
 from typing import Literal, TypeAlias
 
 from msgspec import Struct
@@ -80,7 +81,13 @@ class Version(Struct, frozen=True):
     keys: tuple[VersionKey, ...]
 
 
-Test: TypeAlias = Compare | In | Exists | Size | Mod | HasType | ElemMatch | Affix | Version
+class Among(Struct, frozen=True):
+    """A test for a key among the members of a segment; strings and integers are keys."""
+
+    members: Container[object]
+
+
+Test: TypeAlias = Compare | In | Exists | Size | Mod | HasType | ElemMatch | Affix | Version | Among
 
 
 class Field(Struct, frozen=True):
@@ -108,6 +115,23 @@ class Nor(Struct, frozen=True):
     conditions: "tuple[Condition, ...]"
 
 
-Condition: TypeAlias = And | Or | Nor | Field
+class InSegment(Struct, frozen=True):
+    """A reference to a segment, in whose place its meaning is put before anything is matched."""
+
+    key: str
+
+
+Condition: TypeAlias = And | Or | Nor | Field | InSegment
 ALWAYS = And(())
 NEVER = Nor((ALWAYS,))
+
+
+def segments_in(condition: Condition) -> set[str]:
+    """Return the keys of the segments that a condition refers to."""
+    match condition:
+        case InSegment(key):
+            return {key}
+        case Field():
+            return set()
+        case And(conditions) | Or(conditions) | Nor(conditions):
+            return {key for item in conditions for key in segments_in(item)}

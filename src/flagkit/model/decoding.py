@@ -8,9 +8,10 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from itertools import pairwise
-from typing import cast, get_args
+from typing import TypeVar, cast, get_args
 
 import msgspec
+from msgspec import Struct
 
 from flagkit.errors import InvalidDocumentError
 from flagkit.model.conditions import ALWAYS
@@ -33,17 +34,17 @@ from flagkit.model.flags import (
     Serve,
     Serves,
 )
+from flagkit.model.keys import check_key, check_region
 from flagkit.model.queries import parse
 from flagkit.model.rollouts import BUCKETS, Intervals, allocate, shares, spans, weight
 from flagkit.model.values import Value, join, milliseconds, normal
 from flagkit.model.variants import bare_weights, check_variant, typed_variants
 from flagkit.model.windows import window
 
+T = TypeVar("T", bound=Struct)
+
 DOCUMENT_BYTES_MAX = 1024 * 1024
-KEY_LENGTH_MAX = 200
 RULES_MAX = 256
-_KEY = re.compile(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*")
-_REGION = re.compile(r"\*|[a-z0-9][a-z0-9_-]{0,62}")
 
 
 def decode(document: object, *, environment: str | None = None, stored: bool = False) -> Flag:
@@ -59,11 +60,11 @@ def decode(document: object, *, environment: str | None = None, stored: bool = F
         InvalidDocumentError: with the path of the fault and the remedy.
     """
     try:
-        values = _fields(document)
+        values = values_of(document)
         if not stored:
             check_size(values)
-        wire = _convert(values)
-        _check_environment(wire, environment)
+        wire = convert(values, FlagDocument)
+        check_environment(wire.environment, environment)
         return _flag(wire)
     except InvalidDocumentError as error:
         raise error.about(_subject(document)) from None
@@ -76,41 +77,22 @@ def _subject(document: object) -> str:
     return f"flag {key!r}" if isinstance(key, str) else ""
 
 
-def _fields(document: object) -> dict[str, Value]:
+def values_of(document: object) -> dict[str, Value]:
+    """Return the fields of a document in normal form."""
     values = normal(document, "")
     if not isinstance(values, dict):
         raise InvalidDocumentError("", "is not a document", "Write a mapping of fields")
     return values
 
 
-def _check_environment(wire: FlagDocument, environment: str | None) -> None:
-    if environment is not None and wire.environment not in (None, environment):
+def check_environment(written: str | None, environment: str | None) -> None:
+    """Refuse a document that is written for another environment."""
+    if environment is not None and written not in (None, environment):
         raise InvalidDocumentError(
             "environment",
-            f"is {wire.environment!r}, but this goes to {environment!r}",
+            f"is {written!r}, but this goes to {environment!r}",
             "Remove the field, or write to the other environment",
         )
-
-
-def check_key(key: object, path: str = "key") -> str:
-    """Return `key` if it is a flag key: dotted, lower case, at most 200 characters."""
-    if not isinstance(key, str) or len(key) > KEY_LENGTH_MAX or not _KEY.fullmatch(key):
-        raise InvalidDocumentError(
-            path,
-            f"{key!r} is not a flag key",
-            f"Write product.team.feature: lower case letters, digits, - and _, joined by dots, "
-            f"at most {KEY_LENGTH_MAX} characters",
-        )
-    return key
-
-
-def check_region(region: object, path: str = "region") -> str:
-    """Return `region` if it is the name of one, or "*"."""
-    if not isinstance(region, str) or not _REGION.fullmatch(region):
-        raise InvalidDocumentError(
-            path, f"{region!r} is not a region", 'Write "*", or a name such as eu-west-1'
-        )
-    return region
 
 
 def check_size(values: dict[str, Value]) -> None:
@@ -128,14 +110,15 @@ def check_size(values: dict[str, Value]) -> None:
         )
 
 
-def _convert(values: dict[str, Value]) -> FlagDocument:
+def convert(values: dict[str, Value], shape: type[T]) -> T:
+    """Return fields as the shape of document that they must have."""
     try:
-        return msgspec.convert(values, FlagDocument)
+        return msgspec.convert(values, shape)
     except msgspec.ValidationError as error:
-        raise _located(str(error)) from None
+        raise _located(str(error), shape) from None
 
 
-def _located(message: str) -> InvalidDocumentError:
+def _located(message: str, shape: type[Struct]) -> InvalidDocumentError:
     # The place is the last one named: what is quoted before it may hold anything.
     parts = re.fullmatch(r"(.*) - at `\$\.?(.*)`", message, re.DOTALL)
     problem, path = parts.groups() if parts else (message, "")
@@ -149,7 +132,7 @@ def _located(message: str) -> InvalidDocumentError:
         return InvalidDocumentError(
             path, problem, states or "docs/policy.md has the form of a flag"
         )
-    document = DOCUMENTS.get(re.sub(r"\[\d+\]", "", path).rpartition(".")[2], FlagDocument)
+    document = DOCUMENTS.get(re.sub(r"\[\d+\]", "", path).rpartition(".")[2], shape)
     known = [field.encode_name for field in msgspec.structs.fields(document)]
     close = difflib.get_close_matches(found[1], known, n=1)
     remedy = (f"Did you mean {close[0]}? " if close else "") + f"Known here: {', '.join(known)}"
@@ -186,15 +169,31 @@ def _flag(wire: FlagDocument) -> Flag:
         prerequisites=_prerequisites(wire.prerequisites, key),
         rules=tuple(rules.values()),
         fallthrough=_serves(wire.fallthrough, "fallthrough", key, variants),
-        metadata=_metadata(wire),
+        metadata=metadata(wire.owner, wire.description, wire.tags, wire.expires),
     )
 
 
-def _metadata(wire: FlagDocument) -> dict[str, Value]:
-    expires = wire.expires and milliseconds(wire.expires, "expires")
-    tags: list[Value] | None = [*wire.tags] if wire.tags else None
-    found = {"owner": wire.owner, "description": wire.description, "tags": tags, "expires": expires}
+def metadata(
+    owner: str | None,
+    description: str | None,
+    tags: list[str] | None,
+    expires: datetime | None = None,
+) -> dict[str, Value]:
+    """Return what of the metadata there is."""
+    until = expires and milliseconds(expires, "expires")
+    listed: list[Value] | None = [*tags] if tags else None
+    found = {"owner": owner, "description": description, "tags": listed, "expires": until}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def path_of(written: str, path: str) -> tuple[str, ...]:
+    """Return the names of an attribute path."""
+    names = tuple(written.split("."))
+    if not all(names):
+        raise InvalidDocumentError(
+            path, f"{written!r} is not an attribute path", "Write names joined by dots"
+        )
+    return names
 
 
 def _prerequisites(items: list[PrerequisiteDocument], key: str) -> tuple[Prerequisite, ...]:
@@ -242,11 +241,7 @@ def _hashed(
     wire: RolloutDocument | RampDocument, path: str, key: str
 ) -> tuple[tuple[str, ...], str]:
     """Return by what is hashed, and the salt."""
-    by = tuple(wire.by.split("."))
-    if not all(by):
-        raise InvalidDocumentError(
-            f"{path}.by", f"{wire.by!r} is not an attribute path", "Write names joined by dots"
-        )
+    by = path_of(wire.by, f"{path}.by")
     if wire.salt == "":
         raise InvalidDocumentError(f"{path}.salt", "is empty", "Leave it out for the flag's key")
     return by, wire.salt or key

@@ -102,6 +102,27 @@ class FlagDocument(Struct, kw_only=True, forbid_unknown_fields=True):
     expires: datetime | None = None
 
 
+class MembersDocument(Struct, forbid_unknown_fields=True):
+    """Keys of members as the writer stores them: hashed, in parts named by their SHA-256."""
+
+    count: int
+    parts: list[str]
+
+
+class SegmentDocument(Struct, kw_only=True, forbid_unknown_fields=True):
+    """A segment."""
+
+    key: str
+    environment: str | None = None
+    when: dict[str, Any] | None = None
+    by: str = TARGETING_KEY
+    included: list[str | int] | MembersDocument = []
+    excluded: list[str | int] | MembersDocument = []
+    owner: str | None = None
+    description: str | None = None
+    tags: list[str] | None = None
+
+
 DOCUMENTS: Mapping[str, type[Struct]] = {
     "rules": RuleDocument,
     "during": WindowDocument,

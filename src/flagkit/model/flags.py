@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-from flagkit.model.conditions import Condition
+from flagkit.model.conditions import Condition, segments_in
 from flagkit.model.documents import EVERYWHERE, TARGETING_KEY, State
 from flagkit.model.rollouts import Intervals, percent
 from flagkit.model.values import Value
@@ -88,6 +88,11 @@ class Flag(Struct, frozen=True, kw_only=True):
     rules: tuple[Rule, ...]
     fallthrough: Serves
     metadata: dict[str, Value]
+
+
+def segments_of(flag: Flag) -> set[str]:
+    """Return the keys of the segments that a flag's rules refer to."""
+    return {key for rule in flag.rules for key in segments_in(rule.condition)}
 
 
 def encode(flag: Flag) -> dict[str, Value]:

@@ -19,13 +19,16 @@ from flagkit.model.conditions import (
     Field,
     HasType,
     In,
+    InSegment,
     Mod,
     Nor,
     Or,
     Ordering,
     Size,
     Version,
+    segments_in,
 )
+from flagkit.model.keys import check_key
 from flagkit.model.values import Value, join
 from flagkit.model.versions import version_key
 
@@ -68,8 +71,10 @@ def _all_of(conditions: Iterable[Condition]) -> Condition:
 def _member(key: str, value: Value, path: str) -> Condition:
     if key in _LOGICAL:
         return _LOGICAL[key](_branches(value, path))
+    if key == SEGMENT:
+        return _segments(value, path)
     if key.startswith("$"):
-        raise _unknown(key, path, _LOGICAL)
+        raise _unknown(key, path, (*_LOGICAL, SEGMENT))
     parts = tuple(key.split("."))
     if not all(parts) or any(part.startswith("$") for part in parts):
         raise InvalidDocumentError(
@@ -86,6 +91,19 @@ def _member(key: str, value: Value, path: str) -> Condition:
                 f"Did you mean {meant}? For equality with a document write $eq: {{{first}: ...}}",
             )
     return Field(parts, Compare("$eq", value))
+
+
+def _segments(value: Value, path: str) -> Condition:
+    keys = [value] if isinstance(value, str) else value
+    if not isinstance(keys, list) or not keys:
+        raise InvalidDocumentError(
+            path, "names no segment", f"Write {SEGMENT}: KEY, or a list of keys"
+        )
+    found = [
+        InSegment(check_key(key, path if key is value else f"{path}[{i}]", "segment"))
+        for i, key in enumerate(keys)
+    ]
+    return found[0] if len(found) == 1 else Or(tuple(found))
 
 
 def _branches(value: Value, path: str) -> tuple[Condition, ...]:
@@ -106,7 +124,17 @@ def _tests(parts: tuple[str, ...], operators: Mapping[str, Value], path: str) ->
     return _all_of(conditions)
 
 
+def _misplaced(path: str) -> InvalidDocumentError:
+    return InvalidDocumentError(
+        path,
+        f"has {SEGMENT} within an attribute, but a segment looks at the whole context",
+        f"Write {SEGMENT} beside the attributes",
+    )
+
+
 def _unknown(operator: str, path: str, known: Iterable[str]) -> InvalidDocumentError:
+    if operator == SEGMENT:
+        return _misplaced(path)
     names = sorted(known)
     close = difflib.get_close_matches(operator, names, n=1, cutoff=0.7)
     remedy = f"Did you mean {close[0]}? " if close else ""
@@ -196,9 +224,12 @@ def _elem_match(parts: tuple[str, ...], operator: str, constant: Value, path: st
             path, "is not a document", f"Write {operator}: {{field: value}} or {{$gt: 1}}"
         )
     first = next(iter(constant), "")
-    if first.startswith("$") and first not in _LOGICAL:
+    if first.startswith("$") and first not in (*_LOGICAL, SEGMENT):
         return Field(parts, ElemMatch(_tests((), constant, path), by_value=True))
-    return Field(parts, ElemMatch(parse(constant, path), by_value=False))
+    condition = parse(constant, path)
+    if segments_in(condition):
+        raise _misplaced(path)
+    return Field(parts, ElemMatch(condition, by_value=False))
 
 
 def _all(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
@@ -263,6 +294,7 @@ def _whole(value: Value) -> int | None:
     return int(value) if value == value // 1 and abs(value) < 2**63 else None
 
 
+SEGMENT = "$segment"
 _LOGICAL: Mapping[str, Callable[[tuple[Condition, ...]], Condition]] = {
     "$and": And,
     "$or": Or,

@@ -2,39 +2,51 @@
 
 - heads: {_id: environment, epoch, revision, hash, time, digests, change}
 - ledger: {_id: {environment, revision}} and the fields of a head and of its change
-- flags: {_id: {environment, key, region}, revision, version, policy, hash}; the hash is that of the
-  state; both are null once the flag is deleted
+- flags, segments: {_id: {environment, key, region}, revision, version, policy, hash}; the hash is
+  that of the state; both are null once it is deleted; a segment's region is "@segments"
+- members: {_id: {environment, part}, hashes}; hashed keys of segments, never changed: `part` is the
+  SHA-256 of `hashes`
 - audit: {_id: {environment, request}, sent, actor, reason, operations, digest}
 
-The head is the truth; flags and ledger are projections of it. A change is {request, previous_hash,
-flags}, its flags a list of {region, key, before, after}, each side {version, policy} or null.
+The head is the truth; flags, segments and ledger are projections of it. A change is {request,
+previous_hash, policies}, these a list of {region, key, before, after}, each side {version, policy}
+or null.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 from bson import MaxKey, MinKey
 from pymongo import ASCENDING, IndexModel
 
-from flagkit.changes import Change, FlagChange, FlagState, Tip, state_of
+from flagkit.changes import SEGMENTS as SEGMENTS_REGION
+from flagkit.changes import Change, PolicyChange, PolicyState, Tip, state_of
 from flagkit.errors import StoreError
 
 Document: TypeAlias = dict[str, Any]
 
-HEADS, LEDGER, FLAGS, AUDIT = "heads", "ledger", "flags", "audit"
+HEADS, LEDGER, AUDIT = "heads", "ledger", "audit"
+FLAGS, SEGMENTS, MEMBERS = "flags", "segments", "members"
+PROJECTED = (FLAGS, SEGMENTS)
 
 INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
     HEADS: (),
     AUDIT: (),
+    SEGMENTS: (),
+    MEMBERS: (),
     LEDGER: (
         IndexModel(
             [("_id.environment", ASCENDING), ("request", ASCENDING)], name="request", unique=True
         ),
         IndexModel(
-            [("_id.environment", ASCENDING), ("flags.key", ASCENDING), ("_id.revision", ASCENDING)],
-            name="flag_history",
+            [
+                ("_id.environment", ASCENDING),
+                ("policies.key", ASCENDING),
+                ("_id.revision", ASCENDING),
+            ],
+            name="policy_history",
         ),
     ),
     FLAGS: (
@@ -62,9 +74,14 @@ def ledger_id(environment: str, revision: Any) -> Document:
     return {"environment": environment, "revision": revision}
 
 
-def flag_id(environment: str, key: Any, region: Any) -> Document:
-    """Return a flag document's `_id`. Field order counts: ranges compare whole `_id`s."""
+def policy_id(environment: str, key: Any, region: Any) -> Document:
+    """Return a flag's or segment's `_id`. Field order counts: ranges compare whole `_id`s."""
     return {"environment": environment, "key": key, "region": region}
+
+
+def parts_named(environment: str, parts: Iterable[str]) -> Document:
+    """Return the filter of some parts of members."""
+    return {"_id": {"$in": [{"environment": environment, "part": part} for part in parts]}}
 
 
 def ledger_after(environment: str, revision: int) -> Document:
@@ -73,23 +90,23 @@ def ledger_after(environment: str, revision: int) -> Document:
     return {"_id": {"$gt": ledger_id(environment, revision), "$lt": ledger_id(environment, "")}}
 
 
-def flags_of(environment: str) -> Document:
-    """Return the filter of all of an environment's flags, a range of the `_id` index."""
+def policies_of(environment: str) -> Document:
+    """Return the filter of all flags, or segments, of an environment, a range of `_id`s."""
     return {
         "_id": {
-            "$gte": flag_id(environment, MinKey(), MinKey()),
-            "$lte": flag_id(environment, MaxKey(), MaxKey()),
+            "$gte": policy_id(environment, MinKey(), MinKey()),
+            "$lte": policy_id(environment, MaxKey(), MaxKey()),
         }
     }
 
 
-def flags_named(environment: str, keys: list[str]) -> Document:
-    """Return the filter of some flags in all regions, ranges of the `_id` index."""
+def policies_named(environment: str, keys: list[str]) -> Document:
+    """Return the filter of some flags in all regions, or segments; ranges of the `_id` index."""
     ranges = [
         {
             "_id": {
-                "$gte": flag_id(environment, key, MinKey()),
-                "$lte": flag_id(environment, key, MaxKey()),
+                "$gte": policy_id(environment, key, MinKey()),
+                "$lte": policy_id(environment, key, MaxKey()),
             }
         }
         for key in keys
@@ -163,12 +180,17 @@ def ledgered(document: Mapping[str, Any]) -> Change:
     return _change(_tip(document["_id"]["environment"], document), document)
 
 
-def flag_document(environment: str, revision: int, change: FlagChange) -> Document:
-    """Return the document of a flag as a change left it; without a policy where it was deleted."""
+def collection_of(region: str) -> str:
+    """Return the collection in which a policy stands."""
+    return SEGMENTS if region == SEGMENTS_REGION else FLAGS
+
+
+def policy_document(environment: str, revision: int, change: PolicyChange) -> Document:
+    """Return the document of a policy as a change left it; without one where it was deleted."""
     state = change.after or change.before
     assert state is not None, "a change has a side"
     return {
-        "_id": flag_id(environment, state.key, state.region),
+        "_id": policy_id(environment, state.key, state.region),
         "revision": revision,
         "version": state.version,
         "policy": None if change.after is None else change.after.policy,
@@ -177,8 +199,8 @@ def flag_document(environment: str, revision: int, change: FlagChange) -> Docume
 
 
 @_judged
-def flag_state(document: Mapping[str, Any]) -> FlagState | None:
-    """Return the state that a flag document holds; None where it was deleted.
+def policy_state(document: Mapping[str, Any]) -> PolicyState | None:
+    """Return the state that a flag's or a segment's document holds; None where it was deleted.
 
     Raises:
         StoreError: something changed it past the writer.
@@ -191,7 +213,7 @@ def flag_state(document: Mapping[str, Any]) -> FlagState | None:
     )
     if document.get("hash") != f"{state.hash:016x}":
         raise StoreError(
-            f"{identity['key']} (region {identity['region']}) was changed past the writer: undo it"
+            f"{identity['key']} ({identity['region']}) was changed past the writer: undo it"
         )
     return state
 
@@ -216,31 +238,31 @@ def _change_body(change: Change) -> Document:
     return {
         "request": change.request,
         "previous_hash": change.previous_hash,
-        "flags": [
+        "policies": [
             {
-                "region": flag.id[0],
-                "key": flag.id[1],
-                "before": _side(flag.before),
-                "after": _side(flag.after),
+                "region": policy.id[0],
+                "key": policy.id[1],
+                "before": _side(policy.before),
+                "after": _side(policy.after),
             }
-            for flag in change.flags
+            for policy in change.policies
         ],
     }
 
 
-def _side(state: FlagState | None) -> Document | None:
+def _side(state: PolicyState | None) -> Document | None:
     return None if state is None else {"version": state.version, "policy": state.policy}
 
 
 def _change(tip: Tip, body: Mapping[str, Any]) -> Change:
-    flags = tuple(
-        FlagChange(_state(flag, flag["before"]), _state(flag, flag["after"]))
-        for flag in body["flags"]
+    policies = tuple(
+        PolicyChange(_state(policy, policy["before"]), _state(policy, policy["after"]))
+        for policy in body["policies"]
     )
-    return Change(tip, body["request"], body["previous_hash"], flags)
+    return Change(tip, body["request"], body["previous_hash"], policies)
 
 
-def _state(flag: Mapping[str, Any], side: Mapping[str, Any] | None) -> FlagState | None:
+def _state(policy: Mapping[str, Any], side: Mapping[str, Any] | None) -> PolicyState | None:
     if side is None:
         return None
-    return state_of(flag["key"], flag["region"], int(side["version"]), side["policy"])
+    return state_of(policy["key"], policy["region"], int(side["version"]), side["policy"])

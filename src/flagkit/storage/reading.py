@@ -7,18 +7,23 @@ from typing import Any
 from pymongo import ASCENDING, DESCENDING
 from pymongo.client_session import ClientSession
 
-from flagkit.changes import Change, FlagChange, FlagId, FlagState, Tip
+from flagkit.changes import Change, PolicyChange, PolicyId, PolicyState, Tip
 from flagkit.errors import StoreError
 from flagkit.storage.layout import (
     FLAGS,
     LEDGER,
+    MEMBERS,
+    PROJECTED,
+    SEGMENTS,
     Document,
     change_of,
-    flag_state,
-    flags_named,
-    flags_of,
+    collection_of,
     ledger_after,
     ledgered,
+    parts_named,
+    policies_named,
+    policies_of,
+    policy_state,
     tip_of,
 )
 
@@ -60,37 +65,67 @@ class Reading:
         )
         return map(ledgered, found)
 
-    def find(self, keys: Iterable[str]) -> dict[FlagId, FlagState]:
+    def find(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of some flags, in all regions."""
-        wanted = set(keys)
+        return self._find(FLAGS, set(keys))
+
+    def segments(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
+        """Return the states of some segments."""
+        return self._find(SEGMENTS, set(keys))
+
+    def _find(self, collection: str, wanted: set[str]) -> dict[PolicyId, PolicyState]:
         if not wanted:
             return {}
-        documents = self._database[FLAGS].find(
-            flags_named(self.tip.environment, sorted(wanted)), session=self._session
+        documents = self._database[collection].find(
+            policies_named(self.tip.environment, sorted(wanted)), session=self._session
         )
-        return self._read_through(documents, lambda state: state.key in wanted)
+        return self._read_through(
+            documents,
+            lambda state: state.key in wanted and collection_of(state.region) == collection,
+        )
 
-    def all(self) -> dict[FlagId, FlagState]:
-        """Return the states of all flags, in all regions."""
-        documents = self._database[FLAGS].find(
-            flags_of(self.tip.environment), session=self._session
+    def parts(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Return parts of members, by their SHA-256, as far as they are there."""
+        wanted = set(names)
+        if not wanted:
+            return {}
+        found = self._database[MEMBERS].find(
+            parts_named(self.tip.environment, wanted), session=self._session
         )
-        return self._read_through(documents, lambda _: True)
+        return {document["_id"]["part"]: document["hashes"] for document in found}
 
-    def projected(self) -> dict[FlagId, tuple[int, FlagState | None]]:
-        """Return what stands in the flags, as it stands: revisions and states, None if deleted."""
-        documents = self._database[FLAGS].find(
-            flags_of(self.tip.environment), session=self._session
+    def known_parts(self, names: Iterable[str]) -> set[str]:
+        """Return those of some parts of members that are there."""
+        wanted = set(names)
+        if not wanted:
+            return set()
+        found = self._database[MEMBERS].find(
+            parts_named(self.tip.environment, wanted), {"_id": True}, session=self._session
         )
+        return {document["_id"]["part"] for document in found}
+
+    def all(self) -> dict[PolicyId, PolicyState]:
+        """Return the states of all flags, in all regions, and of all segments."""
+        return self._read_through(self._all_documents(), lambda _: True)
+
+    def projected(self) -> dict[PolicyId, tuple[int, PolicyState | None]]:
+        """Return what is projected, as it stands: revisions and states, None if deleted."""
+        documents = self._all_documents()
         return {
             (document["_id"]["region"], document["_id"]["key"]): (
                 document["revision"],
-                flag_state(document),
+                policy_state(document),
             )
             for document in documents
         }
 
-    def dependents(self, keys: Iterable[str]) -> dict[FlagId, FlagState]:
+    def _all_documents(self) -> Iterator[Document]:
+        for collection in PROJECTED:
+            yield from self._database[collection].find(
+                policies_of(self.tip.environment), session=self._session
+            )
+
+    def dependents(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of the flags that have one of `keys` as a direct prerequisite."""
         wanted = set(keys)
         documents = self._database[FLAGS].find(
@@ -107,13 +142,13 @@ class Reading:
             ),
         )
 
-    def at(self, flag: FlagId, revision: int) -> FlagState | None:
-        """Return the state that a flag had at a revision, None if there was none."""
-        region, key = flag
+    def at(self, policy: PolicyId, revision: int) -> PolicyState | None:
+        """Return the state that a flag or a segment had at a revision, None if there was none."""
+        region, key = policy
         document = self._database[LEDGER].find_one(
             {
                 "_id.environment": self.tip.environment,
-                "flags": {"$elemMatch": {"key": key, "region": region}},
+                "policies": {"$elemMatch": {"key": key, "region": region}},
                 "_id.revision": {"$lte": revision},
             },
             sort=[("_id.revision", DESCENDING)],
@@ -123,12 +158,12 @@ class Reading:
         if self.pending is not None and self.pending.revision <= revision:
             changes.append(self.pending)
         for change in reversed(changes):
-            for item in change.flags:
-                if item.id == flag:
+            for item in change.policies:
+                if item.id == policy:
                     return item.after
         return None
 
-    def check_newest(self, changes: Iterable[FlagChange]) -> None:
+    def check_newest(self, changes: Iterable[PolicyChange]) -> None:
         """Refuse to build upon a state that is not the newest that the ledger has.
 
         Raises:
@@ -138,7 +173,7 @@ class Reading:
             if self.at(change.id, self.tip.revision) != change.before:
                 region, key = change.id
                 raise StoreError(
-                    f"{key} (region {region}) is not as the ledger has it: it was changed past the"
+                    f"{key} ({region}) is not as the ledger has it: it was changed past the"
                     " writer; nothing was written"
                 )
 
@@ -159,14 +194,14 @@ class Reading:
         return bool(hashes)
 
     def _read_through(
-        self, documents: Iterable[Document], wanted: Callable[[FlagState], bool]
-    ) -> dict[FlagId, FlagState]:
-        states: dict[FlagId, FlagState | None] = {
-            (document["_id"]["region"], document["_id"]["key"]): flag_state(document)
+        self, documents: Iterable[Document], wanted: Callable[[PolicyState], bool]
+    ) -> dict[PolicyId, PolicyState]:
+        states: dict[PolicyId, PolicyState | None] = {
+            (document["_id"]["region"], document["_id"]["key"]): policy_state(document)
             for document in documents
         }
         if self.pending is not None:
-            states |= {flag.id: flag.after for flag in self.pending.flags}
+            states |= {flag.id: flag.after for flag in self.pending.policies}
         return {
             identity: state
             for identity, state in states.items()

@@ -5,31 +5,34 @@ where the stream cannot vouch for what it brings, it fails, and the ledger is as
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import bson
+import msgspec
 from bson.codec_options import CodecOptions
 from pymongo import ASCENDING, AsyncMongoClient, ReadPreference
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.command_cursor import AsyncRawBatchCommandCursor
 from pymongo.read_concern import ReadConcern
 
-from flagkit.changes import Change, Tip
+from flagkit.changes import Change, PolicyId, PolicyState, Tip
 from flagkit.errors import HistoryLostError, StoreError, StoreUnavailableError
 from flagkit.refresh import SILENCE_SECONDS
-from flagkit.snapshot import Snapshot, build, regions_of
+from flagkit.snapshot import Snapshot, build, kept_of
 from flagkit.storage.driver import OPERATION_MILLISECONDS_MAX, configured, settings_for, translated
 from flagkit.storage.layout import (
-    FLAGS,
     HEADS,
     LEDGER,
+    MEMBERS,
+    PROJECTED,
     Document,
     change_of,
-    flag_state,
-    flags_of,
     ledger_id,
     ledgered,
+    parts_named,
+    policies_of,
+    policy_state,
     tip_of,
 )
 
@@ -57,27 +60,36 @@ class MongoSource:
         self._stream: AsyncRawBatchCommandCursor[Document] | None = None
 
     async def load(self) -> Snapshot:
-        """Read all flags that concern the region, in one snapshot of the database."""
-        regions = regions_of(self._region)
+        """Read all that concerns the region, in one snapshot of the database."""
+        kept = kept_of(self._region)
+        states: dict[PolicyId, PolicyState | None] = {}
         with translated("loading all flags"):
             async with self._client.start_session(snapshot=True) as session:
                 head = await self._head(session)
-                found = self._database[FLAGS].find(
-                    {**flags_of(self._environment), "_id.region": {"$in": list(regions)}},
-                    session=session,
-                    batch_size=10_000,
+                for collection in PROJECTED:
+                    found = self._database[collection].find(
+                        {**policies_of(self._environment), "_id.region": {"$in": list(kept)}},
+                        session=session,
+                        batch_size=10_000,
+                    )
+                    async for document in found:
+                        identity = document["_id"]["region"], document["_id"]["key"]
+                        states[identity] = policy_state(document)
+                change = change_of(head)
+                if change is not None:
+                    if not change.is_sealed:
+                        raise HistoryLostError("the head was changed past the writer")
+                    # It may not be there yet: it is projected after it is committed.
+                    states |= {
+                        policy.id: policy.after
+                        for policy in change.policies
+                        if policy.id[0] in kept
+                    }
+                there = [state for state in states.values() if state is not None]
+                parts = await self._parts(
+                    (part for state in there for part in state.parts), session
                 )
-                states = {
-                    (document["_id"]["region"], document["_id"]["key"]): flag_state(document)
-                    async for document in found
-                }
-        change = change_of(head)
-        if change is not None:
-            if not change.is_sealed:
-                raise HistoryLostError("the head was changed past the writer")
-            # The flags may not have the tip's change yet: it is projected after it is committed.
-            states |= {flag.id: flag.after for flag in change.flags if flag.id[0] in regions}
-        return build(tip_of(head), self._region, (state for state in states.values() if state))
+        return build(tip_of(head), self._region, there, parts)
 
     async def open(self) -> None:
         """Begin to watch."""
@@ -105,7 +117,7 @@ class MongoSource:
         with translated("watching for changes"):
             batch = cast("bytes | None", await stream.try_next())
         events: list[Document] = bson.decode_all(batch, _CODEC) if batch else []  # pyright: ignore[reportUnknownMemberType] - its mmap has no parameter
-        return [_event_change(event) for event in events]
+        return await self._with_parts([_event_change(event) for event in events])
 
     async def catch_up(self, tip: Tip) -> Sequence[Change]:
         """Return every change after `tip`, from the ledger and the head."""
@@ -135,7 +147,7 @@ class MongoSource:
         changes.append(newest)
         if len(changes) != last.revision - tip.revision:
             raise HistoryLostError(f"the ledger does not reach back to revision {tip.revision}")
-        return changes
+        return await self._with_parts(changes)
 
     async def close(self) -> None:
         """Free everything."""
@@ -151,6 +163,32 @@ class MongoSource:
                 f" {self._database.name!r}: a writer creates it"
             )
         return head
+
+    async def _with_parts(self, changes: list[Change]) -> list[Change]:
+        """Return changes with the parts of members that were not there before them."""
+        sides = ((policy.before, policy.after) for change in changes for policy in change.policies)
+        added = [
+            part
+            for before, after in sides
+            if after is not None and after.parts
+            for part in set(after.parts).difference(before.parts if before is not None else ())
+        ]
+        if not added:
+            return changes
+        with translated("reading members"):
+            parts = await self._parts(added)
+        return [*changes[:-1], msgspec.structs.replace(changes[-1], parts=parts)]
+
+    async def _parts(
+        self, names: Iterable[str], session: AsyncClientSession | None = None
+    ) -> dict[str, bytes]:
+        wanted = set(names)
+        if not wanted:
+            return {}
+        found = self._database[MEMBERS].find(
+            parts_named(self._environment, wanted), session=session
+        )
+        return {document["_id"]["part"]: document["hashes"] async for document in found}
 
     async def _close_stream(self) -> None:
         stream, self._stream = self._stream, None

@@ -45,14 +45,17 @@ from flagkit.storage.layout import (
     HEADS,
     INDEXES,
     LEDGER,
+    MEMBERS,
+    PROJECTED,
     Document,
     active_in_region,
-    flag_document,
+    collection_of,
     head_document,
     ledger_after,
     ledger_document,
     ledger_id,
     ledgered,
+    policy_document,
     tip_of,
 )
 from flagkit.storage.reading import Reading
@@ -63,8 +66,8 @@ _DUPLICATE_KEY = 11000
 
 STORED_BYTES_MAX = 12 * 1024 * 1024
 """A change larger than this in BSON is refused: a document of MongoDB ends at 16 MiB."""
-FLAG_BYTES_MAX = STORED_BYTES_MAX // 3
-"""So that a flag can always be changed by itself, which stores it before and after."""
+POLICY_BYTES_MAX = STORED_BYTES_MAX // 3
+"""So that a policy can always be changed by itself, which stores it before and after."""
 
 
 class Store:
@@ -151,7 +154,9 @@ class Store:
         try:
             encoded = bson.encode(ledger_document(change))
             size = max(len(encoded), len(bson.encode({**content})))
-            flags = [len(bson.encode(flag.after.policy)) for flag in change.flags if flag.after]
+            policies = [
+                len(bson.encode(policy.after.policy)) for policy in change.policies if policy.after
+            ]
             read: Document = bson.decode(encoded, _CODEC)  # pyright: ignore[reportUnknownMemberType]
             same = ledgered(read) == change
         except (BSONError, OverflowError, UnicodeError, TypeError) as error:
@@ -162,10 +167,11 @@ class Store:
                 f"the change is {size:,} bytes in MongoDB; the limit is {STORED_BYTES_MAX:,}",
                 "Split it up",
             )
-        if max(flags, default=0) > FLAG_BYTES_MAX:
+        if max(policies, default=0) > POLICY_BYTES_MAX:
             raise InvalidDocumentError(
                 "",
-                f"a flag is {max(flags):,} bytes in MongoDB; the limit is {FLAG_BYTES_MAX:,}",
+                f"a policy is {max(policies):,} bytes in MongoDB; the limit is"
+                f" {POLICY_BYTES_MAX:,}",
                 "Shorten its lists: a flag is for rules, not for data",
             )
         if not same:
@@ -189,6 +195,16 @@ class Store:
                 return str(earlier["digest"])
         return str(content["digest"])
 
+    def add_parts(self, parts: Mapping[str, bytes]) -> None:
+        """Store parts of members, by their SHA-256. Those that are there stay as they are."""
+        documents = [
+            {"_id": {"environment": self.environment, "part": name}, "hashes": hashes}
+            for name, hashes in parts.items()
+        ]
+        with translated("storing members"), _duplicates_passed():
+            if documents:
+                self._database[MEMBERS].insert_many(documents, ordered=False)
+
     def compare_and_set(self, tip: Tip, change: Change) -> bool:
         """Commit a change if the head still stands at `tip`; return whether it did."""
         expected = {
@@ -202,27 +218,27 @@ class Store:
         return done.matched_count == 1
 
     def project(self, change: Change) -> None:
-        """Bring a committed change into flags and ledger, wherever it is not there yet."""
+        """Bring a committed change to where it is read, wherever it is not there yet."""
         environment, revision = change.tip.environment, change.revision
-        documents = [flag_document(environment, revision, flag) for flag in change.flags]
-        # A newer state stays: the guard finds nothing to replace, and the upsert meets its `_id`.
-        replacements = [
-            ReplaceOne(
-                {"_id": document["_id"], "revision": {"$lt": revision}}, document, upsert=True
-            )
-            for document in documents
-        ]
         with translated("projecting a change"):
-            if replacements:
-                try:
-                    self._database[FLAGS].bulk_write(replacements, ordered=False)
-                except BulkWriteError as error:
-                    if error.details["writeConcernErrors"]:
-                        raise StoreUnavailableError("the majority has not got it yet") from error
-                    if any(
-                        fault["code"] != _DUPLICATE_KEY for fault in error.details["writeErrors"]
-                    ):
-                        raise
+            for collection in PROJECTED:
+                # A newer state stays: the guard finds nothing to replace, and the upsert meets its
+                # `_id`.
+                replacements = [
+                    ReplaceOne(
+                        {"_id": document["_id"], "revision": {"$lt": revision}},
+                        document,
+                        upsert=True,
+                    )
+                    for document in (
+                        policy_document(environment, revision, policy)
+                        for policy in change.policies
+                        if collection_of(policy.id[0]) == collection
+                    )
+                ]
+                with _duplicates_passed():
+                    if replacements:
+                        self._database[collection].bulk_write(replacements, ordered=False)
             try:
                 self._database[LEDGER].insert_one(ledger_document(change))
             except DuplicateKeyError:
@@ -290,3 +306,15 @@ class Store:
             f"the environment {self.environment!r} is not in the database {self._database.name!r}:"
             " create it once with Writer.create_environment()"
         )
+
+
+@contextmanager
+def _duplicates_passed() -> Generator[None]:
+    """Pass over documents that are there already, in a bulk of unordered writes."""
+    try:
+        yield
+    except BulkWriteError as error:
+        if error.details["writeConcernErrors"]:
+            raise StoreUnavailableError("the majority has not got it yet") from error
+        if any(fault["code"] != _DUPLICATE_KEY for fault in error.details["writeErrors"]):
+            raise

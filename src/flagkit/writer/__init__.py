@@ -1,6 +1,7 @@
 """Writing flags: versioned changes, each in the ledger. Who only reads never loads this."""
 
+from flagkit.writer.drafts import Commit, Draft
 from flagkit.writer.ledger import Entry, entries, verify
-from flagkit.writer.writer import Commit, Draft, Writer
+from flagkit.writer.writer import Writer
 
 __all__ = ["Commit", "Draft", "Entry", "Writer", "entries", "verify"]

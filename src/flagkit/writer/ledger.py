@@ -1,14 +1,16 @@
 """Ledger: the history of an environment, read for people and verified for auditors."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from itertools import chain, islice
 from typing import Any
 
 from msgspec import Struct
 
-from flagkit.changes import Change, FlagId, FlagState, Tip
+from flagkit.changes import SEGMENTS, Change, PolicyId, PolicyState, Tip
 from flagkit.errors import StoreError, StoreUnavailableError
+from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 
 _CHUNK = 500
@@ -43,7 +45,7 @@ def entries(store: Store, after: int = 0) -> Iterator[Entry]:
 
 
 def verify(store: Store) -> list[str]:
-    """Return what is wrong with an environment's ledger, head and flags; nothing if all is well.
+    """Return what is wrong with an environment's ledger and what stands beside it, if anything.
 
     The chain proves that the ledger was not altered, shortened or reordered on its way to the head.
     Whoever can rewrite all of it, head included, is found only against a hash kept elsewhere.
@@ -59,7 +61,7 @@ def verify(store: Store) -> list[str]:
 def _problems(store: Store) -> list[str]:
     problems: list[str] = []
     tip: Tip | None = None
-    expected: dict[FlagId, tuple[int, FlagState | None]] = {}
+    expected: dict[PolicyId, tuple[int, PolicyState | None]] = {}
     with store.reading() as reading:
         head = reading.tip
         found = reading.projected()
@@ -67,14 +69,15 @@ def _problems(store: Store) -> list[str]:
         for change in chain(reading.changes(), pending):
             problems += _check_step(tip, change)
             tip = change.tip
-            for flag in change.flags:
-                if expected.get(flag.id, (0, None))[1] != flag.before:
+            for policy in change.policies:
+                if expected.get(policy.id, (0, None))[1] != policy.before:
                     problems.append(
-                        f"revision {change.revision} did not find {flag.id[1]} as it was left"
+                        f"revision {change.revision} did not find {policy.id[1]} as it was left"
                     )
-            expected |= {flag.id: (change.revision, flag.after) for flag in change.flags}
-        # What the tip did may not be in the flags yet: its writer, or the next one, brings it.
-        for identity in [flag.id for change in pending for flag in change.flags]:
+            expected |= {policy.id: (change.revision, policy.after) for policy in change.policies}
+        problems += _check_members(reading, (state for _, state in expected.values() if state))
+        # What the tip did may not be there yet: its writer, or the next one, brings it.
+        for identity in [policy.id for change in pending for policy in change.policies]:
             expected.pop(identity, None)
             found.pop(identity, None)
     if tip is None and head.revision > 0:
@@ -83,7 +86,19 @@ def _problems(store: Store) -> list[str]:
         problems.append(f"the ledger ends in revision {tip.revision}, the head in {head.revision}")
     for region, key in sorted(expected.keys() | found.keys()):
         if expected.get((region, key)) != found.get((region, key)):
-            problems.append(f"{key} (region {region}) is not as the ledger has it")
+            problems.append(f"{key} ({region}) is not as the ledger has it")
+    return problems
+
+
+def _check_members(reading: Reading, states: Iterable[PolicyState]) -> list[str]:
+    problems: list[str] = []
+    for state in states:
+        found = reading.parts(state.parts)
+        problems += [
+            f"members of {state.key} are missing, or were changed past the writer"
+            for name in state.parts
+            if name not in found or hashlib.sha256(found[name]).hexdigest() != name
+        ]
     return problems
 
 
@@ -107,8 +122,15 @@ def _action(operation: dict[str, Any]) -> str:
             words.append(f"to {operation['weights']}")
         case "rollback":
             words.append(f"to revision {operation['to']}")
+        case "set_segment":
+            words[0] = f"{'create' if operation['create'] else 'update'} segment"
+        case "change_members":
+            counts = [
+                f"{len(operation[side])} {side}d" for side in ("include", "exclude", "remove")
+            ]
+            return f"change members of {operation['key']}: {', '.join(counts)}"
         case _:
             pass
-    if operation["region"] != "*":
+    if operation["region"] not in ("*", SEGMENTS):
         words.append(f"in {operation['region']}")
     return " ".join(words)

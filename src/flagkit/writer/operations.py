@@ -1,16 +1,16 @@
-"""Operations: what a writer may ask for, each a pure step from a flag's state to its next document.
+"""Operations: what a writer may ask for, each a step from a policy's state to the next one.
 
 Documents are checked when an operation is made, so bad input is refused before anything is read or
 written. An operation says the same each time it is tried, on whatever revision it is tried.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
 
-from flagkit.changes import FlagId, FlagState
+from flagkit.changes import SEGMENTS, PolicyId, PolicyState
 from flagkit.errors import (
     FlagExistsError,
     FlagNotFoundError,
@@ -21,10 +21,25 @@ from flagkit.errors import (
 from flagkit.model import EVERYWHERE, Flag, Ramp, Rollout, Serves, decode, encode
 from flagkit.model.documents import State
 from flagkit.model.rollouts import allocate
+from flagkit.model.segments import (
+    Hashed,
+    decode_segment,
+    edited_keys,
+    members_of,
+)
 from flagkit.model.variants import bare_weights
 
-History: TypeAlias = Callable[[FlagId, int], FlagState | None]
-"""Gives the state that a flag had at a revision."""
+
+class Earlier(Protocol):
+    """What is known of an environment besides its newest states."""
+
+    def at(self, policy: PolicyId, revision: int) -> PolicyState | None:
+        """Return the state that a flag or a segment had at a revision."""
+        ...
+
+    def parts(self, names: Iterable[str]) -> Mapping[str, bytes]:
+        """Return parts of members, by their SHA-256, as far as they are there."""
+        ...
 
 
 class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
@@ -35,27 +50,31 @@ class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
     expected_version: int | None = None
 
     @property
-    def flag(self) -> FlagId:
-        """The flag that it is about."""
+    def policy_id(self) -> PolicyId:
+        """The flag, or segment, that it is about."""
         return (self.region, self.key)
 
-    def next(self, before: FlagState | None, history: History, /) -> Flag:
-        """Return the flag after this operation.
+    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag | Hashed:
+        """Return the flag, or segment, after this operation.
 
         Raises:
             WriteError: it cannot follow the state before.
         """
         raise NotImplementedError
 
-    def _existing(self, before: FlagState | None) -> Flag:
+    def _existing(self, before: PolicyState | None) -> PolicyState:
         if before is None:
-            where = "" if self.region == EVERYWHERE else f" in region {self.region}"
+            what = "segment" if self.region == SEGMENTS else "flag"
+            where = "" if self.region in (EVERYWHERE, SEGMENTS) else f" in region {self.region}"
             raise FlagNotFoundError(
-                f"there is no flag {self.key!r}{where}: check the key, or create it first"
+                f"there is no {what} {self.key!r}{where}: check the key, or create it first"
             )
         if self.expected_version not in (None, before.version):
             raise VersionConflictError(self.key, self.expected_version or 0, before.version)
-        return decode(before.policy, stored=True)
+        return before
+
+    def _existing_flag(self, before: PolicyState | None) -> Flag:
+        return decode(self._existing(before).policy, stored=True)
 
 
 class Create(Operation, frozen=True, tag="create", kw_only=True):
@@ -63,7 +82,7 @@ class Create(Operation, frozen=True, tag="create", kw_only=True):
 
     policy: dict[str, Any]
 
-    def next(self, before: FlagState | None, _history: History, /) -> Flag:
+    def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Flag:
         """Return the new flag."""
         if before is not None:
             raise FlagExistsError(
@@ -81,9 +100,9 @@ class Update(Operation, frozen=True, tag="update", kw_only=True):
 
     policy: dict[str, Any]
 
-    def next(self, before: FlagState | None, _history: History, /) -> Flag:
+    def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Flag:
         """Return the flag with the new document, its rollouts led on from the old ones."""
-        old = self._existing(before)
+        old = self._existing_flag(before)
         new = decode(self.policy)
         if "state" not in self.policy:
             new = msgspec.structs.replace(new, state=old.state)
@@ -102,9 +121,9 @@ class SetRollout(Operation, frozen=True, tag="set_rollout", kw_only=True):
     weights: dict[str, float] | float
     rule: str | None = None
 
-    def next(self, before: FlagState | None, history: History, /) -> Flag:
+    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag:
         """Return the flag with the new weights, and as few moved keys as can be."""
-        flag = self._existing(before)
+        flag = self._existing_flag(before)
         document = encode(flag)
         part: Any = document["fallthrough"]
         if self.rule is not None:
@@ -131,7 +150,7 @@ class SetRollout(Operation, frozen=True, tag="set_rollout", kw_only=True):
         part["rollout"] = {name: kept[name] for name in ("by", "salt") if name in kept}
         part["rollout"]["weights"] = weights
         update = Update(key=self.key, region=self.region, policy=document)
-        return update.next(before, history)
+        return update.next(before, earlier)
 
 
 class SetState(Operation, frozen=True, tag="set_state", kw_only=True):
@@ -139,9 +158,9 @@ class SetState(Operation, frozen=True, tag="set_state", kw_only=True):
 
     state: State
 
-    def next(self, before: FlagState | None, _history: History, /) -> Flag:
+    def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Flag:
         """Return the flag in the new state."""
-        flag = self._existing(before)
+        flag = self._existing_flag(before)
         if flag.state == "archived":
             raise InvalidDocumentError(
                 "state",
@@ -156,13 +175,55 @@ class Rollback(Operation, frozen=True, tag="rollback", kw_only=True):
 
     to: int
 
-    def next(self, before: FlagState | None, history: History, /) -> Flag:
-        """Return the flag as it was; never its version, which goes on."""
+    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag | Hashed:
+        """Return the flag, or segment, as it was; never its version, which goes on."""
         self._existing(before)
-        then = history(self.flag, self.to)
+        then = earlier.at(self.policy_id, self.to)
         if then is None:
             raise RevisionNotFoundError(f"{self.key!r} did not exist at revision {self.to}")
+        if self.region == SEGMENTS:
+            return decode_segment(then.policy, stored=True)
         return decode(then.policy, stored=True)
+
+
+class SetSegment(Operation, frozen=True, tag="set_segment", kw_only=True):
+    """Create a segment, or replace it: whichever `create` says.
+
+    `keys` are those that the document listed, if they are few enough to be recorded.
+    """
+
+    policy: dict[str, Any]
+    create: bool
+    keys: dict[str, list[str | int]] = {}
+
+    def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Hashed:
+        """Return the segment with the new document."""
+        if not self.create:
+            self._existing(before)
+        elif before is not None:
+            raise FlagExistsError(
+                f"the segment {self.key!r} is there already, at version {before.version}: update it"
+            )
+        return decode_segment(self.policy)
+
+
+class ChangeMembers(Operation, frozen=True, tag="change_members", kw_only=True):
+    """Move keys into a segment's included ones, its excluded ones, or out of both."""
+
+    include: tuple[str | int, ...] = ()
+    exclude: tuple[str | int, ...] = ()
+    remove: tuple[str | int, ...] = ()
+
+    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Hashed:
+        """Return the segment with the keys where they belong, all others where they are."""
+        segment = decode_segment(self._existing(before).policy, stored=True).segment
+        include = members_of(self.include, "include")
+        exclude = members_of(self.exclude, "exclude")
+        remove = members_of(self.remove, "remove")
+        included, made = edited_keys(segment.included, include, exclude | remove, earlier.parts)
+        excluded, more = edited_keys(segment.excluded, exclude, include | remove, earlier.parts)
+        after = msgspec.structs.replace(segment, included=included, excluded=excluded)
+        return Hashed(after, made | more)
 
 
 def checked_policy(

@@ -7,10 +7,14 @@ be compared with, so nothing can slip in between.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from flagkit.changes import FlagChange, FlagId, FlagState, state_of
+from msgspec import Struct
+
+from flagkit.changes import SEGMENTS, PolicyChange, PolicyId, PolicyState, state_of
 from flagkit.errors import BrokenReferenceError, InvalidDocumentError, RevisionNotFoundError
 from flagkit.model import EVERYWHERE, Flag, decode, encode
 from flagkit.model.decoding import check_size
+from flagkit.model.flags import segments_of
+from flagkit.model.segments import Hashed, encode_segment
 from flagkit.writer.operations import Operation
 
 CHANGE_BYTES_MAX = 4 * 1024 * 1024
@@ -19,60 +23,142 @@ CHANGE_BYTES_MAX = 4 * 1024 * 1024
 class Reading(Protocol):
     """An environment at one revision, as storage reads it."""
 
-    def find(self, keys: Iterable[str]) -> dict[FlagId, FlagState]:
+    def find(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of some flags, in all regions."""
         ...
 
-    def dependents(self, keys: Iterable[str]) -> dict[FlagId, FlagState]:
+    def dependents(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of the flags that have one of `keys` as a direct prerequisite."""
         ...
 
-    def at(self, flag: FlagId, revision: int) -> FlagState | None:
-        """Return the state that a flag had at a revision."""
+    def segments(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
+        """Return the states of some segments."""
+        ...
+
+    def at(self, policy: PolicyId, revision: int) -> PolicyState | None:
+        """Return the state that a flag or a segment had at a revision."""
+        ...
+
+    def parts(self, names: Iterable[str]) -> Mapping[str, bytes]:
+        """Return parts of members, by their SHA-256, as far as they are there."""
+        ...
+
+    def known_parts(self, names: Iterable[str]) -> set[str]:
+        """Return those of some parts of members that are there."""
         ...
 
 
-def plan(operations: Sequence[Operation], reading: Reading, revision: int) -> list[FlagChange]:
+class Plan(Struct, frozen=True):
+    """What a change does to policies, and the parts of members that are new with it."""
+
+    changes: list[PolicyChange]
+    parts: dict[str, bytes]
+
+
+class _Earlier(Struct, frozen=True):
+    """A reading, asked for nothing beyond its revision."""
+
+    reading: Reading
+    revision: int
+    made: dict[str, bytes]
+
+    def at(self, policy: PolicyId, revision: int) -> PolicyState | None:
+        if not 0 < revision <= self.revision:
+            raise RevisionNotFoundError(
+                f"there is no revision {revision}: the newest is {self.revision}"
+            )
+        return self.reading.at(policy, revision)
+
+    def parts(self, names: Iterable[str]) -> Mapping[str, bytes]:
+        wanted = set(names)
+        made = {name: self.made[name] for name in wanted & self.made.keys()}
+        return made | dict(self.reading.parts(wanted - made.keys()))
+
+
+def plan(
+    operations: Sequence[Operation], reading: Reading, revision: int, parts: Mapping[str, bytes]
+) -> Plan:
     """Return what the operations do, one after the other, to an environment at a revision.
 
-    A flag's version rises by one however many of the operations touch it, and not at all where they
-    leave it as it was.
+    A policy's version rises by one however many of the operations touch it, and not at all where
+    they leave it as it was. `parts` are those of the members that the operations bring.
 
     Raises:
         WriteError: an operation cannot follow, or would break a reference.
-        InvalidDocumentError: the change would be too large.
+        InvalidDocumentError: it would be too large, or refers to members that are not there.
     """
-
-    def history(flag: FlagId, at: int) -> FlagState | None:
-        if not 0 < at <= revision:
-            raise RevisionNotFoundError(f"there is no revision {at}: the newest is {revision}")
-        return reading.at(flag, at)
-
-    found = reading.find(operation.key for operation in operations)
-    after: dict[FlagId, FlagState] = {}
-    flags: dict[FlagId, Flag] = {}
+    flag_keys = {key for region, key in _ids(operations) if region != SEGMENTS}
+    segment_keys = {key for region, key in _ids(operations) if region == SEGMENTS}
+    found = {**reading.find(flag_keys), **reading.segments(segment_keys)}
+    after: dict[PolicyId, PolicyState] = {}
+    flags: dict[PolicyId, Flag] = {}
+    made = {**parts}
+    earlier = _Earlier(reading, revision, made)
     for operation in operations:
-        flag = operation.next(after.get(operation.flag, found.get(operation.flag)), history)
-        before = found.get(operation.flag)
-        version = before.version + 1 if before else 1
-        document = encode(flag)
+        identity = operation.policy_id
+        before = found.get(identity)
+        next_one = operation.next(after.get(identity, before), earlier)
+        if isinstance(next_one, Hashed):
+            made |= next_one.parts
+            document, subject = encode_segment(next_one.segment), f"segment {operation.key!r}"
+        else:
+            flags[identity] = next_one
+            document, subject = encode(next_one), f"flag {operation.key!r}"
         try:
             check_size(document)
         except InvalidDocumentError as error:
-            raise error.about(f"flag {flag.key!r}") from None
-        after[operation.flag] = state_of(flag.key, flag.region, version, document)
-        flags[operation.flag] = flag
+            raise error.about(subject) from None
+        version = before.version + 1 if before else 1
+        after[identity] = state_of(operation.key, operation.region, version, document)
     changes = [
-        FlagChange(found.get(identity), state)
+        PolicyChange(found.get(identity), state)
         for identity, state in after.items()
         if identity not in found or found[identity].packed != state.packed
     ]
     _check_size(changes)
     _References(reading, found, flags).check()
-    return changes
+    _check_segments(reading, flags.values(), segment_keys)
+    return Plan(changes, _new_parts(reading, changes, made))
 
 
-def _check_size(changes: Iterable[FlagChange]) -> None:
+def _ids(operations: Iterable[Operation]) -> set[PolicyId]:
+    return {operation.policy_id for operation in operations}
+
+
+def _check_segments(reading: Reading, flags: Iterable[Flag], changed: set[str]) -> None:
+    """Refuse flags that refer to segments that are neither there nor in this change."""
+    named = [(flag.key, segments_of(flag) - changed) for flag in flags]
+    there = {key for _, key in reading.segments({key for _, keys in named for key in keys})}
+    for flag, keys in named:
+        if missing := keys - there:
+            raise BrokenReferenceError(
+                "rules",
+                f"refer to the segment {min(missing)!r}, which does not exist",
+                "Create it before, or in the same change",
+                subject=f"flag {flag!r}",
+            )
+
+
+def _new_parts(
+    reading: Reading, changes: Iterable[PolicyChange], made: Mapping[str, bytes]
+) -> dict[str, bytes]:
+    """Return the parts that the changes bring; all others that they refer to must be there."""
+    new: dict[str, bytes] = {}
+    for change in changes:
+        held = change.before.parts if change.before else ()
+        added = set(change.after.parts if change.after else ()).difference(held)
+        new |= {name: made[name] for name in added & made.keys()}
+        if added - made.keys() - reading.known_parts(added - made.keys()):
+            raise InvalidDocumentError(
+                "included",
+                "or excluded refer to members that are not there",
+                "List the keys themselves",
+                subject=f"segment {change.id[1]!r}",
+            )
+    return new
+
+
+def _check_size(changes: Iterable[PolicyChange]) -> None:
     sides = (side for change in changes for side in (change.before, change.after) if side)
     size = sum(len(side.packed) for side in sides)
     if size > CHANGE_BYTES_MAX:
@@ -85,7 +171,10 @@ class _References:
     """The flags that a change touches and those around them, in their next state."""
 
     def __init__(
-        self, reading: Reading, found: Mapping[FlagId, FlagState], changed: Mapping[FlagId, Flag]
+        self,
+        reading: Reading,
+        found: Mapping[PolicyId, PolicyState],
+        changed: Mapping[PolicyId, Flag],
     ) -> None:
         self._reading = reading
         self._changed = changed
@@ -108,11 +197,11 @@ class _References:
         for key in changed_keys:
             self._check_cycle(key)
 
-    def _learn(self, states: Mapping[FlagId, FlagState], keys: Iterable[str]) -> None:
+    def _learn(self, states: Mapping[PolicyId, PolicyState], keys: Iterable[str]) -> None:
         for key in keys:
             self._by_key[key] = {}
         for (region, key), state in states.items():
-            if (region, key) not in self._changed:
+            if region != SEGMENTS and (region, key) not in self._changed:
                 self._by_key[key][region] = decode(state.policy, stored=True)
         for (region, key), flag in self._changed.items():
             self._by_key.setdefault(key, {})[region] = flag

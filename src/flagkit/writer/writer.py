@@ -11,12 +11,11 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Self
 
 import msgspec
-from msgspec import Struct
 
 from flagkit.changes import Tip, next_change
 from flagkit.errors import (
@@ -26,101 +25,15 @@ from flagkit.errors import (
     StoreUnavailableError,
 )
 from flagkit.model import EVERYWHERE
-from flagkit.model.decoding import check_key, check_region
-from flagkit.model.documents import State
 from flagkit.settings import settings_from
 from flagkit.storage.store import Store
-from flagkit.writer.operations import (
-    Create,
-    Operation,
-    Rollback,
-    SetRollout,
-    SetState,
-    Update,
-    checked_policy,
-)
-from flagkit.writer.planning import plan
+from flagkit.writer.drafts import Commit, Draft
+from flagkit.writer.planning import Plan, plan
 
 _log = logging.getLogger("flagkit.writer")
 
 LOST_RACE_SECONDS_MAX = 0.02
 UNAVAILABLE_SECONDS_MAX = 0.5
-
-
-class Commit(Struct, frozen=True):
-    """A committed change: its revision, the server's time of it (UTC), and the request's id."""
-
-    revision: int
-    time: datetime
-    request: str
-
-
-class Draft:
-    """Several operations that become one revision; `commit` is there once the block has ended.
-
-    Each method checks what it is given at once, and changes nothing before the end of the block.
-    """
-
-    def __init__(self, environment: str) -> None:
-        self.operations: list[Operation] = []
-        self.commit: Commit | None = None
-        self._environment = environment
-
-    def create(self, flag: Mapping[str, Any]) -> None:
-        """Create a flag from its policy document."""
-        policy, key, region = checked_policy(flag, self._environment)
-        self.operations.append(Create(policy=policy, key=key, region=region))
-
-    def update(self, flag: Mapping[str, Any], *, expected_version: int | None = None) -> None:
-        """Replace a flag's policy document; the document's key and region say which.
-
-        Without `state` in it, the flag stays paused if it is.
-        """
-        policy, key, region = checked_policy(flag, self._environment)
-        if "state" not in flag:
-            del policy["state"]
-        self.operations.append(
-            Update(policy=policy, key=key, region=region, expected_version=expected_version)
-        )
-
-    def set_rollout(
-        self,
-        key: str,
-        weights: Mapping[str, float] | float,
-        *,
-        rule: str | None = None,
-        region: str = EVERYWHERE,
-        expected_version: int | None = None,
-    ) -> None:
-        """Change the weights, in percent, of a rule's rollout, or of the fallthrough's.
-
-        A bare percentage is the share of the true variant of a boolean flag.
-        """
-        self.operations.append(
-            SetRollout(
-                weights=weights if isinstance(weights, int | float) else dict(weights),
-                rule=rule,
-                key=check_key(key),
-                region=check_region(region),
-                expected_version=expected_version,
-            )
-        )
-
-    def pause(self, key: str, *, region: str = EVERYWHERE) -> None:
-        """Pause a flag: it serves its `off` variant."""
-        self.operations.append(_set_state(key, region, "paused"))
-
-    def resume(self, key: str, *, region: str = EVERYWHERE) -> None:
-        """Make a paused flag active again."""
-        self.operations.append(_set_state(key, region, "active"))
-
-    def rollback(self, key: str, *, to: int, region: str = EVERYWHERE) -> None:
-        """Give a flag the content that it had at revision `to`."""
-        if not isinstance(to, int):  # pyright: ignore[reportUnnecessaryIsInstance] - not all check types
-            raise InvalidDocumentError(
-                "to", f"is {to!r}", "Write a revision, as in commit.revision"
-            )
-        self.operations.append(Rollback(to=to, key=check_key(key), region=check_region(region)))
 
 
 class Writer:
@@ -176,7 +89,7 @@ class Writer:
         """
         change = Draft(self.environment)
         yield change
-        change.commit = self._commit(change.operations, reason, idempotency_key)
+        change.commit = self._commit(change, reason, idempotency_key)
 
     def create(
         self, flag: Mapping[str, Any], *, reason: str = "", idempotency_key: str | None = None
@@ -257,6 +170,57 @@ class Writer:
             change.rollback(key, to=to, region=region)
         return _committed(change)
 
+    def create_segment(
+        self, segment: Mapping[str, Any], *, reason: str = "", idempotency_key: str | None = None
+    ) -> Commit:
+        """Create a segment from its document. For errors see `change`."""
+        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
+            change.create_segment(segment)
+        return _committed(change)
+
+    def update_segment(
+        self,
+        segment: Mapping[str, Any],
+        *,
+        expected_version: int | None = None,
+        reason: str = "",
+        idempotency_key: str | None = None,
+    ) -> Commit:
+        """Replace a segment's document, its keys included. For errors see `change`."""
+        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
+            change.update_segment(segment, expected_version=expected_version)
+        return _committed(change)
+
+    def change_members(  # noqa: PLR0913 - who goes where, on which condition, and why
+        self,
+        key: str,
+        *,
+        include: Iterable[str | int] = (),
+        exclude: Iterable[str | int] = (),
+        remove: Iterable[str | int] = (),
+        expected_version: int | None = None,
+        reason: str = "",
+        idempotency_key: str | None = None,
+    ) -> Commit:
+        """Move a segment's keys, as Draft.change_members does. For errors see `change`."""
+        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
+            change.change_members(
+                key,
+                include=include,
+                exclude=exclude,
+                remove=remove,
+                expected_version=expected_version,
+            )
+        return _committed(change)
+
+    def rollback_segment(
+        self, key: str, *, to: int, reason: str = "", idempotency_key: str | None = None
+    ) -> Commit:
+        """Give a segment the content that it had at revision `to`. For errors see `change`."""
+        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
+            change.rollback_segment(key, to=to)
+        return _committed(change)
+
     def close(self) -> None:
         """Close the connections."""
         self.store.close()
@@ -267,8 +231,8 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _commit(self, operations: Sequence[Operation], reason: str, key: str | None) -> Commit:
-        asked = [msgspec.to_builtins(operation) for operation in operations]
+    def _commit(self, draft: Draft, reason: str, key: str | None) -> Commit:
+        asked = [msgspec.to_builtins(operation) for operation in draft.operations]
         request = uuid.uuid4().hex if key is None else _checked_key(key)
         content = {
             "sent": datetime.now(UTC),
@@ -281,7 +245,7 @@ class Writer:
         with self._turn:
             while True:
                 try:
-                    tip = self._attempt(operations, request, content)
+                    tip = self._attempt(draft, request, content)
                     pause = LOST_RACE_SECONDS_MAX
                 except StoreUnavailableError:
                     # Unsure whether it was committed: the next reading looks for the request.
@@ -296,15 +260,17 @@ class Writer:
                     )
                 time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not secrets
 
-    def _attempt(
-        self, operations: Sequence[Operation], request: str, content: Mapping[str, Any]
-    ) -> Tip | None:
+    def _attempt(self, draft: Draft, request: str, content: Mapping[str, Any]) -> Tip | None:
         """Try once. Return the tip that the request led to, None if another writer was first."""
         with self.store.reading() as reading:
             done = reading.commit_of(request)
-            changes = [] if done else plan(operations, reading, reading.tip.revision)
-            reading.check_newest(changes)
-        change = next_change(reading.tip, request, reading.now, changes)
+            planned = (
+                plan(draft.operations, reading, reading.tip.revision, draft.parts)
+                if done is None
+                else Plan([], {})
+            )
+            reading.check_newest(planned.changes)
+        change = next_change(reading.tip, request, reading.now, planned.changes)
         self.store.check_fits(change, content)
         if self.store.add_request(request, content) != content["digest"]:
             raise RequestConflictError(
@@ -315,6 +281,7 @@ class Writer:
             self.store.project(reading.pending)
         if done:
             return done
+        self.store.add_parts(planned.parts)
         if not self.store.compare_and_set(reading.tip, change):
             return None
         try:
@@ -340,10 +307,6 @@ def _checked_key(key: object) -> str:
             "idempotency_key", f"is {key!r}", "Write a string that names the request"
         )
     return key
-
-
-def _set_state(key: str, region: str, state: State) -> SetState:
-    return SetState(state=state, key=check_key(key), region=check_region(region))
 
 
 def _committed(change: Draft) -> Commit:

@@ -1,0 +1,74 @@
+"""Segments: their members, and their meaning put in the places of their names."""
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+
+from flagkit.core.bucketing import key_of
+from flagkit.model.conditions import (
+    NEVER,
+    Among,
+    And,
+    Condition,
+    Field,
+    InSegment,
+    Nor,
+    Or,
+)
+from flagkit.model.segments import Segment, hash_of_member, part_of
+
+
+class Members:
+    """A set of keys, kept as ascending 64-bit hashes in parts, 8 bytes a member.
+
+    A key that is none of n members is taken for one with a probability of n / 2**64.
+    """
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, parts: "Sequence[Sequence[int]]") -> None:
+        self._parts = parts
+
+    def __contains__(self, value: object) -> bool:
+        key = key_of(value)
+        if key is None or not self._parts:
+            return False
+        member = hash_of_member(key)
+        part = self._parts[part_of(member, len(self._parts))]
+        place = bisect_left(part, member)
+        return place < len(part) and part[place] == member
+
+
+def meaning(segment: Segment, parts: "Mapping[str, Sequence[int]]") -> Condition:
+    """Return the condition that being in a segment is.
+
+    Raises:
+        KeyError: parts of members are not there.
+    """
+    conditions = [segment.condition] if segment.condition != NEVER else []
+    if segment.included.count:
+        conditions.insert(0, _among(segment, segment.included.parts, parts))
+    inside = conditions[0] if len(conditions) == 1 else Or(tuple(conditions))
+    if not segment.excluded.count:
+        return inside
+    return And((Nor((_among(segment, segment.excluded.parts, parts),)), inside))
+
+
+def _among(
+    segment: Segment, names: Sequence[str], parts: "Mapping[str, Sequence[int]]"
+) -> Condition:
+    return Field(segment.by, Among(Members([parts[name] for name in names])))
+
+
+def bound(condition: Condition, meanings: Mapping[str, Condition]) -> Condition:
+    """Return a condition with the meaning of each segment in the place of its name.
+
+    Raises:
+        KeyError: a segment's is not there.
+    """
+    match condition:
+        case InSegment(key):
+            return meanings[key]
+        case Field():
+            return condition
+        case And(conditions) | Or(conditions) | Nor(conditions):
+            return type(condition)(tuple(bound(item, meanings) for item in conditions))

@@ -1,0 +1,285 @@
+"""Segments: named groups of contexts, by a condition and by lists of keys.
+
+Keys are hashed here, and only their hashes go on: 64 bits each, ascending, in parts named by their
+SHA-256. A set of keys has one form, whatever order it was made in: its size says how many parts it
+has, the leading bits of a hash say which part it is in.
+"""
+
+import hashlib
+import sys
+from array import array
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, cast
+
+import xxhash
+from msgspec import Struct
+
+from flagkit.errors import InvalidDocumentError
+from flagkit.model.conditions import NEVER, Condition, segments_in
+from flagkit.model.decoding import (
+    check_environment,
+    check_size,
+    convert,
+    metadata,
+    path_of,
+    values_of,
+)
+from flagkit.model.documents import TARGETING_KEY, MembersDocument, SegmentDocument
+from flagkit.model.keys import check_key
+from flagkit.model.queries import parse
+from flagkit.model.values import Value
+
+PART_MEMBERS: Final = 16_384
+"""How many members a part has, on average, at most."""
+_SEED: Final = xxhash.xxh3_64_intdigest(b"flagkit.members")
+
+
+class Keys(Struct, frozen=True):
+    """A set of keys by what names it: how many there are, and the SHA-256 of each part."""
+
+    count: int
+    parts: tuple[str, ...]
+
+
+NOBODY: Final = Keys(0, ())
+
+
+class Segment(Struct, frozen=True, kw_only=True):
+    """A named group: the included keys, and those for whom the condition holds, but the excluded.
+
+    `when` is `condition` as written, None for a segment of keys alone. `by` is the path of the
+    attribute that is looked up among the keys.
+    """
+
+    key: str
+    by: tuple[str, ...]
+    when: dict[str, Value] | None
+    condition: Condition
+    included: Keys
+    excluded: Keys
+    metadata: dict[str, Value]
+
+
+class Hashed(Struct, frozen=True):
+    """A segment, and the parts of members that came with its document, by their SHA-256."""
+
+    segment: Segment
+    parts: dict[str, bytes]
+
+
+def hash_of_member(key: str) -> int:
+    """Return the 64-bit hash that a key is kept as."""
+    return xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogatepass"), _SEED)
+
+
+def part_of(member: int, part_count: int) -> int:
+    """Return which of some parts a member's hash is in; they are as many as a power of two."""
+    return member >> (64 - (part_count.bit_length() - 1))
+
+
+def hashed_keys(members: Iterable[int]) -> tuple[Keys, dict[str, bytes]]:
+    """Return the keys that some hashes make up, and their parts by SHA-256."""
+    ordered = sorted(set(members))
+    if not ordered:
+        return NOBODY, {}
+    count = part_count(len(ordered))
+    buckets = [array("Q") for _ in range(count)]
+    for member in ordered:
+        buckets[part_of(member, count)].append(member)
+    parts = [packed_part(bucket) for bucket in buckets]
+    names = tuple(hashlib.sha256(part).hexdigest() for part in parts)
+    return Keys(len(ordered), names), dict(zip(names, parts, strict=True))
+
+
+def edited_keys(
+    keys: Keys,
+    add: set[int],
+    remove: set[int],
+    read: Callable[[Iterable[str]], Mapping[str, bytes]],
+) -> tuple[Keys, dict[str, bytes]]:
+    """Return keys with some members more and some less, and the parts that are new.
+
+    Only the parts that change are read, unless there are to be more or fewer of them.
+
+    Raises:
+        InvalidDocumentError: parts are not there.
+    """
+    if not keys.count:
+        return hashed_keys(add - remove)
+    count = len(keys.parts)
+    touched = sorted({part_of(member, count) for member in add | remove})
+    old = _members(keys, touched, read)
+    members = set[int]().union(*old.values(), add) - remove
+    total = keys.count + len(members) - sum(map(len, old.values()))
+    if total == 0 or part_count(total) != count:
+        rest = _members(keys, sorted(set(range(count)).difference(touched)), read)
+        return hashed_keys(members.union(*rest.values()))
+    buckets = {place: array("Q") for place in touched}
+    for member in sorted(members):
+        buckets[part_of(member, count)].append(member)
+    names = [*keys.parts]
+    made: dict[str, bytes] = {}
+    for place, bucket in buckets.items():
+        part = packed_part(bucket)
+        names[place] = hashlib.sha256(part).hexdigest()
+        if names[place] != keys.parts[place]:
+            made[names[place]] = part
+    return Keys(total, tuple(names)), made
+
+
+def _members(
+    keys: Keys, places: Iterable[int], read: Callable[[Iterable[str]], Mapping[str, bytes]]
+) -> "dict[int, array[int]]":
+    wanted = {place: keys.parts[place] for place in places}
+    found = read(wanted.values())
+    if not found.keys() >= {*wanted.values()}:
+        raise InvalidDocumentError("", "has members that are not there any more", "List them anew")
+    return {place: unpacked_part(found[name]) for place, name in wanted.items()}
+
+
+def part_count(member_count: int) -> int:
+    """Return how many parts some members have: the power of two at which they are not too full."""
+    return 1 << max(0, (-(-member_count // PART_MEMBERS) - 1).bit_length())
+
+
+def packed_part(members: "array[int]") -> bytes:
+    """Return a part's bytes: little-endian, whatever the machine."""
+    if sys.byteorder == "big":
+        members = array("Q", members)
+        members.byteswap()
+    return members.tobytes()
+
+
+def unpacked_part(content: bytes) -> "array[int]":
+    """Return the members in a part's bytes.
+
+    Raises:
+        ValueError: they are no whole number of members.
+    """
+    members = array("Q")
+    members.frombytes(content)
+    if sys.byteorder == "big":
+        members.byteswap()
+    return members
+
+
+def decode_segment(
+    document: object, *, environment: str | None = None, stored: bool = False
+) -> Hashed:
+    """Check a segment's document and return the segment, with the parts of keys that it lists.
+
+    Args:
+        document: A mapping in the shape of the YAML form; its keys may be hashed already.
+        environment: What the document's own `environment` must be, where it has one.
+        stored: Whether it was checked when it was written.
+
+    Raises:
+        InvalidDocumentError: with the path of the fault and the remedy.
+    """
+    try:
+        return _decoded(document, environment, stored=stored)
+    except InvalidDocumentError as error:
+        raise error.about(_subject(document)) from None
+
+
+def _subject(document: object) -> str:
+    key = cast("Mapping[str, object]", document).get("key") if isinstance(document, dict) else None
+    return f"segment {key!r}" if isinstance(key, str) else ""
+
+
+def listed_keys(document: object) -> dict[str, list[Any]]:
+    """Return the lists of keys that a segment's document has. They may be iterators: read once."""
+    found: dict[str, list[Any]] = {}
+    if isinstance(document, Mapping):
+        fields = cast("Mapping[object, object]", document)
+        for name in ("included", "excluded"):
+            keys: Any = fields.get(name)
+            if hasattr(keys, "__iter__") and not isinstance(keys, str | bytes | Mapping):
+                found[name] = list(keys)
+    return found
+
+
+def _decoded(document: object, environment: str | None, *, stored: bool) -> Hashed:
+    # Lists of keys may be of any length: they are hashed, and never part of the document.
+    listed = listed_keys(document)
+    if listed:
+        fields = cast("Mapping[object, object]", document)
+        document = {name: value for name, value in fields.items() if name not in listed}
+    values = values_of(document)
+    if not stored:
+        check_size(values)
+    wire = convert(values, SegmentDocument)
+    check_environment(wire.environment, environment)
+    condition = NEVER if wire.when is None else parse(wire.when, "when")
+    if inner := segments_in(condition):
+        raise InvalidDocumentError(
+            "when",
+            f"refers to the segment {min(inner)!r}",
+            "Name both segments in the flag's rule instead",
+        )
+    parts: dict[str, bytes] = {}
+    keys = {
+        name: _keys(listed[name], name, parts) if name in listed else _stored(field, name)
+        for name, field in (("included", wire.included), ("excluded", wire.excluded))
+    }
+    segment = Segment(
+        key=check_key(wire.key, kind="segment"),
+        by=path_of(wire.by, "by"),
+        when=wire.when,
+        condition=condition,
+        metadata=metadata(wire.owner, wire.description, wire.tags),
+        **keys,
+    )
+    return Hashed(segment, parts)
+
+
+def _keys(keys: Iterable[object], path: str, parts: dict[str, bytes]) -> Keys:
+    found, made = hashed_keys(members_of(keys, path))
+    parts |= made
+    return found
+
+
+def members_of(keys: Iterable[object], path: str) -> set[int]:
+    """Return the hashes of keys.
+
+    Raises:
+        InvalidDocumentError: one is no string of at least one character, and no integer.
+    """
+    members: set[int] = set()
+    for i, key in enumerate(keys):
+        if isinstance(key, int) and not isinstance(key, bool):
+            members.add(hash_of_member(str(int(key))))
+        elif isinstance(key, str) and key:
+            members.add(hash_of_member(key))
+        else:
+            raise InvalidDocumentError(
+                f"{path}[{i}]",
+                f"{key!r} is not a key",
+                "List strings that are not empty, or integers",
+            )
+    return members
+
+
+def _stored(wire: "list[str | int] | MembersDocument", path: str) -> Keys:
+    if isinstance(wire, list):
+        return NOBODY
+    names = tuple(wire.parts)
+    digests = all(len(name) == 64 and set(name) <= set("0123456789abcdef") for name in names)  # noqa: PLR2004 - hex SHA-256
+    if not digests or wire.count < 0 or len(names) != (part_count(wire.count) if wire.count else 0):
+        raise InvalidDocumentError(
+            path, "are not hashed keys as the writer makes them", "List the keys themselves"
+        )
+    return Keys(wire.count, names)
+
+
+def encode_segment(segment: Segment) -> dict[str, Value]:
+    """Return the document of a segment: defaults left out, keys by their parts."""
+    document: dict[str, Value] = {"key": segment.key}
+    if segment.when is not None:
+        document["when"] = segment.when
+    if segment.by != (TARGETING_KEY,):
+        document["by"] = ".".join(segment.by)
+    for name, keys in (("included", segment.included), ("excluded", segment.excluded)):
+        if keys.count:
+            document[name] = {"count": keys.count, "parts": [*keys.parts]}
+    return document | segment.metadata

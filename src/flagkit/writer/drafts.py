@@ -1,0 +1,182 @@
+"""Drafts: operations that are collected to become one revision."""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from msgspec import Struct
+
+from flagkit.changes import SEGMENTS
+from flagkit.errors import InvalidDocumentError
+from flagkit.model import EVERYWHERE
+from flagkit.model.documents import State
+from flagkit.model.keys import check_key, check_region
+from flagkit.model.segments import decode_segment, encode_segment, listed_keys, members_of
+from flagkit.writer.operations import (
+    ChangeMembers,
+    Create,
+    Operation,
+    Rollback,
+    SetRollout,
+    SetSegment,
+    SetState,
+    Update,
+    checked_policy,
+)
+
+CHANGED_MEMBERS_MAX: Final = 10_000
+RECORDED_MEMBERS_MAX: Final = 1_000
+"""Longer lists of a segment's keys are recorded by their hashes alone."""
+_SIDES: Final = ("include", "exclude", "remove")
+
+
+class Commit(Struct, frozen=True):
+    """A committed change: its revision, the server's time of it (UTC), and the request's id."""
+
+    revision: int
+    time: datetime
+    request: str
+
+
+class Draft:
+    """Several operations that become one revision; `commit` is there once the block has ended.
+
+    Each method checks what it is given at once, and changes nothing before the end of the block.
+    """
+
+    def __init__(self, environment: str) -> None:
+        self.operations: list[Operation] = []
+        self.parts: dict[str, bytes] = {}
+        self.commit: Commit | None = None
+        self._environment = environment
+
+    def create(self, flag: Mapping[str, Any]) -> None:
+        """Create a flag from its policy document."""
+        policy, key, region = checked_policy(flag, self._environment)
+        self.operations.append(Create(policy=policy, key=key, region=region))
+
+    def update(self, flag: Mapping[str, Any], *, expected_version: int | None = None) -> None:
+        """Replace a flag's policy document; the document's key and region say which.
+
+        Without `state` in it, the flag stays paused if it is.
+        """
+        policy, key, region = checked_policy(flag, self._environment)
+        if "state" not in flag:
+            del policy["state"]
+        self.operations.append(
+            Update(policy=policy, key=key, region=region, expected_version=expected_version)
+        )
+
+    def set_rollout(
+        self,
+        key: str,
+        weights: Mapping[str, float] | float,
+        *,
+        rule: str | None = None,
+        region: str = EVERYWHERE,
+        expected_version: int | None = None,
+    ) -> None:
+        """Change the weights, in percent, of a rule's rollout, or of the fallthrough's.
+
+        A bare percentage is the share of the true variant of a boolean flag.
+        """
+        self.operations.append(
+            SetRollout(
+                weights=weights if isinstance(weights, int | float) else dict(weights),
+                rule=rule,
+                key=check_key(key),
+                region=check_region(region),
+                expected_version=expected_version,
+            )
+        )
+
+    def pause(self, key: str, *, region: str = EVERYWHERE) -> None:
+        """Pause a flag: it serves its `off` variant."""
+        self.operations.append(_set_state(key, region, "paused"))
+
+    def resume(self, key: str, *, region: str = EVERYWHERE) -> None:
+        """Make a paused flag active again."""
+        self.operations.append(_set_state(key, region, "active"))
+
+    def rollback(self, key: str, *, to: int, region: str = EVERYWHERE) -> None:
+        """Give a flag the content that it had at revision `to`."""
+        self.operations.append(
+            Rollback(to=_revision(to), key=check_key(key), region=check_region(region))
+        )
+
+    def create_segment(self, segment: Mapping[str, Any]) -> None:
+        """Create a segment from its document; `included` and `excluded` list keys of any number."""
+        self._set_segment(segment, None, create=True)
+
+    def update_segment(
+        self, segment: Mapping[str, Any], *, expected_version: int | None = None
+    ) -> None:
+        """Replace a segment's document, its keys included."""
+        self._set_segment(segment, expected_version, create=False)
+
+    def change_members(
+        self,
+        key: str,
+        *,
+        include: Iterable[str | int] = (),
+        exclude: Iterable[str | int] = (),
+        remove: Iterable[str | int] = (),
+        expected_version: int | None = None,
+    ) -> None:
+        """Move keys into a segment's included ones, its excluded ones, or out of both.
+
+        The audit has them as they are, so they are at most CHANGED_MEMBERS_MAX at a time.
+        """
+        operation = ChangeMembers(
+            include=tuple(include),
+            exclude=tuple(exclude),
+            remove=tuple(remove),
+            key=check_key(key, kind="segment"),
+            region=SEGMENTS,
+            expected_version=expected_version,
+        )
+        sides = (operation.include, operation.exclude, operation.remove)
+        named = [members_of(keys, name) for keys, name in zip(sides, _SIDES, strict=True)]
+        if sum(map(len, sides)) > CHANGED_MEMBERS_MAX:
+            raise InvalidDocumentError(
+                "", f"has more than {CHANGED_MEMBERS_MAX:,} keys", "Make several changes of them"
+            )
+        if sum(map(len, named)) != len(set[int]().union(*named)):
+            raise InvalidDocumentError(
+                "", "has a key on two sides", "Include, exclude or remove it"
+            )
+        self.operations.append(operation)
+
+    def rollback_segment(self, key: str, *, to: int) -> None:
+        """Give a segment the content that it had at revision `to`, its keys included."""
+        self.operations.append(
+            Rollback(to=_revision(to), key=check_key(key, kind="segment"), region=SEGMENTS)
+        )
+
+    def _set_segment(
+        self, document: Mapping[str, Any], expected_version: int | None, *, create: bool
+    ) -> None:
+        listed = listed_keys(document)
+        hashed = decode_segment({**document, **listed}, environment=self._environment)
+        self.parts |= hashed.parts
+        few = {name: keys for name, keys in listed.items() if len(keys) <= RECORDED_MEMBERS_MAX}
+        self.operations.append(
+            SetSegment(
+                policy=dict(encode_segment(hashed.segment)),
+                create=create,
+                keys=few,
+                key=hashed.segment.key,
+                region=SEGMENTS,
+                expected_version=expected_version,
+            )
+        )
+
+
+def _revision(to: object) -> int:
+    if not isinstance(to, int):
+        raise InvalidDocumentError("to", f"is {to!r}", "Write a revision, as in commit.revision")
+    return to
+
+
+def _set_state(key: str, region: str, state: State) -> SetState:
+    return SetState(state=state, key=check_key(key), region=check_region(region))
