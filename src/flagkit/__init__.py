@@ -13,6 +13,7 @@ The module's functions ask one default client, which `configure` sets up. Writin
 from flagkit.client import BoundClient, Client, source_opener
 from flagkit.core.contexts import Context, use_context
 from flagkit.core.evaluation import ErrorCode, Evaluation, Reason
+from flagkit.core.explanation import Explanation
 from flagkit.errors import FlagkitError
 from flagkit.settings import settings_from
 
@@ -24,6 +25,7 @@ __all__ = [
     "Context",
     "ErrorCode",
     "Evaluation",
+    "Explanation",
     "FlagkitError",
     "Reason",
     "bind",
@@ -31,6 +33,7 @@ __all__ = [
     "configure",
     "evaluate",
     "evaluate_all",
+    "explain",
     "is_enabled",
     "policy",
     "use_context",
@@ -68,6 +71,7 @@ is_enabled = _client.is_enabled
 value = _client.value
 evaluate = _client.evaluate
 evaluate_all = _client.evaluate_all
+explain = _client.explain
 policy = _client.policy
 bind = _client.bind
 wait_ready = _client.wait_ready

@@ -8,14 +8,16 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from flagkit.changes import Change
 from flagkit.core.bucketing import Clock
 from flagkit.core.contexts import ContextLike, attributes_of
-from flagkit.core.evaluation import ErrorCode, Evaluation, Outcome, evaluation_of, failed
-from flagkit.errors import ClosedError, ConfigurationError, InvalidContextError, NotReadyError
+from flagkit.core.evaluation import ErrorCode, Evaluation, evaluation_of, failed
+from flagkit.core.explanation import Explanation
+from flagkit.errors import ClosedError, ConfigurationError, NotReadyError
 from flagkit.forks import Stage, watch
 from flagkit.refresh import Source
 from flagkit.settings import Settings, settings_from
@@ -140,6 +142,28 @@ class Client:
             return {}
         keys = sorted(key for key in view.snapshot.keys() if key.startswith(prefix))  # noqa: SIM118 - no mapping
         return {key: _evaluate(view, key, context, None) for key in keys}
+
+    def explain(
+        self,
+        key: str,
+        context: ContextLike = None,
+        default: Any = None,
+        *,
+        redact: Collection[str] = (),
+    ) -> Explanation:
+        """Return an evaluation with all that led to it, as data and as text. Never raises.
+
+        Args:
+            key: The flag's key.
+            context: Who asks.
+            default: The caller's default.
+            redact: Paths of attributes that are not to be shown, such as `email`.
+        """
+        view = self._view
+        if view is None:
+            evaluation = evaluation_of(key, _NOT_READY, default)
+            return Explanation(evaluation=evaluation, time=datetime.now(UTC))
+        return view.explain(key, context, default, redact)
 
     def policy(self, key: str) -> dict[str, Any] | None:
         """Return the policy document that a flag is evaluated by, None if there is no such flag.
@@ -322,26 +346,7 @@ def source_opener(settings: Settings) -> Callable[[], Source]:
 def _evaluate(view: View | None, key: str, context: ContextLike, default: Any) -> Evaluation[Any]:
     if view is None:
         return evaluation_of(key, _NOT_READY, default)
-    version, revision = 0, view.snapshot.tip.revision
-    valid_until = None
-    try:
-        compiled = view.find(key)
-        if compiled is None:
-            outcome = failed(ErrorCode.FLAG_NOT_FOUND, f"there is no flag {key!r}")
-        else:
-            version = compiled.version
-            if compiled.follows_clock:
-                # Before the answer, which can then only be newer than this says.
-                valid_until = view.valid_until(compiled, context)
-            evaluator = compiled.evaluator
-            outcome = evaluator if isinstance(evaluator, Outcome) else evaluator(context)
-        return evaluation_of(key, outcome, default, version, revision, valid_until)
-    except InvalidContextError as error:
-        outcome = failed(ErrorCode.INVALID_CONTEXT, str(error))
-    except Exception as error:  # noqa: BLE001 - a caller's odd key, context or default must not hurt it
-        # The type alone: the message may hold what the context holds.
-        outcome = failed(ErrorCode.GENERAL, f"evaluation raised {type(error).__name__}")
-    return evaluation_of(key, outcome, default, version, revision)
+    return view.evaluate(key, context, default)
 
 
 class BoundClient:
@@ -375,3 +380,9 @@ class BoundClient:
     def evaluate(self, key: str, default: Any = None) -> Evaluation[Any]:
         """Return the value of a flag and why it has it. Never raises."""
         return self._client.evaluate(key, self._context, default)
+
+    def explain(
+        self, key: str, default: Any = None, *, redact: Collection[str] = ()
+    ) -> Explanation:
+        """Return an evaluation with all that led to it. Never raises."""
+        return self._client.explain(key, self._context, default, redact=redact)

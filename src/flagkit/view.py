@@ -7,9 +7,9 @@ touched, by themselves or through a prerequisite, are carried over.
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -18,17 +18,19 @@ from flagkit.changes import SEGMENTS, Change, PolicyId, PolicyState
 from flagkit.core.bucketing import Clock
 from flagkit.core.compiler import compile_flag, off_outcome
 from flagkit.core.contexts import ContextLike, attributes_of
-from flagkit.core.evaluation import ErrorCode, Outcome, failed
+from flagkit.core.evaluation import ErrorCode, Evaluation, Outcome, evaluation_of, failed
+from flagkit.core.explanation import Explanation
 from flagkit.core.prerequisites import CALLS_MAX, Step
 from flagkit.core.schedule import flag_changes_after, follows_clock
 from flagkit.core.segments import bound, meaning
 from flagkit.core.templates import Evaluator
-from flagkit.errors import BrokenReferenceError, FlagkitError
+from flagkit.core.tracing import Traced, Tracer
+from flagkit.errors import BrokenReferenceError, FlagkitError, InvalidContextError
 from flagkit.model import EVERYWHERE, Flag, decode
 from flagkit.model.conditions import Condition
 from flagkit.model.flags import segments_of
-from flagkit.model.segments import decode_segment
-from flagkit.snapshot import Snapshot
+from flagkit.model.segments import Segment, decode_segment
+from flagkit.snapshot import Part, Snapshot
 
 _log = logging.getLogger("flagkit")
 
@@ -138,10 +140,54 @@ class View:
         self.switches[key] = switch
         return switch
 
-    def valid_until(self, compiled: Compiled, context: ContextLike) -> datetime | None:
-        """Return when a flag of this view may answer otherwise by time alone, None if never."""
-        change = compiled.changes_after(context, self._now())
-        return None if change == math.inf else datetime.fromtimestamp(change, UTC)
+    def evaluate(self, key: str, context: ContextLike, default: Any) -> Evaluation[Any]:
+        """Return the answer of a flag to a caller with a default. Never raises."""
+        version, revision = 0, self.snapshot.tip.revision
+        valid_until = None
+        try:
+            compiled = self.find(key)
+            if compiled is None:
+                outcome = _not_found(key)
+            else:
+                version = compiled.version
+                if compiled.follows_clock:
+                    # Before the answer, which can then only be newer than this says.
+                    valid_until = _date(compiled.changes_after(context, self._now()))
+                evaluator = compiled.evaluator
+                outcome = evaluator if isinstance(evaluator, Outcome) else evaluator(context)
+            return evaluation_of(key, outcome, default, version, revision, valid_until)
+        except Exception as error:  # noqa: BLE001 - a caller's odd key, context or default must not hurt it
+            return evaluation_of(key, _failure(error), default, version, revision)
+
+    def explain(
+        self, key: str, context: ContextLike, default: Any, redact: Collection[str]
+    ) -> Explanation:
+        """Return the answer of a flag with all that led to it. Never raises."""
+        version, revision = 0, self.snapshot.tip.revision
+        moment = self._now()
+        valid_until = None
+        flags: list[Traced] = []
+        try:
+            compiled = self.find(key)
+            if compiled is None:
+                outcome = _not_found(key)
+            elif isinstance(compiled.evaluator, Outcome) and compiled.evaluator.error_code:
+                version, outcome = compiled.version, compiled.evaluator
+            else:
+                version = compiled.version
+                tracer = Tracer(_Policies(self.snapshot), attributes_of(context), moment, redact)
+                flags = tracer.trace(key)
+                outcome = flags[0].outcome
+                valid_until = _date(compiled.changes_after(context, moment))
+            evaluation = evaluation_of(key, outcome, default, version, revision, valid_until)
+        except Exception as error:  # noqa: BLE001 - as in `evaluate`
+            flags = []
+            evaluation = evaluation_of(key, _failure(error), default, version, revision)
+        return Explanation(
+            evaluation=evaluation,
+            time=datetime.fromtimestamp(moment, UTC),
+            flags=tuple(traced.trace for traced in flags),
+        )
 
     def _compile(self, key: str) -> Compiled | None:
         """Compile a flag after all that it rests on; without nesting, however long the chains."""
@@ -223,6 +269,38 @@ class View:
             self.switches.pop(evicted, None)
         self._compiled[key] = compiled
         return compiled
+
+
+def _date(moment: float) -> datetime | None:
+    return None if moment == math.inf else datetime.fromtimestamp(moment, UTC)
+
+
+def _not_found(key: str) -> Outcome:
+    return failed(ErrorCode.FLAG_NOT_FOUND, f"there is no flag {key!r}")
+
+
+def _failure(error: Exception) -> Outcome:
+    if isinstance(error, InvalidContextError):
+        return failed(ErrorCode.INVALID_CONTEXT, str(error))
+    # The type alone: the message may hold what the context holds.
+    return failed(ErrorCode.GENERAL, f"evaluation raised {type(error).__name__}")
+
+
+class _Policies:
+    """A snapshot's flags and segments, for those whose references are sound."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def flag(self, key: str) -> tuple[Flag, int]:
+        state = self._snapshot.find(key)
+        assert state is not None, "a sound flag refers to what there is"
+        return decode(state.policy, stored=True), state.version
+
+    def segment(self, key: str) -> tuple[Segment, Mapping[str, Part]]:
+        state = self._snapshot.segment(key)
+        assert state is not None, "a sound flag refers to what there is"
+        return decode_segment(state.policy, stored=True).segment, self._snapshot.parts
 
 
 class _Begun(NamedTuple):

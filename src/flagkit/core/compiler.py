@@ -19,7 +19,7 @@ from flagkit.core.bucketing import Clock, seed, threshold
 from flagkit.core.evaluation import ErrorCode, Outcome, Reason, failed
 from flagkit.core.schedule import follows_clock, recurs, threshold_at
 from flagkit.core.templates import Evaluator, Shape, template_of
-from flagkit.model import Flag, Ramp, Serve, Serves
+from flagkit.model import Flag, Ramp, Rollout, Serve, Serves
 from flagkit.model.conditions import (
     Affix,
     Among,
@@ -84,6 +84,26 @@ def off_outcome(flag: Flag) -> Outcome:
     if flag.off is None:
         return Outcome(reason=Reason.DISABLED)
     return Outcome(value=flag.variants[flag.off], variant=flag.off, reason=Reason.DISABLED)
+
+
+def outcome_of(flag: Flag, variant: str, rule: str | None, *, split: bool = False) -> Outcome:
+    """Return what a flag answers where a rule, or the fallthrough, decides for a variant."""
+    if split:
+        reason = Reason.SPLIT
+    elif rule is not None:
+        reason = Reason.TARGETING_MATCH
+    else:
+        reason = Reason.DEFAULT if flag.rules or flag.prerequisites else Reason.STATIC
+    return Outcome(value=flag.variants[variant], variant=variant, reason=reason, rule=rule)
+
+
+def without_key(serves: Rollout | Ramp) -> Outcome:
+    """Return what a rollout answers to a context that has nothing to hash."""
+    return failed(
+        ErrorCode.TARGETING_KEY_MISSING,
+        f"the rollout is by {'.'.join(serves.by)!r}, where the context has no string"
+        " (or an empty one) and no integer",
+    )
 
 
 class _Walk:
@@ -168,17 +188,9 @@ class _Walk:
 
     def serves(self, serves: Serves, rule: str | None) -> Shape:
         if isinstance(serves, Serve):
-            reason = Reason.DEFAULT if rule is None else Reason.TARGETING_MATCH
-            if not self.flag.rules and not self.flag.prerequisites:
-                reason = Reason.STATIC
-            self.constants.append(self.outcome(serves.variant, reason, rule))
+            self.constants.append(outcome_of(self.flag, serves.variant, rule))
             return ("serve",)
-        missing = failed(
-            ErrorCode.TARGETING_KEY_MISSING,
-            f"the rollout is by {'.'.join(serves.by)!r}, where the context has no string"
-            " (or an empty one) and no integer",
-        )
-        self.constants += (seed(serves.salt), missing)
+        self.constants += (seed(serves.salt), without_key(serves))
         if len(serves.by) == 1:
             by = self.attribute(serves.by[0])
         else:
@@ -186,15 +198,12 @@ class _Walk:
             self.constants.append(serves.by)
         if isinstance(serves, Ramp):
             self.constants.append(functools.partial(threshold_at, serves))
-            self.constants.append(self.outcome(serves.variant, Reason.SPLIT, rule))
-            self.constants.append(self.outcome(serves.otherwise, Reason.SPLIT, rule))
+            for variant in (serves.variant, serves.otherwise):
+                self.constants.append(outcome_of(self.flag, variant, rule, split=True))
             return ("ramp", by, 0)
         for end, variant in serves.intervals:
-            self.constants += (threshold(end), self.outcome(variant, Reason.SPLIT, rule))
+            self.constants += (threshold(end), outcome_of(self.flag, variant, rule, split=True))
         return ("rollout", by, len(serves.intervals))
-
-    def outcome(self, variant: str, reason: Reason, rule: str | None) -> Outcome:
-        return Outcome(value=self.flag.variants[variant], variant=variant, reason=reason, rule=rule)
 
 
 def _leaves(condition: Condition) -> int:

@@ -14,7 +14,7 @@ from flagkit.model.conditions import (
     Nor,
     Or,
 )
-from flagkit.model.segments import Segment, hash_of_member, part_of
+from flagkit.model.segments import Keys, Segment, hash_of_member, part_of
 
 
 class Members:
@@ -46,17 +46,20 @@ def meaning(segment: Segment, parts: "Mapping[str, Sequence[int]]") -> Condition
     """
     conditions = [segment.condition] if segment.condition != NEVER else []
     if segment.included.count:
-        conditions.insert(0, _among(segment, segment.included.parts, parts))
+        conditions.insert(0, among(segment, segment.included, parts))
     inside = conditions[0] if len(conditions) == 1 else Or(tuple(conditions))
     if not segment.excluded.count:
         return inside
-    return And((Nor((_among(segment, segment.excluded.parts, parts),)), inside))
+    return And((Nor((among(segment, segment.excluded, parts),)), inside))
 
 
-def _among(
-    segment: Segment, names: Sequence[str], parts: "Mapping[str, Sequence[int]]"
-) -> Condition:
-    return Field(segment.by, Among(Members([parts[name] for name in names])))
+def among(segment: Segment, keys: Keys, parts: "Mapping[str, Sequence[int]]") -> Condition:
+    """Return the condition that being among some keys of a segment is.
+
+    Raises:
+        KeyError: parts of members are not there.
+    """
+    return Field(segment.by, Among(Members([parts[name] for name in keys.parts])))
 
 
 def bound(condition: Condition, meanings: Mapping[str, Condition]) -> Condition:

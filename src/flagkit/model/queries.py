@@ -69,12 +69,12 @@ def _all_of(conditions: Iterable[Condition]) -> Condition:
 
 
 def _member(key: str, value: Value, path: str) -> Condition:
-    if key in _LOGICAL:
-        return _LOGICAL[key](_branches(value, path))
+    if key in LOGICAL:
+        return LOGICAL[key](_branches(value, path))
     if key == SEGMENT:
         return _segments(value, path)
     if key.startswith("$"):
-        raise _unknown(key, path, (*_LOGICAL, SEGMENT))
+        raise _unknown(key, path, (*LOGICAL, SEGMENT))
     parts = tuple(key.split("."))
     if not all(parts) or any(part.startswith("$") for part in parts):
         raise InvalidDocumentError(
@@ -224,7 +224,7 @@ def _elem_match(parts: tuple[str, ...], operator: str, constant: Value, path: st
             path, "is not a document", f"Write {operator}: {{field: value}} or {{$gt: 1}}"
         )
     first = next(iter(constant), "")
-    if first.startswith("$") and first not in (*_LOGICAL, SEGMENT):
+    if first.startswith("$") and first not in (*LOGICAL, SEGMENT):
         return Field(parts, ElemMatch(_tests((), constant, path), by_value=True))
     condition = parse(constant, path)
     if segments_in(condition):
@@ -295,7 +295,8 @@ def _whole(value: Value) -> int | None:
 
 
 SEGMENT = "$segment"
-_LOGICAL: Mapping[str, Callable[[tuple[Condition, ...]], Condition]] = {
+OPTIONS = "$options"
+LOGICAL: Mapping[str, Callable[[tuple[Condition, ...]], Condition]] = {
     "$and": And,
     "$or": Or,
     "$nor": Nor,

@@ -1,0 +1,205 @@
+"""Explanations: an evaluation with all that led to it, as data and as text."""
+
+import itertools
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, Final, cast
+
+import msgspec
+from msgspec import Struct
+
+from flagkit.core.evaluation import Evaluation
+from flagkit.model import EVERYWHERE
+from flagkit.model.rollouts import percent
+
+REDACTED: Final = "[redacted]"
+_WIDTH_MAX: Final = 72
+_TEXT_MAX, _ITEMS_MAX, _DEPTH_MAX, _BITS_MAX = 1000, 50, 6, 63
+
+
+class ConditionTrace(Struct, frozen=True, kw_only=True):
+    """One test of a condition, or several below a logical operator.
+
+    `seen` is the attribute that stands at the path, `present` whether there is one; lists are shown
+    whole. `constant` is what the policy compares with. With a logical operator, and with
+    `$segment`, `inner` has the tests below it.
+    """
+
+    operator: str
+    holds: bool
+    path: str | None = None
+    constant: Any = None
+    present: bool = False
+    seen: Any = None
+    inner: "tuple[ConditionTrace, ...]" = ()
+
+
+class RolloutTrace(Struct, frozen=True, kw_only=True):
+    """How a rollout or ramp chose a variant.
+
+    `key` is what was hashed with `salt`, None where there is nothing to hash. `bucket` is in
+    [0, 100,000) and lies in `interval`, whose end is exclusive. `ramp_percent` is the share of a
+    ramp at the time.
+    """
+
+    by: str
+    salt: str
+    key: str | None
+    bucket: int | None = None
+    interval: tuple[int, int] | None = None
+    variant: str | None = None
+    ramp_percent: float | None = None
+
+
+class RuleTrace(Struct, frozen=True, kw_only=True):
+    """A targeting rule that was tried. `open` is whether its window was; None without a window."""
+
+    name: str
+    holds: bool
+    open: bool | None
+    conditions: tuple[ConditionTrace, ...]
+    rollout: RolloutTrace | None = None
+
+
+class PrerequisiteTrace(Struct, frozen=True, kw_only=True):
+    """A prerequisite that was asked: the variants that would do, and the one it served."""
+
+    flag_key: str
+    wanted: tuple[str, ...]
+    served: str | None
+    met: bool
+
+
+class FlagTrace(Struct, frozen=True, kw_only=True):
+    """One flag that was evaluated: what was tried in order, up to what decided.
+
+    `rollout` is the fallthrough's.
+    """
+
+    flag_key: str
+    region: str
+    version: int
+    state: str
+    variant: str | None
+    reason: str
+    rule: str | None
+    prerequisites: tuple[PrerequisiteTrace, ...]
+    rules: tuple[RuleTrace, ...]
+    rollout: RolloutTrace | None
+
+
+class Explanation(Struct, frozen=True, kw_only=True):
+    """An evaluation and how it came about; `str()` gives it as text.
+
+    `flags` are the flag that was asked, first, and the prerequisites that were evaluated for it.
+    `time` is the moment that windows and ramps were judged at, in UTC.
+    """
+
+    evaluation: Evaluation[Any]
+    time: datetime
+    flags: tuple[FlagTrace, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as JSON has it: dates and other such values are strings."""
+        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
+        return plain
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self))
+
+
+def shown(value: object, depth: int = 0) -> Any:  # noqa: PLR0911 - one for each type
+    """Return an attribute as plain data, cut where it is long or deep. Never raises."""
+    match value:
+        case None | bool() | float():
+            return value
+        case int():
+            return (
+                int(value)
+                if value.bit_length() <= _BITS_MAX
+                else f"an integer of {value.bit_length()} bits"
+            )
+        case str():
+            ending = "" if len(value) <= _TEXT_MAX else "..."
+            text = str.__str__(value)[:_TEXT_MAX]
+            return text.encode("utf-8", "backslashreplace").decode() + ending
+        case list() | tuple() | dict() if depth == _DEPTH_MAX:
+            return "..."
+        case list() | tuple():
+            items = cast("list[object] | tuple[object, ...]", value)
+            cut = [shown(item, depth + 1) for item in items[:_ITEMS_MAX]]
+            return cut if len(items) <= _ITEMS_MAX else [*cut, f"... {len(items):,} in all"]
+        case dict():
+            fields = cast("dict[object, object]", value)
+            names = itertools.islice(fields.items(), _ITEMS_MAX)
+            return {str(shown(name)): shown(item, depth + 1) for name, item in names}
+        case _:
+            try:
+                return repr(value)[:_TEXT_MAX]
+            except Exception:  # noqa: BLE001 - whatever a caller's object does
+                return f"a {type(value).__name__}"
+
+
+def _lines(explanation: Explanation) -> Iterator[str]:
+    found = explanation.evaluation
+    served = f"{found.variant!r}, " if found.variant is not None else "the default, "
+    by = f" by rule {found.rule!r}" if found.rule else ""
+    yield f"{found.flag_key} is {_short(found.value)}: {served}{found.reason}{by}"
+    if found.error_code is not None:
+        yield f"  {found.error_code}: {found.error_message}"
+    until = f", valid until {found.valid_until.isoformat()}" if found.valid_until else ""
+    yield f"  at revision {found.revision}, {explanation.time.isoformat()}{until}"
+    for flag in explanation.flags:
+        yield from _flag_lines(flag)
+
+
+def _flag_lines(flag: FlagTrace) -> Iterator[str]:
+    where = "" if flag.region == EVERYWHERE else f", of region {flag.region}"
+    yield f"flag {flag.flag_key}, version {flag.version}{where}, {flag.state}"
+    for wanted in flag.prerequisites:
+        met = "met" if wanted.met else "not met"
+        yield (
+            f"  prerequisite {wanted.flag_key} serves {wanted.served!r}: {met}, wanted is"
+            f" {' or '.join(map(repr, wanted.wanted))}"
+        )
+    for rule in flag.rules:
+        yield f"  rule {rule.name!r}: {'holds' if rule.holds else 'does not hold'}"
+        if rule.open is not None:
+            yield f"    the window is {'open' if rule.open else 'closed'}"
+        for condition in rule.conditions:
+            yield from _condition_lines(condition, "    ")
+        if rule.rollout is not None:
+            yield f"    {_rollout_line(rule.rollout)}"
+    if flag.rollout is not None:
+        yield f"  fallthrough: {_rollout_line(flag.rollout)}"
+    served = repr(flag.variant) if flag.variant is not None else "no variant"
+    yield f"  serves {served}: {flag.reason}"
+
+
+def _condition_lines(condition: ConditionTrace, indent: str) -> Iterator[str]:
+    mark = "yes" if condition.holds else "no "
+    if condition.path is None:
+        named = f" {_short(condition.constant)}" if condition.constant is not None else ""
+        yield f"{indent}{mark} {condition.operator}{named}"
+        for inner in condition.inner:
+            yield from _condition_lines(inner, f"{indent}    ")
+        return
+    seen = f"seen: {_short(condition.seen)}" if condition.present else "not there"
+    constant = f" {_short(condition.constant)}" if condition.constant is not None else ""
+    yield f"{indent}{mark} {condition.path} {condition.operator}{constant} ({seen})"
+
+
+def _rollout_line(rollout: RolloutTrace) -> str:
+    if rollout.bucket is None or rollout.interval is None:
+        return f"rollout by {rollout.by}: the context has nothing to hash there"
+    ramp = f", a ramp at {rollout.ramp_percent:g} %" if rollout.ramp_percent is not None else ""
+    start, end = rollout.interval
+    return (
+        f"rollout by {rollout.by}{ramp}: {rollout.key!r} under salt {rollout.salt!r} is in bucket"
+        f" {rollout.bucket:,}, from {percent(start):g} to {percent(end):g} %: {rollout.variant!r}"
+    )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _WIDTH_MAX else f"{text[:_WIDTH_MAX]}... ({len(text):,} characters)"

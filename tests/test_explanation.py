@@ -1,0 +1,246 @@
+"""Explanations: that they say what evaluation did, show what led to it, and hide what they must."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+import flagkit
+from flagkit import Client, ErrorCode
+from flagkit.testing import client_from
+
+NOON = datetime(2026, 12, 1, 12, tzinfo=UTC)
+VARIANTS = {"on": True, "off": False}
+BASE = {"key": "base", "variants": VARIANTS, "fallthrough": {"serve": "on"}}
+BETA = {"key": "beta", "when": {"plan": "pro"}, "included": ["ada"], "excluded": ["mallory"]}
+EXPRESS = {
+    "key": "express",
+    "variants": VARIANTS,
+    "off": "off",
+    "prerequisites": [{"flag": "base", "variants": ["on"]}],
+    "rules": [
+        {"name": "staff", "when": {"email": {"$endsWith": "@acme.example"}}, "serve": "on"},
+        {
+            "name": "christmas",
+            "when": {"country": {"$in": ["DE", "AT"], "$ne": "CH"}},
+            "during": {"from": datetime(2026, 12, 24, tzinfo=UTC)},
+            "serve": "on",
+        },
+        {
+            "name": "beta",
+            "when": {"$segment": "beta", "$or": [{"age": {"$gte": 18}}, {"adult": True, "age": 0}]},
+            "rollout": {"by": "org.id", "salt": "shared", "weights": {"on": 20, "off": 80}},
+        },
+    ],
+    "fallthrough": {
+        "ramp": {
+            "variant": "on",
+            "otherwise": "off",
+            "start": datetime(2026, 12, 1, tzinfo=UTC),
+            "end": datetime(2026, 12, 2, tzinfo=UTC),
+        }
+    },
+}
+
+
+ROLLOUT = "rollout by org.id: '7' under salt 'shared' is in bucket 50,255, from 20 to 100 %: 'off'"
+
+
+def client() -> Client:
+    return client_from([BASE, EXPRESS], [BETA], now=NOON)
+
+
+ADA = {
+    "targeting_key": "ada",
+    "email": "ada@lovelace.example",
+    "country": "DE",
+    "age": 36,
+    "org": {"id": 7},
+}
+
+
+def test_an_explanation_as_text() -> None:
+    assert str(client().explain("express", ADA)).splitlines() == [
+        "express is False: 'off', SPLIT by rule 'beta'",
+        "  at revision 1, 2026-12-01T12:00:00+00:00, valid until 2026-12-24T00:00:00+00:00",
+        "flag express, version 1, active",
+        "  prerequisite base serves 'on': met, wanted is 'on'",
+        "  rule 'staff': does not hold",
+        "    no  email $endsWith '@acme.example' (seen: 'ada@lovelace.example')",
+        "  rule 'christmas': does not hold",
+        "    the window is closed",
+        "    yes country $in ['DE', 'AT'] (seen: 'DE')",
+        "    yes country $ne 'CH' (seen: 'DE')",
+        "  rule 'beta': holds",
+        "    yes $segment 'beta'",
+        "        no  targeting_key excluded (seen: 'ada')",
+        "        yes targeting_key included (seen: 'ada')",
+        "        no  plan $eq 'pro' (not there)",
+        "    yes $or",
+        "        yes age $gte 18 (seen: 36)",
+        "        no  $and",
+        "            no  adult $eq True (not there)",
+        "            no  age $eq 0 (seen: 36)",
+        f"    {ROLLOUT}",
+        "  serves 'off': SPLIT",
+        "flag base, version 1, active",
+        "  serves 'on': STATIC",
+    ]
+
+
+def test_an_explanation_as_data() -> None:
+    found = client().explain("express", ADA).as_dict()
+    assert json.loads(json.dumps(found)) == found
+    assert found["evaluation"] == {
+        "flag_key": "express",
+        "value": False,
+        "variant": "off",
+        "reason": "SPLIT",
+        "rule": "beta",
+        "error_code": None,
+        "error_message": None,
+        "version": 1,
+        "revision": 1,
+        "valid_until": "2026-12-24T00:00:00Z",
+    }
+    assert found["time"] == "2026-12-01T12:00:00Z"
+    express, base = found["flags"]
+    assert express["rules"][2]["rollout"] == {
+        "by": "org.id",
+        "salt": "shared",
+        "key": "7",
+        "bucket": 50_255,
+        "interval": [20_000, 100_000],
+        "variant": "off",
+        "ramp_percent": None,
+    }
+    assert [rule["holds"] for rule in express["rules"]] == [False, False, True]
+    assert [rule["open"] for rule in express["rules"]] == [None, False, None]
+    assert base["reason"] == "STATIC"
+
+
+def test_a_ramp_is_explained_with_its_share() -> None:
+    found = client().explain("express", "ada").flags[0].rollout
+    assert found is not None
+    assert (found.ramp_percent, found.by, found.salt, found.key) == (
+        50,
+        "targeting_key",
+        "express",
+        "ada",
+    )
+
+
+def test_rules_after_the_one_that_decided_and_prerequisites_not_asked_are_not_there() -> None:
+    staff = client().explain("express", {"email": "eve@acme.example"})
+    assert [rule.name for rule in staff.flags[0].rules] == ["staff"]
+    off = {**BASE, "key": "base", "state": "paused"}
+    wanted = [{"flag": "base", "variants": ["on"]}, {"flag": "other", "variants": ["on"]}]
+    second = {**EXPRESS, "prerequisites": wanted}
+    paused = client_from([off, second, {**BASE, "key": "other"}], [BETA]).explain("express", ADA)
+    assert [flag.flag_key for flag in paused.flags] == ["express", "base"]
+    assert paused.flags[0].prerequisites[0].met is False
+    assert paused.flags[0].rules == ()
+    assert paused.evaluation.reason == "DISABLED"
+
+
+@pytest.mark.parametrize("redact", [["org"], ["org.id"], ["org.id.part"]])
+def test_redacted_attributes_are_nowhere(redact: list[str]) -> None:
+    context = {**ADA, "email": "SECRET@acme", "org": {"id": "SECRET", "name": "SECRET"}}
+    by_org = {
+        **EXPRESS,
+        "rules": [
+            {"name": "whole", "when": {"org": {"$ne": {"id": "SECRET"}}}, "serve": "off"},
+            {"name": "one", "when": {"org.id": {"$in": ["SECRET", "other"]}}, "serve": "off"},
+            EXPRESS["rules"][2],  # type: ignore[index]
+        ],
+    }
+    by_org["rules"] = by_org["rules"][1:]  # type: ignore[index]
+    asked = client_from([BASE, by_org], [BETA], now=NOON)
+    open_text = str(asked.explain("express", context))
+    assert "SECRET" in open_text
+    found = asked.explain("express", context, redact=redact)
+    assert "SECRET" not in str(found)
+    assert "SECRET" not in json.dumps(found.as_dict())
+    assert found.evaluation == asked.evaluate("express", context)
+
+
+def test_an_attribute_is_not_hidden_by_another_that_begins_like_it() -> None:
+    asked = client_from([{**BASE, "rules": [{"name": "r", "when": {"organ": 1}, "serve": "on"}]}])
+    assert "seen: 5" in str(asked.explain("base", {"organ": 5}, redact=["org", "organ.x.y"[:3]]))
+
+
+def test_long_values_are_cut() -> None:
+    many = {"name": "r", "when": {"a": {"$in": [f"key-{i}" for i in range(1000)]}}, "serve": "on"}
+    asked = client_from([{**BASE, "rules": [many]}])
+    found = asked.explain("base", {"a": ["x" * 5000] * 500})
+    assert len(str(found)) < 1000
+    assert len(json.dumps(found.as_dict())) < 100_000
+    assert len(found.flags[0].rules[0].conditions[0].constant) == 1000
+
+
+def test_an_explanation_keeps_nothing_of_the_callers() -> None:
+    context = {"targeting_key": "ada", "country": ["DE"]}
+    found = client().explain("express", context)
+    context["country"].append("CH")  # type: ignore[attr-defined]
+    assert found.flags[0].rules[1].conditions[0].seen == ["DE"]
+
+
+def test_prerequisites_at_any_depth_are_explained_once_each() -> None:
+    rests_on = [
+        {
+            "key": f"f{i}",
+            "variants": VARIANTS,
+            "prerequisites": [{"flag": f"f{i - 1}", "variants": ["on"]}] * 2 if i else [],
+            "fallthrough": {"serve": "on"},
+        }
+        for i in range(2000)
+    ]
+    found = client_from(rests_on).explain("f1999")
+    assert found.evaluation.value is True
+    assert [flag.flag_key for flag in found.flags] == [f"f{i}" for i in range(1999, -1, -1)]
+
+
+def test_what_cannot_be_answered_is_explained_by_its_error() -> None:
+    broken = {**BASE, "key": "broken", "prerequisites": [{"flag": "none", "variants": ["on"]}]}
+    asked = client_from([BASE, broken])
+    cases = {
+        "none": ErrorCode.FLAG_NOT_FOUND,
+        "broken": ErrorCode.PARSE_ERROR,
+    }
+    for key, code in cases.items():
+        found = asked.explain(key, "ada", default=False)
+        assert (found.evaluation.error_code, found.evaluation.value, found.flags) == (
+            code,
+            False,
+            (),
+        )
+        assert code in str(found)
+    assert asked.explain("base", 5).evaluation.error_code is ErrorCode.INVALID_CONTEXT  # type: ignore[arg-type]
+    not_ready = Client.from_source().explain("base")
+    assert not_ready.evaluation.error_code is ErrorCode.PROVIDER_NOT_READY
+    mismatch = asked.explain("base", "ada", default="text")
+    assert mismatch.evaluation.error_code is ErrorCode.TYPE_MISMATCH
+
+
+def test_hostile_contexts_are_explained_without_an_error_of_theirs() -> None:
+    class Hostile:
+        def __repr__(self) -> str:
+            raise RuntimeError("no")
+
+    endless: list[Any] = []
+    endless.append(endless)
+    rules = [{"name": "r", "when": {"a": {"$ne": 1}}, "serve": "on"}]
+    asked = client_from([{**BASE, "rules": rules}])
+    values: list[Any] = [Hostile(), endless, 10**5000, "\ud800", {1: {2: {}}}, {("t",): 1}, b"x"]
+    for value in values:
+        found = asked.explain("base", {"a": value})
+        assert found.evaluation.value is True
+        assert str(found)
+        assert found.as_dict()["flags"]
+
+
+def test_the_default_and_a_bound_client_explain_too() -> None:
+    assert flagkit.explain("express").evaluation.error_code is ErrorCode.PROVIDER_NOT_READY
+    asked = client()
+    assert asked.bind(ADA).explain("express") == asked.explain("express", ADA)
