@@ -340,3 +340,7 @@ _OPERATORS: Mapping[str, Callable[[tuple[str, ...], str, Value, str], Condition]
     "$semver": _version,
     "$not": _not,
 }
+OPERATORS = tuple(_OPERATORS)
+"""The operators of an attribute."""
+LOGICAL_OPERATORS = tuple(_LOGICAL)
+"""The operators that stand where an attribute could."""
