@@ -236,6 +236,39 @@ def test_validating_holds_files_to_their_environment(write: Write) -> None:
     assert "goes to 'production'" in run("validate", path, "--environment", "production").stderr
 
 
+# The canonical form
+
+
+def test_formatting_says_the_same_in_each_format(write: Write) -> None:
+    digests = run("format", str(SHOP), "--output", "digest").stdout
+    assert re.fullmatch(r"([0-9a-f]{64}  (\*|eu-west-1)  [a-z.-]+\n){13}", digests)
+    for output in ("yaml", "json"):
+        formatted = run("format", str(SHOP), "--output", output)
+        assert (formatted.returncode, formatted.stderr) == (0, "")
+        path = str(write(formatted.stdout))
+        assert run("format", path, "--output", output).stdout == formatted.stdout
+        assert run("format", path, "--output", "digest").stdout == digests
+    assert run("validate", path).stderr == ""
+
+
+def test_formatting_keeps_what_only_a_writer_heeds(write: Write) -> None:
+    path = write(FLAG.replace(", y: 2", "") + "  state: active\n  environment: staging\n")
+    assert run("format", str(path)).stdout == (
+        "flags:\n"
+        "  - key: a.b\n"
+        "    environment: staging\n"
+        "    state: active\n"
+        "    variants: {x: 1}\n"
+        "    fallthrough: {serve: x}\n"
+    )
+
+
+def test_formatting_what_is_not_valid_is_one_sentence(write: Write) -> None:
+    assert "variants: is missing" in assert_one_sentence(
+        run("format", str(write("flags: [{key: a}]")))
+    )
+
+
 def test_the_users_of_the_demo_are_always_the_same() -> None:
     first = users(1)[0]
     assert users(3)[0].attributes == first.attributes

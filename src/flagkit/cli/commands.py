@@ -12,7 +12,9 @@ from rich.console import Console
 from flagkit import FlagkitError, __version__
 from flagkit.cli import demo
 from flagkit.cli.policy_files import PolicyFile
+from flagkit.cli.policy_text import json_text, yaml_text
 from flagkit.errors import InvalidDocumentError
+from flagkit.model.canonical import digest
 
 FAULTS_FOUND = 3
 
@@ -50,6 +52,29 @@ def _validate(files: tuple[Path, ...], environment: str | None) -> None:
             click.echo(f"{file}: {count} {'flag' if count == 1 else 'flags'}, all valid")
     if found_faults:
         raise SystemExit(FAULTS_FOUND)
+
+
+@flagkit.command("format")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=click.Choice(["yaml", "json", "digest"]),
+    default="yaml",
+    show_default=True,
+    help="A policy file; or the digest, region and key of each flag, one flag a line.",
+)
+def _format(file: Path, output: str) -> None:
+    """Print a policy file in canonical form: what says the same is written the same.
+
+    Flags stay in their order, and comments go. Flags of one digest mean the same, in whatever words
+    and format they were written.
+    """
+    policies = PolicyFile(file).policies
+    if output == "digest":
+        for policy in policies:
+            click.echo(f"{digest(policy.flag)}  {policy.flag.region}  {policy.flag.key}")
+    else:
+        click.echo(json_text(policies) if output == "json" else yaml_text(policies), nl=False)
 
 
 @flagkit.command("demo")
