@@ -248,7 +248,7 @@ def test_formatting_says_the_same_in_each_format(write: Write) -> None:
         path = str(write(formatted.stdout))
         assert run("format", path, "--output", output).stdout == formatted.stdout
         assert run("format", path, "--output", "digest").stdout == digests
-    assert run("validate", path).stderr == ""
+        assert run("validate", path).stderr == ""
 
 
 def test_formatting_keeps_what_only_a_writer_heeds(write: Write) -> None:

@@ -3,6 +3,7 @@
 Every FlagkitError ends as one sentence on stderr and exit code 1, never as a traceback.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from flagkit.cli.policy_files import PolicyFile
 from flagkit.cli.policy_text import json_text, yaml_text
 from flagkit.errors import InvalidDocumentError
 from flagkit.model.canonical import digest
+from flagkit.model.schema import schema
 
 FAULTS_FOUND = 3
 
@@ -75,6 +77,12 @@ def _format(file: Path, output: str) -> None:
             click.echo(f"{digest(policy.flag)}  {policy.flag.region}  {policy.flag.key}")
     else:
         click.echo(json_text(policies) if output == "json" else yaml_text(policies), nl=False)
+
+
+@flagkit.command("schema")
+def _schema() -> None:
+    """Print the JSON schema of policy files, by which editors complete and check them."""
+    click.echo(json.dumps(schema(), indent=2))
 
 
 @flagkit.command("demo")

@@ -5,13 +5,13 @@ import re
 from flagkit.errors import InvalidDocumentError
 
 KEY_LENGTH_MAX = 200
-_KEY = re.compile(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*")
-_REGION = re.compile(r"\*|[a-z0-9][a-z0-9_-]{0,62}")
+KEY = re.compile(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*")
+REGION = re.compile(r"\*|[a-z0-9][a-z0-9_-]{0,62}")
 
 
 def check_key(key: object, path: str = "key", kind: str = "flag") -> str:
     """Return `key` if it is a flag's or segment's: dotted, lower case, at most 200 characters."""
-    if not isinstance(key, str) or len(key) > KEY_LENGTH_MAX or not _KEY.fullmatch(key):
+    if not isinstance(key, str) or len(key) > KEY_LENGTH_MAX or not KEY.fullmatch(key):
         raise InvalidDocumentError(
             path,
             f"{key!r} is not a {kind} key",
@@ -23,7 +23,7 @@ def check_key(key: object, path: str = "key", kind: str = "flag") -> str:
 
 def check_region(region: object, path: str = "region") -> str:
     """Return `region` if it is the name of one, or "*"."""
-    if not isinstance(region, str) or not _REGION.fullmatch(region):
+    if not isinstance(region, str) or not REGION.fullmatch(region):
         raise InvalidDocumentError(
             path, f"{region!r} is not a region", 'Write "*", or a name such as eu-west-1'
         )

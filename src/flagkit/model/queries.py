@@ -344,3 +344,5 @@ OPERATORS = tuple(_OPERATORS)
 """The operators of an attribute."""
 LOGICAL_OPERATORS = tuple(_LOGICAL)
 """The operators that stand where an attribute could."""
+VERSION_OPERATORS = _VERSION_OPERATORS
+"""The comparisons within `$semver`."""

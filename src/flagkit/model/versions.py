@@ -12,7 +12,7 @@ VersionKey: TypeAlias = tuple[object, ...]
 LENGTH_MAX = 256
 _NUMBER = "(?:0|[1-9][0-9]*)"
 _PRERELEASE = f"(?:{_NUMBER}|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
-_VERSION = re.compile(
+VERSION = re.compile(
     rf"({_NUMBER})\.({_NUMBER})\.({_NUMBER})"
     rf"(?:-({_PRERELEASE}(?:\.{_PRERELEASE})*))?"
     r"(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?"
@@ -26,7 +26,7 @@ def version_key(text: str) -> VersionKey | None:
     A release comes after its prereleases, numeric identifiers before others, and build metadata
     does not count.
     """
-    found = _VERSION.fullmatch(text) if len(text) <= LENGTH_MAX else None
+    found = VERSION.fullmatch(text) if len(text) <= LENGTH_MAX else None
     if found is None:
         return None
     major, minor, patch, prerelease = found.groups()

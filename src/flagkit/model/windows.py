@@ -19,7 +19,7 @@ from flagkit.model.values import Value, milliseconds
 DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 DAY_MINUTES: Final = 24 * 60
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_TIME = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])|24:00")
+TIME = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])|24:00")
 
 
 class Recurrence(Struct, frozen=True):
@@ -116,7 +116,7 @@ def _hours(wire: HoursDocument, path: str) -> tuple[int, int]:
 
 
 def _minutes(time: str, path: str) -> int:
-    if not _TIME.fullmatch(time):
+    if not TIME.fullmatch(time):
         raise InvalidDocumentError(
             path, f"{time!r} is not a time of day", 'Write it like "09:30", up to "24:00"'
         )
