@@ -45,6 +45,12 @@ T = TypeVar("T", bound=Struct)
 
 DOCUMENT_BYTES_MAX = 1024 * 1024
 RULES_MAX = 256
+_MISREAD = {
+    "bool": ("a boolean", "on, off, yes and no for booleans"),
+    "int": ("a number", "22:00 for the number 1320"),
+    "float": ("a number", "1.0 and 22:00:00.5 for numbers"),
+}
+"""What a string becomes that is not quoted, and an example of it."""
 
 
 def decode(document: object, *, environment: str | None = None, stored: bool = False) -> Flag:
@@ -128,15 +134,23 @@ def _located(message: str, shape: type[Struct]) -> InvalidDocumentError:
         return InvalidDocumentError(join(path, missing[1]), "is missing", remedy)
     found = re.fullmatch(r"Object contains unknown field `(.*)`", problem, re.DOTALL)
     if found is None:
-        states = f"Use one of: {', '.join(get_args(State))}" if path == "state" else ""
-        return InvalidDocumentError(
-            path, problem, states or "docs/policy.md has the form of a flag"
-        )
+        remedy = f"Use one of: {', '.join(get_args(State))}" if path == "state" else ""
+        return _mistyped(path, problem, remedy or "docs/policy.md has the form of a flag")
     document = DOCUMENTS.get(re.sub(r"\[\d+\]", "", path).rpartition(".")[2], shape)
     known = [field.encode_name for field in msgspec.structs.fields(document)]
     close = difflib.get_close_matches(found[1], known, n=1)
     remedy = (f"Did you mean {close[0]}? " if close else "") + f"Known here: {', '.join(known)}"
     return InvalidDocumentError(join(path, found[1]), "is not a known field", remedy)
+
+
+def _mistyped(path: str, problem: str, remedy: str) -> InvalidDocumentError:
+    # Where a string belongs, YAML 1.1 is the usual culprit.
+    found = re.fullmatch(r"Expected `str(?: \| null)?`, got `(bool|int|float)`", problem)
+    if found:
+        kind, example = _MISREAD[found[1]]
+        problem = f"is {kind}, where a string belongs"
+        remedy = f"Quote it: YAML 1.1 readers take {example}"
+    return InvalidDocumentError(path, problem, remedy)
 
 
 def _flag(wire: FlagDocument) -> Flag:

@@ -77,10 +77,11 @@ def text(value: str, path: str) -> str:
 def name(key: object, path: str) -> str:
     """Return `key` as the name of a field."""
     if not isinstance(key, str):
+        kind = type(key).__name__
         raise InvalidDocumentError(
             path,
-            f"has a key of the type {type(key).__name__}",
-            "Quote it: some YAML readers take on, off, yes and no for booleans"
+            f"has the key {key}" if isinstance(key, bool) else f"has a key of the type {kind}",
+            "Quote it: YAML 1.1 readers take on, off, yes and no for booleans"
             if isinstance(key, bool)
             else 'Quote it, as in "1"',
         )

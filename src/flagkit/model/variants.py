@@ -31,7 +31,10 @@ def typed_variants(variants: dict[str, Value]) -> tuple[VariantType, dict[str, V
             raise InvalidDocumentError(
                 f"variants.{name}",
                 f"is of type {other}, but {first} is of type {kind}",
-                "Give all variants of a flag the same type",
+                "Give all variants of a flag the same type; quote on, off, yes and no, which YAML"
+                " 1.1 readers take for booleans"
+                if {other, kind} == {"boolean", "string"}
+                else "Give all variants of a flag the same type",
             )
     return kind, variants
 
