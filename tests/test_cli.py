@@ -229,6 +229,45 @@ def test_what_is_not_valid_is_named_and_the_other_files_are_checked(write: Write
     assert run("validate").returncode == 2
 
 
+def test_all_flags_that_are_not_valid_are_named(write: Write) -> None:
+    flag = "- {key: a.b, variants: {x: 1}, fallthrough: {serve: x}}\n"
+    path = write(f"flags:\n{flag}{flag.replace('a.b', 'A')}{flag.replace(': 1', ': null')}{flag}")
+    result = run("validate", str(path))
+    assert (result.returncode, result.stdout) == (3, "")
+    second, third, fourth = result.stderr.splitlines()
+    assert second.startswith(f"{path}:3: flag 'A': key: 'A' is not a flag key")
+    assert third.startswith(f"{path}:4: flag 'a.b': variants.x: is None")
+    assert fourth.startswith(f"{path}:5: flag 'a.b': key: is in this file twice, in line 2 too")
+
+
+def test_what_readers_of_yaml_1_1_take_for_something_else_is_warned_of(write: Write) -> None:
+    path = write("""
+flags:
+  - key: a.b
+    variants: {on: true, "off": false}
+    rules:
+      - name: r
+        when: {a: No, b: 22:00, c: 010, d: 0o10, e: [y, "n", 'yes', "1:30", oN, 10, 1.5, ~]}
+        serve: on
+    fallthrough: {serve: "off"}
+    description: |
+      off
+""")
+    result = run("validate", str(path))
+    assert (result.returncode, result.stdout) == (0, f"{path}: 1 flag, all valid\n")
+    warning, boolean = f"Warning: {path}", "a boolean to readers of YAML 1.1. Quote it: "
+    when, decimal = f"{warning}:7: flags[0].rules[0].when", "Write it as a decimal number"
+    assert result.stderr.splitlines() == [
+        f'{warning}:4: flags[0].variants.on: on is text, but {boolean}"on"',
+        f'{when}.a: No is text, but {boolean}"No"',
+        f'{when}.b: 22:00 is text, but a number to readers of YAML 1.1. Quote it: "22:00"',
+        f"{when}.c: 010 is another number to readers of YAML 1.1. {decimal}",
+        f"{when}.d: 0o10 is a number, but text to readers of YAML 1.1. {decimal}",
+        f'{when}.e[0]: y is text, but {boolean}"y"',
+        f'{warning}:8: flags[0].rules[0].serve: on is text, but {boolean}"on"',
+    ]
+
+
 def test_validating_holds_files_to_their_environment(write: Write) -> None:
     flag = "flags:\n- {key: a.b, environment: staging, variants: {x: 1}, fallthrough: {serve: x}}\n"
     path = str(write(flag))
@@ -370,8 +409,11 @@ flags:
     assert PolicyFile(path).policies[0].flag.variants == {"x": "😀 \né"}
 
 
-def test_plain_yaml_readers_see_the_same_document() -> None:
-    assert YAML(typ="safe", pure=True).load(SHOP)["flags"] == _shop()
+@pytest.mark.parametrize("version", ["1.1", "1.2"])
+def test_plain_yaml_readers_see_the_same_document(version: str) -> None:
+    reader = YAML(typ="safe", pure=True)
+    reader.version = version
+    assert reader.load(SHOP)["flags"] == _shop()
 
 
 FLAG = "flags:\n- key: a.b\n  variants: {x: 1, y: 2}\n  fallthrough: {serve: x}\n"
@@ -397,6 +439,7 @@ RULE = """  rules:
         ("\nflags: {key: a}", ":2: flags: is not a list"),
         ("flags: []\nflag: []", ":2: flag: is not a known field"),
         ("flags: [", ":1: document: is not YAML: while parsing a flow node"),
+        ("# old\n%YAML 1.1\n---\nflags: []", ":2: document: is YAML 1.1, where on, off, yes"),
         ("flags:\n\t- a", ":2: document: is not YAML: while scanning for the next token"),
         ("flags: []\n---\nflags: []", ":2: document: is not YAML: expected a single"),
         ("flags: \x01", ": document: is not YAML: unacceptable character"),
@@ -407,7 +450,7 @@ RULE = """  rules:
         ("flags: [{1: a, 1: b}]", ":1: flags[0].1: is there twice"),
         ("flags:\n- &a {key: a}\n- *a", ":2: flags[1]: is an alias"),
         ("flags: &a [*a]", ":1: flags[0]: is an alias"),
-        ("flags:\n- <<: {key: a}", ":2: flags[0]: has the tag merge"),
+        ("flags:\n- <<: {key: a}", ":2: flags[0].<<: has the tag merge"),
         ("flags:\n- {? [a]: b}", ":2: flags[0]: has a list or mapping as a key"),
         ("flags:\n- !flag {key: a}", ":2: flags[0]: has the tag !flag"),
         ("flags:\n- {key: !!binary aGk=}", ":2: flags[0].key: has the tag binary"),

@@ -41,19 +41,32 @@ def flagkit() -> None:
 def _validate(files: tuple[Path, ...], environment: str | None) -> None:
     """Check policy files, and say what is wrong with file, line, path and remedy.
 
-    What flags refer to in other flags, the writer checks. Exits with 3 if a file is not valid.
+    Warns of what is valid, but something else to readers of YAML 1.1. What flags refer to in other
+    flags, the writer checks. Exits with 3 if a file is not valid.
     """
-    found_faults = False
-    for file in files:
-        try:
-            count = len(PolicyFile(file, environment).policies)
-        except InvalidDocumentError as error:
-            found_faults = True
-            click.echo(str(error), err=True)
-        else:
-            click.echo(f"{file}: {count} {'flag' if count == 1 else 'flags'}, all valid")
-    if found_faults:
+    found_faults = [_check(file, environment) for file in files]
+    if any(found_faults):
         raise SystemExit(FAULTS_FOUND)
+
+
+def _check(file: Path, environment: str | None) -> bool:
+    """Say what is to be said of a file, and return whether something is wrong with it."""
+    faults: list[InvalidDocumentError] = []
+    doubts: list[InvalidDocumentError] = []
+    try:
+        found = PolicyFile(file, environment, faults=faults)
+    except InvalidDocumentError as error:
+        faults.append(error)
+    else:
+        doubts = found.doubts
+        if not faults:
+            count = len(found.policies)
+            click.echo(f"{file}: {count} {'flag' if count == 1 else 'flags'}, all valid")
+    for fault in faults:
+        click.echo(str(fault), err=True)
+    for doubt in doubts:
+        click.echo(f"Warning: {doubt}", err=True)
+    return bool(faults)
 
 
 @flagkit.command("format")

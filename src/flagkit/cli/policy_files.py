@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import ScalarNode
 
 from flagkit.errors import ConfigurationError, InvalidDocumentError
 from flagkit.model import EVERYWHERE, Flag, decode
@@ -25,6 +26,17 @@ _Node: TypeAlias = Any
 
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = ("null", "bool", "int", "float", "str")
+_KINDS = {
+    "null": "null",
+    "bool": "a boolean",
+    "int": "a number",
+    "float": "a number",
+    "str": "text",
+}
+_YAML_1_1: Any = YAML(typ="safe", pure=True)
+_YAML_1_1.version = "1.1"
+_OCTAL = re.compile("[-+]?0[0-7_]+")
+_OLD_DIRECTIVE = re.compile(r"^%YAML +1\.[01]\b", re.MULTILINE)
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _EXTENDED: Mapping[Any, Callable[[Any], Any]] = {
     "$date": datetime.fromisoformat,
@@ -51,34 +63,53 @@ class PolicyFile:
         path: Where the file is; errors name it as given.
         environment: What the flags' own `environment` must be, where they have one.
 
+        faults: Where what is wrong with flags, the first fault of each, is put instead of raised.
+
     Raises:
         ConfigurationError: the file cannot be read.
         InvalidDocumentError: it is no policy file, or a flag in it is not valid; `subject` begins
             with `file:line`.
     """
 
-    def __init__(self, path: Path, environment: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        environment: str | None = None,
+        *,
+        faults: list[InvalidDocumentError] | None = None,
+    ) -> None:
         self.path = path
         self.policies: list[Policy] = []
         self._nodes: list[_Node] = []
-        lines: dict[tuple[str, str], int] = {}
-        for i, (node, document) in enumerate(_flags(path)):
+        self._lines: dict[tuple[str, str], int] = {}
+        reading = _Reading(path)
+        for i, (node, document) in enumerate(_flags(path, reading)):
             try:
-                flag = decode(document, environment=environment)
+                self._add(node, document, f"flags[{i}]", environment)
             except InvalidDocumentError as error:
-                raise _located(error, path, node, _named(document) or f"flags[{i}]") from None
-            name, line = (flag.region, flag.key), _line(node)
-            if name in lines:
-                where = "" if flag.region == EVERYWHERE else f" for region {flag.region}"
-                raise InvalidDocumentError(
-                    "key",
-                    f"is in this file twice{where}, in line {lines[name]} too",
-                    "Remove one, or give it another region",
-                    subject=f"{path}:{line}: flag {flag.key!r}",
-                )
-            lines[name] = line
-            self.policies.append(Policy(document, flag))
-            self._nodes.append(node)
+                if faults is None:
+                    raise
+                faults.append(error)
+        self.doubts: list[InvalidDocumentError] = reading.doubts
+        """What is valid here, and something else to readers of YAML 1.1."""
+
+    def _add(self, node: _Node, document: Any, place: str, environment: str | None) -> None:
+        try:
+            flag = decode(document, environment=environment)
+        except InvalidDocumentError as error:
+            raise _located(error, self.path, node, _named(document) or place) from None
+        name, line = (flag.region, flag.key), _line(node)
+        if name in self._lines:
+            where = "" if flag.region == EVERYWHERE else f" for region {flag.region}"
+            raise InvalidDocumentError(
+                "key",
+                f"is in this file twice{where}, in line {self._lines[name]} too",
+                "Remove one, or give it another region",
+                subject=f"{self.path}:{line}: flag {flag.key!r}",
+            )
+        self._lines[name] = line
+        self.policies.append(Policy(document, flag))
+        self._nodes.append(node)
 
     @contextmanager
     def locating(self) -> Generator[None]:
@@ -97,12 +128,12 @@ def _named(document: Any) -> str:
     return f"flag {document['key']!r}" if isinstance(document, dict) and "key" in document else ""
 
 
-def _flags(path: Path) -> Iterator[tuple[_Node, Any]]:
+def _flags(path: Path, reading: "_Reading") -> Iterator[tuple[_Node, Any]]:
     """Yield the members of a file's list of flags: where each is written, and what it holds."""
     root = _compose(path)
     content: dict[Any, Any] = {}
     if root is not None and root.id == "mapping":
-        content = _Reading(path).value(root)
+        content = reading.value(root)
     if "flags" not in content:
         raise InvalidDocumentError(
             "flags",
@@ -126,7 +157,7 @@ def _flags(path: Path) -> Iterator[tuple[_Node, Any]]:
 def _compose(path: Path) -> _Node:
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        return YAML(typ="safe", pure=True).compose(text)  # pyright: ignore[reportUnknownMemberType]
+        root = YAML(typ="safe", pure=True).compose(text)  # pyright: ignore[reportUnknownMemberType]
     except OSError as error:
         raise ConfigurationError(
             f"the policy file {path} cannot be read: {error.strerror}"
@@ -142,12 +173,25 @@ def _compose(path: Path) -> _Node:
         raise InvalidDocumentError(
             "", f"is not YAML: {problem}", "Mend it and try again", subject=where
         ) from error
+    directive = _OLD_DIRECTIVE.search(text)
+    if directive:
+        raise InvalidDocumentError(
+            "",
+            "is YAML 1.1, where on, off, yes and no are booleans",
+            f"Remove the line {directive[0]}",
+            subject=f"{path}:{text.count(chr(10), 0, directive.start()) + 1}",
+        )
+    return root
 
 
 class _Reading:
-    """The step from nodes to values; refuses what has two meanings."""
+    """The step from nodes to values; refuses what has two meanings.
+
+    What has another meaning to readers of YAML 1.1 is put into `doubts`.
+    """
 
     def __init__(self, path: Path) -> None:
+        self.doubts: list[InvalidDocumentError] = []
         self._path = path
         self._seen: set[int] = set()
         self._constructor: Any = YAML(typ="safe", pure=True).constructor
@@ -177,7 +221,7 @@ class _Reading:
             if key_node.id != "scalar":
                 problem = "has a list or mapping as a key"
                 raise self._refused(key_node, path, problem, "Use a string as the key")
-            key = self.value(key_node, path)
+            key = self.value(key_node, join(path, key_node.value))
             if key in found:
                 problem = "is there twice, and only one could count"
                 raise self._refused(key_node, join(path, key), problem, "Remove one of them")
@@ -204,6 +248,8 @@ class _Reading:
             raise self._refused(node, path, problem, remedy) from None
 
     def _scalar(self, node: _Node, path: str, tag: str) -> Any:
+        if node.style is None:
+            self._doubt(node, path, tag)
         try:
             value = self._constructor.construct_object(node)
         except (ValueError, KeyError):
@@ -213,6 +259,17 @@ class _Reading:
             # JSON escapes a character beyond U+FFFF as two, which YAML leaves as two.
             return value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
         return value
+
+    def _doubt(self, node: _Node, path: str, tag: str) -> None:
+        other = _YAML_1_1.resolver.resolve(ScalarNode, node.value, (True, False))
+        other_tag = str(other).removeprefix(_TAG)
+        if other_tag == tag and not (tag == "int" and _OCTAL.fullmatch(node.value)):
+            return
+        problem = f"{node.value} is {_KINDS[tag]}, but {_KINDS[other_tag]} to readers of YAML 1.1"
+        if other_tag == tag:
+            problem = f"{node.value} is another number to readers of YAML 1.1"
+        remedy = f'Quote it: "{node.value}"' if tag == "str" else "Write it as a decimal number"
+        self.doubts.append(self._refused(node, path, problem, remedy))
 
     def _refused(self, node: _Node, path: str, problem: str, remedy: str) -> InvalidDocumentError:
         return InvalidDocumentError(path, problem, remedy, subject=f"{self._path}:{_line(node)}")
