@@ -22,9 +22,10 @@ from flagkit.cli.policy_text import json_text, yaml_text
 from flagkit.core.matching import matches
 from flagkit.errors import InvalidDocumentError
 from flagkit.model import Flag, Rollout, Serves, decode
-from flagkit.model.canonical import _CONSTANTS, canonical, digest
+from flagkit.model.canonical import _CONSTANTS, canonical, digest, segment_digest
 from flagkit.model.queries import OPERATORS
 from flagkit.model.rollouts import allocate
+from flagkit.model.segments import decode_segment
 from tests.test_matching import Draw
 from tests.test_model import MOMENT, document, documents, rollout, rule, same, when
 
@@ -238,6 +239,27 @@ def test_the_digest_is_that_of_the_canonical_json() -> None:
     )
     flag = decode(when(ü=math.nan, a={"$gt": MOMENT}))
     assert digest(flag) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_segments_that_say_the_same_have_one_digest() -> None:
+    first = {"key": "s", "included": ["ada", 7, "eve"], "when": {"a": 1, "b": {"$in": [2, 1]}}}
+    same_words = {
+        "when": {"b": {"$in": [1, 2, 1.0]}, "a": {"$eq": 1}},
+        "included": ["7", "eve", "ada", "ada"],
+        "by": "targeting_key",
+        "excluded": [],
+        "key": "s",
+    }
+    others = [
+        first | {"included": ["ada", 7]},
+        first | {"excluded": ["ada"]},
+        first | {"by": "id"},
+        first | {"when": {}},
+        {name: first[name] for name in ("key", "included")},
+    ]
+    digests = [segment_digest(decode_segment(written).segment) for written in (first, *others)]
+    assert segment_digest(decode_segment(same_words).segment) == digests[0]
+    assert len(set(digests)) == len(digests)
 
 
 def test_every_operator_has_its_canonical_constant() -> None:

@@ -215,7 +215,7 @@ def test_valid_files_are_said_to_be_valid() -> None:
     shop = Path(__file__).parent.parent / "examples" / "shop" / "flags.yaml"
     result = run("validate", str(shop), str(shop))
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == f"{shop}: 13 flags, all valid\n" * 2
+    assert result.stdout == f"{shop}: 13 flags and 1 segment, all valid\n" * 2
 
 
 def test_what_is_not_valid_is_named_and_the_other_files_are_checked(write: Write) -> None:
@@ -224,7 +224,7 @@ def test_what_is_not_valid_is_named_and_the_other_files_are_checked(write: Write
     result = run("validate", str(bad), str(shop))
     assert result.returncode == 3
     assert result.stderr.startswith(f"{bad}:4: flag 'a.b': fallthrough.serve: 'y' is not a variant")
-    assert "13 flags, all valid" in result.stdout
+    assert "13 flags and 1 segment, all valid" in result.stdout
     assert_one_sentence(run("validate", str(bad.parent / "missing.yaml")))
     assert run("validate").returncode == 2
 
@@ -280,7 +280,8 @@ def test_validating_holds_files_to_their_environment(write: Write) -> None:
 
 def test_formatting_says_the_same_in_each_format(write: Write) -> None:
     digests = run("format", str(SHOP), "--output", "digest").stdout
-    assert re.fullmatch(r"([0-9a-f]{64}  (\*|eu-west-1)  [a-z.-]+\n){13}", digests)
+    flag = r"[0-9a-f]{64}  (\*|eu-west-1)  [a-z.-]+\n"
+    assert re.fullmatch(rf"({flag}){{13}}[0-9a-f]{{64}}  segment  beta-testers\n", digests)
     for output in ("yaml", "json"):
         formatted = run("format", str(SHOP), "--output", output)
         assert (formatted.returncode, formatted.stderr) == (0, "")
@@ -288,6 +289,31 @@ def test_formatting_says_the_same_in_each_format(write: Write) -> None:
         assert run("format", path, "--output", output).stdout == formatted.stdout
         assert run("format", path, "--output", "digest").stdout == digests
         assert run("validate", path).stderr == ""
+
+
+def test_segments_are_checked_and_formatted_like_flags(write: Write) -> None:
+    segments = (
+        "segments:\n"
+        "  - key: beta\n"
+        "    included: [u-2, 17, u-1, u-2]\n"
+        "    environment: staging\n"
+        "    when: {plan: pro, country: DE}\n"
+    )
+    path = str(write(segments))
+    assert run("format", path).stdout == (
+        "flags: []\n"
+        "segments:\n"
+        "  - key: beta\n"
+        "    environment: staging\n"
+        "    when: {country: DE, plan: pro}\n"
+        '    included: ["17", u-1, u-2]\n'
+    )
+    assert run("validate", path).stdout == f"{path}: 0 flags and 1 segment, all valid\n"
+    twice = segments + "  - key: beta\n    excluded: [x, '']\n  - key: beta\n"
+    found = run("validate", str(write(twice)))
+    assert found.returncode == 3
+    assert "flags.yaml:7: segment 'beta': excluded[1]: '' is not a key" in found.stderr
+    assert "flags.yaml:8: segment 'beta': key: is in this file twice, in line 2" in found.stderr
 
 
 def test_formatting_keeps_what_only_a_writer_heeds(write: Write) -> None:

@@ -21,9 +21,11 @@ from flagkit.errors import InvalidDocumentError
 from flagkit.model import decode, encode
 from flagkit.model.canonical import canonical, date_text, extended
 from flagkit.model.schema import schema
+from flagkit.model.segments import decode_segment
 from tests.test_docs import blocks
 from tests.test_matching import Draw
 from tests.test_model import BAD, MOMENT, document, documents, rollout, rule, when
+from tests.test_segments import BAD as BAD_SEGMENTS
 
 SHOP = Path(__file__).parents[1] / "examples" / "shop" / "flags.yaml"
 SCHEMA = schema()
@@ -34,6 +36,11 @@ VALIDATOR = Draft202012Validator(SCHEMA)
 def faults(*flags: Any) -> list[str]:
     """Return where the schema finds something wrong with flags, as they stand in a JSON file."""
     return [error.json_path for error in VALIDATOR.iter_errors({"flags": extended([*flags])})]
+
+
+def segment_faults(*segments: Any) -> list[str]:
+    """Return where the schema finds something wrong with segments."""
+    return [error.json_path for error in VALIDATOR.iter_errors({"segments": [*segments]})]
 
 
 def as_text(value: Any) -> Any:
@@ -113,11 +120,34 @@ def test_the_example_is_accepted() -> None:
 @pytest.mark.parametrize("code", blocks("yaml"))
 def test_the_documents_of_the_documentation_are_accepted(code: str) -> None:
     part = YAML(typ="safe").load(code)
-    assert faults(part if "key" in part else document() | whole_of(part)) == []
+    if "included" in part:
+        assert segment_faults(part) == []
+    else:
+        assert faults(part if "key" in part else document() | whole_of(part)) == []
 
 
 def whole_of(part: dict[str, Any]) -> dict[str, Any]:
     return part if "rules" in part else {"fallthrough": part}
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"key": "s"},
+        {"key": "s", "when": {}, "by": "org.id", "included": ["ada", 5], "excluded": []},
+        {"key": "s", "included": {"count": 1, "parts": ["0" * 64]}, "tags": ["a"], "owner": "b"},
+    ],
+)
+def test_segments_are_accepted(made: dict[str, Any]) -> None:
+    decode_segment(made)
+    assert segment_faults(made) == []
+
+
+@pytest.mark.parametrize("name", [case[0] for case in BAD_SEGMENTS])
+def test_bad_segments_are_refused_as_far_as_a_schema_can(name: str) -> None:
+    made = next(case[1] for case in BAD_SEGMENTS if case[0] == name)
+    beyond = {"a segment within", "another environment", "parts that are none", "too few parts"}
+    assert bool(segment_faults(made)) is (name not in beyond)
 
 
 RAMP = {"variant": "on", "otherwise": "off"}

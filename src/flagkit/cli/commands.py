@@ -15,7 +15,7 @@ from flagkit.cli import demo
 from flagkit.cli.policy_files import PolicyFile
 from flagkit.cli.policy_text import json_text, yaml_text
 from flagkit.errors import InvalidDocumentError
-from flagkit.model.canonical import digest
+from flagkit.model.canonical import digest, segment_digest
 from flagkit.model.schema import schema
 
 FAULTS_FOUND = 3
@@ -60,13 +60,18 @@ def _check(file: Path, environment: str | None) -> bool:
     else:
         doubts = found.doubts
         if not faults:
-            count = len(found.policies)
-            click.echo(f"{file}: {count} {'flag' if count == 1 else 'flags'}, all valid")
+            click.echo(f"{file}: {_counted(found)}, all valid")
     for fault in faults:
         click.echo(str(fault), err=True)
     for doubt in doubts:
         click.echo(f"Warning: {doubt}", err=True)
     return bool(faults)
+
+
+def _counted(file: PolicyFile) -> str:
+    counts = {"flag": len(file.policies), "segment": len(file.segments)}
+    named = [f"{count} {name if count == 1 else f'{name}s'}" for name, count in counts.items()]
+    return " and ".join(named if file.segments else named[:1])
 
 
 @flagkit.command("format")
@@ -76,7 +81,7 @@ def _check(file: Path, environment: str | None) -> bool:
     type=click.Choice(["yaml", "json", "digest"]),
     default="yaml",
     show_default=True,
-    help="A policy file; or the digest, region and key of each flag, one flag a line.",
+    help="A policy file; or a line for each policy: digest, region (or segment) and key.",
 )
 def _format(file: Path, output: str) -> None:
     """Print a policy file in canonical form: what says the same is written the same.
@@ -84,12 +89,16 @@ def _format(file: Path, output: str) -> None:
     Flags stay in their order, and comments go. Flags of one digest mean the same, in whatever words
     and format they were written.
     """
-    policies = PolicyFile(file).policies
+    found = PolicyFile(file)
     if output == "digest":
-        for policy in policies:
+        for policy in found.policies:
             click.echo(f"{digest(policy.flag)}  {policy.flag.region}  {policy.flag.key}")
+        for segment_policy in found.segments:
+            segment = segment_policy.segment
+            click.echo(f"{segment_digest(segment)}  segment  {segment.key}")
     else:
-        click.echo(json_text(policies) if output == "json" else yaml_text(policies), nl=False)
+        written = json_text if output == "json" else yaml_text
+        click.echo(written(found.policies, found.segments), nl=False)
 
 
 @flagkit.command("schema")

@@ -124,6 +124,8 @@ class _Demo:
             self._file.locating(),
             self._writer.change(reason=f"Load {self._file.path.name}") as change,
         ):
+            for segment in self._file.segments:
+                change.create_segment(segment.document)
             for policy in self._file.policies:
                 change.create(policy.document)
         written = time.perf_counter()

@@ -1,6 +1,6 @@
 """Policy files: YAML or JSON on disk, read into checked flags; a fault is named by file and line.
 
-A file is a mapping with one field, `flags`, the list of policy documents. It is read as YAML 1.2,
+A file is a mapping of `flags` and `segments`, lists of policy documents. It is read as YAML 1.2,
 of which JSON is a part: on, off, yes and no are strings. Tags, aliases and merge keys are refused:
 each flag says all of itself.
 """
@@ -19,6 +19,7 @@ from ruamel.yaml.nodes import ScalarNode
 
 from flagkit.errors import ConfigurationError, InvalidDocumentError
 from flagkit.model import EVERYWHERE, Flag, decode
+from flagkit.model.segments import Segment, decode_segment
 from flagkit.model.values import join
 
 _Node: TypeAlias = Any
@@ -56,19 +57,26 @@ class Policy(NamedTuple):
     flag: Flag
 
 
+class SegmentPolicy(NamedTuple):
+    """One segment of a policy file: its document as written, and the segment, its keys hashed."""
+
+    document: dict[str, Any]
+    segment: Segment
+
+
 class PolicyFile:
-    """The flags of a policy file, in its order, each of them valid by itself.
+    """The flags and segments of a policy file, in its order, each of them valid by itself.
 
     Args:
         path: Where the file is; errors name it as given.
-        environment: What the flags' own `environment` must be, where they have one.
-
-        faults: Where what is wrong with flags, the first fault of each, is put instead of raised.
+        environment: What the documents' own `environment` must be, where they have one.
+        faults: Where what is wrong with documents, the first fault of each, is put instead of
+            raised.
 
     Raises:
         ConfigurationError: the file cannot be read.
-        InvalidDocumentError: it is no policy file, or a flag in it is not valid; `subject` begins
-            with `file:line`.
+        InvalidDocumentError: it is no policy file, or a document in it is not valid; `subject`
+            begins with `file:line`.
     """
 
     def __init__(
@@ -80,12 +88,14 @@ class PolicyFile:
     ) -> None:
         self.path = path
         self.policies: list[Policy] = []
-        self._nodes: list[_Node] = []
+        self.segments: list[SegmentPolicy] = []
+        self._environment = environment
+        self._nodes: dict[str, _Node] = {}
         self._lines: dict[tuple[str, str], int] = {}
         reading = _Reading(path)
-        for i, (node, document) in enumerate(_flags(path, reading)):
+        for member in _members(path, reading):
             try:
-                self._add(node, document, f"flags[{i}]", environment)
+                (self._add_flag if member.field == "flags" else self._add_segment)(member)
             except InvalidDocumentError as error:
                 if faults is None:
                     raise
@@ -93,48 +103,79 @@ class PolicyFile:
         self.doubts: list[InvalidDocumentError] = reading.doubts
         """What is valid here, and something else to readers of YAML 1.1."""
 
-    def _add(self, node: _Node, document: Any, place: str, environment: str | None) -> None:
-        try:
-            flag = decode(document, environment=environment)
-        except InvalidDocumentError as error:
-            raise _located(error, self.path, node, _named(document) or place) from None
-        name, line = (flag.region, flag.key), _line(node)
-        if name in self._lines:
-            where = "" if flag.region == EVERYWHERE else f" for region {flag.region}"
+    def _add_flag(self, member: "_Member") -> None:
+        with _located_in(self.path, member):
+            flag = decode(member.document, environment=self._environment)
+        self._note(member, flag.region, flag.key)
+        self.policies.append(Policy(member.document, flag))
+
+    def _add_segment(self, member: "_Member") -> None:
+        with _located_in(self.path, member):
+            segment = decode_segment(member.document, environment=self._environment).segment
+        self._note(member, "", segment.key)
+        self.segments.append(SegmentPolicy(member.document, segment))
+
+    def _note(self, member: "_Member", region: str, key: str) -> None:
+        line = _line(member.node)
+        first = self._lines.setdefault((region, key), line)
+        if first != line:
+            where = f" for region {region}" if region not in ("", EVERYWHERE) else ""
             raise InvalidDocumentError(
                 "key",
-                f"is in this file twice{where}, in line {self._lines[name]} too",
+                f"is in this file twice{where}, in line {first} too",
                 "Remove one, or give it another region",
-                subject=f"{self.path}:{line}: flag {flag.key!r}",
+                subject=f"{self.path}:{line}: {member.subject}",
             )
-        self._lines[name] = line
-        self.policies.append(Policy(document, flag))
-        self._nodes.append(node)
+        self._nodes[member.subject] = member.node
 
     @contextmanager
     def locating(self) -> Generator[None]:
-        """Name file and line in an InvalidDocumentError of the block that is about a flag here."""
+        """Name file and line in an InvalidDocumentError of the block that is about one of these."""
         try:
             yield
         except InvalidDocumentError as error:
-            for policy, node in zip(self.policies, self._nodes, strict=True):
-                if error.subject == f"flag {policy.flag.key!r}":
-                    raise _located(error, self.path, node, error.subject) from error
-            raise
+            node = self._nodes.get(error.subject)
+            if node is None:
+                raise
+            raise _located(error, self.path, node, error.subject) from error
 
 
-def _named(document: Any) -> str:
-    """Return what an error calls the flag of a document; nothing where it has no key."""
-    return f"flag {document['key']!r}" if isinstance(document, dict) and "key" in document else ""
+_FIELDS = {"flags": "flag", "segments": "segment"}
+"""The lists of a policy file, and what each member is called."""
 
 
-def _flags(path: Path, reading: "_Reading") -> Iterator[tuple[_Node, Any]]:
-    """Yield the members of a file's list of flags: where each is written, and what it holds."""
+class _Member(NamedTuple):
+    """A member of one of the lists: where it is written, and what it holds."""
+
+    field: str
+    place: int
+    node: _Node
+    document: Any
+
+    @property
+    def subject(self) -> str:
+        """What an error calls it: by its key, where it has one."""
+        document: Any = self.document
+        if isinstance(document, dict) and "key" in document:
+            return f"{_FIELDS[self.field]} {document['key']!r}"
+        return f"{self.field}[{self.place}]"
+
+
+@contextmanager
+def _located_in(path: Path, member: _Member) -> Generator[None]:
+    try:
+        yield
+    except InvalidDocumentError as error:
+        raise _located(error, path, member.node, member.subject) from None
+
+
+def _members(path: Path, reading: "_Reading") -> Iterator[_Member]:
+    """Yield the members of a file's lists, in its order."""
     root = _compose(path)
     content: dict[Any, Any] = {}
     if root is not None and root.id == "mapping":
         content = reading.value(root)
-    if "flags" not in content:
+    if content.keys().isdisjoint(_FIELDS):
         raise InvalidDocumentError(
             "flags",
             "is missing",
@@ -143,15 +184,20 @@ def _flags(path: Path, reading: "_Reading") -> Iterator[tuple[_Node, Any]]:
         )
     for label, key, child in _children(root):
         subject = f"{path}:{_line(key)}"
-        if label != "flags":
+        if label not in _FIELDS:
+            known = " and ".join(_FIELDS)
             raise InvalidDocumentError(
-                label, "is not a known field", "A policy file has one: flags", subject=subject
+                label, "is not a known field", f"A policy file has {known}", subject=subject
             )
         if child.id != "sequence":
             raise InvalidDocumentError(
-                label, "is not a list", "Begin each flag with `- key:`", subject=subject
+                label,
+                "is not a list",
+                f"Begin each {_FIELDS[label]} with `- key:`",
+                subject=subject,
             )
-        yield from zip(child.value, content["flags"], strict=True)
+        for i, (node, document) in enumerate(zip(child.value, content[label], strict=True)):
+            yield _Member(label, i, node, document)
 
 
 def _compose(path: Path) -> _Node:

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from flagkit.cli.policy_files import Policy
-from flagkit.model.canonical import canonical, date_text, extended
+from flagkit.cli.policy_files import Policy, SegmentPolicy
+from flagkit.model.canonical import canonical, canonical_segment, date_text, extended
+from flagkit.model.segments import listed_keys
 from flagkit.model.values import Value
 
 _WIDTH = 100
@@ -23,16 +24,35 @@ _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 """What JSON may hold as it is, but YAML may not, or changes."""
 
 
-def yaml_text(policies: Iterable[Policy]) -> str:
-    """Return a policy file in YAML with flags in canonical form."""
-    flags = ["\n".join(_item(_written(policy), 2)) for policy in policies]
-    return "\n".join(["flags:", *flags, ""]) if flags else "flags: []\n"
+def yaml_text(policies: Iterable[Policy], segments: Iterable[SegmentPolicy] = ()) -> str:
+    """Return a policy file in YAML with policies in canonical form."""
+    lines: list[str] = []
+    for field, documents in _lists(policies, segments).items():
+        lines.append(f"{field}:" if documents else f"{field}: []")
+        lines += [line for document in documents for line in _item(document, 2)]
+    return "\n".join([*lines, ""])
 
 
-def json_text(policies: Iterable[Policy]) -> str:
-    """Return a policy file in JSON with flags in canonical form; dates are Extended JSON."""
-    flags = [extended(_written(policy)) for policy in policies]
-    return _json({"flags": flags}, indent=2) + "\n"
+def json_text(policies: Iterable[Policy], segments: Iterable[SegmentPolicy] = ()) -> str:
+    """Return a policy file in JSON with policies in canonical form; dates are Extended JSON."""
+    return _json(extended(_lists(policies, segments)), indent=2) + "\n"
+
+
+def _lists(policies: Iterable[Policy], segments: Iterable[SegmentPolicy]) -> dict[str, Any]:
+    lists: dict[str, Any] = {"flags": [_written(policy) for policy in policies]}
+    named = [_written_segment(policy) for policy in segments]
+    return lists | {"segments": named} if named else lists
+
+
+def _written_segment(policy: SegmentPolicy) -> dict[str, Any]:
+    """Return the canonical document with the keys themselves, sorted, and what a writer heeds."""
+    document = canonical_segment(policy.segment)
+    for side, keys in listed_keys(policy.document).items():
+        document.pop(side, None)
+        if keys:
+            document[side] = sorted({str(key) for key in keys})
+    kept = {name: policy.document[name] for name in ("environment",) if name in policy.document}
+    return {"key": policy.segment.key} | kept | document
 
 
 def _written(policy: Policy) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from typing import Any, TypeAlias, cast
 from msgspec.structs import replace
 
 from flagkit.model.flags import Flag, Prerequisite, Rollout, Rule, Serves, encode
-from flagkit.model.queries import OPERATORS
+from flagkit.model.queries import OPERATORS, SEGMENT
 from flagkit.model.rollouts import allocate
+from flagkit.model.segments import Segment, encode_segment
 from flagkit.model.values import INT64_MAX, INT64_MIN, Value
 
 _Document: TypeAlias = dict[str, Any]
@@ -41,6 +42,17 @@ def canonical(flag: Flag) -> _Document:
         if rollout is not None and _follow_from_weights(rollout):
             del rollout["intervals"]
     return document
+
+
+def segment_digest(segment: Segment) -> str:
+    """Return the hex SHA-256 of a segment's canonical form, in which keys are their hashes."""
+    return hashlib.sha256(_text(canonical_segment(segment)).encode()).hexdigest()
+
+
+def canonical_segment(segment: Segment) -> _Document:
+    """Return the document of a segment in canonical form."""
+    when = None if segment.when is None else _condition(segment.when)
+    return encode_segment(replace(segment, when=when, metadata=_metadata(segment.metadata)))
 
 
 def extended(value: Value) -> Value:
@@ -72,18 +84,19 @@ def _sorted(flag: Flag) -> Flag:
     prerequisites = {
         Prerequisite(item.flag, tuple(sorted(set(item.variants)))) for item in flag.prerequisites
     }
-    metadata = dict(flag.metadata)
-    tags = metadata.get("tags")
-    if isinstance(tags, list):
-        metadata["tags"] = _set(tags)
     return replace(
         flag,
         variants=dict(sorted(flag.variants.items())),
         prerequisites=tuple(sorted(prerequisites, key=lambda item: (item.flag, item.variants))),
         rules=tuple(_rule(rule) for rule in flag.rules),
         fallthrough=_serves(flag.fallthrough),
-        metadata=metadata,
+        metadata=_metadata(flag.metadata),
     )
+
+
+def _metadata(metadata: Mapping[str, Value]) -> _Document:
+    tags = metadata.get("tags")
+    return {**metadata, "tags": _set(tags)} if isinstance(tags, list) else {**metadata}
 
 
 def _rule(rule: Rule) -> Rule:
@@ -145,6 +158,8 @@ def _atoms(document: _Document) -> Iterator[_Document]:
                 yield from _atoms(branch)
         elif name in ("$or", "$nor"):
             yield {name: _unique(_condition(branch) for branch in value)}
+        elif name == SEGMENT:
+            yield {name: _one_or_more(value)}
         elif name.startswith("$"):
             yield {name: value}
         elif _has_operators(value):

@@ -342,7 +342,7 @@ _OPERATORS: Mapping[str, Callable[[tuple[str, ...], str, Value, str], Condition]
 }
 OPERATORS = tuple(_OPERATORS)
 """The operators of an attribute."""
-LOGICAL_OPERATORS = tuple(_LOGICAL)
+LOGICAL_OPERATORS = (*LOGICAL, SEGMENT)
 """The operators that stand where an attribute could."""
 VERSION_OPERATORS = _VERSION_OPERATORS
 """The comparisons within `$semver`."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import Struct
 
-from flagkit.model.documents import FlagDocument
+from flagkit.model.documents import FlagDocument, SegmentDocument
 from flagkit.model.queries import LOGICAL_OPERATORS, OPERATORS
 from flagkit.model.schema_tables import (
     ATTRIBUTE_PATH,
@@ -26,12 +26,13 @@ from flagkit.model.schema_tables import (
 
 _LISTS: Mapping[str, tuple[type[Struct], str]] = {
     "flags": (FlagDocument, "The flags of this file."),
+    "segments": (SegmentDocument, "The segments of this file."),
 }
 """The fields of a policy file: lists of documents."""
 
 
 def schema() -> Schema:
-    """Return the schema of a policy file; that of a flag is `$defs.FlagDocument`."""
+    """Return the schema of a policy file; those of a flag and of a segment are in `$defs`."""
     documents = [document for document, _ in _LISTS.values()]
     _, structs = msgspec.json.schema_components(documents, ref_template=to("{name}")["$ref"])
     lists = {
@@ -43,7 +44,7 @@ def schema() -> Schema:
         "title": "flagkit policy file",
         "type": "object",
         "properties": lists,
-        "required": ["flags"],
+        "minProperties": 1,
         "additionalProperties": False,
         "$defs": {name: _struct(name, found) for name, found in structs.items()}
         | VALUES

@@ -140,6 +140,7 @@ _HASHED: Mapping[str, Entry] = {
     "by": ("The attribute that is hashed, a path such as org.id.", _ATTRIBUTE),
     "salt": ("Seeds the hash; the flag's key if left out.", _TEXT),
 }
+_KEYS = _any(_list(_any(_TEXT, {"type": "integer"})), to("MembersDocument"))
 FIELDS: Mapping[str, Mapping[str, Entry]] = {
     "FlagDocument": {
         "key": (
@@ -240,6 +241,21 @@ FIELDS: Mapping[str, Mapping[str, Entry]] = {
         "from": ("From when on, inclusive; quoted.", _TIME),
         "until": ("Until when, exclusive; before from, on the next day; quoted.", _TIME),
     },
+    "SegmentDocument": {
+        "key": ("team.name: lower case letters, digits, - and _, joined by dots.", _FLAG_KEY),
+        "environment": "If it is there, it must be that of the writer.",
+        "when": ("Who is in, besides the included keys; `{}` for everyone.", to("condition")),
+        "by": ("The attribute that is looked up among the keys.", _ATTRIBUTE),
+        "included": ("Keys that are in: strings or integers.", _KEYS),
+        "excluded": ("Keys that are not in, whatever else holds.", _KEYS),
+        "owner": "Who to ask. For people.",
+        "description": "What the segment is for. For people.",
+        "tags": "Words to find the segment by. For people.",
+    },
+    "MembersDocument": {
+        "count": "How many keys there are.",
+        "parts": "The SHA-256 of each part of the hashed keys.",
+    },
     "PrerequisiteDocument": {
         "flag": ("The key of the other flag.", _FLAG_KEY),
         "variants": (
@@ -255,6 +271,10 @@ LOGICAL_OPERATOR_FIELDS: Mapping[str, Entry] = {
     "$and": ("All of the conditions hold.", _BRANCHES),
     "$or": ("At least one of the conditions holds.", _BRANCHES),
     "$nor": ("None of the conditions holds.", _BRANCHES),
+    "$segment": (
+        "The context is in the segment, or in any of them.",
+        _any(_FLAG_KEY, _list(_FLAG_KEY, minItems=1)),
+    ),
 }
 _AFFIX = _any(_TEXT, _list(_TEXT, minItems=1))
 _COMPARISONS = {
