@@ -12,6 +12,7 @@ from flagkit.model.rollouts import (
     BUCKETS,
     Intervals,
     allocate,
+    exchanged,
     percent,
     shares,
     spans,
@@ -243,3 +244,71 @@ def test_no_other_assignment_moves_fewer(
     assert {name: found.count(name) for name in wanted} == wanted
     made = sum(one != other for one, other in zip(owners(before), found, strict=True))
     assert made == cheapest(owners(before), wanted)
+
+
+# Treated variants: what is not "c" is treated
+
+
+def exchanges(before: list[str], after: list[str]) -> int:
+    pairs = zip(before, after, strict=True)
+    return sum(one != other and "c" not in (one, other) for one, other in pairs)
+
+
+def test_what_a_treated_variant_gives_goes_to_the_untreated_one() -> None:
+    before = allocate({"a": 30_000, "b": 30_000, "off": 40_000})
+    wanted = {"a": 20_000, "b": 40_000, "off": 40_000}
+    assert exchanged(wanted, before, "off") == 0
+    after = allocate(wanted, before, "off")
+    assert owned(after) == wanted
+    assert after == ((20_000, "a"), (30_000, "off"), (70_000, "b"), (100_000, "off"))
+    direct = allocate(wanted, before)
+    assert direct == ((20_000, "a"), (60_000, "b"), (100_000, "off"))
+
+
+def test_without_enough_untreated_some_have_to_be_exchanged() -> None:
+    before = allocate({"a": 70_000, "b": 30_000})
+    assert exchanged({"a": 40_000, "b": 60_000}, before, None) == 30_000
+    assert exchanged({"a": 40_000, "b": 60_000}, before, "off") == 30_000
+    before = allocate({"a": 70_000, "b": 20_000, "off": 10_000})
+    assert exchanged({"a": 40_000, "b": 50_000, "off": 10_000}, before, "off") == 20_000
+
+
+@settings(max_examples=300)
+@given(HISTORIES, weightings())
+def test_shares_are_exact_whichever_way_buckets_go(
+    history: list[dict[str, int]], wanted: dict[str, int]
+) -> None:
+    before = after(history)
+    now = allocate(wanted, before, "c")
+    assert owned(now) == {name: share for name, share in wanted.items() if share}
+    cuts = sorted({0, *(end for end, _ in (*before, *now))})
+    passed = 0
+    for start, end in itertools.pairwise(cuts):
+        old, new = (
+            next(owner for low, high, owner in spans(found) if low <= start < high)
+            for found in (before, now)
+        )
+        passed += (end - start) * (old != new and "c" not in (old, new))
+    assert passed == exchanged(wanted, before, "c")
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(weightings(total=6, names="abc"), min_size=1, max_size=4),
+    weightings(total=6, names="abc"),
+)
+def test_no_other_assignment_exchanges_fewer_nor_moves_fewer_at_that(
+    history: list[dict[str, int]], wanted: dict[str, int]
+) -> None:
+    before = owners(after(history))
+    found = owners(allocate(wanted, after(history), "c"))
+    wished = [name for name, share in wanted.items() for _ in range(share)]
+    costs = {
+        (
+            exchanges(before, list(other)),
+            sum(one != two for one, two in zip(before, other, strict=True)),
+        )
+        for other in set(itertools.permutations(wished))
+    }
+    made = sum(one != two for one, two in zip(before, found, strict=True))
+    assert (exchanges(before, found), made) == min(costs)

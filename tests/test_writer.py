@@ -203,6 +203,7 @@ def test_an_update_keeps_the_keys_of_rollouts_that_stay(writer: Writer) -> None:
         return {
             "key": "shop.search",
             "variants": {"a": "a", "b": "b", "c": "c"},
+            "off": "c",
             "fallthrough": {"rollout": {"weights": weights}},
         }
 
@@ -210,6 +211,36 @@ def test_an_update_keeps_the_keys_of_rollouts_that_stay(writer: Writer) -> None:
     writer.update(document(b=40, a=20, c=40))
     intervals = policy(writer)["fallthrough"]["rollout"]["intervals"]
     assert intervals == [[20_000, "a"], [60_000, "b"], [100_000, "c"]]
+
+
+def test_keys_pass_between_treated_variants_only_when_that_is_meant(writer: Writer) -> None:
+    def intervals() -> Any:
+        return policy(writer)["fallthrough"]["rollout"]["intervals"]
+
+    weights = {"a": 30, "b": 30, "control": 40}
+    document = {
+        "key": "shop.search",
+        "variants": {"a": "a", "b": "b", "control": "c"},
+        "off": "control",
+        "fallthrough": {"rollout": {"weights": weights}},
+    }
+    writer.create(document)
+    writer.set_rollout("shop.search", {"a": 20, "b": 40, "control": 40})
+    by_way_of_control = [[20_000, "a"], [30_000, "control"], [70_000, "b"], [100_000, "control"]]
+    assert intervals() == by_way_of_control
+    for refused in ({"a": 90, "b": 0, "control": 10}, {"a": 0, "b": 100}):
+        with pytest.raises(InvalidDocumentError, match="treated variant to another") as caught:
+            writer.set_rollout("shop.search", refused)
+        assert "reassign=True" in caught.value.remedy
+    assert intervals() == by_way_of_control
+    writer.set_rollout("shop.search", {"a": 90, "b": 0, "control": 10}, reassign=True)
+    assert policy(writer)["fallthrough"]["rollout"]["weights"] == {"a": 90, "b": 0, "control": 10}
+    with pytest.raises(InvalidDocumentError, match=r"fallthrough.rollout.weights: move 90 %"):
+        writer.update({**document, "fallthrough": {"rollout": {"weights": {"a": 0, "b": 100}}}})
+    writer.update(
+        {**document, "fallthrough": {"rollout": {"weights": {"a": 0, "b": 100}}}}, reassign=True
+    )
+    assert intervals() == [[100_000, "b"]]
 
 
 def test_a_rollback_restores_content_and_never_the_version(writer: Writer) -> None:

@@ -5,7 +5,7 @@ A rollout is kept as intervals because weights alone do not say who is in: after
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 from flagkit.errors import InvalidDocumentError
@@ -49,12 +49,17 @@ def shares(weights: Mapping[str, int | float], path: str) -> dict[str, int]:
     return found
 
 
-def allocate(wanted: Mapping[str, int], current: Intervals = ()) -> Intervals:
+def allocate(
+    wanted: Mapping[str, int], current: Intervals = (), untreated: str | None = None
+) -> Intervals:
     """Return intervals in which each variant has its wanted share of BUCKETS.
 
     Without `current` the variants lie in the order of `wanted`. Starting from it, exactly as many
     buckets change hands as the shares differ, which is the least possible. A variant gives from the
     end that faces the taker, so a share that grows and shrinks again has its first keys back.
+
+    With an `untreated` variant, what any other gives goes to it, and what another takes comes from
+    what it had, as far as that goes: as few buckets move as can without an exchange between others.
     """
     if not current:
         ends = itertools.accumulate(wanted.values())
@@ -64,20 +69,49 @@ def allocate(wanted: Mapping[str, int], current: Intervals = ()) -> Intervals:
             if share
         )
     segments = spans(current)
-    owned = {variant: 0 for _, _, variant in segments}
-    for start, end, variant in segments:
-        owned[variant] += end - start
-    order = [*wanted, *(variant for variant in owned if variant not in wanted)]
-    surplus = {variant: owned.get(variant, 0) - wanted.get(variant, 0) for variant in order}
+    owned = _owned(current)
+    order = [*dict.fromkeys((*wanted, *owned))]
+    for giver, taker, count in _transfers(wanted, owned, order, untreated):
+        lowest = order.index(taker) < order.index(giver)
+        segments = _hand_over(segments, giver, taker, count, lowest=lowest)
+    return _merged(segments)
+
+
+def exchanged(wanted: Mapping[str, int], current: Intervals, untreated: str | None) -> int:
+    """Return how many buckets have to pass between two variants that are not the untreated one."""
+    owned = _owned(current)
+    order = [*dict.fromkeys((*wanted, *owned))]
+    transfers = _transfers(wanted, owned, order, untreated)
+    return sum(count for giver, taker, count in transfers if untreated not in (giver, taker))
+
+
+def _owned(intervals: Intervals) -> dict[str, int]:
+    owned: dict[str, int] = {}
+    for start, end, variant in spans(intervals):
+        owned[variant] = owned.get(variant, 0) + end - start
+    return owned
+
+
+def _transfers(
+    wanted: Mapping[str, int], owned: Mapping[str, int], order: Sequence[str], untreated: str | None
+) -> Iterator[tuple[str, str, int]]:
+    """Yield who gives how many buckets to whom, in an order in which nobody passes any on."""
+    surplus = {name: owned.get(name, 0) - wanted.get(name, 0) for name in order}
+    if untreated is not None:
+        left = owned.get(untreated, 0)
+        for taker in order:
+            if taker != untreated and (count := min(-surplus[taker], left)) > 0:
+                yield untreated, taker, count
+                left -= count
+                surplus[taker] += count
+                surplus[untreated] = surplus.get(untreated, 0) - count
     for taker in order:
         for giver in order:
             count = min(-surplus[taker], surplus[giver])
             if count > 0:
-                lowest = order.index(taker) < order.index(giver)
-                segments = _hand_over(segments, giver, taker, count, lowest=lowest)
+                yield giver, taker, count
                 surplus[taker] += count
                 surplus[giver] -= count
-    return _merged(segments)
 
 
 def spans(intervals: Intervals) -> list[tuple[int, int, str]]:

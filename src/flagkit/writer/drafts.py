@@ -55,16 +55,30 @@ class Draft:
         policy, key, region = checked_policy(flag, self._environment)
         self.operations.append(Create(policy=policy, key=key, region=region))
 
-    def update(self, flag: Mapping[str, Any], *, expected_version: int | None = None) -> None:
+    def update(
+        self,
+        flag: Mapping[str, Any],
+        *,
+        expected_version: int | None = None,
+        reassign: bool = False,
+    ) -> None:
         """Replace a flag's policy document; the document's key and region say which.
 
-        Without `state` in it, the flag stays paused if it is.
+        Without `state` in it, the flag stays paused if it is. Weights that move keys from one
+        treated variant to another are refused, unless `reassign` says that this is meant. Not
+        treated is the `off` variant, or else the false one.
         """
         policy, key, region = checked_policy(flag, self._environment)
         if "state" not in flag:
             del policy["state"]
         self.operations.append(
-            Update(policy=policy, key=key, region=region, expected_version=expected_version)
+            Update(
+                policy=policy,
+                reassign=reassign,
+                key=key,
+                region=region,
+                expected_version=expected_version,
+            )
         )
 
     def set_rollout(
@@ -75,15 +89,18 @@ class Draft:
         rule: str | None = None,
         region: str = EVERYWHERE,
         expected_version: int | None = None,
+        reassign: bool = False,
     ) -> None:
         """Change the weights, in percent, of a rule's rollout, or of the fallthrough's.
 
-        A bare percentage is the share of the true variant of a boolean flag.
+        A bare percentage is the share of the true variant of a boolean flag. For `reassign` see
+        `update`.
         """
         self.operations.append(
             SetRollout(
                 weights=weights if isinstance(weights, int | float) else dict(weights),
                 rule=rule,
+                reassign=reassign,
                 key=check_key(key),
                 region=check_region(region),
                 expected_version=expected_version,

@@ -20,7 +20,7 @@ from flagkit.errors import (
 )
 from flagkit.model import EVERYWHERE, Flag, Ramp, Rollout, Serves, decode, encode
 from flagkit.model.documents import State
-from flagkit.model.rollouts import allocate
+from flagkit.model.rollouts import allocate, exchanged, percent
 from flagkit.model.segments import (
     Hashed,
     decode_segment,
@@ -95,10 +95,12 @@ class Update(Operation, frozen=True, tag="update", kw_only=True):
     """Replace a flag's document.
 
     Rollouts that stay keep their keys as far as the weights allow, and a document without a state
-    leaves the flag's as it is: the next deployment must not end a pause.
+    leaves the flag's as it is: the next deployment must not end a pause. Keys pass from one treated
+    variant to another only if `reassign` says so.
     """
 
     policy: dict[str, Any]
+    reassign: bool = False
 
     def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Flag:
         """Return the flag with the new document, its rollouts led on from the old ones."""
@@ -108,11 +110,42 @@ class Update(Operation, frozen=True, tag="update", kw_only=True):
             new = msgspec.structs.replace(new, state=old.state)
         served = {rule.name: rule.serves for rule in old.rules}
         rules = tuple(
-            msgspec.structs.replace(rule, serves=_led_on(served.get(rule.name), rule.serves))
-            for rule in new.rules
+            msgspec.structs.replace(
+                rule, serves=self._led_on(new, f"rules[{i}]", served.get(rule.name), rule.serves)
+            )
+            for i, rule in enumerate(new.rules)
         )
-        fallthrough = _led_on(old.fallthrough, new.fallthrough)
+        fallthrough = self._led_on(new, "fallthrough", old.fallthrough, new.fallthrough)
         return msgspec.structs.replace(new, rules=rules, fallthrough=fallthrough)
+
+    def _led_on(self, flag: Flag, path: str, old: Serves | None, new: Serves) -> Serves:
+        """Return a rollout with intervals led on from an older one of the same keys."""
+        if not isinstance(new, Rollout) or not isinstance(old, Rollout | Ramp):
+            return new
+        if (old.by, old.salt) != (new.by, new.salt):
+            return new
+        if isinstance(old, Ramp):
+            # A ramp fills the buckets from below.
+            ramped_first = {old.variant: new.weights.get(old.variant, 0)} | new.weights
+            return msgspec.structs.replace(new, intervals=allocate(ramped_first))
+        untreated = None if self.reassign else _untreated(flag)
+        if not self.reassign and (count := exchanged(new.weights, old.intervals, untreated)):
+            raise InvalidDocumentError(
+                f"{path}.rollout.weights",
+                f"move {percent(count)} % of the keys from one treated variant to another",
+                "Pass reassign=True if that is meant"
+                + (f", or take fewer than {untreated!r} has" if untreated else ""),
+                subject=f"flag {flag.key!r}",
+            )
+        return msgspec.structs.replace(
+            new, intervals=allocate(new.weights, old.intervals, untreated)
+        )
+
+
+def _untreated(flag: Flag) -> str | None:
+    """Return the variant of those who are not treated: `off`, or the one that is false."""
+    false = [name for name, value in flag.variants.items() if value is False]
+    return flag.off or (false[0] if len(false) == 1 else None)
 
 
 class SetRollout(Operation, frozen=True, tag="set_rollout", kw_only=True):
@@ -120,6 +153,7 @@ class SetRollout(Operation, frozen=True, tag="set_rollout", kw_only=True):
 
     weights: dict[str, float] | float
     rule: str | None = None
+    reassign: bool = False
 
     def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag:
         """Return the flag with the new weights, and as few moved keys as can be."""
@@ -149,7 +183,7 @@ class SetRollout(Operation, frozen=True, tag="set_rollout", kw_only=True):
         kept = part.pop("rollout", None) or part.pop("ramp")
         part["rollout"] = {name: kept[name] for name in ("by", "salt") if name in kept}
         part["rollout"]["weights"] = weights
-        update = Update(key=self.key, region=self.region, policy=document)
+        update = Update(key=self.key, region=self.region, policy=document, reassign=self.reassign)
         return update.next(before, earlier)
 
 
@@ -236,16 +270,3 @@ def checked_policy(
     """
     flag = decode(document, environment=environment)
     return dict(encode(flag)), flag.key, flag.region
-
-
-def _led_on(old: Serves | None, new: Serves) -> Serves:
-    """Return a rollout with intervals led on from an older one of the same keys."""
-    if not isinstance(new, Rollout) or not isinstance(old, Rollout | Ramp):
-        return new
-    if (old.by, old.salt) != (new.by, new.salt):
-        return new
-    if isinstance(old, Ramp):
-        # A ramp fills the buckets from below.
-        ramped_first = {old.variant: new.weights.get(old.variant, 0)} | new.weights
-        return msgspec.structs.replace(new, intervals=allocate(ramped_first))
-    return msgspec.structs.replace(new, intervals=allocate(new.weights, old.intervals))

@@ -104,12 +104,13 @@ class Writer:
         flag: Mapping[str, Any],
         *,
         expected_version: int | None = None,
+        reassign: bool = False,
         reason: str = "",
         idempotency_key: str | None = None,
     ) -> Commit:
         """Replace a flag's policy document. For errors see `change`."""
         with self.change(reason=reason, idempotency_key=idempotency_key) as change:
-            change.update(flag, expected_version=expected_version)
+            change.update(flag, expected_version=expected_version, reassign=reassign)
         return _committed(change)
 
     def set_rollout(  # noqa: PLR0913 - what it sets, where, on which condition, and why
@@ -120,13 +121,19 @@ class Writer:
         rule: str | None = None,
         region: str = EVERYWHERE,
         expected_version: int | None = None,
+        reassign: bool = False,
         reason: str = "",
         idempotency_key: str | None = None,
     ) -> Commit:
         """Change a rollout's weights, as Draft.set_rollout does. For errors see `change`."""
         with self.change(reason=reason, idempotency_key=idempotency_key) as change:
             change.set_rollout(
-                key, weights, rule=rule, region=region, expected_version=expected_version
+                key,
+                weights,
+                rule=rule,
+                region=region,
+                expected_version=expected_version,
+                reassign=reassign,
             )
         return _committed(change)
 
