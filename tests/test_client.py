@@ -293,6 +293,40 @@ def test_the_policy_is_the_document_that_is_evaluated(client: Client) -> None:
     assert Client.from_source().policy("shop.theme") is None
 
 
+def test_what_is_for_people_is_read_from_the_database_on_request() -> None:
+    history = MemoryHistory()
+    people = {"owner": "team", "description": "d", "tags": ["t"], "expires": datetime.now(UTC)}
+    history.commit({**THEME, **people, "region": "eu"}, THEME)
+    with Client.from_source(lambda: history.source("eu")) as client:
+        history.fault = StoreUnavailableError("on fire")
+        with pytest.raises(StoreUnavailableError, match="on fire"):
+            client.policy("shop.theme", metadata=True)
+        history.fault = None
+        client.wait_ready()
+        without = client.policy("shop.theme")
+        assert without == {**THEME, "region": "eu", "state": "active"}
+        found = client.policy("shop.theme", metadata=True)
+        assert found is not None
+        assert found["owner"] == "team"
+        assert found.keys() - without.keys() == people.keys()
+        assert client.policy("no.such", metadata=True) is None
+    alone = client_from([{**THEME, "owner": "team"}])
+    assert alone.policy("shop.theme") == {**THEME, "state": "active"}
+    assert alone.policy("shop.theme", metadata=True) == {
+        **THEME,
+        "state": "active",
+        "owner": "team",
+    }
+
+
+def test_a_source_that_never_comes_is_waited_for_no_longer_than_asked() -> None:
+    def never() -> Any:
+        raise StoreUnavailableError("no database")
+
+    with Client.from_source(never) as client, pytest.raises(NotReadyError, match="within"):
+        client.policy("shop.theme", metadata=True, timeout=0.05)
+
+
 def test_a_paused_flag_serves_off_or_the_default() -> None:
     with_off = client_from([{**EXPRESS_PAY, "state": "paused"}])
     without = client_from([{**THEME, "state": "archived"}])

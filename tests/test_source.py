@@ -205,6 +205,23 @@ class TestContract:
 
         asyncio.run(story())
 
+    def test_a_policy_is_the_newest_that_the_region_sees(self, world: World) -> None:
+        async def story() -> None:
+            source = world.source("eu")
+            assert await source.policy("a.one") is None
+            for region, owner in (("*", "first"), ("us", "other"), ("*", "second")):
+                await asyncio.to_thread(world.commit, flag("a.one", region=region, owner=owner))
+            found = await source.policy("a.one")
+            assert found is not None
+            assert found["owner"] == "second"
+            await asyncio.to_thread(world.commit, flag("a.one", region="eu", owner="ours"))
+            found = await source.policy("a.one")
+            assert found is not None
+            assert found["owner"] == "ours"
+            await source.close()
+
+        asyncio.run(story())
+
     def test_a_watch_opened_anew_goes_on(self, world: World) -> None:
         async def story() -> None:
             source = world.source()

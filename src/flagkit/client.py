@@ -19,6 +19,7 @@ from flagkit.core.evaluation import ErrorCode, Evaluation, evaluation_of, failed
 from flagkit.core.explanation import Explanation
 from flagkit.errors import ClosedError, ConfigurationError, NotReadyError
 from flagkit.forks import Stage, watch
+from flagkit.model.documents import METADATA
 from flagkit.refresh import Source
 from flagkit.settings import Settings, settings_from
 from flagkit.snapshot import Snapshot
@@ -127,7 +128,10 @@ class Client:
         self, key: str, context: ContextLike = None, default: Any = None
     ) -> Evaluation[Any]:
         """Return the value of a flag and why it has it; as `value` otherwise. Never raises."""
-        return _evaluate(self._view, key, context, default)
+        view = self._view
+        if view is None:
+            return evaluation_of(key, _NOT_READY, default)
+        return view.evaluate(key, context, default)
 
     def evaluate_all(
         self, context: ContextLike = None, prefix: str = ""
@@ -141,7 +145,7 @@ class Client:
         if view is None:
             return {}
         keys = sorted(key for key in view.snapshot.keys() if key.startswith(prefix))  # noqa: SIM118 - no mapping
-        return {key: _evaluate(view, key, context, None) for key in keys}
+        return {key: view.evaluate(key, context, None) for key in keys}
 
     def explain(
         self,
@@ -165,14 +169,28 @@ class Client:
             return Explanation(evaluation=evaluation, time=datetime.now(UTC))
         return view.explain(key, context, default, redact)
 
-    def policy(self, key: str) -> dict[str, Any] | None:
+    def policy(
+        self, key: str, *, metadata: bool = False, timeout: float = 5.0
+    ) -> dict[str, Any] | None:
         """Return the policy document that a flag is evaluated by, None if there is no such flag.
 
-        It is the override of the client's region, if there is one. The copy is the caller's.
+        It is the override of the client's region, if there is one, and the caller's own copy. With
+        `metadata`, it is the newest in the database, with owner, description, tags and expires,
+        and `timeout` seconds are waited for it at most; without, nothing is.
+
+        Raises:
+            NotReadyError, StoreError: with metadata, the database did not answer.
         """
+        refresh = self._refresh
+        if metadata and refresh is not None:
+            return refresh.policy(key, timeout)
         view = self._view
         state = None if view is None else view.snapshot.find(key)
-        return None if state is None else state.policy
+        if state is None:
+            return None
+        document = state.policy
+        hidden = () if metadata else METADATA
+        return {name: value for name, value in document.items() if name not in hidden}
 
     def bind(self, context: ContextLike) -> "BoundClient":
         """Return this client with a context that need not be passed again. Never raises."""
@@ -341,12 +359,6 @@ def source_opener(settings: Settings) -> Callable[[], Source]:
         )
 
     return open_source
-
-
-def _evaluate(view: View | None, key: str, context: ContextLike, default: Any) -> Evaluation[Any]:
-    if view is None:
-        return evaluation_of(key, _NOT_READY, default)
-    return view.evaluate(key, context, default)
 
 
 class BoundClient:

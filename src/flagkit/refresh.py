@@ -8,7 +8,7 @@ doubt ends in a question to the ledger.
 import random
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from msgspec import Struct
 
@@ -42,6 +42,10 @@ class Source(Protocol):
 
     async def watch(self) -> Sequence[Change]:
         """Wait for changes; empty after about SILENCE_SECONDS without any."""
+        ...
+
+    async def policy(self, key: str) -> dict[str, Any] | None:
+        """Read the newest document of a flag as the region sees it, with its metadata."""
         ...
 
     async def close(self) -> None:

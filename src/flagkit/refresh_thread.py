@@ -6,16 +6,17 @@ state of the connection, and nothing else does: a change stream's blocked `getMo
 """
 
 import asyncio
-import concurrent.futures.thread  # noqa: F401 # pyright: ignore[reportUnusedImport] - forks.py says why
+import concurrent.futures
+import concurrent.futures.thread  # pyright: ignore[reportUnusedImport] - forks.py says why
 import contextlib
 import logging
 import random
 import threading
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
 
 from flagkit.changes import Change
-from flagkit.errors import FlagkitError
+from flagkit.errors import ClosedError, FlagkitError, NotReadyError
 from flagkit.refresh import (
     Action,
     Arrived,
@@ -63,6 +64,7 @@ class RefreshThread:
         self._refresher = Refresher(random.Random(), snapshot)  # noqa: S311 - jitter, not secrets
         self._obeying = True
         self._loop = asyncio.new_event_loop()
+        self._source: asyncio.Future[Source] = self._loop.create_future()
         self._task = self._loop.create_task(self._run())
         self._thread = threading.Thread(target=self._obey_until_closed, name="flagkit", daemon=True)
         self._thread.start()
@@ -76,15 +78,36 @@ class RefreshThread:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
+    def policy(self, key: str, timeout: float) -> dict[str, Any] | None:
+        """Return the newest document of a flag, read by the thread.
+
+        Raises:
+            NotReadyError: it could not be read in time.
+            StoreError: it could not be read.
+        """
+        if not self._thread.is_alive():
+            raise ClosedError("this client was closed: make a new one")
+        reading = asyncio.run_coroutine_threadsafe(self._read_policy(key), self._loop)
+        try:
+            return reading.result(timeout)
+        except (TimeoutError, concurrent.futures.CancelledError):
+            reading.cancel()
+            raise NotReadyError(f"{key!r} could not be read within {timeout} s") from self.error
+
+    async def _read_policy(self, key: str) -> dict[str, Any] | None:
+        return await (await asyncio.shield(self._source)).policy(key)
+
     def _obey_until_closed(self) -> None:
         try:
             with contextlib.suppress(asyncio.CancelledError):
                 self._loop.run_until_complete(self._task)
+            self._loop.run_until_complete(_end(asyncio.all_tasks(self._loop)))
         finally:
             self._loop.close()
 
     async def _run(self) -> None:
         source = await self._opened()
+        self._source.set_result(source)
         try:
             action = self._refresher.start()
             while True:
@@ -132,6 +155,13 @@ class RefreshThread:
             known = isinstance(error, FlagkitError)
             _log.warning("not current: %s", error, exc_info=None if known else error)
         self.error = error
+
+
+async def _end(tasks: Iterable["asyncio.Task[object]"]) -> None:
+    """Cancel what others asked for, and wait until it has ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _obey(source: Source, action: Action) -> Event:

@@ -36,7 +36,7 @@ from flagkit.errors import (
 from flagkit.model import EVERYWHERE, decode, encode
 from flagkit.model.segments import decode_segment, encode_segment
 from flagkit.refresh import SILENCE_SECONDS
-from flagkit.snapshot import Snapshot, build, kept_of
+from flagkit.snapshot import Snapshot, build, kept_of, regions_of
 
 ENVIRONMENT = "test"
 
@@ -250,6 +250,13 @@ class MemorySource:
         news = self._history.changes[self._watched_to :]
         self._watched_to += len(news)
         return news
+
+    async def policy(self, key: str) -> dict[str, Any] | None:
+        """Read the newest document of a flag as the region sees it."""
+        self._check()
+        held = self._history.states_at(self._history.tip)
+        states = (held.get((region, key)) for region in regions_of(self._region))
+        return next((state.policy for state in states if state is not None), None)
 
     async def close(self) -> None:
         """Free everything."""

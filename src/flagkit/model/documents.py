@@ -123,6 +123,8 @@ class SegmentDocument(Struct, kw_only=True, forbid_unknown_fields=True):
     tags: list[str] | None = None
 
 
+METADATA = ("owner", "description", "tags", "expires")
+"""The fields that are for people. Evaluation never reads them."""
 DOCUMENTS: Mapping[str, type[Struct]] = {
     "rules": RuleDocument,
     "during": WindowDocument,

@@ -6,7 +6,7 @@ where the stream cannot vouch for what it brings, it fails, and the ledger is as
 
 import random
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import bson
 import msgspec
@@ -19,9 +19,10 @@ from pymongo.read_concern import ReadConcern
 from flagkit.changes import Change, PolicyId, PolicyState, Tip
 from flagkit.errors import HistoryLostError, StoreError, StoreUnavailableError
 from flagkit.refresh import SILENCE_SECONDS
-from flagkit.snapshot import Snapshot, build, kept_of
+from flagkit.snapshot import Snapshot, build, kept_of, regions_of
 from flagkit.storage.driver import OPERATION_MILLISECONDS_MAX, configured, settings_for, translated
 from flagkit.storage.layout import (
+    FLAGS,
     HEADS,
     LEDGER,
     MEMBERS,
@@ -31,6 +32,7 @@ from flagkit.storage.layout import (
     ledger_id,
     ledgered,
     parts_named,
+    policies_named,
     policies_of,
     policy_state,
     tip_of,
@@ -148,6 +150,18 @@ class MongoSource:
         if len(changes) != last.revision - tip.revision:
             raise HistoryLostError(f"the ledger does not reach back to revision {tip.revision}")
         return await self._with_parts(changes)
+
+    async def policy(self, key: str) -> dict[str, Any] | None:
+        """Read the newest document of a flag as the region sees it."""
+        with translated("reading a flag"):
+            found = {
+                document["_id"]["region"]: policy_state(document)
+                async for document in self._database[FLAGS].find(
+                    policies_named(self._environment, [key])
+                )
+            }
+        states = (found.get(region) for region in regions_of(self._region))
+        return next((state.policy for state in states if state is not None), None)
 
     async def close(self) -> None:
         """Free everything."""
