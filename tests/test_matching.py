@@ -264,6 +264,35 @@ CASES = [
     Case("$not $ne", {"a": {"$not": {"$ne": 1}}}, [1, [1, 2]], [2, ...]),
     Case("$not $exists", {"a": {"$not": {"$exists": False}}}, [None], [...]),
     Case("$not $in with null", {"a": {"$not": {"$in": [None]}}}, [1], [..., None]),
+    # Regular expressions; tests/test_patterns.py has what they mean.
+    Case(
+        "$regex looks at strings alone",
+        {"a": {"$regex": ""}},
+        ["", "x", [1, "x"]],
+        [..., None, 1, True, NOON, b"x", ID, {"b": "x"}, [], [1], [["x"]]],
+    ),
+    Case("$regex that takes `re`", {"a": {"$regex": "^(DE|AT)$"}}, ["DE", ["x", "AT"]], ["DEU"]),
+    Case("$regex that takes an automaton", {"a": {"$regex": "a.*b"}}, ["xa-b", ["ab"]], ["ba", 1]),
+    Case(
+        "$options may stand first",
+        {"a": {"$options": "i", "$regex": "^X"}},
+        ["x", "Xy", ["y", "x"]],
+        ["yx", ...],
+    ),
+    Case(
+        "$regex among others",
+        {"a": {"$regex": "b", "$ne": "b", "$options": "i"}},
+        ["B", "ab", ["B", "c"]],
+        ["b", ["b", "B"], ...],
+    ),
+    Case("$not $regex", {"a": {"$not": {"$regex": "b"}}}, ["a", ..., 1, ["a"]], ["b", ["a", "b"]]),
+    Case(
+        "$regex in $elemMatch",
+        {"a": {"$elemMatch": {"$options": "i", "$regex": "^B", "$gt": "a"}}},
+        [["b"], [1, "bc"]],
+        ["b", ["B"], ["a", "B"], []],
+    ),
+    Case("$regex at a path", {"a.b": {"$regex": "c$"}}, [{"b": "c"}, [{"b": ["ac"]}]], [{}, "c"]),
     Case("the empty condition", {}, [..., 1], []),
     Case("the empty condition in $nor", {"$nor": [{}]}, [], [..., 1]),
 ]  # fmt: skip

@@ -20,6 +20,7 @@ from flagkit.core.searching import TEXT_MAX, Search, found_in, search_for
 from flagkit.errors import InvalidDocumentError
 from flagkit.model import patterns
 from flagkit.model.patterns import Boundary, Chars, Choice, Node, Repeat, Sequence, parse_pattern
+from flagkit.model.queries import parse
 
 Document: TypeAlias = dict[str, Any]
 Engine: TypeAlias = Callable[[str, str], Search]
@@ -211,6 +212,27 @@ def test_what_is_not_allowed_is_refused_with_a_remedy(case: Refused) -> None:
         assert caught.value.path == "when.a.$regex"
         assert case.said in caught.value.problem, source
         assert caught.value.remedy
+
+
+NO_PATTERNS: list[tuple[Any, str]] = [
+    ({"$options": "i"}, "$options"),
+    ({"$not": {"$options": "i"}}, "$not.$options"),
+    *(({"$regex": source}, "$regex") for source in (1, None, ["a", "i"], {"a": 1}, True)),
+    *(({"$regex": "a", "$options": options}, "$options") for options in (None, 1, "g", "iI")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("written", "place"), NO_PATTERNS)
+def test_what_is_no_pattern_is_refused(written: Any, place: str) -> None:
+    with pytest.raises(InvalidDocumentError) as caught:
+        parse({"a": written}, "when")
+    assert caught.value.path == f"when.a.{place}"
+
+
+def test_options_stand_before_or_after_and_may_repeat() -> None:
+    one = parse({"a": {"$regex": "b", "$options": "smi"}}, "")
+    assert one == parse({"a": {"$options": "immiss", "$regex": "b"}}, "")
+    assert one != parse({"a": {"$regex": "b", "$options": "im"}}, "")
 
 
 # The random oracle. Patterns that can be empty in many ways, within others, are kept rare: there

@@ -18,6 +18,7 @@ from typing import Final, cast
 from flagkit.core.bucketing import Clock, seed, threshold
 from flagkit.core.evaluation import ErrorCode, Outcome, Reason, failed
 from flagkit.core.schedule import follows_clock, recurs, threshold_at
+from flagkit.core.searching import search_for
 from flagkit.core.templates import Evaluator, Shape, template_of
 from flagkit.model import Flag, Ramp, Rollout, Serve, Serves
 from flagkit.model.conditions import (
@@ -32,6 +33,7 @@ from flagkit.model.conditions import (
     InSegment,
     Nor,
     Or,
+    Pattern,
     Test,
     Version,
 )
@@ -166,6 +168,9 @@ class _Walk:
             case Affix(operator, texts):
                 method = "startswith" if operator == "$startsWith" else "endswith"
                 return self.inline("affix", method, path[0], [texts, test])
+            case Pattern(source, options):
+                search = search_for(source, options)
+                return self.inline("pattern", "in", path[0], [search, test])
             case Version("$in" | "$nin" as operator, keys):
                 operation = "in" if operator == "$in" else "not in"
                 return self.inline("version", operation, path[0], [frozenset(keys), test])

@@ -16,6 +16,7 @@ from decimal import Decimal
 from typing import Any, Final, TypeAlias, TypeGuard, cast
 from uuid import UUID
 
+from flagkit.core.searching import found_in
 from flagkit.model.conditions import (
     Affix,
     Among,
@@ -31,6 +32,7 @@ from flagkit.model.conditions import (
     Mod,
     Nor,
     Or,
+    Pattern,
     Size,
     Test,
     Version,
@@ -201,6 +203,8 @@ def _passes(test: Test, value: object) -> bool:  # noqa: C901, PLR0911 - one for
             return any(matches(condition, item) for item in items)
         case Affix(operator, texts):
             return isinstance(value, str) and AFFIXES[operator](value, texts)
+        case Pattern(source, options):
+            return isinstance(value, str) and found_in(value, source, options)
         case Version(operator, keys):
             return isinstance(value, str) and version_passes(operator, value, keys)
         case Among(members):

@@ -19,6 +19,7 @@ from flagkit.core.bucketing import hash_of, key_of
 from flagkit.core.contexts import ContextLike, attributes_of
 from flagkit.core.evaluation import Outcome
 from flagkit.core.matching import attribute, matches, value_passes
+from flagkit.core.searching import TEXT_MAX
 from flagkit.model.versions import version_key
 
 Evaluator: TypeAlias = Callable[[ContextLike], Outcome]
@@ -46,6 +47,10 @@ _BY_KIND: Final = {
     "null": f"({{a}} is None or {_SLOWLY})",
     "affix": f"({{a}}.{{op}}({{c}}) if {{k}} is str else {_SLOWLY})",
     "contains": f"({{c}} in {{a}} if {{k}} is str else {_SLOWLY})",
+    # By way of a name: calling a mark would be a warning of the compiler's.
+    "pattern": (
+        f"((s := {{c}})({{a}}) if {{k}} is str and len({{a}}) <= {TEXT_MAX} else {_SLOWLY})"
+    ),
     "version": (
         f"((v := version_key({{a}})) is not None and v {{op}} {{c}} if {{k}} is str else {_SLOWLY})"
     ),
@@ -110,7 +115,7 @@ class _Source:
     def text(self) -> str:
         for _ in range(self.gates):
             evaluator, variants, off = self.take(3)
-            # Called by way of a name: calling a mark would be a warning of the compiler's.
+            # Called by way of a name, as patterns are.
             self.lines += [
                 f" gate = {evaluator}",
                 f" if gate(context).variant not in {variants}:",

@@ -81,13 +81,22 @@ class Version(Struct, frozen=True):
     keys: tuple[VersionKey, ...]
 
 
+class Pattern(Struct, frozen=True):
+    """A test for a string that has a pattern in it, which `patterns.parse_pattern` can parse."""
+
+    source: str
+    options: str
+
+
 class Among(Struct, frozen=True):
     """A test for a key among the members of a segment; strings and integers are keys."""
 
     members: Container[object]
 
 
-Test: TypeAlias = Compare | In | Exists | Size | Mod | HasType | ElemMatch | Affix | Version | Among
+Test: TypeAlias = (
+    Compare | In | Exists | Size | Mod | HasType | ElemMatch | Affix | Version | Pattern | Among
+)
 
 
 class Field(Struct, frozen=True):

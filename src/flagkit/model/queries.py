@@ -24,11 +24,13 @@ from flagkit.model.conditions import (
     Nor,
     Or,
     Ordering,
+    Pattern,
     Size,
     Version,
     segments_in,
 )
 from flagkit.model.keys import check_key
+from flagkit.model.patterns import parse_pattern
 from flagkit.model.values import Value, join
 from flagkit.model.versions import version_key
 
@@ -115,12 +117,19 @@ def _branches(value: Value, path: str) -> tuple[Condition, ...]:
 
 
 def _tests(parts: tuple[str, ...], operators: Mapping[str, Value], path: str) -> Condition:
+    if "$options" in operators and "$regex" not in operators:
+        raise InvalidDocumentError(
+            join(path, "$options"), "has no $regex", "Write both in one document"
+        )
     conditions: list[Condition] = []
     for operator, constant in operators.items():
+        if operator == "$options":
+            continue
         build = _OPERATORS.get(operator)
         if build is None:
-            raise _unknown(operator, join(path, operator), _OPERATORS)
-        conditions.append(build(parts, operator, constant, join(path, operator)))
+            raise _unknown(operator, join(path, operator), (*_OPERATORS, "$options"))
+        given = [constant, operators.get("$options", "")] if operator == "$regex" else constant
+        conditions.append(build(parts, operator, given, join(path, operator)))
     return _all_of(conditions)
 
 
@@ -261,6 +270,21 @@ def _affix(parts: tuple[str, ...], operator: str, constant: Value, path: str) ->
     return Field(parts, Affix(_AFFIXES[operator], found))
 
 
+def _regex(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+    """Build the test for `$regex`, whose constant comes in a list with that of `$options`."""
+    source, options = constant if isinstance(constant, list) else (None, None)
+    if not isinstance(source, str):
+        raise InvalidDocumentError(path, "is not a string", f'Write {operator}: "^[a-z]+$"')
+    if not isinstance(options, str) or not set(options) <= set("imsx"):
+        raise InvalidDocumentError(
+            f"{path.removesuffix(operator)}$options",
+            f"is {options!r}, not a string of i, m, s and x",
+            'Write $options: "i" to ignore case',
+        )
+    parse_pattern(source, options, path)
+    return Field(parts, Pattern(source, "".join(sorted({*options}))))
+
+
 def _version(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
     if not isinstance(constant, dict) or not constant:
         raise InvalidDocumentError(
@@ -337,6 +361,7 @@ _OPERATORS: Mapping[str, Callable[[tuple[str, ...], str, Value, str], Condition]
     "$startsWith": _affix,
     "$endsWith": _affix,
     "$contains": _affix,
+    "$regex": _regex,
     "$semver": _version,
     "$not": _not,
 }
