@@ -29,7 +29,7 @@ from flagkit.model.segments import decode_segment
 from tests.test_matching import Draw
 from tests.test_model import MOMENT, document, documents, rollout, rule, same, when
 
-AS_WRITTEN: set[str] = set()
+AS_WRITTEN = {"$regex"}
 """The operators whose constants, and neighbours, the canonical form leaves as they are."""
 SHOP = Path(__file__).parents[1] / "examples" / "shop" / "flags.yaml"
 EAST = timezone(timedelta(hours=1))
@@ -260,6 +260,19 @@ def test_segments_that_say_the_same_have_one_digest() -> None:
     digests = [segment_digest(decode_segment(written).segment) for written in (first, *others)]
     assert segment_digest(decode_segment(same_words).segment) == digests[0]
     assert len(set(digests)) == len(digests)
+
+
+def test_a_regular_expression_keeps_its_options() -> None:
+    first, other, without = (
+        decode(when(a=test))
+        for test in (
+            {"$options": "i", "$regex": "^x"},
+            {"$regex": "^x", "$options": "i"},
+            {"$regex": "^x"},
+        )
+    )
+    assert digest(first) == digest(other)
+    assert digest(first) != digest(without)
 
 
 def test_every_operator_has_its_canonical_constant() -> None:

@@ -186,7 +186,7 @@ def _indexed(item: object, path: tuple[str, ...], at: int, whole: bool) -> Itera
     # With path left, a scalar is nothing, and not even "missing": as one that stands in a list.
 
 
-def _passes(test: Test, value: object) -> bool:  # noqa: C901, PLR0911 - one for each test
+def _passes(test: Test, value: object) -> bool:  # noqa: C901, PLR0911, PLR0912 - one for each test
     match test:
         case Exists():
             return value is not MISSING

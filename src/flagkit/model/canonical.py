@@ -15,12 +15,13 @@ from typing import Any, TypeAlias, cast
 from msgspec.structs import replace
 
 from flagkit.model.flags import Flag, Prerequisite, Rollout, Rule, Serves, encode
-from flagkit.model.queries import OPERATORS, SEGMENT
+from flagkit.model.queries import OPERATORS, OPTIONS, SEGMENT
 from flagkit.model.rollouts import allocate
 from flagkit.model.segments import Segment, encode_segment
 from flagkit.model.values import INT64_MAX, INT64_MIN, Value
 
 _Document: TypeAlias = dict[str, Any]
+_TESTS = (*OPERATORS, OPTIONS)
 
 
 def digest(flag: Flag) -> str:
@@ -170,7 +171,7 @@ def _atoms(document: _Document) -> Iterator[_Document]:
 
 def _has_operators(value: Any) -> bool:
     # Values in Extended JSON have a field that begins with $, too.
-    return isinstance(value, dict) and next(iter(cast("_Document", value)), "") in OPERATORS
+    return isinstance(value, dict) and next(iter(cast("_Document", value)), "") in _TESTS
 
 
 def _tests(operators: _Document) -> Iterator[_Document]:

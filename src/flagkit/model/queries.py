@@ -117,18 +117,18 @@ def _branches(value: Value, path: str) -> tuple[Condition, ...]:
 
 
 def _tests(parts: tuple[str, ...], operators: Mapping[str, Value], path: str) -> Condition:
-    if "$options" in operators and "$regex" not in operators:
+    if OPTIONS in operators and "$regex" not in operators:
         raise InvalidDocumentError(
-            join(path, "$options"), "has no $regex", "Write both in one document"
+            join(path, OPTIONS), "has no $regex", "Write both in one document"
         )
     conditions: list[Condition] = []
     for operator, constant in operators.items():
-        if operator == "$options":
+        if operator == OPTIONS:
             continue
         build = _OPERATORS.get(operator)
         if build is None:
-            raise _unknown(operator, join(path, operator), (*_OPERATORS, "$options"))
-        given = [constant, operators.get("$options", "")] if operator == "$regex" else constant
+            raise _unknown(operator, join(path, operator), (*_OPERATORS, OPTIONS))
+        given = [constant, operators.get(OPTIONS, "")] if operator == "$regex" else constant
         conditions.append(build(parts, operator, given, join(path, operator)))
     return _all_of(conditions)
 
@@ -277,7 +277,7 @@ def _regex(parts: tuple[str, ...], operator: str, constant: Value, path: str) ->
         raise InvalidDocumentError(path, "is not a string", f'Write {operator}: "^[a-z]+$"')
     if not isinstance(options, str) or not set(options) <= set("imsx"):
         raise InvalidDocumentError(
-            f"{path.removesuffix(operator)}$options",
+            f"{path.removesuffix(operator)}{OPTIONS}",
             f"is {options!r}, not a string of i, m, s and x",
             'Write $options: "i" to ignore case',
         )

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from flagkit.model.documents import FlagDocument, SegmentDocument
-from flagkit.model.queries import LOGICAL_OPERATORS, OPERATORS
+from flagkit.model.queries import LOGICAL_OPERATORS, OPERATORS, OPTIONS
 from flagkit.model.schema_tables import (
     ATTRIBUTE_PATH,
     FIELDS,
@@ -93,7 +93,7 @@ def _condition() -> Schema:
 def _operators() -> Schema:
     return {
         "type": "object",
-        "properties": {name: _field({}, OPERATOR_FIELDS[name]) for name in OPERATORS},
+        "properties": {name: _field({}, OPERATOR_FIELDS[name]) for name in (*OPERATORS, OPTIONS)},
         "minProperties": 1,
         "additionalProperties": False,
     }

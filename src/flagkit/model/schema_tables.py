@@ -6,6 +6,7 @@ A field of `documents`, or an operator of `queries`, that has no entry here is a
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from flagkit.model import patterns
 from flagkit.model.decoding import RULES_MAX
 from flagkit.model.keys import KEY, KEY_LENGTH_MAX, REGION
 from flagkit.model.queries import OPERATORS, TYPE_NAMES, VERSION_OPERATORS
@@ -281,6 +282,14 @@ _COMPARISONS = {
     name: _list(_VERSION) if name in ("$in", "$nin") else _VERSION for name in VERSION_OPERATORS
 }
 OPERATOR_FIELDS: Mapping[str, Entry] = {
+    "$regex": (
+        "A string has the regular expression in it.",
+        {"type": "string", "maxLength": patterns.LENGTH_MAX},
+    ),
+    "$options": (
+        "Of $regex: i, m, s and x.",
+        {"type": "string", "pattern": "^[imsx]*$"},
+    ),
     "$eq": "Equals the value.",
     "$ne": "Does not equal the value; also where there is no such attribute.",
     "$gt": "Is of the same type and greater.",
