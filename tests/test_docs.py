@@ -9,7 +9,9 @@ from ruamel.yaml import YAML
 
 from flagkit.cli.policy_files import PolicyFile
 from flagkit.model import decode, encode
+from flagkit.model.queries import LOGICAL_OPERATORS, OPERATORS, OPTIONS
 from flagkit.model.segments import decode_segment, encode_segment
+from flagkit.testing import client_from
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
@@ -66,3 +68,47 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_page_tells_to_install_another_projects_package(page: Path) -> None:
     assert not re.search(r"pip install (-\S+ )*['\"]?flagkit(?!-mongodb)", page.read_text())
+
+
+POLICY = (ROOT / "docs" / "policy.md").read_text()
+
+
+def spans(cell: str) -> list[Any]:
+    """Return what stands in backticks, as YAML has it."""
+    written = re.findall(r"`([^`]+)`", cell)
+    return [YAML(typ="safe").load(code.replace(r"\|", "|")) for code in written]
+
+
+def examples() -> list[Any]:
+    table = POLICY.partition("| condition | holds if |")[2].partition("\n\n")[0]
+    found = []
+    for line in table.splitlines()[2:]:
+        condition, _, holds, does_not = re.split(r"(?<!\\)\|", line.strip("| "))
+        found.append(
+            pytest.param(spans(condition)[0], spans(holds), spans(does_not), id=condition.strip())
+        )
+    return found
+
+
+@pytest.mark.parametrize(("condition", "holds", "does_not"), examples())
+def test_each_operator_does_what_its_example_says(
+    condition: dict[str, Any], holds: list[Any], does_not: list[Any]
+) -> None:
+    segments = [YAML(typ="safe").load(param.values[0]) for param in blocks("yaml")]
+    flag = {
+        "key": "docs.example",
+        "variants": {"on": True, "off": False},
+        "rules": [{"name": "only", "when": condition, "serve": "on"}],
+        "fallthrough": {"serve": "off"},
+    }
+    client = client_from([flag], [segment for segment in segments if "included" in segment])
+    assert [context for context in holds if not client.is_enabled("docs.example", context)] == []
+    assert [context for context in does_not if client.is_enabled("docs.example", context)] == []
+    assert holds
+    assert does_not
+
+
+def test_each_operator_has_an_example() -> None:
+    written = str([param.values[0] for param in examples()])
+    for operator in (*OPERATORS, OPTIONS, *LOGICAL_OPERATORS):
+        assert f"'{operator}'" in written, operator
