@@ -9,7 +9,13 @@ import math
 import re
 from collections.abc import Iterable
 from datetime import datetime
+from io import StringIO
 from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.representer import RoundTripRepresenter
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from flagkit.cli.policy_files import Policy, SegmentPolicy
 from flagkit.model.canonical import canonical, canonical_segment, date_text, extended
@@ -26,11 +32,15 @@ _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 def yaml_text(policies: Iterable[Policy], segments: Iterable[SegmentPolicy] = ()) -> str:
     """Return a policy file in YAML with policies in canonical form."""
-    lines: list[str] = []
-    for field, documents in _lists(policies, segments).items():
-        lines.append(f"{field}:" if documents else f"{field}: []")
-        lines += [line for document in documents for line in _item(document, 2)]
-    return "\n".join([*lines, ""])
+    yaml: Any = YAML()
+    yaml.Representer = _Representer
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.width = _WIDTH
+    lists: Any = _styled(_lists(policies, segments))
+    lists.fa.set_block_style()
+    stream = StringIO()
+    yaml.dump(lists, stream)
+    return stream.getvalue()
 
 
 def json_text(policies: Iterable[Policy], segments: Iterable[SegmentPolicy] = ()) -> str:
@@ -62,27 +72,47 @@ def _written(policy: Policy) -> dict[str, Any]:
     return {"key": policy.flag.key} | kept | canonical(policy.flag)
 
 
-def _item(value: Value, indent: int) -> list[str]:
-    """Return the lines of a list's item."""
-    first, *others = _lines(value, indent + 2)
-    return [f"{' ' * indent}- {first.lstrip(' ')}", *others]
+class _Representer(RoundTripRepresenter):
+    """Writes dates and floats so that readers of YAML 1.1 and 1.2 take them for the same."""
 
 
-def _lines(value: Value, indent: int) -> list[str]:
-    """Return the lines of a value that begins on a line of its own."""
-    if not isinstance(value, dict | list) or not value:
-        return [" " * indent + _one_line(value)]
-    if isinstance(value, list):
-        return [line for item in value for line in _item(item, indent)]
-    return [line for name, item in value.items() for line in _field(name, item, indent)]
+def _represent_date(representer: Any, value: datetime) -> Any:
+    text = date_text(value).replace(".000Z", "Z")
+    return representer.represent_scalar("tag:yaml.org,2002:timestamp", text)
 
 
-def _field(name: str, value: Value, indent: int) -> list[str]:
-    start = f"{' ' * indent}{_scalar(name)}:"
-    line = f"{start} {_one_line(value)}"
-    if not isinstance(value, dict | list) or (_is_flat(value) and len(line) <= _WIDTH):
-        return [line]
-    return [start, *_lines(value, indent + 2)]
+def _represent_float(representer: Any, value: float) -> Any:
+    # Without a point, YAML 1.1 takes 1e+22 for text.
+    text = re.sub(r"^(-?\d+)e", r"\1.0e", repr(value))
+    if not math.isfinite(value):
+        text = ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
+    return representer.represent_scalar("tag:yaml.org,2002:float", text)
+
+
+_Representer.add_representer(datetime, _represent_date)  # pyright: ignore[reportUnknownMemberType]
+_Representer.add_representer(float, _represent_float)  # pyright: ignore[reportUnknownMemberType]
+
+
+def _styled(value: Value) -> Any:
+    """Return a value with the styles that it is to be written in."""
+    match value:
+        case str():
+            plain = _PLAIN.fullmatch(value) and value.lower() not in _WORDS
+            return value if plain else DoubleQuotedScalarString(value)
+        case dict():
+            styled = {_styled(name): _styled(item) for name, item in value.items()}
+            return _in_style(CommentedMap(styled), value)
+        case list():
+            return _in_style(CommentedSeq(map(_styled, value)), value)
+        case _:
+            return value
+
+
+def _in_style(node: Any, value: Value) -> Any:
+    """Return a node that is written on one line if its value is simple enough."""
+    if _is_flat(value):
+        node.fa.set_flow_style()
+    return node
 
 
 def _is_flat(value: Value, within: int = 2) -> bool:
@@ -94,33 +124,6 @@ def _is_flat(value: Value, within: int = 2) -> bool:
             return within > 0 and all(_is_flat(item, 0) for item in value)
         case _:
             return True
-
-
-def _one_line(value: Value) -> str:
-    match value:
-        case dict():
-            inner = (f"{_scalar(name)}: {_one_line(item)}" for name, item in value.items())
-            return f"{{{', '.join(inner)}}}"
-        case list():
-            return f"[{', '.join(map(_one_line, value))}]"
-        case _:
-            return _scalar(value)
-
-
-def _scalar(value: Value) -> str:
-    match value:
-        case str():
-            plain = _PLAIN.fullmatch(value) and value.lower() not in _WORDS
-            return value if plain else _json(value)
-        case datetime():
-            return date_text(value).replace(".000Z", "Z")
-        case float() if not math.isfinite(value):
-            return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
-        case float():
-            # Without a point, YAML 1.1 takes 1e+22 for text.
-            return re.sub(r"^(-?\d+)e", r"\1.0e", repr(value))
-        case _:
-            return json.dumps(value)
 
 
 def _json(value: Value, indent: int | None = None) -> str:
