@@ -3,8 +3,10 @@
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from enum import Enum
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import bson
 import msgspec
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from flagkit.errors import FlagkitError, InvalidDocumentError
 from flagkit.model import Flag, Prerequisite, Rollout, Serve, decode, encode
+from flagkit.model.queries import parse
 from flagkit.model.windows import DAYS, Window
 
 BOOLEAN = {"on": True, "off": False}
@@ -156,6 +159,62 @@ def test_subclasses_of_plain_types_are_kept_as_what_they_hold() -> None:
     assert type(flag.rules[0].when["a"]) is str
 
 
+ID = UUID("00112233-4455-6677-8899-aabbccddeeff")
+EXTENDED: list[tuple[Any, Any, Any]] = [
+    # As it is written, as it is stored, and what it is compared as.
+    ({"$date": "2026-12-01T09:00:00.0005+01:00"}, MOMENT, MOMENT),
+    ({"$numberDouble": "NaN"}, math.nan, math.nan),
+    ({"$numberDouble": "-Infinity"}, -math.inf, -math.inf),
+    ({"$numberInt": "5"}, 5, 5),
+    ({"$numberLong": "-9223372036854775808"}, -(2**63), -(2**63)),
+    ({"$numberDecimal": "0.10"}, {"$numberDecimal": "0.10"}, Decimal("0.10")),
+    (Decimal("1e3"), {"$numberDecimal": "1E+3"}, Decimal("1E+3")),
+    (Decimal("-sNaN7"), {"$numberDecimal": "NaN"}, Decimal("NaN")),
+    ({"$numberDecimal": "Infinity"}, {"$numberDecimal": "Infinity"}, Decimal("Infinity")),
+    ({"$uuid": "00112233445566778899AABBCCDDEEFF"}, {"$uuid": str(ID)}, ID),
+    (ID, {"$uuid": str(ID)}, ID),
+    ({"$binary": {"base64": "ABEiM0RVZneImaq7zN3u/w==", "subType": "04"}}, {"$uuid": str(ID)}, ID),
+    (b"\1\2", {"$binary": {"base64": "AQI=", "subType": "00"}}, b"\1\2"),
+]
+
+
+@pytest.mark.parametrize(("written", "stored", "compared"), EXTENDED, ids=repr)
+def test_an_extended_value_may_stand_wherever_a_constant_may(
+    written: Any, stored: Any, compared: Any
+) -> None:
+    def with_constant(value: Any) -> dict[str, Any]:
+        return {
+            "a": value,
+            "b": {"$gte": value, "$not": {"$in": [value, {"x": [value]}]}},
+            "c": {"$all": [value, [value]], "$elemMatch": {"y": value}},
+            "$or": [{"d": {"$elemMatch": {"$eq": {"z": value}}}}],
+        }
+
+    flag = decode(rule(when=with_constant(written)))
+    assert repr(flag.rules[0].when) == repr(with_constant(stored))
+    assert repr(flag.rules[0].condition) == repr(parse(with_constant(compared), ""))
+    assert same(decode(encode(flag)), flag)
+
+
+def test_dates_may_be_extended_values_in_every_field() -> None:
+    def with_dates(start: Any, end: Any) -> dict[str, Any]:
+        return rule(
+            serve=None,
+            during={"from": start, "until": end},
+            ramp={"variant": "on", "otherwise": "off", "start": start, "end": end},
+        ) | {"expires": end}
+
+    later = MOMENT + timedelta(days=1)
+    written = [{"$date": moment.isoformat()} for moment in (MOMENT, later)]
+    assert decode(with_dates(*written)) == decode(with_dates(MOMENT, later))
+
+
+def test_what_looks_like_an_extended_value_in_a_variant_is_data() -> None:
+    data = {"$date": "soon", "list": [{"$numberDecimal": "0.1"}, {"$uuid": 5}]}
+    flag = decode(document(variants={"a": data, "b": {"$oid": 1}}, fallthrough={"serve": "a"}))
+    assert flag.variants["a"] == data
+
+
 def test_given_intervals_are_kept() -> None:
     intervals = [[30_000, "on"], [80_000, "off"], [100_000, "on"]]
     flag = decode(rollout(intervals=intervals))
@@ -227,6 +286,18 @@ BAD_RAMPS: list[tuple[str, dict[str, Any], str, str]] = [
     ("an empty salt", {"salt": ""}, ".salt", "Leave it out"),
     ("an unknown field", {"untill": 1}, ".untill", "Known here"),
 ]
+NOT_EXTENDED: list[Any] = [
+    *({"$date": value} for value in ("soon", 5, None, MOMENT)),
+    *({"$numberDecimal": value} for value in ("x", 0.1, "1E+6145", "1." + "1" * 34, "")),
+    *({"$numberDouble": value} for value in ("x", 0.1)),
+    *({"$numberInt": value} for value in ("x", "0.1", 5, True, "9" * 5000)),
+    *({"$numberLong": value} for value in ("x", 5)),
+    *({"$uuid": value} for value in ("x", 5, None, ID)),
+    *({"$binary": value} for value in ("AQI=", {}, {"base64": "AQI=", "subType": "03"})),
+    *({"$binary": {"base64": text, "subType": "00"}} for text in ("?", "é", "A", 5)),
+    {"$binary": {"base64": "AQI=", "subType": "04"}},
+    {"$binary": {"base64": "AQI=", "subType": "00", "more": 1}},
+]
 NOT_DOCUMENTS: list[Any] = [1, [], "x", None]
 NOT_ALL: list[Any] = [1, {"$elemMatch": {}}, [1, {"$elemMatch": {}}], [{"$gt": 1}]]
 NOT_TYPES: list[Any] = [[], 0, "missing", 1.5, True, "String", None, ["string", 0]]
@@ -253,7 +324,22 @@ BAD = [
     Bad("an integer below 64 bits", when(a=[-(2**63) - 1]), "rules[0].when.a[0]", "string"),
     Bad("an integer variant beyond 64 bits", document(variants={"on": 2**64}), "variants.on"),
     Bad("a set", when(a={1}), "rules[0].when.a", "list"),
-    Bad("bytes", when(a=b"x"), "rules[0].when.a"),
+    *(Bad(f"{value!r}", when(a=value), f"rules[0].when.a.{next(iter(value))}", "Write $")
+      for value in NOT_EXTENDED),
+    Bad("a date without a zone", when(a={"$date": "2026-12-01"}), "rules[0].when.a.$date", "zone"),
+    Bad("a long integer beyond 64 bits", when(a={"$numberLong": str(2**63)}),
+        "rules[0].when.a.$numberLong", "string"),
+    *(Bad(f"{value!r}", when(a=[value]), "rules[0].when.a[0]", "34 digits")
+      for value in (Decimal("1." + "1" * 34), Decimal("1E+6145"), Decimal("1E-6177"))),
+    Bad("an extended value and more", when(a={"$numberDecimal": "1", "b": 2}),
+        "rules[0].when.a.$numberDecimal", "Known"),
+    Bad("an extended value where operators belong", when(a={"$not": {"$uuid": str(ID)}}),
+        "rules[0].when.a.$not", "operator"),
+    Bad("an extended value for a condition", rule(when={"$uuid": str(ID)}), "rules[0].when"),
+    Bad("a date for a rule", document(rules=[{"$date": "2026-12-01T08:00:00Z"}]), "rules[0]"),
+    *(Bad(f"{value!r} as a variant", document(variants={"on": value}), "variants.on", "string")
+      for value in (Decimal(1), ID, b"x")),
+    Bad("a decimal within a variant", document(variants={"on": [Decimal(1)]}), "variants.on[0]"),
     Bad("an object", document(variants={"on": object()}), "variants.on"),
     # Unknown fields, at every level
     Bad("unknown field", document(varients={}), "varients", "variants"),
@@ -466,7 +552,13 @@ DATES = st.builds(
     st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30))]),
 )
 INTEGERS = st.integers(-(2**63), 2**63 - 1)
-SCALARS = st.none() | st.booleans() | INTEGERS | st.floats() | TEXTS | DATES
+DECIMALS = st.decimals(-(10**20), 10**20, places=3) | st.sampled_from(
+    [Decimal(text) for text in ("1.50", "1E+6144", "-0", "NaN", "sNaN", "Infinity")]
+)
+SCALARS = st.one_of(
+    *(st.none(), st.booleans(), INTEGERS, st.floats(), TEXTS, DATES),
+    *(DECIMALS, st.uuids(), st.binary(max_size=3)),
+)
 CONSTANTS = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text("ab", max_size=2), inner),

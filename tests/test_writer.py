@@ -1,9 +1,13 @@
 """Writer: workflows, what is refused and how, idempotency, and what the dead leave behind."""
 
+import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -11,6 +15,7 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from flagkit.changes import PolicyState, next_change
+from flagkit.client import Client
 from flagkit.errors import (
     BrokenReferenceError,
     ClosedError,
@@ -42,6 +47,30 @@ def flag(key: str = "shop.search", **more: Any) -> dict[str, Any]:
         "fallthrough": {"serve": "on"},
         **more,
     }
+
+
+def test_extended_values_survive_the_way_through_the_database(
+    writer: Writer, mongo_uri: str, database: str
+) -> None:
+    attributes: dict[str, Any] = {
+        "amount": Decimal("0.1"),
+        "account": UUID(int=7),
+        "token": b"\0\xff",
+        "born": datetime(1969, 12, 31, 23, 59, 59, 999_000, UTC),
+        "score": math.inf,
+    }
+    when: dict[str, Any] = {name: {"$in": [value]} for name, value in attributes.items()}
+    rules = [{"name": "all", "when": when, "serve": "on"}]
+    commit = writer.create(flag(rules=rules, fallthrough={"serve": "off"}))
+    writer.pause("shop.search")
+    resumed = writer.resume("shop.search")
+    with Client(mongo_uri, environment="production", database=database) as client:
+        client.wait_for(resumed.revision)
+        assert client.is_enabled("shop.search", attributes)
+        for name in attributes:
+            assert not client.is_enabled("shop.search", attributes | {name: 5})
+    assert verify(writer.store) == []
+    assert commit.revision == 1
 
 
 def needing(key: str, *prerequisites: str, **more: Any) -> dict[str, Any]:

@@ -155,11 +155,11 @@ class _Walk:
                     return self.inline(kind, _PYTHON[operator], path[0], [value, test])
                 if kind is not None and operator == "$eq":
                     return self.inline(kind, "is", path[0], [test])
-            case In(values, _):
-                kinds = {_kind_of(value) for value in values}
+            case In(scalars, ()):
+                kinds = {_kind_of(scalar) for scalar in scalars}
                 kind = kinds.pop() if len(kinds) == 1 else None
                 if kind in ("text", "number"):
-                    return self.inline(kind, "in", path[0], [frozenset(values), test])
+                    return self.inline(kind, "in", path[0], [scalars, test])
             case Among(members):
                 return self.inline("key", "in", path[0], [members, test])
             case Affix("$contains", texts):

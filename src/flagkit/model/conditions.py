@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-from flagkit.model.values import Value
+from flagkit.model.values import Constant
 from flagkit.model.versions import VersionKey
 
 Ordering: TypeAlias = Literal["$eq", "$gt", "$gte", "$lt", "$lte"]
@@ -20,14 +20,18 @@ class Compare(Struct, frozen=True):
     """A test against one constant, by MongoDB's order within the constant's type."""
 
     operator: Ordering
-    value: Value
+    value: Constant
 
 
 class In(Struct, frozen=True):
-    """A test for equality with any of some constants. `texts` are the strings among them."""
+    """A test for equality with any of some constants.
 
-    values: tuple[Value, ...]
-    texts: frozenset[str]
+    `scalars` are the identities (`order.identity`) of those that are neither lists nor documents:
+    there may be many thousands. `wholes` are the others.
+    """
+
+    scalars: frozenset[object]
+    wholes: tuple[Constant, ...]
 
 
 class Exists(Struct, frozen=True):

@@ -37,7 +37,7 @@ from flagkit.model.flags import (
 from flagkit.model.keys import check_key, check_region
 from flagkit.model.queries import parse
 from flagkit.model.rollouts import BUCKETS, Intervals, allocate, shares, spans, weight
-from flagkit.model.values import Value, join, milliseconds, normal
+from flagkit.model.values import Value, join, milliseconds, name, normal
 from flagkit.model.variants import bare_weights, check_variant, typed_variants
 from flagkit.model.windows import window
 
@@ -85,10 +85,14 @@ def _subject(document: object) -> str:
 
 def values_of(document: object) -> dict[str, Value]:
     """Return the fields of a document in normal form."""
-    values = normal(document, "")
-    if not isinstance(values, dict):
+    if not isinstance(document, Mapping):
         raise InvalidDocumentError("", "is not a document", "Write a mapping of fields")
-    return values
+    fields = cast("Mapping[object, object]", document)
+    # The values of variants are the callers' data, in which nothing stands for anything else.
+    return {
+        name(key, ""): normal(value, join("", key), 1, extended=key != "variants")
+        for key, value in fields.items()
+    }
 
 
 def check_environment(written: str | None, environment: str | None) -> None:

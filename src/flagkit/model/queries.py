@@ -5,6 +5,7 @@ Owns which operators there are and what they may be given.
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
 from typing import Literal
 
 from flagkit.errors import InvalidDocumentError
@@ -30,8 +31,9 @@ from flagkit.model.conditions import (
     segments_in,
 )
 from flagkit.model.keys import check_key
+from flagkit.model.order import BOOLEAN, NUMBER, identity, is_nan, kind
 from flagkit.model.patterns import parse_pattern
-from flagkit.model.values import Value, join
+from flagkit.model.values import Constant, Value, join, revived
 from flagkit.model.versions import version_key
 
 TYPE_NAMES: Mapping[int, str] = {
@@ -58,6 +60,10 @@ def parse(document: Value, path: str) -> Condition:
     Raises:
         InvalidDocumentError: it is not one; the path leads to the fault.
     """
+    return _parse(revived(document), path)
+
+
+def _parse(document: Constant, path: str) -> Condition:
     if not isinstance(document, dict):
         raise InvalidDocumentError(
             path, "is not a document", "Write `attribute: value` or `attribute: {$operator: value}`"
@@ -70,7 +76,7 @@ def _all_of(conditions: Iterable[Condition]) -> Condition:
     return found[0] if len(found) == 1 else And(found)
 
 
-def _member(key: str, value: Value, path: str) -> Condition:
+def _member(key: str, value: Constant, path: str) -> Condition:
     if key in LOGICAL:
         return LOGICAL[key](_branches(value, path))
     if key == SEGMENT:
@@ -95,7 +101,7 @@ def _member(key: str, value: Value, path: str) -> Condition:
     return Field(parts, Compare("$eq", value))
 
 
-def _segments(value: Value, path: str) -> Condition:
+def _segments(value: Constant, path: str) -> Condition:
     keys = [value] if isinstance(value, str) else value
     if not isinstance(keys, list) or not keys:
         raise InvalidDocumentError(
@@ -108,15 +114,15 @@ def _segments(value: Value, path: str) -> Condition:
     return found[0] if len(found) == 1 else Or(tuple(found))
 
 
-def _branches(value: Value, path: str) -> tuple[Condition, ...]:
+def _branches(value: Constant, path: str) -> tuple[Condition, ...]:
     if not isinstance(value, list) or not value:
         raise InvalidDocumentError(
             path, "is not a list of conditions, or is empty", "List at least one condition"
         )
-    return tuple(parse(branch, f"{path}[{i}]") for i, branch in enumerate(value))
+    return tuple(_parse(branch, f"{path}[{i}]") for i, branch in enumerate(value))
 
 
-def _tests(parts: tuple[str, ...], operators: Mapping[str, Value], path: str) -> Condition:
+def _tests(parts: tuple[str, ...], operators: Mapping[str, Constant], path: str) -> Condition:
     if OPTIONS in operators and "$regex" not in operators:
         raise InvalidDocumentError(
             join(path, OPTIONS), "has no $regex", "Write both in one document"
@@ -152,15 +158,15 @@ def _unknown(operator: str, path: str, known: Iterable[str]) -> InvalidDocumentE
     )
 
 
-def _compare(parts: tuple[str, ...], operator: str, constant: Value, _: str) -> Condition:
+def _compare(parts: tuple[str, ...], operator: str, constant: Constant, _: str) -> Condition:
     return Field(parts, Compare(_ORDERINGS[operator], constant))
 
 
-def _not_equal(parts: tuple[str, ...], _: str, constant: Value, path: str) -> Condition:
+def _not_equal(parts: tuple[str, ...], _: str, constant: Constant, path: str) -> Condition:
     return Nor((_compare(parts, "$eq", constant, path),))
 
 
-def _in(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+def _in(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
     if not isinstance(constant, list):
         raise InvalidDocumentError(path, "is not a list", f"Write {operator}: [value, ...]")
     for i, value in enumerate(constant):
@@ -168,22 +174,23 @@ def _in(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Co
             raise InvalidDocumentError(
                 f"{path}[{i}]", "is an operator", f"{operator} lists plain values; use $or instead"
             )
-    texts = frozenset(value for value in constant if isinstance(value, str))
-    return Field(parts, In(tuple(constant), texts))
+    wholes = tuple(value for value in constant if isinstance(value, list | dict))
+    scalars = (identity(value) for value in constant if not isinstance(value, list | dict))
+    return Field(parts, In(frozenset(scalars), wholes))
 
 
-def _not_in(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+def _not_in(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
     return Nor((_in(parts, operator, constant, path),))
 
 
-def _exists(parts: tuple[str, ...], _: str, constant: Value, __: str) -> Condition:
+def _exists(parts: tuple[str, ...], _: str, constant: Constant, __: str) -> Condition:
     field = Field(parts, Exists())
     # MongoDB's truth, not Python's: 0 and null are false; "" and [] are true.
-    absent = constant is None or (isinstance(constant, bool | int | float) and constant == 0)
+    absent = constant is None or (kind(constant) in (NUMBER, BOOLEAN) and constant == 0)
     return Nor((field,)) if absent else field
 
 
-def _not(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+def _not(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
     if not isinstance(constant, dict) or not constant:
         raise InvalidDocumentError(
             path, "is not a document of operators", f"Write {operator}: {{$operator: value}}"
@@ -191,20 +198,17 @@ def _not(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> C
     return Nor((_tests(parts, constant, path),))
 
 
-def _size(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+def _size(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
     count = _whole(constant)
     if count is None or not 0 <= count < 2**31:
         raise InvalidDocumentError(path, "is not a length", f"Write {operator}: 2")
     return Field(parts, Size(count))
 
 
-def _mod(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+def _mod(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
     numbers = constant if isinstance(constant, list) else []
-    truncated = [
-        int(number)
-        for number in numbers
-        if isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < 2**63
-    ]
+    found = [_integer(number) for number in numbers]
+    truncated = [number for number in found if number is not None]
     if len(numbers) != 2 or len(truncated) != 2 or truncated[0] == 0:  # noqa: PLR2004 - a pair
         raise InvalidDocumentError(
             path, "is not a divisor and a remainder", f"Write {operator}: [4, 0]"
@@ -212,7 +216,7 @@ def _mod(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> C
     return Field(parts, Mod(*truncated))
 
 
-def _has_type(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+def _has_type(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
     wanted = constant if isinstance(constant, list) else [constant]
     names: set[str] = set()
     for value in wanted:
@@ -227,7 +231,7 @@ def _has_type(parts: tuple[str, ...], operator: str, constant: Value, path: str)
     return Field(parts, HasType(frozenset(names)))
 
 
-def _elem_match(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+def _elem_match(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
     if not isinstance(constant, dict):
         raise InvalidDocumentError(
             path, "is not a document", f"Write {operator}: {{field: value}} or {{$gt: 1}}"
@@ -235,13 +239,13 @@ def _elem_match(parts: tuple[str, ...], operator: str, constant: Value, path: st
     first = next(iter(constant), "")
     if first.startswith("$") and first not in (*LOGICAL, SEGMENT):
         return Field(parts, ElemMatch(_tests((), constant, path), by_value=True))
-    condition = parse(constant, path)
+    condition = _parse(constant, path)
     if segments_in(condition):
         raise _misplaced(path)
     return Field(parts, ElemMatch(condition, by_value=False))
 
 
-def _all(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+def _all(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
     if not isinstance(constant, list):
         raise InvalidDocumentError(path, "is not a list", f"Write {operator}: [value, ...]")
     operators = [next(iter(value), "") for value in constant if isinstance(value, dict)]
@@ -260,7 +264,7 @@ def _all(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> C
     return _all_of(conditions) if conditions else NEVER
 
 
-def _affix(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+def _affix(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
     texts = constant if isinstance(constant, list) else [constant]
     found = tuple(text for text in texts if isinstance(text, str) and text)
     if not texts or len(found) != len(texts):
@@ -270,7 +274,7 @@ def _affix(parts: tuple[str, ...], operator: str, constant: Value, path: str) ->
     return Field(parts, Affix(_AFFIXES[operator], found))
 
 
-def _regex(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+def _regex(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
     """Build the test for `$regex`, whose constant comes in a list with that of `$options`."""
     source, options = constant if isinstance(constant, list) else (None, None)
     if not isinstance(source, str):
@@ -285,7 +289,7 @@ def _regex(parts: tuple[str, ...], operator: str, constant: Value, path: str) ->
     return Field(parts, Pattern(source, "".join(sorted({*options}))))
 
 
-def _version(parts: tuple[str, ...], operator: str, constant: Value, path: str) -> Condition:
+def _version(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
     if not isinstance(constant, dict) or not constant:
         raise InvalidDocumentError(
             path, "is not a document of comparisons", f'Write {operator}: {{$gte: "2.3.0"}}'
@@ -311,11 +315,17 @@ def _version(parts: tuple[str, ...], operator: str, constant: Value, path: str) 
     return _all_of(tests)
 
 
-def _whole(value: Value) -> int | None:
-    """Return a number as an integer if it is one; a boolean is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def _integer(value: Constant) -> int | None:
+    """Return what is left of a number of 64 bits without its fraction; a boolean is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or is_nan(value):
         return None
-    return int(value) if value == value // 1 and abs(value) < 2**63 else None
+    return int(value) if -(2**63) < value < 2**63 else None
+
+
+def _whole(value: Constant) -> int | None:
+    """Return a number as an integer if it is one."""
+    integer = _integer(value)
+    return integer if integer == value else None
 
 
 SEGMENT = "$segment"
@@ -347,7 +357,7 @@ _SYMBOLS: Mapping[str, str] = {
     "<": "$lt",
     "<=": "$lte",
 }
-_OPERATORS: Mapping[str, Callable[[tuple[str, ...], str, Value, str], Condition]] = {
+_OPERATORS: Mapping[str, Callable[[tuple[str, ...], str, Constant, str], Condition]] = {
     **dict.fromkeys(_ORDERINGS, _compare),
     "$ne": _not_equal,
     "$in": _in,

@@ -3,22 +3,60 @@
 Normal form: None, bool, int of 64 bits, float, str without lone surrogates, aware datetime in UTC
 cut to the millisecond, and lists and string-keyed dicts of these. It survives BSON and MessagePack
 unchanged, which the hash chain of the ledger relies on. Key order is kept: it counts in MongoDB.
+
+Extended values are those that JSON and YAML cannot write, written as MongoDB's Extended JSON. In
+normal form decimals, UUIDs and binaries stay so; `revived` returns what they stand for.
+
+Source: https://www.mongodb.com/docs/manual/reference/mongodb-extended-json.
 """
 
+import base64
+import decimal
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TypeAlias, cast
+from decimal import Decimal
+from typing import Any, Final, TypeAlias, cast
+from uuid import UUID
 
 from flagkit.errors import InvalidDocumentError
 
 Value: TypeAlias = "bool | int | float | str | datetime | list[Value] | dict[str, Value] | None"
+Scalar: TypeAlias = bool | int | float | str | datetime | Decimal | UUID | bytes | None
+Constant: TypeAlias = "Scalar | list[Constant] | dict[str, Constant]"
+"""What conditions compare with: a value whose extended ones are revived."""
 
 DEPTH_MAX = 32
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+_EXTENDED: Final[Mapping[str, str]] = {
+    "$binary": '{base64: "AQI=", subType: "00"}',
+    "$date": '"2026-12-01T08:00:00Z"',
+    "$numberDecimal": '"0.1", of at most 34 digits',
+    "$numberDouble": '"NaN"',
+    "$numberInt": '"5"',
+    "$numberLong": '"5"',
+    "$uuid": '"00112233-4455-6677-8899-aabbccddeeff"',
+}
+"""Extended values, by what they are written with: examples."""
+# BSON's decimals: IEEE 754's decimal128. What does not fit is refused, never rounded.
+_DECIMAL128: Final = decimal.Context(
+    prec=34,
+    Emin=-6143,
+    Emax=6144,
+    clamp=1,
+    traps=[decimal.InvalidOperation, decimal.Overflow, decimal.Inexact],
+)
 
 
-def normal(value: object, path: str, depth: int = 0) -> Value:  # noqa: C901, PLR0911 - one for each type
+def normal(  # noqa: C901, PLR0911 - one for each type
+    value: object, path: str, depth: int = 0, *, extended: bool = True
+) -> Value:
     """Return `value` in normal form.
+
+    Args:
+        value: Anything.
+        path: Where it stands.
+        depth: How deep it stands.
+        extended: Whether extended values may stand in it; if not, what looks like one is data.
 
     Raises:
         InvalidDocumentError: it has a type, size or depth that a policy cannot hold.
@@ -42,25 +80,120 @@ def normal(value: object, path: str, depth: int = 0) -> Value:  # noqa: C901, PL
             return text(value, path)
         case datetime():
             return milliseconds(value, path)
+        case Decimal() | UUID() | bytes() if extended:
+            return _written(value, path)
         case list() | tuple():
             items = cast("list[object] | tuple[object, ...]", value)
-            return [normal(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(items)]
+            return [
+                normal(item, f"{path}[{i}]", depth + 1, extended=extended)
+                for i, item in enumerate(items)
+            ]
         case Mapping():
-            fields = cast("Mapping[object, object]", value)
-            if "$ref" in fields and "$id" in fields:
-                raise InvalidDocumentError(
-                    path, "has $ref and $id, which MongoDB takes for a reference", "Rename one"
-                )
-            return {
-                name(key, path): normal(item, join(path, key), depth + 1)
-                for key, item in fields.items()
-            }
+            return _document(cast("Mapping[object, object]", value), path, depth, extended=extended)
         case _:
             raise InvalidDocumentError(
                 path,
-                f"has the type {type(value).__name__}, which policies cannot hold",
+                f"has the type {type(value).__name__}, which cannot stand here",
                 "Use null, a boolean, number, string, date with a time zone, list or document",
             )
+
+
+def _document(fields: Mapping[object, object], path: str, depth: int, *, extended: bool) -> Value:
+    operator = _extension(fields) if extended else None
+    if operator is not None:
+        return _read(operator, fields[operator], join(path, operator))
+    if "$ref" in fields and "$id" in fields:
+        raise InvalidDocumentError(
+            path, "has $ref and $id, which MongoDB takes for a reference", "Rename one"
+        )
+    return {
+        name(key, path): normal(item, join(path, key), depth + 1, extended=extended)
+        for key, item in fields.items()
+    }
+
+
+def revived(value: Value) -> Constant:
+    """Return a value in normal form, with the extended ones as what they stand for."""
+    match value:
+        case dict():
+            operator = _extension(value)
+            if operator is not None:
+                return _value_of(operator, value[operator])
+            return {key: revived(item) for key, item in value.items()}
+        case list():
+            return [revived(item) for item in value]
+        case _:
+            return value
+
+
+def _extension(fields: Mapping[Any, object]) -> str | None:
+    """Return what an extended value is written with, None for any other document."""
+    key = next(iter(fields), None)
+    return key if len(fields) == 1 and isinstance(key, str) and key in _EXTENDED else None
+
+
+def _read(operator: str, written: object, path: str) -> Value:
+    try:
+        value = _value_of(operator, written)
+    except (ArithmeticError, ValueError):
+        raise InvalidDocumentError(
+            path, "cannot be read", f"Write {operator}: {_EXTENDED[operator]}"
+        ) from None
+    return normal(value, path)
+
+
+def _value_of(operator: str, written: object) -> Constant:
+    """Return what an extended value stands for.
+
+    Raises:
+        ArithmeticError: a decimal is none, or does not fit.
+        ValueError: anything else is wrong with it.
+    """
+    match operator, written:
+        case "$binary", Mapping():
+            return _binary(cast("Mapping[object, object]", written))
+        case "$date", str():
+            return datetime.fromisoformat(written)
+        case "$numberDecimal", str():
+            return _DECIMAL128.create_decimal(written)
+        case "$numberDouble", str():
+            return float(written)
+        case "$numberInt" | "$numberLong", str():
+            return int(written)
+        case "$uuid", str():
+            return UUID(written)
+        case _:
+            raise ValueError(operator)
+
+
+def _binary(written: Mapping[object, object]) -> bytes | UUID:
+    text, kind = written.get("base64"), written.get("subType")
+    if len(written) != 2 or not isinstance(text, str) or kind not in ("00", "04"):  # noqa: PLR2004 - the two
+        raise ValueError("$binary")
+    content = base64.b64decode(text, validate=True)
+    return content if kind == "00" else UUID(bytes=content)
+
+
+def _written(value: Decimal | UUID | bytes, path: str) -> Value:
+    match value:
+        case Decimal():
+            return {"$numberDecimal": _decimal_text(value, path)}
+        case UUID():
+            return {"$uuid": str(value)}
+        case bytes():
+            return {"$binary": {"base64": base64.b64encode(value).decode(), "subType": "00"}}
+
+
+def _decimal_text(value: Decimal, path: str) -> str:
+    if value.is_nan():
+        # MongoDB has one NaN: neither sign nor payload nor a signal tell any apart.
+        return "NaN"
+    try:
+        return str(_DECIMAL128.create_decimal(value))
+    except ArithmeticError:
+        raise InvalidDocumentError(
+            path, "is a decimal that BSON cannot hold", "Round it to 34 digits, or write a string"
+        ) from None
 
 
 def text(value: str, path: str) -> str:
