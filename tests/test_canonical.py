@@ -26,7 +26,7 @@ from flagkit.model.canonical import _CONSTANTS, canonical, digest, segment_diges
 from flagkit.model.queries import OPERATORS
 from flagkit.model.rollouts import allocate
 from flagkit.model.segments import decode_segment
-from tests.test_matching import Draw
+from tests.oracle import Draw
 from tests.test_model import MOMENT, document, documents, rollout, rule, same, when
 
 AS_WRITTEN = {"$regex"}

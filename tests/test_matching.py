@@ -209,7 +209,31 @@ CASES = [
     Case("a naive date is in UTC", {"a": NOON}, [NAIVE, NOON, [NAIVE]], [NAIVE.replace(hour=13)]),
     Case("dates have an order", {"a": {"$lt": NOON}}, [BEFORE_1970], [NAIVE, 0, "2025"]),
     Case("the first date", {"a": {"$lt": BEFORE_1970}}, [datetime(1, 1, 1, tzinfo=UTC)], []),
-    # Binary attributes: a policy cannot hold any, so they equal nothing.
+    # Extended values
+    Case("decimals", {"a": Decimal("0.1")}, [Decimal("0.10"), [Decimal("0.1")]], [0.1, "0.1"]),
+    Case("a decimal and others", {"a": {"$gte": Decimal("0.1")}}, [0.1, 1, Decimal(1)], [0, True]),
+    Case("decimals far out", {"a": {"$lt": Decimal("1E+6144")}}, [1e308, 2**63 - 1, -1], [NAN]),
+    Case("NaN as a decimal", {"a": {"$in": [Decimal("NaN")]}}, [NAN, Decimal("sNaN")], [0, None]),
+    Case("infinity as a decimal", {"a": Decimal("-Infinity")}, [float("-inf")], [-1e308]),
+    Case("$in of numbers of all types",
+         {"a": {"$in": [True, 0, Decimal("0.5"), 2.0**53]}},
+         [True, Decimal("-0"), 0.5, 2**53, [0.5]], [1, False, 2**53 + 1, "0", Decimal("0.50001")]),
+    Case("bytes", {"a": b"x"}, [b"x", [b"x"]], ["x", b"", b"xy", None]),
+    Case("bytes order by length first", {"a": {"$gt": b"b"}}, [b"c", b"aa", ID], [b"a", b"", "c"]),
+    Case("a UUID", {"a": ID}, [ID, [ID]], [ID.bytes, str(ID)]),
+    Case("a UUID's bytes", {"a": ID.bytes}, [ID.bytes], [ID]),
+    Case("a UUID orders after its bytes", {"a": {"$lt": ID}}, [ID.bytes, b"\xff"], [ID, "a"]),
+    Case("$in of UUIDs, bytes and dates",
+         {"a": {"$in": [ID, b"x", AT_MILLISECOND]}},
+         [ID, b"x", AT_MILLISECOND + timedelta(microseconds=1), [b"x"]],
+         [ID.bytes, "x", NOON, None]),
+    Case("extended values within others",
+         {"a": {"$in": [[ID, Decimal(1)], {"b": b"x"}]}},
+         [[ID, 1], {"b": b"x"}, [{"b": b"x"}]], [[1, ID], [ID.bytes, 1], {"b": "x"}]),
+    Case("$mod of decimals", {"a": {"$mod": [Decimal("2.9"), Decimal("1.5")]}}, [3, 3.9], [2, "3"]),
+    Case("$size of a decimal", {"a": {"$size": Decimal("1.0")}}, [[7], [[]]], [[], 1]),
+    Case("$exists: decimal 0 is false", {"a": {"$exists": Decimal("0E+3")}}, [...], [None]),
+    # Binary attributes
     Case("binaries equal no text", {"a": "x"}, [], [b"x", ID]),
     Case("binaries are not null", {"a": {"$in": [None, "x"]}}, [], [b"", ID]),
     Case("$ne and binaries", {"a": {"$ne": "x"}}, [b"x", ID], []),
@@ -317,6 +341,21 @@ def test_types_that_bson_has_not_match_nothing_and_exist() -> None:
                 assert not matcher(parse(written, ""), {"a": value})
             assert matcher(parse({"a": {"$ne": 1}}, ""), {"a": value})
             assert matcher(parse({"a": {"$exists": True}}, ""), {"a": value})
+
+
+def test_a_document_with_names_that_are_no_strings_equals_none() -> None:
+    for matcher in (matches, fast_path):
+        assert not matcher(parse({"a": {"b": 1}}, ""), {"a": {1: 1}})
+        assert not matcher(parse({"a": {"$in": [{"b": 1}]}}, ""), {"a": {None: 1}})
+
+
+def test_an_integer_beyond_all_decimals_is_beyond_them() -> None:
+    huge = 10**100_000
+    expectations = {"1E+6144": [True, False], "-Infinity": [True, True], "Infinity": [False, False]}
+    for constant, expected in expectations.items():
+        condition = parse({"a": {"$gt": {"$numberDecimal": constant}}}, "")
+        for matcher in (matches, fast_path):
+            assert [matcher(condition, {"a": value}) for value in (huge, -huge)] == expected
 
 
 VERSIONS = (

@@ -228,6 +228,9 @@ def test_the_limits_are_met_by_what_just_keeps_them() -> None:
     decode(when(a=nested(28)))
     decode(document(description="x" * (1024 * 1024 - 200)))
     decode(when(a=[2**63 - 1, -(2**63)]))
+    decode(when(**{".".join("a" * 12 + "0" * 4): 1}))
+    decode(when(a={"$in": [*range(50_000)]}))
+    decode(rule(when={"$or": [{"a": 1}] * 2047}))
 
 
 # Refusals
@@ -286,6 +289,16 @@ BAD_RAMPS: list[tuple[str, dict[str, Any], str, str]] = [
     ("an empty salt", {"salt": ""}, ".salt", "Leave it out"),
     ("an unknown field", {"untill": 1}, ".untill", "Known here"),
 ]
+NO_TESTS: dict[str, Any] = {"name": "a", "serve": "on"}
+TOO_MANY: dict[str, dict[str, Any]] = {
+    "$or": {"$or": [{"a": 1}] * 2048},
+    "$and": {"$and": [{}] * 2048},
+    "$in": {"a": {"$in": [[1]] * 2048}},
+    "$all": {"a": {"$all": [1] * 2048}},
+    "$contains": {"a": {"$contains": ["x"] * 2048}},
+    "$semver": {"a": {"$semver": {"$in": ["1.0.0"] * 2048}}},
+    "$elemMatch": {"a": {"$elemMatch": {"$nor": [{"a": 1}] * 2048}}},
+}
 NOT_EXTENDED: list[Any] = [
     *({"$date": value} for value in ("soon", 5, None, MOMENT)),
     *({"$numberDecimal": value} for value in ("x", 0.1, "1E+6145", "1." + "1" * 34, "")),
@@ -438,6 +451,17 @@ BAD = [
       )),
     Bad("intervals of the wrong form", rollout(intervals=[[50_000]]),
         "fallthrough.rollout.intervals[0]"),
+    # Conditions
+    Bad("a path of 17 names", when(**{".".join("a" * 17): 1}),
+        "rules[0].when." + ".".join("a" * 17), "16 names"),
+    Bad("a path of 5 numbers", when(**{"a.0.0.b.0.0.0": 1}), "rules[0].when.a.0.0.b.0.0.0",
+        "4 numbers"),
+    Bad("a path of 17 names to hash by", rollout(by=".".join("a" * 17)),
+        "fallthrough.rollout.by", "16 names"),
+    *(Bad(f"too many tests of {name}",
+          document(rules=[NO_TESTS, {"name": "b", "when": tests, "serve": "on"}]),
+          "rules[1].when", "$in")
+      for name, tests in TOO_MANY.items()),
     # Prerequisites
     Bad("a prerequisite on itself", document(prerequisites=[{"flag": "f", "variants": ["on"]}]),
         "prerequisites[0].flag", "another"),

@@ -22,8 +22,8 @@ from flagkit.model import decode, encode
 from flagkit.model.canonical import canonical, date_text, extended
 from flagkit.model.schema import schema
 from flagkit.model.segments import decode_segment
+from tests.oracle import Draw
 from tests.test_docs import blocks
-from tests.test_matching import Draw
 from tests.test_model import BAD, MOMENT, document, documents, rollout, rule, when
 from tests.test_segments import BAD as BAD_SEGMENTS
 

@@ -53,9 +53,11 @@ _PYTHON: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
 _TYPES = ("null", "", "string", "object", "array", "binData", "bool", "date")
 
 
-def matches(condition: Condition, attributes: Any) -> bool:
+def matches(condition: Condition, attributes: Any) -> bool:  # noqa: PLR0911 - one for each form
     """Tell whether a condition holds for attributes, or, with empty paths, for one value."""
     match condition:
+        case Field((name,), test):
+            return value_passes(test, attributes.get(name, MISSING))
         case Field((), test):
             return _passes(test, attributes)
         case Field(path, test):
@@ -83,8 +85,8 @@ def attribute(attributes: Mapping[str, Any], path: tuple[str, ...]) -> object:
 
 
 def value_passes(test: Test, value: object) -> bool:
-    """Tell whether an attribute that is present passes a test, by itself or by an element of it."""
-    if _is_list(value):
+    """Tell whether an attribute passes a test, by itself or by an element of it."""
+    if _is_list(value) and not isinstance(test, Size | ElemMatch):
         return any(_passes(test, item) for item in value) or _passes(test, value)
     return _passes(test, value)
 
@@ -133,6 +135,11 @@ def _indexed(item: object, path: tuple[str, ...], at: int, whole: bool) -> Itera
 
 def _passes(test: Test, value: object) -> bool:  # noqa: C901, PLR0911 - one for each test
     match test:
+        case Compare(operator, constant):
+            return ordered(operator, None if value is MISSING else value, constant)
+        case In(scalars, wholes):
+            found = None if value is MISSING else value
+            return identity(found) in scalars or any(equal(found, whole) for whole in wholes)
         case Exists():
             return value is not MISSING
         case Size(count):
@@ -151,14 +158,9 @@ def _passes(test: Test, value: object) -> bool:  # noqa: C901, PLR0911 - one for
         case Pattern(source, options):
             return isinstance(value, str) and found_in(value, source, options)
         case Version(operator, keys):
-            return isinstance(value, str) and version_passes(operator, value, keys)
+            return isinstance(value, str) and version_passes(operator, str.__str__(value), keys)
         case Among(members):
             return value in members
-        case Compare(operator, constant):
-            return ordered(operator, None if value is MISSING else value, constant)
-        case In(scalars, wholes):
-            found = None if value is MISSING else value
-            return identity(found) in scalars or any(equal(found, whole) for whole in wholes)
 
 
 AFFIXES: Final[Mapping[str, Callable[[str, tuple[str, ...]], bool]]] = {

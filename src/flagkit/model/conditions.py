@@ -148,3 +148,19 @@ def segments_in(condition: Condition) -> set[str]:
             return set()
         case And(conditions) | Or(conditions) | Nor(conditions):
             return {key for item in conditions for key in segments_in(item)}
+
+
+def tests_in(condition: Condition) -> int:
+    """Return how many steps a condition may take, each about as long as the others.
+
+    Each test is one, each part that joins some, and each constant that is tried by itself.
+    """
+    match condition:
+        case Field(_, ElemMatch(inner, _)):
+            return 1 + tests_in(inner)
+        case Field(_, In(_, items) | Affix(_, items) | Version(_, items)):
+            return 1 + len(items)
+        case Field() | InSegment():
+            return 1
+        case And(conditions) | Or(conditions) | Nor(conditions):
+            return 1 + sum(map(tests_in, conditions))

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from flagkit.errors import InvalidDocumentError
-from flagkit.model.conditions import ALWAYS
+from flagkit.model.conditions import ALWAYS, Condition, tests_in
 from flagkit.model.documents import (
     DOCUMENTS,
     FlagDocument,
@@ -34,7 +34,7 @@ from flagkit.model.flags import (
     Serve,
     Serves,
 )
-from flagkit.model.keys import check_key, check_region
+from flagkit.model.keys import attribute_path, check_key, check_region
 from flagkit.model.queries import parse
 from flagkit.model.rollouts import BUCKETS, Intervals, allocate, shares, spans, weight
 from flagkit.model.values import Value, join, milliseconds, name, normal
@@ -45,6 +45,8 @@ T = TypeVar("T", bound=Struct)
 
 DOCUMENT_BYTES_MAX = 1024 * 1024
 RULES_MAX = 256
+TESTS_MAX = 2048
+"""How many tests the conditions of one flag may be, as conditions.tests_in counts them."""
 _MISREAD = {
     "bool": ("a boolean", "on, off, yes and no for booleans"),
     "int": ("a number", "22:00 for the number 1320"),
@@ -177,6 +179,7 @@ def _flag(wire: FlagDocument) -> Flag:
         condition = parse(rule.when, f"{path}.when") if rule.when else ALWAYS
         during = None if rule.during is None else window(rule.during, f"{path}.during")
         rules[rule.name] = Rule(rule.name, rule.when, condition, during, serves)
+    check_tests({f"rules[{i}].when": rule.condition for i, rule in enumerate(rules.values())})
     return Flag(
         key=key,
         region=check_region(wire.region),
@@ -191,6 +194,19 @@ def _flag(wire: FlagDocument) -> Flag:
     )
 
 
+def check_tests(conditions: Mapping[str, Condition]) -> None:
+    """Refuse conditions, given by their paths, that are more tests than are allowed together."""
+    count = 0
+    for path, condition in conditions.items():
+        count += tests_in(condition)
+        if count > TESTS_MAX:
+            raise InvalidDocumentError(
+                path,
+                f"brings the tests to {count:,}; the limit is {TESTS_MAX:,}",
+                "Use $in for one of many values; it counts once",
+            )
+
+
 def metadata(
     owner: str | None,
     description: str | None,
@@ -202,16 +218,6 @@ def metadata(
     listed: list[Value] | None = [*tags] if tags else None
     found = {"owner": owner, "description": description, "tags": listed, "expires": until}
     return {name: value for name, value in found.items() if value is not None}
-
-
-def path_of(written: str, path: str) -> tuple[str, ...]:
-    """Return the names of an attribute path."""
-    names = tuple(written.split("."))
-    if not all(names):
-        raise InvalidDocumentError(
-            path, f"{written!r} is not an attribute path", "Write names joined by dots"
-        )
-    return names
 
 
 def _prerequisites(items: list[PrerequisiteDocument], key: str) -> tuple[Prerequisite, ...]:
@@ -259,7 +265,7 @@ def _hashed(
     wire: RolloutDocument | RampDocument, path: str, key: str
 ) -> tuple[tuple[str, ...], str]:
     """Return by what is hashed, and the salt."""
-    by = path_of(wire.by, f"{path}.by")
+    by = attribute_path(wire.by, f"{path}.by")
     if wire.salt == "":
         raise InvalidDocumentError(f"{path}.salt", "is empty", "Leave it out for the flag's key")
     return by, wire.salt or key

@@ -1,10 +1,12 @@
-"""Keys: the names of flags, segments and regions."""
+"""Keys: the names of flags, segments and regions, and the paths to attributes."""
 
 import re
 
 from flagkit.errors import InvalidDocumentError
 
 KEY_LENGTH_MAX = 200
+PATH_NAMES_MAX = 16
+PATH_NUMBERS_MAX = 4
 KEY = re.compile(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*")
 REGION = re.compile(r"\*|[a-z0-9][a-z0-9_-]{0,62}")
 
@@ -28,3 +30,24 @@ def check_region(region: object, path: str = "region") -> str:
             path, f"{region!r} is not a region", 'Write "*", or a name such as eu-west-1'
         )
     return region
+
+
+def attribute_path(text: str, path: str) -> tuple[str, ...]:
+    """Return the names of a dotted path to an attribute.
+
+    Raises:
+        InvalidDocumentError: it is none, or has too many.
+    """
+    names = tuple(text.split("."))
+    if not all(names) or any(name.startswith("$") for name in names):
+        raise InvalidDocumentError(
+            path, f"{text!r} is not an attribute path", "Write names joined by single dots"
+        )
+    # A number is an index and a name: each may double the ways through lists of lists.
+    if len(names) > PATH_NAMES_MAX or sum(map(str.isdigit, names)) > PATH_NUMBERS_MAX:
+        raise InvalidDocumentError(
+            path,
+            "is too long a path",
+            f"Write at most {PATH_NAMES_MAX} names, and among them {PATH_NUMBERS_MAX} numbers",
+        )
+    return names

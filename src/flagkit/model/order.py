@@ -25,6 +25,8 @@ _KINDS: Mapping[type, int] = {
     bool: BOOLEAN,
     datetime: DATE,
 }
+_BITS_MAX: Final = 20_500
+"""More bits than the integers have that decimals can hold, up to 10**6145."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NOTHING: Final = object()
 
@@ -67,29 +69,36 @@ def identity(value: Any) -> object:  # noqa: PLR0911 - one for each kind
 def compare(left: Any, right: Any) -> int:
     """Order two values as BSON does: negative, zero or positive. Both must be of known kinds."""
     left_kind, right_kind = kind(left), kind(right)
-    if left_kind != right_kind or left_kind is None or right_kind is None:
+    if left_kind is None or left_kind != right_kind:
         return (-1 if left_kind is None else left_kind) - (-1 if right_kind is None else right_kind)
-    if left_kind == NULL:
+    return _compare_alike(left_kind, left, right)
+
+
+def _compare_alike(place: int, left: Any, right: Any) -> int:
+    """Order two values of one kind."""
+    if place == NULL:
         return 0
-    if left_kind == DOCUMENT:
+    if place == DOCUMENT:
         return _compare_documents(left, right)
-    if left_kind == LIST:
+    if place == LIST:
         return _compare_lists(left, right)
-    if left_kind == NUMBER:
+    if place == NUMBER:
         left_nan, right_nan = is_nan(left), is_nan(right)
         if left_nan or right_nan:
             return right_nan - left_nan
-    elif left_kind == DATE:
+        if isinstance(right, Decimal) and isinstance(left, int):
+            left = _shortened(left)
+    elif place == DATE:
         left, right = _milliseconds(left), _milliseconds(right)
-    elif left_kind == BINARY:
+    elif place == BINARY:
         left, right = _binary(left), _binary(right)
     return int(left > right) - int(left < right)
 
 
 def equal(left: object, right: object) -> bool:
     """Tell whether two values are equal in MongoDB: of one kind, NaN equal to itself."""
-    left_kind = kind(left)
-    return left_kind is not None and left_kind == kind(right) and compare(left, right) == 0
+    place = kind(left)
+    return place is not None and place == kind(right) and _compare_alike(place, left, right) == 0
 
 
 def ordered(operator: str, value: object, constant: object) -> bool:
@@ -97,7 +106,7 @@ def ordered(operator: str, value: object, constant: object) -> bool:
     value_kind = kind(value)
     if value_kind is None or value_kind != kind(constant):
         return False
-    order = compare(value, constant)
+    order = _compare_alike(value_kind, value, constant)
     if order == 0:
         # Null and NaN are equal to themselves, and neither above nor below anything: the strict
         # orderings fall out here, since equal is never strictly ordered.
@@ -114,6 +123,14 @@ def is_nan(value: Any) -> bool:
         if isinstance(value, Decimal)
         else isinstance(value, float) and math.isnan(value)
     )
+
+
+def _shortened(value: int) -> int:
+    """Return an integer, or a shorter one if it is beyond all of BSON's decimals.
+
+    Python takes seconds to compare one of a million digits with a decimal.
+    """
+    return value >> max(value.bit_length() - _BITS_MAX, 0)
 
 
 def _milliseconds(value: datetime) -> int:

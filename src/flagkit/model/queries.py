@@ -30,7 +30,7 @@ from flagkit.model.conditions import (
     Version,
     segments_in,
 )
-from flagkit.model.keys import check_key
+from flagkit.model.keys import attribute_path, check_key
 from flagkit.model.order import BOOLEAN, NUMBER, identity, is_nan, kind
 from flagkit.model.patterns import parse_pattern
 from flagkit.model.values import Constant, Value, join, revived
@@ -83,11 +83,7 @@ def _member(key: str, value: Constant, path: str) -> Condition:
         return _segments(value, path)
     if key.startswith("$"):
         raise _unknown(key, path, (*LOGICAL, SEGMENT))
-    parts = tuple(key.split("."))
-    if not all(parts) or any(part.startswith("$") for part in parts):
-        raise InvalidDocumentError(
-            path, f"{key!r} is not an attribute path", "Write names joined by single dots"
-        )
+    parts = attribute_path(key, path)
     if isinstance(value, dict):
         first = next(iter(value), "")
         if first.startswith("$"):

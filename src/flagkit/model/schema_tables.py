@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from flagkit.model import patterns
 from flagkit.model.decoding import RULES_MAX
-from flagkit.model.keys import KEY, KEY_LENGTH_MAX, REGION
+from flagkit.model.keys import KEY, KEY_LENGTH_MAX, PATH_NAMES_MAX, REGION
 from flagkit.model.queries import OPERATORS, TYPE_NAMES, VERSION_OPERATORS
 from flagkit.model.rollouts import BUCKETS
 from flagkit.model.versions import LENGTH_MAX, VERSION
@@ -47,8 +47,8 @@ def _only(names: Schema) -> Schema:
     return {"type": "object", "minProperties": 1, "propertyNames": names}
 
 
-ATTRIBUTE_PATH = r"^[^.$][^.]*(\.[^.$][^.]*)*$"
-_ATTRIBUTE = {"type": "string", "pattern": r"^[^.]+(\.[^.]+)*$", "examples": ["targeting_key"]}
+ATTRIBUTE_PATH = rf"^[^.$][^.]*(\.[^.$][^.]*){{0,{PATH_NAMES_MAX - 1}}}$"
+_ATTRIBUTE = {"type": "string", "pattern": ATTRIBUTE_PATH, "examples": ["targeting_key"]}
 _FLAG_KEY = {"type": "string", "pattern": _whole(KEY.pattern), "maxLength": KEY_LENGTH_MAX}
 _VERSION = {
     "type": "string",
@@ -58,6 +58,21 @@ _VERSION = {
 }
 _TIME = {"type": "string", "pattern": _whole(TIME.pattern), "examples": ["09:00"]}
 _TEXT = {"type": "string", "minLength": 1}
+_DIGITS = {"type": "string", "pattern": "[0-9]"}
+_FRACTION = {"type": "string", "pattern": "[0-9]|[Nn][Aa][Nn]|[Ii][Nn][Ff]"}
+_BINARY = {
+    "type": "object",
+    "properties": {
+        "base64": {
+            "description": "The bytes, in base64.",
+            "type": "string",
+            "pattern": "^[A-Za-z0-9+/]*={0,2}$",
+        },
+        "subType": {"description": "00 for bytes, 04 for a UUID.", "enum": ["00", "04"]},
+    },
+    "required": ["base64", "subType"],
+    "additionalProperties": False,
+}
 _NUMBER = _any({"type": "number"}, to("extended"))
 _TYPE = _any({"enum": ["number", *TYPE_NAMES.values(), *TYPE_NAMES]}, to("extended"))
 _BARE = [name.removeprefix("$") for name in OPERATORS]
@@ -84,13 +99,13 @@ VALUES: Schema = {
         "description": "A value that JSON has no word for, in MongoDB's Extended JSON.",
         "type": "object",
         "properties": {
-            "$date": {"description": "A date with a time zone.", **_TEXT},
-            "$numberDouble": {"description": 'A number: also "NaN" or "Infinity".', **_TEXT},
-            "$numberDecimal": {"description": "A decimal of at most 34 digits.", **_TEXT},
-            "$numberInt": {"description": "An integer.", **_TEXT},
-            "$numberLong": {"description": "An integer.", **_TEXT},
-            "$uuid": {"description": "A UUID.", **_TEXT},
-            "$binary": {"description": "Bytes, as base64 and subType.", "type": "object"},
+            "$date": {"description": "A date with a time zone.", **_DIGITS},
+            "$numberDouble": {"description": 'A number: also "NaN" or "Infinity".', **_FRACTION},
+            "$numberDecimal": {"description": "A decimal of at most 34 digits.", **_FRACTION},
+            "$numberInt": {"description": "An integer.", **_DIGITS},
+            "$numberLong": {"description": "An integer.", **_DIGITS},
+            "$uuid": {"description": "A UUID.", "type": "string", "pattern": "[0-9A-Fa-f]"},
+            "$binary": {"description": "Bytes, or a UUID with the subType 04.", **_BINARY},
         },
         "minProperties": 1,
         "maxProperties": 1,

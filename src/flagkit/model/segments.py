@@ -19,13 +19,13 @@ from flagkit.model.conditions import NEVER, Condition, segments_in
 from flagkit.model.decoding import (
     check_environment,
     check_size,
+    check_tests,
     convert,
     metadata,
-    path_of,
     values_of,
 )
 from flagkit.model.documents import TARGETING_KEY, MembersDocument, SegmentDocument
-from flagkit.model.keys import check_key
+from flagkit.model.keys import attribute_path, check_key
 from flagkit.model.queries import parse
 from flagkit.model.values import Value
 
@@ -211,6 +211,7 @@ def _decoded(document: object, environment: str | None, *, stored: bool) -> Hash
     wire = convert(values, SegmentDocument)
     check_environment(wire.environment, environment)
     condition = NEVER if wire.when is None else parse(wire.when, "when")
+    check_tests({"when": condition})
     if inner := segments_in(condition):
         raise InvalidDocumentError(
             "when",
@@ -224,7 +225,7 @@ def _decoded(document: object, environment: str | None, *, stored: bool) -> Hash
     }
     segment = Segment(
         key=check_key(wire.key, kind="segment"),
-        by=path_of(wire.by, "by"),
+        by=attribute_path(wire.by, "by"),
         when=wire.when,
         condition=condition,
         metadata=metadata(wire.owner, wire.description, wire.tags),

@@ -19,14 +19,19 @@ VERSION = re.compile(
 )
 
 
-@functools.lru_cache(4096)
 def version_key(text: str) -> VersionKey | None:
     """Return the key of a version, None for what is none, such as "1.0" or "v1.0.0".
 
     A release comes after its prereleases, numeric identifiers before others, and build metadata
     does not count.
     """
-    found = VERSION.fullmatch(text) if len(text) <= LENGTH_MAX else None
+    # Judged before the memo is asked: it must not keep strings of any length.
+    return _key_of(text) if len(text) <= LENGTH_MAX else None
+
+
+@functools.lru_cache(4096)
+def _key_of(text: str) -> VersionKey | None:
+    found = VERSION.fullmatch(text)
     if found is None:
         return None
     major, minor, patch, prerelease = found.groups()
