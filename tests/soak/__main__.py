@@ -1,4 +1,4 @@
-"""Run a soak: `python -m tests.soak NAME [--seconds N] [--seed N] [--json FILE]`.
+"""Run a soak: `python -m tests.soak NAME [--seconds N | --pairs N] [--seed N] [--json FILE]`.
 
 Exits with 1 if a result is out of its bound. The seed is printed; what the operating system does
 with several processes no seed can repeat.
@@ -8,28 +8,43 @@ import argparse
 import contextlib
 import random
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from benchmarks.report import report
-from flagkit.embedded import EmbeddedMongo
-from tests.soak import writers
+from benchmarks.report import Result, report
+from tests.soak import fuzz, oracle, writers
 
-SOAKS = {"writers": writers.soak}
+
+class Soak(NamedTuple):
+    """A function of an amount and a seed, and the option that sets the amount."""
+
+    run: Callable[[int, int], Iterator[Result]]
+    option: str
+    amount: int
+
+
+SOAKS = {
+    "fuzz": Soak(fuzz.soak, "--pairs", 1_000_000),
+    "oracle": Soak(oracle.soak, "--pairs", 10_000_000),
+    "writers": Soak(writers.soak, "--seconds", 60),
+}
 
 
 def main() -> int:
     """Run what the arguments name; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
-    parser.add_argument("name", choices=SOAKS)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--seed", type=int, default=random.randrange(2**32))
-    parser.add_argument("--json", type=Path)
+    names = parser.add_subparsers(dest="name", required=True)
+    for name, soak in SOAKS.items():
+        command = names.add_parser(name)
+        command.add_argument(soak.option, dest="amount", type=int, default=soak.amount)
+        command.add_argument("--seed", type=int, default=random.randrange(2**32))
+        command.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}")
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(EmbeddedMongo())
         lines = stack.enter_context(arguments.json.open("w")) if arguments.json else None
-        results = SOAKS[arguments.name](server.uri, arguments.seconds, arguments.seed)
+        results = SOAKS[arguments.name].run(arguments.amount, arguments.seed)
         return 0 if report(results, lines) else 1
 
 

@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from benchmarks.report import Result
 from flagkit.changes import Change
+from flagkit.embedded import EmbeddedMongo
 from flagkit.refresh_thread import RefreshThread
 from flagkit.snapshot import Snapshot
 from flagkit.storage.source import MongoSource
@@ -208,8 +209,13 @@ def longest_spell(story: Story) -> float:
     return float(max(after - before for before, after in pairwise(moments)))
 
 
-def soak(uri: str, seconds: float, seed: int) -> Iterator[Result]:
+def soak(seconds: int, seed: int) -> Iterator[Result]:
     """Run rounds of 1,000 changes and ten kills by four writers, for some seconds at least."""
+    with EmbeddedMongo() as server:
+        yield from rounds(server.uri, seconds, seed)
+
+
+def rounds(uri: str, seconds: int, seed: int) -> Iterator[Result]:
     until = time.monotonic() + seconds
     for count in range(1_000_000):
         if time.monotonic() > until and count:

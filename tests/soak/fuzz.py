@@ -1,0 +1,203 @@
+"""Random policies and contexts, hostile ones included: evaluation never raises, and is prompt."""
+
+import contextlib
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from benchmarks.report import Result
+from flagkit.changes import genesis, state_of
+from flagkit.client import Client
+from flagkit.core import templates
+from flagkit.core.evaluation import Evaluation
+from flagkit.errors import InvalidDocumentError
+from flagkit.model import decode, encode
+from flagkit.snapshot import Snapshot
+from tests.oracle import Document
+from tests.soak.fuzzing import FLAG_COUNT, ContextDraw, PolicyDraw, key_of
+
+CONTEXT_COUNT = 10
+"""How many contexts each document meets."""
+PROMPT_SECONDS = 0.01
+PROMPT_BYTES = 4096
+"""The size of a flag, with all that it rests on, up to which a first call is prompt, too."""
+ATTEMPT_COUNT = 8
+ROUND_PAIRS = 100_000
+
+
+class Story(Struct):
+    """What happened: how many pairs, bad documents and error codes; and what must not happen."""
+
+    pairs: int = 0
+    documents: int = 0
+    bad: int = 0
+    codes: Counter[str] = msgspec.field(default_factory=Counter)
+    raised: list[str] = []
+    slow: list[str] = []
+    slowest: float = 0.0
+
+
+def run(pairs: int, seed: int, *, timed: bool = True) -> Story:
+    """Fuzz so many pairs of a document and a context; see how long calls take if `timed`."""
+    chance = random.Random(seed)
+    story = Story()
+    logger = logging.getLogger("flagkit")
+    # Each bad flag says so once, which here would be all that could be read.
+    logger.disabled = True
+    try:
+        while story.pairs < pairs:
+            _batch(chance, story, timed=timed)
+    finally:
+        logger.disabled = False
+    return story
+
+
+def _batch(chance: random.Random, story: Story, *, timed: bool) -> None:
+    policies = PolicyDraw(chance)
+    packed = {
+        key_of(number): (1, _stored(policies, number, chance, story))
+        for number in range(FLAG_COUNT)
+    }
+    tip = genesis("fuzz", "epoch", datetime(2026, 1, 1, tzinfo=UTC))
+    snapshot = Snapshot(tip, "*", {"*": packed}, {})
+    client = Client.from_snapshot(snapshot)
+    contexts = ContextDraw(chance, policies.conditions)
+    for _ in range(CONTEXT_COUNT):
+        oversized = chance.random() < 0.001
+        context = contexts.oversized() if oversized else contexts.prompt()
+        default = chance.choice((None, None, None, None, True, 1.5, {}, object()))
+        for key in packed:
+            story.pairs += 1
+            call = _call(chance, key, context, default, story)
+            elapsed = call(client)
+            if timed and elapsed > story.slowest and not oversized:
+                elapsed = _again(call, snapshot)
+                if _bytes_compiled(snapshot, [key]) <= PROMPT_BYTES:
+                    story.slowest = max(story.slowest, elapsed)
+                    if elapsed > PROMPT_SECONDS:
+                        story.slow.append(f"{elapsed * 1000:.1f} ms: {_described(snapshot, key)}")
+        _all_at_once(client, context, story)
+
+
+def _stored(policies: PolicyDraw, number: int, chance: random.Random, story: Story) -> bytes:
+    """Draw a document, half of them bad, and return it as it would be stored."""
+    story.documents += 1
+    document = policies.good(number) if chance.random() < 0.45 else policies.bad(number)
+    try:
+        return _packed(encode(decode(document)))
+    except InvalidDocumentError:
+        story.bad += 1
+    except Exception as error:  # noqa: BLE001 - what is looked for
+        story.raised.append(f"decode raised {error!r}: {document!r:.500}")
+    try:
+        return _packed(document)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        # No database holds this; what it might hold instead are other bytes.
+        return chance.randbytes(chance.randrange(40))
+
+
+def _packed(document: Any) -> bytes:
+    return state_of("key", "*", 1, document).packed
+
+
+def _call(
+    chance: random.Random, key: str, context: Any, default: Any, story: Story
+) -> Callable[[Client], float]:
+    """Return one of the calls that there are; it returns how many seconds it takes."""
+    method = chance.choice(("evaluate", "evaluate", "is_enabled", "value"))
+
+    def call(client: Client) -> float:
+        started = time.perf_counter()
+        try:
+            if method == "evaluate":
+                answer: Any = client.evaluate(key, context, default)
+            elif method == "is_enabled":
+                answer = client.is_enabled(key, context, default)
+            else:
+                answer = client.value(key, context, default=default)
+        except Exception as error:  # noqa: BLE001 - what is looked for
+            story.raised.append(f"{method} raised {error!r}: {_described(client.snapshot, key)}")
+            return 0.0
+        elapsed = time.perf_counter() - started
+        if method == "evaluate":
+            assert type(answer) is Evaluation
+            story.codes[answer.error_code or "none"] += 1
+        return elapsed
+
+    return call
+
+
+def _again(call: Callable[[Client], float], snapshot: Snapshot) -> float:
+    """Return the least time of several first calls: a machine that is busy makes any call slow."""
+    times: list[float] = []
+    for _ in range(ATTEMPT_COUNT):
+        templates._templates.clear()
+        times.append(call(Client.from_snapshot(snapshot)))
+    return min(times)
+
+
+def _bytes_compiled(snapshot: Snapshot, keys: list[str]) -> int:
+    """Return the size of some flags and of all that they rest on."""
+    found: dict[str, int] = {}
+    while keys:
+        key = keys.pop()
+        state = snapshot.find(key)
+        if state is not None and key not in found:
+            found[key] = len(state.packed)
+            with contextlib.suppress(InvalidDocumentError, msgspec.DecodeError):
+                keys += [needed.flag for needed in decode(state.policy).prerequisites]
+    return sum(found.values())
+
+
+def _all_at_once(client: Client, context: Any, story: Story) -> None:
+    try:
+        assert len(client.evaluate_all(context, "fuzz.")) == FLAG_COUNT
+    except Exception as error:  # noqa: BLE001 - what is looked for
+        story.raised.append(f"evaluate_all raised {error!r}")
+
+
+def _described(snapshot: Snapshot | None, key: str) -> str:
+    state = snapshot.find(key) if snapshot is not None else None
+    return "" if state is None else f"{state.packed!r:.1000}"
+
+
+def soak(pairs: int, seed: int) -> Iterator[Result]:
+    """Fuzz in rounds, each seeded by itself, until there were `pairs`."""
+    for done in range(0, pairs, ROUND_PAIRS):
+        story = run(min(ROUND_PAIRS, pairs - done), seed + done)
+        for problem in (*story.raised, *story.slow):
+            print(f"  round of seed {seed + done}: {problem}")
+        count = done + story.pairs
+        details: Document = {
+            "documents": story.documents,
+            "bad": story.bad,
+            "codes": dict(story.codes),
+        }
+        yield Result(
+            benchmark="fuzz",
+            case=f"exceptions, up to pair {count:,}",
+            value=len(story.raised),
+            unit="",
+            bound=0,
+            details=details,
+        )
+        yield Result(
+            benchmark="fuzz",
+            case="documents that are not valid",
+            value=round(100 * story.bad / story.documents, 1),
+            unit="%",
+        )
+        yield Result(
+            benchmark="fuzz",
+            case="slowest call",
+            value=round(story.slowest * 1000, 2),
+            unit="ms",
+            bound=PROMPT_SECONDS * 1000,
+        )
