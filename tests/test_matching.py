@@ -5,7 +5,7 @@ import itertools
 import operator
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,7 +13,7 @@ import pytest
 
 from flagkit.core import matching
 from flagkit.core.matching import matches
-from flagkit.model import decode, queries
+from flagkit.model import decode, queries, versions
 from flagkit.model.conditions import And, Compare, Condition, Exists, Field, Nor, Or
 from flagkit.model.queries import parse
 from flagkit.model.values import normal
@@ -358,6 +358,17 @@ def test_an_integer_beyond_all_decimals_is_beyond_them() -> None:
             assert [matcher(condition, {"a": value}) for value in (huge, -huge)] == expected
 
 
+def test_a_date_whose_zone_says_nothing_is_in_utc() -> None:
+    class Silent(tzinfo):
+        def utcoffset(self, _: datetime | None) -> None:
+            return None
+
+        dst = tzname = utcoffset
+
+    for matcher in (matches, fast_path):
+        assert matcher(parse({"a": NOON}, ""), {"a": NAIVE.replace(tzinfo=Silent())})
+
+
 VERSIONS = (
     *("1.0.0-0", "1.0.0-1", "1.0.0-alpha", "1.0.0-alpha.1", "1.0.0-alpha.beta", "1.0.0-beta"),
     *("1.0.0-beta.2", "1.0.0-beta.11", "1.0.0-rc.1", "1.0.0", "1.0.1", "1.2.0", "1.10.0", "2.0.0"),
@@ -394,6 +405,13 @@ def test_what_is_no_version_passes_no_comparison(matcher: Matcher, comparison: s
     condition = parse({"app": {"$semver": {comparison: constant}}}, "")
     assert not [value for value in NO_VERSIONS if matcher(condition, {"app": value})]
     assert not matcher(condition, {})
+
+
+def test_what_is_too_long_for_a_version_is_not_kept() -> None:
+    parse({"a": {"$semver": {"$gt": "1.0.0"}}}, "")
+    kept = versions._key_of.cache_info().currsize
+    assert not matches(parse({"a": {"$semver": {"$gt": "1.0.0"}}}, ""), {"a": "2.0.0-" + "a" * 300})
+    assert versions._key_of.cache_info().currsize == kept
 
 
 @pytest.mark.parametrize("matcher", [matches, fast_path])

@@ -19,6 +19,7 @@ from flagkit.core import templates
 from flagkit.core.evaluation import Evaluation
 from flagkit.errors import InvalidDocumentError
 from flagkit.model import decode, encode
+from flagkit.model.conditions import tests_in
 from flagkit.snapshot import Snapshot
 from tests.oracle import Document
 from tests.soak.fuzzing import FLAG_COUNT, ContextDraw, PolicyDraw, key_of
@@ -27,7 +28,8 @@ CONTEXT_COUNT = 10
 """How many contexts each document meets."""
 PROMPT_SECONDS = 0.01
 PROMPT_BYTES = 4096
-"""The size of a flag, with all that it rests on, up to which a first call is prompt, too."""
+PROMPT_TESTS = 200
+"""The sizes of a flag, with all that it rests on, up to which a first call is prompt, too."""
 ATTEMPT_COUNT = 8
 ROUND_PAIRS = 100_000
 
@@ -79,7 +81,7 @@ def _batch(chance: random.Random, story: Story, *, timed: bool) -> None:
             elapsed = call(client)
             if timed and elapsed > story.slowest and not oversized:
                 elapsed = _again(call, snapshot)
-                if _bytes_compiled(snapshot, [key]) <= PROMPT_BYTES:
+                if _is_small(snapshot, [key]):
                     story.slowest = max(story.slowest, elapsed)
                     if elapsed > PROMPT_SECONDS:
                         story.slow.append(f"{elapsed * 1000:.1f} ms: {_described(snapshot, key)}")
@@ -143,17 +145,22 @@ def _again(call: Callable[[Client], float], snapshot: Snapshot) -> float:
     return min(times)
 
 
-def _bytes_compiled(snapshot: Snapshot, keys: list[str]) -> int:
-    """Return the size of some flags and of all that they rest on."""
-    found: dict[str, int] = {}
+def _is_small(snapshot: Snapshot, keys: list[str]) -> bool:
+    """Tell whether some flags and all that they rest on are within the sizes of prompt calls."""
+    seen: set[str] = set()
+    size = tests = 0
     while keys:
         key = keys.pop()
         state = snapshot.find(key)
-        if state is not None and key not in found:
-            found[key] = len(state.packed)
-            with contextlib.suppress(InvalidDocumentError, msgspec.DecodeError):
-                keys += [needed.flag for needed in decode(state.policy).prerequisites]
-    return sum(found.values())
+        if state is None or key in seen:
+            continue
+        seen.add(key)
+        size += len(state.packed)
+        with contextlib.suppress(InvalidDocumentError, msgspec.DecodeError):
+            flag = decode(state.policy)
+            keys += [needed.flag for needed in flag.prerequisites]
+            tests += sum(tests_in(rule.condition) for rule in flag.rules)
+    return size <= PROMPT_BYTES and tests <= PROMPT_TESTS
 
 
 def _all_at_once(client: Client, context: Any, story: Story) -> None:

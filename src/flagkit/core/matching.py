@@ -96,16 +96,15 @@ def _reached(node: Node, path: tuple[str, ...], at: int, whole: bool) -> Iterato
 
     A list at the end of the path stands for its elements and itself, or, if `whole`, for itself.
     """
-    value = node.get(path[at], MISSING)
+    value: Any = node.get(path[at], MISSING)
     at += 1
+    while at < len(path) and isinstance(value, dict):
+        value = cast("Node", value).get(path[at], MISSING)
+        at += 1
     if _is_list(value):
         yield from _spread(value, path, at, whole)
-    elif at == len(path):
-        yield value
-    elif isinstance(value, dict):
-        yield from _reached(cast("Node", value), path, at, whole)
     else:
-        yield MISSING
+        yield value if at == len(path) else MISSING
 
 
 def _spread(items: Items, path: tuple[str, ...], at: int, whole: bool) -> Iterator[object]:  # noqa: FBT001
