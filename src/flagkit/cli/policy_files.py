@@ -5,9 +5,8 @@ of which JSON is a part: on, off, yes and no are strings. Tags, aliases and merg
 each flag says all of itself.
 """
 
-import math
 import re
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -38,16 +37,6 @@ _YAML_1_1: Any = YAML(typ="safe", pure=True)
 _YAML_1_1.version = "1.1"
 _OCTAL = re.compile("[-+]?0[0-7_]+")
 _OLD_DIRECTIVE = re.compile(r"^%YAML +1\.[01]\b", re.MULTILINE)
-_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_EXTENDED: Mapping[Any, Callable[[Any], Any]] = {
-    "$date": datetime.fromisoformat,
-    "$numberDouble": _NOT_FINITE.__getitem__,
-}
-"""What JSON has no word for, and MongoDB's Extended JSON does."""
-_REMEDIES = {
-    "$date": 'Write it like {"$date": "2026-12-01T08:00:00.000Z"}',
-    "$numberDouble": 'Write "NaN", "Infinity" or "-Infinity"; other numbers as they are',
-}
 
 
 class Policy(NamedTuple):
@@ -261,7 +250,7 @@ class _Reading:
                 problem = f"has the tag {tag}, which means nothing here"
                 raise self._refused(node, path, problem, "Remove it, or quote the value")
 
-    def _mapping(self, node: _Node, path: str) -> Any:
+    def _mapping(self, node: _Node, path: str) -> dict[Any, Any]:
         found: dict[Any, Any] = {}
         for key_node, child in node.value:
             if key_node.id != "scalar":
@@ -272,18 +261,7 @@ class _Reading:
                 problem = "is there twice, and only one could count"
                 raise self._refused(key_node, join(path, key), problem, "Remove one of them")
             found[key] = self.value(child, join(path, key))
-        return self._extended(node, path, found)
-
-    def _extended(self, node: _Node, path: str, found: dict[Any, Any]) -> Any:
-        """Return what a mapping means: itself, or the one value that Extended JSON says by it."""
-        if len(found) != 1 or not (read := _EXTENDED.get(next(iter(found)))):
-            return found
-        ((name, value),) = found.items()
-        try:
-            return read(value)
-        except (KeyError, TypeError, ValueError):
-            problem, remedy = f"{value!r} cannot be read", _REMEDIES[name]
-            raise self._refused(node, join(path, name), problem, remedy) from None
+        return found
 
     def _date(self, node: _Node, path: str) -> datetime:
         try:
