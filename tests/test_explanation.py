@@ -1,14 +1,19 @@
 """Explanations: that they say what evaluation did, show what led to it, and hide what they must."""
 
 import json
+import random
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 import flagkit
-from flagkit import Client, ErrorCode
+from flagkit import Client, ErrorCode, Reason
+from flagkit.core.bucketing import bucket, seed
+from flagkit.core.explanation import ConditionTrace, FlagTrace
 from flagkit.testing import client_from
+from tests.soak.fuzzing import FLAG_COUNT, SEGMENTS, PolicyDraw
 
 NOON = datetime(2026, 12, 1, 12, tzinfo=UTC)
 VARIANTS = {"on": True, "off": False}
@@ -216,7 +221,10 @@ def test_what_cannot_be_answered_is_explained_by_its_error() -> None:
             (),
         )
         assert code in str(found)
-    assert asked.explain("base", 5).evaluation.error_code is ErrorCode.INVALID_CONTEXT  # type: ignore[arg-type]
+    bad: Any = 5
+    found = client().explain("express", bad)
+    assert found.evaluation.error_code is ErrorCode.INVALID_CONTEXT
+    assert found.flags == ()
     not_ready = Client.from_source().explain("base")
     assert not_ready.evaluation.error_code is ErrorCode.PROVIDER_NOT_READY
     mismatch = asked.explain("base", "ada", default="text")
@@ -241,6 +249,81 @@ def test_hostile_contexts_are_explained_without_an_error_of_theirs() -> None:
 
 
 def test_the_default_and_a_bound_client_explain_too() -> None:
-    assert flagkit.explain("express").evaluation.error_code is ErrorCode.PROVIDER_NOT_READY
+    assert flagkit.explain("no.such.flag").evaluation.value is None
     asked = client()
     assert asked.bind(ADA).explain("express") == asked.explain("express", ADA)
+
+
+# What it says is what `evaluate` did
+
+
+def conditions_hold(traces: Iterable[ConditionTrace]) -> bool:
+    """Say what conditions come to, by what is said of their parts."""
+    return all(map(condition_holds, traces))
+
+
+def condition_holds(trace: ConditionTrace) -> bool:
+    inner = [condition_holds(item) for item in trace.inner]
+    match trace.operator:
+        case "$and":
+            return all(inner)
+        case "$or":
+            return any(inner)
+        case "$nor":
+            return not any(inner)
+        case "$segment":
+            return not inner[0] and any(inner[1:])
+        case _:
+            return trace.holds
+
+
+def assert_consistent(flag: FlagTrace) -> None:
+    for rule in flag.rules:
+        assert rule.holds is (rule.open is not False and conditions_hold(rule.conditions))
+    assert not any(rule.holds for rule in flag.rules[:-1])
+    assert all(wanted.met for wanted in flag.prerequisites[:-1])
+    decided = flag.rules[-1] if flag.rules and flag.rules[-1].holds else None
+    off = flag.state != "active" or any(not wanted.met for wanted in flag.prerequisites)
+    assert (flag.reason == "DISABLED") is off
+    assert flag.rule == (decided.name if decided is not None and flag.variant else None)
+    rollout = flag.rollout if decided is None else decided.rollout
+    if flag.reason == "SPLIT":
+        assert rollout is not None
+        assert rollout.bucket is not None
+        assert rollout.interval is not None
+        assert rollout.key is not None
+        assert rollout.bucket == bucket(seed(rollout.salt), rollout.key)
+        assert rollout.interval[0] <= rollout.bucket < rollout.interval[1]
+        assert rollout.variant == flag.variant
+
+
+def test_over_the_whole_language_it_says_what_evaluate_did() -> None:
+    chance = random.Random(20_261_122)
+    explained = 0
+    reasons = set()
+    for _ in range(150):
+        policies = PolicyDraw(chance)
+        flags = [policies.good(number) for number in range(FLAG_COUNT)]
+        keys = {flag["key"] for flag in flags}
+        for flag in flags:
+            wanted = flag.get("prerequisites", [])
+            flag["prerequisites"] = [item for item in wanted if item["flag"] < flag["key"]]
+        asked = client_from(flags, map(policies.segment, SEGMENTS), now=NOON)
+        contexts = [policies.conditions.document() for _ in range(4)]
+        for context in contexts:
+            if chance.random() < 0.8:
+                context["targeting_key"] = chance.choice(("someone", "ab", 7))
+            for key in keys:
+                evaluation = asked.evaluate(key, context)
+                found = asked.explain(key, context)
+                assert found.evaluation == evaluation
+                assert found.flags, "nothing here misbehaves, and the clock stands still"
+                assert found.flags[0].variant == evaluation.variant
+                for trace in found.flags:
+                    assert_consistent(trace)
+                assert str(found)
+                assert found.as_dict()["evaluation"]["reason"] == evaluation.reason
+                explained += 1
+                reasons.add(evaluation.reason)
+    assert explained == 150 * 4 * FLAG_COUNT
+    assert reasons >= {*Reason} - {Reason.STATIC}

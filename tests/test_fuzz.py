@@ -11,7 +11,7 @@ from flagkit.errors import InvalidDocumentError
 from flagkit.model import Flag, decode
 from flagkit.testing import client_from
 from tests.soak.fuzz import run
-from tests.soak.fuzzing import NO_CONTEXTS, ODD_VALUES, PolicyDraw
+from tests.soak.fuzzing import NO_CONTEXTS, ODD_VALUES, SEGMENTS, PolicyDraw
 
 SEED = 20_261_122
 
@@ -52,7 +52,7 @@ def test_any_context_is_answered_by_the_first_call_and_by_later_ones() -> None:
 def test_an_odd_attribute_is_asked_after_in_every_way(policies: PolicyDraw) -> None:
     for number in range(100):
         policy = policies.good(number) | {"prerequisites": []}
-        client = client_from([policy])
+        client = client_from([policy], map(policies.segment, SEGMENTS))
         for value in ODD_VALUES:
             context = {"targeting_key": value, "a": value, "b": [value], "0": {"a": value}}
             assert client.evaluate(policy["key"], context).revision == 1

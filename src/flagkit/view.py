@@ -37,6 +37,9 @@ _log = logging.getLogger("flagkit")
 COMPILED_MAX = 65_536
 """How many compiled flags a view keeps. Beyond it the newest makes room: O(1), never a stall."""
 
+EXPLANATIONS_MAX = 3
+"""How often an explanation is tried while the clock changes the answer."""
+
 
 class Compiled(Struct, frozen=True, eq=False):
     """A flag ready to be asked. `evaluator` is its outcome where that is always the same.
@@ -162,32 +165,42 @@ class View:
     def explain(
         self, key: str, context: ContextLike, default: Any, redact: Collection[str]
     ) -> Explanation:
-        """Return the answer of a flag with all that led to it. Never raises."""
-        version, revision = 0, self.snapshot.tip.revision
-        moment = self._now()
-        valid_until = None
-        flags: list[Traced] = []
-        try:
-            compiled = self.find(key)
-            if compiled is None:
-                outcome = _not_found(key)
-            elif isinstance(compiled.evaluator, Outcome) and compiled.evaluator.error_code:
-                version, outcome = compiled.version, compiled.evaluator
-            else:
-                version = compiled.version
-                tracer = Tracer(_Policies(self.snapshot), attributes_of(context), moment, redact)
-                flags = tracer.trace(key)
-                outcome = flags[0].outcome
-                valid_until = _date(compiled.changes_after(context, moment))
-            evaluation = evaluation_of(key, outcome, default, version, revision, valid_until)
-        except Exception as error:  # noqa: BLE001 - as in `evaluate`
-            flags = []
-            evaluation = evaluation_of(key, _failure(error), default, version, revision)
+        """Return the answer of a flag with all that led to it. Never raises.
+
+        What led to it is left out where there is none, or where a context misbehaves.
+        """
+        # Answered by the code that always answers; the steps are gone through beside it, and anew
+        # where the clock has made a difference in between.
+        attempt = 0
+        while True:
+            attempt += 1
+            moment = self._now()
+            evaluation = self.evaluate(key, context, default)
+            traced = self._traced(key, context, moment, redact)
+            same = bool(traced) and _same(
+                evaluation, evaluation_of(key, traced[0].outcome, default)
+            )
+            if same or not traced or attempt == EXPLANATIONS_MAX:
+                break
         return Explanation(
             evaluation=evaluation,
             time=datetime.fromtimestamp(moment, UTC),
-            flags=tuple(traced.trace for traced in flags),
+            flags=tuple(item.trace for item in traced) if same else (),
         )
+
+    def _traced(
+        self, key: str, context: ContextLike, moment: float, redact: Collection[str]
+    ) -> list[Traced]:
+        """Return the steps of an evaluation, none where there are none to go through."""
+        try:
+            compiled = self.find(key)
+            broken = compiled.evaluator if compiled is not None else None
+            if compiled is None or (isinstance(broken, Outcome) and broken.error_code is not None):
+                return []
+            tracer = Tracer(_Policies(self.snapshot), attributes_of(context), moment, redact)
+            return tracer.trace(key)
+        except Exception:  # noqa: BLE001 - as in `evaluate`
+            return []
 
     def _compile(self, key: str) -> Compiled | None:
         """Compile a flag after all that it rests on; without nesting, however long the chains."""
@@ -269,6 +282,15 @@ class View:
             self.switches.pop(evicted, None)
         self._compiled[key] = compiled
         return compiled
+
+
+def _same(one: Evaluation[Any], other: Evaluation[Any]) -> bool:
+    return (one.variant, one.reason, one.rule, one.error_code) == (
+        other.variant,
+        other.reason,
+        other.rule,
+        other.error_code,
+    )
 
 
 def _date(moment: float) -> datetime | None:

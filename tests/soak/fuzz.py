@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from benchmarks.report import Result
+from flagkit.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit.changes import genesis, state_of
 from flagkit.client import Client
 from flagkit.core import templates
@@ -23,9 +24,9 @@ from flagkit.errors import InvalidDocumentError
 from flagkit.model import decode, encode
 from flagkit.model.conditions import tests_in
 from flagkit.snapshot import Snapshot
-from flagkit.testing import client_from
+from flagkit.testing import client_from, initial_segment
 from tests.oracle import Document
-from tests.soak.fuzzing import FLAG_COUNT, ContextDraw, PolicyDraw, key_of
+from tests.soak.fuzzing import FLAG_COUNT, SEGMENTS, ContextDraw, PolicyDraw, key_of
 
 CONTEXT_COUNT = 10
 """How many contexts each document meets."""
@@ -69,8 +70,7 @@ def _batch(chance: random.Random, story: Story, *, timed: bool) -> None:
         key_of(number): (1, _stored(policies, number, chance, story))
         for number in range(FLAG_COUNT)
     }
-    tip = genesis("fuzz", "epoch", datetime(2026, 1, 1, tzinfo=UTC))
-    snapshot = Snapshot(tip, "*", {"*": packed}, {})
+    snapshot = _snapshot(packed, [policies.segment(key) for key in SEGMENTS])
     client = Client.from_snapshot(snapshot)
     contexts = ContextDraw(chance, policies.conditions)
     for _ in range(CONTEXT_COUNT):
@@ -90,6 +90,18 @@ def _batch(chance: random.Random, story: Story, *, timed: bool) -> None:
                 if elapsed > PROMPT_SECONDS:
                     story.slow.append(f"{elapsed * 1000:.1f} ms: {_described(snapshot, key)}")
         _all_at_once(client, context, story)
+
+
+def _snapshot(packed: dict[str, tuple[int, bytes]], segments: list[Document]) -> Snapshot:
+    """Return a snapshot of policies that no writer need have let in."""
+    tip = genesis("fuzz", "epoch", datetime(2026, 1, 1, tzinfo=UTC))
+    parts: dict[str, bytes] = {}
+    groups: dict[str, tuple[int, bytes]] = {}
+    for document in segments:
+        state, made = initial_segment(document)
+        groups[state.key] = (1, state.packed)
+        parts |= made
+    return Snapshot(tip, "*", {"*": packed, SEGMENTS_REGION: groups}, {}).with_parts(parts)
 
 
 def _stored(policies: PolicyDraw, number: int, chance: random.Random, story: Story) -> bytes:
@@ -117,13 +129,15 @@ def _call(
     chance: random.Random, key: str, context: Any, default: Any, story: Story
 ) -> Callable[[Client], float]:
     """Return one of the calls that there are; it returns how many seconds it takes."""
-    method = chance.choice(("evaluate", "evaluate", "is_enabled", "value"))
+    method = chance.choice(("evaluate", "evaluate", "explain", "is_enabled", "value"))
 
     def call(client: Client) -> float:
         started = time.perf_counter()
         try:
             if method == "evaluate":
                 answer: Any = client.evaluate(key, context, default)
+            elif method == "explain":
+                answer = client.explain(key, context, default, redact=("a.b",)).evaluation
             elif method == "is_enabled":
                 answer = client.is_enabled(key, context, default)
             else:
@@ -132,7 +146,7 @@ def _call(
             story.raised.append(f"{method} raised {error!r}: {_described(client.snapshot, key)}")
             return 0.0
         elapsed = time.perf_counter() - started
-        if method == "evaluate":
+        if method in ("evaluate", "explain"):
             assert type(answer) is Evaluation
             story.codes[answer.error_code or "none"] += 1
         return elapsed

@@ -18,6 +18,7 @@ from tests.oracle import SCALARS, Document, Draw
 
 FLAG_COUNT = 20
 """The flags of one client; prerequisites are among them."""
+SEGMENTS = ("fuzz.group", "fuzz.crowd")
 Make: TypeAlias = Callable[[], Any]
 
 
@@ -70,8 +71,14 @@ class PolicyDraw:
         rule = {"name": f"rule {number}", **self.serves()}
         if self.chance.random() < 0.9:
             rule["when"] = self.condition()
-        if self.chance.random() < 0.1:
-            rule["during"] = {"from": self.date()}
+        if self.chance.random() < 0.2:
+            rule["during"] = self.chance.choice(
+                (
+                    {"from": self.date()},
+                    {"until": self.date(), "days": ["mon", "sun"], "zone": "Europe/Berlin"},
+                    {"hours": {"from": "22:30", "until": "06:00"}, "zone": "America/New_York"},
+                )
+            )
         return rule
 
     def condition(self) -> Document:
@@ -80,6 +87,14 @@ class PolicyDraw:
                 return {"$or": [self.conditions.condition() for _ in range(20)]}
             case 1:
                 return {"a": {"$in": [*range(200), *map(str, range(200)), *SCALARS]}}
+            case 5 | 6 | 7:
+                return {"$segment": self.chance.choice((*SEGMENTS, [*SEGMENTS]))}
+            case 8 | 9:
+                test = {
+                    "$regex": self.chance.choice(("^a", "b$", "a.b", "(a|b)*b")),
+                    "$options": "i",
+                }
+                return {self.conditions.path(): test}
             case 2 | 3 | 4:
                 return {"a": {"$semver": {"$gte": "1.0.0", "$in": ["1.2.3", "1.0.0-rc.1"]}}}
             case _:
@@ -98,8 +113,23 @@ class PolicyDraw:
                     | {"variant": "on", "otherwise": "off", "start": date}
                     | {"end": date + timedelta(days=1)}
                 },
+                {
+                    "ramp": by
+                    | {"variant": "off", "otherwise": "on"}
+                    | {"steps": [{"at": date, "percent": 30}]}
+                },
             )
         )
+
+    def segment(self, key: str) -> Document:
+        """Return a segment's document."""
+        segment: Document = {"key": key, "by": self.chance.choice(("targeting_key", "a", "b.0"))}
+        if self.chance.random() < 0.7:
+            segment["when"] = self.conditions.condition()
+        for side in ("included", "excluded"):
+            if self.chance.random() < 0.7:
+                segment[side] = self.chance.sample(("someone", 7, "a", "ab", 1, "x"), 3)
+        return segment
 
     def date(self) -> datetime:
         return datetime(2026, 11, 1, tzinfo=UTC) + timedelta(hours=self.chance.randrange(2000))

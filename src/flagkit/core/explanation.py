@@ -91,7 +91,8 @@ class FlagTrace(Struct, frozen=True, kw_only=True):
 class Explanation(Struct, frozen=True, kw_only=True):
     """An evaluation and how it came about; `str()` gives it as text.
 
-    `flags` are the flag that was asked, first, and the prerequisites that were evaluated for it.
+    `flags` are the flag that was asked, first, and the prerequisites that were evaluated for it;
+    none where there was nothing to evaluate, or where the context misbehaved.
     `time` is the moment that windows and ramps were judged at, in UTC.
     """
 
