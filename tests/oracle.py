@@ -67,6 +67,12 @@ TEXT_TESTS: Mapping[str, str] = {
     "$contains": "{}",
 }
 """Operators that are asked of mongod as regular expressions."""
+EXPRESSIONS = (*TEXT_TESTS, "$regex", "$options")
+PATTERNS = (
+    *("^a", "b$", "a.b", "[^a]", "(a|b)+$", r"\bab?", r"\w\W", "^$", "A", r"\n", "x.y", "^.$"),
+    *("(a|ab)(b|)$", "1|A", "^(?:a|b){2}$"),
+)
+"""Some regular expressions; tests/test_patterns.py draws many."""
 
 
 class Question(NamedTuple):
@@ -243,13 +249,15 @@ class Draw:
         drawn: Document = {}
         for _ in range(self.chance.choice((1, 1, 1, 2))):
             operator = self.chance.choice(OPERATORS)
-            if operator in TEXT_TESTS:
+            if operator in EXPRESSIONS:
                 # mongod is asked for one regular expression at a time.
-                drawn = {name: test for name, test in drawn.items() if name not in TEXT_TESTS}
+                drawn = {name: test for name, test in drawn.items() if name not in EXPRESSIONS}
             drawn[operator] = self.constant(operator, depth)
+            if operator == "$regex" and self.chance.random() < 0.5:
+                drawn["$options"] = self.chance.choice(("", "i", "m", "s", "im"))
         return drawn
 
-    def constant(self, operator: str, depth: int) -> Any:  # noqa: PLR0911 - one for each operator
+    def constant(self, operator: str, depth: int) -> Any:  # noqa: C901, PLR0911 - one for each
         match operator:
             case "$in" | "$nin":
                 return [self.literal() for _ in range(self.chance.choice((0, 1, 2, 3)))]
@@ -267,6 +275,8 @@ class Draw:
                 return self.chance.choice((names, names[0]))
             case "$startsWith" | "$endsWith" | "$contains":
                 return self.chance.choice((self.text(), [self.text(), self.text()]))
+            case "$regex":
+                return self.chance.choice(PATTERNS)
             case "$not":
                 return self.operators(depth + 1) if depth < 2 else {"$eq": self.literal()}
             case "$elemMatch":
@@ -305,4 +315,5 @@ OPERATORS = (
     *("$eq", "$ne", "$gt", "$gte", "$gte", "$lt", "$lte", "$lte", "$in", "$in", "$nin", "$exists"),
     *("$not", "$not", "$all", "$elemMatch", "$elemMatch", "$size", "$mod", "$type", "$type"),
     *TEXT_TESTS,
+    "$regex",
 )

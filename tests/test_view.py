@@ -317,6 +317,7 @@ def test_a_cycle_heals_when_it_is_opened() -> None:
         b"\x81\xa3key\xa1a",
         b"\xff" * 100,
         b"\x81\x01\x02",
+        b"\x81\xa3key\xa1\xff",
     ],
     ids=lambda packed: "bad state" if packed is None else repr(packed)[:20],
 )

@@ -37,6 +37,8 @@ _log = logging.getLogger("flagkit")
 COMPILED_MAX = 65_536
 """How many compiled flags a view keeps. Beyond it the newest makes room: O(1), never a stall."""
 
+_FAULTS = (FlagkitError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What a bad document raises."""
 EXPLANATIONS_MAX = 3
 """How often an explanation is tried while the clock changes the answer."""
 
@@ -233,7 +235,7 @@ class View:
     def _begin(self, state: PolicyState) -> "_Begun":
         try:
             flag = decode(state.policy, stored=True)
-        except (FlagkitError, msgspec.DecodeError) as error:
+        except _FAULTS as error:
             return _Begun(state.version, None, error)
         rests_on = [(EVERYWHERE, prerequisite.flag) for prerequisite in flag.prerequisites]
         rests_on += [(SEGMENTS, segment) for segment in segments_of(flag)]
@@ -273,7 +275,7 @@ class View:
                 raise _broken("prerequisites", f"form a cycle: {' -> '.join((*way, way[0]))}")
             found = [_sound(item.flag, done[item.flag]) for item in begun.flag.prerequisites]
             compiled = _compiled(self._bound(begun.flag), begun.version, found, self._now)
-        except (FlagkitError, msgspec.DecodeError, RecursionError) as error:
+        except _FAULTS as error:
             # One bad flag answers the caller's default; the others live.
             _log.warning("%s answers callers' defaults: %s", key, error)
             compiled = Compiled(failed(ErrorCode.PARSE_ERROR, str(error)), begun.version)

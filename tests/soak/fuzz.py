@@ -171,7 +171,7 @@ def _is_small(snapshot: Snapshot, keys: list[str]) -> bool:
             continue
         seen.add(key)
         size += len(state.packed)
-        with contextlib.suppress(InvalidDocumentError, msgspec.DecodeError):
+        with contextlib.suppress(InvalidDocumentError, msgspec.DecodeError, UnicodeDecodeError):
             flag = decode(state.policy)
             keys += [needed.flag for needed in flag.prerequisites]
             tests += sum(tests_in(rule.condition) for rule in flag.rules)
