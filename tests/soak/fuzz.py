@@ -31,8 +31,8 @@ from tests.soak.fuzzing import FLAG_COUNT, SEGMENTS, ContextDraw, PolicyDraw, ke
 CONTEXT_COUNT = 10
 """How many contexts each document meets."""
 PROMPT_SECONDS = 0.01
-PROMPT_BYTES = 4096
-PROMPT_TESTS = 200
+PROMPT_BYTES = 3072
+PROMPT_TESTS = 150
 ATTEMPT_COUNT = 8
 ROUND_PAIRS = 100_000
 
@@ -210,10 +210,10 @@ def at_the_limits() -> Iterator[Result]:
     for name, when, context in LIMITS:
         client = client_from([_flag([when])])
         yield _timed(name, functools.partial(client.evaluate, "f", context))
-    rules: list[Document] = [{"$or": [{f"attribute-{i}": i} for i in range(49)]}] * 4
+    rules: list[Document] = [{"$or": [{f"attribute-{i}": i} for i in range(49)]}] * 3
     snapshot = client_from([_flag(rules)]).snapshot
     assert snapshot is not None
-    yield _timed("a first call, of 200 tests", lambda: _fresh(snapshot).evaluate("f", {}))
+    yield _timed("a first call, of 150 tests", lambda: _fresh(snapshot).evaluate("f", {}))
 
 
 def _flag(conditions: list[Document]) -> Document:
