@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagkit.core.bucketing import HASHES, bucket, hash_of, key_of, seed, threshold
+from flagkit.core.bucketing import HASHES, bucket, hash_of, seed, threshold
+from flagkit.model.keys import key_of
 from flagkit.model.rollouts import BUCKETS
 
 GOLDEN = Path(__file__).parent / "golden" / "buckets.json"

@@ -312,7 +312,7 @@ def test_segments_are_checked_and_formatted_like_flags(write: Write) -> None:
     twice = segments + "  - key: beta\n    excluded: [x, '']\n  - key: beta\n"
     found = run("validate", str(write(twice)))
     assert found.returncode == 3
-    assert "flags.yaml:7: segment 'beta': excluded[1]: '' is not a key" in found.stderr
+    assert "flags.yaml:7: segment 'beta': excluded[1]: is '', which is not a key" in found.stderr
     assert "flags.yaml:8: segment 'beta': key: is in this file twice, in line 2" in found.stderr
 
 

@@ -283,6 +283,18 @@ def test_all_flags_of_a_namespace_are_evaluated_at_one_revision(client: Client) 
     assert codes == {ErrorCode.INVALID_CONTEXT}
 
 
+def test_a_client_of_documents_refuses_a_region_that_is_none() -> None:
+    with pytest.raises(InvalidDocumentError, match="is not a region"):
+        client_from([HALF], region="EU west")
+
+
+def test_a_date_without_a_zone_is_in_utc_for_a_client_of_documents() -> None:
+    noon = datetime(2026, 12, 1, 12)  # noqa: DTZ001 - as people write it in tests
+    client = client_from([HALF], now=noon)
+    assert client.explain("shop.half", "u").time == noon.replace(tzinfo=UTC)
+    assert client_from([HALF], now=lambda: noon).explain("shop.half", "u").time.hour == 12
+
+
 def test_the_policy_is_the_document_that_is_evaluated(client: Client) -> None:
     assert client.policy("shop.theme") == {**THEME, "state": "active"}
     assert client.policy("no.such") is None

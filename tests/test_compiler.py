@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flagkit.core import compiler
-from flagkit.core.bucketing import bucket, hash_of, key_of, seed
+from flagkit.core.bucketing import bucket, hash_of, seed
 from flagkit.core.compiler import LEAVES_MAX, compile_flag
 from flagkit.core.contexts import Context, ContextLike, attributes_of, use_context
 from flagkit.core.evaluation import CALLERS_DEFAULT, ErrorCode, Outcome, Reason
@@ -21,6 +21,7 @@ from flagkit.core.matching import attribute, matches
 from flagkit.core.templates import Evaluator
 from flagkit.errors import InvalidContextError, InvalidDocumentError
 from flagkit.model import Flag, Rollout, Serve, Serves, decode
+from flagkit.model.keys import key_of
 from flagkit.model.values import DEPTH_MAX
 
 NOW = datetime(2026, 12, 1, 8, tzinfo=UTC)

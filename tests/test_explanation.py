@@ -175,6 +175,14 @@ def test_an_attribute_is_not_hidden_by_another_that_begins_like_it() -> None:
     assert "seen: 5" in str(asked.explain("base", {"organ": 5}, redact=["org", "organ.x.y"[:3]]))
 
 
+def test_a_regular_expression_is_shown_with_its_options() -> None:
+    rules = [{"name": "r", "when": {"a": {"$regex": "^x", "$options": "i"}}, "serve": "on"}]
+    found = client_from([{**BASE, "rules": rules}]).explain("base", {"a": "XY"})
+    condition = found.flags[0].rules[0].conditions[0]
+    assert condition.holds
+    assert condition.constant == {"$regex": "^x", "$options": "i"}
+
+
 def test_long_values_are_cut() -> None:
     many = {"name": "r", "when": {"a": {"$in": [f"key-{i}" for i in range(1000)]}}, "serve": "on"}
     asked = client_from([{**BASE, "rules": [many]}])

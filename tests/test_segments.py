@@ -225,6 +225,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("an unknown field", {"key": "s", "include": ["ada"]}, "include", "Did you mean included?"),
     ("an empty key among the included", {"key": "s", "included": ["ada", ""]}, "included[1]", ""),
     ("a boolean among the excluded", {"key": "s", "excluded": [True]}, "excluded[0]", "integers"),
+    ("an integer of 5,000 digits", {"key": "s", "included": [10**5000]}, "included[0]", "integers"),
     ("keys as one string", {"key": "s", "included": "ada"}, "included", ""),
     ("a bad condition", {"key": "s", "when": {"a": {"$gtt": 1}}}, "when.a.$gtt", "$gt"),
     ("a segment within", {"key": "s", "when": {"$segment": "t"}}, "when", "both segments"),

@@ -34,6 +34,7 @@ from flagkit.errors import (
     InvalidDocumentError,
 )
 from flagkit.model import EVERYWHERE, decode, encode
+from flagkit.model.keys import check_region
 from flagkit.model.segments import decode_segment, encode_segment
 from flagkit.refresh import SILENCE_SECONDS
 from flagkit.snapshot import Snapshot, build, kept_of, regions_of
@@ -74,12 +75,14 @@ def client_from(
     Args:
         flags: Policy documents, in the shape of the YAML form.
         segments: Documents of segments, with their keys.
-        now: The time of evaluations: a moment, or what gives it. The system's time by default.
+        now: The time of evaluations: a moment, or what gives it, in UTC where it has no zone. The
+            system's time by default.
         region: Whose overrides to apply.
 
     Raises:
         InvalidDocumentError: a document is not valid.
     """
+    check_region(region)
     states = [initial_state(document) for document in flags]
     parts: dict[str, bytes] = {}
     for document in segments:
@@ -271,6 +274,11 @@ def _seconds(now: datetime | Callable[[], datetime] | None) -> Callable[[], floa
     if now is None:
         return time.time
     if isinstance(now, datetime):
-        moment = now.timestamp()
+        moment = _utc(now).timestamp()
         return lambda: moment
-    return lambda: now().timestamp()
+    return lambda: _utc(now()).timestamp()
+
+
+def _utc(moment: datetime) -> datetime:
+    """Return a date with a zone: one without is in UTC, as an attribute is."""
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

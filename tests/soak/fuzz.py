@@ -196,10 +196,13 @@ def _nested(path: str) -> Document:
 
 DEEP = ".".join("abcdefghijklmnop")
 MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
+_SEARCHES: Document = {"$or": [{"a": {"$regex": f"a.*x{i}"}} for i in range(50)]}
 LIMITS: list[tuple[str, Document, Document]] = [
     ("2,000 tests of a date", {"$or": [{"a": {"$gt": MOMENT}}] * 2000}, {"a": MOMENT}),
     ("2,000 tests far down", {"$or": [{DEEP: 5}] * 2000}, _nested(DEEP)),
     ("20 tests of 100 documents", {"$or": [{"a": {"b": 1, "c": 2}}] * 20}, {"a": [{"b": 1}] * 100}),
+    ("50 searches of a text", _SEARCHES, {"a": ("The quick brown fox, 17. " * 40)[:1000]}),
+    ("50 searches beyond ASCII", _SEARCHES, {"a": "".join(map(chr, range(20_000, 21_000)))}),
     ("one test of 2,000 texts", {"a": {"$contains": "ab"}}, {"a": ["a" * 1000] * 2000}),
 ]
 """Conditions and contexts as large as may be for a prompt call, none of which finds anything."""

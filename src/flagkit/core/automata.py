@@ -8,6 +8,7 @@ these, the newest. Threads share them without a lock: what two of them work out 
 
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, Final, TypeVar
 
 from flagkit.core.positions import (
@@ -22,11 +23,14 @@ from flagkit.core.positions import (
     bits,
     border,
 )
+from flagkit.model.patterns import LAST
 
 _Key = TypeVar("_Key")
 _Kept = TypeVar("_Kept")
 
 KEPT_MAX = 32_768
+_ASCII = 128
+_BEYOND = chr(_ASCII)
 _END = ""
 _LAST = "\n$"
 _AFTER: Final = {_END: NOTHING, _LAST: LAST_NEWLINE, "\n": NEWLINE} | dict.fromkeys(
@@ -91,6 +95,13 @@ class Automaton:
         self.last = [_at(positions.whole.last, at) for at in range(BORDERS)]
         self.empty = positions.whole.empty
         self.bounds, self.members = positions.bounds, positions.members
+        # One character stands for all that no position and no border tells from it, so a state has
+        # few steps, whatever the text.
+        alike: dict[tuple[int, int], str] = {}
+        for symbol in map(chr, range(_ASCII)):
+            alike.setdefault(self._kind(symbol), symbol)
+        self.ascii = "".join(alike[self._kind(chr(code))] for code in range(_ASCII))
+        self.beyond = [chr(min(max(bound, _ASCII), LAST)) for bound in (0, *self.bounds)]
         self.start = _State(self, 0, NOTHING)
         self.states: dict[tuple[int, int], _State] = {}
         self.unions: dict[int, list[_Unions]] = {}
@@ -99,13 +110,24 @@ class Automaton:
         """Tell whether a text has the pattern in it."""
         state = self.start
         last = text.endswith("\n")
-        for character in text[:-1] if last else text:
+        if last:
+            text = text[:-1]
+        symbols: Iterable[str] = text.translate(self.ascii)
+        if not text.isascii():
+            symbols = [
+                symbol if symbol < _BEYOND else self.beyond[bisect_right(self.bounds, ord(symbol))]
+                for symbol in symbols
+            ]
+        for character in symbols:
             state = state[character]
             if state is _FOUND:
                 return True
         if last:
             state = state[_LAST]
         return state is _FOUND or state[_END] is _FOUND
+
+    def _kind(self, symbol: str) -> tuple[int, int]:
+        return bisect_right(self.bounds, ord(symbol)), _AFTER.get(symbol, OTHER)
 
     def step(self, state: _State, symbol: str) -> _State:
         """Work out the state after a symbol, and keep it."""

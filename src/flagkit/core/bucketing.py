@@ -45,15 +45,3 @@ def threshold(end: int) -> int:
     `hash_of(...) < threshold(end)` says the same as `bucket(...) < end`, without the reduction.
     """
     return -(-end * HASHES // BUCKETS)
-
-
-def key_of(value: object) -> str | None:
-    """Return the string that a bucketing attribute hashes as, or None where it cannot serve.
-
-    Non-empty strings are themselves and integers their decimal form; nothing else names anyone.
-    """
-    if isinstance(value, str):
-        return str.__str__(value) or None
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(int(value))
-    return None

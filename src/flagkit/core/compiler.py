@@ -27,8 +27,10 @@ from flagkit.model.conditions import (
     And,
     Compare,
     Condition,
+    ElemMatch,
     Exists,
     Field,
+    Found,
     In,
     InSegment,
     Nor,
@@ -126,7 +128,7 @@ class _Walk:
                 self.constants.append(functools.partial(recurs, again))
             self.constants += (rule.during.start, rule.during.end)
         if _leaves(rule.condition) > LEAVES_MAX:
-            self.constants.append(rule.condition)
+            self.constants.append(_ready(rule.condition))
             condition: Shape = ("matches",)
         else:
             condition = self.condition(rule.condition)
@@ -170,7 +172,7 @@ class _Walk:
                 return self.inline("affix", method, path[0], [texts, test])
             case Pattern(source, options):
                 search = search_for(source, options)
-                return self.inline("pattern", "in", path[0], [search, test])
+                return self.inline("pattern", "in", path[0], [search, Found(search)])
             case Version("$in" | "$nin" as operator, keys):
                 operation = "in" if operator == "$in" else "not in"
                 return self.inline("version", operation, path[0], [frozenset(keys), test])
@@ -185,7 +187,7 @@ class _Walk:
         return (kind, operation, self.attribute(name))
 
     def deep(self, field: Field) -> Shape:
-        self.constants.append(field)
+        self.constants.append(_ready(field))
         return ("matches",)
 
     def attribute(self, name: str) -> int:
@@ -209,6 +211,19 @@ class _Walk:
         for end, variant in serves.intervals:
             self.constants += (threshold(end), outcome_of(self.flag, variant, rule, split=True))
         return ("rollout", by, len(serves.intervals))
+
+
+def _ready(condition: Condition) -> Condition:
+    """Return a condition with its patterns ready to be searched for."""
+    match condition:
+        case Field(path, Pattern(source, options)):
+            return Field(path, Found(search_for(source, options)))
+        case Field(path, ElemMatch(inner, by_value)):
+            return Field(path, ElemMatch(_ready(inner), by_value))
+        case And(conditions) | Or(conditions) | Nor(conditions):
+            return type(condition)(tuple(map(_ready, conditions)))
+        case Field() | InSegment():
+            return condition
 
 
 def _leaves(condition: Condition) -> int:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, TypeAlias, TypeGuard, cast
 
-from flagkit.core.searching import found_in
+from flagkit.core.searching import TEXT_MAX, found_in
 from flagkit.model.conditions import (
     Affix,
     Among,
@@ -22,6 +22,7 @@ from flagkit.model.conditions import (
     ElemMatch,
     Exists,
     Field,
+    Found,
     HasType,
     In,
     InSegment,
@@ -132,7 +133,7 @@ def _indexed(item: object, path: tuple[str, ...], at: int, whole: bool) -> Itera
     # With path left, a scalar is nothing, and not even "missing": as one that stands in a list.
 
 
-def _passes(test: Test, value: object) -> bool:  # noqa: C901, PLR0911 - one for each test
+def _passes(test: Test, value: object) -> bool:  # noqa: C901, PLR0911, PLR0912 - one for each test
     match test:
         case Compare(operator, constant):
             return ordered(operator, None if value is MISSING else value, constant)
@@ -154,12 +155,18 @@ def _passes(test: Test, value: object) -> bool:  # noqa: C901, PLR0911 - one for
             return any(matches(condition, item) for item in items)
         case Affix(operator, texts):
             return isinstance(value, str) and AFFIXES[operator](value, texts)
+        case Found(search):
+            return isinstance(value, str) and _has(str.__str__(value), search)
         case Pattern(source, options):
             return isinstance(value, str) and found_in(value, source, options)
         case Version(operator, keys):
             return isinstance(value, str) and version_passes(operator, str.__str__(value), keys)
         case Among(members):
             return value in members
+
+
+def _has(text: str, search: Callable[[str], object]) -> bool:
+    return len(text) <= TEXT_MAX and bool(search(text))
 
 
 AFFIXES: Final[Mapping[str, Callable[[str, tuple[str, ...]], bool]]] = {

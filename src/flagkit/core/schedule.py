@@ -10,9 +10,10 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-from flagkit.core.bucketing import bucket, key_of, seed, threshold
+from flagkit.core.bucketing import bucket, seed, threshold
 from flagkit.core.matching import attribute, matches
 from flagkit.model import Flag, Ramp, Serves
+from flagkit.model.keys import key_of
 from flagkit.model.windows import DAY_MINUTES, DAYS, Recurrence, Window
 
 _DAY_SECONDS: Final = 86_400

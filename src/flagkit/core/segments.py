@@ -3,7 +3,6 @@
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
-from flagkit.core.bucketing import key_of
 from flagkit.model.conditions import (
     NEVER,
     Among,
@@ -14,6 +13,7 @@ from flagkit.model.conditions import (
     Nor,
     Or,
 )
+from flagkit.model.keys import key_of
 from flagkit.model.segments import Keys, Segment, hash_of_member, part_of
 
 

@@ -15,11 +15,12 @@ import cachetools
 import xxhash
 from msgspec import Struct
 
-from flagkit.core.bucketing import hash_of, key_of
+from flagkit.core.bucketing import hash_of
 from flagkit.core.contexts import ContextLike, attributes_of
 from flagkit.core.evaluation import Outcome
 from flagkit.core.matching import attribute, matches, value_passes
 from flagkit.core.searching import TEXT_MAX
+from flagkit.model.keys import key_of
 from flagkit.model.versions import version_key
 
 Evaluator: TypeAlias = Callable[[ContextLike], Outcome]

@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 
 from msgspec import Struct
 
-from flagkit.core.bucketing import bucket, key_of, seed
+from flagkit.core.bucketing import bucket, seed
 from flagkit.core.compiler import off_outcome, outcome_of, without_key
 from flagkit.core.evaluation import Outcome
 from flagkit.core.explanation import (
@@ -25,6 +25,7 @@ from flagkit.core.schedule import is_open, share_at
 from flagkit.core.segments import among
 from flagkit.model import Flag, Ramp, Rule, Serve, Serves
 from flagkit.model.conditions import Condition
+from flagkit.model.keys import key_of
 from flagkit.model.queries import LOGICAL, OPTIONS, SEGMENT, parse
 from flagkit.model.rollouts import BUCKETS, percent, spans
 from flagkit.model.segments import Segment
@@ -225,11 +226,14 @@ class Tracer:
         for operator, constant in operators.items():
             if operator == OPTIONS:
                 continue
+            shown_constant: Value = constant
             if operators is written:
-                names = (operator, OPTIONS) if operator == "$regex" else (operator,)
-                one: Value = {name: operators[name] for name in names if name in operators}
+                one: dict[str, Value] = {operator: constant}
+                if operator == "$regex" and OPTIONS in operators:
+                    one[OPTIONS] = operators[OPTIONS]
+                    shown_constant = one
                 document = {path: one}
-            yield self._test(path, operator, constant, parse(document, ""))
+            yield self._test(path, operator, shown_constant, parse(document, ""))
 
     def _test(
         self, path: str, operator: str, constant: Value, condition: Condition

@@ -5,7 +5,7 @@ false`) are `Nor` around the positive test, since MongoDB negates the whole path
 element: one mechanism serves them all.
 """
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Literal, TypeAlias
 
 from msgspec import Struct
@@ -13,6 +13,7 @@ from msgspec import Struct
 from flagkit.model.values import Constant
 from flagkit.model.versions import VersionKey
 
+PATTERN_TESTS = 40
 Ordering: TypeAlias = Literal["$eq", "$gt", "$gte", "$lt", "$lte"]
 
 
@@ -92,6 +93,12 @@ class Pattern(Struct, frozen=True):
     options: str
 
 
+class Found(Struct, frozen=True):
+    """A test for a string that a pattern is found in, which is ready to be searched for."""
+
+    search: Callable[[str], object]
+
+
 class Among(Struct, frozen=True):
     """A test for a key among the members of a segment; strings and integers are keys."""
 
@@ -99,7 +106,18 @@ class Among(Struct, frozen=True):
 
 
 Test: TypeAlias = (
-    Compare | In | Exists | Size | Mod | HasType | ElemMatch | Affix | Version | Pattern | Among
+    Compare
+    | In
+    | Exists
+    | Size
+    | Mod
+    | HasType
+    | ElemMatch
+    | Affix
+    | Version
+    | Pattern
+    | Found
+    | Among
 )
 
 
@@ -153,13 +171,16 @@ def segments_in(condition: Condition) -> set[str]:
 def tests_in(condition: Condition) -> int:
     """Return how many steps a condition may take, each about as long as the others.
 
-    Each test is one, each part that joins some, and each constant that is tried by itself.
+    Each test is one, each part that joins some, and each constant that is tried by itself. A
+    search goes through a text, and is PATTERN_TESTS.
     """
     match condition:
         case Field(_, ElemMatch(inner, _)):
             return 1 + tests_in(inner)
         case Field(_, In(_, items) | Affix(_, items) | Version(_, items)):
             return 1 + len(items)
+        case Field(_, Pattern()):
+            return PATTERN_TESTS
         case Field() | InSegment():
             return 1
         case And(conditions) | Or(conditions) | Nor(conditions):

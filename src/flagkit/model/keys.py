@@ -5,6 +5,8 @@ import re
 from flagkit.errors import InvalidDocumentError
 
 KEY_LENGTH_MAX = 200
+KEY_BITS_MAX = 1024
+"""Longer integers name nobody: Python refuses to write out those of some 14,000 bits."""
 PATH_NAMES_MAX = 16
 PATH_NUMBERS_MAX = 4
 KEY = re.compile(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*")
@@ -51,3 +53,19 @@ def attribute_path(text: str, path: str) -> tuple[str, ...]:
             f"Write at most {PATH_NAMES_MAX} names, and among them {PATH_NUMBERS_MAX} numbers",
         )
     return names
+
+
+def key_of(value: object) -> str | None:
+    """Return the string that a bucketing attribute hashes as, or None where it cannot serve.
+
+    Non-empty strings are themselves and integers their decimal form; nothing else names anyone.
+    """
+    if isinstance(value, str):
+        return str.__str__(value) or None
+    if (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and value.bit_length() <= KEY_BITS_MAX
+    ):
+        return str(int(value))
+    return None

@@ -25,7 +25,7 @@ from flagkit.model.decoding import (
     values_of,
 )
 from flagkit.model.documents import TARGETING_KEY, MembersDocument, SegmentDocument
-from flagkit.model.keys import attribute_path, check_key
+from flagkit.model.keys import attribute_path, check_key, key_of
 from flagkit.model.queries import parse
 from flagkit.model.values import Value
 
@@ -247,17 +247,16 @@ def members_of(keys: Iterable[object], path: str) -> set[int]:
         InvalidDocumentError: one is no string of at least one character, and no integer.
     """
     members: set[int] = set()
-    for i, key in enumerate(keys):
-        if isinstance(key, int) and not isinstance(key, bool):
-            members.add(hash_of_member(str(int(key))))
-        elif isinstance(key, str) and key:
-            members.add(hash_of_member(key))
-        else:
+    for i, listed in enumerate(keys):
+        key = key_of(listed)
+        if key is None:
+            shown = repr(listed) if isinstance(listed, str) else f"of type {type(listed).__name__}"
             raise InvalidDocumentError(
                 f"{path}[{i}]",
-                f"{key!r} is not a key",
+                f"is {shown}, which is not a key",
                 "List strings that are not empty, or integers",
             )
+        members.add(hash_of_member(key))
     return members
 
 
