@@ -25,6 +25,7 @@ from flagkit.errors import (
 )
 from flagkit.model import decode
 from flagkit.testing import ManualClock, MemoryHistory, client_from
+from flagkit.view import View
 
 EXPRESS_PAY: dict[str, Any] = {
     "key": "checkout.express-pay",
@@ -542,3 +543,39 @@ def test_the_module_asks_one_default_client(history: MemoryHistory) -> None:
         assert flagkit.bind("u").value("shop.theme", default="none") == "dark"
     finally:
         flagkit.close()
+
+
+def test_a_view_that_cannot_be_published_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    history = MemoryHistory()
+    history.commit(HALF)
+    with Client.from_source(history.source) as client:
+        client.wait_ready()
+
+        def fail(*_: object) -> Any:
+            raise RuntimeError("Set changed size during iteration")
+
+        monkeypatch.setattr(View, "after", fail)
+        client.wait_for(history.commit({**HALF, "description": "later"}).revision)
+        assert client.revision == 2
+        client.wait_for(history.commit(HALF).revision)
+
+
+def test_asking_for_a_policy_while_the_client_closes_ends_at_once() -> None:
+    history = MemoryHistory()
+    history.commit(HALF)
+    for _ in range(50):
+        client = Client.from_source(history.source).start()
+        outcomes: list[object] = []
+
+        def ask(client: Client = client, outcomes: list[object] = outcomes) -> None:
+            try:
+                while len(outcomes) < 10_000:
+                    outcomes.append(client.policy("shop.half", metadata=True, timeout=30))
+            except ClosedError as error:
+                outcomes.append(error)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        client.close()
+        thread.join(20)
+        assert not thread.is_alive()

@@ -1,5 +1,6 @@
 """Segments: keys as hashes in parts, what a segment means, and how the writer changes it."""
 
+import asyncio
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -22,6 +23,7 @@ from flagkit.errors import (
     FlagNotFoundError,
     HistoryLostError,
     InvalidDocumentError,
+    StoreError,
     VersionConflictError,
 )
 from flagkit.model import segments as room
@@ -39,8 +41,9 @@ from flagkit.model.segments import (
     unpacked_part,
 )
 from flagkit.snapshot import build
+from flagkit.storage.source import MongoSource
 from flagkit.testing import MemoryHistory, client_from
-from flagkit.writer import Writer, verify
+from flagkit.writer import Draft, Writer, verify
 
 
 def flag(when: Mapping[str, Any], key: str = "f") -> dict[str, Any]:
@@ -422,3 +425,103 @@ def test_a_segment_of_a_million_keys_is_changed_by_one_part(
         True,
         False,
     ]
+
+
+# What goes wrong in the database
+
+
+@pytest.mark.mongo
+def test_altered_members_are_never_built_upon(
+    writer: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    writer.create_segment({"key": "s", "included": ["ada", "bob"]})
+    _, planted = hashed_keys(map(hash_of_member, ("ada", "bob", "mallory")))
+    direct.members.update_one({}, {"$set": {"hashes": next(iter(planted.values()))}})
+    with pytest.raises(StoreError, match="changed past the writer"):
+        writer.change_members("s", include=["eve"])
+    assert verify(writer.store) != []
+    for hashes in ("text", None, b"123"):
+        direct.members.update_one({}, {"$set": {"hashes": hashes}})
+        assert verify(writer.store) != []
+
+
+@pytest.mark.mongo
+@pytest.mark.parametrize("fault", [None, b"12345678"], ids=["lost", "altered"])
+def test_members_that_were_lost_hurt_their_flags_alone_until_they_are_listed_again(
+    writer: Writer, direct: Database[dict[str, Any]], mongo_uri: str, fault: bytes | None
+) -> None:
+    segment = {"key": "s", "included": [f"user-{i}" for i in range(20_000)]}
+    writer.create_segment(segment)
+    writer.create(flag({"$segment": "s"}, "a.members"))
+    writer.create(flag({"plan": "pro"}, "a.plan"))
+    if fault is None:
+        direct.members.delete_many({})
+    else:
+        direct.members.update_many({}, {"$set": {"hashes": fault}})
+    name = writer.store._database.name
+    with Client(mongo_uri, environment="production", database=name) as client:
+        client.wait_ready()
+        assert client.is_enabled("a.plan", {"plan": "pro"})
+        assert client.evaluate("a.members", "user-7").error_code is ErrorCode.PARSE_ERROR
+    writer.update_segment(segment)
+    assert verify(writer.store) == []
+    with Client(mongo_uri, environment="production", database=name) as client:
+        client.wait_ready()
+        assert client.is_enabled("a.members", "user-7")
+
+
+@pytest.mark.mongo
+def test_hashed_keys_are_taken_over_only_from_the_segment_itself(writer: Writer) -> None:
+    writer.create_segment({"key": "s", "included": ["ada", "bob"]})
+    held = stored(writer).policy
+    writer.update_segment({**held, "when": {"plan": "pro"}})
+    assert stored(writer).policy["included"] == held["included"]
+    for included in ({**held["included"], "count": 1}, held["included"]):
+        with pytest.raises(InvalidDocumentError, match="List the keys themselves"):
+            writer.create_segment({"key": "t", "included": included})
+
+
+@pytest.mark.mongo
+def test_a_request_is_the_same_in_whatever_order_its_keys_come(writer: Writer) -> None:
+    writer.create_segment({"key": "s", "included": ["b", "a", "a"]}, idempotency_key="k")
+    writer.create_segment({"key": "s", "included": iter(["a", "b"])}, idempotency_key="k")
+    first = writer.change_members("s", include=["x", 7, "7"], idempotency_key="m")
+    assert writer.change_members("s", include=[7, "x"], idempotency_key="m") == first
+
+
+@pytest.mark.parametrize("keys", ["mallory", b"mallory", bytearray(b"m"), {"mallory": 1}], ids=repr)
+def test_what_is_no_list_is_no_list_of_keys(keys: Any) -> None:
+    draft = Draft("production")
+    with pytest.raises(InvalidDocumentError):
+        draft.change_members("s", include=keys)
+    with pytest.raises(InvalidDocumentError):
+        draft.create_segment({"key": "s", "included": keys})
+    with pytest.raises(InvalidDocumentError):
+        draft.create_segment(None)  # type: ignore[arg-type]
+
+
+def test_a_key_that_no_database_holds_is_refused_and_a_long_integer_is_not() -> None:
+    draft = Draft("production")
+    with pytest.raises(InvalidDocumentError, match="lone surrogate"):
+        draft.change_members("s", include=["\ud800"])
+    draft.change_members("s", include=[2**70])
+
+
+@pytest.mark.mongo
+def test_catching_up_brings_the_members_that_are_there_in_the_end(
+    writer: Writer, mongo_uri: str
+) -> None:
+    async def story() -> None:
+        name = writer.store._database.name
+        source = MongoSource(mongo_uri, environment="production", region="*", database=name)
+        loaded = await source.load()
+        for i in range(5):
+            await asyncio.to_thread(writer.change_members, "s", include=[f"later-{i}"])
+        changes = await source.catch_up(loaded.tip)
+        assert len(changes) == 5
+        assert sum(len(change.parts) for change in changes) == 1
+        assert loaded.apply(changes).parts == (await source.load()).parts
+        await source.close()
+
+    writer.create_segment({"key": "s", "included": ["ada"]})
+    asyncio.run(story())

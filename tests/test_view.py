@@ -1,6 +1,8 @@
 """Views: what is compiled, carried over, dropped, and answered where a policy is bad."""
 
 import logging
+import sys
+import threading
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -443,3 +445,42 @@ def test_an_evicted_prerequisite_still_tells_those_that_rest_on_it(
 def test_the_digests_of_the_fixtures_add_up() -> None:
     viewed = Viewed(policy("a"), policy("b", "a"))
     assert viewed.view.snapshot.tip.digests == digest(viewed.view.snapshot.states())
+
+
+def test_a_change_does_not_mind_that_flags_are_compiled_meanwhile() -> None:
+    documents = [policy(f"f{i}", "base") for i in range(2_000)]
+    viewed = Viewed(policy("base"), *documents)
+    failed: list[BaseException] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        try:
+            while not done.is_set():
+                for i in range(2_000):
+                    viewed.view.find(f"f{i}")
+        except RuntimeError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for number in range(40):
+            viewed.commit(policy("base", description=str(number)))
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+    assert failed == []
+
+
+def test_a_paused_flag_asks_none_of_its_prerequisites() -> None:
+    others = [policy(f"g{i}") for i in range(70)]
+    viewed = Viewed(*others, policy("f", *(f"g{i}" for i in range(70)), state="paused"))
+    compiled = viewed.view.find("f")
+    assert compiled is not None
+    assert isinstance(compiled.evaluator, Outcome)
+    assert compiled.evaluator.reason is Reason.DISABLED

@@ -4,7 +4,7 @@ import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -647,3 +647,50 @@ def test_what_is_stored_is_the_policy_as_people_write_it(
     assert stored["_id"] == {"environment": "production", "key": "shop.search", "region": "*"}
     assert stored["policy"]["rules"] == rules
     assert decode(stored["policy"]) == decode(flag(rules=rules, tags=["x"]))
+
+
+def test_a_ramp_that_becomes_a_rollout_passes_no_treated_keys_on(writer: Writer) -> None:
+    past = datetime(2026, 1, 1, tzinfo=UTC)
+    ramp = {"variant": "a", "otherwise": "off", "start": past, "end": past + timedelta(days=1)}
+    document: dict[str, Any] = {
+        "key": "shop.search",
+        "variants": {"a": 1, "b": 2, "off": 0},
+        "off": "off",
+        "fallthrough": {"ramp": ramp},
+    }
+    writer.create(document)
+    for weights in ({"a": 50, "b": 50}, {"b": 100}):
+        with pytest.raises(InvalidDocumentError, match="treated variant to another"):
+            writer.set_rollout("shop.search", weights)
+    writer.set_rollout("shop.search", {"a": 60, "off": 40})
+    assert policy(writer)["fallthrough"]["rollout"]["intervals"] == [
+        [60_000, "a"],
+        [100_000, "off"],
+    ]
+
+
+def test_another_off_variant_is_no_way_round(writer: Writer) -> None:
+    document: dict[str, Any] = {
+        "key": "shop.search",
+        "variants": {"a": 1, "b": 2, "off": 0},
+        "off": "off",
+        "fallthrough": {"rollout": {"weights": {"a": 30, "b": 30, "off": 40}}},
+    }
+    writer.create(document)
+    changed = {
+        **document,
+        "off": "b",
+        "fallthrough": {"rollout": {"weights": {"a": 60, "off": 40}}},
+    }
+    with pytest.raises(InvalidDocumentError, match="treated variant to another"):
+        writer.update(changed)
+    writer.update(changed, reassign=True)
+
+
+def test_a_long_chain_of_prerequisites_is_checked_at_once(writer: Writer) -> None:
+    with writer.change() as change:
+        change.create(flag("a.f0"))
+        for i in range(1, 1_000):
+            change.create(needing(f"a.f{i}", f"a.f{i - 1}"))
+    with pytest.raises(BrokenReferenceError, match="cycle"):
+        writer.update(needing("a.f0", "a.f999"))

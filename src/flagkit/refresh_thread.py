@@ -12,7 +12,7 @@ import contextlib
 import logging
 import random
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from flagkit.changes import Change
@@ -63,6 +63,9 @@ class RefreshThread:
         self._publish = publish
         self._refresher = Refresher(random.Random(), snapshot)  # noqa: S311 - jitter, not secrets
         self._obeying = True
+        self._asking = threading.Lock()
+        self._closing = False
+        self._readings: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._source: asyncio.Future[Source] = self._loop.create_future()
         self._task = self._loop.create_task(self._run())
@@ -85,25 +88,50 @@ class RefreshThread:
             NotReadyError: it could not be read in time.
             StoreError: it could not be read.
         """
-        if not self._thread.is_alive():
-            raise ClosedError("this client was closed: make a new one")
-        reading = asyncio.run_coroutine_threadsafe(self._read_policy(key), self._loop)
+        found: concurrent.futures.Future[dict[str, Any] | None] = concurrent.futures.Future()
+        with self._asking:
+            if self._closing:
+                raise _closed()
+            self._loop.call_soon_threadsafe(self._answer, key, found)
         try:
-            return reading.result(timeout)
-        except (TimeoutError, concurrent.futures.CancelledError):
-            reading.cancel()
+            return found.result(timeout)
+        except TimeoutError:
             raise NotReadyError(f"{key!r} could not be read within {timeout} s") from self.error
 
-    async def _read_policy(self, key: str) -> dict[str, Any] | None:
-        return await (await asyncio.shield(self._source)).policy(key)
+    def _answer(self, key: str, found: "concurrent.futures.Future[dict[str, Any] | None]") -> None:
+        task = self._loop.create_task(self._read_policy(key, found))
+        self._readings.add(task)
+        task.add_done_callback(self._readings.discard)
+
+    async def _read_policy(
+        self, key: str, found: "concurrent.futures.Future[dict[str, Any] | None]"
+    ) -> None:
+        try:
+            found.set_result(await (await asyncio.shield(self._source)).policy(key))
+        except asyncio.CancelledError:
+            found.set_exception(_closed())
+        except Exception as error:  # noqa: BLE001 - it is the caller's
+            found.set_exception(error)
 
     def _obey_until_closed(self) -> None:
         try:
             with contextlib.suppress(asyncio.CancelledError):
                 self._loop.run_until_complete(self._task)
-            self._loop.run_until_complete(_end(asyncio.all_tasks(self._loop)))
+            with self._asking:
+                # What is asked from here on is refused; what was asked before has its task.
+                self._closing = True
+            self._loop.run_until_complete(self._end_readings())
         finally:
             self._loop.close()
+
+    async def _end_readings(self) -> None:
+        """Cancel what others asked for, and wait until they have been told."""
+        # Once around, for what was asked for in the last moment has no task yet.
+        await asyncio.sleep(0)
+        readings = [*self._readings]
+        for reading in readings:
+            reading.cancel()
+        await asyncio.gather(*readings, return_exceptions=True)
 
     async def _run(self) -> None:
         source = await self._opened()
@@ -113,10 +141,18 @@ class RefreshThread:
             while True:
                 action = await self._advance(source, action)
                 if self._refresher.applied != () and self._refresher.snapshot is not None:
-                    self._publish(self._refresher.snapshot, self._refresher.applied)
+                    self._publish_safely(self._refresher.snapshot, self._refresher.applied)
         finally:
             self._obeying = False
             await source.close()
+
+    def _publish_safely(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
+        try:
+            self._publish(snapshot, changes)
+        except Exception as error:  # noqa: BLE001 - whatever fails, the thread goes on
+            self._note(error)
+            # Without what led to it, nothing of the last view is carried over.
+            self._publish(snapshot, None)
 
     async def _opened(self) -> Source:
         while True:
@@ -157,11 +193,8 @@ class RefreshThread:
         self.error = error
 
 
-async def _end(tasks: Iterable["asyncio.Task[object]"]) -> None:
-    """Cancel what others asked for, and wait until it has ended."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+def _closed() -> ClosedError:
+    return ClosedError("this client was closed: make a new one")
 
 
 async def _obey(source: Source, action: Action) -> Event:

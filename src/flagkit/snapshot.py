@@ -18,7 +18,7 @@ from msgspec import Struct
 from flagkit.changes import SEGMENTS, Change, Digests, PolicyState, Tip, digest
 from flagkit.errors import HistoryLostError
 from flagkit.model import EVERYWHERE
-from flagkit.model.segments import unpacked_part
+from flagkit.model.segments import MEMBER_BYTES, unpacked_part
 
 OVERLAY_MIN = 1024
 """An overlay smaller than this is never folded into its base."""
@@ -103,20 +103,32 @@ class Snapshot(Struct, frozen=True):
         segments_changed = any(
             policy.id[0] == SEGMENTS for change in changes for policy in change.policies
         )
-        return after.with_parts(parts) if segments_changed else after
+        if not segments_changed:
+            return after
+        after = after.with_parts(parts)
+        if after.parts_missing:
+            raise HistoryLostError(f"members of segments did not come with revision {tip.revision}")
+        return after
 
     def with_parts(self, arrived: Mapping[str, bytes]) -> "Snapshot":
         """Return this snapshot with the parts that its segments refer to, and no others.
 
-        Raises:
-            HistoryLostError: one is missing, or is not what its name says.
+        Those that are missing, or are not what their names say, are left out.
         """
         needed = {part for state in self._states_in(SEGMENTS) for part in state.parts}
-        parts = {
-            name: self.parts[name] if name in self.parts else _part(name, arrived.get(name))
-            for name in needed
-        }
+        parts = {name: self.parts[name] for name in needed & self.parts.keys()}
+        for name in needed & arrived.keys() - parts.keys():
+            content = arrived[name]
+            if hashlib.sha256(content).hexdigest() == name and len(content) % MEMBER_BYTES == 0:
+                parts[name] = unpacked_part(content)
         return msgspec.structs.replace(self, parts=parts)
+
+    @property
+    def parts_missing(self) -> bool:
+        """Whether segments refer to members that are not there."""
+        return any(
+            part not in self.parts for state in self._states_in(SEGMENTS) for part in state.parts
+        )
 
     def _states_in(self, region: str) -> Iterator[PolicyState]:
         changed = self.overlay.get(region, {})
@@ -150,7 +162,7 @@ def build(
 
     Raises:
         HistoryLostError: the states do not add up to the tip's digests: something changed them
-            past the writer, or they are not of this revision. Or members are missing.
+            past the writer, or they are not of this revision.
     """
     snapshot = Snapshot(tip, region, layer(states), {})
     check_digests(snapshot, tip.digests)
@@ -182,14 +194,6 @@ def layer(states: Iterable[PolicyState]) -> Layer:
     for state in states:
         found.setdefault(state.region, {})[state.key] = (state.version, state.packed)
     return found
-
-
-def _part(name: str, content: bytes | None) -> Part:
-    if content is None:
-        raise HistoryLostError(f"the members {name} of a segment are not there")
-    if hashlib.sha256(content).hexdigest() != name or len(content) % 8:
-        raise HistoryLostError(f"the members {name} of a segment were changed past the writer")
-    return unpacked_part(content)
 
 
 def kept_of(region: str) -> tuple[str, ...]:

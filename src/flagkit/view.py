@@ -118,7 +118,9 @@ class View:
             else:
                 view._compiled.pop(key, None)
                 view.switches.pop(key, None)
-            stale += [(EVERYWHERE, flag) for flag in self._dependents.get(policy, ())]
+            # A copy made in one step: a compile may add to the set meanwhile.
+            dependents = tuple(self._dependents.get(policy, ()))
+            stale += [(EVERYWHERE, flag) for flag in dependents]
         return view
 
     def find(self, key: str) -> Compiled | None:
@@ -262,7 +264,10 @@ class View:
             if state is None:
                 raise _broken("rules", f"refer to the segment {key}, which does not exist")
             segment = decode_segment(state.policy, stored=True).segment
-            found = self._meanings[key] = meaning(segment, self.snapshot.parts)
+            try:
+                found = self._meanings[key] = meaning(segment, self.snapshot.parts)
+            except KeyError:
+                raise _broken("rules", f"refer to {key}, members of which are missing") from None
         return found
 
     def _keep(
@@ -346,7 +351,7 @@ def _sound(key: str, compiled: Compiled | None) -> Compiled:
 
 def _compiled(flag: Flag, version: int, prerequisites: list[Compiled], now: Clock) -> Compiled:
     calls = 1 + sum(found.calls for found in prerequisites)
-    if calls <= CALLS_MAX:
+    if calls <= CALLS_MAX or flag.state != "active":
         evaluator = compile_flag(flag, [found.evaluator for found in prerequisites], now)
     else:
         off = off_outcome(flag)

@@ -5,8 +5,8 @@ import re
 from flagkit.errors import InvalidDocumentError
 
 KEY_LENGTH_MAX = 200
-KEY_BITS_MAX = 1024
-"""Longer integers name nobody: Python refuses to write out those of some 14,000 bits."""
+KEY_BITS_MAX = 14_000
+"""Longer integers name nobody: Python does not write out those of over 4,300 digits."""
 PATH_NAMES_MAX = 16
 PATH_NUMBERS_MAX = 4
 KEY = re.compile(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*")

@@ -27,8 +27,9 @@ from flagkit.model.decoding import (
 from flagkit.model.documents import TARGETING_KEY, MembersDocument, SegmentDocument
 from flagkit.model.keys import attribute_path, check_key, key_of
 from flagkit.model.queries import parse
-from flagkit.model.values import Value
+from flagkit.model.values import Value, text
 
+MEMBER_BYTES: Final = 8
 PART_MEMBERS: Final = 16_384
 """How many members a part has, on average, at most."""
 _SEED: Final = xxhash.xxh3_64_intdigest(b"flagkit.members")
@@ -41,6 +42,7 @@ class Keys(Struct, frozen=True):
     parts: tuple[str, ...]
 
 
+_NO_LISTS: Final = (str, bytes, bytearray, memoryview, Mapping)
 NOBODY: Final = Keys(0, ())
 
 
@@ -137,6 +139,19 @@ def _members(
     return {place: unpacked_part(found[name]) for place, name in wanted.items()}
 
 
+def check_members(segment: Segment, read: Callable[[Iterable[str]], Mapping[str, bytes]]) -> None:
+    """Refuse keys that are not as many as they say, or not in the one form that a set has.
+
+    Raises:
+        InvalidDocumentError: they are not; or parts of them are not there.
+    """
+    for side, keys in (("included", segment.included), ("excluded", segment.excluded)):
+        parts = _members(keys, range(len(keys.parts)), read)
+        members = [member for place in sorted(parts) for member in parts[place]]
+        if hashed_keys(members)[0] != keys or len(members) != keys.count:
+            raise InvalidDocumentError(side, "are not as they were hashed", "List the keys anew")
+
+
 def part_count(member_count: int) -> int:
     """Return how many parts some members have: the power of two at which they are not too full."""
     return 1 << max(0, (-(-member_count // PART_MEMBERS) - 1).bit_length())
@@ -194,7 +209,7 @@ def listed_keys(document: object) -> dict[str, list[Any]]:
         fields = cast("Mapping[object, object]", document)
         for name in ("included", "excluded"):
             keys: Any = fields.get(name)
-            if hasattr(keys, "__iter__") and not isinstance(keys, str | bytes | Mapping):
+            if hasattr(keys, "__iter__") and not isinstance(keys, _NO_LISTS):
                 found[name] = list(keys)
     return found
 
@@ -241,12 +256,20 @@ def _keys(keys: Iterable[object], path: str, parts: dict[str, bytes]) -> Keys:
 
 
 def members_of(keys: Iterable[object], path: str) -> set[int]:
-    """Return the hashes of keys.
+    """Return the hashes of keys; for errors see `keys_of`."""
+    return {hash_of_member(key) for key in keys_of(keys, path)}
+
+
+def keys_of(keys: Iterable[object], path: str) -> list[str]:
+    """Return keys as the strings that they count as.
 
     Raises:
-        InvalidDocumentError: one is no string of at least one character, and no integer.
+        InvalidDocumentError: they are no list; or one is no string of at least one character, and
+            no integer.
     """
-    members: set[int] = set()
+    if isinstance(keys, _NO_LISTS):
+        raise InvalidDocumentError(path, "is not a list of keys", "List strings or integers")
+    found: list[str] = []
     for i, listed in enumerate(keys):
         key = key_of(listed)
         if key is None:
@@ -256,8 +279,8 @@ def members_of(keys: Iterable[object], path: str) -> set[int]:
                 f"is {shown}, which is not a key",
                 "List strings that are not empty, or integers",
             )
-        members.add(hash_of_member(key))
-    return members
+        found.append(text(key, f"{path}[{i}]"))
+    return found
 
 
 def _stored(wire: "list[str | int] | MembersDocument", path: str) -> Keys:

@@ -14,6 +14,7 @@ or null.
 """
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
@@ -196,6 +197,19 @@ def policy_document(environment: str, revision: int, change: PolicyChange) -> Do
         "policy": None if change.after is None else change.after.policy,
         "hash": None if change.after is None else f"{change.after.hash:016x}",
     }
+
+
+@_judged
+def members_part(document: Mapping[str, Any]) -> tuple[str, bytes]:
+    """Return a part of members by its SHA-256.
+
+    Raises:
+        StoreError: something changed it past the writer.
+    """
+    name, hashes = document["_id"]["part"], document["hashes"]
+    if hashlib.sha256(hashes).hexdigest() != name:
+        raise StoreError(f"the members {name} were changed past the writer")
+    return name, hashes
 
 
 @_judged

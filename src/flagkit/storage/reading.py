@@ -20,6 +20,7 @@ from flagkit.storage.layout import (
     collection_of,
     ledger_after,
     ledgered,
+    members_part,
     parts_named,
     policies_named,
     policies_of,
@@ -92,7 +93,7 @@ class Reading:
         found = self._database[MEMBERS].find(
             parts_named(self.tip.environment, wanted), session=self._session
         )
-        return {document["_id"]["part"]: document["hashes"] for document in found}
+        return dict(map(members_part, found))
 
     def known_parts(self, names: Iterable[str]) -> set[str]:
         """Return those of some parts of members that are there."""

@@ -4,6 +4,7 @@ One event of the stream on `heads` is one revision. Every read is of a majority 
 where the stream cannot vouch for what it brings, it fails, and the ledger is asked.
 """
 
+import contextlib
 import random
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
@@ -31,6 +32,7 @@ from flagkit.storage.layout import (
     change_of,
     ledger_id,
     ledgered,
+    members_part,
     parts_named,
     policies_named,
     policies_of,
@@ -38,6 +40,8 @@ from flagkit.storage.layout import (
     tip_of,
 )
 
+PARTS_AT_ONCE = 1_000
+"""So many parts of members are asked for at once: a query has its size, too."""
 CATCH_UP_MAX = 10_000
 """A client further behind than this many revisions loads a new base: it is quicker."""
 
@@ -154,12 +158,19 @@ class MongoSource:
     async def policy(self, key: str) -> dict[str, Any] | None:
         """Read the newest document of a flag as the region sees it."""
         with translated("reading a flag"):
-            found = {
-                document["_id"]["region"]: policy_state(document)
-                async for document in self._database[FLAGS].find(
-                    policies_named(self._environment, [key])
-                )
-            }
+            async with self._client.start_session(snapshot=True) as session:
+                head = await self._head(session)
+                found = {
+                    document["_id"]["region"]: policy_state(document)
+                    async for document in self._database[FLAGS].find(
+                        policies_named(self._environment, [key]), session=session
+                    )
+                }
+        change = change_of(head)
+        if change is not None:
+            # It may not be there yet: it is projected after it is committed.
+            newest = {policy.id: policy.after for policy in change.policies}
+            found |= {region: state for (region, name), state in newest.items() if name == key}
         states = (found.get(region) for region in regions_of(self._region))
         return next((state.policy for state in states if state is not None), None)
 
@@ -179,14 +190,14 @@ class MongoSource:
         return head
 
     async def _with_parts(self, changes: list[Change]) -> list[Change]:
-        """Return changes with the parts of members that were not there before them."""
-        sides = ((policy.before, policy.after) for change in changes for policy in change.policies)
-        added = [
-            part
-            for before, after in sides
-            if after is not None and after.parts
-            for part in set(after.parts).difference(before.parts if before is not None else ())
-        ]
+        """Return changes with the parts of members that are there after them, and not before."""
+        before: dict[PolicyId, set[str]] = {}
+        after: dict[PolicyId, set[str]] = {}
+        for policy in (policy for change in changes for policy in change.policies):
+            held, kept = policy.before, policy.after
+            before.setdefault(policy.id, set(held.parts) if held is not None else set())
+            after[policy.id] = set(kept.parts) if kept is not None else set()
+        added = {part for identity in after for part in after[identity] - before[identity]}
         if not added:
             return changes
         with translated("reading members"):
@@ -196,13 +207,19 @@ class MongoSource:
     async def _parts(
         self, names: Iterable[str], session: AsyncClientSession | None = None
     ) -> dict[str, bytes]:
-        wanted = set(names)
-        if not wanted:
-            return {}
-        found = self._database[MEMBERS].find(
-            parts_named(self._environment, wanted), session=session
-        )
-        return {document["_id"]["part"]: document["hashes"] async for document in found}
+        wanted = sorted(set(names))
+        parts: dict[str, bytes] = {}
+        for start in range(0, len(wanted), PARTS_AT_ONCE):
+            some = wanted[start : start + PARTS_AT_ONCE]
+            found = self._database[MEMBERS].find(
+                parts_named(self._environment, some), session=session
+            )
+            async for document in found:
+                # What was altered is not there: its segment's flags say so, the others live.
+                with contextlib.suppress(StoreError):
+                    name, hashes = members_part(document)
+                    parts[name] = hashes
+        return parts
 
     async def _close_stream(self) -> None:
         stream, self._stream = self._stream, None

@@ -196,14 +196,19 @@ class Store:
         return str(content["digest"])
 
     def add_parts(self, parts: Mapping[str, bytes]) -> None:
-        """Store parts of members, by their SHA-256. Those that are there stay as they are."""
-        documents = [
-            {"_id": {"environment": self.environment, "part": name}, "hashes": hashes}
-            for name, hashes in parts.items()
+        """Store parts of members, by their SHA-256, in the place of any that were altered."""
+        identities = [{"environment": self.environment, "part": name} for name in parts]
+        replacements = [
+            ReplaceOne(
+                {"_id": identity, "hashes": {"$ne": hashes}},
+                {"_id": identity, "hashes": hashes},
+                upsert=True,
+            )
+            for identity, hashes in zip(identities, parts.values(), strict=True)
         ]
         with translated("storing members"), _duplicates_passed():
-            if documents:
-                self._database[MEMBERS].insert_many(documents, ordered=False)
+            if replacements:
+                self._database[MEMBERS].bulk_write(replacements, ordered=False)
 
     def compare_and_set(self, tip: Tip, change: Change) -> bool:
         """Commit a change if the head still stands at `tip`; return whether it did."""

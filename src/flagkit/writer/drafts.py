@@ -11,7 +11,7 @@ from flagkit.errors import InvalidDocumentError
 from flagkit.model import EVERYWHERE
 from flagkit.model.documents import State
 from flagkit.model.keys import check_key, check_region
-from flagkit.model.segments import decode_segment, encode_segment, listed_keys, members_of
+from flagkit.model.segments import decode_segment, encode_segment, keys_of, listed_keys
 from flagkit.writer.operations import (
     ChangeMembers,
     Create,
@@ -144,21 +144,23 @@ class Draft:
 
         The audit has them as they are, so they are at most CHANGED_MEMBERS_MAX at a time.
         """
+        sides = [
+            _recorded(keys, name)
+            for keys, name in zip((include, exclude, remove), _SIDES, strict=True)
+        ]
         operation = ChangeMembers(
-            include=tuple(include),
-            exclude=tuple(exclude),
-            remove=tuple(remove),
+            include=sides[0],
+            exclude=sides[1],
+            remove=sides[2],
             key=check_key(key, kind="segment"),
             region=SEGMENTS,
             expected_version=expected_version,
         )
-        sides = (operation.include, operation.exclude, operation.remove)
-        named = [members_of(keys, name) for keys, name in zip(sides, _SIDES, strict=True)]
         if sum(map(len, sides)) > CHANGED_MEMBERS_MAX:
             raise InvalidDocumentError(
                 "", f"has more than {CHANGED_MEMBERS_MAX:,} keys", "Make several changes of them"
             )
-        if sum(map(len, named)) != len(set[int]().union(*named)):
+        if sum(map(len, sides)) != len(set[str]().union(*sides)):
             raise InvalidDocumentError(
                 "", "has a key on two sides", "Include, exclude or remove it"
             )
@@ -174,19 +176,30 @@ class Draft:
         self, document: Mapping[str, Any], expected_version: int | None, *, create: bool
     ) -> None:
         listed = listed_keys(document)
-        hashed = decode_segment({**document, **listed}, environment=self._environment)
+        given = {**document, **listed} if listed else document
+        hashed = decode_segment(given, environment=self._environment)
         self.parts |= hashed.parts
-        few = {name: keys for name, keys in listed.items() if len(keys) <= RECORDED_MEMBERS_MAX}
+        few = {
+            name: _recorded(keys, name)
+            for name, keys in listed.items()
+            if len(keys) <= RECORDED_MEMBERS_MAX
+        }
         self.operations.append(
             SetSegment(
                 policy=dict(encode_segment(hashed.segment)),
                 create=create,
                 keys=few,
+                taken_over=[side for side in ("included", "excluded") if side not in listed],
                 key=hashed.segment.key,
                 region=SEGMENTS,
                 expected_version=expected_version,
             )
         )
+
+
+def _recorded(keys: Iterable[object], path: str) -> tuple[str, ...]:
+    """Return keys as the audit has them: sorted, each once, for a request may be sent again."""
+    return tuple(sorted(set(keys_of(keys, path))))
 
 
 def _revision(to: object) -> int:

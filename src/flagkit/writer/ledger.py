@@ -1,6 +1,5 @@
 """Ledger: the history of an environment, read for people and verified for auditors."""
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from itertools import chain, islice
@@ -9,7 +8,8 @@ from typing import Any
 from msgspec import Struct
 
 from flagkit.changes import SEGMENTS, Change, PolicyId, PolicyState, Tip
-from flagkit.errors import StoreError, StoreUnavailableError
+from flagkit.errors import FlagkitError, StoreError, StoreUnavailableError
+from flagkit.model.segments import check_members, decode_segment
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 
@@ -93,12 +93,12 @@ def _problems(store: Store) -> list[str]:
 def _check_members(reading: Reading, states: Iterable[PolicyState]) -> list[str]:
     problems: list[str] = []
     for state in states:
-        found = reading.parts(state.parts)
-        problems += [
-            f"members of {state.key} are missing, or were changed past the writer"
-            for name in state.parts
-            if name not in found or hashlib.sha256(found[name]).hexdigest() != name
-        ]
+        if not state.parts:
+            continue
+        try:
+            check_members(decode_segment(state.policy, stored=True).segment, reading.parts)
+        except FlagkitError as error:
+            problems.append(f"members of {state.key}: {error}")
     return problems
 
 

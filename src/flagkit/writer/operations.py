@@ -5,12 +5,14 @@ written. An operation says the same each time it is tried, on whatever revision 
 """
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
 
 from flagkit.changes import SEGMENTS, PolicyId, PolicyState
+from flagkit.core.schedule import share_at
 from flagkit.errors import (
     FlagExistsError,
     FlagNotFoundError,
@@ -20,7 +22,7 @@ from flagkit.errors import (
 )
 from flagkit.model import EVERYWHERE, Flag, Ramp, Rollout, Serves, decode, encode
 from flagkit.model.documents import State
-from flagkit.model.rollouts import allocate, exchanged, percent
+from flagkit.model.rollouts import BUCKETS, Intervals, allocate, exchanged, percent
 from flagkit.model.segments import (
     Hashed,
     decode_segment,
@@ -32,6 +34,11 @@ from flagkit.model.variants import bare_weights
 
 class Earlier(Protocol):
     """What is known of an environment besides its newest states."""
+
+    @property
+    def now(self) -> datetime:
+        """The server's time."""
+        ...
 
     def at(self, policy: PolicyId, revision: int) -> PolicyState | None:
         """Return the state that a flag or a segment had at a revision."""
@@ -102,44 +109,66 @@ class Update(Operation, frozen=True, tag="update", kw_only=True):
     policy: dict[str, Any]
     reassign: bool = False
 
-    def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Flag:
+    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag:
         """Return the flag with the new document, its rollouts led on from the old ones."""
         old = self._existing_flag(before)
         new = decode(self.policy)
         if "state" not in self.policy:
             new = msgspec.structs.replace(new, state=old.state)
+        lead = _Lead(old, new, earlier.now.timestamp(), self.reassign)
         served = {rule.name: rule.serves for rule in old.rules}
         rules = tuple(
             msgspec.structs.replace(
-                rule, serves=self._led_on(new, f"rules[{i}]", served.get(rule.name), rule.serves)
+                rule, serves=lead.on(f"rules[{i}]", served.get(rule.name), rule.serves)
             )
             for i, rule in enumerate(new.rules)
         )
-        fallthrough = self._led_on(new, "fallthrough", old.fallthrough, new.fallthrough)
+        fallthrough = lead.on("fallthrough", old.fallthrough, new.fallthrough)
         return msgspec.structs.replace(new, rules=rules, fallthrough=fallthrough)
 
-    def _led_on(self, flag: Flag, path: str, old: Serves | None, new: Serves) -> Serves:
-        """Return a rollout with intervals led on from an older one of the same keys."""
+
+class _Lead:
+    """Leads rollouts on from those of the same keys in the flag before, at a moment."""
+
+    def __init__(self, old: Flag, new: Flag, moment: float, reassign: bool) -> None:  # noqa: FBT001 - as the operation has it
+        self._subject = f"flag {new.key!r}"
+        self._moment = moment
+        self._reassign = reassign
+        untreated = _untreated(new)
+        # Where it becomes another, what was treated before may be what is not now: all are treated.
+        self._untreated = untreated if untreated == _untreated(old) and not reassign else None
+
+    def on(self, path: str, old: Serves | None, new: Serves) -> Serves:
+        """Return what is served, with intervals led on if it is a rollout of the same keys."""
         if not isinstance(new, Rollout) or not isinstance(old, Rollout | Ramp):
             return new
         if (old.by, old.salt) != (new.by, new.salt):
             return new
+        held, weights = old.intervals if isinstance(old, Rollout) else (), new.weights
         if isinstance(old, Ramp):
-            # A ramp fills the buckets from below.
-            ramped_first = {old.variant: new.weights.get(old.variant, 0)} | new.weights
-            return msgspec.structs.replace(new, intervals=allocate(ramped_first))
-        untreated = None if self.reassign else _untreated(flag)
-        if not self.reassign and (count := exchanged(new.weights, old.intervals, untreated)):
+            # A ramp fills the buckets from below, and so does what it becomes.
+            held = _ramped(old, self._moment)
+            weights = {old.variant: weights.get(old.variant, 0)} | weights
+        count = exchanged(weights, held, self._untreated)
+        if count and not self._reassign:
+            also = f", or take fewer than {self._untreated!r} has" if self._untreated else ""
             raise InvalidDocumentError(
                 f"{path}.rollout.weights",
                 f"move {percent(count)} % of the keys from one treated variant to another",
-                "Pass reassign=True if that is meant"
-                + (f", or take fewer than {untreated!r} has" if untreated else ""),
-                subject=f"flag {flag.key!r}",
+                f"Pass reassign=True if that is meant{also}",
+                subject=self._subject,
             )
-        return msgspec.structs.replace(
-            new, intervals=allocate(new.weights, old.intervals, untreated)
-        )
+        intervals = allocate(weights, held, self._untreated)
+        return msgspec.structs.replace(new, intervals=intervals)
+
+
+def _ramped(ramp: Ramp, moment: float) -> Intervals:
+    """Return what a ramp serves at a moment, as intervals."""
+    share = share_at(ramp, moment)
+    ends = ((share, ramp.variant), (BUCKETS, ramp.otherwise))
+    if share == BUCKETS:
+        return ends[:1]
+    return ends if share else ends[1:]
 
 
 def _untreated(flag: Flag) -> str | None:
@@ -223,12 +252,14 @@ class Rollback(Operation, frozen=True, tag="rollback", kw_only=True):
 class SetSegment(Operation, frozen=True, tag="set_segment", kw_only=True):
     """Create a segment, or replace it: whichever `create` says.
 
-    `keys` are those that the document listed, if they are few enough to be recorded.
+    `keys` are those that the document listed, if they are few enough to be recorded; `taken_over`
+    names the sides that it did not list.
     """
 
     policy: dict[str, Any]
     create: bool
-    keys: dict[str, list[str | int]] = {}
+    keys: dict[str, tuple[str, ...]] = {}
+    taken_over: list[str] = []
 
     def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Hashed:
         """Return the segment with the new document."""
@@ -238,15 +269,25 @@ class SetSegment(Operation, frozen=True, tag="set_segment", kw_only=True):
             raise FlagExistsError(
                 f"the segment {self.key!r} is there already, at version {before.version}: update it"
             )
+        held = before.policy if before is not None else {}
+        for side in self.taken_over:
+            # Whether hashed keys are what they say, only the writer that hashed them knows.
+            if side in self.policy and self.policy[side] != held.get(side):
+                raise InvalidDocumentError(
+                    side,
+                    "are hashed keys, and not those that the segment has",
+                    "List the keys themselves",
+                    subject=f"segment {self.key!r}",
+                )
         return decode_segment(self.policy)
 
 
 class ChangeMembers(Operation, frozen=True, tag="change_members", kw_only=True):
     """Move keys into a segment's included ones, its excluded ones, or out of both."""
 
-    include: tuple[str | int, ...] = ()
-    exclude: tuple[str | int, ...] = ()
-    remove: tuple[str | int, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    remove: tuple[str, ...] = ()
 
     def next(self, before: PolicyState | None, earlier: Earlier, /) -> Hashed:
         """Return the segment with the keys where they belong, all others where they are."""

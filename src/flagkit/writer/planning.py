@@ -4,8 +4,9 @@ Pure but for what it asks the reading: every check is made at the one revision t
 be compared with, so nothing can slip in between.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import NoReturn, Protocol
 
 from msgspec import Struct
 
@@ -22,6 +23,9 @@ CHANGE_BYTES_MAX = 4 * 1024 * 1024
 
 class Reading(Protocol):
     """An environment at one revision, as storage reads it."""
+
+    now: datetime
+    """The server's time."""
 
     def find(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of some flags, in all regions."""
@@ -61,6 +65,10 @@ class _Earlier(Struct, frozen=True):
     reading: Reading
     revision: int
     made: dict[str, bytes]
+
+    @property
+    def now(self) -> datetime:
+        return self.reading.now
 
     def at(self, policy: PolicyId, revision: int) -> PolicyState | None:
         if not 0 < revision <= self.revision:
@@ -118,7 +126,7 @@ def plan(
     _check_size(changes)
     _References(reading, found, flags).check()
     _check_segments(reading, flags.values(), segment_keys)
-    return Plan(changes, _new_parts(reading, changes, made))
+    return Plan(changes, _new_parts(reading, after.values(), found, made))
 
 
 def _ids(operations: Iterable[Operation]) -> set[PolicyId]:
@@ -140,20 +148,26 @@ def _check_segments(reading: Reading, flags: Iterable[Flag], changed: set[str]) 
 
 
 def _new_parts(
-    reading: Reading, changes: Iterable[PolicyChange], made: Mapping[str, bytes]
+    reading: Reading,
+    states: Iterable[PolicyState],
+    found: Mapping[PolicyId, PolicyState],
+    made: Mapping[str, bytes],
 ) -> dict[str, bytes]:
-    """Return the parts that the changes bring; all others that they refer to must be there."""
+    """Return the parts to store: those that come with the change, be they there already or lost.
+
+    All others that segments refer to anew must be there.
+    """
     new: dict[str, bytes] = {}
-    for change in changes:
-        held = change.before.parts if change.before else ()
-        added = set(change.after.parts if change.after else ()).difference(held)
-        new |= {name: made[name] for name in added & made.keys()}
-        if added - made.keys() - reading.known_parts(added - made.keys()):
+    for state in states:
+        held = found[state.id].parts if state.id in found else ()
+        new |= {name: made[name] for name in state.parts if name in made}
+        others = set(state.parts).difference(held, made)
+        if others - reading.known_parts(others):
             raise InvalidDocumentError(
                 "included",
                 "or excluded refer to members that are not there",
                 "List the keys themselves",
-                subject=f"segment {change.id[1]!r}",
+                subject=f"segment {state.key!r}",
             )
     return new
 
@@ -194,8 +208,7 @@ class _References:
                 for i, prerequisite in enumerate(flag.prerequisites):
                     if prerequisite.flag in changed_keys:
                         self._check_prerequisite(flag, i)
-        for key in changed_keys:
-            self._check_cycle(key)
+        self._check_cycles(changed_keys)
 
     def _learn(self, states: Mapping[PolicyId, PolicyState], keys: Iterable[str]) -> None:
         for key in keys:
@@ -244,24 +257,40 @@ class _References:
                     subject=f"flag {flag.key!r}",
                 )
 
-    def _check_cycle(self, start: str) -> None:
-        """Follow prerequisites from a key, of all regions alike; a way back to it is a cycle."""
-        ways: list[tuple[str, ...]] = [(start,)]
-        seen: set[str] = set()
-        while ways:
-            way = ways.pop()
-            for flag in self._by_key[way[-1]].values():
-                for prerequisite in flag.prerequisites:
-                    if prerequisite.flag == start:
-                        raise BrokenReferenceError(
-                            "prerequisites",
-                            f"form a cycle: {' -> '.join((*way, start))}",
-                            "Remove one of these prerequisites",
-                            subject=f"flag {start!r}",
-                        )
-                    if prerequisite.flag not in seen:
-                        seen.add(prerequisite.flag)
-                        ways.append((*way, prerequisite.flag))
+    def _check_cycles(self, keys: Iterable[str]) -> None:
+        """Follow prerequisites, of all regions alike; a way back to where it came by is a cycle."""
+        done: set[str] = set()
+        for start in sorted(keys):
+            way: dict[str, Iterator[str]] = {}
+            following = [start] if start not in done else []
+            while following:
+                key = following.pop()
+                way[key] = iter(self._needed(key))
+                while way:
+                    last = next(reversed(way))
+                    needed = next((name for name in way[last] if name not in done), None)
+                    if needed is None:
+                        way.popitem()
+                        done.add(last)
+                        continue
+                    if needed in way:
+                        self._refuse_cycle([*way], needed)
+                    following.append(needed)
+                    break
+
+    def _needed(self, key: str) -> Iterator[str]:
+        for flag in self._by_key[key].values():
+            for prerequisite in flag.prerequisites:
+                yield prerequisite.flag
+
+    def _refuse_cycle(self, way: list[str], start: str) -> NoReturn:
+        cycle = way[way.index(start) :]
+        raise BrokenReferenceError(
+            "prerequisites",
+            f"form a cycle: {' -> '.join((*cycle, start))}",
+            "Remove one of these prerequisites",
+            subject=f"flag {start!r}",
+        )
 
 
 def _in_region(region: str) -> str:
