@@ -165,7 +165,9 @@ EXTENDED: list[tuple[Any, Any, Any]] = [
     ({"$date": "2026-12-01T09:00:00.0005+01:00"}, MOMENT, MOMENT),
     ({"$numberDouble": "NaN"}, math.nan, math.nan),
     ({"$numberDouble": "-Infinity"}, -math.inf, -math.inf),
+    ({"$numberDouble": "-1.5e+3"}, -1500.0, -1500.0),
     ({"$numberInt": "5"}, 5, 5),
+    ({"$numberInt": "-2147483648"}, -(2**31), -(2**31)),
     ({"$numberLong": "-9223372036854775808"}, -(2**63), -(2**63)),
     ({"$numberDecimal": "0.10"}, {"$numberDecimal": "0.10"}, Decimal("0.10")),
     (Decimal("1e3"), {"$numberDecimal": "1E+3"}, Decimal("1E+3")),
@@ -300,14 +302,21 @@ TOO_MANY: dict[str, dict[str, Any]] = {
     "$elemMatch": {"a": {"$elemMatch": {"$nor": [{"a": 1}] * 2048}}},
 }
 NOT_EXTENDED: list[Any] = [
-    *({"$date": value} for value in ("soon", 5, None, MOMENT)),
+    *({"$date": value} for value in ("soon", 5, None, MOMENT, "2026-W01-1T00:00:00Z")),
+    *({"$date": f"2026-01-01{rest}"} for rest in ("x00:00:00Z", "T00:00:00Z\n", "T24:00:00Z")),
     *({"$numberDecimal": value} for value in ("x", 0.1, "1E+6145", "1." + "1" * 34, "")),
-    *({"$numberDouble": value} for value in ("x", 0.1)),
-    *({"$numberInt": value} for value in ("x", "0.1", 5, True, "9" * 5000)),
-    *({"$numberLong": value} for value in ("x", 5)),
-    *({"$uuid": value} for value in ("x", 5, None, ID)),
+    *({"$numberDecimal": value} for value in ("sNaN123", "1_0", "\u0661", " 1")),
+    *({"$numberDouble": value} for value in ("x", 0.1, "1_0.5", "inf", "nan", "1e999", "1\n")),
+    *({"$numberInt": value} for value in ("x", "0.1", 5, True, "9" * 5000, "1_000", " 5\n")),
+    *({"$numberInt": value} for value in ("\u0661\u0662", str(2**31), str(2**40), "")),
+    *({"$numberLong": value} for value in ("x", 5, "1_000", "\u0661")),
+    *({"$uuid": value} for value in ("x", 5, None, ID, f"urn:uuid:{{{ID}}}", f"{{{ID}}}")),
+    {"$uuid": f"0-0-1-{str(ID).replace('-', '')[3:]}"},
     *({"$binary": value} for value in ("AQI=", {}, {"base64": "AQI=", "subType": "03"})),
-    *({"$binary": {"base64": text, "subType": "00"}} for text in ("?", "é", "A", 5)),
+    *(
+        {"$binary": {"base64": text, "subType": "00"}}
+        for text in ("?", "é", "A", 5, "AQ=I", "AQI=\n")
+    ),
     {"$binary": {"base64": "AQI=", "subType": "04"}},
     {"$binary": {"base64": "AQI=", "subType": "00", "more": 1}},
 ]
@@ -368,7 +377,9 @@ BAD = [
         "weights"),
     Bad("unknown field of a prerequisite", document(prerequisites=[{"flg": "a"}]),
         "prerequisites[0].flg", "flag"),
-    Bad("unknown field with a line break", document(**{"a\nb": 1}), "a\nb", "Known"),
+    Bad("unknown field with a line break", document(**{"a\nb": 1}), "'a\\nb'", "Known"),
+    Bad("unknown field that a terminal obeys", rule(**{"a\x1b[0m": 1}), "rules[0].'a\\x1b[0m'",
+        "Known"),
     # Names
     *(Bad(f"key {key!r:.20}", document(key=key), "key", "lower case")
       for key in ("", "a b", "A", "a..b", ".a", "a.", "-a", "a\n", "ä", "k" * 201)),
@@ -549,6 +560,32 @@ def test_a_bad_document_is_refused_by_its_path_and_with_a_remedy(bad: Bad) -> No
     assert error.remedy
     assert error.problem
     assert str(error).endswith(f"{error.path or 'document'}: {error.problem}. {error.remedy}")
+
+
+MISTYPED: list[tuple[dict[str, Any], str]] = [
+    (document(rules={}), "a document, where a list belongs. Write its members in brackets"),
+    (document(variants=[]), "a list, where a document belongs. Write fields, each with"),
+    (document(prerequisites=["g"]), "text, where a document belongs. Write fields"),
+    (rule(serve=[1]), "a list, where text belongs. Write text, in quotes"),
+    (document(owner=MOMENT), "a date, where text belongs. Write text, in quotes"),
+    (document(state=None), "null, where text belongs. Write text, in quotes"),
+    (document(tags=[1.5]), "a number, where text belongs. Quote it: YAML 1.1"),
+    (document(fallthrough={"rollout": "5"}), "text, where a number or a document belongs. Write a"),
+    (rule(serve=None, ramp=RAMP | {"from": True}), "a boolean, where a number belongs. Write a"),
+    (rollout(intervals=[[1.5, "on"]]), "a number, where a whole number belongs. Write it without"),
+    (rollout(intervals=[[1]]), "not [END, VARIANT]. Leave the intervals out"),
+    (rule(during={"from": "2026-01-01"}), "no date. Write it like 2026-12-01T08:00:00Z"),
+    (rule(during={"from": 5}), "a whole number, where a date belongs. Write it like 2026-12-01T"),
+    (document(expires="soon"), "no date. Write it like 2026-12-01T08:00:00Z"),
+]
+
+
+@pytest.mark.parametrize(("made", "said"), MISTYPED, ids=str)
+def test_what_is_of_the_wrong_type_is_named_in_words(made: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidDocumentError) as caught:
+        decode(made)
+    assert f": is {said}" in str(caught.value)
+    assert "`" not in str(caught.value)
 
 
 def test_an_error_names_the_flag_and_is_a_value_error() -> None:

@@ -24,7 +24,7 @@ from flagkit.model.schema import schema
 from flagkit.model.segments import decode_segment
 from tests.oracle import Draw
 from tests.test_docs import blocks
-from tests.test_model import BAD, MOMENT, document, documents, rollout, rule, when
+from tests.test_model import BAD, EXTENDED, MOMENT, document, documents, rollout, rule, when
 from tests.test_segments import BAD as BAD_SEGMENTS
 
 SHOP = Path(__file__).parents[1] / "examples" / "shop" / "flags.yaml"
@@ -54,6 +54,14 @@ def as_text(value: Any) -> Any:
             return date_text(value)
         case _:
             return value
+
+
+def is_json(made: object) -> bool:
+    """Tell whether a document can stand in a JSON file at all."""
+    try:
+        return bool(json.loads(json.dumps(made, allow_nan=False)) == made)
+    except (TypeError, ValueError):
+        return False
 
 
 # The file
@@ -136,6 +144,7 @@ def whole_of(part: dict[str, Any]) -> dict[str, Any]:
         {"key": "s"},
         {"key": "s", "when": {}, "by": "org.id", "included": ["ada", 5], "excluded": []},
         {"key": "s", "included": {"count": 1, "parts": ["0" * 64]}, "tags": ["a"], "owner": "b"},
+        {"key": "s", "included": {"count": {"$numberInt": "1"}, "parts": ["0" * 64]}},
     ],
 )
 def test_segments_are_accepted(made: dict[str, Any]) -> None:
@@ -153,6 +162,7 @@ def test_bad_segments_are_refused_as_far_as_a_schema_can(name: str) -> None:
 
 RAMP = {"variant": "on", "otherwise": "off"}
 STEP = {"at": MOMENT, "percent": 5}
+LATER = "2027-01-01 00:00:00Z"
 
 
 @pytest.mark.parametrize(
@@ -163,7 +173,7 @@ STEP = {"at": MOMENT, "percent": 5}
         rule(serve="on", during={"hours": {"from": "22:00", "until": "24:00"}, "zone": "UTC"}),
         rollout(by="org.id", salt=None, intervals=None),
         document(off=None, owner=None, tags=None, expires=None, environment=None),
-        rule(serve=None, ramp=RAMP | {"start": MOMENT, "end": "2027-01-01 00:00:00Z"}),
+        rule(serve=None, ramp=RAMP | {"start": MOMENT, "end": LATER}),
         rule(serve=None, ramp=RAMP | {"steps": [STEP], "start": None, "from": None}),
         when(a={"b": 1, "$gt": 2}),
         when(a={"b": 1, "gte": 2}),
@@ -173,6 +183,15 @@ STEP = {"at": MOMENT, "percent": 5}
         when(a={"$exists": "yes"}),
         when(a={"$size": 2.0, "$mod": [4.5, 0], "$type": [1.0, "number"]}),
         when(a={"$semver": {"$gte": "1.0.0-rc.1+b", "$in": []}}),
+        document(fallthrough={"rollout": {"$numberInt": "20"}}),
+        rollout(weights={"on": {"$numberInt": "20"}, "off": {"$numberDouble": "80.0"}}),
+        rollout(intervals=[[{"$numberInt": "50000"}, "on"], [100_000, "off"]]),
+        rule(
+            serve=None,
+            ramp=RAMP | {"start": MOMENT, "end": LATER, "from": {"$numberInt": "1"}},
+        ),
+        rule(serve=None, ramp=RAMP | {"steps": [STEP | {"percent": {"$numberLong": "5"}}]}),
+        *(when(a=constant) for constant, _, _ in EXTENDED if is_json(constant)),
     ],
     ids=str,
 )
@@ -187,6 +206,8 @@ BAD_TESTS: list[dict[str, Any]] = [
     *({"$gtte": 1}, {"gte": 18, "lt": 65}, {"$size": -1}, {"$mod": [0, 1]}, {"$not": {}}),
     *({"$mod": ["2", 0]}, {"$mod": [2]}),
     *({"$in": "DE"}, {"$in": [{"$gt": 1}]}, {"$type": "String"}, {"$all": [{"$gt": 1}]}),
+    *({"$numberInt": "1_000"}, {"$numberDouble": "inf"}, {"$date": "2026-W01-1T00:00:00Z"}),
+    *({"$uuid": "0-0-1"}, {"$binary": {"base64": "AQ=I", "subType": "00"}}),
     *({"$elemMatch": {"$x": 1}}, {"$startsWith": ""}, {"$semver": {"$gte": "1.0"}}),
 ]
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -250,14 +271,6 @@ def test_most_of_what_decode_refuses_is_refused() -> None:
     plain = [bad.document for bad in BAD if is_json(bad.document)]
     refused = sum(bool(faults(made)) for made in plain)
     assert refused > 0.75 * len(plain) > 100
-
-
-def is_json(made: object) -> bool:
-    """Tell whether a document can stand in a JSON file at all."""
-    try:
-        return bool(json.loads(json.dumps(made, allow_nan=False)) == made)
-    except (TypeError, ValueError):
-        return False
 
 
 @pytest.mark.parametrize("made", [{}, {"flags": {}}, {"flag": []}, {"flags": [], "x": 1}, []])

@@ -48,11 +48,23 @@ RULES_MAX = 256
 TESTS_MAX = 2048
 """How many tests the conditions of one flag may be, as conditions.tests_in counts them."""
 _MISREAD = {
-    "bool": ("a boolean", "on, off, yes and no for booleans"),
-    "int": ("a number", "22:00 for the number 1320"),
-    "float": ("a number", "1.0 and 22:00:00.5 for numbers"),
+    "bool": "on, off, yes and no for booleans",
+    "int": "22:00 for the number 1320",
+    "float": "1.0 and 22:00:00.5 for numbers",
 }
-"""What a string becomes that is not quoted, and an example of it."""
+"""What text becomes that is not quoted, and an example of it."""
+_DATE_REMEDY = "Write it like 2026-12-01T08:00:00Z"
+_KINDS = {
+    "array": ("a list", "Write its members in brackets, as in [a, b]"),
+    "object": ("a document", "Write fields, each with its value"),
+    "str": ("text", "Write text, in quotes"),
+    "int": ("a whole number", "Write it without a fraction and without quotes"),
+    "float": ("a number", "Write a number, without quotes"),
+    "bool": ("a boolean", ""),
+    "datetime": ("a date", _DATE_REMEDY),
+    "null": ("null", ""),
+}
+"""What msgspec's types are called here, and what to write where they belong."""
 
 
 def decode(document: object, *, environment: str | None = None, stored: bool = False) -> Flag:
@@ -140,8 +152,7 @@ def _located(message: str, shape: type[Struct]) -> InvalidDocumentError:
         return InvalidDocumentError(join(path, missing[1]), "is missing", remedy)
     found = re.fullmatch(r"Object contains unknown field `(.*)`", problem, re.DOTALL)
     if found is None:
-        remedy = f"Use one of: {', '.join(get_args(State))}" if path == "state" else ""
-        return _mistyped(path, problem, remedy or "docs/policy.md has the form of a flag")
+        return _mistyped(path, problem)
     document = DOCUMENTS.get(re.sub(r"\[\d+\]", "", path).rpartition(".")[2], shape)
     known = [field.encode_name for field in msgspec.structs.fields(document)]
     close = difflib.get_close_matches(found[1], known, n=1)
@@ -149,13 +160,26 @@ def _located(message: str, shape: type[Struct]) -> InvalidDocumentError:
     return InvalidDocumentError(join(path, found[1]), "is not a known field", remedy)
 
 
-def _mistyped(path: str, problem: str, remedy: str) -> InvalidDocumentError:
-    # Where a string belongs, YAML 1.1 is the usual culprit.
-    found = re.fullmatch(r"Expected `str(?: \| null)?`, got `(bool|int|float)`", problem)
+def _mistyped(path: str, problem: str) -> InvalidDocumentError:
+    remedy = "docs/policy.md has the form of a flag"
+    found = re.fullmatch(r"Expected `(.*)`, got `(\w+)`", problem)
     if found:
-        kind, example = _MISREAD[found[1]]
-        problem = f"is {kind}, where a string belongs"
-        remedy = f"Quote it: YAML 1.1 readers take {example}"
+        # Null may stand for any field that can be left out; it is not what is to be written.
+        wanted = sorted(name for name in found[1].split(" | ") if name != "null")
+        if "float" in wanted:
+            wanted.remove("int")
+        names = " or ".join(_KINDS[name][0] for name in wanted)
+        problem = f"is {_KINDS[found[2]][0]}, where {names} belongs"
+        remedy = _KINDS[wanted[0]][1]
+        if wanted == ["str"] and found[2] in _MISREAD:
+            # Where text belongs, YAML 1.1 is the usual culprit.
+            remedy = f"Quote it: YAML 1.1 readers take {_MISREAD[found[2]]}"
+    elif "datetime" in problem:
+        problem, remedy = "is no date", _DATE_REMEDY
+    elif "of length" in problem:
+        problem, remedy = "is not [END, VARIANT]", "Leave the intervals out: the writer keeps them"
+    elif path == "state":
+        remedy = f"Use one of: {', '.join(get_args(State))}"
     return InvalidDocumentError(path, problem, remedy)
 
 

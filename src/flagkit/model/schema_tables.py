@@ -11,6 +11,7 @@ from flagkit.model.decoding import RULES_MAX
 from flagkit.model.keys import KEY, KEY_LENGTH_MAX, PATH_NAMES_MAX, REGION
 from flagkit.model.queries import OPERATORS, TYPE_NAMES, VERSION_OPERATORS
 from flagkit.model.rollouts import BUCKETS
+from flagkit.model.values import FORMS
 from flagkit.model.versions import LENGTH_MAX, VERSION
 from flagkit.model.windows import DAYS, TIME
 
@@ -58,15 +59,16 @@ _VERSION = {
 }
 _TIME = {"type": "string", "pattern": _whole(TIME.pattern), "examples": ["09:00"]}
 _TEXT = {"type": "string", "minLength": 1}
-_DIGITS = {"type": "string", "pattern": "[0-9]"}
-_FRACTION = {"type": "string", "pattern": "[0-9]|[Nn][Aa][Nn]|[Ii][Nn][Ff]"}
+_WRITTEN = {
+    operator: {"type": "string", "pattern": _whole(form.pattern)}
+    for operator, form in FORMS.items()
+}
 _BINARY = {
     "type": "object",
     "properties": {
         "base64": {
             "description": "The bytes, in base64.",
-            "type": "string",
-            "pattern": "^[A-Za-z0-9+/]*={0,2}$",
+            **_WRITTEN["$binary"],
         },
         "subType": {"description": "00 for bytes, 04 for a UUID.", "enum": ["00", "04"]},
     },
@@ -91,20 +93,24 @@ VALUES: Schema = {
     },
     "percent": {
         "description": "A percentage, to 0.001.",
-        "type": "number",
-        "minimum": 0,
-        "maximum": 100,
+        **_any({"type": "number", "minimum": 0, "maximum": 100}, to("extended")),
     },
     "extended": {
         "description": "A value that JSON has no word for, in MongoDB's Extended JSON.",
         "type": "object",
         "properties": {
-            "$date": {"description": "A date with a time zone.", **_DIGITS},
-            "$numberDouble": {"description": 'A number: also "NaN" or "Infinity".', **_FRACTION},
-            "$numberDecimal": {"description": "A decimal of at most 34 digits.", **_FRACTION},
-            "$numberInt": {"description": "An integer.", **_DIGITS},
-            "$numberLong": {"description": "An integer.", **_DIGITS},
-            "$uuid": {"description": "A UUID.", "type": "string", "pattern": "[0-9A-Fa-f]"},
+            "$date": {"description": "A date with a time zone.", **_WRITTEN["$date"]},
+            "$numberDouble": {
+                "description": 'A number: also "NaN" or "Infinity".',
+                **_WRITTEN["$numberDouble"],
+            },
+            "$numberDecimal": {
+                "description": "A decimal of at most 34 digits.",
+                **_WRITTEN["$numberDecimal"],
+            },
+            "$numberInt": {"description": "An integer of 32 bits.", **_WRITTEN["$numberInt"]},
+            "$numberLong": {"description": "An integer.", **_WRITTEN["$numberLong"]},
+            "$uuid": {"description": "A UUID.", **_WRITTEN["$uuid"]},
             "$binary": {"description": "Bytes, or a UUID with the subType 04.", **_BINARY},
         },
         "minProperties": 1,
@@ -219,7 +225,7 @@ FIELDS: Mapping[str, Mapping[str, Entry]] = {
                 {
                     "type": "array",
                     "prefixItems": [
-                        {"type": "integer", "minimum": 1, "maximum": BUCKETS},
+                        _any({"type": "integer", "minimum": 1, "maximum": BUCKETS}, to("extended")),
                         {"type": "string"},
                     ],
                     "minItems": 2,
@@ -269,7 +275,7 @@ FIELDS: Mapping[str, Mapping[str, Entry]] = {
         "tags": "Words to find the segment by. For people.",
     },
     "MembersDocument": {
-        "count": "How many keys there are.",
+        "count": ("How many keys there are.", _any({"type": "integer"}, to("extended"))),
         "parts": "The SHA-256 of each part of the hashed keys.",
     },
     "PrerequisiteDocument": {

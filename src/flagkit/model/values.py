@@ -12,7 +12,9 @@ Source: https://www.mongodb.com/docs/manual/reference/mongodb-extended-json.
 
 import base64
 import decimal
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final, TypeAlias, cast
@@ -27,18 +29,36 @@ Constant: TypeAlias = "Scalar | list[Constant] | dict[str, Constant]"
 
 DEPTH_MAX = 32
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 _EXTENDED: Final[Mapping[str, str]] = {
     "$binary": '{base64: "AQI=", subType: "00"}',
     "$date": '"2026-12-01T08:00:00Z"',
     "$numberDecimal": '"0.1", of at most 34 digits',
     "$numberDouble": '"NaN"',
-    "$numberInt": '"5"',
+    "$numberInt": '"5", of 32 bits; $numberLong has 64',
     "$numberLong": '"5"',
     "$uuid": '"00112233-4455-6677-8899-aabbccddeeff"',
 }
 """Extended values, by what they are written with: examples."""
+_NUMBER: Final = r"-?(\d+(\.\d*)?|\.\d+)([Ee][+-]?\d+)?|-?Infinity|NaN"
+_INTEGER: Final = r"-?\d{1,19}"
+_HEX: Final = "[0-9A-Fa-f]"
+_DATE: Final = r"\d{4}-\d\d-\d\d([Tt ]([01]\d|2[0-3]):\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d(:?\d\d)?)?)?"
+FORMS: Final[Mapping[str, re.Pattern[str]]] = {
+    operator: re.compile(form, re.ASCII)
+    for operator, form in {
+        "$binary": "([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?",
+        "$date": _DATE,
+        "$numberDecimal": _NUMBER,
+        "$numberDouble": _NUMBER,
+        "$numberInt": _INTEGER,
+        "$numberLong": _INTEGER,
+        "$uuid": f"{_HEX}{{32}}|{_HEX}{{8}}(-{_HEX}{{4}}){{3}}-{_HEX}{{12}}",
+    }.items()
+}
+"""How the text of extended values is written, that of a binary in base64."""
 # BSON's decimals: IEEE 754's decimal128. What does not fit is refused, never rounded.
-_DECIMAL128: Final = decimal.Context(
+DECIMAL128: Final = decimal.Context(
     prec=34,
     Emin=-6143,
     Emax=6144,
@@ -152,26 +172,58 @@ def _value_of(operator: str, written: object) -> Constant:
     match operator, written:
         case "$binary", Mapping():
             return _binary(cast("Mapping[object, object]", written))
-        case "$date", str():
-            return datetime.fromisoformat(written)
-        case "$numberDecimal", str():
-            return _DECIMAL128.create_decimal(written)
-        case "$numberDouble", str():
-            return float(written)
-        case "$numberInt" | "$numberLong", str():
-            return int(written)
-        case "$uuid", str():
-            return UUID(written)
+        case _, str() if operator in _READERS and FORMS[operator].fullmatch(written):
+            return _READERS[operator](written)
         case _:
             raise ValueError(operator)
 
 
 def _binary(written: Mapping[object, object]) -> bytes | UUID:
     text, kind = written.get("base64"), written.get("subType")
-    if len(written) != 2 or not isinstance(text, str) or kind not in ("00", "04"):  # noqa: PLR2004 - the two
+    if (
+        len(written) != 2  # noqa: PLR2004 - the two
+        or kind not in ("00", "04")
+        or not isinstance(text, str)
+        or not FORMS["$binary"].fullmatch(text)
+    ):
         raise ValueError("$binary")
-    content = base64.b64decode(text, validate=True)
+    content = base64.b64decode(text)
     return content if kind == "00" else UUID(bytes=content)
+
+
+def date_of(text: str) -> datetime:
+    """Return the date that a text says.
+
+    Raises:
+        ValueError: it says none, or in another way than `2026-12-01T08:00:00Z`.
+    """
+    if not FORMS["$date"].fullmatch(text):
+        raise ValueError(text)
+    return datetime.fromisoformat(text)
+
+
+def _double(text: str) -> float:
+    value = float(text)
+    if math.isinf(value) and "Infinity" not in text:
+        raise ValueError(text)
+    return value
+
+
+def _int32(text: str) -> int:
+    value = int(text)
+    if not INT32_MIN <= value <= INT32_MAX:
+        raise ValueError(text)
+    return value
+
+
+_READERS: Final[Mapping[str, Callable[[str], Constant]]] = {
+    "$date": date_of,
+    "$numberDecimal": DECIMAL128.create_decimal,
+    "$numberDouble": _double,
+    "$numberInt": _int32,
+    "$numberLong": int,
+    "$uuid": UUID,
+}
 
 
 def _written(value: Decimal | UUID | bytes, path: str) -> Value:
@@ -189,7 +241,7 @@ def _decimal_text(value: Decimal, path: str) -> str:
         # MongoDB has one NaN: neither sign nor payload nor a signal tell any apart.
         return "NaN"
     try:
-        return str(_DECIMAL128.create_decimal(value))
+        return str(DECIMAL128.create_decimal(value))
     except ArithmeticError:
         raise InvalidDocumentError(
             path, "is a decimal that BSON cannot hold", "Round it to 34 digits, or write a string"
@@ -243,4 +295,10 @@ def milliseconds(value: datetime, path: str) -> datetime:
 
 def join(path: str, field: object) -> str:
     """Return the path of `field` below `path`."""
-    return f"{path}.{field}" if path else str(field)
+    field = shown(str(field))
+    return f"{path}.{field}" if path else field
+
+
+def shown(text: str) -> str:
+    """Return a text as it may stand in a message: what a terminal might obey is escaped."""
+    return text if text.isprintable() else repr(text)
