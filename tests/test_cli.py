@@ -1,5 +1,6 @@
 """The `flagkit` command, as a process of its own, and the reading of policy files."""
 
+import json
 import os
 import re
 import signal
@@ -268,6 +269,21 @@ flags:
     ]
 
 
+def test_floats_that_programs_take_for_text_are_warned_of_and_what_has_a_tag_is_not(
+    write: Write,
+) -> None:
+    constants = "[1e3, 1.5e3, 1e+3, 1.5, 1.5e+3, .inf, !!str 5, !!str on, !!float 1e3, !!int 010]"
+    path = write(
+        f"{FLAG.replace(', y: 2', '')}  rules: [{{name: r, when: {{a: {constants}}}, serve: x}}]"
+    )
+    place = f"{path}:5: flags[0].rules[0].when.a"
+    assert [str(doubt) for doubt in PolicyFile(path).doubts] == [
+        f"{place}[{i}]: {written} is a number, but text to readers of YAML 1.1."
+        " Write a point, and the exponent with its sign, as in 1.0e+3"
+        for i, written in enumerate(["1e3", "1.5e3", "1e+3"])
+    ]
+
+
 def test_validating_holds_files_to_their_environment(write: Write) -> None:
     flag = "flags:\n- {key: a.b, environment: staging, variants: {x: 1}, fallthrough: {serve: x}}\n"
     path = str(write(flag))
@@ -435,6 +451,19 @@ flags:
     assert PolicyFile(path).policies[0].flag.variants == {"x": "😀 \né"}
 
 
+def test_what_a_json_file_may_hold_is_read(write: Write) -> None:
+    name, text = "n" * 5_000, "\x7f\x80\ufffe"
+    flag = {"key": "a", "variants": {name: text}, "fallthrough": {"serve": name}}
+    for indent in (None, 1):
+        path = write(json.dumps({"flags": [flag]}, ensure_ascii=False, indent=indent))
+        assert PolicyFile(str(path)).policies[0].flag.variants == {name: text}
+
+
+def test_a_directive_is_one_only_before_the_document(write: Write) -> None:
+    path = write(f'%YAML 1.2\n---\n{FLAG}  owner: "\n%YAML 1.1\n    x"\n')
+    assert PolicyFile(path).policies[0].flag.metadata == {"owner": " %YAML 1.1 x"}
+
+
 @pytest.mark.parametrize("version", ["1.1", "1.2"])
 def test_plain_yaml_readers_see_the_same_document(version: str) -> None:
     reader = YAML(typ="safe", pure=True)
@@ -466,6 +495,11 @@ RULE = """  rules:
         ("flags: []\nflag: []", ":2: flag: is not a known field"),
         ("flags: [", ":1: document: is not YAML: while parsing a flow node"),
         ("# old\n%YAML 1.1\n---\nflags: []", ":2: document: is YAML 1.1, where on, off, yes"),
+        ("%YAML 1.3\n---\nflags: []", ":1: document: is YAML 1.3, which is not known here"),
+        ("%YAML 1." + "9" * 5000 + "\n---\na", f":1: document: is YAML 1.{'9' * 58}..., which is"),
+        ('flags: "\\UFFFFFFFF"', ": document: is not YAML: it escapes a character"),
+        ('flags: "\\U00110000"', ": document: is not YAML: it escapes a character"),
+        ('"\\e[31m": 1\nflags: []', r":1: '\x1b[31m': is not a known field"),
         ("flags:\n\t- a", ":2: document: is not YAML: while scanning for the next token"),
         ("flags: []\n---\nflags: []", ":2: document: is not YAML: expected a single"),
         ("flags: \x01", ": document: is not YAML: unacceptable character"),
@@ -481,6 +515,11 @@ RULE = """  rules:
         ("flags:\n- !flag {key: a}", ":2: flags[0]: has the tag !flag"),
         ("flags:\n- {key: !!binary aGk=}", ":2: flags[0].key: has the tag binary"),
         ("flags:\n- {key: !!int five}", ":2: flags[0].key: 'five' is no int"),
+        ("flags:\n- {key: !!int ''}", ":2: flags[0].key: '' is no int. Remove the tag"),
+        ("flags:\n- {key: !!float ''}", ":2: flags[0].key: '' is no float. Remove the tag"),
+        ("flags:\n- key: " + "9" * 5000, f":2: flags[0].key: '{'9' * 60}...' is no int. Quote it"),
+        ("flags:\n- {key: 1e999}", ":2: flags[0].key: '1e999' is beyond the numbers"),
+        ("flags:\n- {key: !!timestamp 2026-W01-1}", ":2: flags[0].key: '2026-W01-1' is no date"),
         ("flags:\n- {key: !!bool maybe}", ":2: flags[0].key: 'maybe' is no bool"),
         ("flags:\n- {expires: 2026-13-01}", ":2: flags[0].expires: '2026-13-01' is no date"),
         # flags that the model refuses
@@ -488,6 +527,7 @@ RULE = """  rules:
         ("flags:\n- variants: {}", ":2: flags[0]: key: is missing"),
         (FLAG.replace("a.b", "A b"), ":2: flag 'A b': key: 'A b' is not a flag key"),
         (FLAG.replace("x: 1", "1: 1"), ":3: flag 'a.b': variants: has a key of the type int"),
+        (FLAG + '  "s\\nt": x', r":5: flag 'a.b': 's\nt': is not a known field"),
         (FLAG + "  stat: x", ":5: flag 'a.b': stat: is not a known field"),
         (FLAG + "  expires: 2026-12-01", ":5: flag 'a.b': expires: is the date 2026-12-01T00"),
         (FLAG + RULE, ":11: flag 'a.b': rules[0].when.a.c.$in[1]: is an operator"),

@@ -5,6 +5,7 @@ of which JSON is a part: on, off, yes and no are strings. Tags, aliases and merg
 each flag says all of itself.
 """
 
+import math
 import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -15,11 +16,13 @@ from typing import Any, NamedTuple, TypeAlias
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.reader import Reader
+from ruamel.yaml.scanner import Scanner
 
 from flagkit.errors import ConfigurationError, InvalidDocumentError
 from flagkit.model import EVERYWHERE, Flag, decode
 from flagkit.model.segments import Segment, decode_segment
-from flagkit.model.values import join
+from flagkit.model.values import date_of, join, shown
 
 _Node: TypeAlias = Any
 """A node of ruamel.yaml, which is untyped: `id` is mapping, sequence or scalar."""
@@ -36,7 +39,11 @@ _KINDS = {
 _YAML_1_1: Any = YAML(typ="safe", pure=True)
 _YAML_1_1.version = "1.1"
 _OCTAL = re.compile("[-+]?0[0-7_]+")
-_OLD_DIRECTIVE = re.compile(r"^%YAML +1\.[01]\b", re.MULTILINE)
+_NO_OLD_FLOAT = re.compile(r"[^.]*|.*[eE]\d+")
+"""Floats that programs take for text which are of YAML 1.1 to the letter."""
+_DIRECTIVE = re.compile(r"(?:(?:[ \t]*(?:#[^\r\n]*)?|%[^\r\n]*)[\r\n])*?%YAML[ \t]+([^\s#]+)")
+"""The version of YAML that is named before the document begins."""
+_QUOTED_MAX = 60
 
 
 class Policy(NamedTuple):
@@ -70,12 +77,12 @@ class PolicyFile:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | str,
         environment: str | None = None,
         *,
         faults: list[InvalidDocumentError] | None = None,
     ) -> None:
-        self.path = path
+        self.path = path = Path(path)
         self.policies: list[Policy] = []
         self.segments: list[SegmentPolicy] = []
         self._environment = environment
@@ -176,7 +183,7 @@ def _members(path: Path, reading: "_Reading") -> Iterator[_Member]:
         if label not in _FIELDS:
             known = " and ".join(_FIELDS)
             raise InvalidDocumentError(
-                label, "is not a known field", f"A policy file has {known}", subject=subject
+                _cut(label), "is not a known field", f"A policy file has {known}", subject=subject
             )
         if child.id != "sequence":
             raise InvalidDocumentError(
@@ -189,34 +196,70 @@ def _members(path: Path, reading: "_Reading") -> Iterator[_Member]:
             yield _Member(label, i, node, document)
 
 
+class _JsonReader(Reader):
+    """Takes the characters that JSON takes: YAML has them in quotes, too."""
+
+    @classmethod
+    def _get_non_printable(cls, data: str) -> tuple[int, str] | None:
+        found = re.search(r"[^\t\n\r -\U0010ffff]", data)
+        return (found.start(), found[0]) if found else None
+
+
+class _JsonScanner(Scanner):
+    """Takes quoted names of any length, as JSON does."""
+
+    def stale_possible_simple_keys(self) -> None:
+        scanner: Any = self
+        for key in scanner.possible_simple_keys.values():
+            if key.mark.buffer[key.mark.pointer] == '"':
+                key.index = scanner.reader.index
+        super().stale_possible_simple_keys()
+
+
 def _compose(path: Path) -> _Node:
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        root = YAML(typ="safe", pure=True).compose(text)  # pyright: ignore[reportUnknownMemberType]
     except OSError as error:
         raise ConfigurationError(
             f"the policy file {path} cannot be read: {error.strerror}"
         ) from error
-    except (YAMLError, UnicodeDecodeError, RecursionError) as error:
-        where, problem = str(path), str(error).partition("\n")[0]
-        if isinstance(error, RecursionError):
-            problem = "it is nested too deep"
-        if isinstance(error, MarkedYAMLError):
-            fault: Any = error
-            where += f":{fault.problem_mark.line + 1}" if fault.problem_mark else ""
-            problem = ", ".join(filter(None, (fault.context, fault.problem)))
-        raise InvalidDocumentError(
-            "", f"is not YAML: {problem}", "Mend it and try again", subject=where
-        ) from error
-    directive = _OLD_DIRECTIVE.search(text)
-    if directive:
+    except UnicodeDecodeError as error:
+        raise _no_yaml(path, str(error)) from error
+    _check_version(path, text)
+    yaml: Any = YAML(typ="safe", pure=True)
+    yaml.Reader, yaml.Scanner = _JsonReader, _JsonScanner
+    try:
+        return yaml.compose(text)
+    except MarkedYAMLError as error:
+        fault: Any = error
+        where = f"{path}:{fault.problem_mark.line + 1}" if fault.problem_mark else path
+        problem = ", ".join(filter(None, (fault.context, fault.problem)))
+        raise _no_yaml(where, problem) from error
+    except YAMLError as error:
+        raise _no_yaml(path, str(error).partition("\n")[0]) from error
+    except RecursionError as error:
+        raise _no_yaml(path, "it is nested too deep") from error
+    except (ValueError, ArithmeticError) as error:
+        raise _no_yaml(path, "it escapes a character that there is not") from error
+
+
+def _no_yaml(where: Path | str, problem: str) -> InvalidDocumentError:
+    problem = f"is not YAML: {problem}"
+    return InvalidDocumentError("", problem, "Mend it and try again", subject=str(where))
+
+
+def _check_version(path: Path, text: str) -> None:
+    directive = _DIRECTIVE.match(text)
+    if directive and directive[1] != "1.2":
+        version = _cut(directive[1])
+        old = version in ("1.0", "1.1")
+        why = "where on, off, yes and no are booleans" if old else "which is not known here"
         raise InvalidDocumentError(
             "",
-            "is YAML 1.1, where on, off, yes and no are booleans",
-            f"Remove the line {directive[0]}",
-            subject=f"{path}:{text.count(chr(10), 0, directive.start()) + 1}",
+            f"is YAML {version}, {why}",
+            f"Remove the line %YAML {version}",
+            subject=f"{path}:{text.count(chr(10), 0, directive.start(1)) + 1}",
         )
-    return root
 
 
 class _Reading:
@@ -247,7 +290,7 @@ class _Reading:
             case "scalar", _ if tag in _PLAIN:
                 return self._scalar(node, path, tag)
             case _:
-                problem = f"has the tag {tag}, which means nothing here"
+                problem = f"has the tag {_cut(tag)}, which means nothing here"
                 raise self._refused(node, path, problem, "Remove it, or quote the value")
 
     def _mapping(self, node: _Node, path: str) -> dict[Any, Any]:
@@ -265,20 +308,24 @@ class _Reading:
 
     def _date(self, node: _Node, path: str) -> datetime:
         try:
-            return datetime.fromisoformat(node.value)
+            return date_of(node.value)
         except ValueError:
-            problem = f"{node.value!r} is no date"
-            remedy = "Write it like 2026-12-01T08:00:00Z"
-            raise self._refused(node, path, problem, remedy) from None
+            problem = f"{_quoted(node.value)} is no date"
+            raise self._refused(node, path, problem, "Write it like 2026-12-01T08:00:00Z") from None
 
     def _scalar(self, node: _Node, path: str, tag: str) -> Any:
-        if node.style is None:
+        tagged = _is_tagged(node)
+        if node.style is None and not tagged:
             self._doubt(node, path, tag)
         try:
             value = self._constructor.construct_object(node)
-        except (ValueError, KeyError):
-            problem = f"{node.value!r} is no {tag}"
-            raise self._refused(node, path, problem, "Remove the tag") from None
+        except (ValueError, LookupError):
+            problem = f"{_quoted(node.value)} is no {tag}"
+            remedy = "Remove the tag" if tagged else "Quote it, or write another number"
+            raise self._refused(node, path, problem, remedy) from None
+        if isinstance(value, float) and math.isinf(value) and "inf" not in node.value.lower():
+            problem = f"{_quoted(node.value)} is beyond the numbers that there are"
+            raise self._refused(node, path, problem, "Write a smaller one, or quote it")
         if isinstance(value, str):
             # JSON escapes a character beyond U+FFFF as two, which YAML leaves as two.
             return value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
@@ -287,16 +334,36 @@ class _Reading:
     def _doubt(self, node: _Node, path: str, tag: str) -> None:
         other = _YAML_1_1.resolver.resolve(ScalarNode, node.value, (True, False))
         other_tag = str(other).removeprefix(_TAG)
+        if other_tag == tag == "float" and _NO_OLD_FLOAT.fullmatch(node.value):
+            other_tag = "str"
         if other_tag == tag and not (tag == "int" and _OCTAL.fullmatch(node.value)):
             return
-        problem = f"{node.value} is {_KINDS[tag]}, but {_KINDS[other_tag]} to readers of YAML 1.1"
-        if other_tag == tag:
-            problem = f"{node.value} is another number to readers of YAML 1.1"
-        remedy = f'Quote it: "{node.value}"' if tag == "str" else "Write it as a decimal number"
+        text = _cut(node.value)
+        meant = f"{_KINDS[tag]}, but {_KINDS[other_tag]}" if other_tag != tag else "another number"
+        problem = f"{text} is {meant} to readers of YAML 1.1"
+        remedy = "Write it as a decimal number"
+        if tag == "str":
+            remedy = f'Quote it: "{text}"'
+        elif tag == "float":
+            remedy = "Write a point, and the exponent with its sign, as in 1.0e+3"
         self.doubts.append(self._refused(node, path, problem, remedy))
 
     def _refused(self, node: _Node, path: str, problem: str, remedy: str) -> InvalidDocumentError:
         return InvalidDocumentError(path, problem, remedy, subject=f"{self._path}:{_line(node)}")
+
+
+def _is_tagged(node: _Node) -> bool:
+    start, end = node.start_mark, node.end_mark
+    return bool(start.buffer[start.pointer : end.pointer].lstrip().startswith("!"))
+
+
+def _cut(text: str) -> str:
+    """Return a text as it may stand in a message: not all of it, if it is long."""
+    return shown(text if len(text) <= _QUOTED_MAX else f"{text[:_QUOTED_MAX]}...")
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= _QUOTED_MAX else f"{text[:_QUOTED_MAX]}...")
 
 
 def _located(
@@ -326,7 +393,7 @@ def _children(node: _Node) -> Iterator[tuple[str, _Node, _Node]]:
     """Yield how a path names each child of a node, the node where it begins, and itself."""
     if node.id == "mapping":
         for key, child in node.value:
-            yield str(key.value), key, child
+            yield shown(str(key.value)), key, child
     elif node.id == "sequence":
         for i, child in enumerate(node.value):
             yield f"[{i}]", child, child

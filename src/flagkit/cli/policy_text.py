@@ -22,7 +22,8 @@ from flagkit.model.canonical import canonical, canonical_segment, date_text, ext
 from flagkit.model.segments import listed_keys
 from flagkit.model.values import Value
 
-_WIDTH = 100
+_WIDTH = 2**31
+"""Lines are as long as what is on them: YAML does not read a name that is folded."""
 _PLAIN = re.compile(r"[A-Za-z_$][A-Za-z0-9_$@./+-]*( [A-Za-z0-9_$@./+-]+)*")
 _WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 """What some YAML reader takes for something other than text, in lower case."""
