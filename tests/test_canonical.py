@@ -6,10 +6,12 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import timedelta, timezone
+from decimal import Decimal
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
@@ -30,7 +32,7 @@ from tests.oracle import Draw
 from tests.test_model import MOMENT, document, documents, rollout, rule, same, when
 
 AS_WRITTEN = {"$regex"}
-"""The operators whose constants, and neighbours, the canonical form leaves as they are."""
+"""The operators whose constants the canonical form leaves as they are."""
 SHOP = Path(__file__).parents[1] / "examples" / "shop" / "flags.yaml"
 EAST = timezone(timedelta(hours=1))
 
@@ -115,6 +117,27 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         when(a={"$all": [{"$elemMatch": {"$gt": 1, "$in": [2, 3]}}]}),
         when(a={"$all": [{"$elemMatch": {"$in": [3, 2.0], "$gt": 1}}]}),
     ),
+    "a regular expression's options": (
+        when(a={"$regex": "x", "$options": "im"}),
+        when(a={"$options": "mii", "$regex": "x"}),
+    ),
+    "no options": (when(a={"$regex": "x", "$options": ""}), when(a={"$regex": "x"})),
+    "what stands beside a regular expression": (
+        when(a={"$regex": "x", "$in": ["x", "y"]}),
+        both({"a": {"$in": ["y", "x"]}}, {"a": {"$regex": "x"}}),
+    ),
+    "presence": (
+        when(a={"$exists": True}, b={"$exists": False}),
+        when(a={"$exists": "no"}, b={"$exists": {"$numberDecimal": "0"}}),
+    ),
+    "a type by its number": (
+        when(a={"$type": [2, 16.0]}, b={"$type": "string"}),
+        when(a={"$type": ["int", "string"]}, b={"$type": {"$numberDecimal": "2.0"}}),
+    ),
+    "decimals": (
+        when(a=Decimal("1.50"), b=[Decimal("2.0")]),
+        when(a=Decimal("1.5"), b=[2]),
+    ),
     "one type in a list": (when(a={"$type": "int"}), when(a={"$type": ["int"]})),
     "one text in a list": (when(a={"$contains": "x"}), when(a={"$contains": ["x", "x"]})),
     "the order of versions": (
@@ -180,6 +203,13 @@ DIFFERENT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         when(a={"$in": [{"x": 1, "y": 1}]}),
         when(a={"$in": [{"y": 1, "x": 1}]}),
     ),
+    "decimals of 34 digits": (
+        when(a=Decimal("0." + "1" * 34)),
+        when(a=Decimal("0." + "1" * 33 + "2")),
+    ),
+    "decimals that are no numbers": (when(a=Decimal("NaN")), when(a=Decimal("Infinity"))),
+    "presence and absence": (when(a={"$exists": True}), when(a={"$exists": 0})),
+    "a document and its first field": (when(a={"b": 1}), when(a={"b": {"b": 1}})),
     "true and 1": (when(a=True), when(a=1)),
     "null and false": (when(a=None), when(a=False)),
     "a number and a string": (when(a=1), when(a="1")),
@@ -280,6 +310,28 @@ def test_every_operator_has_its_canonical_constant() -> None:
     assert set(OPERATORS) - _CONSTANTS.keys() <= AS_WRITTEN
 
 
+@pytest.mark.parametrize(
+    "last", [1, {"$numberDecimal": "0.1"}, {"$uuid": str(UUID(int=1))}], ids=str
+)
+def test_the_canonical_form_of_the_deepest_document_is_no_deeper(last: Any) -> None:
+    deepest = last
+    for _ in range(28):
+        deepest = {"b": deepest}
+    flag = decode(when(a=deepest))
+    with pytest.raises(InvalidDocumentError, match="nested more than 32 deep"):
+        decode(when(a={"b": deepest}))
+    again = decode(canonical(flag))
+    assert again.rules[0].when == {"a": deepest}
+    assert canonical(again) == canonical(flag)
+
+
+@pytest.mark.parametrize("first", ["$x", "$gt", "gte", ">="])
+def test_a_document_that_looks_like_operators_keeps_its_equality(first: str) -> None:
+    flag = decode(when(a={"$eq": {first: 1}}))
+    assert canonical(flag)["rules"][0]["when"] == {"a": {"$eq": {first: 1}}}
+    assert decode(canonical(flag)).rules == flag.rules
+
+
 def shuffled(chance: Random, written: Mapping[str, Any]) -> dict[str, Any]:
     return dict(chance.sample(list(written.items()), len(written)))
 
@@ -372,6 +424,31 @@ def written_and_read(text: str) -> list[Policy]:
         path = Path(folder) / "flags.yaml"
         path.write_text(text)
         return PolicyFile(path).policies
+
+
+LONG_NAMES = st.builds(
+    lambda word, count, last: " ".join([word] * count) + last,
+    *(st.sampled_from(["on", "a long one"]), st.integers(8, 400), st.sampled_from(["", "."])),
+)
+
+
+@settings(max_examples=50)
+@given(LONG_NAMES, LONG_NAMES)
+def test_names_of_any_length_are_read_as_they_were_written(name: str, other: str) -> None:
+    made = when(a={name: {other: name}}) | {"variants": {name: [other], other: {}}}
+    made |= {"rules": [made["rules"][0] | {"serve": name}], "fallthrough": {"serve": other}}
+    flag = decode(made)
+    for write in (yaml_text, json_text):
+        (read,) = written_and_read(write([Policy(made, flag)]))
+        assert canonical(read.flag) == canonical(flag)
+
+
+def test_lines_end_where_what_is_on_them_ends() -> None:
+    line = {"variant": "on", "otherwise": "off", "salt": "s" * 100, "start": MOMENT}
+    made = rule(serve=None, ramp=line | {"end": MOMENT + timedelta(days=1)})
+    text = yaml_text([Policy(made, decode(made))])
+    assert not re.search(r"\s$", text.rstrip("\n"), re.MULTILINE)
+    assert re.search(r" end: 2026-12-02T08:00:00Z\b", text)
 
 
 @settings(max_examples=200)

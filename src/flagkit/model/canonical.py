@@ -2,7 +2,7 @@
 
 The form is a policy document again. Conditions are flattened, sorted and rid of repetitions, never
 reasoned about: `{age: {$gte: 18}}` and `{age: {$not: {$lt: 18}}}` stay two. An operator that is not
-known here keeps its constant, and its neighbours, as written, which is safe.
+known here keeps its constant as written, which is safe.
 """
 
 import hashlib
@@ -10,15 +10,18 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, TypeAlias, cast
 
 from msgspec.structs import replace
 
+from flagkit.errors import InvalidDocumentError
+from flagkit.model.conditions import Field
 from flagkit.model.flags import Flag, Prerequisite, Rollout, Rule, Serves, encode
-from flagkit.model.queries import OPERATORS, OPTIONS, SEGMENT
+from flagkit.model.queries import OPERATORS, OPTIONS, SEGMENT, TYPE_NAMES, parse
 from flagkit.model.rollouts import allocate
 from flagkit.model.segments import Segment, encode_segment
-from flagkit.model.values import INT64_MAX, INT64_MIN, Value
+from flagkit.model.values import DECIMAL128, INT64_MAX, INT64_MIN, Value, revived
 
 _Document: TypeAlias = dict[str, Any]
 _TESTS = (*OPERATORS, OPTIONS)
@@ -146,10 +149,25 @@ def _logical_last(name: str) -> tuple[bool, str]:
 
 
 def _short(name: str, tests: Any) -> Any:
-    """Return the tests of an attribute, `{$eq: value}` as the value; a document keeps its `$eq`."""
-    if name.startswith("$") or tests.keys() != {"$eq"} or isinstance(tests["$eq"], dict):
+    """Return the tests of an attribute, `{$eq: value}` as the value where that is read as one.
+
+    Besides being shorter, it is no deeper than what was written, which may be as deep as can be.
+    """
+    if name.startswith("$") or tests.keys() != {"$eq"}:
         return tests
-    return tests["$eq"]
+    value = tests["$eq"]
+    return value if _is_read_as_value(value) else tests
+
+
+def _is_read_as_value(value: Value) -> bool:
+    constant = revived(value)
+    if isinstance(constant, dict) and next(iter(constant), "").startswith("$"):
+        return False
+    try:
+        parse({"a": value}, "")
+    except InvalidDocumentError:  # it looks like a bare operator
+        return False
+    return True
 
 
 def _atoms(document: _Document) -> Iterator[_Document]:
@@ -175,11 +193,15 @@ def _has_operators(value: Any) -> bool:
 
 
 def _tests(operators: _Document) -> Iterator[_Document]:
-    if operators.keys() <= _CONSTANTS.keys():
-        for operator, constant in operators.items():
-            yield {operator: _CONSTANTS[operator](constant)}
-    else:
-        yield dict(sorted(operators.items()))
+    for operator, constant in operators.items():
+        if operator == "$regex":
+            yield {operator: constant} | _options(operators.get(OPTIONS, ""))
+        elif operator != OPTIONS:
+            yield {operator: _CONSTANTS.get(operator, lambda written: written)(constant)}
+
+
+def _options(options: str) -> _Document:
+    return {OPTIONS: "".join(sorted({*options}))} if options else {}
 
 
 def _operators(operators: _Document) -> _Document:
@@ -188,8 +210,10 @@ def _operators(operators: _Document) -> _Document:
 
 
 def _constant(value: Value) -> Value:
-    """Return a constant with its whole numbers as integers: to conditions, 1.0 is 1."""
+    """Return a constant with its numbers in one form: to conditions, 1.0 is 1."""
     match value:
+        case {"$numberDecimal": str(text), **more} if not more:
+            return _number(DECIMAL128.create_decimal(text))
         case float() if value.is_integer() and INT64_MIN <= value <= INT64_MAX:
             return int(value)
         case list():
@@ -198,6 +222,12 @@ def _constant(value: Value) -> Value:
             return {name: _constant(item) for name, item in value.items()}
         case _:
             return value
+
+
+def _number(number: Decimal) -> Value:
+    if number == number.to_integral_value() and INT64_MIN <= number <= INT64_MAX:
+        return int(number)
+    return {"$numberDecimal": str(DECIMAL128.normalize(number))}
 
 
 def _unique(values: Iterable[Any]) -> list[Any]:
@@ -223,6 +253,22 @@ def _one_or_more(constant: Value) -> Value:
     return values[0] if len(values) == 1 else values
 
 
+def _types(constant: Value) -> Value:
+    match _constant(constant):
+        case list() as types:
+            return _one_or_more([_type(item) for item in types])
+        case one:
+            return _type(one)
+
+
+def _type(one: Value) -> Value:
+    return TYPE_NAMES[one] if isinstance(one, int) else one
+
+
+def _exists(constant: Value) -> bool:
+    return isinstance(parse({"a": {"$exists": constant}}, ""), Field)
+
+
 def _elem_match(constant: _Document) -> _Document:
     return _operators(constant) if _has_operators(constant) else _condition(constant)
 
@@ -236,9 +282,11 @@ def _versions(constant: _Document) -> _Document:
 
 _CONSTANTS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("$eq", "$ne", "$gt", "$gte", "$lt", "$lte"), _constant),
-    **dict.fromkeys(("$exists", "$size", "$mod"), _constant),
+    **dict.fromkeys(("$size", "$mod"), _constant),
     **dict.fromkeys(("$in", "$nin"), _set),
-    **dict.fromkeys(("$type", "$startsWith", "$endsWith", "$contains"), _one_or_more),
+    **dict.fromkeys(("$startsWith", "$endsWith", "$contains"), _one_or_more),
+    "$exists": _exists,
+    "$type": _types,
     "$all": _all,
     "$elemMatch": _elem_match,
     "$not": _operators,
