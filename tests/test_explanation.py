@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -254,6 +255,15 @@ def test_hostile_contexts_are_explained_without_an_error_of_theirs() -> None:
         assert found.evaluation.value is True
         assert str(found)
         assert found.as_dict()["flags"]
+
+
+def test_an_extended_value_is_a_constant_and_no_operator() -> None:
+    account = UUID(int=7)
+    rules = [{"name": "r", "when": {"a": account, "b": {"$gte": account}}, "serve": "on"}]
+    found = client_from([{**BASE, "rules": rules}]).explain("base", {"a": account, "b": account})
+    first, second = found.flags[0].rules[0].conditions
+    assert (first.operator, first.constant) == ("$eq", {"$uuid": str(account)})
+    assert (second.operator, second.holds) == ("$gte", True)
 
 
 def test_the_default_and_a_bound_client_explain_too() -> None:

@@ -29,7 +29,7 @@ from flagkit.model.keys import key_of
 from flagkit.model.queries import LOGICAL, OPTIONS, SEGMENT, parse
 from flagkit.model.rollouts import BUCKETS, percent, spans
 from flagkit.model.segments import Segment
-from flagkit.model.values import Value
+from flagkit.model.values import Value, extension
 
 
 class Policies(Protocol):
@@ -65,6 +65,7 @@ class Tracer:
         self._attributes = attributes
         self._moment = moment
         self._redact = redact
+        self._shown: dict[str, Any] = {}
 
     def trace(self, key: str) -> list[Traced]:
         """Return the traces of a flag, first, and of the prerequisites asked for it.
@@ -221,7 +222,11 @@ class Tracer:
     def _tests(self, path: str, written: Value) -> Iterator[ConditionTrace]:
         operators: dict[str, Value] = {"$eq": written}
         document: Value = {path: written}
-        if isinstance(written, dict) and next(iter(written), "").startswith("$"):
+        if (
+            isinstance(written, dict)
+            and extension(written) is None
+            and next(iter(written), "").startswith("$")
+        ):
             operators = written
         for operator, constant in operators.items():
             if operator == OPTIONS:
@@ -245,9 +250,15 @@ class Tracer:
             operator=operator,
             constant=REDACTED if hidden and constant is not None else constant,
             present=present,
-            seen=None if not present else REDACTED if hidden else shown(seen),
+            seen=None if not present else REDACTED if hidden else self._show(path, seen),
             holds=matches(condition, self._attributes),
         )
+
+    def _show(self, path: str, seen: object) -> Any:
+        # Once for each path: what is large, or contains itself, takes long to show.
+        if path not in self._shown:
+            self._shown[path] = shown(seen)
+        return self._shown[path]
 
     def _is_redacted(self, path: str) -> bool:
         """Tell whether what stands at a path is to be hidden, or part of it, or what it is in."""

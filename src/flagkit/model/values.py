@@ -119,7 +119,7 @@ def normal(  # noqa: C901, PLR0911 - one for each type
 
 
 def _document(fields: Mapping[object, object], path: str, depth: int, *, extended: bool) -> Value:
-    operator = _extension(fields) if extended else None
+    operator = extension(fields) if extended else None
     if operator is not None:
         return _read(operator, fields[operator], join(path, operator))
     if "$ref" in fields and "$id" in fields:
@@ -136,7 +136,7 @@ def revived(value: Value) -> Constant:
     """Return a value in normal form, with the extended ones as what they stand for."""
     match value:
         case dict():
-            operator = _extension(value)
+            operator = extension(value)
             if operator is not None:
                 return _value_of(operator, value[operator])
             return {key: revived(item) for key, item in value.items()}
@@ -146,8 +146,8 @@ def revived(value: Value) -> Constant:
             return value
 
 
-def _extension(fields: Mapping[Any, object]) -> str | None:
-    """Return what an extended value is written with, None for any other document."""
+def extension(fields: Mapping[Any, object]) -> str | None:
+    """Return what a document is written with if it is an extended value, else None."""
     key = next(iter(fields), None)
     return key if len(fields) == 1 and isinstance(key, str) and key in _EXTENDED else None
 
