@@ -185,9 +185,9 @@ class Draw:
         choice = self.chance.random()
         if choice < 0.5:
             return value
-        if choice < 0.85:
+        if choice < 0.8:
             return self.like(value)
-        if choice < 0.93:
+        if choice < 0.9:
             return [value, self.chance.choice(self.values)][: self.chance.choice((1, 2))]
         return {self.chance.choice(NAMES): value}
 
@@ -313,7 +313,18 @@ class Draw:
 
 OPERATORS = (
     *("$eq", "$ne", "$gt", "$gte", "$gte", "$lt", "$lte", "$lte", "$in", "$in", "$nin", "$exists"),
-    *("$not", "$not", "$all", "$elemMatch", "$elemMatch", "$size", "$mod", "$type", "$type"),
+    *(
+        "$not",
+        "$not",
+        "$all",
+        "$elemMatch",
+        "$elemMatch",
+        "$size",
+        "$size",
+        "$mod",
+        "$type",
+        "$type",
+    ),
     *TEXT_TESTS,
     "$regex",
 )

@@ -230,6 +230,8 @@ CASES = [
     Case("extended values within others",
          {"a": {"$in": [[ID, Decimal(1)], {"b": b"x"}]}},
          [[ID, 1], {"b": b"x"}, [{"b": b"x"}]], [[1, ID], [ID.bytes, 1], {"b": "x"}]),
+    Case("lengths of elements do not count, far down either", {"a.b": {"$size": 1}},
+         [{"b": [7]}, [{"b": [[7]]}]], [{"b": [[7], [7]]}, {"b": 7}, {"b": []}]),
     Case("$mod of decimals", {"a": {"$mod": [Decimal("2.9"), Decimal("1.5")]}}, [3, 3.9], [2, "3"]),
     Case("$size of a decimal", {"a": {"$size": Decimal("1.0")}}, [[7], [[]]], [[], 1]),
     Case("$exists: decimal 0 is false", {"a": {"$exists": Decimal("0E+3")}}, [...], [None]),
@@ -452,7 +454,7 @@ def test_the_fast_path_agrees_with_mongod(asked: list[Question]) -> None:
 def test_the_questions_are_many_and_not_one_sided(asked: list[Question]) -> None:
     assert len(asked) == ASKED_COUNT
     answered = sum(len(question.answer) for question in asked)
-    assert 0.15 < answered / (ASKED_COUNT * DOCUMENT_COUNT) < 0.85
+    assert 0.1 < answered / (ASKED_COUNT * DOCUMENT_COUNT) < 0.85
     split = sum(0 < len(question.answer) < DOCUMENT_COUNT for question in asked)
     assert split > 0.25 * ASKED_COUNT
 

@@ -40,7 +40,7 @@ class Wrong(NamedTuple):
 
 def negated_by_element(condition: Condition, attributes: Mapping[str, Any]) -> bool:
     match condition:
-        case Nor((Field(path, test),)):
+        case Nor((Field(path, test),)) if path:
             whole = isinstance(test, Size | ElemMatch)
             reached = matching._reached(attributes, path, 0, whole)
             return any(not matching._passes(test, value) for value in reached)
@@ -71,9 +71,9 @@ def spread_without_the_list(items: Any, path: Path, at: int, whole: bool) -> Ite
     return iter(items) if at == len(path) else right_spread(items, path, at, whole)
 
 
-def spread_always(items: Any, path: Path, at: int, whole: bool) -> Iterator[object]:
-    del whole
-    return right_spread(items, path, at, whole=False)
+def value_passes_by_element(test: Test, value: Any) -> bool:
+    items = value if isinstance(value, list) else []
+    return any(matching._passes(test, item) for item in items) or matching._passes(test, value)
 
 
 def spread_into_inner_lists(items: Any, path: Path, at: int, whole: bool) -> Iterator[object]:
@@ -202,7 +202,7 @@ def presence_for_zero(parts: Path, name: str, constant: Constant, path: str) -> 
 
 
 def revived_as_floats(value: Any) -> Any:
-    if isinstance(value, dict) and "$numberDecimal" not in value:
+    if isinstance(value, dict) and values.extension(value) is None:
         return {name: revived_as_floats(item) for name, item in value.items()}
     if isinstance(value, list):
         return [revived_as_floats(item) for item in value]
@@ -235,7 +235,7 @@ WRONG: dict[str, Wrong] = {
     "$ne is judged by element": Wrong(matching, "matches", negated_by_element),
     "missing is not null": Wrong(matching, "_passes", passes_missing_as_nothing),
     "null does not exist": Wrong(matching, "_passes", passes_null_as_missing),
-    "lengths of elements count": Wrong(matching, "_spread", spread_always),
+    "lengths of elements count": Wrong(matching, "value_passes", value_passes_by_element),
     "the remainder has the divisor's sign": Wrong(matching, "_remainder", remainder_of_python),
     "fractions have no remainder": Wrong(matching, "_remainder", remainder_of_the_fraction),
     "int and long are one type": Wrong(matching, "bson_type", types_with_one_integer),

@@ -137,7 +137,8 @@ def _call(
             if method == "evaluate":
                 answer: Any = client.evaluate(key, context, default)
             elif method == "explain":
-                answer = client.explain(key, context, default, redact=("a.b",)).evaluation
+                explanation = client.explain(key, context, default, redact=("a.b",))
+                answer = explanation.evaluation if str(explanation) else None
             elif method == "is_enabled":
                 answer = client.is_enabled(key, context, default)
             else:
