@@ -320,6 +320,7 @@ def test_a_cycle_heals_when_it_is_opened() -> None:
         b"\xff" * 100,
         b"\x81\x01\x02",
         b"\x81\xa3key\xa1\xff",
+        b"\x91" * 100_000,
     ],
     ids=lambda packed: "bad state" if packed is None else repr(packed)[:20],
 )
