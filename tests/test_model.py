@@ -298,6 +298,7 @@ TOO_MANY: dict[str, dict[str, Any]] = {
     "$in": {"a": {"$in": [[1]] * 2048}},
     "$all": {"a": {"$all": [1] * 2048}},
     "$contains": {"a": {"$contains": ["x"] * 2048}},
+    "$segment": {"$segment": ["s"] * 64},
     "$semver": {"a": {"$semver": {"$in": ["1.0.0"] * 2048}}},
     "$elemMatch": {"a": {"$elemMatch": {"$nor": [{"a": 1}] * 2048}}},
 }

@@ -236,6 +236,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("parts that are none", {"key": "s", "included": {"count": 1, "parts": ["x"]}}, "included", ""),
     ("too few parts", {"key": "s", "included": {"count": 99999, "parts": ["0" * 64]}},
      "included", "List the keys"),
+    ("too many tests", {"key": "s", "when": {"$or": [{"a": 1}] * 256}}, "when", "256"),
     ("another environment", {"key": "s", "environment": "staging"}, "environment", "other"),
 ]  # fmt: skip
 

@@ -13,7 +13,7 @@ from msgspec import Struct
 from flagkit.model.values import Constant
 from flagkit.model.versions import VersionKey
 
-PATTERN_TESTS = 40
+PATTERN_TESTS, SEGMENT_TESTS = 40, 32
 Ordering: TypeAlias = Literal["$eq", "$gt", "$gte", "$lt", "$lte"]
 
 
@@ -172,7 +172,8 @@ def tests_in(condition: Condition) -> int:
     """Return how many steps a condition may take, each about as long as the others.
 
     Each test is one, each part that joins some, and each constant that is tried by itself. A
-    search goes through a text, and is PATTERN_TESTS.
+    search goes through a text, and is PATTERN_TESTS; a segment has tests of its own, and is
+    SEGMENT_TESTS.
     """
     match condition:
         case Field(_, ElemMatch(inner, _)):
@@ -181,7 +182,9 @@ def tests_in(condition: Condition) -> int:
             return 1 + len(items)
         case Field(_, Pattern()):
             return PATTERN_TESTS
-        case Field() | InSegment():
+        case InSegment():
+            return SEGMENT_TESTS
+        case Field():
             return 1
         case And(conditions) | Or(conditions) | Nor(conditions):
             return 1 + sum(map(tests_in, conditions))

@@ -218,15 +218,15 @@ def _flag(wire: FlagDocument) -> Flag:
     )
 
 
-def check_tests(conditions: Mapping[str, Condition]) -> None:
+def check_tests(conditions: Mapping[str, Condition], tests_max: int = TESTS_MAX) -> None:
     """Refuse conditions, given by their paths, that are more tests than are allowed together."""
     count = 0
     for path, condition in conditions.items():
         count += tests_in(condition)
-        if count > TESTS_MAX:
+        if count > tests_max:
             raise InvalidDocumentError(
                 path,
-                f"brings the tests to {count:,}; the limit is {TESTS_MAX:,}",
+                f"brings the tests to {count:,}; the limit is {tests_max:,}",
                 "Use $in for one of many values; it counts once",
             )
 

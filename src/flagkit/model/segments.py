@@ -42,6 +42,8 @@ class Keys(Struct, frozen=True):
     parts: tuple[str, ...]
 
 
+SEGMENT_TESTS_MAX: Final = 256
+"""How many tests a segment's condition may be: a flag may name many segments."""
 _NO_LISTS: Final = (str, bytes, bytearray, memoryview, Mapping)
 NOBODY: Final = Keys(0, ())
 
@@ -226,7 +228,7 @@ def _decoded(document: object, environment: str | None, *, stored: bool) -> Hash
     wire = convert(values, SegmentDocument)
     check_environment(wire.environment, environment)
     condition = NEVER if wire.when is None else parse(wire.when, "when")
-    check_tests({"when": condition})
+    check_tests({"when": condition}, SEGMENT_TESTS_MAX)
     if inner := segments_in(condition):
         raise InvalidDocumentError(
             "when",
