@@ -2,7 +2,10 @@
 
 import math
 import random
+import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from types import FrameType
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -10,6 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from flagkit import Client
+from flagkit.core import schedule
 from flagkit.core.schedule import (
     flag_changes_after,
     is_open,
@@ -124,6 +129,95 @@ def test_a_recurring_window_is_bounded_by_its_dates() -> None:
         "19 08:00",
         "19 10:00",
     ]
+
+
+def test_what_has_not_begun_may_change_when_it_begins_however_far_away() -> None:
+    far = datetime(9999, 12, 25, tzinfo=UTC)
+    rule = {"name": "r", "during": {"from": far, "days": ["mon"], "zone": BERLIN}, "serve": "off"}
+    flag = {**CHANGING, "rules": [rule], "fallthrough": {"serve": "on"}}
+    client = client_from([flag], now=datetime(2026, 11, 22, tzinfo=UTC))
+    found = client.evaluate("f", "ada")
+    assert (found.value, found.error_code, found.valid_until) == (True, None, far)
+    assert [client.is_enabled("f", "ada") for _ in range(2)] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("now", "zone", "value", "valid_until"),
+    [
+        # The next Monday is the 27th, and after it there is none.
+        (datetime(9999, 12, 25, tzinfo=UTC), "UTC", False, datetime(9999, 12, 27, tzinfo=UTC)),
+        (datetime(9999, 12, 29, tzinfo=UTC), "UTC", False, datetime(9999, 12, 29, tzinfo=UTC)),
+        (
+            # In Berlin it is the year 10000.
+            datetime(9999, 12, 31, 23, 30, tzinfo=UTC),
+            BERLIN,
+            False,
+            datetime(9999, 12, 31, 23, 30, tzinfo=UTC),
+        ),
+        (datetime(1, 1, 1, tzinfo=UTC), "UTC", True, datetime(1, 1, 2, tzinfo=UTC)),
+        (datetime(1, 1, 1, tzinfo=UTC), "America/New_York", False, datetime(1, 1, 1, tzinfo=UTC)),
+        (datetime(1969, 12, 31, tzinfo=UTC), "UTC", False, datetime(1970, 1, 5, tzinfo=UTC)),
+    ],
+)
+def test_at_the_ends_of_the_calendar_an_answer_is_sure_and_valid_until_now_at_least(
+    now: datetime, zone: str, value: bool, valid_until: datetime
+) -> None:
+    client = client_from([flag_during(days=["mon"], zone=zone)], now=now)
+    found = client.evaluate("f", "ada")
+    assert (found.value, found.error_code, found.valid_until) == (value, None, valid_until)
+    assert [client.is_enabled("f", "ada") for _ in range(2)] == [value, value]
+
+
+@pytest.mark.parametrize("moment", [math.nan, -math.inf, 1e18, -1e18])
+def test_where_a_clock_shows_no_date_no_window_recurs_and_no_answer_is_to_be_kept(
+    moment: float,
+) -> None:
+    source = client_from([flag_during(days=["mon"], zone=BERLIN)])
+    assert source.snapshot is not None
+    client = Client.from_snapshot(source.snapshot, now=lambda: moment)
+    found = client.evaluate("f", "ada", default=True)
+    assert (found.value, found.error_code) == (False, None)
+    assert found.valid_until == datetime(1970, 1, 1, tzinfo=UTC)
+    assert [client.is_enabled("f", "ada") for _ in range(2)] == [False, False]
+
+
+def calls_of(ask: Callable[[], object]) -> list[str]:
+    """Return the files of the functions that are called, those of C aside."""
+    files: list[str] = []
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            files.append(frame.f_code.co_filename)
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        ask()
+    finally:
+        sys.setprofile(before)
+    return files
+
+
+def test_a_zone_is_read_once_however_many_are_in_use() -> None:
+    zones = [*ZONES, *(f"Etc/GMT+{hours}" for hours in range(1, 11))]
+    during = [window(days=["mon"], zone=zone) for zone in zones]
+
+    def ask() -> list[bool]:
+        return [is_open(recurring, START.timestamp()) for recurring in during]
+
+    opened = ask()
+    assert set(calls_of(ask)) == {__file__, schedule.__file__}
+    assert ask() == opened
+
+
+def test_the_next_change_is_found_once_for_all_moments_until_then() -> None:
+    morning, evening = (datetime(2026, 11, 20, hour, tzinfo=UTC).timestamp() for hour in (8, 16))
+    assert window_changes_after(OFFICE, morning) == evening
+    known = calls_of(lambda: window_changes_after(OFFICE, evening - 1))
+    assert window_changes_after(OFFICE, evening - 1) == evening
+    anew = calls_of(lambda: window_changes_after(OFFICE, evening))
+    assert len(known) <= 5 < len(anew), "a call within the same hours only looks it up"
+    assert window_changes_after(OFFICE, morning - 1) == morning, "a clock may be put back"
 
 
 recurrences = st.builds(

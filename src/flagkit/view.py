@@ -5,6 +5,7 @@ before a change puts its result into the old view, never into the new one. Evalu
 touched, by themselves or through a prerequisite, are carried over.
 """
 
+import contextlib
 import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -21,7 +22,7 @@ from flagkit.core.contexts import ContextLike, attributes_of
 from flagkit.core.evaluation import ErrorCode, Evaluation, Outcome, evaluation_of, failed
 from flagkit.core.explanation import Explanation
 from flagkit.core.prerequisites import CALLS_MAX, Step
-from flagkit.core.schedule import flag_changes_after, follows_clock
+from flagkit.core.schedule import NO_DATE, flag_changes_after, follows_clock
 from flagkit.core.segments import bound, meaning
 from flagkit.core.templates import Evaluator
 from flagkit.core.tracing import Traced, Tracer
@@ -41,6 +42,8 @@ _FAULTS = (FlagkitError, msgspec.DecodeError, UnicodeDecodeError, RecursionError
 """What a bad document raises."""
 EXPLANATIONS_MAX = 3
 """How often an explanation is tried while the clock changes the answer."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Compiled(Struct, frozen=True, eq=False):
@@ -159,7 +162,7 @@ class View:
                 version = compiled.version
                 if compiled.follows_clock:
                     # Before the answer, which can then only be newer than this says.
-                    valid_until = _date(compiled.changes_after(context, self._now()))
+                    valid_until = _valid_until(compiled, context, self._now())
                 evaluator = compiled.evaluator
                 outcome = evaluator if isinstance(evaluator, Outcome) else evaluator(context)
             return evaluation_of(key, outcome, default, version, revision, valid_until)
@@ -298,6 +301,16 @@ def _same(one: Evaluation[Any], other: Evaluation[Any]) -> bool:
         other.rule,
         other.error_code,
     )
+
+
+def _valid_until(compiled: Compiled, context: ContextLike, moment: float) -> datetime | None:
+    """Return until when an answer is valid; only until now where the calendar ends before that."""
+    with contextlib.suppress(*NO_DATE):
+        return _date(compiled.changes_after(context, moment))
+    with contextlib.suppress(*NO_DATE):
+        return _date(moment)
+    # The clock itself is out of order: a date that has passed.
+    return _EPOCH
 
 
 def _date(moment: float) -> datetime | None:

@@ -4,9 +4,11 @@ Pure functions of a moment, in seconds since 1970.
 """
 
 import bisect
+import functools
+import itertools
 import math
 import operator
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -19,7 +21,16 @@ from flagkit.model.windows import DAY_MINUTES, DAYS, Recurrence, Window
 _DAY_SECONDS: Final = 86_400
 _LOOK_AHEAD_DAYS: Final = 16
 """Two weeks and a bit: daylight saving may skip the hours of one week, never of two."""
+_EPOCH_WEEKDAY: Final = 3
+"""1970 began on a Thursday."""
+_TURNS_KEPT_MAX: Final = 16_384
+"""How many recurrences have their next turn at hand: some megabytes, 64 flags full of them."""
 _MICROSECOND: Final = 1_000_000
+NO_DATE: Final = (OverflowError, ValueError, OSError)
+"""What `datetime` raises for a moment that no calendar has."""
+
+# ZoneInfo itself keeps eight zones at most, and reads the file of any other anew.
+_zone = functools.cache(ZoneInfo)
 
 
 def is_open(window: Window, moment: float) -> bool:
@@ -31,10 +42,17 @@ def is_open(window: Window, moment: float) -> bool:
 def recurs(recurrence: Recurrence, moment: float) -> bool:
     """Tell whether a recurring window is open, by what a clock on the wall shows.
 
-    An hour that daylight saving repeats counts twice, one that it skips never comes.
+    An hour that daylight saving repeats counts twice, one that it skips never comes. A moment
+    before the calendar's year 1, or after 9999, is in no window.
     """
-    local = datetime.fromtimestamp(moment, ZoneInfo(recurrence.zone))
-    minute, day = local.hour * 60 + local.minute, local.weekday()
+    try:
+        local = datetime.fromtimestamp(moment, _zone(recurrence.zone))
+    except NO_DATE:
+        return False
+    return _holds(recurrence, local.weekday(), local.hour * 60 + local.minute)
+
+
+def _holds(recurrence: Recurrence, day: int, minute: int) -> bool:
     if recurrence.start < recurrence.end:
         return day in recurrence.days and recurrence.start <= minute < recurrence.end
     if minute < recurrence.end:
@@ -43,13 +61,17 @@ def recurs(recurrence: Recurrence, moment: float) -> bool:
 
 
 def window_changes_after(window: Window, moment: float) -> float:
-    """Return when a window opens or closes next, infinity if never."""
+    """Return when a window opens or closes next, infinity if never.
+
+    Before the window begins that is when it does, although its first hours may come later.
+
+    Raises:
+        OverflowError, ValueError, OSError: the calendar ends before it can be told.
+    """
     if moment >= window.end:
         return math.inf
     if moment < window.start:
-        if is_open(window, window.start):
-            return window.start
-        moment = window.start
+        return window.start
     change = math.inf if window.recurrence is None else _turns_after(window.recurrence, moment)
     if change < window.end:
         return change
@@ -57,41 +79,56 @@ def window_changes_after(window: Window, moment: float) -> float:
 
 
 def _turns_after(recurrence: Recurrence, moment: float) -> float:
-    """Return when a recurring window opens or closes next."""
-    zone = ZoneInfo(recurrence.zone)
-    today = datetime.fromtimestamp(moment, zone).date()
-    candidates = {
-        _seconds(today + timedelta(days=ahead), minutes, fold, zone)
-        for ahead in range(-1, _LOOK_AHEAD_DAYS)
-        for minutes in (recurrence.start, recurrence.end)
-        for fold in (0, 1)
-    }
-    candidates |= _offset_changes(zone, math.floor(moment))
+    """Return when a recurring window opens or closes next, found once for all moments until then.
+
+    Raises:
+        OverflowError, ValueError, OSError: as in `window_changes_after`.
+    """
+    kept = _kept(recurrence)
+    since, until = kept[0]
+    if not since <= moment < until:
+        until = _next_turn(recurrence, moment)
+        # One assignment: other threads see the pair before or this one, both true.
+        kept[0] = (moment, until)
+    return until
+
+
+@functools.lru_cache(maxsize=_TURNS_KEPT_MAX)
+def _kept(_: Recurrence) -> list[tuple[float, float]]:
+    """Return the place of a recurrence's last turn, and of a moment since when it is the next."""
+    return [(math.inf, math.inf)]
+
+
+def _next_turn(recurrence: Recurrence, moment: float) -> float:
+    zone = _zone(recurrence.zone)
     now_open = recurs(recurrence, moment)
-    later = sorted(candidate for candidate in candidates if candidate > moment)
-    return next((turn for turn in later if recurs(recurrence, turn) != now_open), math.inf)
+    hours = sorted({recurrence.start % DAY_MINUTES, recurrence.end % DAY_MINUTES})
+    start = math.floor(moment)
+    for _ in range(_LOOK_AHEAD_DAYS):
+        end, offset = _steady(zone, start)
+        today = (start + offset) // _DAY_SECONDS
+        for day, minute in itertools.product((today, today + 1), hours):
+            turn = day * _DAY_SECONDS + minute * 60 - offset
+            weekday = (day + _EPOCH_WEEKDAY) % len(DAYS)
+            if moment < turn < end and _holds(recurrence, weekday, minute) != now_open:
+                return float(turn)
+        if recurs(recurrence, end) != now_open:
+            return float(end)
+        start = end
+    return math.inf
 
 
-def _seconds(day: date, minutes: int, fold: int, zone: ZoneInfo) -> float:
-    day += timedelta(days=minutes // DAY_MINUTES)
-    clock = time(minutes % DAY_MINUTES // 60, minutes % 60, fold=fold)
-    return datetime.combine(day, clock, zone).timestamp()
-
-
-def _offset_changes(zone: ZoneInfo, start: int) -> set[float]:
-    """Return when the zone's offset from UTC changes, within the time looked ahead."""
+def _steady(zone: ZoneInfo, start: int) -> tuple[int, int]:
+    """Return until when a zone keeps its offset from UTC, at most a day on, and the offset."""
 
     def offset(second: int) -> timedelta | None:
-        return datetime.fromtimestamp(second, UTC).astimezone(zone).utcoffset()
+        return datetime.fromtimestamp(second, zone).utcoffset()
 
-    found: set[float] = set()
-    for day in range(start, start + _LOOK_AHEAD_DAYS * _DAY_SECONDS, _DAY_SECONDS):
-        seconds = range(day, day + _DAY_SECONDS + 1)
-        before = offset(seconds[0])
-        if offset(seconds[-1]) != before:
-            place = bisect.bisect_left(seconds, x=True, key=lambda second: offset(second) != before)
-            found.add(float(seconds[place]))
-    return found
+    before, end = offset(start), start + _DAY_SECONDS
+    if offset(end) != before:
+        seconds = range(start, end)
+        end = start + bisect.bisect_left(seconds, x=True, key=lambda at: offset(at) != before)
+    return end, (before or timedelta()) // timedelta(seconds=1)
 
 
 def share_at(ramp: Ramp, moment: float) -> int:
