@@ -1,8 +1,9 @@
 """Explanations: that they say what evaluation did, show what led to it, and hide what they must."""
 
 import json
+import math
 import random
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -13,7 +14,9 @@ import flagkit
 from flagkit import Client, ErrorCode, Reason
 from flagkit.core.bucketing import bucket, seed
 from flagkit.core.explanation import ConditionTrace, FlagTrace
+from flagkit.model import Flag, decode
 from flagkit.testing import client_from
+from flagkit.view import View
 from tests.soak.fuzzing import FLAG_COUNT, SEGMENTS, PolicyDraw
 
 NOON = datetime(2026, 12, 1, 12, tzinfo=UTC)
@@ -176,6 +179,51 @@ def test_an_attribute_is_not_hidden_by_another_that_begins_like_it() -> None:
     assert "seen: 5" in str(asked.explain("base", {"organ": 5}, redact=["org", "organ.x.y"[:3]]))
 
 
+@pytest.mark.parametrize(
+    ("path", "redact"),
+    [
+        ("contacts.kind", ["contacts.phone"]),
+        ("contacts.0.kind", ["contacts.phone"]),
+        ("contacts.0.phone", ["contacts.phone"]),
+        ("contacts.phone", ["contacts.0.phone"]),
+        ("contacts.1.phone", ["contacts.0.phone"]),
+        ("contacts.0", ["contacts.phone.home"]),
+        ("contacts.kind", ["contacts"]),
+        ("contacts.phone", "contacts.phone"),
+        ("contacts.phone", "contacts"),
+    ],
+)
+def test_a_hidden_attribute_is_not_shown_beside_another(path: str, redact: Collection[str]) -> None:
+    when = {path: {"$ne": "x"}}
+    asked = client_from([{**BASE, "rules": [{"name": "r", "when": when, "serve": "on"}]}])
+    context = {"contacts": [{"kind": "home", "phone": "SECRET"}]}
+    found = asked.explain("base", context, redact=redact)
+    assert found.flags
+    assert "SECRET" not in f"{found}{found.as_dict()}"
+    assert "SECRET" in str(asked.explain("base", context, redact=["contact", "contacts2"]))
+
+
+def test_what_stands_beside_a_hidden_attribute_in_a_document_is_shown() -> None:
+    rules = [{"name": "r", "when": {"org.name": "x", "5": 5}, "serve": "on"}]
+    asked = client_from([{**BASE, "rules": rules}])
+    found = asked.explain("base", {"org": {"id": 1, "name": "y"}, "5": 7}, redact=["org.id", "6"])
+    assert [condition.seen for condition in found.flags[0].rules[0].conditions] == ["y", 7]
+
+
+def test_hidden_paths_may_be_any_iterable_and_nothing_is_shown_without_them() -> None:
+    twice = {"email": {"$ne": "SECRET", "$startsWith": "S"}, "phone": "SECRET"}
+    asked = client_from([{**BASE, "rules": [{"name": "r", "when": twice, "serve": "on"}]}])
+    context = {"email": "SECRET", "phone": "SECRET"}
+    once: Any = iter(["phone", "email"])
+    found = asked.explain("base", context, redact=once)
+    assert len(found.flags[0].rules[0].conditions) == 3
+    assert "SECRET" not in str(found)
+    bad: Any
+    for bad in (5, [5], b"email"):
+        found = asked.explain("base", context, redact=bad)
+        assert (found.evaluation.value, found.flags) == (True, ())
+
+
 def test_a_regular_expression_is_shown_with_its_options() -> None:
     rules = [{"name": "r", "when": {"a": {"$regex": "^x", "$options": "i"}}, "serve": "on"}]
     found = client_from([{**BASE, "rules": rules}]).explain("base", {"a": "XY"})
@@ -191,6 +239,31 @@ def test_long_values_are_cut() -> None:
     assert len(str(found)) < 1000
     assert len(json.dumps(found.as_dict())) < 100_000
     assert len(found.flags[0].rules[0].conditions[0].constant) == 1000
+
+
+def test_an_attribute_that_branches_on_and_on_is_cut() -> None:
+    rules = [{"name": "r", "when": {"a": {"$exists": True}}, "serve": "on"}]
+    asked = client_from([{**BASE, "rules": rules}])
+    branching: list[Any] = []
+    branching.extend([branching] * 16)
+    fields: dict[str, Any] = {}
+    fields.update({f"name-{i}": fields for i in range(16)})
+    for value in (branching, fields, [["x" * 900] * 50] * 50, [[1] * 50] * 50):
+        found = asked.explain("base", {"a": value})
+        assert 1000 < len(json.dumps(found.as_dict())) < 30_000
+    seen = asked.explain("base", {"a": [[1] * 50] * 50}).flags[0].rules[0].conditions[0].seen
+    assert seen[18] == [1] * 50
+    assert seen[19:] == [[1] * 30 + ["... 50 in all"], "... 50 in all"]
+
+
+def test_a_long_key_is_cut_and_hashed_whole() -> None:
+    long = "ada" * 300_000
+    found = client().explain("express", long)
+    rollout = found.flags[0].rollout
+    assert rollout is not None
+    assert rollout.key == f"{long[:1000]}..."
+    assert rollout.bucket == bucket(seed("express"), long)
+    assert len(str(found)) + len(json.dumps(found.as_dict())) < 10_000
 
 
 def test_an_explanation_keeps_nothing_of_the_callers() -> None:
@@ -264,6 +337,108 @@ def test_an_extended_value_is_a_constant_and_no_operator() -> None:
     first, second = found.flags[0].rules[0].conditions
     assert (first.operator, first.constant) == ("$eq", {"$uuid": str(account)})
     assert (second.operator, second.holds) == ("$gte", True)
+
+
+class Evil:
+    """Raises wherever it is looked at."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        raise RuntimeError("no")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+class EvilText(str):
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        raise RuntimeError("no")
+
+    __str__ = __repr__ = __format__ = __len__  # type: ignore[assignment]
+
+
+class EvilFloat(float):
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+class EvilInt(int):
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+    __int__ = bit_length = __repr__  # type: ignore[assignment]
+
+
+ODD: list[Any] = [
+    Evil(),
+    object(),
+    EvilFloat(2.5),
+    EvilInt(7),
+    EvilText("x"),
+    "\ud800",
+    {"a": Evil()},
+]
+
+
+@pytest.mark.parametrize("place", range(len(ODD)))
+def test_odd_defaults_keys_and_attributes_can_be_written(place: int) -> None:
+    odd = ODD[place]
+    rules = [{"name": "r", "when": {"a.b": {"$exists": True}}, "rollout": 50}]
+    asked = client_from([{**BASE, "rules": rules, "off": "off"}])
+    for found in (
+        asked.explain("none", "ada", default=odd),
+        asked.explain("base", {"targeting_key": odd, "a": {"b": 1}}, default=odd),
+        asked.explain("base", {"targeting_key": "ada", "a": {"b": odd}}),
+        asked.explain(odd, "ada"),
+        Client.from_source().explain(odd, default=odd),
+    ):
+        assert "revision" in str(found)
+        plain = found.as_dict()
+        assert json.loads(json.dumps(plain)) == plain
+
+
+def test_subclasses_of_plain_types_are_shown_as_what_they_are() -> None:
+    rules = [{"name": "r", "when": {"a": {"$exists": True}}, "serve": "on"}]
+    asked = client_from([{**BASE, "rules": rules}])
+    values = [EvilFloat(2.5), EvilInt(7), EvilText("x")]
+    seen = asked.explain("base", {"a": values}).flags[0].rules[0].conditions[0].seen
+    assert [(type(item), item) for item in seen] == [(float, 2.5), (int, 7), (str, "x")]
+
+
+@pytest.mark.parametrize("moment", [math.nan, math.inf, -1e15, 1e15, None])
+def test_a_clock_without_a_date_is_explained_at_the_epoch(moment: float | None) -> None:
+    def clock() -> float:
+        if moment is None:
+            raise RuntimeError("no")
+        return moment
+
+    view = client_from([BASE, EXPRESS], [BETA])._view
+    assert view is not None
+    asked = View(view.snapshot, clock)
+    for key in ("base", "express"):
+        found = asked.explain(key, "ada", None, ())
+        assert found.evaluation == asked.evaluate(key, "ada", None)
+        assert (found.time, found.flags) == (datetime.fromtimestamp(0, UTC), ())
+        assert "1970" in str(found)
+        assert found.as_dict()["time"] == "1970-01-01T00:00:00Z"
+
+
+def test_a_flag_is_decoded_once_for_an_explanation(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [{**BASE, "key": f"f{i}"} for i in range(20)]
+    wanted = [{"flag": flag["key"], "variants": ["on"]} for flag in many]
+    asked = client_from([*many, {**BASE, "prerequisites": wanted}])
+    assert asked.is_enabled("base")
+    decoded: list[str] = []
+
+    def counting(document: Any, *, stored: bool) -> Flag:
+        decoded.append(document["key"])
+        return decode(document, stored=stored)
+
+    monkeypatch.setattr("flagkit.view.decode", counting)
+    assert len(asked.explain("base").flags) == 21
+    assert sorted(decoded) == sorted(["base", *(f"f{i}" for i in range(20))])
 
 
 def test_the_default_and_a_bound_client_explain_too() -> None:

@@ -20,7 +20,7 @@ from flagkit.core.bucketing import Clock
 from flagkit.core.compiler import compile_flag, off_outcome
 from flagkit.core.contexts import ContextLike, attributes_of
 from flagkit.core.evaluation import ErrorCode, Evaluation, Outcome, evaluation_of, failed
-from flagkit.core.explanation import Explanation
+from flagkit.core.explanation import Explanation, FlagTrace
 from flagkit.core.prerequisites import CALLS_MAX, Step
 from flagkit.core.schedule import NO_DATE, flag_changes_after, follows_clock
 from flagkit.core.segments import bound, meaning
@@ -174,40 +174,39 @@ class View:
     ) -> Explanation:
         """Return the answer of a flag with all that led to it. Never raises.
 
-        What led to it is left out where there is none, or where a context misbehaves.
+        What led to it is left out where there is none, or where what the caller passed, or the
+        clock, misbehaves.
         """
         # Answered by the code that always answers; the steps are gone through beside it, and anew
         # where the clock has made a difference in between.
-        attempt = 0
-        while True:
-            attempt += 1
-            moment = self._now()
-            evaluation = self.evaluate(key, context, default)
-            traced = self._traced(key, context, moment, redact)
-            same = bool(traced) and _same(
-                evaluation, evaluation_of(key, traced[0].outcome, default)
-            )
-            if same or not traced or attempt == EXPLANATIONS_MAX:
-                break
-        return Explanation(
-            evaluation=evaluation,
-            time=datetime.fromtimestamp(moment, UTC),
-            flags=tuple(item.trace for item in traced) if same else (),
-        )
+        evaluation = self.evaluate(key, context, default)
+        time = datetime.fromtimestamp(0, UTC)
+        flags: tuple[FlagTrace, ...] = ()
+        try:
+            hidden = (redact,) if isinstance(redact, str) else tuple(redact)
+            for _ in range(EXPLANATIONS_MAX):
+                moment = self._now()
+                time = datetime.fromtimestamp(moment, UTC)
+                traced = self._traced(key, context, moment, hidden)
+                if not traced:
+                    break
+                if _same(evaluation, evaluation_of(key, traced[0].outcome, default)):
+                    flags = tuple(item.trace for item in traced)
+                    break
+                evaluation = self.evaluate(key, context, default)
+        except Exception:  # noqa: BLE001 - as in `evaluate`
+            flags = ()
+        return Explanation(evaluation=evaluation, time=time, flags=flags)
 
     def _traced(
         self, key: str, context: ContextLike, moment: float, redact: Collection[str]
     ) -> list[Traced]:
         """Return the steps of an evaluation, none where there are none to go through."""
-        try:
-            compiled = self.find(key)
-            broken = compiled.evaluator if compiled is not None else None
-            if compiled is None or (isinstance(broken, Outcome) and broken.error_code is not None):
-                return []
-            tracer = Tracer(_Policies(self.snapshot), attributes_of(context), moment, redact)
-            return tracer.trace(key)
-        except Exception:  # noqa: BLE001 - as in `evaluate`
+        compiled = self.find(key)
+        broken = compiled.evaluator if compiled is not None else None
+        if compiled is None or (isinstance(broken, Outcome) and broken.error_code is not None):
             return []
+        return Tracer(_Policies(self.snapshot), attributes_of(context), moment, redact).trace(key)
 
     def _compile(self, key: str) -> Compiled | None:
         """Compile a flag after all that it rests on; without nesting, however long the chains."""
@@ -333,11 +332,15 @@ class _Policies:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
+        self._flags: dict[str, tuple[Flag, int]] = {}
 
     def flag(self, key: str) -> tuple[Flag, int]:
-        state = self._snapshot.find(key)
-        assert state is not None, "a sound flag refers to what there is"
-        return decode(state.policy, stored=True), state.version
+        found = self._flags.get(key)
+        if found is None:
+            state = self._snapshot.find(key)
+            assert state is not None, "a sound flag refers to what there is"
+            found = self._flags[key] = decode(state.policy, stored=True), state.version
+        return found
 
     def segment(self, key: str) -> tuple[Segment, Mapping[str, Part]]:
         state = self._snapshot.segment(key)

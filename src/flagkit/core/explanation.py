@@ -1,9 +1,9 @@
 """Explanations: an evaluation with all that led to it, as data and as text."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from msgspec import Struct
@@ -12,9 +12,12 @@ from flagkit.core.evaluation import Evaluation
 from flagkit.model import EVERYWHERE
 from flagkit.model.rollouts import percent
 
+T = TypeVar("T")
+
 REDACTED: Final = "[redacted]"
 _WIDTH_MAX: Final = 72
 _TEXT_MAX, _ITEMS_MAX, _DEPTH_MAX, _BITS_MAX = 1000, 50, 6, 63
+_TEXT_ALL_MAX, _ITEMS_ALL_MAX = 10_000, 1000
 
 
 class ConditionTrace(Struct, frozen=True, kw_only=True):
@@ -37,9 +40,9 @@ class ConditionTrace(Struct, frozen=True, kw_only=True):
 class RolloutTrace(Struct, frozen=True, kw_only=True):
     """How a rollout or ramp chose a variant.
 
-    `key` is what was hashed with `salt`, None where there is nothing to hash. `bucket` is in
-    [0, 100,000) and lies in `interval`, whose end is exclusive. `ramp_percent` is the share of a
-    ramp at the time.
+    `key` is what was hashed with `salt`, cut where it is long, None where there is nothing to hash.
+    `bucket` is in [0, 100,000) and lies in `interval`, whose end is exclusive. `ramp_percent` is
+    the share of a ramp at the time.
     """
 
     by: str
@@ -92,8 +95,9 @@ class Explanation(Struct, frozen=True, kw_only=True):
     """An evaluation and how it came about; `str()` gives it as text.
 
     `flags` are the flag that was asked, first, and the prerequisites that were evaluated for it;
-    none where there was nothing to evaluate, or where the context misbehaved.
-    `time` is the moment that windows and ramps were judged at, in UTC.
+    none where there was nothing to evaluate, or where the context, the default or the clock
+    misbehaved. `time` is the moment that windows and ramps were judged at, in UTC; the epoch where
+    that cannot be told, since the clock gave no moment that a calendar has.
     """
 
     evaluation: Evaluation[Any]
@@ -101,48 +105,94 @@ class Explanation(Struct, frozen=True, kw_only=True):
     flags: tuple[FlagTrace, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything as JSON has it: dates and other such values are strings."""
-        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
+        """Return everything as JSON has it: dates and other such values are strings.
+
+        The caller's key and default are cut as attributes are. Never raises.
+        """
+        told = msgspec.structs.replace(self, evaluation=_told(self.evaluation))
+        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(told))
         return plain
 
     def __str__(self) -> str:
         return "\n".join(_lines(self))
 
 
-def shown(value: object, depth: int = 0) -> Any:  # noqa: PLR0911 - one for each type
-    """Return an attribute as plain data, cut where it is long or deep. Never raises."""
-    match value:
-        case None | bool() | float():
-            return value
-        case int():
-            return (
-                int(value)
-                if value.bit_length() <= _BITS_MAX
-                else f"an integer of {value.bit_length()} bits"
-            )
-        case str():
-            ending = "" if len(value) <= _TEXT_MAX else "..."
-            text = str.__str__(value)[:_TEXT_MAX]
-            return text.encode("utf-8", "backslashreplace").decode() + ending
-        case list() | tuple() | dict() if depth == _DEPTH_MAX:
-            return "..."
-        case list() | tuple():
-            items = cast("list[object] | tuple[object, ...]", value)
-            cut = [shown(item, depth + 1) for item in items[:_ITEMS_MAX]]
-            return cut if len(items) <= _ITEMS_MAX else [*cut, f"... {len(items):,} in all"]
-        case dict():
-            fields = cast("dict[object, object]", value)
-            names = itertools.islice(fields.items(), _ITEMS_MAX)
-            return {str(shown(name)): shown(item, depth + 1) for name, item in names}
-        case _:
-            try:
-                return repr(value)[:_TEXT_MAX]
-            except Exception:  # noqa: BLE001 - whatever a caller's object does
-                return f"a {type(value).__name__}"
+def shown(value: object) -> Any:
+    """Return an attribute as plain data, cut where it is long or deep. Never raises.
+
+    Of all in it there are at most 1,000 items and 10,000 characters.
+    """
+    return _Showing().plain(value, 0)
+
+
+class _Showing:
+    """What of a value is shown, by what is left of its items and characters."""
+
+    def __init__(self) -> None:
+        self._items = _ITEMS_ALL_MAX
+        self._characters = _TEXT_ALL_MAX
+
+    def plain(self, value: object, depth: int) -> Any:
+        try:
+            return self._plain(value, depth)
+        except Exception:  # noqa: BLE001 - whatever a caller's object does
+            # What a type is called, its own metaclass cannot misstate here.
+            return self._text(f"an object of {type.__repr__(type(value))}")
+
+    # The methods of the plain types, and not those by which a caller's own types replace them.
+    def _plain(self, value: object, depth: int) -> Any:  # noqa: PLR0911 - one for each type
+        match value:
+            case None | True | False:
+                return value
+            case float():
+                return float.__float__(value)
+            case int():
+                bits = int.bit_length(value)
+                return int.__int__(value) if bits <= _BITS_MAX else f"an integer of {bits} bits"
+            case str():
+                return self._text(value)
+            case list() | tuple() | dict() if depth == _DEPTH_MAX:
+                return "..."
+            case list() | tuple():
+                items = cast("list[object] | tuple[object, ...]", value)
+                cut = [self.plain(item, depth + 1) for item in self._some(items)]
+                return cut if len(cut) == len(items) else [*cut, f"... {len(items):,} in all"]
+            case dict():
+                fields = cast("dict[object, object]", value)
+                return {
+                    str(self.plain(name, depth + 1)): self.plain(item, depth + 1)
+                    for name, item in self._some(fields.items())
+                }
+            case _:
+                return self._text(repr(value))
+
+    def _some(self, items: Iterable[T]) -> Iterator[T]:
+        for item in itertools.islice(items, _ITEMS_MAX):
+            if not self._items:
+                return
+            self._items -= 1
+            yield item
+
+    def _text(self, text: str) -> str:
+        whole = str.__str__(text)
+        cut = whole[: min(_TEXT_MAX, self._characters)]
+        self._characters -= len(cut)
+        ending = "" if len(cut) == len(whole) else "..."
+        return cut.encode("utf-8", "backslashreplace").decode() + ending
+
+
+def _told(found: Evaluation[Any]) -> Evaluation[Any]:
+    """Return an evaluation with what is the caller's own in it as plain data."""
+    return msgspec.structs.replace(
+        found,
+        flag_key=shown(found.flag_key),
+        value=found.value if found.variant is not None else shown(found.value),
+        error_message=shown(found.error_message),
+    )
 
 
 def _lines(explanation: Explanation) -> Iterator[str]:
-    found = explanation.evaluation
+    found = _told(explanation.evaluation)
     served = f"{found.variant!r}, " if found.variant is not None else "the default, "
     by = f" by rule {found.rule!r}" if found.rule else ""
     yield f"{found.flag_key} is {_short(found.value)}: {served}{found.reason}{by}"

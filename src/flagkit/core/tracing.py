@@ -64,7 +64,7 @@ class Tracer:
         self._policies = policies
         self._attributes = attributes
         self._moment = moment
-        self._redact = redact
+        self._redact = [_names(path) for path in redact]
         self._shown: dict[str, Any] = {}
 
     def trace(self, key: str) -> list[Traced]:
@@ -166,7 +166,7 @@ class Tracer:
         return RolloutTrace(
             by=by,
             salt=serves.salt,
-            key=REDACTED if self._is_redacted(by) else key,
+            key=REDACTED if self._is_redacted(by) else shown(key),
             bucket=place,
             interval=(start, end),
             variant=variant,
@@ -243,41 +243,49 @@ class Tracer:
     def _test(
         self, path: str, operator: str, constant: Value, condition: Condition
     ) -> ConditionTrace:
-        present, seen = _seen(self._attributes, path.split("."))
+        at, seen = _seen(self._attributes, path)
         hidden = self._is_redacted(path)
         return ConditionTrace(
             path=path,
             operator=operator,
             constant=REDACTED if hidden and constant is not None else constant,
-            present=present,
-            seen=None if not present else REDACTED if hidden else self._show(path, seen),
+            present=at is not None,
+            seen=None if at is None else self._show(at, seen),
             holds=matches(condition, self._attributes),
         )
 
     def _show(self, path: str, seen: object) -> Any:
         # Once for each path: what is large, or contains itself, takes long to show.
         if path not in self._shown:
-            self._shown[path] = shown(seen)
+            self._shown[path] = REDACTED if self._is_redacted(path) else shown(seen)
         return self._shown[path]
 
     def _is_redacted(self, path: str) -> bool:
         """Tell whether what stands at a path is to be hidden, or part of it, or what it is in."""
+        names = _names(path)
         return any(
-            f"{path}.".startswith(f"{hidden}.") or f"{hidden}.".startswith(f"{path}.")
+            all(one == other for one, other in zip(names, hidden, strict=False))
             for hidden in self._redact
         )
 
 
-def _seen(attributes: dict[str, Any], path: list[str]) -> tuple[bool, object]:
-    """Return whether something stands at a path, and what: a list on the way is itself."""
+def _names(path: str) -> list[str]:
+    """Return the names of a path without indexes: paths lead into all elements of lists, or one."""
+    first, *others = path.split(".")
+    return [first, *(name for name in others if not name.isdigit())]
+
+
+def _seen(attributes: dict[str, Any], path: str) -> tuple[str | None, object]:
+    """Return what stands at a path, or a list on the way to it, with its own path; None if none."""
     value: Any = attributes
-    for name in path:
+    names = path.split(".")
+    for at, name in enumerate(names):
         if isinstance(value, list | tuple):
-            break
+            return ".".join(names[:at]), cast("object", value)
         if not isinstance(value, dict) or name not in value:
-            return False, None
+            return None, None
         value = cast("dict[str, Any]", value)[name]
-    return True, cast("object", value)
+    return path, cast("object", value)
 
 
 def _joined(operator: str, inner: tuple[ConditionTrace, ...]) -> ConditionTrace:
