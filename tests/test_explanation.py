@@ -3,7 +3,7 @@
 import json
 import math
 import random
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -12,11 +12,11 @@ import pytest
 
 import flagkit
 from flagkit import Client, ErrorCode, Reason
+from flagkit.changes import PolicyState, genesis
 from flagkit.core.bucketing import bucket, seed
 from flagkit.core.explanation import ConditionTrace, FlagTrace
-from flagkit.model import Flag, decode
-from flagkit.testing import client_from
-from flagkit.view import View
+from flagkit.snapshot import Layer, Snapshot, layer
+from flagkit.testing import client_from, initial_state
 from tests.soak.fuzzing import FLAG_COUNT, SEGMENTS, PolicyDraw
 
 NOON = datetime(2026, 12, 1, 12, tzinfo=UTC)
@@ -407,6 +407,23 @@ def test_subclasses_of_plain_types_are_shown_as_what_they_are() -> None:
     assert [(type(item), item) for item in seen] == [(float, 2.5), (int, 7), (str, "x")]
 
 
+TIP = genesis("test", "epoch", NOON)
+
+
+class SnapshotAsked(Snapshot, frozen=True, kw_only=True):
+    """A snapshot that notes which flags it was asked for."""
+
+    asked: list[str]
+
+    def find(self, key: str) -> PolicyState | None:
+        self.asked.append(key)
+        return super().find(key)
+
+
+def layer_of(*flags: Mapping[str, Any]) -> Layer:
+    return layer(map(initial_state, flags))
+
+
 @pytest.mark.parametrize("moment", [math.nan, math.inf, -1e15, 1e15, None])
 def test_a_clock_without_a_date_is_explained_at_the_epoch(moment: float | None) -> None:
     def clock() -> float:
@@ -414,31 +431,26 @@ def test_a_clock_without_a_date_is_explained_at_the_epoch(moment: float | None) 
             raise RuntimeError("no")
         return moment
 
-    view = client_from([BASE, EXPRESS], [BETA])._view
-    assert view is not None
-    asked = View(view.snapshot, clock)
-    for key in ("base", "express"):
-        found = asked.explain(key, "ada", None, ())
-        assert found.evaluation == asked.evaluate(key, "ada", None)
+    ramp = {**BASE, "key": "ramp", "fallthrough": EXPRESS["fallthrough"]}
+    asked = Client.from_snapshot(Snapshot(TIP, "*", layer_of(BASE, ramp), {}), clock)
+    for key in ("base", "ramp"):
+        found = asked.explain(key, "ada")
+        assert found.evaluation == asked.evaluate(key, "ada")
         assert (found.time, found.flags) == (datetime.fromtimestamp(0, UTC), ())
         assert "1970" in str(found)
         assert found.as_dict()["time"] == "1970-01-01T00:00:00Z"
 
 
-def test_a_flag_is_decoded_once_for_an_explanation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flag_is_read_once_for_an_explanation() -> None:
     many = [{**BASE, "key": f"f{i}"} for i in range(20)]
     wanted = [{"flag": flag["key"], "variants": ["on"]} for flag in many]
-    asked = client_from([*many, {**BASE, "prerequisites": wanted}])
+    flags = layer_of(*many, {**BASE, "prerequisites": wanted})
+    snapshot = SnapshotAsked(TIP, "*", flags, {}, asked=[])
+    asked = Client.from_snapshot(snapshot, lambda: 0.0)
     assert asked.is_enabled("base")
-    decoded: list[str] = []
-
-    def counting(document: Any, *, stored: bool) -> Flag:
-        decoded.append(document["key"])
-        return decode(document, stored=stored)
-
-    monkeypatch.setattr("flagkit.view.decode", counting)
+    snapshot.asked.clear()
     assert len(asked.explain("base").flags) == 21
-    assert sorted(decoded) == sorted(["base", *(f"f{i}" for i in range(20))])
+    assert sorted(snapshot.asked) == sorted(["base", *(f"f{i}" for i in range(20))])
 
 
 def test_the_default_and_a_bound_client_explain_too() -> None:
