@@ -4,7 +4,6 @@ One event of the stream on `heads` is one revision. Every read is of a majority 
 where the stream cannot vouch for what it brings, it fails, and the ledger is asked.
 """
 
-import contextlib
 import random
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
@@ -32,7 +31,6 @@ from flagkit.storage.layout import (
     change_of,
     ledger_id,
     ledgered,
-    members_part,
     parts_named,
     policies_named,
     policies_of,
@@ -214,11 +212,12 @@ class MongoSource:
             found = self._database[MEMBERS].find(
                 parts_named(self._environment, some), session=session
             )
-            async for document in found:
-                # What was altered is not there: its segment's flags say so, the others live.
-                with contextlib.suppress(StoreError):
-                    name, hashes = members_part(document)
-                    parts[name] = hashes
+            # Whether they are what their names say, the snapshot finds, whatever the source.
+            parts |= {
+                document["_id"]["part"]: document["hashes"]
+                async for document in found
+                if isinstance(document.get("hashes"), bytes)
+            }
         return parts
 
     async def _close_stream(self) -> None:
