@@ -101,15 +101,20 @@ class RefreshThread:
     def _answer(self, key: str, found: "concurrent.futures.Future[dict[str, Any] | None]") -> None:
         task = self._loop.create_task(self._read_policy(key, found))
         self._readings.add(task)
-        task.add_done_callback(self._readings.discard)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._readings.discard(task)
+            # A task that is cancelled before its first step has told nobody.
+            if not found.done():
+                found.set_exception(_closed())
+
+        task.add_done_callback(ended)
 
     async def _read_policy(
         self, key: str, found: "concurrent.futures.Future[dict[str, Any] | None]"
     ) -> None:
         try:
             found.set_result(await (await asyncio.shield(self._source)).policy(key))
-        except asyncio.CancelledError:
-            found.set_exception(_closed())
         except Exception as error:  # noqa: BLE001 - it is the caller's
             found.set_exception(error)
 
