@@ -39,7 +39,7 @@ OWNERS = {
         "storage",
         "writer",
     },
-    "xxhash": {"model", "core", "changes"},
+    "xxhash": {"model", "core", "changes", "snapshot"},
     "cachetools": {"core"},
     "asyncio": {"refresh_thread", "testing"},
     "click": {"cli"},

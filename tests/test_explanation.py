@@ -12,10 +12,10 @@ import pytest
 
 import flagkit
 from flagkit import Client, ErrorCode, Reason
-from flagkit.changes import PolicyState, genesis
+from flagkit.changes import genesis
 from flagkit.core.bucketing import bucket, seed
 from flagkit.core.explanation import ConditionTrace, FlagTrace
-from flagkit.snapshot import Layer, Snapshot, layer
+from flagkit.snapshot import Arena, Record, Snapshot, arena_of, record_of
 from flagkit.testing import client_from, initial_state
 from tests.soak.fuzzing import FLAG_COUNT, SEGMENTS, PolicyDraw
 
@@ -415,13 +415,13 @@ class SnapshotAsked(Snapshot, frozen=True, kw_only=True):
 
     asked: list[str]
 
-    def find(self, key: str) -> PolicyState | None:
+    def find(self, key: str) -> Record | None:
         self.asked.append(key)
         return super().find(key)
 
 
-def layer_of(*flags: Mapping[str, Any]) -> Layer:
-    return layer(map(initial_state, flags))
+def base_of(*flags: Mapping[str, Any]) -> Arena:
+    return arena_of(TIP, map(record_of, map(initial_state, flags)))
 
 
 @pytest.mark.parametrize("moment", [math.nan, math.inf, -1e15, 1e15, None])
@@ -432,7 +432,7 @@ def test_a_clock_without_a_date_is_explained_at_the_epoch(moment: float | None) 
         return moment
 
     ramp = {**BASE, "key": "ramp", "fallthrough": EXPRESS["fallthrough"]}
-    asked = Client.from_snapshot(Snapshot(TIP, "*", layer_of(BASE, ramp), {}), clock)
+    asked = Client.from_snapshot(Snapshot(TIP, "*", base_of(BASE, ramp)), clock)
     for key in ("base", "ramp"):
         found = asked.explain(key, "ada")
         assert found.evaluation == asked.evaluate(key, "ada")
@@ -444,7 +444,7 @@ def test_a_clock_without_a_date_is_explained_at_the_epoch(moment: float | None) 
 def test_a_flag_is_read_once_for_an_explanation() -> None:
     many = [{**BASE, "key": f"f{i}"} for i in range(20)]
     wanted = [{"flag": flag["key"], "variants": ["on"]} for flag in many]
-    flags = layer_of(*many, {**BASE, "prerequisites": wanted})
+    flags = base_of(*many, {**BASE, "prerequisites": wanted})
     snapshot = SnapshotAsked(TIP, "*", flags, {}, asked=[])
     asked = Client.from_snapshot(snapshot, lambda: 0.0)
     assert asked.is_enabled("base")

@@ -97,7 +97,7 @@ def test_what_arrives_in_order_is_applied() -> None:
         assert refresher.step(Arrived(batch)) == Watch()
         assert refresher.applied == batch
     assert refresher.snapshot is not None
-    assert set(refresher.snapshot.states()) == set(base(history, 5).states())
+    assert set(refresher.snapshot.records()) == set(base(history, 5).records())
 
 
 # Doubt
@@ -327,7 +327,7 @@ class Course:
                 range(start + 1, after.tip.revision + 1)
             )
             assert after.tip == self.history.tip_at(after.tip.revision)
-            assert set(after.states()) == set(base(self.history, after.tip.revision).states())
+            assert set(after.records()) == set(base(self.history, after.tip.revision).records())
 
     def obey(self, delivered: Sequence[Change]) -> None:
         """Carry out the action, soundly; a watch brings what is delivered."""

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from flagkit import snapshot as room
 from flagkit.changes import (
     Change,
     PolicyChange,
@@ -20,7 +19,17 @@ from flagkit.changes import (
     state_of,
 )
 from flagkit.errors import HistoryLostError
-from flagkit.snapshot import Snapshot, build, check_digests, layer, regions_of
+from flagkit.snapshot import (
+    Record,
+    Snapshot,
+    build,
+    check_digests,
+    flag_of,
+    fold,
+    regions_of,
+    snapshots,
+    whole,
+)
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 GENESIS = genesis("production", "epoch", NOON)
@@ -50,7 +59,8 @@ class History:
             if value is not None:
                 self._versions[flag] = self._versions.get(flag, 0) + 1
                 region, key = flag
-                after = state_of(key, region, self._versions[flag], {"key": key, "value": value})
+                document = {"key": key, "variants": {"v": value}, "fallthrough": {"serve": "v"}}
+                after = state_of(key, region, self._versions[flag], document)
                 states[flag] = after
             if before is not None or after is not None:
                 made.append(PolicyChange(before, after))
@@ -66,13 +76,17 @@ class History:
         return build(self.tips[revision], region, [each for each in states if each.region in kept])
 
 
-def held(snapshot: Snapshot) -> list[PolicyState]:
-    return sorted(snapshot.states(), key=lambda state: state.id)
+def held(snapshot: Snapshot) -> list[Record]:
+    return sorted(snapshot.records())
 
 
 def value(snapshot: Snapshot, key: str = "f") -> object:
     found = snapshot.find(key)
-    return None if found is None else found.policy["value"]
+    return None if found is None else flag_of(found).variants["v"]
+
+
+def folded(snapshot: Snapshot) -> Snapshot:
+    return snapshot.rebased(whole(fold(snapshot)), snapshot.overlay)
 
 
 # Overrides
@@ -113,15 +127,15 @@ def test_a_flag_may_hold_in_one_region_only() -> None:
 def test_without_a_region_only_what_holds_everywhere_is_kept() -> None:
     history = History([(EVERYWHERE, 1), (OVERRIDE, 2)])
     snapshot = history.build(0, "*").apply(history.changes)
-    assert [state.id for state in held(snapshot)] == [EVERYWHERE]
+    assert [record.id for record in held(snapshot)] == [EVERYWHERE]
     assert regions_of("*") == ("*",)
     assert regions_of("eu") == ("eu", "*")
 
 
 def test_the_keys_are_those_of_both_regions() -> None:
     history = History([(EVERYWHERE, 1), (("eu", "g"), 1), (("us", "h"), 1)])
-    assert history.build().keys() == {"f", "g"}
-    assert history.build(0).apply(history.changes).keys() == {"f", "g"}
+    assert history.build().keys() == ["f", "g"]
+    assert history.build(0).apply(history.changes).keys() == ["f", "g"]
 
 
 # Immutability
@@ -210,56 +224,57 @@ def test_an_edit_past_the_writer_is_found() -> None:
 def test_an_edit_in_another_region_is_not_this_ones_concern() -> None:
     history = History([(EVERYWHERE, 1), (("us", "f"), 2)])
     states = [state for state in history.states[-1].values() if state.region == "*"]
-    assert build(history.tips[-1], "eu", states).keys() == {"f"}
+    assert build(history.tips[-1], "eu", states).keys() == ["f"]
 
 
-def test_an_edit_of_a_held_snapshot_is_found() -> None:
-    history = History([(EVERYWHERE, 1)])
-    snapshot = history.build()
-    check_digests(snapshot, history.tips[-1].digests)
-    edited = Snapshot(snapshot.tip, "eu", layer([]), {})
-    with pytest.raises(HistoryLostError, match=r"the policies of '\*'"):
-        check_digests(edited, history.tips[-1].digests)
+def test_digests_are_compared_for_the_regions_that_are_kept() -> None:
+    history = History([(EVERYWHERE, 1), (("us", "f"), 2)])
+    tip = history.tips[-1]
+    check_digests({"*": tip.digests["*"]}, tip, "eu")
+    for region, found in (("us", {"*": tip.digests["*"]}), ("eu", {}), ("eu", {"*": 1})):
+        with pytest.raises(HistoryLostError, match=r"the policies of '(us|\*)'"):
+            check_digests(found, tip, region)
 
 
 # Folding
 
 
-def test_a_large_overlay_is_folded_into_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "OVERLAY_MIN", 4)
+def test_a_large_overlay_is_to_be_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshots, "OVERLAY_MIN", 4)
     history = History()
     snapshot = history.build()
-    sizes = []
+    sizes: list[tuple[int, int]] = []
     for i in range(10):
         snapshot = snapshot.apply([history.commit((("*", f"f{i}"), i))])
-        sizes.append(
-            (sum(map(len, snapshot.base.values())), sum(map(len, snapshot.overlay.values())))
-        )
+        if snapshot.to_be_folded:
+            snapshot = folded(snapshot)
+        sizes.append((snapshot.base.count, len(snapshot.overlay)))
         assert held(snapshot) == held(history.build())
-    assert sizes == [
-        (0, 1),
-        (0, 2),
-        (0, 3),
-        (0, 4),
-        (5, 0),
-        (5, 1),
-        (5, 2),
-        (5, 3),
-        (5, 4),
-        (10, 0),
-    ]
+    assert sizes == [(0, i) for i in range(1, 5)] + [(5, i) for i in range(5)] + [(10, 0)]
 
 
 def test_an_overlay_may_grow_with_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "OVERLAY_MIN", 1)
+    monkeypatch.setattr(snapshots, "OVERLAY_MIN", 1)
+    monkeypatch.setattr(snapshots, "BASE_PER_OVERLAY", 8)
     history = History([(("*", f"f{i}"), i) for i in range(32)])
     snapshot = history.build()
     for i in range(4):
         snapshot = snapshot.apply([history.commit((("*", f"f{i}"), -1))])
-        assert sum(map(len, snapshot.overlay.values())) == i + 1
-    folded = snapshot.apply([history.commit((("*", "f9"), None))])
-    assert folded.overlay == {}
-    assert sum(map(len, folded.base.values())) == 31
+        assert not snapshot.to_be_folded
+    snapshot = snapshot.apply([history.commit((("*", "f9"), None))])
+    assert snapshot.to_be_folded
+    assert folded(snapshot).overlay == {}
+    assert folded(snapshot).base.count == 31
+
+
+def test_what_changes_while_an_overlay_is_folded_stays_in_the_overlay() -> None:
+    history = History([(("*", key), 1) for key in "abcd"])
+    before = history.build().apply([history.commit((("*", "a"), 2), (("*", "b"), None))])
+    base = whole(fold(before))
+    after = before.apply([history.commit((("*", "b"), 3), (("*", "c"), None))])
+    rebased = after.rebased(base, before.overlay)
+    assert set(rebased.overlay) == {("*", "b"), ("*", "c")}
+    assert held(rebased) == held(after) == held(history.build())
 
 
 # Properties
@@ -274,25 +289,27 @@ REVISIONS = st.lists(
 
 
 @settings(max_examples=200)
-@given(REVISIONS, st.sampled_from(["*", "eu"]), st.integers(0, 6), st.data())
+@given(REVISIONS, st.sampled_from(["*", "eu"]), st.data())
 def test_applying_is_building_anew(
-    revisions: list[list[Edit]], region: str, overlay_min: int, data: st.DataObject
+    revisions: list[list[Edit]], region: str, data: st.DataObject
 ) -> None:
     history = History(*revisions)
     snapshot = history.build(0, region)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(room, "OVERLAY_MIN", overlay_min)
-        while snapshot.tip.revision < len(revisions):
-            revision = snapshot.tip.revision
-            end = data.draw(st.integers(revision + 1, len(revisions)))
-            snapshot = snapshot.apply(history.changes[revision:end])
-            anew = history.build(end, region)
-            assert snapshot.tip == anew.tip
-            assert held(snapshot) == held(anew)
-            assert snapshot.keys() == anew.keys()
-            for key in "abcd":
-                assert snapshot.find(key) == anew.find(key)
-            check_digests(snapshot, history.tips[end].digests)
+    while snapshot.tip.revision < len(revisions):
+        revision = snapshot.tip.revision
+        end = data.draw(st.integers(revision + 1, len(revisions)))
+        snapshot = snapshot.apply(history.changes[revision:end])
+        anew = history.build(end, region)
+        if data.draw(st.booleans()):
+            snapshot = folded(snapshot)
+            assert snapshot.overlay == {}
+            check_digests(snapshot.base.header.digests, history.tips[end], region)
+            assert snapshot.base.header.counts == anew.base.header.counts
+        assert snapshot.tip == anew.tip
+        assert held(snapshot) == held(anew)
+        assert snapshot.keys() == anew.keys()
+        for key in "abcd":
+            assert snapshot.find(key) == anew.find(key)
 
 
 @settings(max_examples=200)

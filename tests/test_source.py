@@ -102,7 +102,7 @@ def world(request: pytest.FixtureRequest) -> World:
 
 
 def keys(snapshot: Snapshot) -> set[tuple[str, str, int]]:
-    return {(state.region, state.key, state.version) for state in snapshot.states()}
+    return {(record.region, record.key, record.version) for record in snapshot.records()}
 
 
 def revisions(changes: Sequence[Change]) -> list[int]:

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flagkit import view as room
-from flagkit.changes import PolicyState, digest, genesis, state_of
+from flagkit.changes import PolicyState, Tip, genesis, state_of
 from flagkit.core.evaluation import CALLERS_DEFAULT, ErrorCode, Outcome, Reason
 from flagkit.core.prerequisites import Step
-from flagkit.snapshot import Snapshot, build
+from flagkit.snapshot import Snapshot, arena_of, build, record_of
 from flagkit.testing import MemoryHistory
 from flagkit.view import View
 
@@ -70,11 +70,11 @@ def bad_state(key: str, packed: bytes | None = None) -> PolicyState:
 
 def view_of(*states: PolicyState) -> View:
     tip = genesis("test", "epoch", datetime(2026, 1, 1, tzinfo=UTC))
-    return View(Snapshot(tip, "*", build_layer(states), {}), lambda: 0.0)
+    return View(snapshot_at(tip, *states), lambda: 0.0)
 
 
-def build_layer(states: Iterable[PolicyState]) -> dict[str, dict[str, tuple[int, bytes]]]:
-    return {"*": {state.key: (state.version, state.packed) for state in states}}
+def snapshot_at(tip: Tip, *states: PolicyState) -> Snapshot:
+    return Snapshot(tip, "*", arena_of(tip, map(record_of, states)))
 
 
 def state(document: Mapping[str, Any]) -> PolicyState:
@@ -120,7 +120,7 @@ def test_the_clock_of_a_view_decides_its_windows() -> None:
     states = [state(policy("a", rules=rules))]
     moment = [start.timestamp() - 1]
     tip = genesis("test", "epoch", start)
-    view = View(Snapshot(tip, "*", build_layer(states), {}), lambda: moment[0])
+    view = View(snapshot_at(tip, *states), lambda: moment[0])
     compiled = view.find("a")
     assert compiled is not None
     assert not isinstance(compiled.evaluator, Outcome)
@@ -346,9 +346,7 @@ def test_a_bad_flag_heals_with_its_next_version() -> None:
     view = view_of(bad_state("a"), state(policy("b", "a")))
     view.find("b")
     change = MemoryHistory().commit(policy("a"))
-    healed = view.after(
-        Snapshot(change.tip, "*", build_layer([good, state(policy("b", "a"))]), {}), [change]
-    )
+    healed = view.after(snapshot_at(change.tip, good, state(policy("b", "a"))), [change])
     compiled = healed.find("b")
     assert compiled is not None
     assert not isinstance(compiled.evaluator, Outcome)
@@ -445,7 +443,8 @@ def test_an_evicted_prerequisite_still_tells_those_that_rest_on_it(
 
 def test_the_digests_of_the_fixtures_add_up() -> None:
     viewed = Viewed(policy("a"), policy("b", "a"))
-    assert viewed.view.snapshot.tip.digests == digest(viewed.view.snapshot.states())
+    snapshot = viewed.view.snapshot
+    assert snapshot.tip.digests == {"*": sum(record.hash for record in snapshot.records()) % 2**64}
 
 
 def test_a_change_does_not_mind_that_flags_are_compiled_meanwhile() -> None:

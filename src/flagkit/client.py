@@ -19,10 +19,10 @@ from flagkit.core.evaluation import ErrorCode, Evaluation, evaluation_of, failed
 from flagkit.core.explanation import Explanation
 from flagkit.errors import ClosedError, ConfigurationError, NotReadyError
 from flagkit.forks import Stage, watch
-from flagkit.model.documents import METADATA
+from flagkit.model import encode
 from flagkit.refresh import Source
 from flagkit.settings import Settings, settings_from
-from flagkit.snapshot import Snapshot
+from flagkit.snapshot import Snapshot, flag_of
 from flagkit.view import View
 
 if TYPE_CHECKING:
@@ -144,8 +144,7 @@ class Client:
         view = self._view
         if view is None:
             return {}
-        keys = sorted(key for key in view.snapshot.keys() if key.startswith(prefix))  # noqa: SIM118 - no mapping
-        return {key: view.evaluate(key, context, None) for key in keys}
+        return {key: view.evaluate(key, context, None) for key in view.snapshot.keys(prefix)}
 
     def explain(
         self,
@@ -176,7 +175,8 @@ class Client:
 
         It is the override of the client's region, if there is one, and the caller's own copy. With
         `metadata`, it is the newest in the database, with owner, description, tags and expires,
-        and `timeout` seconds are waited for it at most; without, nothing is.
+        and `timeout` seconds are waited for it at most; without, nothing is. A client of a
+        snapshot alone has none.
 
         Raises:
             NotReadyError, StoreError: with metadata, the database did not answer.
@@ -185,12 +185,8 @@ class Client:
         if metadata and refresh is not None:
             return refresh.policy(key, timeout)
         view = self._view
-        state = None if view is None else view.snapshot.find(key)
-        if state is None:
-            return None
-        document = state.policy
-        hidden = () if metadata else METADATA
-        return {name: value for name, value in document.items() if name not in hidden}
+        record = None if view is None else view.snapshot.find(key)
+        return None if record is None else encode(flag_of(record))
 
     def bind(self, context: ContextLike) -> "BoundClient":
         """Return this client with a context that need not be passed again. Never raises."""

@@ -20,6 +20,7 @@
       StoreError                         __cause__ is the driver's error
         StoreUnavailableError            try again later
         HistoryLostError                 the ledger does not continue what the reader holds
+      SnapshotFormatError(ValueError)    a snapshot's bytes are foreign, damaged or too new
 
 Evaluation raises none of them: it answers with `Evaluation.error_code`.
 """
@@ -126,3 +127,7 @@ class StoreUnavailableError(StoreError):
 
 class HistoryLostError(StoreError):
     """The ledger does not continue what the reader holds: load a new base."""
+
+
+class SnapshotFormatError(FlagkitError, ValueError):
+    """The bytes of a snapshot are none of flagkit's, damaged, or of a format not known here."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from flagkit.changes import SEGMENTS, Change, PolicyId, PolicyState
+from flagkit.changes import SEGMENTS, Change, PolicyId
 from flagkit.core.bucketing import Clock
 from flagkit.core.compiler import compile_flag, off_outcome
 from flagkit.core.contexts import ContextLike, attributes_of
@@ -27,19 +27,18 @@ from flagkit.core.segments import bound, meaning
 from flagkit.core.templates import Evaluator
 from flagkit.core.tracing import Traced, Tracer
 from flagkit.errors import BrokenReferenceError, FlagkitError, InvalidContextError
-from flagkit.model import EVERYWHERE, Flag, decode
+from flagkit.model import EVERYWHERE, Flag
 from flagkit.model.conditions import Condition
 from flagkit.model.flags import segments_of
-from flagkit.model.segments import Segment, decode_segment
-from flagkit.snapshot import Part, Snapshot
+from flagkit.model.packing import FAULTS
+from flagkit.model.segments import Segment
+from flagkit.snapshot import Part, Record, Snapshot, flag_of, segment_of
 
 _log = logging.getLogger("flagkit")
 
 COMPILED_MAX = 65_536
 """How many compiled flags a view keeps. Beyond it the newest makes room: O(1), never a stall."""
 
-_FAULTS = (FlagkitError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What a bad document raises."""
 EXPLANATIONS_MAX = 3
 """How often an explanation is tried while the clock changes the answer."""
 
@@ -220,11 +219,11 @@ class View:
                 waiting.pop()
                 continue
             if current not in begun:
-                state = self.snapshot.find(current)
-                if state is None:
+                record = self.snapshot.find(current)
+                if record is None:
                     done[current] = None
                     continue
-                begun[current] = self._begin(state)
+                begun[current] = self._begin(record)
             flag = begun[current].flag
             wanted = [] if flag is None else [item.flag for item in flag.prerequisites]
             missing = [name for name in wanted if name not in done]
@@ -236,16 +235,16 @@ class View:
             done[current] = self._keep(current, begun[current], done, way)
         return done[key]
 
-    def _begin(self, state: PolicyState) -> "_Begun":
+    def _begin(self, record: Record) -> "_Begun":
         try:
-            flag = decode(state.policy, stored=True)
-        except _FAULTS as error:
-            return _Begun(state.version, None, error)
+            flag = flag_of(record)
+        except FlagkitError as error:
+            return _Begun(record.version, None, error)
         rests_on = [(EVERYWHERE, prerequisite.flag) for prerequisite in flag.prerequisites]
         rests_on += [(SEGMENTS, segment) for segment in segments_of(flag)]
         for policy in rests_on:
             self._dependents.setdefault(policy, set()).add(flag.key)
-        return _Begun(state.version, flag, None)
+        return _Begun(record.version, flag, None)
 
     def _bound(self, flag: Flag) -> Flag:
         """Return a flag with the meanings of the segments that it refers to."""
@@ -262,10 +261,10 @@ class View:
     def _meaning(self, key: str) -> Condition:
         found = self._meanings.get(key)
         if found is None:
-            state = self.snapshot.segment(key)
-            if state is None:
+            record = self.snapshot.segment(key)
+            if record is None:
                 raise _broken("rules", f"refer to the segment {key}, which does not exist")
-            segment = decode_segment(state.policy, stored=True).segment
+            segment = segment_of(record)
             try:
                 found = self._meanings[key] = meaning(segment, self.snapshot.parts)
             except KeyError:
@@ -282,7 +281,7 @@ class View:
                 raise _broken("prerequisites", f"form a cycle: {' -> '.join((*way, way[0]))}")
             found = [_sound(item.flag, done[item.flag]) for item in begun.flag.prerequisites]
             compiled = _compiled(self._bound(begun.flag), begun.version, found, self._now)
-        except _FAULTS as error:
+        except FAULTS as error:
             # One bad flag answers the caller's default; the others live.
             _log.warning("%s answers callers' defaults: %s", key, error)
             compiled = Compiled(failed(ErrorCode.PARSE_ERROR, str(error)), begun.version)
@@ -337,15 +336,15 @@ class _Policies:
     def flag(self, key: str) -> tuple[Flag, int]:
         found = self._flags.get(key)
         if found is None:
-            state = self._snapshot.find(key)
-            assert state is not None, "a sound flag refers to what there is"
-            found = self._flags[key] = decode(state.policy, stored=True), state.version
+            record = self._snapshot.find(key)
+            assert record is not None, "a sound flag refers to what there is"
+            found = self._flags[key] = flag_of(record), record.version
         return found
 
     def segment(self, key: str) -> tuple[Segment, Mapping[str, Part]]:
-        state = self._snapshot.segment(key)
-        assert state is not None, "a sound flag refers to what there is"
-        return decode_segment(state.policy, stored=True).segment, self._snapshot.parts
+        record = self._snapshot.segment(key)
+        assert record is not None, "a sound flag refers to what there is"
+        return segment_of(record), self._snapshot.parts
 
 
 class _Begun(NamedTuple):

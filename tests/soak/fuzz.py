@@ -15,15 +15,14 @@ import msgspec
 from msgspec import Struct
 
 from benchmarks.report import Result
-from flagkit.changes import SEGMENTS as SEGMENTS_REGION
-from flagkit.changes import genesis, state_of
+from flagkit.changes import PolicyState, genesis, state_of
 from flagkit.client import Client
 from flagkit.core import templates
 from flagkit.core.evaluation import Evaluation
 from flagkit.errors import InvalidDocumentError
 from flagkit.model import decode, encode
 from flagkit.model.conditions import tests_in
-from flagkit.snapshot import Snapshot
+from flagkit.snapshot import Snapshot, arena_of, flag_of, record_of
 from flagkit.testing import client_from, initial_segment
 from tests.oracle import Document
 from tests.soak.fuzzing import FLAG_COUNT, SEGMENTS, ContextDraw, PolicyDraw, key_of
@@ -67,8 +66,7 @@ def run(pairs: int, seed: int, *, timed: bool = True) -> Story:
 def _batch(chance: random.Random, story: Story, *, timed: bool) -> None:
     policies = PolicyDraw(chance)
     packed = {
-        key_of(number): (1, _stored(policies, number, chance, story))
-        for number in range(FLAG_COUNT)
+        key_of(number): _stored(policies, number, chance, story) for number in range(FLAG_COUNT)
     }
     snapshot = _snapshot(packed, [policies.segment(key) for key in SEGMENTS])
     client = Client.from_snapshot(snapshot)
@@ -97,16 +95,16 @@ def _batch(chance: random.Random, story: Story, *, timed: bool) -> None:
         _all_at_once(client, context, story)
 
 
-def _snapshot(packed: dict[str, tuple[int, bytes]], segments: list[Document]) -> Snapshot:
+def _snapshot(packed: dict[str, bytes], segments: list[Document]) -> Snapshot:
     """Return a snapshot of policies that no writer need have let in."""
     tip = genesis("fuzz", "epoch", datetime(2026, 1, 1, tzinfo=UTC))
     parts: dict[str, bytes] = {}
-    groups: dict[str, tuple[int, bytes]] = {}
+    states = [PolicyState(key, "*", 1, policy) for key, policy in packed.items()]
     for document in segments:
         state, made = initial_segment(document)
-        groups[state.key] = (1, state.packed)
+        states.append(state)
         parts |= made
-    return Snapshot(tip, "*", {"*": packed, SEGMENTS_REGION: groups}, {}).with_parts(parts)
+    return Snapshot(tip, "*", arena_of(tip, map(record_of, states))).with_parts(parts)
 
 
 def _stored(policies: PolicyDraw, number: int, chance: random.Random, story: Story) -> bytes:
@@ -172,13 +170,13 @@ def _is_small(snapshot: Snapshot, keys: list[str], cost: int) -> bool:
     size = tests = 0
     while keys:
         key = keys.pop()
-        state = snapshot.find(key)
-        if state is None or key in seen:
+        record = snapshot.find(key)
+        if record is None or key in seen:
             continue
         seen.add(key)
-        size += len(state.packed)
+        size += len(record.body)
         with contextlib.suppress(ValueError, RecursionError):
-            flag = decode(state.policy)
+            flag = flag_of(record)
             keys += [needed.flag for needed in flag.prerequisites]
             tests += sum(tests_in(rule.condition) for rule in flag.rules)
     return cost * size <= PROMPT_BYTES and cost * tests <= PROMPT_TESTS
@@ -192,8 +190,8 @@ def _all_at_once(client: Client, context: Any, story: Story) -> None:
 
 
 def _described(snapshot: Snapshot | None, key: str) -> str:
-    state = snapshot.find(key) if snapshot is not None else None
-    return "" if state is None else f"{state.packed!r:.1000}"
+    record = snapshot.find(key) if snapshot is not None else None
+    return "" if record is None else f"{record.body!r:.1000}"
 
 
 def _nested(path: str) -> Document:

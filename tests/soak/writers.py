@@ -21,7 +21,7 @@ from benchmarks.report import Result
 from flagkit.changes import Change
 from flagkit.embedded import EmbeddedMongo
 from flagkit.refresh_thread import RefreshThread
-from flagkit.snapshot import Snapshot
+from flagkit.snapshot import Snapshot, record_of
 from flagkit.storage.source import MongoSource
 from flagkit.storage.store import Store
 from flagkit.writer import Writer, verify
@@ -197,8 +197,8 @@ def followed_badly(store: Store, story: Story, changes: Sequence[Change]) -> lis
     if story.published[-1] != len(changes):
         found.append(f"the client ended at {story.published[-1]}, the ledger at {len(changes)}")
     with store.reading() as reading:
-        states = set(reading.all().values())
-    if story.snapshot is None or set(story.snapshot.states()) != states:
+        states = set(map(record_of, reading.all().values()))
+    if story.snapshot is None or set(story.snapshot.records()) != states:
         found.append("the client's flags are not the database's")
     return found
 

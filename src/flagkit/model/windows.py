@@ -76,13 +76,14 @@ def _recurrence(wire: WindowDocument, path: str) -> Recurrence | None:
         raise InvalidDocumentError(
             f"{path}.zone", "is missing", "Write the zone of days and hours, as in Europe/Berlin"
         )
-    _check_zone(wire.zone, f"{path}.zone")
+    check_zone(wire.zone, f"{path}.zone")
     days = _days(wire.days, f"{path}.days")
     start, end = (0, DAY_MINUTES) if wire.hours is None else _hours(wire.hours, f"{path}.hours")
     return Recurrence(wire.zone, days, start, end)
 
 
-def _check_zone(zone: str, path: str) -> None:
+def check_zone(zone: str, path: str) -> None:
+    """Refuse a time zone that this machine does not know."""
     try:
         ZoneInfo(zone)
     except (ZoneInfoNotFoundError, ValueError, OSError):

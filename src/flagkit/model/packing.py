@@ -1,0 +1,212 @@
+"""Packing: a checked flag as a few bytes, and the way back, which has nothing left to judge.
+
+A body is positional MessagePack: [state, type, variants, off, fallthrough, rules, prerequisites],
+the last two left out where they are empty. Variants are named by their places. It has neither key,
+region nor metadata, and a salt that is the flag's key is left out, so equal policies have equal
+bodies. Conditions stand as they were written, and are parsed again. The body of a document that no
+writer would have let in is a text, which says what is wrong with it.
+
+docs/snapshot-format.md has the layout; changing it is a new FORMAT.
+"""
+
+from typing import Any, Final, TypeAlias, get_args
+
+import msgspec
+from msgspec import Struct
+
+from flagkit.errors import FlagkitError, InvalidDocumentError
+from flagkit.model.conditions import ALWAYS
+from flagkit.model.documents import TARGETING_KEY, State
+from flagkit.model.flags import (
+    Flag,
+    Prerequisite,
+    Ramp,
+    Rollout,
+    Rule,
+    Serve,
+    Serves,
+    VariantType,
+)
+from flagkit.model.queries import parse
+from flagkit.model.windows import Recurrence, Window, check_zone
+
+FORMAT: Final = 1
+
+_STATES: Final[tuple[State, ...]] = get_args(State)
+_TYPES: Final[tuple[VariantType, ...]] = get_args(VariantType)
+_BY_KEY: Final = (TARGETING_KEY,)
+_NO_VARIANT: Final = -1
+
+FAULTS: Final = (FlagkitError, msgspec.MsgspecError, ValueError, RecursionError)
+"""What a document raises that is none; bad UTF-8 is a ValueError."""
+
+
+class _Rollout(Struct, array_like=True, tag=0, omit_defaults=True):
+    """A rollout. `intervals` are ends and variants in turn; weights that they say are left out."""
+
+    intervals: tuple[int, ...]
+    salt: str | None = None
+    by: tuple[str, ...] | None = None
+    weights: dict[str, int] | None = None
+
+
+class _Ramp(Struct, array_like=True, tag=1, omit_defaults=True):
+    variant: int
+    otherwise: int
+    points: tuple[tuple[float, int], ...]
+    stepped: bool
+    salt: str | None = None
+    by: tuple[str, ...] | None = None
+
+
+_Serves: TypeAlias = int | _Rollout | _Ramp
+
+
+class _Window(Struct, array_like=True, omit_defaults=True):
+    start: float
+    end: float
+    zone: str | None = None
+    days: tuple[int, ...] = ()
+    minutes: tuple[int, int] = (0, 0)
+
+
+class _Rule(Struct, array_like=True, omit_defaults=True):
+    name: str
+    serves: _Serves
+    when: dict[str, Any] = {}
+    during: _Window | None = None
+
+
+class _Body(Struct, array_like=True, omit_defaults=True):
+    state: int
+    type: int
+    variants: dict[str, Any]
+    off: int
+    fallthrough: _Serves
+    rules: tuple[_Rule, ...] = ()
+    prerequisites: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(str | _Body).decode
+
+
+def pack(flag: Flag) -> bytes:
+    """Return the body of a flag."""
+    places = {name: place for place, name in enumerate(flag.variants)}
+
+    def serves(served: Serves) -> _Serves:
+        if isinstance(served, Serve):
+            return places[served.variant]
+        salt = served.salt if served.salt != flag.key else None
+        by = served.by if served.by != _BY_KEY else None
+        if isinstance(served, Ramp):
+            return _Ramp(
+                places[served.variant],
+                places[served.otherwise],
+                served.points,
+                served.stepped,
+                salt,
+                by,
+            )
+        flat = tuple(item for end, name in served.intervals for item in (end, places[name]))
+        told = (name for _, name in served.intervals)
+        # They can be told from the intervals, unless some are 0 or in another order.
+        weights = served.weights if [*dict.fromkeys(told)] != [*served.weights] else None
+        return _Rollout(flat, salt, by, weights)
+
+    return _encode(
+        _Body(
+            _STATES.index(flag.state),
+            _TYPES.index(flag.type),
+            flag.variants,
+            _NO_VARIANT if flag.off is None else places[flag.off],
+            serves(flag.fallthrough),
+            tuple(
+                _Rule(rule.name, serves(rule.serves), rule.when, _packed_window(rule.during))
+                for rule in flag.rules
+            ),
+            tuple((item.flag, item.variants) for item in flag.prerequisites),
+        )
+    )
+
+
+def fault(error: Exception) -> bytes:
+    """Return the body of a document that is no policy, for what it raised when it was read."""
+    return _encode(str(error))
+
+
+def unpack(key: str, region: str, body: bytes) -> Flag:
+    """Return the flag of a body, without metadata.
+
+    Raises:
+        InvalidDocumentError: the document that it was made from was none, or the body is none.
+    """
+    try:
+        return _flag(key, region, _decode(body))
+    except InvalidDocumentError:
+        raise
+    except (*FAULTS, LookupError, TypeError) as error:
+        raise InvalidDocumentError("", f"is no body of a flag: {error}", "Load it anew") from None
+
+
+def _flag(key: str, region: str, wire: str | _Body) -> Flag:
+    if isinstance(wire, str):
+        raise InvalidDocumentError("", wire, "Write the flag anew")
+    names = [*wire.variants]
+    return Flag(
+        key=key,
+        region=region,
+        state=_STATES[wire.state],
+        type=_TYPES[wire.type],
+        variants=wire.variants,
+        off=None if wire.off == _NO_VARIANT else names[wire.off],
+        prerequisites=tuple(Prerequisite(*item) for item in wire.prerequisites),
+        rules=tuple(_rule(rule, key, names, i) for i, rule in enumerate(wire.rules)),
+        fallthrough=_serves(wire.fallthrough, key, names),
+        metadata={},
+    )
+
+
+def _serves(wire: _Serves, key: str, names: list[str]) -> Serves:
+    if isinstance(wire, int):
+        return Serve(names[wire])
+    salt, by = wire.salt or key, wire.by or _BY_KEY
+    if isinstance(wire, _Ramp):
+        variant, otherwise = names[wire.variant], names[wire.otherwise]
+        return Ramp(by, salt, variant, otherwise, wire.points, wire.stepped)
+    # Written out, for a flag that was not asked for before waits for it.
+    intervals: list[tuple[int, str]] = []
+    weights: dict[str, int] = {}
+    start, flat = 0, wire.intervals
+    for at in range(0, len(flat), 2):
+        end, name = flat[at], names[flat[at + 1]]
+        intervals.append((end, name))
+        weights[name] = weights.get(name, 0) + end - start
+        start = end
+    return Rollout(by, salt, wire.weights or weights, tuple(intervals))
+
+
+def _rule(wire: _Rule, key: str, names: list[str], place: int) -> Rule:
+    condition = parse(wire.when, f"rules[{place}].when") if wire.when else ALWAYS
+    serves = _serves(wire.serves, key, names)
+    return Rule(wire.name, wire.when, condition, _window(wire.during, place), serves)
+
+
+def _packed_window(window: Window | None) -> _Window | None:
+    if window is None:
+        return None
+    again = window.recurrence
+    if again is None:
+        return _Window(window.start, window.end)
+    return _Window(window.start, window.end, again.zone, again.days, (again.start, again.end))
+
+
+def _window(wire: _Window | None, place: int) -> Window | None:
+    if wire is None:
+        return None
+    if wire.zone is None:
+        return Window(wire.start, wire.end, None)
+    # What the writer's machine knows, this one may not.
+    check_zone(wire.zone, f"rules[{place}].during.zone")
+    return Window(wire.start, wire.end, Recurrence(wire.zone, wire.days, *wire.minutes))
