@@ -16,7 +16,7 @@ LEVELS = [
     ["core", "changes", "settings", "forks"],
     ["snapshot"],
     ["refresh", "view"],
-    ["storage", "refresh_thread"],
+    ["storage", "refresh_thread", "answers"],
     ["client"],
     ["__init__"],
     ["testing", "embedded", "writer"],

@@ -10,7 +10,8 @@ The module's functions ask one default client, which `configure` sets up. Writin
 `flagkit.writer`, testing with them `flagkit.testing`.
 """
 
-from flagkit.client import BoundClient, Client, source_opener
+from flagkit.answers import BoundClient
+from flagkit.client import Client, source_opener
 from flagkit.core.contexts import Context, use_context
 from flagkit.core.evaluation import ErrorCode, Evaluation, Reason
 from flagkit.core.explanation import Explanation

@@ -1,22 +1,17 @@
-"""Client: evaluates flags from a snapshot in memory, and keeps that snapshot current.
+"""Client: keeps the snapshot current that evaluations answer from.
 
-Reads take the published view once into a local, and lock nothing. Evaluation never raises and never
-waits: where it cannot answer, it answers the caller's default.
+What it publishes, flagkit.answers reads: views, whole, by one assignment each.
 """
 
-import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
+from flagkit.answers import Answers
 from flagkit.changes import Change
 from flagkit.core.bucketing import Clock
-from flagkit.core.contexts import ContextLike, attributes_of
-from flagkit.core.evaluation import ErrorCode, Evaluation, evaluation_of, failed
-from flagkit.core.explanation import Explanation
 from flagkit.errors import ClosedError, ConfigurationError, NotReadyError
 from flagkit.forks import Stage, watch
 from flagkit.model import encode
@@ -30,15 +25,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("flagkit")
 
-T = TypeVar("T")
 
-_NOT_READY = failed(
-    ErrorCode.PROVIDER_NOT_READY,
-    "no flags have been loaded yet: flagkit.configure, then wait_ready",
-)
-
-
-class Client:
+class Client(Answers):
     """Answers for the flags of one environment, as one region sees them.
 
     The constructor neither connects nor waits; `start` begins to load and to watch, in one
@@ -56,11 +44,10 @@ class Client:
         database: Where flagkit's collections are; "flagkit" unless said otherwise.
     """
 
-    __slots__ = ("__weakref__", "_arrival", "_closed", "_open_source", "_refresh", "_view")
+    __slots__ = ("_arrival", "_closed", "_open_source", "_refresh")
 
     _refresh: "RefreshThread | None"
     _open_source: Callable[[], Source] | None
-    _view: View | None
 
     def __init__(
         self,
@@ -93,81 +80,6 @@ class Client:
         client._set_up(view=View(snapshot, now))
         return client
 
-    def is_enabled(self, key: str, context: ContextLike = None, default: bool = False) -> bool:  # noqa: FBT001, FBT002 - as every peer has it
-        """Return the value of a boolean flag, or `default` where there is none. Never raises."""
-        try:
-            switch = self._view.switches[key]  # type: ignore[union-attr] # pyright: ignore[reportOptionalMemberAccess]
-            if switch is True or switch is False:
-                return switch
-            value = switch(context).value
-        except Exception:  # noqa: BLE001 - not compiled yet, or a fault that `evaluate` names
-            return self._is_enabled_first(key, context, default)
-        return value if value is True or value is False else default
-
-    @overload
-    def value(self, key: str, context: ContextLike = None, *, default: None) -> Any: ...
-    @overload
-    def value(self, key: str, context: ContextLike = None, *, default: T) -> T: ...
-    def value(self, key: str, context: ContextLike = None, *, default: Any) -> Any:
-        """Return a flag's value, if it has the type of `default`, else `default`. Never raises.
-
-        An integer serves where a float is asked for. With None as the default, any type does.
-        Objects are the caller's own copies.
-        """
-        return self.evaluate(key, context, default).value
-
-    @overload
-    def evaluate(
-        self, key: str, context: ContextLike = None, default: None = None
-    ) -> Evaluation[Any]: ...
-    @overload
-    def evaluate(self, key: str, context: ContextLike, default: T) -> Evaluation[T]: ...
-    @overload
-    def evaluate(self, key: str, context: ContextLike = None, *, default: T) -> Evaluation[T]: ...
-    def evaluate(
-        self, key: str, context: ContextLike = None, default: Any = None
-    ) -> Evaluation[Any]:
-        """Return the value of a flag and why it has it; as `value` otherwise. Never raises."""
-        view = self._view
-        if view is None:
-            return evaluation_of(key, _NOT_READY, default)
-        return view.evaluate(key, context, default)
-
-    def evaluate_all(
-        self, context: ContextLike = None, prefix: str = ""
-    ) -> dict[str, Evaluation[Any]]:
-        """Return the evaluations of all flags whose keys begin with `prefix`, by key. Never raises.
-
-        They are of one revision, as a front end needs to begin with. Values of flags that leave
-        the answer to the caller are None. Empty before there are flags.
-        """
-        view = self._view
-        if view is None:
-            return {}
-        return {key: view.evaluate(key, context, None) for key in view.snapshot.keys(prefix)}
-
-    def explain(
-        self,
-        key: str,
-        context: ContextLike = None,
-        default: Any = None,
-        *,
-        redact: Collection[str] = (),
-    ) -> Explanation:
-        """Return an evaluation with all that led to it, as data and as text. Never raises.
-
-        Args:
-            key: The flag's key.
-            context: Who asks.
-            default: The caller's default.
-            redact: Paths of attributes that are not to be shown, such as `email`.
-        """
-        view = self._view
-        if view is None:
-            evaluation = evaluation_of(key, _NOT_READY, default)
-            return Explanation(evaluation=evaluation, time=datetime.now(UTC))
-        return view.explain(key, context, default, redact)
-
     def policy(
         self, key: str, *, metadata: bool = False, timeout: float = 5.0
     ) -> dict[str, Any] | None:
@@ -187,22 +99,6 @@ class Client:
         view = self._view
         record = None if view is None else view.snapshot.find(key)
         return None if record is None else encode(flag_of(record))
-
-    def bind(self, context: ContextLike) -> "BoundClient":
-        """Return this client with a context that need not be passed again. Never raises."""
-        return BoundClient(self, context)
-
-    @property
-    def revision(self) -> int:
-        """The revision that evaluations answer from, 0 before there is any."""
-        view = self._view
-        return view.snapshot.tip.revision if view is not None else 0
-
-    @property
-    def snapshot(self) -> Snapshot | None:
-        """What evaluations answer from, None before there is any."""
-        view = self._view
-        return view.snapshot if view is not None else None
 
     def start(self) -> Self:
         """Begin to load and to watch, in a background thread; nothing if that has begun already.
@@ -298,13 +194,6 @@ class Client:
             self._refresh = RefreshThread(self._open_source, self._publish, snapshot)
             watch(self, Stage.STARTED)
 
-    def _is_enabled_first(self, key: str, context: ContextLike, default: bool) -> bool:  # noqa: FBT001
-        view = self._view
-        if view is not None:
-            with contextlib.suppress(Exception):
-                view.switch(key)
-        return self.evaluate(key, context, default).value
-
     def _publish(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
         view = self._view
         if view is None or changes is None:
@@ -355,42 +244,3 @@ def source_opener(settings: Settings) -> Callable[[], Source]:
         )
 
     return open_source
-
-
-class BoundClient:
-    """A client and a context. Its methods are the client's, without the context."""
-
-    __slots__ = ("_client", "_context")
-
-    def __init__(self, client: Client, context: ContextLike) -> None:
-        self._client = client
-        self._context = context
-        with contextlib.suppress(Exception):
-            # Put together once. What is no context answers INVALID_CONTEXT when it is used.
-            self._context = attributes_of(context)
-
-    def is_enabled(self, key: str, default: bool = False) -> bool:  # noqa: FBT001, FBT002 - as Client
-        """Return the value of a boolean flag, or `default` where there is none. Never raises."""
-        return self._client.is_enabled(key, self._context, default)
-
-    @overload
-    def value(self, key: str, *, default: None) -> Any: ...
-    @overload
-    def value(self, key: str, *, default: T) -> T: ...
-    def value(self, key: str, *, default: Any) -> Any:
-        """Return a flag's value, if it has the type of `default`, else `default`. Never raises."""
-        return self._client.value(key, self._context, default=default)
-
-    @overload
-    def evaluate(self, key: str, default: None = None) -> Evaluation[Any]: ...
-    @overload
-    def evaluate(self, key: str, default: T) -> Evaluation[T]: ...
-    def evaluate(self, key: str, default: Any = None) -> Evaluation[Any]:
-        """Return the value of a flag and why it has it. Never raises."""
-        return self._client.evaluate(key, self._context, default)
-
-    def explain(
-        self, key: str, default: Any = None, *, redact: Collection[str] = ()
-    ) -> Explanation:
-        """Return an evaluation with all that led to it. Never raises."""
-        return self._client.explain(key, self._context, default, redact=redact)
