@@ -15,6 +15,7 @@ import pytest
 
 import flagkit
 from flagkit import Client, Context, ErrorCode, Reason, use_context
+from flagkit.client import Origin
 from flagkit.errors import (
     ClosedError,
     ConfigurationError,
@@ -245,7 +246,7 @@ def test_a_default_that_cannot_be_looked_at_is_answered_all_the_same(client: Cli
 def test_following_another_source_forgets_the_flags_of_the_first(running: Client) -> None:
     other = MemoryHistory()
     other.fault = StoreUnavailableError("not there yet")
-    running.follow(other.source)
+    running.follow(Origin(lambda: other.source))
     assert running.revision == 0
     with pytest.raises(NotReadyError):
         running.wait_for(0, timeout=0.05)
@@ -532,7 +533,7 @@ def test_the_module_asks_one_default_client(history: MemoryHistory) -> None:
     history.commit(THEME)
     client = flagkit.is_enabled.__self__  # type: ignore[attr-defined]
     assert flagkit.value("shop.theme", default="none") == "none"
-    client.follow(history.source)
+    client.follow(Origin(lambda: history.source))
     try:
         flagkit.wait_ready()
         assert flagkit.value("shop.theme", default="none") == "dark"

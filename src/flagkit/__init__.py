@@ -10,8 +10,10 @@ The module's functions ask one default client, which `configure` sets up. Writin
 `flagkit.writer`, testing with them `flagkit.testing`.
 """
 
+import os
+
 from flagkit.answers import BoundClient
-from flagkit.client import Client, source_opener
+from flagkit.client import Client, origin_of
 from flagkit.core.contexts import Context, use_context
 from flagkit.core.evaluation import ErrorCode, Evaluation, Reason
 from flagkit.core.explanation import Explanation
@@ -52,6 +54,7 @@ def configure(
     environment: str | None = None,
     region: str | None = None,
     database: str | None = None,
+    snapshot_path: "str | os.PathLike[str] | None" = None,
 ) -> Client:
     """Set up the default client and start it; neither connects nor waits in this thread.
 
@@ -62,7 +65,15 @@ def configure(
         ConfigurationError: the URI or the environment is named nowhere.
     """
     return _client.follow(
-        source_opener(settings_from(uri, environment=environment, region=region, database=database))
+        origin_of(
+            settings_from(
+                uri,
+                environment=environment,
+                region=region,
+                database=database,
+                snapshot_path=snapshot_path,
+            )
+        )
     )
 
 

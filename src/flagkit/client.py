@@ -3,21 +3,23 @@
 What it publishes, flagkit.answers reads: views, whole, by one assignment each.
 """
 
+import functools
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from flagkit.answers import Answers
 from flagkit.changes import Change
 from flagkit.core.bucketing import Clock
-from flagkit.errors import ClosedError, ConfigurationError, NotReadyError
+from flagkit.errors import ClosedError, ConfigurationError, NotReadyError, SnapshotFormatError
 from flagkit.forks import Stage, watch
 from flagkit.model import encode
 from flagkit.refresh import Source
 from flagkit.settings import Settings, settings_from
-from flagkit.snapshot import Snapshot, flag_of
+from flagkit.snapshot import Snapshot, SnapshotFile, flag_of
 from flagkit.view import View
 
 if TYPE_CHECKING:
@@ -42,12 +44,14 @@ class Client(Answers):
         environment: Whose flags to serve.
         region: Whose overrides to apply; without one, the flags for all regions hold.
         database: Where flagkit's collections are; "flagkit" unless said otherwise.
+        snapshot_path: A file to keep the flags in. What it holds is served from the beginning, the
+            database being there or not. It may be shared by processes, not by regions.
     """
 
-    __slots__ = ("_arrival", "_closed", "_open_source", "_refresh")
+    __slots__ = ("_arrival", "_closed", "_origin", "_refresh")
 
     _refresh: "RefreshThread | None"
-    _open_source: Callable[[], Source] | None
+    _origin: "Origin"
 
     def __init__(
         self,
@@ -56,18 +60,27 @@ class Client(Answers):
         environment: str | None = None,
         region: str | None = None,
         database: str | None = None,
+        snapshot_path: "str | os.PathLike[str] | None" = None,
     ) -> None:
-        settings = settings_from(uri, environment=environment, region=region, database=database)
-        self._set_up(source_opener(settings))
+        settings = settings_from(
+            uri,
+            environment=environment,
+            region=region,
+            database=database,
+            snapshot_path=snapshot_path,
+        )
+        self._set_up(origin_of(settings))
 
     @classmethod
-    def from_source(cls, open_source: Callable[[], Source] | None = None) -> Self:
+    def from_source(
+        cls, open_source: Callable[[], Source] | None = None, file: SnapshotFile | None = None
+    ) -> Self:
         """Return a client of any source, such as a simulated one; `start` opens it.
 
         Without one, the client answers callers' defaults until `follow` gives it one.
         """
         client = cls.__new__(cls)
-        client._set_up(open_source)
+        client._set_up(Origin(None if open_source is None else lambda: open_source, file))
         return client
 
     @classmethod
@@ -77,7 +90,8 @@ class Client(Answers):
         `now` gives the time of evaluations, in seconds since 1970 in UTC.
         """
         client = cls.__new__(cls)
-        client._set_up(view=View(snapshot, now))
+        client._set_up(Origin())
+        client._view = View(snapshot, now)
         return client
 
     def policy(
@@ -110,16 +124,17 @@ class Client(Answers):
             if self._closed:
                 raise ClosedError("this client was closed: make a new one")
             if self._refresh is None:
-                self._begin(None)
+                self._begin(self.snapshot)
         return self
 
-    def follow(self, open_source: Callable[[], Source]) -> Self:
+    def follow(self, origin: "Origin") -> Self:
         """Start on another source; until its flags are there, callers get their defaults."""
         self.close()
+        view = _kept_view(origin.file)
         with self._arrival:
             self._closed = False
-            self._view = None
-            self._open_source = open_source
+            self._view = view
+            self._origin = origin
         return self.start()
 
     def wait_ready(self, timeout: float = 10.0) -> None:
@@ -177,22 +192,21 @@ class Client(Answers):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _set_up(
-        self, open_source: Callable[[], Source] | None = None, view: View | None = None
-    ) -> None:
-        self._view = view
+    def _set_up(self, origin: "Origin") -> None:
+        self._view = _kept_view(origin.file)
         self._arrival = threading.Condition()
-        self._open_source = open_source
+        self._origin = origin
         self._refresh = None
         self._closed = False
 
     def _begin(self, snapshot: Snapshot | None) -> None:
-        if self._open_source is not None:
+        if self._origin.opener is not None:
             # Deferred, as the driver is: a service that only imports flagkit pays for neither.
             from flagkit.refresh_thread import RefreshThread  # noqa: PLC0415
 
-            self._refresh = RefreshThread(self._open_source, self._publish, snapshot)
-            watch(self, Stage.STARTED)
+            open_source = self._origin.opener()
+            self._refresh = RefreshThread(open_source, self._publish, snapshot, self._origin.file)
+            watch(self, Stage.STARTED if snapshot is None else Stage.LOADED)
 
     def _publish(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
         view = self._view
@@ -213,7 +227,7 @@ class Client(Answers):
 
     def _wait(self, arrived: Callable[[View], bool], timeout: float, problem: str) -> None:
         self.start()
-        if self._view is None and self._open_source is None:
+        if self._view is None and self._origin.opener is None:
             raise ConfigurationError(
                 "nothing is configured: call flagkit.configure(uri, environment=...) first"
             )
@@ -229,7 +243,33 @@ class Client(Answers):
             raise NotReadyError(f"{problem} within {timeout} s" + (f": {cause}" if cause else ""))
 
 
-def source_opener(settings: Settings) -> Callable[[], Source]:
+class Origin(NamedTuple):
+    """Where a client's flags come from: what loads and returns the opener of its source; a file."""
+
+    opener: Callable[[], Callable[[], Source]] | None = None
+    file: SnapshotFile | None = None
+
+
+def origin_of(settings: Settings) -> Origin:
+    """Return the origin that settings name, in MongoDB."""
+    path = settings.snapshot_path
+    file = None if path is None else SnapshotFile(path, settings.environment, settings.region)
+    return Origin(functools.partial(_mongo_opener, settings), file)
+
+
+def _kept_view(file: SnapshotFile | None) -> View | None:
+    """Return a view of what a file holds, None where it is of no use, which is said."""
+    if file is None:
+        return None
+    try:
+        snapshot = file.read()
+    except (OSError, SnapshotFormatError) as error:
+        _log.warning("the snapshot file %s is not served: %s", file.path, error)
+        return None
+    return None if snapshot is None else View(snapshot, time.time)
+
+
+def _mongo_opener(settings: Settings) -> Callable[[], Source]:
     """Return what opens the MongoDB source that settings name; loads the driver."""
     # Deferred, for `import flagkit` loads no driver, yet not left to the refresh thread: a child
     # that is forked while another thread imports finds modules that are never finished.

@@ -12,11 +12,12 @@ import contextlib
 import logging
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from flagkit.changes import Change
+from flagkit.changes import Change, PolicyId
 from flagkit.errors import ClosedError, FlagkitError, NotReadyError
+from flagkit.keeping import Keeper
 from flagkit.refresh import (
     Action,
     Arrived,
@@ -32,7 +33,7 @@ from flagkit.refresh import (
     Waited,
     Watch,
 )
-from flagkit.snapshot import Snapshot
+from flagkit.snapshot import Arena, Record, Snapshot, SnapshotFile
 
 _log = logging.getLogger("flagkit.refresh")
 
@@ -50,6 +51,7 @@ class RefreshThread:
         open_source: Makes the source, within the thread. Tried again if it raises.
         publish: Called in the thread.
         snapshot: What to go on from, of the same source; without one, a base is loaded.
+        file: Where snapshots are kept, if they are.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class RefreshThread:
         open_source: Callable[[], Source],
         publish: Publish,
         snapshot: Snapshot | None = None,
+        file: SnapshotFile | None = None,
     ) -> None:
         self.error: Exception | None = None
         self._open_source = open_source
@@ -66,6 +69,7 @@ class RefreshThread:
         self._asking = threading.Lock()
         self._closing = False
         self._readings: set[asyncio.Task[None]] = set()
+        self._keeper = Keeper(self._rebase, file)
         self._loop = asyncio.new_event_loop()
         self._source: asyncio.Future[Source] = self._loop.create_future()
         self._task = self._loop.create_task(self._run())
@@ -141,15 +145,32 @@ class RefreshThread:
     async def _run(self) -> None:
         source = await self._opened()
         self._source.set_result(source)
+        if self._refresher.snapshot is not None:
+            self._keeper.saw(self._refresher.snapshot)
+        keeping = self._loop.create_task(self._keeper.run())
         try:
             action = self._refresher.start()
             while True:
                 action = await self._advance(source, action)
                 if self._refresher.applied != () and self._refresher.snapshot is not None:
                     self._publish_safely(self._refresher.snapshot, self._refresher.applied)
+                    self._keeper.saw(self._refresher.snapshot)
         finally:
             self._obeying = False
+            keeping.cancel()
             await source.close()
+            self._keeper.save_now()
+
+    def _rebase(
+        self, folded: Snapshot, base: Arena, overlay: Mapping[PolicyId, Record | None]
+    ) -> None:
+        """Go on from a base that has what is the same in another form."""
+        snapshot = self._refresher.snapshot
+        # A new one may have been loaded meanwhile.
+        if snapshot is not None and snapshot.base is folded.base:
+            rebased = self._refresher.snapshot = snapshot.rebased(base, overlay)
+            self._publish_safely(rebased, ())
+            self._keeper.saw(rebased)
 
     def _publish_safely(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
         try:

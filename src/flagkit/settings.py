@@ -20,6 +20,7 @@ class Settings(Struct, frozen=True):
     environment: str
     region: str
     database: str
+    snapshot_path: str | None = None
 
     def __repr__(self) -> str:
         return f"Settings({self.environment!r}, {self.region!r}, {self.database!r})"
@@ -31,8 +32,11 @@ def settings_from(
     environment: str | None = None,
     region: str | None = None,
     database: str | None = None,
+    snapshot_path: "str | os.PathLike[str] | None" = None,
 ) -> Settings:
-    """Return settings from arguments, else FLAGKIT_URI, _ENVIRONMENT, _REGION and _DATABASE.
+    """Return settings from arguments, else from variables.
+
+    These are FLAGKIT_URI, _ENVIRONMENT, _REGION, _DATABASE and _SNAPSHOT_PATH.
 
     Raises:
         ConfigurationError: the URI or the environment is named nowhere, or something is not what
@@ -46,6 +50,7 @@ def settings_from(
         _required("environment", environment),
         _region(region or os.environ.get("FLAGKIT_REGION") or EVERYWHERE),
         _database(database or os.environ.get("FLAGKIT_DATABASE") or DATABASE),
+        os.fspath(snapshot_path or os.environ.get("FLAGKIT_SNAPSHOT_PATH") or "") or None,
     )
 
 

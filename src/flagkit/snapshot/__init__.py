@@ -1,6 +1,7 @@
 """Snapshot: all policies of one environment at one revision, in a compact and shareable form."""
 
 from flagkit.snapshot.arena import Arena
+from flagkit.snapshot.file import SnapshotFile
 from flagkit.snapshot.frame import Record
 from flagkit.snapshot.snapshots import (
     Part,
@@ -24,6 +25,7 @@ __all__ = [
     "Part",
     "Record",
     "Snapshot",
+    "SnapshotFile",
     "arena_of",
     "build",
     "check_digests",

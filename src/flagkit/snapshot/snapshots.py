@@ -158,17 +158,16 @@ class Snapshot(Struct, frozen=True):
         return len(self.overlay) > max(OVERLAY_MIN, self.base.count // BASE_PER_OVERLAY)
 
     def rebased(self, base: Arena, folded: Overlay) -> "Snapshot":
-        """Return this snapshot on a base that an earlier overlay has been folded into."""
+        """Return this snapshot on a base that an earlier overlay has been folded into.
+
+        Members stay where they are: evaluators that are in use would keep what they move from.
+        """
         overlay = {
             identity: record
             for identity, record in self.overlay.items()
             if identity not in folded or folded[identity] is not record
         }
-        parts = {
-            name: base.part(name) if name in base.header.parts else part
-            for name, part in self.parts.items()
-        }
-        return Snapshot(self.tip, self.region, base, overlay, parts)
+        return Snapshot(self.tip, self.region, base, overlay, self.parts)
 
     def _records_in(self, region: str) -> Iterator[Record]:
         for record in self.base.records(region):
@@ -220,11 +219,13 @@ def snapshot_of(base: Arena, region: str) -> Snapshot:
     return Snapshot(base.tip, region, base, parts=parts)
 
 
-def fold(snapshot: Snapshot) -> Generator[None, None, Arena]:
-    """Return the arena of a snapshot, with all its members, in slices."""
-    parts = {
-        name: memoryview(cast("Buffer", part)).cast("B") for name, part in snapshot.parts.items()
-    }
+def fold(snapshot: Snapshot, *, with_members: bool = False) -> Generator[None, None, Arena]:
+    """Return the arena of a snapshot, in slices.
+
+    Its members go with it where it is to be read elsewhere; here the snapshot has them.
+    """
+    kept = snapshot.parts.items() if with_members else ()
+    parts = {name: memoryview(cast("Buffer", part)).cast("B") for name, part in kept}
     return folded(snapshot.base, snapshot.tip, snapshot.overlay, parts)
 
 

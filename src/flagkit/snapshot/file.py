@@ -1,0 +1,134 @@
+"""File: a snapshot on the local disk, which processes map and share.
+
+It is only ever replaced whole: written under another name, synced, renamed, the directory synced. A
+file that is cut off while it is mapped would kill its readers, so none is written in place.
+"""
+
+import contextlib
+import fcntl
+import mmap
+import os
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+from typing import Final
+
+from flagkit.errors import HistoryLostError, SnapshotFormatError
+from flagkit.snapshot.arena import Arena, opened
+from flagkit.snapshot.frame import (
+    PREFIX_BYTES,
+    SLICE_BYTES,
+    Header,
+    checksum_of,
+    header_of,
+    prefix_of,
+    written_prefix,
+)
+from flagkit.snapshot.snapshots import Snapshot, snapshot_of
+
+_READ: Final = {
+    "flags": mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0),
+    "prot": mmap.PROT_READ,
+}
+
+
+class SnapshotFile:
+    """Where a snapshot of one environment, as one region sees it, is kept.
+
+    `path` is the file's. Beside it are, at times, a lock (`PATH.lock`) and files that are being
+    written (`.NAME.*.tmp`).
+    """
+
+    def __init__(self, path: "str | os.PathLike[str]", environment: str, region: str) -> None:
+        self.path = Path(path).absolute()
+        self._environment = environment
+        self._region = region
+
+    def read(self) -> Snapshot | None:
+        """Map the file, and return what it holds, checked; None where there is none.
+
+        Raises:
+            SnapshotFormatError: it is damaged, foreign or of another format.
+            OSError: it cannot be read.
+        """
+        try:
+            content = self._mapped()
+        except FileNotFoundError:
+            return None
+        base = opened(content)
+        self._check_environment(base.header)
+        try:
+            return snapshot_of(base, self._region)
+        except HistoryLostError as error:
+            # A file of another region has not the overrides of this one.
+            raise SnapshotFormatError(str(error)) from None
+
+    def header(self) -> Header | None:
+        """Return what the file says of itself; None where there is none that is of any use."""
+        with contextlib.suppress(OSError, SnapshotFormatError), self.path.open("rb") as file:
+            begin = file.read(PREFIX_BYTES)
+            begin += file.read(prefix_of(memoryview(begin))[2])
+            header = header_of(memoryview(begin))
+            self._check_environment(header)
+            return header
+        return None
+
+    @contextlib.contextmanager
+    def claimed(self) -> Generator[bool]:
+        """Give whether this process may write for the block: one at a time may, of all.
+
+        Raises:
+            OSError: there can be no lock.
+        """
+        # Not flock, which a forked child would hold, too.
+        descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(descriptor)
+
+    def write(self, base: Arena) -> None:
+        """Replace the file by an arena, which has to have all members. To be called when claimed.
+
+        Raises:
+            OSError: it cannot be written; the file is as it was.
+        """
+        directory, name = self.path.parent, self.path.name
+        for left_over in directory.glob(f".{name}.*.tmp"):
+            left_over.unlink(missing_ok=True)
+        descriptor, temporary = tempfile.mkstemp(".tmp", f".{name}.", directory)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                _, length, header_length = prefix_of(base.content)
+                file.write(written_prefix(checksum_of(base.content), length, header_length))
+                for start in range(PREFIX_BYTES, length, SLICE_BYTES):
+                    file.write(base.content[start : start + SLICE_BYTES])
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).rename(self.path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        self._sync_directory()
+
+    def _mapped(self) -> memoryview:
+        with self.path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise SnapshotFormatError("it is empty")
+            return memoryview(mmap.mmap(file.fileno(), 0, **_READ))
+
+    def _check_environment(self, header: Header) -> None:
+        if header.tip.environment != self._environment:
+            raise SnapshotFormatError(f"it is of the environment {header.tip.environment!r}")
+
+    def _sync_directory(self) -> None:
+        descriptor = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
