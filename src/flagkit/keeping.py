@@ -47,8 +47,10 @@ class Keeper:
         self._tips: dict[int, Tip] = {}
         self._trouble: str | None = None
 
-    def saw(self, snapshot: Snapshot) -> None:
-        """Take note of a snapshot that is newer, or another one."""
+    def saw(self, snapshot: Snapshot, *, anew: bool = False) -> None:
+        """Take note of a snapshot that follows the last one, or, `anew`, of one that does not."""
+        if anew:
+            self._tips.clear()
         self._newest = snapshot
         self._tips[snapshot.tip.revision] = snapshot.tip
         if len(self._tips) > TIPS_KEPT_MAX:
@@ -84,7 +86,7 @@ class Keeper:
             self._note(f"the snapshot file {file.path} is not written: {error}")
 
     async def _due(self) -> Snapshot:
-        """Wait until a snapshot is to be folded or saved, and return it."""
+        """Wait until a snapshot is to be folded or kept, and return it."""
         while True:
             self._news.clear()
             snapshot, wait = self._newest, None
@@ -93,7 +95,7 @@ class Keeper:
             if snapshot is not None and self._file is not None:
                 wait = self._save_after - time.monotonic()
                 if wait <= 0:
-                    if not self._is_saved(self._file, snapshot):
+                    if self._to_be_kept(self._file, snapshot):
                         return snapshot
                     wait = None
             with contextlib.suppress(TimeoutError):
@@ -110,9 +112,7 @@ class Keeper:
                 if saved is not None and saved.tip == base.tip:
                     base = saved.base
                 self._rebase(snapshot, base, snapshot.overlay)
-                seconds = len(base.content) / SAVE_BYTES_PER_SECOND
-                wait = max(SAVE_SECONDS_MIN, min(SAVE_SECONDS_MAX, seconds))
-                self._save_after = time.monotonic() + wait
+                self._rest(base)
                 return
         await asyncio.sleep(CLAIM_AGAIN_SECONDS)
 
@@ -121,7 +121,7 @@ class Keeper:
         header = file.header()
         if (
             header is None
-            or header.tip.revision <= snapshot.base.tip.revision
+            or not snapshot.base.tip.revision < header.tip.revision <= snapshot.tip.revision
             or self._tips.get(header.tip.revision) != header.tip
         ):
             return False
@@ -129,7 +129,23 @@ class Keeper:
         if saved is None or saved.tip != header.tip:
             return False
         self._rebase(snapshot, saved.base, await _paced(_common(snapshot, saved.base)))
+        self._rest(saved.base)
         return True
+
+    def _to_be_kept(self, file: SnapshotFile, snapshot: Snapshot) -> bool:
+        """Tell whether the file is older than a snapshot, or newer than its base."""
+        if not self._is_saved(file, snapshot):
+            return True
+        header = file.header()
+        return (
+            header is not None
+            and snapshot.base.tip.revision < header.tip.revision <= snapshot.tip.revision
+        )
+
+    def _rest(self, base: Arena) -> None:
+        seconds = len(base.content) / SAVE_BYTES_PER_SECOND
+        wait = max(SAVE_SECONDS_MIN, min(SAVE_SECONDS_MAX, seconds))
+        self._save_after = time.monotonic() + wait
 
     def _is_saved(self, file: SnapshotFile, snapshot: Snapshot) -> bool:
         header = file.header()

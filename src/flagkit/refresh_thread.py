@@ -153,8 +153,9 @@ class RefreshThread:
             while True:
                 action = await self._advance(source, action)
                 if self._refresher.applied != () and self._refresher.snapshot is not None:
-                    self._publish_safely(self._refresher.snapshot, self._refresher.applied)
-                    self._keeper.saw(self._refresher.snapshot)
+                    applied = self._refresher.applied
+                    self._publish_safely(self._refresher.snapshot, applied)
+                    self._keeper.saw(self._refresher.snapshot, anew=applied is None)
         finally:
             self._obeying = False
             keeping.cancel()

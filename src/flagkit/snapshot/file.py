@@ -31,6 +31,9 @@ _READ: Final = {
     "prot": mmap.PROT_READ,
 }
 
+# What is claimed in this process, by path and process: a forked child has claimed nothing.
+_claims: dict[tuple[str, int], object] = {}
+
 
 class SnapshotFile:
     """Where a snapshot of one environment, as one region sees it, is kept.
@@ -75,11 +78,24 @@ class SnapshotFile:
 
     @contextlib.contextmanager
     def claimed(self) -> Generator[bool]:
-        """Give whether this process may write for the block: one at a time may, of all.
+        """Give whether this one may write for the block: one at a time may, of all processes.
 
         Raises:
             OSError: there can be no lock.
         """
+        # Within the process the lock would not tell, and would be lost when it is opened again.
+        claim, mine = (os.fspath(self.path), os.getpid()), object()
+        if _claims.setdefault(claim, mine) is not mine:
+            yield False
+            return
+        try:
+            with self._locked() as locked:
+                yield locked
+        finally:
+            del _claims[claim]
+
+    @contextlib.contextmanager
+    def _locked(self) -> Generator[bool]:
         # Not flock, which a forked child would hold, too.
         descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
