@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from flagkit.core import compiler
 from flagkit.core.bucketing import bucket, hash_of, seed
-from flagkit.core.compiler import LEAVES_MAX, compile_flag
+from flagkit.core.compiler import LEAVES_MAX, compile_flag, compile_switch
 from flagkit.core.contexts import Context, ContextLike, attributes_of, use_context
 from flagkit.core.evaluation import CALLERS_DEFAULT, ErrorCode, Outcome, Reason
 from flagkit.core.matching import attribute, matches
-from flagkit.core.templates import Evaluator
+from flagkit.core.templates import Evaluator, Switch
 from flagkit.errors import InvalidContextError, InvalidDocumentError
 from flagkit.model import Flag, Rollout, Serve, Serves, decode
 from flagkit.model.keys import key_of
@@ -134,12 +134,18 @@ RULES = st.builds(
 VARIANT_LISTS = st.lists(st.sampled_from(["on", "off"]), min_size=1, max_size=2)
 
 
+TEXTS: dict[str, Any] = {"on": "1", "off": "0", "x": "x"}
+BOOLEANS: dict[str, Any] = {"on": True, "off": False, "x": True}
+
+
 @st.composite
-def flags(draw: st.DrawFn) -> Flag:
-    rules = draw(st.lists(RULES, max_size=3))
+def flags(
+    draw: st.DrawFn, variants: dict[str, Any] = TEXTS, rule: st.SearchStrategy[Any] = RULES
+) -> Flag:
+    rules = draw(st.lists(rule, max_size=3))
     needed = draw(st.lists(VARIANT_LISTS, max_size=2))
     fields: dict[str, Any] = {
-        "variants": {"on": "1", "off": "0", "x": "x"},
+        "variants": variants,
         "rules": [rule | {"name": f"rule {i}"} for i, rule in enumerate(rules)],
         "prerequisites": [
             {"flag": f"needed.{i}", "variants": variants} for i, variants in enumerate(needed)
@@ -181,6 +187,127 @@ def test_a_compiled_flag_answers_what_the_flag_says(
         else:
             assert outcome.value == flag.variants[outcome.variant]
         assert (outcome.error_message is None) is (outcome.error_code is None)
+
+
+# Switches, held to evaluators, which are held to the reference
+
+RAMPS = st.builds(
+    lambda by, inside, hours: {
+        "ramp": {
+            "by": by,
+            "variant": inside,
+            "otherwise": "off" if inside == "on" else "on",
+            "start": NOW - timedelta(hours=hours),
+            "end": NOW + timedelta(hours=1),
+        }
+    },
+    NAMES, st.sampled_from(["on", "off"]), st.integers(0, 3),
+)  # fmt: skip
+SPLITS = st.lists(st.sampled_from(["on", "off", "x"]), unique=True, min_size=1).map(
+    lambda names: {"rollout": {"weights": {name: 60 // len(names) for name in names[:-1]} | {
+        names[-1]: 100 - 60 // len(names) * (len(names) - 1)}}}
+)  # fmt: skip
+
+
+def assert_same(switch: bool | Switch, evaluator: Outcome | Evaluator, context: Any) -> None:
+    outcome = evaluator if isinstance(evaluator, Outcome) else evaluator(context)
+    for default in (True, False):
+        found = switch if isinstance(switch, bool) else switch(context, default)
+        assert found is (default if outcome.value is CALLERS_DEFAULT else outcome.value)
+
+
+@settings(max_examples=400)
+@given(
+    flags(BOOLEANS, RULES | RAMPS | SPLITS),
+    st.lists(ATTRIBUTES, min_size=1, max_size=4),
+    MOMENTS,
+    st.data(),
+)
+def test_a_switch_answers_what_the_evaluator_does(
+    flag: Flag, contexts: list[dict[str, Any]], now: datetime, data: st.DataObject
+) -> None:
+    asked: list[Outcome | Evaluator] = [
+        answer if data.draw(st.booleans()) else lambda _, answer=answer: answer  # type: ignore[misc]
+        for answer in (data.draw(ANSWERS) for _ in flag.prerequisites)
+    ]
+    evaluator = compile_flag(flag, asked, now.timestamp)
+    switch = compile_switch(flag, asked, now.timestamp)
+    for attributes in contexts:
+        assert_same(switch, evaluator, attributes)
+
+
+@pytest.mark.parametrize(
+    "serves",
+    [
+        {"serve": "on"},
+        {"rollout": {"weights": {"on": 50, "off": 50}}},
+        {"rollout": {"weights": {"off": 50, "on": 50}}},
+        {"rollout": {"weights": {"on": 100}}},
+        {"rollout": {"weights": {"on": 50, "x": 50}}},
+        {"rollout": {"weights": {"on": 20, "off": 30, "x": 50}}},
+        {"ramp": {"variant": "on", "otherwise": "off", "start": NOW, "end": NOW.replace(hour=9)}},
+        {"ramp": {"variant": "on", "otherwise": "x", "start": NOW, "end": NOW.replace(hour=9)}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("by", ["targeting_key", "account", "account.id"])
+@pytest.mark.parametrize("asked_before", [True, False], ids=["fetched", "unfetched"])
+def test_a_switch_serves_as_the_evaluator_does(
+    serves: dict[str, Any], by: str, asked_before: bool
+) -> None:
+    part = {name: {"by": by} | value for name, value in serves.items() if isinstance(value, dict)}
+    fields: dict[str, Any] = {"variants": BOOLEANS, "fallthrough": serves | part}
+    if asked_before:
+        when = {by.split(".", maxsplit=1)[0]: {"$exists": True}, "targeting_key": {"$ne": "nobody"}}
+        fields["rules"] = [{"name": "first", "when": {"a": 1}, "serve": "off"},
+                           {"name": "rule", "when": when} | fields["fallthrough"]]  # fmt: skip
+    flag = flag_from(**fields)
+    moment = NOW.timestamp() + 1800
+    evaluator = compile_flag(flag, now=lambda: moment)
+    switch = compile_switch(flag, now=lambda: moment)
+    for key in [*KEYS, *NO_KEYS, *(f"user-{i}" for i in range(50))]:
+        for context in ({"targeting_key": key}, {"account": key}, {"account": {"id": key}}, {}):
+            assert_same(switch, evaluator, context)
+
+
+def test_a_switch_takes_any_form_of_context() -> None:
+    flag = flag_when({"plan": "pro"})
+    switch = compile_switch(flag)
+    assert not isinstance(switch, bool)
+    assert [switch(context, False) for context in PRO] == [True] * len(PRO)
+    assert [switch(context, True) for context in NOT_PRO] == [False] * len(NOT_PRO)
+    rollout = compile_switch(SPLIT)
+    assert not isinstance(rollout, bool)
+    expected = rollout({"targeting_key": "u"}, False)
+    contexts: list[Any] = ["u", Context("u"), UserDict({"targeting_key": "u"}), Plan("u")]
+    assert [rollout(context, not expected) for context in contexts] == [expected] * len(contexts)
+    with use_context("u"):
+        assert rollout(None, not expected) is expected
+    with pytest.raises(InvalidContextError):
+        switch(cast("Any", 5), False)
+
+
+def test_a_switch_that_is_always_the_same_is_a_boolean() -> None:
+    assert compile_switch(flag_from()) is False
+    assert compile_switch(flag_from(fallthrough={"serve": "on"})) is True
+    assert compile_switch(flag_from(state="paused", off="on")) is True
+    for flag in (flag_from(state="paused"), flag_from(variants={"on": 1, "off": 0})):
+        switch = compile_switch(flag)
+        assert not isinstance(switch, bool)
+        assert [switch("u", default) for default in (True, False)] == [True, False]
+
+
+def test_a_boolean_attribute_is_no_number_and_a_number_no_boolean() -> None:
+    for one, other in ((1, True), (0, False), (1.0, True), (0.0, False)):
+        for when in ({"a": one}, {"a": {"$in": [one, 7]}}, {"a": {"$gte": one, "$lte": one}}):
+            switch = compile_switch(flag_when(when))
+            assert not isinstance(switch, bool)
+            assert switch({"a": one}, False) is True
+            assert switch({"a": other}, True) is False
+            assert switch({"a": [other]}, True) is False
+            assert variant(flag_when(when), {"a": other}) == "off"
+            assert variant(flag_when({"a": {"$in": [other, "x"]}}), {"a": one}) == "off"
+            assert variant(flag_when({"a": other}), {"a": one}) == "off"
 
 
 # Shapes

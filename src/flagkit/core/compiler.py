@@ -12,15 +12,17 @@ the same structure in the same order: the n-th constant taken replaces the n-th 
 
 import functools
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Sequence
+from types import FunctionType
 from typing import Final, cast
 
 from flagkit.core.bucketing import Clock, seed, threshold
+from flagkit.core.contexts import ContextLike
 from flagkit.core.evaluation import ErrorCode, Outcome, Reason, failed
 from flagkit.core.schedule import follows_clock, recurs, threshold_at
 from flagkit.core.searching import search_for
-from flagkit.core.templates import Evaluator, Shape, template_of
-from flagkit.model import Flag, Ramp, Rollout, Serve, Serves
+from flagkit.core.templates import Evaluator, Shape, Switch, template_of
+from flagkit.model import Flag, Ramp, Rollout, Rule, Serve, Serves
 from flagkit.model.conditions import (
     Affix,
     Among,
@@ -43,11 +45,35 @@ from flagkit.model.conditions import (
 LEAVES_MAX = 64
 """A rule of more tests than this is matched by core.matching: its code would not pay for itself."""
 
+_NUMBERS: Final = {int, float}
 _PYTHON: Final = {"$eq": "==", "$ne": "!=", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 
 
+def constant_of(
+    flag: Flag, prerequisites: Sequence[Outcome | Evaluator | None] = ()
+) -> Outcome | None:
+    """Return what a flag answers to everyone at any time, None if that is not always the same.
+
+    Args:
+        flag: A checked flag.
+        prerequisites: What its prerequisites always answer, in their order; anything that is no
+            outcome where that is not always the same.
+    """
+    if flag.state != "active":
+        return off_outcome(flag)
+    always = not flag.rules
+    for wanted, found in zip(flag.prerequisites, prerequisites, strict=False):
+        if not isinstance(found, Outcome):
+            always = False
+        elif found.variant not in wanted.variants:
+            return off_outcome(flag)
+    if always and isinstance(flag.fallthrough, Serve):
+        return outcome_of(flag, flag.fallthrough.variant, None)
+    return None
+
+
 def compile_flag(
-    flag: Flag, prerequisites: Iterable[Outcome | Evaluator] = (), now: Clock = time.time
+    flag: Flag, prerequisites: Sequence[Outcome | Evaluator] = (), now: Clock = time.time
 ) -> Outcome | Evaluator:
     """Compile a flag into its outcome, if that is always the same, or into an evaluator.
 
@@ -61,26 +87,32 @@ def compile_flag(
         An Outcome, or a function of a context that returns one. The function raises only what a
         context of a wrong type or one that misbehaves raises.
     """
-    off = off_outcome(flag)
-    if flag.state != "active":
-        return off
-    walk = _Walk(flag)
-    gates = 0
-    for wanted, found in zip(flag.prerequisites, prerequisites, strict=False):
-        if not isinstance(found, Outcome):
-            walk.constants += (found, frozenset(wanted.variants), off)
-            gates += 1
-        elif found.variant not in wanted.variants:
-            return off
-    timed = follows_clock(flag)
-    if timed:
-        walk.constants.append(now)
-    rules = tuple(walk.rule(i) for i in range(len(flag.rules)))
-    fallthrough = walk.serves(flag.fallthrough, None)
-    if not gates and not rules and isinstance(flag.fallthrough, Serve):
-        return cast("Outcome", walk.constants[0])
-    template = template_of((gates, timed, rules, fallthrough, len(walk.names)))
-    return template.evaluator((*walk.constants, *walk.names))
+    constant = constant_of(flag, prerequisites)
+    if constant is not None:
+        return constant
+    return cast("Evaluator", _Walk(flag).function(prerequisites, now))
+
+
+def compile_switch(
+    flag: Flag, prerequisites: Sequence[Outcome | Evaluator] = (), now: Clock = time.time
+) -> bool | Switch:
+    """Compile a flag as `compile_flag` does, into nothing but what callers with a boolean are told.
+
+    Returns:
+        True or False, if that is always the same, or a function of a context and the caller's
+        default, which raises what an evaluator raises.
+    """
+    if flag.type != "boolean":
+        return leave_to_caller
+    constant = constant_of(flag, prerequisites)
+    if constant is None:
+        return cast("Switch", _SwitchWalk(flag).function(prerequisites, now))
+    return leave_to_caller if constant.variant is None else constant.value
+
+
+def leave_to_caller(_: ContextLike, default: bool) -> bool:  # noqa: FBT001 - a switch
+    """Return the caller's default: the switch of flags that have no boolean to answer with."""
+    return default
 
 
 def off_outcome(flag: Flag) -> Outcome:
@@ -111,15 +143,37 @@ def without_key(serves: Rollout | Ramp) -> Outcome:
 
 
 class _Walk:
-    """The walk over one flag that finds its shape and collects its constants."""
+    """The walk over one flag that finds its evaluator's shape and collects its constants."""
+
+    answers = "outcome"
 
     def __init__(self, flag: Flag) -> None:
         self.flag = flag
         self.constants: list[object] = []
         self.names: dict[str, int] = {}
 
-    def rule(self, index: int) -> Shape:
-        rule = self.flag.rules[index]
+    def function(self, prerequisites: Sequence[Outcome | Evaluator], now: Clock) -> FunctionType:
+        flag = self.flag
+        gates, off = 0, None
+        for wanted, found in zip(flag.prerequisites, prerequisites, strict=False):
+            if not isinstance(found, Outcome):
+                gates += 1
+                self.constants += (found, frozenset(wanted.variants))
+                off = self.off()
+        timed = follows_clock(flag)
+        if timed:
+            self.constants.append(now)
+        rules = tuple([self.rule(rule) for rule in flag.rules])
+        fallthrough = self.serves(flag.fallthrough, None)
+        shape = (self.answers, gates, off, timed, rules, fallthrough, len(self.names))
+        self.constants += self.names
+        return template_of(shape).function(self.constants)
+
+    def off(self) -> Shape:
+        self.constants.append(off_outcome(self.flag))
+        return ("serve",)
+
+    def rule(self, rule: Rule) -> Shape:
         window = None
         if rule.during is not None:
             again = rule.during.recurrence
@@ -158,9 +212,8 @@ class _Walk:
                 if kind is not None and operator == "$eq":
                     return self.inline(kind, "is", path[0], [test])
             case In(scalars, ()):
-                kinds = {_kind_of(scalar) for scalar in scalars}
-                kind = kinds.pop() if len(kinds) == 1 else None
-                if kind in ("text", "number"):
+                kind = _common_kind(scalars)
+                if kind is not None:
                     return self.inline(kind, "in", path[0], [scalars, test])
             case Among(members):
                 return self.inline("key", "in", path[0], [members, test])
@@ -198,11 +251,7 @@ class _Walk:
             self.constants.append(outcome_of(self.flag, serves.variant, rule))
             return ("serve",)
         self.constants += (seed(serves.salt), without_key(serves))
-        if len(serves.by) == 1:
-            by = self.attribute(serves.by[0])
-        else:
-            by = -1
-            self.constants.append(serves.by)
+        by = self.by(serves)
         if isinstance(serves, Ramp):
             self.constants.append(functools.partial(threshold_at, serves))
             for variant in (serves.variant, serves.otherwise):
@@ -210,6 +259,44 @@ class _Walk:
             return ("ramp", by, 0)
         for end, variant in serves.intervals:
             self.constants += (threshold(end), outcome_of(self.flag, variant, rule, split=True))
+        return ("rollout", by, len(serves.intervals))
+
+    def by(self, serves: Rollout | Ramp) -> int:
+        if len(serves.by) == 1:
+            return self.attribute(serves.by[0])
+        self.constants.append(serves.by)
+        return -1
+
+
+class _SwitchWalk(_Walk):
+    """The same walk for a switch, which needs of each variant its boolean alone."""
+
+    answers = "boolean"
+
+    def off(self) -> Shape:
+        if self.flag.off is None:
+            return ("default",)
+        self.constants.append(self.flag.variants[self.flag.off])
+        return ("serve",)
+
+    def serves(self, serves: Serves, rule: str | None) -> Shape:  # noqa: ARG002 - names no rule
+        values = self.flag.variants
+        if isinstance(serves, Serve):
+            self.constants.append(values[serves.variant])
+            return ("serve",)
+        self.constants.append(seed(serves.salt))
+        by = self.by(serves)
+        if isinstance(serves, Ramp):
+            self.constants.append(functools.partial(threshold_at, serves))
+            self.constants += (values[serves.variant], values[serves.otherwise])
+            return ("ramp", by, 0)
+        if len(serves.intervals) == 2:  # noqa: PLR2004 - this one and the other
+            (end, first), (_, second) = serves.intervals
+            if values[first] is not values[second]:
+                self.constants.append(threshold(end))
+                return ("below" if values[first] is True else "from", by, 0)
+        for end, variant in serves.intervals:
+            self.constants += (threshold(end), values[variant])
         return ("rollout", by, len(serves.intervals))
 
 
@@ -230,6 +317,14 @@ def _leaves(condition: Condition) -> int:
     if isinstance(condition, Field | InSegment):
         return 1
     return sum(map(_leaves, condition.conditions))
+
+
+def _common_kind(values: Collection[object]) -> str | None:
+    """Return which inline test a set of constants allows, None where they have none in common."""
+    types = set(map(type, values))
+    if types == {str}:
+        return "text"
+    return "number" if types and types <= _NUMBERS and all(v == v for v in values) else None  # noqa: PLR0124 - NaN
 
 
 def _kind_of(value: object) -> str | None:

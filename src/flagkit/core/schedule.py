@@ -206,7 +206,7 @@ def _serves_changes_after(serves: Serves, attributes: dict[str, Any], moment: fl
 
 def follows_clock(flag: Flag) -> bool:
     """Tell whether a flag's answers can change by time alone."""
-    served = [flag.fallthrough, *(rule.serves for rule in flag.rules)]
-    return any(rule.during is not None for rule in flag.rules) or any(
-        isinstance(serves, Ramp) for serves in served
-    )
+    for rule in flag.rules:
+        if rule.during is not None or isinstance(rule.serves, Ramp):
+            return True
+    return isinstance(flag.fallthrough, Ramp)

@@ -1,8 +1,8 @@
 """Templates: the code of each shape of flag, generated once; constants take the places of marks.
 
-A shape is nested tuples: (gates, timed, rules, fallthrough, attributes). `_Source` goes through it
-in the order in which the compiler collected the constants: the n-th constant replaces the n-th
-mark.
+A shape is nested tuples: (answers, gates, off, timed, rules, fallthrough, attributes), where
+`answers` is "outcome" for evaluators and "boolean" for switches. `_Source` goes through it in the
+order in which the compiler collected the constants: the n-th constant replaces the n-th mark.
 """
 
 import os
@@ -24,6 +24,8 @@ from flagkit.model.keys import key_of
 from flagkit.model.versions import version_key
 
 Evaluator: TypeAlias = Callable[[ContextLike], Outcome]
+Switch: TypeAlias = Callable[[ContextLike, bool], bool]
+"""Answers for a context with a boolean, which is the caller's default where a flag leaves it so."""
 Shape: TypeAlias = tuple[Any, ...]
 
 _SCALARS: Final = frozenset({str, int, float, bool, type(None)})
@@ -59,24 +61,24 @@ _BY_KIND: Final = {
 
 
 class Template(Struct, frozen=True):
-    """The code of a shape, and which constant goes to which place of its table.
+    """The code of a shape, and which constants go to which places of its table.
 
-    `places` has, for each place of the table, the number of the constant that belongs there, or -1.
+    `places` are pairs of a place in the table and the number of the constant that belongs there.
     """
 
     code: CodeType
-    places: tuple[int, ...]
+    places: tuple[tuple[int, int], ...]
 
-    def evaluator(self, constants: tuple[object, ...]) -> Evaluator:
+    def function(self, constants: list[object]) -> FunctionType:
         """Return a function that has constants in its code."""
-        table = tuple(
-            constants[place] if place >= 0 else own
-            for place, own in zip(self.places, self.code.co_consts, strict=True)
-        )
-        return FunctionType(self.code.replace(co_consts=table), _GLOBALS)
+        table = list(self.code.co_consts)
+        for place, number in self.places:
+            table[place] = constants[number]
+        return FunctionType(self.code.replace(co_consts=tuple(table)), _GLOBALS)
 
 
-_templates: cachetools.LRUCache[Shape, Template] = cachetools.LRUCache(4096)
+# First in, first out: a look-up changes nothing, so it needs no lock.
+_templates: cachetools.FIFOCache[Shape, Template] = cachetools.FIFOCache(4096)
 _templates_lock = threading.Lock()
 
 
@@ -91,16 +93,17 @@ os.register_at_fork(after_in_child=_renew_lock)
 
 def template_of(shape: Shape) -> Template:
     """Return the template of a shape, made when the shape is first met."""
-    with _templates_lock:
-        template = _templates.get(shape)
-    if template is None:
+    try:
+        return _templates[shape]
+    except KeyError:
         source = _Source(shape)
-        module = compile(source.text(), "<flagkit evaluator>", "exec")
-        code = next(constant for constant in module.co_consts if isinstance(constant, CodeType))
-        places = tuple(source.places.get(constant, -1) for constant in code.co_consts)
-        template = Template(code, places)
-        with _templates_lock:
-            _templates[shape] = template
+    module = compile(source.text(), "<flagkit>", "exec")
+    code = next(constant for constant in module.co_consts if isinstance(constant, CodeType))
+    marks = [(place, source.places.get(found)) for place, found in enumerate(code.co_consts)]
+    places = tuple((place, number) for place, number in marks if number is not None)
+    template = Template(code, places)
+    with _templates_lock:
+        _templates[shape] = template
     return template
 
 
@@ -108,20 +111,21 @@ class _Source:
     """The source text of a shape's function."""
 
     def __init__(self, shape: Shape) -> None:
-        self.gates, self.timed, self.rules, self.fallthrough, self.name_count = shape
+        self.answers, self.gates, self.off, self.timed, *served, self.name_count = shape
+        self.rules, self.fallthrough = served
         self.places: dict[object, int] = {}
         self.fetched: set[int] = set()
         self.lines: list[str] = []
 
     def text(self) -> str:
         for _ in range(self.gates):
-            evaluator, variants, off = self.take(3)
+            evaluator, variants = self.take(2)
             # Called by way of a name, as patterns are.
             self.lines += [
                 f" gate = {evaluator}",
                 f" if gate(context).variant not in {variants}:",
-                f"  return {off}",
             ]
+            self.serve(self.off, "  ")
         if self.timed:
             # Read once, so that no two rules answer for different moments.
             self.lines += [f" now = {self.take(1)[0]}", " moment = now()"]
@@ -136,7 +140,7 @@ class _Source:
         for i, mark in enumerate(map(_name_mark, range(self.name_count)), len(self.places)):
             self.places[mark] = i
         head = [
-            "def evaluator(context):",
+            f"def evaluator(context{', default' if self.answers == 'boolean' else ''}):",
             " if context.__class__ is not dict:",
             "  context = attributes_of(context)",
         ]
@@ -190,39 +194,58 @@ class _Source:
                 )
 
     def serve(self, shape: Shape, indent: str) -> None:
-        if shape == ("serve",):
-            self.lines.append(f"{indent}return {self.take(1)[0]}")
-            return
-        kind, by, interval_count = shape
-        hash_seed, missing = self.take(2)
-        if by >= 0:
-            self.fetch([by], indent)
-            value = f"a{by}"
-            plain = f"k{by} is str and a{by}"
-        else:
-            path = self.take(1)[0]
-            self.lines.append(f"{indent}value = attribute(context, {path})")
-            value, plain = "value", "value.__class__ is str and value"
-        body = [
+        match shape:
+            case ("serve",):
+                body = [f"return {self.take(1)[0]}"]
+            case ("default",):
+                body = ["return default"]
+            case (kind, by, count):
+                body = self.rollout(kind, by, count)
+            case _:
+                raise AssertionError(shape)
+        self.lines += [indent + line for line in body]
+
+    def rollout(self, kind: str, by: int, interval_count: int) -> list[str]:
+        hash_seed = self.take(1)[0]
+        missing = "default" if self.answers == "boolean" else self.take(1)[0]
+        body, value, plain = self.hashed_value(by)
+        fast = f"hashed = xxh3({value}.encode(), {hash_seed})"
+        match kind:
+            case "ramp":
+                ramp, inside, outside = self.take(3)
+                # Called by way of a name, as patterns are.
+                body.append(f"ramp = {ramp}")
+                answer = [f"return {inside} if hashed < ramp(moment) else {outside}"]
+            case "below" | "from":
+                compared = f"{'<' if kind == 'below' else '>='} {self.take(1)[0]}"
+                fast = fast.replace("hashed =", "return") + " " + compared
+                answer = [f"return hashed {compared}"]
+            case _:
+                ends = [self.take(2) for _ in range(interval_count)]
+                answer = [f"if hashed < {end}: return {outcome}" for end, outcome in ends[:-1]]
+                answer.append(f"return {ends[-1][1]}")
+        return [
+            *body,
             f"if {plain}:",
-            " try:",
-            f"  hashed = xxh3({value}.encode(), {hash_seed})",
-            " except UnicodeEncodeError:",
-            f"  hashed = hash_of({hash_seed}, {value})",
+            f" try: {fast}",
+            f" except UnicodeEncodeError: hashed = hash_of({hash_seed}, {value})",
             "else:",
             f" key = key_of({value})",
-            " if key is None:",
-            f"  return {missing}",
+            f" if key is None: return {missing}",
             f" hashed = hash_of({hash_seed}, key)",
+            *answer,
         ]
-        if kind == "ramp":
-            ramp, inside, outside = self.take(3)
-            body += [f"ramp = {ramp}", f"return {inside} if hashed < ramp(moment) else {outside}"]
-        for i in range(interval_count):
-            end, outcome = self.take(2)
-            last = i == interval_count - 1
-            body.append(f"return {outcome}" if last else f"if hashed < {end}: return {outcome}")
-        self.lines += [indent + line for line in body]
+
+    def hashed_value(self, by: int) -> tuple[list[str], str, str]:
+        """Return code that fetches what is hashed, its name, and the test for plain strings."""
+        if by in self.fetched:
+            return [], f"a{by}", f"k{by} is str and a{by}"
+        if by < 0:
+            body = [f"value = attribute(context, {self.take(1)[0]})"]
+        else:
+            # 25 ns less than `get`, where there is a key, and 200 ns more where there is none.
+            body = [f"try: value = context[{_name_mark(by)!r}]", "except KeyError: value = None"]
+        return body, "value", "value.__class__ is str and value"
 
 
 def _name_mark(index: int) -> str:
