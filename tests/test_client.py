@@ -9,6 +9,7 @@ import warnings
 from collections import UserDict
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -250,6 +251,61 @@ def test_following_another_source_forgets_the_flags_of_the_first(running: Client
     assert running.revision == 0
     with pytest.raises(NotReadyError):
         running.wait_for(0, timeout=0.05)
+
+
+def parity(revision: int) -> dict[str, Any]:
+    """A flag that is on at even revisions."""
+    serves = {"serve": "off"} if revision % 2 else {"rollout": {"weights": {"on": 100}}}
+    return {"key": "even", "variants": {"on": True, "off": False}, "fallthrough": serves}
+
+
+def test_what_is_enabled_is_of_the_revision_that_the_client_names_at_any_moment(
+    history: MemoryHistory, running: Client
+) -> None:
+    views: list[View] = []
+    for revision in (1, 2):
+        history.commit(parity(revision))
+        running.wait_for(revision)
+        running.is_enabled("even", "user")
+        assert running._view is not None
+        views.append(running._view)
+    seen: list[int] = []
+
+    def ask(frame: FrameType, *_: object) -> Callable[..., Any]:
+        """Ask between any two lines, as another thread may."""
+        if frame.f_code is Client._publish_view.__code__:
+            seen.append(running.revision)
+            assert running.is_enabled("even", "user") is (running.revision % 2 == 0)
+        return ask
+
+    others = sys.gettrace()
+    sys.settrace(ask)
+    try:
+        for view in views * 2:
+            running._publish_view(view)
+    finally:
+        sys.settrace(others)
+    assert set(seen) == {1, 2}
+
+
+def test_what_is_compiled_late_in_an_old_view_is_not_asked_by_the_new(
+    history: MemoryHistory, running: Client
+) -> None:
+    history.commit(parity(1))
+    running.wait_for(1)
+    old = running._view
+    assert old is not None
+    history.commit(parity(2))
+    running.wait_for(2)
+    assert old.switch("even") is False
+    assert running.is_enabled("even", "user")
+
+
+def test_a_child_forked_in_the_middle_of_publishing_is_quick_again(client: Client) -> None:
+    client._switches = {}
+    client.go_on_after_fork()
+    client.is_enabled("shop.half", "u")
+    assert list(client._switches) == ["shop.half"]
 
 
 def test_evaluations_say_why(client: Client) -> None:

@@ -4,14 +4,23 @@ How long calls take is the soak's to see: `python -m tests.soak fuzz`.
 """
 
 import random
+from datetime import datetime
 
 import pytest
 
+from flagkit import ErrorCode
 from flagkit.errors import InvalidDocumentError
 from flagkit.model import Flag, decode
 from flagkit.testing import client_from
 from tests.soak.fuzz import run
-from tests.soak.fuzzing import NO_CONTEXTS, ODD_VALUES, SEGMENTS, PolicyDraw
+from tests.soak.fuzzing import (
+    FLAG_COUNT,
+    NO_CONTEXTS,
+    ODD_VALUES,
+    SEGMENTS,
+    ContextDraw,
+    PolicyDraw,
+)
 
 SEED = 20_261_122
 
@@ -47,6 +56,25 @@ def test_any_context_is_answered_by_the_first_call_and_by_later_ones() -> None:
     for context in NO_CONTEXTS * 2:
         assert client.value("f", context, default=2) in (1, 2)
         assert client.evaluate("f", context).error_code in (None, "INVALID_CONTEXT", "GENERAL")
+
+
+def test_a_boolean_flag_is_enabled_where_it_evaluates_to_true() -> None:
+    chance = random.Random(SEED)
+    policies = PolicyDraw(chance)
+    contexts = ContextDraw(chance, policies.conditions)
+    asked = 0
+    for _ in range(60):
+        drawn = [policies.good(number) for number in range(FLAG_COUNT)]
+        client = client_from(drawn, map(policies.segment, SEGMENTS), datetime(2026, 1, 1))  # noqa: DTZ001 - UTC
+        for context in [contexts.prompt() for _ in range(20)]:
+            for key in [policy["key"] for policy in drawn]:
+                for default in (True, False):
+                    found = client.evaluate(key, context, default)
+                    enabled = client.is_enabled(key, context, default)
+                    # What misbehaves may do so where only `evaluate` asks: until when it is valid.
+                    assert enabled is found.value or found.error_code is ErrorCode.GENERAL
+                    asked += found.error_code is None
+    assert asked > 4_000
 
 
 def test_an_odd_attribute_is_asked_after_in_every_way(policies: PolicyDraw) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from flagkit import view as room
 from flagkit.changes import PolicyState, Tip, genesis, state_of
+from flagkit.core import compiled as compiled_room
 from flagkit.core.evaluation import CALLERS_DEFAULT, ErrorCode, Outcome, Reason
 from flagkit.core.prerequisites import Step
 from flagkit.snapshot import Snapshot, arena_of, build, record_of
@@ -96,7 +97,7 @@ def test_a_flag_is_compiled_once_and_an_unknown_one_never() -> None:
     assert viewed.view.find("b") is None
 
 
-def test_a_switch_is_the_answer_of_a_constant_boolean_and_an_evaluator_else() -> None:
+def test_a_switch_is_the_answer_of_a_constant_boolean_and_a_function_else() -> None:
     viewed = Viewed(
         policy("constant", rules=[]),
         policy("paused", state="paused", off=None),
@@ -105,10 +106,11 @@ def test_a_switch_is_the_answer_of_a_constant_boolean_and_an_evaluator_else() ->
     )
     view = viewed.view
     assert view.switch("constant") is False
-    for key, expected in (("rules", False), ("text", "y"), ("paused", CALLERS_DEFAULT)):
-        switch = view.switch(key)
-        assert not isinstance(switch, bool)
-        assert switch("someone").value == expected
+    for default in (True, False):
+        for key, expected in (("rules", False), ("text", default), ("paused", default)):
+            switch = view.switch(key)
+            assert not isinstance(switch, bool)
+            assert switch("someone", default) is expected
     assert set(view.switches) == {"constant", "paused", "rules", "text"}
     with pytest.raises(KeyError):
         view.switch("unknown")
@@ -407,11 +409,15 @@ def test_flags_evaluated_in_turn_answer_as_those_that_call_each_other(
         documents.append(policy(f"f{i}", *sorted(below), state=states[i]))
     nested = Viewed(*documents)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(room, "CALLS_MAX", 1)
+        patch.setattr(compiled_room, "CALLS_MAX", 1)
         in_turn = Viewed(*documents)
         for i in range(12):
             outcome = in_turn.outcome(f"f{i}", {"plan": plan})
             assert outcome == nested.outcome(f"f{i}", {"plan": plan})
+            for viewed in (in_turn, nested):
+                switch = viewed.view.switch(f"f{i}")
+                enabled = switch if isinstance(switch, bool) else switch({"plan": plan}, False)
+                assert enabled is outcome.value
 
 
 # The bound
@@ -429,6 +435,30 @@ def test_no_more_flags_are_kept_compiled_than_the_bound(monkeypatch: pytest.Monk
             assert viewed.variant(f"r{i % 5}") == "on"
             assert len(viewed.view._compiled) <= 10
             assert set(viewed.view.switches) <= set(viewed.view._compiled)
+
+
+def test_unknown_keys_fill_no_memory() -> None:
+    viewed = Viewed(policy("a"), policy("b", "a"))
+    viewed.view.switch("b")
+    view = viewed.view
+    for number in range(20_000):
+        assert view.find(f"unknown.{number}") is None
+        with pytest.raises(KeyError):
+            view.switch(f"unknown.{number}")
+        assert view.evaluate(f"unknown.{number}", "u", None).error_code is ErrorCode.FLAG_NOT_FOUND
+    kept = (view._compiled, view.switches, view._dependents, view._meanings)
+    assert [len(table) for table in kept] == [2, 1, 1, 0]
+
+
+def test_what_only_switches_are_asked_of_has_no_evaluator_and_the_other_way_round() -> None:
+    view = Viewed(policy("a"), policy("b")).view
+    view.switch("a")
+    view.evaluate("b", "u", None)
+    for key, made in (("a", (None, True)), ("b", (True, None))):
+        compiled = view.find(key)
+        assert compiled is not None
+        found = (compiled._evaluator, compiled._switch)
+        assert tuple(None if function is None else True for function in found) == made
 
 
 def test_an_evicted_prerequisite_still_tells_those_that_rest_on_it(

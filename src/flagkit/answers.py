@@ -12,6 +12,7 @@ from typing import Any, TypeVar, overload
 from flagkit.core.contexts import ContextLike, attributes_of
 from flagkit.core.evaluation import ErrorCode, Evaluation, evaluation_of, failed
 from flagkit.core.explanation import Explanation
+from flagkit.core.templates import Switch
 from flagkit.snapshot import Snapshot
 from flagkit.view import View
 
@@ -26,20 +27,20 @@ _NOT_READY = failed(
 class Answers:
     """The evaluations of a client, whatever it is that publishes views to it."""
 
-    __slots__ = ("__weakref__", "_view")
+    __slots__ = ("__weakref__", "_switches", "_view")
 
     _view: View | None
+    _switches: dict[str, bool | Switch]
 
     def is_enabled(self, key: str, context: ContextLike = None, default: bool = False) -> bool:  # noqa: FBT001, FBT002 - as every peer has it
         """Return the value of a boolean flag, or `default` where there is none. Never raises."""
         try:
-            switch = self._view.switches[key]  # type: ignore[union-attr] # pyright: ignore[reportOptionalMemberAccess]
+            switch = self._switches[key]
             if switch is True or switch is False:
                 return switch
-            value = switch(context).value
-        except Exception:  # noqa: BLE001 - not compiled yet, or a fault that `evaluate` names
+            return switch(context, default)
+        except Exception:  # noqa: BLE001 - not compiled yet, or what a caller passed misbehaves
             return self._is_enabled_first(key, context, default)
-        return value if value is True or value is False else default
 
     @overload
     def value(self, key: str, context: ContextLike = None, *, default: None) -> Any: ...
@@ -121,12 +122,24 @@ class Answers:
         view = self._view
         return view.snapshot if view is not None else None
 
-    def _is_enabled_first(self, key: str, context: ContextLike, default: bool) -> bool:  # noqa: FBT001
+    def _publish_view(self, view: View | None) -> None:
+        """Have evaluations answer from a view from now on, of one revision whole.
+
+        All at once, for what answers is `_view` alone: `_switches` is its short way, and while it
+        is closed nobody is answered from another revision than `_view`'s.
+        """
+        self._switches = {}
+        self._view = view
+        if view is not None:
+            self._switches = view.switches
+
+    def _is_enabled_first(self, key: str, context: ContextLike, default: bool) -> bool:  # noqa: FBT001 - as `is_enabled`
         view = self._view
         if view is not None:
             with contextlib.suppress(Exception):
-                view.switch(key)
-        return self.evaluate(key, context, default).value
+                switch = view.switch(key)
+                return switch if isinstance(switch, bool) else switch(context, default)
+        return default
 
 
 class BoundClient:

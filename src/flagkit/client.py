@@ -91,7 +91,7 @@ class Client(Answers):
         """
         client = cls.__new__(cls)
         client._set_up(Origin())
-        client._view = View(snapshot, now)
+        client._publish_view(View(snapshot, now))
         return client
 
     def policy(
@@ -133,7 +133,7 @@ class Client(Answers):
         view = _kept_view(origin.file)
         with self._arrival:
             self._closed = False
-            self._view = view
+            self._publish_view(view)
             self._origin = origin
         return self.start()
 
@@ -171,6 +171,8 @@ class Client(Answers):
         Called in the child, by itself; there is no need to.
         """
         self._arrival = threading.Condition()
+        # The thread that is gone may have been about to.
+        self._publish_view(self._view)
         if self._refresh is not None:
             self._begin(self.snapshot)
 
@@ -193,7 +195,7 @@ class Client(Answers):
         self.close()
 
     def _set_up(self, origin: "Origin") -> None:
-        self._view = _kept_view(origin.file)
+        self._publish_view(_kept_view(origin.file))
         self._arrival = threading.Condition()
         self._origin = origin
         self._refresh = None
@@ -222,7 +224,7 @@ class Client(Answers):
         else:
             published = view.after(snapshot, changes)
         with self._arrival:
-            self._view = published
+            self._publish_view(published)
             self._arrival.notify_all()
 
     def _wait(self, arrived: Callable[[View], bool], timeout: float, problem: str) -> None:

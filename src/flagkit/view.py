@@ -10,21 +10,19 @@ import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import msgspec
-from msgspec import Struct
 
 from flagkit.changes import SEGMENTS, Change, PolicyId
 from flagkit.core.bucketing import Clock
-from flagkit.core.compiler import compile_flag, off_outcome
+from flagkit.core.compiled import Compiled, compiled_of
 from flagkit.core.contexts import ContextLike, attributes_of
 from flagkit.core.evaluation import ErrorCode, Evaluation, Outcome, evaluation_of, failed
 from flagkit.core.explanation import Explanation, FlagTrace
-from flagkit.core.prerequisites import CALLS_MAX, Step
-from flagkit.core.schedule import NO_DATE, flag_changes_after, follows_clock
+from flagkit.core.schedule import NO_DATE
 from flagkit.core.segments import bound, meaning
-from flagkit.core.templates import Evaluator
+from flagkit.core.templates import Switch
 from flagkit.core.tracing import Traced, Tracer
 from flagkit.errors import BrokenReferenceError, FlagkitError, InvalidContextError
 from flagkit.model import EVERYWHERE, Flag
@@ -45,44 +43,6 @@ EXPLANATIONS_MAX = 3
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class Compiled(Struct, frozen=True, eq=False):
-    """A flag ready to be asked. `evaluator` is its outcome where that is always the same.
-
-    `calls` is how many evaluators an evaluation runs at most, prerequisites included. `timed` is
-    the flag if it follows the clock, `timed_prerequisites` are those that do, directly or not.
-    """
-
-    evaluator: Outcome | Evaluator
-    version: int
-    calls: int = 0
-    timed: Flag | None = None
-    timed_prerequisites: "tuple[Compiled, ...]" = ()
-
-    @property
-    def follows_clock(self) -> bool:
-        """Whether its answers can change by time alone."""
-        return self.timed is not None or bool(self.timed_prerequisites)
-
-    def changes_after(self, context: ContextLike, moment: float) -> float:
-        """Return when it may answer otherwise by time alone, in seconds; infinity if never."""
-        attributes = attributes_of(context)
-        seen: set[int] = set()
-        waiting: list[Compiled] = [self]
-        soonest = math.inf
-        while waiting:
-            compiled = waiting.pop()
-            if id(compiled) not in seen:
-                seen.add(id(compiled))
-                waiting += compiled.timed_prerequisites
-                if compiled.timed is not None:
-                    soonest = min(soonest, flag_changes_after(compiled.timed, attributes, moment))
-        return soonest
-
-
-Switch: TypeAlias = bool | Evaluator
-"""What `is_enabled` asks: the answer of a constant boolean flag, or an evaluator."""
-
-
 class View:
     """A snapshot and what was compiled from it. `switches` is for the hot path of `is_enabled`."""
 
@@ -91,7 +51,7 @@ class View:
     def __init__(self, snapshot: Snapshot, now: Clock) -> None:
         self.snapshot = snapshot
         self._now = now
-        self.switches: dict[str, Switch] = {}
+        self.switches: dict[str, bool | Switch] = {}
         self._compiled: dict[str, Compiled] = {}
         self._meanings: dict[str, Condition] = {}
         # By a prerequisite's or a segment's id, the flags that were ever compiled against it. A
@@ -130,7 +90,7 @@ class View:
         compiled = self._compiled.get(key)
         return compiled if compiled is not None else self._compile(key)
 
-    def switch(self, key: str) -> Switch:
+    def switch(self, key: str) -> bool | Switch:
         """Return what `is_enabled` asks for a flag that it has not asked before.
 
         Raises:
@@ -139,14 +99,9 @@ class View:
         compiled = self.find(key)
         if compiled is None:
             raise KeyError(key)
-        evaluator = compiled.evaluator
-        if not isinstance(evaluator, Outcome):
-            switch: Switch = evaluator
-        elif isinstance(evaluator.value, bool):
-            switch = evaluator.value
-        else:
-            switch = lambda _: evaluator  # noqa: E731 - it stands for an evaluator, and is as short
-        self.switches[key] = switch
+        if len(self.switches) >= COMPILED_MAX:
+            self.switches.popitem()
+        switch = self.switches[key] = compiled.switch
         return switch
 
     def evaluate(self, key: str, context: ContextLike, default: Any) -> Evaluation[Any]:
@@ -202,8 +157,8 @@ class View:
     ) -> list[Traced]:
         """Return the steps of an evaluation, none where there are none to go through."""
         compiled = self.find(key)
-        broken = compiled.evaluator if compiled is not None else None
-        if compiled is None or (isinstance(broken, Outcome) and broken.error_code is not None):
+        broken = compiled.constant if compiled is not None else None
+        if compiled is None or (broken is not None and broken.error_code is not None):
             return []
         return Tracer(_Policies(self.snapshot), attributes_of(context), moment, redact).trace(key)
 
@@ -280,11 +235,11 @@ class View:
             if way:
                 raise _broken("prerequisites", f"form a cycle: {' -> '.join((*way, way[0]))}")
             found = [_sound(item.flag, done[item.flag]) for item in begun.flag.prerequisites]
-            compiled = _compiled(self._bound(begun.flag), begun.version, found, self._now)
+            compiled = compiled_of(self._bound(begun.flag), begun.version, found, self._now)
         except FAULTS as error:
             # One bad flag answers the caller's default; the others live.
             _log.warning("%s answers callers' defaults: %s", key, error)
-            compiled = Compiled(failed(ErrorCode.PARSE_ERROR, str(error)), begun.version)
+            compiled = Compiled(begun.version, failed(ErrorCode.PARSE_ERROR, str(error)))
         if len(self._compiled) >= COMPILED_MAX:
             evicted, _ = self._compiled.popitem()
             self.switches.pop(evicted, None)
@@ -358,33 +313,10 @@ class _Begun(NamedTuple):
 def _sound(key: str, compiled: Compiled | None) -> Compiled:
     if compiled is None:
         raise _broken("prerequisites", f"name {key}, which does not exist")
-    evaluator = compiled.evaluator
-    if isinstance(evaluator, Outcome) and evaluator.error_code is ErrorCode.PARSE_ERROR:
+    constant = compiled.constant
+    if constant is not None and constant.error_code is ErrorCode.PARSE_ERROR:
         raise _broken("prerequisites", f"name {key}, which is broken itself")
     return compiled
-
-
-def _compiled(flag: Flag, version: int, prerequisites: list[Compiled], now: Clock) -> Compiled:
-    calls = 1 + sum(found.calls for found in prerequisites)
-    if calls <= CALLS_MAX or flag.state != "active":
-        evaluator = compile_flag(flag, [found.evaluator for found in prerequisites], now)
-    else:
-        off = off_outcome(flag)
-        steps = [
-            evaluator if isinstance(evaluator := found.evaluator, Step) else Step(evaluator, off)
-            for found in prerequisites
-        ]
-        wanted = [frozenset(item.variants) for item in flag.prerequisites]
-        gates = tuple(zip(steps, wanted, strict=True))
-        evaluator = Step(compile_flag(flag, now=now), off, gates)
-    timed = follows_clock(flag)
-    return Compiled(
-        evaluator,
-        version,
-        0 if isinstance(evaluator, Outcome) else calls,
-        flag if timed else None,
-        tuple(found for found in prerequisites if found.follows_clock),
-    )
 
 
 def _broken(path: str, problem: str) -> BrokenReferenceError:
