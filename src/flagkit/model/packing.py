@@ -3,13 +3,14 @@
 A body is positional MessagePack: [state, type, variants, off, fallthrough, rules, prerequisites],
 the last two left out where they are empty. Variants are named by their places. It has neither key,
 region nor metadata, and a salt that is the flag's key is left out, so equal policies have equal
-bodies. Conditions stand as they were written, and are parsed again. The body of a document that no
+bodies. Conditions stand as they were written, with the places of operators for their names, and are
+parsed again. The body of a document that no
 writer would have let in is a text, which says what is wrong with it.
 
 docs/snapshot-format.md has the layout; changing it is a new FORMAT.
 """
 
-from typing import Any, Final, TypeAlias, get_args
+from typing import Any, Final, TypeAlias, cast, get_args
 
 import msgspec
 from msgspec import Struct
@@ -28,9 +29,19 @@ from flagkit.model.flags import (
     VariantType,
 )
 from flagkit.model.queries import parse
+from flagkit.model.values import Value
 from flagkit.model.windows import Recurrence, Window, check_zone
 
 FORMAT: Final = 1
+
+OPERATORS: Final = (
+    *("$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$exists", "$not"),
+    *("$and", "$or", "$nor", "$segment", "$all", "$elemMatch", "$size", "$mod", "$type"),
+    *("$regex", "$options", "$startsWith", "$endsWith", "$contains", "$semver"),
+    *("$date", "$numberDecimal", "$numberDouble", "$numberInt", "$numberLong", "$uuid", "$binary"),
+)
+"""Names that stand for numbers in conditions; new ones go to the end."""
+_NUMBERS: Final = {name: number for number, name in enumerate(OPERATORS)}
 
 _STATES: Final[tuple[State, ...]] = get_args(State)
 _TYPES: Final[tuple[VariantType, ...]] = get_args(VariantType)
@@ -73,7 +84,7 @@ class _Window(Struct, array_like=True, omit_defaults=True):
 class _Rule(Struct, array_like=True, omit_defaults=True):
     name: str
     serves: _Serves
-    when: dict[str, Any] = {}
+    when: dict[str | int, Any] = {}
     during: _Window | None = None
 
 
@@ -123,7 +134,12 @@ def pack(flag: Flag) -> bytes:
             _NO_VARIANT if flag.off is None else places[flag.off],
             serves(flag.fallthrough),
             tuple(
-                _Rule(rule.name, serves(rule.serves), rule.when, _packed_window(rule.during))
+                _Rule(
+                    rule.name,
+                    serves(rule.serves),
+                    _numbered(rule.when),
+                    _packed_window(rule.during),
+                )
                 for rule in flag.rules
             ),
             tuple((item.flag, item.variants) for item in flag.prerequisites),
@@ -188,9 +204,35 @@ def _serves(wire: _Serves, key: str, names: list[str]) -> Serves:
 
 
 def _rule(wire: _Rule, key: str, names: list[str], place: int) -> Rule:
-    condition = parse(wire.when, f"rules[{place}].when") if wire.when else ALWAYS
+    when: dict[str, Value] = _named(wire.when)
+    condition = parse(when, f"rules[{place}].when") if when else ALWAYS
     serves = _serves(wire.serves, key, names)
-    return Rule(wire.name, wire.when, condition, _window(wire.during, place), serves)
+    return Rule(wire.name, when, condition, _window(wire.during, place), serves)
+
+
+def _numbered(value: Any) -> Any:
+    """Return a condition with numbers for the names of operators; no other names are numbers."""
+    if isinstance(value, dict):
+        fields = cast("dict[str, Any]", value)
+        return {_NUMBERS.get(name, name): _numbered(item) for name, item in fields.items()}
+    if isinstance(value, list):
+        items: list[Any] = value
+        return [_numbered(item) for item in items]
+    return value
+
+
+def _named(value: Any) -> Any:
+    """Return a condition with the names of operators in the places of their numbers."""
+    if isinstance(value, dict):
+        fields = cast("dict[str | int, Any]", value)
+        return {
+            name if isinstance(name, str) else OPERATORS[name]: _named(item)
+            for name, item in fields.items()
+        }
+    if isinstance(value, list):
+        items: list[Any] = value
+        return [_named(item) for item in items]
+    return value
 
 
 def _packed_window(window: Window | None) -> _Window | None:

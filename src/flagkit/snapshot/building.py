@@ -30,7 +30,7 @@ from flagkit.snapshot.names import Names, NamesWriter
 PARTITION_BITS: Final = 10
 BODIES_BYTES_MAX: Final = 2**32
 DIRECTORY_SLICE: Final = 1024
-VERSION_BYTES: Final = (2, 4, 8)
+VERSION_BYTES: Final = (1, 2, 4, 8)
 
 
 class _Partition:

@@ -66,7 +66,7 @@ class Header(Struct, frozen=True, kw_only=True):
     byte_order: str = sys.byteorder
     packing: int = packing.FORMAT
     directory_bits: int = 0
-    version_bytes: int = 2
+    version_bytes: int = 1
     packed_bytes: int = 0
     sections: dict[str, Section] = {}
     names: dict[str, tuple[Section, Section]] = {}
@@ -76,7 +76,12 @@ class Header(Struct, frozen=True, kw_only=True):
 
 _decode_header = msgspec.msgpack.Decoder(Header).decode
 _encode_header = msgspec.msgpack.Encoder().encode
-VERSION_CODES: Final[Mapping[int, Literal["H", "I", "Q"]]] = {2: "H", 4: "I", 8: "Q"}
+VERSION_CODES: Final[Mapping[int, Literal["B", "H", "I", "Q"]]] = {
+    1: "B",
+    2: "H",
+    4: "I",
+    8: "Q",
+}
 
 
 class Columns(NamedTuple):
