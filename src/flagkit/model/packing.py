@@ -216,8 +216,7 @@ def _numbered(value: Any) -> Any:
         fields = cast("dict[str, Any]", value)
         return {_NUMBERS.get(name, name): _numbered(item) for name, item in fields.items()}
     if isinstance(value, list):
-        items: list[Any] = value
-        return [_numbered(item) for item in items]
+        return [*map(_numbered, value)]  # pyright: ignore[reportUnknownArgumentType]
     return value
 
 
@@ -230,8 +229,7 @@ def _named(value: Any) -> Any:
             for name, item in fields.items()
         }
     if isinstance(value, list):
-        items: list[Any] = value
-        return [_named(item) for item in items]
+        return [*map(_named, value)]  # pyright: ignore[reportUnknownArgumentType]
     return value
 
 
