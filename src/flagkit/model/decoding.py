@@ -63,6 +63,8 @@ _KINDS = {
     "bool": ("a boolean", ""),
     "datetime": ("a date", _DATE_REMEDY),
     "null": ("null", ""),
+    "bytes": ("binary data", ""),
+    "ext": ("an extension", ""),
 }
 """What msgspec's types are called here, and what to write where they belong."""
 
@@ -72,18 +74,20 @@ def decode(document: object, *, environment: str | None = None, stored: bool = F
 
     Args:
         document: A mapping in the shape of the YAML form; its rollouts may have intervals.
-        stored: Whether it was checked when it was written: its size is then not judged again, so
-            that a flag at the limit can still be paused.
+        stored: Whether it was checked when it was written: it is then in normal form, and its size
+            is not judged again, so that a flag at the limit can still be paused.
         environment: What the document's own `environment` must be, where it has one.
 
     Raises:
         InvalidDocumentError: with the path of the fault and the remedy.
     """
     try:
-        values = values_of(document)
-        if not stored:
+        if stored:
+            wire = convert(document, FlagDocument)
+        else:
+            values = values_of(document)
             check_size(values)
-        wire = convert(values, FlagDocument)
+            wire = convert(values, FlagDocument)
         check_environment(wire.environment, environment)
         return _flag(wire)
     except InvalidDocumentError as error:
@@ -134,7 +138,7 @@ def check_size(values: dict[str, Value]) -> None:
         )
 
 
-def convert(values: dict[str, Value], shape: type[T]) -> T:
+def convert(values: object, shape: type[T]) -> T:
     """Return fields as the shape of document that they must have."""
     try:
         return msgspec.convert(values, shape)
