@@ -193,3 +193,33 @@ def test_where_there_is_no_directory_nothing_can_be_written(tmp_path: Path) -> N
     assert nowhere.header() is None
     with pytest.raises(FileNotFoundError):
         write(nowhere, snapshot())
+
+
+MEASURE = """
+import sys
+from flagkit.snapshot import SnapshotFile
+snapshot = SnapshotFile(sys.argv[1], "production", "*").read()
+found, private = False, 0
+for line in open("/proc/self/smaps"):
+    name, *rest = line.split()
+    if "-" in name and not name.endswith(":"):
+        found = rest[-1:] == [sys.argv[1]]
+    elif found and name in ("Private_Clean:", "Private_Dirty:"):
+        private += int(rest[0])
+    elif found and name == "Rss:":
+        print("resident", int(rest[0]))
+print("private", private)
+"""
+
+
+def test_processes_that_map_the_file_share_its_pages(file: SnapshotFile) -> None:
+    flags = [initial_state({**ON, "key": f"shop.feature-{number}"}) for number in range(2_000)]
+    tip = Tip("production", "first", 1, "hash", NOON, digest(flags))
+    write(file, build(tip, "*", flags))
+    here = file.read()
+    asked = [sys.executable, "-c", MEASURE, str(file.path)]
+    there = subprocess.run(asked, check=True, capture_output=True, text=True).stdout
+    told = dict(line.split() for line in there.splitlines())
+    assert here is not None
+    assert int(told["resident"]) >= len(here.base.content) // 1024
+    assert told["private"] == "0"
