@@ -17,8 +17,10 @@ from flagkit.client import Client, origin_of
 from flagkit.core.contexts import Context, use_context
 from flagkit.core.evaluation import ErrorCode, Evaluation, Reason
 from flagkit.core.explanation import Explanation
+from flagkit.counting import Counts
+from flagkit.counting_client import CountingClient
 from flagkit.errors import FlagkitError
-from flagkit.settings import settings_from
+from flagkit.settings import counts_by_default, settings_from
 
 __version__ = "0.1.0"
 
@@ -26,6 +28,8 @@ __all__ = [
     "BoundClient",
     "Client",
     "Context",
+    "CountingClient",
+    "Counts",
     "ErrorCode",
     "Evaluation",
     "Explanation",
@@ -34,6 +38,7 @@ __all__ = [
     "bind",
     "close",
     "configure",
+    "counts",
     "evaluate",
     "evaluate_all",
     "explain",
@@ -45,7 +50,9 @@ __all__ = [
     "wait_ready",
 ]
 
-_client = Client.from_source()
+# Told by the environment, before anything is configured: a check is bound to it at import, and
+# would otherwise have to ask each time whether it is to be counted.
+_client = (CountingClient if counts_by_default() else Client).from_source()
 
 
 def configure(
@@ -85,6 +92,7 @@ evaluate = _client.evaluate
 evaluate_all = _client.evaluate_all
 explain = _client.explain
 policy = _client.policy
+counts = _client.counts
 bind = _client.bind
 wait_ready = _client.wait_ready
 wait_for = _client.wait_for

@@ -13,6 +13,7 @@ from flagkit.core.contexts import ContextLike, attributes_of
 from flagkit.core.evaluation import ErrorCode, Evaluation, evaluation_of, failed
 from flagkit.core.explanation import Explanation
 from flagkit.core.templates import Switch
+from flagkit.counting import Counting, Counts
 from flagkit.snapshot import Snapshot
 from flagkit.view import View
 
@@ -27,8 +28,9 @@ _NOT_READY = failed(
 class Answers:
     """The evaluations of a client, whatever it is that publishes views to it."""
 
-    __slots__ = ("__weakref__", "_switches", "_view")
+    __slots__ = ("__weakref__", "_counting", "_switches", "_view")
 
+    _counting: Counting | None
     _view: View | None
     _switches: dict[str, bool | Switch]
 
@@ -67,6 +69,8 @@ class Answers:
     ) -> Evaluation[Any]:
         """Return the value of a flag and why it has it; as `value` otherwise. Never raises."""
         view = self._view
+        if self._counting is not None:
+            self._counting.evaluated(hit=view is not None and view.has_compiled(key))
         if view is None:
             return evaluation_of(key, _NOT_READY, default)
         return view.evaluate(key, context, default)
@@ -82,7 +86,11 @@ class Answers:
         view = self._view
         if view is None:
             return {}
-        return {key: view.evaluate(key, context, None) for key in view.snapshot.keys(prefix)}
+        keys = view.snapshot.keys(prefix)
+        if self._counting is not None:
+            for key in keys:
+                self._counting.evaluated(hit=view.has_compiled(key))
+        return {key: view.evaluate(key, context, None) for key in keys}
 
     def explain(
         self,
@@ -105,6 +113,10 @@ class Answers:
             evaluation = evaluation_of(key, _NOT_READY, default)
             return Explanation(evaluation=evaluation, time=datetime.now(UTC))
         return view.explain(key, context, default, redact)
+
+    def counts(self) -> Counts | None:
+        """Return how often flags were asked, None of a client that does not count. Never raises."""
+        return self._counting.read() if self._counting is not None else None
 
     def bind(self, context: ContextLike) -> "BoundClient":
         """Return this client with a context that need not be passed again. Never raises."""
@@ -135,6 +147,8 @@ class Answers:
 
     def _is_enabled_first(self, key: str, context: ContextLike, default: bool) -> bool:  # noqa: FBT001 - as `is_enabled`
         view = self._view
+        if self._counting is not None and (view is None or not view.has_switch(key)):
+            self._counting.missed()
         if view is not None:
             with contextlib.suppress(Exception):
                 switch = view.switch(key)

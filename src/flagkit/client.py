@@ -195,6 +195,7 @@ class Client(Answers):
         self.close()
 
     def _set_up(self, origin: "Origin") -> None:
+        self._counting = None
         self._publish_view(_kept_view(origin.file))
         self._arrival = threading.Condition()
         self._origin = origin

@@ -54,6 +54,11 @@ def settings_from(
     )
 
 
+def counts_by_default() -> bool:
+    """Tell whether FLAGKIT_COUNTING asks the default client to count: by 1, true, yes or on."""
+    return os.environ.get("FLAGKIT_COUNTING", "").lower() in {"1", "true", "yes", "on"}
+
+
 def _database(name: str) -> str:
     if not _DATABASE_NAME.fullmatch(name):
         raise ConfigurationError(

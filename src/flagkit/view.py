@@ -90,6 +90,18 @@ class View:
         compiled = self._compiled.get(key)
         return compiled if compiled is not None else self._compile(key)
 
+    def has_compiled(self, key: str) -> bool:
+        """Tell whether a flag is compiled. Never raises."""
+        with contextlib.suppress(Exception):
+            return key in self._compiled
+        return False
+
+    def has_switch(self, key: str) -> bool:
+        """Tell whether a flag's switch is ready. Never raises."""
+        with contextlib.suppress(Exception):
+            return key in self.switches
+        return False
+
     def switch(self, key: str) -> bool | Switch:
         """Return what `is_enabled` asks for a flag that it has not asked before.
 

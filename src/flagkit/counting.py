@@ -1,0 +1,115 @@
+"""Counting: how often flags are asked, exactly, and how long it takes, by samples.
+
+A tally is an iterator that one call of C code advances, which the GIL makes one step for all
+threads, and whose length hint tells how far it is, without a step. No lock is waited for: a signal
+handler may ask flags while it interrupts what counts.
+"""
+
+import itertools
+import operator
+import threading
+from collections.abc import Iterator
+from typing import Final
+
+from msgspec import Struct
+
+SAMPLED_EACH: Final = 1024
+"""One check in so many by `is_enabled` is timed."""
+_MANY: Final = 2**62
+_BUCKET_COUNT: Final = 40
+
+
+class Counts(Struct, frozen=True, kw_only=True):
+    """How often a client was asked since it was made, or since its process was forked.
+
+    All but `latencies` is exact once no call is on its way. `explain` is not counted.
+
+    Attributes:
+        evaluations: Flags evaluated, by whichever method.
+        hits: Those answered from a flag that was compiled already.
+        misses: Those whose flag had to be compiled first, is unknown, or was not there yet.
+        latencies: How long checks by `is_enabled` took, one in 1,024 of them: for each bound in
+            nanoseconds, a power of two, the number of checks below it, and not below its half.
+    """
+
+    evaluations: int
+    hits: int
+    misses: int
+    latencies: dict[int, int]
+
+
+class Lap:
+    """A number of checks, the last of which is timed. `ticks` ends when that one is due."""
+
+    __slots__ = ("before", "ticks")
+
+    def __init__(self, before: int) -> None:
+        self.before = before
+        self.ticks: Iterator[None] = itertools.repeat(None, SAMPLED_EACH - 1)
+
+    @property
+    def count(self) -> int:
+        """How many checks there were, those before this lap included."""
+        return self.before + SAMPLED_EACH - 1 - operator.length_hint(self.ticks)
+
+
+class Counting:
+    """The counts of one client. A check takes a tick of the current lap: `next(lap.ticks)`."""
+
+    __slots__ = ("_evaluations", "_latencies", "_misses", "_renewal", "_timed", "lap")
+
+    def __init__(self) -> None:
+        self.lap = Lap(0)
+        self._renewal = threading.Lock()
+        self._timed = _tally()
+        self._evaluations = _tally()
+        self._misses = _tally()
+        self._latencies = [_tally() for _ in range(_BUCKET_COUNT)]
+
+    def after_lap(self) -> Iterator[None]:
+        """Count the check that found no tick left, and return the ticks of the next lap."""
+        next(self._timed)
+        # Who does not get the lock need not wait: its check is counted, and others renew the lap.
+        if self._renewal.acquire(blocking=False):
+            try:
+                lap = self.lap
+                if operator.length_hint(lap.ticks) == 0:
+                    self.lap = Lap(lap.count)
+            finally:
+                self._renewal.release()
+        return self.lap.ticks
+
+    def record(self, duration_ns: int) -> None:
+        """Add the time that a check took, in nanoseconds."""
+        next(self._latencies[min(duration_ns.bit_length(), _BUCKET_COUNT - 1)])
+
+    def evaluated(self, *, hit: bool) -> None:
+        """Count an evaluation by another method than `is_enabled`."""
+        next(self._evaluations)
+        if not hit:
+            next(self._misses)
+
+    def missed(self) -> None:
+        """Count a miss of an evaluation that was counted."""
+        next(self._misses)
+
+    def read(self) -> Counts:
+        """Return the counts."""
+        # First the misses: their evaluations have been counted before.
+        misses = _count(self._misses)
+        evaluations = self.lap.count + _count(self._timed) + _count(self._evaluations)
+        counts = enumerate(map(_count, self._latencies))
+        return Counts(
+            evaluations=evaluations,
+            hits=evaluations - misses,
+            misses=misses,
+            latencies={2**power: count for power, count in counts if count},
+        )
+
+
+def _tally() -> Iterator[None]:
+    return itertools.repeat(None, _MANY)
+
+
+def _count(tally: Iterator[None]) -> int:
+    return _MANY - operator.length_hint(tally)
