@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import pytest
 from bson import ObjectId
-from pymongo import MongoClient
+from pymongo import MongoClient, WriteConcern
 
 from flagkit import Client
 from flagkit.changes import Change
@@ -399,6 +399,29 @@ class TestMongo:
         assert client.is_enabled("b.b1")
         assert not client.is_enabled("a.one")
         assert "replaced by a new base" in caplog.text
+
+    def test_a_revision_that_no_majority_has_yet_when_the_stream_opens_is_not_missed(
+        self, mongo_uri: str, database: str, writer: Writer
+    ) -> None:
+        writer.create(flag("a.one"))
+
+        async def story() -> None:
+            source = MongoWorld(mongo_uri, database, writer).source()
+            snapshot = await source.load()
+            with MongoClient[dict[str, Any]](mongo_uri) as direct:
+                heads = direct[database].heads
+                mine = {"_id": "production"}
+                before = heads.find_one(mine) or {}
+                await asyncio.to_thread(writer.update, flag("a.one", "off"))
+                after = heads.find_one(mine) or {}
+                heads.replace_one(mine, before)
+                # Acknowledged some 50 ms before the journal, and so the majority, has it.
+                heads.with_options(write_concern=WriteConcern(1)).replace_one(mine, after)
+            await source.open()
+            assert revisions(await source.catch_up(snapshot.tip)) == [2]
+            await source.close()
+
+        asyncio.run(story())
 
     def test_an_environment_without_a_head_is_not_known(
         self, mongo_uri: str, database: str

@@ -11,6 +11,7 @@ from typing import Any, cast
 import bson
 import msgspec
 from bson.codec_options import CodecOptions
+from bson.timestamp import Timestamp
 from pymongo import ASCENDING, AsyncMongoClient, ReadPreference
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.command_cursor import AsyncRawBatchCommandCursor
@@ -62,6 +63,7 @@ class MongoSource:
                 read_preference=ReadPreference.PRIMARY,
             )
         self._stream: AsyncRawBatchCommandCursor[Document] | None = None
+        self._opened_at: Timestamp | None = None
 
     async def load(self) -> Snapshot:
         """Read all that concerns the region, in one snapshot of the database."""
@@ -98,10 +100,19 @@ class MongoSource:
     async def open(self) -> None:
         """Begin to watch."""
         await self._close_stream()
+        # Left to itself, the stream begins after the last write, which a majority may not have yet:
+        # catching up would not see that write, and the stream would not bring it.
+        with translated("asking for the time"):
+            async with self._client.start_session(causal_consistency=True) as session:
+                await self._database.command("ping", session=session)
+                now = session.operation_time
+        self._opened_at = now
+        # What tells no time is no replica set, and refuses the stream.
+        since = {"startAtOperationTime": Timestamp(now.time, now.inc + 1)} if now else {}
         mine = {"documentKey._id": self._environment}
         # What ends the collection must get through: a stream without it would be silent for ever.
         pipeline: list[Document] = [
-            {"$changeStream": {}},
+            {"$changeStream": since},
             {"$match": {"$or": [mine, {"operationType": {"$in": _ENDINGS}}]}},
         ]
         # A fleet that started together must not ask for the head together for ever.
@@ -127,6 +138,8 @@ class MongoSource:
         """Return every change after `tip`, from the ledger and the head."""
         with translated("reading the ledger"):
             async with self._client.start_session(causal_consistency=True) as session:
+                if self._opened_at is not None:
+                    session.advance_operation_time(self._opened_at)
                 head = await self._head(session)
                 last = tip_of(head)
                 if last == tip:
