@@ -1,11 +1,9 @@
 """Client: what services call. Evaluation never raises; waiting and closing are bounded."""
 
 import json
-import os
 import subprocess
 import sys
 import threading
-import warnings
 from collections import UserDict
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -521,27 +519,6 @@ def test_close_ends_the_thread_and_a_wait(running: Client) -> None:
     waiting.join(5)
     assert ended == [ClosedError]
     assert not [thread for thread in threading.enumerate() if thread.name == "flagkit"]
-
-
-def test_a_forked_child_goes_on_by_itself(history: MemoryHistory, running: Client) -> None:
-    running.wait_for(history.commit(THEME).revision)
-    reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 on: forking with threads
-        child = os.fork()
-    if child == 0:
-        try:
-            changed = {**THEME, "fallthrough": {"serve": "light"}}
-            running.wait_for(history.commit(changed).revision, timeout=10)
-            os.write(writing, running.value("shop.theme", default="none").encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as said:
-        assert said.read() == "light"
-    os.waitpid(child, 0)
-    assert running.value("shop.theme", default="none") == "dark"
-    running.wait_for(history.commit(LIMIT).revision)
 
 
 def test_waiting_before_anything_is_configured_says_so() -> None:

@@ -1,8 +1,6 @@
 """Sources: one contract for memory and for MongoDB, and what can only go wrong in MongoDB."""
 
 import asyncio
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -262,21 +260,6 @@ class TestContract:
         asyncio.run(story())
 
 
-FORKING = """
-import os, sys, flagkit
-flagkit.configure(sys.argv[1], environment="production", database=sys.argv[2])
-flagkit.wait_ready()
-assert flagkit.is_enabled("a.one")
-child = os.fork()
-if child:
-    print("forked", flush=True)
-flagkit.wait_for(2, timeout=20)
-if child:
-    os.waitpid(child, 0)
-print("parent" if child else "child", flagkit.is_enabled("a.one"), flush=True)
-flagkit.close()
-os._exit(0)
-"""
 Edit = Callable[[Any], object]
 
 
@@ -444,23 +427,6 @@ class TestMongo:
                 assert not other.is_enabled("a.one")
         assert client.revision == 1
         assert client.is_enabled("a.one")
-
-    def test_a_forked_child_sees_later_changes_on_connections_of_its_own(
-        self, mongo_uri: str, database: str, writer: Writer
-    ) -> None:
-        writer.create(flag("a.one"))
-        child = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", FORKING, mongo_uri, database],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert child.stdin is not None
-        assert child.stdout is not None
-        assert child.stdout.readline() == "forked\n"
-        writer.update(flag("a.one", "off"))
-        said, _ = child.communicate(timeout=30)
-        assert said == "child False\nparent False\n"
 
     def test_errors_of_the_driver_are_flagkits(self) -> None:
         with pytest.raises(ConfigurationError):

@@ -1,0 +1,566 @@
+"""Clients after a fork: the child goes on by itself; the parent is left alone."""
+
+import contextlib
+import gc
+import http.client
+import itertools
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+from celery import Celery  # type: ignore[import-untyped]
+from pymongo import MongoClient
+
+import flagkit
+from flagkit import Client, ErrorCode, Evaluation
+from flagkit.core import templates
+from flagkit.errors import ClosedError
+from flagkit.testing import MemoryHistory, client_from
+from flagkit.writer import Writer
+from tests.processes import SECONDS_MAX, Child, eventually, ports, sockets, watchers
+from tests.soak import writing
+
+# 3.12 on: forking with threads is what this is about.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+
+EXAMPLES = Path(__file__).parent.parent / "examples" / "workers"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+THEME: dict[str, Any] = {
+    "key": "shop.theme",
+    "variants": {"light": "light", "dark": "dark"},
+    "fallthrough": {"serve": "dark"},
+}
+LIGHT: dict[str, Any] = {**THEME, "fallthrough": {"serve": "light"}}
+
+
+def answer(client: Client) -> tuple[str, int]:
+    """Return a flag's value and the revision that it is from."""
+    found = client.evaluate("shop.theme", "user", "none")
+    return found.value, found.revision or 0
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "flagkit"]
+
+
+def test_a_child_goes_on_from_any_source_and_leaves_the_parent_alone() -> None:
+    history = MemoryHistory()
+    history.commit(THEME)
+    with Client.from_source(history.source) as client:
+        client.wait_ready()
+
+        def follow(says: Connection) -> None:
+            client.wait_for(history.commit(LIGHT).revision)
+            says.send(answer(client))
+
+        with Child(follow) as child:
+            assert child.says() == ("light", 2)
+        assert answer(client) == ("dark", 1)
+        client.wait_for(history.commit(LIGHT).revision)
+
+
+def shaped(size: int) -> dict[str, Any]:
+    """Return a flag whose code no other size has."""
+    rules = [
+        {"name": f"rule-{number}", "when": {"plan": "pro", "age": {"$gt": 17}}, "serve": "on"}
+        for number in range(size)
+    ]
+    return {
+        "key": "shop.shaped",
+        "variants": {"on": True, "off": False},
+        "rules": rules,
+        "fallthrough": {"serve": "off"},
+    }
+
+
+@pytest.fixture
+def client(mongo_uri: str, database: str, writer: Writer) -> Iterator[Client]:
+    writer.create(THEME)
+    with Client(mongo_uri, environment="production", database=database) as client:
+        client.wait_ready()
+        yield client
+
+
+@pytest.fixture
+def mongo(mongo_uri: str) -> Iterator[MongoClient[dict[str, Any]]]:
+    with MongoClient[dict[str, Any]](mongo_uri) as mongo:
+        yield mongo
+
+
+@pytest.mark.mongo
+class TestFork:
+    def test_a_child_answers_at_once_and_follows_what_comes(
+        self, client: Client, writer: Writer
+    ) -> None:
+        def follow(says: Connection) -> None:
+            says.send(answer(client))
+            client.wait_for(2)
+            says.send(answer(client))
+
+        with Child(follow) as child:
+            assert child.says() == ("dark", 1)
+            revision = writer.update(LIGHT).revision
+            assert child.says() == ("light", 2)
+            assert child.exit_code() == 0
+        client.wait_for(revision)
+        assert answer(client) == ("light", 2)
+
+    def test_a_child_has_connections_of_its_own_and_the_parent_keeps_those_it_had(
+        self,
+        client: Client,
+        writer: Writer,
+        mongo: MongoClient[dict[str, Any]],
+        database: str,
+    ) -> None:
+        def follow(says: Connection) -> None:
+            client.wait_for(2)
+            says.send(answer(client))
+            client.wait_for(3)
+
+        before = eventually(lambda: watchers(mongo, database), lambda found: len(found) == 1)
+        [thread] = threads()
+        with Child(follow) as child:
+            both = eventually(lambda: watchers(mongo, database), lambda found: len(found) == 2)
+            assert before < both
+            assert before < ports(os.getpid())
+            assert both - before < ports(child.pid) - ports(os.getpid())
+            writer.update(LIGHT)
+            assert child.says() == ("light", 2)
+            client.wait_for(writer.update(THEME).revision)
+            assert child.exit_code() == 0
+        # The server may take the child for alive for a while.
+        eventually(lambda: watchers(mongo, database), before.issubset)
+        assert threads() == [thread]
+        assert thread.is_alive()
+
+    def test_a_child_needs_none_of_the_sockets_that_it_inherits(
+        self, client: Client, writer: Writer
+    ) -> None:
+        inherited = set(sockets(os.getpid()).values())
+        assert inherited
+
+        def follow(says: Connection) -> None:
+            with Path(os.devnull).open("rb") as nothing:
+                for descriptor, name in sockets(os.getpid()).items():
+                    if name in inherited:
+                        os.dup2(nothing.fileno(), descriptor)
+            says.send(inherited.isdisjoint(sockets(os.getpid()).values()))
+            for revision in (2, 3):
+                client.wait_for(revision)
+                says.send(answer(client))
+
+        with Child(follow) as child:
+            assert child.says() is True
+            writer.update(LIGHT)
+            assert child.says() == ("light", 2)
+            writer.update(THEME)
+            assert child.says() == ("dark", 3)
+        client.wait_for(3)
+
+    def test_a_child_of_a_child_goes_on_too(self, client: Client, writer: Writer) -> None:
+        def follow(says: Connection) -> None:
+            client.wait_for(2)
+            says.send(answer(client))
+
+        def fork_again(says: Connection) -> None:
+            with Child(follow) as grandchild:
+                says.send(answer(client))
+                says.send(grandchild.says())
+            follow(says)
+
+        with Child(fork_again) as child:
+            assert child.says() == ("dark", 1)
+            writer.update(LIGHT)
+            assert [child.says(), child.says()] == [("light", 2)] * 2
+            assert child.exit_code() == 0
+        client.wait_for(2)
+
+    def test_a_client_that_was_closed_before_stays_closed_in_the_child(
+        self, client: Client
+    ) -> None:
+        client.close()
+
+        def look(says: Connection) -> None:
+            says.send((answer(client), threads()))
+            with pytest.raises(ClosedError):
+                client.wait_for(2)
+            client.close()
+
+        with Child(look) as child:
+            assert child.says() == (("dark", 1), [])
+            assert child.exit_code() == 0
+
+    def test_a_child_may_close_its_client_and_the_parent_goes_on(
+        self, client: Client, writer: Writer
+    ) -> None:
+        def close(says: Connection) -> None:
+            client.close()
+            # Whatever is freed here must not take the parent's connections along.
+            gc.collect()
+            says.send((answer(client), threads()))
+
+        with Child(close) as child:
+            assert child.says() == (("dark", 1), [])
+            assert child.exit_code() == 0
+        client.wait_for(writer.update(LIGHT).revision)
+
+
+@contextlib.contextmanager
+def doing(*stories: Callable[[], object]) -> Iterator[None]:
+    """Do things over and over again, each in a thread."""
+    ending = threading.Event()
+
+    def repeat(story: Callable[[], object]) -> None:
+        while not ending.is_set():
+            story()
+
+    doers = [threading.Thread(target=repeat, args=[story]) for story in stories]
+    for doer in doers:
+        doer.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        for doer in doers:
+            doer.join()
+
+
+@contextlib.contextmanager
+def revisions_arriving(uri: str, database: str, writer: Writer) -> Iterator[None]:
+    """Have another process change flags, one revision after the other."""
+    with writer.change() as change:
+        for number in range(writing.FLAG_COUNT):
+            change.create(writing.flag(number))
+    command = [sys.executable, "-m", writing.__name__, uri, database, "production", "1"]
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert "revision" in process.stdout.readline()
+            yield
+        finally:
+            process.kill()
+
+
+@pytest.mark.mongo
+class TestForkInTheMidst:
+    def test_no_child_hangs_while_others_evaluate_and_compile_and_revisions_arrive(
+        self, client: Client, mongo_uri: str, database: str, writer: Writer
+    ) -> None:
+        sizes = itertools.cycle(range(1, 60))
+
+        def evaluate() -> None:
+            client.evaluate_all("user")
+
+        def compile_another() -> None:
+            client_from([shaped(next(sizes))]).is_enabled("shop.shaped", "user")
+
+        def follow(says: Connection) -> None:
+            before = client.evaluate_all("user")
+            client_from([shaped(next(sizes))]).is_enabled("shop.shaped", "user")
+            client.wait_for(client.revision + 3)
+            says.send([before, client.evaluate_all("user")])
+
+        with (
+            revisions_arriving(mongo_uri, database, writer),
+            doing(evaluate, compile_another),
+        ):
+            for _ in range(10):
+                with contextlib.ExitStack() as stack:
+                    children = [stack.enter_context(Child(follow)) for _ in range(5)]
+                    for child in children:
+                        before, later = child.says()
+                        assert len(before) == len(later) == writing.FLAG_COUNT + 1
+                        [old] = {found.revision for found in before.values()}
+                        [new] = {found.revision for found in later.values()}
+                        assert new >= old + 3
+                        assert child.exit_code() == 0
+            client.wait_for(client.revision + 3)
+
+    def test_a_child_that_is_forked_before_the_flags_are_there_gets_them(
+        self, mongo_uri: str, database: str, writer: Writer
+    ) -> None:
+        writer.create(THEME)
+        for moment in range(20):
+            with Client(mongo_uri, environment="production", database=database) as client:
+                for _ in range(moment * 500):
+                    client.is_enabled("shop.theme")
+
+                def load(says: Connection, client: Client = client) -> None:
+                    client.wait_ready()
+                    says.send(answer(client))
+
+                with Child(load) as child:
+                    assert child.says() == ("dark", 1)
+                    client.wait_ready()
+
+
+@pytest.mark.parametrize("lock", ["templates", "arrival"])
+def test_a_child_renews_the_locks_that_other_threads_held(lock: str) -> None:
+    history = MemoryHistory()
+    history.commit(THEME)
+    with Client.from_source(history.source) as client:
+        client.wait_ready()
+
+        def follow(says: Connection) -> None:
+            client.wait_for(history.commit(shaped(61)).revision)
+            says.send(client.is_enabled("shop.shaped", {"plan": "pro", "age": 18}))
+
+        locks: dict[str, AbstractContextManager[object]] = {
+            "templates": templates._templates_lock,
+            "arrival": client._arrival,
+        }
+        with locks[lock]:
+            child = Child(follow)
+        with child:
+            assert child.says() is True
+
+
+LEAVING = """
+import gc, os, sys, flagkit
+flagkit.configure(sys.argv[1], environment="production", database=sys.argv[2])
+flagkit.wait_ready()
+child = os.fork()
+flagkit.wait_for(2, timeout=20)
+if not child:
+    gc.collect()
+    sys.exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+flagkit.wait_for(3, timeout=20)
+print(flagkit.value("shop.theme", default="none"), flush=True)
+flagkit.close()
+"""
+
+
+@pytest.mark.mongo
+def test_a_child_that_ends_takes_nothing_along_and_is_not_held_up(
+    mongo_uri: str, database: str, writer: Writer
+) -> None:
+    writer.create(THEME)
+    strict = ["-W", "error", "-W", "ignore:.*multi-threaded:DeprecationWarning"]
+    with subprocess.Popen(
+        [sys.executable, *strict, "-c", LEAVING, mongo_uri, database],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            writer.update(LIGHT)
+            assert process.stdout.readline() == "7\n"
+            writer.update(THEME)
+            assert process.communicate(timeout=SECONDS_MAX) == ("dark\n", "")
+            assert process.returncode == 0
+        finally:
+            process.kill()
+
+
+def ask_the_default_client(says: Connection, settings: dict[str, str]) -> None:
+    """Say what a new process's default client answers, at once and once it is configured."""
+    says.send(flagkit.evaluate("shop.theme", default="none"))
+    if settings:
+        flagkit.configure(**settings)
+    flagkit.wait_for(2)
+    says.send(flagkit.evaluate("shop.theme", default="none"))
+
+
+@contextlib.contextmanager
+def asking(method: str, settings: dict[str, str]) -> Iterator[Connection]:
+    """Have a process of multiprocessing ask its default client; yield what it says."""
+    context = multiprocessing.get_context(method)
+    heard, says = context.Pipe(duplex=False)
+    process: Any = context.Process(target=ask_the_default_client, args=(says, settings))  # type: ignore[attr-defined]
+    process.start()
+    says.close()
+    try:
+        yield heard
+        process.join(SECONDS_MAX)
+        assert process.exitcode == 0
+    finally:
+        process.kill()
+        process.join()
+        heard.close()
+
+
+def said(heard: Connection) -> Evaluation[str]:
+    assert heard.poll(SECONDS_MAX), "the process hangs"
+    evaluation: Evaluation[str] = heard.recv()
+    return evaluation
+
+
+@pytest.mark.mongo
+class TestMultiprocessing:
+    @pytest.fixture
+    def settings(self, mongo_uri: str, database: str, writer: Writer) -> Iterator[dict[str, str]]:
+        """What the default client is configured by, for as long as a test runs."""
+        writer.create(THEME)
+        settings = {"uri": mongo_uri, "environment": "production", "database": database}
+        client = flagkit.configure(**settings)
+        flagkit.wait_ready()
+        yield settings
+        # Forgets the flags, too.
+        client.follow(MemoryHistory().source).close()
+
+    def test_a_forked_process_goes_on_by_itself(
+        self, settings: dict[str, str], writer: Writer
+    ) -> None:
+        assert settings
+        with asking("fork", {}) as heard:
+            assert said(heard).value == "dark"
+            writer.update(LIGHT)
+            assert said(heard).value == "light"
+
+    @pytest.mark.parametrize("method", ["spawn", "forkserver"])
+    def test_a_process_that_is_not_forked_is_configured_anew(
+        self, method: str, settings: dict[str, str], writer: Writer
+    ) -> None:
+        with asking(method, settings) as heard:
+            first = said(heard)
+            assert (first.value, first.error_code) == ("none", ErrorCode.PROVIDER_NOT_READY)
+            writer.update(LIGHT)
+            assert said(heard).value == "light"
+
+    def test_clients_are_not_sent_to_other_processes(self, settings: dict[str, str]) -> None:
+        for unsendable in (flagkit.configure(**settings), flagkit.is_enabled):
+            with pytest.raises(TypeError, match="cannot pickle"):
+                pickle.dumps(unsendable)
+
+
+HERO: dict[str, Any] = {
+    "key": "home.hero",
+    "variants": {"a": "product", "b": "people"},
+    "fallthrough": {"serve": "a"},
+}
+PEOPLE: dict[str, Any] = {**HERO, "fallthrough": {"serve": "b"}}
+Answers: TypeAlias = list[dict[str, Any]]
+
+
+@contextlib.contextmanager
+def serving(*command: str, environment: dict[str, str], keep: int = -1) -> Iterator[int]:
+    """Run a module in the folder of the examples; yield its process id, and end all of it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=EXAMPLES,
+        env=ENVIRONMENT | environment,
+        pass_fds=[keep] if keep >= 0 else [],
+        start_new_session=True,
+    )
+    try:
+        yield process.pid
+        assert process.poll() is None
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def workers_of(pid: int, count: int) -> set[int]:
+    """Return the forked children of a process, once all of them are there."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    return eventually(
+        lambda: {int(child) for child in children.read_text().split()},
+        lambda found: len(found) == count,
+    )
+
+
+def all_answer(ask: Callable[[], Answers], workers: set[int], hero: str, revision: int) -> None:
+    """Ask until the last answer of each worker is what is expected, and nobody else answered."""
+    last: dict[int, tuple[str, int]] = {}
+
+    def once() -> dict[int, tuple[str, int]]:
+        last.update((said["worker"], (said["hero"], said["revision"])) for said in ask())
+        return last
+
+    eventually(once, lambda last: last == dict.fromkeys(workers, (hero, revision)))
+
+
+@pytest.fixture
+def environment(mongo_uri: str, database: str, writer: Writer) -> dict[str, str]:
+    """What configures the examples."""
+    writer.create(HERO)
+    return {
+        "FLAGKIT_URI": mongo_uri,
+        "FLAGKIT_ENVIRONMENT": "production",
+        "FLAGKIT_DATABASE": database,
+    }
+
+
+@pytest.mark.mongo
+def test_workers_of_gunicorn_that_are_forked_from_a_loaded_application_go_on(
+    environment: dict[str, str], writer: Writer, mongo: MongoClient[dict[str, Any]], database: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+
+        def ask() -> Answers:
+            with contextlib.closing(
+                http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS_MAX)
+            ) as connection:
+                connection.request("GET", "/")
+                return [json.loads(connection.getresponse().read())]
+
+        command = ["gunicorn", "--preload", "--workers", "4", "--no-control-socket"]
+        command += ["--log-level", "warning", "--bind", f"fd://{listening.fileno()}"]
+        command += ["web:application"]
+        with serving(*command, environment=environment, keep=listening.fileno()) as master:
+            workers = workers_of(master, 4)
+            all_answer(ask, workers, "product", 1)
+            found = eventually(lambda: watchers(mongo, database), lambda found: len(found) == 5)
+            [masters] = found & ports(master)
+            writer.update(PEOPLE)
+            all_answer(ask, workers, "people", 2)
+
+            os.kill(killed := min(workers), signal.SIGKILL)
+            eventually(lambda: workers_of(master, 4), lambda found: killed not in found)
+            [new] = workers_of(master, 4) - workers
+            first = eventually(ask, lambda said: said[0]["worker"] == new)
+            assert first[0]["revision"] >= 1, "the flags of the master were not there at once"
+            all_answer(ask, workers - {killed} | {new}, "people", 2)
+            eventually(lambda: watchers(mongo, database), lambda found: masters in found)
+
+
+@pytest.mark.mongo
+def test_processes_of_celerys_prefork_pool_go_on(
+    environment: dict[str, str], writer: Writer, tmp_path: Path
+) -> None:
+    queue, control, results = (tmp_path / name for name in ("queue", "control", "results"))
+    for folder in (queue, control, results):
+        folder.mkdir()
+    settings = {
+        "broker_url": "filesystem://",
+        "broker_transport_options": {
+            "data_folder_in": str(queue),
+            "data_folder_out": str(queue),
+            "control_folder": str(control),
+            "polling_interval": 0.02,
+        },
+        "result_backend": results.as_uri(),
+    }
+    lines = [f"{name} = {value!r}\n" for name, value in settings.items()]
+    (tmp_path / "celeryconfig.py").write_text("".join(lines))
+    app = Celery()
+    app.config_from_object(settings)
+
+    def ask() -> Answers:
+        sent = [app.send_task("shop.hero", ["visitor"]) for _ in range(3)]
+        return [each.get(timeout=SECONDS_MAX, interval=0.01) for each in sent]
+
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *sys.path])
+    command = ["celery", "--app", "tasks", "worker", "--concurrency", "3"]
+    command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+    with serving(*command, environment=environment) as worker:
+        processes = workers_of(worker, 3)
+        all_answer(ask, processes, "product", 1)
+        writer.update(PEOPLE)
+        all_answer(ask, processes, "people", 2)
