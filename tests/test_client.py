@@ -562,6 +562,35 @@ def test_importing_flagkit_starts_nothing_and_loads_no_driver() -> None:
     assert not rooms & {"writer", "storage", "cli", "testing", "embedded", "refresh_thread"}
 
 
+ENDING = """
+import asyncio, atexit, threading
+from flagkit import Client
+
+failed = threading.Event()
+
+class Resolving:
+    async def load(self):
+        try:
+            while True:
+                await asyncio.get_running_loop().run_in_executor(None, int)
+        except RuntimeError:
+            failed.set()
+            raise
+
+    async def close(self):
+        pass
+
+client = Client.from_source(Resolving).start()
+atexit.register(client.close)
+atexit.register(failed.wait, 10)
+"""
+
+
+def test_a_process_that_ends_while_its_client_connects_ends_without_a_word() -> None:
+    ended = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, check=True)
+    assert ended.stderr == b""
+
+
 def test_the_module_asks_one_default_client(history: MemoryHistory) -> None:
     history.commit(THEME)
     client = flagkit.is_enabled.__self__  # type: ignore[attr-defined]

@@ -214,10 +214,23 @@ class RefreshThread:
         """Say a trouble once, and once that it is over."""
         if error is None and self.error is not None:
             _log.info("current again")
-        elif error is not None and str(error) != str(self.error):
+        elif error is not None and str(error) != str(self.error) and not _is_of_the_end(error):
             known = isinstance(error, FlagkitError)
             _log.warning("not current: %s", error, exc_info=None if known else error)
         self.error = error
+
+
+def _is_of_the_end(error: Exception) -> bool:
+    """Tell whether an error is none of the refresher's: the interpreter is going to exit."""
+    # Names are resolved in pools of threads, which begin no work from the exit on, and say so by
+    # an error of no class of its own. That it is the exit, any other pool can tell.
+    if type(error) is RuntimeError:
+        try:
+            with concurrent.futures.ThreadPoolExecutor(1) as pool:
+                pool.submit(int)
+        except RuntimeError:
+            return True
+    return False
 
 
 def _closed() -> ClosedError:
