@@ -334,6 +334,9 @@ def test_all_flags_of_a_namespace_are_evaluated_at_one_revision(client: Client) 
     assert {evaluation.revision for evaluation in every.values()} == {1}
     assert list(client.evaluate_all("u", prefix="cart.")) == ["cart.factor", "cart.limit"]
     assert client.evaluate_all("u", prefix="none.") == {}
+    assert client.keys("cart.") == ["cart.factor", "cart.limit"]
+    assert client.keys() == list(every)
+    assert Client.from_source().keys() == []
     bad: Any = 5
     codes = {found.error_code for found in client.evaluate_all(bad, prefix="shop.half").values()}
     assert codes == {ErrorCode.INVALID_CONTEXT}

@@ -25,6 +25,7 @@ from pymongo import MongoClient
 
 import flagkit
 from flagkit import Client, ErrorCode, Evaluation
+from flagkit.client import Origin
 from flagkit.core import templates
 from flagkit.errors import ClosedError
 from flagkit.testing import MemoryHistory, client_from
@@ -411,7 +412,7 @@ class TestMultiprocessing:
         flagkit.wait_ready()
         yield settings
         # Forgets the flags, too.
-        client.follow(MemoryHistory().source).close()
+        client.follow(Origin(lambda: MemoryHistory().source)).close()
 
     def test_a_forked_process_goes_on_by_itself(
         self, settings: dict[str, str], writer: Writer

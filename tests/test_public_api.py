@@ -32,6 +32,7 @@ def test_the_words_that_users_import() -> None:
         "evaluate_all",
         "explain",
         "is_enabled",
+        "keys",
         "policy",
         "use_context",
         "value",

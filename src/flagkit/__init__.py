@@ -43,6 +43,7 @@ __all__ = [
     "evaluate_all",
     "explain",
     "is_enabled",
+    "keys",
     "policy",
     "use_context",
     "value",
@@ -91,6 +92,7 @@ value = _client.value
 evaluate = _client.evaluate
 evaluate_all = _client.evaluate_all
 explain = _client.explain
+keys = _client.keys
 policy = _client.policy
 counts = _client.counts
 bind = _client.bind

@@ -92,6 +92,14 @@ class Answers:
                 self._counting.evaluated(hit=view.has_compiled(key))
         return {key: view.evaluate(key, context, None) for key in keys}
 
+    def keys(self, prefix: str = "") -> list[str]:
+        """Return the keys of all flags that begin with `prefix`, ascending. Never raises.
+
+        Only those are looked at; no flag is decoded. Empty before there are flags.
+        """
+        view = self._view
+        return [] if view is None else view.snapshot.keys(prefix)
+
     def explain(
         self,
         key: str,
