@@ -209,12 +209,12 @@ class Client(Answers):
 
             open_source = self._origin.opener()
             self._refresh = RefreshThread(open_source, self._publish, snapshot, self._origin.file)
-            watch(self, Stage.STARTED if snapshot is None else Stage.LOADED)
+            watch(self, Stage.STARTED)
 
     def _publish(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
+        watch(self, Stage.LOADED)
         view = self._view
         if view is None or changes is None:
-            watch(self, Stage.LOADED)
             if view is not None:
                 _log.warning(
                     "revision %s was replaced by a new base at revision %s",

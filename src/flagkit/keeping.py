@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Final, TypeAlias, TypeVar
 
 from flagkit.changes import PolicyId, Tip
+from flagkit.errors import SnapshotFormatError
 from flagkit.snapshot import Arena, Record, Snapshot, SnapshotFile, fold, whole
 
 T = TypeVar("T")
@@ -67,7 +68,7 @@ class Keeper:
             try:
                 await self._kept_in(self._file, snapshot)
                 self._note(None)
-            except OSError as error:
+            except (OSError, SnapshotFormatError) as error:
                 self._note(f"the snapshot file {self._file.path} is not written: {error}")
                 self._save_after = time.monotonic() + SAVE_SECONDS_MAX
                 if snapshot.to_be_folded:
@@ -107,7 +108,13 @@ class Keeper:
         with file.claimed() as mine:
             if mine:
                 base = await _paced(fold(snapshot, with_members=True))
-                await asyncio.to_thread(file.write, base)
+                writing = asyncio.ensure_future(asyncio.to_thread(file.write, base))
+                try:
+                    await asyncio.shield(writing)
+                except asyncio.CancelledError:
+                    # As long as it is written, nobody else may.
+                    await writing
+                    raise
                 saved = await asyncio.to_thread(file.read)
                 if saved is not None and saved.tip == base.tip:
                     base = saved.base

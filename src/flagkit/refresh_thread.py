@@ -29,6 +29,7 @@ from flagkit.refresh import (
     Loaded,
     Refresher,
     Source,
+    State,
     Wait,
     Waited,
     Watch,
@@ -150,16 +151,20 @@ class RefreshThread:
         keeping = self._loop.create_task(self._keeper.run())
         try:
             action = self._refresher.start()
+            reached = False
             while True:
                 action = await self._advance(source, action)
-                if self._refresher.applied != () and self._refresher.snapshot is not None:
-                    applied = self._refresher.applied
-                    self._publish_safely(self._refresher.snapshot, applied)
-                    self._keeper.saw(self._refresher.snapshot, anew=applied is None)
+                snapshot, applied = self._refresher.snapshot, self._refresher.applied
+                # Once more when the source has been reached: only now all modules are loaded.
+                first = not reached and self._refresher.state is State.WATCHING
+                if snapshot is not None and (applied != () or first):
+                    reached = reached or first
+                    self._publish_safely(snapshot, applied)
+                    self._keeper.saw(snapshot, anew=applied is None)
         finally:
             self._obeying = False
             keeping.cancel()
-            await source.close()
+            await asyncio.gather(keeping, source.close(), return_exceptions=True)
             self._keeper.save_now()
 
     def _rebase(
