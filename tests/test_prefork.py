@@ -188,6 +188,36 @@ class TestFork:
             assert child.exit_code() == 0
         client.wait_for(2)
 
+    def test_a_child_shares_the_snapshot_file_of_its_parent_and_goes_on_from_it(
+        self, mongo_uri: str, database: str, writer: Writer, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "flags.snapshot"
+
+        def made() -> Client:
+            return Client(
+                mongo_uri, environment="production", database=database, snapshot_path=path
+            )
+
+        writer.create(THEME)
+        with made() as first:
+            first.wait_ready()
+        with made() as client:
+
+            def follow(says: Connection) -> None:
+                snapshot = client.snapshot
+                assert snapshot is not None
+                says.send((answer(client), snapshot.base.content.readonly))
+                client.wait_for(2, SECONDS_MAX)
+                says.send(answer(client))
+
+            # At once: it has not reached the database yet.
+            with Child(follow) as child:
+                assert child.says() == (answer(client), True)
+                writer.update(LIGHT)
+                client.wait_for(2, SECONDS_MAX)
+                assert child.says() == answer(client)
+                assert child.exit_code() == 0
+
     def test_a_client_that_was_closed_before_stays_closed_in_the_child(
         self, client: Client
     ) -> None:
