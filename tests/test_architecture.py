@@ -44,7 +44,7 @@ OWNERS = {
     },
     "xxhash": {"model", "core", "changes", "snapshot"},
     "cachetools": {"core"},
-    "asyncio": {"keeping", "refresh_thread", "testing"},
+    "asyncio": {"keeping", "refresh_thread", "storage", "testing"},
     "click": {"cli"},
     "rich": {"cli"},
     "ruamel": {"cli"},

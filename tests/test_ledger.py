@@ -83,6 +83,9 @@ TAMPERING: dict[str, Tampering] = {
     "flag edited": lambda db: db.flags.update_one(
         {"_id.key": "a.one"}, {"$set": {"policy.state": "active"}}
     ),
+    "body edited": lambda db: db.flags.update_one({"_id.key": "a.one"}, {"$set": {"body": b"x"}}),
+    "seal edited": lambda db: db.flags.update_one({"_id.key": "a.one"}, {"$set": {"seal": "x"}}),
+    "body removed": lambda db: db.flags.update_one({"_id.key": "a.one"}, {"$unset": {"body": 1}}),
     "flag ahead": lambda db: db.flags.update_one({"_id.key": "a.one"}, {"$set": {"revision": 99}}),
     "flag planted": lambda db: db.flags.insert_one(
         {

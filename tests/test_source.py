@@ -1,6 +1,9 @@
 """Sources: one contract for memory and for MongoDB, and what can only go wrong in MongoDB."""
 
 import asyncio
+import contextlib
+import gc
+import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -18,11 +21,14 @@ from flagkit.errors import (
     NotReadyError,
     StoreError,
 )
+from flagkit.model import packing
 from flagkit.refresh import Source
-from flagkit.snapshot import Snapshot
+from flagkit.snapshot import Record, Snapshot
+from flagkit.storage.collector import collector_paused
+from flagkit.storage.layout import PROJECTED
 from flagkit.storage.source import MongoSource
 from flagkit.testing import MemoryHistory
-from flagkit.writer import Writer
+from flagkit.writer import Writer, verify
 
 
 def flag(key: str, serve: str = "on", **more: Any) -> dict[str, Any]:
@@ -101,6 +107,21 @@ def world(request: pytest.FixtureRequest) -> World:
 
 def keys(snapshot: Snapshot) -> set[tuple[str, str, int]]:
     return {(record.region, record.key, record.version) for record in snapshot.records()}
+
+
+def records(snapshot: Snapshot) -> set[Record]:
+    return {*snapshot.records()}
+
+
+def load(uri: str, database: str, region: str = "*") -> Snapshot:
+    async def story() -> Snapshot:
+        source = MongoSource(uri, environment="production", region=region, database=database)
+        try:
+            return await source.load()
+        finally:
+            await source.close()
+
+    return asyncio.run(story())
 
 
 def revisions(changes: Sequence[Change]) -> list[int]:
@@ -288,7 +309,53 @@ class TestMongo:
             evaluation = client.evaluate("a.one", default=True)
             assert (evaluation.value, evaluation.version, evaluation.revision) == (False, 2, 2)
 
-    def test_an_edit_past_the_writer_is_not_served(
+    @pytest.mark.parametrize(
+        "edit",
+        [
+            {"body": packing.fault(ValueError("x"))},
+            {"body": None},
+            {"seal": "0" * 16},
+            {"version": 7},
+            {"version": "7"},
+            {"hash": "0" * 16},
+            {"hash": None},
+            {"format": None, "policy.fallthrough.serve": "off"},
+        ],
+        ids=str,
+    )
+    def test_an_edit_past_the_writer_of_what_clients_read_is_not_served(
+        self, mongo_uri: str, database: str, writer: Writer, edit: dict[str, Any]
+    ) -> None:
+        writer.create(flag("a.one"))
+        writer.create(flag("a.two"))
+        with MongoClient[dict[str, Any]](mongo_uri) as direct:
+            direct[database].flags.update_one({"_id.key": "a.one"}, {"$set": edit})
+        with (
+            Client(mongo_uri, environment="production", database=database) as client,
+            pytest.raises(NotReadyError, match="past the writer"),
+        ):
+            client.wait_ready(timeout=0.5)
+
+    def test_what_clients_read_of_one_flag_is_not_taken_for_anothers(
+        self, mongo_uri: str, database: str, writer: Writer
+    ) -> None:
+        writer.create(flag("a.one"))
+        writer.create(flag("a.two", "off"))
+        writer.create(flag("a.three"))
+        with MongoClient[dict[str, Any]](mongo_uri) as direct:
+            flags = direct[database].flags
+            documents = [flags.find_one({"_id.key": key}) for key in ("a.one", "a.two")]
+            for document, other in zip(documents, reversed(documents), strict=True):
+                assert document is not None
+                assert other is not None
+                flags.replace_one({"_id": document["_id"]}, other | {"_id": document["_id"]})
+        with (
+            Client(mongo_uri, environment="production", database=database) as client,
+            pytest.raises(NotReadyError, match="past the writer"),
+        ):
+            client.wait_ready(timeout=0.5)
+
+    def test_an_edit_of_a_policy_past_the_writer_changes_nothing_that_is_served(
         self, mongo_uri: str, database: str, writer: Writer
     ) -> None:
         writer.create(flag("a.one"))
@@ -297,11 +364,99 @@ class TestMongo:
             direct[database].flags.update_one(
                 {"_id.key": "a.one"}, {"$set": {"policy.fallthrough.serve": "off"}}
             )
-        with (
-            Client(mongo_uri, environment="production", database=database) as client,
-            pytest.raises(NotReadyError, match="past the writer"),
-        ):
-            client.wait_ready(timeout=0.5)
+        with Client(mongo_uri, environment="production", database=database) as client:
+            client.wait_ready()
+            assert client.is_enabled("a.one")
+        assert verify(writer.store) != []
+        with pytest.raises(StoreError, match="past the writer"):
+            writer.update(flag("a.one"))
+
+    @pytest.mark.parametrize(
+        "older",
+        [{"$unset": {"body": 1, "format": 1, "seal": 1}}, {"$set": {"format": 99, "body": b"?"}}],
+        ids=str,
+    )
+    def test_flags_without_a_body_that_is_known_are_read_from_their_policies(
+        self, mongo_uri: str, database: str, writer: Writer, older: dict[str, Any]
+    ) -> None:
+        for key in ("a.one", "a.two", "a.three"):
+            writer.create(flag(key))
+        with MongoClient[dict[str, Any]](mongo_uri) as direct:
+            whole = load(mongo_uri, database)
+            direct[database].flags.update_many({"_id.key": {"$in": ["a.one", "a.three"]}}, older)
+        assert records(load(mongo_uri, database)) == records(whole)
+
+    def test_a_scan_puts_the_tips_change_in_its_place(
+        self, mongo_uri: str, database: str, writer: Writer
+    ) -> None:
+        with writer.change() as change:
+            for key in ("b.b0", "b.b1", "b.b3", "b.b4"):
+                change.create(flag(key))
+            change.create(flag("b.b1", region="eu"))
+            change.create_segment({"key": "s.one", "included": ["ada"]})
+        with MongoClient[dict[str, Any]](mongo_uri) as direct:
+            before = {name: [*direct[database][name].find()] for name in PROJECTED}
+            with writer.change() as change:
+                for key in ("a.first", "b.b2", "c.last"):
+                    change.create(flag(key))
+                change.create(flag("b.b0", region="eu"))
+                change.update(flag("b.b3", "off"))
+                change.create_segment({"key": "r.before"})
+                change.change_members("s.one", include=["eve"])
+            whole = load(mongo_uri, database, "eu")
+            for name, documents in before.items():
+                direct[database][name].delete_many({})
+                direct[database][name].insert_many(documents)
+        pending = load(mongo_uri, database, "eu")
+        assert records(pending) == records(whole)
+        assert pending.keys() == whole.keys() == sorted(whole.keys())
+        assert pending.parts == whole.parts
+
+    @pytest.mark.parametrize("enabled", [True, False], ids=repr)
+    @pytest.mark.parametrize("damage", [{}, {"body": None}], ids=["good", "bad"])
+    def test_a_load_leaves_the_garbage_collector_as_it_was(
+        self, mongo_uri: str, database: str, writer: Writer, damage: dict[str, Any], enabled: bool
+    ) -> None:
+        writer.create(flag("a.one"))
+        with MongoClient[dict[str, Any]](mongo_uri) as direct:
+            direct[database].flags.update_one(
+                {"_id.key": "a.one"}, {"$set": {"revision": 1, **damage}}
+            )
+        before = gc.isenabled()
+        try:
+            (gc.enable if enabled else gc.disable)()
+            with contextlib.suppress(StoreError):
+                load(mongo_uri, database)
+            assert gc.isenabled() == enabled
+        finally:
+            (gc.enable if before else gc.disable)()
+
+    def test_a_cancelled_load_puts_the_garbage_collector_back(
+        self, mongo_uri: str, database: str, writer: Writer
+    ) -> None:
+        writer.create(flag("a.one"))
+
+        async def story() -> None:
+            source = MongoSource(mongo_uri, environment="production", region="*", database=database)
+            loading = asyncio.create_task(source.load())
+            await asyncio.sleep(0)
+            assert not gc.isenabled()
+            while not loading.done():
+                loading.cancel()
+                await asyncio.wait([loading], timeout=0.02)
+            await source.close()
+
+        asyncio.run(story())
+        assert gc.isenabled()
+
+    def test_a_child_forked_during_a_load_has_its_garbage_collector(self) -> None:
+        with collector_paused():
+            assert not gc.isenabled()
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if gc.isenabled() else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert gc.isenabled()
 
     @pytest.mark.parametrize(
         "edit",

@@ -2,7 +2,7 @@
 
 from flagkit.snapshot.arena import Arena
 from flagkit.snapshot.file import SnapshotFile
-from flagkit.snapshot.frame import Record
+from flagkit.snapshot.frame import Record, seal_of
 from flagkit.snapshot.snapshots import (
     Part,
     Snapshot,
@@ -35,6 +35,7 @@ __all__ = [
     "parts_in",
     "record_of",
     "regions_of",
+    "seal_of",
     "segment_of",
     "snapshot_of",
     "whole",

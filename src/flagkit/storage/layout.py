@@ -3,7 +3,9 @@
 - heads: {_id: environment, epoch, revision, hash, time, digests, change}
 - ledger: {_id: {environment, revision}} and the fields of a head and of its change
 - flags, segments: {_id: {environment, key, region}, revision, version, policy, hash}; the hash is
-  that of the state; both are null once it is deleted; a segment's region is "@segments"
+  that of the state; both are null once it is deleted; a segment's region is "@segments". A flag has
+  also {body, format, seal}: what clients read of it, packed; the format of that; and what binds
+  the body to the state
 - members: {_id: {environment, part}, hashes}; hashed keys of segments, never changed: `part` is the
   SHA-256 of `hashes`
 - audit: {_id: {environment, request}, sent, actor, reason, operations, digest}
@@ -25,6 +27,8 @@ from pymongo import ASCENDING, IndexModel
 from flagkit.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit.changes import Change, PolicyChange, PolicyState, Tip, state_of
 from flagkit.errors import StoreError
+from flagkit.model import packing
+from flagkit.snapshot import record_of, seal_of
 
 Document: TypeAlias = dict[str, Any]
 
@@ -134,15 +138,20 @@ def head_document(tip: Tip, change: Change | None) -> Document:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_FORM_FAULTS = (
+    *(KeyError, TypeError, ValueError),
+    *(AttributeError, AssertionError, OverflowError),
+)
 
-def _judged(read: Callable[P, R]) -> Callable[P, R]:
+
+def judged(read: Callable[P, R]) -> Callable[P, R]:
     """Raise a StoreError where a stored document has not the form that it should have."""
 
     @functools.wraps(read)
     def judging(*arguments: P.args, **named: P.kwargs) -> R:
         try:
             return read(*arguments, **named)
-        except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        except _FORM_FAULTS as error:
             raise StoreError(
                 "a stored document has not the form that it should have: it was changed past the"
                 f" writer ({type(error).__name__}: {error})"
@@ -151,13 +160,13 @@ def _judged(read: Callable[P, R]) -> Callable[P, R]:
     return judging
 
 
-@_judged
+@judged
 def tip_of(head: Mapping[str, Any]) -> Tip:
     """Return the tip that a head stands at."""
     return _tip(head["_id"], head)
 
 
-@_judged
+@judged
 def change_of(head: Mapping[str, Any]) -> Change | None:
     """Return the change that led to a head; None at revision 0."""
     return None if head["change"] is None else _change(tip_of(head), head["change"])
@@ -169,7 +178,7 @@ def ledger_document(change: Change) -> Document:
     return {"_id": identity, **_tip_fields(change.tip), **_change_body(change)}
 
 
-@_judged
+@judged
 def ledgered(document: Mapping[str, Any]) -> Change:
     """Return the change that a ledger document holds.
 
@@ -190,16 +199,28 @@ def policy_document(environment: str, revision: int, change: PolicyChange) -> Do
     """Return the document of a policy as a change left it; without one where it was deleted."""
     state = change.after or change.before
     assert state is not None, "a change has a side"
-    return {
+    document = {
         "_id": policy_id(environment, state.key, state.region),
         "revision": revision,
         "version": state.version,
-        "policy": None if change.after is None else change.after.policy,
-        "hash": None if change.after is None else f"{change.after.hash:016x}",
+        "policy": None,
+        "hash": None,
     }
+    if change.after is None:
+        return document
+    return document | {"policy": state.policy, "hash": f"{state.hash:016x}"} | _body_fields(state)
 
 
-@_judged
+def _body_fields(state: PolicyState) -> Document:
+    # The document of a segment is its body.
+    if state.region == SEGMENTS_REGION:
+        return {}
+    record = record_of(state)
+    seal = seal_of(record.key, record.version, record.hash, record.body)
+    return {"body": record.body, "format": packing.FORMAT, "seal": seal}
+
+
+@judged
 def members_part(document: Mapping[str, Any]) -> tuple[str, bytes]:
     """Return a part of members by its SHA-256.
 
@@ -212,7 +233,7 @@ def members_part(document: Mapping[str, Any]) -> tuple[str, bytes]:
     return name, hashes
 
 
-@_judged
+@judged
 def policy_state(document: Mapping[str, Any]) -> PolicyState | None:
     """Return the state that a flag's or a segment's document holds; None where it was deleted.
 
@@ -230,6 +251,24 @@ def policy_state(document: Mapping[str, Any]) -> PolicyState | None:
             f"{identity['key']} ({identity['region']}) was changed past the writer: undo it"
         )
     return state
+
+
+@judged
+def check_body(document: Mapping[str, Any], state: PolicyState) -> None:
+    """Compare what clients read of a flag with its policy.
+
+    A body of another format, or none, is not judged: clients here do not read it.
+
+    Raises:
+        StoreError: something changed one of them past the writer.
+    """
+    if document.get("format") == packing.FORMAT:
+        expected = _body_fields(state)
+        if any(document.get(name) != value for name, value in expected.items()):
+            raise StoreError(
+                f"the body of {state.key} ({state.region}) is not that of its policy: one of them"
+                " was changed past the writer"
+            )
 
 
 def _tip_fields(tip: Tip) -> Document:

@@ -17,6 +17,7 @@ from flagkit.storage.layout import (
     SEGMENTS,
     Document,
     change_of,
+    check_body,
     collection_of,
     ledger_after,
     ledgered,
@@ -110,15 +111,19 @@ class Reading:
         return self._read_through(self._all_documents(), lambda _: True)
 
     def projected(self) -> dict[PolicyId, tuple[int, PolicyState | None]]:
-        """Return what is projected, as it stands: revisions and states, None if deleted."""
-        documents = self._all_documents()
-        return {
-            (document["_id"]["region"], document["_id"]["key"]): (
-                document["revision"],
-                policy_state(document),
-            )
-            for document in documents
-        }
+        """Return what is projected, as it stands: revisions and states, None if deleted.
+
+        Raises:
+            StoreError: a flag's body is not that of its policy.
+        """
+        found: dict[PolicyId, tuple[int, PolicyState | None]] = {}
+        for document in self._all_documents():
+            state = policy_state(document)
+            if state is not None:
+                check_body(document, state)
+            identity = document["_id"]["region"], document["_id"]["key"]
+            found[identity] = document["revision"], state
+        return found
 
     def _all_documents(self) -> Iterator[Document]:
         for collection in PROJECTED:

@@ -5,7 +5,7 @@ where the stream cannot vouch for what it brings, it fails, and the ledger is as
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import bson
@@ -15,35 +15,44 @@ from bson.timestamp import Timestamp
 from pymongo import ASCENDING, AsyncMongoClient, ReadPreference
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.command_cursor import AsyncRawBatchCommandCursor
+from pymongo.asynchronous.cursor import AsyncCursor
 from pymongo.read_concern import ReadConcern
 
-from flagkit.changes import Change, PolicyId, PolicyState, Tip
+from flagkit.changes import Change, PolicyId, Tip
 from flagkit.errors import HistoryLostError, StoreError, StoreUnavailableError
 from flagkit.refresh import SILENCE_SECONDS
-from flagkit.snapshot import Snapshot, build, kept_of, regions_of
+from flagkit.snapshot import Snapshot, check_digests, kept_of, regions_of
+from flagkit.storage.collector import collector_paused
 from flagkit.storage.driver import OPERATION_MILLISECONDS_MAX, configured, settings_for, translated
 from flagkit.storage.layout import (
     FLAGS,
     HEADS,
     LEDGER,
     MEMBERS,
-    PROJECTED,
     Document,
     change_of,
     ledger_id,
     ledgered,
     parts_named,
     policies_named,
-    policies_of,
     policy_state,
     tip_of,
 )
+from flagkit.storage.scanning import (
+    BATCH_DOCUMENTS,
+    PROJECTIONS,
+    Scan,
+    completed,
+    without_body,
+)
+from flagkit.storage.turns import in_turns
 
 PARTS_AT_ONCE = 1_000
 """So many parts of members are asked for at once: a query has its size, too."""
 CATCH_UP_MAX = 10_000
 """A client further behind than this many revisions loads a new base: it is quicker."""
 
+_BY_ID = [("_id", ASCENDING)]
 _CODEC: CodecOptions[Document] = CodecOptions(tz_aware=True)
 _ENDINGS = ["drop", "rename", "dropDatabase", "invalidate"]
 
@@ -67,35 +76,38 @@ class MongoSource:
 
     async def load(self) -> Snapshot:
         """Read all that concerns the region, in one snapshot of the database."""
-        kept = kept_of(self._region)
-        states: dict[PolicyId, PolicyState | None] = {}
+        with collector_paused():
+            return await self._scanned()
+
+    async def _scanned(self) -> Snapshot:
         with translated("loading all flags"):
             async with self._client.start_session(snapshot=True) as session:
-                head = await self._head(session)
-                for collection in PROJECTED:
+                scan = Scan(await self._head(session), kept_of(self._region))
+                for collection, projection in PROJECTIONS.items():
                     found = self._database[collection].find(
-                        {**policies_of(self._environment), "_id.region": {"$in": list(kept)}},
+                        scan.filter,
+                        projection,
+                        sort=_BY_ID,
                         session=session,
-                        batch_size=10_000,
+                        batch_size=BATCH_DOCUMENTS,
                     )
-                    async for document in found:
-                        identity = document["_id"]["region"], document["_id"]["key"]
-                        states[identity] = policy_state(document)
-                change = change_of(head)
-                if change is not None:
-                    if not change.is_sealed:
-                        raise HistoryLostError("the head was changed past the writer")
-                    # It may not be there yet: it is projected after it is committed.
-                    states |= {
-                        policy.id: policy.after
-                        for policy in change.policies
-                        if policy.id[0] in kept
-                    }
-                there = [state for state in states.values() if state is not None]
-                parts = await self._parts(
-                    (part for state in there for part in state.parts), session
-                )
-        return build(tip_of(head), self._region, there, parts)
+                    while documents := await self._batch(found, session):
+                        scan.take(collection, documents)
+                parts = await self._parts(scan.parts, session)
+        base = await in_turns(scan.finished({}))
+        check_digests(base.header.digests, base.tip, self._region)
+        return Snapshot(base.tip, self._region, base).with_parts(parts)
+
+    async def _batch(
+        self, found: AsyncCursor[Document], session: AsyncClientSession
+    ) -> Sequence[Mapping[str, Any]]:
+        # Whole batches: to iterate over documents would cost as much as to decode them.
+        documents = await found.to_list(BATCH_DOCUMENTS)
+        lacking = without_body(documents)
+        if lacking is None:
+            return documents
+        whole = found.collection.find(lacking, session=session)
+        return completed(documents, await whole.to_list())
 
     async def open(self) -> None:
         """Begin to watch."""
@@ -155,9 +167,7 @@ class MongoSource:
                     "$gt": ledger_id(self._environment, tip.revision),
                     "$lt": ledger_id(self._environment, last.revision),
                 }
-                found = self._database[LEDGER].find(
-                    {"_id": between}, sort=[("_id", ASCENDING)], session=session
-                )
+                found = self._database[LEDGER].find({"_id": between}, sort=_BY_ID, session=session)
                 changes = [ledgered(document) async for document in found]
         newest = change_of(head)
         assert newest is not None, "a head past revision 0 has its change"

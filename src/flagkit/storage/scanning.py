@@ -1,0 +1,168 @@
+"""Scanning: from the documents of all policies, batch by batch, to a base. Does no reading itself.
+
+The tip's change is read through: it may not be in the documents yet, since it is projected after it
+is committed. What clients read of a flag is its packed body; the policy only where that is missing.
+"""
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, Final, TypeAlias
+
+from flagkit.changes import SEGMENTS as SEGMENTS_REGION
+from flagkit.changes import PolicyState
+from flagkit.errors import HistoryLostError
+from flagkit.model import packing
+from flagkit.snapshot import Arena, Record, record_of, seal_of
+from flagkit.snapshot.building import Builder
+from flagkit.storage.layout import (
+    FLAGS,
+    PROJECTED,
+    SEGMENTS,
+    Document,
+    change_of,
+    collection_of,
+    judged,
+    policies_of,
+    policy_state,
+    tip_of,
+)
+
+BATCH_DOCUMENTS: Final = 1_000
+"""So many documents are decoded and taken in at once: a few milliseconds."""
+PROJECTIONS: Final[Mapping[str, Document | None]] = {
+    FLAGS: dict.fromkeys(("version", "hash", "body", "format", "seal"), True),
+    SEGMENTS: None,
+}
+"""The projections to what is read of flags and of segments."""
+
+_Place: TypeAlias = tuple[bytes, bytes]
+"""Where a policy stands in the order of `_id`s: its key and region."""
+
+
+class Scan:
+    """What is read of an environment, at the revision of a head.
+
+    Args:
+        head: The head, read in the same snapshot of the database as the documents.
+        kept: The regions that are wanted, the one of segments included; None for all.
+
+    Raises:
+        HistoryLostError: the head was changed past the writer.
+    """
+
+    def __init__(self, head: Document, kept: Sequence[str] | None) -> None:
+        self.tip = tip_of(head)
+        self.parts: set[str] = set()
+        """The parts of members that segments refer to, once all documents have been taken."""
+        self._kept = kept
+        self._builder = Builder()
+        self._waiting: dict[str, list[tuple[_Place, Record | None]]] = {
+            collection: [] for collection in PROJECTED
+        }
+        change = change_of(head)
+        if change is None:
+            return
+        if not change.is_sealed:
+            raise HistoryLostError("the head was changed past the writer")
+        for policy in change.policies:
+            region, key = policy.id
+            if kept is None or region in kept:
+                record = None if policy.after is None else self._record_of(policy.after)
+                self._waiting[collection_of(region)].append((_place(key, region), record))
+        for waiting in self._waiting.values():
+            waiting.sort(key=itemgetter(0), reverse=True)
+
+    @property
+    def filter(self) -> Document:
+        """The filter of what is to be taken from each of PROJECTED, sorted by `_id`."""
+        regions = {} if self._kept is None else {"_id.region": {"$in": [*self._kept]}}
+        return {**policies_of(self.tip.environment), **regions}
+
+    @judged
+    def take(self, collection: str, documents: Sequence[Mapping[str, Any]]) -> None:
+        """Take the next documents of one of PROJECTED, by ascending `_id`s.
+
+        Raises:
+            HistoryLostError: something changed one past the writer.
+        """
+        if not documents:
+            return
+        waiting = self._waiting[collection]
+        if not waiting or waiting[-1][0] > _place_of(documents[-1]):
+            self._add(documents)
+            return
+        merged: dict[_Place, Mapping[str, Any] | Record | None] = {
+            _place_of(document): document for document in documents
+        }
+        last = max(merged)
+        while waiting and waiting[-1][0] <= last:
+            place, record = waiting.pop()
+            merged[place] = record
+        for _, found in sorted(merged.items(), key=itemgetter(0)):
+            if isinstance(found, Record):
+                self._builder.add(*found)
+            elif found is not None:
+                self._add((found,))
+
+    def finished(self, parts: Mapping[str, bytes]) -> Generator[None, None, Arena]:
+        """Return the base, in slices, once all documents have been taken."""
+        for waiting in self._waiting.values():
+            while waiting:
+                _, record = waiting.pop()
+                if record is not None:
+                    self._builder.add(*record)
+        return (yield from self._builder.finished(self.tip, parts))
+
+    def _add(self, documents: Sequence[Mapping[str, Any]]) -> None:
+        add = self._builder.add
+        for document in documents:
+            identity = document["_id"]
+            if document["hash"] is None:
+                continue
+            if document.get("format") != packing.FORMAT:
+                state = policy_state(document)
+                if state is not None:
+                    add(*self._record_of(state))
+                continue
+            key, version, body = identity["key"], document["version"], document["body"]
+            state_hash = int(document["hash"], 16)
+            if seal_of(key, version, state_hash, body) != document["seal"]:
+                raise HistoryLostError(f"{key} was changed past the writer")
+            add(identity["region"], key, version, state_hash, body)
+
+    def _record_of(self, state: PolicyState) -> Record:
+        if state.region == SEGMENTS_REGION:
+            self.parts.update(state.parts)
+        return record_of(state)
+
+
+@judged
+def without_body(documents: Iterable[Mapping[str, Any]]) -> Document | None:
+    """Return the filter of those of some documents whose policy has to be read; None if none has.
+
+    They are older, or newer writers wrote them in another format.
+    """
+    found = [
+        document["_id"]
+        for document in documents
+        if document.get("format") != packing.FORMAT
+        and document["hash"] is not None
+        and "policy" not in document
+    ]
+    return {"_id": {"$in": found}} if found else None
+
+
+def completed(
+    documents: Iterable[Mapping[str, Any]], read: Iterable[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Return documents with those that were read whole in their places."""
+    whole = {_place_of(document): document for document in read}
+    return [whole.get(_place_of(document), document) for document in documents]
+
+
+def _place(key: str, region: str) -> _Place:
+    return key.encode("utf-8", "surrogatepass"), region.encode("utf-8", "surrogatepass")
+
+
+def _place_of(document: Mapping[str, Any]) -> _Place:
+    return _place(document["_id"]["key"], document["_id"]["region"])
