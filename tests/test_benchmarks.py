@@ -26,7 +26,9 @@ def contexts(count: int) -> Iterator[dict[str, Any]]:
             "targeting_key": f"user-{chance.randrange(10**6)}",
             "country": chance.choice([*ASIA, *NORTH, *EUROZONE, "US", "BR"]),
             "plan": chance.choice(["free", "team", "enterprise"]),
-            "build": chance.choice([349, 350, 379, 380, 399, 400, chance.randrange(300, 450)]),
+            "app_version": chance.choice(
+                ["2.5.9", "2.6.0", "3.1.10", "3.2.0", "3.10.0", "4.0.0", "10.0.0"]
+            ),
             "age": chance.choice([17, 18, 64, 65, chance.randrange(10, 90)]),
         }
         yield {name: value for name, value in context.items() if chance.random() < 0.85}
