@@ -7,18 +7,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from benchmarks import evaluate, imports, refresh, segments
-from benchmarks.report import Result, report
+from benchmarks import evaluate, imports, refresh, segments, sizes
+from benchmarks.report import FLAG_COUNT, QUICK_FLAG_COUNT, Line, Plan, report
 from flagkit.errors import FlagkitError
 
-Benchmark: TypeAlias = Callable[[bool], Iterator[Result]]
-"""Takes whether to be quick, and measures as results are asked for."""
+Benchmark: TypeAlias = Callable[[Plan], Iterator[Line]]
+"""Takes how to measure, and measures as results are asked for."""
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     "evaluate": evaluate.run,
     "refresh": refresh.run,
     "import": imports.run,
     "segments": segments.run,
+    "sizes": sizes.run,
 }
 
 
@@ -40,12 +41,20 @@ def main(
         help=f"{', '.join(benchmarks)} or all, which is what none means",
     )
     parser.add_argument("--quick", action="store_true", help="measure less often, for CI")
+    parser.add_argument(
+        "--flags",
+        type=int,
+        metavar="COUNT",
+        help=f"size of the largest catalogue, {FLAG_COUNT:,}, or {QUICK_FLAG_COUNT:,} if quick",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write results as JSON lines")
     options = parser.parse_args(arguments)
+    flag_count = options.flags or (QUICK_FLAG_COUNT if options.quick else FLAG_COUNT)
+    plan = Plan(options.quick, flag_count)
     names = list(benchmarks) if "all" in options.names else options.names
     with contextlib.ExitStack() as stack:
         lines = stack.enter_context(options.json.open("w")) if options.json else None
-        results = (result for name in names for result in benchmarks[name](options.quick))
+        results = (result for name in names for result in benchmarks[name](plan))
         try:
             good = report(results, lines)
         except FlagkitError as error:

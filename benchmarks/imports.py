@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from benchmarks.report import Result, measured
+from benchmarks.report import Plan, Result, measured
 
 BOUND_MILLISECONDS: Final = 60.0
 SLOWEST_COUNT: Final = 6
@@ -33,17 +33,33 @@ import {}
 elapsed = perf_counter() - start
 print(elapsed * 1000, (elapsed - waited() + before) * 1000)
 """
-_LOADED = "import sys, flagkit; print(*sys.modules)"
+_LOADED = """
+import sys
+before = set(sys.modules)
+import {}
+print(*(sys.modules.keys() - before))
+"""
 _IMPORT_TIME = re.compile(r"import time: +(\d+) \| +(\d+) \| +(\S+)")
 
 
-def run(quick: bool) -> Iterator[Result]:  # noqa: FBT001 - the form of all benchmarks
+def run(plan: Plan) -> Iterator[Result]:
     """Measure the import."""
     # Also writes what is to be written into the caches of bytecode.
-    packages = [name for name in _python(_LOADED).split() if name.partition(".")[0] in PACKAGES]
-    yield from measured(lambda: _measure(packages, 5 if quick else 15))
+    packages = [name for name in loaded_modules() if name.partition(".")[0] in PACKAGES]
+    yield from measured(lambda: _measure(packages, 5 if plan.quick else 15))
     for name, milliseconds in slowest(_python("import flagkit", "-X", "importtime")):
         yield Result(benchmark="import", case=f"of it {name} itself", value=milliseconds, unit="ms")
+
+
+def loaded_modules(module: str = "flagkit") -> list[str]:
+    """Return the modules that an import loads in a fresh interpreter."""
+    return _python(_LOADED.format(module)).splitlines()[-1].split()
+
+
+def timed_import(modules: str) -> tuple[float, float]:
+    """Return the milliseconds of an import, with and without waits for a processor."""
+    elapsed, own = map(float, _python(_TIME.format(modules)).splitlines()[-1].split())
+    return elapsed, own
 
 
 def slowest(report: str) -> list[tuple[str, float]]:
@@ -58,10 +74,10 @@ def _measure(packages: Sequence[str], round_count: int) -> list[Result]:
     ours: list[float] = []
     floor: list[float] = []
     for _ in range(round_count):
-        with_waits, without = map(float, _python(_TIME.format("flagkit")).split())
+        with_waits, without = timed_import("flagkit")
         elapsed.append(with_waits)
         ours.append(without)
-        floor.append(float(_python(_TIME.format(", ".join(packages))).split()[1]))
+        floor.append(timed_import(", ".join(packages))[1])
     ratios = [mine / theirs for mine, theirs in zip(ours, floor, strict=True)]
     figures = [
         ("flagkit", statistics.median(ours), "ms", BOUND_MILLISECONDS),

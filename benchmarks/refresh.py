@@ -20,7 +20,7 @@ from typing import Any, Final, Self, TypeAlias
 from msgspec import Struct
 from pymongo import MongoClient
 
-from benchmarks.report import Result, measured, percentile
+from benchmarks.report import Plan, Result, measured, percentile
 from flagkit.client import Client
 from flagkit.embedded import EmbeddedMongo
 from flagkit.errors import NotReadyError
@@ -53,7 +53,7 @@ class Commit(Struct, frozen=True):
     returned: int
 
 
-def run(quick: bool) -> Iterator[Result]:  # noqa: FBT001 - the form of all benchmarks
+def run(plan: Plan) -> Iterator[Result]:
     """Measure on a server of one member."""
     with (
         EmbeddedMongo() as server,
@@ -61,7 +61,7 @@ def run(quick: bool) -> Iterator[Result]:  # noqa: FBT001 - the form of all benc
     ):
         writer.create_environment()
         writer.create(FLAG)
-        yield from measured(lambda: _measure(server.uri, writer, 100 if quick else 500))
+        yield from measured(lambda: _measure(server.uri, writer, 100 if plan.quick else 500))
 
 
 def follow_with_client(uri: str, revisions: range, parent: Connection) -> None:

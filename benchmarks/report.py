@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -21,14 +21,28 @@ import flagkit
 ATTEMPTS_MAX = 3
 """How often a case is measured until it keeps its bound."""
 
+FLAG_COUNT = 1_000_000
+QUICK_FLAG_COUNT = 10_000
+
 _PACKAGES = ("pymongo", "xxhash", "msgspec", "cachetools", "opentelemetry-api")
-_ROW = "{:<9} {:<38} {:>10} {:<6} {:>8}  {}"
+_ROW = "{:<9} {:<40} {:>10} {:<6} {:>8}  {}"
+
+
+class Plan(Struct, frozen=True):
+    """How to measure: seldom and small, as CI does, or as results are made; and among how many.
+
+    `flag_count` is the size of the largest catalogue.
+    """
+
+    quick: bool = False
+    flag_count: int = FLAG_COUNT
 
 
 class Result(Struct, frozen=True, kw_only=True):
     """One figure. It is good if it is not above its bound, or has none.
 
-    `missed` are the values of earlier attempts, which missed the bound.
+    With `at_least` it is good if it is not below it. `missed` are the values of earlier attempts,
+    which missed the bound.
     """
 
     benchmark: str
@@ -36,13 +50,28 @@ class Result(Struct, frozen=True, kw_only=True):
     value: float
     unit: str
     bound: float | None = None
+    at_least: bool = False
     missed: tuple[float, ...] = ()
     details: dict[str, object] = {}
 
     @property
     def ok(self) -> bool:
         """Whether the bound is kept. Not a number keeps none."""
-        return self.bound is None or self.value <= self.bound
+        if self.bound is None:
+            return True
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+
+class Skipped(Struct, frozen=True, kw_only=True):
+    """What could not be measured, and why. It is good if nothing is wrong, and only missing."""
+
+    benchmark: str
+    case: str
+    reason: str
+    ok: bool = True
+
+
+Line: TypeAlias = Result | Skipped
 
 
 def measured(measure: Callable[[], Sequence[Result]]) -> Sequence[Result]:
@@ -70,7 +99,7 @@ def percentile(values: Iterable[float], percent: float) -> float:
     return ordered[max(math.ceil(percent / 100 * len(ordered)), 1) - 1]
 
 
-def report(results: Iterable[Result], lines: TextIO | None = None) -> bool:
+def report(results: Iterable[Line], lines: TextIO | None = None) -> bool:
     """Print results as a table, each as it comes, and write them as JSON; tell if all are good."""
     print(_ROW.format("benchmark", "case", "value", "unit", "bound", "ok").rstrip())
     good = True
@@ -83,26 +112,31 @@ def report(results: Iterable[Result], lines: TextIO | None = None) -> bool:
     return good
 
 
-def row_of(result: Result) -> str:
+def row_of(result: Line) -> str:
     """Return a result as a row of the table."""
+    if isinstance(result, Skipped):
+        return f"{result.benchmark:<9} {result.case}: could not run: {result.reason}"
     verdict = "" if result.bound is None else "yes" if result.ok else "NO"
     if result.missed:
         verdict += f" (missed before: {', '.join(map(_rounded, result.missed))})"
-    bound = "" if result.bound is None else f"{result.bound:g}"
+    bound = "" if result.bound is None else f"{'>= ' * result.at_least}{result.bound:g}"
     row = _ROW.format(
         result.benchmark, result.case, _rounded(result.value), result.unit, bound, verdict
     )
     return row.rstrip()
 
 
-def line_of(result: Result) -> str:
+def line_of(result: Line) -> str:
     """Return a result as one line of JSON."""
+    if isinstance(result, Skipped):
+        return msgspec.json.encode(msgspec.structs.asdict(result) | surroundings()).decode()
     fields = {
         "benchmark": result.benchmark,
         "case": result.case,
         "value": result.value,
         "unit": result.unit,
         "bound": result.bound,
+        "at_least": result.at_least,
         "ok": result.ok,
         "missed": result.missed,
         **result.details,

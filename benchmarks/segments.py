@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from benchmarks.report import Result, measured
+from benchmarks.report import Plan, Result, measured
 from flagkit.core.segments import Members
 from flagkit.model.segments import hashed_keys, members_of, unpacked_part
 
@@ -16,12 +16,12 @@ BOUND_MICROSECONDS: Final = 2.0
 BOUND_BYTES: Final = 8.1
 
 
-def run(quick: bool) -> Iterator[Result]:  # noqa: FBT001 - the form of all benchmarks
+def run(plan: Plan) -> Iterator[Result]:
     """Measure look-ups of random keys, of which half are members."""
     keys, stored = hashed_keys(members_of((f"user-{i}" for i in range(MEMBER_COUNT)), "included"))
     parts = [unpacked_part(stored[name]) for name in keys.parts]
     members = Members(parts)
-    yield from measured(lambda: _measure(members, 5 if quick else 25))
+    yield from measured(lambda: _measure(members, 5 if plan.quick else 25))
     size = sum(part.itemsize * len(part) for part in parts) + sum(map(len, keys.parts))
     yield Result(
         benchmark="segments",

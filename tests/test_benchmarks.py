@@ -1,17 +1,36 @@
 """The benchmarks: that they compare like with like, and that a missed bound is told. No timing."""
 
+import hashlib
 import json
+import os
 import random
+import socket
+from collections import Counter
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import catalogue, sizes
 from benchmarks.__main__ import main
-from benchmarks.evaluate import ASIA, CASES, CONTEXT, EUROZONE, NORTH, Case, client
+from benchmarks.apart import ApartError, apart
+from benchmarks.cases import ASIA, CASES, CONTEXT, EUROZONE, FLAGS, NORTH, Case
+from benchmarks.catalogue import PLAIN, ROLLOUT, RULES, documents, keys_of, lines_of
+from benchmarks.evaluate import by_hand_table, client, hot_keys, rollout_of, shaped, shapes
 from benchmarks.imports import slowest
-from benchmarks.report import ATTEMPTS_MAX, Result, measured, percentile
+from benchmarks.report import (
+    ATTEMPTS_MAX,
+    FLAG_COUNT,
+    QUICK_FLAG_COUNT,
+    Plan,
+    Result,
+    Skipped,
+    measured,
+    percentile,
+)
+from flagkit.testing import client_from
 
 
 def result(value: float, bound: float | None = 2.0, case: str = "W1") -> Result:
@@ -59,7 +78,7 @@ def test_w3_is_decided_by_the_fifth_rule_and_a_rollout() -> None:
 
 
 def test_a_kept_bound_is_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    kept = {"evaluate": lambda _quick: iter([result(2.0), result(9.0, None, "W1 flagkit")])}
+    kept = {"evaluate": lambda _plan: iter([result(2.0), result(9.0, None, "W1 flagkit")])}
     assert main(["--json", str(tmp_path / "lines")], kept) == 0
     lines = [json.loads(line) for line in (tmp_path / "lines").read_text().splitlines()]
     assert [line["ok"] for line in lines] == [True, True]
@@ -67,7 +86,7 @@ def test_a_kept_bound_is_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_missed_bound_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    missed = {"evaluate": lambda _quick: iter([result(2.1), result(1.0, case="W2")])}
+    missed = {"evaluate": lambda _plan: iter([result(2.1), result(1.0, case="W2")])}
     assert main(["evaluate", "--json", str(tmp_path / "lines")], missed) == 1
     first, second = map(json.loads, (tmp_path / "lines").read_text().splitlines())
     assert (first["ok"], second["ok"]) == (False, True)
@@ -78,8 +97,26 @@ def test_a_bound_is_not_kept_by_no_number() -> None:
     assert not result(float("nan")).ok
 
 
+@pytest.mark.parametrize(("value", "ok"), [(7.9, False), (8.0, True), (float("nan"), False)])
+def test_a_bound_can_be_the_least_that_is_good(value: float, ok: bool) -> None:
+    faster = Result(benchmark="peers", case="W1", value=value, unit="x", bound=8.0, at_least=True)
+    assert faster.ok is ok
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_what_could_not_run_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ok: bool
+) -> None:
+    skipped = Skipped(benchmark="peers", case="Eppo", reason="it is not installed", ok=ok)
+    arguments = ["--json", str(tmp_path / "lines")]
+    assert main(arguments, {"peers": lambda _plan: iter([skipped])}) == (0 if ok else 1)
+    assert "Eppo: could not run: it is not installed" in capsys.readouterr().out
+    line = json.loads((tmp_path / "lines").read_text())
+    assert (line["case"], line["reason"], line["ok"]) == ("Eppo", "it is not installed", ok)
+
+
 def test_lines_have_their_fields(tmp_path: Path) -> None:
-    main(["--json", str(tmp_path / "lines")], {"evaluate": lambda _quick: iter([result(1.5)])})
+    main(["--json", str(tmp_path / "lines")], {"evaluate": lambda _plan: iter([result(1.5)])})
     line = json.loads((tmp_path / "lines").read_text())
     expected = {"benchmark": "evaluate", "case": "W1", "value": 1.5, "unit": "x", "bound": 2.0}
     assert line | expected | {"ok": True, "missed": []} == line
@@ -88,11 +125,12 @@ def test_lines_have_their_fields(tmp_path: Path) -> None:
 
 
 def test_the_benchmarks_asked_for_run_as_asked() -> None:
-    ran: list[tuple[str, bool]] = []
+    ran: list[tuple[str, Plan]] = []
+    full, quick = Plan(), Plan(quick=True, flag_count=QUICK_FLAG_COUNT)
 
     def benchmark(name: str) -> Any:
-        def run(quick: bool) -> Iterator[Result]:
-            ran.append((name, quick))
+        def run(plan: Plan) -> Iterator[Result]:
+            ran.append((name, plan))
             return iter(())
 
         return run
@@ -100,7 +138,9 @@ def test_the_benchmarks_asked_for_run_as_asked() -> None:
     all_of_them = {name: benchmark(name) for name in ("one", "two")}
     assert main([], all_of_them) == main(["two", "--quick"], all_of_them) == 0
     assert main(["all"], all_of_them) == 0
-    assert ran == [("one", False), ("two", False), ("two", True), ("one", False), ("two", False)]
+    assert ran == [("one", full), ("two", full), ("two", quick), ("one", full), ("two", full)]
+    assert main(["one", "--flags", "5000"], all_of_them) == 0
+    assert ran[-1] == ("one", Plan(flag_count=5000))
     with pytest.raises(SystemExit):
         main(["three"], all_of_them)
 
@@ -139,3 +179,105 @@ def test_slowest_modules_leave_out_the_interpreters_own() -> None:
         "import time:      1500 |       2000 | flagkit\n"
     )
     assert slowest(report) == [("flagkit", 1.5), ("msgspec", 0.5)]
+
+
+def test_a_catalogue_never_changes() -> None:
+    digest = hashlib.sha256(b"".join(lines_of(documents(1000)))).hexdigest()
+    assert digest == "f3c917425ab817801b4c810f1b357db9f56cd364217b1ea7d8f1f1999a1c0d7a"
+
+
+def test_a_catalogue_begins_as_a_longer_one() -> None:
+    assert list(documents(100)) == list(islice(documents(FLAG_COUNT), 100))
+
+
+def test_a_catalogue_is_of_the_shares_and_keys_that_it_says() -> None:
+    flags = list(documents(10_000))
+    forms = Counter(
+        RULES if "rules" in flag else ROLLOUT if "rollout" in flag["fallthrough"] else PLAIN
+        for flag in flags
+    )
+    assert forms == {PLAIN: 6000, ROLLOUT: 3000, RULES: 1000}
+    assert all(len(list(keys_of(kind, 10_000))) == count for kind, count in forms.items())
+    lengths = [len(flag["key"]) for flag in flags]
+    assert len({flag["key"] for flag in flags}) == len(flags)
+    assert sum(lengths) / len(lengths) == pytest.approx(32.2, abs=0.1)
+    assert max(lengths) <= 62
+    assert all(flag["key"].count(".") == 2 for flag in flags)
+
+
+def test_flags_of_five_rules_differ_in_constants_and_hardly_in_shape() -> None:
+    ruled = [flag for flag in documents(10_000) if "rules" in flag]
+    assert {len(flag["rules"]) for flag in ruled} == {5}
+    assert {len(rule["when"]) for flag in ruled for rule in flag["rules"]} == {2}
+    assert len({json.dumps(flag["rules"]) for flag in ruled}) == len(ruled)
+    assert len({tuple(rule["name"] for rule in flag["rules"]) for flag in ruled}) == 4
+
+
+def test_a_catalogue_has_no_more_flags_than_keys() -> None:
+    with pytest.raises(ValueError, match="at most 3000000 flags"):
+        documents(3_000_001)
+
+
+def test_a_stored_catalogue_answers() -> None:
+    stored = catalogue.stored(1000).client()
+    fresh = client_from(chain(FLAGS, documents(1000)))
+    keys = [flag["key"] for flag in chain(FLAGS, documents(1000))]
+    assert [stored.evaluate(key, CONTEXT) for key in keys] == [
+        fresh.evaluate(key, CONTEXT) for key in keys
+    ]
+    assert stored.evaluate(keys[-1], CONTEXT).error_code is None
+
+
+def test_the_table_of_many_keys_is_the_same_logic() -> None:
+    keys = hot_keys(random.Random(1))[:200]
+    by_hand, asked = by_hand_table(keys), client_from(rollout_of(key) for key in keys)
+    for context in contexts(20):
+        assert [by_hand(key, context) for key in keys] == [
+            asked.is_enabled(key, context) for key in keys
+        ]
+    assert by_hand("no.such.flag", CONTEXT) is False
+
+
+def test_shapes_are_flags_that_go_on_to_their_rollout() -> None:
+    conditions = list(shapes())
+    assert len(conditions) == len({json.dumps(condition) for condition in conditions}) == 270
+    flags = [shaped(f"shapes.flag-{i}", [when]) for i, when in enumerate(conditions)]
+    asked = client_from(flags)
+    reasons = {asked.evaluate(flag["key"], CONTEXT).reason for flag in flags}
+    assert reasons == {"TARGETING_MATCH", "SPLIT"}
+
+
+def test_sizes_are_measured_up_to_the_one_asked_for() -> None:
+    found = list(sizes.run(Plan(quick=True, flag_count=1000)))
+    assert {line.details["flag_count"] for line in found} == {1000}
+    assert [line.details["what"] for line in found] == [
+        "bytes a flag",
+        "one hot flag",
+        "hot flags at random",
+        "a cold flag",
+    ]
+    assert all(line.value > 0 for line in found)
+
+
+def connected(port: int) -> None:
+    socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_work_apart_returns_or_says_what_went_wrong() -> None:
+    assert apart(divmod, 17, 5) == (3, 2)
+    with pytest.raises(ApartError, match="ZeroDivisionError"):
+        apart(divmod, 1, 0)
+    with pytest.raises(ApartError, match="its process died"):
+        apart(os._exit, 1)
+
+
+def test_work_apart_has_no_network() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(ApartError, match="no network"):
+            apart(connected, port)
+
+
+def test_work_apart_is_not_heard(capfd: pytest.CaptureFixture[str]) -> None:
+    assert apart(print, "a library's greetings") is None
+    assert capfd.readouterr().out == ""

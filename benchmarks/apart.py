@@ -1,0 +1,80 @@
+"""Apart: work in a fresh process of its own, without network, whose words nobody hears.
+
+What other packages print, log, or leave behind as threads ends with the process.
+"""
+
+import ctypes
+import gc
+import logging
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final, NoReturn, TypeVar
+
+T = TypeVar("T")
+
+PATIENCE_SECONDS: Final = 1800.0
+
+
+class ApartError(Exception):
+    """The work failed, or its process died; it says how."""
+
+
+def apart(work: Callable[..., T], *arguments: object) -> T:
+    """Return what `work` returns in a spawned process; it and its arguments are pickled.
+
+    Raises:
+        ApartError: it raised, died, or took longer than PATIENCE_SECONDS.
+    """
+    spawning = multiprocessing.get_context("spawn")
+    ours, theirs = spawning.Pipe()
+    process = spawning.Process(target=_work, args=(theirs, work, arguments), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(PATIENCE_SECONDS):
+            raise ApartError(f"it took more than {PATIENCE_SECONDS:g} s")
+        fault, result = ours.recv()
+    except EOFError:
+        raise ApartError("its process died") from None
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+    if fault is not None:
+        raise ApartError(fault)
+    found: T = result
+    return found
+
+
+def resident_bytes() -> int:
+    """Return the memory of this process, after what is not needed has been given back."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _work(connection: Connection, work: Callable[..., Any], arguments: tuple[object, ...]) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    logging.disable()
+    socket.socket.connect = _refuse  # type: ignore[assignment, method-assign]
+    answer: tuple[str | None, object]
+    try:
+        answer = (None, work(*arguments))
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the parent is told
+        answer = (f"{type(error).__name__}: {error}", None)
+    connection.send(answer)
+    # Threads that others started, and their hooks at exit, are not waited for.
+    os._exit(0)
+
+
+def _refuse(_: socket.socket, address: object) -> NoReturn:
+    raise OSError(f"there is no network in benchmarks: {address}")

@@ -1,0 +1,210 @@
+"""Catalogue: the flags of a large organisation, drawn from a seed, the same for ever.
+
+Of ten flags six are on or off for all, three are rollouts, and one has five rules of two conditions
+each, as W3 has, with constants of its own. Rules come in four orders, so there are four shapes of
+them. Keys are `product.team.feature`, as in `checkout.risk.smart-upsell-v2`: of a million, they are
+of 32.2 characters in the mean and 62 at most. A rollout's salt is its flag's key. There are no
+owners, descriptions or tags, for no evaluation reads them.
+
+Drawn with `random()` alone, whose numbers no version of Python may change; a test holds a digest.
+"""
+
+import functools
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
+from random import Random
+from typing import Any, Final, TypeAlias, TypeVar
+
+from msgspec import Struct
+
+from benchmarks.cases import FLAGS
+from flagkit.changes import DIGEST_MODULUS, Tip, state_of
+from flagkit.client import Client
+from flagkit.model import EVERYWHERE, decode, encode, packing
+from flagkit.snapshot import Record, SnapshotFile, arena_of
+
+Document: TypeAlias = dict[str, Any]
+T = TypeVar("T")
+
+SEED: Final = 20261122
+PLAIN, ROLLOUT, RULES = "plain", "rollout", "rules"
+KINDS: Final = (
+    *(PLAIN, ROLLOUT, PLAIN, RULES, PLAIN),
+    *(ROLLOUT, PLAIN, PLAIN, ROLLOUT, PLAIN),
+)
+"""The kinds of ten successive flags."""
+ENVIRONMENT: Final = "benchmark"
+
+PRODUCTS: Final = (
+    *("checkout", "search", "billing", "catalog", "identity", "messaging", "analytics", "mobile"),
+    *("web", "payments", "shipping", "returns", "loyalty", "pricing", "inventory", "support"),
+    *("onboarding", "notifications", "recommendations", "ads", "media", "docs", "calendar"),
+    *("drive", "maps", "travel", "insurance", "lending", "cards", "wallet", "marketplace"),
+    *("partners", "admin", "reporting", "compliance", "fraud", "storefront", "delivery", "social"),
+    *("gaming",),
+)
+TEAMS: Final = (
+    *("core", "growth", "platform", "risk", "experience", "api", "infra", "data", "mobile-ios"),
+    *("mobile-android", "frontend", "backend", "ml", "ops", "trust", "content", "i18n", "sre"),
+    *("quality", "design", "commerce", "discovery", "retention", "enterprise", "labs"),
+)
+MANNERS: Final = (
+    *("new", "fast", "smart", "lazy", "async", "inline", "compact", "dark", "guest", "express"),
+    *("live", "instant", "unified", "legacy", "hybrid", "bulk", "batched", "cached", "secure"),
+    *("adaptive", "guided", "one-click", "two-step", "multi-region", "realtime", "offline"),
+    *("optional", "strict", "verified", "ranked", "grouped", "pinned", "shared", "nested"),
+    *("streaming", "parallel", "weighted", "localized", "personalized", "sponsored", "trending"),
+    *("related", "recent", "saved", "archived", "scheduled", "automatic", "manual", "limited"),
+    *("extended",),
+)
+THINGS: Final = (
+    *("checkout", "search", "banner", "upsell", "cart", "login", "signup", "profile", "pay"),
+    *("invoice", "receipt", "refund", "coupon", "discount", "ranking", "filters", "facets"),
+    *("suggestions", "autocomplete", "previews", "thumbnails", "uploads", "downloads", "exports"),
+    *("imports", "reports", "dashboard", "charts", "alerts", "digest", "inbox", "threads"),
+    *("reactions", "mentions", "presence", "sharing", "permissions", "roles", "audit-log"),
+    *("sessions", "tokens", "webhooks", "retries", "timeouts", "caching", "prefetch"),
+    *("compression", "pagination", "infinite-scroll", "navigation", "sidebar", "footer"),
+    *("onboarding", "tour", "tooltips", "surveys", "ratings", "reviews", "wishlist", "gift-cards"),
+)
+ENDINGS: Final = ("", "", "", "", "", "", "", "-v2", "-v3", "-beta")
+# Without a common factor with their product, so that each index has a flag of its own.
+_STEP, _START = 1_834_567, 271_828
+_KEY_COUNT: Final = len(PRODUCTS) * len(TEAMS) * len(MANNERS) * len(THINGS)
+
+COUNTRIES: Final = (
+    *("AE", "AR", "AT", "AU", "BE", "BG", "BR", "CA", "CH", "CL", "CN", "CO", "CZ", "DE", "DK"),
+    *("EE", "EG", "ES", "FI", "FR", "GB", "GR", "HK", "HR", "HU", "ID", "IE", "IL", "IN", "IS"),
+    *("IT", "JP", "KE", "KR", "LT", "LU", "LV", "MA", "MX", "MY", "NG", "NL", "NO", "NZ", "PE"),
+    *("PH", "PL", "PT", "RO", "SA", "SE", "SG", "SI", "SK", "TH", "TR", "TW", "UA", "US", "VN"),
+)
+PLANS: Final = ("free", "team", "business", "enterprise", "education")
+SHARES: Final = (1, 2, 5, 10, 20, 25, 30, 40, 50, 60, 75, 80, 90, 95, 99)
+AGES: Final = (13, 16, 18, 21, 25, 30, 40, 50, 60, 65)
+ON_SHARE: Final = 0.7
+"""How many of the plain flags are on."""
+
+
+def documents(count: int, seed: int = SEED) -> Iterator[Document]:
+    """Yield the policy documents of a catalogue, lazily; a shorter one is a longer one's beginning.
+
+    Raises:
+        ValueError: there are no so many keys.
+    """
+    if count > _KEY_COUNT:
+        raise ValueError(f"a catalogue has at most {_KEY_COUNT} flags, not {count}")
+    chance = Random(seed)
+    return (_document(i, chance) for i in range(count))
+
+
+def _document(index: int, chance: Random) -> Document:
+    key = _key(index, chance)
+    body: Document = {"serve": "on" if chance.random() < ON_SHARE else "off"}
+    rules: list[Document] = []
+    kind = KINDS[index % len(KINDS)]
+    if kind == ROLLOUT:
+        body = {"rollout": _one(SHARES, chance)}
+    elif kind == RULES:
+        body = {"serve": "off"}
+        rules = _rules(chance)
+    document: Document = {"key": key, "variants": {"on": True, "off": False}, "off": "off"}
+    return document | ({"rules": rules} if rules else {}) | {"fallthrough": body}
+
+
+def _key(index: int, chance: Random) -> str:
+    rest = (index * _STEP + _START) % _KEY_COUNT
+    rest, product = divmod(rest, len(PRODUCTS))
+    rest, team = divmod(rest, len(TEAMS))
+    thing, manner = divmod(rest, len(MANNERS))
+    feature = f"{MANNERS[manner]}-{THINGS[thing]}{_one(ENDINGS, chance)}"
+    return f"{PRODUCTS[product]}.{TEAMS[team]}.{feature}"
+
+
+def _rules(chance: Random) -> list[Document]:
+    conditions: list[tuple[str, Document]] = [
+        ("launch", {"country": {"$in": _some(COUNTRIES, 10, chance)}} | _since(chance)),
+        ("upgraded", _since(chance) | {"plan": _one(PLANS, chance)}),
+        ("seniors", {"country": {"$in": _some(COUNTRIES, 10, chance)}} | _from_age(chance)),
+        ("trial", {"plan": _one(PLANS, chance)} | _since(chance)),
+    ]
+    turn = int(chance.random() * len(conditions))
+    rules: list[Document] = [
+        {"name": name, "when": condition, "serve": "on"}
+        for name, condition in (*conditions[turn:], *conditions[:turn])
+    ]
+    last = {"country": {"$in": _some(COUNTRIES, 10, chance)}} | _from_age(chance)
+    return [*rules, {"name": "rest", "when": last, "rollout": _one(SHARES, chance)}]
+
+
+def _since(chance: Random) -> Document:
+    major, minor, patch = (int(chance.random() * end) for end in (9, 30, 10))
+    return {"app_version": {"$semver": {"$gte": f"{major}.{minor}.{patch}"}}}
+
+
+def _from_age(chance: Random) -> Document:
+    return {"age": {"$gte": _one(AGES, chance)}}
+
+
+def _one(of: Sequence[T], chance: Random) -> T:
+    return of[int(chance.random() * len(of))]
+
+
+def _some(of: Sequence[T], count: int, chance: Random) -> list[T]:
+    rest = list(of)
+    return [rest.pop(int(chance.random() * len(rest))) for _ in range(count)]
+
+
+class Stored(Struct, frozen=True):
+    """A catalogue and the flags of W1 to W3 in a snapshot file."""
+
+    path: Path
+    count: int
+
+    def client(self) -> Client:
+        """Return a client that serves them from the mapped file, which is verified first."""
+        snapshot = SnapshotFile(self.path, ENVIRONMENT, EVERYWHERE).read()
+        assert snapshot is not None, "it was written"
+        return Client.from_snapshot(snapshot)
+
+
+@functools.cache
+def stored(count: int) -> Stored:
+    """Return a catalogue of so many flags, written once a process and removed with it."""
+    file = SnapshotFile(Path(_directory().name, f"{count}.flagkit"), ENVIRONMENT, EVERYWHERE)
+    records = list(map(_record, chain(FLAGS, documents(count))))
+    digests = {EVERYWHERE: sum(record.hash for record in records) % DIGEST_MODULUS}
+    tip = Tip(ENVIRONMENT, "catalogue", 1, "", datetime(2026, 11, 22, tzinfo=UTC), digests)
+    with file.claimed() as mine:
+        assert mine, "nobody else knows the directory"
+        file.write(arena_of(tip, records))
+    return Stored(file.path, count)
+
+
+def _record(document: Mapping[str, Any]) -> Record:
+    flag = decode(document)
+    state = state_of(flag.key, flag.region, 1, encode(flag))
+    return Record(flag.region, flag.key, state.version, state.hash, packing.pack(flag))
+
+
+def keys_of(kind: str, count: int) -> Iterator[str]:
+    """Yield the keys of all flags of a kind in a catalogue."""
+    kinds = (KINDS[i % len(KINDS)] for i in range(count))
+    return (
+        document["key"]
+        for document, found in zip(documents(count), kinds, strict=True)
+        if found == kind
+    )
+
+
+def lines_of(flags: Iterable[Document]) -> Iterator[bytes]:
+    """Yield documents as lines of JSON, the form that the catalogue's digest is of."""
+    return (f"{json.dumps(flag)}\n".encode() for flag in flags)
+
+
+@functools.cache
+def _directory() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="flagkit-benchmarks-")

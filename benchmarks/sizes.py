@@ -1,0 +1,91 @@
+"""Sizes: what a flag takes up and what a check costs, from a thousand flags to a million.
+
+Each catalogue is loaded in a process of its own. Checks are of one hot flag, of hot flags at
+random (at most 10,000 of them, all rollouts), and of cold ones, each a first call by itself. What
+the plot shows is from here.
+"""
+
+import random
+import statistics
+from collections.abc import Iterator
+from itertools import islice
+from typing import Final
+
+from msgspec import Struct
+
+from benchmarks import catalogue
+from benchmarks.apart import apart, resident_bytes
+from benchmarks.cases import CONTEXT, FLAGS, W2
+from benchmarks.catalogue import ROLLOUT, Stored
+from benchmarks.evaluate import first_call
+from benchmarks.report import Plan, Result
+from benchmarks.timing import in_turn, timer
+from flagkit.testing import client_from
+
+COUNTS: Final = (1_000, 10_000, 100_000, 1_000_000)
+HOT_MAX: Final = 10_000
+COLD_MAX: Final = 2_000
+SEED: Final = 20261122
+
+
+class Size(Struct, frozen=True):
+    """What was found at one size: bytes a flag in memory, and nanoseconds a check."""
+
+    bytes_a_flag: float
+    hot: float
+    at_random: float
+    cold: float
+
+
+def run(plan: Plan) -> Iterator[Result]:
+    """Measure each size up to the largest that is asked for."""
+    for count in COUNTS:
+        if count <= plan.flag_count:
+            stored = catalogue.stored(count)
+            yield from _results(count, apart(size_of, stored, 5 if plan.quick else 25))
+
+
+def size_of(stored: Stored, round_count: int) -> Size:
+    """Load a catalogue and ask it; in a process that has done nothing else."""
+    client_from(FLAGS).is_enabled(W2, CONTEXT)
+    before = resident_bytes()
+    client = stored.client()
+    client.is_enabled(W2, CONTEXT)
+    grown = resident_bytes() - before
+    keys = list(catalogue.keys_of(ROLLOUT, stored.count))
+    random.Random(SEED).shuffle(keys)
+    cold = [first_call(client, key) for key in islice(keys, COLD_MAX)]
+    hot_keys = keys[:HOT_MAX]
+    for key in hot_keys:
+        client.is_enabled(key, CONTEXT)
+    names = {"client": client, "context": dict(CONTEXT)}
+    hot, at_random = in_turn(
+        [
+            timer("client.is_enabled(key, context)", key=W2, **names),
+            timer("for key in keys: client.is_enabled(key, context)", keys=hot_keys, **names),
+        ],
+        round_count,
+    )
+    return Size(
+        grown / stored.count,
+        statistics.median(hot),
+        statistics.median(at_random) / len(hot_keys),
+        statistics.median(cold) * 1000,
+    )
+
+
+def _results(count: int, found: Size) -> Iterator[Result]:
+    figures = [
+        ("bytes a flag", found.bytes_a_flag, "B"),
+        ("one hot flag", found.hot / 1000, "us"),
+        ("hot flags at random", found.at_random / 1000, "us"),
+        ("a cold flag", found.cold / 1000, "us"),
+    ]
+    for what, value, unit in figures:
+        yield Result(
+            benchmark="sizes",
+            case=f"{what}, of {count:,}",
+            value=value,
+            unit=unit,
+            details={"what": what, "flag_count": count},
+        )
