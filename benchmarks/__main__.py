@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from benchmarks import evaluate, imports, refresh, segments, sizes
+from benchmarks.peers import suite as peers
 from benchmarks.report import FLAG_COUNT, QUICK_FLAG_COUNT, Line, Plan, report
 from flagkit.errors import FlagkitError
 
@@ -20,6 +21,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "import": imports.run,
     "segments": segments.run,
     "sizes": sizes.run,
+    "peers": peers.run,
 }
 
 

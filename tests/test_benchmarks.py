@@ -6,7 +6,8 @@ import os
 import random
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,15 @@ import pytest
 from benchmarks import catalogue, sizes
 from benchmarks.__main__ import main
 from benchmarks.apart import ApartError, apart
-from benchmarks.cases import ASIA, CASES, CONTEXT, EUROZONE, FLAGS, NORTH, Case
+from benchmarks.cases import ASIA, CASES, CONTEXT, EUROZONE, FLAGS, NORTH, W1, W2, W3, Case
 from benchmarks.catalogue import PLAIN, ROLLOUT, RULES, documents, keys_of, lines_of
 from benchmarks.evaluate import by_hand_table, client, hot_keys, rollout_of, shaped, shapes
 from benchmarks.imports import slowest
+from benchmarks.peers.comparing import WrongAnswerError, check, checked, payload_of
+from benchmarks.peers.flags import Peer, Step, plain
+from benchmarks.peers.flags import Test as PlainTest
+from benchmarks.peers.suite import PEERS
+from benchmarks.peers.suite import run as run_peers
 from benchmarks.report import (
     ATTEMPTS_MAX,
     FLAG_COUNT,
@@ -30,6 +36,7 @@ from benchmarks.report import (
     measured,
     percentile,
 )
+from benchmarks.timing import Call
 from flagkit.testing import client_from
 
 
@@ -245,6 +252,96 @@ def test_shapes_are_flags_that_go_on_to_their_rollout() -> None:
     asked = client_from(flags)
     reasons = {asked.evaluate(flag["key"], CONTEXT).reason for flag in flags}
     assert reasons == {"TARGETING_MATCH", "SPLIT"}
+
+
+def test_a_catalogue_can_be_told_to_peers() -> None:
+    flags = {flag.key: flag for flag in map(plain, chain(FLAGS, documents(1000)))}
+    assert flags[W1].steps == (Step((), 100.0),)
+    assert flags[W2].steps == (Step((), 50.0),)
+    *rules, adults, fallthrough = flags[W3].steps
+    assert [step.percent for step in rules] == [100.0] * 4
+    country = PlainTest("country", "among", EUROZONE)
+    assert adults == Step((country, PlainTest("age", "number from", 18)), 30.0)
+    assert fallthrough == Step((), 0.0)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"fallthrough": {"rollout": 20}},
+        {
+            "rules": [
+                {"when": {"plan": "free"}, "serve": "off"},
+                {"when": {"plan": "team"}, "serve": "on"},
+            ]
+        },
+        {"rules": [{"when": {"age": {"$lt": 9}}, "serve": "on"}]},
+        {"rules": [{"when": {"age": {"$gte": 9, "$lt": 18}}, "serve": "on"}]},
+    ],
+    ids=repr,
+)
+def test_what_not_all_peers_can_be_told_is_refused(part: dict[str, Any]) -> None:
+    rules = [{"when": {"plan": "team"}, "rollout": 10}]
+    with pytest.raises(ValueError, match=r"no peer|not the same"):
+        plain({"key": "some.flag", "rules": rules, "fallthrough": {"serve": "off"}} | part)
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
+def test_a_payload_has_each_flag_once(peer: Peer) -> None:
+    flags = list(chain(FLAGS, documents(100)))
+    payload = json.loads("".join(payload_of(peer, flags)))
+    (told,) = (
+        part
+        for part in payload.values()
+        if part and not isinstance(part, str | int) and len(part) > 1
+    )
+    keys = list(told) if peer.keyed else [flag["name"] for flag in told]
+    assert keys == [flag["key"] for flag in flags]
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
+def test_a_peer_that_is_installed_answers_as_flagkit_does(peer: Peer) -> None:
+    if find_spec(peer.module) is None:
+        pytest.skip(f"{peer.distribution} is not installed")
+    assert apart(checked, peer) is None
+
+
+def ask_flagkit(flags: Any) -> Any:
+    asked = client_from(flags)
+
+    def ask(key: str, context: Mapping[str, Any]) -> Call:
+        return Call(asked.is_enabled, (key, context))
+
+    return ask
+
+
+def test_a_peer_that_answers_rightly_is_compared() -> None:
+    check(ask_flagkit(FLAGS))
+
+
+@pytest.mark.parametrize("key", [W1, W2, W3])
+def test_a_peer_that_answers_wrongly_is_not_compared(key: str) -> None:
+    off = [{**flag, "state": "paused"} if flag["key"] == key else flag for flag in FLAGS]
+    with pytest.raises(WrongAnswerError, match=key):
+        check(ask_flagkit(off))
+
+
+def test_a_peer_that_is_not_installed_is_left_out() -> None:
+    missing = Peer(
+        name="Nobody",
+        distribution="nobodys-flags",
+        module="no_such_module_of_nobody",
+        native=lambda flag: {"key": flag.key},
+        before="[",
+        after="]",
+        keyed=False,
+        load=lambda _: ask_flagkit(FLAGS),
+    )
+    *ours, last = run_peers(Plan(quick=True, flag_count=1000), [missing])
+    assert last == Skipped(
+        benchmark="peers", case="Nobody", reason="nobodys-flags is not installed"
+    )
+    assert {type(line) for line in ours} == {Result}
 
 
 def test_sizes_are_measured_up_to_the_one_asked_for() -> None:

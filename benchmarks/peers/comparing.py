@@ -1,0 +1,147 @@
+"""Comparing: whether a peer answers rightly, how long it takes beside flagkit, and what it needs.
+
+What stands here but `payload_of` runs in a peer's own process.
+"""
+
+import json
+import random
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec import Struct
+
+from benchmarks.apart import resident_bytes
+from benchmarks.cases import ASIA, CASES, CONTEXT, EUROZONE, FLAGS, NORTH, W1, W2, W3
+from benchmarks.catalogue import Stored
+from benchmarks.peers.flags import Ask, Peer, plain
+from benchmarks.timing import Call, in_turn
+from flagkit.testing import client_from
+
+USER_COUNT: Final = 2_000
+CONTEXT_COUNT: Final = 300
+TOLERANCE_PERCENT: Final = 5.0
+SHARES: Final = {W2: 50.0, W3: 30.0}
+SEED: Final = 20261122
+
+
+class WrongAnswerError(Exception):
+    """A peer does not answer as the flags say."""
+
+
+class Loaded(Struct, frozen=True):
+    """What it takes to have flags: bytes that the process grew by, and seconds to the first answer.
+
+    The processor's seconds, of all threads.
+    """
+
+    grown_bytes: int
+    seconds: float
+
+
+def payload_of(peer: Peer, flags: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the text of a peer's own document of some flags."""
+    yield peer.before
+    for i, document in enumerate(flags):
+        flag = plain(document)
+        text = json.dumps(peer.native(flag))
+        name = f"{json.dumps(flag.key)}: " if peer.keyed else ""
+        yield f"{', ' if i else ''}{name}{text}"
+    yield peer.after
+
+
+def contexts() -> Iterator[dict[str, Any]]:
+    """Yield contexts of all sorts, with all attributes."""
+    chance = random.Random(SEED)
+    for i in range(CONTEXT_COUNT):
+        yield {
+            "targeting_key": f"user-{i}",
+            "country": chance.choice([*ASIA, *NORTH, *EUROZONE, "US", "BR"]),
+            "plan": chance.choice(["free", "team", "enterprise"]),
+            "app_version": chance.choice(["2.5.9", "2.6.0", "3.1.10", "3.2.0", "3.10.0", "10.0.0"]),
+            "age": chance.choice([17, 18, 64, 65]),
+        }
+
+
+def check(ask: Ask) -> None:
+    """Hold a peer's answers to flagkit's, and its shares to their percentages.
+
+    Raises:
+        WrongAnswerError: one is another.
+    """
+    ours = client_from(FLAGS)
+    for context in contexts():
+        for key in (W1, W3):
+            expected = ours.evaluate(key, context)
+            # Each library has its own users in a rollout.
+            if expected.reason != "SPLIT" and ask(key, context)() is not expected.value:
+                raise WrongAnswerError(f"{key} is not {expected.value} for {context}")
+    for key, percent in SHARES.items():
+        users = (CONTEXT | {"targeting_key": f"user-{i}"} for i in range(USER_COUNT))
+        found = 100 * sum(ask(key, user)() for user in users) / USER_COUNT
+        if abs(found - percent) > TOLERANCE_PERCENT:
+            raise WrongAnswerError(f"{key} is on for {found:g} %, not {percent:g} %")
+
+
+def checked(peer: Peer) -> None:
+    """Load W1 to W3 into a peer, and check it.
+
+    Raises:
+        WrongAnswerError: it answers something else.
+    """
+    check(peer.load("".join(payload_of(peer, FLAGS)).encode()))
+
+
+def timed(peer: Peer, round_count: int) -> dict[str, list[list[float]]]:
+    """Return, for each of W1 to W3, flagkit's nanoseconds a check and the peer's, round by round.
+
+    Raises:
+        WrongAnswerError: the peer answers something else.
+    """
+    ask = peer.load("".join(payload_of(peer, FLAGS)).encode())
+    check(ask)
+    ours = client_from(FLAGS)
+    context = dict(CONTEXT)
+    return {
+        case.name: in_turn(
+            [
+                Call(ours.is_enabled, (case.key, context)).timer(),
+                ask(case.key, context).timer(),
+            ],
+            round_count,
+        )
+        for case in CASES
+    }
+
+
+def loaded(peer: Peer, path: Path) -> Loaded:
+    """Load a payload of many flags, among them W1.
+
+    Raises:
+        WrongAnswerError: W1 is not on.
+    """
+    # What is made once, whatever the number of flags, is not counted.
+    peer.load("".join(payload_of(peer, FLAGS)).encode())(W1, CONTEXT)()
+    payload = path.read_bytes()
+    size = len(payload)
+    before = resident_bytes() - size
+    start = time.process_time()
+    ask = peer.load(payload)
+    if ask(W1, CONTEXT)() is not True:
+        raise WrongAnswerError(f"{W1} is not on among many")
+    seconds = time.process_time() - start
+    del payload
+    return Loaded(resident_bytes() - before, seconds)
+
+
+def loaded_here(stored: Stored) -> Loaded:
+    """Load a catalogue into flagkit, from a snapshot file, whose pages are counted as memory."""
+    client_from(FLAGS).is_enabled(W1, CONTEXT)
+    before = resident_bytes()
+    start = time.process_time()
+    client = stored.client()
+    if client.is_enabled(W1, CONTEXT) is not True:
+        raise WrongAnswerError(f"{W1} is not on among many")
+    seconds = time.process_time() - start
+    return Loaded(resident_bytes() - before, seconds)

@@ -1,0 +1,128 @@
+"""The suite of peers: which there are, and the rows of each beside flagkit's."""
+
+import functools
+import statistics
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import packages_distributions, version
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from benchmarks import catalogue
+from benchmarks.apart import ApartError, apart
+from benchmarks.cases import FLAGS
+from benchmarks.imports import loaded_modules, timed_import
+from benchmarks.peers import eppo, growthbook, launchdarkly, unleash
+from benchmarks.peers.comparing import Loaded, loaded, loaded_here, payload_of, timed
+from benchmarks.peers.flags import Peer
+from benchmarks.report import Line, Plan, Result, Skipped, measured
+from benchmarks.timing import ratios
+
+PEERS: Final = (eppo.PEER, growthbook.PEER, unleash.PEER, launchdarkly.PEER)
+TIMES_FASTER: Final[Mapping[str, Mapping[str, float]]] = {
+    "Eppo": {"W1": 8.0, "W2": 3.5, "W3": 1.8},
+}
+"""How many times as fast as a peer flagkit is at least."""
+LOADED_COUNT: Final = 100_000
+QUICK_LOADED_COUNT: Final = 10_000
+
+
+class _Library(Struct, frozen=True):
+    """What is installed under a name, and the module that a service imports."""
+
+    name: str
+    distribution: str
+    module: str
+
+
+_OURS: Final = _Library("flagkit", "flagkit-mongodb", "flagkit")
+
+
+def run(plan: Plan, peers: Sequence[Peer] = PEERS) -> Iterator[Line]:
+    """Measure flagkit, and each peer that can be imported."""
+    count = min(QUICK_LOADED_COUNT if plan.quick else LOADED_COUNT, plan.flag_count)
+    found = apart(loaded_here, catalogue.stored(count))
+    yield from _needs(_OURS, found, count, plan)
+    for peer in peers:
+        if find_spec(peer.module) is None:
+            yield _skipped(peer, f"{peer.distribution} is not installed")
+            continue
+        try:
+            yield from measured(functools.partial(_speeds, peer, 10 if plan.quick else 50))
+            library = _Library(peer.name, peer.distribution, peer.module)
+            yield from _needs(library, _load(peer, count), count, plan)
+        except ApartError as error:
+            yield _skipped(peer, str(error), ok=False)
+
+
+def _skipped(peer: Peer, reason: str, *, ok: bool = True) -> Skipped:
+    return Skipped(benchmark="peers", case=peer.name, reason=reason, ok=ok)
+
+
+def _speeds(peer: Peer, round_count: int) -> list[Result]:
+    bounds = TIMES_FASTER.get(peer.name, {})
+    results: list[Result] = []
+    for case, (ours, theirs) in apart(timed, peer, round_count).items():
+        details: dict[str, object] = {
+            "flagkit_ns": statistics.median(ours),
+            "peer_ns": statistics.median(theirs),
+            "version": version(peer.distribution),
+            "round_count": round_count,
+        }
+        faster = ratios(theirs, ours)
+        results += [
+            _result(f"{peer.name} {case} / flagkit", faster, "x", details, bounds.get(case)),
+            _result(f"{peer.name} {case}", [ns / 1000 for ns in theirs], "us", details),
+        ]
+    return results
+
+
+def _load(peer: Peer, count: int) -> Loaded:
+    with tempfile.TemporaryDirectory(prefix="flagkit-benchmarks-") as directory:
+        path = Path(directory, "payload.json")
+        with path.open("w") as file:
+            file.writelines(payload_of(peer, chain(FLAGS, catalogue.documents(count))))
+        return apart(loaded, peer, path)
+
+
+def _needs(library: _Library, found: Loaded, count: int, plan: Plan) -> Iterator[Result]:
+    """Yield what a library takes up: of memory, of time to load and to import, of packages."""
+    name = library.name
+    # Itself, whatever an installation that is edited in place says of it, and what it loads.
+    packages = sorted({library.distribution, *packages_of(loaded_modules(library.module))})
+    details: dict[str, object] = {"flag_count": count, "version": version(library.distribution)}
+    yield _result(f"{name} bytes a flag, of {count:,}", [found.grown_bytes / count], "B", details)
+    yield _result(f"{name} load of {count:,}", [found.seconds], "s", details)
+    times = [timed_import(library.module)[1] for _ in range(3 if plan.quick else 9)]
+    yield _result(f"{name} import", times, "ms", details)
+    details = {"packages": packages, "version": version(library.distribution)}
+    yield _result(f"{name} packages", [len(packages)], "", details)
+
+
+def packages_of(modules: Sequence[str]) -> list[str]:
+    """Return the installed packages that some modules are of, sorted."""
+    installed = packages_distributions()
+    roots = {module.partition(".")[0] for module in modules}
+    return sorted({name for root in roots for name in installed.get(root, ())})
+
+
+def _result(
+    case: str,
+    values: Sequence[float],
+    unit: str,
+    details: dict[str, object],
+    bound: float | None = None,
+) -> Result:
+    return Result(
+        benchmark="peers",
+        case=case,
+        value=statistics.median(values),
+        unit=unit,
+        bound=bound,
+        at_least=bound is not None,
+        details=details,
+    )
