@@ -7,29 +7,32 @@ leading bits of their hashes; sorting a partition takes a millisecond.
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Final, NamedTuple
 
 from flagkit.changes import DIGEST_MODULUS, Tip
 from flagkit.errors import SnapshotFormatError
 from flagkit.snapshot.arena import HASH_BITS, Arena, hash_of, seed_of
 from flagkit.snapshot.frame import (
-    SLICE_BYTES,
     Buffer,
     Columns,
     Header,
     Plan,
     Record,
-    Slices,
     allocated,
     directory_bits,
 )
-from flagkit.snapshot.lengths import encoded_length
-from flagkit.snapshot.names import Names, NamesWriter
+from flagkit.snapshot.lengths import encoded_length, length_at
+from flagkit.snapshot.names import Names, NamesWriter, encoded
+from flagkit.snapshot.slices import Slices, copied
 
 PARTITION_BITS: Final = 10
 BODIES_BYTES_MAX: Final = 2**32
-DIRECTORY_SLICE: Final = 1024
+OFFSETS_TABLES: Final = 256
+DIRECTORY_SLICE: Final = 512
+KEYS_SLICE: Final = 512
+RECORDS_SLICE: Final = 512
+"""So many records are sorted, or written, between two pauses."""
 VERSION_BYTES: Final = (1, 2, 4, 8)
 
 
@@ -48,27 +51,27 @@ class _Partition:
     def sort(self) -> "list[_Twin]":
         """Sort by hashes; return, and leave out, the records whose hash is there twice."""
         hashes = self.hashes
-        places = range(len(hashes))
-        counted = Counter(hashes) if len(set(hashes)) < len(hashes) else Counter[int]()
-        twins = [
-            _Twin(
-                hashes[place],
-                self.regions[place],
-                self.versions[place],
-                self.states[place],
-                self.offsets[place],
-            )
-            for place in places
-            if counted[hashes[place]] > 1
-        ]
-        order = sorted(
-            (place for place in places if counted[hashes[place]] <= 1), key=hashes.__getitem__
-        )
+        twins: list[_Twin] = []
+        order = sorted(range(len(hashes)), key=hashes.__getitem__)
+        if len(set(hashes)) < len(hashes):
+            counted = Counter(hashes)
+            # The order of equal ones is that in which they came.
+            twins = [self._twin(place) for place in order if counted[hashes[place]] > 1]
+            order = [place for place in order if counted[hashes[place]] == 1]
         self.hashes = array("Q", map(hashes.__getitem__, order))
         self.states = array("Q", map(self.states.__getitem__, order))
         self.versions = array("Q", map(self.versions.__getitem__, order))
         self.offsets = array("I", map(self.offsets.__getitem__, order))
         return twins
+
+    def _twin(self, place: int) -> "_Twin":
+        return _Twin(
+            self.hashes[place],
+            self.regions[place],
+            self.versions[place],
+            self.states[place],
+            self.offsets[place],
+        )
 
 
 class _Twin(NamedTuple):
@@ -87,7 +90,7 @@ class Builder:
     def __init__(self) -> None:
         self._partitions: dict[int, _Partition] = {}
         self._bodies = bytearray()
-        self._offsets: dict[bytes, int] = {}
+        self._offsets: list[dict[bytes, int]] = [{} for _ in range(OFFSETS_TABLES)]
         self._regions: dict[str, _Region] = {}
         self._version_max = 0
 
@@ -105,9 +108,11 @@ class Builder:
         into = self._regions.get(region)
         if into is None:
             into = self._regions[region] = _Region(len(self._regions), seed_of(region))
-        offset = self._offsets.get(body)
+        # Many small tables: a large one holds the interpreter while it grows.
+        offsets = self._offsets[hash(body) % OFFSETS_TABLES]
+        offset = offsets.get(body)
         if offset is None:
-            offset = self._store(body)
+            offset = offsets[body] = self._store(body)
         key_hash = hash_of(into.seed, key)
         number = key_hash >> HASH_BITS - PARTITION_BITS
         partition = self._partitions.get(number)
@@ -118,7 +123,7 @@ class Builder:
         partition.states.append(state_hash)
         partition.versions.append(version)
         partition.offsets.append(offset)
-        into.names.write(key.encode("utf-8", "surrogatepass"))
+        into.names.write(encoded(key))
         into.count += 1
         into.digest += state_hash
         self._version_max = max(self._version_max, version)
@@ -131,9 +136,15 @@ class Builder:
         """
         partitions = [self._partitions[number] for number in sorted(self._partitions)]
         twins: list[_Twin] = []
+        done = 0
         for partition in partitions:
+            done += len(partition.hashes)
             twins += partition.sort()
-            yield
+            if done >= RECORDS_SLICE:
+                yield
+                done = 0
+        colliding = yield from self._named(twins)
+        yield from self._let_go()
         count = sum(len(partition.hashes) for partition in partitions)
         header = Header(
             tip=tip,
@@ -142,51 +153,56 @@ class Builder:
             directory_bits=directory_bits(count),
             version_bytes=version_bytes(self._version_max),
             packed_bytes=len(self._bodies),
-            colliding=tuple(self._named(twins)),
+            colliding=tuple(colliding),
         )
         names = {
             name: (region.names.starts.tobytes(), region.names.text)
             for name, region in self._regions.items()
         }
-        content, columns = allocated(header, Plan(count, len(self._bodies), names, parts))
+        plan = Plan(count, len(self._bodies), names, parts)
+        content, columns = yield from allocated(header, plan)
         yield from copied(memoryview(self._bodies), columns.bodies)
-        place = 0
-        for partition in partitions:
-            end = place + len(partition.hashes)
-            columns.hashes[place:end] = memoryview(partition.hashes)
-            columns.states[place:end] = memoryview(partition.states)
-            columns.offsets[place:end] = memoryview(partition.offsets)
-            columns.versions[place:end] = memoryview(
-                array(columns.versions.format, partition.versions)
-            )
-            place = end
-            yield
+        yield from _filled(columns, partitions)
         yield from fill_directory(columns, header.directory_bits)
         return Arena(content)
 
+    def _let_go(self) -> Slices:
+        """Free the bodies as the keys of tables; all at once that would take long, too."""
+        done = 0
+        while self._offsets:
+            done += len(self._offsets.pop())
+            if done >= RECORDS_SLICE:
+                yield
+                done = 0
+
     def _store(self, body: bytes) -> int:
-        offset = self._offsets[body] = len(self._bodies)
+        offset = len(self._bodies)
         self._bodies += encoded_length(len(body)) + body
         if len(self._bodies) > BODIES_BYTES_MAX:
             raise SnapshotFormatError("the flags are over 4 GiB: use fewer, or smaller ones")
         return offset
 
-    def _named(self, twins: list[_Twin]) -> Iterator[Record]:
-        """Yield twins with their keys: those of a region came in the order of its keys."""
-        if not twins:
-            return
-        hashes = {twin.hash for twin in twins}
-        bodies = {offset: body for body, offset in self._offsets.items()}
-        for name, region in self._regions.items():
+    def _named(self, twins: list[_Twin]) -> Generator[None, None, list[Record]]:
+        """Return twins with their keys: those of a region came in the order of its keys."""
+        found: list[Record] = []
+        bodies = memoryview(self._bodies)
+        for name, region in self._regions.items() if twins else ():
+            waiting: dict[int, list[_Twin]] = {}
+            for twin in reversed(twins):
+                if twin.region == region.number:
+                    waiting.setdefault(twin.hash, []).append(twin)
             writer = region.names
             names = Names(memoryview(writer.starts), memoryview(writer.text))
-            waiting = [twin for twin in twins if twin.region == region.number]
-            for key in names.starting_with(""):
-                key_hash = hash_of(region.seed, key)
-                if key_hash in hashes:
-                    twin = next(twin for twin in waiting if twin.hash == key_hash)
-                    waiting.remove(twin)
-                    yield Record(name, key, twin.version, twin.state, bodies[twin.offset])
+            for done, key in enumerate(names.starting_with(""), 1):
+                named = waiting.get(hash_of(region.seed, key))
+                if named:
+                    twin = named.pop()
+                    length, start = length_at(bodies, twin.offset)
+                    body = bodies[start : start + length].tobytes()
+                    found.append(Record(name, key, twin.version, twin.state, body))
+                if done % KEYS_SLICE == 0:
+                    yield
+        return found
 
 
 class _Region:
@@ -200,17 +216,24 @@ class _Region:
         self.digest = 0
 
 
+def _filled(columns: Columns, partitions: list[_Partition]) -> Slices:
+    """Write the numbers of partitions into the columns of an arena, in slices."""
+    place = done = 0
+    for partition in partitions:
+        end = place + len(partition.hashes)
+        columns.hashes[place:end] = memoryview(partition.hashes)
+        columns.states[place:end] = memoryview(partition.states)
+        columns.offsets[place:end] = memoryview(partition.offsets)
+        columns.versions[place:end] = memoryview(array(columns.versions.format, partition.versions))
+        if end - done >= RECORDS_SLICE:
+            yield
+            done = end
+        place = end
+
+
 def version_bytes(version_max: int) -> int:
     """Return in how many bytes a version is stored."""
     return next(size for size in VERSION_BYTES if version_max < 1 << 8 * size)
-
-
-def copied(source: memoryview, target: memoryview) -> Slices:
-    """Copy bytes in slices."""
-    for start in range(0, len(source), SLICE_BYTES):
-        end = min(start + SLICE_BYTES, len(source))
-        target[start:end] = source[start:end]
-        yield
 
 
 def fill_directory(columns: Columns, bits: int) -> Slices:

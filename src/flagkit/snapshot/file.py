@@ -17,13 +17,13 @@ from flagkit.errors import HistoryLostError, SnapshotFormatError
 from flagkit.snapshot.arena import Arena, opened
 from flagkit.snapshot.frame import (
     PREFIX_BYTES,
-    SLICE_BYTES,
     Header,
     checksum_of,
     header_of,
     prefix_of,
     written_prefix,
 )
+from flagkit.snapshot.slices import SLICE_BYTES
 from flagkit.snapshot.snapshots import Snapshot, snapshot_of
 
 _READ: Final = {

@@ -5,10 +5,9 @@ behind; once they may be half of all, and where an edit does not fit in, the are
 """
 
 import heapq
-import itertools
 import operator
 from array import array
-from bisect import bisect_left
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from typing import Final, NamedTuple
 
@@ -19,28 +18,32 @@ from flagkit.snapshot.arena import Arena, hash_of, seed_of
 from flagkit.snapshot.building import (
     BODIES_BYTES_MAX,
     Builder,
-    copied,
     fill_directory,
     version_bytes,
 )
 from flagkit.snapshot.frame import (
     Buffer,
     Columns,
+    Header,
     Plan,
     Record,
-    Slices,
     allocated,
     directory_bits,
 )
 from flagkit.snapshot.lengths import encoded_length
-from flagkit.snapshot.names import Names
+from flagkit.snapshot.names import BLOCK_KEYS, Names, encoded
+from flagkit.snapshot.slices import Slices, ascending, copied
 
 GAPS_MIN: Final = 64 * 1024
 """Bodies are not packed anew for gaps of fewer bytes."""
-RECORDS_SLICE: Final = 128
-EDITS_SLICE: Final = 64
-RUN_SLICE: Final = 128 * 1024
-"""So many numbers of a column are copied at once: up to a megabyte."""
+BLOCKS_MIN: Final = 1024
+"""Nor are keys, for fewer blocks of them."""
+RECORDS_SLICE: Final = 32
+RUN_SLICE: Final = 64 * 1024
+"""So many records are copied at once: over a megabyte."""
+NEWS_SLICE: Final = 1024
+EDIT_RUN: Final = 256
+"""An edit takes as long as to copy so many records."""
 
 
 class _Edit(NamedTuple):
@@ -51,6 +54,73 @@ class _Edit(NamedTuple):
     place: int
     there: bool
     record: Record | None
+
+
+class _Edits:
+    """What changes in a base, and what that comes to."""
+
+    def __init__(self, base: Arena) -> None:
+        header = base.header
+        self.base = base
+        self.edits: deque[_Edit] = deque()
+        self.names: dict[str, list[tuple[bytes, bool]]] = {region: [] for region in base.names}
+        self.counts, self.digests = {**header.counts}, {**header.digests}
+        self.offsets: dict[bytes, int] = {}
+        self.bodies_end = len(base.columns.bodies)
+        self.fits = not header.colliding and not _fallen_apart(header)
+        """Whether they can be merged into the base as it is."""
+
+    def gather(self, changed: Mapping[PolicyId, Record | None]) -> Slices:
+        """Take in all that has changed."""
+        seeds: dict[str, int] = {}
+        for done, ((region, key), record) in enumerate(changed.items(), 1):
+            if region not in seeds:
+                seeds[region] = seed_of(region)
+            self._add(hash_of(seeds[region], key), (region, key), record)
+            if done % RECORDS_SLICE == 0:
+                yield
+        header = self.base.header
+        if self.bodies_end > min(BODIES_BYTES_MAX, 2 * header.packed_bytes + GAPS_MIN):
+            self.fits = False
+
+    def _add(self, key_hash: int, identity: PolicyId, record: Record | None) -> None:
+        base, (region, key) = self.base, identity
+        hashes, place = base.columns.hashes, base.place_of(key_hash)
+        found = place < len(hashes) and hashes[place] == key_hash
+        there = found and region in base.names and encoded(key) in base.names[region]
+        if found and not there and record is not None:
+            # Another key has this hash: what builds anew knows how to keep both.
+            self.fits = False
+        if not there and record is None:
+            return
+        self.edits.append(_Edit(key_hash, identity, place, there, record))
+        before = base.columns.states[place] if there else 0
+        state = 0
+        if record is not None:
+            state = record.hash
+            if version_bytes(record.version) > base.header.version_bytes:
+                self.fits = False
+            if record.body not in self.offsets:
+                self.offsets[record.body] = self.bodies_end
+                self.bodies_end += len(_stored(record.body))
+        if there != (record is not None):
+            self.names.setdefault(region, []).append((encoded(key), not there))
+            self.counts[region] = self.counts.get(region, 0) + (1 if record else -1)
+        digest = self.digests.get(region, 0) - before + state
+        self.digests[region] = digest % DIGEST_MODULUS
+
+    def sort(self) -> Slices:
+        """Put them in the order of their hashes; two of one hash do not fit in."""
+        ordered = yield from ascending([*self.edits])
+        self.edits.clear()
+        last = -1
+        for done, edit in enumerate(ordered, 1):
+            if edit.hash == last:
+                self.fits = False
+            last = edit.hash
+            self.edits.append(edit)
+            if done % RECORDS_SLICE == 0:
+                yield
 
 
 def folded(
@@ -64,149 +134,118 @@ def folded(
         changed: All records that are others now than in the base; None where they are gone.
         parts: All members that segments refer to now.
     """
-    edits = yield from _edits(base, changed)
-    offsets: dict[bytes, int] = {}
-    end = len(base.columns.bodies)
-    for edit in edits:
-        if edit.record is not None and edit.record.body not in offsets:
-            offsets[edit.record.body] = end
-            end += len(_stored(edit.record.body))
-    if _fits(base, edits, end):
-        return (yield from _merged(base, tip, edits, parts, offsets))
+    edits = _Edits(base)
+    yield from edits.gather(changed)
+    yield from edits.sort()
+    if edits.fits:
+        return (yield from _merged(edits, tip, parts))
     return (yield from _rebuilt(base, tip, changed, parts))
 
 
-def _edits(
-    base: Arena, changed: Mapping[PolicyId, Record | None]
-) -> Generator[None, None, list[_Edit]]:
-    edits: list[_Edit] = []
-    hashes = base.columns.hashes
-    seeds = {region: seed_of(region) for region, _ in changed}
-    for done, (identity, record) in enumerate(changed.items()):
-        region, key = identity
-        key_hash = hash_of(seeds[region], key)
-        place = bisect_left(hashes, key_hash)
-        there = place < len(hashes) and hashes[place] == key_hash
-        if there or record is not None:
-            edits.append(_Edit(key_hash, identity, place, there, record))
-        if done % RECORDS_SLICE == 0:
-            yield
-    edits.sort(key=operator.itemgetter(0))
-    return edits
+def _fallen_apart(header: Header) -> bool:
+    """Tell whether blocks of keys have become so small that they are to be made anew."""
+    blocks = sum(starts.length for starts, _ in header.names.values()) // 4
+    return blocks > max(BLOCKS_MIN, 2 * sum(header.counts.values()) // BLOCK_KEYS)
 
 
-def _fits(base: Arena, edits: list[_Edit], bodies_end: int) -> bool:
-    header = base.header
-    versions = (edit.record.version for edit in edits if edit.record is not None)
-    return (
-        not header.colliding
-        and all(one.hash != other.hash for one, other in itertools.pairwise(edits))
-        and version_bytes(max(versions, default=0)) <= header.version_bytes
-        and bodies_end <= min(BODIES_BYTES_MAX, 2 * header.packed_bytes + GAPS_MIN)
-    )
-
-
-def _merged(
-    base: Arena,
-    tip: Tip,
-    edits: list[_Edit],
-    parts: Mapping[str, Buffer],
-    offsets: Mapping[bytes, int],
-) -> Generator[None, None, Arena]:
-    header, old = base.header, base.columns
-    counts, digests = {**header.counts}, {**header.digests}
-    for edit in edits:
-        region, _ = edit.id
-        state = edit.record.hash if edit.record is not None else 0
-        before = old.states[edit.place] if edit.there else 0
-        digests[region] = (digests.get(region, 0) - before + state) % DIGEST_MODULUS
-        counts[region] = counts.get(region, 0) + (edit.record is not None) - edit.there
-    names = yield from _names(base, edits)
-    added = b"".join(map(_stored, offsets))
-    record_count = sum(counts.values())
+def _merged(edits: _Edits, tip: Tip, parts: Mapping[str, Buffer]) -> Generator[None, None, Arena]:
+    old = edits.base.columns
+    names = yield from _names(edits)
+    record_count = sum(edits.counts.values())
     header = replace(
-        header,
+        edits.base.header,
         tip=tip,
-        counts={region: count for region, count in counts.items() if count},
-        digests={region: digest for region, digest in digests.items() if digest},
+        counts={region: count for region, count in edits.counts.items() if count},
+        digests={region: digest for region, digest in edits.digests.items() if digest},
         directory_bits=directory_bits(record_count),
         sections={},
     )
-    content, new = allocated(header, Plan(record_count, len(old.bodies) + len(added), names, parts))
-    yield from copied(old.bodies, new.bodies)
-    new.bodies[len(old.bodies) :] = added
-    yield from _columns(old, new, edits, offsets)
+    plan = Plan(record_count, edits.bodies_end, names, parts)
+    content, new = yield from allocated(header, plan)
+    del names, plan
+    yield from copied(old.bodies, new.bodies[: len(old.bodies)])
+    yield from _added(edits, new)
+    yield from _columns(old, new, edits)
     yield from fill_directory(new, header.directory_bits)
     return Arena(content)
 
 
-def _names(
-    base: Arena, edits: list[_Edit]
-) -> Generator[None, None, dict[str, tuple[bytes, bytes]]]:
-    found: dict[str, tuple[bytes, bytes]] = {}
-    for region in {*base.names, *(edit.id[0] for edit in edits)}:
-        mine = [edit for edit in edits if edit.id[0] == region and edit.there != bool(edit.record)]
-        names = base.names.get(region) or Names(memoryview(array("I")), memoryview(b""))
-        added = [edit.id[1] for edit in mine if edit.record is not None]
-        removed = [edit.id[1] for edit in mine if edit.record is None]
-        edited = yield from names.edited(added, removed)
+def _names(edits: _Edits) -> Generator[None, None, dict[str, tuple[Buffer, Buffer]]]:
+    found: dict[str, tuple[Buffer, Buffer]] = {}
+    for region, mine in edits.names.items():
+        names = edits.base.names.get(region) or Names(memoryview(array("I")), memoryview(b""))
+        edited = yield from names.edited(mine)
         if edited[0]:
             found[region] = edited
     return found
 
 
-def _columns(
-    old: Columns, new: Columns, edits: list[_Edit], offsets: Mapping[bytes, int]
-) -> Slices:
+def _added(edits: _Edits, new: Columns) -> Slices:
+    """Write the bodies that are new behind those of the base."""
+    for done, (body, offset) in enumerate(edits.offsets.items(), 1):
+        stored = _stored(body)
+        new.bodies[offset : offset + len(stored)] = stored
+        if done % RECORDS_SLICE == 0:
+            yield
+
+
+def _columns(old: Columns, new: Columns, edits: _Edits) -> Slices:
     pairs = (
         (old.hashes, new.hashes),
         (old.states, new.states),
         (old.versions, new.versions),
         (old.offsets, new.offsets),
     )
-    read = written = 0
-    ends = (edit.place for edit in edits)
-    for done, end in enumerate((*ends, len(old.hashes))):
+    read = written = work = 0
+    while True:
+        # Taken out one by one, since to free thousands at once takes milliseconds, too.
+        edit = edits.edits.popleft() if edits.edits else None
+        end = len(old.hashes) if edit is None else edit.place
         while read < end:
-            run = min(end - read, RUN_SLICE)
+            run = min(end - read, RUN_SLICE - work)
             for source, target in pairs:
                 target[written : written + run] = source[read : read + run]
-            read, written = read + run, written + run
-            if run > RUN_SLICE // 16:
+            read, written, work = read + run, written + run, work + run
+            if work >= RUN_SLICE:
                 yield
-        if done < len(edits):
-            edit = edits[done]
-            record = edit.record
-            read += edit.there
-            if record is not None:
-                new.hashes[written] = edit.hash
-                new.states[written] = record.hash
-                new.versions[written] = record.version
-                new.offsets[written] = offsets[record.body]
-                written += 1
-        if done % EDITS_SLICE == 0:
-            yield
+                work = 0
+        if edit is None:
+            return
+        read += edit.there
+        record = edit.record
+        if record is not None:
+            new.hashes[written] = edit.hash
+            new.states[written] = record.hash
+            new.versions[written] = record.version
+            new.offsets[written] = edits.offsets[record.body]
+            written += 1
+        work = min(work + EDIT_RUN, RUN_SLICE - 1)
 
 
 def _rebuilt(
     base: Arena, tip: Tip, changed: Mapping[PolicyId, Record | None], parts: Mapping[str, Buffer]
 ) -> Generator[None, None, Arena]:
     builder = Builder()
-    regions = {*base.header.counts, *(region for region, _ in changed)}
-    for region in sorted(regions):
-        edits = sorted(key for place, key in changed if place == region)
-        for done, record in enumerate(_with_edits(base, region, edits, changed)):
+    news: dict[str, list[str]] = {region: [] for region in base.header.counts}
+    for done, ((region, key), record) in enumerate(changed.items(), 1):
+        if record is not None:
+            news.setdefault(region, []).append(key)
+        if done % NEWS_SLICE == 0:
+            yield
+    for region in sorted(news):
+        keys = yield from ascending(news[region])
+        for done, record in enumerate(_with_news(base, region, keys, changed), 1):
             builder.add(*record)
             if done % RECORDS_SLICE == 0:
                 yield
     return (yield from builder.finished(tip, parts))
 
 
-def _with_edits(
-    base: Arena, region: str, edits: list[str], changed: Mapping[PolicyId, Record | None]
+def _with_news(
+    base: Arena, region: str, keys: Iterator[str], changed: Mapping[PolicyId, Record | None]
 ) -> Iterator[Record]:
     kept = (record for record in base.records(region) if record.id not in changed)
-    news = (record for key in edits if (record := changed[region, key]) is not None)
+    news = (record for key in keys if (record := changed[region, key]) is not None)
     return heapq.merge(kept, news, key=operator.attrgetter("key"))
 
 

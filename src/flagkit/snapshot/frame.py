@@ -16,18 +16,15 @@ from msgspec import Struct
 from flagkit.changes import PolicyId, Tip
 from flagkit.errors import SnapshotFormatError
 from flagkit.model import packing
+from flagkit.snapshot.slices import SLICE_BYTES, blank, copied
 
 MAGIC: Final = b"flagkit"
 FORMAT: Final = 1
 PREFIX_BYTES: Final = 32
 """Magic, format, checksum, length of the content, length of the header."""
 ALIGNMENT: Final = 8
-SLICE_BYTES: Final = 1024 * 1024
-"""So much is hashed or copied at once: about 0.1 ms, for which other threads wait."""
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
-Slices: TypeAlias = Generator[None, None, None]
-"""Work in slices of about a millisecond, between which other threads can have their turn."""
 
 
 class Record(NamedTuple):
@@ -117,8 +114,11 @@ class Plan(NamedTuple):
     parts: Mapping[str, Buffer]
 
 
-def allocated(header: Header, plan: Plan) -> tuple[memoryview, Columns]:
-    """Return the bytes of an arena to be filled, and its columns; names and parts are in place."""
+def allocated(header: Header, plan: Plan) -> Generator[None, None, tuple[memoryview, Columns]]:
+    """Return the bytes of an arena to be filled, and its columns, in slices.
+
+    Names and parts are in place.
+    """
     count = plan.record_count
     sizes = {
         "directory": 4 * (2**header.directory_bits + 1),
@@ -149,13 +149,12 @@ def allocated(header: Header, plan: Plan) -> tuple[memoryview, Columns]:
     )
     encoded = _encode_header(header)
     start = aligned(PREFIX_BYTES + len(encoded))
-    content = memoryview(bytearray(start + end))
+    content = blank(start + end)
     content[:PREFIX_BYTES] = written_prefix(0, start + end, len(encoded))
     content[PREFIX_BYTES : PREFIX_BYTES + len(encoded)] = encoded
     data = content[start:]
     for section, part in placed:
-        if part:
-            data[section.offset : section.offset + section.length] = part
+        yield from copied(memoryview(part), part_of(data, section))
     return content, columns_of(header, data)
 
 

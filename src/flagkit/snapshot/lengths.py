@@ -2,6 +2,8 @@
 
 from typing import Final
 
+LENGTH_SHORT_MAX: Final = 0x7F
+"""The greatest length that takes one byte."""
 _MORE: Final = 0x80
 
 
