@@ -57,9 +57,15 @@ class Result(Struct, frozen=True, kw_only=True):
     @property
     def ok(self) -> bool:
         """Whether the bound is kept. Not a number keeps none."""
+        return self.is_within(1.0)
+
+    def is_within(self, tolerance: float) -> bool:
+        """Tell whether the bound is kept, or missed by no more than a factor."""
         if self.bound is None:
             return True
-        return self.value >= self.bound if self.at_least else self.value <= self.bound
+        if self.at_least:
+            return self.value * tolerance >= self.bound
+        return self.value <= self.bound * tolerance
 
 
 class Skipped(Struct, frozen=True, kw_only=True):
@@ -69,6 +75,10 @@ class Skipped(Struct, frozen=True, kw_only=True):
     case: str
     reason: str
     ok: bool = True
+
+    def is_within(self, tolerance: float) -> bool:  # noqa: ARG002 - there is no figure
+        """Tell whether nothing is wrong."""
+        return self.ok
 
 
 Line: TypeAlias = Result | Skipped
@@ -99,12 +109,15 @@ def percentile(values: Iterable[float], percent: float) -> float:
     return ordered[max(math.ceil(percent / 100 * len(ordered)), 1) - 1]
 
 
-def report(results: Iterable[Line], lines: TextIO | None = None) -> bool:
-    """Print results as a table, each as it comes, and write them as JSON; tell if all are good."""
+def report(results: Iterable[Line], lines: TextIO | None = None, tolerance: float = 1.0) -> bool:
+    """Print results as a table, each as it comes, and write them as JSON; tell if all are good.
+
+    Those are good that miss their bound by no more than a factor of `tolerance`.
+    """
     print(_ROW.format("benchmark", "case", "value", "unit", "bound", "ok").rstrip())
     good = True
     for result in results:
-        good = good and result.ok
+        good = good and result.is_within(tolerance)
         print(row_of(result), flush=True)
         if lines is not None:
             lines.write(f"{line_of(result)}\n")

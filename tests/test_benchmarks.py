@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks import catalogue, sizes
-from benchmarks.__main__ import main
+from benchmarks.__main__ import QUICK_TOLERANCE, main
 from benchmarks.apart import ApartError, apart
 from benchmarks.cases import ASIA, CASES, CONTEXT, EUROZONE, FLAGS, NORTH, W1, W2, W3, Case
 from benchmarks.catalogue import PLAIN, ROLLOUT, RULES, documents, keys_of, lines_of
@@ -35,6 +35,7 @@ from benchmarks.report import (
     Skipped,
     measured,
     percentile,
+    report,
 )
 from benchmarks.timing import Call
 from flagkit.testing import client_from
@@ -378,3 +379,13 @@ def test_work_apart_has_no_network() -> None:
 def test_work_apart_is_not_heard(capfd: pytest.CaptureFixture[str]) -> None:
     assert apart(print, "a library's greetings") is None
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "at_least", "good"),
+    [(1.0, False, True), (1.09, False, True), (1.11, False, False), (0.92, True, True)],
+)
+def test_a_quick_run_forgives_a_tenth(value: float, at_least: bool, good: bool) -> None:
+    result = Result(benchmark="b", case="c", value=value, unit="x", bound=1.0, at_least=at_least)
+    assert report([result], tolerance=QUICK_TOLERANCE) is good
+    assert report([result]) is result.ok

@@ -1,7 +1,8 @@
 """Names: the keys of one region, ascending, front-coded in blocks: for listing, never for look-ups.
 
-A block has BLOCK_KEYS keys when it is written, and up to BLOCK_KEYS_MAX later. Each is a byte that says how many bytes it shares with the one
-before it in the block, the length of the rest, and the rest. `starts` has where each block begins.
+A block has BLOCK_KEYS keys when it is written, and up to BLOCK_KEYS_MAX later. Each is a byte that
+says how many bytes it shares with the one before it in the block, the length of the rest, and the
+rest. `starts` has where each block begins.
 """
 
 from array import array
