@@ -1,8 +1,10 @@
 """Benchmarks: what flagkit costs, each figure beside its floor from the same run.
 
-    python -m benchmarks [evaluate|refresh|import|all ...] [--quick] [--json FILE]
+    python -m benchmarks [evaluate|refresh|import|segments|sizes|peers|all ...] [--quick]
+                         [--flags COUNT] [--json FILE | --keep]
+    python -m benchmarks plot
 
-One module for each benchmark; `report` holds what they share. A benchmark is a function of `quick`
-that yields results. Machines are noisy, so bounds are on ratios and percentiles of one run, and a
-missed one is measured again before it counts.
+One module for each benchmark; `report` holds what they share. A benchmark is a function of a
+`Plan` that yields results. Machines are noisy, so bounds are on ratios and percentiles of one run,
+and a missed one is measured again before it counts.
 """

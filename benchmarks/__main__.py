@@ -2,13 +2,15 @@
 
 import argparse
 import contextlib
+import io
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from benchmarks import evaluate, imports, refresh, segments, sizes
+from benchmarks import evaluate, imports, kept, refresh, segments, sizes
 from benchmarks.peers import suite as peers
+from benchmarks.plot import IMAGE, curves_of, draw
 from benchmarks.report import FLAG_COUNT, QUICK_FLAG_COUNT, Line, Plan, report
 from flagkit.errors import FlagkitError
 
@@ -27,6 +29,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "peers": peers.run,
 }
 
+PLOT = "plot"
+
 
 def main(
     arguments: Sequence[str] | None = None, benchmarks: Mapping[str, Benchmark] = BENCHMARKS
@@ -36,14 +40,39 @@ def main(
     Returns:
         The exit code: 0 if all bounds are kept, 1 if one is missed or a part could not run.
     """
+    options = _parser(benchmarks).parse_args(arguments)
+    if options.names == [PLOT]:
+        draw(curves_of(kept.read(kept.path_of_release())), IMAGE)
+        return 0
+    flag_count = options.flags or (QUICK_FLAG_COUNT if options.quick else FLAG_COUNT)
+    plan = Plan(options.quick, flag_count)
+    names = list(benchmarks) if "all" in options.names else options.names
+    to_keep = io.StringIO()
+    with contextlib.ExitStack() as stack:
+        lines = stack.enter_context(options.json.open("w")) if options.json else to_keep
+        results = (result for name in names for result in benchmarks[name](plan))
+        try:
+            good = report(results, lines, QUICK_TOLERANCE if plan.quick else 1.0)
+        except FlagkitError as error:
+            print(f"could not go on: {error}", file=sys.stderr)
+            return 1
+    if options.keep:
+        kept.keep(to_keep.getvalue(), names, options.keep)
+    if not good:
+        print("a bound was missed", file=sys.stderr)
+    return 0 if good else 1
+
+
+def _parser(benchmarks: Mapping[str, Benchmark]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "names",
         nargs="*",
         metavar="benchmark",
-        choices=[*benchmarks, "all"],
+        choices=[*benchmarks, "all", PLOT],
         default="all",
-        help=f"{', '.join(benchmarks)} or all, which is what none means",
+        help=f"{', '.join(benchmarks)} or all, which is what none means;"
+        f" or {PLOT} alone, which draws kept results",
     )
     parser.add_argument("--quick", action="store_true", help="measure less often, for CI")
     parser.add_argument(
@@ -52,22 +81,17 @@ def main(
         metavar="COUNT",
         help=f"size of the largest catalogue, {FLAG_COUNT:,}, or {QUICK_FLAG_COUNT:,} if quick",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write results as JSON lines")
-    options = parser.parse_args(arguments)
-    flag_count = options.flags or (QUICK_FLAG_COUNT if options.quick else FLAG_COUNT)
-    plan = Plan(options.quick, flag_count)
-    names = list(benchmarks) if "all" in options.names else options.names
-    with contextlib.ExitStack() as stack:
-        lines = stack.enter_context(options.json.open("w")) if options.json else None
-        results = (result for name in names for result in benchmarks[name](plan))
-        try:
-            good = report(results, lines, QUICK_TOLERANCE if plan.quick else 1.0)
-        except FlagkitError as error:
-            print(f"could not go on: {error}", file=sys.stderr)
-            return 1
-    if not good:
-        print("a bound was missed", file=sys.stderr)
-    return 0 if good else 1
+    written = parser.add_mutually_exclusive_group()
+    written.add_argument("--json", type=Path, metavar="FILE", help="write results as JSON lines")
+    written.add_argument(
+        "--keep",
+        type=Path,
+        nargs="?",
+        const=kept.path_of_release(),
+        metavar="FILE",
+        help="put results in the place of those that are kept of this version",
+    )
+    return parser
 
 
 if __name__ == "__main__":

@@ -21,11 +21,13 @@ from benchmarks.cases import ASIA, CASES, CONTEXT, EUROZONE, FLAGS, NORTH, W1, W
 from benchmarks.catalogue import PLAIN, ROLLOUT, RULES, documents, keys_of, lines_of
 from benchmarks.evaluate import by_hand_table, client, hot_keys, rollout_of, shaped, shapes
 from benchmarks.imports import slowest
+from benchmarks.kept import read
 from benchmarks.peers.comparing import WrongAnswerError, check, checked, payload_of
 from benchmarks.peers.flags import Peer, Step, plain
 from benchmarks.peers.flags import Test as PlainTest
 from benchmarks.peers.suite import PEERS
 from benchmarks.peers.suite import run as run_peers
+from benchmarks.plot import curves_of, draw
 from benchmarks.report import (
     ATTEMPTS_MAX,
     FLAG_COUNT,
@@ -130,6 +132,65 @@ def test_lines_have_their_fields(tmp_path: Path) -> None:
     assert line | expected | {"ok": True, "missed": []} == line
     versions = {"python", "flagkit", "pymongo", "xxhash", "msgspec", "cpu_count"}
     assert all(line[name] for name in versions)
+
+
+def test_kept_results_are_replaced_benchmark_by_benchmark(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "1.0.jsonl"
+    values = iter([1.0, 1.1, 1.2, 1.3])
+
+    def benchmark(name: str) -> Any:
+        return lambda _plan: iter([Result(benchmark=name, case="W1", value=next(values), unit="x")])
+
+    both = {name: benchmark(name) for name in ("one", "two")}
+    assert main(["--keep", str(path)], both) == main(["one", "--keep", str(path)], both) == 0
+    found = [(line["benchmark"], line["value"]) for line in read(path)]
+    assert found == [("two", 1.1), ("one", 1.2)]
+
+
+def lines_of_sizes_and_peers() -> Iterator[dict[str, Any]]:
+    for count in (10_000, 1_000):
+        for i, what in enumerate(
+            ("bytes a flag", "one hot flag", "hot flags at random", "a cold flag"), 1
+        ):
+            case = f"{what}, of {count:,}"
+            yield {
+                "benchmark": "sizes",
+                "case": case,
+                "what": what,
+                "flag_count": count,
+                "value": i,
+            }
+    yield {
+        "benchmark": "peers",
+        "case": "flagkit bytes a flag, of 10",
+        "flag_count": 10,
+        "value": 9,
+    }
+    yield {"benchmark": "peers", "case": "Eppo bytes a flag, of 10", "flag_count": 10, "value": 99}
+    yield {"benchmark": "peers", "case": "Eppo W2 / flagkit", "value": 4.0}
+    yield {"benchmark": "peers", "case": "Eppo W2", "value": 0.8}
+    yield {"benchmark": "peers", "case": "Unleash", "reason": "it is not installed"}
+    yield {"benchmark": "evaluate", "case": "W2 flagkit", "value": 300.0}
+
+
+def test_curves_are_of_sizes_and_peers() -> None:
+    points = [(1_000, 2), (10_000, 2)]
+    found = curves_of(lines_of_sizes_and_peers())
+    assert found.costs["one hot flag"] == points
+    assert set(found.costs) == {
+        "bytes a flag",
+        "one hot flag",
+        "hot flags at random",
+        "a cold flag",
+    }
+    assert (found.peer_memory, found.peer_checks) == ({"Eppo": (10, 99)}, {"Eppo": 0.8})
+
+
+def test_curves_are_drawn(tmp_path: Path) -> None:
+    if find_spec("matplotlib") is None:
+        pytest.skip("matplotlib is not installed")
+    assert apart(draw, curves_of(lines_of_sizes_and_peers()), tmp_path / "plot.png") is None
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_benchmarks_asked_for_run_as_asked() -> None:

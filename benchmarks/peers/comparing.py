@@ -13,7 +13,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from benchmarks.apart import resident_bytes
-from benchmarks.cases import ASIA, CASES, CONTEXT, EUROZONE, FLAGS, NORTH, W1, W2, W3
+from benchmarks.cases import ASIA, CONTEXT, EUROZONE, FLAGS, NORTH, W1, W2, W3, Case
 from benchmarks.catalogue import Stored
 from benchmarks.peers.flags import Ask, Peer, plain
 from benchmarks.timing import Call, in_turn
@@ -93,26 +93,17 @@ def checked(peer: Peer) -> None:
     check(peer.load("".join(payload_of(peer, FLAGS)).encode()))
 
 
-def timed(peer: Peer, round_count: int) -> dict[str, list[list[float]]]:
-    """Return, for each of W1 to W3, flagkit's nanoseconds a check and the peer's, round by round.
+def timed(peer: Peer, case: Case, round_count: int) -> list[list[float]]:
+    """Return flagkit's nanoseconds a check and the peer's, round by round.
 
     Raises:
         WrongAnswerError: the peer answers something else.
     """
     ask = peer.load("".join(payload_of(peer, FLAGS)).encode())
     check(ask)
-    ours = client_from(FLAGS)
     context = dict(CONTEXT)
-    return {
-        case.name: in_turn(
-            [
-                Call(ours.is_enabled, (case.key, context)).timer(),
-                ask(case.key, context).timer(),
-            ],
-            round_count,
-        )
-        for case in CASES
-    }
+    ours = Call(client_from(FLAGS).is_enabled, (case.key, context))
+    return in_turn([ours.timer(), ask(case.key, context).timer()], round_count)
 
 
 def loaded(peer: Peer, path: Path) -> Loaded:

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from benchmarks import catalogue
 from benchmarks.apart import ApartError, apart
-from benchmarks.cases import FLAGS
+from benchmarks.cases import CASES, FLAGS, Case
 from benchmarks.imports import loaded_modules, timed_import
 from benchmarks.peers import eppo, growthbook, launchdarkly, unleash
 from benchmarks.peers.comparing import Loaded, loaded, loaded_here, payload_of, timed
@@ -47,12 +47,14 @@ def run(plan: Plan, peers: Sequence[Peer] = PEERS) -> Iterator[Line]:
     count = min(QUICK_LOADED_COUNT if plan.quick else LOADED_COUNT, plan.flag_count)
     found = apart(loaded_here, catalogue.stored(count))
     yield from _needs(_OURS, found, count, plan)
+    round_count = 10 if plan.quick else 50
     for peer in peers:
         if find_spec(peer.module) is None:
             yield _skipped(peer, f"{peer.distribution} is not installed")
             continue
         try:
-            yield from measured(functools.partial(_speeds, peer, 10 if plan.quick else 50))
+            for case in CASES:
+                yield from measured(functools.partial(_speed, peer, case, round_count))
             library = _Library(peer.name, peer.distribution, peer.module)
             yield from _needs(library, _load(peer, count), count, plan)
         except ApartError as error:
@@ -63,22 +65,21 @@ def _skipped(peer: Peer, reason: str, *, ok: bool = True) -> Skipped:
     return Skipped(benchmark="peers", case=peer.name, reason=reason, ok=ok)
 
 
-def _speeds(peer: Peer, round_count: int) -> list[Result]:
-    bounds = TIMES_FASTER.get(peer.name, {})
-    results: list[Result] = []
-    for case, (ours, theirs) in apart(timed, peer, round_count).items():
-        details: dict[str, object] = {
-            "flagkit_ns": statistics.median(ours),
-            "peer_ns": statistics.median(theirs),
-            "version": version(peer.distribution),
-            "round_count": round_count,
-        }
-        faster = ratios(theirs, ours)
-        results += [
-            _result(f"{peer.name} {case} / flagkit", faster, "x", details, bounds.get(case)),
-            _result(f"{peer.name} {case}", [ns / 1000 for ns in theirs], "us", details),
-        ]
-    return results
+def _speed(peer: Peer, case: Case, round_count: int) -> list[Result]:
+    ours, theirs = apart(timed, peer, case, round_count)
+    bound = TIMES_FASTER.get(peer.name, {}).get(case.name)
+    details: dict[str, object] = {
+        "flagkit_ns": statistics.median(ours),
+        "peer_ns": statistics.median(theirs),
+        "version": version(peer.distribution),
+        "round_count": round_count,
+    }
+    faster = ratios(theirs, ours)
+    name = f"{peer.name} {case.name}"
+    return [
+        _result(f"{name} / flagkit", faster, "x", details, bound),
+        _result(name, [nanoseconds / 1000 for nanoseconds in theirs], "us", details),
+    ]
 
 
 def _load(peer: Peer, count: int) -> Loaded:
