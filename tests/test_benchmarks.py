@@ -295,6 +295,10 @@ def test_a_stored_catalogue_answers() -> None:
         fresh.evaluate(key, CONTEXT) for key in keys
     ]
     assert stored.evaluate(keys[-1], CONTEXT).error_code is None
+    found, expected = stored.snapshot, fresh.snapshot
+    assert found is not None
+    assert expected is not None
+    assert found.tip.digests == expected.tip.digests
 
 
 def test_the_table_of_many_keys_is_the_same_logic() -> None:
