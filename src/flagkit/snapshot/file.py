@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import mmap
 import os
-import tempfile
 from collections.abc import Generator
 from pathlib import Path
 from typing import Final
@@ -117,7 +116,9 @@ class SnapshotFile:
         directory, name = self.path.parent, self.path.name
         for left_over in directory.glob(f".{name}.*.tmp"):
             left_over.unlink(missing_ok=True)
-        descriptor, temporary = tempfile.mkstemp(".tmp", f".{name}.", directory)
+        # Not by tempfile, the import of which takes a tenth of that of flagkit.
+        temporary = directory / f".{name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 _, length, header_length = prefix_of(base.content)
@@ -126,9 +127,9 @@ class SnapshotFile:
                     file.write(base.content[start : start + SLICE_BYTES])
                 file.flush()
                 os.fsync(file.fileno())
-            Path(temporary).rename(self.path)
+            temporary.rename(self.path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
         self._sync_directory()
 
