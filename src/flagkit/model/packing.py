@@ -1,19 +1,18 @@
 """Packing: a checked flag as a few bytes, and the way back, which has nothing left to judge.
 
-A body is positional MessagePack: [state, type, variants, off, fallthrough, rules, prerequisites],
-the last two left out where they are empty. Variants are named by their places. It has neither key,
-region nor metadata, and a salt that is the flag's key is left out, so equal policies have equal
-bodies. Conditions stand as they were written, with the places of operators for their names, and are
-parsed again. The body of a document that no
-writer would have let in is a text, which says what is wrong with it.
+A body is positional MessagePack: [state, type, variants, off, fallthrough, rules, prerequisites].
+Variants are named by their places. It has neither key, region nor metadata, and a salt that is the
+flag's key is nil, so equal policies have equal bodies. Conditions stand as they were written, with
+the places of operators for their names, and are parsed again. The body of a document that no writer
+would have let in is a text, which says what is wrong with it.
 
 docs/snapshot-format.md has the layout; changing it is a new FORMAT.
 """
 
-from typing import Any, Final, TypeAlias, cast, get_args
+from typing import Annotated, Any, Final, TypeAlias, cast, get_args
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from flagkit.errors import FlagkitError, InvalidDocumentError
 from flagkit.model.conditions import ALWAYS
@@ -42,6 +41,7 @@ OPERATORS: Final = (
 )
 """Names that stand for numbers in conditions; new ones go to the end."""
 _NUMBERS: Final = {name: number for number, name in enumerate(OPERATORS)}
+_NAMES: Final = dict(enumerate(OPERATORS))
 
 _STATES: Final[tuple[State, ...]] = get_args(State)
 _TYPES: Final[tuple[VariantType, ...]] = get_args(VariantType)
@@ -52,47 +52,51 @@ FAULTS: Final = (FlagkitError, msgspec.MsgspecError, ValueError, RecursionError)
 """What a document raises that is none; bad UTF-8 is a ValueError."""
 
 
-class _Rollout(Struct, array_like=True, tag=0, omit_defaults=True):
+# What counts from the end to Python is out of range here.
+_Place: TypeAlias = Annotated[int, Meta(ge=0)]
+
+
+class _Rollout(Struct, array_like=True, tag=0):
     """A rollout. `intervals` are ends and variants in turn; weights that they say are left out."""
 
-    intervals: tuple[int, ...]
+    intervals: tuple[_Place, ...]
     salt: str | None = None
     by: tuple[str, ...] | None = None
     weights: dict[str, int] | None = None
 
 
-class _Ramp(Struct, array_like=True, tag=1, omit_defaults=True):
-    variant: int
-    otherwise: int
+class _Ramp(Struct, array_like=True, tag=1):
+    variant: _Place
+    otherwise: _Place
     points: tuple[tuple[float, int], ...]
     stepped: bool
     salt: str | None = None
     by: tuple[str, ...] | None = None
 
 
-_Serves: TypeAlias = int | _Rollout | _Ramp
+_Serves: TypeAlias = _Place | _Rollout | _Ramp
 
 
-class _Window(Struct, array_like=True, omit_defaults=True):
+class _Window(Struct, array_like=True):
     start: float
     end: float
     zone: str | None = None
-    days: tuple[int, ...] = ()
+    days: tuple[Annotated[int, Meta(ge=0, le=6)], ...] = ()
     minutes: tuple[int, int] = (0, 0)
 
 
-class _Rule(Struct, array_like=True, omit_defaults=True):
+class _Rule(Struct, array_like=True):
     name: str
     serves: _Serves
     when: dict[str | int, Any] = {}
     during: _Window | None = None
 
 
-class _Body(Struct, array_like=True, omit_defaults=True):
-    state: int
-    type: int
+class _Body(Struct, array_like=True):
+    state: _Place
+    type: _Place
     variants: dict[str, Any]
-    off: int
+    off: Annotated[int, Meta(ge=_NO_VARIANT)]
     fallthrough: _Serves
     rules: tuple[_Rule, ...] = ()
     prerequisites: tuple[tuple[str, tuple[str, ...]], ...] = ()
@@ -162,7 +166,7 @@ def unpack(key: str, region: str, body: bytes) -> Flag:
         return _flag(key, region, _decode(body))
     except InvalidDocumentError:
         raise
-    except (*FAULTS, LookupError, TypeError) as error:
+    except (*FAULTS, ArithmeticError, LookupError, TypeError) as error:
         raise InvalidDocumentError("", f"is no body of a flag: {error}", "Load it anew") from None
 
 
@@ -177,8 +181,8 @@ def _flag(key: str, region: str, wire: str | _Body) -> Flag:
         type=_TYPES[wire.type],
         variants=wire.variants,
         off=None if wire.off == _NO_VARIANT else names[wire.off],
-        prerequisites=tuple(Prerequisite(*item) for item in wire.prerequisites),
-        rules=tuple(_rule(rule, key, names, i) for i, rule in enumerate(wire.rules)),
+        prerequisites=tuple([Prerequisite(*item) for item in wire.prerequisites]),
+        rules=tuple([_rule(rule, key, names, i) for i, rule in enumerate(wire.rules)]),
         fallthrough=_serves(wire.fallthrough, key, names),
         metadata={},
     )
@@ -225,7 +229,7 @@ def _named(value: Any) -> Any:
     if isinstance(value, dict):
         fields = cast("dict[str | int, Any]", value)
         return {
-            name if isinstance(name, str) else OPERATORS[name]: _named(item)
+            name if isinstance(name, str) else _NAMES[name]: _named(item)
             for name, item in fields.items()
         }
     if isinstance(value, list):
