@@ -93,6 +93,63 @@ def test_a_mapped_file_outlives_its_replacement(file: SnapshotFile) -> None:
     assert before.find("shop.express") == after.find("shop.express") is not None
 
 
+def test_what_writers_of_other_files_are_about_to_write_is_let_be(tmp_path: Path) -> None:
+    others = [tmp_path / f".{name}.abcdefgh.tmp" for name in ("flags.eu", "flags2", "x*", "xx")]
+    for other in others:
+        other.write_bytes(b"half of it")
+    for name in ("flags", "x*"):
+        write(SnapshotFile(tmp_path / name, "production", "*"), snapshot())
+    assert [other.exists() for other in others] == [True, True, False, True]
+
+
+def test_a_file_has_one_lock_by_whichever_of_its_names(file: SnapshotFile, tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "link").symlink_to(file.path)
+    for other in (tmp_path / "link", tmp_path / "deep" / ".." / "flags.snapshot"):
+        named = SnapshotFile(other, "production", "*")
+        with file.claimed() as mine, named.claimed() as again:
+            assert (mine, again) == (True, False)
+        write(named, snapshot(8))
+    assert (tmp_path / "link").is_symlink()
+    assert file.read() is not None
+
+
+def test_what_is_no_regular_file_is_neither_read_nor_replaced(tmp_path: Path) -> None:
+    # No reader of a pipe would return before somebody writes into it.
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "directory").mkdir()
+    for path in (tmp_path / "pipe", tmp_path / "directory", Path(os.devnull)):
+        file = SnapshotFile(path, "production", "*")
+        assert file.header() is None
+        with pytest.raises(SnapshotFormatError, match="it is no regular file"):
+            file.read()
+        before = path.stat()
+        with pytest.raises(FileExistsError, match="it is no regular file"):
+            file.write(snapshot().base)
+        assert path.stat().st_ino == before.st_ino
+
+
+def test_what_was_refused_is_of_no_use_until_it_is_replaced(file: SnapshotFile) -> None:
+    write(file, snapshot())
+    file.path.write_bytes(damaged(file.path.read_bytes()))
+    assert file.header() is not None
+    with pytest.raises(SnapshotFormatError):
+        file.read()
+    assert file.header() is None
+    write(file, snapshot())
+    assert file.header() is not None
+
+
+@pytest.mark.parametrize("length", [2**40, 2**64 - 1], ids=repr)
+def test_a_damaged_length_of_the_header_is_no_reason_to_read_that_much(
+    file: SnapshotFile, length: int
+) -> None:
+    write(file, snapshot())
+    content = file.path.read_bytes()
+    file.path.write_bytes(content[:24] + length.to_bytes(8, "little") + content[32:])
+    assert file.header() is None
+
+
 def cut(content: bytes) -> bytes:
     return content[:-1]
 

@@ -225,6 +225,19 @@ def test_a_file_that_is_of_no_use_is_said_once_and_replaced(
     assert file.read() is not None
 
 
+def test_a_damaged_file_whose_header_is_sound_is_replaced_at_once(
+    history: MemoryHistory, file: SnapshotFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Client.from_source(history.source, file):
+        eventually(lambda: saved(file) == 1)
+    content = file.path.read_bytes()
+    file.path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with Client.from_source(history.source, file):
+        # It says that it has the newest revision, but nobody could be served from it.
+        eventually(lambda: file.path.read_bytes() == content)
+    assert len(troubles(caplog, "is not served")) == 1
+
+
 def test_where_no_file_can_be_written_it_is_said_once_and_work_goes_on(
     history: MemoryHistory,
     tmp_path: Path,

@@ -5,12 +5,14 @@ file that is cut off while it is mapped would kill its readers, so none is writt
 """
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
+import stat
 from collections.abc import Generator
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from flagkit.errors import HistoryLostError, SnapshotFormatError
 from flagkit.snapshot.arena import Arena, opened
@@ -30,6 +32,9 @@ _READ: Final = {
     "prot": mmap.PROT_READ,
 }
 
+_Identity: TypeAlias = tuple[int, int, int, int]
+"""What tells a file from one that has replaced it."""
+
 # What is claimed in this process, by path and process: a forked child has claimed nothing.
 _claims: dict[tuple[str, int], object] = {}
 
@@ -42,9 +47,11 @@ class SnapshotFile:
     """
 
     def __init__(self, path: "str | os.PathLike[str]", environment: str, region: str) -> None:
-        self.path = Path(path).absolute()
+        # One lock for one file, by whichever of its names.
+        self.path = Path(os.path.realpath(path))
         self._environment = environment
         self._region = region
+        self._refused: _Identity | None = None
 
     def read(self) -> Snapshot | None:
         """Map the file, and return what it holds, checked; None where there is none.
@@ -54,22 +61,29 @@ class SnapshotFile:
             OSError: it cannot be read.
         """
         try:
-            content = self._mapped()
+            with self._opened() as (descriptor, status):
+                try:
+                    return self._snapshot_in(descriptor)
+                except SnapshotFormatError:
+                    self._refused = _identity(status)
+                    raise
         except FileNotFoundError:
             return None
-        base = opened(content)
-        self._check_environment(base.header)
-        try:
-            return snapshot_of(base, self._region)
-        except HistoryLostError as error:
-            # A file of another region has not the overrides of this one.
-            raise SnapshotFormatError(str(error)) from None
 
     def header(self) -> Header | None:
-        """Return what the file says of itself; None where there is none that is of any use."""
-        with contextlib.suppress(OSError, SnapshotFormatError), self.path.open("rb") as file:
-            begin = file.read(PREFIX_BYTES)
-            begin += file.read(prefix_of(memoryview(begin))[2])
+        """Return what the file says of itself; None where there is none that is of any use.
+
+        It is not checked as a whole, yet one that `read` has refused is of no use.
+        """
+        with (
+            contextlib.suppress(OSError, SnapshotFormatError),
+            self._opened() as (descriptor, status),
+        ):
+            begin = os.pread(descriptor, PREFIX_BYTES, 0)
+            _, length, header_length = prefix_of(memoryview(begin))
+            if length != status.st_size or _identity(status) == self._refused:
+                return None
+            begin += os.pread(descriptor, min(header_length, length), PREFIX_BYTES)
             header = header_of(memoryview(begin))
             self._check_environment(header)
             return header
@@ -114,8 +128,10 @@ class SnapshotFile:
             OSError: it cannot be written; the file is as it was.
         """
         directory, name = self.path.parent, self.path.name
-        for left_over in directory.glob(f".{name}.*.tmp"):
-            left_over.unlink(missing_ok=True)
+        if self.path.exists() and not self.path.is_file():
+            # A device, say, that a privileged process could replace.
+            raise FileExistsError(errno.EEXIST, "it is no regular file")
+        self._remove_left_over()
         # Not by tempfile, the import of which takes a tenth of that of flagkit.
         temporary = directory / f".{name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -133,11 +149,38 @@ class SnapshotFile:
             raise
         self._sync_directory()
 
-    def _mapped(self) -> memoryview:
-        with self.path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise SnapshotFormatError("it is empty")
-            return memoryview(mmap.mmap(file.fileno(), 0, **_READ))
+    @contextlib.contextmanager
+    def _opened(self) -> Generator[tuple[int, os.stat_result]]:
+        # Whoever opens a pipe to read waits for one that writes, unless it says otherwise.
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise SnapshotFormatError("it is no regular file")
+            yield descriptor, status
+        finally:
+            os.close(descriptor)
+
+    def _snapshot_in(self, descriptor: int) -> Snapshot:
+        if os.fstat(descriptor).st_size == 0:
+            raise SnapshotFormatError("it is empty")
+        base = opened(memoryview(mmap.mmap(descriptor, 0, **_READ)))
+        self._check_environment(base.header)
+        try:
+            return snapshot_of(base, self._region)
+        except HistoryLostError as error:
+            # A file of another region has not the overrides of this one.
+            raise SnapshotFormatError(str(error)) from None
+
+    def _remove_left_over(self) -> None:
+        """Remove what killed writers of this file left, and nothing of other files' writers."""
+        begin, end = f".{self.path.name}.", ".tmp"
+        for found in self.path.parent.iterdir():
+            random = found.name.removeprefix(begin).removesuffix(end)
+            if f"{begin}{random}{end}" == found.name and "." not in random:
+                # What cannot be removed may stay.
+                with contextlib.suppress(OSError):
+                    found.unlink()
 
     def _check_environment(self, header: Header) -> None:
         if header.tip.environment != self._environment:
@@ -149,3 +192,7 @@ class SnapshotFile:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _identity(status: os.stat_result) -> _Identity:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
