@@ -5,24 +5,28 @@ import re
 import struct
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import msgspec
 import pytest
 import xxhash
 from hypothesis import given
+from msgspec.structs import replace
 
 from flagkit.changes import Tip
 from flagkit.errors import SnapshotFormatError
-from flagkit.model import packing
+from flagkit.model import decode, encode, packing
 from flagkit.snapshot import Arena, Record, arena, arena_of, building, folding, frame, whole
 from flagkit.snapshot.arena import opened
 from flagkit.snapshot.folding import folded
 from flagkit.snapshot.frame import checksum_of, header_of, prefix_of, written_prefix
+from tests.soak.fuzzing import FLAG_COUNT, PolicyDraw
 from tests.test_arena import MODELS, TIP, Model
+from tests.test_model import documents
 
 PAGE = (Path(__file__).parents[1] / "docs" / "snapshot-format.md").read_text()
 
@@ -181,6 +185,123 @@ def test_colliding_records_are_read_by_the_page(monkeypatch: pytest.MonkeyPatch)
     content = sealed(arena_of(TIP, SMALL))
     assert_read(content, {record.id: record for record in SMALL})
     assert len(Reader(content).header["colliding"]) == len(SMALL)
+
+
+STATES = ("active", "paused", "archived")
+TYPES = ("boolean", "string", "integer", "float", "object")
+DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+OPERATORS = dict(re.findall(r"(\d+) (\$\w+)", PAGE))
+
+
+class BodyReader:
+    """Reads the body of a flag by the page alone, into its document."""
+
+    def __init__(self, key: str, body: bytes) -> None:
+        state, self.type, self.variants, off, served, *rest = msgspec.msgpack.decode(body)
+        rules, prerequisites = [*rest, [], []][:2]
+        self.names = [*self.variants]
+        self.document = {"key": key, "state": STATES[state], "variants": self.variants}
+        if off != -1:
+            self.document["off"] = self.names[off]
+        if prerequisites:
+            self.document["prerequisites"] = [
+                {"flag": flag, "variants": variants} for flag, variants in prerequisites
+            ]
+        if rules:
+            self.document["rules"] = [self.rule(*rule) for rule in rules]
+        self.document["fallthrough"] = self.served(served)
+
+    def rule(self, name: str, served: Any, when: Any = None, window: Any = None) -> dict[str, Any]:
+        rule: dict[str, Any] = {"name": name}
+        if when:
+            rule["when"] = self.condition(when)
+        if window is not None:
+            rule["during"] = self.window(*window)
+        return rule | self.served(served)
+
+    def served(self, served: Any) -> dict[str, Any]:
+        if isinstance(served, int):
+            return {"serve": self.names[served]}
+        return self.ramp(*served[1:]) if served[0] else self.rollout(*served[1:])
+
+    def hashed(self, salt: str | None, by: list[str] | None) -> dict[str, Any]:
+        document = {} if by is None else {"by": ".".join(by)}
+        return document if salt is None else document | {"salt": salt}
+
+    def rollout(
+        self, flat: list[int], salt: Any = None, by: Any = None, weights: Any = None
+    ) -> dict[str, Any]:
+        intervals = [[end, self.names[place]] for end, place in batched(flat)]
+        if weights is None:
+            weights, start = {}, 0
+            for end, name in intervals:
+                weights[name] = weights.get(name, 0) + end - start
+                start = end
+        shares = {name: percent(share) for name, share in weights.items()}
+        return {"rollout": self.hashed(salt, by) | {"weights": shares, "intervals": intervals}}
+
+    def ramp(
+        self, variant: int, otherwise: int, points: Any, stepped: Any, salt: Any, by: Any
+    ) -> dict[str, Any]:
+        ramp = self.hashed(salt, by)
+        ramp |= {"variant": self.names[variant], "otherwise": self.names[otherwise]}
+        if stepped:
+            steps = [{"at": date(at), "percent": percent(share)} for at, share in points]
+            return {"ramp": ramp | {"steps": steps}}
+        (start, first), (end, last) = points
+        ramp |= {"from": percent(first), "to": percent(last)}
+        return {"ramp": ramp | {"start": date(start), "end": date(end)}}
+
+    def window(
+        self, start: float, end: float, zone: Any = None, days: Any = (), minutes: Any = (0, 0)
+    ) -> dict[str, Any]:
+        ends = {"from": start, "until": end}
+        window: dict[str, Any] = {name: date(at) for name, at in ends.items() if abs(at) < 1e300}
+        if zone is None:
+            return window
+        if len(days) < 7:
+            window["days"] = [DAYS[day] for day in days]
+        if minutes != [0, 1440] or len(days) == 7:
+            hours = (f"{minute // 60:02}:{minute % 60:02}" for minute in minutes)
+            window["hours"] = dict(zip(("from", "until"), hours, strict=True))
+        return window | {"zone": zone}
+
+    def condition(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self.condition(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        return {
+            name if isinstance(name, str) else OPERATORS[str(name)]: self.condition(item)
+            for name, item in value.items()
+        }
+
+
+def batched(flat: list[int]) -> list[tuple[int, int]]:
+    return [*zip(flat[::2], flat[1::2], strict=True)]
+
+
+def percent(share: int) -> float:
+    return share // 1000 if share % 1000 == 0 else share / 1000
+
+
+def date(seconds: float) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=round(seconds * 1000))
+
+
+@given(documents())
+def test_a_flag_is_read_from_its_body_by_the_page(made: dict[str, Any]) -> None:
+    flag = replace(decode(made), region="*", metadata={})
+    reader = BodyReader(flag.key, packing.pack(flag))
+    assert repr(reader.document) == repr(encode(flag))
+    assert TYPES[reader.type] == flag.type
+
+
+def test_flags_of_all_conditions_are_read_from_their_bodies_by_the_page() -> None:
+    draw = PolicyDraw(Random(7))
+    for i in range(300):
+        flag = replace(decode(draw.good(i % FLAG_COUNT)), metadata={})
+        assert repr(BodyReader(flag.key, packing.pack(flag)).document) == repr(encode(flag))
 
 
 def test_the_page_has_all_fields_sections_and_operators() -> None:
