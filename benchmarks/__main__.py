@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from benchmarks import evaluate, imports, kept, refresh, segments, sizes
+from benchmarks.page import PAGE, page_of
 from benchmarks.peers import suite as peers
 from benchmarks.plot import IMAGE, curves_of, draw
 from benchmarks.report import FLAG_COUNT, QUICK_FLAG_COUNT, Line, Plan, report
@@ -42,7 +43,9 @@ def main(
     """
     options = _parser(benchmarks).parse_args(arguments)
     if options.names == [PLOT]:
-        draw(curves_of(kept.read(kept.path_of_release())), IMAGE)
+        found = list(kept.read(kept.path_of_release()))
+        draw(curves_of(found), IMAGE)
+        PAGE.write_text(page_of(PAGE.read_text(), found))
         return 0
     flag_count = options.flags or (QUICK_FLAG_COUNT if options.quick else FLAG_COUNT)
     plan = Plan(options.quick, flag_count)
@@ -72,7 +75,7 @@ def _parser(benchmarks: Mapping[str, Benchmark]) -> argparse.ArgumentParser:
         choices=[*benchmarks, "all", PLOT],
         default="all",
         help=f"{', '.join(benchmarks)} or all, which is what none means;"
-        f" or {PLOT} alone, which draws kept results",
+        f" or {PLOT} alone, which puts kept results into docs/performance.md",
     )
     parser.add_argument("--quick", action="store_true", help="measure less often, for CI")
     parser.add_argument(

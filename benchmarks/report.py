@@ -131,10 +131,10 @@ def row_of(result: Line) -> str:
         return f"{result.benchmark:<9} {result.case}: could not run: {result.reason}"
     verdict = "" if result.bound is None else "yes" if result.ok else "NO"
     if result.missed:
-        verdict += f" (missed before: {', '.join(map(_rounded, result.missed))})"
+        verdict += f" (missed before: {', '.join(map(rounded, result.missed))})"
     bound = "" if result.bound is None else f"{'>= ' * result.at_least}{result.bound:g}"
     row = _ROW.format(
-        result.benchmark, result.case, _rounded(result.value), result.unit, bound, verdict
+        result.benchmark, result.case, rounded(result.value), result.unit, bound, verdict
     )
     return row.rstrip()
 
@@ -172,7 +172,8 @@ def surroundings() -> dict[str, object]:
     }
 
 
-def _rounded(value: float) -> str:
+def rounded(value: float) -> str:
+    """Return a figure as tables have it, with three digits."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 

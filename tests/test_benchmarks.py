@@ -21,7 +21,8 @@ from benchmarks.cases import ASIA, CASES, CONTEXT, EUROZONE, FLAGS, NORTH, W1, W
 from benchmarks.catalogue import PLAIN, ROLLOUT, RULES, documents, keys_of, lines_of
 from benchmarks.evaluate import by_hand_table, client, hot_keys, rollout_of, shaped, shapes
 from benchmarks.imports import slowest
-from benchmarks.kept import read
+from benchmarks.kept import path_of_release, read
+from benchmarks.page import PAGE, page_of
 from benchmarks.peers.comparing import WrongAnswerError, check, checked, payload_of
 from benchmarks.peers.flags import Peer, Step, plain
 from benchmarks.peers.flags import Test as PlainTest
@@ -184,6 +185,22 @@ def test_curves_are_of_sizes_and_peers() -> None:
         "a cold flag",
     }
     assert (found.peer_memory, found.peer_checks) == ({"Eppo": (10, 99)}, {"Eppo": 0.8})
+
+
+def test_the_page_says_what_is_kept() -> None:
+    text = PAGE.read_text()
+    assert page_of(text, read(path_of_release())) == text
+
+
+def test_tables_are_made_of_results() -> None:
+    page = "".join(f"<!-- table {name} -->\nold\n<!-- end -->\n" for name in ("sizes", "bounds"))
+    bound = {"value": 2.5, "unit": "x", "bound": 2.0, "at_least": False, "ok": False}
+    missed = {"benchmark": "evaluate", "case": "W2 flagkit / by hand", **bound}
+    found = page_of(page, [*lines_of_sizes_and_peers(), missed])
+    assert "| 1,000 | 1 | 2 | 3 | 4 |" in found
+    assert "| evaluate | W2 flagkit / by hand | 2.5 x | at most 2 x | missed |" in found
+    assert "old" not in found
+    assert page_of(found, lines_of_sizes_and_peers()) != found
 
 
 def test_curves_are_drawn(tmp_path: Path) -> None:
