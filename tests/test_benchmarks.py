@@ -193,13 +193,15 @@ def test_the_page_says_what_is_kept() -> None:
 
 
 def test_tables_are_made_of_results() -> None:
-    page = "".join(f"<!-- table {name} -->\nold\n<!-- end -->\n" for name in ("sizes", "bounds"))
+    page = "".join(
+        f"<!-- table {name} -->\nwhat was there\n<!-- end -->\n" for name in ("sizes", "bounds")
+    )
     bound = {"value": 2.5, "unit": "x", "bound": 2.0, "at_least": False, "ok": False}
     missed = {"benchmark": "evaluate", "case": "W2 flagkit / by hand", **bound}
     found = page_of(page, [*lines_of_sizes_and_peers(), missed])
     assert "| 1,000 | 1 | 2 | 3 | 4 |" in found
     assert "| evaluate | W2 flagkit / by hand | 2.5 x | at most 2 x | missed |" in found
-    assert "old" not in found
+    assert "what was there" not in found
     assert page_of(found, lines_of_sizes_and_peers()) != found
 
 
