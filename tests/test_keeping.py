@@ -1,18 +1,22 @@
 """Keeping: clients that fold what has changed, serve from a file, and keep it current."""
 
+import asyncio
+import gc
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flagkit import Client, keeping
+from flagkit.changes import Change
 from flagkit.errors import StoreUnavailableError
-from flagkit.snapshot import SnapshotFile, snapshots
+from flagkit.snapshot import Arena, Snapshot, SnapshotFile, fold, snapshots, whole
 from flagkit.testing import ENVIRONMENT, MemoryHistory
 
 PATIENCE_SECONDS = 20.0
@@ -65,6 +69,28 @@ def base_of(client: Client) -> tuple[int, int]:
     return client.snapshot.base.tip.revision, len(client.snapshot.overlay)
 
 
+def snapshot_at(history: MemoryHistory) -> Snapshot:
+    """Return the snapshot of the tip, whose overlay is empty."""
+    return asyncio.run(history.source().load())
+
+
+def after(snapshot: Snapshot, *changes: Change) -> Snapshot:
+    return snapshot.apply(changes)
+
+
+async def ended(keeping: "asyncio.Future[None]") -> None:
+    """Cancel a keeper, once, and see it end."""
+    keeping.cancel()
+    done, _ = await asyncio.wait([keeping], timeout=PATIENCE_SECONDS)
+    assert done, "it does not end"
+
+
+def write(file: SnapshotFile, snapshot: Snapshot) -> None:
+    with file.claimed() as mine:
+        assert mine
+        file.write(whole(fold(snapshot, with_members=True)))
+
+
 # Folding
 
 
@@ -94,6 +120,48 @@ def test_evaluators_in_use_are_carried_over_a_fold(
         history.commit(flag("shop.other"))
         eventually(lambda: base_of(client) == (2, 0))
         assert client._view.find("shop.express") is before
+
+
+def test_a_base_is_given_up_as_soon_as_there_is_another(
+    history: MemoryHistory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "OVERLAY_MIN", 0)
+
+    def bases() -> list[int]:
+        """Return the revisions of all bases of this history that are in memory."""
+        found = [item.tip for item in gc.get_objects() if isinstance(item, Arena)]
+        return [tip.revision for tip in found if tip.epoch == history.tip.epoch]
+
+    with Client.from_source(history.source) as client:
+        client.wait_ready()
+        history.commit(flag(on=False))
+        # The thread that has folded it waits for the next revision meanwhile.
+        eventually(lambda: bases() == [2])
+
+
+def test_what_cannot_be_folded_is_said_and_tried_again(
+    history: MemoryHistory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(snapshots, "OVERLAY_MIN", 0)
+    monkeypatch.setattr(keeping, "SAVE_SECONDS_MAX", 0.0)
+    tried = asyncio.Semaphore(0)
+
+    def rebase(*_: object) -> None:
+        tried.release()
+        raise MemoryError("no more of it")
+
+    changed = after(snapshot_at(history), history.commit(flag(on=False)))
+
+    async def fold_thrice() -> None:
+        keeper = keeping.Keeper(rebase, None)
+        keeper.saw(changed)
+        running = asyncio.ensure_future(keeper.run())
+        for _ in range(3):
+            await tried.acquire()
+        await ended(running)
+
+    asyncio.run(fold_thrice())
+    assert len(troubles(caplog, "not folded: MemoryError('no more of it')")) == 1
 
 
 # The file
@@ -193,6 +261,138 @@ def test_an_older_revision_never_replaces_a_newer_one(
     keeper.saw(lagging.snapshot)
     keeper.save_now()
     assert saved(file) == 2
+
+
+def test_who_lags_behind_folds_in_memory_and_leaves_the_newer_file(
+    history: MemoryHistory, file: SnapshotFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "OVERLAY_MIN", 0)
+    lagging = after(snapshot_at(history), history.commit(flag(on=False)))
+    history.commit(flag())
+    write(file, snapshot_at(history))
+
+    async def keep() -> None:
+        bases: asyncio.Queue[Arena] = asyncio.Queue()
+        keeper = keeping.Keeper(lambda _, base, __: bases.put_nowait(base), file)
+        keeper.saw(lagging)
+        running = asyncio.ensure_future(keeper.run())
+        assert (await bases.get()).tip.revision == 2
+        await ended(running)
+
+    asyncio.run(keep())
+    assert saved(file) == 3
+
+
+def test_a_file_is_taken_over_at_any_revision_that_was_passed_through(
+    history: MemoryHistory, file: SnapshotFile
+) -> None:
+    before = snapshot_at(history)
+    changes = [history.commit(flag(f"shop.f{number}")) for number in range(4)]
+    write(file, before.apply(changes[:2]))
+
+    async def keep() -> None:
+        bases: asyncio.Queue[Arena] = asyncio.Queue()
+        keeper = keeping.Keeper(lambda _, base, __: bases.put_nowait(base), file)
+        keeper.saw(before)
+        # All at once, as a stream brings them.
+        keeper.saw(before.apply(changes), changes)
+        running = asyncio.ensure_future(keeper.run())
+        assert (await bases.get()).tip.revision == 3
+        await ended(running)
+
+    asyncio.run(keep())
+
+
+def test_while_another_writes_for_ever_changes_are_folded_all_the_same(
+    history: MemoryHistory, file: SnapshotFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "OVERLAY_MIN", 2)
+    with Client.from_source(history.source, file) as client:
+        with file.claimed() as mine:
+            assert mine
+            client.wait_ready()
+            for number in range(8):
+                history.commit(flag(f"shop.f{number}"))
+            eventually(lambda: base_of(client)[0] > 1 and base_of(client)[1] <= 4)
+            assert saved(file) == 0
+        eventually(lambda: saved(file) == 9)
+
+
+def test_a_file_of_what_the_database_was_put_back_from_is_replaced(
+    history: MemoryHistory, file: SnapshotFile
+) -> None:
+    for number in range(4):
+        history.commit(flag(f"shop.f{number}"))
+    write(file, snapshot_at(history))
+    # A backup was put back: the same epoch, at an older revision.
+    del history.changes[2:]
+    with Client.from_source(history.source, file) as client:
+        assert client.revision == 5
+        eventually(lambda: saved(file) == 2)
+        assert client.keys() == ["shop.express", "shop.f0"]
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_keeper_that_is_cancelled_while_news_come_ends(
+    history: MemoryHistory, file: SnapshotFile, turns: int
+) -> None:
+    snapshot = snapshot_at(history)
+    write(file, snapshot)
+
+    async def cancel() -> None:
+        keeper = keeping.Keeper(lambda *_: None, file)
+        keeper.saw(snapshot)
+        keeper._save_after = time.monotonic() + 3600
+        running = asyncio.ensure_future(keeper.run())
+        await asyncio.sleep(0)
+        keeper.saw(snapshot)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await ended(running)
+
+    asyncio.run(cancel())
+
+
+def test_a_keeper_that_is_cancelled_while_it_fails_to_write_ends(
+    history: MemoryHistory, tmp_path: Path
+) -> None:
+    # Of such a name, there can be the lock but not what is to be renamed.
+    file = SnapshotFile(tmp_path / ("n" * 245), ENVIRONMENT, "*")
+    snapshot = snapshot_at(history)
+
+    async def cancel() -> None:
+        go_on = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            asyncio.get_running_loop().set_default_executor(pool)
+            waiting = pool.submit(go_on.wait)
+            keeper = keeping.Keeper(lambda *_: None, file)
+            keeper.saw(snapshot)
+            running = asyncio.ensure_future(keeper.run())
+            while pool._work_queue.empty():  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0)
+            running.cancel()
+            await asyncio.sleep(0)
+            go_on.set()
+            done, _ = await asyncio.wait([running], timeout=PATIENCE_SECONDS)
+            assert done, "it does not end"
+            assert running.cancelled()
+            assert waiting.result()
+
+    asyncio.run(cancel())
+
+
+def test_a_trouble_is_the_same_whatever_temporary_file_it_is_about(
+    history: MemoryHistory,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(keeping, "SAVE_SECONDS_MAX", 0.0)
+    file = SnapshotFile(tmp_path / ("n" * 245), ENVIRONMENT, "*")
+    with Client.from_source(history.source, file):
+        eventually(lambda: bool(troubles(caplog, "is not written: File name too long")))
+    # Tried again when it closed, if not before.
+    assert len(troubles(caplog, "is not written")) == 1
 
 
 def test_clients_that_share_a_file_go_on_from_what_one_of_them_wrote(

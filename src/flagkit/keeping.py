@@ -9,10 +9,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Final, TypeAlias, TypeVar
 
-from flagkit.changes import PolicyId, Tip
+from flagkit.changes import Change, PolicyId, Tip
 from flagkit.errors import SnapshotFormatError
 from flagkit.snapshot import Arena, Record, Snapshot, SnapshotFile, fold, whole
 
@@ -25,7 +25,8 @@ SAVE_BYTES_PER_SECOND: Final = 1024 * 1024
 SAVE_SECONDS_MIN, SAVE_SECONDS_MAX = 1.0, 60.0
 """Between two writes of a file; in between, the more the larger it is."""
 CLAIM_AGAIN_SECONDS: Final = 0.2
-TIPS_KEPT_MAX: Final = 16_384
+REVISIONS_KEPT_MAX: Final = 32_768
+"""As many as come in SAVE_SECONDS_MAX, if there are some 500 a second."""
 
 Rebase: TypeAlias = "Callable[[Snapshot, Arena, Mapping[PolicyId, Record | None]], None]"
 """Takes the snapshot that a base was made from, the base, and what of its overlay it has."""
@@ -45,34 +46,29 @@ class Keeper:
         self._newest: Snapshot | None = None
         self._news = asyncio.Event()
         self._save_after = 0.0
-        self._tips: dict[int, Tip] = {}
+        # The hashes of revisions that were seen, and of those that are history no more.
+        self._seen: dict[int, str] = {}
+        self._lost: dict[int, str] = {}
         self._trouble: str | None = None
 
-    def saw(self, snapshot: Snapshot, *, anew: bool = False) -> None:
-        """Take note of a snapshot that follows the last one, or, `anew`, of one that does not."""
-        if anew:
-            self._tips.clear()
+    def saw(self, snapshot: Snapshot, changes: Sequence[Change] | None = ()) -> None:
+        """Take note of a snapshot, and of the changes that led to it; None where it is a new base.
+
+        A new base may be of another history than what was seen before.
+        """
+        if changes is None:
+            self._seen, self._lost = {}, self._seen
         self._newest = snapshot
-        self._tips[snapshot.tip.revision] = snapshot.tip
-        if len(self._tips) > TIPS_KEPT_MAX:
-            del self._tips[next(iter(self._tips))]
+        for tip in (*(change.tip for change in changes or ()), snapshot.tip):
+            self._seen[tip.revision] = tip.hash
+        while len(self._seen) > REVISIONS_KEPT_MAX:
+            del self._seen[next(iter(self._seen))]
         self._news.set()
 
     async def run(self) -> None:
         """Fold and save for ever."""
         while True:
-            snapshot = await self._due()
-            if self._file is None:
-                self._rebase(snapshot, await _paced(fold(snapshot)), snapshot.overlay)
-                continue
-            try:
-                await self._kept_in(self._file, snapshot)
-                self._note(None)
-            except (OSError, SnapshotFormatError) as error:
-                self._note(f"the snapshot file {self._file.path} is not written: {error}")
-                self._save_after = time.monotonic() + SAVE_SECONDS_MAX
-                if snapshot.to_be_folded:
-                    self._rebase(snapshot, await _paced(fold(snapshot)), snapshot.overlay)
+            await self._keep(await self._due())
 
     def save_now(self) -> None:
         """Save the newest snapshot at once, if another has not; a trouble is logged."""
@@ -81,10 +77,34 @@ class Keeper:
             return
         try:
             with file.claimed() as mine:
-                if mine:
+                # Another may have written it in this very moment.
+                if mine and not self._is_saved(file, snapshot):
                     file.write(whole(fold(snapshot, with_members=True)))
-        except OSError as error:
-            self._note(f"the snapshot file {file.path} is not written: {error}")
+        except Exception as error:  # noqa: BLE001 - the client closes all the same
+            self._failed(file, error)
+
+    async def _keep(self, snapshot: Snapshot) -> None:
+        """Keep a snapshot in the file, if there is one, or else fold it, if that is due."""
+        file = self._file
+        if file is not None:
+            try:
+                if await self._kept_in(file, snapshot):
+                    self._note(None)
+                    return
+            except Exception as error:  # noqa: BLE001 - whatever fails, flags are served
+                self._failed(file, error)
+                self._save_after = time.monotonic() + SAVE_SECONDS_MAX
+            else:
+                if not snapshot.folding_is_overdue:
+                    # Another is about to write what can be taken from it.
+                    await asyncio.sleep(CLAIM_AGAIN_SECONDS)
+                    return
+        if snapshot.to_be_folded:
+            try:
+                self._rebase(snapshot, await _paced(fold(snapshot)), snapshot.overlay)
+            except Exception as error:  # noqa: BLE001 - as above
+                self._note(f"what has changed is not folded: {_told(error)}")
+                await asyncio.sleep(SAVE_SECONDS_MAX)
 
     async def _due(self) -> Snapshot:
         """Wait until a snapshot is to be folded or kept, and return it."""
@@ -99,38 +119,38 @@ class Keeper:
                     if self._to_be_kept(self._file, snapshot):
                         return snapshot
                     wait = None
+            # Not wait_for, which on 3.11 forgets that it was cancelled if news come meanwhile.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self._news.wait()
 
-    async def _kept_in(self, file: SnapshotFile, snapshot: Snapshot) -> None:
+    async def _kept_in(self, file: SnapshotFile, snapshot: Snapshot) -> bool:
+        """Take the base from the file, or write it; return whether either could be done now."""
         if await self._taken_from(file, snapshot):
-            return
+            return True
         with file.claimed() as mine:
-            if mine:
-                base = await _paced(fold(snapshot, with_members=True))
-                writing = asyncio.ensure_future(asyncio.to_thread(file.write, base))
-                try:
-                    await asyncio.shield(writing)
-                except asyncio.CancelledError:
-                    # As long as it is written, nobody else may.
-                    await writing
-                    raise
-                saved = await asyncio.to_thread(file.read)
-                if saved is not None and saved.tip == base.tip:
-                    base = saved.base
-                self._rebase(snapshot, base, snapshot.overlay)
-                self._rest(base)
-                return
-        await asyncio.sleep(CLAIM_AGAIN_SECONDS)
+            # What another has written that is newer has to stay.
+            if not mine or self._is_saved(file, snapshot):
+                return False
+            base = await _paced(fold(snapshot, with_members=True))
+            writing = asyncio.ensure_future(asyncio.to_thread(file.write, base))
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                # As long as it is written, nobody else may. Whether it could be matters no more.
+                await asyncio.gather(writing, return_exceptions=True)
+                raise
+            saved = await asyncio.to_thread(file.read)
+            if saved is not None and saved.tip == base.tip:
+                base = saved.base
+            self._rebase(snapshot, base, snapshot.overlay)
+            self._rest(base)
+            return True
 
     async def _taken_from(self, file: SnapshotFile, snapshot: Snapshot) -> bool:
         """Go on from what another process has saved, if it is newer, and this one was there."""
         header = file.header()
-        if (
-            header is None
-            or not snapshot.base.tip.revision < header.tip.revision <= snapshot.tip.revision
-            or self._tips.get(header.tip.revision) != header.tip
-        ):
+        if header is None or not self._is_ahead(header.tip, snapshot):
             return False
         saved = await asyncio.to_thread(file.read)
         if saved is None or saved.tip != header.tip:
@@ -144,9 +164,15 @@ class Keeper:
         if not self._is_saved(file, snapshot):
             return True
         header = file.header()
+        return header is not None and self._is_ahead(header.tip, snapshot)
+
+    def _is_ahead(self, tip: Tip, snapshot: Snapshot) -> bool:
+        """Tell whether a tip is on the way from a snapshot's base to it."""
+        revision = tip.revision
         return (
-            header is not None
-            and snapshot.base.tip.revision < header.tip.revision <= snapshot.tip.revision
+            tip.epoch == snapshot.tip.epoch
+            and snapshot.base.tip.revision < revision <= snapshot.tip.revision
+            and self._seen.get(revision) == tip.hash
         )
 
     def _rest(self, base: Arena) -> None:
@@ -155,18 +181,36 @@ class Keeper:
         self._save_after = time.monotonic() + wait
 
     def _is_saved(self, file: SnapshotFile, snapshot: Snapshot) -> bool:
+        """Tell whether the file has a snapshot, or a newer one, which is never replaced."""
         header = file.header()
         if header is None or header.tip.epoch != snapshot.tip.epoch:
             return False
-        return header.tip.revision >= snapshot.tip.revision
+        tip = header.tip
+        if tip.revision <= snapshot.tip.revision:
+            return tip == snapshot.tip
+        # Newer, unless the database was put back to what it was before.
+        return self._lost.get(tip.revision) != tip.hash
+
+    def _failed(self, file: SnapshotFile, error: Exception) -> None:
+        self._note(
+            f"the snapshot file {file.path} is not written: {_told(error)};"
+            " flags are served from memory"
+        )
 
     def _note(self, trouble: str | None) -> None:
         """Say a trouble once, and once that it is over."""
         if trouble is not None and trouble != self._trouble:
-            _log.warning("%s; flags are served from memory", trouble)
+            _log.warning("%s", trouble)
         elif trouble is None and self._trouble is not None:
             _log.info("the snapshot file is written again")
         self._trouble = trouble
+
+
+def _told(error: Exception) -> str:
+    """Return what went wrong, in the same words each time: without names of temporary files."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) if isinstance(error, SnapshotFormatError) else repr(error)
 
 
 def _common(

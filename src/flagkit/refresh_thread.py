@@ -154,18 +154,23 @@ class RefreshThread:
             reached = False
             while True:
                 action = await self._advance(source, action)
-                snapshot, applied = self._refresher.snapshot, self._refresher.applied
                 # Once more when the source has been reached: only now all modules are loaded.
                 first = not reached and self._refresher.state is State.WATCHING
-                if snapshot is not None and (applied != () or first):
-                    reached = reached or first
-                    self._publish_safely(snapshot, applied)
-                    self._keeper.saw(snapshot, anew=applied is None)
+                reached = reached or first
+                self._tell(again=first)
         finally:
             self._obeying = False
             keeping.cancel()
             await asyncio.gather(keeping, source.close(), return_exceptions=True)
             self._keeper.save_now()
+
+    def _tell(self, *, again: bool) -> None:
+        """Publish the snapshot that the last step led to, if any or if `again`."""
+        # Not a local of `_run`, which would keep its base in memory while it waits for the next.
+        snapshot, applied = self._refresher.snapshot, self._refresher.applied
+        if snapshot is not None and (applied != () or again):
+            self._publish_safely(snapshot, applied)
+            self._keeper.saw(snapshot, applied)
 
     def _rebase(
         self, folded: Snapshot, base: Arena, overlay: Mapping[PolicyId, Record | None]

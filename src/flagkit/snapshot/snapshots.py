@@ -155,7 +155,16 @@ class Snapshot(Struct, frozen=True):
     @property
     def to_be_folded(self) -> bool:
         """Whether the overlay has grown so large that it costs more than folding it."""
-        return len(self.overlay) > max(OVERLAY_MIN, self.base.count // BASE_PER_OVERLAY)
+        return len(self.overlay) > self._overlay_max
+
+    @property
+    def folding_is_overdue(self) -> bool:
+        """Whether it is twice as large as it should be, however good the reasons to wait are."""
+        return len(self.overlay) > 2 * self._overlay_max
+
+    @property
+    def _overlay_max(self) -> int:
+        return max(OVERLAY_MIN, self.base.count // BASE_PER_OVERLAY)
 
     def rebased(self, base: Arena, folded: Overlay) -> "Snapshot":
         """Return this snapshot on a base that an earlier overlay has been folded into.
