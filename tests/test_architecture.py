@@ -13,7 +13,7 @@ ROOMS = sorted((SOURCE / "flagkit").rglob("*.py"))
 LEVELS = [
     ["errors"],
     ["model"],
-    ["core", "changes", "settings", "forks", "counting"],
+    ["core", "changes", "settings", "forks", "counting", "breaker"],
     ["snapshot"],
     ["refresh", "view"],
     ["storage", "keeping", "answers"],
@@ -35,6 +35,7 @@ OWNERS = {
         "changes",
         "snapshot",
         "refresh",
+        "breaker",
         "view",
         "settings",
         "counting",
@@ -49,7 +50,7 @@ OWNERS = {
     "rich": {"cli"},
     "ruamel": {"cli"},
 }
-PURE = {"errors", "model", "core", "changes", "snapshot", "refresh"}
+PURE = {"errors", "model", "core", "changes", "snapshot", "breaker", "refresh"}
 IMPURE = {"asyncio", "socket", "logging", "subprocess", "bson", "pymongo"}
 # Imports inside functions, each deferred for the same reason: `import flagkit` must stay small.
 DEFERRED = {

@@ -572,7 +572,7 @@ from flagkit import Client
 failed = threading.Event()
 
 class Resolving:
-    async def load(self):
+    async def load(self, route):
         try:
             while True:
                 await asyncio.get_running_loop().run_in_executor(None, int)

@@ -16,6 +16,7 @@ import pytest
 from flagkit import Client, keeping
 from flagkit.changes import Change
 from flagkit.errors import StoreUnavailableError
+from flagkit.refresh import Route
 from flagkit.snapshot import Arena, Snapshot, SnapshotFile, fold, snapshots, whole
 from flagkit.testing import ENVIRONMENT, MemoryHistory
 
@@ -71,7 +72,7 @@ def base_of(client: Client) -> tuple[int, int]:
 
 def snapshot_at(history: MemoryHistory) -> Snapshot:
     """Return the snapshot of the tip, whose overlay is empty."""
-    return asyncio.run(history.source().load())
+    return asyncio.run(history.source().load(Route.NEAR))
 
 
 def after(snapshot: Snapshot, *changes: Change) -> Snapshot:

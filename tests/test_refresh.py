@@ -9,30 +9,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from flagkit.changes import Change, PolicyChange, next_change
-from flagkit.errors import HistoryLostError, StoreUnavailableError
+from flagkit.breaker import Circuit, Thresholds
+from flagkit.changes import Change, PolicyChange, Tip, next_change
+from flagkit.errors import HistoryLostError, StoreUnavailableError, StreamsUnavailableError
 from flagkit.refresh import (
-    BACKOFF_FIRST_SECONDS,
-    BACKOFF_MAX_SECONDS,
     Action,
     Arrived,
+    AskHead,
     CatchUp,
     CaughtUp,
+    Due,
     Event,
     Failed,
+    HeadSeen,
     Load,
     Loaded,
+    Pace,
     Refresher,
+    Route,
     State,
     Wait,
-    Waited,
     Watch,
 )
 from flagkit.snapshot import Snapshot, build
 from flagkit.testing import MemoryHistory
 
-UNAVAILABLE = Failed(StoreUnavailableError("no primary"))
+NEAR, PRIMARY = Route.NEAR, Route.PRIMARY
+UNAVAILABLE = Failed(StoreUnavailableError("no member answers"))
 LOST = Failed(HistoryLostError("pruned"))
+NO_STREAMS = Failed(StreamsUnavailableError("no replica set"))
+
+PACE = Pace(head=10.0, lag=2.0, poll=5.0, stream=300.0)
+THRESHOLDS = Thresholds(failure_count=3, first_seconds=0.5, max_seconds=30.0, lag_seconds=60.0)
 
 
 class Longest(random.Random):
@@ -40,6 +48,11 @@ class Longest(random.Random):
 
     def uniform(self, a: float, b: float) -> float:  # noqa: ARG002 - the least is not of interest
         return b
+
+
+HEAD = PACE.head * 1.2
+POLL = PACE.poll * 1.2
+"""As the longest waits are drawn."""
 
 
 def history_of(count: int) -> MemoryHistory:
@@ -59,13 +72,27 @@ def base(history: MemoryHistory, revision: int) -> Snapshot:
     return build(tip, "*", history.states_at(tip).values())
 
 
-def watching(history: MemoryHistory, revision: int) -> Refresher:
-    """Return a refresher that has loaded a revision and watches."""
-    refresher = Refresher(Longest())
-    assert refresher.start() == Load()
+def refresher_of(snapshot: Snapshot | None = None) -> Refresher:
+    return Refresher(Longest(), snapshot, PACE, THRESHOLDS)
+
+
+def watching(history: MemoryHistory, revision: int, now: float = 0.0) -> Refresher:
+    """Return a refresher that has loaded a revision, which is the head, and watches."""
+    refresher = refresher_of()
+    assert refresher.start(now) == Load(NEAR)
     snapshot = base(history, revision)
-    assert refresher.step(Loaded(snapshot)) == CatchUp(snapshot.tip, reopen=True)
-    assert refresher.step(CaughtUp(())) == Watch()
+    assert refresher.step(Loaded(snapshot), now) == CatchUp(snapshot.tip, NEAR, reopen=True)
+    assert refresher.step(CaughtUp(()), now) == AskHead()
+    assert refresher.step(HeadSeen(snapshot.tip, now), now) == Watch(now + HEAD)
+    return refresher
+
+
+def watching_primary(history: MemoryHistory, revision: int) -> Refresher:
+    """Return a refresher that watches the primary, since what is near was behind."""
+    refresher = watching(history, revision)
+    refresher.step(LOST, 0.0)
+    assert refresher.step(LOST, 0.0) == CatchUp(history.tip_at(revision), PRIMARY, reopen=True)
+    refresher.step(CaughtUp(()), 0.0)
     return refresher
 
 
@@ -77,27 +104,45 @@ def revision_of(refresher: Refresher) -> int:
 # The way in
 
 
-def test_it_loads_then_opens_the_stream_then_catches_up_then_watches() -> None:
+def test_it_loads_then_opens_the_stream_then_catches_up_then_asks_for_the_head_then_watches() -> (
+    None
+):
     history = history_of(5)
-    refresher = Refresher(random.Random(1))
-    assert (refresher.start(), refresher.state) == (Load(), State.LOADING)
+    refresher = refresher_of()
+    assert (refresher.start(0.0), refresher.state) == (Load(NEAR), State.LOADING)
     snapshot = base(history, 3)
-    assert refresher.step(Loaded(snapshot)) == CatchUp(history.tip_at(3), reopen=True)
+    assert refresher.step(Loaded(snapshot), 1.0) == CatchUp(snapshot.tip, NEAR, reopen=True)
     assert (refresher.state, refresher.snapshot) == (State.CATCHING_UP, snapshot)
     assert refresher.applied is None
-    assert refresher.step(CaughtUp(history.changes[3:])) == Watch()
+    assert refresher.step(CaughtUp(history.changes[3:]), 2.0) == AskHead()
     assert (refresher.state, revision_of(refresher)) == (State.WATCHING, 5)
     assert refresher.applied == history.changes[3:]
+    assert refresher.current_as_of is None
+    assert refresher.step(HeadSeen(history.tip, 2.0), 3.0) == Watch(3.0 + HEAD)
+    assert refresher.current_as_of == 2.0
+    assert refresher.head == history.tip
+
+
+def test_what_it_has_already_is_only_caught_up() -> None:
+    history = history_of(5)
+    refresher = refresher_of(base(history, 3))
+    assert refresher.start(0.0) == CatchUp(history.tip_at(3), NEAR, reopen=True)
 
 
 def test_what_arrives_in_order_is_applied() -> None:
     history = history_of(5)
     refresher = watching(history, 2)
     for batch in (history.changes[2:3], history.changes[3:5]):
-        assert refresher.step(Arrived(batch)) == Watch()
+        assert refresher.step(Arrived(batch), 1.0) == Watch(HEAD)
         assert refresher.applied == batch
     assert refresher.snapshot is not None
     assert set(refresher.snapshot.records()) == set(base(history, 5).records())
+
+
+def test_a_closed_refresher_says_so() -> None:
+    refresher = watching(history_of(1), 1)
+    refresher.close()
+    assert refresher.state is State.CLOSED
 
 
 # Doubt
@@ -106,9 +151,10 @@ def test_what_arrives_in_order_is_applied() -> None:
 def test_a_gap_leads_to_the_ledger() -> None:
     history = history_of(5)
     refresher = watching(history, 2)
-    assert refresher.step(Arrived([history.changes[3]])) == CatchUp(history.tip_at(2), reopen=False)
+    gap = Arrived([history.changes[3]])
+    assert refresher.step(gap, 1.0) == CatchUp(history.tip_at(2), NEAR, reopen=False)
     assert (revision_of(refresher), refresher.applied) == (2, ())
-    assert refresher.step(CaughtUp(history.changes[2:])) == Watch()
+    assert refresher.step(CaughtUp(history.changes[2:]), 1.0) == Watch(HEAD)
     assert revision_of(refresher) == 5
 
 
@@ -116,32 +162,33 @@ def test_a_gap_within_a_batch_applies_none_of_it() -> None:
     history = history_of(5)
     refresher = watching(history, 1)
     batch = [history.changes[1], history.changes[3]]
-    assert refresher.step(Arrived(batch)) == CatchUp(history.tip_at(1), reopen=False)
+    assert refresher.step(Arrived(batch), 1.0) == CatchUp(history.tip_at(1), NEAR, reopen=False)
     assert revision_of(refresher) == 1
 
 
 def test_duplicates_are_dropped() -> None:
     history = history_of(4)
     refresher = watching(history, 3)
-    assert refresher.step(Arrived(history.changes[:3])) == Watch()
+    assert refresher.step(Arrived(history.changes[:3]), 1.0) == Watch(HEAD)
     assert (revision_of(refresher), refresher.applied) == (3, ())
-    assert refresher.step(Arrived(history.changes)) == Watch()
+    assert refresher.step(Arrived(history.changes), 1.0) == Watch(HEAD)
     assert (revision_of(refresher), refresher.applied) == (4, history.changes[3:])
 
 
-def test_another_hash_at_my_revision_leads_to_the_ledger() -> None:
+def test_another_hash_at_my_revision_leads_to_the_ledger_and_then_to_the_primarys() -> None:
     history = history_of(3)
     refresher = watching(history, 3)
     fork = next_change(history.tip_at(2), "fork", history.tip.time, [])
-    assert refresher.step(Arrived([fork])) == CatchUp(history.tip_at(3), reopen=False)
-    assert refresher.step(LOST) == Load()
+    assert refresher.step(Arrived([fork]), 1.0) == CatchUp(history.tip, NEAR, reopen=False)
+    assert refresher.step(LOST, 1.0) == CatchUp(history.tip, PRIMARY, reopen=True)
 
 
 def test_another_epoch_leads_to_the_ledger() -> None:
     history = history_of(3)
     restored = history_of(2)
     refresher = watching(history, 3)
-    assert refresher.step(Arrived([restored.changes[1]])) == CatchUp(history.tip, reopen=False)
+    arrived = Arrived([restored.changes[1]])
+    assert refresher.step(arrived, 1.0) == CatchUp(history.tip, NEAR, reopen=False)
 
 
 @pytest.mark.parametrize(
@@ -158,147 +205,307 @@ def test_an_altered_change_is_never_applied(altered: dict[str, Any]) -> None:
     history = history_of(3)
     bad = replace(history.changes[2], **altered)
     refresher = watching(history, 2)
-    assert refresher.step(Arrived([bad])) == CatchUp(history.tip_at(2), reopen=False)
+    tip = history.tip_at(2)
+    assert refresher.step(Arrived([bad]), 1.0) == CatchUp(tip, NEAR, reopen=False)
+    # The same from the ledger, near and of the primary: then only a new base helps.
+    assert refresher.step(CaughtUp([bad]), 1.0) == CatchUp(tip, PRIMARY, reopen=True)
+    assert refresher.step(CaughtUp([bad]), 1.0) == Wait(1.5)
     assert (revision_of(refresher), refresher.applied) == (2, ())
-    # The same from the ledger: then only a new base helps.
-    assert refresher.step(CaughtUp([bad])) == Load()
-    assert (revision_of(refresher), refresher.applied) == (2, ())
+    assert refresher.step(Due(), 1.5) == Load(PRIMARY)
 
 
-def test_silence_leads_to_the_ledger_and_back() -> None:
-    history = history_of(3)
+# The head
+
+
+def test_the_head_is_asked_for_though_the_stream_is_busy() -> None:
+    history = history_of(5)
+    refresher = watching(history, 2)
+    assert refresher.step(Arrived(history.changes[2:3]), HEAD - 0.1) == Watch(HEAD)
+    assert refresher.step(Arrived(history.changes[3:4]), HEAD) == AskHead()
+    assert refresher.applied == history.changes[3:4]
+
+
+def test_an_empty_stream_proves_nothing() -> None:
+    history = history_of(2)
+    refresher = watching(history, 2)
+    for now in (1.0, 2.0, 11.0):
+        assert refresher.step(Arrived(()), now) == Watch(HEAD)
+        assert refresher.current_as_of == 0.0
+    assert refresher.step(Due(), HEAD) == AskHead()
+    assert refresher.step(HeadSeen(history.tip, HEAD), HEAD + 1) == Watch(2 * HEAD + 1)
+    assert refresher.current_as_of == HEAD
+
+
+def test_a_head_beyond_mine_makes_it_current_once_the_stream_has_brought_it() -> None:
+    history = history_of(4)
+    refresher = watching(history, 2)
+    refresher.step(Due(), HEAD)
+    assert refresher.step(HeadSeen(history.tip, HEAD), HEAD) == Watch(HEAD + PACE.lag)
+    refresher.step(Arrived(history.changes[2:3]), HEAD + 1)
+    assert refresher.current_as_of == 0.0
+    assert refresher.step(Arrived(history.changes[3:]), HEAD + 1) == Watch(2 * HEAD)
+    # As of when it was asked for, not as of when it came.
+    assert refresher.current_as_of == HEAD
+
+
+def test_a_stream_that_does_not_bring_the_head_is_left_for_the_primarys() -> None:
+    history = history_of(4)
+    refresher = watching(history, 2)
+    refresher.step(Due(), HEAD)
+    refresher.step(HeadSeen(history.tip, HEAD), HEAD)
+    late = HEAD + PACE.lag
+    assert refresher.step(Due(), late) == CatchUp(history.tip_at(2), PRIMARY, reopen=True)
+    assert refresher.breakers[NEAR].circuit(late) is Circuit.OPEN
+    assert refresher.step(CaughtUp(history.changes[2:]), late) == Watch(2 * HEAD)
+    assert refresher.breakers[PRIMARY].circuit(late) is Circuit.CLOSED
+
+
+def test_it_goes_back_to_what_is_near_when_that_may_be_tried_again() -> None:
+    history = history_of(4)
+    refresher = watching(history, 2)
+    refresher.step(Due(), HEAD)
+    refresher.step(HeadSeen(history.tip, HEAD), HEAD)
+    refresher.step(Due(), HEAD + PACE.lag)
+    refresher.step(CaughtUp(history.changes[2:]), HEAD + PACE.lag)
+    now, again = HEAD + PACE.lag, HEAD + PACE.lag + THRESHOLDS.lag_seconds
+    while now + HEAD < again:
+        now += HEAD
+        assert refresher.step(Due(), now) == AskHead()
+        assert refresher.step(HeadSeen(history.tip, now), now) == Watch(now + HEAD)
+    assert refresher.step(Due(), again) == AskHead()
+    back = refresher.step(HeadSeen(history.tip, again), again)
+    assert back == CatchUp(history.tip, NEAR, reopen=True)
+
+
+@pytest.mark.parametrize("revision", [1, 3])
+def test_a_head_that_is_not_ahead_and_not_mine_is_asked_of_the_primarys_ledger(
+    revision: int,
+) -> None:
+    history, restored = history_of(3), history_of(revision)
     refresher = watching(history, 3)
-    assert refresher.step(Arrived(())) == CatchUp(history.tip, reopen=False)
-    assert refresher.state is State.CATCHING_UP
-    assert refresher.step(CaughtUp(())) == Watch()
-    assert refresher.applied == ()
+    refresher.step(Due(), HEAD)
+    seen = HeadSeen(restored.tip, HEAD)
+    assert refresher.step(seen, HEAD) == CatchUp(history.tip, PRIMARY, reopen=True)
+    assert refresher.current_as_of == 0.0
+
+
+def test_without_the_primarys_word_it_goes_on_watching_what_is_near() -> None:
+    history = history_of(4)
+    refresher = watching(history, 2)
+    now = HEAD
+    assert refresher.step(Due(), now) == AskHead()
+    for _ in range(5):
+        action = refresher.step(UNAVAILABLE, now)
+        assert isinstance(action, Watch)
+        assert refresher.state is State.WATCHING
+        now = action.until
+        assert refresher.step(Due(), now) == AskHead()
+    assert refresher.head_breaker.circuit(now - 0.1) is Circuit.OPEN
+    assert refresher.breakers[NEAR].circuit(now) is Circuit.CLOSED
+    assert refresher.current_as_of == 0.0
+    assert refresher.step(HeadSeen(history.tip_at(2), now), now) == Watch(now + HEAD)
+    assert refresher.head_breaker.circuit(now) is Circuit.CLOSED
+    assert refresher.current_as_of == now
 
 
 # A new base
 
 
+def lost(history: MemoryHistory, revision: int) -> Refresher:
+    """Return a refresher whose history is lost, near and of the primary; it is to wait for 0.5."""
+    refresher = watching(history, revision)
+    refresher.step(Arrived(history.changes[:0]), 0.0)
+    assert refresher.step(UNAVAILABLE, 0.0) == Wait(THRESHOLDS.first_seconds)
+    assert refresher.step(Due(), 0.5) == CatchUp(history.tip_at(revision), NEAR, reopen=True)
+    assert refresher.step(LOST, 0.5) == CatchUp(history.tip_at(revision), PRIMARY, reopen=True)
+    assert refresher.step(LOST, 0.5) == Wait(1.0)
+    return refresher
+
+
 def test_a_lost_history_leads_to_a_new_base_that_replaces_the_old_one() -> None:
     history, restored = history_of(5), history_of(2)
-    refresher = watching(history, 5)
-    assert refresher.step(UNAVAILABLE) == Wait(BACKOFF_FIRST_SECONDS)
-    assert refresher.step(Waited()) == CatchUp(history.tip, reopen=True)
-    assert isinstance(refresher.step(LOST), Wait)
-    assert refresher.step(Waited()) == Load()
+    refresher = lost(history, 5)
+    assert refresher.step(Due(), 1.0) == Load(PRIMARY)
     assert revision_of(refresher) == 5
     snapshot = base(restored, 2)
-    assert refresher.step(Loaded(snapshot)) == CatchUp(restored.tip, reopen=True)
+    assert refresher.step(Loaded(snapshot), 1.0) == CatchUp(restored.tip, PRIMARY, reopen=True)
     assert refresher.snapshot is snapshot
     assert refresher.applied is None
 
 
-def test_a_first_loss_loads_at_once() -> None:
-    history = history_of(2)
-    refresher = watching(history, 2)
-    refresher.step(Arrived(()))
-    assert refresher.step(LOST) == Load()
-    assert refresher.state is State.LOADING
-
-
 def test_a_new_base_is_not_tried_in_a_tight_loop() -> None:
     history = history_of(2)
-    refresher = watching(history, 2)
-    refresher.step(Arrived(()))
-    assert refresher.step(LOST) == Load()
-    waits = []
+    refresher = lost(history, 2)
+    now, waits = 1.0, []
     for _ in range(6):
-        assert refresher.step(Loaded(base(history, 2))) == CatchUp(history.tip, reopen=True)
-        wait = refresher.step(LOST)
+        assert refresher.step(Due(), now) == Load(PRIMARY)
+        refresher.step(Loaded(base(history, 2)), now)
+        wait = refresher.step(LOST, now)
         assert isinstance(wait, Wait)
-        waits.append(wait.seconds)
-        assert refresher.step(Waited()) == Load()
-    assert waits == [BACKOFF_FIRST_SECONDS * 2**i for i in range(1, 7)]
+        waits.append(wait.until - now)
+        now = wait.until
+    assert waits == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
 
 
-def test_a_base_that_does_not_add_up_is_not_tried_in_a_tight_loop() -> None:
-    refresher = Refresher(Longest())
-    refresher.start()
-    for i in range(4):
-        assert refresher.step(LOST) == Wait(BACKOFF_FIRST_SECONDS * 2**i)
-        assert refresher.step(Waited()) == Load()
+def test_a_base_that_does_not_add_up_is_asked_of_the_primary_too_and_not_in_a_tight_loop() -> None:
+    refresher = refresher_of()
+    action = refresher.start(0.0)
+    now, routes = 0.0, []
+    for _ in range(12):
+        assert isinstance(action, Load)
+        routes.append(action.route)
+        action = refresher.step(LOST, now)
+        if isinstance(action, Wait):
+            now = action.until
+            action = refresher.step(Due(), now)
+    assert routes[:4] == [NEAR, NEAR, NEAR, PRIMARY]
+    assert now > 30
 
 
 def test_a_needed_base_stays_needed_through_other_failures() -> None:
     history = history_of(2)
-    refresher = watching(history, 2)
-    refresher.step(Arrived(()))
-    refresher.step(LOST)
+    refresher = lost(history, 2)
+    now = 1.0
     for _ in range(3):
-        assert isinstance(refresher.step(UNAVAILABLE), Wait)
-        assert refresher.step(Waited()) == Load()
-    refresher.step(Loaded(base(history, 2)))
-    assert refresher.step(CaughtUp(())) == Watch()
-    assert isinstance(refresher.step(UNAVAILABLE), Wait)
-    assert refresher.step(Waited()) == CatchUp(history.tip, reopen=True)
+        assert refresher.step(Due(), now) == Load(PRIMARY)
+        wait = refresher.step(UNAVAILABLE, now)
+        assert isinstance(wait, Wait)
+        now = wait.until
+    refresher.step(Due(), now)
+    refresher.step(Loaded(base(history, 2)), now)
+    assert refresher.step(CaughtUp(()), now) == Watch(HEAD)
+    assert isinstance(refresher.step(UNAVAILABLE, now), CatchUp)
 
 
 # Backing off
 
 
-def waits_of(refresher: Refresher, event: Event, count: int) -> list[float]:
-    waits = []
-    for _ in range(count):
-        action = refresher.step(event)
-        assert isinstance(action, Wait)
-        assert refresher.state is State.BACKING_OFF
-        waits.append(action.seconds)
-        refresher.step(Waited())
-    return waits
+def test_what_is_near_is_given_up_after_so_many_failures_and_the_primary_is_asked() -> None:
+    history = history_of(2)
+    refresher = watching(history, 2)
+    assert refresher.step(UNAVAILABLE, 0.0) == Wait(0.5)
+    assert refresher.state is State.BACKING_OFF
+    assert refresher.step(Due(), 0.5) == CatchUp(history.tip, NEAR, reopen=True)
+    assert refresher.step(UNAVAILABLE, 0.5) == Wait(1.5)
+    assert refresher.step(Due(), 1.5) == CatchUp(history.tip, NEAR, reopen=True)
+    assert refresher.step(UNAVAILABLE, 1.5) == CatchUp(history.tip, PRIMARY, reopen=True)
+    assert refresher.breakers[NEAR].circuit(1.5) is Circuit.OPEN
 
 
-def test_repeated_failures_double_the_wait_up_to_a_ceiling() -> None:
-    refresher = Refresher(Longest())
-    refresher.start()
-    waits = waits_of(refresher, UNAVAILABLE, 2000)
-    assert waits[:4] == [BACKOFF_FIRST_SECONDS * factor for factor in (1, 2, 4, 8)]
-    assert set(waits[9:]) == {BACKOFF_MAX_SECONDS}
-
-
-def test_the_wait_is_drawn_from_all_of_the_range() -> None:
-    waits: list[float] = []
-    for seed in range(50):
-        refresher = Refresher(random.Random(seed))
-        refresher.start()
-        waits += waits_of(refresher, UNAVAILABLE, 20)[12:]
-    assert 0 <= min(waits) < 1
-    assert 29 < max(waits) <= BACKOFF_MAX_SECONDS
-    assert 13 < sum(waits) / len(waits) < 17
+def test_where_nobody_answers_it_asks_ever_more_seldom() -> None:
+    refresher = refresher_of()
+    action: Action = refresher.start(0.0)
+    now = 0.0
+    asked: list[float] = []
+    while now < 600:
+        if isinstance(action, Wait):
+            assert action.until > now
+            now = action.until
+            action = refresher.step(Due(), now)
+        else:
+            asked.append(now)
+            action = refresher.step(UNAVAILABLE, now)
+    assert len(asked) < 60
+    last_minute = [moment for moment in asked if moment > 540]
+    assert len(last_minute) <= 5
 
 
 def test_success_ends_the_backing_off() -> None:
     history = history_of(2)
     refresher = watching(history, 2)
-    waits_of(refresher, UNAVAILABLE, 5)
-    assert refresher.step(CaughtUp(())) == Watch()
-    refresher.step(Arrived(()))
-    refresher.step(CaughtUp(()))
-    assert refresher.step(UNAVAILABLE) == Wait(BACKOFF_FIRST_SECONDS)
+    refresher.step(UNAVAILABLE, 0.0)
+    refresher.step(Due(), 0.5)
+    refresher.step(UNAVAILABLE, 0.5)
+    refresher.step(Due(), 1.5)
+    assert refresher.step(CaughtUp(()), 1.5) == Watch(HEAD)
+    refresher.step(Arrived(()), 1.6)
+    assert refresher.step(UNAVAILABLE, 2.0) == Wait(2.5)
 
 
 def test_a_stream_that_breaks_whenever_it_is_opened_is_backed_off_from_too() -> None:
     history = history_of(2)
     refresher = watching(history, 2)
-    waits = []
-    for _ in range(10):
-        action = refresher.step(UNAVAILABLE)
-        assert isinstance(action, Wait)
-        waits.append(action.seconds)
-        assert refresher.step(Waited()) == CatchUp(history.tip, reopen=True)
-        assert refresher.step(CaughtUp(())) == Watch()
-    assert waits[-1] > 10 * waits[0]
+    now, broken = 0.0, 0
+    action = refresher.step(UNAVAILABLE, now)
+    while now < 300:
+        match action:
+            case Wait(until):
+                now = until
+                action = refresher.step(Due(), now)
+            case CatchUp():
+                action = refresher.step(CaughtUp(()), now)
+            case AskHead():
+                action = refresher.step(HeadSeen(history.tip, now), now)
+            case Watch():
+                broken += 1
+                action = refresher.step(UNAVAILABLE, now)
+            case _:
+                pytest.fail("there is no doubt")
+    assert broken < 40
+
+
+def test_a_stream_that_has_held_for_a_while_was_a_success() -> None:
+    history = history_of(2)
+    refresher = watching(history, 2)
+    refresher.step(UNAVAILABLE, 0.0)
+    refresher.step(Due(), 0.5)
+    refresher.step(CaughtUp(()), 0.5)
+    assert refresher.step(Due(), HEAD) == AskHead()
+    refresher.step(HeadSeen(history.tip, HEAD), HEAD)
+    assert refresher.step(UNAVAILABLE, HEAD) == Wait(HEAD + THRESHOLDS.first_seconds)
 
 
 def test_any_kind_of_failure_is_waited_out() -> None:
     history = history_of(2)
     for error in (StoreUnavailableError("x"), ValueError("x"), RuntimeError(), TimeoutError()):
         refresher = watching(history, 2)
-        assert isinstance(refresher.step(Failed(error)), Wait)
-        assert refresher.step(Waited()) == CatchUp(history.tip, reopen=True)
+        assert refresher.step(Failed(error), 0.0) == Wait(0.5)
+        assert refresher.step(Due(), 0.5) == CatchUp(history.tip, NEAR, reopen=True)
         assert revision_of(refresher) == 2
+
+
+# Without streams
+
+
+def polling(history: MemoryHistory, revision: int) -> Refresher:
+    refresher = refresher_of(base(history, revision))
+    tip = history.tip_at(revision)
+    assert refresher.start(0.0) == CatchUp(tip, NEAR, reopen=True)
+    assert refresher.step(NO_STREAMS, 0.0) == CatchUp(tip, NEAR, reopen=False)
+    assert refresher.step(CaughtUp(()), 0.0) == AskHead()
+    assert refresher.step(HeadSeen(tip, 0.0), 0.0) == Wait(POLL)
+    assert refresher.state is State.POLLING
+    return refresher
+
+
+def test_where_there_are_no_streams_the_ledger_is_asked_again_and_again() -> None:
+    history = history_of(4)
+    refresher = polling(history, 2)
+    assert refresher.step(Due(), POLL) == CatchUp(history.tip_at(2), NEAR, reopen=False)
+    assert refresher.step(CaughtUp(history.changes[2:]), POLL) == Wait(2 * POLL)
+    assert (refresher.state, revision_of(refresher)) == (State.POLLING, 4)
+    assert refresher.step(Due(), 2 * POLL) == CatchUp(history.tip, NEAR, reopen=False)
+    assert refresher.step(CaughtUp(()), 2 * POLL) == AskHead()
+
+
+def test_a_head_that_the_ledger_has_not_told_yet_is_asked_for_at_once() -> None:
+    history = history_of(4)
+    refresher = polling(history, 2)
+    refresher.step(Due(), HEAD)
+    refresher.step(CaughtUp(()), HEAD)
+    seen = HeadSeen(history.tip, HEAD)
+    assert refresher.step(seen, HEAD) == CatchUp(history.tip_at(2), NEAR, reopen=False)
+    assert refresher.step(CaughtUp(history.changes[2:]), HEAD) == Wait(HEAD + POLL)
+    assert refresher.current_as_of == HEAD
+
+
+def test_a_stream_is_tried_again_after_a_while() -> None:
+    history = history_of(2)
+    refresher = polling(history, 2)
+    later = PACE.stream * 1.2
+    assert refresher.step(Due(), later) == CatchUp(history.tip, NEAR, reopen=True)
+    assert refresher.step(CaughtUp(()), later) == AskHead()
+    assert refresher.state is State.WATCHING
 
 
 # Any course of events
@@ -309,12 +516,13 @@ class Course:
 
     def __init__(self, history: MemoryHistory, seed: int) -> None:
         self.history = history
-        self.refresher = Refresher(random.Random(seed))
-        self.action = self.refresher.start()
+        self.refresher = Refresher(random.Random(seed), None, PACE, THRESHOLDS)
+        self.now = 0.0
+        self.action = self.refresher.start(self.now)
 
     def step(self, event: Event) -> None:
         before = self.refresher.snapshot
-        self.action = self.refresher.step(event)
+        self.action = self.refresher.step(event, self.now)
         after, applied = self.refresher.snapshot, self.refresher.applied
         if applied is None:
             assert isinstance(event, Loaded)
@@ -330,16 +538,22 @@ class Course:
             assert set(after.records()) == set(base(self.history, after.tip.revision).records())
 
     def obey(self, delivered: Sequence[Change]) -> None:
-        """Carry out the action, soundly; a watch brings what is delivered."""
+        """Carry out the action, soundly; a watch brings what is delivered, or its time ends."""
         match self.action:
             case Load():
                 self.step(Loaded(base(self.history, len(self.history.changes) // 2)))
             case CatchUp(tip, _):
                 self.step(CaughtUp(self.history.changes[tip.revision :]))
+            case AskHead():
+                self.step(HeadSeen(self.history.tip, self.now))
+            case Watch(until) if not delivered:
+                self.now = max(self.now, until)
+                self.step(Due())
             case Watch():
                 self.step(Arrived(delivered))
-            case Wait():
-                self.step(Waited())
+            case Wait(until):
+                self.now = max(self.now, until)
+                self.step(Due())
 
 
 LONG = history_of(8)
@@ -354,16 +568,20 @@ DELIVERIES = st.lists(
 ) | st.tuples(st.integers(0, 8), st.integers(0, 8)).map(
     lambda ends: LONG.changes[min(ends) : max(ends)]
 )
+FAILURES = st.sampled_from([UNAVAILABLE, LOST, NO_STREAMS])
+HEADS: st.SearchStrategy[Tip] = st.sampled_from(
+    [*(LONG.tip_at(revision) for revision in range(9)), *(fork.tip for fork in FORKS)]
+)
 
 
-@settings(max_examples=200)
+@settings(max_examples=300)
 @given(
-    st.lists(DELIVERIES | st.sampled_from([UNAVAILABLE, LOST]), max_size=12),
+    st.lists(DELIVERIES | FAILURES | HEADS, max_size=16),
     st.integers(0, 8),
     st.integers(0, 1000),
 )
-def test_no_deliveries_make_the_revision_fall_or_skip(
-    deliveries: list[list[Change] | Failed], start: int, seed: int
+def test_no_deliveries_make_the_revision_fall_or_skip_and_in_the_end_it_is_current(
+    deliveries: list[list[Change] | Failed | Tip], start: int, seed: int
 ) -> None:
     course = Course(LONG, seed)
     course.step(Loaded(base(LONG, start)))
@@ -372,20 +590,16 @@ def test_no_deliveries_make_the_revision_fall_or_skip(
     for delivered in deliveries:
         if isinstance(delivered, Failed):
             course.step(delivered)
+        elif isinstance(delivered, Tip):
+            if isinstance(course.action, AskHead):
+                course.step(HeadSeen(delivered, course.now))
         elif isinstance(course.action, CatchUp):
             course.step(CaughtUp(delivered))
         else:
             course.obey(delivered)
-    for _ in range(4):
+    quiet = course.now
+    for _ in range(24):
         course.obey(())
     assert revision_of(course.refresher) == 8
-    assert course.action == Watch() or isinstance(course.action, CatchUp)
-
-
-def test_each_action_is_answered_by_the_event_that_it_asks_for() -> None:
-    history = history_of(3)
-    refresher = Refresher(random.Random(3))
-    loaded, caught_up = Loaded(base(history, 1)), CaughtUp(history.changes[1:])
-    events: list[Event] = [UNAVAILABLE, Waited(), loaded, caught_up]
-    actions: list[Action] = [refresher.start(), *map(refresher.step, events)]
-    assert [type(action) for action in actions] == [Load, Wait, Load, CatchUp, Watch]
+    assert course.refresher.current_as_of is not None
+    assert course.refresher.current_as_of >= quiet

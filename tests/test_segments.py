@@ -40,6 +40,7 @@ from flagkit.model.segments import (
     part_of,
     unpacked_part,
 )
+from flagkit.refresh import Route
 from flagkit.snapshot import build, segment_of
 from flagkit.storage.source import MongoSource
 from flagkit.testing import MemoryHistory, client_from
@@ -515,13 +516,13 @@ def test_catching_up_brings_the_members_that_are_there_in_the_end(
     async def story() -> None:
         name = writer.store._database.name
         source = MongoSource(mongo_uri, environment="production", region="*", database=name)
-        loaded = await source.load()
+        loaded = await source.load(Route.NEAR)
         for i in range(5):
             await asyncio.to_thread(writer.change_members, "s", include=[f"later-{i}"])
-        changes = await source.catch_up(loaded.tip)
+        changes = await source.catch_up(loaded.tip, Route.NEAR)
         assert len(changes) == 5
         assert sum(len(change.parts) for change in changes) == 1
-        assert loaded.apply(changes).parts == (await source.load()).parts
+        assert loaded.apply(changes).parts == (await source.load(Route.NEAR)).parts
         await source.close()
 
     writer.create_segment({"key": "s", "included": ["ada"]})

@@ -22,7 +22,7 @@ from flagkit.errors import (
     StoreError,
 )
 from flagkit.model import packing
-from flagkit.refresh import Source
+from flagkit.refresh import Route, Source
 from flagkit.snapshot import Record, Snapshot
 from flagkit.storage.collector import collector_paused
 from flagkit.storage.layout import PROJECTED
@@ -117,7 +117,7 @@ def load(uri: str, database: str, region: str = "*") -> Snapshot:
     async def story() -> Snapshot:
         source = MongoSource(uri, environment="production", region=region, database=database)
         try:
-            return await source.load()
+            return await source.load(Route.NEAR)
         finally:
             await source.close()
 
@@ -132,9 +132,9 @@ class TestContract:
     def test_a_new_environment_loads_as_revision_0(self, world: World) -> None:
         async def story() -> None:
             source = world.source()
-            snapshot = await source.load()
+            snapshot = await source.load(Route.NEAR)
             assert (snapshot.tip.revision, keys(snapshot)) == (0, set())
-            assert await source.catch_up(snapshot.tip) in ((), [])
+            assert await source.catch_up(snapshot.tip, Route.NEAR) in ((), [])
             await source.close()
 
         asyncio.run(story())
@@ -145,7 +145,7 @@ class TestContract:
 
         async def story() -> None:
             source = world.source()
-            snapshot = await source.load()
+            snapshot = await source.load(Route.NEAR)
             assert snapshot.tip.revision == 2
             assert keys(snapshot) == {("*", "a.one", 2), ("*", "a.two", 1)}
             await source.close()
@@ -158,7 +158,7 @@ class TestContract:
 
         async def story() -> None:
             source = world.source("eu")
-            snapshot = await source.load()
+            snapshot = await source.load(Route.NEAR)
             assert keys(snapshot) == {("*", "a.one", 1), ("eu", "a.one", 1)}
             await source.close()
 
@@ -167,14 +167,14 @@ class TestContract:
     def test_catching_up_brings_every_change_in_order(self, world: World) -> None:
         async def story() -> None:
             source = world.source()
-            snapshot = await source.load()
+            snapshot = await source.load(Route.NEAR)
             for i in range(5):
                 await asyncio.to_thread(world.commit, flag("a.one"), flag(f"b.b{i}"))
-            changes = await source.catch_up(snapshot.tip)
+            changes = await source.catch_up(snapshot.tip, Route.NEAR)
             assert revisions(changes) == [1, 2, 3, 4, 5]
             caught_up = snapshot.apply(changes)
-            assert keys(caught_up) == keys(await source.load())
-            assert revisions(await source.catch_up(changes[2].tip)) == [4, 5]
+            assert keys(caught_up) == keys(await source.load(Route.NEAR))
+            assert revisions(await source.catch_up(changes[2].tip, Route.NEAR)) == [4, 5]
             await source.close()
 
         asyncio.run(story())
@@ -183,8 +183,8 @@ class TestContract:
         async def story() -> None:
             source = world.source()
             await asyncio.to_thread(world.commit, flag("a.zero"))
-            snapshot = await source.load()
-            await source.open()
+            snapshot = await source.load(Route.NEAR)
+            await source.open(Route.NEAR)
             for i in range(3):
                 await asyncio.to_thread(world.commit, flag(f"a.a{i}"))
             seen: list[Change] = []
@@ -208,17 +208,17 @@ class TestContract:
             await asyncio.to_thread(world.set_segment, staff("ada"))
             rule = {"name": "staff", "when": {"$segment": "staff"}, "serve": "on"}
             await asyncio.to_thread(world.commit, flag("a.one", "off", rules=[rule]))
-            loaded = await source.load()
+            loaded = await source.load(Route.NEAR)
             assert [enabled(loaded, user) for user in ("ada", "grace")] == [True, False]
-            await source.open()
+            await source.open(Route.NEAR)
             await asyncio.to_thread(world.set_segment, staff("grace"))
             watched = loaded.apply(await source.watch())
             assert [enabled(watched, user) for user in ("ada", "grace")] == [False, True]
             await asyncio.to_thread(world.set_segment, staff("grace", "eve"))
             await asyncio.to_thread(world.set_segment, staff("ada", "eve"))
-            caught_up = watched.apply(await source.catch_up(watched.tip))
+            caught_up = watched.apply(await source.catch_up(watched.tip, Route.NEAR))
             assert [enabled(caught_up, user) for user in ("ada", "grace")] == [True, False]
-            assert caught_up.parts == (await source.load()).parts
+            assert caught_up.parts == (await source.load(Route.NEAR)).parts
             assert len(caught_up.parts) == 1
             await source.close()
 
@@ -244,8 +244,8 @@ class TestContract:
     def test_a_watch_opened_anew_goes_on(self, world: World) -> None:
         async def story() -> None:
             source = world.source()
-            await source.open()
-            await source.open()
+            await source.open(Route.NEAR)
+            await source.open(Route.NEAR)
             await asyncio.to_thread(world.commit, flag("a.one"))
             assert revisions(await source.watch()) == [1]
             await source.close()
@@ -255,14 +255,14 @@ class TestContract:
     def test_a_pruned_ledger_is_history_lost(self, world: World) -> None:
         async def story() -> None:
             source = world.source()
-            snapshot = await source.load()
+            snapshot = await source.load(Route.NEAR)
             for i in range(4):
                 await asyncio.to_thread(world.commit, flag(f"a.a{i}"))
-            later = (await source.catch_up(snapshot.tip))[2].tip
+            later = (await source.catch_up(snapshot.tip, Route.NEAR))[2].tip
             await asyncio.to_thread(world.prune, 2)
             with pytest.raises(HistoryLostError):
-                await source.catch_up(snapshot.tip)
-            assert revisions(await source.catch_up(later)) == [4]
+                await source.catch_up(snapshot.tip, Route.NEAR)
+            assert revisions(await source.catch_up(later, Route.NEAR)) == [4]
             await source.close()
 
         asyncio.run(story())
@@ -270,7 +270,7 @@ class TestContract:
     def test_a_pending_watch_is_cancelled_at_once(self, world: World) -> None:
         async def story() -> None:
             source = world.source()
-            await source.open()
+            await source.open(Route.NEAR)
             watching = asyncio.create_task(source.watch())
             await asyncio.wait([watching], timeout=0.05)
             watching.cancel()
@@ -438,7 +438,7 @@ class TestMongo:
 
         async def story() -> None:
             source = MongoSource(mongo_uri, environment="production", region="*", database=database)
-            loading = asyncio.create_task(source.load())
+            loading = asyncio.create_task(source.load(Route.NEAR))
             await asyncio.sleep(0)
             assert not gc.isenabled()
             while not loading.done():
@@ -545,7 +545,7 @@ class TestMongo:
 
         async def story() -> None:
             source = MongoWorld(mongo_uri, database, writer).source()
-            snapshot = await source.load()
+            snapshot = await source.load(Route.NEAR)
             with MongoClient[dict[str, Any]](mongo_uri) as direct:
                 heads = direct[database].heads
                 mine = {"_id": "production"}
@@ -555,8 +555,8 @@ class TestMongo:
                 heads.replace_one(mine, before)
                 # Acknowledged some 50 ms before the journal, and so the majority, has it.
                 heads.with_options(write_concern=WriteConcern(1)).replace_one(mine, after)
-            await source.open()
-            assert revisions(await source.catch_up(snapshot.tip)) == [2]
+            await source.open(Route.NEAR)
+            assert revisions(await source.catch_up(snapshot.tip, Route.NEAR)) == [2]
             await source.close()
 
         asyncio.run(story())
@@ -612,7 +612,7 @@ class TestMongo:
 
         async def story() -> None:
             with pytest.raises(FlagkitError, match="while loading all flags"):
-                await source.load()
+                await source.load(Route.NEAR)
             await source.close()
 
         asyncio.run(story())
@@ -623,7 +623,7 @@ class TestMongo:
 
         async def story() -> None:
             with pytest.raises(StoreError) as caught:
-                await source.load()
+                await source.load(Route.NEAR)
             assert "not let in" in str(caught.value)
             assert "very-secret" not in str(caught.value)
             await source.close()

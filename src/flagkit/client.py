@@ -6,6 +6,7 @@ What it publishes, flagkit.answers reads: views, whole, by one assignment each.
 import functools
 import logging
 import os
+import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from flagkit.answers import Answers
 from flagkit.changes import Change
 from flagkit.core.bucketing import Clock
+from flagkit.core.freshness import Freshness
 from flagkit.errors import ClosedError, ConfigurationError, NotReadyError, SnapshotFormatError
 from flagkit.forks import Stage, watch
 from flagkit.model import encode
-from flagkit.refresh import Source
+from flagkit.refresh import Refresher, Source
 from flagkit.settings import Settings, settings_from
 from flagkit.snapshot import Snapshot, SnapshotFile, flag_of
 from flagkit.view import View
@@ -48,7 +50,7 @@ class Client(Answers):
             database being there or not. It may be shared by processes, not by regions.
     """
 
-    __slots__ = ("_arrival", "_closed", "_origin", "_refresh")
+    __slots__ = ("_arrival", "_closed", "_freshness", "_origin", "_refresh")
 
     _refresh: "RefreshThread | None"
     _origin: "Origin"
@@ -196,6 +198,7 @@ class Client(Answers):
 
     def _set_up(self, origin: "Origin") -> None:
         self._counting = None
+        self._freshness = Freshness()
         self._publish_view(_kept_view(origin.file))
         self._arrival = threading.Condition()
         self._origin = origin
@@ -208,7 +211,13 @@ class Client(Answers):
             from flagkit.refresh_thread import RefreshThread  # noqa: PLC0415
 
             open_source = self._origin.opener()
-            self._refresh = RefreshThread(open_source, self._publish, snapshot, self._origin.file)
+            self._refresh = RefreshThread(
+                open_source,
+                self._publish,
+                self._freshness,
+                Refresher(random.Random(), snapshot),  # noqa: S311 - jitter, not secrets
+                self._origin.file,
+            )
             watch(self, Stage.STARTED)
 
     def _publish(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:

@@ -19,6 +19,7 @@
         RequestConflictError             an idempotency key used for two different requests
       StoreError                         __cause__ is the driver's error
         StoreUnavailableError            try again later
+        StreamsUnavailableError          changes cannot be watched here, only asked for
         HistoryLostError                 the ledger does not continue what the reader holds
       SnapshotFormatError(ValueError)    a snapshot's bytes are foreign, damaged or too new
 
@@ -123,6 +124,10 @@ class StoreError(FlagkitError):
 
 class StoreUnavailableError(StoreError):
     """The database cannot be reached, or broke off: try again later."""
+
+
+class StreamsUnavailableError(StoreError):
+    """There are no change streams: no replica set, no privilege, or a database without them."""
 
 
 class HistoryLostError(StoreError):

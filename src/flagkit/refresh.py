@@ -1,38 +1,51 @@
 """Refresh: how a client stays current, as a state machine without I/O.
 
-`Refresher.step(event) -> action` decides; refresh_thread obeys, on a `Source`. Invariants: a
+`Refresher.step(event, now) -> action` decides; refresh_thread obeys, on a `Source`. Invariants: a
 snapshot is only ever followed by one that continues its hash, or replaced whole by a new base; any
-doubt ends in a question to the ledger.
+doubt ends in a question to the ledger; only the primary's word makes a snapshot current, or lost.
+Times are seconds of the monotonic clock.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from msgspec import Struct
 
+from flagkit.breaker import Breaker, Circuit, Thresholds
 from flagkit.changes import Change, Tip
-from flagkit.errors import HistoryLostError
+from flagkit.errors import HistoryLostError, StreamsUnavailableError
 from flagkit.snapshot import Snapshot
 
-SILENCE_SECONDS = 10.0
-"""How long a silent stream is believed before the head is asked for."""
-BACKOFF_FIRST_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 30.0
+
+class Route(StrEnum):
+    """Which members of the replica set are asked."""
+
+    NEAR = "near"
+    PRIMARY = "primary"
 
 
 class Source(Protocol):
     """Where snapshots and changes come from. All its errors are FlagkitErrors."""
 
-    async def load(self) -> Snapshot:
+    async def load(self, route: Route) -> Snapshot:
         """Read everything, at one revision."""
         ...
 
-    async def open(self) -> None:
-        """Begin to watch, anew where a watch was open: later changes are had from `watch`."""
+    async def open(self, route: Route) -> None:
+        """Begin to watch, anew where a watch was open: later changes are had from `watch`.
+
+        Raises:
+            StreamsUnavailableError: changes cannot be watched here, only asked for.
+        """
         ...
 
-    async def catch_up(self, tip: Tip) -> Sequence[Change]:
+    async def head(self) -> Tip:
+        """Return where the environment stands, as the primary has it from a majority."""
+        ...
+
+    async def catch_up(self, tip: Tip, route: Route) -> Sequence[Change]:
         """Return every change after `tip`, in order.
 
         Raises:
@@ -41,7 +54,7 @@ class Source(Protocol):
         ...
 
     async def watch(self) -> Sequence[Change]:
-        """Wait for changes; empty after about SILENCE_SECONDS without any."""
+        """Wait for changes; it may return without any now and then, which proves nothing."""
         ...
 
     async def policy(self, key: str) -> dict[str, Any] | None:
@@ -59,31 +72,58 @@ class State(StrEnum):
     LOADING = "loading"
     CATCHING_UP = "catching up"
     WATCHING = "watching"
+    POLLING = "polling"
     BACKING_OFF = "backing off"
+    CLOSED = "closed"
+
+
+class Pace(Struct, frozen=True):
+    """How often things are asked, in seconds. Each is drawn anew from 0.8 to 1.2 of it.
+
+    Attributes:
+        head: Between two questions to the primary where the head is.
+        lag: So long a stream may take to bring what the primary has, which is not drawn.
+        poll: Between two questions to the ledger where there is no stream.
+        stream: After so long a stream is tried again where there was none.
+    """
+
+    head: float = 10.0
+    lag: float = 2.0
+    poll: float = 5.0
+    stream: float = 300.0
 
 
 class Load(Struct, frozen=True):
     """Read everything."""
+
+    route: Route
 
 
 class CatchUp(Struct, frozen=True):
     """Read every change after a tip; first begin to watch, if `reopen` is set."""
 
     tip: Tip
+    route: Route
     reopen: bool
 
 
+class AskHead(Struct, frozen=True):
+    """Ask the primary where the head is."""
+
+
 class Watch(Struct, frozen=True):
-    """Wait for changes, or for a silence."""
+    """Wait for changes, until a moment at the most. What is waited for goes on beyond it."""
+
+    until: float
 
 
 class Wait(Struct, frozen=True):
-    """Do nothing for a while."""
+    """Do nothing until a moment."""
 
-    seconds: float
+    until: float
 
 
-Action: TypeAlias = Load | CatchUp | Watch | Wait
+Action: TypeAlias = Load | CatchUp | AskHead | Watch | Wait
 
 
 class Loaded(Struct, frozen=True):
@@ -98,10 +138,21 @@ class CaughtUp(Struct, frozen=True):
     changes: Sequence[Change]
 
 
+class HeadSeen(Struct, frozen=True):
+    """Where the primary has the head, which it was asked for at a moment."""
+
+    tip: Tip
+    asked: float
+
+
 class Arrived(Struct, frozen=True):
-    """What the stream brought, nothing if it was silent."""
+    """What the stream brought, perhaps nothing."""
 
     changes: Sequence[Change]
+
+
+class Due(Struct, frozen=True):
+    """The moment came before any changes, or the wait is over."""
 
 
 class Failed(Struct, frozen=True):
@@ -110,98 +161,202 @@ class Failed(Struct, frozen=True):
     error: Exception
 
 
-class Waited(Struct, frozen=True):
-    """The wait is over."""
+Event: TypeAlias = Loaded | CaughtUp | HeadSeen | Arrived | Due | Failed
 
-
-Event: TypeAlias = Loaded | CaughtUp | Arrived | Failed | Waited
+_FIRST: Final = float("-inf")
 
 
 class Refresher:
     """The state machine. `snapshot` is the last good one; `step` says what to do next.
 
     After a step, `applied` holds the changes that led from the previous snapshot to this one, or
-    None where this one is a new base.
+    None where this one is a new base. `head` is the newest tip that the primary told, and
+    `current_as_of` the moment of asking for the last one that the snapshot has reached. `breakers`
+    are those of the ways to the data, `head_breaker` that of the question for the head.
     """
 
-    def __init__(self, chance: random.Random, snapshot: Snapshot | None = None) -> None:
+    def __init__(
+        self,
+        chance: random.Random,
+        snapshot: Snapshot | None = None,
+        pace: Pace | None = None,
+        thresholds: Thresholds | None = None,
+    ) -> None:
         self.state = State.LOADING
         self.snapshot = snapshot
         self.applied: Sequence[Change] | None = ()
+        self.head: Tip | None = None
+        self.current_as_of: float | None = None
+        thresholds = thresholds or Thresholds()
+        self.breakers: Mapping[Route, Breaker] = {
+            route: Breaker(chance, thresholds) for route in Route
+        }
+        # Of its own: that the primary tells the head does not mean that a stream holds.
+        self.head_breaker = Breaker(chance, thresholds)
         self._chance = chance
-        self._failure_count = 0
+        self._pace = pace or Pace()
+        self._route = Route.NEAR
         self._needs_base = False
+        self._reopens = self._asks_head = False
+        self._head_due = self._watched_since = _FIRST
+        # The tip that the stream is to bring, when it was asked for, and until when.
+        self._awaited: HeadSeen | None = None
+        self._patience_ends = _FIRST
+        # Where there is no stream, until when none is tried.
+        self._polls_until: float | None = None
 
-    def start(self) -> Action:
+    def start(self, now: float) -> Action:
         """Return the first action: a base is loaded only where none was given."""
-        return self._catch_up(self.snapshot, reopen=True) if self.snapshot else self._load()
+        return self._go_on(now)
 
-    def step(self, event: Event) -> Action:
+    def step(self, event: Event, now: float) -> Action:
         """Take in what came of the last action and return the next. Never raises."""
         self.applied = ()
+        asked_head, self._asks_head = self._asks_head, False
         match event:
-            case Loaded(snapshot):
-                self.snapshot, self.applied = snapshot, None
-                self._needs_base = False
-                return self._catch_up(snapshot, reopen=True)
-            case Waited() if self.snapshot is None or self._needs_base:
-                return self._load()
-            case Waited():
-                return self._catch_up(self._held(), reopen=True)
             case Failed(error):
-                return self._back_off(error)
+                return self._failed(error, now) if not asked_head else self._head_failed(now)
+            case Loaded(snapshot):
+                return self._loaded(snapshot)
             case CaughtUp(changes):
-                return self._caught_up(changes)
+                return self._caught_up(changes, now)
+            case HeadSeen():
+                return self._head_seen(event, now)
             case Arrived(changes):
-                return self._arrived(changes)
+                return self._arrived(changes, now)
+            case Due():
+                return self._due(now)
 
-    def _load(self) -> Action:
-        self.state = State.LOADING
-        return Load()
+    def close(self) -> None:
+        """Say that no more will be done."""
+        self.state = State.CLOSED
 
-    def _catch_up(self, snapshot: Snapshot, *, reopen: bool) -> Action:
-        self.state = State.CATCHING_UP
-        return CatchUp(snapshot.tip, reopen)
+    def _go_on(self, now: float) -> Action:
+        """Return what leads to being current again, on a way that may be tried now."""
+        # What replaces a snapshot has to be the primary's.
+        replaces = self._needs_base and self.snapshot is not None
+        retries: list[float] = []
+        for route in (Route.PRIMARY,) if replaces else (Route.NEAR, Route.PRIMARY):
+            breaker = self.breakers[route]
+            if now >= breaker.retry_at:
+                return self._go(route, now)
+            retries.append(breaker.retry_at)
+            if breaker.circuit(now) is Circuit.CLOSED:
+                # It is not given up, only given a pause.
+                break
+        self.state = State.BACKING_OFF
+        return Wait(min(retries))
 
-    def _watch(self) -> Action:
-        self.state = State.WATCHING
-        return Watch()
+    def _go(self, route: Route, now: float) -> Action:
+        if self.snapshot is None or self._needs_base:
+            self.state, self._route = State.LOADING, route
+            return Load(route)
+        return self._catch_up(route, reopen=self._polls_until is None or now >= self._polls_until)
 
-    def _caught_up(self, changes: Sequence[Change]) -> Action:
+    def _loaded(self, snapshot: Snapshot) -> Action:
+        self.snapshot, self.applied = snapshot, None
+        self._needs_base = False
+        return self._catch_up(self._route, reopen=True)
+
+    def _catch_up(self, route: Route, *, reopen: bool) -> Action:
+        self.state, self._route, self._reopens = State.CATCHING_UP, route, reopen
+        return CatchUp(self._held().tip, route, reopen)
+
+    def _caught_up(self, changes: Sequence[Change], now: float) -> Action:
         try:
             self._apply(changes)
         except HistoryLostError as error:
-            return self._back_off(error)
-        return self._watch()
+            return self._failed(error, now)
+        if self._reopens:
+            self._polls_until = None
+            self._watched_since = now
+        return self._rest(now)
 
-    def _arrived(self, changes: Sequence[Change]) -> Action:
+    def _rest(self, now: float) -> Action:
+        """Wait for what comes; ask for the head first, where that is due."""
+        polling = self._polls_until is not None
+        self.state = State.POLLING if polling else State.WATCHING
+        if now >= self._head_due:
+            self._asks_head = True
+            return AskHead()
+        if polling:
+            return Wait(now + self._drawn(self._pace.poll))
+        until = self._head_due
+        return Watch(until if self._awaited is None else min(until, self._patience_ends))
+
+    def _arrived(self, changes: Sequence[Change], now: float) -> Action:
         # Not before: a stream that breaks whenever it is opened must be backed off from, too.
-        self._failure_count = 0
-        snapshot = self._held()
-        news = [change for change in changes if not _known(change, snapshot.tip)]
+        self.breakers[self._route].succeeded()
+        tip = self._held().tip
         try:
-            self._apply(news)
+            self._apply([change for change in changes if not _known(change, tip)])
         except HistoryLostError:
             # A gap or another history: the stream alone cannot tell. The ledger can.
-            return self._catch_up(snapshot, reopen=False)
-        # A silent stream proves nothing: it may be cut off. Ask where the head is.
-        return self._watch() if changes else self._catch_up(snapshot, reopen=False)
+            return self._catch_up(self._route, reopen=False)
+        return self._due(now)
+
+    def _due(self, now: float) -> Action:
+        if self.state is not State.WATCHING:
+            return self._go_on(now)
+        if self._awaited is not None and now >= self._patience_ends:
+            # The primary has what the stream does not bring: it is cut off, or far behind.
+            self._awaited = None
+            self.breakers[self._route].trip(now)
+            return self._catch_up(Route.PRIMARY, reopen=True)
+        if now - self._watched_since >= self._pace.lag:
+            self.breakers[self._route].succeeded()
+        return self._rest(now)
+
+    def _head_seen(self, seen: HeadSeen, now: float) -> Action:
+        self.head_breaker.succeeded()
+        self.head = seen.tip
+        self._head_due = now + self._drawn(self._pace.head)
+        mine = self._held().tip
+        if (seen.tip.epoch, seen.tip.hash) == (mine.epoch, mine.hash):
+            self.current_as_of = seen.asked
+            if self._route is Route.PRIMARY and now >= self.breakers[Route.NEAR].retry_at:
+                # Back to who is near.
+                return self._go_on(now)
+            return self._rest(now)
+        if seen.tip.epoch != mine.epoch or seen.tip.revision <= mine.revision:
+            # Behind what I have, or of another history: the ledger tells, of the same member.
+            return self._catch_up(Route.PRIMARY, reopen=True)
+        self._awaited, self._patience_ends = seen, now + self._pace.lag
+        if self._polls_until is not None:
+            return self._catch_up(self._route, reopen=False)
+        return self._rest(now)
+
+    def _head_failed(self, now: float) -> Action:
+        """Go on without the primary's word; until it comes, the snapshot grows stale."""
+        self.head_breaker.failed(now)
+        self._head_due = max(self.head_breaker.retry_at, now + self._pace.lag)
+        return self._rest(now)
+
+    def _failed(self, error: Exception, now: float) -> Action:
+        self._awaited = None
+        if isinstance(error, StreamsUnavailableError) and self.snapshot is not None:
+            self._polls_until = now + self._drawn(self._pace.stream)
+            return self._catch_up(self._route, reopen=False)
+        self.breakers[self._route].failed(now)
+        if isinstance(error, HistoryLostError) and self.state is State.CATCHING_UP:
+            if self._route is Route.NEAR:
+                # Who lags behind what I have cannot tell that from what is lost.
+                return self._catch_up(Route.PRIMARY, reopen=True)
+            self._needs_base = True
+        return self._go_on(now)
 
     def _apply(self, changes: Sequence[Change]) -> None:
         if changes:
             self.snapshot = self._held().apply(changes)
             self.applied = changes
+        awaited = self._awaited
+        if awaited is not None and self._held().tip.revision >= awaited.tip.revision:
+            self.current_as_of = awaited.asked
+            self._awaited = None
 
-    def _back_off(self, error: Exception) -> Action:
-        """Wait with full jitter, but load at once where only a new base can help."""
-        self._failure_count += 1
-        if isinstance(error, HistoryLostError):
-            self._needs_base = True
-            if self.state is not State.LOADING and self._failure_count == 1:
-                return self._load()
-        self.state = State.BACKING_OFF
-        doubled = BACKOFF_FIRST_SECONDS * 2 ** min(self._failure_count - 1, 16)
-        return Wait(self._chance.uniform(0, min(BACKOFF_MAX_SECONDS, doubled)))
+    def _drawn(self, seconds: float) -> float:
+        # A fleet that started together must not ask together for ever.
+        return seconds * self._chance.uniform(0.8, 1.2)
 
     def _held(self) -> Snapshot:
         assert self.snapshot is not None, "only Load is obeyed before there is a snapshot"

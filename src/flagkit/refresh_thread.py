@@ -10,28 +10,31 @@ import concurrent.futures
 import concurrent.futures.thread  # pyright: ignore[reportUnusedImport] - forks.py says why
 import contextlib
 import logging
-import random
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from flagkit.changes import Change, PolicyId
+from flagkit.core.freshness import Freshness
 from flagkit.errors import ClosedError, FlagkitError, NotReadyError
 from flagkit.keeping import Keeper
 from flagkit.refresh import (
     Action,
     Arrived,
+    AskHead,
     CatchUp,
     CaughtUp,
+    Due,
     Event,
     Failed,
+    HeadSeen,
     Load,
     Loaded,
     Refresher,
     Source,
     State,
     Wait,
-    Waited,
     Watch,
 )
 from flagkit.snapshot import Arena, Record, Snapshot, SnapshotFile
@@ -46,12 +49,17 @@ Publish: TypeAlias = Callable[[Snapshot, "Sequence[Change] | None"], None]
 
 
 class RefreshThread:
-    """A running refresher. `error` is what keeps it from being current, None while nothing does.
+    """A running refresher.
+
+    Attributes:
+        refresher: What it obeys, to be looked at.
+        error: What keeps it from being current, None while nothing does.
 
     Args:
         open_source: Makes the source, within the thread. Tried again if it raises.
         publish: Called in the thread.
-        snapshot: What to go on from, of the same source; without one, a base is loaded.
+        freshness: Told as of when the snapshot is known to be current.
+        refresher: What to obey. It goes on from its snapshot, of the same source, if it has one.
         file: Where snapshots are kept, if they are.
     """
 
@@ -59,13 +67,16 @@ class RefreshThread:
         self,
         open_source: Callable[[], Source],
         publish: Publish,
-        snapshot: Snapshot | None = None,
+        freshness: Freshness,
+        refresher: Refresher,
         file: SnapshotFile | None = None,
     ) -> None:
         self.error: Exception | None = None
+        self.refresher = refresher
         self._open_source = open_source
         self._publish = publish
-        self._refresher = Refresher(random.Random(), snapshot)  # noqa: S311 - jitter, not secrets
+        self._freshness = freshness
+        self._watching: asyncio.Task[Sequence[Change]] | None = None
         self._obeying = True
         self._asking = threading.Lock()
         self._closing = False
@@ -73,6 +84,7 @@ class RefreshThread:
         self._keeper = Keeper(self._rebase, file)
         self._loop = asyncio.new_event_loop()
         self._source: asyncio.Future[Source] = self._loop.create_future()
+        self._now = time.monotonic
         self._task = self._loop.create_task(self._run())
         self._thread = threading.Thread(target=self._obey_until_closed, name="flagkit", daemon=True)
         self._thread.start()
@@ -146,28 +158,31 @@ class RefreshThread:
     async def _run(self) -> None:
         source = await self._opened()
         self._source.set_result(source)
-        if self._refresher.snapshot is not None:
-            self._keeper.saw(self._refresher.snapshot)
+        refresher = self.refresher
+        if refresher.snapshot is not None:
+            self._keeper.saw(refresher.snapshot)
         keeping = self._loop.create_task(self._keeper.run())
         try:
-            action = self._refresher.start()
+            action = refresher.start(self._now())
             reached = False
             while True:
                 action = await self._advance(source, action)
                 # Once more when the source has been reached: only now all modules are loaded.
-                first = not reached and self._refresher.state is State.WATCHING
+                first = not reached and refresher.state is State.WATCHING
                 reached = reached or first
                 self._tell(again=first)
         finally:
             self._obeying = False
+            refresher.close()
             keeping.cancel()
+            await self._stop_watching()
             await asyncio.gather(keeping, source.close(), return_exceptions=True)
             self._keeper.save_now()
 
     def _tell(self, *, again: bool) -> None:
         """Publish the snapshot that the last step led to, if any or if `again`."""
         # Not a local of `_run`, which would keep its base in memory while it waits for the next.
-        snapshot, applied = self._refresher.snapshot, self._refresher.applied
+        snapshot, applied = self.refresher.snapshot, self.refresher.applied
         if snapshot is not None and (applied != () or again):
             self._publish_safely(snapshot, applied)
             self._keeper.saw(snapshot, applied)
@@ -176,10 +191,10 @@ class RefreshThread:
         self, folded: Snapshot, base: Arena, overlay: Mapping[PolicyId, Record | None]
     ) -> None:
         """Go on from a base that has what is the same in another form."""
-        snapshot = self._refresher.snapshot
+        snapshot = self.refresher.snapshot
         # A new one may have been loaded meanwhile.
         if snapshot is not None and snapshot.base is folded.base:
-            rebased = self._refresher.snapshot = snapshot.rebased(base, overlay)
+            rebased = self.refresher.snapshot = snapshot.rebased(base, overlay)
             self._publish_safely(rebased, ())
             self._keeper.saw(rebased)
 
@@ -209,16 +224,61 @@ class RefreshThread:
 
     async def _advance(self, source: Source, action: Action) -> Action:
         """Obey an action; return the next one."""
+        refresher = self.refresher
         try:
-            event = await _obey(source, action)
-            following = self._refresher.step(event)
+            event = await self._obey(source, action)
+            following = refresher.step(event, self._now())
         except Exception as error:  # noqa: BLE001 - whatever fails or is stored, the thread goes on
             self._note(error)
-            return self._refresher.step(Failed(error))
-        if isinstance(event, Arrived):
+            return refresher.step(Failed(error), self._now())
+        if refresher.current_as_of is not None:
+            self._freshness.as_of = refresher.current_as_of
+        if isinstance(event, Arrived | HeadSeen):
             # Not before: a stream that is refused again and again must not be said each time.
             self._note(None)
         return following
+
+    async def _obey(self, source: Source, action: Action) -> Event:
+        match action:
+            case Load(route):
+                await self._stop_watching()
+                return Loaded(await source.load(route))
+            case CatchUp(tip, route, reopen):
+                if reopen:
+                    await self._stop_watching()
+                    await source.open(route)
+                return CaughtUp(await source.catch_up(tip, route))
+            case AskHead():
+                asked = self._now()
+                return HeadSeen(await source.head(), asked)
+            case Watch(until):
+                return await self._watch(source, until)
+            case Wait(until):
+                await self._stop_watching()
+                await asyncio.sleep(until - self._now())
+                return Due()
+
+    async def _watch(self, source: Source, until: float) -> Event:
+        """Wait for what the stream brings. What is asked meanwhile does not disturb it."""
+        if self._watching is None:
+            self._watching = self._loop.create_task(source.watch())
+        watching = self._watching
+        done, _ = await asyncio.wait({watching}, timeout=max(until - self._now(), 0))
+        if not done:
+            return Due()
+        self._watching = None
+        return Arrived(watching.result())
+
+    async def _stop_watching(self) -> None:
+        while self._watching is not None:
+            # Again and again, as in `_cancel`.
+            self._watching.cancel()
+            await asyncio.wait({self._watching}, timeout=CANCEL_AGAIN_SECONDS)
+            if self._watching.done():
+                # What it brought is had from the ledger; that it failed matters no more.
+                if not self._watching.cancelled():
+                    self._watching.exception()
+                self._watching = None
 
     def _note(self, error: Exception | None) -> None:
         """Say a trouble once, and once that it is over."""
@@ -245,18 +305,3 @@ def _is_of_the_end(error: Exception) -> bool:
 
 def _closed() -> ClosedError:
     return ClosedError("this client was closed: make a new one")
-
-
-async def _obey(source: Source, action: Action) -> Event:
-    match action:
-        case Load():
-            return Loaded(await source.load())
-        case CatchUp(tip, reopen):
-            if reopen:
-                await source.open()
-            return CaughtUp(await source.catch_up(tip))
-        case Watch():
-            return Arrived(await source.watch())
-        case Wait(seconds):
-            await asyncio.sleep(seconds)
-            return Waited()

@@ -5,7 +5,6 @@ sources are held to the same contract tests as MongoDB's. `ManualClock` is time 
 """
 
 import asyncio
-import contextlib
 import threading
 import time
 import uuid
@@ -36,7 +35,7 @@ from flagkit.errors import (
 from flagkit.model import EVERYWHERE, decode, encode
 from flagkit.model.keys import check_region
 from flagkit.model.segments import decode_segment, encode_segment
-from flagkit.refresh import SILENCE_SECONDS
+from flagkit.refresh import Route
 from flagkit.snapshot import Snapshot, build, kept_of, regions_of
 
 ENVIRONMENT = "test"
@@ -209,7 +208,7 @@ class MemorySource:
         self._arrived = asyncio.Event()
         self._stop_watching: Callable[[], None] = lambda: None
 
-    async def load(self) -> Snapshot:
+    async def load(self, route: Route) -> Snapshot:  # noqa: ARG002 - memory is near
         """Read everything, at one revision."""
         self._check()
         tip = self._history.tip
@@ -222,7 +221,7 @@ class MemorySource:
             self._history.parts_at(tip),
         )
 
-    async def open(self) -> None:
+    async def open(self, route: Route) -> None:  # noqa: ARG002 - as in `load`
         """Begin to watch."""
         self._check()
         self._stop_watching()
@@ -232,7 +231,12 @@ class MemorySource:
             lambda: loop.call_soon_threadsafe(arrived.set)
         )
 
-    async def catch_up(self, tip: Tip) -> Sequence[Change]:
+    async def head(self) -> Tip:
+        """Return where the history stands."""
+        self._check()
+        return self._history.tip
+
+    async def catch_up(self, tip: Tip, route: Route) -> Sequence[Change]:  # noqa: ARG002 - as in `load`
         """Return every change after `tip`."""
         self._check()
         history = self._history
@@ -247,8 +251,7 @@ class MemorySource:
         self._check()
         self._arrived.clear()
         if self._watched_to == self._history.tip.revision:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), SILENCE_SECONDS)
+            await self._arrived.wait()
             self._check()
         news = self._history.changes[self._watched_to :]
         self._watched_to += len(news)

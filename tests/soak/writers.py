@@ -19,7 +19,9 @@ from msgspec import Struct
 
 from benchmarks.report import Result
 from flagkit.changes import Change
+from flagkit.core.freshness import Freshness
 from flagkit.embedded import EmbeddedMongo
+from flagkit.refresh import Refresher
 from flagkit.refresh_thread import RefreshThread
 from flagkit.snapshot import Snapshot, record_of
 from flagkit.storage.source import MongoSource
@@ -154,7 +156,10 @@ def following(uri: str, database: str, story: Story) -> "Iterator[Any]":
             ), f"revision {revision} did not come"
 
     thread = RefreshThread(
-        lambda: MongoSource(uri, environment=ENVIRONMENT, region="*", database=database), publish
+        lambda: MongoSource(uri, environment=ENVIRONMENT, region="*", database=database),
+        publish,
+        Freshness(),
+        Refresher(random.Random()),
     )
     try:
         caught_up(0)

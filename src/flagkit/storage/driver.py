@@ -52,8 +52,7 @@ def settings_for(uri: str) -> dict[str, Any]:
 
     But for `tz_aware`: dates without a zone would not hash as those that were written.
     """
-    # Not by urlsplit, whose errors repeat what stands before the host: the password.
-    own = {name.lower() for name, _ in parse_qsl(uri.partition("?")[2])} - {"tz_aware"}
+    own = _options(uri) - {"tz_aware"}
     return {name: value for name, value in _SETTINGS.items() if name.lower() not in own}
 
 
@@ -95,15 +94,29 @@ def translated(doing: str) -> Generator[None]:
     except _UNAVAILABLE as error:
         raise StoreUnavailableError(f"while {doing}: {error}") from error
     except OperationFailure as error:
-        code = error.code or 0
-        # The driver's text repeats the server's whole reply; its own words say enough.
-        said = (error.details or {}).get("errmsg") or str(error)
-        problem = _PROBLEMS.get(code, said)
         # A write concern that was not met says nothing of the write itself.
-        unsure = code in _PASSING or isinstance(error, WriteConcernError)
+        unsure = error.code in _PASSING or isinstance(error, WriteConcernError)
         kind = StoreUnavailableError if unsure else StoreError
-        raise kind(f"while {doing}: {problem} (code {code})") from error
+        raise kind(f"while {doing}: {problem_of(error)}") from error
     except InvalidOperation as error:
         raise ClosedError(f"while {doing}: {error}") from error
     except PyMongoError as error:
         raise StoreError(f"while {doing}: {error}") from error
+
+
+def problem_of(error: OperationFailure) -> str:
+    """Return what the server refused and why, with its code."""
+    code = error.code or 0
+    # The driver's text repeats the server's whole reply; its own words say enough.
+    said = (error.details or {}).get("errmsg") or str(error)
+    return f"{_PROBLEMS.get(code, said)} (code {code})"
+
+
+def names_preference(uri: str) -> bool:
+    """Tell whether a connection string says whom to read from."""
+    return "readpreference" in _options(uri)
+
+
+def _options(uri: str) -> set[str]:
+    # Not by urlsplit, whose errors repeat what stands before the host: the password.
+    return {name.lower() for name, _ in parse_qsl(uri.partition("?")[2])}

@@ -1,11 +1,12 @@
 """The source of a client's snapshots in MongoDB: load, watch, catch up. Reads only.
 
 One event of the stream on `heads` is one revision. Every read is of a majority or of one snapshot;
-where the stream cannot vouch for what it brings, it fails, and the ledger is asked.
+where the stream cannot vouch for what it brings, it fails, and the ledger is asked. Near members
+may lag behind: what one of them has seen, the next is asked to have, too.
 """
 
-import random
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import bson
@@ -16,14 +17,29 @@ from pymongo import ASCENDING, AsyncMongoClient, ReadPreference
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.command_cursor import AsyncRawBatchCommandCursor
 from pymongo.asynchronous.cursor import AsyncCursor
+from pymongo.errors import OperationFailure
 from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import Nearest
 
 from flagkit.changes import Change, PolicyId, Tip
-from flagkit.errors import HistoryLostError, StoreError, StoreUnavailableError
-from flagkit.refresh import SILENCE_SECONDS
+from flagkit.errors import (
+    HistoryLostError,
+    StoreError,
+    StoreUnavailableError,
+    StreamsUnavailableError,
+)
+from flagkit.model import EVERYWHERE
+from flagkit.refresh import Route
 from flagkit.snapshot import Snapshot, check_digests, kept_of, regions_of
 from flagkit.storage.collector import collector_paused
-from flagkit.storage.driver import OPERATION_MILLISECONDS_MAX, configured, settings_for, translated
+from flagkit.storage.driver import (
+    OPERATION_MILLISECONDS_MAX,
+    configured,
+    names_preference,
+    problem_of,
+    settings_for,
+    translated,
+)
 from flagkit.storage.layout import (
     FLAGS,
     HEADS,
@@ -52,39 +68,58 @@ PARTS_AT_ONCE = 1_000
 CATCH_UP_MAX = 10_000
 """A client further behind than this many revisions loads a new base: it is quicker."""
 
+AWAIT_MILLISECONDS = 10_000
+"""How long a member holds back an answer without changes. An idle fleet asks that often."""
+
 _BY_ID = [("_id", ASCENDING)]
+_MAJORITY = ReadConcern("majority")
+_LINEARIZABLE = ReadConcern("linearizable")
 _CODEC: CodecOptions[Document] = CodecOptions(tz_aware=True)
 _ENDINGS = ["drop", "rename", "dropDatabase", "invalidate"]
+# Not allowed; no such command, option or stage; no replica set.
+_NO_STREAMS = {13, 59, 115, 123, 238, 40324, 40415, 40573}
+_NO_SNAPSHOTS = {9, 59, 72, 115, 123, 40415}
 
 
 class MongoSource:
     """A refresher's source for one environment and region, made and used in one asyncio loop."""
 
+    # Near are those that the connection string says; else members whose tag `region` is the
+    # client's, and any others where there are none, or none that answer.
     def __init__(self, uri: str, *, environment: str, region: str, database: str) -> None:
         self._environment = environment
         self._region = region
         with configured(uri):
             self._client: AsyncMongoClient[Document] = AsyncMongoClient(uri, **settings_for(uri))
-            # The primary, whatever the URI says: another member may lag behind what was seen.
-            self._database = self._client.get_database(
-                database,
-                read_concern=ReadConcern("majority"),
-                read_preference=ReadPreference.PRIMARY,
-            )
+            near = Nearest(None if region == EVERYWHERE else [{"region": region}, {}])
+            self._databases = {
+                Route.NEAR: self._client.get_database(
+                    database,
+                    read_concern=_MAJORITY,
+                    read_preference=self._client.read_preference if names_preference(uri) else near,
+                ),
+                Route.PRIMARY: self._client.get_database(
+                    database, read_concern=_MAJORITY, read_preference=ReadPreference.PRIMARY
+                ),
+            }
+        self._route = Route.NEAR
         self._stream: AsyncRawBatchCommandCursor[Document] | None = None
-        self._opened_at: Timestamp | None = None
+        # What members are asked to have before they answer; none where there is no replica set.
+        self._seen_at: Timestamp | None = None
+        self._has_snapshots = True
 
-    async def load(self) -> Snapshot:
+    async def load(self, route: Route) -> Snapshot:
         """Read all that concerns the region, in one snapshot of the database."""
         with collector_paused():
-            return await self._scanned()
+            return await self._scanned(route)
 
-    async def _scanned(self) -> Snapshot:
+    async def _scanned(self, route: Route) -> Snapshot:
+        database = self._databases[route]
         with translated("loading all flags"):
-            async with self._client.start_session(snapshot=True) as session:
-                scan = Scan(await self._head(session), kept_of(self._region))
+            async with self._at_one_time() as session:
+                scan = Scan(await self._head(route, session), kept_of(self._region))
                 for collection, projection in PROJECTIONS.items():
-                    found = self._database[collection].find(
+                    found = database[collection].find(
                         scan.filter,
                         projection,
                         sort=_BY_ID,
@@ -93,7 +128,7 @@ class MongoSource:
                     )
                     while documents := await self._batch(found, session):
                         scan.take(collection, documents)
-                parts = await self._parts(scan.parts, session)
+                parts = await self._parts(scan.parts, route, session)
         base = await in_turns(scan.finished({}))
         check_digests(base.header.digests, base.tip, self._region)
         return Snapshot(base.tip, self._region, base).with_parts(parts)
@@ -109,16 +144,19 @@ class MongoSource:
         whole = found.collection.find(lacking, session=session)
         return completed(documents, await whole.to_list())
 
-    async def open(self) -> None:
+    async def open(self, route: Route) -> None:
         """Begin to watch."""
         await self._close_stream()
+        self._route, database = route, self._databases[route]
         # Left to itself, the stream begins after the last write, which a majority may not have yet:
         # catching up would not see that write, and the stream would not bring it.
         with translated("asking for the time"):
             async with self._client.start_session(causal_consistency=True) as session:
-                await self._database.command("ping", session=session)
+                await database.command(
+                    "ping", session=session, read_preference=database.read_preference
+                )
                 now = session.operation_time
-        self._opened_at = now
+        self._seen_at = now
         # What tells no time is no replica set, and refuses the stream.
         since = {"startAtOperationTime": Timestamp(now.time, now.inc + 1)} if now else {}
         mine = {"documentKey._id": self._environment}
@@ -127,14 +165,28 @@ class MongoSource:
             {"$changeStream": since},
             {"$match": {"$or": [mine, {"operationType": {"$in": _ENDINGS}}]}},
         ]
-        # A fleet that started together must not ask for the head together for ever.
-        silence = SILENCE_SECONDS * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not secrets
         with translated("opening the change stream"):
-            stream: object = await self._database[HEADS].aggregate_raw_batches(
-                pipeline, maxAwaitTimeMS=int(silence * 1000)
-            )
+            try:
+                stream: object = await database[HEADS].aggregate_raw_batches(
+                    pipeline, maxAwaitTimeMS=AWAIT_MILLISECONDS
+                )
+            except OperationFailure as error:
+                if error.code in _NO_STREAMS:
+                    raise StreamsUnavailableError(
+                        "there are no change streams here, so the ledger is asked again and again:"
+                        f" {problem_of(error)}"
+                    ) from error
+                raise
         # The driver's annotations have it as another kind of cursor.
         self._stream = cast("AsyncRawBatchCommandCursor[Document]", stream)
+
+    async def head(self) -> Tip:
+        """Return where the primary has the head."""
+        with translated("asking the primary for the head"):
+            async with self._client.start_session(causal_consistency=True) as session:
+                head = await self._head(Route.PRIMARY, session)
+                self._note_time(session.operation_time)
+        return tip_of(head)
 
     async def watch(self) -> Sequence[Change]:
         """Wait for changes."""
@@ -144,19 +196,24 @@ class MongoSource:
         with translated("watching for changes"):
             batch = cast("bytes | None", await stream.try_next())
         events: list[Document] = bson.decode_all(batch, _CODEC) if batch else []  # pyright: ignore[reportUnknownMemberType] - its mmap has no parameter
-        return await self._with_parts([_event_change(event) for event in events])
+        if events:
+            self._note_time(events[-1].get("clusterTime"))
+        return await self._with_parts([_event_change(event) for event in events], self._route)
 
-    async def catch_up(self, tip: Tip) -> Sequence[Change]:
+    async def catch_up(self, tip: Tip, route: Route) -> Sequence[Change]:
         """Return every change after `tip`, from the ledger and the head."""
         with translated("reading the ledger"):
             async with self._client.start_session(causal_consistency=True) as session:
-                if self._opened_at is not None:
-                    session.advance_operation_time(self._opened_at)
-                head = await self._head(session)
+                if self._seen_at is not None:
+                    session.advance_operation_time(self._seen_at)
+                head = await self._head(route, session)
+                self._note_time(session.operation_time)
                 last = tip_of(head)
                 if last == tip:
                     return ()
                 if last.epoch != tip.epoch or last.revision <= tip.revision:
+                    if route is Route.PRIMARY:
+                        await self._check_primary()
                     raise HistoryLostError(
                         f"the head stands at revision {last.revision} of epoch {last.epoch}, which"
                         f" does not follow revision {tip.revision} of epoch {tip.epoch}"
@@ -167,23 +224,28 @@ class MongoSource:
                     "$gt": ledger_id(self._environment, tip.revision),
                     "$lt": ledger_id(self._environment, last.revision),
                 }
-                found = self._database[LEDGER].find({"_id": between}, sort=_BY_ID, session=session)
+                found = self._databases[route][LEDGER].find(
+                    {"_id": between},
+                    sort=_BY_ID,
+                    session=session,
+                    max_time_ms=OPERATION_MILLISECONDS_MAX,
+                )
                 changes = [ledgered(document) async for document in found]
         newest = change_of(head)
         assert newest is not None, "a head past revision 0 has its change"
         changes.append(newest)
         if len(changes) != last.revision - tip.revision:
             raise HistoryLostError(f"the ledger does not reach back to revision {tip.revision}")
-        return await self._with_parts(changes)
+        return await self._with_parts(changes, route)
 
     async def policy(self, key: str) -> dict[str, Any] | None:
         """Read the newest document of a flag as the region sees it."""
         with translated("reading a flag"):
-            async with self._client.start_session(snapshot=True) as session:
-                head = await self._head(session)
+            async with self._at_one_time() as session:
+                head = await self._head(Route.PRIMARY, session)
                 found = {
                     document["_id"]["region"]: policy_state(document)
-                    async for document in self._database[FLAGS].find(
+                    async for document in self._databases[Route.PRIMARY][FLAGS].find(
                         policies_named(self._environment, [key]), session=session
                     )
                 }
@@ -199,18 +261,52 @@ class MongoSource:
         """Free everything."""
         await self._client.close()
 
-    async def _head(self, session: AsyncClientSession) -> Document:
-        head = await self._database[HEADS].find_one(
+    @contextlib.asynccontextmanager
+    async def _at_one_time(self) -> AsyncGenerator[AsyncClientSession]:
+        """Give a session of one snapshot of the database, where it has such.
+
+        Elsewhere the digests tell whether something was changed while it was read.
+        """
+        try:
+            async with self._client.start_session(snapshot=self._has_snapshots) as session:
+                yield session
+        except OperationFailure as error:
+            if error.code in _NO_SNAPSHOTS and self._has_snapshots:
+                self._has_snapshots = False
+                raise StoreUnavailableError(
+                    f"no snapshots can be read: {problem_of(error)}"
+                ) from error
+            raise
+
+    async def _head(self, route: Route, session: AsyncClientSession) -> Document:
+        head = await self._databases[route][HEADS].find_one(
             {"_id": self._environment}, session=session, max_time_ms=OPERATION_MILLISECONDS_MAX
         )
         if head is None:
             raise StoreError(
                 f"the environment {self._environment!r} is not known in the database"
-                f" {self._database.name!r}: a writer creates it"
+                f" {self._databases[route].name!r}: a writer creates it"
             )
         return head
 
-    async def _with_parts(self, changes: list[Change]) -> list[Change]:
+    def _note_time(self, time: Timestamp | None) -> None:
+        if time is not None and (self._seen_at is None or time > self._seen_at):
+            self._seen_at = time
+
+    async def _check_primary(self) -> None:
+        """Have the primary prove that it is one: others may have elected another since.
+
+        Raises:
+            OperationFailure: it is none, or cannot be sure in time.
+        """
+        if self._seen_at is not None:
+            await (
+                self._databases[Route.PRIMARY][HEADS]
+                .with_options(read_concern=_LINEARIZABLE)
+                .find_one({"_id": self._environment}, max_time_ms=OPERATION_MILLISECONDS_MAX)
+            )
+
+    async def _with_parts(self, changes: list[Change], route: Route) -> list[Change]:
         """Return changes with the parts of members that are there after them, and not before."""
         before: dict[PolicyId, set[str]] = {}
         after: dict[PolicyId, set[str]] = {}
@@ -222,17 +318,20 @@ class MongoSource:
         if not added:
             return changes
         with translated("reading members"):
-            parts = await self._parts(added)
+            async with self._client.start_session(causal_consistency=True) as session:
+                if self._seen_at is not None:
+                    session.advance_operation_time(self._seen_at)
+                parts = await self._parts(added, route, session)
         return [*changes[:-1], msgspec.structs.replace(changes[-1], parts=parts)]
 
     async def _parts(
-        self, names: Iterable[str], session: AsyncClientSession | None = None
+        self, names: Iterable[str], route: Route, session: AsyncClientSession
     ) -> dict[str, bytes]:
         wanted = sorted(set(names))
         parts: dict[str, bytes] = {}
         for start in range(0, len(wanted), PARTS_AT_ONCE):
             some = wanted[start : start + PARTS_AT_ONCE]
-            found = self._database[MEMBERS].find(
+            found = self._databases[route][MEMBERS].find(
                 parts_named(self._environment, some), session=session
             )
             # Whether they are what their names say, the snapshot finds, whatever the source.
