@@ -12,11 +12,12 @@ import pytest
 
 import flagkit
 from flagkit import Client, ErrorCode, Reason
+from flagkit.bootstrap import initial_state
 from flagkit.changes import genesis
 from flagkit.core.bucketing import bucket, seed
 from flagkit.core.explanation import ConditionTrace, FlagTrace
 from flagkit.snapshot import Arena, Record, Snapshot, arena_of, record_of
-from flagkit.testing import client_from, initial_state
+from flagkit.testing import client_from
 from tests.soak.fuzzing import FLAG_COUNT, SEGMENTS, PolicyDraw
 
 NOON = datetime(2026, 12, 1, 12, tzinfo=UTC)

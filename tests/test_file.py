@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from flagkit.bootstrap import initial_segment, initial_state
 from flagkit.changes import Tip, digest
 from flagkit.errors import SnapshotFormatError
 from flagkit.snapshot import Snapshot, SnapshotFile, build, fold, frame, segment_of, whole
-from flagkit.testing import initial_segment, initial_state
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 ON: Mapping[str, Any] = {

@@ -398,7 +398,7 @@ def test_a_child_that_ends_takes_nothing_along_and_is_not_held_up(
             process.kill()
 
 
-def ask_the_default_client(says: Connection, settings: dict[str, str]) -> None:
+def ask_the_default_client(says: Connection, settings: dict[str, Any]) -> None:
     """Say what a new process's default client answers, at once and once it is configured."""
     says.send(flagkit.evaluate("shop.theme", default="none"))
     if settings:
@@ -408,7 +408,7 @@ def ask_the_default_client(says: Connection, settings: dict[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def asking(method: str, settings: dict[str, str]) -> Iterator[Connection]:
+def asking(method: str, settings: dict[str, Any]) -> Iterator[Connection]:
     """Have a process of multiprocessing ask its default client; yield what it says."""
     context = multiprocessing.get_context(method)
     heard, says = context.Pipe(duplex=False)
@@ -434,10 +434,14 @@ def said(heard: Connection) -> Evaluation[str]:
 @pytest.mark.mongo
 class TestMultiprocessing:
     @pytest.fixture
-    def settings(self, mongo_uri: str, database: str, writer: Writer) -> Iterator[dict[str, str]]:
+    def settings(self, mongo_uri: str, database: str, writer: Writer) -> Iterator[dict[str, Any]]:
         """What the default client is configured by, for as long as a test runs."""
         writer.create(THEME)
-        settings = {"uri": mongo_uri, "environment": "production", "database": database}
+        settings: dict[str, Any] = {
+            "uri": mongo_uri,
+            "environment": "production",
+            "database": database,
+        }
         client = flagkit.configure(**settings)
         flagkit.wait_ready()
         yield settings
@@ -445,7 +449,7 @@ class TestMultiprocessing:
         client.follow(Origin(lambda: MemoryHistory().source)).close()
 
     def test_a_forked_process_goes_on_by_itself(
-        self, settings: dict[str, str], writer: Writer
+        self, settings: dict[str, Any], writer: Writer
     ) -> None:
         assert settings
         with asking("fork", {}) as heard:
@@ -455,7 +459,7 @@ class TestMultiprocessing:
 
     @pytest.mark.parametrize("method", ["spawn", "forkserver"])
     def test_a_process_that_is_not_forked_is_configured_anew(
-        self, method: str, settings: dict[str, str], writer: Writer
+        self, method: str, settings: dict[str, Any], writer: Writer
     ) -> None:
         with asking(method, settings) as heard:
             first = said(heard)
@@ -463,7 +467,7 @@ class TestMultiprocessing:
             writer.update(LIGHT)
             assert said(heard).value == "light"
 
-    def test_clients_are_not_sent_to_other_processes(self, settings: dict[str, str]) -> None:
+    def test_clients_are_not_sent_to_other_processes(self, settings: dict[str, Any]) -> None:
         for unsendable in (flagkit.configure(**settings), flagkit.is_enabled):
             with pytest.raises(TypeError, match="cannot pickle"):
                 pickle.dumps(unsendable)

@@ -10,7 +10,7 @@ The module's functions ask one default client, which `configure` sets up. Writin
 `flagkit.writer`, testing with them `flagkit.testing`.
 """
 
-import os
+from typing import Unpack
 
 from flagkit.answers import BoundClient
 from flagkit.client import Client, origin_of
@@ -20,7 +20,8 @@ from flagkit.core.explanation import Explanation
 from flagkit.counting import Counts
 from flagkit.counting_client import CountingClient
 from flagkit.errors import FlagkitError
-from flagkit.settings import counts_by_default, settings_from
+from flagkit.settings import Options, counts_by_default, settings_from
+from flagkit.status import Status
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ __all__ = [
     "Explanation",
     "FlagkitError",
     "Reason",
+    "Status",
     "bind",
     "close",
     "configure",
@@ -45,6 +47,7 @@ __all__ = [
     "is_enabled",
     "keys",
     "policy",
+    "status",
     "use_context",
     "value",
     "wait_for",
@@ -56,33 +59,18 @@ __all__ = [
 _client = (CountingClient if counts_by_default() else Client).from_source()
 
 
-def configure(
-    uri: str | None = None,
-    *,
-    environment: str | None = None,
-    region: str | None = None,
-    database: str | None = None,
-    snapshot_path: "str | os.PathLike[str] | None" = None,
-) -> Client:
+def configure(uri: str | None = None, **options: Unpack[Options]) -> Client:
     """Set up the default client and start it; neither connects nor waits in this thread.
 
     Arguments are those of Client, environment variables included. Called again, it moves the
     default client to the new settings.
 
     Raises:
-        ConfigurationError: the URI or the environment is named nowhere.
+        ConfigurationError: the URI or the environment is named nowhere, or an argument makes no
+            sense.
+        InvalidDocumentError: what is given as `bootstrap` is not valid.
     """
-    return _client.follow(
-        origin_of(
-            settings_from(
-                uri,
-                environment=environment,
-                region=region,
-                database=database,
-                snapshot_path=snapshot_path,
-            )
-        )
-    )
+    return _client.follow(origin_of(settings_from(uri, **options)))
 
 
 # Bound methods, not functions around them: a wrapper would cost as much as the check itself.
@@ -95,6 +83,7 @@ explain = _client.explain
 keys = _client.keys
 policy = _client.policy
 counts = _client.counts
+status = _client.status
 bind = _client.bind
 wait_ready = _client.wait_ready
 wait_for = _client.wait_for

@@ -5,23 +5,25 @@ What it publishes, flagkit.answers reads: views, whole, by one assignment each.
 
 import functools
 import logging
-import os
+import math
 import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
 
 from flagkit.answers import Answers
+from flagkit.bootstrap import bootstrap_snapshot
 from flagkit.changes import Change
 from flagkit.core.bucketing import Clock
 from flagkit.core.freshness import Freshness
 from flagkit.errors import ClosedError, ConfigurationError, NotReadyError, SnapshotFormatError
 from flagkit.forks import Stage, watch
-from flagkit.model import encode
-from flagkit.refresh import Refresher, Source
-from flagkit.settings import Settings, settings_from
+from flagkit.model import EVERYWHERE, encode
+from flagkit.refresh import Refresher, Source, pace_for
+from flagkit.settings import Options, Settings, settings_from
 from flagkit.snapshot import Snapshot, SnapshotFile, flag_of
+from flagkit.status import Status
 from flagkit.view import View
 
 if TYPE_CHECKING:
@@ -38,16 +40,14 @@ class Client(Answers):
     they cannot answer, callers get their defaults. All methods may be called from any thread. After
     a fork, the child's client goes on by itself, with a thread and connections of its own.
 
-    Each argument falls back on an environment variable: FLAGKIT_URI, FLAGKIT_ENVIRONMENT,
-    FLAGKIT_REGION, FLAGKIT_DATABASE.
-
     Args:
-        uri: A MongoDB connection string of a replica set.
-        environment: Whose flags to serve.
-        region: Whose overrides to apply; without one, the flags for all regions hold.
-        database: Where flagkit's collections are; "flagkit" unless said otherwise.
-        snapshot_path: A file to keep the flags in. What it holds is served from the beginning, the
-            database being there or not. It may be shared by processes, not by regions.
+        uri: A MongoDB connection string of a replica set; or FLAGKIT_URI.
+        **options: See flagkit.settings.Options.
+
+    Raises:
+        ConfigurationError: the URI or the environment is named nowhere, or an argument makes no
+            sense.
+        InvalidDocumentError: what is given as `bootstrap` is not valid.
     """
 
     __slots__ = ("_arrival", "_closed", "_freshness", "_origin", "_refresh")
@@ -55,23 +55,8 @@ class Client(Answers):
     _refresh: "RefreshThread | None"
     _origin: "Origin"
 
-    def __init__(
-        self,
-        uri: str | None = None,
-        *,
-        environment: str | None = None,
-        region: str | None = None,
-        database: str | None = None,
-        snapshot_path: "str | os.PathLike[str] | None" = None,
-    ) -> None:
-        settings = settings_from(
-            uri,
-            environment=environment,
-            region=region,
-            database=database,
-            snapshot_path=snapshot_path,
-        )
-        self._set_up(origin_of(settings))
+    def __init__(self, uri: str | None = None, **options: Unpack[Options]) -> None:
+        self._set_up(origin_of(settings_from(uri, **options)))
 
     @classmethod
     def from_source(
@@ -116,6 +101,32 @@ class Client(Answers):
         record = None if view is None else view.snapshot.find(key)
         return None if record is None else encode(flag_of(record))
 
+    @property
+    def staleness(self) -> float:
+        """Seconds since flags were known to be the database's; infinity if they never were.
+
+        That is since the primary was asked, with an answer that has been caught up with.
+        """
+        return self._freshness.age
+
+    def status(self) -> Status:
+        """Return where this client stands. Never raises, and never waits."""
+        snapshot, refresh = self.snapshot, self._refresh
+        tip = None if snapshot is None else snapshot.tip
+        return Status(
+            environment="" if tip is None else tip.environment,
+            region=EVERYWHERE if snapshot is None else snapshot.region,
+            state=None if refresh is None else refresh.refresher.state,
+            epoch="" if tip is None else tip.epoch,
+            revision=0 if tip is None else tip.revision,
+            head=None if refresh is None else refresh.head_revision,
+            staleness=self.staleness,
+            is_stale=self._freshness.is_stale,
+            breakers={} if refresh is None else refresh.circuits,
+            error=None if refresh is None or refresh.error is None else str(refresh.error),
+            counts=self.counts(),
+        )
+
     def start(self) -> Self:
         """Begin to load and to watch, in a background thread; nothing if that has begun already.
 
@@ -126,15 +137,17 @@ class Client(Answers):
             if self._closed:
                 raise ClosedError("this client was closed: make a new one")
             if self._refresh is None:
-                self._begin(self.snapshot)
+                self._begin()
         return self
 
     def follow(self, origin: "Origin") -> Self:
         """Start on another source; until its flags are there, callers get their defaults."""
         self.close()
-        view = _kept_view(origin.file)
+        freshness = Freshness(origin.max_staleness)
+        view = _first_view(origin)
         with self._arrival:
             self._closed = False
+            self._freshness = freshness
             self._publish_view(view)
             self._origin = origin
         return self.start()
@@ -176,7 +189,7 @@ class Client(Answers):
         # The thread that is gone may have been about to.
         self._publish_view(self._view)
         if self._refresh is not None:
-            self._begin(self.snapshot)
+            self._begin()
 
     def close(self, timeout: float = 5.0) -> None:
         """End the background thread, waiting at most `timeout` seconds for it.
@@ -198,14 +211,14 @@ class Client(Answers):
 
     def _set_up(self, origin: "Origin") -> None:
         self._counting = None
-        self._freshness = Freshness()
-        self._publish_view(_kept_view(origin.file))
+        self._freshness = Freshness(origin.max_staleness)
+        self._publish_view(_first_view(origin))
         self._arrival = threading.Condition()
         self._origin = origin
         self._refresh = None
         self._closed = False
 
-    def _begin(self, snapshot: Snapshot | None) -> None:
+    def _begin(self) -> None:
         if self._origin.opener is not None:
             # Deferred, as the driver is: a service that only imports flagkit pays for neither.
             from flagkit.refresh_thread import RefreshThread  # noqa: PLC0415
@@ -215,7 +228,11 @@ class Client(Answers):
                 open_source,
                 self._publish,
                 self._freshness,
-                Refresher(random.Random(), snapshot),  # noqa: S311 - jitter, not secrets
+                Refresher(
+                    random.Random(),  # noqa: S311 - jitter, not secrets
+                    self.snapshot if self._has_data else None,
+                    pace_for(self._freshness.max_seconds),
+                ),
                 self._origin.file,
             )
             watch(self, Stage.STARTED)
@@ -223,8 +240,8 @@ class Client(Answers):
     def _publish(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
         watch(self, Stage.LOADED)
         view = self._view
-        if view is None or changes is None:
-            if view is not None:
+        if view is None or changes is None or not self._has_data:
+            if view is not None and self._has_data:
                 _log.warning(
                     "revision %s was replaced by a new base at revision %s",
                     view.snapshot.tip.revision,
@@ -237,48 +254,72 @@ class Client(Answers):
             self._publish_view(published)
             self._arrival.notify_all()
 
+    @property
+    def _has_data(self) -> bool:
+        """Whether what is answered from is more than what it was told to begin with."""
+        return self._view is not None and self.snapshot is not self._origin.bootstrap
+
     def _wait(self, arrived: Callable[[View], bool], timeout: float, problem: str) -> None:
         self.start()
-        if self._view is None and self._origin.opener is None:
+        if not self._has_data and self._origin.opener is None:
             raise ConfigurationError(
                 "nothing is configured: call flagkit.configure(uri, environment=...) first"
             )
         with self._arrival:
-            self._arrival.wait_for(
-                lambda: self._closed or (self._view is not None and arrived(self._view)), timeout
-            )
-            view, refresh = self._view, self._refresh
-        if view is None or not arrived(view):
+            self._arrival.wait_for(lambda: self._closed or self._has_arrived(arrived), timeout)
+            refresh = self._refresh
+        if not self._has_arrived(arrived):
             if self._closed:
                 raise ClosedError("the client was closed while it was waited for")
             cause = refresh.error if refresh is not None else None
             raise NotReadyError(f"{problem} within {timeout} s" + (f": {cause}" if cause else ""))
 
+    def _has_arrived(self, arrived: Callable[[View], bool]) -> bool:
+        view = self._view
+        return view is not None and self._has_data and arrived(view)
+
 
 class Origin(NamedTuple):
-    """Where a client's flags come from: what loads and returns the opener of its source; a file."""
+    """Where a client's flags come from, and how old they may be.
+
+    `opener` loads, and returns what opens the source. `bootstrap` is served until there is more.
+    """
 
     opener: Callable[[], Callable[[], Source]] | None = None
     file: SnapshotFile | None = None
+    bootstrap: Snapshot | None = None
+    max_staleness: float = math.inf
 
 
 def origin_of(settings: Settings) -> Origin:
     """Return the origin that settings name, in MongoDB."""
     path = settings.snapshot_path
-    file = None if path is None else SnapshotFile(path, settings.environment, settings.region)
-    return Origin(functools.partial(_mongo_opener, settings), file)
+    environment, region = settings.environment, settings.region
+    file = None if path is None else SnapshotFile(path, environment, region)
+    bootstrap = settings.bootstrap
+    return Origin(
+        functools.partial(_mongo_opener, settings),
+        file,
+        None if bootstrap is None else bootstrap_snapshot(bootstrap, environment, region),
+        settings.max_staleness,
+    )
 
 
-def _kept_view(file: SnapshotFile | None) -> View | None:
-    """Return a view of what a file holds, None where it is of no use, which is said."""
-    if file is None:
-        return None
+def _first_view(origin: Origin) -> View | None:
+    """Return a view of what there is in the beginning: what the file holds comes first."""
+    snapshot = None if origin.file is None else _kept(origin.file)
+    if snapshot is None:
+        snapshot = origin.bootstrap
+    return None if snapshot is None else View(snapshot, time.time)
+
+
+def _kept(file: SnapshotFile) -> Snapshot | None:
+    """Return what a file holds, None where it is of no use, which is said."""
     try:
-        snapshot = file.read()
+        return file.read()
     except (OSError, SnapshotFormatError) as error:
         _log.warning("the snapshot file %s is not served: %s", file.path, error)
         return None
-    return None if snapshot is None else View(snapshot, time.time)
 
 
 def _mongo_opener(settings: Settings) -> Callable[[], Source]:

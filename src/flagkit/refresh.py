@@ -93,6 +93,13 @@ class Pace(Struct, frozen=True):
     stream: float = 300.0
 
 
+def pace_for(max_staleness: float) -> Pace:
+    """Return the pace at which a snapshot can be known not to be older than so many seconds."""
+    # Drawn longer than it says, and missed once, it must still be in time.
+    head = min(Pace().head, max_staleness / 3)
+    return Pace(head=head, lag=min(Pace().lag, head), poll=min(Pace().poll, head))
+
+
 class Load(Struct, frozen=True):
     """Read everything."""
 

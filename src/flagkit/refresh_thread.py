@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from flagkit.breaker import Circuit
 from flagkit.changes import Change, PolicyId
 from flagkit.core.freshness import Freshness
 from flagkit.errors import ClosedError, FlagkitError, NotReadyError
@@ -88,6 +89,21 @@ class RefreshThread:
         self._task = self._loop.create_task(self._run())
         self._thread = threading.Thread(target=self._obey_until_closed, name="flagkit", daemon=True)
         self._thread.start()
+
+    @property
+    def head_revision(self) -> int | None:
+        """The newest revision that the primary told, None if it has not."""
+        head = self.refresher.head
+        return None if head is None else head.revision
+
+    @property
+    def circuits(self) -> dict[str, Circuit]:
+        """What the breakers let through at this moment."""
+        now, refresher = self._now(), self.refresher
+        circuits = {
+            route.value: breaker.circuit(now) for route, breaker in refresher.breakers.items()
+        }
+        return circuits | {"head": refresher.head_breaker.circuit(now)}
 
     def close(self, timeout: float) -> bool:
         """End the thread. Waits at most `timeout` seconds; returns whether the end was seen."""

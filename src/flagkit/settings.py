@@ -1,42 +1,67 @@
 """Settings: which database, environment and region: argument, else variable, else default."""
 
+import math
 import os
 import re
+from typing import TypedDict, Unpack
 
 from msgspec import Struct
 
+from flagkit.bootstrap import Bootstrap
 from flagkit.errors import ConfigurationError, InvalidDocumentError
 from flagkit.model import EVERYWHERE
 from flagkit.model.keys import check_region
 
 DATABASE = "flagkit"
+STALENESS_SECONDS_MIN = 3.0
+"""So that the database can be asked, and answer, in between."""
 _DATABASE_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
 
 
+class Options(TypedDict, total=False):
+    """What a client is told beside its connection string. None is as good as nothing.
+
+    Each falls back on an environment variable: FLAGKIT_ENVIRONMENT, _REGION, _DATABASE,
+    _SNAPSHOT_PATH, _MAX_STALENESS_MS, _BOOTSTRAP.
+
+    Attributes:
+        environment: Whose flags to serve.
+        region: Whose overrides to apply, and whose members of the replica set to read from, by
+            their tag `region`; without one, the flags for all regions hold, and any member will do.
+        database: Where flagkit's collections are; "flagkit" unless said otherwise.
+        snapshot_path: A file to keep the flags in. What it holds is served from the beginning, the
+            database being there or not. It may be shared by processes, not by regions.
+        max_staleness: Seconds that a snapshot may be older than the database before evaluations
+            say STALE, and flags with `when_stale: off` serve `off`; never, unless said otherwise.
+        bootstrap: What to serve until flags are there: a policy file in JSON, a snapshot file, or
+            documents of flags.
+    """
+
+    environment: str | None
+    region: str | None
+    database: str | None
+    snapshot_path: "str | os.PathLike[str] | None"
+    max_staleness: float | None
+    bootstrap: Bootstrap | None
+
+
 class Settings(Struct, frozen=True):
-    """Where to read or write. `uri` may hold a password: it is never printed."""
+    """Where to read or write, and how. `uri` may hold a password: it is never printed."""
 
     uri: str
     environment: str
     region: str
     database: str
     snapshot_path: str | None = None
+    max_staleness: float = math.inf
+    bootstrap: Bootstrap | None = None
 
     def __repr__(self) -> str:
         return f"Settings({self.environment!r}, {self.region!r}, {self.database!r})"
 
 
-def settings_from(
-    uri: str | None = None,
-    *,
-    environment: str | None = None,
-    region: str | None = None,
-    database: str | None = None,
-    snapshot_path: "str | os.PathLike[str] | None" = None,
-) -> Settings:
-    """Return settings from arguments, else from variables.
-
-    These are FLAGKIT_URI, _ENVIRONMENT, _REGION, _DATABASE and _SNAPSHOT_PATH.
+def settings_from(uri: str | None = None, **options: Unpack[Options]) -> Settings:
+    """Return settings from arguments, else from variables, FLAGKIT_URI and those of Options.
 
     Raises:
         ConfigurationError: the URI or the environment is named nowhere, or something is not what
@@ -45,18 +70,39 @@ def settings_from(
     found = _required("uri", uri)
     if not found.startswith(("mongodb://", "mongodb+srv://")):
         raise ConfigurationError("uri is no connection string: it begins with mongodb://")
+    path = options.get("snapshot_path") or os.environ.get("FLAGKIT_SNAPSHOT_PATH") or ""
     return Settings(
         found,
-        _required("environment", environment),
-        _region(region or os.environ.get("FLAGKIT_REGION") or EVERYWHERE),
-        _database(database or os.environ.get("FLAGKIT_DATABASE") or DATABASE),
-        os.fspath(snapshot_path or os.environ.get("FLAGKIT_SNAPSHOT_PATH") or "") or None,
+        _required("environment", options.get("environment")),
+        _region(options.get("region") or os.environ.get("FLAGKIT_REGION") or EVERYWHERE),
+        _database(options.get("database") or os.environ.get("FLAGKIT_DATABASE") or DATABASE),
+        os.fspath(path) or None,
+        _max_staleness(options.get("max_staleness")),
+        options.get("bootstrap") or os.environ.get("FLAGKIT_BOOTSTRAP") or None,
     )
 
 
 def counts_by_default() -> bool:
     """Tell whether FLAGKIT_COUNTING asks the default client to count: by 1, true, yes or on."""
     return os.environ.get("FLAGKIT_COUNTING", "").lower() in {"1", "true", "yes", "on"}
+
+
+def _max_staleness(seconds: float | None) -> float:
+    variable = os.environ.get("FLAGKIT_MAX_STALENESS_MS")
+    try:
+        found = float(variable) / 1000 if seconds is None and variable else seconds
+    except ValueError:
+        raise ConfigurationError(
+            f"FLAGKIT_MAX_STALENESS_MS is {variable!r}: write milliseconds, such as 60000"
+        ) from None
+    if found is None:
+        return math.inf
+    if not found >= STALENESS_SECONDS_MIN:
+        raise ConfigurationError(
+            f"max_staleness is {found} s: the database is asked once a second at most, so use"
+            f" {STALENESS_SECONDS_MIN} s or more"
+        )
+    return found
 
 
 def _database(name: str) -> str:

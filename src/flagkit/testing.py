@@ -8,33 +8,28 @@ import asyncio
 import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from flagkit.bootstrap import initial_segment, initial_state, snapshot_from
 from flagkit.changes import (
-    SEGMENTS,
     Change,
     PolicyChange,
     PolicyId,
     PolicyState,
     Tip,
-    digest,
     genesis,
     next_change,
-    state_of,
 )
 from flagkit.client import Client
 from flagkit.errors import (
     FlagkitError,
     FlagNotFoundError,
     HistoryLostError,
-    InvalidDocumentError,
 )
-from flagkit.model import EVERYWHERE, decode, encode
+from flagkit.model import EVERYWHERE
 from flagkit.model.keys import check_region
-from flagkit.model.segments import decode_segment, encode_segment
 from flagkit.refresh import Route
 from flagkit.snapshot import Snapshot, build, kept_of, regions_of
 
@@ -82,33 +77,8 @@ def client_from(
         InvalidDocumentError: a document is not valid.
     """
     check_region(region)
-    states = [initial_state(document) for document in flags]
-    parts: dict[str, bytes] = {}
-    for document in segments:
-        state, made = initial_segment(document)
-        states.append(state)
-        parts |= made
-    for (place, key), count in Counter(state.id for state in states).items():
-        if count > 1:
-            raise InvalidDocumentError(
-                "key", f"{key!r} is there {count} times for {place}", "Keep one"
-            )
-    tip = Tip(ENVIRONMENT, "memory", 1, "", datetime.now(UTC), digest(states))
-    kept = [state for state in states if state.region in kept_of(region)]
-    return Client.from_snapshot(build(tip, region, kept, parts), _seconds(now))
-
-
-def initial_state(document: Mapping[str, Any]) -> PolicyState:
-    """Return the first version of a flag from its policy document."""
-    flag = decode(document)
-    return state_of(flag.key, flag.region, 1, encode(flag))
-
-
-def initial_segment(document: Mapping[str, Any]) -> tuple[PolicyState, dict[str, bytes]]:
-    """Return the first version of a segment from its document, and the parts of its keys."""
-    hashed = decode_segment(document)
-    state = state_of(hashed.segment.key, SEGMENTS, 1, encode_segment(hashed.segment))
-    return state, hashed.parts
+    snapshot = snapshot_from(flags, segments, environment=ENVIRONMENT, region=region)
+    return Client.from_snapshot(snapshot, _seconds(now))
 
 
 class MemoryHistory:

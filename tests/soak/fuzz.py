@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from benchmarks.report import Result
+from flagkit.bootstrap import initial_segment
 from flagkit.changes import PolicyState, genesis, state_of
 from flagkit.client import Client
 from flagkit.core import templates
@@ -23,7 +24,7 @@ from flagkit.errors import InvalidDocumentError
 from flagkit.model import decode, encode
 from flagkit.model.conditions import tests_in
 from flagkit.snapshot import Snapshot, arena_of, flag_of, record_of
-from flagkit.testing import client_from, initial_segment
+from flagkit.testing import client_from
 from tests.oracle import Document
 from tests.soak.fuzzing import FLAG_COUNT, SEGMENTS, ContextDraw, PolicyDraw, key_of
 
