@@ -45,7 +45,7 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "the order of fields": (document(owner="a", off="on"), document(off="on", owner="a")),
     "defaults spelled out": (
         document(),
-        document(region="*", state="active", rules=[], prerequisites=[], tags=[], owner=None),
+        document(region="*", state="active", when_stale="hold", rules=[], prerequisites=[], tags=[], owner=None),
     ),
     "the environment": (document(), document(environment="production")),
     "the order of variants": (document(), document(variants={"off": False, "on": True})),
@@ -149,6 +149,7 @@ DIFFERENT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "the key": (document(), document(key="g")),
     "the region": (document(), document(region="eu")),
     "the state": (document(), document(state="paused")),
+    "what holds when stale": (document(), document(when_stale="off")),
     "off": (document(), document(off="off")),
     "a variant's name": (document(), document(variants={"one": True, "off": False})),
     "an integer and a float": (

@@ -414,6 +414,8 @@ BAD = [
     Bad("a boolean for a variant's name", rule(serve=True), "rules[0].serve", "YAML 1.1"),
     Bad("a boolean as off", document(off=False), "off", "Quote it"),
     Bad("a boolean as the key", document(key=True), "key", "Quote it"),
+    Bad("another word when stale", document(when_stale="on"), "when_stale", "hold, off"),
+    Bad("a boolean when stale", document(when_stale=False), "when_stale", "Quote it"),
     Bad("a boolean as the state", document(state=True), "state", "Quote it"),
     Bad("a boolean among names", document(prerequisites=[{"flag": "g", "variants": [True]}]),
         "prerequisites[0].variants[0]", "YAML 1.1"),
@@ -726,6 +728,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
             optional={
                 "region": st.sampled_from(["*", "eu", "us-east-1"]),
                 "state": st.sampled_from(["active", "paused", "archived"]),
+                "when_stale": st.sampled_from(["hold", "off"]),
                 "off": st.sampled_from([None, *names]),
                 "owner": TEXTS,
                 "description": TEXTS,

@@ -24,6 +24,7 @@ from flagkit.model.documents import (
     ServesDocument,
     State,
     StepDocument,
+    WhenStale,
 )
 from flagkit.model.flags import (
     Flag,
@@ -47,6 +48,7 @@ DOCUMENT_BYTES_MAX = 1024 * 1024
 RULES_MAX = 256
 TESTS_MAX = 2048
 """How many tests the conditions of one flag may be, as conditions.tests_in counts them."""
+_CHOICES = {"state": get_args(State), "when_stale": get_args(WhenStale)}
 _MISREAD = {
     "bool": "on, off, yes and no for booleans",
     "int": "22:00 for the number 1320",
@@ -182,8 +184,8 @@ def _mistyped(path: str, problem: str) -> InvalidDocumentError:
         problem, remedy = "is no date", _DATE_REMEDY
     elif "of length" in problem:
         problem, remedy = "is not [END, VARIANT]", "Leave the intervals out: the writer keeps them"
-    elif path == "state":
-        remedy = f"Use one of: {', '.join(get_args(State))}"
+    elif path in _CHOICES:
+        remedy = f"Use one of: {', '.join(_CHOICES[path])}"
     return InvalidDocumentError(path, problem, remedy)
 
 
@@ -218,6 +220,7 @@ def _flag(wire: FlagDocument) -> Flag:
         prerequisites=_prerequisites(wire.prerequisites, key),
         rules=tuple(rules.values()),
         fallthrough=_serves(wire.fallthrough, "fallthrough", key, variants),
+        when_stale=wire.when_stale,
         metadata=metadata(wire.owner, wire.description, wire.tags, wire.expires),
     )
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 from msgspec import Struct
 
 State: TypeAlias = Literal["active", "paused", "archived"]
+WhenStale: TypeAlias = Literal["hold", "off"]
 EVERYWHERE = "*"
 TARGETING_KEY = "targeting_key"
 
@@ -96,6 +97,7 @@ class FlagDocument(Struct, kw_only=True, forbid_unknown_fields=True):
     prerequisites: list[PrerequisiteDocument] = []
     rules: list[RuleDocument] = []
     fallthrough: ServesDocument
+    when_stale: WhenStale = "hold"
     owner: str | None = None
     description: str | None = None
     tags: list[str] | None = None

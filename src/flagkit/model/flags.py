@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from msgspec import Struct
 
 from flagkit.model.conditions import Condition, segments_in
-from flagkit.model.documents import EVERYWHERE, TARGETING_KEY, State
+from flagkit.model.documents import EVERYWHERE, TARGETING_KEY, State, WhenStale
 from flagkit.model.rollouts import Intervals, percent
 from flagkit.model.values import Value
 from flagkit.model.windows import Window, date, encode_window
@@ -87,6 +87,7 @@ class Flag(Struct, frozen=True, kw_only=True):
     prerequisites: tuple[Prerequisite, ...]
     rules: tuple[Rule, ...]
     fallthrough: Serves
+    when_stale: WhenStale = "hold"
     metadata: dict[str, Value]
 
 
@@ -111,6 +112,8 @@ def encode(flag: Flag) -> dict[str, Value]:
     if flag.rules:
         document["rules"] = [_encode_rule(rule, flag.key) for rule in flag.rules]
     document["fallthrough"] = _encode_serves(flag.fallthrough, flag.key)
+    if flag.when_stale != "hold":
+        document["when_stale"] = flag.when_stale
     return document | flag.metadata
 
 

@@ -1,10 +1,11 @@
 """Packing: a checked flag as a few bytes, and the way back, which has nothing left to judge.
 
-A body is positional MessagePack: [state, type, variants, off, fallthrough, rules, prerequisites].
-Variants are named by their places. It has neither key, region nor metadata, and a salt that is the
-flag's key is nil, so equal policies have equal bodies. Conditions stand as they were written, with
-the places of operators for their names, and are parsed again. The body of a document that no writer
-would have let in is a text, which says what is wrong with it.
+A body is positional MessagePack: [state, type, variants, off, fallthrough, rules, prerequisites,
+when_stale], the last only if it is not `hold`. Variants are named by their places. It has neither
+key, region nor metadata, and a salt that is the flag's key is nil, so equal policies have equal
+bodies. Conditions stand as they were written, with the places of operators for their names, and are
+parsed again. The body of a document that no writer would have let in is a text, which says what is
+wrong with it.
 
 docs/snapshot-format.md has the layout; changing it is a new FORMAT.
 """
@@ -16,7 +17,7 @@ from msgspec import Meta, Struct
 
 from flagkit.errors import FlagkitError, InvalidDocumentError
 from flagkit.model.conditions import ALWAYS
-from flagkit.model.documents import TARGETING_KEY, State
+from flagkit.model.documents import TARGETING_KEY, State, WhenStale
 from flagkit.model.flags import (
     Flag,
     Prerequisite,
@@ -44,6 +45,7 @@ _NUMBERS: Final = {name: number for number, name in enumerate(OPERATORS)}
 _NAMES: Final = dict(enumerate(OPERATORS))
 
 _STATES: Final[tuple[State, ...]] = get_args(State)
+_WHEN_STALE: Final[tuple[WhenStale, ...]] = get_args(WhenStale)
 _TYPES: Final[tuple[VariantType, ...]] = get_args(VariantType)
 _BY_KEY: Final = (TARGETING_KEY,)
 _NO_VARIANT: Final = -1
@@ -102,8 +104,14 @@ class _Body(Struct, array_like=True):
     prerequisites: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
+class _StaleBody(_Body, array_like=True):
+    """What was added later is written only where it says something: bodies stay as they were."""
+
+    when_stale: _Place = 0
+
+
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(str | _Body).decode
+_decode = msgspec.msgpack.Decoder(str | _StaleBody).decode
 
 
 def pack(flag: Flag) -> bytes:
@@ -130,25 +138,25 @@ def pack(flag: Flag) -> bytes:
         weights = served.weights if [*dict.fromkeys(told)] != [*served.weights] else None
         return _Rollout(flat, salt, by, weights)
 
-    return _encode(
-        _Body(
-            _STATES.index(flag.state),
-            _TYPES.index(flag.type),
-            flag.variants,
-            _NO_VARIANT if flag.off is None else places[flag.off],
-            serves(flag.fallthrough),
-            tuple(
-                _Rule(
-                    rule.name,
-                    serves(rule.serves),
-                    _numbered(rule.when),
-                    _packed_window(rule.during),
-                )
-                for rule in flag.rules
-            ),
-            tuple((item.flag, item.variants) for item in flag.prerequisites),
-        )
+    body = _Body(
+        _STATES.index(flag.state),
+        _TYPES.index(flag.type),
+        flag.variants,
+        _NO_VARIANT if flag.off is None else places[flag.off],
+        serves(flag.fallthrough),
+        tuple(
+            _Rule(
+                rule.name,
+                serves(rule.serves),
+                _numbered(rule.when),
+                _packed_window(rule.during),
+            )
+            for rule in flag.rules
+        ),
+        tuple((item.flag, item.variants) for item in flag.prerequisites),
     )
+    when_stale = _WHEN_STALE.index(flag.when_stale)
+    return _encode([*msgspec.structs.astuple(body), when_stale] if when_stale else body)
 
 
 def fault(error: Exception) -> bytes:
@@ -170,7 +178,7 @@ def unpack(key: str, region: str, body: bytes) -> Flag:
         raise InvalidDocumentError("", f"is no body of a flag: {error}", "Load it anew") from None
 
 
-def _flag(key: str, region: str, wire: str | _Body) -> Flag:
+def _flag(key: str, region: str, wire: str | _StaleBody) -> Flag:
     if isinstance(wire, str):
         raise InvalidDocumentError("", wire, "Write the flag anew")
     names = [*wire.variants]
@@ -184,6 +192,7 @@ def _flag(key: str, region: str, wire: str | _Body) -> Flag:
         prerequisites=tuple([Prerequisite(*item) for item in wire.prerequisites]),
         rules=tuple([_rule(rule, key, names, i) for i, rule in enumerate(wire.rules)]),
         fallthrough=_serves(wire.fallthrough, key, names),
+        when_stale=_WHEN_STALE[wire.when_stale],
         metadata={},
     )
 

@@ -196,6 +196,9 @@ FIELDS: Mapping[str, Mapping[str, Entry]] = {
             _list(to("RuleDocument"), maxItems=RULES_MAX),
         ),
         "fallthrough": "What is served when no rule decides.",
+        "when_stale": (
+            "What a client serves whose flags are older than it allows: the last known, or `off`."
+        ),
         "owner": "Who to ask. For people.",
         "description": "What the flag is for. For people.",
         "tags": "Words to find the flag by. For people.",
