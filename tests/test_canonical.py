@@ -45,7 +45,15 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "the order of fields": (document(owner="a", off="on"), document(off="on", owner="a")),
     "defaults spelled out": (
         document(),
-        document(region="*", state="active", when_stale="hold", rules=[], prerequisites=[], tags=[], owner=None),
+        document(
+            region="*",
+            state="active",
+            when_stale="hold",
+            rules=[],
+            prerequisites=[],
+            tags=[],
+            owner=None,
+        ),
     ),
     "the environment": (document(), document(environment="production")),
     "the order of variants": (document(), document(variants={"off": False, "on": True})),

@@ -26,6 +26,7 @@ from flagkit.snapshot import (
     check_digests,
     flag_of,
     fold,
+    kept_of,
     regions_of,
     snapshots,
     whole,
@@ -230,10 +231,10 @@ def test_an_edit_in_another_region_is_not_this_ones_concern() -> None:
 def test_digests_are_compared_for_the_regions_that_are_kept() -> None:
     history = History([(EVERYWHERE, 1), (("us", "f"), 2)])
     tip = history.tips[-1]
-    check_digests({"*": tip.digests["*"]}, tip, "eu")
+    check_digests({"*": tip.digests["*"]}, tip, kept_of("eu"))
     for region, found in (("us", {"*": tip.digests["*"]}), ("eu", {}), ("eu", {"*": 1})):
         with pytest.raises(HistoryLostError, match=r"the policies of '(us|\*)'"):
-            check_digests(found, tip, region)
+            check_digests(found, tip, kept_of(region))
 
 
 # Folding

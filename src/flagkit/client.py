@@ -295,7 +295,7 @@ def origin_of(settings: Settings) -> Origin:
     """Return the origin that settings name, in MongoDB."""
     path = settings.snapshot_path
     environment, region = settings.environment, settings.region
-    file = None if path is None else SnapshotFile(path, environment, region)
+    file = None if path is None else SnapshotFile(path, environment, region, settings.namespaces)
     bootstrap = settings.bootstrap
     return Origin(
         functools.partial(_mongo_opener, settings),
@@ -334,6 +334,7 @@ def _mongo_opener(settings: Settings) -> Callable[[], Source]:
             environment=settings.environment,
             region=settings.region,
             database=settings.database,
+            namespaces=settings.namespaces,
         )
 
     return open_source

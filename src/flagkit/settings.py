@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from collections.abc import Collection
 from typing import TypedDict, Unpack
 
 from msgspec import Struct
@@ -15,6 +16,7 @@ from flagkit.model.keys import check_region
 DATABASE = "flagkit"
 STALENESS_SECONDS_MIN = 3.0
 """So that the database can be asked, and answer, in between."""
+_NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,199}")
 _DATABASE_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
 
 
@@ -22,7 +24,7 @@ class Options(TypedDict, total=False):
     """What a client is told beside its connection string. None is as good as nothing.
 
     Each falls back on an environment variable: FLAGKIT_ENVIRONMENT, _REGION, _DATABASE,
-    _SNAPSHOT_PATH, _MAX_STALENESS_MS, _BOOTSTRAP.
+    _SNAPSHOT_PATH, _NAMESPACES (with commas in between), _MAX_STALENESS_MS, _BOOTSTRAP.
 
     Attributes:
         environment: Whose flags to serve.
@@ -31,6 +33,8 @@ class Options(TypedDict, total=False):
         database: Where flagkit's collections are; "flagkit" unless said otherwise.
         snapshot_path: A file to keep the flags in. What it holds is served from the beginning, the
             database being there or not. It may be shared by processes, not by regions.
+        namespaces: What the keys of flags begin with that are to be kept, such as `checkout.`; all
+            flags, if there are none. What they rest on as prerequisites has to be among them.
         max_staleness: Seconds that a snapshot may be older than the database before evaluations
             say STALE, and flags with `when_stale: off` serve `off`; never, unless said otherwise.
         bootstrap: What to serve until flags are there: a policy file in JSON, a snapshot file, or
@@ -41,6 +45,7 @@ class Options(TypedDict, total=False):
     region: str | None
     database: str | None
     snapshot_path: "str | os.PathLike[str] | None"
+    namespaces: Collection[str] | None
     max_staleness: float | None
     bootstrap: Bootstrap | None
 
@@ -53,6 +58,7 @@ class Settings(Struct, frozen=True):
     region: str
     database: str
     snapshot_path: str | None = None
+    namespaces: tuple[str, ...] = ()
     max_staleness: float = math.inf
     bootstrap: Bootstrap | None = None
 
@@ -77,6 +83,7 @@ def settings_from(uri: str | None = None, **options: Unpack[Options]) -> Setting
         _region(options.get("region") or os.environ.get("FLAGKIT_REGION") or EVERYWHERE),
         _database(options.get("database") or os.environ.get("FLAGKIT_DATABASE") or DATABASE),
         os.fspath(path) or None,
+        _namespaces(options.get("namespaces")),
         _max_staleness(options.get("max_staleness")),
         options.get("bootstrap") or os.environ.get("FLAGKIT_BOOTSTRAP") or None,
     )
@@ -85,6 +92,24 @@ def settings_from(uri: str | None = None, **options: Unpack[Options]) -> Setting
 def counts_by_default() -> bool:
     """Tell whether FLAGKIT_COUNTING asks the default client to count: by 1, true, yes or on."""
     return os.environ.get("FLAGKIT_COUNTING", "").lower() in {"1", "true", "yes", "on"}
+
+
+def _namespaces(given: Collection[str] | None) -> tuple[str, ...]:
+    """Return them in one form: sorted, and none within another."""
+    if given is None:
+        given = [name.strip() for name in os.environ.get("FLAGKIT_NAMESPACES", "").split(",")]
+        given = [name for name in given if name]
+    if isinstance(given, str):
+        raise ConfigurationError(f"namespaces is one text: pass a list, such as [{given!r}]")
+    found: list[str] = []
+    for name in sorted(given):
+        if not _NAMESPACE.fullmatch(name):
+            raise ConfigurationError(
+                f"the namespace {name!r} is no beginning of a key: write it as in 'checkout.'"
+            )
+        if not found or not name.startswith(found[-1]):
+            found.append(name)
+    return tuple(found)
 
 
 def _max_staleness(seconds: float | None) -> float:

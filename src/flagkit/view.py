@@ -24,7 +24,12 @@ from flagkit.core.schedule import NO_DATE
 from flagkit.core.segments import bound, meaning
 from flagkit.core.templates import Switch
 from flagkit.core.tracing import Traced, Tracer
-from flagkit.errors import BrokenReferenceError, FlagkitError, InvalidContextError
+from flagkit.errors import (
+    BrokenReferenceError,
+    FlagkitError,
+    InvalidContextError,
+    InvalidDocumentError,
+)
 from flagkit.model import EVERYWHERE, Flag
 from flagkit.model.conditions import Condition
 from flagkit.model.flags import segments_of
@@ -238,6 +243,20 @@ class View:
                 raise _broken("rules", f"refer to {key}, members of which are missing") from None
         return found
 
+    def _sound(self, key: str, compiled: Compiled | None) -> Compiled:
+        if compiled is None:
+            if not self.snapshot.keeps((EVERYWHERE, key)):
+                raise InvalidDocumentError(
+                    "prerequisites",
+                    f"name {key}, which is in none of the namespaces that this client keeps",
+                    "Add one to namespaces=",
+                )
+            raise _broken("prerequisites", f"name {key}, which does not exist")
+        constant = compiled.constant
+        if constant is not None and constant.error_code is ErrorCode.PARSE_ERROR:
+            raise _broken("prerequisites", f"name {key}, which is broken itself")
+        return compiled
+
     def _keep(
         self, key: str, begun: "_Begun", done: dict[str, Compiled | None], way: list[str]
     ) -> Compiled:
@@ -246,7 +265,7 @@ class View:
                 raise begun.fault or AssertionError
             if way:
                 raise _broken("prerequisites", f"form a cycle: {' -> '.join((*way, way[0]))}")
-            found = [_sound(item.flag, done[item.flag]) for item in begun.flag.prerequisites]
+            found = [self._sound(item.flag, done[item.flag]) for item in begun.flag.prerequisites]
             compiled = compiled_of(self._bound(begun.flag), begun.version, found, self._now)
         except FAULTS as error:
             # One bad flag answers the caller's default; the others live.
@@ -320,15 +339,6 @@ class _Begun(NamedTuple):
     version: int
     flag: Flag | None
     fault: Exception | None
-
-
-def _sound(key: str, compiled: Compiled | None) -> Compiled:
-    if compiled is None:
-        raise _broken("prerequisites", f"name {key}, which does not exist")
-    constant = compiled.constant
-    if constant is not None and constant.error_code is ErrorCode.PARSE_ERROR:
-        raise _broken("prerequisites", f"name {key}, which is broken itself")
-    return compiled
 
 
 def _broken(path: str, problem: str) -> BrokenReferenceError:

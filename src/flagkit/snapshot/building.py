@@ -85,9 +85,14 @@ class _Twin(NamedTuple):
 
 
 class Builder:
-    """Takes records, and makes an arena of them."""
+    """Takes records, and makes an arena of them.
 
-    def __init__(self) -> None:
+    Args:
+        namespaces: What the keys of flags begin with, where these are not all flags.
+    """
+
+    def __init__(self, namespaces: tuple[str, ...] = ()) -> None:
+        self._namespaces = namespaces
         self._partitions: dict[int, _Partition] = {}
         self._bodies = bytearray()
         self._offsets: list[dict[bytes, int]] = [{} for _ in range(OFFSETS_TABLES)]
@@ -154,6 +159,7 @@ class Builder:
             version_bytes=version_bytes(self._version_max),
             packed_bytes=len(self._bodies),
             colliding=tuple(colliding),
+            namespaces=self._namespaces,
         )
         names = {
             name: (region.names.starts.tobytes(), region.names.text)

@@ -42,15 +42,24 @@ _claims: dict[tuple[str, int], object] = {}
 class SnapshotFile:
     """Where a snapshot of one environment, as one region sees it, is kept.
 
+    Of some `namespaces` only, which keys of flags begin with, if there are any.
+
     `path` is the file's. Beside it are, at times, a lock (`PATH.lock`) and files that are being
     written (`.NAME.*.tmp`).
     """
 
-    def __init__(self, path: "str | os.PathLike[str]", environment: str, region: str) -> None:
+    def __init__(
+        self,
+        path: "str | os.PathLike[str]",
+        environment: str,
+        region: str,
+        namespaces: tuple[str, ...] = (),
+    ) -> None:
         # One lock for one file, by whichever of its names.
         self.path = Path(os.path.realpath(path))
         self._environment = environment
         self._region = region
+        self._namespaces = namespaces
         self._refused: _Identity | None = None
 
     def read(self) -> Snapshot | None:
@@ -85,7 +94,7 @@ class SnapshotFile:
                 return None
             begin += os.pread(descriptor, min(header_length, length), PREFIX_BYTES)
             header = header_of(memoryview(begin))
-            self._check_environment(header)
+            self._check_scope(header)
             return header
         return None
 
@@ -165,7 +174,7 @@ class SnapshotFile:
         if os.fstat(descriptor).st_size == 0:
             raise SnapshotFormatError("it is empty")
         base = opened(memoryview(mmap.mmap(descriptor, 0, **_READ)))
-        self._check_environment(base.header)
+        self._check_scope(base.header)
         try:
             return snapshot_of(base, self._region)
         except HistoryLostError as error:
@@ -182,9 +191,12 @@ class SnapshotFile:
                 with contextlib.suppress(OSError):
                     found.unlink()
 
-    def _check_environment(self, header: Header) -> None:
+    def _check_scope(self, header: Header) -> None:
         if header.tip.environment != self._environment:
             raise SnapshotFormatError(f"it is of the environment {header.tip.environment!r}")
+        if header.namespaces != self._namespaces:
+            kept = ", ".join(header.namespaces) or "all"
+            raise SnapshotFormatError(f"its namespaces are others: {kept}")
 
     def _sync_directory(self) -> None:
         descriptor = os.open(self.path.parent, os.O_RDONLY)

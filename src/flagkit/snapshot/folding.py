@@ -225,7 +225,7 @@ def _columns(old: Columns, new: Columns, edits: _Edits) -> Slices:
 def _rebuilt(
     base: Arena, tip: Tip, changed: Mapping[PolicyId, Record | None], parts: Mapping[str, Buffer]
 ) -> Generator[None, None, Arena]:
-    builder = Builder()
+    builder = Builder(base.header.namespaces)
     news: dict[str, list[str]] = {region: [] for region in base.header.counts}
     for done, ((region, key), record) in enumerate(changed.items(), 1):
         if record is not None:

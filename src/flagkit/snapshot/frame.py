@@ -63,7 +63,8 @@ class Header(Struct, frozen=True, kw_only=True):
 
     `counts` are the records of each region. `digests` are theirs, as the tip has them. `colliding`
     are the records that share their hash with another. `packed_bytes` is how long the bodies were
-    when they were last stored without gaps.
+    when they were last stored without gaps. Of flags, those are there whose keys begin with one of
+    `namespaces`; all, if there are none.
     """
 
     tip: Tip
@@ -78,6 +79,7 @@ class Header(Struct, frozen=True, kw_only=True):
     names: dict[str, tuple[Section, Section]] = {}
     parts: dict[str, Section] = {}
     colliding: tuple[Record, ...] = ()
+    namespaces: tuple[str, ...] = ()
 
 
 _decode_header = msgspec.msgpack.Decoder(Header).decode

@@ -47,7 +47,8 @@ _decode = msgspec.msgpack.Decoder().decode
 class Snapshot(Struct, frozen=True):
     """All flags of an environment at its tip that concern one region, and all segments.
 
-    `parts` are the hashed members of segments, ascending, by the SHA-256 of their bytes.
+    `parts` are the hashed members of segments, ascending, by the SHA-256 of their bytes. Of flags,
+    only those are kept whose keys begin with one of `namespaces`, if there are any.
     """
 
     tip: Tip
@@ -55,6 +56,7 @@ class Snapshot(Struct, frozen=True):
     base: Arena
     overlay: Overlay = {}
     parts: Mapping[str, Part] = {}
+    namespaces: tuple[str, ...] = ()
 
     @property
     def regions(self) -> tuple[str, ...]:
@@ -68,6 +70,13 @@ class Snapshot(Struct, frozen=True):
             if record is not None:
                 return record
         return None
+
+    def keeps(self, policy: PolicyId) -> bool:
+        """Tell whether a flag or a segment is one of those that are kept, if it is there."""
+        region, key = policy
+        if region == SEGMENTS:
+            return True
+        return region in self.regions and (not self.namespaces or key.startswith(self.namespaces))
 
     def segment(self, key: str) -> Record | None:
         """Return the record of a segment."""
@@ -100,7 +109,6 @@ class Snapshot(Struct, frozen=True):
         """
         tip = self.tip
         overlay = {**self.overlay}
-        kept = kept_of(self.region)
         parts: dict[str, bytes] = {}
         for change in changes:
             if not change.continues(tip):
@@ -111,7 +119,7 @@ class Snapshot(Struct, frozen=True):
             parts |= change.parts
             for policy in change.policies:
                 identity = policy.id
-                if identity[0] not in kept:
+                if not self.keeps(identity):
                     continue
                 held = overlay[identity] if identity in overlay else self.base.find(*identity)
                 if not _same(held, policy.before):
@@ -119,7 +127,7 @@ class Snapshot(Struct, frozen=True):
                         f"{identity[1]} is not as revision {tip.revision} found it"
                     )
                 overlay[identity] = None if policy.after is None else record_of(policy.after)
-        after = Snapshot(tip, self.region, self.base, overlay, self.parts)
+        after = msgspec.structs.replace(self, tip=tip, overlay=overlay)
         segments_changed = any(
             policy.id[0] == SEGMENTS for change in changes for policy in change.policies
         )
@@ -176,7 +184,7 @@ class Snapshot(Struct, frozen=True):
             for identity, record in self.overlay.items()
             if identity not in folded or folded[identity] is not record
         }
-        return Snapshot(self.tip, self.region, base, overlay, self.parts)
+        return msgspec.structs.replace(self, base=base, overlay=overlay)
 
     def _records_in(self, region: str) -> Iterator[Record]:
         for record in self.base.records(region):
@@ -205,7 +213,7 @@ def build(
             past the writer, or they are not of this revision.
     """
     base = arena_of(tip, map(record_of, states))
-    check_digests(base.header.digests, tip, region)
+    check_digests(base.header.digests, tip, kept_of(region))
     return Snapshot(tip, region, base).with_parts(parts or {})
 
 
@@ -220,12 +228,15 @@ def arena_of(tip: Tip, records: Iterable[Record]) -> Arena:
 def snapshot_of(base: Arena, region: str) -> Snapshot:
     """Return the snapshot that an arena with all members is, as a region sees it.
 
+    Of some namespaces only, it is not known whether flags are missing.
+
     Raises:
         HistoryLostError: it is not of the revision that it says.
     """
-    check_digests(base.header.digests, base.tip, region)
+    namespaces = base.header.namespaces
+    check_digests(base.header.digests, base.tip, (SEGMENTS,) if namespaces else kept_of(region))
     parts = {name: base.part(name) for name in base.header.parts}
-    return Snapshot(base.tip, region, base, parts=parts)
+    return Snapshot(base.tip, region, base, parts=parts, namespaces=namespaces)
 
 
 def fold(snapshot: Snapshot, *, with_members: bool = False) -> Generator[None, None, Arena]:
@@ -238,13 +249,13 @@ def fold(snapshot: Snapshot, *, with_members: bool = False) -> Generator[None, N
     return folded(snapshot.base, snapshot.tip, snapshot.overlay, parts)
 
 
-def check_digests(found: Digests, tip: Tip, region: str) -> None:
-    """Compare the digests of a region's records, and of all that goes with them, with a tip's.
+def check_digests(found: Digests, tip: Tip, places: Iterable[str]) -> None:
+    """Compare the digests of the records of some regions, or SEGMENTS, with a tip's.
 
     Raises:
         HistoryLostError: they differ.
     """
-    for place in kept_of(region):
+    for place in places:
         if found.get(place, 0) != tip.digests.get(place, 0):
             raise HistoryLostError(
                 f"the policies of {place!r} are not those of revision {tip.revision}"

@@ -97,26 +97,25 @@ def ledger_after(environment: str, revision: int) -> Document:
 
 def policies_of(environment: str) -> Document:
     """Return the filter of all flags, or segments, of an environment, a range of `_id`s."""
-    return {
-        "_id": {
-            "$gte": policy_id(environment, MinKey(), MinKey()),
-            "$lte": policy_id(environment, MaxKey(), MaxKey()),
-        }
-    }
+    return {"_id": _between(environment, MinKey(), MaxKey())}
+
+
+def policies_in(environment: str, namespaces: Iterable[str]) -> Document:
+    """Return the filter of the flags whose keys begin with one of some; ranges of `_id`s."""
+    # What keys are made of comes before a tilde.
+    return {"$or": [{"_id": _between(environment, name, f"{name}~")} for name in namespaces]}
 
 
 def policies_named(environment: str, keys: list[str]) -> Document:
     """Return the filter of some flags in all regions, or segments; ranges of the `_id` index."""
-    ranges = [
-        {
-            "_id": {
-                "$gte": policy_id(environment, key, MinKey()),
-                "$lte": policy_id(environment, key, MaxKey()),
-            }
-        }
-        for key in keys
-    ]
-    return {"$or": ranges}
+    return {"$or": [{"_id": _between(environment, key, key)} for key in keys]}
+
+
+def _between(environment: str, first: Any, last: Any) -> Document:
+    return {
+        "$gte": policy_id(environment, first, MinKey()),
+        "$lte": policy_id(environment, last, MaxKey()),
+    }
 
 
 def active_in_region(environment: str, region: str, at: datetime) -> Document:

@@ -22,6 +22,7 @@ from flagkit.storage.layout import (
     change_of,
     collection_of,
     judged,
+    policies_in,
     policies_of,
     policy_state,
     tip_of,
@@ -45,17 +46,21 @@ class Scan:
     Args:
         head: The head, read in the same snapshot of the database as the documents.
         kept: The regions that are wanted, the one of segments included; None for all.
+        namespaces: What the keys of flags that are wanted begin with; none for all.
 
     Raises:
         HistoryLostError: the head was changed past the writer.
     """
 
-    def __init__(self, head: Document, kept: Sequence[str] | None) -> None:
+    def __init__(
+        self, head: Document, kept: Sequence[str] | None, namespaces: tuple[str, ...] = ()
+    ) -> None:
         self.tip = tip_of(head)
         self.parts: set[str] = set()
         """The parts of members that segments refer to, once all documents have been taken."""
         self._kept = kept
-        self._builder = Builder()
+        self._namespaces = namespaces
+        self._builder = Builder(namespaces)
         self._waiting: dict[str, list[tuple[_Place, Record | None]]] = {
             collection: [] for collection in PROJECTED
         }
@@ -66,17 +71,24 @@ class Scan:
             raise HistoryLostError("the head was changed past the writer")
         for policy in change.policies:
             region, key = policy.id
-            if kept is None or region in kept:
+            if self._wants(region, key):
                 record = None if policy.after is None else self._record_of(policy.after)
                 self._waiting[collection_of(region)].append((_place(key, region), record))
         for waiting in self._waiting.values():
             waiting.sort(key=itemgetter(0), reverse=True)
 
-    @property
-    def filter(self) -> Document:
-        """The filter of what is to be taken from each of PROJECTED, sorted by `_id`."""
+    def filter(self, collection: str) -> Document:
+        """Return the filter of what is to be taken from one of PROJECTED, sorted by `_id`."""
+        environment = self.tip.environment
         regions = {} if self._kept is None else {"_id.region": {"$in": [*self._kept]}}
-        return {**policies_of(self.tip.environment), **regions}
+        if self._namespaces and collection == FLAGS:
+            return {**policies_in(environment, self._namespaces), **regions}
+        return {**policies_of(environment), **regions}
+
+    def _wants(self, region: str, key: str) -> bool:
+        if self._kept is not None and region not in self._kept:
+            return False
+        return region == SEGMENTS_REGION or not self._namespaces or key.startswith(self._namespaces)
 
     @judged
     def take(self, collection: str, documents: Sequence[Mapping[str, Any]]) -> None:

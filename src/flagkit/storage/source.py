@@ -21,6 +21,7 @@ from pymongo.errors import OperationFailure
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import Nearest
 
+from flagkit.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit.changes import Change, PolicyId, Tip
 from flagkit.errors import (
     HistoryLostError,
@@ -86,9 +87,18 @@ class MongoSource:
 
     # Near are those that the connection string says; else members whose tag `region` is the
     # client's, and any others where there are none, or none that answer.
-    def __init__(self, uri: str, *, environment: str, region: str, database: str) -> None:
+    def __init__(
+        self,
+        uri: str,
+        *,
+        environment: str,
+        region: str,
+        database: str,
+        namespaces: tuple[str, ...] = (),
+    ) -> None:
         self._environment = environment
         self._region = region
+        self._namespaces = namespaces
         with configured(uri):
             self._client: AsyncMongoClient[Document] = AsyncMongoClient(uri, **settings_for(uri))
             near = Nearest(None if region == EVERYWHERE else [{"region": region}, {}])
@@ -117,10 +127,11 @@ class MongoSource:
         database = self._databases[route]
         with translated("loading all flags"):
             async with self._at_one_time() as session:
-                scan = Scan(await self._head(route, session), kept_of(self._region))
+                head = await self._head(route, session)
+                scan = Scan(head, kept_of(self._region), self._namespaces)
                 for collection, projection in PROJECTIONS.items():
                     found = database[collection].find(
-                        scan.filter,
+                        scan.filter(collection),
                         projection,
                         sort=_BY_ID,
                         session=session,
@@ -130,8 +141,11 @@ class MongoSource:
                         scan.take(collection, documents)
                 parts = await self._parts(scan.parts, route, session)
         base = await in_turns(scan.finished({}))
-        check_digests(base.header.digests, base.tip, self._region)
-        return Snapshot(base.tip, self._region, base).with_parts(parts)
+        # Of some namespaces only, nobody knows what the flags add up to.
+        places = (SEGMENTS_REGION,) if self._namespaces else kept_of(self._region)
+        check_digests(base.header.digests, base.tip, places)
+        loaded = Snapshot(base.tip, self._region, base, namespaces=self._namespaces)
+        return loaded.with_parts(parts)
 
     async def _batch(
         self, found: AsyncCursor[Document], session: AsyncClientSession
