@@ -198,11 +198,14 @@ class BodyReader:
 
     def __init__(self, key: str, body: bytes) -> None:
         state, self.type, self.variants, off, served, *rest = msgspec.msgpack.decode(body)
-        rules, prerequisites = [*rest, [], []][:2]
+        missing: list[Any] = [[], [], 0]
+        rules, prerequisites, when_stale = [*rest, *missing[len(rest) :]][:3]
         self.names = [*self.variants]
         self.document = {"key": key, "state": STATES[state], "variants": self.variants}
         if off != -1:
             self.document["off"] = self.names[off]
+        if when_stale:
+            self.document["when_stale"] = ["hold", "off"][when_stale]
         if prerequisites:
             self.document["prerequisites"] = [
                 {"flag": flag, "variants": variants} for flag, variants in prerequisites
