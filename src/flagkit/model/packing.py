@@ -47,6 +47,8 @@ _NAMES: Final = dict(enumerate(OPERATORS))
 _STATES: Final[tuple[State, ...]] = get_args(State)
 _WHEN_STALE: Final[tuple[WhenStale, ...]] = get_args(WhenStale)
 _TYPES: Final[tuple[VariantType, ...]] = get_args(VariantType)
+_CLASSES: Final[tuple[set[type], ...]] = ({bool}, {str}, {int}, {float}, {dict, list})
+"""What variants of each type are: who answers a boolean to callers looks no more at what it is."""
 _BY_KEY: Final = (TARGETING_KEY,)
 _NO_VARIANT: Final = -1
 
@@ -181,6 +183,10 @@ def unpack(key: str, region: str, body: bytes) -> Flag:
 def _flag(key: str, region: str, wire: str | _StaleBody) -> Flag:
     if isinstance(wire, str):
         raise InvalidDocumentError("", wire, "Write the flag anew")
+    if not _CLASSES[wire.type].issuperset(map(type, wire.variants.values())):
+        raise InvalidDocumentError(
+            "variants", f"are not all of type {_TYPES[wire.type]}", "Load it anew"
+        )
     names = [*wire.variants]
     return Flag(
         key=key,
