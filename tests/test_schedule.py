@@ -364,7 +364,7 @@ def test_a_ramps_answer_is_valid_until_the_keys_bucket_comes_in() -> None:
 
 def test_a_flag_that_is_paused_or_has_no_times_is_valid_until_it_is_changed() -> None:
     flag = decode({**CHANGING, "state": "paused"})
-    assert flag_changes_after(flag, {"country": "DE"}, START.timestamp() - 1) == math.inf
+    assert flag_changes_after(flag, flag.key, {"country": "DE"}, START.timestamp() - 1) == math.inf
     still = {**CHANGING, "rules": []}
     assert client_from([still]).evaluate("f", "ada").valid_until is None
 

@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from flagkit import view as room
 from flagkit.changes import PolicyState, Tip, genesis, state_of
 from flagkit.core import compiled as compiled_room
+from flagkit.core.bucketing import bucket, seed
 from flagkit.core.evaluation import CALLERS_DEFAULT, ErrorCode, Outcome, Reason
 from flagkit.core.prerequisites import Step
+from flagkit.core.schedule import flag_changes_after
+from flagkit.model import decode
 from flagkit.snapshot import Snapshot, arena_of, build, record_of
 from flagkit.testing import MemoryHistory
 from flagkit.view import View
@@ -129,6 +132,68 @@ def test_the_clock_of_a_view_decides_its_windows() -> None:
     assert compiled.evaluator("x").variant == "off"
     moment[0] += 1
     assert compiled.evaluator("x").variant == "on"
+
+
+# What flags of one body share
+
+HALF = policy("half", rules=[], fallthrough={"rollout": 50})
+DAY = [datetime(1970, 1, 1 + day, tzinfo=UTC) for day in (0, 1)]
+RAMP = {"ramp": {"variant": "on", "otherwise": "off", "start": DAY[0], "end": DAY[1]}}
+USERS = [f"user-{i}" for i in range(200)]
+
+
+def switched(view: View, key: str) -> list[bool]:
+    switch = view.switch(key)
+    assert not isinstance(switch, bool)
+    return [switch(user, False) for user in USERS]
+
+
+def test_flags_of_one_body_have_one_code_and_each_its_own_buckets() -> None:
+    salted = HALF | {"key": "salted", "fallthrough": {"rollout": {"weights": {"on": 50, "off": 50},
+                                                                  "salt": "a"}}}  # fmt: skip
+    view = Viewed(HALF | {"key": "a"}, HALF | {"key": "b"}, salted).view
+    codes = [cast("Any", view.switch(key)).__code__ for key in ("a", "b", "salted")]
+    assert codes[0] is codes[1] is not codes[2]
+    a, b = ([bucket(seed(key), user) < 50_000 for user in USERS] for key in "ab")
+    assert a != b
+    assert switched(view, "a") == a
+    assert switched(view, "b") == b
+    assert switched(view, "salted") == a
+    for key in ("a", "b", "salted"):
+        outcomes = [view.evaluate(key, user, None).value for user in USERS]
+        assert outcomes == switched(view, key)
+
+
+def test_flags_of_one_body_keep_their_own_versions_and_clocks() -> None:
+    documents = [policy(key, rules=[], fallthrough=RAMP) for key in "ab"]
+    views = [view_of(*map(state, documents[:1]), state_of("b", "*", 7, documents[1]))
+             for _ in range(2)]  # fmt: skip
+    views[1]._now = lambda: 43_200.0
+    early, late = ([switched(view, key) for key in "ab"] for view in views)
+    assert early == [[False] * len(USERS)] * 2
+    assert late == [[bucket(seed(key), user) < 50_000 for user in USERS] for key in "ab"]
+    assert [views[0].evaluate(key, "u", None).version for key in "ab"] == [1, 7]
+
+
+def test_a_ramp_that_flags_share_comes_to_each_at_its_own_time() -> None:
+    documents = [policy(key, rules=[], fallthrough=RAMP) for key in "ab"]
+    view = view_of(*map(state, documents))
+    for user in USERS:
+        found = [view.evaluate(key, user, None).valid_until for key in "ab"]
+        expected = [
+            flag_changes_after(decode(document), document["key"], {"targeting_key": user}, 0.0)
+            for document in documents
+        ]
+        assert [time and time.timestamp() for time in found] == pytest.approx(expected, abs=2e-6)
+
+
+def test_what_long_bodies_share_is_not_kept() -> None:
+    countries = [f"country-{i}" for i in range(compiled_room.SHARED_BYTES_MAX // 10)]
+    rules = [{"name": "some", "when": {"country": {"$in": countries}}, "serve": "on"}]
+    view = Viewed(policy("a", rules=rules)).view
+    before = compiled_room._kept_shared_of.cache_info()
+    assert view.evaluate("a", {"country": "country-7"}, None).value is True
+    assert compiled_room._kept_shared_of.cache_info() == before
 
 
 # What a change drops
@@ -441,6 +506,7 @@ def test_unknown_keys_fill_no_memory() -> None:
     viewed = Viewed(policy("a"), policy("b", "a"))
     viewed.view.switch("b")
     view = viewed.view
+    shared = compiled_room._kept_shared_of.cache_info()
     for number in range(20_000):
         assert view.find(f"unknown.{number}") is None
         with pytest.raises(KeyError):
@@ -448,6 +514,7 @@ def test_unknown_keys_fill_no_memory() -> None:
         assert view.evaluate(f"unknown.{number}", "u", None).error_code is ErrorCode.FLAG_NOT_FOUND
     kept = (view._compiled, view.switches, view._dependents, view._meanings)
     assert [len(table) for table in kept] == [2, 1, 1, 0]
+    assert compiled_room._kept_shared_of.cache_info() == shared
 
 
 def test_what_only_switches_are_asked_of_has_no_evaluator_and_the_other_way_round() -> None:

@@ -16,7 +16,7 @@ import msgspec
 
 from flagkit.changes import SEGMENTS, Change, PolicyId
 from flagkit.core.bucketing import Clock
-from flagkit.core.compiled import Compiled, compiled_of
+from flagkit.core.compiled import Compiled, compiled_alone, compiled_of, shared_of
 from flagkit.core.contexts import ContextLike, attributes_of
 from flagkit.core.evaluation import ErrorCode, Evaluation, Outcome, evaluation_of, failed
 from flagkit.core.explanation import Explanation, FlagTrace
@@ -180,10 +180,25 @@ class View:
         return Tracer(_Policies(self.snapshot), attributes_of(context), moment, redact).trace(key)
 
     def _compile(self, key: str) -> Compiled | None:
+        record = self.snapshot.find(key)
+        if record is None:
+            return None
+        alone = self._compile_alone(record)
+        return alone if alone is not None else self._compile_resting(record)
+
+    def _compile_alone(self, record: Record) -> Compiled | None:
+        """Compile a flag that rests on nothing; return None of any other."""
+        shared = shared_of(record.body)
+        if shared is None:
+            return None
+        compiled = compiled_alone(record.version, shared, record.key, self._now)
+        return self._kept(record.key, compiled)
+
+    def _compile_resting(self, record: Record) -> Compiled | None:
         """Compile a flag after all that it rests on; without nesting, however long the chains."""
         done: dict[str, Compiled | None] = {}
-        begun: dict[str, _Begun] = {}
-        waiting = [key]
+        begun = {record.key: self._begin(record)}
+        waiting = [record.key]
         while waiting:
             current = waiting[-1]
             if current in done or current in self._compiled:
@@ -191,11 +206,12 @@ class View:
                 waiting.pop()
                 continue
             if current not in begun:
-                record = self.snapshot.find(current)
-                if record is None:
-                    done[current] = None
+                found = self.snapshot.find(current)
+                alone = None if found is None else self._compile_alone(found)
+                if found is None or alone is not None:
+                    done[current] = alone
                     continue
-                begun[current] = self._begin(record)
+                begun[current] = self._begin(found)
             flag = begun[current].flag
             wanted = [] if flag is None else [item.flag for item in flag.prerequisites]
             missing = [name for name in wanted if name not in done]
@@ -205,7 +221,7 @@ class View:
             # What was begun and is not done leads here: to rest on it is to go round in a circle.
             way = [name for name in begun if name not in done] if missing else []
             done[current] = self._keep(current, begun[current], done, way)
-        return done[key]
+        return done[record.key]
 
     def _begin(self, record: Record) -> "_Begun":
         try:
@@ -271,6 +287,9 @@ class View:
             # One bad flag answers the caller's default; the others live.
             _log.warning("%s answers callers' defaults: %s", key, error)
             compiled = Compiled(begun.version, failed(ErrorCode.PARSE_ERROR, str(error)))
+        return self._kept(key, compiled)
+
+    def _kept(self, key: str, compiled: Compiled) -> Compiled:
         if len(self._compiled) >= COMPILED_MAX:
             evicted, _ = self._compiled.popitem()
             self.switches.pop(evicted, None)

@@ -3,83 +3,124 @@
 Who asks `is_enabled` needs the switch alone, who asks `evaluate` the evaluator alone; most flags
 are asked in one way only. Two threads that ask at once for what is not made yet may both make it:
 either will do.
+
+Of a million flags most have the body of another. Where they rest on no others, what they share is
+made once: they differ in their keys alone, which are the defaults of their functions' parameters.
 """
 
+import functools
 import math
 import time
 from collections.abc import Sequence
+from typing import Final, cast
 
 from flagkit.core.bucketing import Clock
 from flagkit.core.compiler import (
+    code_of,
     compile_flag,
     compile_switch,
     constant_of,
     leave_to_caller,
     off_outcome,
+    switch_code_of,
 )
-from flagkit.core.contexts import ContextLike, attributes_of
+from flagkit.core.contexts import Attributes, ContextLike, attributes_of
 from flagkit.core.evaluation import Outcome
 from flagkit.core.prerequisites import CALLS_MAX, Step
 from flagkit.core.schedule import flag_changes_after, follows_clock
-from flagkit.core.templates import Evaluator, Switch
-from flagkit.model import Flag
+from flagkit.core.templates import Code, Evaluator, Switch
+from flagkit.errors import InvalidDocumentError
+from flagkit.model import EVERYWHERE, Flag
+from flagkit.model.flags import segments_of
+from flagkit.model.packing import unpack
+
+SHARED_MAX: Final = 4_096
+"""For so many bodies is kept what flags share."""
+SHARED_BYTES_MAX: Final = 256
+"""A longer body, such as one of some rules, is seldom that of another flag: nothing is kept."""
+
+_NO_KEY: Final = ""
+"""The key of no flag. As a salt it stands for the key of the flag that a body is compiled for."""
+
+
+class Shared:
+    """What flags of one body share that rest on no others: all but their keys and versions.
+
+    Attributes:
+        flag: The flag of the body under no key.
+        constant: Their outcome, where that is always the same.
+        follows_clock: Whether their answers can change by time alone.
+    """
+
+    __slots__ = ("_code", "_switch_code", "constant", "flag", "follows_clock")
+
+    def __init__(self, flag: Flag) -> None:
+        self.flag = flag
+        self.constant = constant_of(flag)
+        self.follows_clock = follows_clock(flag)
+        self._code: Outcome | Code | None = None
+        self._switch_code: bool | Switch | Code | None = None
+
+    def evaluator(self, key: str, now: Clock) -> Outcome | Evaluator:
+        """Return what `compile_flag` does for the flag of a key."""
+        code = self._code
+        if code is None:
+            code = self._code = code_of(self.flag)
+        return cast("Evaluator", code.function(key, now)) if isinstance(code, Code) else code
+
+    def switch(self, key: str, now: Clock) -> bool | Switch:
+        """Return what `compile_switch` does for the flag of a key."""
+        code = self._switch_code
+        if code is None:
+            code = self._switch_code = switch_code_of(self.flag)
+        return cast("Switch", code.function(key, now)) if isinstance(code, Code) else code
+
+
+def shared_of(body: bytes) -> Shared | None:
+    """Return what flags of a body share, None where it is none, or of flags that rest on others."""
+    return _shared_of(body) if len(body) > SHARED_BYTES_MAX else _kept_shared_of(body)
+
+
+def _shared_of(body: bytes) -> Shared | None:
+    try:
+        flag = unpack(_NO_KEY, EVERYWHERE, body)
+    except InvalidDocumentError:
+        return None
+    return None if flag.prerequisites or segments_of(flag) else Shared(flag)
+
+
+_kept_shared_of = functools.lru_cache(SHARED_MAX)(_shared_of)
 
 
 class Compiled:
-    """A flag ready to be asked; without a `flag`, one that always answers the same.
+    """A flag ready to be asked: in this form, one that always answers the same.
 
     Attributes:
         version: The flag's.
         constant: Its outcome, where that is always the same.
+        prerequisites: The flags that it rests on.
         calls: How many evaluators an evaluation runs at most, prerequisites included.
         follows_clock: Whether its answers can change by time alone.
     """
 
-    __slots__ = (
-        "_evaluator",
-        "_flag",
-        "_now",
-        "_prerequisites",
-        "_switch",
-        "calls",
-        "constant",
-        "follows_clock",
-        "version",
-    )
+    __slots__ = ("_evaluator", "_switch", "calls", "constant", "follows_clock", "version")
 
-    def __init__(
-        self,
-        version: int,
-        constant: Outcome | None,
-        flag: Flag | None = None,
-        prerequisites: "Sequence[Compiled]" = (),
-        now: Clock = time.time,
-    ) -> None:
+    prerequisites: "Sequence[Compiled]" = ()
+
+    def __init__(self, version: int, constant: Outcome | None) -> None:
         self.version = version
         self.constant = constant
-        self._flag = flag
-        self._prerequisites = prerequisites
-        self._now = now
-        self._evaluator: Outcome | Evaluator | None = constant
-        self._switch: bool | Switch | None = None
         self.calls = 0
         self.follows_clock = False
-        if flag is not None:
-            self.calls = 1 + sum([found.calls for found in prerequisites])
-            waits = [found for found in prerequisites if found.follows_clock]
-            self.follows_clock = bool(waits) or follows_clock(flag)
-            if self.calls > CALLS_MAX:
-                # Not on demand, which would nest as deep as a chain is long.
-                self._evaluator = _in_turn(flag, prerequisites, now)
+        self._evaluator: Outcome | Evaluator | None = constant
+        self._switch: bool | Switch | None = None
 
     @property
     def evaluator(self) -> Outcome | Evaluator:
         """What `compile_flag` returns."""
         found = self._evaluator
         if found is None:
-            assert self._flag is not None, "a flag that is not constant is kept"
-            found = compile_flag(self._flag, self._evaluators(), self._now)
-            self._evaluator = found
+            found = self._evaluator = self._made_evaluator()
         return found
 
     @property
@@ -100,22 +141,94 @@ class Compiled:
             compiled = waiting.pop()
             if compiled.follows_clock and id(compiled) not in seen:
                 seen.add(id(compiled))
-                waiting += compiled._prerequisites
-                if compiled._flag is not None and follows_clock(compiled._flag):
-                    soonest = min(soonest, flag_changes_after(compiled._flag, attributes, moment))
+                waiting += compiled.prerequisites
+                soonest = min(soonest, compiled._changes_after(attributes, moment))
         return soonest
+
+    def _changes_after(self, attributes: Attributes, moment: float) -> float:  # noqa: ARG002
+        """Return when it may answer otherwise, its prerequisites aside."""
+        return math.inf
+
+    def _made_evaluator(self) -> Outcome | Evaluator:
+        raise AssertionError("a constant is its evaluator")
+
+    def _made_switch(self) -> bool | Switch:
+        value = self.constant.value if self.constant is not None else None
+        return value if isinstance(value, bool) else leave_to_caller
+
+
+class _Alone(Compiled):
+    """A flag that rests on no others: what it shares, under its key."""
+
+    __slots__ = ("_key", "_now", "_shared")
+
+    def __init__(self, version: int, shared: Shared, key: str, now: Clock) -> None:
+        self.version = version
+        self.constant = None
+        self.calls = 1
+        self.follows_clock = shared.follows_clock
+        self._evaluator = None
+        self._switch = None
+        self._shared = shared
+        self._key = key
+        self._now = now
+
+    def _made_evaluator(self) -> Outcome | Evaluator:
+        return self._shared.evaluator(self._key, self._now)
+
+    def _made_switch(self) -> bool | Switch:
+        return self._shared.switch(self._key, self._now)
+
+    def _changes_after(self, attributes: Attributes, moment: float) -> float:
+        return flag_changes_after(self._shared.flag, self._key, attributes, moment)
+
+
+class _Resting(Compiled):
+    """A flag that rests on prerequisites or segments, with the meanings of these."""
+
+    __slots__ = ("_flag", "_now", "prerequisites")
+
+    def __init__(
+        self, version: int, flag: Flag, prerequisites: Sequence[Compiled], now: Clock
+    ) -> None:
+        super().__init__(version, None)
+        self.prerequisites = prerequisites
+        self.calls = 1 + sum([found.calls for found in prerequisites])
+        waits = [found for found in prerequisites if found.follows_clock]
+        self.follows_clock = bool(waits) or follows_clock(flag)
+        self._flag = flag
+        self._now = now
+        if self.calls > CALLS_MAX:
+            # Not on demand, which would nest as deep as a chain is long.
+            self._evaluator = _in_turn(flag, prerequisites, now)
+
+    def _made_evaluator(self) -> Outcome | Evaluator:
+        return compile_flag(self._flag, self._evaluators(), self._now)
 
     def _made_switch(self) -> bool | Switch:
         flag = self._flag
-        if flag is None:
-            value = self.constant.value if self.constant is not None else None
-            return value if isinstance(value, bool) else leave_to_caller
         if self.calls > CALLS_MAX:
             return _switch_of(self.evaluator) if flag.type == "boolean" else leave_to_caller
         return compile_switch(flag, self._evaluators(), self._now)
 
     def _evaluators(self) -> list[Outcome | Evaluator]:
-        return [found.evaluator for found in self._prerequisites]
+        return [found.evaluator for found in self.prerequisites]
+
+    def _changes_after(self, attributes: Attributes, moment: float) -> float:
+        return flag_changes_after(self._flag, self._flag.key, attributes, moment)
+
+
+def compiled_alone(version: int, shared: Shared, key: str, now: Clock = time.time) -> Compiled:
+    """Return a flag that rests on no others, compiled.
+
+    Args:
+        version: The flag's.
+        shared: What it shares with others of its body.
+        key: Its key.
+        now: The clock of its windows.
+    """
+    constant = shared.constant
+    return _Alone(version, shared, key, now) if constant is None else Compiled(version, constant)
 
 
 def compiled_of(
@@ -132,7 +245,7 @@ def compiled_of(
     constant = constant_of(flag, [found.constant for found in prerequisites])
     if constant is not None:
         return Compiled(version, constant)
-    return Compiled(version, None, flag, prerequisites, now)
+    return _Resting(version, flag, prerequisites, now)
 
 
 def _in_turn(flag: Flag, prerequisites: Sequence[Compiled], now: Clock) -> Step:

@@ -13,7 +13,6 @@ the same structure in the same order: the n-th constant taken replaces the n-th 
 import functools
 import time
 from collections.abc import Collection, Sequence
-from types import FunctionType
 from typing import Final, cast
 
 from flagkit.core.bucketing import Clock, seed, threshold
@@ -21,7 +20,7 @@ from flagkit.core.contexts import ContextLike
 from flagkit.core.evaluation import ErrorCode, Outcome, Reason, failed
 from flagkit.core.schedule import follows_clock, recurs, threshold_at
 from flagkit.core.searching import search_for
-from flagkit.core.templates import Evaluator, Shape, Switch, template_of
+from flagkit.core.templates import Code, Evaluator, Shape, Switch, template_of
 from flagkit.model import Flag, Ramp, Rollout, Rule, Serve, Serves
 from flagkit.model.conditions import (
     Affix,
@@ -87,10 +86,14 @@ def compile_flag(
         An Outcome, or a function of a context that returns one. The function raises only what a
         context of a wrong type or one that misbehaves raises.
     """
+    made = code_of(flag, prerequisites)
+    return cast("Evaluator", made.function(flag.key, now)) if isinstance(made, Code) else made
+
+
+def code_of(flag: Flag, prerequisites: Sequence[Outcome | Evaluator] = ()) -> Outcome | Code:
+    """Return the outcome of a flag, if it is always the same, or the code of its evaluator."""
     constant = constant_of(flag, prerequisites)
-    if constant is not None:
-        return constant
-    return cast("Evaluator", _Walk(flag).function(prerequisites, now))
+    return _Walk(flag).code(prerequisites) if constant is None else constant
 
 
 def compile_switch(
@@ -102,11 +105,19 @@ def compile_switch(
         True or False, if that is always the same, or a function of a context and the caller's
         default, which raises what an evaluator raises.
     """
+    made = switch_code_of(flag, prerequisites)
+    return cast("Switch", made.function(flag.key, now)) if isinstance(made, Code) else made
+
+
+def switch_code_of(
+    flag: Flag, prerequisites: Sequence[Outcome | Evaluator] = ()
+) -> bool | Switch | Code:
+    """Return what `compile_switch` does, with the code of a function for the function."""
     if flag.type != "boolean":
         return leave_to_caller
     constant = constant_of(flag, prerequisites)
     if constant is None:
-        return cast("Switch", _SwitchWalk(flag).function(prerequisites, now))
+        return _SwitchWalk(flag).code(prerequisites)
     return leave_to_caller if constant.variant is None else constant.value
 
 
@@ -152,7 +163,7 @@ class _Walk:
         self.constants: list[object] = []
         self.names: dict[str, int] = {}
 
-    def function(self, prerequisites: Sequence[Outcome | Evaluator], now: Clock) -> FunctionType:
+    def code(self, prerequisites: Sequence[Outcome | Evaluator]) -> Code:
         flag = self.flag
         gates, off = 0, None
         for wanted, found in zip(flag.prerequisites, prerequisites, strict=False):
@@ -161,13 +172,11 @@ class _Walk:
                 self.constants += (found, frozenset(wanted.variants))
                 off = self.off()
         timed = follows_clock(flag)
-        if timed:
-            self.constants.append(now)
         rules = tuple([self.rule(rule) for rule in flag.rules])
         fallthrough = self.serves(flag.fallthrough, None)
         shape = (self.answers, gates, off, timed, rules, fallthrough, len(self.names))
         self.constants += self.names
-        return template_of(shape).function(self.constants)
+        return template_of(shape).filled(self.constants)
 
     def off(self) -> Shape:
         self.constants.append(off_outcome(self.flag))
@@ -250,16 +259,24 @@ class _Walk:
         if isinstance(serves, Serve):
             self.constants.append(outcome_of(self.flag, serves.variant, rule))
             return ("serve",)
-        self.constants += (seed(serves.salt), without_key(serves))
+        own = self.seeded(serves)
+        self.constants.append(without_key(serves))
         by = self.by(serves)
         if isinstance(serves, Ramp):
             self.constants.append(functools.partial(threshold_at, serves))
             for variant in (serves.variant, serves.otherwise):
                 self.constants.append(outcome_of(self.flag, variant, rule, split=True))
-            return ("ramp", by, 0)
+            return ("ramp", by, 0, own)
         for end, variant in serves.intervals:
             self.constants += (threshold(end), outcome_of(self.flag, variant, rule, split=True))
-        return ("rollout", by, len(serves.intervals))
+        return ("rollout", by, len(serves.intervals), own)
+
+    def seeded(self, serves: Rollout | Ramp) -> bool:
+        """Tell whether a rollout's seed is that of the flag's key, which is left open."""
+        own = serves.salt == self.flag.key
+        if not own:
+            self.constants.append(seed(serves.salt))
+        return own
 
     def by(self, serves: Rollout | Ramp) -> int:
         if len(serves.by) == 1:
@@ -284,20 +301,20 @@ class _SwitchWalk(_Walk):
         if isinstance(serves, Serve):
             self.constants.append(values[serves.variant])
             return ("serve",)
-        self.constants.append(seed(serves.salt))
+        own = self.seeded(serves)
         by = self.by(serves)
         if isinstance(serves, Ramp):
             self.constants.append(functools.partial(threshold_at, serves))
             self.constants += (values[serves.variant], values[serves.otherwise])
-            return ("ramp", by, 0)
+            return ("ramp", by, 0, own)
         if len(serves.intervals) == 2:  # noqa: PLR2004 - this one and the other
             (end, first), (_, second) = serves.intervals
             if values[first] is not values[second]:
                 self.constants.append(threshold(end))
-                return ("below" if values[first] is True else "from", by, 0)
+                return ("below" if values[first] is True else "from", by, 0, own)
         for end, variant in serves.intervals:
             self.constants += (threshold(end), values[variant])
-        return ("rollout", by, len(serves.intervals))
+        return ("rollout", by, len(serves.intervals), own)
 
 
 def _ready(condition: Condition) -> Condition:

@@ -175,12 +175,28 @@ def _crossing(ramp: Ramp, place: int, start: float, end: float) -> float:
     return ticks[max(turned - 1, 0)] / _MICROSECOND
 
 
-def flag_changes_after(flag: Flag, attributes: dict[str, Any], moment: float) -> float:
+def flag_changes_after(flag: Flag, key: str, attributes: dict[str, Any], moment: float) -> float:
     """Return when a flag, its prerequisites aside, may answer otherwise by time alone.
 
     Infinity if never. Conditions do not depend on time: rules whose condition does not hold are
     passed over.
+
+    Args:
+        flag: The flag, or one that differs in its key alone.
+        key: The flag's key.
+        attributes: Of who asks.
+        moment: In seconds since 1970.
     """
+
+    def serves_changes_after(serves: Serves) -> float:
+        if not isinstance(serves, Ramp):
+            return math.inf
+        hashed = key_of(attribute(attributes, serves.by))
+        if hashed is None:
+            return math.inf
+        salt = key if serves.salt == flag.key else serves.salt
+        return ramp_changes_after(serves, bucket(seed(salt), hashed), moment)
+
     soonest = math.inf
     if flag.state != "active":
         return soonest
@@ -191,17 +207,8 @@ def flag_changes_after(flag: Flag, attributes: dict[str, Any], moment: float) ->
             soonest = min(soonest, window_changes_after(rule.during, moment))
             if not is_open(rule.during, moment):
                 continue
-        return min(soonest, _serves_changes_after(rule.serves, attributes, moment))
-    return min(soonest, _serves_changes_after(flag.fallthrough, attributes, moment))
-
-
-def _serves_changes_after(serves: Serves, attributes: dict[str, Any], moment: float) -> float:
-    if not isinstance(serves, Ramp):
-        return math.inf
-    key = key_of(attribute(attributes, serves.by))
-    if key is None:
-        return math.inf
-    return ramp_changes_after(serves, bucket(seed(serves.salt), key), moment)
+        return min(soonest, serves_changes_after(rule.serves))
+    return min(soonest, serves_changes_after(flag.fallthrough))
 
 
 def follows_clock(flag: Flag) -> bool:

@@ -3,6 +3,9 @@
 A shape is nested tuples: (answers, gates, off, timed, rules, fallthrough, attributes), where
 `answers` is "outcome" for evaluators and "boolean" for switches. `_Source` goes through it in the
 order in which the compiler collected the constants: the n-th constant replaces the n-th mark.
+
+What differs between flags of one policy, and between clocks, is no constant but the default of a
+parameter that no caller passes: so such flags have one code, and each takes a function alone.
 """
 
 import os
@@ -15,7 +18,7 @@ import cachetools
 import xxhash
 from msgspec import Struct
 
-from flagkit.core.bucketing import hash_of
+from flagkit.core.bucketing import Clock, hash_of, seed
 from flagkit.core.contexts import ContextLike, attributes_of
 from flagkit.core.evaluation import Outcome
 from flagkit.core.matching import attribute, matches, value_passes
@@ -60,21 +63,38 @@ _BY_KIND: Final = {
 }
 
 
+class Code(Struct, frozen=True):
+    """The code of a policy, with its constants. It wants the seed of a flag's key, or the time."""
+
+    code: CodeType
+    wants_seed: bool
+    wants_clock: bool
+
+    def function(self, key: str, now: Clock) -> FunctionType:
+        """Return the function of a flag of this policy."""
+        defaults: tuple[object, ...] = (seed(key),) if self.wants_seed else ()
+        if self.wants_clock:
+            defaults = (*defaults, now)
+        return FunctionType(self.code, _GLOBALS, None, defaults)
+
+
 class Template(Struct, frozen=True):
-    """The code of a shape, and which constants go to which places of its table.
+    """The code of a shape, with marks, and which constants go to which places of its table.
 
     `places` are pairs of a place in the table and the number of the constant that belongs there.
     """
 
-    code: CodeType
+    marked: Code
     places: tuple[tuple[int, int], ...]
 
-    def function(self, constants: list[object]) -> FunctionType:
-        """Return a function that has constants in its code."""
-        table = list(self.code.co_consts)
+    def filled(self, constants: list[object]) -> Code:
+        """Return the code with constants in it."""
+        marked = self.marked
+        table = list(marked.code.co_consts)
         for place, number in self.places:
             table[place] = constants[number]
-        return FunctionType(self.code.replace(co_consts=tuple(table)), _GLOBALS)
+        code = marked.code.replace(co_consts=tuple(table))
+        return Code(code, marked.wants_seed, marked.wants_clock)
 
 
 # First in, first out: a look-up changes nothing, so it needs no lock.
@@ -101,7 +121,7 @@ def template_of(shape: Shape) -> Template:
     code = next(constant for constant in module.co_consts if isinstance(constant, CodeType))
     marks = [(place, source.places.get(found)) for place, found in enumerate(code.co_consts)]
     places = tuple((place, number) for place, number in marks if number is not None)
-    template = Template(code, places)
+    template = Template(Code(code, source.wants_seed, source.timed), places)
     with _templates_lock:
         _templates[shape] = template
     return template
@@ -115,6 +135,7 @@ class _Source:
         self.rules, self.fallthrough = served
         self.places: dict[object, int] = {}
         self.fetched: set[int] = set()
+        self.wants_seed = False
         self.lines: list[str] = []
 
     def text(self) -> str:
@@ -128,7 +149,7 @@ class _Source:
             self.serve(self.off, "  ")
         if self.timed:
             # Read once, so that no two rules answer for different moments.
-            self.lines += [f" now = {self.take(1)[0]}", " moment = now()"]
+            self.lines.append(" moment = now()")
         for window, condition, serves in self.rules:
             expression = self.window(window) + self.expression(condition)
             self.fetch(_attributes(condition), " ")
@@ -139,8 +160,14 @@ class _Source:
         self.serve(self.fallthrough, " ")
         for i, mark in enumerate(map(_name_mark, range(self.name_count)), len(self.places)):
             self.places[mark] = i
+        parameters = {
+            "context": True,
+            "default": self.answers == "boolean",
+            "own_seed": self.wants_seed,
+            "now": self.timed,
+        }
         head = [
-            f"def evaluator(context{', default' if self.answers == 'boolean' else ''}):",
+            f"def evaluator({', '.join(name for name, there in parameters.items() if there)}):",
             " if context.__class__ is not dict:",
             "  context = attributes_of(context)",
         ]
@@ -199,14 +226,17 @@ class _Source:
                 body = [f"return {self.take(1)[0]}"]
             case ("default",):
                 body = ["return default"]
-            case (kind, by, count):
-                body = self.rollout(kind, by, count)
+            case (kind, by, count, own):
+                body = self.rollout(kind, by, count, self.own_seed() if own else self.take(1)[0])
             case _:
                 raise AssertionError(shape)
         self.lines += [indent + line for line in body]
 
-    def rollout(self, kind: str, by: int, interval_count: int) -> list[str]:
-        hash_seed = self.take(1)[0]
+    def own_seed(self) -> str:
+        self.wants_seed = True
+        return "own_seed"
+
+    def rollout(self, kind: str, by: int, interval_count: int, hash_seed: str) -> list[str]:
         missing = "default" if self.answers == "boolean" else self.take(1)[0]
         body, value, plain = self.hashed_value(by, missing)
         fast = f"hashed = xxh3({value}.encode(), {hash_seed})"
