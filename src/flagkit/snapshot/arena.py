@@ -87,6 +87,11 @@ class Arena:
         return self.header.tip
 
     @property
+    def checksum(self) -> int:
+        """The checksum that its bytes claim; 0 where they were never elsewhere."""
+        return prefix_of(self.content)[0]
+
+    @property
     def count(self) -> int:
         """How many records there are."""
         return len(self._hashes) + len(self._colliding)

@@ -263,7 +263,7 @@ def check_digests(found: Digests, tip: Tip, places: Iterable[str]) -> None:
             )
 
 
-def whole(slices: Generator[None, None, T]) -> T:
+def whole(slices: Generator[object, None, T]) -> T:
     """Return what work in slices comes to, done at once."""
     while True:
         try:

@@ -2,13 +2,12 @@
 
 - heads: {_id: environment, epoch, revision, hash, time, digests, change}
 - ledger: {_id: {environment, revision}} and the fields of a head and of its change
-- flags, segments: {_id: {environment, key, region}, revision, version, policy, hash}; the hash is
-  that of the state; both are null once it is deleted; a segment's region is "@segments". A flag has
-  also {body, format, seal}: what clients read of it, packed; the format of that; and what binds
-  the body to the state
-- members: {_id: {environment, part}, hashes}; hashed keys of segments, never changed: `part` is the
-  SHA-256 of `hashes`
+- flags, segments: {_id: {environment, key, region}, revision, version, policy, hash}; see
+  `policy_document`
+- members: {_id: {environment, part}, hashes}; hashed keys of segments, by their SHA-256
 - audit: {_id: {environment, request}, sent, actor, reason, operations, digest}
+- checkpoints: {_id: {environment, checkpoint}}, a tip's fields and those of a Checkpoint
+- slices: {_id: {environment, checkpoint, slice}, content}; joined, they are a snapshot's bytes
 
 The head is the truth; flags, segments and ledger are projections of it. A change is {request,
 previous_hash, policies}, these a list of {region, key, before, after}, each side {version, policy}
@@ -34,6 +33,7 @@ Document: TypeAlias = dict[str, Any]
 
 HEADS, LEDGER, AUDIT = "heads", "ledger", "audit"
 FLAGS, SEGMENTS, MEMBERS = "flags", "segments", "members"
+CHECKPOINTS, SLICES = "checkpoints", "slices"
 PROJECTED = (FLAGS, SEGMENTS)
 
 INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
@@ -41,6 +41,8 @@ INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
     AUDIT: (),
     SEGMENTS: (),
     MEMBERS: (),
+    CHECKPOINTS: (),
+    SLICES: (),
     LEDGER: (
         IndexModel(
             [("_id.environment", ASCENDING), ("request", ASCENDING)], name="request", unique=True
@@ -82,6 +84,37 @@ def ledger_id(environment: str, revision: Any) -> Document:
 def policy_id(environment: str, key: Any, region: Any) -> Document:
     """Return a flag's or segment's `_id`. Field order counts: ranges compare whole `_id`s."""
     return {"environment": environment, "key": key, "region": region}
+
+
+def slice_id(environment: str, checkpoint: Any, number: Any) -> Document:
+    """Return the `_id` of a slice. Field order counts: ranges compare whole `_id`s."""
+    return {"environment": environment, "checkpoint": checkpoint, "slice": number}
+
+
+def checkpoint_id(environment: str, checkpoint: Any) -> Document:
+    """Return a manifest's `_id`. Field order counts: ranges compare whole `_id`s."""
+    return {"environment": environment, "checkpoint": checkpoint}
+
+
+def checkpoints_of(environment: str) -> Document:
+    """Return the filter of all manifests of an environment, a range of the `_id` index."""
+    return {
+        "_id": {
+            "$gte": checkpoint_id(environment, MinKey()),
+            "$lte": checkpoint_id(environment, MaxKey()),
+        }
+    }
+
+
+def slices_of(environment: str, checkpoint: str | None = None) -> Document:
+    """Return the filter of the slices of a checkpoint, or of all; a range of the `_id` index."""
+    first, last = (MinKey(), MaxKey()) if checkpoint is None else (checkpoint, checkpoint)
+    return {
+        "_id": {
+            "$gte": slice_id(environment, first, MinKey()),
+            "$lte": slice_id(environment, last, MaxKey()),
+        }
+    }
 
 
 def parts_named(environment: str, parts: Iterable[str]) -> Document:
@@ -131,7 +164,7 @@ def active_in_region(environment: str, region: str, at: datetime) -> Document:
 def head_document(tip: Tip, change: Change | None) -> Document:
     """Return the head at a tip, with the change that led to it."""
     body = None if change is None else _change_body(change)
-    return {"_id": tip.environment, **_tip_fields(tip), "change": body}
+    return {"_id": tip.environment, **tip_fields(tip), "change": body}
 
 
 P = ParamSpec("P")
@@ -165,6 +198,23 @@ def tip_of(head: Mapping[str, Any]) -> Tip:
     return _tip(head["_id"], head)
 
 
+def tip_fields(tip: Tip) -> Document:
+    """Return what a document says of a tip beside its environment."""
+    return {
+        "epoch": tip.epoch,
+        "revision": tip.revision,
+        "hash": tip.hash,
+        "time": tip.time,
+        "digests": {region: f"{digest:016x}" for region, digest in tip.digests.items()},
+    }
+
+
+@judged
+def tip_in(document: Mapping[str, Any]) -> Tip:
+    """Return the tip that a document of the ledger, or a manifest, is of."""
+    return _tip(document["_id"]["environment"], document)
+
+
 @judged
 def change_of(head: Mapping[str, Any]) -> Change | None:
     """Return the change that led to a head; None at revision 0."""
@@ -174,7 +224,7 @@ def change_of(head: Mapping[str, Any]) -> Change | None:
 def ledger_document(change: Change) -> Document:
     """Return the ledger's document of a change."""
     identity = ledger_id(change.tip.environment, change.revision)
-    return {"_id": identity, **_tip_fields(change.tip), **_change_body(change)}
+    return {"_id": identity, **tip_fields(change.tip), **_change_body(change)}
 
 
 @judged
@@ -186,7 +236,7 @@ def ledgered(document: Mapping[str, Any]) -> Change:
     """
     if document["_id"]["revision"] != document["revision"]:
         raise StoreError(f"the ledger has revision {document['revision']} in another's place")
-    return _change(_tip(document["_id"]["environment"], document), document)
+    return _change(tip_in(document), document)
 
 
 def collection_of(region: str) -> str:
@@ -195,7 +245,12 @@ def collection_of(region: str) -> str:
 
 
 def policy_document(environment: str, revision: int, change: PolicyChange) -> Document:
-    """Return the document of a policy as a change left it; without one where it was deleted."""
+    """Return the document of a policy as a change left it.
+
+    `hash` is that of the state; it and `policy` are null where it was deleted. A segment's region
+    is "@segments". A flag has also {body, format, seal}: what clients read of it, packed; the
+    format of that; and what binds the body to the state.
+    """
     state = change.after or change.before
     assert state is not None, "a change has a side"
     document = {
@@ -268,16 +323,6 @@ def check_body(document: Mapping[str, Any], state: PolicyState) -> None:
                 f"the body of {state.key} ({state.region}) is not that of its policy: one of them"
                 " was changed past the writer"
             )
-
-
-def _tip_fields(tip: Tip) -> Document:
-    return {
-        "epoch": tip.epoch,
-        "revision": tip.revision,
-        "hash": tip.hash,
-        "time": tip.time,
-        "digests": {region: f"{digest:016x}" for region, digest in tip.digests.items()},
-    }
 
 
 def _tip(environment: str, fields: Mapping[str, Any]) -> Tip:

@@ -1,6 +1,6 @@
 """Reading: an environment at one revision, from one snapshot of the database."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -9,6 +9,8 @@ from pymongo.client_session import ClientSession
 
 from flagkit.changes import Change, PolicyChange, PolicyId, PolicyState, Tip
 from flagkit.errors import StoreError
+from flagkit.model.segments import unpacked_part
+from flagkit.snapshot import Arena, check_digests
 from flagkit.storage.layout import (
     FLAGS,
     LEDGER,
@@ -28,6 +30,13 @@ from flagkit.storage.layout import (
     policy_state,
     tip_of,
 )
+from flagkit.storage.scanning import (
+    BATCH_DOCUMENTS,
+    PROJECTIONS,
+    Scan,
+    completed,
+    without_body,
+)
 
 _BY_ID = [("_id", ASCENDING)]
 
@@ -44,6 +53,7 @@ class Reading:
         """The server's time."""
         self._database = database
         self._session = session
+        self._head = head
         change = change_of(head)
         if change is None and self.tip.revision > 0:
             raise StoreError(f"the head of {self.tip.environment!r} has lost its change")
@@ -109,6 +119,43 @@ class Reading:
     def all(self) -> dict[PolicyId, PolicyState]:
         """Return the states of all flags, in all regions, and of all segments."""
         return self._read_through(self._all_documents(), lambda _: True)
+
+    def base(self) -> Generator[str | None, None, Arena]:
+        """Return the base of all regions, with all members, in slices.
+
+        Yields now and then how far it is.
+
+        Raises:
+            HistoryLostError: they do not add up to the tip's digests: something changed them past
+                the writer.
+            StoreError: members of segments are missing, or were changed past the writer.
+        """
+        scan, count = Scan(self._head, None), 0
+        for collection, projection in PROJECTIONS.items():
+            found = self._database[collection].find(
+                scan.filter(collection),
+                projection,
+                sort=_BY_ID,
+                session=self._session,
+                batch_size=BATCH_DOCUMENTS,
+            )
+            while documents := found.to_list(BATCH_DOCUMENTS):
+                lacking = without_body(documents)
+                if lacking is not None:
+                    whole = self._database[collection].find(lacking, session=self._session)
+                    documents = completed(documents, whole)
+                scan.take(collection, documents)
+                count += len(documents)
+                yield f"{count:,} flags and segments are read"
+        parts = self.parts(scan.parts)
+        if parts.keys() != scan.parts:
+            raise StoreError("members of segments are missing: they were removed past the writer")
+        base = yield from scan.finished(
+            {name: unpacked_part(part).tobytes() for name, part in parts.items()}
+        )
+        found = base.header.digests
+        check_digests(found, self.tip, found.keys() | self.tip.digests.keys())
+        return base
 
     def projected(self) -> dict[PolicyId, tuple[int, PolicyState | None]]:
         """Return what is projected, as it stands: revisions and states, None if deleted.

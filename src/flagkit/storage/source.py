@@ -6,6 +6,7 @@ may lag behind: what one of them has seen, the next is asked to have, too.
 """
 
 import contextlib
+import functools
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -32,6 +33,7 @@ from flagkit.errors import (
 from flagkit.model import EVERYWHERE
 from flagkit.refresh import Route
 from flagkit.snapshot import Snapshot, check_digests, kept_of, regions_of
+from flagkit.storage.checkpoints import Checkpoints
 from flagkit.storage.collector import collector_paused
 from flagkit.storage.driver import (
     OPERATION_MILLISECONDS_MAX,
@@ -112,6 +114,12 @@ class MongoSource:
                     database, read_concern=_MAJORITY, read_preference=ReadPreference.PRIMARY
                 ),
             }
+        self._checkpoints = {
+            route: Checkpoints(
+                read, environment, region, functools.partial(self._with_parts, route=route)
+            )
+            for route, read in self._databases.items()
+        }
         self._route = Route.NEAR
         self._stream: AsyncRawBatchCommandCursor[Document] | None = None
         # What members are asked to have before they answer; none where there is no replica set.
@@ -121,7 +129,16 @@ class MongoSource:
     async def load(self, route: Route) -> Snapshot:
         """Read all that concerns the region, in one snapshot of the database."""
         with collector_paused():
-            return await self._scanned(route)
+            return await self._from_checkpoint(route) or await self._scanned(route)
+
+    async def _from_checkpoint(self, route: Route) -> Snapshot | None:
+        if self._namespaces:
+            # It would have all flags.
+            return None
+        with translated("loading all flags"):
+            async with self._at_one_time() as session:
+                head = await self._head(route, session)
+                return await self._checkpoints[route].start(session, head)
 
     async def _scanned(self, route: Route) -> Snapshot:
         database = self._databases[route]

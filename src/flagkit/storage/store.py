@@ -32,6 +32,8 @@ from flagkit.errors import (
     StoreUnavailableError,
 )
 from flagkit.model import EVERYWHERE
+from flagkit.snapshot import Arena
+from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.driver import (
     NO_REPLICA_SET,
     OPERATION_MILLISECONDS_MAX,
@@ -41,6 +43,7 @@ from flagkit.storage.driver import (
 )
 from flagkit.storage.layout import (
     AUDIT,
+    CHECKPOINTS,
     FLAGS,
     HEADS,
     INDEXES,
@@ -49,6 +52,7 @@ from flagkit.storage.layout import (
     PROJECTED,
     Document,
     active_in_region,
+    checkpoints_of,
     collection_of,
     head_document,
     ledger_after,
@@ -58,6 +62,7 @@ from flagkit.storage.layout import (
     policy_document,
     tip_of,
 )
+from flagkit.storage.publishing import newest_first, published
 from flagkit.storage.reading import Reading
 
 _BY_ID = [("_id", ASCENDING)]
@@ -293,6 +298,16 @@ class Store:
                 )
             }
         return sorted(mine | (everywhere - overridden))
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Return what there is to start from, the newest revision first."""
+        with translated("looking for checkpoints"):
+            return newest_first(self._database[CHECKPOINTS].find(checkpoints_of(self.environment)))
+
+    def publish(self, base: Arena, read_at: datetime) -> Generator[str, None, Checkpoint]:
+        """Write a base as the newest checkpoint, as `published` does."""
+        with translated("writing a checkpoint"):
+            return (yield from published(self._database, base, read_at))
 
     def _check_same(self, change: Change) -> None:
         found = self._database[LEDGER].find_one(

@@ -1,7 +1,18 @@
 """Writing flags: versioned changes, each in the ledger. Who only reads never loads this."""
 
+from flagkit.storage.checkpoints import Checkpoint
+from flagkit.writer.checkpoints import write_checkpoint
 from flagkit.writer.drafts import Commit, Draft
 from flagkit.writer.ledger import Entry, entries, verify
 from flagkit.writer.writer import Writer
 
-__all__ = ["Commit", "Draft", "Entry", "Writer", "entries", "verify"]
+__all__ = [
+    "Checkpoint",
+    "Commit",
+    "Draft",
+    "Entry",
+    "Writer",
+    "entries",
+    "verify",
+    "write_checkpoint",
+]

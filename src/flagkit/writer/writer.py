@@ -19,6 +19,7 @@ import msgspec
 
 from flagkit.changes import Tip, next_change
 from flagkit.errors import (
+    ConfigurationError,
     InvalidDocumentError,
     RequestConflictError,
     StoreError,
@@ -27,6 +28,7 @@ from flagkit.errors import (
 from flagkit.model import EVERYWHERE
 from flagkit.settings import settings_from
 from flagkit.storage.store import Store
+from flagkit.writer.checkpoints import CheckpointKeeper
 from flagkit.writer.drafts import Commit, Draft
 from flagkit.writer.planning import Plan, plan
 
@@ -45,9 +47,12 @@ class Writer:
         actor: Who changes them, for the audit.
         database: Where flagkit's collections are; or FLAGKIT_DATABASE, or "flagkit".
         timeout: Seconds within which a change commits or fails.
+        checkpoint_every: Publish a checkpoint, in the background, whenever the newest one is so
+            many revisions old; without, none is: there is `flagkit checkpoint`.
 
     Raises:
-        ConfigurationError: the URI or the environment is named nowhere.
+        ConfigurationError: the URI or the environment is named nowhere, or a setting makes no
+            sense.
     """
 
     def __init__(
@@ -58,11 +63,19 @@ class Writer:
         actor: str,
         database: str | None = None,
         timeout: float = 30.0,
+        checkpoint_every: int | None = None,
     ) -> None:
+        if checkpoint_every is not None and checkpoint_every < 1:
+            raise ConfigurationError(
+                f"checkpoint_every is {checkpoint_every}: it is a number of revisions, 1 or more"
+            )
         settings = settings_from(uri, environment=environment, database=database)
         self.environment = settings.environment
         self.store = Store(
             settings.uri, environment=settings.environment, database=settings.database
+        )
+        self._checkpoints = (
+            None if checkpoint_every is None else CheckpointKeeper(self.store, checkpoint_every)
         )
         self._actor = actor
         self._timeout = timeout
@@ -229,7 +242,9 @@ class Writer:
         return _committed(change)
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; a checkpoint that is being made is left off."""
+        if self._checkpoints is not None:
+            self._checkpoints.close()
         self.store.close()
 
     def __enter__(self) -> Self:
@@ -260,6 +275,8 @@ class Writer:
                         raise
                     tip, pause = None, UNAVAILABLE_SECONDS_MAX
                 if tip is not None:
+                    if self._checkpoints is not None:
+                        self._checkpoints.saw(tip)
                     return Commit(tip.revision, tip.time, request)
                 if time.monotonic() > deadline:
                     raise StoreUnavailableError(

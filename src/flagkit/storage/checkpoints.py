@@ -1,0 +1,255 @@
+"""Checkpoints: published bases, and how a client starts from one. Never required: else it scans.
+
+A checkpoint is the arena of all regions of one environment at one revision, in slices under an id
+that is never used again. Its manifest is written last, so what has one is whole; nothing of it is
+changed later.
+"""
+
+import asyncio
+import contextlib
+import logging
+import sys
+from array import array
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from typing import Any, Final, TypeAlias
+
+import msgspec
+from msgspec import Struct
+from pymongo import ASCENDING, DESCENDING
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.database import AsyncDatabase
+
+from flagkit.changes import Change, Tip
+from flagkit.errors import SnapshotFormatError, StoreError, StoreUnavailableError
+from flagkit.model import packing
+from flagkit.snapshot import Arena, Snapshot, snapshot_of
+from flagkit.snapshot.arena import opened
+from flagkit.snapshot.frame import FORMAT
+from flagkit.snapshot.slices import blank, copied
+from flagkit.storage.driver import translated
+from flagkit.storage.layout import (
+    CHECKPOINTS,
+    LEDGER,
+    SLICES,
+    Document,
+    change_of,
+    checkpoint_id,
+    checkpoints_of,
+    judged,
+    ledger_id,
+    ledgered,
+    slice_id,
+    tip_fields,
+    tip_in,
+    tip_of,
+)
+from flagkit.storage.turns import in_turns
+
+_log = logging.getLogger("flagkit.refresh")
+
+SLICE_BYTES: Final = 4 * 1024 * 1024
+"""How long a slice is: to decode one holds the interpreter for a millisecond or two."""
+SLICE_BYTES_MAX: Final = 16 * 1024 * 1024
+"""A document of MongoDB ends here, whoever wrote it."""
+SLICES_MAX: Final = 4096
+TAIL_MIN, TAIL_MAX, FLAGS_PER_REVISION = 64, 10_000, 8
+"""How many revisions a checkpoint may be behind: as many as take no longer than to scan its flags.
+
+To read a revision from the ledger takes some eight times as long as to scan a flag.
+"""
+TAIL_AT_ONCE: Final = 128
+"""So many revisions are decoded and applied at once."""
+
+Complete: TypeAlias = Callable[[list[Change]], "Awaitable[list[Change]]"]
+"""Adds the members that come with some changes."""
+
+
+class Checkpoint(Struct, frozen=True, kw_only=True):
+    """What the manifest of a checkpoint says.
+
+    `id` begins with the moment at which it was read, by the server's clock. `flags` is how many
+    there are, in all regions. `checksum` is the arena's. The others are the formats of its bytes.
+    """
+
+    id: str
+    tip: Tip
+    flags: int
+    slices: int
+    bytes: int
+    checksum: int
+    frame: int = FORMAT
+    packing: int = packing.FORMAT
+    byte_order: str = sys.byteorder
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether its bytes are of the formats that are read here."""
+        formats = self.frame, self.packing, self.byte_order
+        return formats == (FORMAT, packing.FORMAT, sys.byteorder)
+
+    def is_worth_it(self, revision: int) -> bool:
+        """Tell whether to go on from it to a revision is quicker than to scan all flags."""
+        behind = revision - self.tip.revision
+        return behind <= min(TAIL_MAX, max(TAIL_MIN, self.flags // FLAGS_PER_REVISION))
+
+
+def manifest(checkpoint: Checkpoint) -> Document:
+    """Return the manifest of a checkpoint."""
+    fields = msgspec.structs.asdict(checkpoint)
+    del fields["id"], fields["tip"]
+    identity = checkpoint_id(checkpoint.tip.environment, checkpoint.id)
+    fields["checksum"] = f"{checkpoint.checksum:016x}"
+    return {"_id": identity, **tip_fields(checkpoint.tip), **fields}
+
+
+@judged
+def checkpoint_of(document: Mapping[str, Any]) -> Checkpoint:
+    """Return the checkpoint that a manifest is of."""
+    numbers = {name: int(document[name]) for name in ("flags", "slices", "bytes")}
+    bytes_max = min(numbers["slices"], SLICES_MAX) * SLICE_BYTES_MAX
+    if not 0 < numbers["bytes"] <= bytes_max:
+        raise StoreError("a manifest has sizes that cannot be")
+    return Checkpoint(
+        id=document["_id"]["checkpoint"],
+        tip=tip_in(document),
+        checksum=int(document["checksum"], 16),
+        frame=int(document["frame"]),
+        packing=int(document["packing"]),
+        byte_order=document["byte_order"],
+        **numbers,
+    )
+
+
+class Checkpoints:
+    """The checkpoints of an environment, as a source starts from them.
+
+    Each is used at most once: who loads again has reason to doubt what was loaded.
+    """
+
+    def __init__(
+        self, database: AsyncDatabase[Document], environment: str, region: str, complete: Complete
+    ) -> None:
+        self._database = database
+        self._environment = environment
+        self._region = region
+        self._complete = complete
+        self._passed: set[str] = set()
+
+    async def start(self, session: AsyncClientSession, head: Document) -> Snapshot | None:
+        """Return a snapshot from the newest checkpoint that is of use, at the revision of a head.
+
+        None where there is none. What is wrong with one is said once.
+
+        Args:
+            session: One of a snapshot of the database.
+            head: The head in it.
+
+        Raises:
+            StoreUnavailableError: the database cannot be reached, or broke off.
+        """
+        last = tip_of(head)
+        for document in await self._manifests(session, last):
+            identity = f"checkpoint {document['_id']['checkpoint']}"
+            if identity in self._passed:
+                continue
+            with self._unless_bad(identity), translated("reading a checkpoint"):
+                checkpoint = checkpoint_of(document)
+                if not checkpoint.is_worth_it(last.revision):
+                    continue
+                snapshot = self._snapshot(await self._base(session, checkpoint, last))
+                snapshot = await self._brought_to(head, snapshot, session)
+                self._passed.add(identity)
+                return snapshot
+        return None
+
+    @contextlib.contextmanager
+    def _unless_bad(self, identity: str) -> Generator[None]:
+        """Say what is wrong with a checkpoint, or with all of them, and have it used no more."""
+        try:
+            yield
+        except StoreUnavailableError:
+            raise
+        except (StoreError, SnapshotFormatError, OSError) as error:
+            if identity not in self._passed:
+                _log.warning("%s is not used to start from: %s", identity, error)
+            self._passed.add(identity)
+
+    async def _manifests(self, session: AsyncClientSession, last: Tip) -> list[Document]:
+        """Return the manifests of the history of a tip, the newest first."""
+        revisions = {"$gte": last.revision - TAIL_MAX, "$lte": last.revision}
+        with self._unless_bad("any checkpoint"), translated("looking for checkpoints"):
+            found = self._database[CHECKPOINTS].find(
+                {**checkpoints_of(self._environment), "epoch": last.epoch, "revision": revisions},
+                sort=[("revision", DESCENDING)],
+                session=session,
+            )
+            return await found.to_list()
+        return []
+
+    async def _base(self, session: AsyncClientSession, checkpoint: Checkpoint, last: Tip) -> Arena:
+        if not checkpoint.is_readable:
+            raise SnapshotFormatError("it has formats that this version does not read")
+        if not await self._is_of(last, checkpoint.tip, session):
+            raise StoreError("it is not of the history that the ledger has")
+        base = _opened(await self._content(session, checkpoint))
+        if base.tip != checkpoint.tip or base.checksum != checkpoint.checksum:
+            raise StoreError("its manifest is that of another")
+        return base
+
+    async def _is_of(self, last: Tip, tip: Tip, session: AsyncClientSession) -> bool:
+        """Tell whether a tip is one of those that led to the last one."""
+        if tip.revision == last.revision:
+            return tip == last
+        found = await self._database[LEDGER].find_one(
+            {"_id": ledger_id(self._environment, tip.revision)},
+            dict.fromkeys(tip_fields(tip), True),
+            session=session,
+        )
+        return found is not None and tip_in(found) == tip
+
+    def _snapshot(self, base: Arena) -> Snapshot:
+        snapshot = snapshot_of(base, self._region)
+        # Members outlive their base, which they would keep in memory if they were a part of it.
+        parts = {name: array("Q", base.part(name).tobytes()) for name in base.header.parts}
+        return msgspec.structs.replace(snapshot, parts=parts)
+
+    async def _content(self, session: AsyncClientSession, checkpoint: Checkpoint) -> memoryview:
+        content, end = blank(checkpoint.bytes), 0
+        for number in range(checkpoint.slices):
+            found = await self._database[SLICES].find_one(
+                {"_id": slice_id(self._environment, checkpoint.id, number)}, session=session
+            )
+            part = None if found is None else found.get("content")
+            if not isinstance(part, bytes):
+                raise StoreError(f"its slice {number} is missing")
+            start, end = end, end + len(part)
+            if end > checkpoint.bytes:
+                raise StoreError(f"its slice {number} is too long")
+            await in_turns(copied(memoryview(part), content[start:end]))
+        return content
+
+    async def _brought_to(
+        self, head: Document, snapshot: Snapshot, session: AsyncClientSession
+    ) -> Snapshot:
+        """Return a snapshot after what the ledger, and a head, have after it."""
+        last = tip_of(head)
+        between = {
+            "$gt": ledger_id(self._environment, snapshot.tip.revision),
+            "$lt": ledger_id(self._environment, last.revision),
+        }
+        found = self._database[LEDGER].find(
+            {"_id": between}, sort=[("_id", ASCENDING)], session=session, batch_size=TAIL_AT_ONCE
+        )
+        while documents := await found.to_list(TAIL_AT_ONCE):
+            changes = await self._complete([ledgered(document) for document in documents])
+            snapshot = snapshot.apply(changes)
+            await asyncio.sleep(0)
+        newest = change_of(head)
+        if newest is not None and snapshot.tip != last:
+            snapshot = snapshot.apply(await self._complete([newest]))
+        return snapshot
+
+
+@judged
+def _opened(content: memoryview) -> Arena:
+    return opened(content)

@@ -1,0 +1,105 @@
+"""Publishing: bases as checkpoints in the database, for clients to start from.
+
+Slices first, the manifest last, and then what is not needed any more is removed, manifests first: a
+client never finds a manifest whose slices are not there yet. Whoever dies on the way leaves slices
+without a manifest, which a later one removes.
+"""
+
+import os
+from collections.abc import Generator, Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from pymongo.database import Database
+
+from flagkit.changes import SEGMENTS as SEGMENTS_REGION
+from flagkit.errors import StoreError
+from flagkit.snapshot import Arena
+from flagkit.snapshot.frame import PREFIX_BYTES, checksum_of, prefix_of, written_prefix
+from flagkit.storage.checkpoints import SLICE_BYTES, Checkpoint, checkpoint_of, manifest
+from flagkit.storage.layout import (
+    CHECKPOINTS,
+    SLICES,
+    Document,
+    checkpoint_id,
+    checkpoints_of,
+    slice_id,
+    slices_of,
+)
+
+CHECKPOINTS_KEPT: Final = 2
+"""So that a client that has just found the older one can still read it."""
+LEFT_OVER_AFTER: Final = timedelta(hours=1)
+"""Slices without a manifest for so long have lost their writer."""
+
+
+def published(
+    database: Database[Document], base: Arena, read_at: datetime
+) -> Generator[str, None, Checkpoint]:
+    """Write a base of all regions, and remove what it replaces; yields how far it is.
+
+    Args:
+        database: To be written with majority.
+        base: With all members.
+        read_at: When it was read, by the server's clock.
+    """
+    environment, content = base.tip.environment, base.content
+    _, length, header_length = prefix_of(content)
+    checksum = checksum_of(content)
+    identity = f"{_moment(read_at)}-{os.urandom(8).hex()}"
+    starts = range(0, length, SLICE_BYTES)
+    for number, start in enumerate(starts):
+        part = content[start : start + SLICE_BYTES].tobytes()
+        if start == 0:
+            # In memory it has no checksum.
+            part = written_prefix(checksum, length, header_length) + part[PREFIX_BYTES:]
+        document = {"_id": slice_id(environment, identity, number), "content": part}
+        database[SLICES].insert_one(document)
+        yield f"{(start + len(part)) / 1e6:,.1f} of {length / 1e6:,.1f} MB are written"
+    counts = base.header.counts.items()
+    checkpoint = Checkpoint(
+        id=identity,
+        tip=base.tip,
+        flags=sum(count for region, count in counts if region != SEGMENTS_REGION),
+        slices=len(starts),
+        bytes=length,
+        checksum=checksum,
+    )
+    database[CHECKPOINTS].insert_one(manifest(checkpoint))
+    _remove_old(database, checkpoint, read_at)
+    return checkpoint
+
+
+def newest_first(documents: Iterable[Mapping[str, Any]]) -> list[Checkpoint]:
+    """Return the checkpoints of manifests, without those that make no sense."""
+    found: list[Checkpoint] = []
+    for document in documents:
+        try:
+            found.append(checkpoint_of(document))
+        except StoreError:
+            continue
+    return sorted(found, key=lambda checkpoint: (checkpoint.tip.revision, checkpoint.id))[::-1]
+
+
+def _remove_old(database: Database[Document], newest: Checkpoint, now: datetime) -> None:
+    """Keep the newest checkpoints of this history; remove others, and what killed writers left."""
+    environment = newest.tip.environment
+    there = list(database[CHECKPOINTS].find(checkpoints_of(environment)))
+    mine = [found for found in newest_first(there) if found.tip.epoch == newest.tip.epoch]
+    kept = {found.id for found in mine[:CHECKPOINTS_KEPT]}
+    old = {document["_id"]["checkpoint"] for document in there} - kept
+    old_ids = [checkpoint_id(environment, identity) for identity in old]
+    database[CHECKPOINTS].delete_many({"_id": {"$in": old_ids}})
+    # From the index alone: the slices themselves are not read.
+    with_slices = {
+        document["_id"]["checkpoint"]
+        for document in database[SLICES].find(slices_of(environment), {"_id": True})
+    }
+    left_over_before = _moment(now - LEFT_OVER_AFTER)
+    for identity in with_slices - kept:
+        if identity in old or identity < left_over_before:
+            database[SLICES].delete_many(slices_of(environment, identity))
+
+
+def _moment(at: datetime) -> str:
+    return f"{at:%Y%m%dT%H%M%SZ}"

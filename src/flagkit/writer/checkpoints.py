@@ -1,0 +1,135 @@
+"""Checkpoints: bases that are published now and then, so that new clients need no scan.
+
+Of a writer's changes none waits for one: a thread of its own makes it, at its own pace.
+"""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Generator
+from typing import Final
+
+from flagkit.changes import Tip
+from flagkit.errors import FlagkitError
+from flagkit.snapshot import whole
+from flagkit.storage.checkpoints import Checkpoint
+from flagkit.storage.store import Store
+
+_log = logging.getLogger("flagkit.writer")
+
+CLOSE_SECONDS: Final = 5.0
+"""How long a writer that closes waits for a checkpoint that is being made to be left off."""
+# Who makes one in this process, by process: a forked child makes none.
+_claims: dict[int, object] = {}
+
+
+def write_checkpoint(store: Store) -> Checkpoint:
+    """Read an environment at its tip, prove it by the digests, and publish it to start from.
+
+    The newest two are kept.
+
+    Raises:
+        EnvironmentNotFoundError: it was never created.
+        StoreError: it was changed past the writer, or could not be read or written.
+    """
+    return whole(checkpoint_in_steps(store))
+
+
+def checkpoint_in_steps(store: Store) -> Generator[str | None, None, Checkpoint]:
+    """Do what `write_checkpoint` does in short steps; yields now and then how far it is.
+
+    It may be left off: what was written is not used, and removed by a later one.
+    """
+    with store.reading() as reading:
+        base = yield from reading.base()
+    return (yield from store.publish(base, reading.now))
+
+
+class CheckpointKeeper:
+    """Makes a checkpoint whenever the newest one is so many revisions old. Never raises.
+
+    Args:
+        store: To read, and to write to.
+        every: Revisions.
+    """
+
+    def __init__(self, store: Store, every: int) -> None:
+        self._store = store
+        self._every = every
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        # Where the newest checkpoint is, as far as is known; or where one could not be made.
+        self._newest = -every
+        self._trouble: str | None = None
+
+    def saw(self, tip: Tip) -> None:
+        """Take note of where the environment stands, and begin a checkpoint if one is due."""
+        thread = self._thread
+        if tip.revision - self._newest < self._every or (thread is not None and thread.is_alive()):
+            return
+        self._thread = threading.Thread(
+            target=self._keep, args=(tip,), name="flagkit-checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Leave off what is being made, and wait for it, for CLOSE_SECONDS at most."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(CLOSE_SECONDS)
+
+    def _keep(self, tip: Tip) -> None:
+        with _claimed() as mine:
+            if not mine:
+                return
+            try:
+                self._newest = self._kept_up_with(tip)
+                self._trouble = None
+            except Exception as error:  # noqa: BLE001 - it is nobody's call
+                # Tried again as many revisions later.
+                self._newest = tip.revision
+                self._say(error)
+
+    def _kept_up_with(self, tip: Tip) -> int:
+        """Return the revision of a checkpoint that is new enough at a tip; make it, if need be."""
+        # Another writer may have made one.
+        for checkpoint in self._store.checkpoints():
+            if (
+                checkpoint.tip.epoch == tip.epoch
+                and tip.revision - checkpoint.tip.revision < self._every
+            ):
+                return checkpoint.tip.revision
+        steps = checkpoint_in_steps(self._store)
+        with contextlib.closing(steps):
+            while True:
+                started = time.perf_counter()
+                try:
+                    next(steps)
+                except StopIteration as done:
+                    made: Checkpoint = done.value
+                    return made.tip.revision
+                # As long as it took: evaluations in this process have their turn.
+                if self._stop.wait(time.perf_counter() - started):
+                    return tip.revision
+
+    def _say(self, error: Exception) -> None:
+        if self._stop.is_set() or str(error) == self._trouble:
+            return
+        self._trouble = str(error)
+        known = isinstance(error, FlagkitError)
+        _log.warning("no checkpoint is made: %s", error, exc_info=None if known else error)
+
+
+@contextlib.contextmanager
+def _claimed() -> Generator[bool]:
+    """Give whether this thread may make a checkpoint for the block: one at a time may."""
+    process, mine = os.getpid(), object()
+    if _claims.setdefault(process, mine) is not mine:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        del _claims[process]
