@@ -1,6 +1,6 @@
 """Benchmarks: what flagkit costs, each figure beside its floor from the same run.
 
-    python -m benchmarks [evaluate|refresh|import|segments|sizes|peers|all ...] [--quick]
+    python -m benchmarks [evaluate|snapshot|refresh|import|segments|peers|all ...] [--quick]
                          [--flags COUNT] [--json FILE | --keep]
     python -m benchmarks plot
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from benchmarks import evaluate, imports, kept, refresh, segments, sizes
+from benchmarks import evaluate, imports, kept, refresh, segments, snapshot
 from benchmarks.page import PAGE, page_of
 from benchmarks.peers import suite as peers
 from benchmarks.plot import IMAGE, curves_of, draw
@@ -23,10 +23,10 @@ Benchmark: TypeAlias = Callable[[Plan], Iterator[Line]]
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     "evaluate": evaluate.run,
+    "snapshot": snapshot.run,
     "refresh": refresh.run,
     "import": imports.run,
     "segments": segments.run,
-    "sizes": sizes.run,
     "peers": peers.run,
 }
 

@@ -52,12 +52,23 @@ def apart(work: Callable[..., T], *arguments: object) -> T:
 
 def resident_bytes() -> int:
     """Return the memory of this process, after what is not needed has been given back."""
+    _give_back()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def private_bytes() -> int:
+    """Return the memory of this process that no other shares, after what is not needed is gone."""
+    _give_back()
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+
+
+def _give_back() -> None:
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _work(connection: Connection, work: Callable[..., Any], arguments: tuple[object, ...]) -> None:

@@ -58,7 +58,7 @@ def _sizes(kept: Sequence[Kept]) -> list[Row]:
     found = {
         (line["flag_count"], line["what"]): rounded(line["value"])
         for line in kept
-        if line["benchmark"] == "sizes"
+        if line["benchmark"] == "snapshot" and "what" in line
     }
     counts = sorted({count for count, _ in found})
     head = ("flags", MEMORY, *(f"{check}, us" for check in CHECKS))

@@ -1,6 +1,6 @@
 """Plot: what a flag takes up and what a check costs, against the number of flags.
 
-Drawn from kept results of `sizes` and `peers`, with matplotlib (extra `bench`).
+Drawn from kept results of `snapshot` and `peers`, with matplotlib (extra `bench`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -38,7 +38,7 @@ def curves_of(lines: Iterable[Mapping[str, Any]]) -> Curves:
     peer_checks: dict[str, float] = {}
     for line in lines:
         name, _, what = line["case"].partition(" ")
-        if line["benchmark"] == "sizes":
+        if line["benchmark"] == "snapshot" and "what" in line:
             costs[line["what"]].append((line["flag_count"], line["value"]))
         elif line["benchmark"] == "peers" and "value" in line and name != "flagkit":
             if what.startswith(MEMORY):

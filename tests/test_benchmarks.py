@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import catalogue, sizes
+from benchmarks import catalogue, snapshot
 from benchmarks.__main__ import QUICK_TOLERANCE, main
 from benchmarks.apart import ApartError, apart
 from benchmarks.cases import ASIA, CASES, CONTEXT, EUROZONE, FLAGS, NORTH, W1, W2, W3, Case
@@ -148,14 +148,14 @@ def test_kept_results_are_replaced_benchmark_by_benchmark(tmp_path: Path) -> Non
     assert found == [("two", 1.1), ("one", 1.2)]
 
 
-def lines_of_sizes_and_peers() -> Iterator[dict[str, Any]]:
+def lines_of_snapshots_and_peers() -> Iterator[dict[str, Any]]:
     for count in (10_000, 1_000):
         for i, what in enumerate(
             ("bytes a flag", "one hot flag", "hot flags at random", "a cold flag"), 1
         ):
             case = f"{what}, of {count:,}"
             yield {
-                "benchmark": "sizes",
+                "benchmark": "snapshot",
                 "case": case,
                 "what": what,
                 "flag_count": count,
@@ -174,9 +174,9 @@ def lines_of_sizes_and_peers() -> Iterator[dict[str, Any]]:
     yield {"benchmark": "evaluate", "case": "W2 flagkit", "value": 300.0}
 
 
-def test_curves_are_of_sizes_and_peers() -> None:
+def test_curves_are_of_snapshots_and_peers() -> None:
     points = [(1_000, 2), (10_000, 2)]
-    found = curves_of(lines_of_sizes_and_peers())
+    found = curves_of(lines_of_snapshots_and_peers())
     assert found.costs["one hot flag"] == points
     assert set(found.costs) == {
         "bytes a flag",
@@ -198,17 +198,17 @@ def test_tables_are_made_of_results() -> None:
     )
     bound = {"value": 2.5, "unit": "x", "bound": 2.0, "at_least": False, "ok": False}
     missed = {"benchmark": "evaluate", "case": "W2 flagkit / by hand", **bound}
-    found = page_of(page, [*lines_of_sizes_and_peers(), missed])
+    found = page_of(page, [*lines_of_snapshots_and_peers(), missed])
     assert "| 1,000 | 1 | 2 | 3 | 4 |" in found
     assert "| evaluate | W2 flagkit / by hand | 2.5 x | at most 2 x | missed |" in found
     assert "what was there" not in found
-    assert page_of(found, lines_of_sizes_and_peers()) != found
+    assert page_of(found, lines_of_snapshots_and_peers()) != found
 
 
 def test_curves_are_drawn(tmp_path: Path) -> None:
     if find_spec("matplotlib") is None:
         pytest.skip("matplotlib is not installed")
-    assert apart(draw, curves_of(lines_of_sizes_and_peers()), tmp_path / "plot.png") is None
+    assert apart(draw, curves_of(lines_of_snapshots_and_peers()), tmp_path / "plot.png") is None
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -430,8 +430,9 @@ def test_a_peer_that_is_not_installed_is_left_out() -> None:
 
 
 def test_sizes_are_measured_up_to_the_one_asked_for() -> None:
-    found = list(sizes.run(Plan(quick=True, flag_count=1000)))
-    assert {line.details["flag_count"] for line in found} == {1000}
+    *found, further_worker = snapshot.run(Plan(quick=True, flag_count=1000))
+    assert {line.details["flag_count"] for line in (*found, further_worker)} == {1000}
+    assert further_worker.value < found[0].value
     assert [line.details["what"] for line in found] == [
         "bytes a flag",
         "one hot flag",
