@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from benchmarks import evaluate, imports, kept, refresh, segments, snapshot
+from benchmarks import evaluate, imports, kept, refresh, segments, snapshot, startup
+from benchmarks.apart import ApartError
 from benchmarks.page import PAGE, page_of
 from benchmarks.peers import suite as peers
 from benchmarks.plot import IMAGE, curves_of, draw
@@ -24,6 +25,7 @@ Benchmark: TypeAlias = Callable[[Plan], Iterator[Line]]
 BENCHMARKS: Mapping[str, Benchmark] = {
     "evaluate": evaluate.run,
     "snapshot": snapshot.run,
+    "startup": startup.run,
     "refresh": refresh.run,
     "import": imports.run,
     "segments": segments.run,
@@ -56,7 +58,7 @@ def main(
         results = (result for name in names for result in benchmarks[name](plan))
         try:
             good = report(results, lines, QUICK_TOLERANCE if plan.quick else 1.0)
-        except FlagkitError as error:
+        except (FlagkitError, ApartError) as error:
             print(f"could not go on: {error}", file=sys.stderr)
             return 1
     if options.keep:

@@ -1,6 +1,7 @@
-"""Apart: work in a fresh process of its own, without network, whose words nobody hears.
+"""Apart: work in fresh processes.
 
-What other packages print, log, or leave behind as threads ends with the process.
+Some is done alone, and nobody hears its words: what other packages print, log, or leave behind as
+threads ends with the process. Some is a companion's, that is talked with.
 """
 
 import ctypes
@@ -12,7 +13,7 @@ import socket
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -23,15 +24,17 @@ class ApartError(Exception):
     """The work failed, or its process died; it says how."""
 
 
-def apart(work: Callable[..., T], *arguments: object) -> T:
+def apart(work: Callable[..., T], *arguments: object, network: bool = False) -> T:
     """Return what `work` returns in a spawned process; it and its arguments are pickled.
+
+    Without a network, unless one is asked for.
 
     Raises:
         ApartError: it raised, died, or took longer than PATIENCE_SECONDS.
     """
     spawning = multiprocessing.get_context("spawn")
     ours, theirs = spawning.Pipe()
-    process = spawning.Process(target=_work, args=(theirs, work, arguments), daemon=True)
+    process = spawning.Process(target=_work, args=(theirs, work, arguments, network), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -48,6 +51,49 @@ def apart(work: Callable[..., T], *arguments: object) -> T:
         raise ApartError(fault)
     found: T = result
     return found
+
+
+class Companion:
+    """A spawned process that is talked with, network and all; it ends with the block.
+
+    `work` takes some arguments, which are pickled, and its end of a pipe.
+    """
+
+    def __init__(self, work: Callable[..., None], *arguments: object) -> None:
+        spawning = multiprocessing.get_context("spawn")
+        self._connection, theirs = spawning.Pipe()
+        self._process = spawning.Process(target=work, args=(*arguments, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def send(self, message: object) -> None:
+        """Send it something."""
+        self._connection.send(message)
+
+    def receive(self, patience_seconds: float) -> Any:
+        """Return the next that it sends.
+
+        Raises:
+            ApartError: it fell silent, or died.
+        """
+        try:
+            if self._connection.poll(patience_seconds):
+                return self._connection.recv()
+        except EOFError:
+            raise ApartError("its process died") from None
+        raise ApartError(f"it took more than {patience_seconds:g} s")
+
+    def end(self) -> None:
+        """End it, whatever it does."""
+        self._process.terminate()
+        self._process.join()
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
 
 def resident_bytes() -> int:
@@ -71,12 +117,18 @@ def _give_back() -> None:
         trim(0)
 
 
-def _work(connection: Connection, work: Callable[..., Any], arguments: tuple[object, ...]) -> None:
+def _work(
+    connection: Connection,
+    work: Callable[..., Any],
+    arguments: tuple[object, ...],
+    network: bool,  # noqa: FBT001 - a process is given its arguments by position
+) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     logging.disable()
-    socket.socket.connect = _refuse  # type: ignore[assignment, method-assign]
+    if not network:
+        socket.socket.connect = _refuse  # type: ignore[assignment, method-assign]
     answer: tuple[str | None, object]
     try:
         answer = (None, work(*arguments))

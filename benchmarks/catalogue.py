@@ -17,12 +17,12 @@ from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from random import Random
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from msgspec import Struct
 
 from benchmarks.cases import FLAGS
-from flagkit.changes import DIGEST_MODULUS, Tip, state_of
+from flagkit.changes import DIGEST_MODULUS, PolicyState, Tip, state_of
 from flagkit.client import Client
 from flagkit.model import EVERYWHERE, decode, encode, packing
 from flagkit.snapshot import Record, SnapshotFile, arena_of
@@ -170,27 +170,48 @@ class Stored(Struct, frozen=True):
         assert snapshot is not None, "it was written"
         return Client.from_snapshot(snapshot)
 
+    @property
+    def tip(self) -> Tip:
+        """Where their environment stands."""
+        header = SnapshotFile(self.path, ENVIRONMENT, EVERYWHERE).header()
+        assert header is not None, "it was written"
+        return header.tip
+
 
 @functools.cache
 def stored(count: int) -> Stored:
     """Return a catalogue of so many flags, written once a process and removed with it."""
     file = SnapshotFile(Path(_directory().name, f"{count}.flagkit"), ENVIRONMENT, EVERYWHERE)
-    records = list(map(_record, chain(FLAGS, documents(count))))
-    digests = {EVERYWHERE: sum(record.hash for record in records) % DIGEST_MODULUS}
-    tip = Tip(ENVIRONMENT, "catalogue", 1, "", datetime(2026, 11, 22, tzinfo=UTC), digests)
+    records = [entry(document).record for document in chain(FLAGS, documents(count))]
     with file.claimed() as mine:
         assert mine, "nobody else knows the directory"
-        file.write(arena_of(tip, records))
+        file.write(arena_of(tip_of(record.hash for record in records), records))
     return Stored(file.path, count)
 
 
-def _record(document: Mapping[str, Any]) -> Record:
+def tip_of(hashes: Iterable[int]) -> Tip:
+    """Return where an environment stands in which flags are whose states have some hashes."""
+    digests = {EVERYWHERE: sum(hashes) % DIGEST_MODULUS}
+    return Tip(ENVIRONMENT, "catalogue", 1, "", datetime(2026, 11, 22, tzinfo=UTC), digests)
+
+
+class Entry(NamedTuple):
+    """A flag as it is stored: its policy document, its state, and what clients keep of it."""
+
+    policy: Document
+    state: PolicyState
+    record: Record
+
+
+def entry(document: Mapping[str, Any], version: int = 1) -> Entry:
+    """Return a flag of a catalogue as it is stored at a version."""
     key = document["key"]
     rest = {name: part for name, part in document.items() if name != "key"}
     # Nine of ten flags are alike but for their keys, and need not be checked one by one.
     policy, body = (_checked if "rules" in rest else _alike)(key, json.dumps(rest))
-    state = state_of(key, EVERYWHERE, 1, {**policy, "key": key})
-    return Record(EVERYWHERE, key, state.version, state.hash, body)
+    policy = {**policy, "key": key}
+    state = state_of(key, EVERYWHERE, version, policy)
+    return Entry(policy, state, Record(EVERYWHERE, key, version, state.hash, body))
 
 
 def _checked(key: str, rest: str) -> tuple[Document, bytes]:

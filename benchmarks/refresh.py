@@ -1,5 +1,8 @@
 """Refresh: how long a change takes from its writer to a client in another process.
 
+How fast a client applies revisions is in `applying`, and what it does to a service meanwhile in
+`open_loop`; all three are run from here.
+
 A writer here commits a change, rests, and commits the next. A client in a second process notes when
 it answers by each revision; a bare change stream in a third notes when the event of the same change
 arrives, which is the floor. All read one clock, CLOCK_MONOTONIC, which processes share.
@@ -9,17 +12,18 @@ the start of the call, which is more than the truth, and from its return, which 
 may be there before the call returns. The bound is on the former.
 """
 
-import multiprocessing
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
 from pymongo import MongoClient
 
+from benchmarks import applying, open_loop
+from benchmarks.apart import Companion
 from benchmarks.report import Plan, Result, measured, percentile
 from flagkit.client import Client
 from flagkit.embedded import EmbeddedMongo
@@ -54,6 +58,13 @@ class Commit(Struct, frozen=True):
 
 
 def run(plan: Plan) -> Iterator[Result]:
+    """Measure how soon, how fast, and how smoothly."""
+    yield from _visible(plan)
+    yield from applying.run(plan)
+    yield from open_loop.run(plan)
+
+
+def _visible(plan: Plan) -> Iterator[Result]:
     """Measure on a server of one member."""
     with (
         EmbeddedMongo() as server,
@@ -98,13 +109,13 @@ def _measure(uri: str, writer: Writer, change_count: int) -> list[Result]:
     revisions = range(first, first + WARM_UP_COUNT + change_count)
     with ExitStack() as stack:
         ready = [
-            stack.enter_context(_Process(follower, uri, revisions))
+            stack.enter_context(Companion(follower, uri, revisions))
             for follower in (follow_with_client, follow_with_stream)
         ]
         for process in ready:
-            process.receive()
+            process.receive(PATIENCE_SECONDS)
         commits = _write(writer, revisions)[WARM_UP_COUNT:]
-        client, stream = (process.receive() for process in ready)
+        client, stream = (process.receive(PATIENCE_SECONDS) for process in ready)
     return _results(commits, client, stream)
 
 
@@ -155,35 +166,3 @@ def _results(
         line("the writer's call", 50, [commit.returned - commit.called for commit in commits]),
         line("the writer's call", 99, [commit.returned - commit.called for commit in commits]),
     ]
-
-
-class _Process:
-    """A follower in a process of its own, which ends with the block."""
-
-    def __init__(self, follower: Follower, uri: str, revisions: range) -> None:
-        spawning = multiprocessing.get_context("spawn")
-        self._connection, theirs = spawning.Pipe()
-        self._process = spawning.Process(target=follower, args=(uri, revisions, theirs))
-        self._process.start()
-        theirs.close()
-
-    def receive(self) -> Any:
-        """Return the next that it sends.
-
-        Raises:
-            NotReadyError: it fell silent, or died.
-        """
-        try:
-            if self._connection.poll(PATIENCE_SECONDS):
-                return self._connection.recv()
-        except EOFError:
-            pass
-        raise NotReadyError("a process that follows the changes sent nothing")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.join()
-        self._connection.close()

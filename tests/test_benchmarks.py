@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pymongo import MongoClient
 
-from benchmarks import catalogue, snapshot
+from benchmarks import applying, catalogue, database, open_loop, snapshot, startup
 from benchmarks.__main__ import QUICK_TOLERANCE, main
-from benchmarks.apart import ApartError, apart
+from benchmarks.apart import ApartError, Companion, apart
 from benchmarks.cases import ASIA, CASES, CONTEXT, EUROZONE, FLAGS, NORTH, W1, W2, W3, Case
 from benchmarks.catalogue import PLAIN, ROLLOUT, RULES, documents, keys_of, lines_of
 from benchmarks.evaluate import by_hand_table, client, hot_keys, rollout_of, shaped, shapes
@@ -40,7 +41,13 @@ from benchmarks.report import (
     percentile,
     report,
 )
+from benchmarks.revisions import changes
 from benchmarks.timing import Call
+from flagkit.changes import PolicyChange
+from flagkit.embedded import EmbeddedMongo
+from flagkit.settings import DATABASE
+from flagkit.snapshot import fold, whole
+from flagkit.storage.layout import HEADS, policy_document
 from flagkit.testing import client_from
 
 
@@ -442,8 +449,85 @@ def test_sizes_are_measured_up_to_the_one_asked_for() -> None:
     assert all(line.value > 0 for line in found)
 
 
+def test_revisions_go_on_from_a_catalogue() -> None:
+    stored = catalogue.stored(1000)
+    before = stored.client().snapshot
+    assert before is not None
+    made = list(islice(changes(stored.tip, stored.count, others_count=3), 500))
+    assert all(len({policy.id for policy in change.policies}) == 4 for change in made)
+    assert all(any(policy.id[1] == W2 for policy in change.policies) for change in made)
+    after = before.apply(made)
+    assert (after.tip.revision, len(after.overlay)) == (501, 301)
+    record = after.find(W2)
+    assert record is not None
+    assert record.version == 501
+    # Which is why the next fold builds anew.
+    assert before.base.header.version_bytes == 1
+    assert whole(fold(after)).header.version_bytes == 2
+
+
+def test_a_flag_is_inserted_as_a_writer_leaves_it() -> None:
+    for flag in chain(FLAGS, documents(100)):
+        found = catalogue.entry(flag)
+        expected = policy_document(catalogue.ENVIRONMENT, 1, PolicyChange(None, found.state))
+        assert database.document_of(found) == expected
+
+
+@pytest.mark.mongo
+def test_starts_are_measured_on_flags_that_answer() -> None:
+    found = list(startup.run(Plan(quick=True, flag_count=1000)))
+    assert [line.case for line in found] == [
+        "from a file, of 1,000",
+        "from a scan, of 1,000 / a drain",
+        "from a scan, of 1,000",
+        "a bare drain, of 1,000",
+    ]
+    assert all(line.value > 0 for line in found)
+
+
+@pytest.mark.mongo
+def test_client_and_watcher_drain_the_same_backlog() -> None:
+    stored = catalogue.stored(1000)
+    with EmbeddedMongo() as server, MongoClient[dict[str, Any]](server.uri) as mongo:
+        heads = mongo[DATABASE][HEADS]
+        found = applying._measure(server.uri, heads, stored, count=1500, round_count=2)
+        head = heads.find_one({"_id": catalogue.ENVIRONMENT})
+    assert head is not None
+    assert head["revision"] == stored.tip.revision + 1500
+    assert [line.unit for line in found] == ["x", "1/s", "1/s"]
+    assert all(line.value > 0 for line in found)
+
+
+@pytest.mark.mongo
+def test_a_service_is_checked_until_its_client_has_folded_and_built_anew() -> None:
+    plan = Plan(quick=True, flag_count=1000)
+    found = open_loop._measure(catalogue.stored(1000), plan)
+    values = {line.case.removeprefix("open loop, "): line.value for line in found}
+    assert values["folds"] >= 1
+    assert values["compactions"] == 1
+    assert values["revisions applied"] > 0
+    assert values["longest stall"] >= values["stall, p99.9"] > 0
+
+
+def told_back(connection: Any) -> None:
+    connection.send(connection.recv())
+
+
+def test_a_companion_is_talked_with() -> None:
+    with Companion(told_back) as companion:
+        companion.send("anything")
+        assert companion.receive(20) == "anything"
+        with pytest.raises(ApartError, match="its process died"):
+            companion.receive(20)
+
+
+def test_a_companion_that_falls_silent_is_told() -> None:
+    with Companion(told_back) as companion, pytest.raises(ApartError, match="more than 0 s"):
+        companion.receive(0)
+
+
 def connected(port: int) -> None:
-    socket.create_connection(("127.0.0.1", port), timeout=5)
+    socket.create_connection(("127.0.0.1", port), timeout=5).close()
 
 
 def test_work_apart_returns_or_says_what_went_wrong() -> None:
@@ -454,11 +538,12 @@ def test_work_apart_returns_or_says_what_went_wrong() -> None:
         apart(os._exit, 1)
 
 
-def test_work_apart_has_no_network() -> None:
+def test_work_apart_has_no_network_unless_asked_for() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(ApartError, match="no network"):
             apart(connected, port)
+        assert apart(connected, port, network=True) is None
 
 
 def test_work_apart_is_not_heard(capfd: pytest.CaptureFixture[str]) -> None:

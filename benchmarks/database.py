@@ -1,0 +1,87 @@
+"""Database: an environment of a catalogue in MongoDB, inserted straight, as a writer leaves it.
+
+A writer would take hours for a million flags. The head's change is that of W1, the last flag that
+came; what led to the others is not in the ledger.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import chain, islice
+from typing import Any, Final
+
+from pymongo import MongoClient
+
+from benchmarks.cases import FLAGS, W1
+from benchmarks.catalogue import ENVIRONMENT, Entry, documents, entry, tip_of
+from flagkit.changes import Change, PolicyChange, Tip, next_change
+from flagkit.model import packing
+from flagkit.settings import DATABASE
+from flagkit.snapshot import seal_of
+from flagkit.storage.layout import (
+    FLAGS as FLAGS_COLLECTION,
+)
+from flagkit.storage.layout import (
+    HEADS,
+    LEDGER,
+    Document,
+    head_document,
+    ledger_document,
+    policy_document,
+    policy_id,
+)
+
+INSERTED_AT_ONCE: Final = 10_000
+
+
+def insert(uri: str, flag_count: int) -> Tip:
+    """Insert a catalogue and the flags of W1 to W3; return where the environment stands."""
+    hashes: list[int] = []
+
+    def inserted() -> Iterator[Document]:
+        for flag in chain(FLAGS, documents(flag_count)):
+            if flag["key"] != W1:
+                found = entry(flag)
+                hashes.append(found.record.hash)
+                yield document_of(found)
+
+    with MongoClient[dict[str, Any]](uri, w=1) as mongo:
+        flags, rest = mongo[DATABASE][FLAGS_COLLECTION], inserted()
+        while some := list(islice(rest, INSERTED_AT_ONCE)):
+            flags.insert_many(some, ordered=False)
+    before = tip_of(hashes)
+    last = PolicyChange(None, entry(_flag(W1)).state)
+    change = next_change(before, "request-w1", before.time, [last])
+    commit(uri, [change])
+    return change.tip
+
+
+def document_of(found: Entry) -> Document:
+    """Return the document of a flag, as the layout has it, without packing its policy again."""
+    record = found.record
+    return {
+        "_id": policy_id(ENVIRONMENT, record.key, record.region),
+        "revision": 1,
+        "version": record.version,
+        "policy": found.policy,
+        "hash": f"{record.hash:016x}",
+        "body": record.body,
+        "format": packing.FORMAT,
+        "seal": seal_of(record.key, record.version, record.hash, record.body),
+    }
+
+
+def commit(uri: str, changes: list[Change]) -> None:
+    """Project changes one after the other, and have the head stand at the last."""
+    with MongoClient[dict[str, Any]](uri, w="majority") as mongo:
+        database = mongo[DATABASE]
+        for change in changes:
+            for policy in change.policies:
+                document = policy_document(ENVIRONMENT, change.revision, policy)
+                mine = {"_id": document["_id"]}
+                database[FLAGS_COLLECTION].replace_one(mine, document, upsert=True)
+        database[LEDGER].insert_many(map(ledger_document, changes))
+        head = head_document(changes[-1].tip, changes[-1])
+        database[HEADS].replace_one({"_id": ENVIRONMENT}, head, upsert=True)
+
+
+def _flag(key: str) -> Mapping[str, Any]:
+    return next(flag for flag in FLAGS if flag["key"] == key)
