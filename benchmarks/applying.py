@@ -64,15 +64,16 @@ async def _drain_with_client(uri: str, stored: Stored, connection: Connection) -
     source = MongoSource(uri, environment=ENVIRONMENT, region=EVERYWHERE, database=DATABASE)
     refresher = Refresher(random.Random(), snapshot)
     view = View(snapshot, time.time)
-    action = refresher.start()
+    action = refresher.start(time.monotonic())
     assert isinstance(action, CatchUp), "it has a snapshot"
-    await source.open()
-    refresher.step(CaughtUp(await source.catch_up(action.tip)))
+    await source.open(action.route)
+    caught_up = CaughtUp(await source.catch_up(action.tip, action.route))
+    refresher.step(caught_up, time.monotonic())
     connection.send(None)
     last = connection.recv()
     start = time.perf_counter()
     while view.snapshot.tip.revision < last:
-        refresher.step(Arrived(await source.watch()))
+        refresher.step(Arrived(await source.watch()), time.monotonic())
         assert refresher.state is State.WATCHING, "nothing is missing"
         assert refresher.snapshot is not None, "it began with one"
         view = view.after(refresher.snapshot, refresher.applied or ())
