@@ -168,7 +168,7 @@ def test_flags_of_one_body_keep_their_own_versions_and_clocks() -> None:
     documents = [policy(key, rules=[], fallthrough=RAMP) for key in "ab"]
     views = [view_of(*map(state, documents[:1]), state_of("b", "*", 7, documents[1]))
              for _ in range(2)]  # fmt: skip
-    views[1]._now = lambda: 43_200.0
+    views[1].now = lambda: 43_200.0
     early, late = ([switched(view, key) for key in "ab"] for view in views)
     assert early == [[False] * len(USERS)] * 2
     assert late == [[bucket(seed(key), user) < 50_000 for user in USERS] for key in "ab"]

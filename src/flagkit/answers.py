@@ -14,6 +14,7 @@ from flagkit.core.evaluation import ErrorCode, Evaluation, evaluation_of, failed
 from flagkit.core.explanation import Explanation
 from flagkit.core.templates import Switch
 from flagkit.counting import Counting, Counts
+from flagkit.explaining import explained
 from flagkit.snapshot import Snapshot
 from flagkit.view import View
 
@@ -58,22 +59,45 @@ class Answers:
 
     @overload
     def evaluate(
-        self, key: str, context: ContextLike = None, default: None = None
+        self,
+        key: str,
+        context: ContextLike = None,
+        default: None = None,
+        *,
+        max_staleness: float | None = None,
     ) -> Evaluation[Any]: ...
     @overload
-    def evaluate(self, key: str, context: ContextLike, default: T) -> Evaluation[T]: ...
-    @overload
-    def evaluate(self, key: str, context: ContextLike = None, *, default: T) -> Evaluation[T]: ...
     def evaluate(
-        self, key: str, context: ContextLike = None, default: Any = None
+        self, key: str, context: ContextLike, default: T, *, max_staleness: float | None = None
+    ) -> Evaluation[T]: ...
+    @overload
+    def evaluate(
+        self,
+        key: str,
+        context: ContextLike = None,
+        *,
+        default: T,
+        max_staleness: float | None = None,
+    ) -> Evaluation[T]: ...
+    def evaluate(
+        self,
+        key: str,
+        context: ContextLike = None,
+        default: Any = None,
+        *,
+        max_staleness: float | None = None,
     ) -> Evaluation[Any]:
-        """Return the value of a flag and why it has it; as `value` otherwise. Never raises."""
+        """Return the value of a flag and why it has it; as `value` otherwise. Never raises.
+
+        Older than `max_staleness` seconds it has the reason STALE, and a flag with
+        `when_stale: off` serves `off`; what it rests on is judged by what the client was told.
+        """
         view = self._view
         if self._counting is not None:
             self._counting.evaluated(hit=view is not None and view.has_compiled(key))
         if view is None:
             return evaluation_of(key, _NOT_READY, default)
-        return view.evaluate(key, context, default)
+        return view.evaluate(key, context, default, max_staleness)
 
     def evaluate_all(
         self, context: ContextLike = None, prefix: str = ""
@@ -120,7 +144,7 @@ class Answers:
         if view is None:
             evaluation = evaluation_of(key, _NOT_READY, default)
             return Explanation(evaluation=evaluation, time=datetime.now(UTC))
-        return view.explain(key, context, default, redact)
+        return explained(view, key, context, default, redact)
 
     def counts(self) -> Counts | None:
         """Return how often flags were asked, None of a client that does not count. Never raises."""
@@ -189,12 +213,18 @@ class BoundClient:
         return self._client.value(key, self._context, default=default)
 
     @overload
-    def evaluate(self, key: str, default: None = None) -> Evaluation[Any]: ...
+    def evaluate(
+        self, key: str, default: None = None, *, max_staleness: float | None = None
+    ) -> Evaluation[Any]: ...
     @overload
-    def evaluate(self, key: str, default: T) -> Evaluation[T]: ...
-    def evaluate(self, key: str, default: Any = None) -> Evaluation[Any]:
+    def evaluate(
+        self, key: str, default: T, *, max_staleness: float | None = None
+    ) -> Evaluation[T]: ...
+    def evaluate(
+        self, key: str, default: Any = None, *, max_staleness: float | None = None
+    ) -> Evaluation[Any]:
         """Return the value of a flag and why it has it. Never raises."""
-        return self._client.evaluate(key, self._context, default)
+        return self._client.evaluate(key, self._context, default, max_staleness=max_staleness)
 
     def explain(
         self, key: str, default: Any = None, *, redact: Collection[str] = ()

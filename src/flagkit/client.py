@@ -78,7 +78,7 @@ class Client(Answers):
         """
         client = cls.__new__(cls)
         client._set_up(Origin())
-        client._publish_view(View(snapshot, now))
+        client._publish_view(View(snapshot, now, client._freshness))
         return client
 
     def policy(
@@ -144,7 +144,7 @@ class Client(Answers):
         """Start on another source; until its flags are there, callers get their defaults."""
         self.close()
         freshness = Freshness(origin.max_staleness)
-        view = _first_view(origin)
+        view = _first_view(origin, freshness)
         with self._arrival:
             self._closed = False
             self._freshness = freshness
@@ -212,7 +212,7 @@ class Client(Answers):
     def _set_up(self, origin: "Origin") -> None:
         self._counting = None
         self._freshness = Freshness(origin.max_staleness)
-        self._publish_view(_first_view(origin))
+        self._publish_view(_first_view(origin, self._freshness))
         self._arrival = threading.Condition()
         self._origin = origin
         self._refresh = None
@@ -247,7 +247,7 @@ class Client(Answers):
                     view.snapshot.tip.revision,
                     snapshot.tip.revision,
                 )
-            published = View(snapshot, time.time)
+            published = View(snapshot, time.time, self._freshness)
         else:
             published = view.after(snapshot, changes)
         with self._arrival:
@@ -305,12 +305,12 @@ def origin_of(settings: Settings) -> Origin:
     )
 
 
-def _first_view(origin: Origin) -> View | None:
+def _first_view(origin: Origin, freshness: Freshness) -> View | None:
     """Return a view of what there is in the beginning: what the file holds comes first."""
     snapshot = None if origin.file is None else _kept(origin.file)
     if snapshot is None:
         snapshot = origin.bootstrap
-    return None if snapshot is None else View(snapshot, time.time)
+    return None if snapshot is None else View(snapshot, time.time, freshness)
 
 
 def _kept(file: SnapshotFile) -> Snapshot | None:

@@ -8,7 +8,7 @@ touched, by themselves or through a prerequisite, are carried over.
 import contextlib
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -16,14 +16,14 @@ import msgspec
 
 from flagkit.changes import SEGMENTS, Change, PolicyId
 from flagkit.core.bucketing import Clock
-from flagkit.core.compiled import Compiled, compiled_alone, compiled_of, shared_of
-from flagkit.core.contexts import ContextLike, attributes_of
-from flagkit.core.evaluation import ErrorCode, Evaluation, Outcome, evaluation_of, failed
-from flagkit.core.explanation import Explanation, FlagTrace
+from flagkit.core.compiled import Asked, Compiled, compiled_alone, compiled_of, shared_of
+from flagkit.core.compiler import off_outcome
+from flagkit.core.contexts import ContextLike
+from flagkit.core.evaluation import ErrorCode, Evaluation, Outcome, Reason, evaluation_of, failed
+from flagkit.core.freshness import FRESH, Freshness
 from flagkit.core.schedule import NO_DATE
 from flagkit.core.segments import bound, meaning
 from flagkit.core.templates import Switch
-from flagkit.core.tracing import Traced, Tracer
 from flagkit.errors import (
     BrokenReferenceError,
     FlagkitError,
@@ -34,16 +34,12 @@ from flagkit.model import EVERYWHERE, Flag
 from flagkit.model.conditions import Condition
 from flagkit.model.flags import segments_of
 from flagkit.model.packing import FAULTS
-from flagkit.model.segments import Segment
-from flagkit.snapshot import Part, Record, Snapshot, flag_of, segment_of
+from flagkit.snapshot import Record, Snapshot, flag_of, segment_of
 
 _log = logging.getLogger("flagkit")
 
 COMPILED_MAX = 65_536
 """How many compiled flags a view keeps. Beyond it the newest makes room: O(1), never a stall."""
-
-EXPLANATIONS_MAX = 3
-"""How often an explanation is tried while the clock changes the answer."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -51,11 +47,20 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class View:
     """A snapshot and what was compiled from it. `switches` is for the hot path of `is_enabled`."""
 
-    __slots__ = ("_compiled", "_dependents", "_meanings", "_now", "snapshot", "switches")
+    __slots__ = (
+        "_compiled",
+        "_dependents",
+        "_freshness",
+        "_meanings",
+        "now",
+        "snapshot",
+        "switches",
+    )
 
-    def __init__(self, snapshot: Snapshot, now: Clock) -> None:
+    def __init__(self, snapshot: Snapshot, now: Clock, freshness: Freshness | None = None) -> None:
         self.snapshot = snapshot
-        self._now = now
+        self.now = now
+        self._freshness = freshness or Freshness()
         self.switches: dict[str, bool | Switch] = {}
         self._compiled: dict[str, Compiled] = {}
         self._meanings: dict[str, Condition] = {}
@@ -66,7 +71,7 @@ class View:
 
     def after(self, snapshot: Snapshot, changes: Sequence[Change]) -> "View":
         """Return the view of a later snapshot, with the evaluators that no change touches."""
-        view = View(snapshot, self._now)
+        view = View(snapshot, self.now, self._freshness)
         view._dependents = self._dependents
         view._compiled = self._compiled.copy()
         view.switches = self.switches.copy()
@@ -121,8 +126,40 @@ class View:
         switch = self.switches[key] = compiled.switch
         return switch
 
-    def evaluate(self, key: str, context: ContextLike, default: Any) -> Evaluation[Any]:
-        """Return the answer of a flag to a caller with a default. Never raises."""
+    def evaluate(
+        self,
+        key: str,
+        context: ContextLike,
+        default: Any,
+        max_staleness: float | None = None,
+    ) -> Evaluation[Any]:
+        """Return the answer of a flag to a caller with a default. Never raises.
+
+        With `max_staleness` it is judged by that, too. What it rests on is not.
+        """
+        freshness, answer = self._freshness, self._answer
+        # Before the answer, which can then only be older than this says.
+        stale = freshness.is_judged and freshness.is_stale
+        if max_staleness is not None and not stale:
+            with contextlib.suppress(Exception):
+                if freshness.age > max_staleness:
+                    stale, answer = True, self._answer_when_stale
+        evaluation = answer(key, context, default)
+        if stale and evaluation.error_code is None:
+            return msgspec.structs.replace(evaluation, reason=Reason.STALE)
+        return evaluation
+
+    def _answer_when_stale(self, key: str, context: ContextLike, default: Any) -> Evaluation[Any]:
+        with contextlib.suppress(Exception):
+            record = self.snapshot.find(key)
+            flag = None if record is None else flag_of(record)
+            if record is not None and flag is not None and flag.when_stale == "off":
+                revision = self.snapshot.tip.revision
+                return evaluation_of(key, off_outcome(flag), default, record.version, revision)
+        return self._answer(key, context, default)
+
+    def _answer(self, key: str, context: ContextLike, default: Any) -> Evaluation[Any]:
+        """Return the answer of a flag, whatever its age. Never raises."""
         version, revision = 0, self.snapshot.tip.revision
         valid_until = None
         try:
@@ -133,51 +170,12 @@ class View:
                 version = compiled.version
                 if compiled.follows_clock:
                     # Before the answer, which can then only be newer than this says.
-                    valid_until = _valid_until(compiled, context, self._now())
+                    valid_until = _valid_until(compiled, context, self.now())
                 evaluator = compiled.evaluator
                 outcome = evaluator if isinstance(evaluator, Outcome) else evaluator(context)
             return evaluation_of(key, outcome, default, version, revision, valid_until)
         except Exception as error:  # noqa: BLE001 - a caller's odd key, context or default must not hurt it
             return evaluation_of(key, _failure(error), default, version, revision)
-
-    def explain(
-        self, key: str, context: ContextLike, default: Any, redact: Collection[str]
-    ) -> Explanation:
-        """Return the answer of a flag with all that led to it. Never raises.
-
-        What led to it is left out where there is none, or where what the caller passed, or the
-        clock, misbehaves.
-        """
-        # Answered by the code that always answers; the steps are gone through beside it, and anew
-        # where the clock has made a difference in between.
-        evaluation = self.evaluate(key, context, default)
-        time = datetime.fromtimestamp(0, UTC)
-        flags: tuple[FlagTrace, ...] = ()
-        try:
-            hidden = (redact,) if isinstance(redact, str) else tuple(redact)
-            for _ in range(EXPLANATIONS_MAX):
-                moment = self._now()
-                time = datetime.fromtimestamp(moment, UTC)
-                traced = self._traced(key, context, moment, hidden)
-                if not traced:
-                    break
-                if _same(evaluation, evaluation_of(key, traced[0].outcome, default)):
-                    flags = tuple(item.trace for item in traced)
-                    break
-                evaluation = self.evaluate(key, context, default)
-        except Exception:  # noqa: BLE001 - as in `evaluate`
-            flags = ()
-        return Explanation(evaluation=evaluation, time=time, flags=flags)
-
-    def _traced(
-        self, key: str, context: ContextLike, moment: float, redact: Collection[str]
-    ) -> list[Traced]:
-        """Return the steps of an evaluation, none where there are none to go through."""
-        compiled = self.find(key)
-        broken = compiled.constant if compiled is not None else None
-        if compiled is None or (broken is not None and broken.error_code is not None):
-            return []
-        return Tracer(_Policies(self.snapshot), attributes_of(context), moment, redact).trace(key)
 
     def _compile(self, key: str) -> Compiled | None:
         record = self.snapshot.find(key)
@@ -189,9 +187,9 @@ class View:
     def _compile_alone(self, record: Record) -> Compiled | None:
         """Compile a flag that rests on nothing; return None of any other."""
         shared = shared_of(record.body)
-        if shared is None:
+        if shared is None or self._is_guarded(shared.flag):
             return None
-        compiled = compiled_alone(record.version, shared, record.key, self._now)
+        compiled = compiled_alone(record.version, shared, record.key, self.now)
         return self._kept(record.key, compiled)
 
     def _compile_resting(self, record: Record) -> Compiled | None:
@@ -222,6 +220,10 @@ class View:
             way = [name for name in begun if name not in done] if missing else []
             done[current] = self._keep(current, begun[current], done, way)
         return done[record.key]
+
+    def _is_guarded(self, flag: Flag) -> bool:
+        """Tell whether a flag rests on the freshness of its snapshot."""
+        return flag.when_stale == "off" and self._freshness.is_judged
 
     def _begin(self, record: Record) -> "_Begun":
         try:
@@ -282,7 +284,12 @@ class View:
             if way:
                 raise _broken("prerequisites", f"form a cycle: {' -> '.join((*way, way[0]))}")
             found = [self._sound(item.flag, done[item.flag]) for item in begun.flag.prerequisites]
-            compiled = compiled_of(self._bound(begun.flag), begun.version, found, self._now)
+            flag = self._bound(begun.flag)
+            if self._is_guarded(flag):
+                guarded = (FRESH, *flag.prerequisites)
+                flag = msgspec.structs.replace(flag, prerequisites=guarded)
+                found.insert(0, Asked(self._freshness.evaluate))
+            compiled = compiled_of(flag, begun.version, found, self.now)
         except FAULTS as error:
             # One bad flag answers the caller's default; the others live.
             _log.warning("%s answers callers' defaults: %s", key, error)
@@ -295,15 +302,6 @@ class View:
             self.switches.pop(evicted, None)
         self._compiled[key] = compiled
         return compiled
-
-
-def _same(one: Evaluation[Any], other: Evaluation[Any]) -> bool:
-    return (one.variant, one.reason, one.rule, one.error_code) == (
-        other.variant,
-        other.reason,
-        other.rule,
-        other.error_code,
-    )
 
 
 def _valid_until(compiled: Compiled, context: ContextLike, moment: float) -> datetime | None:
@@ -329,27 +327,6 @@ def _failure(error: Exception) -> Outcome:
         return failed(ErrorCode.INVALID_CONTEXT, str(error))
     # The type alone: the message may hold what the context holds.
     return failed(ErrorCode.GENERAL, f"evaluation raised {type(error).__name__}")
-
-
-class _Policies:
-    """A snapshot's flags and segments, for those whose references are sound."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
-        self._flags: dict[str, tuple[Flag, int]] = {}
-
-    def flag(self, key: str) -> tuple[Flag, int]:
-        found = self._flags.get(key)
-        if found is None:
-            record = self._snapshot.find(key)
-            assert record is not None, "a sound flag refers to what there is"
-            found = self._flags[key] = flag_of(record), record.version
-        return found
-
-    def segment(self, key: str) -> tuple[Segment, Mapping[str, Part]]:
-        record = self._snapshot.segment(key)
-        assert record is not None, "a sound flag refers to what there is"
-        return segment_of(record), self._snapshot.parts
 
 
 class _Begun(NamedTuple):

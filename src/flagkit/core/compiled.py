@@ -218,6 +218,17 @@ class _Resting(Compiled):
         return flag_changes_after(self._flag, self._flag.key, attributes, moment)
 
 
+class Asked(Compiled):
+    """A prerequisite that is no flag: an evaluator, which may always answer otherwise."""
+
+    __slots__ = ()
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        super().__init__(0, None)
+        self.calls = 1
+        self._evaluator = evaluator
+
+
 def compiled_alone(version: int, shared: Shared, key: str, now: Clock = time.time) -> Compiled:
     """Return a flag that rests on no others, compiled.
 

@@ -21,6 +21,7 @@ class Reason(StrEnum):
     TARGETING_MATCH = "TARGETING_MATCH"
     SPLIT = "SPLIT"
     DISABLED = "DISABLED"
+    STALE = "STALE"
     ERROR = "ERROR"
 
 
@@ -71,7 +72,8 @@ class Evaluation(Struct, Generic[T_co], frozen=True, kw_only=True):
 
     `variant` is None where the value is the caller's default. `rule` names the targeting rule that
     decided, if one did. `version` is the flag's, `revision` the environment's; both are 0 where
-    there is none. With reason ERROR, `error_code` and `error_message` say what went wrong.
+    there is none. With reason ERROR, `error_code` and `error_message` say what went wrong; with
+    STALE, the answer is from a snapshot that is older than it may be.
 
     `valid_until` is when the answer may change by time alone, in UTC; None where it cannot. It may
     come early, never late.

@@ -95,9 +95,10 @@ class Explanation(Struct, frozen=True, kw_only=True):
     """An evaluation and how it came about; `str()` gives it as text.
 
     `flags` are the flag that was asked, first, and the prerequisites that were evaluated for it;
-    none where there was nothing to evaluate, or where the context, the default or the clock
-    misbehaved. `time` is the moment that windows and ramps were judged at, in UTC; the epoch where
-    that cannot be told, since the clock gave no moment that a calendar has.
+    none where there was nothing to evaluate, where it is off because its snapshot is stale, or
+    where the context, the default or the clock misbehaved. `time` is the moment that windows and
+    ramps were judged at, in UTC; the epoch where that cannot be told, since the clock gave no
+    moment that a calendar has.
     """
 
     evaluation: Evaluation[Any]

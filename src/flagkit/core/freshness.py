@@ -2,8 +2,17 @@
 
 import math
 import time
+from typing import Final
 
 from flagkit.core.bucketing import Clock
+from flagkit.core.contexts import ContextLike
+from flagkit.core.evaluation import Outcome, Reason
+from flagkit.model.flags import Prerequisite
+
+FRESH: Final = Prerequisite("@fresh", ("fresh",))
+"""What a flag rests on that is off when its snapshot is stale. No flag has this key."""
+_FRESH: Final = Outcome(variant="fresh", reason=Reason.STATIC)
+_STALE: Final = Outcome(variant="stale", reason=Reason.STATIC)
 
 
 class Freshness:
@@ -31,3 +40,12 @@ class Freshness:
     def is_stale(self) -> bool:
         """Whether the snapshot is older than it may be."""
         return self.age > self.max_seconds
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there is an age that is too old."""
+        return self.max_seconds < math.inf
+
+    def evaluate(self, _: ContextLike) -> Outcome:
+        """Return what a flag that is off when it is stale has for its first prerequisite."""
+        return _STALE if self.is_stale else _FRESH
