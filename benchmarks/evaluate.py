@@ -47,7 +47,10 @@ CONDITIONS: Final[Sequence[Mapping[str, Any]]] = (
     {"seats": {"$lt": 50}},
     {"carrier": {"$contains": "tel"}},
 )
-"""Of different forms, so that each choice and order of some of them is a shape of its own."""
+"""Of different forms, so that each choice of some of them, and each order, is a shape of its own.
+
+But for the version: the compiler has it tested last.
+"""
 
 
 def client() -> Client:
@@ -248,6 +251,8 @@ def _first_shapes() -> Callable[[Plan], list[Result]]:
 def shapes() -> Iterator[Mapping[str, Any]]:
     """Yield conditions of two tests; no two are of one shape."""
     for one, other in permutations(CONDITIONS, 2):
+        if "app_version" in one:
+            continue
         for operator in ("$or", "$and", "$nor"):
             yield {operator: [one, other]}
 

@@ -329,6 +329,35 @@ def test_flags_of_one_structure_have_the_same_code() -> None:
     assert function(other)({"country": "DE", "n": 5, "targeting_key": "u"}).rule == "dach"
 
 
+class Untouchable(list[Any]):
+    """An attribute that no test may look into."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("it was looked into")
+
+
+@pytest.mark.parametrize(
+    "dear",
+    [
+        {"b": {"$semver": {"$gte": "1.2.3"}}},
+        {"b": {"$regex": "x+y"}},
+        {"b.c": "x"},
+        {"b": {"$elemMatch": {"c": 1}}},
+        {"$or": [{"a": "w"}, {"b": {"$semver": {"$lt": "1.2.3"}}}]},
+    ],
+    ids=str,
+)
+def test_cheap_tests_decide_before_dear_ones_in_whatever_order_they_are_written(
+    dear: dict[str, Any],
+) -> None:
+    cheap = {"a": {"$in": ["x", "y"]}}
+    for operator, decided in (("$and", "z"), ("$or", "x"), ("$nor", "x")):
+        either = [flag_when({operator: tests}) for tests in ([dear, cheap], [cheap, dear])]
+        assert code(either[0]) == code(either[1])
+        answers = {variant(flag, {"a": decided, "b": Untouchable("x")}) for flag in either}
+        assert answers == {"on" if operator == "$or" else "off"}
+
+
 def test_another_structure_has_another_code() -> None:
     assert code(flag_when({"a": 1})) != code(flag_when({"a": "1"}))
     same, two = {"$or": [{"a": 1}, {"a": 2}]}, {"$or": [{"a": 1}, {"b": 2}]}
