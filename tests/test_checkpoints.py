@@ -2,7 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +17,7 @@ from pymongo.database import Database
 
 from flagkit import Client
 from flagkit.errors import (
+    ConfigurationError,
     EnvironmentNotFoundError,
     SnapshotFormatError,
     StoreError,
@@ -23,7 +27,8 @@ from flagkit.snapshot import Snapshot, SnapshotFile, fold, whole
 from flagkit.storage import checkpoints as reading
 from flagkit.storage import publishing
 from flagkit.storage.source import MongoSource
-from flagkit.writer import Writer, write_checkpoint
+from flagkit.storage.store import Store
+from flagkit.writer import Checkpoint, Writer, checkpoints, write_checkpoint
 
 pytestmark = pytest.mark.mongo
 
@@ -476,3 +481,156 @@ def test_there_is_none_of_an_environment_that_is_not_there(mongo_uri: str, datab
 def test_an_empty_environment_has_one_too(writer: Writer, mongo_uri: str) -> None:
     assert write_checkpoint(writer.store).flags == 0
     assert_same(*loads(writer, mongo_uri, times=2))
+
+
+# A writer that makes them
+
+
+@pytest.fixture
+def keen(filled: Writer, mongo_uri: str, database: str) -> Iterator[Writer]:
+    """Return a writer that publishes a checkpoint each third revision."""
+    with Writer(
+        mongo_uri, filled.environment, actor="tester", database=database, checkpoint_every=3
+    ) as writer:
+        yield writer
+
+
+def wait_for_thread(writer: Writer) -> None:
+    """Wait until the thread that makes a checkpoint has ended, if there is one."""
+    assert writer._checkpoints is not None
+    thread = writer._checkpoints._thread
+    if thread is not None:
+        thread.join(PATIENCE_SECONDS)
+        assert not thread.is_alive()
+
+
+def toggled(writer: Writer, times: int) -> None:
+    """Make so many revisions, and wait for the checkpoint that each may lead to."""
+    for _ in range(times):
+        writer.set_rollout("shop.rollout", 50)
+        if writer._checkpoints is not None:
+            wait_for_thread(writer)
+
+
+def revisions(writer: Writer) -> list[int]:
+    return [checkpoint.tip.revision for checkpoint in writer.store.checkpoints()]
+
+
+def test_a_writer_makes_none_unless_it_is_asked_to(filled: Writer) -> None:
+    toggled(filled, 3)
+    assert revisions(filled) == []
+
+
+@pytest.mark.parametrize("every", [0, -1])
+def test_a_number_of_revisions_makes_sense(mongo_uri: str, every: int) -> None:
+    with pytest.raises(ConfigurationError, match="1 or more"):
+        Writer(mongo_uri, "production", actor="tester", checkpoint_every=every)
+
+
+def test_a_writer_makes_one_whenever_the_newest_is_old_enough(keen: Writer) -> None:
+    toggled(keen, 1)
+    assert revisions(keen) == [2]
+    toggled(keen, 2)
+    assert revisions(keen) == [2]
+    toggled(keen, 4)
+    assert revisions(keen) == [8, 5]
+
+
+def test_a_writer_looks_first_whether_another_has_made_one(keen: Writer) -> None:
+    write_checkpoint(keen.store)
+    toggled(keen, 2)
+    assert revisions(keen) == [1]
+    toggled(keen, 1)
+    assert revisions(keen) == [4, 1]
+
+
+def test_one_of_another_epoch_counts_for_nothing(keen: Writer, stored: Database[Any]) -> None:
+    write_checkpoint(keen.store)
+    with_manifest(epoch="another")(stored)
+    toggled(keen, 1)
+    assert revisions(keen) == [2]
+
+
+def test_changes_do_not_wait_for_a_checkpoint(
+    keen: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+    in_steps = checkpoints.checkpoint_in_steps
+
+    def slow(store: Store) -> Generator[str | None, None, Checkpoint]:
+        reached.set()
+        assert go_on.wait(PATIENCE_SECONDS)
+        return (yield from in_steps(store))
+
+    monkeypatch.setattr(checkpoints, "checkpoint_in_steps", slow)
+    keen.set_rollout("shop.rollout", 40)
+    assert reached.wait(PATIENCE_SECONDS)
+    # It is being made meanwhile.
+    for percent in range(10):
+        keen.set_rollout("shop.rollout", percent)
+    assert revisions(keen) == []
+    go_on.set()
+    wait_for_thread(keen)
+    assert revisions(keen) == [12]
+
+
+def test_one_is_made_at_a_time_in_a_process(keen: Writer) -> None:
+    with checkpoints._claimed() as mine:
+        assert mine
+        toggled(keen, 3)
+        assert revisions(keen) == []
+    toggled(keen, 1)
+    assert revisions(keen) == [5]
+
+
+def test_what_keeps_a_writer_from_making_one_is_said_once_and_changes_go_on(
+    keen: Writer, stored: Database[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    stored.flags.update_one({"_id.key": "shop.f1"}, {"$set": {"seal": "0" * 16}})
+    toggled(keen, 1)
+    (message,) = warnings(caplog)
+    assert message.startswith("no checkpoint is made: ")
+    # Not at once again, and not again the same.
+    toggled(keen, 6)
+    assert warnings(caplog) == [message]
+    assert revisions(keen) == []
+
+
+def test_a_writer_that_closes_leaves_off_what_it_makes(
+    keen: Writer,
+    stored: Database[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reached, left = threading.Event(), threading.Event()
+
+    def endless(store: Store) -> Generator[str | None, None, Checkpoint]:
+        assert store is keen.store
+        try:
+            while True:
+                reached.set()
+                yield None
+        finally:
+            left.set()
+
+    monkeypatch.setattr(checkpoints, "checkpoint_in_steps", endless)
+    keen.set_rollout("shop.rollout", 40)
+    assert reached.wait(PATIENCE_SECONDS)
+    keen.close()
+    assert left.is_set()
+    wait_for_thread(keen)
+    assert warnings(caplog) == []
+    assert stored.checkpoints.count_documents({}) == 0
+
+
+def test_a_script_that_does_not_close_its_writer_ends(mongo_uri: str, database: str) -> None:
+    script = f"""
+from flagkit.writer import Writer
+writer = Writer({mongo_uri!r}, "x", actor="x", database={database!r}, checkpoint_every=1)
+writer.create_environment()
+writer.create({flag("a.one")!r})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, timeout=60, check=False, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")

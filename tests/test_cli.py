@@ -21,6 +21,7 @@ from flagkit.cli.population import users
 from flagkit.errors import BrokenReferenceError, ConfigurationError, InvalidDocumentError
 from flagkit.model import decode
 from flagkit.testing import client_from
+from flagkit.writer import Writer
 
 SHOP = Path(__file__).parents[1] / "examples" / "shop" / "flags.yaml"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "200"}
@@ -569,3 +570,49 @@ def test_errors_of_the_writer_are_located(write: Write) -> None:
         raise fault.about("flag 'a.b'")
     with pytest.raises(BrokenReferenceError, match=r"^flag 'other': prereq"), file.locating():
         raise fault.about("flag 'other'")
+
+
+# Checkpoints
+
+
+@pytest.mark.mongo
+def test_a_checkpoint_is_told_in_a_line_or_as_json(
+    mongo_uri: str, database: str, writer: Writer
+) -> None:
+    serve = {"serve": "on"}
+    writer.create({"key": "a.one", "variants": {"on": True}, "fallthrough": serve})
+    where = ("--environment", "production", "--database", database)
+    result = run("checkpoint", mongo_uri, *where)
+    (first,) = writer.store.checkpoints()
+    assert (result.returncode, result.stderr) == (0, "")
+    said = f"{first.id}: 1 flags of production at revision 1, 0.0 MB, in "
+    assert result.stdout.startswith(said)
+    assert re.fullmatch(r"[0-9.]+ s\n", result.stdout.removeprefix(said))
+    variables = {
+        "FLAGKIT_URI": mongo_uri,
+        "FLAGKIT_ENVIRONMENT": "production",
+        "FLAGKIT_DATABASE": database,
+    }
+    found = json.loads(run("checkpoint", "--output", "json", **variables).stdout)
+    (second,) = {made.id: made for made in writer.store.checkpoints() if made != first}.values()
+    assert found.pop("seconds") > 0
+    assert found == {
+        "checkpoint": second.id,
+        "environment": "production",
+        "revision": 1,
+        "flags": 1,
+        "bytes": second.bytes,
+    }
+
+
+@pytest.mark.mongo
+def test_what_keeps_a_checkpoint_from_being_made_is_one_sentence(
+    mongo_uri: str, database: str, writer: Writer
+) -> None:
+    unknown = run("checkpoint", mongo_uri, "--environment", "staging", "--database", database)
+    assert "'staging' is not in the database" in assert_one_sentence(unknown)
+    assert "uri is missing" in assert_one_sentence(run("checkpoint", FLAGKIT_URI=""))
+    nobody = "mongodb://ada:s3cret@127.0.0.1:1/?serverSelectionTimeoutMS=50"
+    result = run("checkpoint", nobody, "--environment", "production")
+    assert "s3cret" not in assert_one_sentence(result)
+    assert writer.store.checkpoints() == []

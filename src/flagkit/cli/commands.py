@@ -4,6 +4,7 @@ Every FlagkitError ends as one sentence on stderr and exit code 1, never as a tr
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import click
 from rich.console import Console
 
 from flagkit import FlagkitError, __version__
-from flagkit.cli import demo
+from flagkit.cli import checkpoint, demo
 from flagkit.cli.policy_files import PolicyFile
 from flagkit.cli.policy_text import json_text, yaml_text
 from flagkit.errors import InvalidDocumentError
 from flagkit.model.canonical import digest, segment_digest
 from flagkit.model.schema import schema
+from flagkit.settings import settings_from
 
 FAULTS_FOUND = 3
 
@@ -105,6 +107,45 @@ def _format(file: Path, output: str) -> None:
 def _schema() -> None:
     """Print the JSON schema of policy files, by which editors complete and check them."""
     click.echo(json.dumps(schema(), indent=2))
+
+
+@flagkit.command("checkpoint")
+@click.argument("uri", required=False)
+@click.option("--environment", help="Whose flags; by default that of FLAGKIT_ENVIRONMENT.")
+@click.option("--database", help="Where they are; or FLAGKIT_DATABASE, or flagkit.")
+@click.option(
+    "--output",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="What to print of what was made.",
+)
+def _checkpoint(
+    uri: str | None, environment: str | None, database: str | None, output: str
+) -> None:
+    """Publish all flags of an environment, for new clients to start from.
+
+    URI is MongoDB's; a password does not belong in it, where others see it, but in FLAGKIT_URI,
+    which stands in for it. Clients start from the newest checkpoint and go on from the ledger;
+    without one they read every flag, which takes some seconds at hundreds of thousands. The newest
+    two are kept.
+    """
+    settings = settings_from(uri, environment=environment, database=database)
+    started = time.monotonic()
+    made = checkpoint.made(settings, Console(stderr=True))
+    seconds = time.monotonic() - started
+    if output == "text":
+        click.echo(checkpoint.told(made, seconds))
+    else:
+        found = {
+            "checkpoint": made.id,
+            "environment": made.tip.environment,
+            "revision": made.tip.revision,
+            "flags": made.flags,
+            "bytes": made.bytes,
+            "seconds": round(seconds, 3),
+        }
+        click.echo(json.dumps(found))
 
 
 @flagkit.command("demo")
