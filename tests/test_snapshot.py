@@ -22,12 +22,15 @@ from flagkit.errors import HistoryLostError
 from flagkit.snapshot import (
     Record,
     Snapshot,
+    arena_of,
     build,
     check_digests,
     flag_of,
     fold,
     kept_of,
+    record_of,
     regions_of,
+    snapshot_of,
     snapshots,
     whole,
 )
@@ -311,6 +314,30 @@ def test_applying_is_building_anew(
         assert snapshot.keys() == anew.keys()
         for key in "abcd":
             assert snapshot.find(key) == anew.find(key)
+
+
+@settings(max_examples=200)
+@given(REVISIONS, st.sampled_from(["*", "eu"]), st.data())
+def test_a_base_of_all_regions_answers_as_one_of_its_own(
+    revisions: list[list[Edit]], region: str, data: st.DataObject
+) -> None:
+    history = History(*revisions)
+    start = data.draw(st.integers(0, len(revisions)))
+    states = history.states[start].values()
+    snapshot = snapshot_of(arena_of(history.tips[start], map(record_of, states)), region)
+    for revision in range(start, len(revisions) + 1):
+        if revision > start:
+            snapshot = snapshot.apply([history.changes[revision - 1]])
+        if data.draw(st.booleans()):
+            snapshot = folded(snapshot)
+            check_digests(snapshot.base.header.digests, history.tips[revision], region)
+        own = history.build(revision, region)
+        assert snapshot.tip == own.tip
+        assert held(snapshot) == held(own)
+        for prefix in ("", "a", "d"):
+            assert snapshot.keys(prefix) == own.keys(prefix)
+        for key in "abcd":
+            assert snapshot.find(key) == own.find(key)
 
 
 @settings(max_examples=200)
