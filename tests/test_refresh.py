@@ -499,6 +499,23 @@ def test_a_head_that_the_ledger_has_not_told_yet_is_asked_for_at_once() -> None:
     assert refresher.current_as_of == HEAD
 
 
+def test_a_ledger_that_answers_where_there_are_no_streams_is_a_success() -> None:
+    refresher = polling(history_of(2), 2)
+    now = POLL
+    for _ in range(3):
+        action = refresher.step(Due(), now)
+        while isinstance(action, CatchUp):
+            action = refresher.step(UNAVAILABLE, now)
+        assert isinstance(action, Wait)
+        now = action.until
+    assert refresher.breakers[NEAR].circuit(now) is not Circuit.CLOSED
+    now = refresher.breakers[NEAR].retry_at
+    assert isinstance(refresher.step(Due(), now), CatchUp)
+    refresher.step(CaughtUp(()), now)
+    assert refresher.state is State.POLLING
+    assert refresher.breakers[NEAR].circuit(now) is Circuit.CLOSED
+
+
 def test_a_stream_is_tried_again_after_a_while() -> None:
     history = history_of(2)
     refresher = polling(history, 2)

@@ -277,6 +277,9 @@ class Refresher:
         if self._reopens:
             self._polls_until = None
             self._watched_since = now
+        elif self._polls_until is not None:
+            # There is no stream that could still break.
+            self.breakers[self._route].succeeded()
         return self._rest(now)
 
     def _rest(self, now: float) -> Action:
