@@ -260,6 +260,25 @@ def test_a_stream_that_does_not_bring_the_head_is_left_for_the_primarys() -> Non
     assert refresher.breakers[PRIMARY].circuit(late) is Circuit.CLOSED
 
 
+def test_asking_again_gives_a_stream_no_more_time() -> None:
+    history = history_of(3)
+    pace = Pace(head=1.0, lag=1.0)
+    refresher = Refresher(random.Random(1), base(history, 2), pace, THRESHOLDS)
+    refresher.start(0.0)
+    action, now = refresher.step(CaughtUp(()), 0.0), 0.0
+    asked = 0
+    while not isinstance(action, CatchUp):
+        if isinstance(action, AskHead):
+            asked += 1
+            action = refresher.step(HeadSeen(history.tip, now), now)
+        else:
+            assert isinstance(action, Watch)
+            now = action.until
+            action = refresher.step(Due(), now)
+    assert action == CatchUp(history.tip_at(2), PRIMARY, reopen=True)
+    assert (now, asked) == (pace.lag, 2)
+
+
 def test_it_goes_back_to_what_is_near_when_that_may_be_tried_again() -> None:
     history = history_of(4)
     refresher = watching(history, 2)

@@ -331,7 +331,9 @@ class Refresher:
         if seen.tip.epoch != mine.epoch or seen.tip.revision <= mine.revision:
             # Behind what I have, or of another history: the ledger tells, of the same member.
             return self._catch_up(Route.PRIMARY, reopen=True)
-        self._awaited, self._patience_ends = seen, now + self._pace.lag
+        if self._awaited is None:
+            # One that is awaited already gets no more time for being asked for again.
+            self._awaited, self._patience_ends = seen, now + self._pace.lag
         if self._polls_until is not None:
             return self._catch_up(self._route, reopen=False)
         return self._rest(now)
