@@ -13,7 +13,7 @@ ROOMS = sorted((SOURCE / "flagkit").rglob("*.py"))
 LEVELS = [
     ["errors"],
     ["model"],
-    ["core", "changes", "forks", "counting", "breaker"],
+    ["core", "changes", "forks", "counting", "breaker", "names_loop"],
     ["snapshot"],
     ["refresh", "view", "bootstrap"],
     ["storage", "keeping", "explaining", "settings", "status"],
@@ -48,7 +48,7 @@ OWNERS = {
     },
     "xxhash": {"model", "core", "changes", "snapshot"},
     "cachetools": {"core"},
-    "asyncio": {"keeping", "refresh_thread", "storage", "testing"},
+    "asyncio": {"names_loop", "keeping", "refresh_thread", "storage", "testing"},
     "click": {"cli"},
     "rich": {"cli"},
     "ruamel": {"cli"},

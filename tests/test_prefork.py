@@ -569,26 +569,33 @@ def test_workers_of_gunicorn_that_are_forked_from_a_loaded_application_go_on(
 def test_processes_of_celerys_prefork_pool_go_on(
     environment: dict[str, str], writer: Writer, tmp_path: Path
 ) -> None:
-    queue, control, results = (tmp_path / name for name in ("queue", "control", "results"))
-    for folder in (queue, control, results):
+    names = ("queue", "outbox", "control", "results")
+    queue, outbox, control, results = (tmp_path / name for name in names)
+    for folder in (queue, outbox, control, results):
         folder.mkdir()
-    settings = {
-        "broker_url": "filesystem://",
-        "broker_transport_options": {
-            "data_folder_in": str(queue),
-            "data_folder_out": str(queue),
-            "control_folder": str(control),
-            "polling_interval": 0.02,
-        },
-        "result_backend": results.as_uri(),
-    }
-    lines = [f"{name} = {value!r}\n" for name, value in settings.items()]
+
+    def settings(out: Path) -> dict[str, Any]:
+        return {
+            "broker_url": "filesystem://",
+            "broker_transport_options": {
+                "data_folder_in": str(queue),
+                "data_folder_out": str(out),
+                "control_folder": str(control),
+                "polling_interval": 0.02,
+            },
+            "result_backend": results.as_uri(),
+        }
+
+    lines = [f"{name} = {value!r}\n" for name, value in settings(queue).items()]
     (tmp_path / "celeryconfig.py").write_text("".join(lines))
     app = Celery()
-    app.config_from_object(settings)
+    app.config_from_object(settings(outbox))
 
     def ask() -> Answers:
         sent = [app.send_task("shop.hero", ["visitor"]) for _ in range(3)]
+        # Whole: a worker that finds a message while it is written ends.
+        for message in outbox.iterdir():
+            message.rename(queue / message.name)
         return [each.get(timeout=SECONDS_MAX, interval=0.01) for each in sent]
 
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *sys.path])

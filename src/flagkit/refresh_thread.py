@@ -20,6 +20,7 @@ from flagkit.changes import Change, PolicyId
 from flagkit.core.freshness import Freshness
 from flagkit.errors import ClosedError, FlagkitError, NotReadyError
 from flagkit.keeping import Keeper
+from flagkit.names_loop import NamesLoop
 from flagkit.refresh import (
     Action,
     Arrived,
@@ -83,7 +84,7 @@ class RefreshThread:
         self._closing = False
         self._readings: set[asyncio.Task[None]] = set()
         self._keeper = Keeper(self._rebase, file)
-        self._loop = asyncio.new_event_loop()
+        self._loop = NamesLoop()
         self._source: asyncio.Future[Source] = self._loop.create_future()
         self._now = time.monotonic
         self._task = self._loop.create_task(self._run())
