@@ -248,6 +248,21 @@ def test_a_head_beyond_mine_makes_it_current_once_the_stream_has_brought_it() ->
     assert refresher.current_as_of == HEAD
 
 
+def test_another_history_that_reaches_the_heads_revision_does_not_make_it_current() -> None:
+    history = history_of(4)
+    # Restored without a word: the primary has another third and fourth revision.
+    third = next_change(history.tip_at(2), "other", history.tip.time, [])
+    fourth = next_change(third.tip, "other", history.tip.time, [])
+    refresher = watching(history, 2)
+    refresher.step(Due(), HEAD)
+    refresher.step(HeadSeen(fourth.tip, HEAD), HEAD)
+    # Who is near, and behind, has the old ones still.
+    assert refresher.step(Arrived(history.changes[2:]), HEAD + 1) == Watch(HEAD + PACE.lag)
+    assert refresher.current_as_of == 0.0
+    late = HEAD + PACE.lag
+    assert refresher.step(Due(), late) == CatchUp(history.tip, PRIMARY, reopen=True)
+
+
 def test_a_stream_that_does_not_bring_the_head_is_left_for_the_primarys() -> None:
     history = history_of(4)
     refresher = watching(history, 2)

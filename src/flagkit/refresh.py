@@ -362,7 +362,8 @@ class Refresher:
             self.snapshot = self._held().apply(changes)
             self.applied = changes
         awaited = self._awaited
-        if awaited is not None and self._held().tip.revision >= awaited.tip.revision:
+        # By its hash: another history has such a revision, too.
+        if awaited is not None and any(change.tip.hash == awaited.tip.hash for change in changes):
             self.current_as_of = awaited.asked
             self._awaited = None
 
