@@ -1,4 +1,4 @@
-"""Run a soak: `python -m tests.soak NAME [--seconds N | --pairs N] [--seed N] [--json FILE]`.
+"""Run a soak: `python -m tests.soak NAME [--seed N] [--json FILE]` [--help].
 
 Exits with 1 if a result is out of its bound. The seed is printed; what the operating system does
 with several processes no seed can repeat.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.report import Result, report
-from tests.soak import fuzz, oracle, writers
+from tests.soak import fuzz, oracle, simulation, writers
 
 
 class Soak(NamedTuple):
@@ -27,6 +27,7 @@ class Soak(NamedTuple):
 SOAKS = {
     "fuzz": Soak(fuzz.soak, "--pairs", 1_000_000),
     "oracle": Soak(oracle.soak, "--pairs", 10_000_000),
+    "simulation": Soak(simulation.soak, "--seeds", 2_000),
     "writers": Soak(writers.soak, "--seconds", 60),
 }
 
