@@ -1,16 +1,24 @@
 """The ledger: who did what and why, and that any alteration is found."""
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from flagkit.writer import Writer, entries, verify
+from flagkit.changes import PolicyId, genesis
+from flagkit.snapshot import Record, snapshot_of, whole
+from flagkit.snapshot.building import Builder
+from flagkit.snapshot.folding import folded
+from flagkit.writer import Writer, entries, verify, write_checkpoint
+from flagkit.writer.checkpoints import problem_with
 from tests.test_writer import flag
 
 pytestmark = pytest.mark.mongo
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -123,3 +131,67 @@ TAMPERING: dict[str, Tampering] = {
 def test_tampering_is_found(name: str, history: Writer, direct: Database[dict[str, Any]]) -> None:
     TAMPERING[name](direct)
     assert verify(history.store) != []
+
+
+def forged(history: Writer, change: Callable[[dict[PolicyId, Record]], object]) -> None:
+    """Publish a checkpoint of the tip as someone would who can make all of it add up."""
+    with history.store.reading() as reading:
+        base = whole(reading.base())
+        records = {record.id: record for record in snapshot_of(base, "*").records()}
+        change(records)
+        builder = Builder()
+        for record in sorted(records.values()):
+            builder.add(*record)
+        parts = {name: base.part(name).tobytes() for name in base.header.parts}
+        whole(history.store.publish(whole(builder.finished(reading.tip, parts)), reading.now))
+
+
+A_ONE: PolicyId = ("*", "a.one")
+FORGERIES: dict[str, tuple[Callable[[dict[PolicyId, Record]], object], str]] = {
+    "another body": (
+        lambda records: records.update({A_ONE: records[A_ONE]._replace(body=b"x")}),
+        "another a.one",
+    ),
+    "a flag too few": (lambda records: records.pop(A_ONE), "other flags"),
+    "a flag too many": (
+        lambda records: records.update({("eu", "x"): Record("eu", "x", 1, 1, b"x")}),
+        "other flags",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_checkpoint_that_was_forged_is_found(name: str, history: Writer) -> None:
+    change, problem = FORGERIES[name]
+    forged(history, lambda _: None)
+    assert verify(history.store) == []
+    forged(history, change)
+    (found,) = verify(history.store)
+    assert found.startswith("checkpoint ")
+    assert problem in found
+
+
+def test_a_checkpoint_of_other_members_is_found(history: Writer) -> None:
+    with history.store.reading() as reading:
+        base, states = whole(reading.base()), [*reading.all().values()]
+    for parts, problem in (
+        ({}, "not the members"),
+        (dict.fromkeys(base.header.parts, b"12345678"), "other members"),
+    ):
+        changed = whole(folded(base, base.tip, {}, parts))
+        assert problem in str(problem_with(changed, base.tip, states))
+    assert problem_with(base, base.tip, states) is None
+    assert "not of the history" in str(problem_with(base, genesis("x", "x", NOON), states))
+
+
+@pytest.mark.parametrize("edit", ["damaged", "missing"])
+def test_a_checkpoint_that_cannot_be_read_is_found(
+    history: Writer, direct: Database[dict[str, Any]], edit: str
+) -> None:
+    write_checkpoint(history.store)
+    if edit == "missing":
+        direct.slices.delete_many({})
+    else:
+        direct.slices.update_one({}, {"$set": {"content": 5}})
+    (found,) = verify(history.store)
+    assert "cannot be used" in found

@@ -120,6 +120,20 @@ def checkpoint_of(document: Mapping[str, Any]) -> Checkpoint:
     )
 
 
+@judged
+def base_in(checkpoint: Checkpoint, content: memoryview) -> Arena:
+    """Return the base that a checkpoint's slices, joined, are.
+
+    Raises:
+        SnapshotFormatError: they are damaged, or foreign.
+        StoreError: they are those of another.
+    """
+    base = opened(content)
+    if base.tip != checkpoint.tip or base.checksum != checkpoint.checksum:
+        raise StoreError("its manifest is that of another")
+    return base
+
+
 class Checkpoints:
     """The checkpoints of an environment, as a source starts from them.
 
@@ -191,10 +205,7 @@ class Checkpoints:
             raise SnapshotFormatError("it has formats that this version does not read")
         if not await self._is_of(last, checkpoint.tip, session):
             raise StoreError("it is not of the history that the ledger has")
-        base = _opened(await self._content(session, checkpoint))
-        if base.tip != checkpoint.tip or base.checksum != checkpoint.checksum:
-            raise StoreError("its manifest is that of another")
-        return base
+        return base_in(checkpoint, await self._content(session, checkpoint))
 
     async def _is_of(self, last: Tip, tip: Tip, session: AsyncClientSession) -> bool:
         """Tell whether a tip is one of those that led to the last one."""
@@ -248,8 +259,3 @@ class Checkpoints:
         if newest is not None and snapshot.tip != last:
             snapshot = snapshot.apply(await self._complete([newest]))
         return snapshot
-
-
-@judged
-def _opened(content: memoryview) -> Arena:
-    return opened(content)

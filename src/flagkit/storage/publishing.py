@@ -10,19 +10,28 @@ from collections.abc import Generator, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from pymongo import ASCENDING
+from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
 from flagkit.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit.errors import StoreError
 from flagkit.snapshot import Arena
 from flagkit.snapshot.frame import PREFIX_BYTES, checksum_of, prefix_of, written_prefix
-from flagkit.storage.checkpoints import SLICE_BYTES, Checkpoint, checkpoint_of, manifest
+from flagkit.storage.checkpoints import (
+    SLICE_BYTES,
+    Checkpoint,
+    base_in,
+    checkpoint_of,
+    manifest,
+)
 from flagkit.storage.layout import (
     CHECKPOINTS,
     SLICES,
     Document,
     checkpoint_id,
     checkpoints_of,
+    judged,
     slice_id,
     slices_of,
 )
@@ -79,6 +88,25 @@ def newest_first(documents: Iterable[Mapping[str, Any]]) -> list[Checkpoint]:
         except StoreError:
             continue
     return sorted(found, key=lambda checkpoint: (checkpoint.tip.revision, checkpoint.id))[::-1]
+
+
+def read_back(
+    database: Database[Document], checkpoint: Checkpoint, session: ClientSession
+) -> Arena:
+    """Return the base of a checkpoint, for auditors: clients have `Checkpoints`.
+
+    Raises:
+        SnapshotFormatError: it is damaged, foreign, or of another format.
+        StoreError: slices are missing, or are those of another.
+    """
+    mine = slices_of(checkpoint.tip.environment, checkpoint.id)
+    found = database[SLICES].find(mine, sort=[("_id", ASCENDING)], session=session)
+    return base_in(checkpoint, _joined(found))
+
+
+@judged
+def _joined(slices: Iterable[Mapping[str, Any]]) -> memoryview:
+    return memoryview(b"".join(document["content"] for document in slices))
 
 
 def _remove_old(database: Database[Document], newest: Checkpoint, now: datetime) -> None:

@@ -1,5 +1,6 @@
 """Reading: an environment at one revision, from one snapshot of the database."""
 
+import functools
 from collections.abc import Callable, Generator, Iterable, Iterator
 from datetime import datetime
 from typing import Any
@@ -11,7 +12,9 @@ from flagkit.changes import Change, PolicyChange, PolicyId, PolicyState, Tip
 from flagkit.errors import StoreError
 from flagkit.model.segments import unpacked_part
 from flagkit.snapshot import Arena, check_digests
+from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.layout import (
+    CHECKPOINTS,
     FLAGS,
     LEDGER,
     MEMBERS,
@@ -20,6 +23,7 @@ from flagkit.storage.layout import (
     Document,
     change_of,
     check_body,
+    checkpoints_of,
     collection_of,
     ledger_after,
     ledgered,
@@ -30,6 +34,7 @@ from flagkit.storage.layout import (
     policy_state,
     tip_of,
 )
+from flagkit.storage.publishing import newest_first, read_back
 from flagkit.storage.scanning import (
     BATCH_DOCUMENTS,
     PROJECTIONS,
@@ -156,6 +161,18 @@ class Reading:
         found = base.header.digests
         check_digests(found, self.tip, found.keys() | self.tip.digests.keys())
         return base
+
+    def checkpoints(self) -> Iterator[tuple[Checkpoint, Callable[[], Arena]]]:
+        """Yield the checkpoints of this epoch that can be read here, and what reads their bases."""
+        found = self._database[CHECKPOINTS].find(
+            checkpoints_of(self.tip.environment), session=self._session
+        )
+        for checkpoint in newest_first(found):
+            if checkpoint.tip.epoch == self.tip.epoch and checkpoint.is_readable:
+                yield (
+                    checkpoint,
+                    functools.partial(read_back, self._database, checkpoint, self._session),
+                )
 
     def projected(self) -> dict[PolicyId, tuple[int, PolicyState | None]]:
         """Return what is projected, as it stands: revisions and states, None if deleted.

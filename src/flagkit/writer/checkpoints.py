@@ -4,16 +4,19 @@ Of a writer's changes none waits for one: a thread of its own makes it, at its o
 """
 
 import contextlib
+import hashlib
 import logging
 import os
 import threading
 import time
-from collections.abc import Generator
+from array import array
+from collections.abc import Collection, Generator
 from typing import Final
 
-from flagkit.changes import Tip
+from flagkit.changes import PolicyState, Tip
 from flagkit.errors import FlagkitError
-from flagkit.snapshot import whole
+from flagkit.model.segments import packed_part
+from flagkit.snapshot import Arena, record_of, whole
 from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.store import Store
 
@@ -45,6 +48,24 @@ def checkpoint_in_steps(store: Store) -> Generator[str | None, None, Checkpoint]
     with store.reading() as reading:
         base = yield from reading.base()
     return (yield from store.publish(base, reading.now))
+
+
+def problem_with(base: Arena, tip: Tip, states: Collection[PolicyState]) -> str | None:
+    """Return what is wrong with a checkpoint's base, if it should be of a tip and of its states."""
+    if base.tip != tip:
+        return f"is not of the history that led to revision {tip.revision}"
+    listed = [(region, key) for region in base.names for key in base.keys(region)]
+    if sorted(listed) != sorted(state.id for state in states) or base.count != len(listed):
+        return f"has other flags than revision {tip.revision}"
+    for state in states:
+        if base.find(*state.id) != record_of(state):
+            return f"has another {state.key} ({state.region}) than revision {tip.revision}"
+    parts = {part for state in states for part in state.parts}
+    for name in base.header.parts:
+        members = packed_part(array("Q", base.part(name).tobytes()))
+        if hashlib.sha256(members).hexdigest() != name:
+            return "has other members than its segments refer to"
+    return None if parts == base.header.parts.keys() else "has not the members of its segments"
 
 
 class CheckpointKeeper:

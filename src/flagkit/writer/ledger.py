@@ -1,6 +1,6 @@
 """Ledger: the history of an environment, read for people and verified for auditors."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from itertools import chain, islice
 from typing import Any
@@ -8,10 +8,18 @@ from typing import Any
 from msgspec import Struct
 
 from flagkit.changes import SEGMENTS, Change, PolicyId, PolicyState, Tip
-from flagkit.errors import FlagkitError, StoreError, StoreUnavailableError
+from flagkit.errors import (
+    FlagkitError,
+    SnapshotFormatError,
+    StoreError,
+    StoreUnavailableError,
+)
 from flagkit.model.segments import check_members, decode_segment
+from flagkit.snapshot import Arena
+from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
+from flagkit.writer.checkpoints import problem_with
 
 _CHUNK = 500
 
@@ -66,6 +74,7 @@ def _problems(store: Store) -> list[str]:
         head = reading.tip
         found = reading.projected()
         pending = [reading.pending] if reading.pending else []
+        checkpoints = [*reading.checkpoints()]
         for change in chain(reading.changes(), pending):
             problems += _check_step(tip, change)
             tip = change.tip
@@ -75,6 +84,7 @@ def _problems(store: Store) -> list[str]:
                         f"revision {change.revision} did not find {policy.id[1]} as it was left"
                     )
             expected |= {policy.id: (change.revision, policy.after) for policy in change.policies}
+            problems += _check_checkpoints(checkpoints, tip, expected)
         problems += _check_members(reading, (state for _, state in expected.values() if state))
         # What the tip did may not be there yet: its writer, or the next one, brings it.
         for identity in [policy.id for change in pending for policy in change.policies]:
@@ -87,6 +97,26 @@ def _problems(store: Store) -> list[str]:
     for region, key in sorted(expected.keys() | found.keys()):
         if expected.get((region, key)) != found.get((region, key)):
             problems.append(f"{key} ({region}) is not as the ledger has it")
+    return problems
+
+
+def _check_checkpoints(
+    checkpoints: Iterable[tuple[Checkpoint, Callable[[], Arena]]],
+    tip: Tip,
+    expected: Mapping[PolicyId, tuple[int, PolicyState | None]],
+) -> list[str]:
+    """Hold the checkpoints of a tip's revision to what the ledger has at it."""
+    problems: list[str] = []
+    for checkpoint, read in checkpoints:
+        if checkpoint.tip.revision != tip.revision:
+            continue
+        try:
+            states = [state for _, state in expected.values() if state]
+            problem = problem_with(read(), tip, states)
+        except (StoreError, SnapshotFormatError) as error:
+            problem = f"cannot be used: {error}"
+        if problem is not None:
+            problems.append(f"checkpoint {checkpoint.id} {problem}")
     return problems
 
 
