@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from typing import Any, Final
 
-from pymongo import MongoClient
+from pymongo import MongoClient, ReplaceOne
 
 from benchmarks.cases import FLAGS, W1
 from benchmarks.catalogue import ENVIRONMENT, Entry, documents, entry, tip_of
@@ -73,11 +73,14 @@ def commit(uri: str, changes: list[Change]) -> None:
     """Project changes one after the other, and have the head stand at the last."""
     with MongoClient[dict[str, Any]](uri, w="majority") as mongo:
         database = mongo[DATABASE]
-        for change in changes:
-            for policy in change.policies:
-                document = policy_document(ENVIRONMENT, change.revision, policy)
-                mine = {"_id": document["_id"]}
-                database[FLAGS_COLLECTION].replace_one(mine, document, upsert=True)
+        documents = [
+            policy_document(ENVIRONMENT, change.revision, policy)
+            for change in changes
+            for policy in change.policies
+        ]
+        database[FLAGS_COLLECTION].bulk_write(
+            [ReplaceOne({"_id": document["_id"]}, document, upsert=True) for document in documents]
+        )
         database[LEDGER].insert_many(map(ledger_document, changes))
         head = head_document(changes[-1].tip, changes[-1])
         database[HEADS].replace_one({"_id": ENVIRONMENT}, head, upsert=True)

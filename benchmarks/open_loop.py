@@ -11,6 +11,7 @@ the same checks by the same schedule at the same time, of a client that has noth
 The database and what feeds it would be elsewhere, so they run at a lower priority.
 """
 
+import gc
 import itertools
 import os
 import random
@@ -81,6 +82,8 @@ class Served(Struct, frozen=True):
     applied_count: int
     fold_count: int
     compaction_count: int
+    collections: Sequence[float]
+    """How long each run of the collector of cycles took, in seconds."""
 
 
 class Bases:
@@ -109,6 +112,21 @@ class Bases:
         assert snapshot is not None, "it has a file"
         header = snapshot.base.header
         return header.tip.revision, header.version_bytes
+
+
+class Collections:
+    """The runs of the collector of cycles, which stops all threads."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._began = 0.0
+        gc.callbacks.append(self._note)
+
+    def _note(self, phase: str, _: object) -> None:
+        if phase == "start":
+            self._began = time.perf_counter()
+        else:
+            self.seconds.append(time.perf_counter() - self._began)
 
 
 def run(plan: Plan) -> Iterator[Result]:
@@ -149,11 +167,12 @@ def serve(uri: str, path: str, stored: Stored, idle_seconds: float, connection: 
     keys = _hot_keys(stored.count)
     idle = _on_schedule(client, keys, lambda: False, idle_seconds)
     with client:
-        first, bases = client.revision, Bases(client)
+        first, bases, collections = client.revision, Bases(client), Collections()
         connection.send(None)
         busy = _on_schedule(client, keys, bases.are_both_seen, LOOP_SECONDS_MAX)
         applied = client.revision - first
-        connection.send(Served(idle, busy, applied, bases.fold_count, bases.compaction_count))
+        counts = bases.fold_count, bases.compaction_count
+        connection.send(Served(idle, busy, applied, *counts, collections.seconds))
 
 
 def control(stored: Stored, connection: Connection) -> None:
@@ -225,11 +244,13 @@ def _results(served: Served, beside: Loop, plan: Plan) -> list[Result]:
         "seconds": busy.seconds,
         "checks_a_second": busy.checks_a_second,
         "late_p99_ms": busy.stall(99),
+        "collections": len(served.collections),
     }
     figures = [
         ("longest stall", busy.stall(), "ms", stall, False),
         ("longest stall of a control", beside.stall(), "ms", None, False),
         ("longest stall before", idle.stall(), "ms", None, False),
+        ("longest collection of cycles", max(served.collections) * 1000, "ms", None, False),
         ("stall, p99.9", busy.stall(99.9), "ms", None, False),
         ("stall of a control, p99.9", beside.stall(99.9), "ms", None, False),
         (

@@ -153,7 +153,7 @@ def test_listing_reads_only_the_blocks_that_may_have_the_prefix() -> None:
     writer = NamesWriter()
     for key in keys:
         writer.write(key.encode())
-    names = CountingNames(memoryview(writer.starts), memoryview(writer.text))
+    names = CountingNames(memoryview(writer.starts), memoryview(writer.text.joined()))
     assert len(writer.starts) == len(keys) // BLOCK_KEYS
     for prefix in ("team42.", "team42.flag17", "team00", "team99.flag99", "nobody", "z", ""):
         names.read.clear()
@@ -170,10 +170,10 @@ def test_names_with_some_more_and_some_less_are_those_written_anew(
     writer = NamesWriter(data.draw(st.sampled_from([1, 3, BLOCK_KEYS])))
     for key in sorted(map(encoded, keys)):
         writer.write(key)
-    names = Names(memoryview(writer.starts), memoryview(writer.text))
+    names = Names(memoryview(writer.starts), memoryview(writer.text.joined()))
     assert [key in names for key in map(encoded, edited)] == [key in keys for key in edited]
     starts, text = whole(names.edited([(encoded(key), key not in keys) for key in edited]))
-    after = Names(memoryview(starts).cast("I"), memoryview(text))
+    after = Names(memoryview(starts).cast("I"), memoryview(text.joined()))
     assert list(after.starting_with("")) == sorted(keys ^ edited)
     for block in range(len(starts) // 4):
         assert 1 <= len(list(after.block(block))) <= BLOCK_KEYS_MAX

@@ -489,9 +489,11 @@ def test_starts_are_measured_on_flags_that_answer() -> None:
     found = list(startup.run(Plan(quick=True, flag_count=1000)))
     assert [line.case for line in found] == [
         "from a file, of 1,000",
+        "from a file, of 1,000, with waits",
         "from a scan, of 1,000 / a drain",
         "from a scan, of 1,000",
         "a bare drain, of 1,000",
+        "from a checkpoint + 125, of 1,000",
     ]
     assert all(line.value > 0 for line in found)
 

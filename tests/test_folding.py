@@ -18,7 +18,15 @@ from flagkit.snapshot import Arena, Record, arena_of, folding, whole
 from flagkit.snapshot.folding import EDIT_RUN, GAPS_MIN, RUN_SLICE, _Edit, _Edits, folded
 from flagkit.snapshot.frame import Columns
 from flagkit.snapshot.names import BLOCK_KEYS
-from flagkit.snapshot.slices import SLICE_BYTES, SORTED_AT_ONCE, ascending, blank, copied
+from flagkit.snapshot.slices import (
+    SLICE_BYTES,
+    SORTED_AT_ONCE,
+    Chunks,
+    ascending,
+    blank,
+    copied,
+    given_back,
+)
 from tests.test_arena import KEYS, MODELS, RECORDS, TIP, Model, assert_same
 
 NEXT = replace(genesis("production", "epoch", datetime(2026, 1, 2, tzinfo=UTC)), revision=7)
@@ -231,6 +239,38 @@ def test_copies_and_sorts_are_made_in_pieces() -> None:
     ordered = ascending(numbers)
     assert sum(1 for _ in ordered) == len(numbers) // SORTED_AT_ONCE
     assert list(whole(ascending(numbers))) == sorted(numbers)
+
+
+def test_what_grows_is_one_run_in_the_end() -> None:
+    chance = random.Random(6)
+    pieces = [chance.randbytes(SLICE_BYTES // 7) for _ in range(20)]
+    chunks = Chunks()
+    starts = []
+    for piece in pieces:
+        starts.append(len(chunks))
+        chunks.append(piece)
+    assert [chunks.at(start)[: len(pieces[0])] for start in starts] == pieces
+    with pytest.raises(IndexError):
+        chunks.at(len(chunks))
+    assert chunks.joined() == b"".join(pieces)
+    target = blank(len(chunks))
+    assert sum(1 for _ in chunks.moved(target)) == 3
+    assert target == b"".join(pieces)
+    assert (len(chunks), chunks.joined()) == (0, b"")
+
+
+def test_what_is_given_back_is_blank_again() -> None:
+    memory = blank(5 * SLICE_BYTES // 2)
+    memory[:] = b"x" * len(memory)
+    assert sum(1 for _ in given_back(memory[SLICE_BYTES:])) == 3
+    assert memory.tobytes() == bytes(len(memory))
+
+
+def test_what_is_short_is_freed_at_once_and_not_given_back() -> None:
+    memory = blank(SLICE_BYTES - 1)
+    memory[:1] = b"x"
+    assert sum(1 for _ in given_back(memory)) == 0
+    assert memory[:1].tobytes() == b"x"
 
 
 @pytest.mark.parametrize("count", [0, 1, SORTED_AT_ONCE, SORTED_AT_ONCE + 1], ids=str)

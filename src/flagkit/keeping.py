@@ -15,6 +15,7 @@ from typing import Final, TypeAlias, TypeVar
 from flagkit.changes import Change, PolicyId, Tip
 from flagkit.errors import SnapshotFormatError
 from flagkit.snapshot import Arena, Record, Snapshot, SnapshotFile, fold, whole
+from flagkit.snapshot.slices import given_back
 
 T = TypeVar("T")
 
@@ -141,9 +142,11 @@ class Keeper:
                 await asyncio.gather(writing, return_exceptions=True)
                 raise
             saved = await asyncio.to_thread(file.read)
-            if saved is not None and saved.tip == base.tip:
-                base = saved.base
-            self._rebase(snapshot, base, snapshot.overlay)
+            if saved is None or saved.tip != base.tip:
+                self._rebase(snapshot, base, snapshot.overlay)
+            else:
+                self._rebase(snapshot, saved.base, snapshot.overlay)
+                await _paced(given_back(base.content))
             self._rest(base)
             return True
 

@@ -6,7 +6,7 @@ leading bits of their hashes; sorting a partition takes a millisecond.
 
 from array import array
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Generator, Mapping
 from typing import Final, NamedTuple
 
@@ -24,7 +24,7 @@ from flagkit.snapshot.frame import (
 )
 from flagkit.snapshot.lengths import encoded_length, length_at
 from flagkit.snapshot.names import Names, NamesWriter, encoded
-from flagkit.snapshot.slices import Slices, copied
+from flagkit.snapshot.slices import Chunks, Slices
 
 PARTITION_BITS: Final = 10
 BODIES_BYTES_MAX: Final = 2**32
@@ -94,7 +94,7 @@ class Builder:
     def __init__(self, namespaces: tuple[str, ...] = ()) -> None:
         self._namespaces = namespaces
         self._partitions: dict[int, _Partition] = {}
-        self._bodies = bytearray()
+        self._bodies = Chunks()
         self._offsets: list[dict[bytes, int]] = [{} for _ in range(OFFSETS_TABLES)]
         self._regions: dict[str, _Region] = {}
         self._version_max = 0
@@ -139,7 +139,8 @@ class Builder:
         Raises:
             SnapshotFormatError: the bodies are over 4 GiB.
         """
-        partitions = [self._partitions[number] for number in sorted(self._partitions)]
+        partitions = deque(self._partitions[number] for number in sorted(self._partitions))
+        self._partitions.clear()
         twins: list[_Twin] = []
         done = 0
         for partition in partitions:
@@ -167,7 +168,9 @@ class Builder:
         }
         plan = Plan(count, len(self._bodies), names, parts)
         content, columns = yield from allocated(header, plan)
-        yield from copied(memoryview(self._bodies), columns.bodies)
+        self._regions.clear()
+        del names, plan
+        yield from self._bodies.moved(columns.bodies)
         yield from _filled(columns, partitions)
         yield from fill_directory(columns, header.directory_bits)
         return Arena(content)
@@ -183,7 +186,7 @@ class Builder:
 
     def _store(self, body: bytes) -> int:
         offset = len(self._bodies)
-        self._bodies += encoded_length(len(body)) + body
+        self._bodies.append(encoded_length(len(body)) + body)
         if len(self._bodies) > BODIES_BYTES_MAX:
             raise SnapshotFormatError("the flags are over 4 GiB: use fewer, or smaller ones")
         return offset
@@ -191,20 +194,20 @@ class Builder:
     def _named(self, twins: list[_Twin]) -> Generator[None, None, list[Record]]:
         """Return twins with their keys: those of a region came in the order of its keys."""
         found: list[Record] = []
-        bodies = memoryview(self._bodies)
         for name, region in self._regions.items() if twins else ():
             waiting: dict[int, list[_Twin]] = {}
             for twin in reversed(twins):
                 if twin.region == region.number:
                     waiting.setdefault(twin.hash, []).append(twin)
-            writer = region.names
-            names = Names(memoryview(writer.starts), memoryview(writer.text))
+            # One run of all keys takes its time: it happens once in a myriad of environments.
+            names = Names(memoryview(region.names.starts), memoryview(region.names.text.joined()))
             for done, key in enumerate(names.starting_with(""), 1):
                 named = waiting.get(hash_of(region.seed, key))
                 if named:
                     twin = named.pop()
-                    length, start = length_at(bodies, twin.offset)
-                    body = bodies[start : start + length].tobytes()
+                    stored = self._bodies.at(twin.offset)
+                    length, start = length_at(stored, 0)
+                    body = stored[start : start + length].tobytes()
                     found.append(Record(name, key, twin.version, twin.state, body))
                 if done % KEYS_SLICE == 0:
                     yield
@@ -222,10 +225,14 @@ class _Region:
         self.digest = 0
 
 
-def _filled(columns: Columns, partitions: list[_Partition]) -> Slices:
-    """Write the numbers of partitions into the columns of an arena, in slices."""
+def _filled(columns: Columns, partitions: deque[_Partition]) -> Slices:
+    """Write the numbers of partitions into the columns of an arena, in slices.
+
+    Each is let go of: all of them at once would take long, too.
+    """
     place = done = 0
-    for partition in partitions:
+    while partitions:
+        partition = partitions.popleft()
         end = place + len(partition.hashes)
         columns.hashes[place:end] = memoryview(partition.hashes)
         columns.states[place:end] = memoryview(partition.states)

@@ -32,13 +32,14 @@ from flagkit.snapshot.frame import (
 )
 from flagkit.snapshot.lengths import encoded_length
 from flagkit.snapshot.names import BLOCK_KEYS, Names, encoded
-from flagkit.snapshot.slices import Slices, ascending, copied
+from flagkit.snapshot.slices import Chunks, Slices, ascending, copied
 
 GAPS_MIN: Final = 64 * 1024
 """Bodies are not packed anew for gaps of fewer bytes."""
 BLOCKS_MIN: Final = 1024
 """Nor are keys, for fewer blocks of them."""
-RECORDS_SLICE: Final = 32
+EDITS_SLICE: Final = 32
+RECORDS_SLICE: Final = 128
 RUN_SLICE: Final = 64 * 1024
 """So many records are copied at once: over a megabyte."""
 NEWS_SLICE: Final = 1024
@@ -77,7 +78,7 @@ class _Edits:
             if region not in seeds:
                 seeds[region] = seed_of(region)
             self._add(hash_of(seeds[region], key), (region, key), record)
-            if done % RECORDS_SLICE == 0:
+            if done % EDITS_SLICE == 0:
                 yield
         header = self.base.header
         if self.bodies_end > min(BODIES_BYTES_MAX, 2 * header.packed_bytes + GAPS_MIN):
@@ -119,8 +120,15 @@ class _Edits:
                 self.fits = False
             last = edit.hash
             self.edits.append(edit)
-            if done % RECORDS_SLICE == 0:
+            if done % EDITS_SLICE == 0:
                 yield
+
+    def let_go(self) -> Slices:
+        """Free them, a few at a time: thousands at once take milliseconds."""
+        while self.edits:
+            for _ in range(min(NEWS_SLICE, len(self.edits))):
+                self.edits.pop()
+            yield
 
 
 def folded(
@@ -139,6 +147,7 @@ def folded(
     yield from edits.sort()
     if edits.fits:
         return (yield from _merged(edits, tip, parts))
+    yield from edits.let_go()
     return (yield from _rebuilt(base, tip, changed, parts))
 
 
@@ -170,8 +179,8 @@ def _merged(edits: _Edits, tip: Tip, parts: Mapping[str, Buffer]) -> Generator[N
     return Arena(content)
 
 
-def _names(edits: _Edits) -> Generator[None, None, dict[str, tuple[Buffer, Buffer]]]:
-    found: dict[str, tuple[Buffer, Buffer]] = {}
+def _names(edits: _Edits) -> Generator[None, None, dict[str, tuple[Buffer, Chunks]]]:
+    found: dict[str, tuple[Buffer, Chunks]] = {}
     for region, mine in edits.names.items():
         names = edits.base.names.get(region) or Names(memoryview(array("I")), memoryview(b""))
         edited = yield from names.edited(mine)
@@ -185,7 +194,7 @@ def _added(edits: _Edits, new: Columns) -> Slices:
     for done, (body, offset) in enumerate(edits.offsets.items(), 1):
         stored = _stored(body)
         new.bodies[offset : offset + len(stored)] = stored
-        if done % RECORDS_SLICE == 0:
+        if done % EDITS_SLICE == 0:
             yield
 
 
@@ -198,7 +207,7 @@ def _columns(old: Columns, new: Columns, edits: _Edits) -> Slices:
     )
     read = written = work = 0
     while True:
-        # Taken out one by one, since to free thousands at once takes milliseconds, too.
+        # Taken out one by one, as in `let_go`.
         edit = edits.edits.popleft() if edits.edits else None
         end = len(old.hashes) if edit is None else edit.place
         while read < end:

@@ -16,7 +16,7 @@ from msgspec import Struct
 from flagkit.changes import PolicyId, Tip
 from flagkit.errors import SnapshotFormatError
 from flagkit.model import packing
-from flagkit.snapshot.slices import SLICE_BYTES, blank, copied
+from flagkit.snapshot.slices import SLICE_BYTES, Chunks, blank, copied
 
 MAGIC: Final = b"flagkit"
 FORMAT: Final = 1
@@ -112,14 +112,14 @@ class Plan(NamedTuple):
 
     record_count: int
     bodies_bytes: int
-    names: Mapping[str, tuple[Buffer, Buffer]]
+    names: Mapping[str, tuple[Buffer, Chunks]]
     parts: Mapping[str, Buffer]
 
 
 def allocated(header: Header, plan: Plan) -> Generator[None, None, tuple[memoryview, Columns]]:
     """Return the bytes of an arena to be filled, and its columns, in slices.
 
-    Names and parts are in place.
+    Names and parts are in place; of the names' chunks nothing is left.
     """
     count = plan.record_count
     sizes = {
@@ -131,9 +131,9 @@ def allocated(header: Header, plan: Plan) -> Generator[None, None, tuple[memoryv
         "bodies": plan.bodies_bytes,
     }
     end = 0
-    placed: list[tuple[Section, Buffer]] = []
+    placed: list[tuple[Section, Buffer | Chunks]] = []
 
-    def place(size: int, content: Buffer = b"") -> Section:
+    def place(size: int, content: Buffer | Chunks = b"") -> Section:
         nonlocal end
         section = Section(aligned(end), size)
         end = section.offset + size
@@ -156,7 +156,11 @@ def allocated(header: Header, plan: Plan) -> Generator[None, None, tuple[memoryv
     content[PREFIX_BYTES : PREFIX_BYTES + len(encoded)] = encoded
     data = content[start:]
     for section, part in placed:
-        yield from copied(memoryview(part), part_of(data, section))
+        target = part_of(data, section)
+        if isinstance(part, Chunks):
+            yield from part.moved(target)
+        else:
+            yield from copied(memoryview(part), target)
     return content, columns_of(header, data)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator
 from typing import Final
 
 from flagkit.snapshot.lengths import LENGTH_SHORT_MAX, encoded_length, length_at
-from flagkit.snapshot.slices import Slices, ascending
+from flagkit.snapshot.slices import Chunks, Slices, ascending
 
 BLOCK_KEYS: Final = 16
 BLOCK_KEYS_MAX: Final = 32
@@ -66,7 +66,7 @@ class Names:
 
     def edited(
         self, edits: list[tuple[bytes, bool]]
-    ) -> Generator[None, None, tuple[bytes, bytearray]]:
+    ) -> Generator[None, None, tuple[bytes, Chunks]]:
         """Return `starts` and `text` with some keys more and some less, in slices.
 
         Blocks in which nothing changes are copied as they are.
@@ -74,7 +74,7 @@ class Names:
         Args:
             edits: Keys, and whether they are there from now on; each at most once.
         """
-        starts, text = array("I"), bytearray()
+        starts, text = array("I"), Chunks()
         ordered = yield from ascending(edits)
         done, block = 0, 0
         group: dict[bytes, bool] = {}
@@ -97,7 +97,7 @@ class Names:
         return starts.tobytes(), text
 
     def _rewritten(
-        self, number: int, edits: dict[bytes, bool], starts: "array[int]", text: bytearray
+        self, number: int, edits: dict[bytes, bool], starts: "array[int]", text: Chunks
     ) -> Slices:
         there = dict.fromkeys(self.block(number), True) if len(self._starts) else {}
         there |= edits
@@ -110,14 +110,14 @@ class Names:
             if done % WRITTEN_AT_ONCE == 0:
                 yield
         starts.extend(len(text) + start for start in writer.starts)
-        text += writer.text
+        text.append(writer.text.joined())
 
-    def _copied(self, first: int, last: int, starts: "array[int]", text: bytearray) -> Slices:
+    def _copied(self, first: int, last: int, starts: "array[int]", text: Chunks) -> Slices:
         for block in range(first, last, SLICE_BLOCKS):
             end = min(block + SLICE_BLOCKS, last)
             shift = len(text) - self._starts[block]
             starts.extend(start + shift for start in self._starts[block:end])
-            text += self._text[self._starts[block] : self._end(end - 1)]
+            text.append(self._text[self._starts[block] : self._end(end - 1)])
             # What is shorter is not worth a pause.
             if end - block == SLICE_BLOCKS:
                 yield
@@ -143,7 +143,7 @@ class NamesWriter:
 
     def __init__(self, block_keys: int = BLOCK_KEYS) -> None:
         self.starts = array("I")
-        self.text = bytearray()
+        self.text = Chunks()
         self._last = b""
         self._shared = 0
         self._count = 0
@@ -163,9 +163,7 @@ class NamesWriter:
             while shared < limit and key[shared] == last[shared]:
                 shared += 1
         rest = key[shared:]
-        self.text.append(shared)
-        self.text += encoded_length(len(rest))
-        self.text += rest
+        self.text.append(shared.to_bytes() + encoded_length(len(rest)) + rest)
         self._last, self._shared = key, shared
         self._count += 1
 
