@@ -22,6 +22,7 @@ from flagkit.counting_client import CountingClient
 from flagkit.errors import FlagkitError
 from flagkit.settings import Options, counts_by_default, settings_from
 from flagkit.status import Status
+from flagkit.subscriptions import FlagChange, Subscription
 
 __version__ = "0.1.0"
 
@@ -34,9 +35,11 @@ __all__ = [
     "ErrorCode",
     "Evaluation",
     "Explanation",
+    "FlagChange",
     "FlagkitError",
     "Reason",
     "Status",
+    "Subscription",
     "bind",
     "close",
     "configure",
@@ -46,6 +49,7 @@ __all__ = [
     "explain",
     "is_enabled",
     "keys",
+    "on_change",
     "policy",
     "status",
     "use_context",
@@ -83,6 +87,7 @@ explain = _client.explain
 keys = _client.keys
 policy = _client.policy
 counts = _client.counts
+on_change = _client.on_change
 status = _client.status
 bind = _client.bind
 wait_ready = _client.wait_ready

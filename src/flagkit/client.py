@@ -24,10 +24,11 @@ from flagkit.refresh import Refresher, Source, pace_for
 from flagkit.settings import Options, Settings, settings_from
 from flagkit.snapshot import Snapshot, SnapshotFile, flag_of
 from flagkit.status import Status
+from flagkit.subscriptions import Callback, Subscription, Subscriptions
 from flagkit.view import View
 
 if TYPE_CHECKING:
-    from flagkit.refresh_thread import RefreshThread
+    from flagkit.refresh_thread import Publish, RefreshThread
 
 _log = logging.getLogger("flagkit")
 
@@ -50,10 +51,20 @@ class Client(Answers):
         InvalidDocumentError: what is given as `bootstrap` is not valid.
     """
 
-    __slots__ = ("_arrival", "_closed", "_freshness", "_origin", "_refresh")
+    __slots__ = (
+        "_arrival",
+        "_closed",
+        "_freshness",
+        "_listeners",
+        "_origin",
+        "_refresh",
+        "_subscriptions",
+    )
 
     _refresh: "RefreshThread | None"
     _origin: "Origin"
+    _listeners: "tuple[Publish, ...]"
+    _subscriptions: Subscriptions
 
     def __init__(self, uri: str | None = None, **options: Unpack[Options]) -> None:
         self._set_up(origin_of(settings_from(uri, **options)))
@@ -127,6 +138,30 @@ class Client(Answers):
             counts=self.counts(),
         )
 
+    def on_change(self, key: str, callback: Callback) -> Subscription:
+        """Have a callback called whenever a flag may answer differently than before.
+
+        That is if it was edited, or something that it rests on, by prerequisites or segments. All
+        callbacks of a client share a thread of their own; changes that come meanwhile are told as
+        one. What they raise is logged, once. Not told is what the clock changes: see `valid_until`
+        of evaluations.
+
+        Args:
+            key: A flag's key; or "checkout." for all flags of that namespace, "" for all flags.
+            callback: Takes a FlagChange, of a revision that evaluations answer from by then.
+
+        Returns:
+            What ends it by `close`, or as a context manager. Else it ends with the client.
+
+        Raises:
+            InvalidDocumentError: no flag can have such a key.
+            ClosedError: the client was closed.
+        """
+        with self._arrival:
+            self._check_open()
+            watch(self, Stage.STARTED)
+            return self._subscriptions.add(key, callback)
+
     def start(self) -> Self:
         """Begin to load and to watch, in a background thread; nothing if that has begun already.
 
@@ -134,10 +169,10 @@ class Client(Answers):
             ClosedError: the client was closed.
         """
         with self._arrival:
-            if self._closed:
-                raise ClosedError("this client was closed: make a new one")
+            self._check_open()
             if self._refresh is None:
                 self._begin()
+            self._subscriptions.start()
         return self
 
     def follow(self, origin: "Origin") -> Self:
@@ -150,6 +185,8 @@ class Client(Answers):
             self._freshness = freshness
             self._publish_view(view)
             self._origin = origin
+        if view is not None:
+            self._inform(view.snapshot, None)
         return self.start()
 
     def wait_ready(self, timeout: float = 10.0) -> None:
@@ -190,18 +227,22 @@ class Client(Answers):
         self._publish_view(self._view)
         if self._refresh is not None:
             self._begin()
+        self._subscriptions.go_on_after_fork(self.snapshot, starts=not self._closed)
 
     def close(self, timeout: float = 5.0) -> None:
-        """End the background thread, waiting at most `timeout` seconds for it.
+        """End the background threads, waiting at most `timeout` seconds for them.
 
         Evaluations go on answering from the last snapshot.
         """
+        ends = time.monotonic() + timeout
         with self._arrival:
             self._closed = True
             refresh, self._refresh = self._refresh, None
             self._arrival.notify_all()
         if refresh is not None and not refresh.close(timeout):
             _log.warning("the refresh thread did not end within %s s; it is left behind", timeout)
+        if not self._subscriptions.close(max(ends - time.monotonic(), 0)):
+            _log.warning("a callback did not end within %s s; its thread is left behind", timeout)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -217,6 +258,8 @@ class Client(Answers):
         self._origin = origin
         self._refresh = None
         self._closed = False
+        self._subscriptions = Subscriptions(self.snapshot)
+        self._listeners = (self._subscriptions.tell,)
 
     def _begin(self) -> None:
         if self._origin.opener is not None:
@@ -253,6 +296,15 @@ class Client(Answers):
         with self._arrival:
             self._publish_view(published)
             self._arrival.notify_all()
+        self._inform(snapshot, changes)
+
+    def _inform(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
+        for listener in self._listeners:
+            listener(snapshot, changes)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("this client was closed: make a new one")
 
     @property
     def _has_data(self) -> bool:

@@ -3,7 +3,7 @@
 from typing import Any, assert_type
 
 import flagkit
-from flagkit import Client, CountingClient, Counts, Evaluation
+from flagkit import Client, CountingClient, Counts, Evaluation, Subscription
 from flagkit.testing import client_from
 from flagkit.writer import Commit, Writer
 
@@ -22,6 +22,7 @@ assert_type(client.bind("user").value("a", default="x"), str)
 assert_type(client.bind("user").evaluate("a", 3), Evaluation[int])
 assert_type(client.counts(), Counts | None)
 assert_type(CountingClient("mongodb://localhost", environment="test").counts(), Counts)
+assert_type(client.on_change("a", lambda change: change.version_after), Subscription)
 assert_type(flagkit.is_enabled("a", "user"), bool)
 assert_type(flagkit.value("a", default="x"), str)
 assert_type(flagkit.configure("mongodb://localhost", environment="production"), Client)
