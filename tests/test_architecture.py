@@ -22,7 +22,7 @@ LEVELS = [
     ["client"],
     ["counting_client"],
     ["__init__"],
-    ["testing", "embedded", "writer"],
+    ["testing", "embedded", "writer", "telemetry"],
     ["cli"],
 ]
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -52,6 +52,7 @@ OWNERS = {
     "click": {"cli"},
     "rich": {"cli"},
     "ruamel": {"cli"},
+    "opentelemetry": {"telemetry"},
 }
 PURE = {"errors", "model", "core", "changes", "snapshot", "breaker", "refresh"}
 IMPURE = {"asyncio", "socket", "logging", "subprocess", "bson", "pymongo"}

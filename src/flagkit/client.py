@@ -135,6 +135,7 @@ class Client(Answers):
             is_stale=self._freshness.is_stale,
             breakers={} if refresh is None else refresh.circuits,
             error=None if refresh is None or refresh.error is None else str(refresh.error),
+            error_count=0 if refresh is None else refresh.error_count,
             counts=self.counts(),
         )
 
@@ -161,6 +162,11 @@ class Client(Answers):
             self._check_open()
             watch(self, Stage.STARTED)
             return self._subscriptions.add(key, callback)
+
+    def on_publish(self, listener: "Publish") -> None:
+        """Have flagkit's own rooms hear of each snapshot: in the refresh thread, which waits."""
+        with self._arrival:
+            self._listeners += (listener,)
 
     def start(self) -> Self:
         """Begin to load and to watch, in a background thread; nothing if that has begun already.

@@ -56,6 +56,7 @@ class RefreshThread:
     Attributes:
         refresher: What it obeys, to be looked at.
         error: What keeps it from being current, None while nothing does.
+        error_count: How often something did.
 
     Args:
         open_source: Makes the source, within the thread. Tried again if it raises.
@@ -74,6 +75,7 @@ class RefreshThread:
         file: SnapshotFile | None = None,
     ) -> None:
         self.error: Exception | None = None
+        self.error_count = 0
         self.refresher = refresher
         self._open_source = open_source
         self._publish = publish
@@ -299,6 +301,7 @@ class RefreshThread:
 
     def _note(self, error: Exception | None) -> None:
         """Say a trouble once, and once that it is over."""
+        self.error_count += error is not None
         if error is None and self.error is not None:
             _log.info("current again")
         elif error is not None and str(error) != str(self.error) and not _is_of_the_end(error):

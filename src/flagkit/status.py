@@ -24,6 +24,7 @@ class Status(Struct, frozen=True, kw_only=True):
         breakers: What its ways to the database let through: to near members, to the primary, and
             the question for the head.
         error: What keeps it from being current, in words without secrets.
+        error_count: How often something did, since it was started, or its process forked.
         counts: Of a client that counts.
     """
 
@@ -37,4 +38,5 @@ class Status(Struct, frozen=True, kw_only=True):
     is_stale: bool
     breakers: Mapping[str, Circuit]
     error: str | None
+    error_count: int
     counts: Counts | None
