@@ -45,6 +45,7 @@ OWNERS = {
         "client",
         "storage",
         "writer",
+        "cli",
     },
     "xxhash": {"model", "core", "changes", "snapshot"},
     "cachetools": {"core"},

@@ -18,6 +18,7 @@ import flagkit
 from flagkit import Context
 from flagkit.cli.policy_files import PolicyFile
 from flagkit.cli.population import users
+from flagkit.cli.standing import duration
 from flagkit.errors import BrokenReferenceError, ConfigurationError, InvalidDocumentError
 from flagkit.model import decode
 from flagkit.testing import client_from
@@ -38,6 +39,12 @@ from flagkit.cli import main
 sys.argv[1:] = ["--version"]
 main()
 """
+
+THEME: dict[str, Any] = {
+    "key": "shop.theme",
+    "variants": {"light": "light", "dark": "dark"},
+    "fallthrough": {"serve": "dark"},
+}
 
 Write = Callable[[str], Path]
 
@@ -108,6 +115,63 @@ def test_a_missing_extra_is_one_sentence(missing: str) -> None:
     assert f"needs {missing}" in assert_one_sentence(result)
     assert "pip install -e '.[cli]'" in result.stderr
     assert "pip install flagkit " not in result.stderr
+
+
+# Status
+
+
+@pytest.mark.mongo
+class TestStatus:
+    def test_it_tells_where_environments_and_members_stand(
+        self, mongo_uri: str, database: str, writer: Writer
+    ) -> None:
+        writer.create(THEME)
+        with Writer(mongo_uri, "staging", actor="tester", database=database) as other:
+            other.create_environment()
+        result = run("status", mongo_uri, "--database", database)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert re.search(r"production +1 +20\d\d-.* UTC +\d+\.\d s", result.stdout)
+        assert re.search(r"staging +0 ", result.stdout)
+        assert re.search(r"127\.0\.0\.1:\d+ +PRIMARY +0\.0 s", result.stdout)
+        assert "mongodb://" not in result.stdout
+
+    def test_it_may_be_asked_for_one_environment_as_json(
+        self, mongo_uri: str, database: str, writer: Writer
+    ) -> None:
+        revision = writer.create(THEME).revision
+        variables = {"FLAGKIT_URI": mongo_uri, "FLAGKIT_DATABASE": database}
+        result = run("status", "--environment", "production", "--output", "json", **variables)
+        found = json.loads(result.stdout)
+        [environment] = found["environments"]
+        assert (environment["environment"], environment["revision"]) == ("production", revision)
+        assert len(environment["epoch"]) == 32
+        assert environment["changed"] <= found["time"]
+        assert [member["state"] for member in found["members"]] == ["PRIMARY"]
+        result = run("status", "--environment", "prod", **variables)
+        assert "'prod' is not in the database" in assert_one_sentence(result)
+        assert "there: production" in result.stderr
+
+    def test_a_database_without_environments_is_said_to_have_none(
+        self, mongo_uri: str, database: str
+    ) -> None:
+        result = run("status", mongo_uri, "--database", database)
+        assert f"No environment is in the database '{database}'" in result.stdout
+
+
+def test_a_connection_string_is_needed_and_never_shown() -> None:
+    assert "uri is missing" in assert_one_sentence(run("status", FLAGKIT_URI=""))
+    uri = "mongodb://dana:secret@127.0.0.1:1/?serverSelectionTimeoutMS=100"
+    result = run("status", uri)
+    assert "no member of the replica set" in assert_one_sentence(result)
+    assert "secret" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(-1, "0.0 s"), (0.44, "0.4 s"), (12.3, "12 s"), (300, "5 min"), (7300, "2 h"), (9e5, "10 d")],
+)
+def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
 
 
 # The demo

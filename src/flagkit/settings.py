@@ -73,20 +73,30 @@ def settings_from(uri: str | None = None, **options: Unpack[Options]) -> Setting
         ConfigurationError: the URI or the environment is named nowhere, or something is not what
             it should be.
     """
-    found = _required("uri", uri)
-    if not found.startswith(("mongodb://", "mongodb+srv://")):
-        raise ConfigurationError("uri is no connection string: it begins with mongodb://")
+    found, database = connection_from(uri, options.get("database"))
     path = options.get("snapshot_path") or os.environ.get("FLAGKIT_SNAPSHOT_PATH") or ""
     return Settings(
         found,
         _required("environment", options.get("environment")),
         _region(options.get("region") or os.environ.get("FLAGKIT_REGION") or EVERYWHERE),
-        _database(options.get("database") or os.environ.get("FLAGKIT_DATABASE") or DATABASE),
+        database,
         os.fspath(path) or None,
         _namespaces(options.get("namespaces")),
         _max_staleness(options.get("max_staleness")),
         options.get("bootstrap") or os.environ.get("FLAGKIT_BOOTSTRAP") or None,
     )
+
+
+def connection_from(uri: str | None, database: str | None) -> tuple[str, str]:
+    """Return the connection string and the database's name from arguments, else from variables.
+
+    Raises:
+        ConfigurationError: the URI is named nowhere, or one of them is not what it should be.
+    """
+    found = _required("uri", uri)
+    if not found.startswith(("mongodb://", "mongodb+srv://")):
+        raise ConfigurationError("uri is no connection string: it begins with mongodb://")
+    return found, _database(database or os.environ.get("FLAGKIT_DATABASE") or DATABASE)
 
 
 def counts_by_default() -> bool:

@@ -12,15 +12,19 @@ import click
 from rich.console import Console
 
 from flagkit import FlagkitError, __version__
-from flagkit.cli import checkpoint, demo
+from flagkit.cli import checkpoint, demo, standing
 from flagkit.cli.policy_files import PolicyFile
 from flagkit.cli.policy_text import json_text, yaml_text
 from flagkit.errors import InvalidDocumentError
 from flagkit.model.canonical import digest, segment_digest
 from flagkit.model.schema import schema
-from flagkit.settings import settings_from
+from flagkit.settings import connection_from, settings_from
 
 FAULTS_FOUND = 3
+
+
+_uri = click.argument("uri", required=False, metavar="[URI]")
+_database = click.option("--database", help="Where flagkit's collections are.  [default: flagkit]")
 
 
 class _Group(click.Group):
@@ -146,6 +150,26 @@ def _checkpoint(
             "seconds": round(seconds, 3),
         }
         click.echo(json.dumps(found))
+
+
+@flagkit.command("status")
+@_uri
+@click.option("--environment", help="The only one to tell of; by default all.")
+@_database
+@click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def _status(uri: str | None, environment: str | None, database: str | None, output: str) -> None:
+    """Tell where the environments of a database stand, and the members of its replica set.
+
+    URI is a MongoDB connection string, FLAGKIT_URI by default, where others do not see it.
+    FLAGKIT_DATABASE stands in for --database. How far members are behind, only a user with the role
+    clusterMonitor may ask.
+    """
+    place = connection_from(uri, database)
+    found = standing.standing_of(*place, environment)
+    if output == "json":
+        click.echo(standing.json_of(found))
+    else:
+        standing.show(found, place[1], Console(highlight=False))
 
 
 @flagkit.command("demo")

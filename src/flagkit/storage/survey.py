@@ -1,0 +1,121 @@
+"""Survey: what a database holds, and how its replica set is, for people. Reads only."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Self
+
+from msgspec import Struct
+from pymongo import ASCENDING, MongoClient
+from pymongo.errors import OperationFailure
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import PrimaryPreferred
+
+from flagkit.changes import Tip
+from flagkit.storage.driver import (
+    OPERATION_MILLISECONDS_MAX,
+    configured,
+    settings_for,
+    translated,
+)
+from flagkit.storage.layout import HEADS, Document, tip_of
+
+_BY_ID = [("_id", ASCENDING)]
+# Not allowed; no such command, which is so where a proxy or a hosted service stands in between.
+_NOT_TOLD = {13, 59, 115, 8000}
+_NO_REPLICATION = 76
+
+
+class Member(Struct, frozen=True):
+    """A member of the replica set.
+
+    Attributes:
+        name: Its host and port.
+        state: As MongoDB has it, such as PRIMARY or SECONDARY; empty where it may not be asked for.
+        behind: Seconds that its newest write is older than the primary's; None where that is not
+            known.
+    """
+
+    name: str
+    state: str
+    behind: float | None
+
+
+class Survey:
+    """A database, whoever of its members answers. To be closed, by `close` or as a context manager.
+
+    Raises:
+        ConfigurationError: the connection string makes no sense.
+    """
+
+    def __init__(self, uri: str, database: str) -> None:
+        with configured(uri):
+            self._client: MongoClient[Document] = MongoClient(uri, **settings_for(uri))
+            # Without a primary there is most need to look.
+            self._database = self._client.get_database(
+                database, read_concern=ReadConcern("majority"), read_preference=PrimaryPreferred()
+            )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def environments(self) -> tuple[datetime, list[Tip]]:
+        """Return the server's time, and where each environment stands, by name.
+
+        Raises:
+            StoreError: the database did not answer, or refused.
+        """
+        with translated("reading the heads"):
+            now: datetime = self._hello()["localTime"]
+            heads = self._database[HEADS].find(
+                {}, {"change": False}, sort=_BY_ID, max_time_ms=OPERATION_MILLISECONDS_MAX
+            )
+            return now, [tip_of(head) for head in heads]
+
+    def members(self) -> list[Member]:
+        """Return the members of the replica set; their names alone, where more may not be asked.
+
+        Raises:
+            StoreError: the database did not answer.
+        """
+        with translated("asking for the members"):
+            try:
+                status: Mapping[str, Any] = self._client.admin.command(
+                    "replSetGetStatus", read_preference=PrimaryPreferred()
+                )
+            except OperationFailure as error:
+                if error.code == _NO_REPLICATION:
+                    return []
+                if error.code not in _NOT_TOLD:
+                    raise
+                hello = self._hello()
+                named = (*hello.get("hosts", ()), *hello.get("passives", ()))
+                primary = hello.get("primary")
+                return [Member(name, "PRIMARY" if name == primary else "", None) for name in named]
+        members = status["members"]
+        newest = [member["optimeDate"] for member in members if member["stateStr"] == "PRIMARY"]
+        return [
+            Member(member["name"], member["stateStr"], _behind(member, newest))
+            for member in members
+        ]
+
+    def _hello(self) -> Mapping[str, Any]:
+        codec = self._database.codec_options
+        return self._client.admin.command(
+            "hello", read_preference=PrimaryPreferred(), codec_options=codec
+        )
+
+
+def _behind(member: Mapping[str, Any], newest: list[datetime]) -> float | None:
+    """Return the seconds between a member's newest write and the primary's."""
+    # Who is down, or only votes, has a date in 1970, or none.
+    if not newest or member["stateStr"] not in {"PRIMARY", "SECONDARY", "RECOVERING"}:
+        return None
+    seconds: float = (newest[0] - member["optimeDate"]).total_seconds()
+    return max(seconds, 0.0)
