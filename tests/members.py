@@ -1,0 +1,280 @@
+"""Replica sets whose members are killed, suspended, cut off and brought back by tests.
+
+Other than those of `flagkit.embedded`, which live as long as somebody uses them. Each member has a
+proxy before it, by which clients and the other members know it: so it may come back on another
+port, and be cut off from either. To be used in the main thread: members end with it.
+"""
+
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+
+from flagkit.embedded import _FLAGS, _LISTENING, _find_mongod
+from tests.proxy import HOST, Proxy
+
+SECONDS_MAX = 30.0
+"""So long is any member waited for."""
+ELECTION_SECONDS = 1.0
+"""A primary that is silent for so long is given up by the others."""
+REGIONS = ("eu", "us", "ap")
+"""The tag `region` of each member."""
+_POLL_SECONDS = 0.01
+
+Mongo = MongoClient[dict[str, Any]]
+T = TypeVar("T")
+
+
+class Member:
+    """One mongod, known to all as `proxy.host`, started and ended by hand."""
+
+    def __init__(self, folder: Path, flags: Sequence[str], region: str) -> None:
+        folder.mkdir()
+        self.region = region
+        self.proxy = Proxy()
+        self._folder = folder
+        self._flags = flags
+        self._process: subprocess.Popen[bytes] | None = None
+        self.suspended = False
+
+    @property
+    def pid(self) -> int:
+        """The process id of a member that was started."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it may be talked to."""
+        return self._process is not None and self._process.poll() is None and not self.suspended
+
+    @property
+    def port(self) -> int:
+        """Where it listens itself, which only tests know."""
+        assert self.proxy.server_port is not None
+        return self.proxy.server_port
+
+    @property
+    def log(self) -> Path:
+        """What it has said since it was last started."""
+        return self._folder / "mongod.log"
+
+    def start(self) -> None:
+        """Start it, on another port each time. Whether it listens, `wait_listening` tells."""
+        assert not self.running
+        with socket.create_server((HOST, 0)) as free:
+            self.proxy.server_port = free.getsockname()[1]
+        # It ends with the thread that starts it, whatever ends that.
+        ending: list[str | Path] = [shutil.which("setpriv") or "setpriv", "--pdeathsig", "KILL"]
+        command = [*ending, _find_mongod(), "--dbpath", self._folder, "--port", str(self.port)]
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [*command, *self._flags], stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def wait_listening(self) -> None:
+        """Wait until it accepts connections."""
+        wait(lambda: _LISTENING in self.log.read_text(errors="replace"), "the start of a member")
+
+    def kill(self) -> None:
+        """End it with no warning, as a power cut does, and bury it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self.suspended = False
+
+    def suspend(self) -> None:
+        """Stop it in its tracks: it accepts connections, and answers nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        self.suspended = True
+
+    def resume(self) -> None:
+        """Let it go on."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+        self.suspended = False
+
+    def hello(self, credentials: dict[str, Any]) -> dict[str, Any]:
+        """Return what it says of itself; nothing if it says nothing."""
+        if self.running:
+            with contextlib.suppress(PyMongoError), self.connected(credentials) as mongo:
+                return mongo.admin.command("hello")
+        return {}
+
+    def connected(self, credentials: dict[str, Any]) -> Mongo:
+        """Return a client of this member alone, past its proxy."""
+        soon: dict[str, Any] = {"timeoutMS": 5000, "serverSelectionTimeoutMS": 1000}
+        return Mongo(HOST, self.port, directConnection=True, **soon, **credentials)
+
+
+class Members:
+    """A replica set of one or three members, for one `with`, removed with its end.
+
+    Args:
+        count: 1 or 3; the first is of region "eu", the others of "us" and "ap".
+        oplog_megabytes: How much the oplog holds; 16 is the least.
+        password: With one, access is controlled, and it is the one of the user `root`.
+    """
+
+    def __init__(self, count: int = 1, *, oplog_megabytes: int = 64, password: str = "") -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="flagkit-members-"))
+        self._credentials: dict[str, Any] = {}
+        self._password = password
+        flags = [*_FLAGS]
+        flags[flags.index("--oplogSize") + 1] = str(oplog_megabytes)
+        # The oplog is kept from the last checkpoint on, however small it is.
+        flags += ["--syncdelay", "1"]
+        if password:
+            flags += ["--keyFile", str(self._key_file())]
+        self.members = [Member(self._folder / region, flags, region) for region in REGIONS[:count]]
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            stack.callback(shutil.rmtree, self._folder)
+            for member in self.members:
+                stack.enter_context(member.proxy)
+                stack.callback(member.kill)
+                member.start()
+            for member in self.members:
+                member.wait_listening()
+            self._initiate()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def uri(self, options: str = "", user: str = "", member: Member | None = None) -> str:
+        """Return a connection string with some more options, for `user:password`, or else root.
+
+        With a member, it is of that one alone, past its proxy.
+        """
+        hosts = ",".join(each.proxy.host for each in self.members)
+        given = [options] if options else []
+        given += ["replicaSet=rs0"] if member is None else ["directConnection=true"]
+        if not user and self._credentials:
+            user = "{username}:{password}".format(**self._credentials)
+        before = f"{user}@" if user else ""
+        place = hosts if member is None else f"{HOST}:{member.port}"
+        return f"mongodb://{before}{place}/?{'&'.join(given)}"
+
+    def primary(self) -> Member:
+        """Return the primary, waiting for one."""
+        return wait(lambda: self._in_state("isWritablePrimary"), "a primary")[0]
+
+    def secondaries(self) -> list[Member]:
+        """Return the secondaries that there are, in this moment."""
+        return self._in_state("secondary")
+
+    def settle(self) -> None:
+        """Wait until each member that runs is the primary or a secondary, and one is primary."""
+        self.primary()
+        running = [member for member in self.members if member.running]
+        wait(
+            lambda: len(self.secondaries()) == len(running) - 1,
+            "the secondaries",
+        )
+
+    def heal(self) -> None:
+        """Bring all members back, with all ways between them open, and wait until they are one."""
+        for member in self.members:
+            member.proxy.heal()
+            if member.suspended:
+                member.resume()
+            if not member.running:
+                member.start()
+                member.wait_listening()
+        self.settle()
+
+    def part(self, cut_off: Member) -> None:
+        """Cut one member off from the others; clients reach all of them as before."""
+        others = [member for member in self.members if member is not cut_off]
+        cut_off.proxy.keep_out([member.pid for member in others])
+        for member in others:
+            member.proxy.keep_out([cut_off.pid])
+
+    def spread(self) -> None:
+        """Wait until all members know that a majority has what was written so far."""
+
+        def known() -> bool:
+            statuses = [self._status(member) for member in self.members]
+            optimes = [status["optimes"]["lastCommittedOpTime"]["ts"] for status in statuses]
+            return bool(min(optimes) >= written)
+
+        with self.mongo() as mongo:
+            written = mongo.admin.command("hello")["lastWrite"]["opTime"]["ts"]
+        wait(known, "the majority's point")
+
+    def lag(self, member: Member, seconds: int) -> None:
+        """Let a secondary apply what is written only so much later, or at once if 0."""
+        with self.mongo() as mongo:
+            config = mongo.admin.command("replSetGetConfig")["config"]
+            late = config["members"][self.members.index(member)]
+            late |= {"secondaryDelaySecs": seconds, "priority": 0 if seconds else 1}
+            config["version"] += 1
+            mongo.admin.command("replSetReconfig", config)
+
+    def mongo(self, member: Member | None = None) -> Mongo:
+        """Return a client of one member, by default the primary, with all rights."""
+        return (member or self.primary()).connected(self._credentials)
+
+    def roll_oplog(self) -> None:
+        """Write until the oplog has forgotten all that was written before; best if it is small."""
+        with self.mongo() as mongo:
+            oplog = mongo["local"]["oplog.rs"]
+            latest = next(oplog.find().sort("$natural", -1).limit(1))["ts"]
+            waste = mongo["waste"]["waste"].with_options(write_concern=None)
+            while next(oplog.find().sort("$natural", 1).limit(1))["ts"] <= latest:
+                waste.insert_many([{"waste": b"\0" * 1_000_000} for _ in range(4)])
+            mongo.drop_database("waste")
+
+    def _initiate(self) -> None:
+        members = [
+            {"_id": index, "host": member.proxy.host, "tags": {"region": member.region}}
+            for index, member in enumerate(self.members)
+        ]
+        settings = {
+            "electionTimeoutMillis": int(ELECTION_SECONDS * 1000),
+            "heartbeatIntervalMillis": 200,
+        }
+        with self.members[0].connected({}) as mongo:
+            config = {"_id": "rs0", "members": members, "settings": settings}
+            mongo.admin.command("replSetInitiate", config)
+        self.settle()
+        if self._password:
+            with self.mongo() as mongo:
+                mongo.admin.command("createUser", "root", pwd=self._password, roles=["root"])
+            self._credentials = {"username": "root", "password": self._password}
+
+    def _status(self, member: Member) -> dict[str, Any]:
+        with self.mongo(member) as mongo:
+            return mongo.admin.command("replSetGetStatus")
+
+    def _in_state(self, state: str) -> list[Member]:
+        return [member for member in self.members if member.hello({}).get(state)]
+
+    def _key_file(self) -> Path:
+        path = self._folder / "key"
+        path.write_text("members" * 9)
+        path.chmod(0o400)
+        return path
+
+
+def wait(ask: Callable[[], T], what: str, deadline: float | None = None) -> T:
+    """Ask until the answer is true, or the deadline in monotonic time is past; return it."""
+    deadline = time.monotonic() + SECONDS_MAX if deadline is None else deadline
+    while not (answer := ask()):
+        assert time.monotonic() < deadline, f"{what} did not come in time"
+        time.sleep(_POLL_SECONDS)
+    return answer

@@ -1,0 +1,220 @@
+"""A TCP proxy between clients and a server, which fails them as it is told to.
+
+It runs an asyncio loop in a thread of its own. What it is told holds when the call returns.
+"""
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine
+from enum import Enum
+from typing import Any, Self, TypeVar
+
+from tests.processes import ports
+
+PIECE_BYTES = 65_536
+HOST = "127.0.0.1"
+
+T = TypeVar("T")
+
+
+class Way(Enum):
+    """What becomes of a connection, new or there already."""
+
+    OPEN = "bytes pass"
+    CUT = "refused; those that are there are reset"
+    STALLED = "accepted, and no byte passes; none is lost either"
+
+
+class Proxy:
+    """Listens at `port` of 127.0.0.1, and passes what comes to `server_port` and back.
+
+    The port stays the same, and nobody else's, until the end of the block; the server may move.
+    `accepted` are the moments at which connections came, on the monotonic clock. Peers are known by
+    process: `keep_out` closes the way to some of them and leaves it open to the others.
+    """
+
+    def __init__(self, server_port: int | None = None) -> None:
+        self.server_port = server_port
+        self.accepted: list[float] = []
+        self._way = Way.OPEN
+        self._delay_seconds = 0.0
+        self._to_break = 0
+        self._kept_out: Collection[int] = ()
+        self._streams: dict[asyncio.Task[None], socket.socket] = {}
+        # Bound and never listening: it keeps the port while nobody is to be let in.
+        self._holder = _bound(0)
+        self.port: int = self._holder.getsockname()[1]
+        self._listener: socket.socket | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._loop = asyncio.new_event_loop()
+        self._passing = asyncio.Event()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+
+    @property
+    def host(self) -> str:
+        """Where it listens, as `host:port`."""
+        return f"{HOST}:{self.port}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.heal()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._do(self._end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._holder.close()
+
+    def cut(self) -> None:
+        """Reset all connections and refuse new ones."""
+        self._set(Way.CUT)
+
+    def stall(self) -> None:
+        """Accept new connections and pass nothing, on any."""
+        self._set(Way.STALLED)
+
+    def heal(self) -> None:
+        """Let everything pass at once, that which was stalled too, and everybody in."""
+        self._delay_seconds, self._to_break, self._kept_out = 0.0, 0, ()
+        self._set(Way.OPEN)
+
+    def delay(self, seconds: float) -> None:
+        """Let each piece, in each direction, pass so much later."""
+        self._delay_seconds = seconds
+
+    def break_answers(self, count: int) -> None:
+        """Reset `count` connections, each in the middle of the next thing that the server says."""
+        self._to_break = count
+
+    def reset(self) -> None:
+        """Reset all connections; new ones are let in."""
+        self._do(self._reset())
+
+    def keep_out(self, processes: Collection[int]) -> None:
+        """Reset the connections of some processes, and any that they make; others do not notice."""
+        self._kept_out = processes
+        self._do(self._reset(self._is_kept_out))
+
+    def peak_per_second(self) -> int:
+        """Return the most connections that came within any one second."""
+        recent: deque[float] = deque()
+        peak = 0
+        for moment in sorted(self.accepted):
+            recent.append(moment)
+            while recent[0] <= moment - 1:
+                recent.popleft()
+            peak = max(peak, len(recent))
+        return peak
+
+    def _set(self, way: Way) -> None:
+        self._do(self._go(way))
+
+    def _do(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _go(self, way: Way) -> None:
+        self._way = way
+        if way is Way.OPEN:
+            self._passing.set()
+        else:
+            self._passing.clear()
+        if way is Way.CUT:
+            await self._close_listener()
+            await self._reset()
+        elif self._listening is None:
+            self._listener = _bound(self.port)
+            self._listener.listen(1024)
+            self._listening = self._loop.create_task(self._listen(self._listener))
+
+    async def _listen(self, listener: socket.socket) -> None:
+        while True:
+            client, _ = await self._loop.sock_accept(listener)
+            client.setblocking(False)
+            self.accepted.append(time.monotonic())
+            stream = self._loop.create_task(self._stream(client))
+            self._streams[stream] = client
+            stream.add_done_callback(self._forget)
+
+    def _forget(self, stream: asyncio.Task[None]) -> None:
+        # One that was cancelled before its first step has closed nothing.
+        _reset_socket(self._streams.pop(stream))
+
+    async def _stream(self, client: socket.socket) -> None:
+        """Carry one connection, until either side ends it."""
+        if self._is_kept_out(client):
+            return
+        with socket.socket() as server:
+            server.setblocking(False)
+            with contextlib.suppress(OSError):
+                await self._passing.wait()
+                await self._loop.sock_connect(server, (HOST, self.server_port))
+                for side in (client, server):
+                    side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                pumps = [
+                    self._loop.create_task(self._pump(client, server)),
+                    self._loop.create_task(self._pump(server, client, answers=True)),
+                ]
+                try:
+                    await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for pump in pumps:
+                        pump.cancel()
+                    await asyncio.gather(*pumps, return_exceptions=True)
+
+    async def _pump(
+        self, source: socket.socket, sink: socket.socket, *, answers: bool = False
+    ) -> None:
+        while piece := await self._loop.sock_recv(source, PIECE_BYTES):
+            await self._passing.wait()
+            if self._delay_seconds:
+                await asyncio.sleep(self._delay_seconds)
+            if answers and self._to_break:
+                self._to_break -= 1
+                await self._loop.sock_sendall(sink, piece[: len(piece) // 2])
+                return
+            await self._loop.sock_sendall(sink, piece)
+
+    def _is_kept_out(self, client: socket.socket) -> bool:
+        with contextlib.suppress(OSError):
+            port = client.getpeername()[1]
+            return any(port in ports(process) for process in self._kept_out)
+        return False
+
+    async def _reset(self, which: Callable[[socket.socket], bool] = lambda _: True) -> None:
+        streams = [stream for stream, client in self._streams.items() if which(client)]
+        for stream in streams:
+            stream.cancel()
+        await asyncio.gather(*streams, return_exceptions=True)
+
+    async def _close_listener(self) -> None:
+        if self._listening is not None and self._listener is not None:
+            self._listening.cancel()
+            await asyncio.gather(self._listening, return_exceptions=True)
+            self._listener.close()
+            self._listening = None
+
+    async def _end(self) -> None:
+        await self._close_listener()
+        await self._reset()
+
+
+def _bound(port: int) -> socket.socket:
+    found = socket.socket()
+    found.setblocking(False)
+    # Of two sockets with this option, at one port, the one that listens gets all connections.
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    found.bind((HOST, port))
+    return found
+
+
+def _reset_socket(found: socket.socket) -> None:
+    """Close a socket so that the other side sees a reset, not an end."""
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    found.close()
