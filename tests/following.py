@@ -7,6 +7,8 @@ import argparse
 import contextlib
 import hashlib
 import json
+import logging
+import random
 import resource
 import select
 import signal
@@ -25,6 +27,8 @@ from tests.members import wait
 
 ENVIRONMENT = "production"
 FLAG_COUNT = 8
+BURST_SECONDS = 0.02
+BURSTS_PER_SECOND = 5
 PACE_SECONDS = 0.002
 """How long callers pause between two calls: they look on, and leave the cores to others."""
 
@@ -113,6 +117,40 @@ class Caller:
         return revision
 
 
+class Meter:
+    """A busy service: it evaluates in bursts, and takes the processor's time of the process.
+
+    So what keeping current costs counts, and what others do on the machine does not.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._count = 0
+        self._seconds = 0.0
+        self._lock = threading.Lock()
+        threading.Thread(target=self._run, name="meter", daemon=True).start()
+
+    def take(self) -> float:
+        """Return evaluations a second of the processor, since this was last asked."""
+        with self._lock:
+            rate = self._count / max(self._seconds, 1e-9)
+            self._count, self._seconds = 0, 0.0
+        return rate
+
+    def _run(self) -> None:
+        keys = [f"shop.flag-{number}" for number in range(FLAG_COUNT)]
+        pause = threading.Event()
+        while not pause.wait(1 / BURSTS_PER_SECOND - BURST_SECONDS):
+            until = time.monotonic() + BURST_SECONDS
+            with self._lock:
+                before = time.process_time()
+                while time.monotonic() < until:
+                    for key in keys:
+                        self._client.evaluate(key, "user", default=None)
+                    self._count += len(keys)
+                self._seconds += time.process_time() - before
+
+
 @contextlib.contextmanager
 def called(*clients: Client, histories: bool = False) -> Generator[None]:
     """Let services evaluate during the block; at its end, nothing may have been amiss."""
@@ -126,16 +164,22 @@ def called(*clients: Client, histories: bool = False) -> Generator[None]:
     assert [caller.complaints for caller in callers] == [[] for _ in callers]
 
 
-def assert_current(client: Client, writer: Writer, seconds: float) -> None:
-    """Wait until a client is where the head is; it must hold what the database holds."""
+def assert_current(client: Client, writer: Writer, seconds: float) -> float:
+    """Wait until a client is where the head is; return how long that took, in seconds.
+
+    It must then hold what the database holds.
+    """
     tip = writer.store.tip()
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
+    deadline = began + seconds
     client.wait_for(tip.revision, seconds)
     # A history that was put back is behind where the client was.
     wait(lambda: tip_of(client) == tip, f"revision {tip.revision}", deadline)
+    took = time.monotonic() - began
     snapshot = client.snapshot
     assert snapshot is not None
     assert digest(snapshot.records()) == digest(stored(writer, snapshot.region))
+    return took
 
 
 def tip_of(client: Client) -> Tip | None:
@@ -186,14 +230,30 @@ class Follower:
         """Set its clock on or back, as others have it; not the monotonic one."""
         assert self._ask({"step": seconds}, seconds=10) == {}
 
-    def assert_current(self, writer: Writer, seconds: float) -> dict[str, Any]:
-        """Wait until all its clients are where the head is; return what they have to say."""
+    def assert_current(self, writer: Writer, seconds: float) -> float:
+        """Wait until all its clients are where the head is; return how long that took.
+
+        They must then hold what the database holds, and have answered all the while.
+        """
         tip = writer.store.tip()
+        began = time.monotonic()
         said = self._ask({"wait": tip.revision, "seconds": seconds}, seconds=seconds + 10)
         assert said["complaints"] == []
         assert said["places"] == [list(place(tip))]
         assert said["digests"] == [digest(stored(writer, "*"))]
-        return said
+        return time.monotonic() - began
+
+    def published(self) -> dict[str, Any]:
+        """Return all that its first client has published: places and moments; and the bases."""
+        return self._ask({"published": True}, seconds=30)
+
+    def close_clients(self) -> None:
+        """Have its clients no longer follow; they go on answering."""
+        assert self._ask({"close": True}, seconds=30) == {}
+
+    def rate(self) -> float:
+        """Return what its meter has, since this was last asked."""
+        return float(self._ask({"rate": True}, seconds=10)["rate"])
 
     def __enter__(self) -> Self:
         return self
@@ -220,7 +280,13 @@ def main() -> None:
     parser.add_argument("count", type=int)
     parser.add_argument("--file")
     parser.add_argument("--file-bytes-max", type=int)
+    parser.add_argument("--meter", action="store_true")
+    parser.add_argument("--no-jitter", action="store_true")
     given = parser.parse_args()
+    logging.getLogger("flagkit").setLevel(logging.ERROR)  # what is not current, it will say itself
+    if given.no_jitter:
+        for owner, name in ((random, "uniform"), (random.Random, "uniform")):
+            setattr(owner, name, later)
     if given.file_bytes_max is not None:
         limit = given.file_bytes_max
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -229,19 +295,47 @@ def main() -> None:
             stack.enter_context(FollowedClient(given.uri, given.database, snapshot_path=given.file))
             for _ in range(given.count)
         ]
-        clients[0].wait_ready(30)
+        for client in clients:
+            client.wait_ready(60)
         caller = stack.enter_context(Caller(clients[0]))
+        meter = Meter(clients[0]) if given.meter else None
         for line in sys.stdin:
-            sys.stdout.write(f"{json.dumps(obeyed(json.loads(line), clients, caller))}\n")
+            answer = obeyed(json.loads(line), clients, caller, meter)
+            sys.stdout.write(f"{json.dumps(answer)}\n")
             sys.stdout.flush()
 
 
-def obeyed(asked: dict[str, Any], clients: Sequence[FollowedClient], caller: Caller) -> object:
+def later(*given: float) -> float:
+    """Return what chance allows at the latest: the last of what `uniform` is given."""
+    return given[-1]
+
+
+def obeyed(
+    asked: dict[str, Any], clients: Sequence[FollowedClient], caller: Caller, meter: Meter | None
+) -> object:
     """Do what is asked, and return what came of it."""
     if "step" in asked:
         real = time.time
         time.time = lambda: real() + asked["step"]
         return {}
+    if "close" in asked:
+        for client in clients:
+            client.close()
+        return {}
+    if "rate" in asked:
+        assert meter is not None
+        return {"rate": meter.take()}
+    if "published" in asked:
+        client = clients[0]
+        places, moments, bases = client.published, client.moments, client.bases
+        return {"places": places, "moments": moments, "bases": bases}
+    return awaited(asked, clients, caller)
+
+
+def awaited(
+    asked: dict[str, Any], clients: Sequence[FollowedClient], caller: Caller
+) -> dict[str, Any]:
+    """Wait for a revision; return where all clients are and what they hold."""
     deadline = time.monotonic() + asked["seconds"]
     complaints: list[str] = []
     for client in clients:

@@ -1,11 +1,12 @@
 """Replica sets whose members are killed, suspended, cut off and brought back by tests.
 
 Other than those of `flagkit.embedded`, which live as long as somebody uses them. Each member has a
-proxy before it, by which clients and the other members know it: so it may come back on another
-port, and be cut off from either. To be used in the main thread: members end with it.
+proxy before it, if need be, by which clients and the other members know it: so it may come back on
+another port, and be cut off from either. To be used in the main thread: members end with it.
 """
 
 import contextlib
+import random
 import shutil
 import signal
 import socket
@@ -35,12 +36,15 @@ T = TypeVar("T")
 
 
 class Member:
-    """One mongod, known to all as `proxy.host`, started and ended by hand."""
+    """One mongod, known to all as `host`, started and ended by hand."""
 
-    def __init__(self, folder: Path, flags: Sequence[str], region: str) -> None:
+    def __init__(self, folder: Path, flags: Sequence[str], region: str, *, proxied: bool) -> None:
         folder.mkdir()
         self.region = region
         self.proxy = Proxy()
+        self.port = _free_port()
+        """Where it listens itself."""
+        self._proxied = proxied
         self._folder = folder
         self._flags = flags
         self._process: subprocess.Popen[bytes] | None = None
@@ -58,10 +62,9 @@ class Member:
         return self._process is not None and self._process.poll() is None and not self.suspended
 
     @property
-    def port(self) -> int:
-        """Where it listens itself, which only tests know."""
-        assert self.proxy.server_port is not None
-        return self.proxy.server_port
+    def host(self) -> str:
+        """Where clients and other members find it."""
+        return self.proxy.host if self._proxied else f"{HOST}:{self.port}"
 
     @property
     def log(self) -> Path:
@@ -69,10 +72,10 @@ class Member:
         return self._folder / "mongod.log"
 
     def start(self) -> None:
-        """Start it, on another port each time. Whether it listens, `wait_listening` tells."""
+        """Start it, on another port if it has a proxy; `wait_listening` tells when it is there."""
         assert not self.running
-        with socket.create_server((HOST, 0)) as free:
-            self.proxy.server_port = free.getsockname()[1]
+        if self._proxied:
+            self.port = self.proxy.server_port = _free_port()
         # It ends with the thread that starts it, whatever ends that.
         ending: list[str | Path] = [shutil.which("setpriv") or "setpriv", "--pdeathsig", "KILL"]
         command = [*ending, _find_mongod(), "--dbpath", self._folder, "--port", str(self.port)]
@@ -122,11 +125,19 @@ class Members:
 
     Args:
         count: 1 or 3; the first is of region "eu", the others of "us" and "ap".
+        proxied: Whether there are proxies before them; without, they keep their ports.
         oplog_megabytes: How much the oplog holds; 16 is the least.
         password: With one, access is controlled, and it is the one of the user `root`.
     """
 
-    def __init__(self, count: int = 1, *, oplog_megabytes: int = 64, password: str = "") -> None:
+    def __init__(
+        self,
+        count: int = 1,
+        *,
+        proxied: bool = True,
+        oplog_megabytes: int = 64,
+        password: str = "",
+    ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="flagkit-members-"))
         self._credentials: dict[str, Any] = {}
         self._password = password
@@ -136,7 +147,10 @@ class Members:
         flags += ["--syncdelay", "1"]
         if password:
             flags += ["--keyFile", str(self._key_file())]
-        self.members = [Member(self._folder / region, flags, region) for region in REGIONS[:count]]
+        self.members = [
+            Member(self._folder / region, flags, region, proxied=proxied)
+            for region in REGIONS[:count]
+        ]
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -160,7 +174,7 @@ class Members:
 
         With a member, it is of that one alone, past its proxy.
         """
-        hosts = ",".join(each.proxy.host for each in self.members)
+        hosts = ",".join(each.host for each in self.members)
         given = [options] if options else []
         given += ["replicaSet=rs0"] if member is None else ["directConnection=true"]
         if not user and self._credentials:
@@ -241,7 +255,7 @@ class Members:
 
     def _initiate(self) -> None:
         members = [
-            {"_id": index, "host": member.proxy.host, "tags": {"region": member.region}}
+            {"_id": index, "host": member.host, "tags": {"region": member.region}}
             for index, member in enumerate(self.members)
         ]
         settings = {
@@ -269,6 +283,14 @@ class Members:
         path.write_text("members" * 9)
         path.chmod(0o400)
         return path
+
+
+def _free_port() -> int:
+    """Return a free port, of those that the system gives to nobody who has not asked for it."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server((HOST, port)):
+            return port
 
 
 def wait(ask: Callable[[], T], what: str, deadline: float | None = None) -> T:

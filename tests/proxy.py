@@ -8,8 +8,6 @@ import contextlib
 import socket
 import struct
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Collection, Coroutine
 from enum import Enum
 from typing import Any, Self, TypeVar
@@ -34,13 +32,11 @@ class Proxy:
     """Listens at `port` of 127.0.0.1, and passes what comes to `server_port` and back.
 
     The port stays the same, and nobody else's, until the end of the block; the server may move.
-    `accepted` are the moments at which connections came, on the monotonic clock. Peers are known by
-    process: `keep_out` closes the way to some of them and leaves it open to the others.
+    Peers are known by process: `keep_out` closes the way to some and leaves it open to others.
     """
 
     def __init__(self, server_port: int | None = None) -> None:
         self.server_port = server_port
-        self.accepted: list[float] = []
         self._way = Way.OPEN
         self._delay_seconds = 0.0
         self._to_break = 0
@@ -102,17 +98,6 @@ class Proxy:
         self._kept_out = processes
         self._do(self._reset(self._is_kept_out))
 
-    def peak_per_second(self) -> int:
-        """Return the most connections that came within any one second."""
-        recent: deque[float] = deque()
-        peak = 0
-        for moment in sorted(self.accepted):
-            recent.append(moment)
-            while recent[0] <= moment - 1:
-                recent.popleft()
-            peak = max(peak, len(recent))
-        return peak
-
     def _set(self, way: Way) -> None:
         self._do(self._go(way))
 
@@ -137,7 +122,6 @@ class Proxy:
         while True:
             client, _ = await self._loop.sock_accept(listener)
             client.setblocking(False)
-            self.accepted.append(time.monotonic())
             stream = self._loop.create_task(self._stream(client))
             self._streams[stream] = client
             stream.add_done_callback(self._forget)

@@ -5,6 +5,7 @@ The long forms of these, and failovers under load, are soaks: `python -m tests.s
 
 import contextlib
 import os
+import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from pymongo import WriteConcern
 from flagkit import Client, ErrorCode
 from flagkit.changes import genesis, next_change
 from flagkit.errors import NotReadyError
+from flagkit.refresh import BACKOFF_MAX_SECONDS
 from flagkit.storage.layout import INDEXES, head_document, ledger_document
 from flagkit.writer import Writer, verify
 from tests.following import (
@@ -33,11 +35,16 @@ from tests.proxy import Proxy
 
 pytestmark = pytest.mark.mongo
 
+OUTAGE_SECONDS = float(os.environ.get("FLAGKIT_OUTAGE_SECONDS", "1"))
+"""How long outages last; a minute in the soak."""
+AFTER_SECONDS = min(BACKOFF_MAX_SECONDS, 2 * OUTAGE_SECONDS) + 10.0
+"""The bound after an outage: clients that met it have backed off, each time for longer."""
 SOON_SECONDS = 10.0
 """The bound where a client notices by itself that something was amiss, as by a broken read."""
 LATER_SECONDS = 20.0
 """The bound where it has to ask for the head, which it does about every 10 s."""
 
+Record = Callable[[str, object], None]
 Documents = dict[str, list[dict[str, Any]]]
 
 
@@ -51,6 +58,8 @@ class Scene:
         self.writer = self._writer(members.uri())
         self.mongo: Mongo = self._stack.enter_context(members.mongo())
         """A client past the proxies, of the member that is the primary at the beginning."""
+        self.recoveries: list[tuple[float, float]] = []
+        """How long it took to be current, each time, and the bound, in seconds."""
         self._edits = 0
 
     def change(self, count: int = 1) -> int:
@@ -72,6 +81,18 @@ class Scene:
     def write_past_the_proxies(self) -> None:
         """Let the writer reach the primary, whatever becomes of the ways to it."""
         self.writer = self._writer(self.members.uri(member=self.members.primary()))
+
+    def outlast(self) -> None:
+        """Let what is amiss last."""
+        time.sleep(OUTAGE_SECONDS)
+
+    def assert_current(self, client: Client | Follower, seconds: float) -> None:
+        """Hold a client to being current so soon, and to what the database holds."""
+        if isinstance(client, Follower):
+            took = client.assert_current(self.writer, seconds)
+        else:
+            took = assert_current(client, self.writer, seconds)
+        self.recoveries.append((took, seconds))
 
     def dumped(self) -> Documents:
         """Return a backup."""
@@ -119,17 +140,19 @@ def three_members() -> Iterator[Members]:
 
 
 @pytest.fixture
-def single(one_member: Members) -> Iterator[Scene]:
+def single(one_member: Members, record_property: Record) -> Iterator[Scene]:
     one_member.heal()
     with Scene(one_member) as scene:
         yield scene
+    record_property("recoveries", scene.recoveries)
 
 
 @pytest.fixture
-def triple(three_members: Members) -> Iterator[Scene]:
+def triple(three_members: Members, record_property: Record) -> Iterator[Scene]:
     three_members.heal()
     with Scene(three_members) as scene:
         yield scene
+    record_property("recoveries", scene.recoveries)
 
 
 @contextlib.contextmanager
@@ -148,11 +171,12 @@ class TestConnections:
         with called(client):
             member = single.members.primary()
             member.kill()
+            single.outlast()
             before = member.port
             member.start()
             assert member.port != before
             single.change()
-            assert_current(client, single.writer, SOON_SECONDS)
+            single.assert_current(client, AFTER_SECONDS)
         assert len(client.bases) == 1
 
     @pytest.mark.parametrize("fault", [Proxy.cut, Proxy.stall])
@@ -166,9 +190,9 @@ class TestConnections:
             fault(proxy)
             revision = single.change(3)
             with pytest.raises(NotReadyError):
-                client.wait_for(revision, timeout=1)
+                client.wait_for(revision, timeout=OUTAGE_SECONDS)
             proxy.heal()
-            assert_current(client, single.writer, SOON_SECONDS)
+            single.assert_current(client, AFTER_SECONDS)
         assert len(client.bases) == 1
 
     @pytest.mark.parametrize(
@@ -189,7 +213,7 @@ class TestConnections:
             fault(single.members.members[0].proxy)
             for _ in range(5):
                 single.change()
-                assert_current(client, single.writer, SOON_SECONDS)
+                single.assert_current(client, SOON_SECONDS)
 
     def test_a_client_of_a_server_that_never_answers_has_defaults_until_it_does(
         self, single: Scene
@@ -200,13 +224,13 @@ class TestConnections:
         uri = single.members.uri()
         with Client(uri, environment=ENVIRONMENT, database=single.database) as client:
             with pytest.raises(NotReadyError):
-                client.wait_ready(timeout=1)
+                client.wait_ready(timeout=OUTAGE_SECONDS)
             found = client.evaluate("shop.flag-0", default="default")
             assert (found.value, found.error_code) == ("default", ErrorCode.PROVIDER_NOT_READY)
             proxy.heal()
-            assert_current(client, single.writer, SOON_SECONDS)
+            single.assert_current(client, AFTER_SECONDS)
 
-    def test_a_password_that_is_changed_and_changed_back(self) -> None:
+    def test_a_password_that_is_changed_and_changed_back(self, record_property: Record) -> None:
         with Members(password="of-root") as members, Scene(members) as scene:
             scene.write_past_the_proxies()
             readable = {"role": "read", "db": scene.database}
@@ -218,9 +242,10 @@ class TestConnections:
                 proxy.reset()
                 revision = scene.change()
                 with pytest.raises(NotReadyError, match="not let in"):
-                    client.wait_for(revision, timeout=1)
+                    client.wait_for(revision, timeout=OUTAGE_SECONDS)
                 scene.mongo.admin.command("updateUser", "reader", pwd="first")
-                assert_current(client, scene.writer, SOON_SECONDS)
+                scene.assert_current(client, AFTER_SECONDS)
+            record_property("recoveries", scene.recoveries)
 
 
 class TestHistories:
@@ -230,7 +255,7 @@ class TestHistories:
             with cut_off(single):
                 single.change(3)
                 single.members.roll_oplog()
-            assert_current(client, single.writer, SOON_SECONDS)
+            single.assert_current(client, SOON_SECONDS)
         assert len(client.bases) == 1
 
     def test_a_ledger_that_was_pruned_up_to_the_head(self, single: Scene) -> None:
@@ -239,7 +264,7 @@ class TestHistories:
             with cut_off(single):
                 single.change(3)
                 single.mongo[single.database].ledger.delete_many({})
-            assert_current(client, single.writer, SOON_SECONDS)
+            single.assert_current(client, SOON_SECONDS)
         assert len(client.bases) == 2
 
     @pytest.mark.parametrize("everything", [False, True])
@@ -255,31 +280,31 @@ class TestHistories:
                 single.mongo[single.database].heads.drop()
                 single.mongo[single.database].heads.insert_many(backup["heads"])
             single.change()
-            assert_current(client, single.writer, SOON_SECONDS)
+            single.assert_current(client, SOON_SECONDS)
 
     def test_an_older_backup_that_was_restored_with_no_word_said(self, single: Scene) -> None:
         client = single.client()
         backup = single.dumped()
         with called(client, histories=True):
             single.change(3)
-            assert_current(client, single.writer, SOON_SECONDS)
+            single.assert_current(client, SOON_SECONDS)
             with cut_off(single):
                 single.restore(backup)
-            assert_current(client, single.writer, LATER_SECONDS)
+            single.assert_current(client, LATER_SECONDS)
             assert client.revision == 1
             # Another history of as many revisions, with nothing to tell it from the first but this.
             single.change(3)
-            assert_current(client, single.writer, SOON_SECONDS)
+            single.assert_current(client, SOON_SECONDS)
 
     def test_an_older_backup_that_was_restored_as_another_history(self, single: Scene) -> None:
         client = single.client()
         backup = single.dumped()
         with called(client, histories=True):
             single.change(3)
-            assert_current(client, single.writer, SOON_SECONDS)
+            single.assert_current(client, SOON_SECONDS)
             single.restore(declared(backup, single.writer))
             single.change()
-            assert_current(client, single.writer, LATER_SECONDS)
+            single.assert_current(client, LATER_SECONDS)
 
     def test_a_file_of_another_cluster(self, single: Scene, tmp_path: Path) -> None:
         path = tmp_path / "flags"
@@ -288,7 +313,7 @@ class TestHistories:
             other.client(snapshot_path=path).close()
         client = single.client(snapshot_path=path)
         with called(client, histories=True):
-            assert_current(client, single.writer, SOON_SECONDS)
+            single.assert_current(client, SOON_SECONDS)
 
     def test_an_edit_past_the_writer_is_not_served_and_ends_with_its_mending(
         self, single: Scene
@@ -303,9 +328,9 @@ class TestHistories:
                 assert found is not None
                 flags.update_one({"_id": found["_id"]}, {"$set": {"hash": "0" * 16}})
             with pytest.raises(NotReadyError, match="past the writer"):
-                client.wait_for(revision, timeout=1)
+                client.wait_for(revision, timeout=OUTAGE_SECONDS)
             flags.replace_one({"_id": found["_id"]}, found)
-            assert_current(client, single.writer, SOON_SECONDS)
+            single.assert_current(client, AFTER_SECONDS)
 
 
 def declared(backup: Documents, writer: Writer) -> Documents:
@@ -324,26 +349,27 @@ def declared(backup: Documents, writer: Writer) -> Documents:
 class TestProcesses:
     def test_a_process_that_is_suspended_for_a_while(self, single: Scene) -> None:
         with Follower(single.members.uri(), single.database) as follower:
-            follower.assert_current(single.writer, SOON_SECONDS)
+            single.assert_current(follower, SOON_SECONDS)
             follower.suspend()
             single.change(3)
+            single.outlast()
             follower.resume()
-            follower.assert_current(single.writer, SOON_SECONDS)
+            single.assert_current(follower, SOON_SECONDS)
 
     @pytest.mark.parametrize("seconds", [-3600, 3600])
     def test_a_clock_that_is_stepped_by_an_hour(self, single: Scene, seconds: int) -> None:
         with Follower(single.members.uri(), single.database) as follower:
-            follower.assert_current(single.writer, SOON_SECONDS)
+            single.assert_current(follower, SOON_SECONDS)
             follower.step_clock(seconds)
             single.change(3)
-            follower.assert_current(single.writer, SOON_SECONDS)
+            single.assert_current(follower, SOON_SECONDS)
 
     def test_a_disk_that_is_full_costs_the_file_alone(self, single: Scene, tmp_path: Path) -> None:
         path = tmp_path / "flags"
         options = ["--file", str(path), "--file-bytes-max", "100"]
         with Follower(single.members.uri(), single.database, options=options) as follower:
             single.change(3)
-            follower.assert_current(single.writer, SOON_SECONDS)
+            single.assert_current(follower, SOON_SECONDS)
         assert not path.exists()
 
 
@@ -357,7 +383,7 @@ class TestMembers:
             triple.members.primary().kill()
             triple.change(3)
             for client in clients:
-                assert_current(client, triple.writer, SOON_SECONDS)
+                triple.assert_current(client, SOON_SECONDS)
         assert [len(client.bases) for client in clients] == [1, 1, 1]
 
     def test_a_write_that_a_failover_rolls_back_is_seen_by_nobody(self, triple: Scene) -> None:
@@ -378,7 +404,7 @@ class TestMembers:
             members.heal()
             triple.change()
             for client in clients:
-                assert_current(client, triple.writer, SOON_SECONDS)
+                triple.assert_current(client, SOON_SECONDS)
         assert verify(triple.writer.store) == []
         for client in clients:
             assert place(lost.tip) not in client.published
@@ -389,7 +415,7 @@ class TestMembers:
         with called(client):
             triple.members.part(away)
             triple.change(3)
-            assert_current(client, triple.writer, LATER_SECONDS)
+            triple.assert_current(client, LATER_SECONDS)
 
     def test_a_lagging_secondary_that_is_asked_after_a_fresh_one(self, triple: Scene) -> None:
         fresh, late = triple.members.secondaries()
@@ -398,10 +424,10 @@ class TestMembers:
         client = triple.client(tags)
         with called(client):
             triple.change(3)
-            assert_current(client, triple.writer, SOON_SECONDS)
+            triple.assert_current(client, SOON_SECONDS)
             fresh.proxy.keep_out([os.getpid()])
             triple.change(3)
-            assert_current(client, triple.writer, LATER_SECONDS)
+            triple.assert_current(client, LATER_SECONDS)
         triple.members.lag(late, 0)
 
     def test_a_secondary_that_accepts_and_never_answers(self, triple: Scene) -> None:
@@ -410,7 +436,7 @@ class TestMembers:
         with called(client):
             away.suspend()
             triple.change(3)
-            assert_current(client, triple.writer, LATER_SECONDS)
+            triple.assert_current(client, LATER_SECONDS)
 
     def test_a_region_that_is_lost_and_comes_back(self, triple: Scene) -> None:
         away = triple.members.secondaries()[0]
@@ -418,10 +444,10 @@ class TestMembers:
         with called(client):
             away.kill()
             triple.change(3)
-            assert_current(client, triple.writer, SOON_SECONDS)
+            triple.assert_current(client, SOON_SECONDS)
             triple.members.heal()
             triple.change(3)
-            assert_current(client, triple.writer, SOON_SECONDS)
+            triple.assert_current(client, SOON_SECONDS)
 
 
 def near(region: str) -> str:

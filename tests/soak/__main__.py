@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.report import Result, report
-from tests.soak import fuzz, oracle, simulation, writers
+from tests.soak import failover, faults, fleet, fuzz, oracle, simulation, writers
 
 
 class Soak(NamedTuple):
@@ -25,6 +25,9 @@ class Soak(NamedTuple):
 
 
 SOAKS = {
+    "failover": Soak(failover.soak, "--kills", 20),
+    "faults": Soak(faults.soak, "--seconds", 60),
+    "fleet": Soak(fleet.soak, "--clients", 300),
     "fuzz": Soak(fuzz.soak, "--pairs", 1_000_000),
     "oracle": Soak(oracle.soak, "--pairs", 10_000_000),
     "simulation": Soak(simulation.soak, "--seeds", 2_000),

@@ -1,0 +1,150 @@
+"""Failovers: the primary is killed again and again under a steady stream of revisions.
+
+Services follow it by several read preferences, each in a process of its own, and evaluate all the
+while. In the end each one's story is compared with the ledger's, revision by revision.
+"""
+
+import contextlib
+import random
+import statistics
+import time
+import uuid
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+from benchmarks.report import Result
+from flagkit.changes import Change
+from flagkit.writer import Writer, verify
+from tests.following import Follower, place
+from tests.members import Members
+from tests.soak.steady import SteadyWriter, stocked
+
+REVISIONS_PER_SECOND = 50
+BETWEEN_SECONDS = 2.0
+"""How long, on average, the set is left alone once it is whole; a dead member half as long."""
+DRAIN_SECONDS = 60.0
+PREFERENCES = ("primary", "secondary", "nearest")
+SLOWER_PERCENT_MAX = 10.0
+
+
+def soak(kills: int, seed: int) -> Iterator[Result]:
+    """Kill the primary so often, and tell what became of the revisions."""
+    chance = random.Random(seed)
+    with contextlib.ExitStack() as stack:
+        members = stack.enter_context(Members(3, proxied=False))
+        database = f"soak-{uuid.uuid4().hex}"
+        writer = stack.enter_context(stocked(members.uri(), database))
+        services = {
+            preference: stack.enter_context(service(members, database, preference))
+            for preference in PREFERENCES
+        }
+        # Beside them, in the same minutes, one that does nothing but answer.
+        idle = stack.enter_context(service(members, database, "primary"))
+        for each in (*services.values(), idle):
+            each.assert_current(writer, DRAIN_SECONDS)
+        idle.close_clients()
+        for each in (*services.values(), idle):
+            each.rate()
+        with SteadyWriter(writer, REVISIONS_PER_SECOND) as steady:
+            kill_primaries(members, kills, chance)
+        rates = {preference: each.rate() for preference, each in services.items()}
+        idle_rate = idle.rate()
+        for each in services.values():
+            each.assert_current(writer, DRAIN_SECONDS)
+        yield from ledger_results(writer, steady)
+        changes = list(writer.store.changes())
+        for preference, each in services.items():
+            yield from service_results(preference, each, changes, steady)
+            yield result(
+                f"{preference}: fewer evaluations than at rest",
+                round(100 * (1 - rates[preference] / idle_rate), 1),
+                SLOWER_PERCENT_MAX,
+                "%",
+                details={"per_cpu_second": rates[preference], "at_rest": idle_rate},
+            )
+
+
+def service(members: Members, database: str, preference: str) -> Follower:
+    """Return a service that reads as it prefers."""
+    return Follower(members.uri(f"readPreference={preference}"), database, options=["--meter"])
+
+
+def kill_primaries(members: Members, kills: int, chance: random.Random) -> None:
+    """Kill the primary of a set that is whole, and bring it back once there is another."""
+    for _ in range(kills):
+        members.settle()
+        time.sleep(chance.uniform(0, 2 * BETWEEN_SECONDS))
+        primary = members.primary()
+        primary.kill()
+        members.primary()
+        time.sleep(chance.uniform(0, BETWEEN_SECONDS))
+        primary.start()
+        primary.wait_listening()
+    members.settle()
+
+
+def ledger_results(writer: Writer, steady: SteadyWriter) -> Iterator[Result]:
+    """Tell what became of what was acknowledged."""
+    made = {change.request: change.revision for change in writer.store.changes()}
+    lost = [
+        revision for request, revision, _ in steady.acknowledged if made.get(request) != revision
+    ]
+    moments = [moment for _, _, moment in steady.acknowledged]
+    seconds = moments[-1] - moments[0]
+    yield result("revisions acknowledged", len(moments))
+    usual = statistics.median(after - before for before, after in pairwise(moments))
+    yield result("revisions a second, usually", round(1 / usual, 1))
+    yield result("revisions a second, failovers included", round(len(moments) / seconds, 1))
+    yield result("acknowledged revisions lost", len(lost), 0)
+    yield result("faults in the ledger", len(verify(writer.store)), 0)
+    yield result("longest spell without a commit", round(longest(moments), 3), unit="s")
+
+
+def service_results(
+    preference: str, service: Follower, changes: list[Change], steady: SteadyWriter
+) -> Iterator[Result]:
+    """Compare what a service has published with the ledger, and with when it was acknowledged."""
+    said = service.published()
+    there = [tuple(each) for each in said["places"]]
+    truth = {place(change.tip) for change in changes}
+    seen = set(there)
+    first = min(revision for _, revision, _ in there)
+    missed = sum(1 for _, revision, _ in truth - seen if revision > first)
+    yield result(f"{preference}: revisions missed", missed, 0)
+    yield result(f"{preference}: revisions that are not in the ledger", len(seen - truth), 0)
+    yield result(f"{preference}: revisions applied twice", len(there) - len(seen), 0)
+    backwards = sum(after[1] <= before[1] for before, after in pairwise(there))
+    yield result(f"{preference}: revisions out of order", backwards, 0)
+    yield result(f"{preference}: new bases", len(said["bases"]) - 1, 0)
+    arrived = dict(zip((revision for _, revision, _ in there), said["moments"], strict=True))
+    blind = [
+        arrived[revision] - moment
+        for _, revision, moment in steady.acknowledged
+        if revision in arrived
+    ]
+    yield result(f"{preference}: longest blind spell", round(max(0, *blind), 3), unit="s")
+    silence = longest(said["moments"])
+    yield result(f"{preference}: longest time without a revision", round(silence, 3), unit="s")
+
+
+def longest(moments: list[float]) -> float:
+    """Return the longest time between two moments, in seconds."""
+    return max(after - before for before, after in pairwise(moments))
+
+
+def result(
+    case: str,
+    value: float,
+    bound: float | None = None,
+    unit: str = "",
+    details: dict[str, Any] | None = None,
+) -> Result:
+    return Result(
+        benchmark="failover",
+        case=case,
+        value=value,
+        unit=unit,
+        bound=bound,
+        details=details or {},
+    )

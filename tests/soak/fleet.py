@@ -1,0 +1,137 @@
+"""A fleet: many clients on one server, at rest, under changes, and after the server was gone."""
+
+import contextlib
+import json
+import os
+import random
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from benchmarks.report import Result
+from flagkit.writer import Writer
+from tests.following import FLAG_COUNT, Follower, flag
+from tests.members import Member, Members
+from tests.soak.steady import SteadyWriter, stocked
+
+PROCESSES = 3
+START_SECONDS = 120.0
+IDLE_SECONDS = 30.0
+IDLE_PERCENT_MAX = 3.0
+LOAD_SECONDS = 10.0
+KEPT_UP_SECONDS = 1.0
+"""A fleet keeps up whose last client has a revision so soon after it is acknowledged."""
+RATES = (1, 2, 4, 8, 16, 32, 64, 128)
+AWAY_SECONDS = 5.0
+CONVERGED_SECONDS = 60.0
+
+_ACCEPTED = '"id":22943,'  # mongod's log line "Connection accepted"
+
+
+def soak(clients: int, seed: int) -> Iterator[Result]:
+    """Follow with so many clients, in some processes; they choose their moments themselves."""
+    random.seed(seed)
+    for jitter in (True, False):
+        with contextlib.ExitStack() as stack:
+            members = stack.enter_context(Members(proxied=False))
+            database = f"soak-{uuid.uuid4().hex}"
+            writer = stack.enter_context(stocked(members.uri(), database))
+            followers = [
+                stack.enter_context(
+                    Follower(
+                        members.uri(),
+                        database,
+                        clients // PROCESSES,
+                        options=[] if jitter else ["--no-jitter"],
+                    )
+                )
+                for _ in range(PROCESSES)
+            ]
+            for follower in followers:
+                follower.assert_current(writer, START_SECONDS)
+            member = members.members[0]
+            if jitter:
+                yield idle(member)
+                yield from carried(writer, followers, clients)
+            yield from restarted(member, writer, followers, "with" if jitter else "without")
+
+
+def idle(member: Member) -> Result:
+    """Tell what the server does while nothing changes."""
+    before = processor_seconds(member.pid)
+    time.sleep(IDLE_SECONDS)
+    used = processor_seconds(member.pid) - before
+    return result("server at rest", round(100 * used / IDLE_SECONDS, 2), IDLE_PERCENT_MAX, "% CPU")
+
+
+def carried(writer: Writer, followers: Sequence[Follower], clients: int) -> Iterator[Result]:
+    """Raise the rate until the fleet does not keep up; tell what the last one was that it kept."""
+    best = 0.0
+    for rate in RATES:
+        with SteadyWriter(writer, rate) as steady:
+            time.sleep(LOAD_SECONDS)
+        try:
+            converge(writer, followers, KEPT_UP_SECONDS)
+        except AssertionError:
+            converge(writer, followers, CONVERGED_SECONDS)
+            break
+        achieved = len(steady.acknowledged) / LOAD_SECONDS
+        best = max(best, achieved)
+        if achieved < 0.9 * rate:
+            break
+    yield result("revisions a second that all keep up with", round(best, 1))
+    yield result("clients times revisions a second", round(best * clients), unit="1/s")
+
+
+def restarted(
+    member: Member, writer: Writer, followers: Sequence[Follower], jitter: str
+) -> Iterator[Result]:
+    """Kill the server, bring it back, and tell how all of them come back to it."""
+    member.kill()
+    time.sleep(AWAY_SECONDS)
+    member.start()
+    member.wait_listening()
+    began = time.monotonic()
+    writer.update(flag(random.randrange(FLAG_COUNT), description="after the restart"))
+    converge(writer, followers, CONVERGED_SECONDS)
+    seconds = time.monotonic() - began
+    yield result(f"{jitter} jitter: all are current again", round(seconds, 1), unit="s")
+    peak = peak_per_second(accepted(member.log))
+    yield result(f"{jitter} jitter: most new connections in a second", peak, unit="1/s")
+
+
+def converge(writer: Writer, followers: Sequence[Follower], seconds: float) -> None:
+    for follower in followers:
+        follower.assert_current(writer, seconds)
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the processor's time that a process has used, in user and system mode."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def accepted(log: Path) -> list[float]:
+    """Return the moments at which a server accepted connections, in seconds since 1970."""
+    lines = log.read_text(errors="replace").splitlines()
+    moments = [json.loads(line)["t"]["$date"] for line in lines if _ACCEPTED in line]
+    return [datetime.fromisoformat(moment).timestamp() for moment in moments]
+
+
+def peak_per_second(moments: Sequence[float]) -> int:
+    """Return the most moments within any one second."""
+    recent: deque[float] = deque()
+    peak = 0
+    for moment in sorted(moments):
+        recent.append(moment)
+        while recent[0] <= moment - 1:
+            recent.popleft()
+        peak = max(peak, len(recent))
+    return peak
+
+
+def result(case: str, value: float, bound: float | None = None, unit: str = "") -> Result:
+    return Result(benchmark="fleet", case=case, value=value, unit=unit, bound=bound)

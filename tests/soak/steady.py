@@ -1,0 +1,64 @@
+"""A writer that makes revisions at an even pace, whatever happens meanwhile."""
+
+import threading
+import time
+import uuid
+from typing import Self
+
+from flagkit.errors import StoreUnavailableError
+from flagkit.writer import Writer
+from tests.following import ENVIRONMENT, FLAG_COUNT, flag
+
+
+def stocked(uri: str, database: str) -> Writer:
+    """Return the writer of a new environment that has the flags that are followed."""
+    writer = Writer(uri, ENVIRONMENT, actor="soak", database=database)
+    writer.create_environment()
+    with writer.change() as change:
+        for number in range(FLAG_COUNT):
+            change.create(flag(number))
+    return writer
+
+
+class SteadyWriter:
+    """Makes revisions at an even pace, each asked for until it is acknowledged.
+
+    `acknowledged` has (request, revision, moment), the moments on the machine's monotonic clock.
+    """
+
+    def __init__(self, writer: Writer, rate: float) -> None:
+        self.acknowledged: list[tuple[str, int, float]] = []
+        self.refusals = 0
+        self._writer = writer
+        self._pause_seconds = 1 / rate
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._write, name="writer")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _write(self) -> None:
+        due = time.monotonic()
+        for number in range(1_000_000_000):
+            # What a failover held up is not made up for: the pace is even, not the count.
+            due = max(due + self._pause_seconds, time.monotonic() - self._pause_seconds)
+            if self._over.wait(max(due - time.monotonic(), 0)):
+                return
+            self._make(number)
+
+    def _make(self, number: int) -> None:
+        request = uuid.uuid4().hex
+        changed = flag(number % FLAG_COUNT, description=f"edit {number}")
+        while not self._over.is_set():
+            try:
+                commit = self._writer.update(changed, idempotency_key=request)
+            except StoreUnavailableError:
+                self.refusals += 1
+                continue
+            self.acknowledged.append((request, commit.revision, time.monotonic()))
+            return
