@@ -247,6 +247,10 @@ class Follower:
         """Return all that its first client has published: places and moments; and the bases."""
         return self._ask({"published": True}, seconds=30)
 
+    def staleness(self) -> float:
+        """Return how stale the stalest of its clients is, in seconds."""
+        return float(self._ask({"staleness": True}, seconds=10)["staleness"])
+
     def close_clients(self) -> None:
         """Have its clients no longer follow; they go on answering."""
         assert self._ask({"close": True}, seconds=30) == {}
@@ -318,6 +322,8 @@ def obeyed(
         real = time.time
         time.time = lambda: real() + asked["step"]
         return {}
+    if "staleness" in asked:
+        return {"staleness": max(client.staleness for client in clients)}
     if "close" in asked:
         for client in clients:
             client.close()

@@ -15,9 +15,10 @@ import pytest
 from pymongo import WriteConcern
 
 from flagkit import Client, ErrorCode
+from flagkit.breaker import Thresholds
 from flagkit.changes import genesis, next_change
 from flagkit.errors import NotReadyError
-from flagkit.refresh import BACKOFF_MAX_SECONDS
+from flagkit.refresh import Pace
 from flagkit.storage.layout import INDEXES, head_document, ledger_document
 from flagkit.writer import Writer, verify
 from tests.following import (
@@ -37,12 +38,15 @@ pytestmark = pytest.mark.mongo
 
 OUTAGE_SECONDS = float(os.environ.get("FLAGKIT_OUTAGE_SECONDS", "1"))
 """How long outages last; a minute in the soak."""
-AFTER_SECONDS = min(BACKOFF_MAX_SECONDS, 2 * OUTAGE_SECONDS) + 10.0
-"""The bound after an outage: clients that met it have backed off, each time for longer."""
 SOON_SECONDS = 10.0
 """The bound where a client notices by itself that something was amiss, as by a broken read."""
-LATER_SECONDS = 20.0
-"""The bound where it has to ask for the head, which it does about every 10 s."""
+AFTER_SECONDS = SOON_SECONDS + min(Thresholds().max_seconds, 2 * OUTAGE_SECONDS)
+"""The bound after an outage: clients that met it have backed off, each time for longer."""
+IS_SHORT = OUTAGE_SECONDS < 10
+HEAD_SECONDS = 1.0 if IS_SHORT else Pace().head
+"""How often clients ask the primary for the head, where only that tells that something is amiss."""
+LATER_SECONDS = SOON_SECONDS + HEAD_SECONDS
+"""The bound there."""
 
 Record = Callable[[str, object], None]
 Documents = dict[str, list[dict[str, Any]]]
@@ -77,6 +81,10 @@ class Scene:
         client = FollowedClient(self.members.uri(options, user), self.database, **more)
         self._stack.enter_context(client).wait_ready()
         return client
+
+    def watchful(self, options: str) -> FollowedClient:
+        """Return a client that asks for the head every HEAD_SECONDS."""
+        return self.client(options, max_staleness=3 * HEAD_SECONDS)
 
     def write_past_the_proxies(self) -> None:
         """Let the writer reach the primary, whatever becomes of the ways to it."""
@@ -191,6 +199,7 @@ class TestConnections:
             revision = single.change(3)
             with pytest.raises(NotReadyError):
                 client.wait_for(revision, timeout=OUTAGE_SECONDS)
+            assert client.staleness >= OUTAGE_SECONDS
             proxy.heal()
             single.assert_current(client, AFTER_SECONDS)
         assert len(client.bases) == 1
@@ -234,16 +243,17 @@ class TestConnections:
         with Members(password="of-root") as members, Scene(members) as scene:
             scene.write_past_the_proxies()
             readable = {"role": "read", "db": scene.database}
-            scene.mongo.admin.command("createUser", "reader", pwd="first", roles=[readable])
-            client = scene.client(user="reader:first")
+            scene.mongo.admin.command("createUser", "reader", pwd="old-secret", roles=[readable])
+            client = scene.client(user="reader:old-secret")
             proxy = members.members[0].proxy
             with called(client):
-                scene.mongo.admin.command("updateUser", "reader", pwd="second")
+                scene.mongo.admin.command("updateUser", "reader", pwd="new-secret")
                 proxy.reset()
                 revision = scene.change()
                 with pytest.raises(NotReadyError, match="not let in"):
                     client.wait_for(revision, timeout=OUTAGE_SECONDS)
-                scene.mongo.admin.command("updateUser", "reader", pwd="first")
+                assert "secret" not in str(client.status())
+                scene.mongo.admin.command("updateUser", "reader", pwd="old-secret")
                 scene.assert_current(client, AFTER_SECONDS)
             record_property("recoveries", scene.recoveries)
 
@@ -363,6 +373,7 @@ class TestProcesses:
             follower.step_clock(seconds)
             single.change(3)
             single.assert_current(follower, SOON_SECONDS)
+            assert 0 < follower.staleness() < abs(seconds)
 
     def test_a_disk_that_is_full_costs_the_file_alone(self, single: Scene, tmp_path: Path) -> None:
         path = tmp_path / "flags"
@@ -411,7 +422,7 @@ class TestMembers:
 
     def test_a_secondary_that_is_cut_off_from_the_others(self, triple: Scene) -> None:
         away = triple.members.secondaries()[0]
-        client = triple.client(near(away.region))
+        client = triple.watchful(near(away.region))
         with called(client):
             triple.members.part(away)
             triple.change(3)
@@ -421,7 +432,7 @@ class TestMembers:
         fresh, late = triple.members.secondaries()
         triple.members.lag(late, 3600)
         tags = f"readPreferenceTags=region:{fresh.region}&{near(late.region)}"
-        client = triple.client(tags)
+        client = triple.watchful(tags)
         with called(client):
             triple.change(3)
             triple.assert_current(client, SOON_SECONDS)
@@ -432,7 +443,7 @@ class TestMembers:
 
     def test_a_secondary_that_accepts_and_never_answers(self, triple: Scene) -> None:
         away = triple.members.secondaries()[0]
-        client = triple.client(near(away.region))
+        client = triple.watchful(near(away.region))
         with called(client):
             away.suspend()
             triple.change(3)
@@ -448,6 +459,28 @@ class TestMembers:
             triple.members.heal()
             triple.change(3)
             triple.assert_current(client, SOON_SECONDS)
+
+    def test_a_region_that_is_cut_off_serves_on_says_so_and_is_told_all(
+        self, triple: Scene
+    ) -> None:
+        away = triple.members.secondaries()[0]
+        triple.write_past_the_proxies()
+        triple.writer.create(flag(0, "off", region=away.region))
+        client = triple.client(region=away.region)
+        triple.assert_current(client, SOON_SECONDS)
+        with called(client):
+            for member in triple.members.members:
+                member.proxy.keep_out([os.getpid()])
+            revision = triple.change(3)
+            with pytest.raises(NotReadyError):
+                client.wait_for(revision, timeout=OUTAGE_SECONDS)
+            assert client.evaluate("shop.flag-0", default=None).value is False
+            assert client.status().error is not None
+            assert client.staleness >= OUTAGE_SECONDS
+            for member in triple.members.members:
+                member.proxy.heal()
+            triple.assert_current(client, AFTER_SECONDS)
+        assert len(client.bases) == 1
 
 
 def near(region: str) -> str:
