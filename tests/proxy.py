@@ -43,6 +43,7 @@ class Proxy:
         self._delay_seconds = 0.0
         self._to_break = 0
         self._kept_out: Collection[int] = ()
+        self._unheard: Collection[int] = ()
         self._streams: dict[asyncio.Task[None], socket.socket] = {}
         # Bound and never listening: it keeps the port while nobody is to be let in.
         self._holder = _bound(0)
@@ -50,7 +51,7 @@ class Proxy:
         self._listener: socket.socket | None = None
         self._listening: asyncio.Task[None] | None = None
         self._loop = asyncio.new_event_loop()
-        self._passing = asyncio.Event()
+        self._gates: dict[socket.socket, asyncio.Event] = {}
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
 
     @property
@@ -80,7 +81,8 @@ class Proxy:
 
     def heal(self) -> None:
         """Let everything pass at once, that which was stalled too, and everybody in."""
-        self._delay_seconds, self._to_break, self._kept_out = 0.0, 0, ()
+        self._delay_seconds, self._to_break = 0.0, 0
+        self._kept_out = self._unheard = ()
         self._set(Way.OPEN)
 
     def delay(self, seconds: float) -> None:
@@ -98,7 +100,12 @@ class Proxy:
     def keep_out(self, processes: Collection[int]) -> None:
         """Reset the connections of some processes, and any that they make; others do not notice."""
         self._kept_out = processes
-        self._do(self._reset(self._is_kept_out))
+        self._do(self._reset(lambda client: self._is_of(client, processes)))
+
+    def ignore(self, processes: Collection[int]) -> None:
+        """Pass nothing on the connections of some processes, those that they make included."""
+        self._unheard = processes
+        self._do(self._hold(processes))
 
     def _set(self, way: Way) -> None:
         self._do(self._go(way))
@@ -108,10 +115,11 @@ class Proxy:
 
     async def _go(self, way: Way) -> None:
         self._way = way
-        if way is Way.OPEN:
-            self._passing.set()
-        else:
-            self._passing.clear()
+        for passing in self._gates.values():
+            if way is Way.OPEN:
+                passing.set()
+            else:
+                passing.clear()
         if way is Way.CUT:
             await self._close_listener()
             await self._reset()
@@ -130,22 +138,27 @@ class Proxy:
 
     def _forget(self, stream: asyncio.Task[None]) -> None:
         # One that was cancelled before its first step has closed nothing.
-        _reset_socket(self._streams.pop(stream))
+        client = self._streams.pop(stream)
+        self._gates.pop(client, None)
+        _reset_socket(client)
 
     async def _stream(self, client: socket.socket) -> None:
         """Carry one connection, until either side ends it."""
-        if self._is_kept_out(client):
+        if self._is_of(client, self._kept_out):
             return
+        passing = self._gates[client] = asyncio.Event()
+        if self._way is Way.OPEN and not self._is_of(client, self._unheard):
+            passing.set()
         with socket.socket() as server:
             server.setblocking(False)
             with contextlib.suppress(OSError):
-                await self._passing.wait()
+                await passing.wait()
                 await self._loop.sock_connect(server, (HOST, self.server_port))
                 for side in (client, server):
                     side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 pumps = [
-                    self._loop.create_task(self._pump(client, server)),
-                    self._loop.create_task(self._pump(server, client, answers=True)),
+                    self._loop.create_task(self._pump(client, server, passing)),
+                    self._loop.create_task(self._pump(server, client, passing, answers=True)),
                 ]
                 try:
                     await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -155,10 +168,15 @@ class Proxy:
                     await asyncio.gather(*pumps, return_exceptions=True)
 
     async def _pump(
-        self, source: socket.socket, sink: socket.socket, *, answers: bool = False
+        self,
+        source: socket.socket,
+        sink: socket.socket,
+        passing: asyncio.Event,
+        *,
+        answers: bool = False,
     ) -> None:
         while piece := await self._loop.sock_recv(source, PIECE_BYTES):
-            await self._passing.wait()
+            await passing.wait()
             if self._delay_seconds:
                 await asyncio.sleep(self._delay_seconds)
             if answers and self._to_break:
@@ -167,15 +185,20 @@ class Proxy:
                 return
             await self._loop.sock_sendall(sink, piece)
 
-    def _is_kept_out(self, client: socket.socket) -> bool:
-        if not self._kept_out:
+    def _is_of(self, client: socket.socket, processes: Collection[int]) -> bool:
+        if not processes:
             return False
         with contextlib.suppress(OSError):
             ends = client.getpeername()[1], self.port
             # The system's table may lack a row that is there, while others come and go.
             found = next(filter(None, (_socket_between(*ends) for _ in range(LOOKS))), None)
-            return any(found in sockets(process).values() for process in self._kept_out)
+            return any(found in sockets(process).values() for process in processes)
         return False
+
+    async def _hold(self, processes: Collection[int]) -> None:
+        for client, passing in self._gates.items():
+            if self._is_of(client, processes):
+                passing.clear()
 
     async def _reset(self, which: Callable[[socket.socket], bool] = lambda _: True) -> None:
         streams = [stream for stream, client in self._streams.items() if which(client)]

@@ -18,7 +18,7 @@ from flagkit import Client, ErrorCode
 from flagkit.breaker import Thresholds
 from flagkit.changes import genesis, next_change
 from flagkit.errors import NotReadyError
-from flagkit.refresh import Pace
+from flagkit.refresh import Pace, State
 from flagkit.storage.layout import INDEXES, head_document, ledger_document
 from flagkit.writer import Writer, verify
 from tests.following import (
@@ -31,7 +31,7 @@ from tests.following import (
     flag,
     place,
 )
-from tests.members import Members, Mongo
+from tests.members import Members, Mongo, wait
 from tests.proxy import Proxy
 
 pytestmark = pytest.mark.mongo
@@ -77,9 +77,10 @@ class Scene:
         return revision
 
     def client(self, options: str = "", user: str = "", **more: Any) -> FollowedClient:
-        """Return a client that has flags, connected with some options and as some user."""
+        """Return a client that watches, connected with some options and as some user."""
         client = FollowedClient(self.members.uri(options, user), self.database, **more)
-        self._stack.enter_context(client).wait_ready()
+        self._stack.enter_context(client)
+        wait(lambda: client.status().state is State.WATCHING, "the watch")
         return client
 
     def watchful(self, options: str) -> FollowedClient:
@@ -448,6 +449,18 @@ class TestMembers:
             away.suspend()
             triple.change(3)
             triple.assert_current(client, LATER_SECONDS)
+
+    def test_a_primary_that_answers_members_and_never_clients(self, triple: Scene) -> None:
+        away = triple.members.secondaries()[0]
+        client = triple.watchful(near(away.region))
+        triple.write_past_the_proxies()
+        with called(client):
+            triple.members.primary().proxy.ignore([os.getpid()])
+            # Asking the primary in vain must not hold up what the secondary brings.
+            triple.outlast()
+            triple.change(3)
+            triple.assert_current(client, SOON_SECONDS)
+            assert client.staleness >= OUTAGE_SECONDS
 
     def test_a_region_that_is_lost_and_comes_back(self, triple: Scene) -> None:
         away = triple.members.secondaries()[0]

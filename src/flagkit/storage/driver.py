@@ -1,10 +1,12 @@
 """The driver's settings, and the one place where its errors become flagkit's."""
 
+import contextlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
+import pymongo
 from pymongo.errors import (
     ConnectionFailure,
     ExecutionTimeout,
@@ -76,15 +78,19 @@ def configured(uri: str) -> Generator[None]:
 
 
 @contextmanager
-def translated(doing: str) -> Generator[None]:
+def translated(doing: str, seconds_max: float | None = None) -> Generator[None]:
     """Raise the driver's errors as flagkit's, saying what was being done.
+
+    With `seconds_max`, what takes longer than that is given up.
 
     Raises:
         StoreUnavailableError: the database cannot be reached, or broke off.
         StoreError: the database refused.
     """
     try:
-        yield
+        # None leaves what the connection string says.
+        with pymongo.timeout(seconds_max) if seconds_max is not None else contextlib.nullcontext():
+            yield
     except ServerSelectionTimeoutError as error:
         reason = str(error).partition(", Timeout:")[0].partition(" (configured timeouts")[0]
         raise StoreUnavailableError(

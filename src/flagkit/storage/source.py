@@ -74,6 +74,11 @@ CATCH_UP_MAX = 10_000
 AWAIT_MILLISECONDS = 10_000
 """How long a member holds back an answer without changes. An idle fleet asks that often."""
 
+HEAD_SECONDS_MAX = 3.0
+"""How long the primary may take to tell the head."""
+GOODBYE_SECONDS = 0.5
+"""How long a member may take to hear that a stream is no longer read."""
+
 _BY_ID = [("_id", ASCENDING)]
 _MAJORITY = ReadConcern("majority")
 _LINEARIZABLE = ReadConcern("linearizable")
@@ -213,7 +218,8 @@ class MongoSource:
 
     async def head(self) -> Tip:
         """Return where the primary has the head."""
-        with translated("asking the primary for the head"):
+        # What the stream brings meanwhile has to wait.
+        with translated("asking the primary for the head", HEAD_SECONDS_MAX):
             async with self._client.start_session(causal_consistency=True) as session:
                 head = await self._head(Route.PRIMARY, session)
                 self._note_time(session.operation_time)
@@ -376,7 +382,9 @@ class MongoSource:
     async def _close_stream(self) -> None:
         stream, self._stream = self._stream, None
         if stream is not None:
-            with translated("closing the change stream"):
+            # A member that answers nothing does not hear of it either: its stream ends by itself.
+            told = translated("closing the change stream", GOODBYE_SECONDS)
+            with contextlib.suppress(StoreUnavailableError), told:
                 await stream.close()
 
 
