@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
 
+from flagkit.bootstrap import initial_segment, initial_state
 from flagkit.changes import (
     Change,
     PolicyChange,
@@ -22,7 +23,7 @@ from flagkit.changes import (
     next_change,
 )
 from flagkit.snapshot import Snapshot, build, kept_of
-from flagkit.testing import ENVIRONMENT, initial_segment, initial_state
+from flagkit.testing import ENVIRONMENT
 
 States: TypeAlias = Mapping[PolicyId, PolicyState]
 
