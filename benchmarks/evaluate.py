@@ -2,7 +2,8 @@
 
 Hot flags are compiled already. W1 to W3 are of `cases`; the hand-written table of many keys is a
 seed and a share by key. A cold flag is one that was not asked before; its time is the processor's,
-of the thread, for each first call by itself.
+of the thread, for each first call by itself. Of the catalogue's, many have the body of another, as
+a service's have; what one costs that has a body of its own is told beside them.
 """
 
 import functools
@@ -73,6 +74,7 @@ def run(plan: Plan) -> Iterator[Result]:
     many = catalogue.stored(plan.flag_count).client()
     yield from measured(lambda: _among_many(few, many, plan, round_count))
     yield from _cold(many, plan)
+    yield from _cold_of_own_bodies()
     yield from measured(functools.partial(_first_shapes(), plan))
 
 
@@ -218,6 +220,19 @@ def _cold(asked: Client, plan: Plan) -> Iterator[Result]:
         ]
 
     yield from measured(attempt)
+
+
+def _cold_of_own_bodies() -> Iterator[Result]:
+    """Measure first calls of rollouts no two of which have the same share."""
+    flags = [
+        rollout_of(f"own.flag-{i}") | {"fallthrough": {"rollout": i / 1000}}
+        for i in range(1, COLD_COUNT + 1)
+    ]
+    asked = client_from(flags)
+    found = [first_call(asked, flag["key"]) for flag in flags]
+    for percent in (50, 99):
+        name = f"W2 cold, of a body of its own, p{percent}"
+        yield _result(name, [percentile(found, percent)], "us", details={"asked": len(found)})
 
 
 def _first_shapes() -> Callable[[Plan], list[Result]]:

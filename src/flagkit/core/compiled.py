@@ -58,22 +58,24 @@ class Shared:
         self.flag = flag
         self.constant = constant_of(flag)
         self.follows_clock = follows_clock(flag)
-        self._code: Outcome | Code | None = None
-        self._switch_code: bool | Switch | Code | None = None
+        self._code: Code | None = None
+        self._switch_code: Code | None = None
 
-    def evaluator(self, key: str, now: Clock) -> Outcome | Evaluator:
-        """Return what `compile_flag` does for the flag of a key."""
+    def evaluator(self, key: str, now: Clock) -> Evaluator:
+        """Return the evaluator of the flag of a key; the flag is not constant."""
         code = self._code
         if code is None:
             code = self._code = code_of(self.flag)
-        return cast("Evaluator", code.function(key, now)) if isinstance(code, Code) else code
+        return cast("Evaluator", code.function(key, now))
 
-    def switch(self, key: str, now: Clock) -> bool | Switch:
-        """Return what `compile_switch` does for the flag of a key."""
+    def switch(self, key: str, now: Clock) -> Switch:
+        """Return the switch of the flag of a key; the flag is not constant."""
+        if self.flag.type != "boolean":
+            return leave_to_caller
         code = self._switch_code
         if code is None:
             code = self._switch_code = switch_code_of(self.flag)
-        return cast("Switch", code.function(key, now)) if isinstance(code, Code) else code
+        return cast("Switch", code.function(key, now))
 
 
 def shared_of(body: bytes) -> Shared | None:

@@ -86,14 +86,15 @@ def compile_flag(
         An Outcome, or a function of a context that returns one. The function raises only what a
         context of a wrong type or one that misbehaves raises.
     """
-    made = code_of(flag, prerequisites)
-    return cast("Evaluator", made.function(flag.key, now)) if isinstance(made, Code) else made
-
-
-def code_of(flag: Flag, prerequisites: Sequence[Outcome | Evaluator] = ()) -> Outcome | Code:
-    """Return the outcome of a flag, if it is always the same, or the code of its evaluator."""
     constant = constant_of(flag, prerequisites)
-    return _Walk(flag).code(prerequisites) if constant is None else constant
+    if constant is not None:
+        return constant
+    return cast("Evaluator", code_of(flag, prerequisites).function(flag.key, now))
+
+
+def code_of(flag: Flag, prerequisites: Sequence[Outcome | Evaluator] = ()) -> Code:
+    """Return the code of the evaluator of a flag that is not constant."""
+    return _Walk(flag).code(prerequisites)
 
 
 def compile_switch(
@@ -105,20 +106,17 @@ def compile_switch(
         True or False, if that is always the same, or a function of a context and the caller's
         default, which raises what an evaluator raises.
     """
-    made = switch_code_of(flag, prerequisites)
-    return cast("Switch", made.function(flag.key, now)) if isinstance(made, Code) else made
-
-
-def switch_code_of(
-    flag: Flag, prerequisites: Sequence[Outcome | Evaluator] = ()
-) -> bool | Switch | Code:
-    """Return what `compile_switch` does, with the code of a function for the function."""
     if flag.type != "boolean":
         return leave_to_caller
     constant = constant_of(flag, prerequisites)
     if constant is None:
-        return _SwitchWalk(flag).code(prerequisites)
+        return cast("Switch", switch_code_of(flag, prerequisites).function(flag.key, now))
     return leave_to_caller if constant.variant is None else constant.value
+
+
+def switch_code_of(flag: Flag, prerequisites: Sequence[Outcome | Evaluator] = ()) -> Code:
+    """Return the code of the switch of a boolean flag that is not constant."""
+    return _SwitchWalk(flag).code(prerequisites)
 
 
 def leave_to_caller(_: ContextLike, default: bool) -> bool:  # noqa: FBT001 - a switch
