@@ -148,7 +148,7 @@ class TestStatus:
         assert environment["changed"] <= found["time"]
         assert [member["state"] for member in found["members"]] == ["PRIMARY"]
         result = run("status", "--environment", "prod", **variables)
-        assert "'prod' is not in the database" in assert_one_sentence(result)
+        assert "'prod' is not in this database" in assert_one_sentence(result)
         assert "there: production" in result.stderr
 
     def test_a_database_without_environments_is_said_to_have_none(

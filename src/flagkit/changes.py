@@ -155,6 +155,17 @@ class Change(Struct, frozen=True):
         return _seal(self.tip, self.request, self.previous_hash, self.policies)
 
 
+def parts_added(changes: Iterable[Change]) -> set[str]:
+    """Return the parts of members that are there after changes that follow, and not before."""
+    before: dict[PolicyId, set[str]] = {}
+    after: dict[PolicyId, set[str]] = {}
+    for policy in (policy for change in changes for policy in change.policies):
+        held, kept = policy.before, policy.after
+        before.setdefault(policy.id, set(held.parts) if held is not None else set())
+        after[policy.id] = set(kept.parts) if kept is not None else set()
+    return {part for identity in after for part in after[identity] - before[identity]}
+
+
 def genesis(environment: str, epoch: str, time: datetime) -> Tip:
     """Return the tip of an environment that nothing has changed yet: revision 0."""
     tip = Tip(environment, epoch, 0, "", time, {})

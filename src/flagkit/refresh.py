@@ -16,6 +16,7 @@ from msgspec import Struct
 from flagkit.breaker import Breaker, Circuit, Thresholds
 from flagkit.changes import Change, Tip
 from flagkit.errors import HistoryLostError, StreamsUnavailableError
+from flagkit.heartbeat import Heartbeat
 from flagkit.snapshot import Snapshot
 
 
@@ -59,6 +60,10 @@ class Source(Protocol):
 
     async def policy(self, key: str) -> dict[str, Any] | None:
         """Read the newest document of a flag as the region sees it, with its metadata."""
+        ...
+
+    async def beat(self, heartbeat: Heartbeat) -> None:
+        """Put a heartbeat in the place of the last one of its client."""
         ...
 
     async def close(self) -> None:

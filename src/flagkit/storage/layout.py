@@ -1,17 +1,14 @@
 """Layout: which collections there are, what their documents look like, and what indexes they need.
 
-- heads: {_id: environment, epoch, revision, hash, time, digests, change}
+- heads: {_id: environment, epoch, revision, hash, time, digests, change}; the truth
 - ledger: {_id: {environment, revision}} and the fields of a head and of its change
-- flags, segments: {_id: {environment, key, region}, revision, version, policy, hash}; see
-  `policy_document`
+- flags, segments: {_id: {environment, key, region}, revision, version, policy, hash}; projections
 - members: {_id: {environment, part}, hashes}; hashed keys of segments, by their SHA-256
 - audit: {_id: {environment, request}, sent, actor, reason, operations, digest}
-- checkpoints: {_id: {environment, checkpoint}}, a tip's fields and those of a Checkpoint
-- slices: {_id: {environment, checkpoint, slice}, content}; joined, they are a snapshot's bytes
+- checkpoints, slices: {_id: {environment, checkpoint}} and a tip; the parts of a snapshot's bytes
+- clients: {_id: {environment, instance}, service, host, pid, region, revision ...}; the registry
 
-The head is the truth; flags, segments and ledger are projections of it. A change is {request,
-previous_hash, policies}, these a list of {region, key, before, after}, each side {version, policy}
-or null.
+A change is {request, previous_hash, policies}; each has {version, policy} before and after, or null.
 """
 
 import functools
@@ -34,6 +31,7 @@ Document: TypeAlias = dict[str, Any]
 HEADS, LEDGER, AUDIT = "heads", "ledger", "audit"
 FLAGS, SEGMENTS, MEMBERS = "flags", "segments", "members"
 CHECKPOINTS, SLICES = "checkpoints", "slices"
+CLIENTS = "clients"
 PROJECTED = (FLAGS, SEGMENTS)
 
 INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
@@ -43,6 +41,7 @@ INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
     MEMBERS: (),
     CHECKPOINTS: (),
     SLICES: (),
+    CLIENTS: (IndexModel([("until", ASCENDING)], name="until", expireAfterSeconds=0),),
     LEDGER: (
         IndexModel(
             [("_id.environment", ASCENDING), ("request", ASCENDING)], name="request", unique=True

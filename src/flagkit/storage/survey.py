@@ -17,7 +17,8 @@ from flagkit.storage.driver import (
     settings_for,
     translated,
 )
-from flagkit.storage.layout import HEADS, Document, tip_of
+from flagkit.storage.layout import CLIENTS, HEADS, Document, tip_of
+from flagkit.storage.registry import Registered, living, registered
 
 _BY_ID = [("_id", ASCENDING)]
 # Not allowed; no such command, which is so where a proxy or a hosted service stands in between.
@@ -77,6 +78,22 @@ class Survey:
                 {}, {"change": False}, sort=_BY_ID, max_time_ms=OPERATION_MILLISECONDS_MAX
             )
             return now, [tip_of(head) for head in heads]
+
+    def clients(
+        self, environment: str | None = None, service: str | None = None
+    ) -> list[Registered]:
+        """Return the registered clients that are alive, by environment, service and region.
+
+        Raises:
+            StoreError: the database did not answer, or refused.
+        """
+        # Heartbeats do not wait for a majority either.
+        clients = self._database[CLIENTS].with_options(read_concern=ReadConcern("local"))
+        with translated("reading the registry"):
+            found = clients.aggregate(
+                living(environment, service), maxTimeMS=OPERATION_MILLISECONDS_MAX
+            )
+            return [registered(document) for document in found]
 
     def members(self) -> list[Member]:
         """Return the members of the replica set; their names alone, where more may not be asked.
