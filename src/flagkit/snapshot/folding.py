@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from typing import Final, NamedTuple
 
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from flagkit.changes import DIGEST_MODULUS, PolicyId, Tip
 from flagkit.snapshot.arena import Arena, hash_of, seed_of
@@ -244,7 +244,7 @@ def _rebuilt(
     for region in sorted(news):
         keys = yield from ascending(news[region])
         for done, record in enumerate(_with_news(base, region, keys, changed), 1):
-            builder.add(*record)
+            builder.add(*astuple(record))
             if done % RECORDS_SLICE == 0:
                 yield
     return (yield from builder.finished(tip, parts))
