@@ -83,7 +83,7 @@ class Served(Struct, frozen=True):
     fold_count: int
     compaction_count: int
     collections: Sequence[float]
-    """How long each run of the collector of cycles took, in seconds."""
+    """How long each run of the collector of cycles took, in seconds of its thread."""
 
 
 class Bases:
@@ -115,7 +115,7 @@ class Bases:
 
 
 class Collections:
-    """The runs of the collector of cycles, which stops all threads."""
+    """The runs of the collector of cycles, which stops all threads: their processor's time."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -124,9 +124,9 @@ class Collections:
 
     def _note(self, phase: str, _: object) -> None:
         if phase == "start":
-            self._began = time.perf_counter()
+            self._began = time.thread_time()
         else:
-            self.seconds.append(time.perf_counter() - self._began)
+            self.seconds.append(time.thread_time() - self._began)
 
 
 def run(plan: Plan) -> Iterator[Result]:
