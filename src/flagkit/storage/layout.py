@@ -6,9 +6,9 @@
 - members: {_id: {environment, part}, hashes}; hashed keys of segments, by their SHA-256
 - audit: {_id: {environment, request}, sent, actor, reason, operations, digest}
 - checkpoints, slices: {_id: {environment, checkpoint}} and a tip; the parts of a snapshot's bytes
-- clients: {_id: {environment, instance}, service, host, pid, region, revision ...}; the registry
 
-A change is {request, previous_hash, policies}; each has {version, policy} before and after, or null.
+A change is {request, previous_hash, policies}; of each {version, policy} before and after, or null.
+The registry's collection, clients, is described in its room.
 """
 
 import functools

@@ -1,7 +1,9 @@
 """Registry: which clients are there, and how far they are. They write, by heartbeats; people read.
 
-Whoever is to write needs insert and update on the collection `clients`, and nothing else there. The
-server's clock tells who is alive, so that those of clients do not matter.
+- clients: {_id: {environment, instance}, service, host, pid, region, epoch, revision, staleness,
+  time, until}; as of `time`, and forgotten after `until`, both of the server's clock
+
+Whoever is to write needs insert and update on this collection, and nothing else there.
 """
 
 from collections.abc import Mapping
