@@ -18,7 +18,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
@@ -47,6 +47,8 @@ LEDGERED_AT_ONCE: Final = 50
 HOT_MAX: Final = 10_000
 LOWER_PRIORITY: Final = 10
 """The nice value of what would run elsewhere."""
+FULL: Final = 2
+"""The generation of all objects."""
 AFTERWARDS_SECONDS: Final = 0.5
 """So long the service goes on, for what was replaced last has to be freed, too."""
 LOOP_SECONDS_MAX: Final = 240.0
@@ -84,6 +86,8 @@ class Served(Struct, frozen=True):
     compaction_count: int
     collections: Sequence[float]
     """How long each run of the collector of cycles took, in seconds of its thread."""
+    full_count: int
+    """How many of them walked all objects."""
 
 
 class Bases:
@@ -119,14 +123,16 @@ class Collections:
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.full_count = 0
         self._began = 0.0
         gc.callbacks.append(self._note)
 
-    def _note(self, phase: str, _: object) -> None:
+    def _note(self, phase: str, told: Mapping[str, int]) -> None:
         if phase == "start":
             self._began = time.thread_time()
         else:
             self.seconds.append(time.thread_time() - self._began)
+            self.full_count += told["generation"] == FULL
 
 
 def run(plan: Plan) -> Iterator[Result]:
@@ -172,7 +178,8 @@ def serve(uri: str, path: str, stored: Stored, idle_seconds: float, connection: 
         busy = _on_schedule(client, keys, bases.are_both_seen, LOOP_SECONDS_MAX)
         applied = client.revision - first
         counts = bases.fold_count, bases.compaction_count
-        connection.send(Served(idle, busy, applied, *counts, collections.seconds))
+        runs = collections.seconds, collections.full_count
+        connection.send(Served(idle, busy, applied, *counts, *runs))
 
 
 def control(stored: Stored, connection: Connection) -> None:
@@ -245,6 +252,7 @@ def _results(served: Served, beside: Loop, plan: Plan) -> list[Result]:
         "checks_a_second": busy.checks_a_second,
         "late_p99_ms": busy.stall(99),
         "collections": len(served.collections),
+        "full_collections": served.full_count,
     }
     figures = [
         ("longest stall", busy.stall(), "ms", stall, False),

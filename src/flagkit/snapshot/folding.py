@@ -9,8 +9,9 @@ import operator
 from array import array
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
+from msgspec import Struct
 from msgspec.structs import astuple, replace
 
 from flagkit.changes import DIGEST_MODULUS, PolicyId, Tip
@@ -47,7 +48,7 @@ EDIT_RUN: Final = 256
 """An edit takes as long as to copy so many records."""
 
 
-class _Edit(NamedTuple):
+class _Edit(Struct, frozen=True, order=True, gc=False):
     """What becomes of the record at a place of the base, or before it where it has none yet."""
 
     hash: int
