@@ -1,6 +1,7 @@
 """The driver's settings, and the one place where its errors become flagkit's."""
 
 import contextlib
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -102,7 +103,8 @@ def translated(doing: str, seconds_max: float | None = None) -> Generator[None]:
         with pymongo.timeout(seconds_max) if seconds_max is not None else contextlib.nullcontext():
             yield
     except ServerSelectionTimeoutError as error:
-        reason = str(error).partition(", Timeout:")[0].partition(" (configured timeouts")[0]
+        # What follows names the whole topology, or repeats a reply that differs each time.
+        reason = re.split(r", Timeout:|, full error:| \(configured timeouts", str(error))[0]
         raise StoreUnavailableError(
             f"while {doing}: no member of the replica set that may serve this answered in time:"
             f" {reason}"
