@@ -329,6 +329,8 @@ class Refresher:
         mine = self._held().tip
         if (seen.tip.epoch, seen.tip.hash) == (mine.epoch, mine.hash):
             self.current_as_of = seen.asked
+            # If it comes after all, from who is behind, it is no longer the primary's.
+            self._awaited = None
             if self._route is Route.PRIMARY and now >= self.breakers[Route.NEAR].retry_at:
                 # Back to who is near.
                 return self._go_on(now)
@@ -336,8 +338,8 @@ class Refresher:
         if seen.tip.epoch != mine.epoch or seen.tip.revision <= mine.revision:
             # Behind what I have, or of another history: the ledger tells, of the same member.
             return self._catch_up(Route.PRIMARY, reopen=True)
-        if self._awaited is None:
-            # One that is awaited already gets no more time for being asked for again.
+        if self._awaited is None or self._polls_until is not None:
+            # A stream gets no more time to bring one for being asked for again.
             self._awaited, self._patience_ends = seen, now + self._pace.lag
         if self._polls_until is not None:
             return self._catch_up(self._route, reopen=False)
