@@ -12,6 +12,7 @@ from rich.console import Console
 from flagkit.changes import Tip
 from flagkit.cli.telling import Teller
 from flagkit.errors import EnvironmentNotFoundError
+from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.registry import Registered
 from flagkit.storage.survey import Member, Survey
 
@@ -24,6 +25,7 @@ class Standing(Struct, frozen=True):
 
     now: datetime
     environments: Sequence[Tip]
+    checkpoints: Sequence[Checkpoint]
     members: Sequence[Member]
     clients: Sequence[Registered]
 
@@ -39,7 +41,8 @@ def standing_of(uri: str, database: str, environment: str | None) -> Standing:
         now, tips = survey.environments()
         if environment is not None:
             tips = [_named(environment, tips)]
-        return Standing(now, tips, survey.members(), survey.clients(environment))
+        checkpoints = survey.checkpoints(environment)
+        return Standing(now, tips, checkpoints, survey.members(), survey.clients(environment))
 
 
 def tip_in(survey: Survey, environment: str) -> Tip:
@@ -57,7 +60,7 @@ def show(standing: Standing, database: str, console: Console) -> None:
     tell = Teller(console)
     if standing.environments:
         tell.table(
-            ("environment", "revision", "last change", "ago", "epoch"),
+            ("environment", "revision", "last change", "ago", "epoch", "checkpoint"),
             [
                 (
                     tip.environment,
@@ -65,10 +68,11 @@ def show(standing: Standing, database: str, console: Console) -> None:
                     f"{tip.time:%Y-%m-%d %H:%M:%S} UTC",
                     duration((standing.now - tip.time).total_seconds()),
                     tip.epoch[:_EPOCH_SHOWN_LENGTH],
+                    _newest(standing.checkpoints, tip),
                 )
                 for tip in standing.environments
             ],
-            right=("revision", "ago"),
+            right=("revision", "ago", "checkpoint"),
         )
     else:
         tell.say(f"No environment is in the database {database!r}: a writer creates one.")
@@ -133,6 +137,16 @@ def json_of(standing: Standing) -> str:
             }
             for tip in standing.environments
         ],
+        "checkpoints": [
+            {
+                "environment": checkpoint.tip.environment,
+                "epoch": checkpoint.tip.epoch,
+                "revision": checkpoint.tip.revision,
+                "flags": checkpoint.flags,
+                "bytes": checkpoint.bytes,
+            }
+            for checkpoint in standing.checkpoints
+        ],
         "members": [
             {"name": member.name, "state": member.state or None, "behind": member.behind}
             for member in standing.members
@@ -160,6 +174,17 @@ def _named(environment: str, tips: Sequence[Tip]) -> Tip:
     raise EnvironmentNotFoundError(
         f"the environment {environment!r} is not in this database; there: {known}"
     )
+
+
+def _newest(checkpoints: Sequence[Checkpoint], tip: Tip) -> str:
+    """Return the revision of the newest checkpoint of a tip's history, if there is one."""
+    history = (tip.environment, tip.epoch)
+    revisions = [
+        checkpoint.tip.revision
+        for checkpoint in checkpoints
+        if (checkpoint.tip.environment, checkpoint.tip.epoch) == history
+    ]
+    return f"{max(revisions):,}" if revisions else "none"
 
 
 def _revision(client: Registered, epochs: Mapping[str, str]) -> str:

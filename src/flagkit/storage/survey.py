@@ -1,5 +1,6 @@
 """Survey: what a database holds, and how its replica set is, for people. Reads only."""
 
+import contextlib
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Self
@@ -11,13 +12,15 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import PrimaryPreferred
 
 from flagkit.changes import Tip
+from flagkit.errors import StoreError
+from flagkit.storage.checkpoints import Checkpoint, checkpoint_of
 from flagkit.storage.driver import (
     OPERATION_MILLISECONDS_MAX,
     configured,
     settings_for,
     translated,
 )
-from flagkit.storage.layout import CLIENTS, HEADS, Document, tip_of
+from flagkit.storage.layout import CHECKPOINTS, CLIENTS, HEADS, Document, checkpoints_of, tip_of
 from flagkit.storage.registry import Registered, living, registered
 
 _BY_ID = [("_id", ASCENDING)]
@@ -78,6 +81,22 @@ class Survey:
                 {}, {"change": False}, sort=_BY_ID, max_time_ms=OPERATION_MILLISECONDS_MAX
             )
             return now, [tip_of(head) for head in heads]
+
+    def checkpoints(self, environment: str | None = None) -> list[Checkpoint]:
+        """Return the checkpoints that are whole, by environment, the newest of each first.
+
+        Raises:
+            StoreError: the database did not answer, or refused.
+        """
+        chosen = {} if environment is None else checkpoints_of(environment)
+        with translated("reading the checkpoints"):
+            manifests = list(self._database[CHECKPOINTS].find(chosen))
+        found: list[Checkpoint] = []
+        for manifest in manifests:
+            # One that is damaged, or of a later version, is none here, as it is to clients.
+            with contextlib.suppress(StoreError):
+                found.append(checkpoint_of(manifest))
+        return sorted(found, key=lambda each: (each.tip.environment, -each.tip.revision))
 
     def clients(
         self, environment: str | None = None, service: str | None = None
