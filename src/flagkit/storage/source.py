@@ -79,6 +79,9 @@ CATCH_UP_MAX = 10_000
 AWAIT_MILLISECONDS = 10_000
 """How long a member holds back an answer without changes. An idle fleet asks that often."""
 
+EVENTS_AT_ONCE = 128
+"""So many revisions are decoded and applied at once: some milliseconds, before others' turn."""
+
 HEAD_SECONDS_MAX = 3.0
 """How long the primary may take to tell the head."""
 GOODBYE_SECONDS = 0.5
@@ -205,7 +208,7 @@ class MongoSource:
         ]
         with translated("opening the change stream"), streams_wanted():
             stream: object = await database[HEADS].aggregate_raw_batches(
-                pipeline, maxAwaitTimeMS=AWAIT_MILLISECONDS
+                pipeline, batchSize=EVENTS_AT_ONCE, maxAwaitTimeMS=AWAIT_MILLISECONDS
             )
         # The driver's annotations have it as another kind of cursor.
         self._stream = cast("AsyncRawBatchCommandCursor[Document]", stream)
@@ -259,6 +262,7 @@ class MongoSource:
                     {"_id": between},
                     sort=_BY_ID,
                     session=session,
+                    batch_size=EVENTS_AT_ONCE,
                     max_time_ms=OPERATION_MILLISECONDS_MAX,
                 )
                 changes = [ledgered(document) async for document in found]
