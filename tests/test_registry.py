@@ -16,8 +16,9 @@ from msgspec.structs import replace
 from pymongo import MongoClient
 
 from flagkit import Client
+from flagkit.cli.waiting import Goal, Progressed, wait
 from flagkit.core.freshness import Freshness
-from flagkit.errors import ConfigurationError, StoreError
+from flagkit.errors import ConfigurationError, StoreError, StoreUnavailableError
 from flagkit.heartbeat import LIFETIME_SECONDS, Heartbeat
 from flagkit.origin import Origin
 from flagkit.refresh import Source
@@ -28,6 +29,7 @@ from flagkit.storage.registry import Registered, identity_of, registering
 from flagkit.storage.survey import Survey
 from flagkit.testing import MemoryHistory, MemorySource, client_from
 from flagkit.writer import Writer
+from tests.members import Members
 from tests.processes import SECONDS_MAX, Child, eventually
 from tests.test_cli import run
 
@@ -351,6 +353,38 @@ class TestCommands:
         result = ask("rollout", "wait", "--revision", "1", "--environment", "prod")
         assert result.returncode == 1
         assert "'prod' is not in this database; there: production" in result.stderr
+
+
+@pytest.mark.mongo
+@pytest.mark.timeout(180)
+def test_waiting_outlasts_a_server_that_is_away_for_a_while() -> None:
+    with (
+        Members() as members,
+        Writer(members.uri(), "production", actor="tester") as writer,
+        Survey(members.uri("serverSelectionTimeoutMS=100"), "flagkit") as survey,
+    ):
+        writer.create_environment()
+        with Client(members.uri(), environment="production", register="shop") as client:
+            eventually(survey.clients, bool)
+            revision = writer.create(THEME).revision
+            client.wait_for(revision)
+            [member] = members.members
+            member.kill()
+            found: list[Progressed] = []
+            goal = Goal("production", None, revision)
+            waiting = threading.Thread(
+                target=lambda: found.append(wait(survey, goal, 60.0, lambda _: None))
+            )
+            waiting.start()
+            members.heal()
+            waiting.join(60)
+        assert [progressed.is_reached for progressed in found] == [True]
+
+
+def test_a_server_that_stays_away_is_said_to_be() -> None:
+    nowhere = "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=50"
+    with Survey(nowhere, "flagkit") as survey, pytest.raises(StoreUnavailableError):
+        wait(survey, Goal("production", None, 1), 0.2, lambda _: None)
 
 
 def ask(*arguments: str) -> Any:
