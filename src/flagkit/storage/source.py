@@ -197,6 +197,7 @@ class MongoSource:
                     "ping", session=session, read_preference=database.read_preference
                 )
                 now = session.operation_time
+        # Not the latest: what was restored may not have come so far, and would never answer.
         self._seen_at = now
         # What tells no time is no replica set, and refuses the stream.
         since = {"startAtOperationTime": Timestamp(now.time, now.inc + 1)} if now else {}
