@@ -85,7 +85,7 @@ EVENTS_AT_ONCE = 128
 HEAD_SECONDS_MAX = 3.0
 """How long the primary may take to tell the head."""
 GOODBYE_SECONDS = 0.5
-"""How long a member may take to hear that a stream is no longer read."""
+"""How long a member may take to hear that it is no longer asked."""
 
 _BY_ID = [("_id", ASCENDING)]
 _MAJORITY = ReadConcern("majority")
@@ -303,7 +303,8 @@ class MongoSource:
 
     async def close(self) -> None:
         """Free everything."""
-        await self._client.close()
+        with translated("closing the connections", GOODBYE_SECONDS):
+            await self._client.close()
 
     @contextlib.asynccontextmanager
     async def _at_one_time(self) -> AsyncGenerator[AsyncClientSession]:
