@@ -13,7 +13,7 @@
         FlagExistsError
         FlagNotFoundError(LookupError)
         RevisionNotFoundError(LookupError)
-        VersionConflictError             .expected .actual: someone wrote first; read again
+        VersionConflictError             .expected .actual .actor .time: who wrote first; read again
         BrokenReferenceError             also an InvalidDocumentError: a prerequisite dangles, or
                                          prerequisites form a cycle
         RequestConflictError             an idempotency key used for two different requests
@@ -25,6 +25,8 @@
 
 Evaluation raises none of them: it answers with `Evaluation.error_code`.
 """
+
+import datetime as dt
 
 
 class FlagkitError(Exception):
@@ -99,14 +101,28 @@ class RevisionNotFoundError(WriteError, LookupError):
 
 
 class VersionConflictError(WriteError):
-    """The flag is no longer at the version that the caller expected."""
+    """The flag is no longer at the version that the caller expected.
 
-    def __init__(self, key: str, expected: int, actual: int) -> None:
+    `actor` is who wrote the version that it is at, and `time` when, in UTC; None where not known.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        expected: int,
+        actual: int,
+        author: tuple[str, dt.datetime] | None = None,
+    ) -> None:
         self.key = key
         self.expected = expected
         self.actual = actual
+        self.actor = None if author is None else author[0]
+        self.time = None if author is None else author[1]
+        wrote = (
+            f", which {self.actor!r} wrote at {self.time:%Y-%m-%d %H:%M:%S} UTC" if author else ""
+        )
         super().__init__(
-            f"{key} is at version {actual}, expected {expected}: read it again and retry"
+            f"{key} is at version {actual}{wrote}, expected {expected}: read it again and retry"
         )
 
 

@@ -23,7 +23,8 @@ from pymongo import ASCENDING, IndexModel
 from flagkit.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit.changes import Change, PolicyChange, PolicyState, Tip, state_of
 from flagkit.errors import StoreError
-from flagkit.model import packing
+from flagkit.model import decode, packing
+from flagkit.model.flags import segments_of
 from flagkit.snapshot import record_of, seal_of
 
 Document: TypeAlias = dict[str, Any]
@@ -70,6 +71,11 @@ INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
             [("_id.environment", ASCENDING), ("policy.prerequisites.flag", ASCENDING)],
             name="dependents",
             partialFilterExpression={"policy.prerequisites.flag": {"$exists": True}},
+        ),
+        IndexModel(
+            [("_id.environment", ASCENDING), ("segments", ASCENDING)],
+            name="referring",
+            partialFilterExpression={"segments": {"$exists": True}},
         ),
     ),
 }
@@ -246,9 +252,10 @@ def collection_of(region: str) -> str:
 def policy_document(environment: str, revision: int, change: PolicyChange) -> Document:
     """Return the document of a policy as a change left it.
 
-    `hash` is that of the state; it and `policy` are null where it was deleted. A segment's region
-    is "@segments". A flag has also {body, format, seal}: what clients read of it, packed; the
-    format of that; and what binds the body to the state.
+    `hash` is that of the state; it and `policy` are null where it was deleted: a tombstone, from
+    whose version a new one goes on. A segment's region is "@segments". A flag has also {body,
+    format, seal}: what clients read of it, packed; the format of that; and what binds the body to
+    the state. `segments` are those that its rules refer to, if they do.
     """
     state = change.after or change.before
     assert state is not None, "a change has a side"
@@ -270,7 +277,16 @@ def _body_fields(state: PolicyState) -> Document:
         return {}
     record = record_of(state)
     seal = seal_of(record.key, record.version, record.hash, record.body)
-    return {"body": record.body, "format": packing.FORMAT, "seal": seal}
+    fields = {"body": record.body, "format": packing.FORMAT, "seal": seal}
+    named = segments_named(state)
+    return fields | {"segments": sorted(named)} if named else fields
+
+
+def segments_named(state: PolicyState) -> set[str]:
+    """Return the segments that a flag's rules refer to; none for a segment."""
+    if state.region == SEGMENTS_REGION or b"$segment" not in state.packed:
+        return set()
+    return segments_of(decode(state.policy, stored=True))
 
 
 @judged

@@ -147,11 +147,15 @@ def _action(operation: dict[str, Any]) -> str:
     words = [operation["operation"].replace("_", " "), operation["key"]]
     match operation["operation"]:
         case "set_state":
-            words[0] = {"active": "resume", "paused": "pause"}.get(operation["state"], words[0])
+            words[0] = operation["verb"]
         case "set_rollout":
             words.append(f"to {operation['weights']}")
         case "rollback":
             words.append(f"to revision {operation['to']}")
+        case "rollback_all":
+            return f"rollback everything to revision {operation['to']}"
+        case "edit":
+            words.append(f"by {operation['function']}")
         case "set_segment":
             words[0] = f"{'create' if operation['create'] else 'update'} segment"
         case "change_members":

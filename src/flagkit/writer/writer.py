@@ -11,9 +11,9 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import msgspec
 
@@ -25,12 +25,12 @@ from flagkit.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from flagkit.model import EVERYWHERE
 from flagkit.settings import settings_from
 from flagkit.storage.store import Store
 from flagkit.writer.checkpoints import CheckpointKeeper
 from flagkit.writer.drafts import Commit, Draft
 from flagkit.writer.planning import Plan, plan
+from flagkit.writer.workflows import Asked, Workflows
 
 _log = logging.getLogger("flagkit.writer")
 
@@ -38,13 +38,13 @@ LOST_RACE_SECONDS_MAX = 0.02
 UNAVAILABLE_SECONDS_MAX = 0.5
 
 
-class Writer:
+class Writer(Workflows):
     """Makes changes to one environment. May be used from many threads, which then take turns.
 
     Args:
         uri: A MongoDB connection string of a replica set; or FLAGKIT_URI.
         environment: Whose flags to change; or FLAGKIT_ENVIRONMENT.
-        actor: Who changes them, for the audit.
+        actor: Who changes them, for the audit, where a change does not name someone else.
         database: Where flagkit's collections are; or FLAGKIT_DATABASE, or "flagkit".
         timeout: Seconds within which a change commits or fails.
         checkpoint_every: Publish a checkpoint, in the background, whenever the newest one is so
@@ -87,13 +87,10 @@ class Writer:
         return self.store.create_environment(uuid.uuid4().hex)
 
     @contextlib.contextmanager
-    def change(self, *, reason: str = "", idempotency_key: str | None = None) -> Generator[Draft]:
+    def change(self, **asked: Unpack[Asked]) -> Generator[Draft]:
         """Collect operations that are committed as one revision when the block ends without error.
 
-        Args:
-            reason: Why, for the audit.
-            idempotency_key: Names the request: sent again with the same key, and the same content,
-                it returns the first Commit and changes nothing.
+        Takes `reason`, `actor` and `idempotency_key`, as Asked has them.
 
         Raises:
             WriteError, InvalidDocumentError: refused; nothing was written.
@@ -102,144 +99,7 @@ class Writer:
         """
         change = Draft(self.environment)
         yield change
-        change.commit = self._commit(change, reason, idempotency_key)
-
-    def create(
-        self, flag: Mapping[str, Any], *, reason: str = "", idempotency_key: str | None = None
-    ) -> Commit:
-        """Create a flag from its policy document. For errors see `change`."""
-        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
-            change.create(flag)
-        return _committed(change)
-
-    def update(
-        self,
-        flag: Mapping[str, Any],
-        *,
-        expected_version: int | None = None,
-        reassign: bool = False,
-        reason: str = "",
-        idempotency_key: str | None = None,
-    ) -> Commit:
-        """Replace a flag's policy document. For errors see `change`."""
-        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
-            change.update(flag, expected_version=expected_version, reassign=reassign)
-        return _committed(change)
-
-    def set_rollout(  # noqa: PLR0913 - what it sets, where, on which condition, and why
-        self,
-        key: str,
-        weights: Mapping[str, float] | float,
-        *,
-        rule: str | None = None,
-        region: str = EVERYWHERE,
-        expected_version: int | None = None,
-        reassign: bool = False,
-        reason: str = "",
-        idempotency_key: str | None = None,
-    ) -> Commit:
-        """Change a rollout's weights, as Draft.set_rollout does. For errors see `change`."""
-        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
-            change.set_rollout(
-                key,
-                weights,
-                rule=rule,
-                region=region,
-                expected_version=expected_version,
-                reassign=reassign,
-            )
-        return _committed(change)
-
-    def pause(
-        self,
-        key: str,
-        *,
-        region: str = EVERYWHERE,
-        reason: str = "",
-        idempotency_key: str | None = None,
-    ) -> Commit:
-        """Pause a flag: it serves its `off` variant. For errors see `change`."""
-        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
-            change.pause(key, region=region)
-        return _committed(change)
-
-    def resume(
-        self,
-        key: str,
-        *,
-        region: str = EVERYWHERE,
-        reason: str = "",
-        idempotency_key: str | None = None,
-    ) -> Commit:
-        """Make a paused flag active again. For errors see `change`."""
-        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
-            change.resume(key, region=region)
-        return _committed(change)
-
-    def rollback(
-        self,
-        key: str,
-        *,
-        to: int,
-        region: str = EVERYWHERE,
-        reason: str = "",
-        idempotency_key: str | None = None,
-    ) -> Commit:
-        """Give a flag the content that it had at revision `to`. For errors see `change`."""
-        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
-            change.rollback(key, to=to, region=region)
-        return _committed(change)
-
-    def create_segment(
-        self, segment: Mapping[str, Any], *, reason: str = "", idempotency_key: str | None = None
-    ) -> Commit:
-        """Create a segment from its document. For errors see `change`."""
-        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
-            change.create_segment(segment)
-        return _committed(change)
-
-    def update_segment(
-        self,
-        segment: Mapping[str, Any],
-        *,
-        expected_version: int | None = None,
-        reason: str = "",
-        idempotency_key: str | None = None,
-    ) -> Commit:
-        """Replace a segment's document, its keys included. For errors see `change`."""
-        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
-            change.update_segment(segment, expected_version=expected_version)
-        return _committed(change)
-
-    def change_members(  # noqa: PLR0913 - who goes where, on which condition, and why
-        self,
-        key: str,
-        *,
-        include: Iterable[str | int] = (),
-        exclude: Iterable[str | int] = (),
-        remove: Iterable[str | int] = (),
-        expected_version: int | None = None,
-        reason: str = "",
-        idempotency_key: str | None = None,
-    ) -> Commit:
-        """Move a segment's keys, as Draft.change_members does. For errors see `change`."""
-        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
-            change.change_members(
-                key,
-                include=include,
-                exclude=exclude,
-                remove=remove,
-                expected_version=expected_version,
-            )
-        return _committed(change)
-
-    def rollback_segment(
-        self, key: str, *, to: int, reason: str = "", idempotency_key: str | None = None
-    ) -> Commit:
-        """Give a segment the content that it had at revision `to`. For errors see `change`."""
-        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
-            change.rollback_segment(key, to=to)
-        return _committed(change)
+        change.commit = self._commit(change, asked)
 
     def close(self) -> None:
         """Close the connections; a checkpoint that is being made is left off."""
@@ -253,15 +113,18 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _commit(self, draft: Draft, reason: str, key: str | None) -> Commit:
-        asked = [msgspec.to_builtins(operation) for operation in draft.operations]
+    def _commit(self, draft: Draft, asked: Asked) -> Commit:
+        key, actor = asked.get("idempotency_key"), asked.get("actor") or self._actor
+        operations = [
+            msgspec.to_builtins(operation, enc_hook=_name_of) for operation in draft.operations
+        ]
         request = uuid.uuid4().hex if key is None else _checked_key(key)
         content = {
             "sent": datetime.now(UTC),
-            "actor": self._actor,
-            "reason": reason,
-            "operations": asked,
-            "digest": _digest([self._actor, asked]),
+            "actor": actor,
+            "reason": asked.get("reason", ""),
+            "operations": operations,
+            "digest": _digest([actor, operations]),
         }
         deadline = time.monotonic() + self._timeout
         with self._turn:
@@ -333,6 +196,6 @@ def _checked_key(key: object) -> str:
     return key
 
 
-def _committed(change: Draft) -> Commit:
-    assert change.commit is not None, "the block ended without error"
-    return change.commit
+def _name_of(function: Any) -> str:
+    """Return what the audit has of a function: its name."""
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
