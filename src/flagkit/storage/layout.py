@@ -133,6 +133,14 @@ def ledger_after(environment: str, revision: int) -> Document:
     return {"_id": {"$gt": ledger_id(environment, revision), "$lt": ledger_id(environment, "")}}
 
 
+def ledger_of(key: str | None, since: datetime | None, until: datetime | None) -> Document:
+    """Return the filter of changes to a flag or segment, from a moment on and before another."""
+    times = {"$gte": since, "$lt": until}
+    bounds = {operator: moment for operator, moment in times.items() if moment is not None}
+    found: Document = {} if key is None else {"policies.key": key}
+    return found | {"time": bounds} if bounds else found
+
+
 def policies_of(environment: str) -> Document:
     """Return the filter of all flags, or segments, of an environment, a range of `_id`s."""
     return {"_id": _between(environment, MinKey(), MaxKey())}
@@ -239,9 +247,12 @@ def ledgered(document: Mapping[str, Any]) -> Change:
     Raises:
         StoreError: it stands in the place of another revision.
     """
-    if document["_id"]["revision"] != document["revision"]:
-        raise StoreError(f"the ledger has revision {document['revision']} in another's place")
-    return _change(tip_in(document), document)
+    change, place = _change(tip_in(document), document), document["_id"]["revision"]
+    if not change.revision == document["revision"] == place:
+        raise StoreError(
+            f"the ledger has revision {document['revision']} in the place of revision {place}"
+        )
+    return change
 
 
 def collection_of(region: str) -> str:

@@ -1,9 +1,9 @@
 """Reading: an environment at one revision, from one snapshot of the database."""
 
 import functools
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from pymongo import ASCENDING, DESCENDING
 from pymongo.client_session import ClientSession
@@ -27,6 +27,7 @@ from flagkit.storage.layout import (
     checkpoints_of,
     collection_of,
     ledger_after,
+    ledger_document,
     ledgered,
     members_part,
     parts_named,
@@ -83,7 +84,19 @@ class Reading:
         found = self._database[LEDGER].find(
             ledger_after(self.tip.environment, after), sort=_BY_ID, session=self._session
         )
-        return map(ledgered, found)
+        return map(_audited, found)
+
+    def strays(self) -> list[Any]:
+        """Return what stands in the ledger in the place of a revision and is no revision."""
+        found = self._database[LEDGER].find(
+            {
+                "_id.environment": self.tip.environment,
+                "$nor": [ledger_after(self.tip.environment, 0)],
+            },
+            {"_id": True},
+            session=self._session,
+        )
+        return [document["_id"].get("revision") for document in found]
 
     def find(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of some flags, in all regions."""
@@ -309,11 +322,14 @@ class Reading:
             limit=2,
             session=self._session,
         )
-        hashes = [document["hash"] for document in found]
-        if not change.is_sealed or hashes not in ([], [self.tip.hash]):
+        hashes = {document["_id"]["revision"]: document.get("hash") for document in found}
+        if not change.is_sealed or hashes not in ({}, {self.tip.revision: self.tip.hash}):
+            beyond = [str(revision) for revision in hashes if revision != self.tip.revision]
+            also = f" (the ledger has revision {beyond[0]} too)" if beyond else ""
             raise StoreError(
                 f"head and ledger of {self.tip.environment!r} are of different histories at"
-                f" revision {self.tip.revision}: one was restored or edited; nothing was written"
+                f" revision {self.tip.revision}{also}: one was restored or edited; nothing was"
+                " written"
             )
         return bool(hashes)
 
@@ -340,3 +356,31 @@ def _follows(newest: PolicyChange | None, change: PolicyChange) -> bool:
     # Where a tombstone was removed, versions would begin anew.
     last, after = newest.before, change.after
     return change.before is None and bool(last and after and after.version > last.version)
+
+
+def _audited(document: Mapping[str, Any]) -> Change:
+    """Return the change that a ledger document holds, if it holds nothing else.
+
+    Raises:
+        StoreError: it has not the form that it should have; with its revision.
+    """
+    try:
+        change = ledgered(document)
+    except StoreError as error:
+        raise StoreError(
+            f"revision {document['_id']['revision']} of the ledger: {error}"
+        ) from error
+    whole = all(item.before or item.after for item in change.policies)
+    if not whole or _names(document) != _names(ledger_document(change)):
+        raise StoreError(f"revision {change.revision} of the ledger was altered")
+    return change
+
+
+def _names(part: object) -> Any:
+    """Return the names of fields in a ledger document, without what is in policies."""
+    if isinstance(part, list):
+        return list(map(_names, cast("list[object]", part)))
+    if not isinstance(part, Mapping):
+        return None
+    fields = cast("Mapping[str, object]", part)
+    return {name: name == "policy" or _names(value) for name, value in fields.items()}

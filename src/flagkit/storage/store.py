@@ -14,7 +14,7 @@ from typing import Any
 import bson
 from bson.codec_options import CodecOptions
 from bson.errors import BSONError
-from pymongo import ASCENDING, MongoClient, ReadPreference, ReplaceOne
+from pymongo import ASCENDING, DESCENDING, MongoClient, ReadPreference, ReplaceOne
 from pymongo.errors import (
     BulkWriteError,
     CollectionInvalid,
@@ -58,6 +58,7 @@ from flagkit.storage.layout import (
     ledger_after,
     ledger_document,
     ledger_id,
+    ledger_of,
     ledgered,
     policy_document,
     tip_of,
@@ -65,7 +66,6 @@ from flagkit.storage.layout import (
 from flagkit.storage.publishing import newest_first, published
 from flagkit.storage.reading import Reading
 
-_BY_ID = [("_id", ASCENDING)]
 _CODEC: CodecOptions[Any] = CodecOptions(tz_aware=True)
 _DUPLICATE_KEY = 11000
 
@@ -254,11 +254,23 @@ class Store:
             except DuplicateKeyError:
                 self._check_same(change)
 
-    def changes(self, after: int = 0) -> Iterator[Change]:
-        """Yield the ledger's changes after a revision, in order."""
+    def changes(
+        self,
+        after: int = 0,
+        *,
+        key: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        newest_first: bool = False,
+    ) -> Iterator[Change]:
+        """Yield the ledger's changes after a revision, in order, or the newest first.
+
+        Only those of a flag or segment, from a moment on, or before another, where these are given.
+        """
+        wanted = ledger_after(self.environment, after) | ledger_of(key, since, until)
         with translated("reading the ledger"):
-            found = self._database[LEDGER].find(ledger_after(self.environment, after), sort=_BY_ID)
-            yield from map(ledgered, found)
+            order = [("_id", DESCENDING if newest_first else ASCENDING)]
+            yield from map(ledgered, self._database[LEDGER].find(wanted, sort=order))
 
     def requests(self, requests: Iterable[str]) -> dict[str, Document]:
         """Return audit documents by request id."""
