@@ -491,6 +491,8 @@ class TestMembers:
             triple.change(3)
             triple.assert_current(client, SOON_SECONDS)
             assert client.staleness >= OUTAGE_SECONDS
+        # The writer would say goodbye to it for long.
+        triple.members.heal()
 
     def test_a_region_that_is_lost_and_comes_back(self, triple: Scene) -> None:
         away = triple.members.secondaries()[0]
