@@ -86,6 +86,16 @@ class Reading:
         )
         return map(_audited, found)
 
+    def revision_at(self, moment: datetime) -> int:
+        """Return the last revision in the ledger that is not later than a moment; 0 if none is."""
+        found = self._database[LEDGER].find_one(
+            ledger_after(self.tip.environment, 0) | {"time": {"$lte": moment}},
+            {"revision": True},
+            sort=[("_id", DESCENDING)],
+            session=self._session,
+        )
+        return 0 if found is None else int(found["revision"])
+
     def strays(self) -> list[Any]:
         """Return what stands in the ledger in the place of a revision and is no revision."""
         found = self._database[LEDGER].find(

@@ -1,0 +1,87 @@
+"""Staleness of flags: those whose time seems to be over, for people to look at. Reads alone."""
+
+from datetime import datetime, timedelta
+
+from msgspec import Struct
+
+from flagkit.changes import SEGMENTS
+from flagkit.core.schedule import share_at
+from flagkit.model import Flag, Ramp, Rollout, Serves, decode
+from flagkit.model.rollouts import BUCKETS
+from flagkit.storage.store import Store
+
+
+class StaleFlag(Struct, frozen=True):
+    """A flag that may have to go, and why; `owner` is empty where it names none."""
+
+    key: str
+    region: str
+    version: int
+    owner: str
+    reasons: tuple[str, ...]
+
+
+def stale_flags(store: Store, days: int, now: datetime | None = None) -> list[StaleFlag]:
+    """Return the flags of an environment, sorted, that are over.
+
+    Past their `expires`; or not touched for some days and never changed since they were created,
+    archived, or with each rollout at 0 or 100 %.
+
+    Args:
+        store: Where they are.
+        days: How long a flag must have been as it is.
+        now: The moment to ask for; the server's time by default.
+
+    Raises:
+        EnvironmentNotFoundError: it was never created.
+        StoreError: it was changed past the writer, or could not be read.
+    """
+    with store.reading() as reading:
+        moment = now or reading.now
+        still = reading.revision_at(moment - timedelta(days=days))
+        found = reading.projected()
+        if reading.pending is not None:
+            tip = reading.pending
+            found |= {policy.id: (tip.revision, policy.after) for policy in tip.policies}
+    stale: list[StaleFlag] = []
+    for (region, key), (revision, state) in sorted(found.items()):
+        if state is None or region == SEGMENTS:
+            continue
+        flag = decode(state.policy, stored=True)
+        reasons = [*_expired(flag, moment)]
+        if revision <= still:
+            reasons += _left(flag, state.version, days, moment)
+        if reasons:
+            owner = str(flag.metadata.get("owner", ""))
+            stale.append(StaleFlag(key, region, state.version, owner, tuple(reasons)))
+    return sorted(stale, key=lambda flag: (flag.key, flag.region))
+
+
+def _expired(flag: Flag, moment: datetime) -> list[str]:
+    expires = flag.metadata.get("expires")
+    if isinstance(expires, datetime) and expires <= moment:
+        return [f"past its expires, {expires:%Y-%m-%d}"]
+    return []
+
+
+def _left(flag: Flag, version: int, days: int, moment: datetime) -> list[str]:
+    """Return why a flag is over that was not touched for some days."""
+    for_days = f"for {days} days"
+    if flag.state == "archived":
+        return [f"archived {for_days}"]
+    reasons = [f"never changed {for_days}"] if version == 1 else []
+    served = [rule.serves for rule in flag.rules] + [flag.fallthrough]
+    split = [serves for serves in served if isinstance(serves, Rollout | Ramp)]
+    if split and all(_is_decided(serves, moment) for serves in split):
+        reasons.append(f"at 0 or 100 % {for_days}")
+    return reasons
+
+
+def _is_decided(serves: Serves, moment: datetime) -> bool:
+    """Tell whether all keys get the same variant, and go on getting it."""
+    if isinstance(serves, Rollout):
+        return BUCKETS in serves.weights.values()
+    if isinstance(serves, Ramp):
+        over = serves.points[-1][0] <= moment.timestamp()
+        return over and share_at(serves, moment.timestamp()) in (0, BUCKETS)
+    return True
