@@ -16,6 +16,8 @@
         VersionConflictError             .expected .actual: someone wrote first; read again
         BrokenReferenceError             also an InvalidDocumentError: a prerequisite dangles, or
                                          prerequisites form a cycle
+        AccessDeniedError                .actor .action .key .roles: what the actor may not do,
+                                         and who may
         RequestConflictError             an idempotency key used for two different requests
       StoreError                         __cause__ is the driver's error
         StoreUnavailableError            try again later
@@ -112,6 +114,28 @@ class VersionConflictError(WriteError):
 
 class BrokenReferenceError(WriteError, InvalidDocumentError):
     """The change would leave a prerequisite dangling, or close a cycle of them."""
+
+
+class AccessDeniedError(WriteError):
+    """The actor has no role that may do this; it was logged.
+
+    `action` is edit, pause, release or grant; `key` the flag or segment, "" for all of them, or a
+    namespace if `action` is grant. `roles` are those that would do.
+    """
+
+    def __init__(
+        self, actor: str, action: str, key: str, environment: str, roles: tuple[str, ...]
+    ) -> None:
+        self.actor = actor
+        self.action = action
+        self.key = key
+        self.environment = environment
+        self.roles = roles
+        what = f"roles on {key or 'everything'}" if action == "grant" else key or "everything"
+        super().__init__(
+            f"{actor!r} may not {action} {what} in {environment}: that takes the role"
+            f" {' or '.join(roles)} there, which an admin can grant"
+        )
 
 
 class RequestConflictError(WriteError):

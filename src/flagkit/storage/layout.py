@@ -23,6 +23,7 @@ from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 from bson import MaxKey, MinKey
 from pymongo import ASCENDING, IndexModel
 
+from flagkit.changes import ACCESS as ACCESS_REGION
 from flagkit.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit.changes import Change, PolicyChange, PolicyState, Tip, state_of
 from flagkit.errors import StoreError
@@ -33,13 +34,16 @@ Document: TypeAlias = dict[str, Any]
 
 HEADS, LEDGER, AUDIT = "heads", "ledger", "audit"
 FLAGS, SEGMENTS, MEMBERS = "flags", "segments", "members"
+ACCESS, DENIALS = "access", "denials"
 CHECKPOINTS, SLICES = "checkpoints", "slices"
-PROJECTED = (FLAGS, SEGMENTS)
+PROJECTED = (FLAGS, SEGMENTS, ACCESS)
 
 INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
     HEADS: (),
     AUDIT: (),
     SEGMENTS: (),
+    ACCESS: (),
+    DENIALS: (),
     MEMBERS: (),
     CHECKPOINTS: (),
     SLICES: (),
@@ -113,6 +117,21 @@ def slices_of(environment: str, checkpoint: str | None = None) -> Document:
         "_id": {
             "$gte": slice_id(environment, first, MinKey()),
             "$lte": slice_id(environment, last, MaxKey()),
+        }
+    }
+
+
+def denial_id(environment: str, denial: Any) -> Document:
+    """Return a denial's `_id`. Field order counts: ranges compare whole `_id`s."""
+    return {"environment": environment, "denial": denial}
+
+
+def denials_of(environment: str) -> Document:
+    """Return the filter of all denials of an environment, a range of the `_id` index."""
+    return {
+        "_id": {
+            "$gte": denial_id(environment, MinKey()),
+            "$lte": denial_id(environment, MaxKey()),
         }
     }
 
@@ -241,15 +260,15 @@ def ledgered(document: Mapping[str, Any]) -> Change:
 
 def collection_of(region: str) -> str:
     """Return the collection in which a policy stands."""
-    return SEGMENTS if region == SEGMENTS_REGION else FLAGS
+    return {SEGMENTS_REGION: SEGMENTS, ACCESS_REGION: ACCESS}.get(region, FLAGS)
 
 
 def policy_document(environment: str, revision: int, change: PolicyChange) -> Document:
     """Return the document of a policy as a change left it.
 
     `hash` is that of the state; it and `policy` are null where it was deleted. A segment's region
-    is "@segments". A flag has also {body, format, seal}: what clients read of it, packed; the
-    format of that; and what binds the body to the state.
+    is "@segments", that of the grants "@access". A flag has also {body, format, seal}: what clients
+    read of it, packed; the format of that; and what binds the body to the state.
     """
     state = change.after or change.before
     assert state is not None, "a change has a side"
@@ -266,8 +285,8 @@ def policy_document(environment: str, revision: int, change: PolicyChange) -> Do
 
 
 def _body_fields(state: PolicyState) -> Document:
-    # The document of a segment is its body.
-    if state.region == SEGMENTS_REGION:
+    # The document of a segment is its body, and clients do not read grants.
+    if collection_of(state.region) != FLAGS:
         return {}
     record = record_of(state)
     seal = seal_of(record.key, record.version, record.hash, record.body)

@@ -8,12 +8,14 @@ from typing import Any
 from pymongo import ASCENDING, DESCENDING
 from pymongo.client_session import ClientSession
 
-from flagkit.changes import Change, PolicyChange, PolicyId, PolicyState, Tip
+from flagkit.changes import ACCESS as ACCESS_REGION
+from flagkit.changes import GRANTS, Change, PolicyChange, PolicyId, PolicyState, Tip, digest
 from flagkit.errors import StoreError
 from flagkit.model.segments import unpacked_part
 from flagkit.snapshot import Arena, check_digests
 from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.layout import (
+    ACCESS,
     CHECKPOINTS,
     FLAGS,
     LEDGER,
@@ -90,6 +92,20 @@ class Reading:
         """Return the states of some segments."""
         return self._find(SEGMENTS, set(keys))
 
+    def grants(self) -> PolicyState | None:
+        """Return the state of the grants, None if there never were any.
+
+        Raises:
+            HistoryLostError: they are not those of this revision: something changed them past the
+                writer.
+        """
+        # By the tip's digest alone: it is that of the one policy there.
+        if ACCESS_REGION not in self.tip.digests:
+            return None
+        state = self._find(ACCESS, {GRANTS[1]}).get(GRANTS)
+        check_digests({} if state is None else digest([state]), self.tip, (ACCESS_REGION,))
+        return state
+
     def _find(self, collection: str, wanted: set[str]) -> dict[PolicyId, PolicyState]:
         if not wanted:
             return {}
@@ -126,7 +142,7 @@ class Reading:
         return self._read_through(self._all_documents(), lambda _: True)
 
     def base(self) -> Generator[str | None, None, Arena]:
-        """Return the base of all regions, with all members, in slices.
+        """Return the base of all regions, with all members and without grants, in slices.
 
         Yields now and then how far it is.
 
@@ -159,7 +175,8 @@ class Reading:
             {name: unpacked_part(part).tobytes() for name, part in parts.items()}
         )
         found = base.header.digests
-        check_digests(found, self.tip, found.keys() | self.tip.digests.keys())
+        places = (found.keys() | self.tip.digests.keys()) - {ACCESS_REGION}
+        check_digests(found, self.tip, places)
         return base
 
     def checkpoints(self) -> Iterator[tuple[Checkpoint, Callable[[], Arena]]]:

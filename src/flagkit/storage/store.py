@@ -6,6 +6,7 @@ writer would keep.
 """
 
 import contextlib
+import os
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -44,6 +45,7 @@ from flagkit.storage.driver import (
 from flagkit.storage.layout import (
     AUDIT,
     CHECKPOINTS,
+    DENIALS,
     FLAGS,
     HEADS,
     INDEXES,
@@ -54,6 +56,8 @@ from flagkit.storage.layout import (
     active_in_region,
     checkpoints_of,
     collection_of,
+    denial_id,
+    denials_of,
     head_document,
     ledger_after,
     ledger_document,
@@ -266,6 +270,17 @@ class Store:
         with translated("reading the audit"):
             found = self._database[AUDIT].find({"_id": {"$in": identities}})
             return {document["_id"]["request"]: document for document in found}
+
+    def add_denial(self, now: datetime, told: Mapping[str, Any]) -> None:
+        """Log that somebody was denied something at a time of the server's."""
+        identity = denial_id(self.environment, f"{now:%Y%m%dT%H%M%S.%f}Z-{os.urandom(8).hex()}")
+        with translated("logging a denial"):
+            self._database[DENIALS].insert_one({"_id": identity, "time": now, **told})
+
+    def denials(self) -> list[Document]:
+        """Return what was logged of denials, oldest first."""
+        with translated("reading the denials"):
+            return self._database[DENIALS].find(denials_of(self.environment), sort=_BY_ID).to_list()
 
     def active_flags(self, region: str, at: datetime) -> list[str]:
         """Return the keys of the flags that are active in a region at a moment, sorted.

@@ -1,6 +1,7 @@
 """Writing flags: versioned changes, each in the ledger. Who only reads never loads this."""
 
 from flagkit.storage.checkpoints import Checkpoint
+from flagkit.writer.access import Denial, denials, grants
 from flagkit.writer.checkpoints import write_checkpoint
 from flagkit.writer.drafts import Commit, Draft
 from flagkit.writer.ledger import Entry, entries, verify
@@ -9,10 +10,13 @@ from flagkit.writer.writer import Writer
 __all__ = [
     "Checkpoint",
     "Commit",
+    "Denial",
     "Draft",
     "Entry",
     "Writer",
+    "denials",
     "entries",
+    "grants",
     "verify",
     "write_checkpoint",
 ]

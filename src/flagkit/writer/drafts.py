@@ -1,17 +1,19 @@
 """Drafts: operations that are collected to become one revision."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
 from msgspec import Struct
 
-from flagkit.changes import SEGMENTS
+from flagkit.changes import GRANTS, SEGMENTS
 from flagkit.errors import InvalidDocumentError
 from flagkit.model import EVERYWHERE
 from flagkit.model.documents import State
+from flagkit.model.grants import Role, checked_actor, checked_grant, checked_role
 from flagkit.model.keys import check_key, check_region
 from flagkit.model.segments import decode_segment, encode_segment, keys_of, listed_keys
+from flagkit.writer.access import GrantRole, RevokeRole
 from flagkit.writer.operations import (
     ChangeMembers,
     Create,
@@ -171,6 +173,33 @@ class Draft:
         self.operations.append(
             Rollback(to=_revision(to), key=check_key(key, kind="segment"), region=SEGMENTS)
         )
+
+    def grant(self, actor: str, role: Role, namespaces: Collection[str] = ()) -> None:
+        """Grant a role on the keys that begin with one of `namespaces`, or on all.
+
+        It replaces what the actor has of this role.
+        """
+        grant = checked_grant(actor, role, namespaces)
+        self.operations.append(
+            GrantRole(
+                actor=grant.actor,
+                role=grant.role,
+                namespaces=grant.namespaces,
+                key=GRANTS[1],
+                region=GRANTS[0],
+            )
+        )
+
+    def revoke(self, actor: str, role: Role | None = None) -> None:
+        """Take a role from an actor, or all roles."""
+        taken = None if role is None else checked_role(role)
+        self.operations.append(
+            RevokeRole(actor=checked_actor(actor), role=taken, key=GRANTS[1], region=GRANTS[0])
+        )
+
+    def rollback_grants(self, *, to: int) -> None:
+        """Give back all roles as they were granted at revision `to`."""
+        self.operations.append(Rollback(to=_revision(to), key=GRANTS[1], region=GRANTS[0]))
 
     def _set_segment(
         self, document: Mapping[str, Any], expected_version: int | None, *, create: bool

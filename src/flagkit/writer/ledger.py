@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from flagkit.changes import SEGMENTS, Change, PolicyId, PolicyState, Tip
+from flagkit.changes import ACCESS, GRANTS, SEGMENTS, Change, PolicyId, PolicyState, Tip
 from flagkit.errors import (
     FlagkitError,
     SnapshotFormatError,
@@ -111,7 +111,8 @@ def _check_checkpoints(
         if checkpoint.tip.revision != tip.revision:
             continue
         try:
-            states = [state for _, state in expected.values() if state]
+            # Clients start from them, and grants are none of theirs.
+            states = [state for _, state in expected.values() if state and state.id != GRANTS]
             problem = problem_with(read(), tip, states)
         except (StoreError, SnapshotFormatError) as error:
             problem = f"cannot be used: {error}"
@@ -151,6 +152,7 @@ def _action(operation: dict[str, Any]) -> str:
         case "set_rollout":
             words.append(f"to {operation['weights']}")
         case "rollback":
+            words[1] = "all grants" if operation["key"] == GRANTS[1] else words[1]
             words.append(f"to revision {operation['to']}")
         case "set_segment":
             words[0] = f"{'create' if operation['create'] else 'update'} segment"
@@ -159,8 +161,13 @@ def _action(operation: dict[str, Any]) -> str:
                 f"{len(operation[side])} {side}d" for side in ("include", "exclude", "remove")
             ]
             return f"change members of {operation['key']}: {', '.join(counts)}"
+        case "grant":
+            words = ["grant", operation["role"], "to", operation["actor"]]
+            words += ["on", ", ".join(operation["namespaces"])] if operation["namespaces"] else []
+        case "revoke":
+            words = ["revoke", operation["role"] or "all roles", "of", operation["actor"]]
         case _:
             pass
-    if operation["region"] not in ("*", SEGMENTS):
+    if operation["region"] not in ("*", SEGMENTS, ACCESS):
         words.append(f"in {operation['region']}")
     return " ".join(words)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import Struct
 
-from flagkit.changes import SEGMENTS, PolicyId, PolicyState
+from flagkit.changes import ACCESS, GRANTS, SEGMENTS, PolicyId, PolicyState
 from flagkit.core.schedule import share_at
 from flagkit.errors import (
     FlagExistsError,
@@ -22,6 +22,7 @@ from flagkit.errors import (
 )
 from flagkit.model import EVERYWHERE, Flag, Ramp, Rollout, Serves, decode, encode
 from flagkit.model.documents import State
+from flagkit.model.grants import Grants, decode_grants
 from flagkit.model.rollouts import BUCKETS, Intervals, allocate, exchanged, percent
 from flagkit.model.segments import (
     Hashed,
@@ -61,8 +62,8 @@ class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
         """The flag, or segment, that it is about."""
         return (self.region, self.key)
 
-    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag | Hashed:
-        """Return the flag, or segment, after this operation.
+    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag | Hashed | Grants:
+        """Return the flag, segment or grants after this operation.
 
         Raises:
             WriteError: it cannot follow the state before.
@@ -70,6 +71,8 @@ class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
         raise NotImplementedError
 
     def _existing(self, before: PolicyState | None) -> PolicyState:
+        if before is None and self.region == ACCESS:
+            raise FlagNotFoundError("there are no grants yet: grant admin first, to somebody")
         if before is None:
             what = "segment" if self.region == SEGMENTS else "flag"
             where = "" if self.region in (EVERYWHERE, SEGMENTS) else f" in region {self.region}"
@@ -238,12 +241,14 @@ class Rollback(Operation, frozen=True, tag="rollback", kw_only=True):
 
     to: int
 
-    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag | Hashed:
-        """Return the flag, or segment, as it was; never its version, which goes on."""
+    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag | Hashed | Grants:
+        """Return the flag, segment or grants as they were; never the version, which goes on."""
         self._existing(before)
         then = earlier.at(self.policy_id, self.to)
         if then is None:
             raise RevisionNotFoundError(f"{self.key!r} did not exist at revision {self.to}")
+        if self.policy_id == GRANTS:
+            return decode_grants(then.policy)
         if self.region == SEGMENTS:
             return decode_segment(then.policy, stored=True)
         return decode(then.policy, stored=True)

@@ -10,11 +10,12 @@ from typing import NoReturn, Protocol
 
 from msgspec import Struct
 
-from flagkit.changes import SEGMENTS, PolicyChange, PolicyId, PolicyState, state_of
+from flagkit.changes import ACCESS, GRANTS, SEGMENTS, PolicyChange, PolicyId, PolicyState, state_of
 from flagkit.errors import BrokenReferenceError, InvalidDocumentError, RevisionNotFoundError
 from flagkit.model import EVERYWHERE, Flag, decode, encode
 from flagkit.model.decoding import check_size
 from flagkit.model.flags import segments_of
+from flagkit.model.grants import Grants, check_has_admin, decode_grants, encode_grants
 from flagkit.model.segments import Hashed, encode_segment
 from flagkit.writer.operations import Operation
 
@@ -37,6 +38,10 @@ class Reading(Protocol):
 
     def segments(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of some segments."""
+        ...
+
+    def grants(self) -> PolicyState | None:
+        """Return the state of the grants, None if there never were any."""
         ...
 
     def at(self, policy: PolicyId, revision: int) -> PolicyState | None:
@@ -95,9 +100,13 @@ def plan(
         WriteError: an operation cannot follow, or would break a reference.
         InvalidDocumentError: it would be too large, or refers to members that are not there.
     """
-    flag_keys = {key for region, key in _ids(operations) if region != SEGMENTS}
-    segment_keys = {key for region, key in _ids(operations) if region == SEGMENTS}
+    touched = _ids(operations)
+    flag_keys = {key for region, key in touched if region not in (SEGMENTS, ACCESS)}
+    segment_keys = {key for region, key in touched if region == SEGMENTS}
     found = {**reading.find(flag_keys), **reading.segments(segment_keys)}
+    grants = reading.grants() if GRANTS in touched else None
+    if grants is not None:
+        found[GRANTS] = grants
     after: dict[PolicyId, PolicyState] = {}
     flags: dict[PolicyId, Flag] = {}
     made = {**parts}
@@ -109,6 +118,8 @@ def plan(
         if isinstance(next_one, Hashed):
             made |= next_one.parts
             document, subject = encode_segment(next_one.segment), f"segment {operation.key!r}"
+        elif isinstance(next_one, Grants):
+            document, subject = encode_grants(next_one), "grants"
         else:
             flags[identity] = next_one
             document, subject = encode(next_one), f"flag {operation.key!r}"
@@ -124,6 +135,8 @@ def plan(
         if identity not in found or found[identity].packed != state.packed
     ]
     _check_size(changes)
+    if GRANTS in after:
+        check_has_admin(decode_grants(after[GRANTS].policy))
     _References(reading, found, flags).check()
     _check_segments(reading, flags.values(), segment_keys)
     return Plan(changes, _new_parts(reading, after.values(), found, made))
@@ -214,7 +227,7 @@ class _References:
         for key in keys:
             self._by_key[key] = {}
         for (region, key), state in states.items():
-            if region != SEGMENTS and (region, key) not in self._changed:
+            if region not in (SEGMENTS, ACCESS) and (region, key) not in self._changed:
                 self._by_key[key][region] = decode(state.policy, stored=True)
         for (region, key), flag in self._changed.items():
             self._by_key.setdefault(key, {})[region] = flag

@@ -28,6 +28,7 @@ from flagkit.errors import (
 from flagkit.model import EVERYWHERE
 from flagkit.settings import settings_from
 from flagkit.storage.store import Store
+from flagkit.writer.access import check_access
 from flagkit.writer.checkpoints import CheckpointKeeper
 from flagkit.writer.drafts import Commit, Draft
 from flagkit.writer.planning import Plan, plan
@@ -294,6 +295,15 @@ class Writer:
                 else Plan([], {})
             )
             reading.check_newest(planned.changes)
+            if done is None:
+                check_access(
+                    self.store,
+                    reading,
+                    self._actor,
+                    content["reason"],
+                    draft.operations,
+                    planned.changes,
+                )
         change = next_change(reading.tip, request, reading.now, planned.changes)
         self.store.check_fits(change, content)
         if self.store.add_request(request, content) != content["digest"]:
