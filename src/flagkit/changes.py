@@ -20,9 +20,9 @@ DIGEST_MODULUS = 2**64
 SEGMENTS = "@segments"
 """Where segments stand, in the place of a region: they have none, and no region has this name."""
 ACCESS = "@access"
-"""Where the grants of roles stand, in the same way. Clients do not keep them."""
-GRANTS = (ACCESS, "@grants")
-"""The id of the one policy there, which has all of them."""
+"""Where grants of roles, and rate limits, stand in the same way. Clients do not keep them."""
+GRANTS, LIMITS = (ACCESS, "@grants"), (ACCESS, "@limits")
+"""The ids of the two policies there, which have all of them."""
 
 PolicyId: TypeAlias = tuple[str, str]
 """A flag's region and key, or SEGMENTS and a segment's key: what tells a policy from others."""

@@ -18,6 +18,7 @@
                                          prerequisites form a cycle
         AccessDeniedError                .actor .action .key .roles: what the actor may not do,
                                          and who may
+        RateLimitedError                 .whose .retry_at .retry_after: too many changes; later
         RequestConflictError             an idempotency key used for two different requests
       StoreError                         __cause__ is the driver's error
         StoreUnavailableError            try again later
@@ -27,6 +28,8 @@
 
 Evaluation raises none of them: it answers with `Evaluation.error_code`.
 """
+
+from datetime import datetime
 
 
 class FlagkitError(Exception):
@@ -131,10 +134,29 @@ class AccessDeniedError(WriteError):
         self.key = key
         self.environment = environment
         self.roles = roles
-        what = f"roles on {key or 'everything'}" if action == "grant" else key or "everything"
+        what = key or "everything"
+        if action == "grant":
+            what = f"roles and limits of {what}"
         super().__init__(
             f"{actor!r} may not {action} {what} in {environment}: that takes the role"
             f" {' or '.join(roles)} there, which an admin can grant"
+        )
+
+
+class RateLimitedError(WriteError):
+    """There were too many changes.
+
+    `whose` says of whom: actor, or environment. `retry_at` is when there is room for another, by
+    the server's clock, and `retry_after` is in how many seconds.
+    """
+
+    def __init__(self, whose: str, retry_at: datetime, retry_after: float) -> None:
+        self.whose = whose
+        self.retry_at = retry_at
+        self.retry_after = retry_after
+        super().__init__(
+            f"the limit on changes of this {whose} is reached: try again in {retry_after:.3f} s, at"
+            f" {retry_at.isoformat()}; to pause is always possible"
         )
 
 

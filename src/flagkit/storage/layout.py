@@ -180,10 +180,13 @@ def active_in_region(environment: str, region: str, at: datetime) -> Document:
     }
 
 
-def head_document(tip: Tip, change: Change | None) -> Document:
-    """Return the head at a tip, with the change that led to it."""
+def head_document(
+    tip: Tip, change: Change | None, buckets: Mapping[str, int] | None = None
+) -> Document:
+    """Return the head at a tip, with the change that led to it, and the rate limits' buckets."""
     body = None if change is None else _change_body(change)
-    return {"_id": tip.environment, **tip_fields(tip), "change": body}
+    kept = {"buckets": {**buckets}} if buckets else {}
+    return {"_id": tip.environment, **tip_fields(tip), "change": body, **kept}
 
 
 P = ParamSpec("P")

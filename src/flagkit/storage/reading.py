@@ -1,7 +1,7 @@
 """Reading: an environment at one revision, from one snapshot of the database."""
 
 import functools
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -9,7 +9,7 @@ from pymongo import ASCENDING, DESCENDING
 from pymongo.client_session import ClientSession
 
 from flagkit.changes import ACCESS as ACCESS_REGION
-from flagkit.changes import GRANTS, Change, PolicyChange, PolicyId, PolicyState, Tip, digest
+from flagkit.changes import GRANTS, LIMITS, Change, PolicyChange, PolicyId, PolicyState, Tip, digest
 from flagkit.errors import StoreError
 from flagkit.model.segments import unpacked_part
 from flagkit.snapshot import Arena, check_digests
@@ -58,6 +58,8 @@ class Reading:
         self.tip = tip_of(head)
         self.now: datetime = head["now"]
         """The server's time."""
+        self.buckets: Mapping[str, int] = head.get("buckets", {})
+        """By name, when a bucket of the rate limits is full again, in microseconds since 1970."""
         self._database = database
         self._session = session
         self._head = head
@@ -92,19 +94,19 @@ class Reading:
         """Return the states of some segments."""
         return self._find(SEGMENTS, set(keys))
 
-    def grants(self) -> PolicyState | None:
-        """Return the state of the grants, None if there never were any.
+    def access(self) -> dict[PolicyId, PolicyState]:
+        """Return the states of the grants and of the limits, as far as there are any.
 
         Raises:
             HistoryLostError: they are not those of this revision: something changed them past the
                 writer.
         """
-        # By the tip's digest alone: it is that of the one policy there.
+        # An environment that has none pays no query; and the digest tells an older state.
         if ACCESS_REGION not in self.tip.digests:
-            return None
-        state = self._find(ACCESS, {GRANTS[1]}).get(GRANTS)
-        check_digests({} if state is None else digest([state]), self.tip, (ACCESS_REGION,))
-        return state
+            return {}
+        states = self._find(ACCESS, {GRANTS[1], LIMITS[1]})
+        check_digests(digest(states.values()), self.tip, (ACCESS_REGION,))
+        return states
 
     def _find(self, collection: str, wanted: set[str]) -> dict[PolicyId, PolicyState]:
         if not wanted:

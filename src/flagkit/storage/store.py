@@ -219,8 +219,13 @@ class Store:
             if replacements:
                 self._database[MEMBERS].bulk_write(replacements, ordered=False)
 
-    def compare_and_set(self, tip: Tip, change: Change) -> bool:
-        """Commit a change if the head still stands at `tip`; return whether it did."""
+    def compare_and_set(
+        self, tip: Tip, change: Change, buckets: Mapping[str, int] | None = None
+    ) -> bool:
+        """Commit a change if the head still stands at `tip`; return whether it did.
+
+        The buckets are those of the rate limits, as the change leaves them.
+        """
         expected = {
             "_id": tip.environment,
             "epoch": tip.epoch,
@@ -228,7 +233,8 @@ class Store:
             "hash": tip.hash,
         }
         with translated("committing"):
-            done = self._database[HEADS].replace_one(expected, head_document(change.tip, change))
+            head = head_document(change.tip, change, buckets)
+            done = self._database[HEADS].replace_one(expected, head)
         return done.matched_count == 1
 
     def project(self, change: Change) -> None:

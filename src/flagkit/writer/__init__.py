@@ -5,6 +5,7 @@ from flagkit.writer.access import Denial, denials, grants
 from flagkit.writer.checkpoints import write_checkpoint
 from flagkit.writer.drafts import Commit, Draft
 from flagkit.writer.ledger import Entry, entries, verify
+from flagkit.writer.limits import limits
 from flagkit.writer.writer import Writer
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "denials",
     "entries",
     "grants",
+    "limits",
     "verify",
     "write_checkpoint",
 ]

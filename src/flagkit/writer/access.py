@@ -74,7 +74,7 @@ class Denial(Struct, frozen=True):
 def grants(store: Store) -> tuple[Grant, ...]:
     """Return the grants of an environment, ordered by actor and role; none where it is open."""
     with store.reading() as reading:
-        return _held(reading.grants()).grants
+        return _held(reading.access().get(GRANTS)).grants
 
 
 def denials(store: Store) -> list[Denial]:
@@ -98,17 +98,17 @@ def check_access(
     actor: str,
     reason: str,
     operations: Sequence[Operation],
-    changes: Sequence[PolicyChange],
+    needed: Iterable[Need],
 ) -> None:
     """Refuse a planned change that its actor may not make, and log that it was refused.
 
     Raises:
         AccessDeniedError: with the first thing that the actor may not do.
     """
-    held = reading.grants()
+    held = reading.access().get(GRANTS)
     if held is None:
         return
-    denied = first_denied(decode_grants(held.policy), actor, needs(operations, changes))
+    denied = first_denied(decode_grants(held.policy), actor, needed)
     if denied is None:
         return
     action, key = denied
@@ -158,6 +158,8 @@ def _needs_of(change: PolicyChange) -> list[Need]:
     if change.id == GRANTS:
         differing = _held(change.before).scopes() ^ _held(change.after).scopes()
         return [("grant", namespace) for namespace in sorted({item[2] for item in differing})]
+    if region == ACCESS:
+        return [("grant", "")]
     before = None if change.before is None else _served(change.before)
     after = None if change.after is None else _served(change.after)
     if region == SEGMENTS:

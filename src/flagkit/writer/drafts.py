@@ -6,14 +6,16 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from flagkit.changes import GRANTS, SEGMENTS
+from flagkit.changes import GRANTS, LIMITS, SEGMENTS
 from flagkit.errors import InvalidDocumentError
 from flagkit.model import EVERYWHERE
 from flagkit.model.documents import State
 from flagkit.model.grants import Role, checked_actor, checked_grant, checked_role
 from flagkit.model.keys import check_key, check_region
+from flagkit.model.limits import Limit, Whose, checked_limit, checked_whose
 from flagkit.model.segments import decode_segment, encode_segment, keys_of, listed_keys
 from flagkit.writer.access import GrantRole, RevokeRole
+from flagkit.writer.limits import SetLimit
 from flagkit.writer.operations import (
     ChangeMembers,
     Create,
@@ -195,6 +197,24 @@ class Draft:
         taken = None if role is None else checked_role(role)
         self.operations.append(
             RevokeRole(actor=checked_actor(actor), role=taken, key=GRANTS[1], region=GRANTS[0])
+        )
+
+    def set_limit(self, whose: Whose, *, capacity: int, rate: float) -> None:
+        """Limit the changes of each actor, or of the whole environment.
+
+        In every t seconds there are then at most `capacity` + `rate` * t of them, pauses and
+        changes of access not counted.
+        """
+        self._set_limit(whose, checked_limit(capacity, rate))
+
+    def lift_limit(self, whose: Whose) -> None:
+        """Limit them no more."""
+        self._set_limit(whose, None)
+
+    def _set_limit(self, whose: Whose, limit: Limit | None) -> None:
+        region, key = LIMITS
+        self.operations.append(
+            SetLimit(whose=checked_whose(whose), limit=limit, key=key, region=region)
         )
 
     def rollback_grants(self, *, to: int) -> None:

@@ -164,6 +164,11 @@ def _action(operation: dict[str, Any]) -> str:
         case "grant":
             words = ["grant", operation["role"], "to", operation["actor"]]
             words += ["on", ", ".join(operation["namespaces"])] if operation["namespaces"] else []
+        case "set_limit":
+            whose = {"actor": "of each actor", "environment": "of all"}[operation["whose"]]
+            limit = operation["limit"]
+            to = f"{limit['capacity']} and {limit['rate']} a second" if limit else "any number"
+            words = ["limit changes", whose, "to", to]
         case "revoke":
             words = ["revoke", operation["role"] or "all roles", "of", operation["actor"]]
         case _:

@@ -6,7 +6,7 @@ written. An operation says the same each time it is tried, on whatever revision 
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -23,6 +23,7 @@ from flagkit.errors import (
 from flagkit.model import EVERYWHERE, Flag, Ramp, Rollout, Serves, decode, encode
 from flagkit.model.documents import State
 from flagkit.model.grants import Grants, decode_grants
+from flagkit.model.limits import Limits
 from flagkit.model.rollouts import BUCKETS, Intervals, allocate, exchanged, percent
 from flagkit.model.segments import (
     Hashed,
@@ -50,6 +51,9 @@ class Earlier(Protocol):
         ...
 
 
+Next: TypeAlias = Flag | Hashed | Grants | Limits
+
+
 class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
     """One step asked for. `expected_version`, where given, is what the flag's version must be."""
 
@@ -62,8 +66,8 @@ class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
         """The flag, or segment, that it is about."""
         return (self.region, self.key)
 
-    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag | Hashed | Grants:
-        """Return the flag, segment or grants after this operation.
+    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Next:
+        """Return the flag, segment, grants or limits after this operation.
 
         Raises:
             WriteError: it cannot follow the state before.
@@ -241,8 +245,8 @@ class Rollback(Operation, frozen=True, tag="rollback", kw_only=True):
 
     to: int
 
-    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag | Hashed | Grants:
-        """Return the flag, segment or grants as they were; never the version, which goes on."""
+    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Next:
+        """Return what there was then; never the version, which goes on."""
         self._existing(before)
         then = earlier.at(self.policy_id, self.to)
         if then is None:

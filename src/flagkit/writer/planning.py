@@ -10,12 +10,22 @@ from typing import NoReturn, Protocol
 
 from msgspec import Struct
 
-from flagkit.changes import ACCESS, GRANTS, SEGMENTS, PolicyChange, PolicyId, PolicyState, state_of
+from flagkit.changes import (
+    ACCESS,
+    GRANTS,
+    LIMITS,
+    SEGMENTS,
+    PolicyChange,
+    PolicyId,
+    PolicyState,
+    state_of,
+)
 from flagkit.errors import BrokenReferenceError, InvalidDocumentError, RevisionNotFoundError
 from flagkit.model import EVERYWHERE, Flag, decode, encode
 from flagkit.model.decoding import check_size
 from flagkit.model.flags import segments_of
 from flagkit.model.grants import Grants, check_has_admin, decode_grants, encode_grants
+from flagkit.model.limits import Limits, encode_limits
 from flagkit.model.segments import Hashed, encode_segment
 from flagkit.writer.operations import Operation
 
@@ -40,8 +50,8 @@ class Reading(Protocol):
         """Return the states of some segments."""
         ...
 
-    def grants(self) -> PolicyState | None:
-        """Return the state of the grants, None if there never were any."""
+    def access(self) -> dict[PolicyId, PolicyState]:
+        """Return the states of the grants and of the limits, as far as there are any."""
         ...
 
     def at(self, policy: PolicyId, revision: int) -> PolicyState | None:
@@ -104,9 +114,8 @@ def plan(
     flag_keys = {key for region, key in touched if region not in (SEGMENTS, ACCESS)}
     segment_keys = {key for region, key in touched if region == SEGMENTS}
     found = {**reading.find(flag_keys), **reading.segments(segment_keys)}
-    grants = reading.grants() if GRANTS in touched else None
-    if grants is not None:
-        found[GRANTS] = grants
+    if touched & {GRANTS, LIMITS}:
+        found |= reading.access()
     after: dict[PolicyId, PolicyState] = {}
     flags: dict[PolicyId, Flag] = {}
     made = {**parts}
@@ -120,6 +129,8 @@ def plan(
             document, subject = encode_segment(next_one.segment), f"segment {operation.key!r}"
         elif isinstance(next_one, Grants):
             document, subject = encode_grants(next_one), "grants"
+        elif isinstance(next_one, Limits):
+            document, subject = encode_limits(next_one), "limits"
         else:
             flags[identity] = next_one
             document, subject = encode(next_one), f"flag {operation.key!r}"

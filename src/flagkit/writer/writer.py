@@ -28,9 +28,10 @@ from flagkit.errors import (
 from flagkit.model import EVERYWHERE
 from flagkit.settings import settings_from
 from flagkit.storage.store import Store
-from flagkit.writer.access import check_access
+from flagkit.writer.access import check_access, needs
 from flagkit.writer.checkpoints import CheckpointKeeper
 from flagkit.writer.drafts import Commit, Draft
+from flagkit.writer.limits import buckets_after
 from flagkit.writer.planning import Plan, plan
 
 _log = logging.getLogger("flagkit.writer")
@@ -295,15 +296,12 @@ class Writer:
                 else Plan([], {})
             )
             reading.check_newest(planned.changes)
+            buckets: Mapping[str, int] = {}
             if done is None:
-                check_access(
-                    self.store,
-                    reading,
-                    self._actor,
-                    content["reason"],
-                    draft.operations,
-                    planned.changes,
-                )
+                needed = needs(draft.operations, planned.changes)
+                reason = content["reason"]
+                check_access(self.store, reading, self._actor, reason, draft.operations, needed)
+                buckets = buckets_after(reading, self._actor, needed)
         change = next_change(reading.tip, request, reading.now, planned.changes)
         self.store.check_fits(change, content)
         if self.store.add_request(request, content) != content["digest"]:
@@ -316,7 +314,7 @@ class Writer:
         if done:
             return done
         self.store.add_parts(planned.parts)
-        if not self.store.compare_and_set(reading.tip, change):
+        if not self.store.compare_and_set(reading.tip, change, buckets):
             return None
         try:
             self.store.project(change)
