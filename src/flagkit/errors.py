@@ -18,6 +18,7 @@
                                          prerequisites form a cycle
         AccessDeniedError                .actor .action .key .roles: what the actor may not do,
                                          and who may
+        GuardError                       .guard .path .remedy: a guard refused
         RateLimitedError                 .whose .retry_at .retry_after: too many changes; later
         RequestConflictError             an idempotency key used for two different requests
       StoreError                         __cause__ is the driver's error
@@ -122,8 +123,8 @@ class BrokenReferenceError(WriteError, InvalidDocumentError):
 class AccessDeniedError(WriteError):
     """The actor has no role that may do this; it was logged.
 
-    `action` is edit, pause, release or grant; `key` the flag or segment, "" for all of them, or a
-    namespace if `action` is grant. `roles` are those that would do.
+    `action` is edit, pause, release, break glass or grant; `key` the flag or segment, "" for all of
+    them, or a namespace if `action` is grant. `roles` are those that would do.
     """
 
     def __init__(
@@ -137,10 +138,30 @@ class AccessDeniedError(WriteError):
         what = key or "everything"
         if action == "grant":
             what = f"roles and limits of {what}"
+        elif action == "break glass":
+            what = f"for {what}"
         super().__init__(
             f"{actor!r} may not {action} {what} in {environment}: that takes the role"
             f" {' or '.join(roles)} there, which an admin can grant"
         )
+
+
+class GuardError(WriteError):
+    """A guard of the writer refused the change.
+
+    `guard` is its name, `path` the place in the policy, `remedy` says what to do.
+    """
+
+    def __init__(
+        self, guard: str, path: str, problem: str, remedy: str, *, subject: str = ""
+    ) -> None:
+        self.guard = guard
+        self.path = path
+        self.problem = problem
+        self.remedy = remedy
+        self.subject = subject
+        place = ": ".join(part for part in (subject, path) if part)
+        super().__init__(f"{place}: {problem}. {remedy} (guard {guard})")
 
 
 class RateLimitedError(WriteError):

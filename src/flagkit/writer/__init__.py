@@ -4,6 +4,7 @@ from flagkit.storage.checkpoints import Checkpoint
 from flagkit.writer.access import Denial, denials, grants
 from flagkit.writer.checkpoints import write_checkpoint
 from flagkit.writer.drafts import Commit, Draft
+from flagkit.writer.guards import Freeze, Guard, LargestStep, Planned, Refusal, Required
 from flagkit.writer.ledger import Entry, entries, verify
 from flagkit.writer.limits import limits
 from flagkit.writer.writer import Writer
@@ -14,6 +15,12 @@ __all__ = [
     "Denial",
     "Draft",
     "Entry",
+    "Freeze",
+    "Guard",
+    "LargestStep",
+    "Planned",
+    "Refusal",
+    "Required",
     "Writer",
     "denials",
     "entries",

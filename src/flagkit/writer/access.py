@@ -22,14 +22,18 @@ from flagkit.writer.operations import Earlier, Operation, SetState
 
 _log = logging.getLogger("flagkit.writer")
 
-Action: TypeAlias = Literal["edit", "pause", "release", "grant"]
+Action: TypeAlias = Literal["edit", "pause", "release", "break glass", "grant"]
 MAY: Final[Mapping[Action, tuple[Role, ...]]] = {
     "edit": ("editor", "releaser", "admin"),
     "pause": ("editor", "releaser", "admin"),
     "release": ("releaser", "admin"),
+    "break glass": ("releaser", "admin"),
     "grant": ("admin",),
 }
-"""What takes which role. To edit changes nothing that anybody is served; to release does."""
+"""What takes which role.
+
+To edit changes nothing that anybody is served, to release does; to break glass passes guards by.
+"""
 LOGGED_MAX: Final = 100
 """So many operations of what was denied are logged."""
 
@@ -133,12 +137,16 @@ def first_denied(held: Grants, actor: str, needed: Iterable[Need]) -> Need | Non
     return None
 
 
-def needs(operations: Iterable[Operation], changes: Iterable[PolicyChange]) -> list[Need]:
+def needs(
+    operations: Iterable[Operation], changes: Iterable[PolicyChange], *, breaks_glass: bool = False
+) -> list[Need]:
     """Return what a change does to which keys. One that does nothing at all is an edit of all."""
     found: dict[Need, None] = {}
     changed = {change.id: change for change in changes}
     for change in changed.values():
         found |= dict.fromkeys(_needs_of(change))
+        if breaks_glass:
+            found["break glass", change.id[1] if change.id[0] != ACCESS else ""] = None
     for operation in operations:
         if operation.policy_id not in changed:
             found[_need_of_nothing(operation)] = None
@@ -154,18 +162,23 @@ def _need_of_nothing(operation: Operation) -> Need:
 
 
 def _needs_of(change: PolicyChange) -> list[Need]:
-    region, key = change.id
     if change.id == GRANTS:
         differing = _held(change.before).scopes() ^ _held(change.after).scopes()
         return [("grant", namespace) for namespace in sorted({item[2] for item in differing})]
+    region, key = change.id
+    return [(action_of(change), "" if region == ACCESS else key)]
+
+
+def action_of(change: PolicyChange) -> Action:
+    """Return what a change does to a policy, by the states before and after it."""
+    region = change.id[0]
     if region == ACCESS:
-        return [("grant", "")]
+        return "grant"
     before = None if change.before is None else _served(change.before)
     after = None if change.after is None else _served(change.after)
     if region == SEGMENTS:
-        harmless = after is not None and before in (None, after)
-        return [("edit" if harmless else "release", key)]
-    return [(_action(region, before, after), key)]
+        return "edit" if after is not None and before in (None, after) else "release"
+    return _action(region, before, after)
 
 
 def _action(region: str, before: dict[str, Any] | None, after: dict[str, Any] | None) -> Action:

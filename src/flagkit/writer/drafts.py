@@ -52,6 +52,8 @@ class Draft:
         self.operations: list[Operation] = []
         self.parts: dict[str, bytes] = {}
         self.commit: Commit | None = None
+        self.glass = ""
+        """Why the guards are passed by; empty where they are not."""
         self._environment = environment
 
     def create(self, flag: Mapping[str, Any]) -> None:
@@ -198,6 +200,12 @@ class Draft:
         self.operations.append(
             RevokeRole(actor=checked_actor(actor), role=taken, key=GRANTS[1], region=GRANTS[0])
         )
+
+    def break_glass(self, why: str) -> None:
+        """Pass the writer's guards by. It is logged as a warning, and stands in the audit."""
+        if not why.strip():
+            raise InvalidDocumentError("why", "is empty", "Write why the guards are passed by")
+        self.glass = why
 
     def set_limit(self, whose: Whose, *, capacity: int, rate: float) -> None:
         """Limit the changes of each actor, or of the whole environment.

@@ -25,7 +25,10 @@ _CHUNK = 500
 
 
 class Entry(Struct, frozen=True):
-    """One revision as people read it: `actions` are sentences such as "pause shop.search"."""
+    """One revision as people read it: `actions` are sentences such as "pause shop.search".
+
+    `glass` says why guards were passed by, if they were.
+    """
 
     revision: int
     time: datetime
@@ -33,6 +36,7 @@ class Entry(Struct, frozen=True):
     reason: str
     actions: tuple[str, ...]
     hash: str
+    glass: str = ""
 
 
 def entries(store: Store, after: int = 0) -> Iterator[Entry]:
@@ -49,6 +53,7 @@ def entries(store: Store, after: int = 0) -> Iterator[Entry]:
                 request.get("reason", ""),
                 tuple(map(_action, request.get("operations", ()))),
                 change.tip.hash,
+                request.get("glass", ""),
             )
 
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import msgspec
 
-from flagkit.changes import Tip, next_change
+from flagkit.changes import PolicyChange, Tip, next_change
 from flagkit.errors import (
     ConfigurationError,
     InvalidDocumentError,
@@ -27,10 +27,12 @@ from flagkit.errors import (
 )
 from flagkit.model import EVERYWHERE
 from flagkit.settings import settings_from
+from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.access import check_access, needs
 from flagkit.writer.checkpoints import CheckpointKeeper
 from flagkit.writer.drafts import Commit, Draft
+from flagkit.writer.guards import Guard, check_guards, planned_of
 from flagkit.writer.limits import buckets_after
 from flagkit.writer.planning import Plan, plan
 
@@ -51,13 +53,14 @@ class Writer:
         timeout: Seconds within which a change commits or fails.
         checkpoint_every: Publish a checkpoint, in the background, whenever the newest one is so
             many revisions old; without, none is: there is `flagkit checkpoint`.
+        guards: Are asked about each change, see `flagkit.writer.guards`.
 
     Raises:
         ConfigurationError: the URI or the environment is named nowhere, or a setting makes no
             sense.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - where, who, and what is made of it
         self,
         uri: str | None = None,
         environment: str | None = None,
@@ -66,6 +69,7 @@ class Writer:
         database: str | None = None,
         timeout: float = 30.0,
         checkpoint_every: int | None = None,
+        guards: Iterable[Guard] = (),
     ) -> None:
         if checkpoint_every is not None and checkpoint_every < 1:
             raise ConfigurationError(
@@ -80,6 +84,7 @@ class Writer:
             None if checkpoint_every is None else CheckpointKeeper(self.store, checkpoint_every)
         )
         self._actor = actor
+        self._guards = tuple(guards)
         self._timeout = timeout
         # Threads of one process would only make each other lose races for the head.
         self._turn = threading.Lock()
@@ -258,12 +263,15 @@ class Writer:
     def _commit(self, draft: Draft, reason: str, key: str | None) -> Commit:
         asked = [msgspec.to_builtins(operation) for operation in draft.operations]
         request = uuid.uuid4().hex if key is None else _checked_key(key)
+        # Sent again with it, a request is another one: what stands in the audit must have it.
+        glass = {"glass": draft.glass} if draft.glass else {}
         content = {
             "sent": datetime.now(UTC),
             "actor": self._actor,
             "reason": reason,
             "operations": asked,
-            "digest": _digest([self._actor, asked]),
+            "digest": _digest([self._actor, asked, *glass.values()]),
+            **glass,
         }
         deadline = time.monotonic() + self._timeout
         with self._turn:
@@ -277,6 +285,9 @@ class Writer:
                         raise
                     tip, pause = None, UNAVAILABLE_SECONDS_MAX
                 if tip is not None:
+                    if draft.glass:
+                        broke = (self._actor, tip.revision, self.environment, draft.glass)
+                        _log.warning("%s broke the glass for revision %s of %s: %s", *broke)
                     if self._checkpoints is not None:
                         self._checkpoints.saw(tip)
                     return Commit(tip.revision, tip.time, request)
@@ -298,10 +309,7 @@ class Writer:
             reading.check_newest(planned.changes)
             buckets: Mapping[str, int] = {}
             if done is None:
-                needed = needs(draft.operations, planned.changes)
-                reason = content["reason"]
-                check_access(self.store, reading, self._actor, reason, draft.operations, needed)
-                buckets = buckets_after(reading, self._actor, needed)
+                buckets = self._permitted(draft, reading, planned.changes, content["reason"])
         change = next_change(reading.tip, request, reading.now, planned.changes)
         self.store.check_fits(change, content)
         if self.store.add_request(request, content) != content["digest"]:
@@ -324,6 +332,23 @@ class Writer:
                 "revision %s is committed and not yet projected: %s", change.revision, error
             )
         return change.tip
+
+    def _permitted(
+        self, draft: Draft, reading: Reading, changes: list[PolicyChange], reason: str
+    ) -> dict[str, int]:
+        """Refuse what its actor may not do, or guards or limits stop; return the buckets after."""
+        needed = needs(draft.operations, changes, breaks_glass=bool(draft.glass))
+        check_access(self.store, reading, self._actor, reason, draft.operations, needed)
+        if self._guards and not draft.glass:
+            planned = planned_of(
+                changes,
+                environment=self.environment,
+                actor=self._actor,
+                reason=reason,
+                now=reading.now,
+            )
+            check_guards(self._guards, planned)
+        return buckets_after(reading, self._actor, needed)
 
 
 def _digest(asked: object) -> str:
