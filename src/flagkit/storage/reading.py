@@ -67,6 +67,7 @@ class Reading:
         if change is None and self.tip.revision > 0:
             raise StoreError(f"the head of {self.tip.environment!r} has lost its change")
         self._newest = change
+        self._access: dict[PolicyId, PolicyState] | None = None
         self.pending = change if change is not None and not self._is_ledgered(change) else None
         """The tip's change, if the ledger has not got it yet."""
 
@@ -94,19 +95,21 @@ class Reading:
         """Return the states of some segments."""
         return self._find(SEGMENTS, set(keys))
 
-    def access(self) -> dict[PolicyId, PolicyState]:
-        """Return the states of the grants and of the limits, as far as there are any.
+    @property
+    def access(self) -> Mapping[PolicyId, PolicyState]:
+        """The states of the grants and of the limits, as far as there are any.
 
         Raises:
             HistoryLostError: they are not those of this revision: something changed them past the
                 writer.
         """
         # An environment that has none pays no query; and the digest tells an older state.
-        if ACCESS_REGION not in self.tip.digests:
-            return {}
-        states = self._find(ACCESS, {GRANTS[1], LIMITS[1]})
-        check_digests(digest(states.values()), self.tip, (ACCESS_REGION,))
-        return states
+        if self._access is None:
+            wanted = {GRANTS[1], LIMITS[1]} if ACCESS_REGION in self.tip.digests else set[str]()
+            states = self._find(ACCESS, wanted)
+            check_digests(digest(states.values()), self.tip, (ACCESS_REGION,))
+            self._access = states
+        return self._access
 
     def _find(self, collection: str, wanted: set[str]) -> dict[PolicyId, PolicyState]:
         if not wanted:

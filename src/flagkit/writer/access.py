@@ -78,7 +78,7 @@ class Denial(Struct, frozen=True):
 def grants(store: Store) -> tuple[Grant, ...]:
     """Return the grants of an environment, ordered by actor and role; none where it is open."""
     with store.reading() as reading:
-        return _held(reading.access().get(GRANTS)).grants
+        return _held(reading.access.get(GRANTS)).grants
 
 
 def denials(store: Store) -> list[Denial]:
@@ -109,7 +109,7 @@ def check_access(
     Raises:
         AccessDeniedError: with the first thing that the actor may not do.
     """
-    held = reading.access().get(GRANTS)
+    held = reading.access.get(GRANTS)
     if held is None:
         return
     denied = first_denied(decode_grants(held.policy), actor, needed)

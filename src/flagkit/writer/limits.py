@@ -39,7 +39,7 @@ class SetLimit(Operation, frozen=True, tag="set_limit", kw_only=True):
 def limits(store: Store) -> Limits:
     """Return the limits of an environment."""
     with store.reading() as reading:
-        return _held(reading.access().get(LIMITS))
+        return _held(reading.access.get(LIMITS))
 
 
 def buckets_after(reading: Reading, actor: str, needed: Collection[Need]) -> dict[str, int]:
@@ -48,7 +48,7 @@ def buckets_after(reading: Reading, actor: str, needed: Collection[Need]) -> dic
     Raises:
         RateLimitedError: one of them has no token.
     """
-    held = _held(reading.access().get(LIMITS))
+    held = _held(reading.access.get(LIMITS))
     time = max(reading.now, reading.tip.time)
     now = (time - _EPOCH) // _MICROSECOND
     buckets = {name: full_at for name, full_at in reading.buckets.items() if full_at > now}

@@ -50,8 +50,9 @@ class Reading(Protocol):
         """Return the states of some segments."""
         ...
 
-    def access(self) -> dict[PolicyId, PolicyState]:
-        """Return the states of the grants and of the limits, as far as there are any."""
+    @property
+    def access(self) -> Mapping[PolicyId, PolicyState]:
+        """The states of the grants and of the limits, as far as there are any."""
         ...
 
     def at(self, policy: PolicyId, revision: int) -> PolicyState | None:
@@ -115,7 +116,7 @@ def plan(
     segment_keys = {key for region, key in touched if region == SEGMENTS}
     found = {**reading.find(flag_keys), **reading.segments(segment_keys)}
     if touched & {GRANTS, LIMITS}:
-        found |= reading.access()
+        found |= reading.access
     after: dict[PolicyId, PolicyState] = {}
     flags: dict[PolicyId, Flag] = {}
     made = {**parts}
