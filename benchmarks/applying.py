@@ -49,7 +49,7 @@ def run(plan: Plan) -> Iterator[Result]:
     stored = catalogue.stored(FLAG_COUNT)
     with EmbeddedMongo() as server, MongoClient[dict[str, Any]](server.uri) as mongo:
         heads = mongo[DATABASE][HEADS]
-        count, rounds = (2_000, 3) if plan.quick else (10_000, 7)
+        count, rounds = (2_000, 5) if plan.quick else (10_000, 7)
         yield from measured(lambda: _measure(server.uri, heads, stored, count, rounds))
 
 

@@ -45,8 +45,8 @@ def _bounds(kept: Sequence[Kept]) -> list[Row]:
                 (
                     line["benchmark"],
                     line["case"],
-                    f"{rounded(line['value'])} {line['unit']}",
-                    f"{sign} {line['bound']:g} {line['unit']}",
+                    f"{rounded(line['value'])} {line['unit']}".rstrip(),
+                    f"{sign} {line['bound']:g} {line['unit']}".rstrip(),
                     "" if line["ok"] else "missed",
                 )
             )

@@ -1,6 +1,6 @@
 """Startup: how long a service waits for its first right answer, by where its flags come from.
 
-Each start is in a fresh process, once all modules are imported, up to W2's answer:
+Starts are in processes that do nothing else, once all modules are imported, up to W2's answer:
 
 - from a snapshot file, which is in the page cache, and is verified; time that it waits for a
   processor, which others have, is told apart;
@@ -58,20 +58,26 @@ def run(plan: Plan) -> Iterator[Result]:
 
 def start_from_file(stored: Stored) -> tuple[float, float]:
     """Return the seconds until a client of a file answers, and how many of them it waited."""
-    waited, start = waited_seconds(), time.perf_counter()
+    start = time.perf_counter()
+    waited = waited_seconds()
     client = Client(NOWHERE, environment=ENVIRONMENT, snapshot_path=stored.path)
     answer = client.is_enabled(W2, CONTEXT)
+    waited = waited_seconds() - waited
     seconds = time.perf_counter() - start
     _check(client, answer)
-    return seconds, waited_seconds() - waited
+    return seconds, waited
 
 
-def start_from_scan(uri: str, drains_first: bool) -> tuple[float, float]:  # noqa: FBT001 - as pickled
+def start_from_scan(uri: str, round_count: int) -> list[tuple[float, float]]:
     """Return the seconds until a client that has nothing answers, and those of a bare drain."""
-    if drains_first:
-        drained = _drained(uri)
-        return _started(uri), drained
-    return _started(uri), _drained(uri)
+    found: list[tuple[float, float]] = []
+    for number in range(round_count):
+        if number % 2:
+            drained = _drained(uri)
+            found.append((_started(uri), drained))
+        else:
+            found.append((_started(uri), _drained(uri)))
+    return found
 
 
 def start_from_checkpoint(uri: str, checkpoint: int, revision: int) -> float:
@@ -132,10 +138,7 @@ def _from_file(stored: Stored, plan: Plan) -> list[Result]:
 
 
 def _from_scan(uri: str, plan: Plan) -> list[Result]:
-    found = [
-        apart(start_from_scan, uri, bool(number % 2), network=True)
-        for number in range(5 if plan.quick else 3)
-    ]
+    found = apart(start_from_scan, uri, 9 if plan.quick else 3, network=True)
     scans, drains = zip(*found, strict=True)
     name = f"from a scan, of {plan.flag_count:,}"
     return [

@@ -27,9 +27,9 @@ from tests.members import wait
 
 ENVIRONMENT = "production"
 FLAG_COUNT = 8
-BURST_SECONDS = 0.02
+BURST_SECONDS = 0.01
 BURSTS_PER_SECOND = 5
-PACE_SECONDS = 0.002
+PACE_SECONDS = 0.01
 """How long callers pause between two calls: they look on, and leave the cores to others."""
 
 

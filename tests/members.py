@@ -29,7 +29,7 @@ ELECTION_SECONDS = 1.0
 """A primary that is silent for so long is given up by the others."""
 REGIONS = ("eu", "us", "ap")
 """The tag `region` of each member."""
-_POLL_SECONDS = 0.01
+_POLL_SECONDS = 0.03
 
 Mongo = MongoClient[dict[str, Any]]
 T = TypeVar("T")
@@ -126,7 +126,7 @@ class Members:
     Args:
         count: 1 or 3; the first is of region "eu", the others of "us" and "ap".
         proxied: Whether there are proxies before them; without, they keep their ports.
-        oplog_megabytes: How much the oplog holds; 16 is the least.
+        small_oplog: Whether the oplog is as small as can be, so that `roll_oplog` is quick.
         password: With one, access is controlled, and it is the one of the user `root`.
     """
 
@@ -135,16 +135,17 @@ class Members:
         count: int = 1,
         *,
         proxied: bool = True,
-        oplog_megabytes: int = 64,
+        small_oplog: bool = False,
         password: str = "",
     ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="flagkit-members-"))
         self._credentials: dict[str, Any] = {}
         self._password = password
         flags = [*_FLAGS]
-        flags[flags.index("--oplogSize") + 1] = str(oplog_megabytes)
-        # The oplog is kept from the last checkpoint on, however small it is.
-        flags += ["--syncdelay", "1"]
+        if small_oplog:
+            flags[flags.index("--oplogSize") + 1] = "16"
+            # It is kept from the last checkpoint on, however small it is to be.
+            flags += ["--syncdelay", "1"]
         if password:
             flags += ["--keyFile", str(self._key_file())]
         self.members = [

@@ -35,6 +35,7 @@ from flagkit.refresh import (
 )
 from flagkit.snapshot import Snapshot
 from tests.simulated_set import Entry, Member, ReplicaSet
+from tests.simulated_step import Step, told
 from tests.simulated_stream import ENDED, Stream, Weather
 
 CALL_SECONDS_MAX: Final = 20.0
@@ -45,7 +46,8 @@ STREAM_SECONDS_MAX: Final = 0.5
 """How long a stream takes to bring what its member has, where nothing is wrong."""
 AWAIT_SECONDS: Final = 10.0
 """After so long without changes a member answers that there are none."""
-RECALL_STEPS: Final = 16
+STEPS_KEPT: Final = 16
+"""So many steps are told of a client that breaks a rule."""
 
 _UNAVAILABLE: Final = Failed(StoreUnavailableError("no member answers"))
 _NO_STREAMS: Final = Failed(StreamsUnavailableError("there are no change streams"))
@@ -75,6 +77,10 @@ class Around(Protocol):
         """Look whether a client may be where a step has led it."""
         ...
 
+    def broken(self, client: "SimulatedClient", rule: str) -> Exception:
+        """Return what to raise about a client that broke a rule."""
+        ...
+
 
 Answer = Callable[[Member, Route], Event | None]
 """What a member answers, None while it has not yet what it is asked to have."""
@@ -94,7 +100,7 @@ class SimulatedClient:
         self.asleep_until = self.cut_off_until = self.no_primary_until = 0.0
         self.asked = float("-inf")
         self.calls: deque[float] = deque(maxlen=256)
-        self.recalled: deque[tuple[float, Event | None, Action]] = deque(maxlen=RECALL_STEPS)
+        self.steps: deque[Step] = deque(maxlen=STEPS_KEPT)
         self.refresher: Refresher
         self.action: Action
         self.stream: Stream | None = None
@@ -119,13 +125,6 @@ class SimulatedClient:
         self._note(None, action)
         self._obey(action)
 
-    def describe(self) -> str:
-        """Return the last steps, a line each."""
-        return "\n".join(
-            f"  {time:9.3f}  {_told(event)}  ->  {_told(action)}"
-            for time, event, action in self.recalled
-        )
-
     def poke(self, delay: float) -> None:
         """Have the stream look for news, a while from now."""
         if self._is_watching and self._outcome is None:
@@ -140,7 +139,11 @@ class SimulatedClient:
 
     def _step(self, event: Event) -> None:
         before = self.refresher.snapshot
-        action = self.refresher.step(event, self._around.now)
+        try:
+            action = self.refresher.step(event, self._around.now)
+        except Exception as error:
+            rule = f"{told(event)} raised {error!r}"
+            raise self._around.broken(self, rule) from error
         self._note(event, action)
         self._around.judge(self, event, before)
         self._obey(action)
@@ -148,7 +151,7 @@ class SimulatedClient:
     def _note(self, event: Event | None, action: Action) -> None:
         self.action = action
         self._action_count += 1
-        self.recalled.append((self._around.now, event, action))
+        self.steps.append(Step(self._around.now, event, action))
         if isinstance(action, Load | CatchUp | AskHead):
             self.calls.append(self._around.now)
 
@@ -164,20 +167,19 @@ class SimulatedClient:
                 self.asked = around.now
                 self._ask(Route.PRIMARY, self._head)
             case Watch(until):
-                if self._outcome is not None:
-                    self._later(0.0, self._arrive, self._watch_count)
-                else:
-                    self._watch()
-                    around.at(
-                        max(until, around.now), self._take, self._action_count, Due(), of=self
-                    )
+                self._watch()
+                self._end_at(until)
             case Wait(until):
                 self._stop_watching()
-                around.at(until, self._take, self._action_count, Due(), of=self)
+                self._end_at(until)
 
     def _take(self, action_count: int, event: Event) -> None:
         if action_count == self._action_count:
             self._step(event)
+
+    def _end_at(self, time: float) -> None:
+        time = max(time, self._around.now)
+        self._around.at(time, self._take, self._action_count, Due(), of=self)
 
     def _later(self, delay: float, happen: Callable[..., None], *arguments: Any) -> None:
         self._around.at(self._around.now + delay, happen, *arguments, of=self)
@@ -319,6 +321,8 @@ class SimulatedClient:
 
     def _watch(self) -> None:
         if self._is_watching:
+            # It may have come to something while another question was asked.
+            self._later(0.0, self._arrive, self._watch_count)
             return
         self._is_watching = True
         self._watch_count += 1
@@ -331,7 +335,7 @@ class SimulatedClient:
         self._watch_count += 1
 
     def _look(self, watch_count: int) -> None:
-        """Bring what the member has by now; look again later if it is to have more."""
+        """Bring what the member has by now; look again later if there is more."""
         if watch_count != self._watch_count or self._outcome is not None:
             return
         stream, around = self.stream, self._around
@@ -369,30 +373,3 @@ class SimulatedClient:
             self._step(outcome)
         else:
             self._outcome = outcome
-
-
-def _told(item: Event | Action | None) -> str:
-    match item:
-        case None:
-            return "start"
-        case Loaded(snapshot):
-            told = _short(snapshot.tip)
-        case CaughtUp(changes) | Arrived(changes):
-            told = ", ".join(_short(change.tip) for change in changes)
-        case HeadSeen(tip, asked):
-            told = f"{_short(tip)}, asked at {asked:.3f}"
-        case Failed(error):
-            told = type(error).__name__
-        case CatchUp(tip, route, reopen):
-            told = f"{_short(tip)}, {route}, reopen={reopen}"
-        case Load(route):
-            told = f"{route}"
-        case Watch(until) | Wait(until):
-            told = f"{until:.3f}"
-        case _:
-            told = ""
-    return f"{type(item).__name__}({told})"
-
-
-def _short(tip: Tip) -> str:
-    return f"{tip.revision} {tip.hash[:6]} of {tip.epoch[:4]}"

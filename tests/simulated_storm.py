@@ -16,6 +16,8 @@ from tests.simulated_stream import Weather
 
 SPELL_SECONDS_MAX: Final = 40.0
 SLEEP_SECONDS_MAX: Final = 20.0
+BACKUP_AGES: Final = (1, 2, 4, 8)
+"""How many revisions old a backup is."""
 LAST_WRITE_SECONDS: Final = 0.01
 REIGN_SECONDS_MAX: Final = 12.0
 """How long a primary goes on that others have replaced: they elect after 10 s without it."""
@@ -174,10 +176,11 @@ class Storm:
             self._wake()
 
     def _member_behind(self) -> None:
-        self._behind(self._chance.choice(self._world.members.members))
+        member = self._chance.choice(self._world.members.members)
+        self._behind(member, self._chance.uniform(1.0, 15.0))
 
-    def _behind(self, member: Member) -> None:
-        member.lag = self._chance.uniform(1.0, 15.0)
+    def _behind(self, member: Member, lag: float) -> None:
+        member.lag = lag
         self._later(self._spell(), self._member_in_time, member)
 
     def _member_in_time(self, member: Member) -> None:
@@ -230,7 +233,7 @@ class Storm:
 
     def _restored_at_once(self) -> None:
         """Stop all members, and start them with the backup."""
-        self._put_back()
+        self._put_back(self._chance.choice(BACKUP_AGES))
         members = self._world.members
         for spell in members.deposed:
             spell.until = min(spell.until, self._world.now)
@@ -239,35 +242,30 @@ class Storm:
             member.restart_count += 1
 
     def _restored_by_writes(self) -> None:
-        """Have the backup come to each member as writes do: to who is behind later."""
+        """Have the backup come to each member as writes do.
+
+        They are as far behind as the backup is old, and what was lost is written again as fast as
+        before: then revisions of both histories, with the same numbers, are on the way at once.
+        """
+        age, seconds = self._chance.choice(BACKUP_AGES), self._chance.uniform(0.2, 1.0)
         for member in self._world.members.members:
-            if self._chance.random() < 0.8:
-                self._behind(member)
-        delay = self._chance.uniform(0.0, 8.0)
-        self._write_much(delay)
-        self._later(delay, self._put_back)
+            self._behind(member, (age + self._chance.uniform(0.0, 2.0)) * seconds)
+        for count in range(1, 2 * age + 1):
+            self._later((count + 0.5 * (count > age)) * seconds, self._write)
+        self._later((age + 1) * seconds, self._put_back, age)
 
-    def _put_back(self) -> None:
-        if self._ended:
-            return
-        world = self._world
-        world.members.restore(world.now, self._backup_revision())
-        self._wake()
-        # What was lost is written again, or something like it.
-        self._write_much(self._chance.uniform(0.0, 8.0))
-
-    def _write_much(self, seconds: float) -> None:
-        for _ in range(self._chance.choice((0, 4, 8))):
-            self._later(self._chance.uniform(0.0, seconds), self._write)
+    def _put_back(self, age: int) -> None:
+        if not self._ended:
+            world = self._world
+            world.members.restore(world.now, max(world.members.head.revision - age, 0))
+            self._wake()
 
     def _restored_as_new(self) -> None:
         world = self._world
         ends = self._chance.random() < 0.5
-        world.members.begin_anew(world.now, world.clock(), self._backup_revision(), ends=ends)
+        revision = max(world.members.head.revision - self._chance.choice(BACKUP_AGES), 0)
+        world.members.begin_anew(world.now, world.clock(), revision, ends=ends)
         self._wake()
-
-    def _backup_revision(self) -> int:
-        return max(self._world.members.head.revision - self._chance.choice((1, 2, 4, 8)), 0)
 
     def _pruned(self) -> None:
         members = self._world.members

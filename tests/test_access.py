@@ -46,6 +46,15 @@ ASKED: dict[str, tuple[Action, Ask]] = {
         "edit",
         lambda d, ns: d.update(flag(f"{ns}.live", owner="ada", fallthrough={"rollout": 10})),
     ),
+    "archive a paused flag by its verb": ("edit", lambda d, ns: d.archive(f"{ns}.draft")),
+    "restore": ("edit", lambda d, ns: d.restore(f"{ns}.old")),
+    "edit by a function": (
+        "edit",
+        lambda d, ns: d.edit(f"{ns}.live", lambda policy: policy | {"owner": "ada"}),
+    ),
+    "archive a live flag by its verb": ("release", lambda d, ns: d.archive(f"{ns}.live")),
+    "delete": ("release", lambda d, ns: d.delete(f"{ns}.old")),
+    "delete a segment": ("release", lambda d, ns: d.delete_segment(f"{ns}.staff")),
     "archive a paused flag": (
         "edit",
         lambda d, ns: d.update(flag(f"{ns}.draft", state="archived")),
@@ -121,6 +130,7 @@ def furnish(writer: Writer, namespaces: Iterable[str]) -> None:
         for namespace in namespaces:
             change.create(flag(f"{namespace}.live", fallthrough={"rollout": 5}))
             change.create(flag(f"{namespace}.draft", state="paused"))
+            change.create(flag(f"{namespace}.old", state="archived"))
             change.create_segment({"key": f"{namespace}.staff", "included": ["ada"]})
     with writer.change() as change:
         for namespace in namespaces:
@@ -365,6 +375,32 @@ def test_grants_are_in_the_ledger_and_can_be_rolled_back(writer: Writer, acting:
         change.rollback_grants(to=1)
     with pytest.raises(AccessDeniedError), acting("ada").change() as change:
         change.rollback_grants(to=2)
+
+
+def test_a_rollback_of_the_environment_gives_nobody_a_role_back(
+    writer: Writer, acting: Acting
+) -> None:
+    granted(writer, ada=("releaser", []), bob=("releaser", ["shop."]))
+    created = writer.create(flag("shop.search", fallthrough={"rollout": 5}))
+    writer.set_rollout("shop.search", 50)
+    with writer.change() as change:
+        change.revoke("ada")
+    with pytest.raises(AccessDeniedError):
+        acting("ada").rollback(to=created.revision)
+    # Of everything, who may release all: not who may release all that it changes.
+    with pytest.raises(AccessDeniedError, match="may not edit everything"):
+        acting("bob").rollback(to=created.revision)
+    held = grants(writer.store)
+    writer.rollback(to=created.revision)
+    assert grants(writer.store) == held
+    assert verify(writer.store) == []
+
+
+def test_who_asks_for_a_single_change_needs_the_role(writer: Writer) -> None:
+    granted(writer, ada=("editor", []))
+    with pytest.raises(AccessDeniedError, match="'ada' may not release"):
+        writer.create(flag(), actor="ada")
+    writer.create(flag(state="paused"), actor="ada")
 
 
 TAMPERING: dict[str, Callable[[Database[dict[str, Any]], dict[str, Any]], object]] = {

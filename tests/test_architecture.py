@@ -13,11 +13,11 @@ ROOMS = sorted((SOURCE / "flagkit").rglob("*.py"))
 LEVELS = [
     ["errors"],
     ["model"],
-    ["core", "changes", "forks", "counting", "breaker", "names_loop"],
+    ["core", "changes", "forks", "counting", "breaker", "heartbeat", "names_loop"],
     ["snapshot"],
     ["refresh", "view", "bootstrap", "references"],
-    ["storage", "keeping", "explaining", "settings", "status", "subscriptions"],
-    ["answers"],
+    ["storage", "keeping", "registering", "explaining", "settings", "status", "subscriptions"],
+    ["answers", "origin"],
     ["refresh_thread"],
     ["client"],
     ["counting_client"],
@@ -40,6 +40,8 @@ OWNERS = {
         "view",
         "settings",
         "status",
+        "heartbeat",
+        "registering",
         "bootstrap",
         "counting",
         "client",
@@ -49,7 +51,7 @@ OWNERS = {
     },
     "xxhash": {"model", "core", "changes", "snapshot"},
     "cachetools": {"core"},
-    "asyncio": {"names_loop", "keeping", "refresh_thread", "storage", "testing"},
+    "asyncio": {"names_loop", "keeping", "registering", "refresh_thread", "storage", "testing"},
     "click": {"cli"},
     "rich": {"cli"},
     "ruamel": {"cli"},
@@ -60,7 +62,7 @@ IMPURE = {"asyncio", "socket", "logging", "subprocess", "bson", "pymongo"}
 # Imports inside functions, each deferred for the same reason: `import flagkit` must stay small.
 DEFERRED = {
     ("client", "flagkit.refresh_thread"),
-    ("client", "flagkit.storage.source"),
+    ("origin", "flagkit.storage.source"),
     ("cli", "flagkit.cli.commands"),
 }
 LINES_MAX = 400

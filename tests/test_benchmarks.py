@@ -207,7 +207,10 @@ def test_tables_are_made_of_results() -> None:
     )
     bound = {"value": 2.5, "unit": "x", "bound": 2.0, "at_least": False, "ok": False}
     missed = {"benchmark": "evaluate", "case": "W2 flagkit / by hand", **bound}
-    found = page_of(page, [*lines_of_snapshots_and_peers(), missed])
+    counted = {"value": 1, "unit": "", "bound": 1, "at_least": True, "ok": True}
+    counted |= {"benchmark": "refresh", "case": "folds"}
+    found = page_of(page, [*lines_of_snapshots_and_peers(), missed, counted])
+    assert "| refresh | folds | 1 | at least 1 |  |" in found
     assert "| 1,000 | 1 | 2 | 3 | 4 |" in found
     assert "| evaluate | W2 flagkit / by hand | 2.5 x | at most 2 x | missed |" in found
     assert "what was there" not in found

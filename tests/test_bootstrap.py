@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from flagkit.bootstrap import bootstrap_snapshot, snapshot_from
-from flagkit.client import Client, Origin
+from flagkit.client import Client
 from flagkit.core.evaluation import ErrorCode
 from flagkit.errors import ConfigurationError, InvalidDocumentError, NotReadyError
 from flagkit.model import EVERYWHERE
+from flagkit.origin import Origin
 from flagkit.snapshot import SnapshotFile, whole
 from flagkit.snapshot.snapshots import fold
 from flagkit.testing import MemoryHistory

@@ -147,8 +147,13 @@ class TestStatus:
         assert len(environment["epoch"]) == 32
         assert environment["changed"] <= found["time"]
         assert [member["state"] for member in found["members"]] == ["PRIMARY"]
+        assert found["checkpoints"] == []
+        assert run("checkpoint", "--environment", "production", **variables).returncode == 0
+        assert re.search(r"[0-9a-f]{8} +1 *\n", run("status", **variables).stdout)
+        found = json.loads(run("status", "--output", "json", **variables).stdout)
+        assert [checkpoint["revision"] for checkpoint in found["checkpoints"]] == [revision]
         result = run("status", "--environment", "prod", **variables)
-        assert "'prod' is not in the database" in assert_one_sentence(result)
+        assert "'prod' is not in this database" in assert_one_sentence(result)
         assert "there: production" in result.stderr
 
     def test_a_database_without_environments_is_said_to_have_none(

@@ -14,7 +14,6 @@ import pytest
 
 import flagkit
 from flagkit import Client, Context, ErrorCode, Reason, use_context
-from flagkit.client import Origin
 from flagkit.errors import (
     ClosedError,
     ConfigurationError,
@@ -24,6 +23,7 @@ from flagkit.errors import (
     StoreUnavailableError,
 )
 from flagkit.model import decode
+from flagkit.origin import Origin
 from flagkit.testing import ManualClock, MemoryHistory, client_from
 from flagkit.view import View
 

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from flagkit.changes import Change, Tip
-from flagkit.client import Client, Origin
+from flagkit.client import Client
 from flagkit.errors import ConfigurationError, InvalidDocumentError, StreamsUnavailableError
+from flagkit.origin import Origin
 from flagkit.refresh import Route, State
 from flagkit.snapshot import Snapshot, SnapshotFile
 from flagkit.testing import ENVIRONMENT, MemoryHistory, MemorySource

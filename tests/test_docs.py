@@ -12,6 +12,7 @@ from flagkit.model import decode, encode
 from flagkit.model.queries import LOGICAL_OPERATORS, OPERATORS, OPTIONS
 from flagkit.model.segments import decode_segment, encode_segment
 from flagkit.testing import client_from
+from flagkit.writer.transitions import TRANSITIONS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
@@ -112,3 +113,20 @@ def test_each_operator_has_an_example() -> None:
     written = str([param.values[0] for param in examples()])
     for operator in (*OPERATORS, OPTIONS, *LOGICAL_OPERATORS):
         assert f"'{operator}'" in written, operator
+
+
+def test_the_page_on_writing_has_the_table_of_transitions() -> None:
+    page = (ROOT / "docs" / "writing.md").read_text()
+    head, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in page.splitlines()
+        if line.startswith("| ")
+    )
+    found = {
+        row[0].strip("`"): {
+            standing: after for standing, after in zip(head[1:], row[1:], strict=True) if after
+        }
+        for row in rows
+    }
+    assert found == TRANSITIONS
+    assert [*found] == [*TRANSITIONS]

@@ -204,8 +204,6 @@ class BodyReader:
         self.document = {"key": key, "state": STATES[state], "variants": self.variants}
         if off != -1:
             self.document["off"] = self.names[off]
-        if when_stale:
-            self.document["when_stale"] = ["hold", "off"][when_stale]
         if prerequisites:
             self.document["prerequisites"] = [
                 {"flag": flag, "variants": variants} for flag, variants in prerequisites
@@ -213,6 +211,8 @@ class BodyReader:
         if rules:
             self.document["rules"] = [self.rule(*rule) for rule in rules]
         self.document["fallthrough"] = self.served(served)
+        if when_stale:
+            self.document["when_stale"] = ["hold", "off"][when_stale]
 
     def rule(self, name: str, served: Any, when: Any = None, window: Any = None) -> dict[str, Any]:
         rule: dict[str, Any] = {"name": name}

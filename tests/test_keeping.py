@@ -406,6 +406,9 @@ def test_clients_that_share_a_file_go_on_from_what_one_of_them_wrote(
         Client.from_source(history.source, file) as one,
         Client.from_source(history.source, file) as other,
     ):
+        for client in (one, other):
+            # One that loaded the last revision itself would have a base of its own.
+            client.wait_ready()
         for number in range(20):
             history.commit(flag(f"shop.f{number}"))
         for client in (one, other):

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from msgspec.structs import astuple, replace
 from pymongo import MongoClient
 from pymongo.database import Database
 
@@ -141,7 +142,7 @@ def forged(history: Writer, change: Callable[[dict[PolicyId, Record]], object]) 
         change(records)
         builder = Builder()
         for record in sorted(records.values()):
-            builder.add(*record)
+            builder.add(*astuple(record))
         parts = {name: base.part(name).tobytes() for name in base.header.parts}
         whole(history.store.publish(whole(builder.finished(reading.tip, parts)), reading.now))
 
@@ -149,7 +150,7 @@ def forged(history: Writer, change: Callable[[dict[PolicyId, Record]], object]) 
 A_ONE: PolicyId = ("*", "a.one")
 FORGERIES: dict[str, tuple[Callable[[dict[PolicyId, Record]], object], str]] = {
     "another body": (
-        lambda records: records.update({A_ONE: records[A_ONE]._replace(body=b"x")}),
+        lambda records: records.update({A_ONE: replace(records[A_ONE], body=b"x")}),
         "another a.one",
     ),
     "a flag too few": (lambda records: records.pop(A_ONE), "other flags"),

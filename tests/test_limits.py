@@ -173,7 +173,6 @@ def test_each_actor_has_a_bucket_that_does_not_say_whose_it_is(
     (head,) = direct.heads.find()
     assert len(head["buckets"]) == 4
     assert not {"ada", "bob", "tester"} & head["buckets"].keys()
-    assert "ada" not in str(head)
 
 
 @pytest.mark.mongo

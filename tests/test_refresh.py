@@ -275,6 +275,17 @@ def test_a_stream_that_does_not_bring_the_head_is_left_for_the_primarys() -> Non
     assert refresher.breakers[PRIMARY].circuit(late) is Circuit.CLOSED
 
 
+def test_an_awaited_head_that_was_taken_back_does_not_make_it_current_when_it_comes() -> None:
+    history = history_of(3)
+    refresher = watching(history, 2)
+    refresher.step(Due(), HEAD)
+    refresher.step(HeadSeen(history.tip, HEAD), HEAD)
+    # Restored: the primary has what the client has, and who is near goes on with what was before.
+    refresher.step(HeadSeen(history.tip_at(2), HEAD + 1), HEAD + 1)
+    refresher.step(Arrived(history.changes[2:]), HEAD + 2)
+    assert (revision_of(refresher), refresher.current_as_of) == (3, HEAD + 1)
+
+
 def test_asking_again_gives_a_stream_no_more_time() -> None:
     history = history_of(3)
     pace = Pace(head=1.0, lag=1.0)
@@ -531,6 +542,23 @@ def test_a_head_that_the_ledger_has_not_told_yet_is_asked_for_at_once() -> None:
     assert refresher.step(seen, HEAD) == CatchUp(history.tip_at(2), NEAR, reopen=False)
     assert refresher.step(CaughtUp(history.changes[2:]), HEAD) == Wait(HEAD + POLL)
     assert refresher.current_as_of == HEAD
+
+
+def test_where_there_are_no_streams_a_head_that_never_comes_is_not_awaited_for_ever() -> None:
+    history = history_of(4)
+    fork = next_change(history.tip_at(2), "fork", history.tip.time, [])
+    refresher = polling(history, 2)
+    refresher.step(Due(), HEAD)
+    refresher.step(CaughtUp(()), HEAD)
+    refresher.step(HeadSeen(fork.tip, HEAD), HEAD)
+    # Restored just now.
+    refresher.step(CaughtUp(history.changes[2:3]), HEAD)
+    assert refresher.current_as_of == 0.0
+    refresher.step(Due(), 2 * HEAD)
+    assert refresher.step(CaughtUp(()), 2 * HEAD) == AskHead()
+    refresher.step(HeadSeen(history.tip, 2 * HEAD), 2 * HEAD)
+    refresher.step(CaughtUp(history.changes[3:]), 2 * HEAD)
+    assert refresher.current_as_of == 2 * HEAD
 
 
 def test_a_ledger_that_answers_where_there_are_no_streams_is_a_success() -> None:

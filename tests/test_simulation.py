@@ -20,12 +20,12 @@ from tests.simulated_client import Answer, SimulatedClient
 from tests.simulated_set import Member, ReplicaSet
 from tests.simulation import BrokenRuleError, run
 
-SEED_COUNT = 50
+# Fifty; the first one since few others tell an awaited head from another of its number.
+SEEDS = (186, *range(49))
 ONE = os.environ.get("SIMULATION_SEED")
-SEEDS = range(SEED_COUNT) if ONE is None else (int(ONE),)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", SEEDS if ONE is None else (int(ONE),))
 def test_no_weather_breaks_a_rule_and_all_clients_become_current(seed: int) -> None:
     run(seed)
 
@@ -119,6 +119,15 @@ def with_endless_patience(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(simulation, "Refresher", Patient)
 
 
+def with_patience_begun_anew(patch: pytest.MonkeyPatch) -> None:
+    class Patient(Refresher):
+        def _head_seen(self, seen: HeadSeen, now: float) -> Action:
+            self._awaited = None
+            return super()._head_seen(seen, now)
+
+    patch.setattr(simulation, "Refresher", Patient)
+
+
 def without_backing_off(patch: pytest.MonkeyPatch) -> None:
     def failed(self: Breaker, now: float) -> None:
         self.retry_at = now
@@ -148,6 +157,7 @@ def with_what_no_majority_has(patch: pytest.MonkeyPatch) -> None:
         with_the_awaited_revision_alone,
         with_a_loss_that_who_is_near_told,
         with_endless_patience,
+        with_patience_begun_anew,
         without_backing_off,
         with_what_no_majority_has,
     ],
@@ -161,5 +171,5 @@ def test_what_is_broken_on_purpose_is_found(
 
 
 def _run_all() -> None:
-    for seed in range(SEED_COUNT):
+    for seed in SEEDS:
         run(seed)

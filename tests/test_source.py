@@ -486,11 +486,11 @@ class TestMongo:
     @pytest.mark.parametrize(
         "garbage",
         [
-            {"change.request": ObjectId()},
-            {"time": ObjectId()},
+            {"change.request": ObjectId("0" * 24)},
+            {"time": ObjectId("0" * 24)},
             {
                 "change.policies": [
-                    {"region": ["*"], "key": ObjectId(), "before": None, "after": None}
+                    {"region": ["*"], "key": ObjectId("0" * 24), "before": None, "after": None}
                 ]
             },
             {"change": 5},

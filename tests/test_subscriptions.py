@@ -10,9 +10,9 @@ import pytest
 
 import flagkit
 from flagkit import Client, FlagChange
-from flagkit.client import Origin
 from flagkit.errors import ClosedError, InvalidDocumentError, StoreUnavailableError
 from flagkit.model import EVERYWHERE
+from flagkit.origin import Origin
 from flagkit.testing import MemoryHistory, client_from
 from flagkit.writer import Writer
 from tests.processes import SECONDS_MAX, Child, eventually

@@ -575,7 +575,7 @@ def test_the_next_writer_projects_what_a_dead_one_left(
     writer.create(flag())
     # A writer that dies right after its compare-and-set.
     with writer.store.reading() as reading:
-        planned = plan([SetState(key="shop.search", state="paused")], reading, 1, {})
+        planned = plan([SetState(key="shop.search", verb="pause")], reading, 1, {})
     change = next_change(reading.tip, "the-dead-one", reading.now, planned.changes)
     writer.store.add_request("the-dead-one", {"digest": ""})
     assert writer.store.compare_and_set(reading.tip, change)
@@ -602,7 +602,7 @@ def test_a_zombie_that_projects_late_changes_nothing(writer: Writer) -> None:
 def test_a_compare_and_set_is_lost_to_whoever_was_first(writer: Writer) -> None:
     writer.create(flag())
     with writer.store.reading() as reading:
-        planned = plan([SetState(key="shop.search", state="paused")], reading, 1, {})
+        planned = plan([SetState(key="shop.search", verb="pause")], reading, 1, {})
     writer.resume("shop.search")
     late = next_change(reading.tip, "late", reading.now, planned.changes)
     assert not writer.store.compare_and_set(reading.tip, late)

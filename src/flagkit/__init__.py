@@ -13,13 +13,14 @@ The module's functions ask one default client, which `configure` sets up. Writin
 from typing import Unpack
 
 from flagkit.answers import BoundClient
-from flagkit.client import Client, origin_of
+from flagkit.client import Client
 from flagkit.core.contexts import Context, use_context
 from flagkit.core.evaluation import ErrorCode, Evaluation, Reason
 from flagkit.core.explanation import Explanation
 from flagkit.counting import Counts
 from flagkit.counting_client import CountingClient
 from flagkit.errors import FlagkitError
+from flagkit.origin import origin_of
 from flagkit.settings import Options, counts_by_default, settings_from
 from flagkit.status import Status
 from flagkit.subscriptions import FlagChange, Subscription

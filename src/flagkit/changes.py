@@ -41,7 +41,9 @@ _encode = msgspec.msgpack.Encoder(enc_hook=_plain_integer).encode
 _decode = msgspec.msgpack.Decoder().decode
 
 
-class PolicyState(Struct, frozen=True):
+# Nothing here is for the collector of cycles, which would walk the heap for every few thousand of
+# them that come.
+class PolicyState(Struct, frozen=True, gc=False):
     """A policy, which is a flag in one region or a segment, at one version.
 
     `packed` is its document in MessagePack. A segment's region is SEGMENTS.
@@ -90,7 +92,7 @@ def parts_of(policy: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(found)
 
 
-class PolicyChange(Struct, frozen=True):
+class PolicyChange(Struct, frozen=True, gc=False):
     """What a revision did to one policy; None stands for absence."""
 
     before: PolicyState | None
@@ -104,7 +106,7 @@ class PolicyChange(Struct, frozen=True):
         return state.id
 
 
-class Tip(Struct, frozen=True):
+class Tip(Struct, frozen=True, gc=False):
     """Where an environment stands: the revision, and what proves the way there.
 
     `epoch` is the random name of one history; revisions are ordered within it. `hash` is the hex
@@ -120,7 +122,7 @@ class Tip(Struct, frozen=True):
     digests: Digests
 
 
-class Change(Struct, frozen=True):
+class Change(Struct, frozen=True, gc=False):
     """One committed revision: the tip that it made, what it changed, and the hash before it.
 
     `parts` are the members that its segments refer to by SHA-256, as far as they come with it. The
@@ -157,6 +159,17 @@ class Change(Struct, frozen=True):
 
     def _recomputed(self) -> str:
         return _seal(self.tip, self.request, self.previous_hash, self.policies)
+
+
+def parts_added(changes: Iterable[Change]) -> set[str]:
+    """Return the parts of members that are there after changes that follow, and not before."""
+    before: dict[PolicyId, set[str]] = {}
+    after: dict[PolicyId, set[str]] = {}
+    for policy in (policy for change in changes for policy in change.policies):
+        held, kept = policy.before, policy.after
+        before.setdefault(policy.id, set(held.parts) if held is not None else set())
+        after[policy.id] = set(kept.parts) if kept is not None else set()
+    return {part for identity in after for part in after[identity] - before[identity]}
 
 
 def genesis(environment: str, epoch: str, time: datetime) -> Tip:

@@ -3,25 +3,23 @@
 What it publishes, flagkit.answers reads: views, whole, by one assignment each.
 """
 
-import functools
 import logging
-import math
 import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from flagkit.answers import Answers
-from flagkit.bootstrap import bootstrap_snapshot
 from flagkit.changes import Change
 from flagkit.core.bucketing import Clock
 from flagkit.core.freshness import Freshness
-from flagkit.errors import ClosedError, ConfigurationError, NotReadyError, SnapshotFormatError
+from flagkit.errors import ClosedError, ConfigurationError, NotReadyError
 from flagkit.forks import Stage, watch
 from flagkit.model import EVERYWHERE, encode
+from flagkit.origin import Origin, first_view, origin_of
 from flagkit.refresh import Refresher, Source, pace_for
-from flagkit.settings import Options, Settings, settings_from
+from flagkit.settings import Options, settings_from
 from flagkit.snapshot import Snapshot, SnapshotFile, flag_of
 from flagkit.status import Status
 from flagkit.subscriptions import Callback, Subscription, Subscriptions
@@ -62,7 +60,7 @@ class Client(Answers):
     )
 
     _refresh: "RefreshThread | None"
-    _origin: "Origin"
+    _origin: Origin
     _listeners: "tuple[Publish, ...]"
     _subscriptions: Subscriptions
 
@@ -181,11 +179,11 @@ class Client(Answers):
             self._subscriptions.start()
         return self
 
-    def follow(self, origin: "Origin") -> Self:
+    def follow(self, origin: Origin) -> Self:
         """Start on another source; until its flags are there, callers get their defaults."""
         self.close()
         freshness = Freshness(origin.max_staleness)
-        view = _first_view(origin, freshness)
+        view = first_view(origin, freshness)
         with self._arrival:
             self._closed = False
             self._freshness = freshness
@@ -256,10 +254,10 @@ class Client(Answers):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _set_up(self, origin: "Origin") -> None:
+    def _set_up(self, origin: Origin) -> None:
         self._counting = None
         self._freshness = Freshness(origin.max_staleness)
-        self._publish_view(_first_view(origin, self._freshness))
+        self._publish_view(first_view(origin, self._freshness))
         self._arrival = threading.Condition()
         self._origin = origin
         self._refresh = None
@@ -283,6 +281,7 @@ class Client(Answers):
                     pace_for(self._freshness.max_seconds),
                 ),
                 self._origin.file,
+                self._origin.service,
             )
             watch(self, Stage.STARTED)
 
@@ -335,64 +334,3 @@ class Client(Answers):
     def _has_arrived(self, arrived: Callable[[View], bool]) -> bool:
         view = self._view
         return view is not None and self._has_data and arrived(view)
-
-
-class Origin(NamedTuple):
-    """Where a client's flags come from, and how old they may be.
-
-    `opener` loads, and returns what opens the source. `bootstrap` is served until there is more.
-    """
-
-    opener: Callable[[], Callable[[], Source]] | None = None
-    file: SnapshotFile | None = None
-    bootstrap: Snapshot | None = None
-    max_staleness: float = math.inf
-
-
-def origin_of(settings: Settings) -> Origin:
-    """Return the origin that settings name, in MongoDB."""
-    path = settings.snapshot_path
-    environment, region = settings.environment, settings.region
-    file = None if path is None else SnapshotFile(path, environment, region, settings.namespaces)
-    bootstrap = settings.bootstrap
-    return Origin(
-        functools.partial(_mongo_opener, settings),
-        file,
-        None if bootstrap is None else bootstrap_snapshot(bootstrap, environment, region),
-        settings.max_staleness,
-    )
-
-
-def _first_view(origin: Origin, freshness: Freshness) -> View | None:
-    """Return a view of what there is in the beginning: what the file holds comes first."""
-    snapshot = None if origin.file is None else _kept(origin.file)
-    if snapshot is None:
-        snapshot = origin.bootstrap
-    return None if snapshot is None else View(snapshot, time.time, freshness)
-
-
-def _kept(file: SnapshotFile) -> Snapshot | None:
-    """Return what a file holds, None where it is of no use, which is said."""
-    try:
-        return file.read()
-    except (OSError, SnapshotFormatError) as error:
-        _log.warning("the snapshot file %s is not served: %s", file.path, error)
-        return None
-
-
-def _mongo_opener(settings: Settings) -> Callable[[], Source]:
-    """Return what opens the MongoDB source that settings name; loads the driver."""
-    # Deferred, for `import flagkit` loads no driver, yet not left to the refresh thread: a child
-    # that is forked while another thread imports finds modules that are never finished.
-    from flagkit.storage.source import MongoSource  # noqa: PLC0415
-
-    def open_source() -> Source:
-        return MongoSource(
-            settings.uri,
-            environment=settings.environment,
-            region=settings.region,
-            database=settings.database,
-            namespaces=settings.namespaces,
-        )
-
-    return open_source

@@ -6,10 +6,11 @@ A class of its own, so that the checks of a client that does not count have no t
 import time
 from collections.abc import Iterator
 
-from flagkit.client import Client, Origin
+from flagkit.client import Client
 from flagkit.core.contexts import ContextLike
 from flagkit.counting import Counting, Counts
 from flagkit.forks import Stage, watch
+from flagkit.origin import Origin
 
 
 class CountingClient(Client):

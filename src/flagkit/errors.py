@@ -13,7 +13,7 @@
         FlagExistsError
         FlagNotFoundError(LookupError)
         RevisionNotFoundError(LookupError)
-        VersionConflictError             .expected .actual: someone wrote first; read again
+        VersionConflictError             .expected .actual .actor .time: who wrote first; read again
         BrokenReferenceError             also an InvalidDocumentError: a prerequisite dangles, or
                                          prerequisites form a cycle
         AccessDeniedError                .actor .action .key .roles: what the actor may not do,
@@ -30,7 +30,7 @@
 Evaluation raises none of them: it answers with `Evaluation.error_code`.
 """
 
-from datetime import datetime
+import datetime as dt
 
 
 class FlagkitError(Exception):
@@ -105,14 +105,28 @@ class RevisionNotFoundError(WriteError, LookupError):
 
 
 class VersionConflictError(WriteError):
-    """The flag is no longer at the version that the caller expected."""
+    """The flag is no longer at the version that the caller expected.
 
-    def __init__(self, key: str, expected: int, actual: int) -> None:
+    `actor` is who wrote the version that it is at, and `time` when, in UTC; None where not known.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        expected: int,
+        actual: int,
+        author: tuple[str, dt.datetime] | None = None,
+    ) -> None:
         self.key = key
         self.expected = expected
         self.actual = actual
+        self.actor = None if author is None else author[0]
+        self.time = None if author is None else author[1]
+        wrote = (
+            f", which {self.actor!r} wrote at {self.time:%Y-%m-%d %H:%M:%S} UTC" if author else ""
+        )
         super().__init__(
-            f"{key} is at version {actual}, expected {expected}: read it again and retry"
+            f"{key} is at version {actual}{wrote}, expected {expected}: read it again and retry"
         )
 
 
@@ -171,7 +185,7 @@ class RateLimitedError(WriteError):
     the server's clock, and `retry_after` is in how many seconds.
     """
 
-    def __init__(self, whose: str, retry_at: datetime, retry_after: float) -> None:
+    def __init__(self, whose: str, retry_at: dt.datetime, retry_after: float) -> None:
         self.whose = whose
         self.retry_at = retry_at
         self.retry_after = retry_after

@@ -16,6 +16,7 @@ from msgspec import Struct
 from flagkit.breaker import Breaker, Circuit, Thresholds
 from flagkit.changes import Change, Tip
 from flagkit.errors import HistoryLostError, StreamsUnavailableError
+from flagkit.heartbeat import Heartbeat
 from flagkit.snapshot import Snapshot
 
 
@@ -59,6 +60,10 @@ class Source(Protocol):
 
     async def policy(self, key: str) -> dict[str, Any] | None:
         """Read the newest document of a flag as the region sees it, with its metadata."""
+        ...
+
+    async def beat(self, heartbeat: Heartbeat) -> None:
+        """Put a heartbeat in the place of the last one of its client."""
         ...
 
     async def close(self) -> None:
@@ -324,6 +329,8 @@ class Refresher:
         mine = self._held().tip
         if (seen.tip.epoch, seen.tip.hash) == (mine.epoch, mine.hash):
             self.current_as_of = seen.asked
+            # If it comes after all, from who is behind, it is no longer the primary's.
+            self._awaited = None
             if self._route is Route.PRIMARY and now >= self.breakers[Route.NEAR].retry_at:
                 # Back to who is near.
                 return self._go_on(now)
@@ -331,8 +338,8 @@ class Refresher:
         if seen.tip.epoch != mine.epoch or seen.tip.revision <= mine.revision:
             # Behind what I have, or of another history: the ledger tells, of the same member.
             return self._catch_up(Route.PRIMARY, reopen=True)
-        if self._awaited is None:
-            # One that is awaited already gets no more time for being asked for again.
+        if self._awaited is None or self._polls_until is not None:
+            # A stream gets no more time to bring one for being asked for again.
             self._awaited, self._patience_ends = seen, now + self._pace.lag
         if self._polls_until is not None:
             return self._catch_up(self._route, reopen=False)

@@ -39,6 +39,7 @@ from flagkit.refresh import (
     Wait,
     Watch,
 )
+from flagkit.registering import Registrar
 from flagkit.snapshot import Arena, Record, Snapshot, SnapshotFile
 
 _log = logging.getLogger("flagkit.refresh")
@@ -64,6 +65,7 @@ class RefreshThread:
         freshness: Told as of when the snapshot is known to be current.
         refresher: What to obey. It goes on from its snapshot, of the same source, if it has one.
         file: Where snapshots are kept, if they are.
+        service: By what name the client registers itself, if it does.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class RefreshThread:
         freshness: Freshness,
         refresher: Refresher,
         file: SnapshotFile | None = None,
+        service: str | None = None,
     ) -> None:
         self.error: Exception | None = None
         self.error_count = 0
@@ -87,6 +90,7 @@ class RefreshThread:
         self._readings: set[asyncio.Task[None]] = set()
         self._keeper = Keeper(self._rebase, file)
         self._loop = NamesLoop()
+        self._registrar = None if service is None else Registrar(service, freshness)
         self._source: asyncio.Future[Source] = self._loop.create_future()
         self._now = time.monotonic
         self._task = self._loop.create_task(self._run())
@@ -178,8 +182,10 @@ class RefreshThread:
         source = await self._opened()
         self._source.set_result(source)
         refresher = self.refresher
+        if self._registrar is not None:
+            self._registrar.begin(source)
         if refresher.snapshot is not None:
-            self._keeper.saw(refresher.snapshot)
+            self._saw(refresher.snapshot, ())
         keeping = self._loop.create_task(self._keeper.run())
         try:
             action = refresher.start(self._now())
@@ -195,6 +201,8 @@ class RefreshThread:
             refresher.close()
             keeping.cancel()
             await self._stop_watching()
+            if self._registrar is not None:
+                await self._registrar.end()
             await asyncio.gather(keeping, source.close(), return_exceptions=True)
             self._keeper.save_now()
 
@@ -204,7 +212,12 @@ class RefreshThread:
         snapshot, applied = self.refresher.snapshot, self.refresher.applied
         if snapshot is not None and (applied != () or again):
             self._publish_safely(snapshot, applied)
-            self._keeper.saw(snapshot, applied)
+            self._saw(snapshot, applied)
+
+    def _saw(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
+        self._keeper.saw(snapshot, changes)
+        if self._registrar is not None:
+            self._registrar.saw(snapshot)
 
     def _rebase(
         self, folded: Snapshot, base: Arena, overlay: Mapping[PolicyId, Record | None]

@@ -17,6 +17,7 @@ DATABASE = "flagkit"
 STALENESS_SECONDS_MIN = 3.0
 """So that the database can be asked, and answer, in between."""
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,199}")
+_SERVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
 _DATABASE_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
 
 
@@ -24,7 +25,7 @@ class Options(TypedDict, total=False):
     """What a client is told beside its connection string. None is as good as nothing.
 
     Each falls back on an environment variable: FLAGKIT_ENVIRONMENT, _REGION, _DATABASE,
-    _SNAPSHOT_PATH, _NAMESPACES (with commas in between), _MAX_STALENESS_MS, _BOOTSTRAP.
+    _SNAPSHOT_PATH, _NAMESPACES (with commas in between), _MAX_STALENESS_MS, _BOOTSTRAP, _REGISTER.
 
     Attributes:
         environment: Whose flags to serve.
@@ -39,6 +40,8 @@ class Options(TypedDict, total=False):
             say STALE, and flags with `when_stale: off` serve `off`; never, unless said otherwise.
         bootstrap: What to serve until flags are there: a policy file in JSON, a snapshot file, or
             documents of flags.
+        register: The name of the service, by which its clients appear in the registry, for `flagkit
+            status` and `flagkit rollout wait`; they do not, unless it is given.
     """
 
     environment: str | None
@@ -48,6 +51,7 @@ class Options(TypedDict, total=False):
     namespaces: Collection[str] | None
     max_staleness: float | None
     bootstrap: Bootstrap | None
+    register: str | None
 
 
 class Settings(Struct, frozen=True):
@@ -61,6 +65,7 @@ class Settings(Struct, frozen=True):
     namespaces: tuple[str, ...] = ()
     max_staleness: float = math.inf
     bootstrap: Bootstrap | None = None
+    service: str | None = None
 
     def __repr__(self) -> str:
         return f"Settings({self.environment!r}, {self.region!r}, {self.database!r})"
@@ -77,13 +82,14 @@ def settings_from(uri: str | None = None, **options: Unpack[Options]) -> Setting
     path = options.get("snapshot_path") or os.environ.get("FLAGKIT_SNAPSHOT_PATH") or ""
     return Settings(
         found,
-        _required("environment", options.get("environment")),
+        required("environment", options.get("environment")),
         _region(options.get("region") or os.environ.get("FLAGKIT_REGION") or EVERYWHERE),
         database,
         os.fspath(path) or None,
         _namespaces(options.get("namespaces")),
         _max_staleness(options.get("max_staleness")),
         options.get("bootstrap") or os.environ.get("FLAGKIT_BOOTSTRAP") or None,
+        _service(options.get("register") or os.environ.get("FLAGKIT_REGISTER") or None),
     )
 
 
@@ -93,7 +99,7 @@ def connection_from(uri: str | None, database: str | None) -> tuple[str, str]:
     Raises:
         ConfigurationError: the URI is named nowhere, or one of them is not what it should be.
     """
-    found = _required("uri", uri)
+    found = required("uri", uri)
     if not found.startswith(("mongodb://", "mongodb+srv://")):
         raise ConfigurationError("uri is no connection string: it begins with mongodb://")
     return found, _database(database or os.environ.get("FLAGKIT_DATABASE") or DATABASE)
@@ -148,6 +154,14 @@ def _database(name: str) -> str:
     return name
 
 
+def _service(name: str | None) -> str | None:
+    if name is not None and not _SERVICE_NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"register is {name!r}: name the service by letters, digits, -, _, . and /, 100 at most"
+        )
+    return name
+
+
 def _region(region: str) -> str:
     try:
         return check_region(region)
@@ -155,7 +169,12 @@ def _region(region: str) -> str:
         raise ConfigurationError(str(error)) from None
 
 
-def _required(name: str, value: str | None) -> str:
+def required(name: str, value: str | None) -> str:
+    """Return a value, else that of the variable of its name.
+
+    Raises:
+        ConfigurationError: there is neither.
+    """
     variable = f"FLAGKIT_{name.upper()}"
     found = value or os.environ.get(variable)
     if not found:

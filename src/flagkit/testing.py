@@ -28,6 +28,7 @@ from flagkit.errors import (
     FlagNotFoundError,
     HistoryLostError,
 )
+from flagkit.heartbeat import Heartbeat
 from flagkit.model import EVERYWHERE
 from flagkit.model.keys import check_region
 from flagkit.refresh import Route
@@ -85,6 +86,7 @@ class MemoryHistory:
     """A history in memory, which any number of sources read: `commit` adds a revision.
 
     May be used from any thread. While `fault` is set, every read of a source raises it.
+    `heartbeats` has those of the clients that are alive, by instance.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class MemoryHistory:
         self.fault: FlagkitError | None = None
         self.changes: list[Change] = []
         self.pruned_to = 0
+        self.heartbeats: dict[str, Heartbeat] = {}
         self._genesis = genesis(environment, uuid.uuid4().hex, now())
         self._now = now
         self._lock = threading.Lock()
@@ -233,6 +236,13 @@ class MemorySource:
         held = self._history.states_at(self._history.tip)
         states = (held.get((region, key)) for region in regions_of(self._region))
         return next((state.policy for state in states if state is not None), None)
+
+    async def beat(self, heartbeat: Heartbeat) -> None:
+        """Put a heartbeat in the place of the last one of its client."""
+        self._check()
+        self._history.heartbeats[heartbeat.instance] = heartbeat
+        if not heartbeat.lifetime:
+            del self._history.heartbeats[heartbeat.instance]
 
     async def close(self) -> None:
         """Free everything."""

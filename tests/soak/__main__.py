@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.report import Result, report
-from tests.soak import failover, faults, fleet, fuzz, oracle, simulation, writers
+from tests.soak import failover, faults, fleet, fuzz, oracle, rollback, simulation, writers
 
 
 class Soak(NamedTuple):
@@ -30,6 +30,7 @@ SOAKS = {
     "fleet": Soak(fleet.soak, "--clients", 300),
     "fuzz": Soak(fuzz.soak, "--pairs", 1_000_000),
     "oracle": Soak(oracle.soak, "--pairs", 10_000_000),
+    "rollback": Soak(rollback.soak, "--points", 50),
     "simulation": Soak(simulation.soak, "--seeds", 2_000),
     "writers": Soak(writers.soak, "--seconds", 60),
 }

@@ -19,6 +19,7 @@ from tests.soak.steady import SteadyWriter, stocked
 
 PROCESSES = 3
 START_SECONDS = 120.0
+SETTLED_SECONDS = 15.0
 IDLE_SECONDS = 30.0
 IDLE_PERCENT_MAX = 3.0
 LOAD_SECONDS = 10.0
@@ -53,6 +54,7 @@ def soak(clients: int, seed: int) -> Iterator[Result]:
             for follower in followers:
                 follower.assert_current(writer, START_SECONDS)
             member = members.members[0]
+            time.sleep(SETTLED_SECONDS)
             if jitter:
                 yield idle(member)
                 yield from carried(writer, followers, clients)

@@ -3,11 +3,14 @@
 import threading
 import time
 import uuid
-from typing import Self
+from typing import Self, TypeAlias
 
 from flagkit.errors import StoreUnavailableError
 from flagkit.writer import Writer
 from tests.following import ENVIRONMENT, FLAG_COUNT, flag
+
+Acknowledged: TypeAlias = tuple[str, int, float]
+"""A request, the revision that it led to, and when that was known, on the monotonic clock."""
 
 
 def stocked(uri: str, database: str) -> Writer:
@@ -23,12 +26,11 @@ def stocked(uri: str, database: str) -> Writer:
 class SteadyWriter:
     """Makes revisions at an even pace, each asked for until it is acknowledged.
 
-    `acknowledged` has (request, revision, moment), the moments on the machine's monotonic clock.
+    `acknowledged` has what came of it, in order.
     """
 
     def __init__(self, writer: Writer, rate: float) -> None:
-        self.acknowledged: list[tuple[str, int, float]] = []
-        self.refusals = 0
+        self.acknowledged: list[Acknowledged] = []
         self._writer = writer
         self._pause_seconds = 1 / rate
         self._over = threading.Event()
@@ -58,7 +60,6 @@ class SteadyWriter:
             try:
                 commit = self._writer.update(changed, idempotency_key=request)
             except StoreUnavailableError:
-                self.refusals += 1
                 continue
             self.acknowledged.append((request, commit.revision, time.monotonic()))
             return

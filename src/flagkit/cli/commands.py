@@ -12,13 +12,14 @@ import click
 from rich.console import Console
 
 from flagkit import FlagkitError, __version__
-from flagkit.cli import checkpoint, demo, standing
+from flagkit.cli import checkpoint, demo, standing, waiting
 from flagkit.cli.policy_files import PolicyFile
 from flagkit.cli.policy_text import json_text, yaml_text
 from flagkit.errors import InvalidDocumentError
 from flagkit.model.canonical import digest, segment_digest
 from flagkit.model.schema import schema
-from flagkit.settings import connection_from, settings_from
+from flagkit.settings import connection_from, required, settings_from
+from flagkit.storage.survey import Survey
 
 FAULTS_FOUND = 3
 
@@ -158,7 +159,7 @@ def _checkpoint(
 @_database
 @click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def _status(uri: str | None, environment: str | None, database: str | None, output: str) -> None:
-    """Tell where the environments of a database stand, and the members of its replica set.
+    """Tell where environments, the members of the replica set and registered clients stand.
 
     URI is a MongoDB connection string, FLAGKIT_URI by default, where others do not see it.
     FLAGKIT_DATABASE stands in for --database. How far members are behind, only a user with the role
@@ -170,6 +171,48 @@ def _status(uri: str | None, environment: str | None, database: str | None, outp
         click.echo(standing.json_of(found))
     else:
         standing.show(found, place[1], Console(highlight=False))
+
+
+@flagkit.group("rollout")
+def _rollout() -> None:
+    """Follow revisions on their way to the clients."""
+
+
+@_rollout.command("wait")
+@_uri
+@click.option("--revision", type=click.IntRange(min=0), required=True, help="What is waited for.")
+@click.option("--environment", help="Whose clients; FLAGKIT_ENVIRONMENT by default.")
+@click.option("--service", help="The only service that is waited for; by default all.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=120.0,
+    show_default=True,
+    help="Seconds to wait at most.",
+)
+@_database
+@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def _wait(uri: str | None, database: str | None, timeout: float, output: str, **goal: Any) -> None:
+    """Wait until all clients that are registered and alive have a revision.
+
+    Clients register where they are started with `register=`, or FLAGKIT_REGISTER. One that ended
+    without being closed counts for a minute. Exits with 1 when the time is up, and names the
+    laggards; also when there is nobody. URI is a MongoDB connection string, FLAGKIT_URI by default.
+    """
+    place = connection_from(uri, database)
+    goal["environment"] = required("environment", goal["environment"])
+    wanted = waiting.Goal(**goal)
+    with Survey(*place) as survey:
+        found = waiting.wait_with_bar(survey, wanted, timeout, Console(stderr=True))
+    said = waiting.verdict(found, wanted, timeout)
+    if output == "json":
+        click.echo(waiting.json_of(found, wanted))
+    elif found.is_reached:
+        click.echo(said)
+    else:
+        waiting.show_laggards(found, Console(highlight=False))
+    if not found.is_reached:
+        raise click.ClickException(said)
 
 
 @flagkit.command("demo")

@@ -1,16 +1,19 @@
 """Standing: what `flagkit status` tells of a database, as tables or as JSON. Never its URI."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 from rich.console import Console
 
 from flagkit.changes import Tip
 from flagkit.cli.telling import Teller
 from flagkit.errors import EnvironmentNotFoundError
+from flagkit.storage.checkpoints import Checkpoint
+from flagkit.storage.registry import Registered
 from flagkit.storage.survey import Member, Survey
 
 _EPOCH_SHOWN_LENGTH = 8
@@ -22,7 +25,9 @@ class Standing(Struct, frozen=True):
 
     now: datetime
     environments: Sequence[Tip]
+    checkpoints: Sequence[Checkpoint]
     members: Sequence[Member]
+    clients: Sequence[Registered]
 
 
 def standing_of(uri: str, database: str, environment: str | None) -> Standing:
@@ -34,14 +39,20 @@ def standing_of(uri: str, database: str, environment: str | None) -> Standing:
     """
     with Survey(uri, database) as survey:
         now, tips = survey.environments()
-        members = survey.members()
-    chosen = [tip for tip in tips if environment in {None, tip.environment}]
-    if environment is not None and not chosen:
-        known = ", ".join(tip.environment for tip in tips) or "none"
-        raise EnvironmentNotFoundError(
-            f"the environment {environment!r} is not in the database {database!r}; there: {known}"
-        )
-    return Standing(now, chosen, members)
+        if environment is not None:
+            tips = [_named(environment, tips)]
+        checkpoints = survey.checkpoints(environment)
+        return Standing(now, tips, checkpoints, survey.members(), survey.clients(environment))
+
+
+def tip_in(survey: Survey, environment: str) -> Tip:
+    """Return where an environment stands.
+
+    Raises:
+        EnvironmentNotFoundError: it is not there.
+        StoreError: the database did not answer, or refused.
+    """
+    return _named(environment, survey.environments()[1])
 
 
 def show(standing: Standing, database: str, console: Console) -> None:
@@ -49,7 +60,7 @@ def show(standing: Standing, database: str, console: Console) -> None:
     tell = Teller(console)
     if standing.environments:
         tell.table(
-            ("environment", "revision", "last change", "ago", "epoch"),
+            ("environment", "revision", "last change", "ago", "epoch", "checkpoint"),
             [
                 (
                     tip.environment,
@@ -57,10 +68,11 @@ def show(standing: Standing, database: str, console: Console) -> None:
                     f"{tip.time:%Y-%m-%d %H:%M:%S} UTC",
                     duration((standing.now - tip.time).total_seconds()),
                     tip.epoch[:_EPOCH_SHOWN_LENGTH],
+                    _newest(standing.checkpoints, tip),
                 )
                 for tip in standing.environments
             ],
-            right=("revision", "ago"),
+            right=("revision", "ago", "checkpoint"),
         )
     else:
         tell.say(f"No environment is in the database {database!r}: a writer creates one.")
@@ -73,6 +85,42 @@ def show(standing: Standing, database: str, console: Console) -> None:
             ],
             right=("behind",),
         )
+    if standing.clients:
+        tell.table(*client_rows(standing.clients, standing.environments))
+
+
+def client_rows(
+    clients: Sequence[Registered], tips: Sequence[Tip]
+) -> tuple[Sequence[str], Sequence[Sequence[object]], Sequence[str]]:
+    """Return columns, rows and right-hand columns of a table of clients.
+
+    Args:
+        clients: The clients.
+        tips: Where their environments stand.
+    """
+    columns = ("environment", "service", "region", "host", "pid", "revision", "staleness", "heard")
+    epochs = {tip.environment: tip.epoch for tip in tips}
+    rows = [
+        (
+            client.heartbeat.environment,
+            client.heartbeat.service,
+            client.heartbeat.region,
+            client.heartbeat.host,
+            client.heartbeat.pid,
+            _revision(client, epochs),
+            "never current" if client.staleness is None else duration(client.staleness),
+            f"{duration(client.heard)} ago",
+        )
+        for client in clients
+    ]
+    return columns, rows, ("pid", "revision", "staleness", "heard")
+
+
+def client_document(client: Registered) -> dict[str, Any]:
+    """Return a client as JSON has it; staleness and heard are seconds."""
+    told: dict[str, Any] = msgspec.to_builtins(client.heartbeat)
+    del told["lifetime"]
+    return told | {"staleness": client.staleness, "heard": client.heard}
 
 
 def json_of(standing: Standing) -> str:
@@ -89,10 +137,21 @@ def json_of(standing: Standing) -> str:
             }
             for tip in standing.environments
         ],
+        "checkpoints": [
+            {
+                "environment": checkpoint.tip.environment,
+                "epoch": checkpoint.tip.epoch,
+                "revision": checkpoint.tip.revision,
+                "flags": checkpoint.flags,
+                "bytes": checkpoint.bytes,
+            }
+            for checkpoint in standing.checkpoints
+        ],
         "members": [
             {"name": member.name, "state": member.state or None, "behind": member.behind}
             for member in standing.members
         ],
+        "clients": [client_document(client) for client in standing.clients],
     }
     return json.dumps(document, indent=2)
 
@@ -105,6 +164,34 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds / _MINUTE:.0f} min"
+
+
+def _named(environment: str, tips: Sequence[Tip]) -> Tip:
+    for tip in tips:
+        if tip.environment == environment:
+            return tip
+    known = ", ".join(tip.environment for tip in tips) or "none"
+    raise EnvironmentNotFoundError(
+        f"the environment {environment!r} is not in this database; there: {known}"
+    )
+
+
+def _newest(checkpoints: Sequence[Checkpoint], tip: Tip) -> str:
+    """Return the revision of the newest checkpoint of a tip's history, if there is one."""
+    history = (tip.environment, tip.epoch)
+    revisions = [
+        checkpoint.tip.revision
+        for checkpoint in checkpoints
+        if (checkpoint.tip.environment, checkpoint.tip.epoch) == history
+    ]
+    return f"{max(revisions):,}" if revisions else "none"
+
+
+def _revision(client: Registered, epochs: Mapping[str, str]) -> str:
+    heartbeat = client.heartbeat
+    # Its revisions count in another history.
+    lost = epochs.get(heartbeat.environment, heartbeat.epoch) != heartbeat.epoch
+    return f"{heartbeat.revision:,}" + (" of another epoch" if lost else "")
 
 
 def _behind(member: Member) -> str:

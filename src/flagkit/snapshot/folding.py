@@ -9,9 +9,10 @@ import operator
 from array import array
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
-from msgspec.structs import replace
+from msgspec import Struct
+from msgspec.structs import astuple, replace
 
 from flagkit.changes import DIGEST_MODULUS, PolicyId, Tip
 from flagkit.snapshot.arena import Arena, hash_of, seed_of
@@ -47,7 +48,7 @@ EDIT_RUN: Final = 256
 """An edit takes as long as to copy so many records."""
 
 
-class _Edit(NamedTuple):
+class _Edit(Struct, frozen=True, order=True, gc=False):
     """What becomes of the record at a place of the base, or before it where it has none yet."""
 
     hash: int
@@ -244,7 +245,7 @@ def _rebuilt(
     for region in sorted(news):
         keys = yield from ascending(news[region])
         for done, record in enumerate(_with_news(base, region, keys, changed), 1):
-            builder.add(*record)
+            builder.add(*astuple(record))
             if done % RECORDS_SLICE == 0:
                 yield
     return (yield from builder.finished(tip, parts))

@@ -27,8 +27,11 @@ ALIGNMENT: Final = 8
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
-class Record(NamedTuple):
-    """A policy at one version: the hash of its state, and its body, or a segment's document."""
+class Record(Struct, frozen=True, order=True, array_like=True, gc=False):
+    """A policy at one version: the hash of its state, and its body, or a segment's document.
+
+    Nothing for the collector of cycles, which would walk the heap for every few thousand that come.
+    """
 
     region: str
     key: str

@@ -221,7 +221,7 @@ def arena_of(tip: Tip, records: Iterable[Record]) -> Arena:
     """Return the arena of some records, in any order."""
     builder = Builder()
     for record in sorted(records):
-        builder.add(*record)
+        builder.add(*msgspec.structs.astuple(record))
     return whole(builder.finished(tip, {}))
 
 

@@ -1,6 +1,7 @@
 """The driver's settings, and the one place where its errors become flagkit's."""
 
 import contextlib
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -19,7 +20,13 @@ from pymongo.errors import (
     WTimeoutError,
 )
 
-from flagkit.errors import ClosedError, ConfigurationError, StoreError, StoreUnavailableError
+from flagkit.errors import (
+    ClosedError,
+    ConfigurationError,
+    StoreError,
+    StoreUnavailableError,
+    StreamsUnavailableError,
+)
 
 OPERATION_MILLISECONDS_MAX: Final = 20_000
 _SETTINGS: Final[dict[str, Any]] = {
@@ -38,6 +45,10 @@ _PASSING = {
     *(6, 7, 24, 43, 50, 64, 89, 91, 112, 134, 189, 211, 239, 246, 262),
     *(9001, 10107, 11600, 11601, 11602, 13435, 13436),
 }
+# Not allowed; no such command, option or stage; no replica set.
+_NO_STREAMS: Final = {13, 59, 115, 123, 238, 40324, 40415, 40573}
+NO_SNAPSHOTS: Final = {9, 59, 72, 115, 123, 40415}
+"""What a database says that cannot be read at one time; no such command or option, no set."""
 NO_REPLICA_SET: Final = (
     "this MongoDB is not a replica set: start mongod with --replSet rs0, and run rs.initiate() once"
 )
@@ -92,7 +103,8 @@ def translated(doing: str, seconds_max: float | None = None) -> Generator[None]:
         with pymongo.timeout(seconds_max) if seconds_max is not None else contextlib.nullcontext():
             yield
     except ServerSelectionTimeoutError as error:
-        reason = str(error).partition(", Timeout:")[0].partition(" (configured timeouts")[0]
+        # What follows names the whole topology, or repeats a reply that differs each time.
+        reason = re.split(r", Timeout:|, full error:| \(configured timeouts", str(error))[0]
         raise StoreUnavailableError(
             f"while {doing}: no member of the replica set that may serve this answered in time:"
             f" {reason}"
@@ -108,6 +120,20 @@ def translated(doing: str, seconds_max: float | None = None) -> Generator[None]:
         raise ClosedError(f"while {doing}: {error}") from error
     except PyMongoError as error:
         raise StoreError(f"while {doing}: {error}") from error
+
+
+@contextmanager
+def streams_wanted() -> Generator[None]:
+    """Raise what a database without change streams says as a StreamsUnavailableError."""
+    try:
+        yield
+    except OperationFailure as error:
+        if error.code not in _NO_STREAMS:
+            raise
+        raise StreamsUnavailableError(
+            "there are no change streams here, so the ledger is asked again and again:"
+            f" {problem_of(error)}"
+        ) from error
 
 
 def problem_of(error: OperationFailure) -> str:

@@ -1,17 +1,14 @@
 """Layout: which collections there are, what their documents look like, and what indexes they need.
 
-- heads: {_id: environment, epoch, revision, hash, time, digests, change}
+- heads: {_id: environment, epoch, revision, hash, time, digests, change}; the truth
 - ledger: {_id: {environment, revision}} and the fields of a head and of its change
-- flags, segments: {_id: {environment, key, region}, revision, version, policy, hash}; see
-  `policy_document`
+- flags, segments: {_id: {environment, key, region}, revision, version, policy, hash}; projections
 - members: {_id: {environment, part}, hashes}; hashed keys of segments, by their SHA-256
 - audit: {_id: {environment, request}, sent, actor, reason, operations, digest}
-- checkpoints: {_id: {environment, checkpoint}}, a tip's fields and those of a Checkpoint
-- slices: {_id: {environment, checkpoint, slice}, content}; joined, they are a snapshot's bytes
+- checkpoints, slices: {_id: {environment, checkpoint}} and a tip; the parts of a snapshot's bytes
 
-The head is the truth; flags, segments and ledger are projections of it. A change is {request,
-previous_hash, policies}, these a list of {region, key, before, after}, each side {version, policy}
-or null.
+A change is {request, previous_hash, policies}; of each {version, policy} before and after, or null.
+The registry's collection, clients, is described in its room.
 """
 
 import functools
@@ -27,7 +24,8 @@ from flagkit.changes import ACCESS as ACCESS_REGION
 from flagkit.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit.changes import Change, PolicyChange, PolicyState, Tip, state_of
 from flagkit.errors import StoreError
-from flagkit.model import packing
+from flagkit.model import decode, packing
+from flagkit.model.flags import segments_of
 from flagkit.snapshot import record_of, seal_of
 
 Document: TypeAlias = dict[str, Any]
@@ -36,6 +34,7 @@ HEADS, LEDGER, AUDIT = "heads", "ledger", "audit"
 FLAGS, SEGMENTS, MEMBERS = "flags", "segments", "members"
 ACCESS, DENIALS = "access", "denials"
 CHECKPOINTS, SLICES = "checkpoints", "slices"
+CLIENTS = "clients"
 PROJECTED = (FLAGS, SEGMENTS, ACCESS)
 
 INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
@@ -47,6 +46,7 @@ INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
     MEMBERS: (),
     CHECKPOINTS: (),
     SLICES: (),
+    CLIENTS: (IndexModel([("until", ASCENDING)], name="until", expireAfterSeconds=0),),
     LEDGER: (
         IndexModel(
             [("_id.environment", ASCENDING), ("request", ASCENDING)], name="request", unique=True
@@ -76,6 +76,11 @@ INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
             name="dependents",
             partialFilterExpression={"policy.prerequisites.flag": {"$exists": True}},
         ),
+        IndexModel(
+            [("_id.environment", ASCENDING), ("segments", ASCENDING)],
+            name="referring",
+            partialFilterExpression={"segments": {"$exists": True}},
+        ),
     ),
 }
 
@@ -102,12 +107,7 @@ def checkpoint_id(environment: str, checkpoint: Any) -> Document:
 
 def checkpoints_of(environment: str) -> Document:
     """Return the filter of all manifests of an environment, a range of the `_id` index."""
-    return {
-        "_id": {
-            "$gte": checkpoint_id(environment, MinKey()),
-            "$lte": checkpoint_id(environment, MaxKey()),
-        }
-    }
+    return _all(checkpoint_id, environment)
 
 
 def slices_of(environment: str, checkpoint: str | None = None) -> Document:
@@ -128,11 +128,12 @@ def denial_id(environment: str, denial: Any) -> Document:
 
 def denials_of(environment: str) -> Document:
     """Return the filter of all denials of an environment, a range of the `_id` index."""
+    return _all(denial_id, environment)
+
+
+def _all(identity: Callable[[str, Any], Document], environment: str) -> Document:
     return {
-        "_id": {
-            "$gte": denial_id(environment, MinKey()),
-            "$lte": denial_id(environment, MaxKey()),
-        }
+        "_id": {"$gte": identity(environment, MinKey()), "$lte": identity(environment, MaxKey())}
     }
 
 
@@ -269,9 +270,11 @@ def collection_of(region: str) -> str:
 def policy_document(environment: str, revision: int, change: PolicyChange) -> Document:
     """Return the document of a policy as a change left it.
 
-    `hash` is that of the state; it and `policy` are null where it was deleted. A segment's region
-    is "@segments", that of the grants "@access". A flag has also {body, format, seal}: what clients
-    read of it, packed; the format of that; and what binds the body to the state.
+    `hash` is that of the state; it and `policy` are null where it was deleted: a tombstone, from
+    whose version a new one goes on. A segment's region is "@segments", that of grants and limits
+    "@access". A flag has also {body, format, seal}: what clients read of it, packed; the format of
+    that; and what binds the body to the state. `segments` are those that its rules refer to, if
+    they do.
     """
     state = change.after or change.before
     assert state is not None, "a change has a side"
@@ -293,7 +296,16 @@ def _body_fields(state: PolicyState) -> Document:
         return {}
     record = record_of(state)
     seal = seal_of(record.key, record.version, record.hash, record.body)
-    return {"body": record.body, "format": packing.FORMAT, "seal": seal}
+    fields = {"body": record.body, "format": packing.FORMAT, "seal": seal}
+    named = segments_named(state)
+    return fields | {"segments": sorted(named)} if named else fields
+
+
+def segments_named(state: PolicyState) -> set[str]:
+    """Return the segments that a flag's rules refer to; none for a segment."""
+    if state.region == SEGMENTS_REGION or b"$segment" not in state.packed:
+        return set()
+    return segments_of(decode(state.policy, stored=True))
 
 
 @judged

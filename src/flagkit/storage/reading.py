@@ -16,6 +16,7 @@ from flagkit.snapshot import Arena, check_digests
 from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.layout import (
     ACCESS,
+    AUDIT,
     CHECKPOINTS,
     FLAGS,
     LEDGER,
@@ -33,7 +34,9 @@ from flagkit.storage.layout import (
     parts_named,
     policies_named,
     policies_of,
+    policy_id,
     policy_state,
+    segments_named,
     tip_of,
 )
 from flagkit.storage.publishing import newest_first, read_back
@@ -80,10 +83,10 @@ class Reading:
         )
         return None if document is None else ledgered(document).tip
 
-    def changes(self) -> Iterator[Change]:
-        """Yield all of the ledger's changes, in order; without the pending one."""
+    def changes(self, after: int = 0) -> Iterator[Change]:
+        """Yield the ledger's changes after a revision, in order; without the pending one."""
         found = self._database[LEDGER].find(
-            ledger_after(self.tip.environment, 0), sort=_BY_ID, session=self._session
+            ledger_after(self.tip.environment, after), sort=_BY_ID, session=self._session
         )
         return map(ledgered, found)
 
@@ -234,8 +237,58 @@ class Reading:
             ),
         )
 
+    def referring(self, segments: Iterable[str]) -> dict[PolicyId, PolicyState]:
+        """Return the states of the flags whose rules refer to one of some segments."""
+        wanted = set(segments)
+        documents = self._database[FLAGS].find(
+            {"_id.environment": self.tip.environment, "segments": {"$in": sorted(wanted)}},
+            session=self._session,
+        )
+        return self._read_through(
+            documents, lambda state: not wanted.isdisjoint(segments_named(state))
+        )
+
+    def deleted(self, policies: Iterable[PolicyId]) -> dict[PolicyId, PolicyState]:
+        """Return the last states of those of some flags and segments that were deleted."""
+        wanted = set(policies)
+        pending = self.pending.policies if self.pending is not None else ()
+        gone = {policy.id for policy in pending if policy.after is None} & wanted
+        for collection in PROJECTED:
+            identities = [
+                policy_id(self.tip.environment, key, region)
+                for region, key in sorted(wanted - gone)
+                if collection_of(region) == collection
+            ]
+            if identities:
+                tombstones = self._database[collection].find(
+                    {"_id": {"$in": identities}, "policy": None},
+                    {"_id": True},
+                    session=self._session,
+                )
+                gone |= {(found["_id"]["region"], found["_id"]["key"]) for found in tombstones}
+        newest = {identity: self._newest_of(identity, self.tip.revision) for identity in gone}
+        return {
+            identity: found[1].before
+            for identity, found in newest.items()
+            if found is not None and found[1].before is not None
+        }
+
     def at(self, policy: PolicyId, revision: int) -> PolicyState | None:
         """Return the state that a flag or a segment had at a revision, None if there was none."""
+        newest = self._newest_of(policy, revision)
+        return None if newest is None else newest[1].after
+
+    def author(self, policy: PolicyId) -> tuple[str, datetime] | None:
+        """Return who changed a flag or a segment last, and when; None if it is not known."""
+        newest = self._newest_of(policy, self.tip.revision)
+        if newest is None:
+            return None
+        identity = {"environment": self.tip.environment, "request": newest[0].request}
+        request = self._database[AUDIT].find_one({"_id": identity}, session=self._session)
+        return None if request is None else (request["actor"], newest[0].tip.time)
+
+    def _newest_of(self, policy: PolicyId, revision: int) -> tuple[Change, PolicyChange] | None:
+        """Return the last change up to a revision that touched a flag or a segment."""
         region, key = policy
         document = self._database[LEDGER].find_one(
             {
@@ -252,7 +305,7 @@ class Reading:
         for change in reversed(changes):
             for item in change.policies:
                 if item.id == policy:
-                    return item.after
+                    return change, item
         return None
 
     def check_newest(self, changes: Iterable[PolicyChange]) -> None:
@@ -262,7 +315,8 @@ class Reading:
             StoreError: an older one was put back past the writer, or one was removed.
         """
         for change in changes:
-            if self.at(change.id, self.tip.revision) != change.before:
+            newest = self._newest_of(change.id, self.tip.revision)
+            if not _follows(None if newest is None else newest[1], change):
                 region, key = change.id
                 raise StoreError(
                     f"{key} ({region}) is not as the ledger has it: it was changed past the"
@@ -299,3 +353,12 @@ class Reading:
             for identity, state in states.items()
             if state is not None and wanted(state)
         }
+
+
+def _follows(newest: PolicyChange | None, change: PolicyChange) -> bool:
+    """Tell whether a change goes on from where a policy's newest one left it."""
+    if newest is None or newest.after is not None:
+        return change.before == (None if newest is None else newest.after)
+    # Where a tombstone was removed, versions would begin anew.
+    last, after = newest.before, change.after
+    return change.before is None and bool(last and after and after.version > last.version)

@@ -8,6 +8,8 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
+from msgspec.structs import astuple
+
 from flagkit.changes import ACCESS, PolicyState
 from flagkit.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit.errors import HistoryLostError
@@ -111,7 +113,7 @@ class Scan:
             merged[place] = record
         for _, found in sorted(merged.items(), key=itemgetter(0)):
             if isinstance(found, Record):
-                self._builder.add(*found)
+                self._builder.add(*astuple(found))
             elif found is not None:
                 self._add((found,))
 
@@ -121,7 +123,7 @@ class Scan:
             while waiting:
                 _, record = waiting.pop()
                 if record is not None:
-                    self._builder.add(*record)
+                    self._builder.add(*astuple(record))
         return (yield from self._builder.finished(self.tip, parts))
 
     def _add(self, documents: Sequence[Mapping[str, Any]]) -> None:
@@ -133,7 +135,7 @@ class Scan:
             if document.get("format") != packing.FORMAT:
                 state = policy_state(document)
                 if state is not None:
-                    add(*self._record_of(state))
+                    add(*astuple(self._record_of(state)))
                 continue
             key, version, body = identity["key"], document["version"], document["body"]
             state_hash = int(document["hash"], 16)

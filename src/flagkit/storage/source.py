@@ -21,29 +21,33 @@ from pymongo.asynchronous.cursor import AsyncCursor
 from pymongo.errors import OperationFailure
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import Nearest
+from pymongo.write_concern import WriteConcern
 
 from flagkit.changes import SEGMENTS as SEGMENTS_REGION
-from flagkit.changes import Change, PolicyId, Tip
+from flagkit.changes import Change, Tip, parts_added
 from flagkit.errors import (
     HistoryLostError,
     StoreError,
     StoreUnavailableError,
-    StreamsUnavailableError,
 )
+from flagkit.heartbeat import Heartbeat
 from flagkit.model import EVERYWHERE
 from flagkit.refresh import Route
 from flagkit.snapshot import Snapshot, check_digests, kept_of, regions_of
 from flagkit.storage.checkpoints import Checkpoints
 from flagkit.storage.collector import collector_paused
 from flagkit.storage.driver import (
+    NO_SNAPSHOTS,
     OPERATION_MILLISECONDS_MAX,
     configured,
     names_preference,
     problem_of,
     settings_for,
+    streams_wanted,
     translated,
 )
 from flagkit.storage.layout import (
+    CLIENTS,
     FLAGS,
     HEADS,
     LEDGER,
@@ -57,6 +61,7 @@ from flagkit.storage.layout import (
     policy_state,
     tip_of,
 )
+from flagkit.storage.registry import identity_of, registering
 from flagkit.storage.scanning import (
     BATCH_DOCUMENTS,
     PROJECTIONS,
@@ -74,19 +79,19 @@ CATCH_UP_MAX = 10_000
 AWAIT_MILLISECONDS = 10_000
 """How long a member holds back an answer without changes. An idle fleet asks that often."""
 
+EVENTS_AT_ONCE = 128
+"""So many revisions are decoded and applied at once: some milliseconds, before others' turn."""
+
 HEAD_SECONDS_MAX = 3.0
 """How long the primary may take to tell the head."""
 GOODBYE_SECONDS = 0.5
-"""How long a member may take to hear that a stream is no longer read."""
+"""How long a member may take to hear that it is no longer asked."""
 
 _BY_ID = [("_id", ASCENDING)]
 _MAJORITY = ReadConcern("majority")
 _LINEARIZABLE = ReadConcern("linearizable")
 _CODEC: CodecOptions[Document] = CodecOptions(tz_aware=True)
 _ENDINGS = ["drop", "rename", "dropDatabase", "invalidate"]
-# Not allowed; no such command, option or stage; no replica set.
-_NO_STREAMS = {13, 59, 115, 123, 238, 40324, 40415, 40573}
-_NO_SNAPSHOTS = {9, 59, 72, 115, 123, 40415}
 
 
 class MongoSource:
@@ -192,6 +197,7 @@ class MongoSource:
                     "ping", session=session, read_preference=database.read_preference
                 )
                 now = session.operation_time
+        # Not the latest: what was restored may not have come so far, and would never answer.
         self._seen_at = now
         # What tells no time is no replica set, and refuses the stream.
         since = {"startAtOperationTime": Timestamp(now.time, now.inc + 1)} if now else {}
@@ -201,18 +207,10 @@ class MongoSource:
             {"$changeStream": since},
             {"$match": {"$or": [mine, {"operationType": {"$in": _ENDINGS}}]}},
         ]
-        with translated("opening the change stream"):
-            try:
-                stream: object = await database[HEADS].aggregate_raw_batches(
-                    pipeline, maxAwaitTimeMS=AWAIT_MILLISECONDS
-                )
-            except OperationFailure as error:
-                if error.code in _NO_STREAMS:
-                    raise StreamsUnavailableError(
-                        "there are no change streams here, so the ledger is asked again and again:"
-                        f" {problem_of(error)}"
-                    ) from error
-                raise
+        with translated("opening the change stream"), streams_wanted():
+            stream: object = await database[HEADS].aggregate_raw_batches(
+                pipeline, batchSize=EVENTS_AT_ONCE, maxAwaitTimeMS=AWAIT_MILLISECONDS
+            )
         # The driver's annotations have it as another kind of cursor.
         self._stream = cast("AsyncRawBatchCommandCursor[Document]", stream)
 
@@ -265,6 +263,7 @@ class MongoSource:
                     {"_id": between},
                     sort=_BY_ID,
                     session=session,
+                    batch_size=EVENTS_AT_ONCE,
                     max_time_ms=OPERATION_MILLISECONDS_MAX,
                 )
                 changes = [ledgered(document) async for document in found]
@@ -294,9 +293,18 @@ class MongoSource:
         states = (found.get(region) for region in regions_of(self._region))
         return next((state.policy for state in states if state is not None), None)
 
+    async def beat(self, heartbeat: Heartbeat) -> None:
+        """Put a heartbeat in the place of the last one of its client."""
+        clients = self._databases[Route.PRIMARY][CLIENTS]
+        # One member is enough: the next comes soon.
+        clients = clients.with_options(write_concern=WriteConcern(1))
+        with translated("registering this client"):
+            await clients.update_one(identity_of(heartbeat), registering(heartbeat), upsert=True)
+
     async def close(self) -> None:
         """Free everything."""
-        await self._client.close()
+        with translated("closing the connections", GOODBYE_SECONDS):
+            await self._client.close()
 
     @contextlib.asynccontextmanager
     async def _at_one_time(self) -> AsyncGenerator[AsyncClientSession]:
@@ -308,7 +316,7 @@ class MongoSource:
             async with self._client.start_session(snapshot=self._has_snapshots) as session:
                 yield session
         except OperationFailure as error:
-            if error.code in _NO_SNAPSHOTS and self._has_snapshots:
+            if error.code in NO_SNAPSHOTS and self._has_snapshots:
                 self._has_snapshots = False
                 raise StoreUnavailableError(
                     f"no snapshots can be read: {problem_of(error)}"
@@ -345,13 +353,7 @@ class MongoSource:
 
     async def _with_parts(self, changes: list[Change], route: Route) -> list[Change]:
         """Return changes with the parts of members that are there after them, and not before."""
-        before: dict[PolicyId, set[str]] = {}
-        after: dict[PolicyId, set[str]] = {}
-        for policy in (policy for change in changes for policy in change.policies):
-            held, kept = policy.before, policy.after
-            before.setdefault(policy.id, set(held.parts) if held is not None else set())
-            after[policy.id] = set(kept.parts) if kept is not None else set()
-        added = {part for identity in after for part in after[identity] - before[identity]}
+        added = parts_added(changes)
         if not added:
             return changes
         with translated("reading members"):

@@ -1,5 +1,6 @@
 """Survey: what a database holds, and how its replica set is, for people. Reads only."""
 
+import contextlib
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Self
@@ -11,13 +12,16 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import PrimaryPreferred
 
 from flagkit.changes import Tip
+from flagkit.errors import StoreError
+from flagkit.storage.checkpoints import Checkpoint, checkpoint_of
 from flagkit.storage.driver import (
     OPERATION_MILLISECONDS_MAX,
     configured,
     settings_for,
     translated,
 )
-from flagkit.storage.layout import HEADS, Document, tip_of
+from flagkit.storage.layout import CHECKPOINTS, CLIENTS, HEADS, Document, checkpoints_of, tip_of
+from flagkit.storage.registry import Registered, living, registered
 
 _BY_ID = [("_id", ASCENDING)]
 # Not allowed; no such command, which is so where a proxy or a hosted service stands in between.
@@ -77,6 +81,38 @@ class Survey:
                 {}, {"change": False}, sort=_BY_ID, max_time_ms=OPERATION_MILLISECONDS_MAX
             )
             return now, [tip_of(head) for head in heads]
+
+    def checkpoints(self, environment: str | None = None) -> list[Checkpoint]:
+        """Return the checkpoints that are whole, by environment, the newest of each first.
+
+        Raises:
+            StoreError: the database did not answer, or refused.
+        """
+        chosen = {} if environment is None else checkpoints_of(environment)
+        with translated("reading the checkpoints"):
+            manifests = list(self._database[CHECKPOINTS].find(chosen))
+        found: list[Checkpoint] = []
+        for manifest in manifests:
+            # One that is damaged, or of a later version, is none here, as it is to clients.
+            with contextlib.suppress(StoreError):
+                found.append(checkpoint_of(manifest))
+        return sorted(found, key=lambda each: (each.tip.environment, -each.tip.revision))
+
+    def clients(
+        self, environment: str | None = None, service: str | None = None
+    ) -> list[Registered]:
+        """Return the registered clients that are alive, by environment, service and region.
+
+        Raises:
+            StoreError: the database did not answer, or refused.
+        """
+        # Heartbeats do not wait for a majority either.
+        clients = self._database[CLIENTS].with_options(read_concern=ReadConcern("local"))
+        with translated("reading the registry"):
+            found = clients.aggregate(
+                living(environment, service), maxTimeMS=OPERATION_MILLISECONDS_MAX
+            )
+            return [registered(document) for document in found]
 
     def members(self) -> list[Member]:
         """Return the members of the replica set; their names alone, where more may not be asked.

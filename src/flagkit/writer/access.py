@@ -157,7 +157,7 @@ def _need_of_nothing(operation: Operation) -> Need:
     """Return what it takes to ask for what is so already: it is a revision all the same."""
     if operation.region == ACCESS:
         return "grant", ""
-    pauses = isinstance(operation, SetState) and operation.state == "paused"
+    pauses = isinstance(operation, SetState) and operation.verb == "pause"
     return "pause" if pauses else "edit", operation.key
 
 

@@ -1,6 +1,6 @@
 """Drafts: operations that are collected to become one revision."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -9,7 +9,6 @@ from msgspec import Struct
 from flagkit.changes import GRANTS, LIMITS, SEGMENTS
 from flagkit.errors import InvalidDocumentError
 from flagkit.model import EVERYWHERE
-from flagkit.model.documents import State
 from flagkit.model.grants import Role, checked_actor, checked_grant, checked_role
 from flagkit.model.keys import check_key, check_region
 from flagkit.model.limits import Limit, Whose, checked_limit, checked_whose
@@ -19,14 +18,17 @@ from flagkit.writer.limits import SetLimit
 from flagkit.writer.operations import (
     ChangeMembers,
     Create,
+    DeleteSegment,
+    Edit,
     Operation,
-    Rollback,
     SetRollout,
     SetSegment,
     SetState,
     Update,
     checked_policy,
 )
+from flagkit.writer.rollbacks import Rollback, RollbackAll
+from flagkit.writer.transitions import Verb
 
 CHANGED_MEMBERS_MAX: Final = 10_000
 RECORDED_MEMBERS_MAX: Final = 1_000
@@ -113,19 +115,72 @@ class Draft:
             )
         )
 
+    def edit(
+        self,
+        key: str,
+        function: Callable[[dict[str, Any]], Mapping[str, Any]],
+        *,
+        region: str = EVERYWHERE,
+        reassign: bool = False,
+    ) -> None:
+        """Replace a flag's policy document by what a function makes of it.
+
+        Where another writer was first, the function is asked again, with the newer document: it is
+        to be quick, and to do nothing else. What it is given has weights and no intervals, and is
+        its own to change. For `reassign` see `update`.
+        """
+        self.operations.append(
+            Edit(
+                function=function,
+                environment=self._environment,
+                reassign=reassign,
+                key=check_key(key),
+                region=check_region(region),
+            )
+        )
+
     def pause(self, key: str, *, region: str = EVERYWHERE) -> None:
         """Pause a flag: it serves its `off` variant."""
-        self.operations.append(_set_state(key, region, "paused"))
+        self._set_state("pause", key, region)
 
     def resume(self, key: str, *, region: str = EVERYWHERE) -> None:
         """Make a paused flag active again."""
-        self.operations.append(_set_state(key, region, "active"))
+        self._set_state("resume", key, region)
+
+    def archive(
+        self, key: str, *, region: str = EVERYWHERE, expected_version: int | None = None
+    ) -> None:
+        """Archive a flag: it serves its `off` variant, and neither pauses nor resumes."""
+        self._set_state("archive", key, region, expected_version)
+
+    def restore(
+        self, key: str, *, region: str = EVERYWHERE, expected_version: int | None = None
+    ) -> None:
+        """Make an archived flag a paused one."""
+        self._set_state("restore", key, region, expected_version)
+
+    def delete(
+        self, key: str, *, region: str = EVERYWHERE, expected_version: int | None = None
+    ) -> None:
+        """Delete an archived flag: checks answer with their callers' defaults.
+
+        Created again, it goes on from the version that it had, its rollouts from their salts.
+        """
+        self._set_state("delete", key, region, expected_version)
 
     def rollback(self, key: str, *, to: int, region: str = EVERYWHERE) -> None:
-        """Give a flag the content that it had at revision `to`."""
+        """Give a flag the content that it had at revision `to`; a deleted one comes back."""
         self.operations.append(
             Rollback(to=_revision(to), key=check_key(key), region=check_region(region))
         )
+
+    def rollback_all(self, *, to: int) -> None:
+        """Give all flags and segments the content that they had at revision `to`.
+
+        What was created since is deleted, what was deleted comes back. Nothing else may be in the
+        same change.
+        """
+        self.operations.append(RollbackAll(to=_revision(to)))
 
     def create_segment(self, segment: Mapping[str, Any]) -> None:
         """Create a segment from its document; `included` and `excluded` list keys of any number."""
@@ -229,6 +284,28 @@ class Draft:
         """Give back all roles as they were granted at revision `to`."""
         self.operations.append(Rollback(to=_revision(to), key=GRANTS[1], region=GRANTS[0]))
 
+    def delete_segment(self, key: str, *, expected_version: int | None = None) -> None:
+        """Delete a segment that no flag refers to."""
+        self.operations.append(
+            DeleteSegment(
+                key=check_key(key, kind="segment"),
+                region=SEGMENTS,
+                expected_version=expected_version,
+            )
+        )
+
+    def _set_state(
+        self, verb: Verb, key: str, region: str, expected_version: int | None = None
+    ) -> None:
+        self.operations.append(
+            SetState(
+                verb=verb,
+                key=check_key(key),
+                region=check_region(region),
+                expected_version=expected_version,
+            )
+        )
+
     def _set_segment(
         self, document: Mapping[str, Any], expected_version: int | None, *, create: bool
     ) -> None:
@@ -263,7 +340,3 @@ def _revision(to: object) -> int:
     if not isinstance(to, int):
         raise InvalidDocumentError("to", f"is {to!r}", "Write a revision, as in commit.revision")
     return to
-
-
-def _set_state(key: str, region: str, state: State) -> SetState:
-    return SetState(state=state, key=check_key(key), region=check_region(region))

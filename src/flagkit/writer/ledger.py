@@ -150,15 +150,20 @@ def _check_step(tip: Tip | None, change: Change) -> list[str]:
 
 
 def _action(operation: dict[str, Any]) -> str:
+    if operation["region"] == ACCESS:
+        return _action_on_access(operation)
     words = [operation["operation"].replace("_", " "), operation["key"]]
     match operation["operation"]:
         case "set_state":
-            words[0] = {"active": "resume", "paused": "pause"}.get(operation["state"], words[0])
+            words[0] = operation["verb"]
         case "set_rollout":
             words.append(f"to {operation['weights']}")
         case "rollback":
-            words[1] = "all grants" if operation["key"] == GRANTS[1] else words[1]
             words.append(f"to revision {operation['to']}")
+        case "rollback_all":
+            return f"rollback everything to revision {operation['to']}"
+        case "edit":
+            words.append(f"by {operation['function']}")
         case "set_segment":
             words[0] = f"{'create' if operation['create'] else 'update'} segment"
         case "change_members":
@@ -166,18 +171,25 @@ def _action(operation: dict[str, Any]) -> str:
                 f"{len(operation[side])} {side}d" for side in ("include", "exclude", "remove")
             ]
             return f"change members of {operation['key']}: {', '.join(counts)}"
-        case "grant":
-            words = ["grant", operation["role"], "to", operation["actor"]]
-            words += ["on", ", ".join(operation["namespaces"])] if operation["namespaces"] else []
-        case "set_limit":
-            whose = {"actor": "of each actor", "environment": "of all"}[operation["whose"]]
-            limit = operation["limit"]
-            to = f"{limit['capacity']} and {limit['rate']} a second" if limit else "any number"
-            words = ["limit changes", whose, "to", to]
-        case "revoke":
-            words = ["revoke", operation["role"] or "all roles", "of", operation["actor"]]
         case _:
             pass
-    if operation["region"] not in ("*", SEGMENTS, ACCESS):
+    if operation["region"] not in ("*", SEGMENTS):
         words.append(f"in {operation['region']}")
     return " ".join(words)
+
+
+def _action_on_access(operation: dict[str, Any]) -> str:
+    match operation["operation"]:
+        case "grant":
+            listed = ", ".join(operation["namespaces"])
+            where = f" on {listed}" if listed else ""
+            return f"grant {operation['role']} to {operation['actor']}{where}"
+        case "revoke":
+            return f"revoke {operation['role'] or 'all roles'} of {operation['actor']}"
+        case "set_limit":
+            whose = "each actor" if operation["whose"] == "actor" else "all"
+            limit = operation["limit"]
+            to = f"{limit['capacity']} and {limit['rate']} a second" if limit else "any number"
+            return f"limit changes of {whose} to {to}"
+        case _:
+            return f"rollback all grants to revision {operation['to']}"

@@ -4,25 +4,23 @@ Documents are checked when an operation is made, so bad input is refused before 
 written. An operation says the same each time it is tried, on whatever revision it is tried.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Protocol, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
-from flagkit.changes import ACCESS, GRANTS, SEGMENTS, PolicyId, PolicyState
+from flagkit.changes import ACCESS, SEGMENTS, PolicyId, PolicyState
 from flagkit.core.schedule import share_at
 from flagkit.errors import (
     FlagExistsError,
     FlagNotFoundError,
     InvalidDocumentError,
-    RevisionNotFoundError,
     VersionConflictError,
 )
 from flagkit.model import EVERYWHERE, Flag, Ramp, Rollout, Serves, decode, encode
-from flagkit.model.documents import State
-from flagkit.model.grants import Grants, decode_grants
+from flagkit.model.grants import Grants
 from flagkit.model.limits import Limits
 from flagkit.model.rollouts import BUCKETS, Intervals, allocate, exchanged, percent
 from flagkit.model.segments import (
@@ -32,6 +30,7 @@ from flagkit.model.segments import (
     members_of,
 )
 from flagkit.model.variants import bare_weights
+from flagkit.writer.transitions import Verb, moved
 
 
 class Earlier(Protocol):
@@ -44,6 +43,14 @@ class Earlier(Protocol):
 
     def at(self, policy: PolicyId, revision: int) -> PolicyState | None:
         """Return the state that a flag or a segment had at a revision."""
+        ...
+
+    def last(self, policy: PolicyId) -> PolicyState | None:
+        """Return the state that a flag or a segment had when it was deleted, None if it was not."""
+        ...
+
+    def author(self, policy: PolicyId) -> tuple[str, datetime] | None:
+        """Return who changed a flag or a segment last, and when."""
         ...
 
     def parts(self, names: Iterable[str]) -> Mapping[str, bytes]:
@@ -66,15 +73,15 @@ class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
         """The flag, or segment, that it is about."""
         return (self.region, self.key)
 
-    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Next:
-        """Return the flag, segment, grants or limits after this operation.
+    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Next | None:
+        """Return the flag, segment, grants or limits after this operation; None if deleted.
 
         Raises:
             WriteError: it cannot follow the state before.
         """
         raise NotImplementedError
 
-    def _existing(self, before: PolicyState | None) -> PolicyState:
+    def _existing(self, before: PolicyState | None, earlier: Earlier) -> PolicyState:
         if before is None and self.region == ACCESS:
             raise FlagNotFoundError("there are no grants yet: grant admin first, to somebody")
         if before is None:
@@ -84,25 +91,34 @@ class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
                 f"there is no {what} {self.key!r}{where}: check the key, or create it first"
             )
         if self.expected_version not in (None, before.version):
-            raise VersionConflictError(self.key, self.expected_version or 0, before.version)
+            raise VersionConflictError(
+                self.key,
+                self.expected_version or 0,
+                before.version,
+                earlier.author(self.policy_id),
+            )
         return before
 
-    def _existing_flag(self, before: PolicyState | None) -> Flag:
-        return decode(self._existing(before).policy, stored=True)
+    def _existing_flag(self, before: PolicyState | None, earlier: Earlier) -> Flag:
+        return decode(self._existing(before, earlier).policy, stored=True)
 
 
 class Create(Operation, frozen=True, tag="create", kw_only=True):
-    """Create a flag."""
+    """Create a flag. Rollouts of one that was deleted go on where they were, salts included."""
 
     policy: dict[str, Any]
 
-    def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Flag:
+    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag:
         """Return the new flag."""
         if before is not None:
             raise FlagExistsError(
                 f"the flag {self.key!r} is there already, at version {before.version}: update it"
             )
-        return decode(self.policy)
+        new, last = decode(self.policy), earlier.last(self.policy_id)
+        if last is None:
+            return new
+        lead = _Lead(decode(last.policy, stored=True), new, earlier.now.timestamp(), reassign=True)
+        return lead.flag(keep_salts=True)
 
 
 class Update(Operation, frozen=True, tag="update", kw_only=True):
@@ -118,26 +134,18 @@ class Update(Operation, frozen=True, tag="update", kw_only=True):
 
     def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag:
         """Return the flag with the new document, its rollouts led on from the old ones."""
-        old = self._existing_flag(before)
+        old = self._existing_flag(before, earlier)
         new = decode(self.policy)
         if "state" not in self.policy:
             new = msgspec.structs.replace(new, state=old.state)
-        lead = _Lead(old, new, earlier.now.timestamp(), self.reassign)
-        served = {rule.name: rule.serves for rule in old.rules}
-        rules = tuple(
-            msgspec.structs.replace(
-                rule, serves=lead.on(f"rules[{i}]", served.get(rule.name), rule.serves)
-            )
-            for i, rule in enumerate(new.rules)
-        )
-        fallthrough = lead.on("fallthrough", old.fallthrough, new.fallthrough)
-        return msgspec.structs.replace(new, rules=rules, fallthrough=fallthrough)
+        return _Lead(old, new, earlier.now.timestamp(), self.reassign).flag()
 
 
 class _Lead:
     """Leads rollouts on from those of the same keys in the flag before, at a moment."""
 
     def __init__(self, old: Flag, new: Flag, moment: float, reassign: bool) -> None:  # noqa: FBT001 - as the operation has it
+        self._old, self._new = old, new
         self._subject = f"flag {new.key!r}"
         self._moment = moment
         self._reassign = reassign
@@ -145,7 +153,34 @@ class _Lead:
         # Where it becomes another, what was treated before may be what is not now: all are treated.
         self._untreated = untreated if untreated == _untreated(old) and not reassign else None
 
-    def on(self, path: str, old: Serves | None, new: Serves) -> Serves:
+    def flag(self, *, keep_salts: bool = False) -> Flag:
+        """Return the new flag, its rollouts led on from those of the rules of the same names.
+
+        With `keep_salts` those that name no salt have that of the old ones.
+        """
+        new = self._new
+        served = {rule.name: rule.serves for rule in self._old.rules}
+        places = [
+            (f"rules[{i}]", served.get(rule.name), rule.serves) for i, rule in enumerate(new.rules)
+        ]
+        places.append(("fallthrough", self._old.fallthrough, new.fallthrough))
+        if keep_salts:
+            places = [(path, old, self._salted(old, serves)) for path, old, serves in places]
+        *ruled, fallthrough = (self._on(*place) for place in places)
+        rules = tuple(
+            msgspec.structs.replace(rule, serves=serves)
+            for rule, serves in zip(new.rules, ruled, strict=True)
+        )
+        return msgspec.structs.replace(new, rules=rules, fallthrough=fallthrough)
+
+    def _salted(self, old: Serves | None, new: Serves) -> Serves:
+        # A document that names no salt means the flag's key.
+        if isinstance(old, Rollout | Ramp) and isinstance(new, Rollout | Ramp):
+            unnamed = new.salt == self._new.key
+            return msgspec.structs.replace(new, salt=old.salt) if unnamed else new
+        return new
+
+    def _on(self, path: str, old: Serves | None, new: Serves) -> Serves:
         """Return what is served, with intervals led on if it is a rollout of the same keys."""
         if not isinstance(new, Rollout) or not isinstance(old, Rollout | Ramp):
             return new
@@ -193,7 +228,7 @@ class SetRollout(Operation, frozen=True, tag="set_rollout", kw_only=True):
 
     def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag:
         """Return the flag with the new weights, and as few moved keys as can be."""
-        flag = self._existing_flag(before)
+        flag = self._existing_flag(before, earlier)
         document = encode(flag)
         part: Any = document["fallthrough"]
         if self.rule is not None:
@@ -223,39 +258,52 @@ class SetRollout(Operation, frozen=True, tag="set_rollout", kw_only=True):
         return update.next(before, earlier)
 
 
-class SetState(Operation, frozen=True, tag="set_state", kw_only=True):
-    """Pause or resume a flag."""
+class Edit(Operation, frozen=True, tag="edit", kw_only=True):
+    """Replace a flag's document by what a function makes of it.
 
-    state: State
+    The function is asked in each attempt, so that it always sees what it changes. The audit has its
+    name, the ledger what it made.
+    """
 
-    def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Flag:
-        """Return the flag in the new state."""
-        flag = self._existing_flag(before)
-        if flag.state == "archived":
+    function: Callable[[dict[str, Any]], Mapping[str, Any]]
+    environment: str
+    reassign: bool = False
+
+    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag:
+        """Return the flag with the new document, its rollouts led on from the old ones."""
+        made = self.function(_as_written(self._existing_flag(before, earlier)))
+        policy, key, region = checked_policy(made, self.environment)
+        if (region, key) != self.policy_id:
             raise InvalidDocumentError(
-                "state",
-                f"of {self.key} is archived",
-                "Update it, with the state that it shall have",
+                "key" if key != self.key else "region",
+                "was edited, and is what the flag is known by",
+                "Create another flag, and archive this one",
+                subject=f"flag {self.key!r}",
             )
-        return msgspec.structs.replace(flag, state=self.state)
+        if "state" not in made:
+            del policy["state"]
+        update = Update(key=key, region=region, policy=policy, reassign=self.reassign)
+        return update.next(before, earlier)
 
 
-class Rollback(Operation, frozen=True, tag="rollback", kw_only=True):
-    """Give a flag the content that it had at a revision."""
+class SetState(Operation, frozen=True, tag="set_state", kw_only=True):
+    """Pause, resume, archive or restore a flag, or delete it."""
 
-    to: int
+    verb: Verb
 
-    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Next:
-        """Return what there was then; never the version, which goes on."""
-        self._existing(before)
-        then = earlier.at(self.policy_id, self.to)
-        if then is None:
-            raise RevisionNotFoundError(f"{self.key!r} did not exist at revision {self.to}")
-        if self.policy_id == GRANTS:
-            return decode_grants(then.policy)
-        if self.region == SEGMENTS:
-            return decode_segment(then.policy, stored=True)
-        return decode(then.policy, stored=True)
+    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag | None:
+        """Return the flag in the new state; None if it is deleted."""
+        flag = self._existing_flag(before, earlier)
+        after = moved(self.verb, self.key, flag.state)
+        return None if after == "absent" else msgspec.structs.replace(flag, state=after)
+
+
+class DeleteSegment(Operation, frozen=True, tag="delete_segment", kw_only=True):
+    """Delete a segment."""
+
+    def next(self, before: PolicyState | None, earlier: Earlier, /) -> None:
+        """Return None."""
+        self._existing(before, earlier)
 
 
 class SetSegment(Operation, frozen=True, tag="set_segment", kw_only=True):
@@ -270,10 +318,10 @@ class SetSegment(Operation, frozen=True, tag="set_segment", kw_only=True):
     keys: dict[str, tuple[str, ...]] = {}
     taken_over: list[str] = []
 
-    def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Hashed:
+    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Hashed:
         """Return the segment with the new document."""
         if not self.create:
-            self._existing(before)
+            self._existing(before, earlier)
         elif before is not None:
             raise FlagExistsError(
                 f"the segment {self.key!r} is there already, at version {before.version}: update it"
@@ -300,7 +348,7 @@ class ChangeMembers(Operation, frozen=True, tag="change_members", kw_only=True):
 
     def next(self, before: PolicyState | None, earlier: Earlier, /) -> Hashed:
         """Return the segment with the keys where they belong, all others where they are."""
-        segment = decode_segment(self._existing(before).policy, stored=True).segment
+        segment = decode_segment(self._existing(before, earlier).policy, stored=True).segment
         include = members_of(self.include, "include")
         exclude = members_of(self.exclude, "exclude")
         remove = members_of(self.remove, "remove")
@@ -320,3 +368,11 @@ def checked_policy(
     """
     flag = decode(document, environment=environment)
     return dict(encode(flag)), flag.key, flag.region
+
+
+def _as_written(flag: Flag) -> dict[str, Any]:
+    """Return a flag's document without intervals: weights alone say what people mean."""
+    document: dict[str, Any] = dict(encode(flag))
+    for part in (*document.get("rules", ()), document["fallthrough"]):
+        part.get("rollout", {}).pop("intervals", None)
+    return document

@@ -25,14 +25,15 @@ from flagkit.model import EVERYWHERE, Flag, decode, encode
 from flagkit.model.decoding import check_size
 from flagkit.model.flags import segments_of
 from flagkit.model.grants import Grants, check_has_admin, decode_grants, encode_grants
-from flagkit.model.limits import Limits, encode_limits
+from flagkit.model.limits import encode_limits
 from flagkit.model.segments import Hashed, encode_segment
-from flagkit.writer.operations import Operation
+from flagkit.writer.operations import Next, Operation
+from flagkit.writer.rollbacks import History, Reinstate, expanded
 
 CHANGE_BYTES_MAX = 4 * 1024 * 1024
 
 
-class Reading(Protocol):
+class Reading(History, Protocol):
     """An environment at one revision, as storage reads it."""
 
     now: datetime
@@ -55,8 +56,20 @@ class Reading(Protocol):
         """The states of the grants and of the limits, as far as there are any."""
         ...
 
+    def referring(self, segments: Iterable[str]) -> dict[PolicyId, PolicyState]:
+        """Return the states of the flags whose rules refer to one of some segments."""
+        ...
+
+    def deleted(self, policies: Iterable[PolicyId]) -> dict[PolicyId, PolicyState]:
+        """Return the last states of those of some flags and segments that were deleted."""
+        ...
+
     def at(self, policy: PolicyId, revision: int) -> PolicyState | None:
         """Return the state that a flag or a segment had at a revision."""
+        ...
+
+    def author(self, policy: PolicyId) -> tuple[str, datetime] | None:
+        """Return who changed a flag or a segment last, and when."""
         ...
 
     def parts(self, names: Iterable[str]) -> Mapping[str, bytes]:
@@ -81,6 +94,7 @@ class _Earlier(Struct, frozen=True):
     reading: Reading
     revision: int
     made: dict[str, bytes]
+    deleted: dict[PolicyId, PolicyState]
 
     @property
     def now(self) -> datetime:
@@ -92,6 +106,12 @@ class _Earlier(Struct, frozen=True):
                 f"there is no revision {revision}: the newest is {self.revision}"
             )
         return self.reading.at(policy, revision)
+
+    def last(self, policy: PolicyId) -> PolicyState | None:
+        return self.deleted.get(policy)
+
+    def author(self, policy: PolicyId) -> tuple[str, datetime] | None:
+        return self.reading.author(policy)
 
     def parts(self, names: Iterable[str]) -> Mapping[str, bytes]:
         wanted = set(names)
@@ -111,63 +131,106 @@ def plan(
         WriteError: an operation cannot follow, or would break a reference.
         InvalidDocumentError: it would be too large, or refers to members that are not there.
     """
+    operations = expanded(operations, reading, revision)
     touched = _ids(operations)
     flag_keys = {key for region, key in touched if region not in (SEGMENTS, ACCESS)}
     segment_keys = {key for region, key in touched if region == SEGMENTS}
     found = {**reading.find(flag_keys), **reading.segments(segment_keys)}
     if touched & {GRANTS, LIMITS}:
         found |= reading.access
-    after: dict[PolicyId, PolicyState] = {}
-    flags: dict[PolicyId, Flag] = {}
+    tombs = reading.deleted(touched - found.keys() - {GRANTS, LIMITS})
+    after: dict[PolicyId, PolicyState | None] = {}
+    flags: dict[PolicyId, Flag | None] = {}
     made = {**parts}
-    earlier = _Earlier(reading, revision, made)
+    earlier = _Earlier(reading, revision, made, {**tombs})
     for operation in operations:
         identity = operation.policy_id
-        before = found.get(identity)
-        next_one = operation.next(after.get(identity, before), earlier)
+        before = after.get(identity, found.get(identity))
+        next_one = operation.next(before, earlier)
         if isinstance(next_one, Hashed):
             made |= next_one.parts
-            document, subject = encode_segment(next_one.segment), f"segment {operation.key!r}"
-        elif isinstance(next_one, Grants):
-            document, subject = encode_grants(next_one), "grants"
-        elif isinstance(next_one, Limits):
-            document, subject = encode_limits(next_one), "limits"
-        else:
+        elif operation.region not in (SEGMENTS, ACCESS):
+            assert next_one is None or isinstance(next_one, Flag), "other regions have flags"
             flags[identity] = next_one
-            document, subject = encode(next_one), f"flag {operation.key!r}"
-        try:
-            check_size(document)
-        except InvalidDocumentError as error:
-            raise error.about(subject) from None
-        version = before.version + 1 if before else 1
-        after[identity] = state_of(operation.key, operation.region, version, document)
+        if next_one is None:
+            after[identity] = None
+            if before is not None:
+                earlier.deleted[identity] = before
+            continue
+        held = found.get(identity) or tombs.get(identity)
+        version = held.version + 1 if held else 1
+        after[identity] = _state(operation, version, next_one)
     changes = [
         PolicyChange(found.get(identity), state)
         for identity, state in after.items()
-        if identity not in found or found[identity].packed != state.packed
+        if _packed(found.get(identity)) != _packed(state)
     ]
-    _check_size(changes)
-    if GRANTS in after:
-        check_has_admin(decode_grants(after[GRANTS].policy))
+    grants = after.get(GRANTS)
+    if grants is not None:
+        check_has_admin(decode_grants(grants.policy))
+    whole = any(isinstance(operation, Reinstate) for operation in operations)
+    _check_size(changes, "Roll back flag by flag" if whole else "Split it up")
     _References(reading, found, flags).check()
-    _check_segments(reading, flags.values(), segment_keys)
-    return Plan(changes, _new_parts(reading, after.values(), found, made))
+    _check_segments(reading, flags, {key: after[SEGMENTS, key] is not None for key in segment_keys})
+    states = [state for state in after.values() if state is not None]
+    return Plan(changes, _new_parts(reading, states, found, made))
+
+
+def _state(operation: Operation, version: int, made: Next) -> PolicyState:
+    subject = f"flag {operation.key!r}"
+    if isinstance(made, Flag):
+        document = encode(made)
+    elif isinstance(made, Hashed):
+        document, subject = encode_segment(made.segment), f"segment {operation.key!r}"
+    else:
+        document = encode_grants(made) if isinstance(made, Grants) else encode_limits(made)
+        subject = "grants" if isinstance(made, Grants) else "limits"
+    try:
+        check_size(document)
+    except InvalidDocumentError as error:
+        raise error.about(subject) from None
+    return state_of(operation.key, operation.region, version, document)
+
+
+def _packed(state: PolicyState | None) -> bytes | None:
+    return None if state is None else state.packed
 
 
 def _ids(operations: Iterable[Operation]) -> set[PolicyId]:
     return {operation.policy_id for operation in operations}
 
 
-def _check_segments(reading: Reading, flags: Iterable[Flag], changed: set[str]) -> None:
-    """Refuse flags that refer to segments that are neither there nor in this change."""
-    named = [(flag.key, segments_of(flag) - changed) for flag in flags]
-    there = {key for _, key in reading.segments({key for _, keys in named for key in keys})}
-    for flag, keys in named:
-        if missing := keys - there:
+def _check_segments(
+    reading: Reading, flags: Mapping[PolicyId, Flag | None], changed: Mapping[str, bool]
+) -> None:
+    """Refuse flags that refer to segments that are neither there nor in this change.
+
+    `changed` has the segments of this change, and whether they are there after it.
+    """
+    gone = {key for key, there in changed.items() if not there}
+    named = {
+        identity: segments_of(flag) - (changed.keys() - gone)
+        for identity, flag in flags.items()
+        if flag is not None
+    }
+    missing = {key for keys in named.values() for key in keys}
+    missing -= {key for _, key in reading.segments(missing)} - gone
+    if gone:
+        referring = reading.referring(gone).items()
+        named |= {
+            identity: segments_of(decode(state.policy, stored=True))
+            for identity, state in referring
+            if identity not in flags
+        }
+        missing |= gone
+    for (_, flag), keys in sorted(named.items()):
+        if lacking := keys & missing:
             raise BrokenReferenceError(
                 "rules",
-                f"refer to the segment {min(missing)!r}, which does not exist",
-                "Create it before, or in the same change",
+                f"refer to the segment {min(lacking)!r}, which does not exist"
+                + (" any more" if min(lacking) in gone else ""),
+                f"{'Change them' if min(lacking) in gone else 'Create it'} before, or in the same"
+                " change",
                 subject=f"flag {flag!r}",
             )
 
@@ -197,12 +260,12 @@ def _new_parts(
     return new
 
 
-def _check_size(changes: Iterable[PolicyChange]) -> None:
+def _check_size(changes: Iterable[PolicyChange], remedy: str) -> None:
     sides = (side for change in changes for side in (change.before, change.after) if side)
     size = sum(len(side.packed) for side in sides)
     if size > CHANGE_BYTES_MAX:
         raise InvalidDocumentError(
-            "", f"the change is {size:,} bytes; the limit is {CHANGE_BYTES_MAX:,}", "Split it up"
+            "", f"the change is {size:,} bytes; the limit is {CHANGE_BYTES_MAX:,}", remedy
         )
 
 
@@ -213,7 +276,7 @@ class _References:
         self,
         reading: Reading,
         found: Mapping[PolicyId, PolicyState],
-        changed: Mapping[PolicyId, Flag],
+        changed: Mapping[PolicyId, Flag | None],
     ) -> None:
         self._reading = reading
         self._changed = changed
@@ -223,7 +286,7 @@ class _References:
     def check(self) -> None:
         """Raise BrokenReferenceError where a prerequisite would dangle or close a cycle."""
         self._gather()
-        for flag in self._changed.values():
+        for flag in filter(None, self._changed.values()):
             for i in range(len(flag.prerequisites)):
                 self._check_prerequisite(flag, i)
         changed_keys = {key for _, key in self._changed}
@@ -242,7 +305,9 @@ class _References:
             if region not in (SEGMENTS, ACCESS) and (region, key) not in self._changed:
                 self._by_key[key][region] = decode(state.policy, stored=True)
         for (region, key), flag in self._changed.items():
-            self._by_key.setdefault(key, {})[region] = flag
+            regions = self._by_key.setdefault(key, {})
+            if flag is not None:
+                regions[region] = flag
 
     def _gather(self) -> None:
         """Read all that the changed flags rest on, level by level."""
@@ -262,10 +327,12 @@ class _References:
         path = f"prerequisites[{index}]"
         regions = self._by_key[prerequisite.flag]
         if EVERYWHERE not in regions and flag.region not in regions:
+            gone = any(key == prerequisite.flag for _, key in self._changed)
             raise BrokenReferenceError(
                 f"{path}.flag",
-                f"{prerequisite.flag!r} does not exist{_in_region(flag.region)}",
-                "Create it before, or in the same change",
+                f"{prerequisite.flag!r} does not exist{' any more' if gone else ''}"
+                f"{_in_region(flag.region)}",
+                f"{'Remove' if gone else 'Create'} it before, or in the same change",
                 subject=f"flag {flag.key!r}",
             )
         for region, other in regions.items():

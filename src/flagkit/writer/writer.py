@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Generator, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import msgspec
 
@@ -25,7 +25,6 @@ from flagkit.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from flagkit.model import EVERYWHERE
 from flagkit.settings import settings_from
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
@@ -35,6 +34,7 @@ from flagkit.writer.drafts import Commit, Draft
 from flagkit.writer.guards import Guard, check_guards, planned_of
 from flagkit.writer.limits import buckets_after
 from flagkit.writer.planning import Plan, plan
+from flagkit.writer.workflows import Asked, Workflows
 
 _log = logging.getLogger("flagkit.writer")
 
@@ -42,13 +42,13 @@ LOST_RACE_SECONDS_MAX = 0.02
 UNAVAILABLE_SECONDS_MAX = 0.5
 
 
-class Writer:
+class Writer(Workflows):
     """Makes changes to one environment. May be used from many threads, which then take turns.
 
     Args:
         uri: A MongoDB connection string of a replica set; or FLAGKIT_URI.
         environment: Whose flags to change; or FLAGKIT_ENVIRONMENT.
-        actor: Who changes them, for the audit.
+        actor: Who changes them, for the audit, where a change does not name someone else.
         database: Where flagkit's collections are; or FLAGKIT_DATABASE, or "flagkit".
         timeout: Seconds within which a change commits or fails.
         checkpoint_every: Publish a checkpoint, in the background, whenever the newest one is so
@@ -94,13 +94,10 @@ class Writer:
         return self.store.create_environment(uuid.uuid4().hex)
 
     @contextlib.contextmanager
-    def change(self, *, reason: str = "", idempotency_key: str | None = None) -> Generator[Draft]:
+    def change(self, **asked: Unpack[Asked]) -> Generator[Draft]:
         """Collect operations that are committed as one revision when the block ends without error.
 
-        Args:
-            reason: Why, for the audit.
-            idempotency_key: Names the request: sent again with the same key, and the same content,
-                it returns the first Commit and changes nothing.
+        Takes `reason`, `actor` and `idempotency_key`, as Asked has them.
 
         Raises:
             WriteError, InvalidDocumentError: refused; nothing was written.
@@ -109,144 +106,7 @@ class Writer:
         """
         change = Draft(self.environment)
         yield change
-        change.commit = self._commit(change, reason, idempotency_key)
-
-    def create(
-        self, flag: Mapping[str, Any], *, reason: str = "", idempotency_key: str | None = None
-    ) -> Commit:
-        """Create a flag from its policy document. For errors see `change`."""
-        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
-            change.create(flag)
-        return _committed(change)
-
-    def update(
-        self,
-        flag: Mapping[str, Any],
-        *,
-        expected_version: int | None = None,
-        reassign: bool = False,
-        reason: str = "",
-        idempotency_key: str | None = None,
-    ) -> Commit:
-        """Replace a flag's policy document. For errors see `change`."""
-        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
-            change.update(flag, expected_version=expected_version, reassign=reassign)
-        return _committed(change)
-
-    def set_rollout(  # noqa: PLR0913 - what it sets, where, on which condition, and why
-        self,
-        key: str,
-        weights: Mapping[str, float] | float,
-        *,
-        rule: str | None = None,
-        region: str = EVERYWHERE,
-        expected_version: int | None = None,
-        reassign: bool = False,
-        reason: str = "",
-        idempotency_key: str | None = None,
-    ) -> Commit:
-        """Change a rollout's weights, as Draft.set_rollout does. For errors see `change`."""
-        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
-            change.set_rollout(
-                key,
-                weights,
-                rule=rule,
-                region=region,
-                expected_version=expected_version,
-                reassign=reassign,
-            )
-        return _committed(change)
-
-    def pause(
-        self,
-        key: str,
-        *,
-        region: str = EVERYWHERE,
-        reason: str = "",
-        idempotency_key: str | None = None,
-    ) -> Commit:
-        """Pause a flag: it serves its `off` variant. For errors see `change`."""
-        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
-            change.pause(key, region=region)
-        return _committed(change)
-
-    def resume(
-        self,
-        key: str,
-        *,
-        region: str = EVERYWHERE,
-        reason: str = "",
-        idempotency_key: str | None = None,
-    ) -> Commit:
-        """Make a paused flag active again. For errors see `change`."""
-        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
-            change.resume(key, region=region)
-        return _committed(change)
-
-    def rollback(
-        self,
-        key: str,
-        *,
-        to: int,
-        region: str = EVERYWHERE,
-        reason: str = "",
-        idempotency_key: str | None = None,
-    ) -> Commit:
-        """Give a flag the content that it had at revision `to`. For errors see `change`."""
-        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
-            change.rollback(key, to=to, region=region)
-        return _committed(change)
-
-    def create_segment(
-        self, segment: Mapping[str, Any], *, reason: str = "", idempotency_key: str | None = None
-    ) -> Commit:
-        """Create a segment from its document. For errors see `change`."""
-        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
-            change.create_segment(segment)
-        return _committed(change)
-
-    def update_segment(
-        self,
-        segment: Mapping[str, Any],
-        *,
-        expected_version: int | None = None,
-        reason: str = "",
-        idempotency_key: str | None = None,
-    ) -> Commit:
-        """Replace a segment's document, its keys included. For errors see `change`."""
-        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
-            change.update_segment(segment, expected_version=expected_version)
-        return _committed(change)
-
-    def change_members(  # noqa: PLR0913 - who goes where, on which condition, and why
-        self,
-        key: str,
-        *,
-        include: Iterable[str | int] = (),
-        exclude: Iterable[str | int] = (),
-        remove: Iterable[str | int] = (),
-        expected_version: int | None = None,
-        reason: str = "",
-        idempotency_key: str | None = None,
-    ) -> Commit:
-        """Move a segment's keys, as Draft.change_members does. For errors see `change`."""
-        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
-            change.change_members(
-                key,
-                include=include,
-                exclude=exclude,
-                remove=remove,
-                expected_version=expected_version,
-            )
-        return _committed(change)
-
-    def rollback_segment(
-        self, key: str, *, to: int, reason: str = "", idempotency_key: str | None = None
-    ) -> Commit:
-        """Give a segment the content that it had at revision `to`. For errors see `change`."""
-        with self.change(reason=reason, idempotency_key=idempotency_key) as change:
-            change.rollback_segment(key, to=to)
-        return _committed(change)
+        change.commit = self._commit(change, asked)
 
     def close(self) -> None:
         """Close the connections; a checkpoint that is being made is left off."""
@@ -260,17 +120,20 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _commit(self, draft: Draft, reason: str, key: str | None) -> Commit:
-        asked = [msgspec.to_builtins(operation) for operation in draft.operations]
+    def _commit(self, draft: Draft, asked: Asked) -> Commit:
+        key, actor = asked.get("idempotency_key"), asked.get("actor") or self._actor
+        operations = [
+            msgspec.to_builtins(operation, enc_hook=_name_of) for operation in draft.operations
+        ]
         request = uuid.uuid4().hex if key is None else _checked_key(key)
         # Sent again with it, a request is another one: what stands in the audit must have it.
         glass = {"glass": draft.glass} if draft.glass else {}
         content = {
             "sent": datetime.now(UTC),
-            "actor": self._actor,
-            "reason": reason,
-            "operations": asked,
-            "digest": _digest([self._actor, asked, *glass.values()]),
+            "actor": actor,
+            "reason": asked.get("reason", ""),
+            "operations": operations,
+            "digest": _digest([actor, operations, *glass.values()]),
             **glass,
         }
         deadline = time.monotonic() + self._timeout
@@ -286,7 +149,7 @@ class Writer:
                     tip, pause = None, UNAVAILABLE_SECONDS_MAX
                 if tip is not None:
                     if draft.glass:
-                        broke = (self._actor, tip.revision, self.environment, draft.glass)
+                        broke = (actor, tip.revision, self.environment, draft.glass)
                         _log.warning("%s broke the glass for revision %s of %s: %s", *broke)
                     if self._checkpoints is not None:
                         self._checkpoints.saw(tip)
@@ -309,7 +172,7 @@ class Writer:
             reading.check_newest(planned.changes)
             buckets: Mapping[str, int] = {}
             if done is None:
-                buckets = self._permitted(draft, reading, planned.changes, content["reason"])
+                buckets = self._permitted(draft, reading, planned.changes, content)
         change = next_change(reading.tip, request, reading.now, planned.changes)
         self.store.check_fits(change, content)
         if self.store.add_request(request, content) != content["digest"]:
@@ -334,21 +197,26 @@ class Writer:
         return change.tip
 
     def _permitted(
-        self, draft: Draft, reading: Reading, changes: list[PolicyChange], reason: str
+        self,
+        draft: Draft,
+        reading: Reading,
+        changes: list[PolicyChange],
+        content: Mapping[str, Any],
     ) -> dict[str, int]:
         """Refuse what its actor may not do, or guards or limits stop; return the buckets after."""
+        actor, reason = content["actor"], content["reason"]
         needed = needs(draft.operations, changes, breaks_glass=bool(draft.glass))
-        check_access(self.store, reading, self._actor, reason, draft.operations, needed)
+        check_access(self.store, reading, actor, reason, draft.operations, needed)
         if self._guards and not draft.glass:
             planned = planned_of(
                 changes,
                 environment=self.environment,
-                actor=self._actor,
+                actor=actor,
                 reason=reason,
                 now=reading.now,
             )
             check_guards(self._guards, planned)
-        return buckets_after(reading, self._actor, needed)
+        return buckets_after(reading, actor, needed)
 
 
 def _digest(asked: object) -> str:
@@ -366,6 +234,6 @@ def _checked_key(key: object) -> str:
     return key
 
 
-def _committed(change: Draft) -> Commit:
-    assert change.commit is not None, "the block ended without error"
-    return change.commit
+def _name_of(function: Any) -> str:
+    """Return what the audit has of a function: its name."""
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
