@@ -450,6 +450,8 @@ def test_clients_neither_load_nor_need_grants(
 ) -> None:
     writer.create(flag())
     granted(writer, ada=("editor", []))
+    with writer.change() as change:
+        change.set_limit("actor", capacity=100, rate=1)
     if from_checkpoint:
         assert write_checkpoint(writer.store).flags == 1
         assert verify(writer.store) == []
@@ -463,7 +465,7 @@ def test_clients_neither_load_nor_need_grants(
         assert client.keys() == ["shop.search"]
         direct.access.insert_many(held)
         granted(writer, ada=("releaser", []))
-        client.wait_for(3, 20)
+        client.wait_for(4, 20)
         assert client.keys() == ["shop.search"]
         followed = client.snapshot
         assert followed is not None

@@ -685,3 +685,106 @@ def test_what_keeps_a_checkpoint_from_being_made_is_one_sentence(
     result = run("checkpoint", nobody, "--environment", "production")
     assert "s3cret" not in assert_one_sentence(result)
     assert writer.store.checkpoints() == []
+
+
+def in_environment(mongo_uri: str, database: str) -> dict[str, str]:
+    return {
+        "FLAGKIT_URI": mongo_uri,
+        "FLAGKIT_ENVIRONMENT": "production",
+        "FLAGKIT_DATABASE": database,
+    }
+
+
+@pytest.mark.mongo
+def test_ledger_show_tells_who_changed_what_the_newest_first(
+    mongo_uri: str, database: str, writer: Writer
+) -> None:
+    where = in_environment(mongo_uri, database)
+    assert run("ledger", "show", **where).stdout == "No such change.\n"
+    writer.create(THEME, reason="launch")
+    writer.pause("shop.theme", actor="ana", reason="incident 7")
+    writer.pause("shop.theme")
+    result = run("ledger", "show", **where)
+    assert result.returncode == 0, result.stderr
+    rows = [line.split("│")[0] for line in result.stdout.splitlines() if "shop.theme" in line]
+    told = ["pause shop.theme: no change", "state: active -> paused", "created", "serves dark"]
+    assert len(rows) == len(told)
+    assert all(words in row for words, row in zip(told, rows, strict=True))
+    assert "ana" in rows[1]
+    assert "incident 7" in rows[1]
+    assert "mongodb://" not in result.stdout
+
+
+@pytest.mark.mongo
+def test_ledger_show_finds_by_key_actor_action_and_time(
+    mongo_uri: str, database: str, writer: Writer
+) -> None:
+    where = in_environment(mongo_uri, database)
+    writer.create(THEME)
+    writer.pause("shop.theme", actor="ana", reason="incident 7")
+    commit = writer.resume("shop.theme", actor="ana")
+
+    def revisions(*options: str) -> list[int]:
+        result = run("ledger", "show", "--output", "json", *options, **where)
+        assert result.returncode == 0, result.stderr
+        return [entry["revision"] for entry in json.loads(result.stdout)]
+
+    assert revisions() == [3, 2, 1]
+    assert revisions("--limit", "1") == [3]
+    assert revisions("--actor", "ana", "--action", "pause", "--key", "shop.theme") == [2]
+    assert revisions("--key", "no.such") == []
+    assert revisions("--since", commit.time.isoformat()) == [3]
+    assert revisions("--since", "2026-01-01", "--until", "2026-01-02T10:00Z") == []
+    wrong = run("ledger", "show", "--since", "yesterday", **where)
+    assert wrong.returncode == 2
+    assert "write it like 2026-11-21T10:32Z" in wrong.stderr
+    document = json.loads(run("ledger", "show", "--output", "json", **where).stdout)[1]
+    assert document["differences"] == ["shop.theme: state: active -> paused"]
+    assert document["reason"] == "incident 7"
+    assert datetime.fromisoformat(document["time"]).tzinfo is not None
+
+
+@pytest.mark.mongo
+def test_ledger_show_cuts_what_a_large_change_did(
+    mongo_uri: str, database: str, writer: Writer
+) -> None:
+    with writer.change() as change:
+        for i in range(30):
+            change.create(THEME | {"key": f"shop.theme{i}"})
+    result = run("ledger", "show", **in_environment(mongo_uri, database))
+    assert "and 40 more" in result.stdout
+    assert "shop.theme10" not in result.stdout
+
+
+@pytest.mark.mongo
+def test_ledger_verify_gives_an_anchor_and_holds_to_it(
+    mongo_uri: str, database: str, writer: Writer
+) -> None:
+    where = in_environment(mongo_uri, database)
+    assert run("ledger", "verify", **where).stdout == "production: all is well up to revision 0\n"
+    writer.create(THEME)
+    result = run("ledger", "verify", **where)
+    assert result.returncode == 0, result.stderr
+    (anchor,) = re.findall("anchor: (1:[0-9a-f]{64})", result.stdout)
+    writer.pause("shop.theme")
+    assert run("ledger", "verify", "--anchor", anchor, **where).returncode == 0
+    other = f"1:{'0' * 64}"
+    found = run("ledger", "verify", "--anchor", anchor, "--anchor", other, **where)
+    assert found.returncode == 3
+    assert found.stderr.startswith("revision 1 is not the one whose hash was kept")
+    as_json = run("ledger", "verify", "--anchor", other, "--output", "json", **where)
+    assert as_json.returncode == 3
+    told = json.loads(as_json.stdout)
+    assert (told["environment"], told["revision"], len(told["problems"])) == ("production", 2, 1)
+    odd = run("ledger", "verify", "--anchor", "last week", **where)
+    assert odd.returncode == 2
+    assert "REVISION:HASH" in odd.stderr
+
+
+@pytest.mark.mongo
+def test_ledger_of_an_environment_that_is_not_there_is_one_sentence(
+    mongo_uri: str, database: str
+) -> None:
+    where = in_environment(mongo_uri, database)
+    for command in ("show", "verify"):
+        assert "create it once" in assert_one_sentence(run("ledger", command, **where))

@@ -1,7 +1,9 @@
 """The ledger: who did what and why, and that any alteration is found."""
 
+import re
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -9,12 +11,14 @@ from msgspec.structs import astuple, replace
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from flagkit.changes import PolicyId, genesis
+from flagkit.changes import PolicyId, genesis, next_change
 from flagkit.snapshot import Record, snapshot_of, whole
 from flagkit.snapshot.building import Builder
 from flagkit.snapshot.folding import folded
+from flagkit.storage.layout import head_document, ledger_document
 from flagkit.writer import Writer, entries, verify, write_checkpoint
 from flagkit.writer.checkpoints import problem_with
+from flagkit.writer.ledger import ACTIONS, Wanted
 from tests.test_writer import flag
 
 pytestmark = pytest.mark.mongo
@@ -132,6 +136,211 @@ TAMPERING: dict[str, Tampering] = {
 def test_tampering_is_found(name: str, history: Writer, direct: Database[dict[str, Any]]) -> None:
     TAMPERING[name](direct)
     assert verify(history.store) != []
+
+
+LAST = 6
+
+
+def named(problems: list[str], *revisions: int) -> bool:
+    """Tell whether one of some revisions is named in what is wrong."""
+    numbers = {int(number) for text in problems for number in re.findall(r"\b[0-9]+\b", text)}
+    return bool(numbers & {*revisions}) and any("revision" in text for text in problems)
+
+
+def test_whatever_is_altered_in_a_ledger_document_is_found_and_named(
+    history: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    for document in direct.ledger.find():
+        place, revision = {"_id": document["_id"]}, document["revision"]
+        alterations: list[dict[str, Any]] = [
+            {"$set": {"epoch": "another"}},
+            {"$set": {"revision": revision + 1}},
+            {"$set": {"revision": revision + 0.5}},
+            {"$set": {"hash": "0" * 64}},
+            {"$set": {"time": NOON}},
+            {"$set": {"digests": {"*": "0" * 16}}},
+            {"$set": {"request": "another"}},
+            {"$set": {"previous_hash": "0" * 64}},
+            {"$set": {"policies": []}},
+            {"$set": {"policies.0.key": "another"}},
+            {"$set": {"policies.0.region": "eu"}},
+            {"$set": {"policies.0.after.version": 99}},
+            {"$set": {"policies.0.after.policy.owner": "mallory"}},
+            {"$set": {"policies.0.before": None, "policies.0.after": None}},
+            {"$set": {"policies.0.note": "planted"}},
+            {"$set": {"planted": 1}},
+            *({"$unset": {name: 1}} for name in document if name != "_id"),
+        ]
+        for alteration in alterations:
+            direct.ledger.update_one(place, alteration)
+            changed = direct.ledger.find_one(place)
+            assert named(verify(history.store), revision), (revision, alteration, changed)
+            direct.ledger.replace_one(place, document)
+    assert verify(history.store) == []
+
+
+def test_whatever_is_removed_from_the_ledger_is_found_and_named(
+    history: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    documents = [*direct.ledger.find(sort=[("_id", 1)])]
+    for first in range(LAST - 1):
+        for last in range(first, LAST - 1):
+            gone = documents[first : last + 1]
+            direct.ledger.delete_many({"_id": {"$in": [document["_id"] for document in gone]}})
+            one = f"revision {first + 1} is missing"
+            several = f"revisions {first + 1} to {last + 1} are missing"
+            assert (one if first == last else several) in verify(history.store)
+            direct.ledger.insert_many(gone)
+    assert verify(history.store) == []
+
+
+def test_a_newest_document_that_was_removed_is_brought_back_from_the_head(
+    history: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    gone = direct.ledger.find_one_and_delete({"revision": LAST})
+    assert verify(history.store) == []
+    history.resume("a.one")
+    assert direct.ledger.find_one({"revision": LAST}) == gone
+
+
+def test_whatever_is_inserted_into_the_ledger_is_found_and_named(
+    history: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    documents = [*direct.ledger.find()]
+    for document in documents:
+        for place in (-1, 0, 0.5, 3.5, LAST + 1, LAST + 5, "x", None):
+            identity = {"environment": "production", "revision": place}
+            for also in ({}, {"revision": place}):
+                planted = document | {"_id": identity, "request": "planted"} | also
+                direct.ledger.insert_one(planted)
+                problems = verify(history.store)
+                itself = re.compile(rf"(?<![\w.-]){re.escape(str(place))}(?![\w.])")
+                found = any(map(itself.search, problems))
+                assert found or named(problems, document["revision"]), (place, also)
+                direct.ledger.delete_one({"_id": identity})
+    assert verify(history.store) == []
+
+
+def test_whatever_is_reordered_in_the_ledger_is_found_and_named(
+    history: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    documents = [*direct.ledger.find(sort=[("_id", 1)])]
+    for one, other in combinations(documents, 2):
+        for fields in (["_id"], ["_id", "revision"], ["_id", "revision", "hash", "previous_hash"]):
+            swapped = [
+                one | {name: other[name] for name in fields},
+                other | {name: one[name] for name in fields},
+            ]
+            direct.ledger.delete_many({"_id": {"$in": [one["_id"], other["_id"]]}})
+            direct.ledger.insert_many(swapped)
+            assert named(verify(history.store), one["revision"], other["revision"])
+            direct.ledger.delete_many({"_id": {"$in": [one["_id"], other["_id"]]}})
+            direct.ledger.insert_many([one, other])
+    assert verify(history.store) == []
+
+
+def rewritten(history: Writer, direct: Database[dict[str, Any]], revision: int) -> None:
+    """Rewrite all from a revision on, so that everything adds up: head, ledger, flags."""
+    changes = [*history.store.changes()]
+    tip = changes[revision - 2].tip
+    for change in changes[revision - 1 :]:
+        forgery = next_change(tip, f"{change.request}x", change.tip.time, change.policies)
+        direct.ledger.replace_one({"revision": change.revision}, ledger_document(forgery))
+        tip = forgery.tip
+        direct.heads.replace_one({}, head_document(tip, forgery))
+
+
+def test_a_rewrite_of_everything_is_found_only_against_an_anchor(
+    history: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    anchors = {entry.revision: entry.hash for entry in entries(history.store)}
+    assert verify(history.store, anchors.items()) == []
+    rewritten(history, direct, 4)
+    assert verify(history.store) == []
+    assert verify(history.store, [(3, anchors[3])]) == []
+    for revision in (4, 5, 6):
+        (problem,) = verify(history.store, [(3, anchors[3]), (revision, anchors[revision])])
+        assert problem.startswith(f"revision {revision} is not the one whose hash was kept")
+    assert len(verify(history.store, [(99, anchors[3])])) == 1
+
+
+def test_entries_may_be_asked_for_by_who_what_and_when(history: Writer) -> None:
+    history.pause("a.one", actor="ana")
+    history.change_members("staff", include=["bo"], actor="ana")
+    times = {entry.revision: entry.time for entry in entries(history.store)}
+    asked: list[tuple[Wanted, list[int]]] = [
+        ({}, [1, 2, 3, 4, 5, 6, 7, 8]),
+        ({"key": "a.two"}, [2, 3, 4, 5]),
+        ({"key": "staff"}, [6, 8]),
+        ({"key": "no.such"}, []),
+        ({"actor": "ana"}, [7, 8]),
+        ({"action": "pause"}, [4, 7]),
+        ({"action": "set-rollout"}, [3]),
+        ({"action": "create-segment"}, [6]),
+        ({"action": "pause", "actor": "ana", "key": None}, [7]),
+        ({"since": times[4]}, [n for n in times if times[n] >= times[4]]),
+        ({"until": times[4]}, [n for n in times if times[n] < times[4]]),
+        ({"since": times[2], "until": times[2] + timedelta(milliseconds=1), "key": "a.two"}, [2]),
+    ]
+    for wanted, revisions in asked:
+        found = [entry.revision for entry in entries(history.store, **wanted)]
+        assert found == revisions, wanted
+        backwards = entries(history.store, newest_first=True, **wanted)
+        assert [entry.revision for entry in backwards] == revisions[::-1]
+
+
+def test_entries_say_what_came_of_it(history: Writer) -> None:
+    found = {entry.revision: entry.differences for entry in entries(history.store)}
+    assert found[3] == ("a.two: fallthrough: on 10 -> 50 %, off 90 -> 50 %",)
+    assert found[4] == ("a.one: state: active -> paused", "a.two: state: active -> paused")
+    assert found[6] == ("segment staff: created", "segment staff: included: 2 keys")
+    assert history.pause("a.one").revision == 7
+    assert [entry.differences for entry in entries(history.store, after=6)] == [()]
+
+
+def test_entries_say_who_has_which_roles_and_limits_then(writer: Writer) -> None:
+    with writer.change() as change:
+        change.grant("tester", "admin")
+        change.grant("ada", "editor", ["shop.", "pay."])
+        change.set_limit("actor", capacity=5, rate=0.5)
+    with writer.change() as change:
+        change.grant("ada", "editor", ["pay."])
+        change.grant("ada", "releaser", ["shop."])
+        change.lift_limit("actor")
+    assert [entry.differences for entry in entries(writer.store)] == [
+        (
+            "granted: editor of ada on pay.",
+            "granted: editor of ada on shop.",
+            "granted: admin of tester on everything",
+            'limit of actor added: {"capacity": 5, "rate": 0.5}',
+        ),
+        (
+            "revoked: editor of ada on shop.",
+            "granted: releaser of ada on shop.",
+            'limit of actor removed: {"capacity": 5, "rate": 0.5}',
+        ),
+    ]
+
+
+def test_every_action_has_its_word(history: Writer) -> None:
+    history.update(flag("a.one"), reason="x")
+    history.edit("a.one", dict)
+    history.archive("a.one")
+    history.restore("a.one")
+    history.resume("a.one")
+    history.archive("a.one")
+    history.delete("a.one")
+    history.update_segment({"key": "staff"})
+    history.delete_segment("staff")
+    history.rollback(to=3)
+    with history.change() as change:
+        change.grant("tester", "admin")
+        change.revoke("ada")
+        change.set_limit("actor", capacity=5, rate=0.5)
+    for action in ACTIONS:
+        (first, *_) = entries(history.store, action=action)
+        words = [sentence.partition(" ")[0] for sentence in first.actions]
+        assert action.partition("-")[0] in words
 
 
 def forged(history: Writer, change: Callable[[dict[PolicyId, Record]], object]) -> None:

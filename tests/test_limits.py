@@ -207,10 +207,10 @@ def test_limits_are_for_admins_and_in_the_ledger(
         change.grant("ada", "admin", ["shop."])
     assert [entry.actions for entry in entries(writer.store)][:2] == [
         (
-            "limit changes of each actor to 5 and 0.5 a second",
-            "limit changes of all to 100 and 10.0 a second",
+            "set limit of each actor to 5 and 0.5 a second",
+            "set limit of all to 100 and 10.0 a second",
         ),
-        ("limit changes of all to any number",),
+        ("set limit of all to any number",),
     ]
     assert limits(writer.store) == Limits(Limit(5, 0.5))
     with (

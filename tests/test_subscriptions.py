@@ -10,6 +10,7 @@ import pytest
 
 import flagkit
 from flagkit import Client, FlagChange
+from flagkit.bootstrap import snapshot_from
 from flagkit.errors import ClosedError, InvalidDocumentError, StoreUnavailableError
 from flagkit.model import EVERYWHERE
 from flagkit.origin import Origin
@@ -381,6 +382,22 @@ def test_the_default_client_keeps_its_subscriptions_when_it_is_configured_anew()
     client.close()
     assert heard.nothing
     assert callable(flagkit.on_change)
+
+
+def test_what_a_bootstrap_answers_instead_is_told() -> None:
+    first, second = MemoryHistory(), MemoryHistory()
+    first.commit(THEME, LIMIT)
+    second.fault = StoreUnavailableError("no member answers")
+    heard = Heard()
+    client = Client.from_source().follow(Origin(lambda: first.source))
+    client.wait_ready()
+    client.on_change("", heard)
+    declared = snapshot_from([LIGHT, LIMIT], [], environment="test", region=EVERYWHERE)
+    client.follow(Origin(lambda: second.source, bootstrap=declared))
+    change = heard.next()
+    client.close()
+    assert (change.key, change.policy_after) == ("shop.theme", client.policy("shop.theme"))
+    assert heard.nothing
 
 
 # 3.12 on: forking with threads is what this is about.

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from flagkit.errors import StoreUnavailableError
 from flagkit.telemetry import PROPAGATION_BOUNDS, instrument
 from flagkit.testing import ManualClock, MemoryHistory, client_from
 from flagkit.writer import Writer
-from tests.processes import eventually
+from tests.processes import Child, eventually
 
 PAGE = Path(__file__).parent.parent / "docs" / "telemetry.md"
 THEME: dict[str, Any] = {
@@ -205,6 +206,28 @@ def test_clients_share_the_instruments_and_are_told_apart_by_region(meters: Mete
     gc.collect()
     assert meters.value("flagkit.revision") == 1
     assert meters.points("flagkit.revision", "eu") == []
+
+
+# 3.12 on: forking with threads is what this is about.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_child_records_delays_once_it_is_instrumented_itself(meters: Meters) -> None:
+    history = MemoryHistory()
+    history.commit(THEME)
+    with Client.from_source(history.source) as client:
+        instrument(client, meters.provider)
+        client.wait_ready()
+        current(client)
+
+        def follow(says: Connection) -> None:
+            client.wait_for(history.commit(THEME).revision)
+            says.send((meters.value("flagkit.revision"), meters.delays()))
+            instrument(client, meters.provider)
+            history.commit(THEME)
+            says.send(eventually(meters.delays, lambda found: found is not None) is not None)
+
+        with Child(follow) as child:
+            assert child.says() == (2, None)
+            assert child.says()
 
 
 def test_without_a_provider_nothing_is_measured_and_nothing_fails() -> None:

@@ -189,8 +189,10 @@ class Client(Answers):
             self._freshness = freshness
             self._publish_view(view)
             self._origin = origin
-        if view is not None:
-            self._inform(view.snapshot, None)
+            # Before any other revision can be told, and to who was told of what was before.
+            self._subscriptions.start()
+            if view is not None:
+                self._inform(view.snapshot, None)
         return self.start()
 
     def wait_ready(self, timeout: float = 10.0) -> None:
@@ -229,9 +231,10 @@ class Client(Answers):
         self._arrival = threading.Condition()
         # The thread that is gone may have been about to.
         self._publish_view(self._view)
+        # First, for its lock may have been held, too, and the thread of refreshing takes it.
+        self._subscriptions.go_on_after_fork(self.snapshot, starts=not self._closed)
         if self._refresh is not None:
             self._begin()
-        self._subscriptions.go_on_after_fork(self.snapshot, starts=not self._closed)
 
     def close(self, timeout: float = 5.0) -> None:
         """End the background threads, waiting at most `timeout` seconds for them.

@@ -6,6 +6,7 @@ and never a flag's key, whose number has no bound.
 
 import functools
 import math
+import os
 import threading
 import time
 import weakref
@@ -33,9 +34,10 @@ Reader: TypeAlias = Callable[[Status], Readings]
 
 
 def instrument(client: Client, meter_provider: MeterProvider | None = None) -> None:
-    """Have a client measured, for as long as it lives. Harmless again.
+    """Have a client measured, for as long as it lives. Harmless again; due again after a fork.
 
-    Several clients share the instruments, and are told apart by environment and region.
+    Several clients share the instruments, and are told apart by environment and region. In a forked
+    child no delays are recorded before it is called there.
 
     Args:
         client: What to measure. Evaluations are those of a client that counts.
@@ -55,6 +57,7 @@ class _Instruments:
 
     def __init__(self, meter: Meter) -> None:
         self._clients: tuple[weakref.ref[Client], ...] = ()
+        self._pid = 0
         self._propagation = meter.create_histogram(
             "flagkit.propagation.duration",
             unit="s",
@@ -72,7 +75,8 @@ class _Instruments:
             meter.create_observable_up_down_counter(name, [observe], unit, description)
 
     def add(self, client: Client) -> None:
-        """Measure a client from now on, unless it is measured already."""
+        """Measure a client from now on, in this process, unless it is measured already."""
+        self._pid = os.getpid()
         living = tuple(known for known in self._clients if known() is not None)
         if all(known() is not client for known in living):
             known = weakref.ref(client)
@@ -92,7 +96,8 @@ class _Instruments:
     def _applied(
         self, known: weakref.ref[Client], snapshot: Snapshot, changes: Sequence[Change] | None
     ) -> None:
-        client = known()
+        # A lock of the SDK's, held at the fork, would stop a child's refresh thread for ever.
+        client = known() if os.getpid() == self._pid else None
         # Before it was current for the first time, the delay would be that of the start.
         if client is None or client.staleness == math.inf:
             return

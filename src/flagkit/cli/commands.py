@@ -13,6 +13,8 @@ from rich.console import Console
 
 from flagkit import FlagkitError, __version__
 from flagkit.cli import checkpoint, demo, standing, waiting
+from flagkit.cli.ledger import ledger
+from flagkit.cli.options import FAULTS_FOUND, database_option, uri_argument
 from flagkit.cli.policy_files import PolicyFile
 from flagkit.cli.policy_text import json_text, yaml_text
 from flagkit.errors import InvalidDocumentError
@@ -20,12 +22,6 @@ from flagkit.model.canonical import digest, segment_digest
 from flagkit.model.schema import schema
 from flagkit.settings import connection_from, required, settings_from
 from flagkit.storage.survey import Survey
-
-FAULTS_FOUND = 3
-
-
-_uri = click.argument("uri", required=False, metavar="[URI]")
-_database = click.option("--database", help="Where flagkit's collections are.  [default: flagkit]")
 
 
 class _Group(click.Group):
@@ -40,6 +36,9 @@ class _Group(click.Group):
 @click.version_option(__version__, prog_name="flagkit")
 def flagkit() -> None:
     """Feature flags and rollouts, evaluated in process and kept in MongoDB."""
+
+
+flagkit.add_command(ledger)
 
 
 @flagkit.command("validate")
@@ -154,9 +153,9 @@ def _checkpoint(
 
 
 @flagkit.command("status")
-@_uri
+@uri_argument
 @click.option("--environment", help="The only one to tell of; by default all.")
-@_database
+@database_option
 @click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def _status(uri: str | None, environment: str | None, database: str | None, output: str) -> None:
     """Tell where environments, the members of the replica set and registered clients stand.
@@ -179,7 +178,7 @@ def _rollout() -> None:
 
 
 @_rollout.command("wait")
-@_uri
+@uri_argument
 @click.option("--revision", type=click.IntRange(min=0), required=True, help="What is waited for.")
 @click.option("--environment", help="Whose clients; FLAGKIT_ENVIRONMENT by default.")
 @click.option("--service", help="The only service that is waited for; by default all.")
@@ -190,7 +189,7 @@ def _rollout() -> None:
     show_default=True,
     help="Seconds to wait at most.",
 )
-@_database
+@database_option
 @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def _wait(uri: str | None, database: str | None, timeout: float, output: str, **goal: Any) -> None:
     """Wait until all clients that are registered and alive have a revision.

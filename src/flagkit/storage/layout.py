@@ -1,14 +1,14 @@
 """Layout: which collections there are, what their documents look like, and what indexes they need.
 
-- heads: {_id: environment, epoch, revision, hash, time, digests, change}; the truth
+- heads: {_id: environment, epoch, revision, hash, time, digests, change, buckets}; the truth
 - ledger: {_id: {environment, revision}} and the fields of a head and of its change
-- flags, segments: {_id: {environment, key, region}, revision, version, policy, hash}; projections
+- flags, segments, access: {_id: {environment, key, region}, revision, version, policy, hash}
 - members: {_id: {environment, part}, hashes}; hashed keys of segments, by their SHA-256
 - audit: {_id: {environment, request}, sent, actor, reason, operations, digest}
 - checkpoints, slices: {_id: {environment, checkpoint}} and a tip; the parts of a snapshot's bytes
 
 A change is {request, previous_hash, policies}; of each {version, policy} before and after, or null.
-The registry's collection, clients, is described in its room.
+The registry's collection, clients, and the one of denials are described in their rooms.
 """
 
 import functools
@@ -107,7 +107,12 @@ def checkpoint_id(environment: str, checkpoint: Any) -> Document:
 
 def checkpoints_of(environment: str) -> Document:
     """Return the filter of all manifests of an environment, a range of the `_id` index."""
-    return _all(checkpoint_id, environment)
+    return {
+        "_id": {
+            "$gte": checkpoint_id(environment, MinKey()),
+            "$lte": checkpoint_id(environment, MaxKey()),
+        }
+    }
 
 
 def slices_of(environment: str, checkpoint: str | None = None) -> Document:
@@ -121,22 +126,6 @@ def slices_of(environment: str, checkpoint: str | None = None) -> Document:
     }
 
 
-def denial_id(environment: str, denial: Any) -> Document:
-    """Return a denial's `_id`. Field order counts: ranges compare whole `_id`s."""
-    return {"environment": environment, "denial": denial}
-
-
-def denials_of(environment: str) -> Document:
-    """Return the filter of all denials of an environment, a range of the `_id` index."""
-    return _all(denial_id, environment)
-
-
-def _all(identity: Callable[[str, Any], Document], environment: str) -> Document:
-    return {
-        "_id": {"$gte": identity(environment, MinKey()), "$lte": identity(environment, MaxKey())}
-    }
-
-
 def parts_named(environment: str, parts: Iterable[str]) -> Document:
     """Return the filter of some parts of members."""
     return {"_id": {"$in": [{"environment": environment, "part": part} for part in parts]}}
@@ -146,6 +135,14 @@ def ledger_after(environment: str, revision: int) -> Document:
     """Return the filter of an environment's ledger after a revision, a range of the `_id` index."""
     # Whatever number a revision is, a string comes after it in BSON's order.
     return {"_id": {"$gt": ledger_id(environment, revision), "$lt": ledger_id(environment, "")}}
+
+
+def ledger_of(key: str | None, since: datetime | None, until: datetime | None) -> Document:
+    """Return the filter of changes to a flag or segment, from a moment on and before another."""
+    times = {"$gte": since, "$lt": until}
+    bounds = {operator: moment for operator, moment in times.items() if moment is not None}
+    found: Document = {} if key is None else {"policies.key": key}
+    return found | {"time": bounds} if bounds else found
 
 
 def policies_of(environment: str) -> Document:
@@ -257,9 +254,12 @@ def ledgered(document: Mapping[str, Any]) -> Change:
     Raises:
         StoreError: it stands in the place of another revision.
     """
-    if document["_id"]["revision"] != document["revision"]:
-        raise StoreError(f"the ledger has revision {document['revision']} in another's place")
-    return _change(tip_in(document), document)
+    change, place = _change(tip_in(document), document), document["_id"]["revision"]
+    if not change.revision == document["revision"] == place:
+        raise StoreError(
+            f"the ledger has revision {document['revision']} in the place of revision {place}"
+        )
+    return change
 
 
 def collection_of(region: str) -> str:

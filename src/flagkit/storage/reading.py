@@ -13,6 +13,7 @@ from flagkit.changes import GRANTS, LIMITS, Change, PolicyChange, PolicyId, Poli
 from flagkit.errors import StoreError
 from flagkit.model.segments import unpacked_part
 from flagkit.snapshot import Arena, check_digests
+from flagkit.storage.auditing import audited
 from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.layout import (
     ACCESS,
@@ -88,7 +89,19 @@ class Reading:
         found = self._database[LEDGER].find(
             ledger_after(self.tip.environment, after), sort=_BY_ID, session=self._session
         )
-        return map(ledgered, found)
+        return map(audited, found)
+
+    def strays(self) -> list[Any]:
+        """Return what stands in the ledger in the place of a revision and is no revision."""
+        found = self._database[LEDGER].find(
+            {
+                "_id.environment": self.tip.environment,
+                "$nor": [ledger_after(self.tip.environment, 0)],
+            },
+            {"_id": True},
+            session=self._session,
+        )
+        return [document["_id"].get("revision") for document in found]
 
     def find(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of some flags, in all regions."""
@@ -331,11 +344,14 @@ class Reading:
             limit=2,
             session=self._session,
         )
-        hashes = [document["hash"] for document in found]
-        if not change.is_sealed or hashes not in ([], [self.tip.hash]):
+        hashes = {document["_id"]["revision"]: document.get("hash") for document in found}
+        if not change.is_sealed or hashes not in ({}, {self.tip.revision: self.tip.hash}):
+            beyond = [str(revision) for revision in hashes if revision != self.tip.revision]
+            also = f" (the ledger has revision {beyond[0]} too)" if beyond else ""
             raise StoreError(
                 f"head and ledger of {self.tip.environment!r} are of different histories at"
-                f" revision {self.tip.revision}: one was restored or edited; nothing was written"
+                f" revision {self.tip.revision}{also}: one was restored or edited; nothing was"
+                " written"
             )
         return bool(hashes)
 

@@ -6,7 +6,6 @@ writer would keep.
 """
 
 import contextlib
-import os
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -15,7 +14,7 @@ from typing import Any
 import bson
 from bson.codec_options import CodecOptions
 from bson.errors import BSONError
-from pymongo import ASCENDING, MongoClient, ReadPreference, ReplaceOne
+from pymongo import ASCENDING, DESCENDING, MongoClient, ReadPreference, ReplaceOne
 from pymongo.errors import (
     BulkWriteError,
     CollectionInvalid,
@@ -35,6 +34,7 @@ from flagkit.errors import (
 from flagkit.model import EVERYWHERE
 from flagkit.snapshot import Arena
 from flagkit.storage.checkpoints import Checkpoint
+from flagkit.storage.denials import add_denial, denials_in
 from flagkit.storage.driver import (
     NO_REPLICA_SET,
     OPERATION_MILLISECONDS_MAX,
@@ -45,7 +45,6 @@ from flagkit.storage.driver import (
 from flagkit.storage.layout import (
     AUDIT,
     CHECKPOINTS,
-    DENIALS,
     FLAGS,
     HEADS,
     INDEXES,
@@ -56,12 +55,11 @@ from flagkit.storage.layout import (
     active_in_region,
     checkpoints_of,
     collection_of,
-    denial_id,
-    denials_of,
     head_document,
     ledger_after,
     ledger_document,
     ledger_id,
+    ledger_of,
     ledgered,
     policy_document,
     tip_of,
@@ -69,7 +67,6 @@ from flagkit.storage.layout import (
 from flagkit.storage.publishing import newest_first, published
 from flagkit.storage.reading import Reading
 
-_BY_ID = [("_id", ASCENDING)]
 _CODEC: CodecOptions[Any] = CodecOptions(tz_aware=True)
 _DUPLICATE_KEY = 11000
 
@@ -264,11 +261,23 @@ class Store:
             except DuplicateKeyError:
                 self._check_same(change)
 
-    def changes(self, after: int = 0) -> Iterator[Change]:
-        """Yield the ledger's changes after a revision, in order."""
+    def changes(
+        self,
+        after: int = 0,
+        *,
+        key: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        newest_first: bool = False,
+    ) -> Iterator[Change]:
+        """Yield the ledger's changes after a revision, in order, or the newest first.
+
+        Only those of a flag or segment, from a moment on, or before another, where these are given.
+        """
+        wanted = ledger_after(self.environment, after) | ledger_of(key, since, until)
         with translated("reading the ledger"):
-            found = self._database[LEDGER].find(ledger_after(self.environment, after), sort=_BY_ID)
-            yield from map(ledgered, found)
+            order = [("_id", DESCENDING if newest_first else ASCENDING)]
+            yield from map(ledgered, self._database[LEDGER].find(wanted, sort=order))
 
     def requests(self, requests: Iterable[str]) -> dict[str, Document]:
         """Return audit documents by request id."""
@@ -279,14 +288,11 @@ class Store:
 
     def add_denial(self, now: datetime, told: Mapping[str, Any]) -> None:
         """Log that somebody was denied something at a time of the server's."""
-        identity = denial_id(self.environment, f"{now:%Y%m%dT%H%M%S.%f}Z-{os.urandom(8).hex()}")
-        with translated("logging a denial"):
-            self._database[DENIALS].insert_one({"_id": identity, "time": now, **told})
+        add_denial(self._database, self.environment, now, told)
 
     def denials(self) -> list[Document]:
         """Return what was logged of denials, oldest first."""
-        with translated("reading the denials"):
-            return self._database[DENIALS].find(denials_of(self.environment), sort=_BY_ID).to_list()
+        return denials_in(self._database, self.environment)
 
     def active_flags(self, region: str, at: datetime) -> list[str]:
         """Return the keys of the flags that are active in a region at a moment, sorted.

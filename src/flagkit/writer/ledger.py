@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Final, TypedDict, Unpack
 
 from msgspec import Struct
 
-from flagkit.changes import ACCESS, GRANTS, SEGMENTS, Change, PolicyId, PolicyState, Tip
+from flagkit.changes import ACCESS, SEGMENTS, Change, PolicyId, PolicyState, Tip
 from flagkit.errors import (
     FlagkitError,
     SnapshotFormatError,
@@ -20,14 +20,26 @@ from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.checkpoints import problem_with
+from flagkit.writer.differences import differences
 
 _CHUNK = 500
 
 
-class Entry(Struct, frozen=True):
-    """One revision as people read it: `actions` are sentences such as "pause shop.search".
+ACTIONS: Final = (
+    *("create", "update", "edit", "set-rollout", "pause", "resume"),
+    *("archive", "restore", "delete", "rollback", "rollback-all"),
+    *("create-segment", "update-segment", "change-members", "delete-segment"),
+    *("grant", "revoke", "set-limit"),
+)
+"""What entries may be asked for by."""
 
-    `glass` says why guards were passed by, if they were.
+
+class Entry(Struct, frozen=True):
+    """One revision as people read it.
+
+    `actions` are what was asked for, in sentences such as "pause shop.search"; `differences` what
+    came of it, such as "shop.search: state: active -> paused". `glass` says why guards were passed
+    by, if they were.
     """
 
     revision: int
@@ -35,54 +47,91 @@ class Entry(Struct, frozen=True):
     actor: str
     reason: str
     actions: tuple[str, ...]
+    differences: tuple[str, ...]
     hash: str
     glass: str = ""
 
 
-def entries(store: Store, after: int = 0) -> Iterator[Entry]:
-    """Yield the ledger of an environment after a revision, oldest first, with who and why."""
-    changes = store.changes(after)
+class Wanted(TypedDict, total=False):
+    """Which entries are asked for; all of what is given must hold.
+
+    - `key`: of a flag or a segment that was changed.
+    - `actor`: who changed it.
+    - `action`: one of ACTIONS, that was asked for.
+    - `since`: the first moment; `until`: the one after the last.
+    """
+
+    key: str | None
+    actor: str | None
+    action: str | None
+    since: datetime | None
+    until: datetime | None
+
+
+def entries(
+    store: Store, after: int = 0, *, newest_first: bool = False, **wanted: Unpack[Wanted]
+) -> Iterator[Entry]:
+    """Yield the ledger of an environment after a revision, oldest first, with who and why.
+
+    Takes `key`, `actor`, `action`, `since` and `until`, as Wanted has them.
+    """
+    actor, action = wanted.get("actor"), wanted.get("action")
+    changes = store.changes(
+        after,
+        key=wanted.get("key"),
+        since=wanted.get("since"),
+        until=wanted.get("until"),
+        newest_first=newest_first,
+    )
     while chunk := list(islice(changes, _CHUNK)):
         requests = store.requests(change.request for change in chunk)
         for change in chunk:
             request = requests.get(change.request, {})
+            operations = request.get("operations", ())
+            if actor is not None and request.get("actor") != actor:
+                continue
+            if action is not None and action not in map(_name, operations):
+                continue
             yield Entry(
                 change.revision,
                 change.tip.time,
                 request.get("actor", ""),
                 request.get("reason", ""),
-                tuple(map(_action, request.get("operations", ()))),
+                tuple(map(_action, operations)),
+                tuple(line for policy in change.policies for line in differences(policy)),
                 change.tip.hash,
                 request.get("glass", ""),
             )
 
 
-def verify(store: Store) -> list[str]:
+def verify(store: Store, anchors: Iterable[tuple[int, str]] = ()) -> list[str]:
     """Return what is wrong with an environment's ledger and what stands beside it, if anything.
 
     The chain proves that the ledger was not altered, shortened or reordered on its way to the head.
-    Whoever can rewrite all of it, head included, is found only against a hash kept elsewhere.
+    Whoever can rewrite all of it, head included, is found only against a hash kept elsewhere:
+    `anchors` are such revisions and hashes.
     """
     try:
-        return _problems(store)
+        return _problems(store, {*anchors})
     except StoreUnavailableError:
         raise
     except StoreError as error:
         return [str(error)]
 
 
-def _problems(store: Store) -> list[str]:
-    problems: list[str] = []
+def _problems(store: Store, anchors: set[tuple[int, str]]) -> list[str]:
     tip: Tip | None = None
     expected: dict[PolicyId, tuple[int, PolicyState | None]] = {}
     with store.reading() as reading:
         head = reading.tip
+        problems = [f"the ledger has {place!r} for a revision" for place in reading.strays()]
         found = reading.projected()
         pending = [reading.pending] if reading.pending else []
         checkpoints = [*reading.checkpoints()]
         for change in chain(reading.changes(), pending):
             problems += _check_step(tip, change)
             tip = change.tip
+            anchors.discard((tip.revision, tip.hash))
             for policy in change.policies:
                 if expected.get(policy.id, (0, None))[1] != policy.before:
                     problems.append(
@@ -95,6 +144,11 @@ def _problems(store: Store) -> list[str]:
         for identity in [policy.id for change in pending for policy in change.policies]:
             expected.pop(identity, None)
             found.pop(identity, None)
+    problems += [
+        f"revision {revision} is not the one whose hash was kept, {digest}: the ledger was"
+        " rewritten"
+        for revision, digest in sorted(anchors)
+    ]
     if tip is None and head.revision > 0:
         problems.append(f"the ledger is empty, and the head stands at revision {head.revision}")
     if tip is not None and tip != head:
@@ -117,7 +171,7 @@ def _check_checkpoints(
             continue
         try:
             # Clients start from them, and grants are none of theirs.
-            states = [state for _, state in expected.values() if state and state.id != GRANTS]
+            states = [state for _, state in expected.values() if state and state.region != ACCESS]
             problem = problem_with(read(), tip, states)
         except (StoreError, SnapshotFormatError) as error:
             problem = f"cannot be used: {error}"
@@ -146,16 +200,32 @@ def _check_step(tip: Tip | None, change: Change) -> list[str]:
         )
     if change.continues(tip):
         return []
-    return [f"revision {change.revision} does not continue revision {tip.revision}, or was altered"]
+    if not change.is_sealed:
+        return [f"revision {change.revision} was altered"]
+    missing = range(tip.revision + 1, change.revision)
+    if missing:
+        first, last = missing[0], missing[-1]
+        span = f"revision {first} is" if first == last else f"revisions {first} to {last} are"
+        return [f"{span} missing"]
+    return [f"revision {change.revision} does not continue revision {tip.revision}"]
+
+
+def _name(operation: Mapping[str, Any]) -> str:
+    """Return which of ACTIONS an operation is."""
+    match operation["operation"]:
+        case "set_state":
+            return str(operation["verb"])
+        case "set_segment":
+            return "create-segment" if operation["create"] else "update-segment"
+        case name:
+            return str(name).replace("_", "-")
 
 
 def _action(operation: dict[str, Any]) -> str:
     if operation["region"] == ACCESS:
         return _action_on_access(operation)
-    words = [operation["operation"].replace("_", " "), operation["key"]]
+    words = [_name(operation).replace("-", " "), operation["key"]]
     match operation["operation"]:
-        case "set_state":
-            words[0] = operation["verb"]
         case "set_rollout":
             words.append(f"to {operation['weights']}")
         case "rollback":
@@ -164,8 +234,6 @@ def _action(operation: dict[str, Any]) -> str:
             return f"rollback everything to revision {operation['to']}"
         case "edit":
             words.append(f"by {operation['function']}")
-        case "set_segment":
-            words[0] = f"{'create' if operation['create'] else 'update'} segment"
         case "change_members":
             counts = [
                 f"{len(operation[side])} {side}d" for side in ("include", "exclude", "remove")
@@ -190,6 +258,6 @@ def _action_on_access(operation: dict[str, Any]) -> str:
             whose = "each actor" if operation["whose"] == "actor" else "all"
             limit = operation["limit"]
             to = f"{limit['capacity']} and {limit['rate']} a second" if limit else "any number"
-            return f"limit changes of {whose} to {to}"
+            return f"set limit of {whose} to {to}"
         case _:
             return f"rollback all grants to revision {operation['to']}"

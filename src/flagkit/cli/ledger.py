@@ -1,0 +1,167 @@
+"""Ledger: `flagkit ledger`, which shows who changed what and why, and proves that it is all there.
+
+Reads alone: nothing is written.
+"""
+
+import contextlib
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final, Unpack
+
+import click
+import msgspec
+from rich.console import Console
+
+from flagkit.cli.options import FAULTS_FOUND, database_option, environment_option, uri_argument
+from flagkit.cli.telling import Teller
+from flagkit.settings import settings_from
+from flagkit.storage.store import Store
+from flagkit.writer.ledger import ACTIONS, Entry, Wanted, entries, verify
+
+_LINES_MAX: Final = 20
+_ANCHOR = re.compile("([1-9][0-9]*):([0-9a-f]{64})")
+
+
+@click.group("ledger")
+def ledger() -> None:
+    """Read the history of an environment, and prove it.
+
+    URI is a MongoDB connection string, FLAGKIT_URI by default, where others do not see it.
+    FLAGKIT_DATABASE stands in for --database.
+    """
+
+
+def _moment(_context: object, _parameter: object, text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is no moment: write it like 2026-11-21T10:32Z"
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+@ledger.command("show")
+@uri_argument
+@environment_option
+@database_option
+@click.option("--key", help="Only changes of this flag or segment.")
+@click.option("--actor", help="Only changes by this actor.")
+@click.option("--action", type=click.Choice(ACTIONS), help="Only where this was asked for.")
+@click.option("--since", callback=_moment, help="Only from this moment on, in UTC.")
+@click.option("--until", callback=_moment, help="Only before this moment.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many.")
+@click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def _show(
+    uri: str | None,
+    environment: str | None,
+    database: str | None,
+    limit: int,
+    output: str,
+    **wanted: Unpack[Wanted],
+) -> None:
+    """Show who changed what, when and why, the newest first."""
+    with _store(uri, environment, database) as store:
+        store.tip()
+        shown = [*itertools.islice(entries(store, newest_first=True, **wanted), limit)]
+    if output == "json":
+        click.echo(json.dumps([msgspec.to_builtins(entry) for entry in shown], indent=2))
+    elif shown:
+        _tell(shown, Console(highlight=False))
+    else:
+        click.echo("No such change.")
+
+
+@ledger.command("verify")
+@uri_argument
+@environment_option
+@database_option
+@click.option(
+    "--anchor",
+    "anchors",
+    multiple=True,
+    metavar="REVISION:HASH",
+    help="What an earlier run printed, and was kept elsewhere. May be given several times.",
+)
+@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def _verify(
+    uri: str | None,
+    environment: str | None,
+    database: str | None,
+    anchors: tuple[str, ...],
+    output: str,
+) -> None:
+    """Prove the ledger against the head, and flags and checkpoints against the ledger.
+
+    Whoever can rewrite everything, the head included, is found only against an anchor: keep the
+    one that is printed where they cannot write. Exits with 3 if something is wrong.
+    """
+    kept = [_anchor(text) for text in anchors]
+    with _store(uri, environment, database) as store:
+        tip = store.tip()
+        witness = [(tip.revision, tip.hash)] if tip.revision else []
+        problems = verify(store, [*kept, *witness])
+    if output == "json":
+        told = {
+            "environment": tip.environment,
+            "revision": tip.revision,
+            "hash": tip.hash,
+            "problems": problems,
+        }
+        click.echo(json.dumps(told, indent=2))
+    elif not problems:
+        click.echo(f"{tip.environment}: all is well up to revision {tip.revision:,}")
+        for revision, digest in witness:
+            click.echo(f"anchor: {revision}:{digest}")
+    else:
+        for problem in problems:
+            click.echo(problem, err=True)
+    if problems:
+        raise SystemExit(FAULTS_FOUND)
+
+
+def _anchor(text: str) -> tuple[int, str]:
+    found = _ANCHOR.fullmatch(text)
+    if found is None:
+        raise click.BadParameter(
+            f"{text!r} is none: write REVISION:HASH, as verify printed it", param_hint="--anchor"
+        )
+    return int(found[1]), found[2]
+
+
+def _store(
+    uri: str | None, environment: str | None, database: str | None
+) -> contextlib.closing[Store]:
+    settings = settings_from(uri, environment=environment, database=database)
+    return contextlib.closing(
+        Store(settings.uri, environment=settings.environment, database=settings.database)
+    )
+
+
+def _tell(shown: Sequence[Entry], console: Console) -> None:
+    Teller(console).table(
+        ("revision", "time (UTC)", "actor", "what", "reason"),
+        [
+            (
+                entry.revision,
+                f"{entry.time:%Y-%m-%d %H:%M:%S}",
+                entry.actor,
+                "\n".join(_lines(entry)),
+                entry.reason,
+            )
+            for entry in shown
+        ],
+        right=("revision",),
+    )
+
+
+def _lines(entry: Entry) -> list[str]:
+    """Return what a revision did; what was asked for, where it changed nothing."""
+    lines = [*(entry.differences or (f"{action}: no change" for action in entry.actions))]
+    more = len(lines) - _LINES_MAX
+    return lines if more <= 0 else [*lines[:_LINES_MAX], f"and {more:,} more"]
