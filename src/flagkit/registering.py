@@ -86,6 +86,8 @@ class Registrar:
         while not self._is_ending:
             snapshot = await self._due(last)
             last = time.monotonic()
+            # Before it is told: who closes meanwhile has to take it back.
+            self._is_registered = True
             try:
                 await registry.beat(self._heartbeat(snapshot))
             except Exception as error:  # noqa: BLE001 - whatever fails, flags are served

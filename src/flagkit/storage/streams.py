@@ -1,0 +1,46 @@
+"""Streams: what the change stream on heads is asked for, and what its batches hold."""
+
+from typing import Any, Final
+
+import bson
+from bson.codec_options import CodecOptions
+from bson.timestamp import Timestamp
+
+from flagkit.changes import Change
+from flagkit.errors import StoreUnavailableError
+from flagkit.storage.layout import Document, change_of
+
+_CODEC: Final[CodecOptions[Document]] = CodecOptions(tz_aware=True)
+_ENDINGS: Final = ("drop", "rename", "dropDatabase", "invalidate")
+
+
+def pipeline_of(environment: str, after: Timestamp | None) -> list[Document]:
+    """Return the pipeline of a stream of an environment's changes after a time.
+
+    What tells no time is no replica set, and refuses the stream.
+    """
+    since = {"startAtOperationTime": Timestamp(after.time, after.inc + 1)} if after else {}
+    mine = {"documentKey._id": environment}
+    # What ends the collection must get through: a stream without it would be silent for ever.
+    endings = {"operationType": {"$in": [*_ENDINGS]}}
+    return [{"$changeStream": since}, {"$match": {"$or": [mine, endings]}}]
+
+
+def arrived(batch: bytes) -> tuple[list[Change], Timestamp | None]:
+    """Return the changes of a raw batch, and the time of the last.
+
+    Raises:
+        StoreUnavailableError: it has what is no revision: the collection was dropped, say.
+    """
+    events: list[Document] = bson.decode_all(batch, _CODEC)  # pyright: ignore[reportUnknownMemberType] - its mmap has no parameter
+    return list(map(_change, events)), events[-1].get("clusterTime") if events else None
+
+
+def _change(event: Document) -> Change:
+    head: dict[str, Any] | None = event.get("fullDocument")
+    change = change_of(head) if head else None
+    if change is None:
+        raise StoreUnavailableError(
+            f"the change stream brought a {event['operationType']}, which is no revision"
+        )
+    return change
