@@ -298,6 +298,30 @@ def test_entries_say_what_came_of_it(history: Writer) -> None:
     assert [entry.differences for entry in entries(history.store, after=6)] == [()]
 
 
+def test_entries_say_who_has_which_roles_and_limits_then(writer: Writer) -> None:
+    with writer.change() as change:
+        change.grant("tester", "admin")
+        change.grant("ada", "editor", ["shop.", "pay."])
+        change.set_limit("actor", capacity=5, rate=0.5)
+    with writer.change() as change:
+        change.grant("ada", "editor", ["pay."])
+        change.grant("ada", "releaser", ["shop."])
+        change.lift_limit("actor")
+    assert [entry.differences for entry in entries(writer.store)] == [
+        (
+            "granted: editor of ada on pay.",
+            "granted: editor of ada on shop.",
+            "granted: admin of tester on everything",
+            'limit of actor added: {"capacity": 5, "rate": 0.5}',
+        ),
+        (
+            "revoked: editor of ada on shop.",
+            "granted: releaser of ada on shop.",
+            'limit of actor removed: {"capacity": 5, "rate": 0.5}',
+        ),
+    ]
+
+
 def test_every_action_has_its_word(history: Writer) -> None:
     history.update(flag("a.one"), reason="x")
     history.edit("a.one", dict)
@@ -309,6 +333,10 @@ def test_every_action_has_its_word(history: Writer) -> None:
     history.update_segment({"key": "staff"})
     history.delete_segment("staff")
     history.rollback(to=3)
+    with history.change() as change:
+        change.grant("tester", "admin")
+        change.revoke("ada")
+        change.set_limit("actor", capacity=5, rate=0.5)
     for action in ACTIONS:
         (first, *_) = entries(history.store, action=action)
         words = [sentence.partition(" ")[0] for sentence in first.actions]

@@ -19,11 +19,15 @@ DIGEST_MODULUS = 2**64
 
 SEGMENTS = "@segments"
 """Where segments stand, in the place of a region: they have none, and no region has this name."""
+ACCESS = "@access"
+"""Where grants of roles, and rate limits, stand in the same way. Clients do not keep them."""
+GRANTS, LIMITS = (ACCESS, "@grants"), (ACCESS, "@limits")
+"""The ids of the two policies there, which have all of them."""
 
 PolicyId: TypeAlias = tuple[str, str]
 """A flag's region and key, or SEGMENTS and a segment's key: what tells a policy from others."""
 Digests: TypeAlias = Mapping[str, int]
-"""By region, or SEGMENTS, the sum of the hashes of the states there, modulo DIGEST_MODULUS."""
+"""By region, SEGMENTS or ACCESS, the sum of the hashes of the states, modulo DIGEST_MODULUS."""
 
 
 # The driver reads long integers as a subclass of int, which MessagePack takes only as an int.

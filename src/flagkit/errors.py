@@ -16,6 +16,10 @@
         VersionConflictError             .expected .actual .actor .time: who wrote first; read again
         BrokenReferenceError             also an InvalidDocumentError: a prerequisite dangles, or
                                          prerequisites form a cycle
+        AccessDeniedError                .actor .action .key .roles: what the actor may not do,
+                                         and who may
+        GuardError                       .guard .path .remedy: a guard refused
+        RateLimitedError                 .whose .retry_at .retry_after: too many changes; later
         RequestConflictError             an idempotency key used for two different requests
       StoreError                         __cause__ is the driver's error
         StoreUnavailableError            try again later
@@ -128,6 +132,67 @@ class VersionConflictError(WriteError):
 
 class BrokenReferenceError(WriteError, InvalidDocumentError):
     """The change would leave a prerequisite dangling, or close a cycle of them."""
+
+
+class AccessDeniedError(WriteError):
+    """The actor has no role that may do this; it was logged.
+
+    `action` is edit, pause, release, break glass or grant; `key` the flag or segment, "" for all of
+    them, or a namespace if `action` is grant. `roles` are those that would do.
+    """
+
+    def __init__(
+        self, actor: str, action: str, key: str, environment: str, roles: tuple[str, ...]
+    ) -> None:
+        self.actor = actor
+        self.action = action
+        self.key = key
+        self.environment = environment
+        self.roles = roles
+        what = key or "everything"
+        if action == "grant":
+            what = f"roles and limits of {what}"
+        elif action == "break glass":
+            what = f"for {what}"
+        super().__init__(
+            f"{actor!r} may not {action} {what} in {environment}: that takes the role"
+            f" {' or '.join(roles)} there, which an admin can grant"
+        )
+
+
+class GuardError(WriteError):
+    """A guard of the writer refused the change.
+
+    `guard` is its name, `path` the place in the policy, `remedy` says what to do.
+    """
+
+    def __init__(
+        self, guard: str, path: str, problem: str, remedy: str, *, subject: str = ""
+    ) -> None:
+        self.guard = guard
+        self.path = path
+        self.problem = problem
+        self.remedy = remedy
+        self.subject = subject
+        place = ": ".join(part for part in (subject, path) if part)
+        super().__init__(f"{place}: {problem}. {remedy} (guard {guard})")
+
+
+class RateLimitedError(WriteError):
+    """There were too many changes.
+
+    `whose` says of whom: actor, or environment. `retry_at` is when there is room for another, by
+    the server's clock, and `retry_after` is in how many seconds.
+    """
+
+    def __init__(self, whose: str, retry_at: dt.datetime, retry_after: float) -> None:
+        self.whose = whose
+        self.retry_at = retry_at
+        self.retry_after = retry_after
+        super().__init__(
+            f"the limit on changes of this {whose} is reached: try again in {retry_after:.3f} s, at"
+            f" {retry_at.isoformat()}; to pause is always possible"
+        )
 
 
 class RequestConflictError(WriteError):

@@ -1,14 +1,14 @@
 """Layout: which collections there are, what their documents look like, and what indexes they need.
 
-- heads: {_id: environment, epoch, revision, hash, time, digests, change}; the truth
+- heads: {_id: environment, epoch, revision, hash, time, digests, change, buckets}; the truth
 - ledger: {_id: {environment, revision}} and the fields of a head and of its change
-- flags, segments: {_id: {environment, key, region}, revision, version, policy, hash}; projections
+- flags, segments, access: {_id: {environment, key, region}, revision, version, policy, hash}
 - members: {_id: {environment, part}, hashes}; hashed keys of segments, by their SHA-256
 - audit: {_id: {environment, request}, sent, actor, reason, operations, digest}
 - checkpoints, slices: {_id: {environment, checkpoint}} and a tip; the parts of a snapshot's bytes
 
 A change is {request, previous_hash, policies}; of each {version, policy} before and after, or null.
-The registry's collection, clients, is described in its room.
+The registry's collection, clients, and the one of denials are described in their rooms.
 """
 
 import functools
@@ -20,6 +20,7 @@ from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 from bson import MaxKey, MinKey
 from pymongo import ASCENDING, IndexModel
 
+from flagkit.changes import ACCESS as ACCESS_REGION
 from flagkit.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit.changes import Change, PolicyChange, PolicyState, Tip, state_of
 from flagkit.errors import StoreError
@@ -31,14 +32,17 @@ Document: TypeAlias = dict[str, Any]
 
 HEADS, LEDGER, AUDIT = "heads", "ledger", "audit"
 FLAGS, SEGMENTS, MEMBERS = "flags", "segments", "members"
+ACCESS, DENIALS = "access", "denials"
 CHECKPOINTS, SLICES = "checkpoints", "slices"
 CLIENTS = "clients"
-PROJECTED = (FLAGS, SEGMENTS)
+PROJECTED = (FLAGS, SEGMENTS, ACCESS)
 
 INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
     HEADS: (),
     AUDIT: (),
     SEGMENTS: (),
+    ACCESS: (),
+    DENIALS: (),
     MEMBERS: (),
     CHECKPOINTS: (),
     SLICES: (),
@@ -174,10 +178,13 @@ def active_in_region(environment: str, region: str, at: datetime) -> Document:
     }
 
 
-def head_document(tip: Tip, change: Change | None) -> Document:
-    """Return the head at a tip, with the change that led to it."""
+def head_document(
+    tip: Tip, change: Change | None, buckets: Mapping[str, int] | None = None
+) -> Document:
+    """Return the head at a tip, with the change that led to it, and the rate limits' buckets."""
     body = None if change is None else _change_body(change)
-    return {"_id": tip.environment, **tip_fields(tip), "change": body}
+    kept = {"buckets": {**buckets}} if buckets else {}
+    return {"_id": tip.environment, **tip_fields(tip), "change": body, **kept}
 
 
 P = ParamSpec("P")
@@ -257,16 +264,17 @@ def ledgered(document: Mapping[str, Any]) -> Change:
 
 def collection_of(region: str) -> str:
     """Return the collection in which a policy stands."""
-    return SEGMENTS if region == SEGMENTS_REGION else FLAGS
+    return {SEGMENTS_REGION: SEGMENTS, ACCESS_REGION: ACCESS}.get(region, FLAGS)
 
 
 def policy_document(environment: str, revision: int, change: PolicyChange) -> Document:
     """Return the document of a policy as a change left it.
 
     `hash` is that of the state; it and `policy` are null where it was deleted: a tombstone, from
-    whose version a new one goes on. A segment's region is "@segments". A flag has also {body,
-    format, seal}: what clients read of it, packed; the format of that; and what binds the body to
-    the state. `segments` are those that its rules refer to, if they do.
+    whose version a new one goes on. A segment's region is "@segments", that of grants and limits
+    "@access". A flag has also {body, format, seal}: what clients read of it, packed; the format of
+    that; and what binds the body to the state. `segments` are those that its rules refer to, if
+    they do.
     """
     state = change.after or change.before
     assert state is not None, "a change has a side"
@@ -283,8 +291,8 @@ def policy_document(environment: str, revision: int, change: PolicyChange) -> Do
 
 
 def _body_fields(state: PolicyState) -> Document:
-    # The document of a segment is its body.
-    if state.region == SEGMENTS_REGION:
+    # The document of a segment is its body, and clients do not read grants.
+    if collection_of(state.region) != FLAGS:
         return {}
     record = record_of(state)
     seal = seal_of(record.key, record.version, record.hash, record.body)

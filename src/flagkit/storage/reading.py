@@ -3,17 +3,20 @@
 import functools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 
 from pymongo import ASCENDING, DESCENDING
 from pymongo.client_session import ClientSession
 
-from flagkit.changes import Change, PolicyChange, PolicyId, PolicyState, Tip
+from flagkit.changes import ACCESS as ACCESS_REGION
+from flagkit.changes import GRANTS, LIMITS, Change, PolicyChange, PolicyId, PolicyState, Tip, digest
 from flagkit.errors import StoreError
 from flagkit.model.segments import unpacked_part
 from flagkit.snapshot import Arena, check_digests
+from flagkit.storage.auditing import audited
 from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.layout import (
+    ACCESS,
     AUDIT,
     CHECKPOINTS,
     FLAGS,
@@ -27,7 +30,6 @@ from flagkit.storage.layout import (
     checkpoints_of,
     collection_of,
     ledger_after,
-    ledger_document,
     ledgered,
     members_part,
     parts_named,
@@ -60,6 +62,8 @@ class Reading:
         self.tip = tip_of(head)
         self.now: datetime = head["now"]
         """The server's time."""
+        self.buckets: Mapping[str, int] = head.get("buckets", {})
+        """By name, when a bucket of the rate limits is full again, in microseconds since 1970."""
         self._database = database
         self._session = session
         self._head = head
@@ -67,6 +71,7 @@ class Reading:
         if change is None and self.tip.revision > 0:
             raise StoreError(f"the head of {self.tip.environment!r} has lost its change")
         self._newest = change
+        self._access: dict[PolicyId, PolicyState] | None = None
         self.pending = change if change is not None and not self._is_ledgered(change) else None
         """The tip's change, if the ledger has not got it yet."""
 
@@ -84,7 +89,7 @@ class Reading:
         found = self._database[LEDGER].find(
             ledger_after(self.tip.environment, after), sort=_BY_ID, session=self._session
         )
-        return map(_audited, found)
+        return map(audited, found)
 
     def revision_at(self, moment: datetime) -> int:
         """Return the last revision in the ledger that is not later than a moment; 0 if none is."""
@@ -115,6 +120,22 @@ class Reading:
     def segments(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of some segments."""
         return self._find(SEGMENTS, set(keys))
+
+    @property
+    def access(self) -> Mapping[PolicyId, PolicyState]:
+        """The states of the grants and of the limits, as far as there are any.
+
+        Raises:
+            HistoryLostError: they are not those of this revision: something changed them past the
+                writer.
+        """
+        # An environment that has none pays no query; and the digest tells an older state.
+        if self._access is None:
+            wanted = {GRANTS[1], LIMITS[1]} if ACCESS_REGION in self.tip.digests else set[str]()
+            states = self._find(ACCESS, wanted)
+            check_digests(digest(states.values()), self.tip, (ACCESS_REGION,))
+            self._access = states
+        return self._access
 
     def _find(self, collection: str, wanted: set[str]) -> dict[PolicyId, PolicyState]:
         if not wanted:
@@ -152,7 +173,7 @@ class Reading:
         return self._read_through(self._all_documents(), lambda _: True)
 
     def base(self) -> Generator[str | None, None, Arena]:
-        """Return the base of all regions, with all members, in slices.
+        """Return the base of all regions, with all members and without grants, in slices.
 
         Yields now and then how far it is.
 
@@ -185,7 +206,8 @@ class Reading:
             {name: unpacked_part(part).tobytes() for name, part in parts.items()}
         )
         found = base.header.digests
-        check_digests(found, self.tip, found.keys() | self.tip.digests.keys())
+        places = (found.keys() | self.tip.digests.keys()) - {ACCESS_REGION}
+        check_digests(found, self.tip, places)
         return base
 
     def checkpoints(self) -> Iterator[tuple[Checkpoint, Callable[[], Arena]]]:
@@ -366,31 +388,3 @@ def _follows(newest: PolicyChange | None, change: PolicyChange) -> bool:
     # Where a tombstone was removed, versions would begin anew.
     last, after = newest.before, change.after
     return change.before is None and bool(last and after and after.version > last.version)
-
-
-def _audited(document: Mapping[str, Any]) -> Change:
-    """Return the change that a ledger document holds, if it holds nothing else.
-
-    Raises:
-        StoreError: it has not the form that it should have; with its revision.
-    """
-    try:
-        change = ledgered(document)
-    except StoreError as error:
-        raise StoreError(
-            f"revision {document['_id']['revision']} of the ledger: {error}"
-        ) from error
-    whole = all(item.before or item.after for item in change.policies)
-    if not whole or _names(document) != _names(ledger_document(change)):
-        raise StoreError(f"revision {change.revision} of the ledger was altered")
-    return change
-
-
-def _names(part: object) -> Any:
-    """Return the names of fields in a ledger document, without what is in policies."""
-    if isinstance(part, list):
-        return list(map(_names, cast("list[object]", part)))
-    if not isinstance(part, Mapping):
-        return None
-    fields = cast("Mapping[str, object]", part)
-    return {name: name == "policy" or _names(value) for name, value in fields.items()}

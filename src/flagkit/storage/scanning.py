@@ -10,15 +10,14 @@ from typing import Any, Final, TypeAlias
 
 from msgspec.structs import astuple
 
+from flagkit.changes import ACCESS, PolicyState
 from flagkit.changes import SEGMENTS as SEGMENTS_REGION
-from flagkit.changes import PolicyState
 from flagkit.errors import HistoryLostError
 from flagkit.model import packing
 from flagkit.snapshot import Arena, Record, record_of, seal_of
 from flagkit.snapshot.building import Builder
 from flagkit.storage.layout import (
     FLAGS,
-    PROJECTED,
     SEGMENTS,
     Document,
     change_of,
@@ -36,7 +35,7 @@ PROJECTIONS: Final[Mapping[str, Document | None]] = {
     FLAGS: dict.fromkeys(("version", "hash", "body", "format", "seal"), True),
     SEGMENTS: None,
 }
-"""The projections to what is read of flags and of segments."""
+"""What clients need, and the projections to what is read of it."""
 
 _Place: TypeAlias = tuple[bytes, bytes]
 """Where a policy stands in the order of `_id`s: its key and region."""
@@ -64,7 +63,7 @@ class Scan:
         self._namespaces = namespaces
         self._builder = Builder(namespaces)
         self._waiting: dict[str, list[tuple[_Place, Record | None]]] = {
-            collection: [] for collection in PROJECTED
+            collection: [] for collection in PROJECTIONS
         }
         change = change_of(head)
         if change is None:
@@ -80,7 +79,7 @@ class Scan:
             waiting.sort(key=itemgetter(0), reverse=True)
 
     def filter(self, collection: str) -> Document:
-        """Return the filter of what is to be taken from one of PROJECTED, sorted by `_id`."""
+        """Return the filter of what is to be taken from one of PROJECTIONS, sorted by `_id`."""
         environment = self.tip.environment
         regions = {} if self._kept is None else {"_id.region": {"$in": [*self._kept]}}
         if self._namespaces and collection == FLAGS:
@@ -88,13 +87,13 @@ class Scan:
         return {**policies_of(environment), **regions}
 
     def _wants(self, region: str, key: str) -> bool:
-        if self._kept is not None and region not in self._kept:
+        if region == ACCESS or (self._kept is not None and region not in self._kept):
             return False
         return region == SEGMENTS_REGION or not self._namespaces or key.startswith(self._namespaces)
 
     @judged
     def take(self, collection: str, documents: Sequence[Mapping[str, Any]]) -> None:
-        """Take the next documents of one of PROJECTED, by ascending `_id`s.
+        """Take the next documents of one of PROJECTIONS, by ascending `_id`s.
 
         Raises:
             HistoryLostError: something changed one past the writer.

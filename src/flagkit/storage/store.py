@@ -34,6 +34,7 @@ from flagkit.errors import (
 from flagkit.model import EVERYWHERE
 from flagkit.snapshot import Arena
 from flagkit.storage.checkpoints import Checkpoint
+from flagkit.storage.denials import add_denial, denials_in
 from flagkit.storage.driver import (
     NO_REPLICA_SET,
     OPERATION_MILLISECONDS_MAX,
@@ -215,8 +216,13 @@ class Store:
             if replacements:
                 self._database[MEMBERS].bulk_write(replacements, ordered=False)
 
-    def compare_and_set(self, tip: Tip, change: Change) -> bool:
-        """Commit a change if the head still stands at `tip`; return whether it did."""
+    def compare_and_set(
+        self, tip: Tip, change: Change, buckets: Mapping[str, int] | None = None
+    ) -> bool:
+        """Commit a change if the head still stands at `tip`; return whether it did.
+
+        The buckets are those of the rate limits, as the change leaves them.
+        """
         expected = {
             "_id": tip.environment,
             "epoch": tip.epoch,
@@ -224,7 +230,8 @@ class Store:
             "hash": tip.hash,
         }
         with translated("committing"):
-            done = self._database[HEADS].replace_one(expected, head_document(change.tip, change))
+            head = head_document(change.tip, change, buckets)
+            done = self._database[HEADS].replace_one(expected, head)
         return done.matched_count == 1
 
     def project(self, change: Change) -> None:
@@ -278,6 +285,14 @@ class Store:
         with translated("reading the audit"):
             found = self._database[AUDIT].find({"_id": {"$in": identities}})
             return {document["_id"]["request"]: document for document in found}
+
+    def add_denial(self, now: datetime, told: Mapping[str, Any]) -> None:
+        """Log that somebody was denied something at a time of the server's."""
+        add_denial(self._database, self.environment, now, told)
+
+    def denials(self) -> list[Document]:
+        """Return what was logged of denials, oldest first."""
+        return denials_in(self._database, self.environment)
 
     def active_flags(self, region: str, at: datetime) -> list[str]:
         """Return the keys of the flags that are active in a region at a moment, sorted.

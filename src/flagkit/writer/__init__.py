@@ -1,20 +1,33 @@
 """Writing flags: versioned changes, each in the ledger. Who only reads never loads this."""
 
 from flagkit.storage.checkpoints import Checkpoint
+from flagkit.writer.access import Denial, denials, grants
 from flagkit.writer.checkpoints import write_checkpoint
 from flagkit.writer.drafts import Commit, Draft
+from flagkit.writer.guards import Freeze, Guard, LargestStep, Planned, Refusal, Required
 from flagkit.writer.ledger import Entry, entries, verify
+from flagkit.writer.limits import limits
 from flagkit.writer.staleness import StaleFlag, stale_flags
 from flagkit.writer.writer import Writer
 
 __all__ = [
     "Checkpoint",
     "Commit",
+    "Denial",
     "Draft",
     "Entry",
+    "Freeze",
+    "Guard",
+    "LargestStep",
+    "Planned",
+    "Refusal",
+    "Required",
     "StaleFlag",
     "Writer",
+    "denials",
     "entries",
+    "grants",
+    "limits",
     "stale_flags",
     "verify",
     "write_checkpoint",

@@ -5,9 +5,11 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final, TypeAlias
 
-from flagkit.changes import SEGMENTS, PolicyChange
+from flagkit.changes import ACCESS, GRANTS, SEGMENTS, PolicyChange
 from flagkit.model import EVERYWHERE
 from flagkit.model.canonical import extended
+from flagkit.model.grants import Grants, decode_grants
+from flagkit.model.limits import WHOSE
 
 _Document: TypeAlias = Mapping[str, Any]
 
@@ -22,6 +24,8 @@ _OF_THEIR_OWN: Final = {
 def differences(change: PolicyChange) -> tuple[str, ...]:
     """Return lines such as "shop.search: fallthrough: on 10 -> 50 %", at least one."""
     region, key = change.id
+    if region == ACCESS:
+        return tuple(_access(change))
     name = key
     if region == SEGMENTS:
         name = f"segment {key}"
@@ -36,6 +40,24 @@ def differences(change: PolicyChange) -> tuple[str, ...]:
     else:
         lines = [*_changed(before, after)]
     return tuple(f"{name}: {line}" for line in lines)
+
+
+def _access(change: PolicyChange) -> Iterator[str]:
+    if change.id == GRANTS:
+        before, after = (
+            Grants() if side is None else decode_grants(side.policy)
+            for side in (change.before, change.after)
+        )
+        for verb, scopes in (
+            ("revoked", before.scopes() - after.scopes()),
+            ("granted", after.scopes() - before.scopes()),
+        ):
+            for actor, role, namespace in sorted(scopes):
+                yield f"{verb}: {role} of {actor} on {namespace or 'everything'}"
+        return
+    old, new = ({} if side is None else side.policy for side in (change.before, change.after))
+    for whose in WHOSE:
+        yield from _step(f"limit of {whose}", old.get(whose), new.get(whose))
 
 
 def _created(after: _Document) -> Iterator[str]:

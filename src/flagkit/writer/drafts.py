@@ -1,16 +1,20 @@
 """Drafts: operations that are collected to become one revision."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
 from msgspec import Struct
 
-from flagkit.changes import SEGMENTS
+from flagkit.changes import GRANTS, LIMITS, SEGMENTS
 from flagkit.errors import InvalidDocumentError
 from flagkit.model import EVERYWHERE
+from flagkit.model.grants import Role, checked_actor, checked_grant, checked_role
 from flagkit.model.keys import check_key, check_region
+from flagkit.model.limits import Limit, Whose, checked_limit, checked_whose
 from flagkit.model.segments import decode_segment, encode_segment, keys_of, listed_keys
+from flagkit.writer.access import GrantRole, RevokeRole
+from flagkit.writer.limits import SetLimit
 from flagkit.writer.operations import (
     ChangeMembers,
     Create,
@@ -50,6 +54,8 @@ class Draft:
         self.operations: list[Operation] = []
         self.parts: dict[str, bytes] = {}
         self.commit: Commit | None = None
+        self.glass = ""
+        """Why the guards are passed by; empty where they are not."""
         self._environment = environment
 
     def create(self, flag: Mapping[str, Any]) -> None:
@@ -226,6 +232,57 @@ class Draft:
         self.operations.append(
             Rollback(to=_revision(to), key=check_key(key, kind="segment"), region=SEGMENTS)
         )
+
+    def grant(self, actor: str, role: Role, namespaces: Collection[str] = ()) -> None:
+        """Grant a role on the keys that begin with one of `namespaces`, or on all.
+
+        It replaces what the actor has of this role.
+        """
+        grant = checked_grant(actor, role, namespaces)
+        self.operations.append(
+            GrantRole(
+                actor=grant.actor,
+                role=grant.role,
+                namespaces=grant.namespaces,
+                key=GRANTS[1],
+                region=GRANTS[0],
+            )
+        )
+
+    def revoke(self, actor: str, role: Role | None = None) -> None:
+        """Take a role from an actor, or all roles."""
+        taken = None if role is None else checked_role(role)
+        self.operations.append(
+            RevokeRole(actor=checked_actor(actor), role=taken, key=GRANTS[1], region=GRANTS[0])
+        )
+
+    def break_glass(self, why: str) -> None:
+        """Pass the writer's guards by. It is logged as a warning, and stands in the audit."""
+        if not why.strip():
+            raise InvalidDocumentError("why", "is empty", "Write why the guards are passed by")
+        self.glass = why
+
+    def set_limit(self, whose: Whose, *, capacity: int, rate: float) -> None:
+        """Limit the changes of each actor, or of the whole environment.
+
+        In every t seconds there are then at most `capacity` + `rate` * t of them, pauses and
+        changes of access not counted.
+        """
+        self._set_limit(whose, checked_limit(capacity, rate))
+
+    def lift_limit(self, whose: Whose) -> None:
+        """Limit them no more."""
+        self._set_limit(whose, None)
+
+    def _set_limit(self, whose: Whose, limit: Limit | None) -> None:
+        region, key = LIMITS
+        self.operations.append(
+            SetLimit(whose=checked_whose(whose), limit=limit, key=key, region=region)
+        )
+
+    def rollback_grants(self, *, to: int) -> None:
+        """Give back all roles as they were granted at revision `to`."""
+        self.operations.append(Rollback(to=_revision(to), key=GRANTS[1], region=GRANTS[0]))
 
     def delete_segment(self, key: str, *, expected_version: int | None = None) -> None:
         """Delete a segment that no flag refers to."""

@@ -7,7 +7,7 @@ from typing import Any, Final, TypedDict, Unpack
 
 from msgspec import Struct
 
-from flagkit.changes import SEGMENTS, Change, PolicyId, PolicyState, Tip
+from flagkit.changes import ACCESS, SEGMENTS, Change, PolicyId, PolicyState, Tip
 from flagkit.errors import (
     FlagkitError,
     SnapshotFormatError,
@@ -29,6 +29,7 @@ ACTIONS: Final = (
     *("create", "update", "edit", "set-rollout", "pause", "resume"),
     *("archive", "restore", "delete", "rollback", "rollback-all"),
     *("create-segment", "update-segment", "change-members", "delete-segment"),
+    *("grant", "revoke", "set-limit"),
 )
 """What entries may be asked for by."""
 
@@ -37,7 +38,8 @@ class Entry(Struct, frozen=True):
     """One revision as people read it.
 
     `actions` are what was asked for, in sentences such as "pause shop.search"; `differences` what
-    came of it, such as "shop.search: state: active -> paused".
+    came of it, such as "shop.search: state: active -> paused". `glass` says why guards were passed
+    by, if they were.
     """
 
     revision: int
@@ -47,6 +49,7 @@ class Entry(Struct, frozen=True):
     actions: tuple[str, ...]
     differences: tuple[str, ...]
     hash: str
+    glass: str = ""
 
 
 class Wanted(TypedDict, total=False):
@@ -97,6 +100,7 @@ def entries(
                 tuple(map(_action, operations)),
                 tuple(line for policy in change.policies for line in differences(policy)),
                 change.tip.hash,
+                request.get("glass", ""),
             )
 
 
@@ -166,7 +170,8 @@ def _check_checkpoints(
         if checkpoint.tip.revision != tip.revision:
             continue
         try:
-            states = [state for _, state in expected.values() if state]
+            # Clients start from them, and grants are none of theirs.
+            states = [state for _, state in expected.values() if state and state.region != ACCESS]
             problem = problem_with(read(), tip, states)
         except (StoreError, SnapshotFormatError) as error:
             problem = f"cannot be used: {error}"
@@ -217,6 +222,8 @@ def _name(operation: Mapping[str, Any]) -> str:
 
 
 def _action(operation: dict[str, Any]) -> str:
+    if operation["region"] == ACCESS:
+        return _action_on_access(operation)
     words = [_name(operation).replace("-", " "), operation["key"]]
     match operation["operation"]:
         case "set_rollout":
@@ -237,3 +244,20 @@ def _action(operation: dict[str, Any]) -> str:
     if operation["region"] not in ("*", SEGMENTS):
         words.append(f"in {operation['region']}")
     return " ".join(words)
+
+
+def _action_on_access(operation: dict[str, Any]) -> str:
+    match operation["operation"]:
+        case "grant":
+            listed = ", ".join(operation["namespaces"])
+            where = f" on {listed}" if listed else ""
+            return f"grant {operation['role']} to {operation['actor']}{where}"
+        case "revoke":
+            return f"revoke {operation['role'] or 'all roles'} of {operation['actor']}"
+        case "set_limit":
+            whose = "each actor" if operation["whose"] == "actor" else "all"
+            limit = operation["limit"]
+            to = f"{limit['capacity']} and {limit['rate']} a second" if limit else "any number"
+            return f"set limit of {whose} to {to}"
+        case _:
+            return f"rollback all grants to revision {operation['to']}"

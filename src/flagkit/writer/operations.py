@@ -6,12 +6,12 @@ written. An operation says the same each time it is tried, on whatever revision 
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
-from flagkit.changes import SEGMENTS, PolicyId, PolicyState
+from flagkit.changes import ACCESS, SEGMENTS, PolicyId, PolicyState
 from flagkit.core.schedule import share_at
 from flagkit.errors import (
     FlagExistsError,
@@ -20,6 +20,8 @@ from flagkit.errors import (
     VersionConflictError,
 )
 from flagkit.model import EVERYWHERE, Flag, Ramp, Rollout, Serves, decode, encode
+from flagkit.model.grants import Grants
+from flagkit.model.limits import Limits
 from flagkit.model.rollouts import BUCKETS, Intervals, allocate, exchanged, percent
 from flagkit.model.segments import (
     Hashed,
@@ -56,6 +58,9 @@ class Earlier(Protocol):
         ...
 
 
+Next: TypeAlias = Flag | Hashed | Grants | Limits
+
+
 class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
     """One step asked for. `expected_version`, where given, is what the flag's version must be."""
 
@@ -68,8 +73,8 @@ class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
         """The flag, or segment, that it is about."""
         return (self.region, self.key)
 
-    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag | Hashed | None:
-        """Return the flag, or segment, after this operation; None if it is deleted.
+    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Next | None:
+        """Return the flag, segment, grants or limits after this operation; None if deleted.
 
         Raises:
             WriteError: it cannot follow the state before.
@@ -77,6 +82,8 @@ class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
         raise NotImplementedError
 
     def _existing(self, before: PolicyState | None, earlier: Earlier) -> PolicyState:
+        if before is None and self.region == ACCESS:
+            raise FlagNotFoundError("there are no grants yet: grant admin first, to somebody")
         if before is None:
             what = "segment" if self.region == SEGMENTS else "flag"
             where = "" if self.region in (EVERYWHERE, SEGMENTS) else f" in region {self.region}"

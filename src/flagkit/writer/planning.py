@@ -10,13 +10,24 @@ from typing import NoReturn, Protocol
 
 from msgspec import Struct
 
-from flagkit.changes import SEGMENTS, PolicyChange, PolicyId, PolicyState, state_of
+from flagkit.changes import (
+    ACCESS,
+    GRANTS,
+    LIMITS,
+    SEGMENTS,
+    PolicyChange,
+    PolicyId,
+    PolicyState,
+    state_of,
+)
 from flagkit.errors import BrokenReferenceError, InvalidDocumentError, RevisionNotFoundError
 from flagkit.model import EVERYWHERE, Flag, decode, encode
 from flagkit.model.decoding import check_size
 from flagkit.model.flags import segments_of
+from flagkit.model.grants import Grants, check_has_admin, decode_grants, encode_grants
+from flagkit.model.limits import encode_limits
 from flagkit.model.segments import Hashed, encode_segment
-from flagkit.writer.operations import Operation
+from flagkit.writer.operations import Next, Operation
 from flagkit.writer.rollbacks import History, Reinstate, expanded
 
 CHANGE_BYTES_MAX = 4 * 1024 * 1024
@@ -38,6 +49,11 @@ class Reading(History, Protocol):
 
     def segments(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of some segments."""
+        ...
+
+    @property
+    def access(self) -> Mapping[PolicyId, PolicyState]:
+        """The states of the grants and of the limits, as far as there are any."""
         ...
 
     def referring(self, segments: Iterable[str]) -> dict[PolicyId, PolicyState]:
@@ -116,10 +132,13 @@ def plan(
         InvalidDocumentError: it would be too large, or refers to members that are not there.
     """
     operations = expanded(operations, reading, revision)
-    flag_keys = {key for region, key in _ids(operations) if region != SEGMENTS}
-    segment_keys = {key for region, key in _ids(operations) if region == SEGMENTS}
+    touched = _ids(operations)
+    flag_keys = {key for region, key in touched if region not in (SEGMENTS, ACCESS)}
+    segment_keys = {key for region, key in touched if region == SEGMENTS}
     found = {**reading.find(flag_keys), **reading.segments(segment_keys)}
-    tombs = reading.deleted(_ids(operations) - found.keys())
+    if touched & {GRANTS, LIMITS}:
+        found |= reading.access
+    tombs = reading.deleted(touched - found.keys() - {GRANTS, LIMITS})
     after: dict[PolicyId, PolicyState | None] = {}
     flags: dict[PolicyId, Flag | None] = {}
     made = {**parts}
@@ -130,7 +149,8 @@ def plan(
         next_one = operation.next(before, earlier)
         if isinstance(next_one, Hashed):
             made |= next_one.parts
-        elif operation.region != SEGMENTS:
+        elif operation.region not in (SEGMENTS, ACCESS):
+            assert next_one is None or isinstance(next_one, Flag), "other regions have flags"
             flags[identity] = next_one
         if next_one is None:
             after[identity] = None
@@ -145,6 +165,9 @@ def plan(
         for identity, state in after.items()
         if _packed(found.get(identity)) != _packed(state)
     ]
+    grants = after.get(GRANTS)
+    if grants is not None:
+        check_has_admin(decode_grants(grants.policy))
     whole = any(isinstance(operation, Reinstate) for operation in operations)
     _check_size(changes, "Roll back flag by flag" if whole else "Split it up")
     _References(reading, found, flags).check()
@@ -153,11 +176,15 @@ def plan(
     return Plan(changes, _new_parts(reading, states, found, made))
 
 
-def _state(operation: Operation, version: int, made: Flag | Hashed) -> PolicyState:
-    if isinstance(made, Hashed):
+def _state(operation: Operation, version: int, made: Next) -> PolicyState:
+    subject = f"flag {operation.key!r}"
+    if isinstance(made, Flag):
+        document = encode(made)
+    elif isinstance(made, Hashed):
         document, subject = encode_segment(made.segment), f"segment {operation.key!r}"
     else:
-        document, subject = encode(made), f"flag {operation.key!r}"
+        document = encode_grants(made) if isinstance(made, Grants) else encode_limits(made)
+        subject = "grants" if isinstance(made, Grants) else "limits"
     try:
         check_size(document)
     except InvalidDocumentError as error:
@@ -275,7 +302,7 @@ class _References:
         for key in keys:
             self._by_key[key] = {}
         for (region, key), state in states.items():
-            if region != SEGMENTS and (region, key) not in self._changed:
+            if region not in (SEGMENTS, ACCESS) and (region, key) not in self._changed:
                 self._by_key[key][region] = decode(state.policy, stored=True)
         for (region, key), flag in self._changed.items():
             regions = self._by_key.setdefault(key, {})

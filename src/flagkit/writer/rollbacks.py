@@ -7,11 +7,12 @@ change is.
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from flagkit.changes import SEGMENTS, Change, PolicyId, PolicyState
+from flagkit.changes import ACCESS, SEGMENTS, Change, PolicyId, PolicyState
 from flagkit.errors import InvalidDocumentError, RevisionNotFoundError
-from flagkit.model import Flag, decode
-from flagkit.model.segments import Hashed, decode_segment
-from flagkit.writer.operations import Earlier, Operation
+from flagkit.model import decode
+from flagkit.model.grants import decode_grants
+from flagkit.model.segments import decode_segment
+from flagkit.writer.operations import Earlier, Next, Operation
 
 
 class History(Protocol):
@@ -32,8 +33,8 @@ class Rollback(Operation, frozen=True, tag="rollback", kw_only=True):
 
     to: int
 
-    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag | Hashed:
-        """Return the flag, or segment, as it was; never its version, which goes on."""
+    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Next:
+        """Return the flag, segment or grants as it was; never its version, which goes on."""
         if before is not None or earlier.last(self.policy_id) is None:
             self._existing(before, earlier)
         then = earlier.at(self.policy_id, self.to)
@@ -54,7 +55,7 @@ class Reinstate(Operation, frozen=True, tag="reinstate", kw_only=True):
 
     policy: dict[str, Any] | None
 
-    def next(self, _before: PolicyState | None, _earlier: Earlier, /) -> Flag | Hashed | None:
+    def next(self, _before: PolicyState | None, _earlier: Earlier, /) -> Next | None:
         """Return the flag, or segment, of that content."""
         return None if self.policy is None else _decoded(self.region, self.policy)
 
@@ -88,6 +89,9 @@ def expanded(
     for changes in (history.changes(whole.to), later):
         for change in changes:
             for policy in change.policies:
+                if policy.id[0] == ACCESS:
+                    # Who was revoked since does not come back with the flags.
+                    continue
                 # What the first change after the revision found is what was there at it.
                 then.setdefault(policy.id, policy.before)
     return [
@@ -96,6 +100,8 @@ def expanded(
     ]
 
 
-def _decoded(region: str, policy: dict[str, Any]) -> Flag | Hashed:
+def _decoded(region: str, policy: dict[str, Any]) -> Next:
+    if region == ACCESS:
+        return decode_grants(policy)
     decoded = decode_segment if region == SEGMENTS else decode
     return decoded(policy, stored=True)

@@ -11,13 +11,13 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Self, Unpack
 
 import msgspec
 
-from flagkit.changes import Tip, next_change
+from flagkit.changes import PolicyChange, Tip, next_change
 from flagkit.errors import (
     ConfigurationError,
     InvalidDocumentError,
@@ -26,9 +26,13 @@ from flagkit.errors import (
     StoreUnavailableError,
 )
 from flagkit.settings import settings_from
+from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
+from flagkit.writer.access import check_access, needs
 from flagkit.writer.checkpoints import CheckpointKeeper
 from flagkit.writer.drafts import Commit, Draft
+from flagkit.writer.guards import Guard, check_guards, planned_of
+from flagkit.writer.limits import buckets_after
 from flagkit.writer.planning import Plan, plan
 from flagkit.writer.workflows import Asked, Workflows
 
@@ -49,13 +53,14 @@ class Writer(Workflows):
         timeout: Seconds within which a change commits or fails.
         checkpoint_every: Publish a checkpoint, in the background, whenever the newest one is so
             many revisions old; without, none is: there is `flagkit checkpoint`.
+        guards: Are asked about each change, see `flagkit.writer.guards`.
 
     Raises:
         ConfigurationError: the URI or the environment is named nowhere, or a setting makes no
             sense.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - where, who, and what is made of it
         self,
         uri: str | None = None,
         environment: str | None = None,
@@ -64,6 +69,7 @@ class Writer(Workflows):
         database: str | None = None,
         timeout: float = 30.0,
         checkpoint_every: int | None = None,
+        guards: Iterable[Guard] = (),
     ) -> None:
         if checkpoint_every is not None and checkpoint_every < 1:
             raise ConfigurationError(
@@ -78,6 +84,7 @@ class Writer(Workflows):
             None if checkpoint_every is None else CheckpointKeeper(self.store, checkpoint_every)
         )
         self._actor = actor
+        self._guards = tuple(guards)
         self._timeout = timeout
         # Threads of one process would only make each other lose races for the head.
         self._turn = threading.Lock()
@@ -119,12 +126,15 @@ class Writer(Workflows):
             msgspec.to_builtins(operation, enc_hook=_name_of) for operation in draft.operations
         ]
         request = uuid.uuid4().hex if key is None else _checked_key(key)
+        # Sent again with it, a request is another one: what stands in the audit must have it.
+        glass = {"glass": draft.glass} if draft.glass else {}
         content = {
             "sent": datetime.now(UTC),
             "actor": actor,
             "reason": asked.get("reason", ""),
             "operations": operations,
-            "digest": _digest([actor, operations]),
+            "digest": _digest([actor, operations, *glass.values()]),
+            **glass,
         }
         deadline = time.monotonic() + self._timeout
         with self._turn:
@@ -138,6 +148,9 @@ class Writer(Workflows):
                         raise
                     tip, pause = None, UNAVAILABLE_SECONDS_MAX
                 if tip is not None:
+                    if draft.glass:
+                        broke = (actor, tip.revision, self.environment, draft.glass)
+                        _log.warning("%s broke the glass for revision %s of %s: %s", *broke)
                     if self._checkpoints is not None:
                         self._checkpoints.saw(tip)
                     return Commit(tip.revision, tip.time, request)
@@ -157,6 +170,9 @@ class Writer(Workflows):
                 else Plan([], {})
             )
             reading.check_newest(planned.changes)
+            buckets: Mapping[str, int] = {}
+            if done is None:
+                buckets = self._permitted(draft, reading, planned.changes, content)
         change = next_change(reading.tip, request, reading.now, planned.changes)
         self.store.check_fits(change, content)
         if self.store.add_request(request, content) != content["digest"]:
@@ -169,7 +185,7 @@ class Writer(Workflows):
         if done:
             return done
         self.store.add_parts(planned.parts)
-        if not self.store.compare_and_set(reading.tip, change):
+        if not self.store.compare_and_set(reading.tip, change, buckets):
             return None
         try:
             self.store.project(change)
@@ -179,6 +195,28 @@ class Writer(Workflows):
                 "revision %s is committed and not yet projected: %s", change.revision, error
             )
         return change.tip
+
+    def _permitted(
+        self,
+        draft: Draft,
+        reading: Reading,
+        changes: list[PolicyChange],
+        content: Mapping[str, Any],
+    ) -> dict[str, int]:
+        """Refuse what its actor may not do, or guards or limits stop; return the buckets after."""
+        actor, reason = content["actor"], content["reason"]
+        needed = needs(draft.operations, changes, breaks_glass=bool(draft.glass))
+        check_access(self.store, reading, actor, reason, draft.operations, needed)
+        if self._guards and not draft.glass:
+            planned = planned_of(
+                changes,
+                environment=self.environment,
+                actor=actor,
+                reason=reason,
+                now=reading.now,
+            )
+            check_guards(self._guards, planned)
+        return buckets_after(reading, actor, needed)
 
 
 def _digest(asked: object) -> str:

@@ -1,0 +1,131 @@
+"""Grants: which actors have which roles, and where. An environment has one document of them all."""
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+import msgspec
+from msgspec import Struct
+
+from flagkit.errors import InvalidDocumentError
+from flagkit.model.keys import KEY_LENGTH_MAX
+from flagkit.model.values import Value, text
+
+Role: TypeAlias = Literal["viewer", "editor", "releaser", "admin"]
+ROLES: Final[tuple[Role, ...]] = get_args(Role)
+ACTOR_LENGTH_MAX: Final = 200
+_NAMESPACE: Final = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+
+
+class Grant(Struct, frozen=True, order=True):
+    """A role of an actor, on what has a key that begins with one of `namespaces`; none is all."""
+
+    actor: str
+    role: Role
+    namespaces: tuple[str, ...] = ()
+
+    def covers(self, key: str) -> bool:
+        """Tell whether it is a grant on a key."""
+        return not self.namespaces or key.startswith(self.namespaces)
+
+
+class Grants(Struct, frozen=True):
+    """All grants of an environment, in order; each actor has a role at most once."""
+
+    grants: tuple[Grant, ...] = ()
+
+    def with_grant(self, grant: Grant) -> "Grants":
+        """Return these grants and another, in the place of one of the same actor and role."""
+        others = self.without(grant.actor, grant.role).grants
+        return Grants(tuple(sorted((*others, grant))))
+
+    def without(self, actor: str, role: Role | None = None) -> "Grants":
+        """Return these grants without a role of an actor, or without all of the actor's."""
+        return Grants(
+            tuple(
+                grant
+                for grant in self.grants
+                if grant.actor != actor or role not in (None, grant.role)
+            )
+        )
+
+    def scopes(self) -> set[tuple[str, str, str]]:
+        """Return all there is as actor, role and namespace, "" for everywhere."""
+        return {
+            (grant.actor, grant.role, namespace)
+            for grant in self.grants
+            for namespace in grant.namespaces or ("",)
+        }
+
+
+def checked_grant(actor: object, role: object, namespaces: Collection[str]) -> Grant:
+    """Return a grant from what a caller says.
+
+    Raises:
+        InvalidDocumentError: there is no such role, or actor and namespaces are no names of such.
+    """
+    if isinstance(namespaces, str):
+        raise InvalidDocumentError("namespaces", "is one text", f"Pass a list: [{namespaces!r}]")
+    for i, namespace in enumerate(namespaces):
+        if not _is_namespace(namespace):
+            raise InvalidDocumentError(
+                f"namespaces[{i}]",
+                f"{namespace!r} is nothing that keys begin with",
+                "Write it as in checkout. or checkout.express; leave namespaces out for all",
+            )
+    return Grant(checked_actor(actor), checked_role(role), tuple(sorted(set(namespaces))))
+
+
+def _is_namespace(given: object) -> bool:
+    return (
+        isinstance(given, str)
+        and len(given) <= KEY_LENGTH_MAX
+        and _NAMESPACE.fullmatch(given) is not None
+    )
+
+
+def checked_actor(actor: object) -> str:
+    """Return the name of an actor, or raise InvalidDocumentError."""
+    if not isinstance(actor, str) or not 0 < len(actor) <= ACTOR_LENGTH_MAX:
+        raise InvalidDocumentError(
+            "actor", f"is {actor!r}", f"Write a name of at most {ACTOR_LENGTH_MAX} characters"
+        )
+    return text(actor, "actor")
+
+
+def checked_role(role: object) -> Role:
+    """Return the name of a role, or raise InvalidDocumentError."""
+    for known in ROLES:
+        if role == known:
+            return known
+    raise InvalidDocumentError("role", f"{role!r} is no role", f"Write one of: {', '.join(ROLES)}")
+
+
+def check_has_admin(grants: Grants) -> None:
+    """Refuse grants that leave nobody who may change all of them.
+
+    Raises:
+        InvalidDocumentError: they do.
+    """
+    if not any(grant.role == "admin" and not grant.namespaces for grant in grants.grants):
+        raise InvalidDocumentError(
+            "grants",
+            "would leave no admin of the whole environment",
+            "Grant admin, without namespaces, to somebody before, or in the same change",
+        )
+
+
+def decode_grants(document: Mapping[str, Any]) -> Grants:
+    """Return the grants of a stored document."""
+    return Grants(msgspec.convert(document["grants"], tuple[Grant, ...]))
+
+
+def encode_grants(grants: Grants) -> dict[str, Value]:
+    """Return the document of grants."""
+    listed: list[Value] = []
+    for grant in grants.grants:
+        namespaces: dict[str, Value] = (
+            {"namespaces": [*grant.namespaces]} if grant.namespaces else {}
+        )
+        listed.append({"actor": grant.actor, "role": grant.role, **namespaces})
+    return {"grants": listed}

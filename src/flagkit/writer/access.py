@@ -1,0 +1,215 @@
+"""Access: who may do what, asked of the planned change, and the log of those who may not.
+
+The grants are read at the revision that the commit is compared with, so no change can slip past a
+revocation. An actor is who a writer says it is: docs/access.md says what that is worth.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, Literal, TypeAlias
+
+from msgspec import Struct
+
+from flagkit.changes import ACCESS, GRANTS, SEGMENTS, PolicyChange, PolicyState
+from flagkit.errors import AccessDeniedError, StoreError
+from flagkit.model import EVERYWHERE
+from flagkit.model.documents import METADATA
+from flagkit.model.grants import Grant, Grants, Role, decode_grants
+from flagkit.storage.reading import Reading
+from flagkit.storage.store import Store
+from flagkit.writer.operations import Earlier, Operation, SetState
+
+_log = logging.getLogger("flagkit.writer")
+
+Action: TypeAlias = Literal["edit", "pause", "release", "break glass", "grant"]
+MAY: Final[Mapping[Action, tuple[Role, ...]]] = {
+    "edit": ("editor", "releaser", "admin"),
+    "pause": ("editor", "releaser", "admin"),
+    "release": ("releaser", "admin"),
+    "break glass": ("releaser", "admin"),
+    "grant": ("admin",),
+}
+"""What takes which role.
+
+To edit changes nothing that anybody is served, to release does; to break glass passes guards by.
+"""
+LOGGED_MAX: Final = 100
+"""So many operations of what was denied are logged."""
+
+Need: TypeAlias = tuple[Action, str]
+"""What a change does, and the key that it does it to; of grants, the namespace."""
+
+
+class GrantRole(Operation, frozen=True, tag="grant", kw_only=True):
+    """Grant a role, in the place of what the actor has of it."""
+
+    actor: str
+    role: Role
+    namespaces: tuple[str, ...]
+
+    def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Grants:
+        """Return the grants with this one."""
+        return _held(before).with_grant(Grant(self.actor, self.role, self.namespaces))
+
+
+class RevokeRole(Operation, frozen=True, tag="revoke", kw_only=True):
+    """Take a role from an actor, or all roles."""
+
+    actor: str
+    role: Role | None
+
+    def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Grants:
+        """Return the grants without it."""
+        return _held(before).without(self.actor, self.role)
+
+
+class Denial(Struct, frozen=True):
+    """Somebody who was denied something: the server's time, who, what, and to which key."""
+
+    time: datetime
+    actor: str
+    action: str
+    key: str
+    reason: str
+    operations: tuple[dict[str, Any], ...]
+
+
+def grants(store: Store) -> tuple[Grant, ...]:
+    """Return the grants of an environment, ordered by actor and role; none where it is open."""
+    with store.reading() as reading:
+        return _held(reading.access.get(GRANTS)).grants
+
+
+def denials(store: Store) -> list[Denial]:
+    """Return who was denied what, oldest first."""
+    return [
+        Denial(
+            document["time"],
+            document["actor"],
+            document["action"],
+            document["key"],
+            document["reason"],
+            tuple(document["operations"]),
+        )
+        for document in store.denials()
+    ]
+
+
+def check_access(
+    store: Store,
+    reading: Reading,
+    actor: str,
+    reason: str,
+    operations: Sequence[Operation],
+    needed: Iterable[Need],
+) -> None:
+    """Refuse a planned change that its actor may not make, and log that it was refused.
+
+    Raises:
+        AccessDeniedError: with the first thing that the actor may not do.
+    """
+    held = reading.access.get(GRANTS)
+    if held is None:
+        return
+    denied = first_denied(decode_grants(held.policy), actor, needed)
+    if denied is None:
+        return
+    action, key = denied
+    asked = [
+        {"operation": type(operation).__struct_config__.tag, "key": operation.key}
+        for operation in operations[:LOGGED_MAX]
+    ]
+    told = {"actor": actor, "action": action, "key": key, "reason": reason, "operations": asked}
+    try:
+        store.add_denial(reading.now, told)
+    except StoreError as error:
+        _log.warning("a denial could not be logged: %s", error)
+    raise AccessDeniedError(actor, action, key, store.environment, MAY[action])
+
+
+def first_denied(held: Grants, actor: str, needed: Iterable[Need]) -> Need | None:
+    """Return the first need that no grant of an actor covers, None if all are covered."""
+    mine = [grant for grant in held.grants if grant.actor == actor]
+    for action, key in needed:
+        if not any(grant.role in MAY[action] and grant.covers(key) for grant in mine):
+            return action, key
+    return None
+
+
+def needs(
+    operations: Iterable[Operation], changes: Iterable[PolicyChange], *, breaks_glass: bool = False
+) -> list[Need]:
+    """Return what a change does to which keys. One that does nothing at all is an edit of all."""
+    found: dict[Need, None] = {}
+    changed = {change.id: change for change in changes}
+    for change in changed.values():
+        found |= dict.fromkeys(_needs_of(change))
+        if breaks_glass:
+            found["break glass", change.id[1] if change.id[0] != ACCESS else ""] = None
+    for operation in operations:
+        if operation.policy_id not in changed:
+            found[_need_of_nothing(operation)] = None
+    return [*found] or [("edit", "")]
+
+
+def _need_of_nothing(operation: Operation) -> Need:
+    """Return what it takes to ask for what is so already: it is a revision all the same."""
+    if operation.region == ACCESS:
+        return "grant", ""
+    pauses = isinstance(operation, SetState) and operation.verb == "pause"
+    return "pause" if pauses else "edit", operation.key
+
+
+def _needs_of(change: PolicyChange) -> list[Need]:
+    if change.id == GRANTS:
+        differing = _held(change.before).scopes() ^ _held(change.after).scopes()
+        return [("grant", namespace) for namespace in sorted({item[2] for item in differing})]
+    region, key = change.id
+    return [(action_of(change), "" if region == ACCESS else key)]
+
+
+def action_of(change: PolicyChange) -> Action:
+    """Return what a change does to a policy, by the states before and after it."""
+    region = change.id[0]
+    if region == ACCESS:
+        return "grant"
+    before = None if change.before is None else _served(change.before)
+    after = None if change.after is None else _served(change.after)
+    if region == SEGMENTS:
+        return "edit" if after is not None and before in (None, after) else "release"
+    return _action(region, before, after)
+
+
+def _action(region: str, before: dict[str, Any] | None, after: dict[str, Any] | None) -> Action:
+    if after is None:
+        return "release"
+    if before is None:
+        # An override hides the flag of all regions, paused or not.
+        return "edit" if region == EVERYWHERE and not _is_active(after) else "release"
+    if before == after:
+        return "edit"
+    if _is_active(before) and before == {**after, "state": before["state"]}:
+        return "pause" if after["state"] == "paused" else "release"
+    if _is_active(before) or _is_active(after):
+        return "release"
+    return "edit" if _off(before) == _off(after) else "release"
+
+
+def _served(state: PolicyState) -> dict[str, Any]:
+    """Return what of a policy anybody can be served."""
+    policy = {name: value for name, value in state.policy.items() if name not in METADATA}
+    return policy if state.region == SEGMENTS else {"state": "active", **policy}
+
+
+def _is_active(policy: Mapping[str, Any]) -> bool:
+    return bool(policy["state"] == "active")
+
+
+def _off(policy: Mapping[str, Any]) -> tuple[str | None, Any]:
+    off = policy.get("off")
+    return off, None if off is None else policy["variants"][off]
+
+
+def _held(state: PolicyState | None) -> Grants:
+    return Grants() if state is None else decode_grants(state.policy)

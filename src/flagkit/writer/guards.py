@@ -1,0 +1,222 @@
+"""Guards: what a writer's owner has to say about a planned change, before it is committed.
+
+They are functions of one process, asked at the revision that the commit is compared with. The kill
+switch is not theirs to stop, nor is a change of access.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+from msgspec import Struct
+
+from flagkit.changes import ACCESS, SEGMENTS, PolicyChange
+from flagkit.core.schedule import is_open, share_at, window_changes_after
+from flagkit.errors import ConfigurationError, GuardError
+from flagkit.model import Flag, Ramp, Rollout, Serve, Serves, decode
+from flagkit.model.decoding import convert, values_of
+from flagkit.model.documents import WindowDocument
+from flagkit.model.rollouts import BUCKETS, percent
+from flagkit.model.windows import window
+from flagkit.writer.access import Action, action_of
+
+
+class Planned(Struct, frozen=True, kw_only=True):
+    """What a change would do to one flag or segment.
+
+    `before` and `after` are the policy documents, None where there is none. `now` is the server's
+    time. A segment's region is "@segments".
+    """
+
+    environment: str
+    region: str
+    key: str
+    action: Action
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+    actor: str
+    reason: str
+    now: datetime
+
+
+class Refusal(Struct, frozen=True):
+    """Why a guard refuses: where in the policy, what is wrong there, and what to do instead."""
+
+    path: str
+    problem: str
+    remedy: str
+
+
+Guard: TypeAlias = Callable[[Planned], Refusal | None]
+"""Returns None of what it lets pass. What it raises ends the change, too."""
+
+
+def check_guards(guards: Iterable[Guard], planned: Iterable[Planned]) -> None:
+    """Ask each guard about each of what is planned.
+
+    Raises:
+        GuardError: one refuses.
+    """
+    asked = [*guards]
+    for plan in planned:
+        for guard in asked:
+            refusal = guard(plan)
+            if refusal is not None:
+                name = getattr(guard, "__name__", type(guard).__name__)
+                kind = "segment" if plan.region == SEGMENTS else "flag"
+                raise GuardError(
+                    name,
+                    refusal.path,
+                    refusal.problem,
+                    refusal.remedy,
+                    subject=f"{kind} {plan.key!r}",
+                )
+
+
+def planned_of(
+    changes: Iterable[PolicyChange], *, environment: str, actor: str, reason: str, now: datetime
+) -> list[Planned]:
+    """Return what guards are asked about of a change."""
+    found: list[Planned] = []
+    for change in changes:
+        region, key = change.id
+        if region == ACCESS or action_of(change) == "pause":
+            continue
+        found.append(
+            Planned(
+                environment=environment,
+                region=region,
+                key=key,
+                action=action_of(change),
+                before=None if change.before is None else change.before.policy,
+                after=None if change.after is None else change.after.policy,
+                actor=actor,
+                reason=reason,
+                now=now,
+            )
+        )
+    return found
+
+
+class LargestStep:
+    """Refuses to give more than so many percent of the keys another variant at once.
+
+    Of a flag that was there, paused or not, each rule and the fallthrough are compared with what
+    the rule of that name served before, or the fallthrough where there was none. A ramp counts as
+    it stands now.
+    """
+
+    def __init__(self, step: float) -> None:
+        if not 0 < step <= 100:  # noqa: PLR2004 - percent
+            raise ConfigurationError(f"LargestStep({step!r}): write percent, above 0, up to 100")
+        self._step: Final = step
+
+    def __call__(self, planned: Planned) -> Refusal | None:
+        """Judge what is planned."""
+        if planned.region == SEGMENTS or planned.before is None or planned.after is None:
+            return None
+        now = planned.now.timestamp()
+        before, after = (decode(side, stored=True) for side in (planned.before, planned.after))
+        for path, old, new in _served(before, after):
+            moved = percent(_moved(old, new, now))
+            if moved > self._step:
+                return Refusal(
+                    path,
+                    f"serves another variant to {moved} % of the keys at once",
+                    f"Take steps of at most {self._step} %",
+                )
+        return None
+
+
+class Freeze:
+    """Refuses any change within a window: from and until, or days and hours of a time zone.
+
+    It is written like `during` of a rule, as in Freeze({"days": ["sat", "sun"], "zone":
+    "Europe/Berlin"}).
+
+    Raises:
+        InvalidDocumentError: the window makes no sense.
+    """
+
+    def __init__(self, during: Mapping[str, Any]) -> None:
+        self._window: Final = window(convert(values_of(during), WindowDocument), "during")
+
+    def __call__(self, planned: Planned) -> Refusal | None:
+        """Judge what is planned."""
+        moment = planned.now.timestamp()
+        if not is_open(self._window, moment):
+            return None
+        end = window_changes_after(self._window, moment)
+        until = _date(end)
+        return Refusal("", "is frozen", f"Wait until {until}, or pause it" if until else "Pause it")
+
+
+RequiredName: TypeAlias = Literal["owner", "description", "tags", "expires", "reason"]
+_ONLY_FLAGS: Final = ("expires",)
+
+
+class Required:
+    """Refuses flags and segments without some metadata, or changes without a reason."""
+
+    def __init__(self, *names: RequiredName) -> None:
+        known = get_args(RequiredName)
+        if unknown := set(names).difference(known):
+            raise ConfigurationError(
+                f"Required({min(unknown)!r}): what can be required is {', '.join(known)}"
+            )
+        self._names: Final = names
+
+    def __call__(self, planned: Planned) -> Refusal | None:
+        """Judge what is planned."""
+        for name in self._names:
+            if name == "reason":
+                if not planned.reason.strip():
+                    return Refusal("reason", "is missing", 'Pass reason="why"')
+            elif planned.after is not None and not planned.after.get(name):
+                if planned.region == SEGMENTS and name in _ONLY_FLAGS:
+                    continue
+                return Refusal(name, "is missing", f"Write {name} in the document")
+        return None
+
+
+def _served(before: Flag, after: Flag) -> Iterable[tuple[str, Serves, Serves]]:
+    """Return what was served and what would be, by path."""
+    old = {rule.name: rule.serves for rule in before.rules}
+    for i, rule in enumerate(after.rules):
+        yield f"rules[{i}]", old.pop(rule.name, before.fallthrough), rule.serves
+    yield "fallthrough", before.fallthrough, after.fallthrough
+    for serves in old.values():
+        yield "fallthrough", serves, after.fallthrough
+
+
+def _moved(old: Serves, new: Serves, now: float) -> int:
+    """Return how many buckets are served another variant."""
+    before, after = _shares(old, now), _shares(new, now)
+    if _hashed(old) in (None, _hashed(new)) or _hashed(new) is None:
+        stay = sum(min(share, after.get(variant, 0)) for variant, share in before.items())
+    else:
+        # Hashed anew, keys fall where they may.
+        stay = sum(share * after.get(variant, 0) for variant, share in before.items()) // BUCKETS
+    return BUCKETS - stay
+
+
+def _shares(serves: Serves, now: float) -> Mapping[str, int]:
+    match serves:
+        case Serve():
+            return {serves.variant: BUCKETS}
+        case Rollout():
+            return serves.weights
+        case Ramp():
+            share = share_at(serves, now)
+            return {serves.variant: share, serves.otherwise: BUCKETS - share}
+
+
+def _hashed(serves: Serves) -> tuple[tuple[str, ...], str] | None:
+    return None if isinstance(serves, Serve) else (serves.by, serves.salt)
+
+
+def _date(moment: float) -> str:
+    try:
+        return datetime.fromtimestamp(moment, UTC).isoformat()
+    except (ValueError, OverflowError, OSError):
+        return ""

@@ -1,0 +1,284 @@
+"""Limits: token buckets that hold over processes, exactly; and that a kill switch always works."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from flagkit.errors import AccessDeniedError, InvalidDocumentError, RateLimitedError
+from flagkit.model.limits import Limit, Limits
+from flagkit.writer import Draft, Writer, entries, limits, verify
+from flagkit.writer.limits import EVERYBODY, taken
+from tests.processes import Child
+from tests.test_writer import flag
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SECOND = 1_000_000
+
+
+@pytest.fixture
+def direct(mongo_uri: str, database: str) -> Iterator[Database[dict[str, Any]]]:
+    with MongoClient[dict[str, Any]](mongo_uri) as client:
+        yield client[database]
+
+
+class Model:
+    """Buckets as a book has them: so many tokens, more with time, one less with each change."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._tokens: dict[str, tuple[Fraction, int]] = {}
+
+    def allows(self, actor: str, now: int) -> bool:
+        """Tell whether a change is allowed at a moment in microseconds; if so, it is made."""
+        pairs = ((actor, self._limits.actor), (EVERYBODY, self._limits.environment))
+        left = {name: self._left(name, limit, now) for name, limit in pairs if limit is not None}
+        if any(tokens < 1 for tokens in left.values()):
+            return False
+        self._tokens |= {name: (tokens - 1, now) for name, tokens in left.items()}
+        return True
+
+    def _left(self, name: str, limit: Limit, now: int) -> Fraction:
+        tokens, since = self._tokens.get(name, (Fraction(limit.capacity), now))
+        gained = Fraction(now - since, SECOND) * Fraction(limit.rate)
+        return min(Fraction(limit.capacity), tokens + gained)
+
+
+def assert_within(limit: Limit, times: list[int]) -> None:
+    """Hold changes at some moments to the bound, in every window."""
+    for i, start in enumerate(times):
+        for j, end in enumerate(times[i:], i):
+            assert j - i + 1 <= limit.capacity + limit.rate * (end - start) / SECOND
+
+
+# Rates at which a token takes whole microseconds: there, both have the same to the last one.
+LIMIT = st.none() | st.builds(
+    Limit, st.integers(1, 5), st.sampled_from([0.5, 1.0, 2.0, 8.0, 64.0, 1000.0])
+)
+STEPS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3 * SECOND)), max_size=60)
+
+
+@given(LIMIT, LIMIT, STEPS)
+def test_buckets_are_those_of_a_model(
+    actor: Limit | None, environment: Limit | None, steps: list[tuple[str, int]]
+) -> None:
+    held = Limits(actor, environment)
+    model, buckets = Model(held), dict[str, int]()
+    made: dict[str, list[int]] = {"a": [], "b": [], "c": [], EVERYBODY: []}
+    now = 0
+    for name, pause in steps:
+        now += pause
+        try:
+            buckets = taken(held, buckets, name, now)
+        except RateLimitedError as error:
+            assert not model.allows(name, now)
+            retry_at = (error.retry_at - EPOCH) // timedelta(microseconds=1)
+            assert retry_at > now
+            assert error.retry_after == (retry_at - now) / SECOND  # noqa: PT017 - it may not come
+            with pytest.raises(RateLimitedError):
+                taken(held, buckets, name, retry_at - 1)
+            continue
+        assert model.allows(name, now)
+        made[name].append(now)
+        made[EVERYBODY].append(now)
+    for name, times in made.items():
+        limit = environment if name == EVERYBODY else actor
+        if limit is not None:
+            assert_within(limit, times)
+
+
+@given(
+    st.builds(Limit, st.integers(1, 4), st.floats(0.001, 1e6)),
+    st.lists(st.integers(0, 100_000), max_size=60),
+)
+def test_no_window_has_more_than_its_bound_whatever_the_rate(
+    limit: Limit, pauses: list[int]
+) -> None:
+    held, buckets, made, now = Limits(environment=limit), dict[str, int](), list[int](), 0
+    for pause in pauses:
+        now += pause
+        try:
+            buckets = taken(held, buckets, "a", now)
+        except RateLimitedError:
+            continue
+        made.append(now)
+    assert_within(limit, made)
+
+
+def limit(writer: Writer, **limits: tuple[int, float]) -> None:
+    with writer.change() as change:
+        for whose, (capacity, rate) in limits.items():
+            change.set_limit(whose, capacity=capacity, rate=rate)  # type: ignore[arg-type]
+
+
+@pytest.mark.mongo
+def test_who_makes_too_many_changes_is_told_when_to_go_on(writer: Writer) -> None:
+    limit(writer, actor=(2, 0.001))
+    writer.create(flag())
+    writer.update(flag(owner="ada"))
+    before = writer.store.tip()
+    with pytest.raises(
+        RateLimitedError, match="limit on changes of this actor is reached: try again in"
+    ) as caught:
+        writer.update(flag(owner="bob"))
+    assert caught.value.whose == "actor"
+    assert 900 < caught.value.retry_after <= 1000
+    # A token is there a thousand seconds after the first one was taken.
+    assert caught.value.retry_at > before.time + timedelta(seconds=900)
+    assert writer.store.tip() == before
+
+
+@pytest.mark.mongo
+def test_pauses_and_changes_of_access_are_not_limited(writer: Writer) -> None:
+    limit(writer, environment=(1, 0.001))
+    writer.create(flag())
+    writer.pause("shop.search")
+    writer.pause("shop.search")
+    with pytest.raises(RateLimitedError, match="of this environment"):
+        writer.resume("shop.search")
+    with writer.change() as change:
+        change.grant("tester", "admin")
+        change.lift_limit("environment")
+    writer.resume("shop.search")
+    assert limits(writer.store) == Limits()
+    assert verify(writer.store) == []
+
+
+@pytest.mark.mongo
+def test_each_actor_has_a_bucket_that_does_not_say_whose_it_is(
+    writer: Writer, mongo_uri: str, database: str, direct: Database[dict[str, Any]]
+) -> None:
+    limit(writer, actor=(1, 0.001), environment=(3, 0.001))
+    writer.create(flag("a.one"))
+    with Writer(mongo_uri, "production", actor="ada", database=database) as ada:
+        ada.create(flag("a.two"))
+        with pytest.raises(RateLimitedError, match="of this actor"):
+            ada.create(flag("a.three"))
+    with pytest.raises(RateLimitedError, match="of this actor"):
+        writer.create(flag("a.three"))
+    with Writer(mongo_uri, "production", actor="bob", database=database) as bob:
+        bob.create(flag("a.three"))
+    with (
+        Writer(mongo_uri, "production", actor="eve", database=database) as eve,
+        pytest.raises(RateLimitedError, match="of this environment"),
+    ):
+        eve.create(flag("a.four"))
+    (head,) = direct.heads.find()
+    assert len(head["buckets"]) == 4
+    assert not {"ada", "bob", "tester"} & head["buckets"].keys()
+
+
+@pytest.mark.mongo
+def test_a_full_bucket_leaves_nothing_behind(
+    writer: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    limit(writer, actor=(1, 1e6), environment=(2, 1e6))
+    first = writer.create(flag())
+    # As soon as the server's clock is a millisecond further.
+    while writer.pause("shop.search").time == first.time:
+        pass
+    (head,) = direct.heads.find()
+    assert "buckets" not in head
+
+
+@pytest.mark.mongo
+def test_a_request_that_is_sent_again_takes_no_token(writer: Writer) -> None:
+    limit(writer, actor=(1, 0.001))
+    first = writer.create(flag(), idempotency_key="deploy-7")
+    assert writer.create(flag(), idempotency_key="deploy-7") == first
+
+
+@pytest.mark.mongo
+def test_limits_are_for_admins_and_in_the_ledger(
+    writer: Writer, mongo_uri: str, database: str
+) -> None:
+    limit(writer, actor=(5, 0.5), environment=(100, 10))
+    with writer.change() as change:
+        change.lift_limit("environment")
+    with writer.change() as change:
+        change.grant("tester", "admin")
+        change.grant("ada", "admin", ["shop."])
+    assert [entry.actions for entry in entries(writer.store)][:2] == [
+        (
+            "set limit of each actor to 5 and 0.5 a second",
+            "set limit of all to 100 and 10.0 a second",
+        ),
+        ("set limit of all to any number",),
+    ]
+    assert limits(writer.store) == Limits(Limit(5, 0.5))
+    with (
+        Writer(mongo_uri, "production", actor="ada", database=database) as ada,
+        pytest.raises(AccessDeniedError, match="roles and limits of everything"),
+    ):
+        limit(ada, actor=(1000, 1000.0))
+
+
+@pytest.mark.parametrize(
+    ("whose", "capacity", "rate", "message"),
+    [
+        ("team", 1, 1, "whose: is 'team'. Write one of: actor, environment"),
+        ("actor", 0, 1, "capacity: is 0. Write how many changes: 1 to 1,000,000"),
+        ("actor", 1.5, 1, "capacity: is 1.5"),
+        ("actor", True, 1, "capacity: is True"),
+        ("actor", 1, 0, "rate: is 0. Write changes a second, such as 0.5"),
+        ("actor", 1, float("nan"), "rate: is nan"),
+        ("actor", 1, True, "rate: is True"),
+        ("actor", 1, "1", "rate: is '1'"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(
+    whose: Any, capacity: Any, rate: Any, message: str
+) -> None:
+    with pytest.raises(InvalidDocumentError) as caught:
+        Draft("production").set_limit(whose, capacity=capacity, rate=rate)
+    assert message in str(caught.value)
+
+
+PROCESSES, ATTEMPTS = 8, 15
+
+
+@pytest.mark.mongo
+def test_limits_hold_over_processes_that_hammer(
+    writer: Writer, mongo_uri: str, database: str
+) -> None:
+    held = Limits(Limit(4, 8.0), Limit(10, 20.0))
+    limit(writer, actor=(4, 8.0), environment=(10, 20.0))
+    names = [f"actor-{i % 4}" for i in range(PROCESSES)]
+
+    def hammer(says: Connection, name: str, number: int) -> None:
+        refused = 0
+        with Writer(mongo_uri, "production", actor=name, database=database) as mine:
+            for i in range(ATTEMPTS):
+                try:
+                    mine.create(flag(f"hammer.p{number}-{i}"))
+                except RateLimitedError:
+                    refused += 1
+        says.send(refused)
+
+    children = [
+        Child(lambda says, name=name, number=number: hammer(says, name, number))  # type: ignore[misc]
+        for number, name in enumerate(names)
+    ]
+    refused = 0
+    for child in children:
+        with child:
+            refused += child.says()
+    made = list(entries(writer.store, after=1))
+    assert len(made) + refused == PROCESSES * ATTEMPTS
+    assert refused > 0
+    model = Model(held)
+    times = [(entry.time - EPOCH) // timedelta(microseconds=1) for entry in made]
+    for entry, time in zip(made, times, strict=True):
+        assert model.allows(entry.actor, time)
+    assert_within(Limit(10, 20.0), times)
+    for name in set(names):
+        own = [time for entry, time in zip(made, times, strict=True) if entry.actor == name]
+        assert_within(Limit(4, 8.0), own)
+    assert verify(writer.store) == []
