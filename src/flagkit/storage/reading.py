@@ -18,6 +18,7 @@ from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.layout import (
     ACCESS,
     AUDIT,
+    CHANGE_FIELDS,
     CHECKPOINTS,
     FLAGS,
     LEDGER,
@@ -311,14 +312,16 @@ class Reading:
         return None if request is None else (request["actor"], newest[0].tip.time)
 
     def _newest_of(self, policy: PolicyId, revision: int) -> tuple[Change, PolicyChange] | None:
-        """Return the last change up to a revision that touched a flag or a segment."""
-        region, key = policy
+        """Return the last change to a flag or a segment up to a revision, or that part of it."""
+        itself = {"$elemMatch": {"key": policy[1], "region": policy[0]}}
         document = self._database[LEDGER].find_one(
             {
                 "_id.environment": self.tip.environment,
-                "policies": {"$elemMatch": {"key": key, "region": region}},
+                "policies": itself,
                 "_id.revision": {"$lte": revision},
             },
+            # Not what else it changed: of bulk changes that is too much for each of their flags.
+            dict.fromkeys(CHANGE_FIELDS, True) | {"policies": itself},
             sort=[("_id.revision", DESCENDING)],
             session=self._session,
         )
