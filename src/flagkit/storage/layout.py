@@ -36,11 +36,6 @@ ACCESS, DENIALS = "access", "denials"
 CHECKPOINTS, SLICES = "checkpoints", "slices"
 CLIENTS = "clients"
 PROJECTED = (FLAGS, SEGMENTS, ACCESS)
-CHANGE_FIELDS = (
-    *("epoch", "revision", "hash", "time", "digests"),
-    *("request", "previous_hash", "policies"),
-)
-"""What a ledger document has, besides its `_id`."""
 
 INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
     HEADS: (),

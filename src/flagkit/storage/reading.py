@@ -18,7 +18,6 @@ from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.layout import (
     ACCESS,
     AUDIT,
-    CHANGE_FIELDS,
     CHECKPOINTS,
     FLAGS,
     LEDGER,
@@ -50,6 +49,11 @@ from flagkit.storage.scanning import (
     without_body,
 )
 
+_CHANGE_FIELDS = (
+    *("epoch", "revision", "hash", "time", "digests"),
+    *("request", "previous_hash", "policies"),
+)
+"""What a ledger document has, besides its `_id`."""
 _BY_ID = [("_id", ASCENDING)]
 
 
@@ -321,7 +325,7 @@ class Reading:
                 "_id.revision": {"$lte": revision},
             },
             # Not what else it changed: of bulk changes that is too much for each of their flags.
-            dict.fromkeys(CHANGE_FIELDS, True) | {"policies": itself},
+            dict.fromkeys(_CHANGE_FIELDS, True) | {"policies": itself},
             sort=[("_id.revision", DESCENDING)],
             session=self._session,
         )
