@@ -25,7 +25,7 @@ from flagkit.model import packing
 from flagkit.refresh import Route, Source
 from flagkit.snapshot import Record, Snapshot
 from flagkit.storage.collector import collector_paused
-from flagkit.storage.layout import PROJECTED
+from flagkit.storage.layout import FLAGS, SEGMENTS
 from flagkit.storage.source import MongoSource
 from flagkit.testing import MemoryHistory
 from flagkit.writer import Writer, verify
@@ -395,7 +395,7 @@ class TestMongo:
             change.create(flag("b.b1", region="eu"))
             change.create_segment({"key": "s.one", "included": ["ada"]})
         with MongoClient[dict[str, Any]](mongo_uri) as direct:
-            before = {name: [*direct[database][name].find()] for name in PROJECTED}
+            before = {name: [*direct[database][name].find()] for name in (FLAGS, SEGMENTS)}
             with writer.change() as change:
                 for key in ("a.first", "b.b2", "c.last"):
                     change.create(flag(key))
