@@ -13,7 +13,7 @@ ROOMS = sorted((SOURCE / "flagkit").rglob("*.py"))
 LEVELS = [
     ["errors"],
     ["model"],
-    ["core", "changes", "forks", "counting", "breaker", "heartbeat", "names_loop"],
+    ["core", "changes", "forks", "counting", "breaker", "heartbeat", "names_loop", "collector"],
     ["snapshot"],
     ["refresh", "view", "bootstrap", "references"],
     ["storage", "keeping", "registering", "explaining", "settings", "status", "subscriptions"],

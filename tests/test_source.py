@@ -14,6 +14,7 @@ from pymongo import MongoClient, WriteConcern
 
 from flagkit import Client
 from flagkit.changes import Change
+from flagkit.collector import collector_paused
 from flagkit.errors import (
     ConfigurationError,
     FlagkitError,
@@ -24,7 +25,6 @@ from flagkit.errors import (
 from flagkit.model import packing
 from flagkit.refresh import Route, Source
 from flagkit.snapshot import Record, Snapshot
-from flagkit.storage.collector import collector_paused
 from flagkit.storage.layout import FLAGS, SEGMENTS
 from flagkit.storage.source import MongoSource
 from flagkit.testing import MemoryHistory

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Final, TypeAlias, TypeVar
 
 from flagkit.changes import Change, PolicyId, Tip
+from flagkit.collector import collector_paused
 from flagkit.errors import SnapshotFormatError
 from flagkit.snapshot import Arena, Record, Snapshot, SnapshotFile, fold, whole
 from flagkit.snapshot.slices import given_back
@@ -234,7 +235,8 @@ async def _paced(slices: Generator[None, None, T]) -> T:
     while True:
         started = time.perf_counter()
         try:
-            next(slices)
+            with collector_paused():
+                next(slices)
         except StopIteration as done:
             result: T = done.value
             return result

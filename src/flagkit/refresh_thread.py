@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 from flagkit.breaker import Circuit
 from flagkit.changes import Change, PolicyId
+from flagkit.collector import collector_paused
 from flagkit.core.freshness import Freshness
 from flagkit.errors import ClosedError, FlagkitError, NotReadyError
 from flagkit.keeping import Keeper
@@ -211,7 +212,8 @@ class RefreshThread:
         # Not a local of `_run`, which would keep its base in memory while it waits for the next.
         snapshot, applied = self.refresher.snapshot, self.refresher.applied
         if snapshot is not None and (applied != () or again):
-            self._publish_safely(snapshot, applied)
+            with collector_paused():
+                self._publish_safely(snapshot, applied)
             self._saw(snapshot, applied)
 
     def _saw(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
@@ -259,7 +261,8 @@ class RefreshThread:
         refresher = self.refresher
         try:
             event = await self._obey(source, action)
-            following = refresher.step(event, self._now())
+            with collector_paused():
+                following = refresher.step(event, self._now())
         except Exception as error:  # noqa: BLE001 - whatever fails or is stored, the thread goes on
             self._note(error)
             return refresher.step(Failed(error), self._now())

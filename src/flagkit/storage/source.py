@@ -24,6 +24,7 @@ from pymongo.write_concern import WriteConcern
 
 from flagkit.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit.changes import Change, Tip, parts_added
+from flagkit.collector import collector_paused
 from flagkit.errors import (
     HistoryLostError,
     StoreError,
@@ -34,7 +35,6 @@ from flagkit.model import EVERYWHERE
 from flagkit.refresh import Route
 from flagkit.snapshot import Snapshot, check_digests, kept_of, regions_of
 from flagkit.storage.checkpoints import Checkpoints
-from flagkit.storage.collector import collector_paused
 from flagkit.storage.driver import (
     NO_SNAPSHOTS,
     OPERATION_MILLISECONDS_MAX,
@@ -258,7 +258,8 @@ class MongoSource:
                     batch_size=EVENTS_AT_ONCE,
                     max_time_ms=OPERATION_MILLISECONDS_MAX,
                 )
-                changes = [ledgered(document) async for document in found]
+                with collector_paused():
+                    changes = [ledgered(document) async for document in found]
         newest = change_of(head)
         assert newest is not None, "a head past revision 0 has its change"
         changes.append(newest)
@@ -350,7 +351,8 @@ class MongoSource:
 
     async def _with_parts(self, changes: list[Change], route: Route) -> list[Change]:
         """Return changes with the parts of members that are there after them, and not before."""
-        added = parts_added(changes)
+        with collector_paused():
+            added = parts_added(changes)
         if not added:
             return changes
         with translated("reading members"):

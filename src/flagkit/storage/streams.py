@@ -7,6 +7,7 @@ from bson.codec_options import CodecOptions
 from bson.timestamp import Timestamp
 
 from flagkit.changes import Change
+from flagkit.collector import collector_paused
 from flagkit.errors import StoreUnavailableError
 from flagkit.storage.layout import Document, change_of
 
@@ -32,8 +33,13 @@ def arrived(batch: bytes) -> tuple[list[Change], Timestamp | None]:
     Raises:
         StoreUnavailableError: it has what is no revision: the collection was dropped, say.
     """
-    events: list[Document] = bson.decode_all(batch, _CODEC)  # pyright: ignore[reportUnknownMemberType] - its mmap has no parameter
-    return list(map(_change, events)), events[-1].get("clusterTime") if events else None
+    # What is decoded is gone at the end of this. Met in between, it would count as what stays.
+    with collector_paused():
+        events: list[Document] = bson.decode_all(batch, _CODEC)  # pyright: ignore[reportUnknownMemberType] - its mmap has no parameter
+        changes = list(map(_change, events))
+        time = events[-1].get("clusterTime") if events else None
+        del events
+    return changes, time
 
 
 def _change(event: Document) -> Change:

@@ -1,6 +1,7 @@
-"""Collector: Python's cyclic garbage collector, paused for as long as much is being loaded.
+"""Collector: Python's cyclic garbage collector, paused while much is made that is no garbage.
 
-Each of its runs walks all that has been loaded so far, none of which is garbage.
+Each of its runs walks what has been made so far, and, after some, all that the service has: 40 ms
+and more, in which no thread goes on. What is made and gone within a pause counts for nothing.
 """
 
 import gc
