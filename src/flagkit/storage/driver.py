@@ -32,6 +32,9 @@ OPERATION_MILLISECONDS_MAX: Final = 20_000
 _SETTINGS: Final[dict[str, Any]] = {
     "tz_aware": True,
     "appname": "flagkit",
+    # A second connection for each member, and twice the heartbeats, tell of changes no sooner than
+    # the connections that they break.
+    "serverMonitoringMode": "poll",
     "serverSelectionTimeoutMS": 3_000,
     "connectTimeoutMS": 3_000,
     # Longer than a change stream's wait, which is the longest silence that is in order.
