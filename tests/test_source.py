@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import random
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 import pytest
 from bson import ObjectId
 from pymongo import MongoClient, WriteConcern
+from pymongo.errors import OperationFailure
 
 from flagkit import Client
 from flagkit.changes import Change
@@ -23,8 +25,20 @@ from flagkit.errors import (
     StoreError,
 )
 from flagkit.model import packing
-from flagkit.refresh import Route, Source
+from flagkit.refresh import (
+    AskHead,
+    CatchUp,
+    CaughtUp,
+    Due,
+    Failed,
+    Refresher,
+    Route,
+    Source,
+    Wait,
+    Watch,
+)
 from flagkit.snapshot import Record, Snapshot
+from flagkit.storage.driver import translated
 from flagkit.storage.layout import FLAGS, SEGMENTS
 from flagkit.storage.source import MongoSource
 from flagkit.testing import MemoryHistory
@@ -629,3 +643,20 @@ class TestMongo:
             await source.close()
 
         asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    "code", [43, 136, 189, 237, 260, 280, 286, 10107, 10334], ids=lambda code: f"code {code}"
+)
+def test_whatever_ends_a_stream_is_waited_out_and_asked_of_the_ledger(code: int) -> None:
+    refresher = Refresher(random.Random(1), asyncio.run(MemoryHistory().source().load(Route.NEAR)))
+    refresher.step(CaughtUp(()), 0.0)
+    with pytest.raises(StoreError) as caught, translated("watching for changes"):
+        raise OperationFailure("the stream has ended", code)
+    wait = refresher.step(Failed(caught.value), 0.0)
+    while isinstance(wait, AskHead | Watch):
+        wait = refresher.step(Failed(caught.value), 0.0)
+    assert isinstance(wait, Wait)
+    again = refresher.step(Due(), wait.until)
+    assert isinstance(again, CatchUp)
+    assert again.reopen
