@@ -28,7 +28,8 @@ from flagkit.embedded import EmbeddedMongo
 from flagkit.model import EVERYWHERE
 from flagkit.refresh import Arrived, CatchUp, CaughtUp, Refresher, State
 from flagkit.settings import DATABASE
-from flagkit.storage.layout import HEADS, head_document
+from flagkit.storage.forms import head_document
+from flagkit.storage.layout import HEADS
 from flagkit.storage.source import MongoSource
 from flagkit.view import View
 

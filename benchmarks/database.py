@@ -16,18 +16,9 @@ from flagkit.changes import Change, PolicyChange, Tip, next_change
 from flagkit.model import packing
 from flagkit.settings import DATABASE
 from flagkit.snapshot import seal_of
-from flagkit.storage.layout import (
-    FLAGS as FLAGS_COLLECTION,
-)
-from flagkit.storage.layout import (
-    HEADS,
-    LEDGER,
-    Document,
-    head_document,
-    ledger_document,
-    policy_document,
-    policy_id,
-)
+from flagkit.storage.forms import head_document, ledger_document, policy_document
+from flagkit.storage.layout import FLAGS as FLAGS_COLLECTION
+from flagkit.storage.layout import HEADS, LEDGER, Document, policy_id
 
 INSERTED_AT_ONCE: Final = 10_000
 

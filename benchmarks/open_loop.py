@@ -36,7 +36,8 @@ from flagkit.changes import Change, Tip
 from flagkit.client import Client
 from flagkit.embedded import EmbeddedMongo
 from flagkit.settings import DATABASE
-from flagkit.storage.layout import HEADS, LEDGER, head_document, ledger_document
+from flagkit.storage.forms import head_document, ledger_document
+from flagkit.storage.layout import HEADS, LEDGER
 
 BATCHES_A_SECOND: Final = 1_000
 CHECKS_A_BATCH: Final = 50

@@ -49,7 +49,8 @@ from flagkit.core import templates
 from flagkit.embedded import EmbeddedMongo
 from flagkit.settings import DATABASE
 from flagkit.snapshot import fold, whole
-from flagkit.storage.layout import HEADS, policy_document
+from flagkit.storage.forms import policy_document
+from flagkit.storage.layout import HEADS
 from flagkit.testing import client_from
 
 

@@ -21,7 +21,8 @@ from flagkit.breaker import Thresholds
 from flagkit.changes import genesis, next_change
 from flagkit.errors import NotReadyError
 from flagkit.refresh import Pace, State
-from flagkit.storage.layout import INDEXES, head_document, ledger_document
+from flagkit.storage.forms import head_document, ledger_document
+from flagkit.storage.layout import INDEXES
 from flagkit.writer import Writer, verify
 from tests.following import (
     ENVIRONMENT,

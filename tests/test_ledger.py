@@ -15,7 +15,7 @@ from flagkit.changes import PolicyId, genesis, next_change
 from flagkit.snapshot import Record, snapshot_of, whole
 from flagkit.snapshot.building import Builder
 from flagkit.snapshot.folding import folded
-from flagkit.storage.layout import head_document, ledger_document
+from flagkit.storage.forms import head_document, ledger_document
 from flagkit.writer import Writer, entries, verify, write_checkpoint
 from flagkit.writer.checkpoints import problem_with
 from flagkit.writer.ledger import ACTIONS, Wanted

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from flagkit.changes import Change
 from flagkit.errors import StoreError
-from flagkit.storage.layout import ledger_document, ledgered
+from flagkit.storage.forms import ledger_document, ledgered
 
 
 def audited(document: Mapping[str, Any]) -> Change:

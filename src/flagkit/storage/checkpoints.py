@@ -27,21 +27,16 @@ from flagkit.snapshot.arena import opened
 from flagkit.snapshot.frame import FORMAT
 from flagkit.snapshot.slices import blank, copied
 from flagkit.storage.driver import translated
+from flagkit.storage.forms import change_of, judged, ledgered, tip_fields, tip_in, tip_of
 from flagkit.storage.layout import (
     CHECKPOINTS,
     LEDGER,
     SLICES,
     Document,
-    change_of,
     checkpoint_id,
     checkpoints_of,
-    judged,
     ledger_id,
-    ledgered,
     slice_id,
-    tip_fields,
-    tip_in,
-    tip_of,
 )
 from flagkit.storage.turns import in_turns
 

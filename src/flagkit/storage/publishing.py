@@ -25,13 +25,13 @@ from flagkit.storage.checkpoints import (
     checkpoint_of,
     manifest,
 )
+from flagkit.storage.forms import judged
 from flagkit.storage.layout import (
     CHECKPOINTS,
     SLICES,
     Document,
     checkpoint_id,
     checkpoints_of,
-    judged,
     slice_id,
     slices_of,
 )

@@ -12,7 +12,8 @@ from typing import Any, Final
 from msgspec import Struct
 
 from flagkit.heartbeat import Heartbeat
-from flagkit.storage.layout import Document, judged
+from flagkit.storage.forms import judged
+from flagkit.storage.layout import Document
 
 _TOLD: Final = ("service", "host", "pid", "region", "epoch", "revision", "staleness")
 

@@ -16,17 +16,14 @@ from flagkit.errors import HistoryLostError
 from flagkit.model import packing
 from flagkit.snapshot import Arena, Record, record_of, seal_of
 from flagkit.snapshot.building import Builder
+from flagkit.storage.forms import change_of, judged, policy_state, tip_of
 from flagkit.storage.layout import (
     FLAGS,
     SEGMENTS,
     Document,
-    change_of,
     collection_of,
-    judged,
     policies_in,
     policies_of,
-    policy_state,
-    tip_of,
 )
 
 BATCH_DOCUMENTS: Final = 1_000

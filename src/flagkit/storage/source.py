@@ -45,6 +45,7 @@ from flagkit.storage.driver import (
     streams_wanted,
     translated,
 )
+from flagkit.storage.forms import change_of, ledgered, policy_state, tip_of
 from flagkit.storage.layout import (
     CLIENTS,
     FLAGS,
@@ -52,13 +53,9 @@ from flagkit.storage.layout import (
     LEDGER,
     MEMBERS,
     Document,
-    change_of,
     ledger_id,
-    ledgered,
     parts_named,
     policies_named,
-    policy_state,
-    tip_of,
 )
 from flagkit.storage.registry import identity_of, registering
 from flagkit.storage.scanning import (

@@ -5,7 +5,6 @@ after it may be done by anyone, again, and in any order. No transaction holds a 
 writer would keep.
 """
 
-import contextlib
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -17,14 +16,12 @@ from bson.errors import BSONError
 from pymongo import ASCENDING, DESCENDING, MongoClient, ReadPreference, ReplaceOne
 from pymongo.errors import (
     BulkWriteError,
-    CollectionInvalid,
     DuplicateKeyError,
-    OperationFailure,
 )
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-from flagkit.changes import Change, Tip, genesis
+from flagkit.changes import Change, Tip
 from flagkit.errors import (
     EnvironmentNotFoundError,
     InvalidDocumentError,
@@ -34,20 +31,20 @@ from flagkit.errors import (
 from flagkit.model import EVERYWHERE
 from flagkit.snapshot import Arena
 from flagkit.storage.checkpoints import Checkpoint
+from flagkit.storage.creating import create_environment
 from flagkit.storage.denials import add_denial, denials_in
 from flagkit.storage.driver import (
-    NO_REPLICA_SET,
     OPERATION_MILLISECONDS_MAX,
     configured,
     settings_for,
     translated,
 )
+from flagkit.storage.forms import head_document, ledger_document, ledgered, policy_document, tip_of
 from flagkit.storage.layout import (
     AUDIT,
     CHECKPOINTS,
     FLAGS,
     HEADS,
-    INDEXES,
     LEDGER,
     MEMBERS,
     PROJECTED,
@@ -55,14 +52,9 @@ from flagkit.storage.layout import (
     active_in_region,
     checkpoints_of,
     collection_of,
-    head_document,
     ledger_after,
-    ledger_document,
     ledger_id,
     ledger_of,
-    ledgered,
-    policy_document,
-    tip_of,
 )
 from flagkit.storage.publishing import newest_first, published
 from flagkit.storage.reading import Reading
@@ -98,29 +90,8 @@ class Store:
     def create_environment(self, epoch: str) -> Tip:
         """Make collections, indexes and the head at revision 0, where they are not there yet."""
         with translated("creating the environment"):
-            codec = self._database.codec_options
-            hello = self._database.command("hello", codec_options=codec)
-            if "setName" not in hello:
-                raise StoreError(NO_REPLICA_SET)
-            for name, indexes in INDEXES.items():
-                # Of several that do this at once, all but one find it done.
-                with contextlib.suppress(CollectionInvalid, OperationFailure):
-                    self._database.create_collection(name)
-                if indexes:
-                    self._database[name].create_indexes(list(indexes))
-            # The ledger first: another may create the environment, and change it, in between.
-            left_over = self._database[LEDGER].find_one({"_id.environment": self.environment})
-            if left_over and self._database[HEADS].find_one({"_id": self.environment}) is None:
-                raise StoreError(
-                    f"{self.environment!r} has a ledger and no head: restore the head, or remove"
-                    " the environment's ledger, flags and audit"
-                )
-            tip = genesis(self.environment, epoch, hello["localTime"])
-            try:
-                self._database[HEADS].insert_one(head_document(tip, None))
-            except DuplicateKeyError:
-                return self.tip()
-            return tip
+            created = create_environment(self._database, self.environment, epoch)
+        return created or self.tip()
 
     def tip(self) -> Tip:
         """Return where the environment stands.

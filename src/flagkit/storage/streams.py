@@ -9,7 +9,8 @@ from bson.timestamp import Timestamp
 from flagkit.changes import Change
 from flagkit.collector import collector_paused
 from flagkit.errors import StoreUnavailableError
-from flagkit.storage.layout import Document, change_of
+from flagkit.storage.forms import change_of
+from flagkit.storage.layout import Document
 
 _CODEC: Final[CodecOptions[Document]] = CodecOptions(tz_aware=True)
 _ENDINGS: Final = ("drop", "rename", "dropDatabase", "invalidate")

@@ -20,7 +20,8 @@ from flagkit.storage.driver import (
     settings_for,
     translated,
 )
-from flagkit.storage.layout import CHECKPOINTS, CLIENTS, HEADS, Document, checkpoints_of, tip_of
+from flagkit.storage.forms import tip_of
+from flagkit.storage.layout import CHECKPOINTS, CLIENTS, HEADS, Document, checkpoints_of
 from flagkit.storage.registry import Registered, living, registered
 
 _BY_ID = [("_id", ASCENDING)]

@@ -4,9 +4,9 @@ Pure but for what it asks the reading: every check is made at the one revision t
 be compared with, so nothing can slip in between.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -21,31 +21,24 @@ from flagkit.changes import (
     state_of,
 )
 from flagkit.errors import BrokenReferenceError, InvalidDocumentError, RevisionNotFoundError
-from flagkit.model import EVERYWHERE, Flag, decode, encode
+from flagkit.model import Flag, decode, encode
 from flagkit.model.decoding import check_size
 from flagkit.model.flags import segments_of
 from flagkit.model.grants import Grants, check_has_admin, decode_grants, encode_grants
 from flagkit.model.limits import encode_limits
 from flagkit.model.segments import Hashed, encode_segment
 from flagkit.writer.operations import Next, Operation
+from flagkit.writer.referring import Neighbours, References
 from flagkit.writer.rollbacks import History, Reinstate, expanded
 
 CHANGE_BYTES_MAX = 4 * 1024 * 1024
 
 
-class Reading(History, Protocol):
+class Reading(History, Neighbours, Protocol):
     """An environment at one revision, as storage reads it."""
 
     now: datetime
     """The server's time."""
-
-    def find(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
-        """Return the states of some flags, in all regions."""
-        ...
-
-    def dependents(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
-        """Return the states of the flags that have one of `keys` as a direct prerequisite."""
-        ...
 
     def segments(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of some segments."""
@@ -170,7 +163,7 @@ def plan(
         check_has_admin(decode_grants(grants.policy))
     whole = any(isinstance(operation, Reinstate) for operation in operations)
     _check_size(changes, "Roll back flag by flag" if whole else "Split it up")
-    _References(reading, found, flags).check()
+    References(reading, found, flags).check()
     _check_segments(reading, flags, {key: after[SEGMENTS, key] is not None for key in segment_keys})
     states = [state for state in after.values() if state is not None]
     return Plan(changes, _new_parts(reading, states, found, made))
@@ -267,123 +260,3 @@ def _check_size(changes: Iterable[PolicyChange], remedy: str) -> None:
         raise InvalidDocumentError(
             "", f"the change is {size:,} bytes; the limit is {CHANGE_BYTES_MAX:,}", remedy
         )
-
-
-class _References:
-    """The flags that a change touches and those around them, in their next state."""
-
-    def __init__(
-        self,
-        reading: Reading,
-        found: Mapping[PolicyId, PolicyState],
-        changed: Mapping[PolicyId, Flag | None],
-    ) -> None:
-        self._reading = reading
-        self._changed = changed
-        self._by_key: dict[str, dict[str, Flag]] = {}
-        self._learn(found, {key for _, key in changed})
-
-    def check(self) -> None:
-        """Raise BrokenReferenceError where a prerequisite would dangle or close a cycle."""
-        self._gather()
-        for flag in filter(None, self._changed.values()):
-            for i in range(len(flag.prerequisites)):
-                self._check_prerequisite(flag, i)
-        changed_keys = {key for _, key in self._changed}
-        for identity, state in self._reading.dependents(changed_keys).items():
-            if identity not in self._changed:
-                flag = decode(state.policy, stored=True)
-                for i, prerequisite in enumerate(flag.prerequisites):
-                    if prerequisite.flag in changed_keys:
-                        self._check_prerequisite(flag, i)
-        self._check_cycles(changed_keys)
-
-    def _learn(self, states: Mapping[PolicyId, PolicyState], keys: Iterable[str]) -> None:
-        for key in keys:
-            self._by_key[key] = {}
-        for (region, key), state in states.items():
-            if region not in (SEGMENTS, ACCESS) and (region, key) not in self._changed:
-                self._by_key[key][region] = decode(state.policy, stored=True)
-        for (region, key), flag in self._changed.items():
-            regions = self._by_key.setdefault(key, {})
-            if flag is not None:
-                regions[region] = flag
-
-    def _gather(self) -> None:
-        """Read all that the changed flags rest on, level by level."""
-        while True:
-            wanted = {
-                prerequisite.flag
-                for regions in self._by_key.values()
-                for flag in regions.values()
-                for prerequisite in flag.prerequisites
-            } - self._by_key.keys()
-            if not wanted:
-                return
-            self._learn(self._reading.find(wanted), wanted)
-
-    def _check_prerequisite(self, flag: Flag, index: int) -> None:
-        prerequisite = flag.prerequisites[index]
-        path = f"prerequisites[{index}]"
-        regions = self._by_key[prerequisite.flag]
-        if EVERYWHERE not in regions and flag.region not in regions:
-            gone = any(key == prerequisite.flag for _, key in self._changed)
-            raise BrokenReferenceError(
-                f"{path}.flag",
-                f"{prerequisite.flag!r} does not exist{' any more' if gone else ''}"
-                f"{_in_region(flag.region)}",
-                f"{'Remove' if gone else 'Create'} it before, or in the same change",
-                subject=f"flag {flag.key!r}",
-            )
-        for region, other in regions.items():
-            # Where this flag is an override, what counts is the other flag as its region sees it.
-            hidden = region == EVERYWHERE and flag.region in regions
-            if flag.region != EVERYWHERE and (hidden or region not in (EVERYWHERE, flag.region)):
-                continue
-            unknown = set(prerequisite.variants) - other.variants.keys()
-            if unknown:
-                raise BrokenReferenceError(
-                    f"{path}.variants",
-                    f"{min(unknown)!r} is no variant of {prerequisite.flag!r}{_in_region(region)}",
-                    f"It has: {', '.join(other.variants)}",
-                    subject=f"flag {flag.key!r}",
-                )
-
-    def _check_cycles(self, keys: Iterable[str]) -> None:
-        """Follow prerequisites, of all regions alike; a way back to where it came by is a cycle."""
-        done: set[str] = set()
-        for start in sorted(keys):
-            way: dict[str, Iterator[str]] = {}
-            following = [start] if start not in done else []
-            while following:
-                key = following.pop()
-                way[key] = iter(self._needed(key))
-                while way:
-                    last = next(reversed(way))
-                    needed = next((name for name in way[last] if name not in done), None)
-                    if needed is None:
-                        way.popitem()
-                        done.add(last)
-                        continue
-                    if needed in way:
-                        self._refuse_cycle([*way], needed)
-                    following.append(needed)
-                    break
-
-    def _needed(self, key: str) -> Iterator[str]:
-        for flag in self._by_key[key].values():
-            for prerequisite in flag.prerequisites:
-                yield prerequisite.flag
-
-    def _refuse_cycle(self, way: list[str], start: str) -> NoReturn:
-        cycle = way[way.index(start) :]
-        raise BrokenReferenceError(
-            "prerequisites",
-            f"form a cycle: {' -> '.join((*cycle, start))}",
-            "Remove one of these prerequisites",
-            subject=f"flag {start!r}",
-        )
-
-
-def _in_region(region: str) -> str:
-    return "" if region == EVERYWHERE else f" in region {region}"

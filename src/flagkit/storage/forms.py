@@ -1,0 +1,237 @@
+"""Forms: documents as they are stored, and the values that they stand for.
+
+What is read is judged: a document of another form was changed past the writer. Which collections
+there are, the layout says.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+from flagkit.changes import SEGMENTS as SEGMENTS_REGION
+from flagkit.changes import Change, PolicyChange, PolicyState, Tip, state_of
+from flagkit.errors import StoreError
+from flagkit.model import decode, packing
+from flagkit.model.flags import segments_of
+from flagkit.snapshot import record_of, seal_of
+from flagkit.storage.layout import FLAGS, Document, collection_of, ledger_id, policy_id
+
+
+def head_document(
+    tip: Tip, change: Change | None, buckets: Mapping[str, int] | None = None
+) -> Document:
+    """Return the head at a tip, with the change that led to it, and the rate limits' buckets."""
+    body = None if change is None else _change_body(change)
+    kept = {"buckets": {**buckets}} if buckets else {}
+    return {"_id": tip.environment, **tip_fields(tip), "change": body, **kept}
+
+
+P = ParamSpec("P")
+
+
+R = TypeVar("R")
+
+
+_FORM_FAULTS = (
+    *(KeyError, TypeError, ValueError),
+    *(AttributeError, AssertionError, OverflowError),
+)
+
+
+def judged(read: Callable[P, R]) -> Callable[P, R]:
+    """Raise a StoreError where a stored document has not the form that it should have."""
+
+    @functools.wraps(read)
+    def judging(*arguments: P.args, **named: P.kwargs) -> R:
+        try:
+            return read(*arguments, **named)
+        except _FORM_FAULTS as error:
+            raise StoreError(
+                "a stored document has not the form that it should have: it was changed past the"
+                f" writer ({type(error).__name__}: {error})"
+            ) from error
+
+    return judging
+
+
+@judged
+def tip_of(head: Mapping[str, Any]) -> Tip:
+    """Return the tip that a head stands at."""
+    return _tip(head["_id"], head)
+
+
+def tip_fields(tip: Tip) -> Document:
+    """Return what a document says of a tip beside its environment."""
+    return {
+        "epoch": tip.epoch,
+        "revision": tip.revision,
+        "hash": tip.hash,
+        "time": tip.time,
+        "digests": {region: f"{digest:016x}" for region, digest in tip.digests.items()},
+    }
+
+
+@judged
+def tip_in(document: Mapping[str, Any]) -> Tip:
+    """Return the tip that a document of the ledger, or a manifest, is of."""
+    return _tip(document["_id"]["environment"], document)
+
+
+@judged
+def change_of(head: Mapping[str, Any]) -> Change | None:
+    """Return the change that led to a head; None at revision 0."""
+    return None if head["change"] is None else _change(tip_of(head), head["change"])
+
+
+def ledger_document(change: Change) -> Document:
+    """Return the ledger's document of a change."""
+    identity = ledger_id(change.tip.environment, change.revision)
+    return {"_id": identity, **tip_fields(change.tip), **_change_body(change)}
+
+
+@judged
+def ledgered(document: Mapping[str, Any]) -> Change:
+    """Return the change that a ledger document holds.
+
+    Raises:
+        StoreError: it stands in the place of another revision.
+    """
+    change, place = _change(tip_in(document), document), document["_id"]["revision"]
+    if not change.revision == document["revision"] == place:
+        raise StoreError(
+            f"the ledger has revision {document['revision']} in the place of revision {place}"
+        )
+    return change
+
+
+def policy_document(environment: str, revision: int, change: PolicyChange) -> Document:
+    """Return the document of a policy as a change left it.
+
+    `hash` is that of the state; it and `policy` are null where it was deleted: a tombstone, from
+    whose version a new one goes on. A segment's region is "@segments", that of grants and limits
+    "@access". A flag has also {body, format, seal}: what clients read of it, packed; the format of
+    that; and what binds the body to the state. `segments` are those that its rules refer to, if
+    they do.
+    """
+    state = change.after or change.before
+    assert state is not None, "a change has a side"
+    document = {
+        "_id": policy_id(environment, state.key, state.region),
+        "revision": revision,
+        "version": state.version,
+        "policy": None,
+        "hash": None,
+    }
+    if change.after is None:
+        return document
+    return document | {"policy": state.policy, "hash": f"{state.hash:016x}"} | _body_fields(state)
+
+
+def _body_fields(state: PolicyState) -> Document:
+    # The document of a segment is its body, and clients do not read grants.
+    if collection_of(state.region) != FLAGS:
+        return {}
+    record = record_of(state)
+    seal = seal_of(record.key, record.version, record.hash, record.body)
+    fields = {"body": record.body, "format": packing.FORMAT, "seal": seal}
+    named = segments_named(state)
+    return fields | {"segments": sorted(named)} if named else fields
+
+
+def segments_named(state: PolicyState) -> set[str]:
+    """Return the segments that a flag's rules refer to; none for a segment."""
+    if state.region == SEGMENTS_REGION or b"$segment" not in state.packed:
+        return set()
+    return segments_of(decode(state.policy, stored=True))
+
+
+@judged
+def members_part(document: Mapping[str, Any]) -> tuple[str, bytes]:
+    """Return a part of members by its SHA-256.
+
+    Raises:
+        StoreError: something changed it past the writer.
+    """
+    name, hashes = document["_id"]["part"], document["hashes"]
+    if hashlib.sha256(hashes).hexdigest() != name:
+        raise StoreError(f"the members {name} were changed past the writer")
+    return name, hashes
+
+
+@judged
+def policy_state(document: Mapping[str, Any]) -> PolicyState | None:
+    """Return the state that a flag's or a segment's document holds; None where it was deleted.
+
+    Raises:
+        StoreError: something changed it past the writer.
+    """
+    identity = document["_id"]
+    if document["policy"] is None:
+        return None
+    state = state_of(
+        identity["key"], identity["region"], int(document["version"]), document["policy"]
+    )
+    if document.get("hash") != f"{state.hash:016x}":
+        raise StoreError(
+            f"{identity['key']} ({identity['region']}) was changed past the writer: undo it"
+        )
+    return state
+
+
+@judged
+def check_body(document: Mapping[str, Any], state: PolicyState) -> None:
+    """Compare what clients read of a flag with its policy.
+
+    A body of another format, or none, is not judged: clients here do not read it.
+
+    Raises:
+        StoreError: something changed one of them past the writer.
+    """
+    if document.get("format") == packing.FORMAT:
+        expected = _body_fields(state)
+        if any(document.get(name) != value for name, value in expected.items()):
+            raise StoreError(
+                f"the body of {state.key} ({state.region}) is not that of its policy: one of them"
+                " was changed past the writer"
+            )
+
+
+def _tip(environment: str, fields: Mapping[str, Any]) -> Tip:
+    digests = {region: int(digest, 16) for region, digest in fields["digests"].items()}
+    revision = int(fields["revision"])
+    return Tip(environment, fields["epoch"], revision, fields["hash"], fields["time"], digests)
+
+
+def _change_body(change: Change) -> Document:
+    return {
+        "request": change.request,
+        "previous_hash": change.previous_hash,
+        "policies": [
+            {
+                "region": policy.id[0],
+                "key": policy.id[1],
+                "before": _side(policy.before),
+                "after": _side(policy.after),
+            }
+            for policy in change.policies
+        ],
+    }
+
+
+def _side(state: PolicyState | None) -> Document | None:
+    return None if state is None else {"version": state.version, "policy": state.policy}
+
+
+def _change(tip: Tip, body: Mapping[str, Any]) -> Change:
+    policies = tuple(
+        PolicyChange(_state(policy, policy["before"]), _state(policy, policy["after"]))
+        for policy in body["policies"]
+    )
+    return Change(tip, body["request"], body["previous_hash"], policies)
+
+
+def _state(policy: Mapping[str, Any], side: Mapping[str, Any] | None) -> PolicyState | None:
+    if side is None:
+        return None
+    return state_of(policy["key"], policy["region"], int(side["version"]), side["policy"])
