@@ -6,16 +6,18 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from ruamel.yaml import YAML
 
 import flagkit
 from flagkit import Context
+from flagkit.cli.commands import flagkit as flagkit_command
 from flagkit.cli.policy_files import PolicyFile
 from flagkit.cli.population import users
 from flagkit.cli.standing import duration
@@ -117,6 +119,28 @@ def test_a_missing_extra_is_one_sentence(missing: str) -> None:
     assert "pip install flagkit " not in result.stderr
 
 
+def commands(group: click.Group, *names: str) -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, *names, name)
+        else:
+            yield " ".join((*names, name)), command
+
+
+OFFLINE = {"validate", "format", "schema", "demo"}
+
+
+@pytest.mark.parametrize(("name", "command"), [*commands(flagkit_command)])
+def test_the_connection_string_is_an_option_of_each_command_that_connects(
+    name: str, command: click.Command
+) -> None:
+    options = {option for parameter in command.params for option in parameter.opts}
+    assert ({"--uri", "--database"} <= options) is (name not in OFFLINE)
+    assert "uri" not in {
+        parameter.name for parameter in command.params if isinstance(parameter, click.Argument)
+    }
+
+
 # Status
 
 
@@ -128,7 +152,7 @@ class TestStatus:
         writer.create(THEME)
         with Writer(mongo_uri, "staging", actor="tester", database=database) as other:
             other.create_environment()
-        result = run("status", mongo_uri, "--database", database)
+        result = run("status", "--uri", mongo_uri, "--database", database)
         assert (result.returncode, result.stderr) == (0, "")
         assert re.search(r"production +1 +20\d\d-.* UTC +\d+\.\d s", result.stdout)
         assert re.search(r"staging +0 ", result.stdout)
@@ -159,14 +183,14 @@ class TestStatus:
     def test_a_database_without_environments_is_said_to_have_none(
         self, mongo_uri: str, database: str
     ) -> None:
-        result = run("status", mongo_uri, "--database", database)
+        result = run("status", "--uri", mongo_uri, "--database", database)
         assert f"No environment is in the database '{database}'" in result.stdout
 
 
 def test_a_connection_string_is_needed_and_never_shown() -> None:
     assert "uri is missing" in assert_one_sentence(run("status", FLAGKIT_URI=""))
     uri = "mongodb://dana:secret@127.0.0.1:1/?serverSelectionTimeoutMS=100"
-    result = run("status", uri)
+    result = run("status", "--uri", uri)
     assert "no member of the replica set" in assert_one_sentence(result)
     assert "secret" not in result.stderr
 
@@ -651,7 +675,7 @@ def test_a_checkpoint_is_told_in_a_line_or_as_json(
     serve = {"serve": "on"}
     writer.create({"key": "a.one", "variants": {"on": True}, "fallthrough": serve})
     where = ("--environment", "production", "--database", database)
-    result = run("checkpoint", mongo_uri, *where)
+    result = run("checkpoint", "--uri", mongo_uri, *where)
     (first,) = writer.store.checkpoints()
     assert (result.returncode, result.stderr) == (0, "")
     said = f"{first.id}: 1 flags of production at revision 1, 0.0 MB, in "
@@ -678,11 +702,13 @@ def test_a_checkpoint_is_told_in_a_line_or_as_json(
 def test_what_keeps_a_checkpoint_from_being_made_is_one_sentence(
     mongo_uri: str, database: str, writer: Writer
 ) -> None:
-    unknown = run("checkpoint", mongo_uri, "--environment", "staging", "--database", database)
+    unknown = run(
+        "checkpoint", "--uri", mongo_uri, "--environment", "staging", "--database", database
+    )
     assert "'staging' is not in the database" in assert_one_sentence(unknown)
     assert "uri is missing" in assert_one_sentence(run("checkpoint", FLAGKIT_URI=""))
     nobody = "mongodb://ada:s3cret@127.0.0.1:1/?serverSelectionTimeoutMS=50"
-    result = run("checkpoint", nobody, "--environment", "production")
+    result = run("checkpoint", "--uri", nobody, "--environment", "production")
     assert "s3cret" not in assert_one_sentence(result)
     assert writer.store.checkpoints() == []
 

@@ -15,7 +15,7 @@ from flagkit import FlagkitError, __version__
 from flagkit.cli import checkpoint, demo, standing, waiting
 from flagkit.cli.flags import flags
 from flagkit.cli.ledger import ledger
-from flagkit.cli.options import FAULTS_FOUND, database_option, uri_argument
+from flagkit.cli.options import FAULTS_FOUND, database_option, environment_option, uri_option
 from flagkit.cli.policy_files import PolicyFile
 from flagkit.cli.policy_text import json_text, yaml_text
 from flagkit.errors import InvalidDocumentError
@@ -116,9 +116,9 @@ def _schema() -> None:
 
 
 @flagkit.command("checkpoint")
-@click.argument("uri", required=False)
-@click.option("--environment", help="Whose flags; by default that of FLAGKIT_ENVIRONMENT.")
-@click.option("--database", help="Where they are; or FLAGKIT_DATABASE, or flagkit.")
+@uri_option
+@environment_option
+@database_option
 @click.option(
     "--output",
     type=click.Choice(["text", "json"]),
@@ -131,10 +131,8 @@ def _checkpoint(
 ) -> None:
     """Publish all flags of an environment, for new clients to start from.
 
-    URI is MongoDB's; a password does not belong in it, where others see it, but in FLAGKIT_URI,
-    which stands in for it. Clients start from the newest checkpoint and go on from the ledger;
-    without one they read every flag, which takes some seconds at hundreds of thousands. The newest
-    two are kept.
+    Clients start from the newest checkpoint and go on from the ledger; without one they read every
+    flag, which takes some seconds at hundreds of thousands. The newest two are kept.
     """
     settings = settings_from(uri, environment=environment, database=database)
     started = time.monotonic()
@@ -155,16 +153,14 @@ def _checkpoint(
 
 
 @flagkit.command("status")
-@uri_argument
+@uri_option
 @click.option("--environment", help="The only one to tell of; by default all.")
 @database_option
 @click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def _status(uri: str | None, environment: str | None, database: str | None, output: str) -> None:
     """Tell where environments, the members of the replica set and registered clients stand.
 
-    URI is a MongoDB connection string, FLAGKIT_URI by default, where others do not see it.
-    FLAGKIT_DATABASE stands in for --database. How far members are behind, only a user with the role
-    clusterMonitor may ask.
+    How far members are behind, only a user with the role clusterMonitor may ask.
     """
     place = connection_from(uri, database)
     found = standing.standing_of(*place, environment)
@@ -180,9 +176,9 @@ def _rollout() -> None:
 
 
 @_rollout.command("wait")
-@uri_argument
+@uri_option
 @click.option("--revision", type=click.IntRange(min=0), required=True, help="What is waited for.")
-@click.option("--environment", help="Whose clients; FLAGKIT_ENVIRONMENT by default.")
+@environment_option
 @click.option("--service", help="The only service that is waited for; by default all.")
 @click.option(
     "--timeout",
@@ -198,7 +194,7 @@ def _wait(uri: str | None, database: str | None, timeout: float, output: str, **
 
     Clients register where they are started with `register=`, or FLAGKIT_REGISTER. One that ended
     without being closed counts for a minute. Exits with 1 when the time is up, and names the
-    laggards; also when there is nobody. URI is a MongoDB connection string, FLAGKIT_URI by default.
+    laggards; also when there is nobody.
     """
     place = connection_from(uri, database)
     goal["environment"] = required("environment", goal["environment"])

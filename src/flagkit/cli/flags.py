@@ -7,7 +7,7 @@ import click
 import msgspec
 from rich.console import Console
 
-from flagkit.cli.options import database_option, environment_option, uri_argument
+from flagkit.cli.options import database_option, environment_option, uri_option
 from flagkit.cli.telling import Teller
 from flagkit.settings import settings_from
 from flagkit.storage.store import Store
@@ -16,15 +16,11 @@ from flagkit.writer.staleness import stale_flags
 
 @click.group("flags")
 def flags() -> None:
-    """Look at the flags of an environment.
-
-    URI is a MongoDB connection string, FLAGKIT_URI by default, where others do not see it.
-    FLAGKIT_DATABASE stands in for --database.
-    """
+    """Look at the flags of an environment."""
 
 
 @flags.command("stale")
-@uri_argument
+@uri_option
 @environment_option
 @database_option
 @click.option("--days", type=click.IntRange(0), default=30, show_default=True, help="How long.")

@@ -15,7 +15,7 @@ import click
 import msgspec
 from rich.console import Console
 
-from flagkit.cli.options import FAULTS_FOUND, database_option, environment_option, uri_argument
+from flagkit.cli.options import FAULTS_FOUND, database_option, environment_option, uri_option
 from flagkit.cli.telling import Teller
 from flagkit.settings import settings_from
 from flagkit.storage.store import Store
@@ -27,11 +27,7 @@ _ANCHOR = re.compile("([1-9][0-9]*):([0-9a-f]{64})")
 
 @click.group("ledger")
 def ledger() -> None:
-    """Read the history of an environment, and prove it.
-
-    URI is a MongoDB connection string, FLAGKIT_URI by default, where others do not see it.
-    FLAGKIT_DATABASE stands in for --database.
-    """
+    """Read the history of an environment, and prove it."""
 
 
 def _moment(_context: object, _parameter: object, text: str | None) -> datetime | None:
@@ -47,7 +43,7 @@ def _moment(_context: object, _parameter: object, text: str | None) -> datetime 
 
 
 @ledger.command("show")
-@uri_argument
+@uri_option
 @environment_option
 @database_option
 @click.option("--key", help="Only changes of this flag or segment.")
@@ -78,7 +74,7 @@ def _show(
 
 
 @ledger.command("verify")
-@uri_argument
+@uri_option
 @environment_option
 @database_option
 @click.option(

@@ -2,12 +2,15 @@
 
 import click
 
-uri_argument = click.argument("uri", required=False, metavar="[URI]")
+uri_option = click.option(
+    "--uri", help="MongoDB connection string; by default FLAGKIT_URI, where others do not see it."
+)
 environment_option = click.option(
-    "--environment", help="Which one; by default that of FLAGKIT_ENVIRONMENT."
+    "--environment", help="Which one; by default FLAGKIT_ENVIRONMENT."
 )
 database_option = click.option(
-    "--database", help="Where flagkit's collections are.  [default: flagkit]"
+    "--database",
+    help="Where flagkit's collections are; by default FLAGKIT_DATABASE, or flagkit.",
 )
 
 FAULTS_FOUND = 3
