@@ -128,7 +128,7 @@ def commands(group: click.Group, *names: str) -> Iterator[tuple[str, click.Comma
             yield " ".join((*names, name)), command
 
 
-OFFLINE = {"validate", "format", "schema", "demo"}
+OFFLINE = {"validate", "format", "schema", "demo", "completion"}
 
 
 @pytest.mark.parametrize(("name", "command"), [*commands(flagkit_command)])
