@@ -13,6 +13,7 @@ from rich.console import Console
 
 from flagkit import FlagkitError, __version__
 from flagkit.cli import checkpoint, demo, standing, waiting
+from flagkit.cli.admin import admin
 from flagkit.cli.flags import flags
 from flagkit.cli.ledger import ledger
 from flagkit.cli.options import FAULTS_FOUND, database_option, environment_option, uri_option
@@ -39,6 +40,7 @@ def flagkit() -> None:
     """Feature flags and rollouts, evaluated in process and kept in MongoDB."""
 
 
+flagkit.add_command(admin)
 flagkit.add_command(flags)
 flagkit.add_command(ledger)
 

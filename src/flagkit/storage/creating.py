@@ -18,19 +18,31 @@ from flagkit.storage.layout import HEADS, INDEXES, LEDGER, Document
 from flagkit.storage.validators import validation
 
 _EXISTS: Final = 48
+_NOT_ALLOWED: Final = 13
 
 
 def create_environment(database: Database[Document], environment: str, epoch: str) -> Tip | None:
     """Make an environment with its collections; return its tip, None if it was there before.
 
     Raises:
-        StoreError: this is no replica set, or the environment has lost its head.
+        StoreError: this is no replica set, the environment has lost its head, or the user may not
+            make collections.
     """
     hello = database.command("hello", codec_options=database.codec_options)
     if "setName" not in hello:
         raise StoreError(NO_REPLICA_SET)
-    for _ in prepared(database):
-        pass
+    try:
+        for _ in prepared(database):
+            pass
+    except OperationFailure as error:
+        if error.code != _NOT_ALLOWED:
+            raise
+        if database[HEADS].find_one({"_id": environment}) is None:
+            raise StoreError(
+                f"this user may not make the environment {environment!r}: have an administrator"
+                f" run flagkit admin init --environment {environment}"
+            ) from error
+        return None
     # The ledger first: another may create the environment, and change it, in between.
     left_over = database[LEDGER].find_one({"_id.environment": environment})
     if left_over and database[HEADS].find_one({"_id": environment}) is None:
