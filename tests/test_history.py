@@ -26,7 +26,6 @@ from flagkit.errors import (
     InvalidContextError,
     InvalidDocumentError,
     RevisionNotFoundError,
-    StoreError,
     WriteError,
 )
 from flagkit.history import client_at, digest_of, replay
@@ -291,6 +290,22 @@ def test_the_nearest_of_what_is_kept_is_gone_on_from(
 
 
 @MONGO
+def test_where_one_way_is_of_no_use_another_is_gone(
+    writer: Writer, at: At, stored: Database[Any]
+) -> None:
+    for number in range(1, 5):
+        writer.create(flag(f"a.a{number}"))
+        if number == 2:
+            write_checkpoint(writer.store)
+    stored.slices.delete_many({})
+    assert at(2).keys() == ["a.a1", "a.a2"]
+    stored.flags.update_one({"_id.key": "a.a1"}, {"$set": {"body": b"", "policy.owner": "eve"}})
+    assert at(3).keys() == ["a.a1", "a.a2", "a.a3"]
+    stored.flags.update_one({"_id.key": "a.a1"}, {"$set": {"format": 0}})
+    assert at(3).keys() == ["a.a1", "a.a2", "a.a3"]
+
+
+@MONGO
 def test_a_change_that_is_not_projected_yet_counts_and_can_be_undone(
     writer: Writer, at: At
 ) -> None:
@@ -379,7 +394,9 @@ def test_members_of_then_have_to_be_there(writer: Writer, at: At, stored: Databa
     writer.create(flag())
     assert at(1).revision == 1
     stored.members.delete_many({})
-    with pytest.raises(StoreError, match="had at revision 1 are not there any more: ask a later"):
+    with pytest.raises(
+        HistoryLostError, match="had at revision 1 are not there any more: ask a later"
+    ):
         at(1)
     assert at(2).revision == 2
 

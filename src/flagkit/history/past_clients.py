@@ -40,8 +40,9 @@ def client_at(
             come, does not.
         EnvironmentNotFoundError: there is no such environment.
         RevisionNotFoundError: there is no such revision, or none was made by then.
-        HistoryLostError: the ledger does not reach back so far, or it was altered.
-        StoreError: the database did not answer, or lacks something of then.
+        HistoryLostError: the ledger does not reach back so far, or something of then was altered,
+            or is not there any more.
+        StoreError: the database did not answer, or refused.
     """
     settings = settings_from(uri, environment=environment, region=region, database=database)
     with reading_of(settings) as reading:

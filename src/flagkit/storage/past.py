@@ -60,18 +60,6 @@ class Past:
         )
         return map(audited, found)
 
-    def next_after(self, revision: int) -> Change | None:
-        """Return the first change after a revision, even if it is pending; None if none is."""
-        document = self._database[LEDGER].find_one(
-            ledger_after(self.tip.environment, revision),
-            sort=[("_id", ASCENDING)],
-            session=self._session,
-        )
-        if document is not None:
-            return audited(document)
-        pending = self.pending
-        return pending if pending is not None and pending.revision > revision else None
-
     def revision_at(self, moment: datetime) -> int:
         """Return the last revision in the ledger that is not later than a moment; 0 if none is."""
         found = self._database[LEDGER].find_one(

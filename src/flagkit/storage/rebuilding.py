@@ -19,6 +19,7 @@ from flagkit.errors import (
     RevisionNotFoundError,
     SnapshotFormatError,
     StoreError,
+    StoreUnavailableError,
 )
 from flagkit.snapshot import (
     Arena,
@@ -57,9 +58,8 @@ def as_of(reading: Reading, at: datetime | int | None, region: str) -> AsOf:
     Raises:
         ConfigurationError: it is neither, or the moment has no time zone, or has not come yet.
         RevisionNotFoundError: there is no such revision, or none was made by then.
-        HistoryLostError: the ledger does not reach back so far, or something was changed past the
-            writer.
-        StoreError: members of segments of then are not there any more.
+        HistoryLostError: the ledger does not reach back so far, something was changed past the
+            writer, or members that segments had are not there any more.
     """
     if at is None:
         return AsOf(snapshot_at(reading, reading.tip.revision, region), reading.now)
@@ -77,7 +77,7 @@ def snapshot_at(reading: Reading, revision: int, region: str) -> Snapshot:
     """Return all flags of a revision as a region sees them.
 
     Raises:
-        RevisionNotFoundError, HistoryLostError, StoreError: as `as_of` does.
+        RevisionNotFoundError, HistoryLostError: as `as_of` does.
     """
     head = reading.tip
     if not 1 <= revision <= head.revision:
@@ -85,12 +85,13 @@ def snapshot_at(reading: Reading, revision: int, region: str) -> Snapshot:
         raise RevisionNotFoundError(
             f"{head.environment!r} has no revision {revision} to ask: {known}"
         )
-    ways = _ways(reading, revision, region)
-    faults: list[HistoryLostError | SnapshotFormatError] = []
-    for way in ways:
+    faults: list[StoreError | SnapshotFormatError] = []
+    for way in _ways(reading, revision, region):
         try:
             return way()
-        except (HistoryLostError, SnapshotFormatError) as error:
+        except StoreUnavailableError:
+            raise
+        except (StoreError, SnapshotFormatError) as error:
             faults.append(error)
     raise HistoryLostError(
         f"revision {revision} of {head.environment!r} cannot be put together: {faults[0]}"
@@ -103,7 +104,7 @@ def tip_at(reading: Reading, revision: int) -> Tip | None:
     Raises:
         HistoryLostError: it was altered.
     """
-    found = reading.next_after(revision - 1)
+    found = next(_changes(reading, revision - 1), None)
     if found is None or found.revision != revision:
         return None
     if not found.is_sealed:
@@ -131,7 +132,7 @@ def _revision_at(reading: Reading, moment: datetime) -> int:
     )
     if revision:
         return revision
-    first = reading.next_after(0)
+    first = next(_changes(reading, 0), None)
     environment = reading.tip.environment
     if first is None:
         raise RevisionNotFoundError(f"{environment!r} has no revision yet: nothing was changed")
@@ -145,7 +146,7 @@ def _revision_at(reading: Reading, moment: datetime) -> int:
 
 def _ways(reading: Reading, revision: int, region: str) -> list[_Way]:
     """Return the ways to a revision, the shortest first, by how many revisions are to be read."""
-    first = reading.next_after(0)
+    first = next(_changes(reading, 0), None)
     assert first is not None, "there is a revision"
     starts: list[tuple[Tip, Callable[[], Arena]]] = []
     # As many revisions as take no longer than to scan the flags, as far as these were counted.
