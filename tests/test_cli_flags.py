@@ -131,7 +131,7 @@ def test_a_flag_that_is_shown_as_a_policy_file_may_be_edited_and_updated(
     assert document(writer, "shop.theme") == before
     edited = written.replace("light: 20", "light: 30").replace("blue: 40", "blue: 30")
     assert filled.told("flags", "update", "-", "--reassign", stdin=edited) == (
-        "shop.theme: fallthrough: light 20 -> 30 %, blue 40 -> 30 %\nproduction is at revision 5\n"
+        "shop.theme: fallthrough: light 20 -> 30 %, blue 40 -> 30 %\nrevision 5 of production\n"
     )
 
 
@@ -151,11 +151,11 @@ def test_each_verb_does_what_it_says(filled: Command, writer: Writer) -> None:
             if verb != "resume"
             else (filled.told("flags", verb, "shop.search"))
         )
-        assert told.endswith(f"production is at revision {revision(writer)}\n")
+        assert told.endswith(f"revision {revision(writer)} of production\n")
         assert document(writer)["state"] == expected
     assert document(writer, "shop.theme")["state"] == "archived"
     assert filled.told("flags", "delete", "shop.search", "shop.theme") == (
-        "shop.search: deleted\nshop.theme: deleted\nproduction is at revision 8\n"
+        "shop.search: deleted\nshop.theme: deleted\nrevision 8 of production\n"
     )
     assert state(writer) is None
 
@@ -163,7 +163,7 @@ def test_each_verb_does_what_it_says(filled: Command, writer: Writer) -> None:
 def test_a_percentage_is_of_a_rule_or_of_the_fallthrough(filled: Command, writer: Writer) -> None:
     told = filled.told("flags", "set-rollout", "shop.search", "12.5", "--rule", "dach")
     assert told == (
-        "shop.search: rule dach: on 10 -> 12.5 %, off 90 -> 87.5 %\nproduction is at revision 3\n"
+        "shop.search: rule dach: on 10 -> 12.5 %, off 90 -> 87.5 %\nrevision 3 of production\n"
     )
     refused = filled.fault("flags", "set-rollout", "shop.theme", "light=20", "dark=80")
     assert "move 30 % of the keys from one treated variant to another" in refused
@@ -201,9 +201,9 @@ def test_an_override_of_a_region_is_changed_by_itself(filled: Command, writer: W
 def test_a_flag_or_everything_is_rolled_back(filled: Command, writer: Writer) -> None:
     filled.told("flags", "pause", "shop.search")
     told = filled.told("flags", "rollback", "shop.search", "--to", "2", "--reason", "too soon")
-    assert told == "shop.search: state: paused -> active\nproduction is at revision 4\n"
+    assert told == "shop.search: state: paused -> active\nrevision 4 of production\n"
     assert filled.told("flags", "rollback", "--all", "--to", "1") == (
-        "shop.theme: deleted\nproduction is at revision 5\n"
+        "shop.theme: deleted\nrevision 5 of production\n"
     )
     assert "there is no revision 9" in filled.fault("flags", "rollback", "--all", "--to", "9")
     for wrong in (("shop.search", "--all"), (), ("--all", "--region", "eu-west-1")):

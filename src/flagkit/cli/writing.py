@@ -102,7 +102,7 @@ def _tell_commit(commit: Commit, writer: Writer, output: str) -> None:
         click.echo(written(document, output))
         return
     _tell_lines(lines)
-    click.echo(f"{writer.environment} is at revision {commit.revision:,}")
+    click.echo(f"revision {commit.revision:,} of {writer.environment}")
 
 
 def _tell_preview(preview: Preview, environment: str, output: str) -> None:
