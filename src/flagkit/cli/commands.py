@@ -15,6 +15,7 @@ from rich.console import Console
 from flagkit import __version__
 from flagkit.cli import checkpoint, demo, standing, waiting
 from flagkit.cli.access import access
+from flagkit.cli.admin import admin
 from flagkit.cli.failures import FAULTS_FOUND, failures_told
 from flagkit.cli.flags import flags
 from flagkit.cli.ledger import ledger
@@ -55,6 +56,9 @@ def flagkit() -> None:
 
 for _group in (flags, segments, access, ledger):
     flagkit.add_command(_group)
+flagkit.add_command(admin)
+flagkit.add_command(flags)
+flagkit.add_command(ledger)
 
 
 @flagkit.command("validate")
