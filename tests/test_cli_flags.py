@@ -323,6 +323,33 @@ def test_another_version_than_expected_is_a_conflict(filled: Command, writer: Wr
     filled.told(*command, "1")
 
 
+RULES = """
+from flagkit.writer import Required
+
+GUARD = Required("reason")
+GUARDS = [GUARD]
+NONE = [1]
+"""
+
+
+def test_guards_are_asked_and_glass_is_broken(
+    filled: Command, writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shop_rules.py").write_text(RULES)
+    monkeypatch.syspath_prepend(tmp_path)
+    archive = ("flags", "archive", "shop.search")
+    for place in ("shop_rules:GUARD", "shop_rules:GUARDS"):
+        filled.variables["FLAGKIT_GUARDS"] = place
+        for dry in ((), ("--dry-run",)):
+            assert "(guard Required)" in filled.fault(*archive, *dry)
+    for place in ("shop_rules", "shop_rules:none", "no_rules:GUARDS", ":x"):
+        assert f"{place!r} cannot be loaded" in filled.fault(*archive, "--guards", place)
+    assert "a guard is a function" in filled.fault(*archive, "--guards", "shop_rules:NONE")
+    assert revision(writer) == 2
+    assert filled.ask(*archive, "--break-glass", "incident 7").exit_code == 0
+    filled.told("flags", "restore", "shop.search", "--reason", "it is over")
+
+
 def test_broken_glass_is_warned_of_and_recorded(filled: Command, writer: Writer) -> None:
     result = filled.ask("flags", "archive", "shop.search", "--break-glass", "incident 7")
     assert result.exit_code == 0
@@ -331,6 +358,29 @@ def test_broken_glass_is_warned_of_and_recorded(filled: Command, writer: Writer)
     assert "why: is empty" in filled.fault("flags", "archive", "shop.search", "--break-glass", " ")
     dry = filled.ask("flags", "restore", "shop.search", "--break-glass", "why", "--dry-run")
     assert (dry.exit_code, dry.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "reading",
+    [
+        ("flags", "list"),
+        ("flags", "show", "shop.search"),
+        ("flags", "stale"),
+        ("segments", "list"),
+        ("access", "list"),
+        ("access", "denials"),
+        ("access", "limits", "show"),
+        ("ledger", "show"),
+        ("ledger", "verify"),
+        ("flags", "archive", "shop.search", "--dry-run"),
+    ],
+    ids=" ".join,
+)
+def test_programs_are_told_the_same_in_either_form(
+    filled: Command, reading: tuple[str, ...]
+) -> None:
+    written = filled.told(*reading, "--output", "yaml")
+    assert YAML(typ="safe").load(written) == filled.data(*reading)
 
 
 def test_no_password_is_shown(filled: Command) -> None:
