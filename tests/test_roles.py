@@ -15,6 +15,7 @@ from pymongo.errors import OperationFailure
 from flagkit import Client, FlagkitError
 from flagkit.cli.commands import flagkit
 from flagkit.errors import AccessDeniedError, RateLimitedError, StoreError
+from flagkit.history import client_at, digest_of, replay
 from flagkit.refresh import Route
 from flagkit.storage.layout import INDEXES
 from flagkit.storage.roles import ADMIN, ALL, READER, ROLES, WRITER
@@ -268,6 +269,25 @@ def is_let(db: Stored, name: str, operation: str) -> bool:
     except OperationFailure as error:
         return error.code != NOT_ALLOWED
     return True
+
+
+def test_who_may_read_flags_may_ask_what_they_were(uri_of: UriOf) -> None:
+    init(uri_of(ADMIN), "--environment", "past")
+    with Writer(uri_of(WRITER), "past", actor="dana") as writer:
+        with writer.change() as change:
+            change.grant("dana", "admin")
+            change.create_segment({"key": "past.staff", "included": ["ada"]})
+        staff = {"name": "staff", "when": {"$segment": "past.staff"}, "serve": "on"}
+        made = writer.create(flag("past.top", rules=[staff], fallthrough={"serve": "off"}))
+        write_checkpoint(writer.store)
+        writer.change_members("past.staff", include=["bob"], remove=["ada"])
+        writer.pause("past.top")
+    uri = uri_of(READER)
+    found = [client_at(uri, "past", at=at) for at in (2, 3, 4, made.time, None)]
+    asked = [(then.revision, then.is_enabled("past.top", "ada")) for then in found]
+    assert asked == [(2, True), (3, False), (4, False), (2, True), (4, False)]
+    digest = digest_of(found[0], found[0].evaluate("past.top", "ada"), "ada")
+    assert replay(uri, digest, "ada").is_same
 
 
 @pytest.mark.parametrize("stored", [READER, WRITER], indirect=True, ids=str)
