@@ -91,7 +91,7 @@ def test_a_long_list_is_cut_for_people(capsys: pytest.CaptureFixture[str]) -> No
     Teller(Console()).listing(("flag",), [(f"f{i}",) for i in range(LISTED_MAX + 3)])
     told = capsys.readouterr().out
     assert told.endswith("and 3 more: name a --namespace, or take --output json\n")
-    assert (f"f{LISTED_MAX - 1}\n" in told, f"f{LISTED_MAX}\n" in told) == (True, False)
+    assert told.split()[1 : LISTED_MAX + 2][-1] == f"f{LISTED_MAX - 1}"
 
 
 def test_a_flag_is_shown_with_version_and_overrides(filled: Command, writer: Writer) -> None:
