@@ -332,6 +332,32 @@ def test_nobody_may_do_what_is_for_owners(stored: Stored, operation: str) -> Non
     assert refused.value.code == NOT_ALLOWED
 
 
+def test_readers_look_by_the_command_and_writers_change(uri_of: UriOf) -> None:
+    def ask(role: str, *arguments: str, stdin: str = "") -> str:
+        variables = {
+            "FLAGKIT_URI": uri_of(role),
+            "FLAGKIT_ENVIRONMENT": "production",
+            "FLAGKIT_ACTOR": "dana",
+        }
+        done = CliRunner().invoke(flagkit, arguments, input=stdin, env=variables)
+        assert f"of-{role}" not in done.output
+        return done.output
+
+    theme = "flags: [{key: shop.theme, variants: {x: 1}, fallthrough: {serve: x}}]"
+    assert "shop.theme: created\n" in ask(WRITER, "flags", "create", "-", stdin=theme)
+    assert "nothing was written" in ask(WRITER, "flags", "pause", "shop.theme", "--dry-run")
+    for role in (READER, WRITER):
+        assert "shop.theme" in ask(role, "flags", "list")
+        assert "serves x" in ask(role, "flags", "show", "shop.theme")
+        assert ask(role, "flags", "stale") == "No flag is stale.\n"
+        none = ask(role, "segments", "list", "--namespace", "none.")
+        assert none == "No such segment.\n"
+    pause = ask(READER, "flags", "pause", "shop.theme")
+    assert "the user is not allowed to do this" in pause
+    assert "the user is not allowed to do this" in ask(WRITER, "access", "denials")
+    assert "not allowed" not in ask(ADMIN, "access", "denials")
+
+
 @pytest.mark.parametrize("stored", [READER, WRITER], indirect=True, ids=str)
 def test_a_reader_or_a_writer_makes_no_collections(stored: Stored) -> None:
     for operation in (
