@@ -255,6 +255,7 @@ ALLOWED: dict[tuple[str, str], tuple[str, ...]] = {
     **{(ADMIN, name): PUTS for name in ("flags", "segments", "access", "clients")},
     (ADMIN, "heads"): (*PUTS, "watch"),
     (ADMIN, "ledger"): PUBLISHES,
+    (ADMIN, "erasures"): ADDS,
     **{(ADMIN, name): (*PUTS, "delete", "out") for name in ("audit", "denials", "members")},
     **{(ADMIN, name): PUBLISHES for name in ("checkpoints", "slices")},
 }

@@ -5,7 +5,7 @@ import click
 from flagkit.cli.options import database_option, uri_option
 from flagkit.settings import connection_from
 from flagkit.storage.administration import Administration
-from flagkit.writer import Writer
+from flagkit.writer import Erasure, Writer, erase
 
 
 @click.group("admin")
@@ -37,3 +37,32 @@ def _init(uri: str | None, database: str | None, environment: str | None, *, rol
         done.append(f"{environment}: stands at revision {tip.revision}")
     for line in done or ["Nothing was to be done."]:
         click.echo(line)
+
+
+@admin.command("erase")
+@click.argument("actor")
+@uri_option
+@database_option
+@click.option("--dry-run", is_flag=True, help="Only tell what would be erased.")
+def _erase(actor: str, uri: str | None, database: str | None, *, dry_run: bool) -> None:
+    """Erase an actor's name and words from audit and denials, in all environments.
+
+    A salted hash stands in the place of the name, so that what one person did stays together. The
+    ledger is not altered: it has no actors, but for those that roles were granted to, whose
+    revisions are told. Takes the role flagkitAdmin; done again, it goes on where it was broken off.
+    """
+    for line in _told(actor, erase(actor, uri=uri, database=database, dry_run=dry_run)):
+        click.echo(line)
+
+
+def _told(actor: str, found: Erasure) -> list[str]:
+    lines = [f"{name}: {count:,} named {actor}" for name, count in found.documents.items()]
+    revisions: dict[str, list[str]] = {}
+    for environment, revision in found.chained:
+        revisions.setdefault(environment, []).append(str(revision))
+    lines += [
+        f"The ledger of {environment} keeps the name, in the grants of revision {', '.join(named)}."
+        for environment, named in revisions.items()
+    ]
+    done = f"{actor} is {found.name} from now on." if found.name else "Nothing was erased."
+    return [*lines, done]

@@ -21,6 +21,7 @@ from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.checkpoints import problem_with
 from flagkit.writer.differences import differences
+from flagkit.writer.requests import check_requests
 
 _CHUNK = 500
 
@@ -122,6 +123,7 @@ def verify(store: Store, anchors: Iterable[tuple[int, str]] = ()) -> list[str]:
 def _problems(store: Store, anchors: set[tuple[int, str]]) -> list[str]:
     tip: Tip | None = None
     expected: dict[PolicyId, tuple[int, PolicyState | None]] = {}
+    asked: list[tuple[int, str]] = []
     with store.reading() as reading:
         head = reading.tip
         problems = [f"the ledger has {place!r} for a revision" for place in reading.strays()]
@@ -131,6 +133,7 @@ def _problems(store: Store, anchors: set[tuple[int, str]]) -> list[str]:
         for change in chain(reading.changes(), pending):
             problems += _check_step(tip, change)
             tip = change.tip
+            asked.append((change.revision, change.request))
             anchors.discard((tip.revision, tip.hash))
             for policy in change.policies:
                 if expected.get(policy.id, (0, None))[1] != policy.before:
@@ -144,6 +147,7 @@ def _problems(store: Store, anchors: set[tuple[int, str]]) -> list[str]:
         for identity in [policy.id for change in pending for policy in change.policies]:
             expected.pop(identity, None)
             found.pop(identity, None)
+    problems += check_requests(store, asked)
     problems += [
         f"revision {revision} is not the one whose hash was kept, {digest}: the ledger was"
         " rewritten"

@@ -5,7 +5,6 @@ the commit; project. Lost races are tried again from the reading on. See docs/de
 """
 
 import contextlib
-import hashlib
 import logging
 import random
 import threading
@@ -34,6 +33,7 @@ from flagkit.writer.drafts import Commit, Draft
 from flagkit.writer.guards import Guard, check_guards, planned_of
 from flagkit.writer.limits import buckets_after
 from flagkit.writer.planning import Plan, plan
+from flagkit.writer.requests import digest_of, same
 from flagkit.writer.workflows import Asked, Workflows
 
 _log = logging.getLogger("flagkit.writer")
@@ -126,16 +126,14 @@ class Writer(Workflows):
             msgspec.to_builtins(operation, enc_hook=_name_of) for operation in draft.operations
         ]
         request = uuid.uuid4().hex if key is None else _checked_key(key)
-        # Sent again with it, a request is another one: what stands in the audit must have it.
-        glass = {"glass": draft.glass} if draft.glass else {}
         content = {
             "sent": datetime.now(UTC),
             "actor": actor,
             "reason": asked.get("reason", ""),
             "operations": operations,
-            "digest": _digest([actor, operations, *glass.values()]),
-            **glass,
+            **({"glass": draft.glass} if draft.glass else {}),
         }
+        content["digest"] = digest_of(content)
         deadline = time.monotonic() + self._timeout
         with self._turn:
             while True:
@@ -175,7 +173,8 @@ class Writer(Workflows):
                 buckets = self._permitted(draft, reading, planned.changes, content)
         change = next_change(reading.tip, request, reading.now, planned.changes)
         self.store.check_fits(change, content)
-        if self.store.add_request(request, content) != content["digest"]:
+        recorded = self.store.add_request(request, content)
+        if not same(recorded, content["digest"], done=done is not None):
             raise RequestConflictError(
                 f"the idempotency key {request!r} was used before, for another request"
             )
@@ -217,13 +216,6 @@ class Writer(Workflows):
             )
             check_guards(self._guards, planned)
         return buckets_after(reading, actor, needed)
-
-
-def _digest(asked: object) -> str:
-    try:
-        return hashlib.sha256(msgspec.msgpack.encode(asked)).hexdigest()
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidDocumentError("", f"cannot be recorded: {error}", "Mend it") from None
 
 
 def _checked_key(key: object) -> str:
