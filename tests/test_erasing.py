@@ -118,6 +118,10 @@ def test_a_request_that_is_sent_again_is_not_done_again(
 ) -> None:
     revision = revoked(history).store.tip().revision
     erased(history, mongo_uri)
+    with history.preview(actor=ADA, reason=WORDS, idempotency_key="first") as change:
+        change.create(flag("a.one"))
+    assert change.preview is not None
+    assert change.preview.done == 1
     commit = history.create(flag("a.one"), actor=ADA, reason=WORDS, idempotency_key="first")
     assert commit.revision == 1
     assert history.store.tip().revision == revision

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from flagkit.errors import InvalidDocumentError
+from flagkit.errors import InvalidDocumentError, RequestConflictError
 from flagkit.storage.layout import ERASED
 from flagkit.storage.store import Store
 
@@ -43,12 +43,18 @@ def digest_of(content: Mapping[str, Any]) -> str:
         raise InvalidDocumentError("", f"cannot be recorded: {error}", "Mend it") from None
 
 
-def same(recorded: str, digest: str, *, done: bool) -> bool:
-    """Tell whether a request on record is the one that is sent again.
+def check_same(request: str, recorded: str, content: Mapping[str, Any], *, done: bool) -> None:
+    """Refuse what is another request than the one on record, by the digests.
 
     Of one that was erased nobody can tell. If it was done, it is not done again.
+
+    Raises:
+        RequestConflictError: it is another.
     """
-    return recorded == digest or (done and recorded == ERASED)
+    if recorded != content["digest"] and not (done and recorded == ERASED):
+        raise RequestConflictError(
+            f"the idempotency key {request!r} was used before, for another request"
+        )
 
 
 def check_requests(store: Store, revisions: Iterable[tuple[int, str]]) -> Iterator[str]:
