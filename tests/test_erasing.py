@@ -1,5 +1,6 @@
 """Erasing: a person's name and words are gone, what was done stays together, the chain whole."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -182,6 +183,12 @@ def test_the_command_erases_and_tells(history: Writer, mongo_uri: str, database:
     command = ["admin", "erase", ADA, "--uri", mongo_uri, "--database", database]
     told = CliRunner().invoke(flagkit, [*command, "--dry-run"])
     assert told.output.splitlines()[-1] == "Nothing was erased."
+    data = CliRunner().invoke(flagkit, [*command, "--dry-run", "--output", "json"])
+    assert json.loads(data.output) == {
+        "name": "",
+        "documents": {"audit": 7, "denials": 1},
+        "chained": [["production", 6], ["production", 8]],
+    }
     done = CliRunner().invoke(flagkit, command)
     *lines, last = done.output.splitlines()
     assert lines == [

@@ -1,6 +1,7 @@
 """Roles: what the database itself lets its users do, and what it refuses them, over TLS."""
 
 import asyncio
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,6 +79,7 @@ def test_init_says_what_it_did_and_may_be_run_again(members: Members, uri_of: Ur
     first = init(members.uri(), *name)
     assert first.count("created, with its validator\n") == len(INDEXES)
     assert init(members.uri(), *name) == "Nothing was to be done.\n"
+    assert json.loads(init(members.uri(), *name, "--output", "json")) == {"done": []}
     assert init(members.uri(), *name, "--roles") == "".join(f"{role}: created\n" for role in ROLES)
     with members.mongo() as mongo:
         another = mongo["another"]

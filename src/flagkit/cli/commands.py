@@ -54,11 +54,8 @@ def flagkit() -> None:
     """Feature flags and rollouts, evaluated in process and kept in MongoDB."""
 
 
-for _group in (flags, segments, access, ledger):
+for _group in (flags, segments, access, ledger, admin):
     flagkit.add_command(_group)
-flagkit.add_command(admin)
-flagkit.add_command(flags)
-flagkit.add_command(ledger)
 
 
 @flagkit.command("validate")
