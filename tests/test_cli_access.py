@@ -25,7 +25,7 @@ def test_roles_are_granted_listed_revoked_and_rolled_back(command: Command, writ
     refused = command.fault("access", "grant", "bob@example.com", "editor")
     assert "would leave no admin" in refused
     assert command.told("access", "grant", "ada@example.com", "admin", "--reason", "ours") == (
-        "granted: admin of ada@example.com on everything\nproduction is at revision 1\n"
+        "granted: admin of ada@example.com on everything\nrevision 1 of production\n"
     )
     namespaces = ("--namespace", "shop.", "--namespace", "search.")
     command.told("access", "grant", "bob@example.com", "editor", *namespaces)
@@ -44,7 +44,7 @@ def test_roles_are_granted_listed_revoked_and_rolled_back(command: Command, writ
     assert command.told("access", "revoke", "bob@example.com", "editor") == (
         "revoked: editor of bob@example.com on search.\n"
         "revoked: editor of bob@example.com on shop.\n"
-        "production is at revision 4\n"
+        "revision 4 of production\n"
     )
     command.told("access", "revoke", "bob@example.com")
     assert grants(writer.store) == (ADMIN,)

@@ -131,7 +131,7 @@ def test_a_flag_that_is_shown_as_a_policy_file_may_be_edited_and_updated(
     assert document(writer, "shop.theme") == before
     edited = written.replace("light: 20", "light: 30").replace("blue: 40", "blue: 30")
     assert filled.told("flags", "update", "-", "--reassign", stdin=edited) == (
-        "shop.theme: fallthrough: light 20 -> 30 %, blue 40 -> 30 %\nproduction is at revision 5\n"
+        "shop.theme: fallthrough: light 20 -> 30 %, blue 40 -> 30 %\nrevision 5 of production\n"
     )
 
 
@@ -151,11 +151,11 @@ def test_each_verb_does_what_it_says(filled: Command, writer: Writer) -> None:
             if verb != "resume"
             else (filled.told("flags", verb, "shop.search"))
         )
-        assert told.endswith(f"production is at revision {revision(writer)}\n")
+        assert told.endswith(f"revision {revision(writer)} of production\n")
         assert document(writer)["state"] == expected
     assert document(writer, "shop.theme")["state"] == "archived"
     assert filled.told("flags", "delete", "shop.search", "shop.theme") == (
-        "shop.search: deleted\nshop.theme: deleted\nproduction is at revision 8\n"
+        "shop.search: deleted\nshop.theme: deleted\nrevision 8 of production\n"
     )
     assert state(writer) is None
 
@@ -163,7 +163,7 @@ def test_each_verb_does_what_it_says(filled: Command, writer: Writer) -> None:
 def test_a_percentage_is_of_a_rule_or_of_the_fallthrough(filled: Command, writer: Writer) -> None:
     told = filled.told("flags", "set-rollout", "shop.search", "12.5", "--rule", "dach")
     assert told == (
-        "shop.search: rule dach: on 10 -> 12.5 %, off 90 -> 87.5 %\nproduction is at revision 3\n"
+        "shop.search: rule dach: on 10 -> 12.5 %, off 90 -> 87.5 %\nrevision 3 of production\n"
     )
     refused = filled.fault("flags", "set-rollout", "shop.theme", "light=20", "dark=80")
     assert "move 30 % of the keys from one treated variant to another" in refused
@@ -201,9 +201,9 @@ def test_an_override_of_a_region_is_changed_by_itself(filled: Command, writer: W
 def test_a_flag_or_everything_is_rolled_back(filled: Command, writer: Writer) -> None:
     filled.told("flags", "pause", "shop.search")
     told = filled.told("flags", "rollback", "shop.search", "--to", "2", "--reason", "too soon")
-    assert told == "shop.search: state: paused -> active\nproduction is at revision 4\n"
+    assert told == "shop.search: state: paused -> active\nrevision 4 of production\n"
     assert filled.told("flags", "rollback", "--all", "--to", "1") == (
-        "shop.theme: deleted\nproduction is at revision 5\n"
+        "shop.theme: deleted\nrevision 5 of production\n"
     )
     assert "there is no revision 9" in filled.fault("flags", "rollback", "--all", "--to", "9")
     for wrong in (("shop.search", "--all"), (), ("--all", "--region", "eu-west-1")):
@@ -323,6 +323,33 @@ def test_another_version_than_expected_is_a_conflict(filled: Command, writer: Wr
     filled.told(*command, "1")
 
 
+RULES = """
+from flagkit.writer import Required
+
+GUARD = Required("reason")
+GUARDS = [GUARD]
+NONE = [1]
+"""
+
+
+def test_guards_are_asked_and_glass_is_broken(
+    filled: Command, writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shop_rules.py").write_text(RULES)
+    monkeypatch.syspath_prepend(tmp_path)
+    archive = ("flags", "archive", "shop.search")
+    for place in ("shop_rules:GUARD", "shop_rules:GUARDS"):
+        filled.variables["FLAGKIT_GUARDS"] = place
+        for dry in ((), ("--dry-run",)):
+            assert "(guard Required)" in filled.fault(*archive, *dry)
+    for place in ("shop_rules", "shop_rules:none", "no_rules:GUARDS", ":x"):
+        assert f"{place!r} cannot be loaded" in filled.fault(*archive, "--guards", place)
+    assert "a guard is a function" in filled.fault(*archive, "--guards", "shop_rules:NONE")
+    assert revision(writer) == 2
+    assert filled.ask(*archive, "--break-glass", "incident 7").exit_code == 0
+    filled.told("flags", "restore", "shop.search", "--reason", "it is over")
+
+
 def test_broken_glass_is_warned_of_and_recorded(filled: Command, writer: Writer) -> None:
     result = filled.ask("flags", "archive", "shop.search", "--break-glass", "incident 7")
     assert result.exit_code == 0
@@ -331,6 +358,29 @@ def test_broken_glass_is_warned_of_and_recorded(filled: Command, writer: Writer)
     assert "why: is empty" in filled.fault("flags", "archive", "shop.search", "--break-glass", " ")
     dry = filled.ask("flags", "restore", "shop.search", "--break-glass", "why", "--dry-run")
     assert (dry.exit_code, dry.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "reading",
+    [
+        ("flags", "list"),
+        ("flags", "show", "shop.search"),
+        ("flags", "stale"),
+        ("segments", "list"),
+        ("access", "list"),
+        ("access", "denials"),
+        ("access", "limits", "show"),
+        ("ledger", "show"),
+        ("ledger", "verify"),
+        ("flags", "archive", "shop.search", "--dry-run"),
+    ],
+    ids=" ".join,
+)
+def test_programs_are_told_the_same_in_either_form(
+    filled: Command, reading: tuple[str, ...]
+) -> None:
+    written = filled.told(*reading, "--output", "yaml")
+    assert YAML(typ="safe").load(written) == filled.data(*reading)
 
 
 def test_no_password_is_shown(filled: Command) -> None:

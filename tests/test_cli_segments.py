@@ -33,7 +33,7 @@ def filled(mongo_uri: str, database: str, writer: Writer) -> Command:
         "segment shop.beta: created\n"
         "segment shop.beta: included: 3 keys\n"
         "segment shop.staff: created\n"
-        "production is at revision 1\n"
+        "revision 1 of production\n"
     )
     return command
 
@@ -89,7 +89,7 @@ def test_a_segment_that_is_shown_as_a_policy_file_may_be_edited_and_updated(
     written = filled.told("segments", "show", "shop.beta", "--output", "policy")
     edited = written.replace("owner: shop", "owner: search")
     told = filled.told("segments", "update", "-", "--expected-version", "1", stdin=edited)
-    assert told == "segment shop.beta: owner: shop -> search\nproduction is at revision 2\n"
+    assert told == "segment shop.beta: owner: shop -> search\nrevision 2 of production\n"
     assert document(writer)["included"]["count"] == 3
     filled.fault("segments", "update", "-", "--expected-version", "1", stdin=edited, code=4)
 
@@ -105,7 +105,7 @@ def test_members_are_moved(filled: Command, writer: Writer, tmp_path: Path) -> N
     assert told == (
         "segment shop.beta: included: 3 -> 4 keys\n"
         "segment shop.beta: excluded: 0 -> 1 keys\n"
-        "production is at revision 2\n"
+        "revision 2 of production\n"
     )
     again = ("segments", "change-members", "shop.beta", "--include", "u-1", "--include", "u-9")
     assert "included: 4 -> 6 keys" in filled.told(*again, "--dry-run")
@@ -125,7 +125,7 @@ def test_segments_are_rolled_back_and_deleted(filled: Command, writer: Writer) -
     refused = filled.fault("segments", "delete", "shop.staff", "shop.beta")
     assert "refer to the segment 'shop.beta', which does not exist any more" in refused
     assert filled.told("segments", "delete", "shop.staff", "--expected-version", "1") == (
-        "segment shop.staff: deleted\nproduction is at revision 5\n"
+        "segment shop.staff: deleted\nrevision 5 of production\n"
     )
 
 

@@ -16,6 +16,7 @@ from pymongo.errors import OperationFailure
 from flagkit import Client, FlagkitError
 from flagkit.cli.commands import flagkit
 from flagkit.errors import AccessDeniedError, RateLimitedError, StoreError
+from flagkit.history import client_at, digest_of, replay
 from flagkit.refresh import Route
 from flagkit.storage.layout import INDEXES
 from flagkit.storage.roles import ADMIN, ALL, READER, ROLES, WRITER
@@ -273,6 +274,25 @@ def is_let(db: Stored, name: str, operation: str) -> bool:
     return True
 
 
+def test_who_may_read_flags_may_ask_what_they_were(uri_of: UriOf) -> None:
+    init(uri_of(ADMIN), "--environment", "past")
+    with Writer(uri_of(WRITER), "past", actor="dana") as writer:
+        with writer.change() as change:
+            change.grant("dana", "admin")
+            change.create_segment({"key": "past.staff", "included": ["ada"]})
+        staff = {"name": "staff", "when": {"$segment": "past.staff"}, "serve": "on"}
+        made = writer.create(flag("past.top", rules=[staff], fallthrough={"serve": "off"}))
+        write_checkpoint(writer.store)
+        writer.change_members("past.staff", include=["bob"], remove=["ada"])
+        writer.pause("past.top")
+    uri = uri_of(READER)
+    found = [client_at(uri, "past", at=at) for at in (2, 3, 4, made.time, None)]
+    asked = [(then.revision, then.is_enabled("past.top", "ada")) for then in found]
+    assert asked == [(2, True), (3, False), (4, False), (2, True), (4, False)]
+    digest = digest_of(found[0], found[0].evaluate("past.top", "ada"), "ada")
+    assert replay(uri, digest, "ada").is_same
+
+
 @pytest.mark.parametrize("stored", [READER, WRITER], indirect=True, ids=str)
 @pytest.mark.parametrize("collection", INDEXES)
 def test_what_a_role_may_not_do_the_database_refuses(
@@ -313,6 +333,32 @@ def test_nobody_may_do_what_is_for_owners(stored: Stored, operation: str) -> Non
     with pytest.raises(OperationFailure) as refused:
         WHOLE[operation](stored)
     assert refused.value.code == NOT_ALLOWED
+
+
+def test_readers_look_by_the_command_and_writers_change(uri_of: UriOf) -> None:
+    def ask(role: str, *arguments: str, stdin: str = "") -> str:
+        variables = {
+            "FLAGKIT_URI": uri_of(role),
+            "FLAGKIT_ENVIRONMENT": "production",
+            "FLAGKIT_ACTOR": "dana",
+        }
+        done = CliRunner().invoke(flagkit, arguments, input=stdin, env=variables)
+        assert f"of-{role}" not in done.output
+        return done.output
+
+    theme = "flags: [{key: shop.theme, variants: {x: 1}, fallthrough: {serve: x}}]"
+    assert "shop.theme: created\n" in ask(WRITER, "flags", "create", "-", stdin=theme)
+    assert "nothing was written" in ask(WRITER, "flags", "pause", "shop.theme", "--dry-run")
+    for role in (READER, WRITER):
+        assert "shop.theme" in ask(role, "flags", "list")
+        assert "serves x" in ask(role, "flags", "show", "shop.theme")
+        assert ask(role, "flags", "stale") == "No flag is stale.\n"
+        none = ask(role, "segments", "list", "--namespace", "none.")
+        assert none == "No such segment.\n"
+    pause = ask(READER, "flags", "pause", "shop.theme")
+    assert "the user is not allowed to do this" in pause
+    assert "the user is not allowed to do this" in ask(WRITER, "access", "denials")
+    assert "not allowed" not in ask(ADMIN, "access", "denials")
 
 
 @pytest.mark.parametrize("stored", [READER, WRITER], indirect=True, ids=str)

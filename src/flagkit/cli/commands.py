@@ -16,6 +16,7 @@ from flagkit import __version__
 from flagkit.cli import checkpoint, demo, standing, waiting
 from flagkit.cli.access import access
 from flagkit.cli.admin import admin
+from flagkit.cli.evaluating import evaluate, replay_digest
 from flagkit.cli.failures import FAULTS_FOUND, failures_told
 from flagkit.cli.flags import flags
 from flagkit.cli.ledger import ledger
@@ -54,8 +55,8 @@ def flagkit() -> None:
     """Feature flags and rollouts, evaluated in process and kept in MongoDB."""
 
 
-for _group in (flags, segments, access, ledger, admin):
-    flagkit.add_command(_group)
+for _command in (flags, segments, access, admin, ledger, evaluate, replay_digest):
+    flagkit.add_command(_command)
 
 
 @flagkit.command("validate")

@@ -7,7 +7,6 @@ import click
 import msgspec
 from rich.console import Console
 
-from flagkit.changes import ACCESS, SEGMENTS
 from flagkit.cli.documents import flags_in
 from flagkit.cli.options import (
     Place,
@@ -29,6 +28,7 @@ from flagkit.cli.writing import Asking, changing, writing_options
 from flagkit.errors import FlagNotFoundError
 from flagkit.model import EVERYWHERE
 from flagkit.model.keys import check_key
+from flagkit.storage.layout import FLAGS
 from flagkit.writer.staleness import stale_flags
 
 
@@ -47,11 +47,11 @@ def flags() -> None:
 def _list(namespace: str, state: str | None, output: str, **place: Unpack[Place]) -> None:
     """List flags, overrides of regions included."""
     with store_at(**place) as store, store.reading() as reading:
-        states = reading.all().values()
+        states = reading.all([FLAGS]).values()
     lines = [
         flag_line(found)
         for found in sorted(states, key=lambda found: (found.key, found.region))
-        if found.region not in (SEGMENTS, ACCESS) and found.key.startswith(namespace)
+        if found.key.startswith(namespace)
     ]
     lines = [line for line in lines if state in (None, line.state)]
     if output in PROGRAMS:

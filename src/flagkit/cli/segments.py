@@ -27,6 +27,7 @@ from flagkit.cli.telling import Teller
 from flagkit.cli.writing import Asking, changing, writing_options
 from flagkit.errors import ConfigurationError, FlagNotFoundError
 from flagkit.model.keys import check_key
+from flagkit.storage import layout
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -43,11 +44,11 @@ def segments() -> None:
 def _list(namespace: str, output: str, **place: Unpack[Place]) -> None:
     """List the segments of an environment."""
     with store_at(**place) as store, store.reading() as reading:
-        states = reading.all().values()
+        states = reading.all([layout.SEGMENTS]).values()
     lines = [
         segment_line(found)
         for found in sorted(states, key=lambda found: found.key)
-        if found.region == SEGMENTS and found.key.startswith(namespace)
+        if found.key.startswith(namespace)
     ]
     if output in PROGRAMS:
         click.echo(written([msgspec.to_builtins(line) for line in lines], output))

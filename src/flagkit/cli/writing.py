@@ -9,6 +9,7 @@ from typing import Any, TypeVar, Unpack
 
 import click
 
+from flagkit.cli.guarding import guards_named
 from flagkit.cli.options import Place, place_options
 from flagkit.cli.output import PROGRAMS, output_option, written
 from flagkit.model.canonical import date_text
@@ -33,6 +34,13 @@ _OPTIONS = (
         help="Names the request: sent again, it changes nothing, and tells the same.",
     ),
     click.option(
+        "--guards",
+        envvar="FLAGKIT_GUARDS",
+        metavar="MODULE:NAME",
+        show_envvar=True,
+        help="Python guards to ask.",
+    ),
+    click.option(
         "--break-glass", metavar="WHY", help="Pass guards by; it is warned of, and recorded."
     ),
     click.option("--dry-run", is_flag=True, help="Check it and show what it would do, no more."),
@@ -46,6 +54,7 @@ class Asking(Place):
     actor: str
     reason: str
     idempotency_key: str | None
+    guards: str | None
     break_glass: str | None
     dry_run: bool
     output: str
@@ -72,6 +81,7 @@ def changing(**asking: Unpack[Asking]) -> Generator[Draft]:
         asking["environment"],
         actor=asking["actor"],
         database=asking["database"],
+        guards=guards_named(asking["guards"]),
     ) as writer:
         change = writer.preview if asking["dry_run"] else writer.change
         with change(**asked) as draft:
@@ -102,7 +112,7 @@ def _tell_commit(commit: Commit, writer: Writer, output: str) -> None:
         click.echo(written(document, output))
         return
     _tell_lines(lines)
-    click.echo(f"{writer.environment} is at revision {commit.revision:,}")
+    click.echo(f"revision {commit.revision:,} of {writer.environment}")
 
 
 def _tell_preview(preview: Preview, environment: str, output: str) -> None:
