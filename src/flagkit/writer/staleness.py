@@ -41,8 +41,8 @@ def stale_flags(store: Store, days: int, now: datetime | None = None) -> list[St
         moment = now or reading.now
         still = reading.revision_at(moment - timedelta(days=days))
         found = reading.projected([FLAGS])
-        if reading.pending is not None:
-            tip = reading.pending
+        tip = reading.unprojected
+        if tip is not None:
             found |= {policy.id: (tip.revision, policy.after) for policy in tip.policies}
     stale: list[StaleFlag] = []
     for (region, key), (revision, state) in sorted(found.items()):

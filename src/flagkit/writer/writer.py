@@ -25,6 +25,7 @@ from flagkit.errors import (
     StoreUnavailableError,
 )
 from flagkit.settings import settings_from
+from flagkit.storage.foreseen import Foreseen
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.access import check_access, log_denial, needs
@@ -163,17 +164,21 @@ class Writer(Workflows):
 
     def _commit(self, draft: Draft, asked: Asked) -> Commit:
         request, content = self._request(draft, asked)
+        touched = frozenset(operation.policy_id for operation in draft.operations)
+        # A request that nobody has sent yet cannot have been committed.
+        foreseen = Foreseen(asked.get("idempotency_key"), touched)
         deadline = time.monotonic() + self._timeout
         with self._turn:
             while True:
                 try:
-                    tip = self._attempt(draft, request, content)
+                    tip = self._attempt(draft, request, content, foreseen)
                     pause = LOST_RACE_SECONDS_MAX
                 except StoreUnavailableError:
                     # Unsure whether it was committed: the next reading looks for the request.
                     if time.monotonic() > deadline:
                         raise
                     tip, pause = None, UNAVAILABLE_SECONDS_MAX
+                foreseen = Foreseen(request, touched)
                 if tip is not None:
                     if draft.glass:
                         broke = (content["actor"], tip.revision, self.environment, draft.glass)
@@ -187,19 +192,21 @@ class Writer(Workflows):
                     )
                 time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not secrets
 
-    def _attempt(self, draft: Draft, request: str, content: Mapping[str, Any]) -> Tip | None:
+    def _attempt(
+        self, draft: Draft, request: str, content: Mapping[str, Any], foreseen: Foreseen
+    ) -> Tip | None:
         """Try once. Return the tip that the request led to, None if another writer was first."""
-        with self.store.reading() as reading:
+        with self.store.reading(foreseen) as reading:
             try:
-                look = self._look(reading, draft, request, content)
+                look = self._look(reading, draft, request, content, is_new=foreseen.request is None)
             except AccessDeniedError as error:
                 log_denial(self.store, reading.now, error, content["reason"], draft.operations)
                 raise
         recorded = self.store.add_request(request, content)
         check_same(request, recorded, content, done=look.done is not None)
-        if reading.pending is not None:
-            # The ledger must have the tip before the head forgets it. Its writer may be dead.
-            self.store.project(reading.pending)
+        if reading.unprojected is not None:
+            # Ledger and flags must have the tip before the head forgets it. Its writer may be dead.
+            self.store.project(reading.unprojected)
         if look.done is not None:
             return look.done
         change = look.change
@@ -207,7 +214,7 @@ class Writer(Workflows):
         if not self.store.compare_and_set(reading.tip, change, look.buckets):
             return None
         try:
-            self.store.project(change)
+            self.store.project(change, is_mine=True)
         except StoreError as error:
             # It is committed all the same, and the next writer projects it.
             _log.warning(
@@ -216,10 +223,16 @@ class Writer(Workflows):
         return change.tip
 
     def _look(
-        self, reading: Reading, draft: Draft, request: str, content: Mapping[str, Any]
+        self,
+        reading: Reading,
+        draft: Draft,
+        request: str,
+        content: Mapping[str, Any],
+        *,
+        is_new: bool = False,
     ) -> "_Look":
         """Return what a request would do at a reading's revision, with all checks made."""
-        done = reading.commit_of(request)
+        done = None if is_new else reading.commit_of(request)
         planned, buckets = Plan([], {}), dict[str, int]()
         if done is None:
             planned = plan(draft.operations, reading, reading.tip.revision, draft.parts)
