@@ -278,12 +278,12 @@ def test_the_nearest_of_what_is_kept_is_gone_on_from(
         then = at(revision)
         assert then.keys() == [f"a.a{number}" for number in range(1, revision + 1)]
         names = stored["system.profile"].distinct("ns")
-        read.append({str(name).partition(".")[2] for name in names} & {"flags", "slices"})
+        read.append({str(name).partition(".")[2] for name in names} & {"segments", "slices"})
         stored.command("profile", 0)
         stored["system.profile"].drop()
         stored.command("profile", 2)
     stored.command("profile", 0)
-    checkpoint, present = {"slices"}, {"flags"}
+    checkpoint, present = {"slices"}, {"segments"}
     nothing: set[str] = set()
     nearest = [nothing, *[checkpoint] * 5, present, present]
     assert read == nearest
