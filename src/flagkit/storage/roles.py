@@ -18,6 +18,7 @@ from flagkit.storage.layout import (
     DENIALS,
     FLAGS,
     HEADS,
+    KEYS,
     LEDGER,
     MEMBERS,
     SEGMENTS,
@@ -46,6 +47,7 @@ ROLES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         SLICES: _READ,
         # Where clients tell where they stand.
         CLIENTS: _PUT,
+        KEYS: _READ,
     },
     WRITER: {
         HEADS: (*_WATCH, "update"),
@@ -59,6 +61,7 @@ ROLES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         CHECKPOINTS: _PUBLISH,
         SLICES: _PUBLISH,
         CLIENTS: _READ,
+        KEYS: _READ,
     },
     ADMIN: {
         ALL: ("listCollections", "createCollection", "createIndex", "collMod"),
@@ -73,6 +76,7 @@ ROLES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         CHECKPOINTS: _PUBLISH,
         SLICES: _PUBLISH,
         CLIENTS: _PUT,
+        KEYS: _PUT,
     },
 }
 """By role and collection, MongoDB's actions; nothing else is allowed."""
