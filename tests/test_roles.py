@@ -18,7 +18,7 @@ from flagkit.cli.commands import flagkit
 from flagkit.errors import AccessDeniedError, RateLimitedError, StoreError
 from flagkit.history import client_at, digest_of, replay
 from flagkit.refresh import Route
-from flagkit.storage.layout import INDEXES
+from flagkit.storage.layout import INDEXES, KEYS
 from flagkit.storage.roles import ADMIN, ALL, READER, ROLES, WRITER
 from flagkit.storage.source import MongoSource
 from flagkit.storage.survey import Survey
@@ -374,8 +374,9 @@ def test_a_reader_or_a_writer_makes_no_collections(stored: Stored) -> None:
 
 
 def test_the_table_of_roles_knows_each_collection() -> None:
-    assert ROLES[ADMIN].keys() - {ALL} == INDEXES.keys()
-    assert all(collections.keys() - {ALL} <= INDEXES.keys() for collections in ROLES.values())
+    known = INDEXES.keys() | {KEYS}
+    assert ROLES[ADMIN].keys() - {ALL} == known
+    assert all(collections.keys() - {ALL} <= known for collections in ROLES.values())
 
 
 def error_of(uri: str) -> str:

@@ -7,6 +7,7 @@
       ClosedError(RuntimeError)          used after close
       InvalidContextError(TypeError)     what was given as a context is none
       InvalidDocumentError(ValueError)   .path: where in the policy document, .remedy: what to do
+      EncryptionError                    a sensitive value cannot be encrypted or decrypted
       EmbeddedMongoError(RuntimeError)   no mongod was found, or it did not start
       WriteError
         EnvironmentNotFoundError(LookupError)
@@ -79,6 +80,10 @@ class InvalidDocumentError(FlagkitError, ValueError):
     def about(self, subject: str) -> "InvalidDocumentError":
         """Return the same error with the document named."""
         return type(self)(self.path, self.problem, self.remedy, subject=subject)
+
+
+class EncryptionError(FlagkitError):
+    """A value of a sensitive variant cannot be encrypted or decrypted. It never says the value."""
 
 
 class EmbeddedMongoError(FlagkitError, RuntimeError):

@@ -30,6 +30,8 @@ FLAGS, SEGMENTS, MEMBERS = "flags", "segments", "members"
 ACCESS, DENIALS = "access", "denials"
 CHECKPOINTS, SLICES = "checkpoints", "slices"
 CLIENTS, ERASURES = "clients", "erasures"
+KEYS = "keys"
+"""The driver's own collection, of data keys, which is there where something is encrypted."""
 PROJECTED = (FLAGS, SEGMENTS, ACCESS)
 POLICY_HISTORY: Final = "policy_history"
 

@@ -19,6 +19,7 @@ from flagkit.storage.layout import (
     ERASURES,
     FLAGS,
     HEADS,
+    KEYS,
     LEDGER,
     MEMBERS,
     SEGMENTS,
@@ -47,6 +48,7 @@ ROLES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         SLICES: _READ,
         # Where clients tell where they stand.
         CLIENTS: _PUT,
+        KEYS: _READ,
     },
     WRITER: {
         HEADS: (*_WATCH, "update"),
@@ -60,6 +62,7 @@ ROLES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         CHECKPOINTS: _PUBLISH,
         SLICES: _PUBLISH,
         CLIENTS: _READ,
+        KEYS: _READ,
     },
     ADMIN: {
         ALL: ("listCollections", "createCollection", "createIndex", "collMod"),
@@ -76,6 +79,7 @@ ROLES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         CHECKPOINTS: _PUBLISH,
         SLICES: _PUBLISH,
         CLIENTS: _PUT,
+        KEYS: _PUT,
     },
 }
 """By role and collection, MongoDB's actions; nothing else is allowed."""

@@ -7,6 +7,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from flagkit.changes import GRANTS, LIMITS, SEGMENTS, PolicyChange
+from flagkit.encryption import DataKeys
 from flagkit.errors import InvalidDocumentError
 from flagkit.model import EVERYWHERE
 from flagkit.model.grants import Role, checked_actor, checked_grant, checked_role
@@ -29,6 +30,7 @@ from flagkit.writer.operations import (
     checked_policy,
 )
 from flagkit.writer.rollbacks import Rollback, RollbackAll
+from flagkit.writer.sealing import Sealing
 from flagkit.writer.transitions import Verb
 
 CHANGED_MEMBERS_MAX: Final = 10_000
@@ -70,7 +72,8 @@ class Draft:
     Each method checks what it is given at once, and changes nothing before the end of the block.
     """
 
-    def __init__(self, environment: str) -> None:
+    def __init__(self, environment: str, keys: DataKeys | None = None) -> None:
+        self.sealing = Sealing(environment, keys)
         self.operations: list[Operation] = []
         self.parts: dict[str, bytes] = {}
         self.commit: Commit | None = None
@@ -81,7 +84,7 @@ class Draft:
 
     def create(self, flag: Mapping[str, Any]) -> None:
         """Create a flag from its policy document."""
-        policy, key, region = checked_policy(flag, self._environment)
+        policy, key, region = checked_policy(self.sealing.sealed(flag), self._environment)
         self.operations.append(Create(policy=policy, key=key, region=region))
 
     def update(
@@ -97,7 +100,7 @@ class Draft:
         treated variant to another are refused, unless `reassign` says that this is meant. Not
         treated is the `off` variant, or else the false one.
         """
-        policy, key, region = checked_policy(flag, self._environment)
+        policy, key, region = checked_policy(self.sealing.sealed(flag), self._environment)
         if "state" not in flag:
             del policy["state"]
         self.operations.append(
@@ -152,7 +155,7 @@ class Draft:
         """
         self.operations.append(
             Edit(
-                function=function,
+                function=self.sealing.sealing(function),
                 environment=self._environment,
                 reassign=reassign,
                 key=check_key(key),

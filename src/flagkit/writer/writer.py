@@ -12,11 +12,12 @@ import time
 import uuid
 from collections.abc import Generator, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, Self, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
 
 import msgspec
 
 from flagkit.changes import Change, PolicyChange, Tip, next_change
+from flagkit.encryption import Encryption
 from flagkit.errors import (
     AccessDeniedError,
     ConfigurationError,
@@ -24,7 +25,7 @@ from flagkit.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from flagkit.settings import settings_from
+from flagkit.settings import Settings, settings_from
 from flagkit.storage.foreseen import Foreseen
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
@@ -36,6 +37,9 @@ from flagkit.writer.limits import buckets_after
 from flagkit.writer.planning import Plan, plan
 from flagkit.writer.requests import check_same, digest_of
 from flagkit.writer.workflows import Asked, Workflows
+
+if TYPE_CHECKING:
+    from flagkit.storage.encryption import MongoDataKeys
 
 _log = logging.getLogger("flagkit.writer")
 
@@ -55,6 +59,8 @@ class Writer(Workflows):
         checkpoint_every: Publish a checkpoint, in the background, whenever the newest one is so
             many revisions old; without, none is: there is `flagkit checkpoint`.
         guards: Are asked about each change, see `flagkit.writer.guards`.
+        encryption: What sensitive variants are encrypted by; or a local master key in the file that
+            FLAGKIT_LOCAL_KEY_PATH names. Without it, flags with new secrets are refused.
 
     Raises:
         ConfigurationError: the URI or the environment is named nowhere, or a setting makes no
@@ -71,12 +77,15 @@ class Writer(Workflows):
         timeout: float = 30.0,
         checkpoint_every: int | None = None,
         guards: Iterable[Guard] = (),
+        encryption: Encryption | None = None,
     ) -> None:
         if checkpoint_every is not None and checkpoint_every < 1:
             raise ConfigurationError(
                 f"checkpoint_every is {checkpoint_every}: it is a number of revisions, 1 or more"
             )
-        settings = settings_from(uri, environment=environment, database=database)
+        settings = settings_from(
+            uri, environment=environment, database=database, encryption=encryption
+        )
         self.environment = settings.environment
         self.store = Store(
             settings.uri, environment=settings.environment, database=settings.database
@@ -84,6 +93,7 @@ class Writer(Workflows):
         self._checkpoints = (
             None if checkpoint_every is None else CheckpointKeeper(self.store, checkpoint_every)
         )
+        self._keys = _data_keys(settings)
         self._actor = actor
         self._guards = tuple(guards)
         self._timeout = timeout
@@ -93,6 +103,23 @@ class Writer(Workflows):
     def create_environment(self) -> Tip:
         """Make the environment with its collections, if it is not there; return its tip."""
         return self.store.create_environment(uuid.uuid4().hex)
+
+    def create_data_key(self, master_key: Mapping[str, Any] | None = None) -> str:
+        """Make the data key of the writer's encryption, if it is not there; return its name.
+
+        Args:
+            master_key: Which one of the provider is to guard it, as `create_data_key` of pymongo's
+                ClientEncryption takes it; a local one needs none.
+
+        Raises:
+            ConfigurationError: this writer has no encryption.
+            EncryptionError, StoreError: the provider, or the database, refused.
+        """
+        if self._keys is None:
+            raise ConfigurationError(
+                "this writer has no encryption: pass encryption=, or set FLAGKIT_LOCAL_KEY_PATH"
+            )
+        return self._keys.create(master_key)
 
     @contextlib.contextmanager
     def change(self, **asked: Unpack[Asked]) -> Generator[Draft]:
@@ -105,7 +132,7 @@ class Writer(Workflows):
             StoreUnavailableError: the database cannot be reached. With an idempotency key it is
                 safe to try again; without one, look whether the change was made.
         """
-        change = Draft(self.environment)
+        change = Draft(self.environment, self._keys)
         yield change
         change.commit = self._commit(change, asked)
 
@@ -120,7 +147,7 @@ class Writer(Workflows):
             WriteError, InvalidDocumentError: the change would be refused.
             StoreUnavailableError: the database cannot be reached.
         """
-        change = Draft(self.environment)
+        change = Draft(self.environment, self._keys)
         yield change
         change.preview = self._preview(change, asked)
 
@@ -236,6 +263,7 @@ class Writer(Workflows):
         planned, buckets = Plan([], {}), dict[str, int]()
         if done is None:
             planned = plan(draft.operations, reading, reading.tip.revision, draft.parts)
+            draft.sealing.check(planned.changes)
             reading.check_newest(planned.changes)
             buckets = self._permitted(draft, reading, planned.changes, content)
         change = next_change(reading.tip, request, reading.now, planned.changes)
@@ -263,6 +291,20 @@ class Writer(Workflows):
             )
             check_guards(self._guards, planned)
         return buckets_after(reading, actor, needed)
+
+
+def _data_keys(settings: Settings) -> "MongoDataKeys | None":
+    if settings.encryption is None:
+        return None
+    # Deferred: it loads the driver's cryptography, which takes longer than all the rest.
+    from flagkit.storage.encryption import MongoDataKeys  # noqa: PLC0415
+
+    return MongoDataKeys(
+        settings.uri,
+        settings.encryption,
+        environment=settings.environment,
+        database=settings.database,
+    )
 
 
 class _Look(NamedTuple):
