@@ -3,10 +3,12 @@
 from flagkit.storage.checkpoints import Checkpoint
 from flagkit.writer.access import Denial, denials, grants
 from flagkit.writer.checkpoints import write_checkpoint
-from flagkit.writer.drafts import Commit, Draft, Preview
+from flagkit.writer.commits import Commit, PendingChange
+from flagkit.writer.drafts import Draft, Preview
 from flagkit.writer.guards import Freeze, Guard, LargestStep, Planned, Refusal, Required
 from flagkit.writer.ledger import Entry, entries, verify
 from flagkit.writer.limits import limits
+from flagkit.writer.pending import Swept, Waiting
 from flagkit.writer.staleness import StaleFlag, stale_flags
 from flagkit.writer.writer import Writer
 
@@ -19,11 +21,14 @@ __all__ = [
     "Freeze",
     "Guard",
     "LargestStep",
+    "PendingChange",
     "Planned",
     "Preview",
     "Refusal",
     "Required",
     "StaleFlag",
+    "Swept",
+    "Waiting",
     "Writer",
     "denials",
     "entries",

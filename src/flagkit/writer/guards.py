@@ -25,7 +25,8 @@ class Planned(Struct, frozen=True, kw_only=True):
     """What a change would do to one flag or segment.
 
     `before` and `after` are the policy documents, None where there is none. `now` is the server's
-    time. A segment's region is "@segments".
+    time. A segment's region is "@segments". `approvers` are those who approved of it, if it was
+    proposed, and who may.
     """
 
     environment: str
@@ -37,14 +38,19 @@ class Planned(Struct, frozen=True, kw_only=True):
     actor: str
     reason: str
     now: datetime
+    approvers: tuple[str, ...] = ()
 
 
 class Refusal(Struct, frozen=True):
-    """Why a guard refuses: where in the policy, what is wrong there, and what to do instead."""
+    """Why a guard refuses: where in the policy, what is wrong there, and what to do instead.
+
+    `retry_at` is when it would not, if time alone is in the way.
+    """
 
     path: str
     problem: str
     remedy: str
+    retry_at: datetime | None = None
 
 
 Guard: TypeAlias = Callable[[Planned], Refusal | None]
@@ -70,11 +76,18 @@ def check_guards(guards: Iterable[Guard], planned: Iterable[Planned]) -> None:
                     refusal.problem,
                     refusal.remedy,
                     subject=f"{kind} {plan.key!r}",
+                    retry_at=refusal.retry_at,
                 )
 
 
 def planned_of(
-    changes: Iterable[PolicyChange], *, environment: str, actor: str, reason: str, now: datetime
+    changes: Iterable[PolicyChange],
+    *,
+    environment: str,
+    actor: str,
+    reason: str,
+    now: datetime,
+    approvers: tuple[str, ...] = (),
 ) -> list[Planned]:
     """Return what guards are asked about of a change."""
     found: list[Planned] = []
@@ -93,6 +106,7 @@ def planned_of(
                 actor=actor,
                 reason=reason,
                 now=now,
+                approvers=approvers,
             )
         )
     return found
@@ -146,9 +160,9 @@ class Freeze:
         moment = planned.now.timestamp()
         if not is_open(self._window, moment):
             return None
-        end = window_changes_after(self._window, moment)
-        until = _date(end)
-        return Refusal("", "is frozen", f"Wait until {until}, or pause it" if until else "Pause it")
+        end = _date(window_changes_after(self._window, moment))
+        remedy = "Pause it" if end is None else f"Wait until {end.isoformat()}, or pause it"
+        return Refusal("", "is frozen", remedy, end)
 
 
 RequiredName: TypeAlias = Literal["owner", "description", "tags", "expires", "reason"]
@@ -215,8 +229,8 @@ def _hashed(serves: Serves) -> tuple[tuple[str, ...], str] | None:
     return None if isinstance(serves, Serve) else (serves.by, serves.salt)
 
 
-def _date(moment: float) -> str:
+def _date(moment: float) -> datetime | None:
     try:
-        return datetime.fromtimestamp(moment, UTC).isoformat()
+        return datetime.fromtimestamp(moment, UTC)
     except (ValueError, OverflowError, OSError):
-        return ""
+        return None

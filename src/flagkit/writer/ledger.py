@@ -25,11 +25,14 @@ from flagkit.writer.differences import differences
 _CHUNK = 500
 
 
+DECISIONS: Final = ("drop-pending", "reject-proposal", "withdraw-proposal")
+"""What is decided of pending changes and proposals, in revisions that change nothing else."""
 ACTIONS: Final = (
     *("create", "update", "edit", "set-rollout", "pause", "resume"),
     *("archive", "restore", "delete", "rollback", "rollback-all"),
     *("create-segment", "update-segment", "change-members", "delete-segment"),
     *("grant", "revoke", "set-limit"),
+    *DECISIONS,
 )
 """What entries may be asked for by."""
 
@@ -97,7 +100,7 @@ def entries(
                 change.tip.time,
                 request.get("actor", ""),
                 request.get("reason", ""),
-                tuple(map(_action, operations)),
+                sentences(operations),
                 tuple(line for policy in change.policies for line in differences(policy)),
                 change.tip.hash,
                 request.get("glass", ""),
@@ -210,6 +213,11 @@ def _check_step(tip: Tip | None, change: Change) -> list[str]:
     return [f"revision {change.revision} does not continue revision {tip.revision}"]
 
 
+def sentences(operations: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return what was asked for, by what is recorded of it, in sentences."""
+    return tuple(map(_action, operations))
+
+
 def _name(operation: Mapping[str, Any]) -> str:
     """Return which of ACTIONS an operation is."""
     match operation["operation"]:
@@ -221,7 +229,7 @@ def _name(operation: Mapping[str, Any]) -> str:
             return str(name).replace("_", "-")
 
 
-def _action(operation: dict[str, Any]) -> str:
+def _action(operation: Mapping[str, Any]) -> str:
     if operation["region"] == ACCESS:
         return _action_on_access(operation)
     words = [_name(operation).replace("-", " "), operation["key"]]
@@ -246,7 +254,7 @@ def _action(operation: dict[str, Any]) -> str:
     return " ".join(words)
 
 
-def _action_on_access(operation: dict[str, Any]) -> str:
+def _action_on_access(operation: Mapping[str, Any]) -> str:
     match operation["operation"]:
         case "grant":
             listed = ", ".join(operation["namespaces"])

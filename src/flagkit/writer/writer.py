@@ -5,7 +5,6 @@ the commit; project. Lost races are tried again from the reading on. See docs/de
 """
 
 import contextlib
-import hashlib
 import logging
 import random
 import threading
@@ -14,8 +13,6 @@ import uuid
 from collections.abc import Generator, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Self, Unpack
-
-import msgspec
 
 from flagkit.changes import Change, PolicyChange, Tip, next_change
 from flagkit.errors import (
@@ -29,13 +26,17 @@ from flagkit.errors import (
 from flagkit.settings import settings_from
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
-from flagkit.writer.access import check_access, log_denial, needs
+from flagkit.writer.access import log_denial
 from flagkit.writer.checkpoints import CheckpointKeeper
-from flagkit.writer.drafts import Commit, Draft, Preview
+from flagkit.writer.commits import Commit, PendingChange
+from flagkit.writer.drafts import Draft, Preview
 from flagkit.writer.guards import Guard, check_guards, planned_of
 from flagkit.writer.limits import buckets_after
+from flagkit.writer.pending import Sequencer, Swept, Waiting
 from flagkit.writer.planning import Plan, plan
-from flagkit.writer.workflows import Asked, Workflows
+from flagkit.writer.recorded import documents_of, request_digest
+from flagkit.writer.segment_workflows import SegmentWorkflows
+from flagkit.writer.workflows import Anyhow, Asked
 
 _log = logging.getLogger("flagkit.writer")
 
@@ -43,7 +44,7 @@ LOST_RACE_SECONDS_MAX = 0.02
 UNAVAILABLE_SECONDS_MAX = 0.5
 
 
-class Writer(Workflows):
+class Writer(SegmentWorkflows):
     """Makes changes to one environment. May be used from many threads, which then take turns.
 
     Args:
@@ -87,6 +88,7 @@ class Writer(Workflows):
         self._actor = actor
         self._guards = tuple(guards)
         self._timeout = timeout
+        self._sequencer = Sequencer(self.store, self._commit)
         # Threads of one process would only make each other lose races for the head.
         self._turn = threading.Lock()
 
@@ -95,10 +97,12 @@ class Writer(Workflows):
         return self.store.create_environment(uuid.uuid4().hex)
 
     @contextlib.contextmanager
-    def change(self, **asked: Unpack[Asked]) -> Generator[Draft]:
+    def change(self, **asked: Unpack[Anyhow]) -> Generator[Draft]:
         """Collect operations that are committed as one revision when the block ends without error.
 
-        Takes `reason`, `actor` and `idempotency_key`, as Asked has them.
+        Takes `reason`, `actor` and `idempotency_key`, as Asked has them. With a session of your own
+        client, in which a transaction was started, they are asked for in that transaction alone:
+        `pending` of the draft makes a revision of them after it.
 
         Raises:
             WriteError, InvalidDocumentError: refused; nothing was written.
@@ -107,7 +111,14 @@ class Writer(Workflows):
         """
         change = Draft(self.environment)
         yield change
-        change.commit = self._commit(change, asked)
+        request, content = self._request(change, asked)
+        session = asked.get("session")
+        if session is None:
+            change.commit = self._commit(change, request, content)
+            self._sequencer.look()
+        else:
+            change.pending, digest = self._sequencer.put(session, change, request, content)
+            _check_same(request, digest, content)
 
     @contextlib.contextmanager
     def preview(self, **asked: Unpack[Asked]) -> Generator[Draft]:
@@ -124,8 +135,35 @@ class Writer(Workflows):
         yield change
         change.preview = self._preview(change, asked)
 
+    def pending_change(self, request: str) -> PendingChange:
+        """Return the pending change of a request's id, be it that another process asked for it."""
+        return PendingChange(request, self._sequencer.commit)
+
+    def pending(self) -> list[Waiting]:
+        """Return the changes that wait to be sequenced, and those that were refused, in order."""
+        return self._sequencer.waiting()
+
+    def sweep(self) -> Swept:
+        """Sequence the changes that wait, whoever asked for them.
+
+        Raises:
+            StoreUnavailableError: the database cannot be reached. Nothing is lost.
+        """
+        return self._sequencer.sweep()
+
+    def drop_pending(self, request: str, *, reason: str = "", actor: str | None = None) -> Commit:
+        """Make sure that a pending change is never made. That stands in the ledger as a revision.
+
+        Raises:
+            NotPendingError: there is none of that name, or it was made meanwhile.
+            AccessDeniedError: to edit what it touches takes another role.
+        """
+        _, content = self._request(Draft(self.environment), {"reason": reason, "actor": actor})
+        return self._sequencer.drop(request, content)
+
     def close(self) -> None:
-        """Close the connections; a checkpoint that is being made is left off."""
+        """Close the connections; a checkpoint or a sweep that is being made is left off."""
+        self._sequencer.close()
         if self._checkpoints is not None:
             self._checkpoints.close()
         self.store.close()
@@ -148,25 +186,27 @@ class Writer(Workflows):
     def _request(self, draft: Draft, asked: Asked) -> tuple[str, dict[str, Any]]:
         """Return the id of a request, and what the audit is to have of it."""
         key, actor = asked.get("idempotency_key"), asked.get("actor") or self._actor
-        operations = [
-            msgspec.to_builtins(operation, enc_hook=_name_of) for operation in draft.operations
-        ]
         request = uuid.uuid4().hex if key is None else _checked_key(key)
-        # Sent again with it, a request is another one: what stands in the audit must have it.
-        glass = {"glass": draft.glass} if draft.glass else {}
-        content = {
+        content: dict[str, Any] = {
             "sent": datetime.now(UTC),
             "actor": actor,
             "reason": asked.get("reason", ""),
-            "operations": operations,
-            "digest": _digest([actor, operations, *glass.values()]),
-            **glass,
+            "operations": documents_of(draft.operations),
         }
+        if draft.glass:
+            content["glass"] = draft.glass
+        content["digest"] = request_digest(content)
         return request, content
 
-    def _commit(self, draft: Draft, asked: Asked) -> Commit:
-        request, content = self._request(draft, asked)
-        deadline = time.monotonic() + self._timeout
+    def _commit(
+        self,
+        draft: Draft,
+        request: str,
+        content: Mapping[str, Any],
+        timeout: float | None = None,
+    ) -> Commit:
+        seconds = self._timeout if timeout is None else timeout
+        deadline = time.monotonic() + seconds
         with self._turn:
             while True:
                 try:
@@ -186,7 +226,7 @@ class Writer(Workflows):
                     return Commit(tip.revision, tip.time, request)
                 if time.monotonic() > deadline:
                     raise StoreUnavailableError(
-                        f"other writers won every race for {self._timeout} s: nothing was changed"
+                        f"other writers won every race for {seconds:g} s: nothing was changed"
                     )
                 time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not secrets
 
@@ -224,6 +264,7 @@ class Writer(Workflows):
         done = reading.commit_of(request)
         planned, buckets = Plan([], {}), dict[str, int]()
         if done is None:
+            draft.terms.check(reading)
             planned = plan(draft.operations, reading, reading.tip.revision, draft.parts)
             reading.check_newest(planned.changes)
             buckets = self._permitted(draft, reading, planned.changes, content)
@@ -240,15 +281,17 @@ class Writer(Workflows):
     ) -> dict[str, int]:
         """Refuse what its actor may not do, or guards or limits stop; return the buckets after."""
         actor, reason = content["actor"], content["reason"]
-        needed = needs(draft.operations, changes, breaks_glass=bool(draft.glass))
-        check_access(reading, actor, needed)
-        if self._guards and not draft.glass:
+        terms, glass = draft.terms, bool(draft.glass)
+        needed = terms.needed(draft.operations, changes, breaks_glass=glass)
+        approvers = terms.approvers(reading, actor, needed, changes)
+        if self._guards and not glass:
             planned = planned_of(
                 changes,
                 environment=self.environment,
                 actor=actor,
                 reason=reason,
                 now=reading.now,
+                approvers=approvers,
             )
             check_guards(self._guards, planned)
         return buckets_after(reading, actor, needed)
@@ -271,21 +314,9 @@ def _check_same(request: str, digest: str, content: Mapping[str, Any]) -> None:
         )
 
 
-def _digest(asked: object) -> str:
-    try:
-        return hashlib.sha256(msgspec.msgpack.encode(asked)).hexdigest()
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidDocumentError("", f"cannot be recorded: {error}", "Mend it") from None
-
-
 def _checked_key(key: object) -> str:
     if not isinstance(key, str) or not key:
         raise InvalidDocumentError(
             "idempotency_key", f"is {key!r}", "Write a string that names the request"
         )
     return key
-
-
-def _name_of(function: Any) -> str:
-    """Return what the audit has of a function: its name."""
-    return str(getattr(function, "__qualname__", type(function).__qualname__))
