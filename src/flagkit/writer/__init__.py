@@ -5,14 +5,16 @@ from flagkit.writer.access import Denial, denials, grants
 from flagkit.writer.checkpoints import write_checkpoint
 from flagkit.writer.commits import Commit, PendingChange
 from flagkit.writer.drafts import Draft, Preview
-from flagkit.writer.guards import Freeze, Guard, LargestStep, Planned, Refusal, Required
+from flagkit.writer.guards import Approval, Freeze, Guard, LargestStep, Planned, Refusal, Required
 from flagkit.writer.ledger import Entry, entries, verify
 from flagkit.writer.limits import limits
 from flagkit.writer.pending import Swept, Waiting
+from flagkit.writer.proposals import Proposal, Verdict
 from flagkit.writer.staleness import StaleFlag, stale_flags
 from flagkit.writer.writer import Writer
 
 __all__ = [
+    "Approval",
     "Checkpoint",
     "Commit",
     "Denial",
@@ -24,10 +26,12 @@ __all__ = [
     "PendingChange",
     "Planned",
     "Preview",
+    "Proposal",
     "Refusal",
     "Required",
     "StaleFlag",
     "Swept",
+    "Verdict",
     "Waiting",
     "Writer",
     "denials",

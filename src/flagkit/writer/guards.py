@@ -4,7 +4,7 @@ They are functions of one process, asked at the revision that the commit is comp
 switch is not theirs to stop, nor is a change of access.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -163,6 +163,68 @@ class Freeze:
         end = _date(window_changes_after(self._window, moment))
         remedy = "Pause it" if end is None else f"Wait until {end.isoformat()}, or pause it"
         return Refusal("", "is frozen", remedy, end)
+
+
+ApprovedAction: TypeAlias = Literal["edit", "release"]
+
+_RELEASE: Final[tuple[ApprovedAction, ...]] = ("release",)
+
+
+class Approval:
+    """Refuses what was not proposed, and approved of by somebody else who may make the change.
+
+    Args:
+        environments: Where; everywhere without.
+        namespaces: Of keys that begin with one of these; of all without.
+        actions: What takes an approval: to release, and perhaps to edit.
+        count: How many have to approve, besides who proposed it.
+    """
+
+    def __init__(
+        self,
+        *,
+        environments: Collection[str] = (),
+        namespaces: Collection[str] = (),
+        actions: Collection[ApprovedAction] = _RELEASE,
+        count: int = 1,
+    ) -> None:
+        for name, given in (("environments", environments), ("namespaces", namespaces)):
+            if isinstance(given, str):
+                raise ConfigurationError(f"Approval({name}={given!r}): pass a list, [{given!r}]")
+        known = get_args(ApprovedAction)
+        if not actions or not set(actions) <= set(known):
+            raise ConfigurationError(
+                f"Approval(actions={actions!r}): what takes an approval is {' or '.join(known)}"
+            )
+        if count < 1:
+            raise ConfigurationError(f"Approval(count={count!r}): 1 or more have to approve")
+        self._environments: Final = frozenset(environments)
+        self._namespaces: Final = tuple(namespaces)
+        self._actions: Final = frozenset(actions)
+        self._count: Final = count
+
+    def __call__(self, planned: Planned) -> Refusal | None:
+        """Judge what is planned."""
+        if (
+            planned.action not in self._actions
+            or (self._environments and planned.environment not in self._environments)
+            or (self._namespaces and not planned.key.startswith(self._namespaces))
+            or len(planned.approvers) >= self._count
+        ):
+            return None
+        lacking = self._count - len(planned.approvers)
+        who = (
+            "another person"
+            if self._count == 1
+            else f"{lacking} more"
+            if planned.approvers
+            else f"{lacking} others"
+        )
+        return Refusal(
+            "",
+            f"takes the approval of {who} in {planned.environment}",
+            "Propose it: writer.propose(), or flagkit approvals; to pause takes none",
+        )
 
 
 RequiredName: TypeAlias = Literal["owner", "description", "tags", "expires", "reason"]

@@ -42,7 +42,8 @@ class Entry(Struct, frozen=True):
 
     `actions` are what was asked for, in sentences such as "pause shop.search"; `differences` what
     came of it, such as "shop.search: state: active -> paused". `glass` says why guards were passed
-    by, if they were.
+    by, if they were. Of a change that was proposed, the actor is who proposed it; `approvers` are
+    those who had approved, and `applier` who applied it.
     """
 
     revision: int
@@ -53,6 +54,9 @@ class Entry(Struct, frozen=True):
     differences: tuple[str, ...]
     hash: str
     glass: str = ""
+    proposal: str = ""
+    approvers: tuple[str, ...] = ()
+    applier: str = ""
 
 
 class Wanted(TypedDict, total=False):
@@ -88,6 +92,8 @@ def entries(
     )
     while chunk := list(islice(changes, _CHUNK)):
         requests = store.requests(change.request for change in chunk)
+        proposed = [request["proposal"] for request in requests.values() if "proposal" in request]
+        said = store.proposals.said(proposed)
         for change in chunk:
             request = requests.get(change.request, {})
             operations = request.get("operations", ())
@@ -104,6 +110,9 @@ def entries(
                 tuple(line for policy in change.policies for line in differences(policy)),
                 change.tip.hash,
                 request.get("glass", ""),
+                request.get("proposal", ""),
+                _approvers(said.get(request.get("proposal", ""), ()), change.tip.time),
+                request.get("applied_by", ""),
             )
 
 
@@ -211,6 +220,15 @@ def _check_step(tip: Tip | None, change: Change) -> list[str]:
         span = f"revision {first} is" if first == last else f"revisions {first} to {last} are"
         return [f"{span} missing"]
     return [f"revision {change.revision} does not continue revision {tip.revision}"]
+
+
+def _approvers(said: Iterable[Mapping[str, Any]], until: datetime) -> tuple[str, ...]:
+    """Return who had approved of a proposal by a time."""
+    return tuple(
+        verdict["_id"]["actor"]
+        for verdict in said
+        if verdict["_id"]["verdict"] == "approve" and verdict["time"] <= until
+    )
 
 
 def sentences(operations: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ from flagkit.writer.drafts import Draft
 from flagkit.writer.ledger import sentences
 from flagkit.writer.recorded import (
     check_readable,
+    decision,
     operations_of,
     policies_of,
     request_digest,
@@ -217,15 +218,14 @@ class Sequencer:
             )
         return found
 
-    def drop(self, request: str, content: dict[str, Any]) -> Commit:
+    def drop(self, request: str, content: Mapping[str, Any]) -> Commit:
         """Make sure that a request never becomes a revision; this is a revision itself."""
         document = self._store.waiting.find(request)
         if document is None:
             raise NotPendingError(f"there is no pending change {request!r}: see Writer.pending()")
         draft = Draft(self._store.environment)
         draft.terms = _Drop(request, _needs_of(_touched(document)))
-        content["operations"] = [{"operation": "drop_pending", "key": request, "region": "*"}]
-        content["digest"] = request_digest(content)
+        content = decision(content, "drop_pending", request)
         commit = self._run(draft, _drop_of(request), content, None)
         self._store.waiting.remove(request)
         return commit

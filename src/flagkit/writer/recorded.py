@@ -13,6 +13,7 @@ import msgspec
 
 from flagkit.changes import PolicyId
 from flagkit.errors import InvalidDocumentError
+from flagkit.model import EVERYWHERE
 from flagkit.writer.access import GrantRole, RevokeRole
 from flagkit.writer.limits import SetLimit
 from flagkit.writer.operations import (
@@ -116,6 +117,13 @@ def request_digest(content: Mapping[str, Any]) -> str:
     # Sent again with it, a request is another one: what stands in the audit must have it.
     glass = [content["glass"]] if "glass" in content else []
     return digest_of([content["actor"], content["operations"], *glass])
+
+
+def decision(content: Mapping[str, Any], verb: str, subject: str) -> dict[str, Any]:
+    """Return what the audit has of a request that decides something, and changes no flag."""
+    operations = [{"operation": verb, "key": subject, "region": EVERYWHERE}]
+    decided = {**content, "operations": operations}
+    return decided | {"digest": request_digest(decided)}
 
 
 def _plain(value: object) -> int:

@@ -27,6 +27,7 @@ from flagkit.settings import settings_from
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.access import log_denial
+from flagkit.writer.approvals import Approvals
 from flagkit.writer.checkpoints import CheckpointKeeper
 from flagkit.writer.commits import Commit, PendingChange
 from flagkit.writer.drafts import Draft, Preview
@@ -35,7 +36,6 @@ from flagkit.writer.limits import buckets_after
 from flagkit.writer.pending import Sequencer, Swept, Waiting
 from flagkit.writer.planning import Plan, plan
 from flagkit.writer.recorded import documents_of, request_digest
-from flagkit.writer.segment_workflows import SegmentWorkflows
 from flagkit.writer.workflows import Anyhow, Asked
 
 _log = logging.getLogger("flagkit.writer")
@@ -44,7 +44,7 @@ LOST_RACE_SECONDS_MAX = 0.02
 UNAVAILABLE_SECONDS_MAX = 0.5
 
 
-class Writer(SegmentWorkflows):
+class Writer(Approvals):
     """Makes changes to one environment. May be used from many threads, which then take turns.
 
     Args:
@@ -174,6 +174,9 @@ class Writer(SegmentWorkflows):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _who(self, actor: str | None) -> str:
+        return actor or self._actor
+
     def _preview(self, draft: Draft, asked: Asked) -> Preview:
         request, content = self._request(draft, asked)
         earlier = self.store.requests([request]).get(request, content)
@@ -185,11 +188,11 @@ class Writer(SegmentWorkflows):
 
     def _request(self, draft: Draft, asked: Asked) -> tuple[str, dict[str, Any]]:
         """Return the id of a request, and what the audit is to have of it."""
-        key, actor = asked.get("idempotency_key"), asked.get("actor") or self._actor
+        key = asked.get("idempotency_key")
         request = uuid.uuid4().hex if key is None else _checked_key(key)
         content: dict[str, Any] = {
             "sent": datetime.now(UTC),
-            "actor": actor,
+            "actor": self._who(asked.get("actor")),
             "reason": asked.get("reason", ""),
             "operations": documents_of(draft.operations),
         }
