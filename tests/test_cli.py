@@ -106,6 +106,23 @@ def test_wrong_usage_exits_with_2() -> None:
     assert run("demo", "--fiel", "x").returncode == 2
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_nouns_verbs_and_options(shell: str) -> None:
+    script = CliRunner().invoke(flagkit_command, ["completion", shell])
+    assert script.exit_code == 0
+    assert f"_FLAGKIT_COMPLETE={shell}_complete" in script.stdout
+
+    def completed(line: str, last: str) -> str:
+        place = last if shell == "fish" else str(len(line.split()))
+        words = {"COMP_WORDS": f"{line} {last}", "COMP_CWORD": place}
+        asked = {"_FLAGKIT_COMPLETE": f"{shell}_complete", **words}
+        return CliRunner().invoke(flagkit_command, env=asked).output
+
+    assert "set-rollout" in completed("flagkit flags", "set-")
+    assert "--dry-run" in completed("flagkit flags pause", "--dry")
+    assert CliRunner().invoke(flagkit_command, ["completion", "tcsh"]).exit_code == 2
+
+
 @pytest.mark.parametrize("missing", ["click", "rich", "ruamel"])
 def test_a_missing_extra_is_one_sentence(missing: str) -> None:
     result = subprocess.run(
@@ -128,7 +145,7 @@ def commands(group: click.Group, *names: str) -> Iterator[tuple[str, click.Comma
             yield " ".join((*names, name)), command
 
 
-OFFLINE = {"validate", "format", "schema", "demo"}
+OFFLINE = {"validate", "format", "schema", "demo", "completion"}
 
 
 @pytest.mark.parametrize(("name", "command"), [*commands(flagkit_command)])

@@ -276,7 +276,7 @@ STEPS = ["requests", "add_request", "compare_and_set", "project", "remove"]
 def test_a_sweeper_may_die_at_any_step(
     step: str, writer: Writer, other: Open, mine: MongoClient[dict[str, Any]]
 ) -> None:
-    def die(*_: object) -> None:
+    def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     pending = asked(mine, lambda session: writer.create(flag(), session=session))

@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -259,7 +259,7 @@ def note(said: dict[str, Any], story: Story) -> None:
 
 
 @contextlib.contextmanager
-def following(uri: str, database: str, story: Story) -> "Iterator[Any]":
+def following(uri: str, database: str, story: Story) -> "Generator[Any]":
     """Follow the environment as a client does, noting what is published."""
     arrival = threading.Condition()
 
@@ -389,15 +389,15 @@ def soak(changes: int, seed: int) -> Iterator[Result]:
     yield result("changes a second", round(len(story.acknowledged) / seconds, 1))
     yield result("writers killed", story.kills, bound=kills, at_least=True)
     yield result(
-        "killed between compare-and-set and projection",
+        "killed between commit and projection",
         story.between,
         bound=kills // KILLS_PER_BETWEEN,
         at_least=True,
     )
     yield result("primaries killed", len(story.failovers), bound=FAILOVERS, at_least=True)
-    for what, failovers, bound in (("failover", True, FAILOVER_SECONDS), ("writer", False, 1.0)):
+    for what, failovers, bound in (("primary", True, FAILOVER_SECONDS), ("writer", False, 1.0)):
         spell = round(longest_spell(story, failovers=failovers), 3)
-        yield result(f"longest spell without a commit, {what} killed", spell, unit="s", bound=bound)
+        yield result(f"longest spell, {what} killed", spell, unit="s", bound=bound)
 
 
 def result(

@@ -66,9 +66,9 @@ class TellingStore(Store):
             say(committed=change.revision)
         return done
 
-    def project(self, change: Change) -> None:
+    def project(self, change: Change, *, is_mine: bool = False) -> None:
         """Project, and say so."""
-        super().project(change)
+        super().project(change, is_mine=is_mine)
         say(projected=change.revision)
 
 

@@ -14,6 +14,7 @@ from flagkit.errors import StoreError
 from flagkit.model.segments import unpacked_part
 from flagkit.snapshot import Arena, check_digests
 from flagkit.storage.checkpoints import Checkpoint
+from flagkit.storage.foreseen import Foreseen, Found
 from flagkit.storage.forms import (
     check_body,
     members_part,
@@ -31,8 +32,8 @@ from flagkit.storage.layout import (
     Document,
     checkpoints_of,
     collection_of,
+    dependents_of,
     parts_named,
-    policies_named,
     policies_of,
     proposals_named,
 )
@@ -55,13 +56,19 @@ class Reading(Past):
     What the tip's change did is read through where it is not yet projected.
     """
 
-    def __init__(self, database: Any, session: ClientSession, head: Document) -> None:
-        super().__init__(database, session, head)
-        self.now: datetime = head["now"]
+    def __init__(
+        self,
+        database: Any,
+        session: ClientSession,
+        found: Found,
+        foreseen: Foreseen,
+    ) -> None:
+        super().__init__(database, session, found, foreseen)
+        self.now: datetime = found.head["now"]
         """The server's time."""
-        self.buckets: Mapping[str, int] = head.get("buckets", {})
+        self.buckets: Mapping[str, int] = found.head.get("buckets", {})
         """By name, when a bucket of the rate limits is full again, in microseconds since 1970."""
-        self._head = head
+        self._head = found.head
         self._access: dict[PolicyId, PolicyState] | None = None
 
     def find(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
@@ -89,13 +96,8 @@ class Reading(Past):
         return self._access
 
     def _find(self, collection: str, wanted: set[str]) -> dict[PolicyId, PolicyState]:
-        if not wanted:
-            return {}
-        documents = self._database[collection].find(
-            policies_named(self.tip.environment, sorted(wanted)), session=self._session
-        )
         return self._read_through(
-            documents,
+            self._standing.of(collection, wanted),
             lambda state: state.key in wanted and collection_of(state.region) == collection,
         )
 
@@ -119,9 +121,15 @@ class Reading(Past):
         )
         return {document["_id"]["part"] for document in found}
 
-    def all(self) -> dict[PolicyId, PolicyState]:
-        """Return the states of all flags, in all regions, and of all segments."""
-        return self._read_through(self._all_documents(), lambda _: True)
+    def all(self, collections: Iterable[str] = PROJECTED) -> dict[PolicyId, PolicyState]:
+        """Return the states of all that is in some collections: flags, in all regions, and so on.
+
+        No other collections are read: who reads flags may not be allowed to.
+        """
+        wanted = {*collections}
+        return self._read_through(
+            self._all_documents(wanted), lambda state: collection_of(state.region) in wanted
+        )
 
     def base(self) -> Generator[str | None, None, Arena]:
         """Return the base of all regions, with all members and without grants, in slices.
@@ -173,14 +181,18 @@ class Reading(Past):
                     functools.partial(read_back, self._database, checkpoint, self._session),
                 )
 
-    def projected(self) -> dict[PolicyId, tuple[int, PolicyState | None]]:
-        """Return what is projected, as it stands: revisions and states, None if deleted.
+    def projected(
+        self, collections: Iterable[str] = PROJECTED
+    ) -> dict[PolicyId, tuple[int, PolicyState | None]]:
+        """Return what is projected to some collections, as it stands: revisions and states.
+
+        States are None of what was deleted.
 
         Raises:
             StoreError: a flag's body is not that of its policy.
         """
         found: dict[PolicyId, tuple[int, PolicyState | None]] = {}
-        for document in self._all_documents():
+        for document in self._all_documents(collections):
             state = policy_state(document)
             if state is not None:
                 check_body(document, state)
@@ -188,8 +200,8 @@ class Reading(Past):
             found[identity] = document["revision"], state
         return found
 
-    def _all_documents(self) -> Iterator[Document]:
-        for collection in PROJECTED:
+    def _all_documents(self, collections: Iterable[str]) -> Iterator[Document]:
+        for collection in collections:
             yield from self._database[collection].find(
                 policies_of(self.tip.environment), session=self._session
             )
@@ -197,13 +209,8 @@ class Reading(Past):
     def dependents(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of the flags that have one of `keys` as a direct prerequisite."""
         wanted = set(keys)
-        documents = self._database[FLAGS].find(
-            {
-                "_id.environment": self.tip.environment,
-                "policy.prerequisites.flag": {"$in": sorted(wanted)},
-            },
-            session=self._session,
-        )
+        asked = dependents_of(self.tip.environment, wanted)
+        documents = self._database[FLAGS].find(asked, session=self._session)
         return self._read_through(
             documents,
             lambda state: any(
@@ -235,8 +242,8 @@ class Reading(Past):
             (document["_id"]["region"], document["_id"]["key"]): policy_state(document)
             for document in documents
         }
-        if self.pending is not None:
-            states |= {flag.id: flag.after for flag in self.pending.policies}
+        if self.unprojected is not None:
+            states |= {flag.id: flag.after for flag in self.unprojected.policies}
         return {
             identity: state
             for identity, state in states.items()

@@ -73,7 +73,7 @@ class WaitingRequests:
         listed = (
             None if touched is None else [{"region": item[0], "key": item[1]} for item in touched]
         )
-        first = {"since": "$$NOW", "place": ObjectId(), "touched": {"$literal": listed}}
+        first = {"since": "$$NOW", "place": str(ObjectId()), "touched": {"$literal": listed}}
         kept = {name: {"$ifNull": [f"${name}", value]} for name, value in first.items()}
         theirs[PENDING].update_one(
             {"_id": identity}, [{"$set": kept}], upsert=True, session=session

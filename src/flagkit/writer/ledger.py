@@ -153,7 +153,8 @@ def _problems(store: Store, anchors: set[tuple[int, str]]) -> list[str]:
             problems += _check_checkpoints(checkpoints, tip, expected)
         problems += _check_members(reading, (state for _, state in expected.values() if state))
         # What the tip did may not be there yet: its writer, or the next one, brings it.
-        for identity in [policy.id for change in pending for policy in change.policies]:
+        behind = reading.unprojected
+        for identity in [policy.id for policy in (behind.policies if behind else ())]:
             expected.pop(identity, None)
             found.pop(identity, None)
     problems += [

@@ -24,6 +24,7 @@ from flagkit.errors import (
     StoreUnavailableError,
 )
 from flagkit.settings import settings_from
+from flagkit.storage.foreseen import Foreseen
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.access import log_denial
@@ -114,7 +115,8 @@ class Writer(Approvals):
         request, content = self._request(change, asked)
         session = asked.get("session")
         if session is None:
-            change.commit = self._commit(change, request, content)
+            is_new = asked.get("idempotency_key") is None
+            change.commit = self._commit(change, request, content, is_new=is_new)
             self._sequencer.look()
         else:
             change.pending, digest = self._sequencer.put(session, change, request, content)
@@ -207,19 +209,25 @@ class Writer(Approvals):
         request: str,
         content: Mapping[str, Any],
         timeout: float | None = None,
+        *,
+        is_new: bool = False,
     ) -> Commit:
+        touched = frozenset(operation.policy_id for operation in draft.operations)
+        # A request that nobody has sent yet cannot have been committed.
+        foreseen = Foreseen(None if is_new else request, touched)
         seconds = self._timeout if timeout is None else timeout
         deadline = time.monotonic() + seconds
         with self._turn:
             while True:
                 try:
-                    tip = self._attempt(draft, request, content)
+                    tip = self._attempt(draft, request, content, foreseen)
                     pause = LOST_RACE_SECONDS_MAX
                 except StoreUnavailableError:
                     # Unsure whether it was committed: the next reading looks for the request.
                     if time.monotonic() > deadline:
                         raise
                     tip, pause = None, UNAVAILABLE_SECONDS_MAX
+                foreseen = Foreseen(request, touched)
                 if tip is not None:
                     if draft.glass:
                         broke = (content["actor"], tip.revision, self.environment, draft.glass)
@@ -233,18 +241,20 @@ class Writer(Approvals):
                     )
                 time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not secrets
 
-    def _attempt(self, draft: Draft, request: str, content: Mapping[str, Any]) -> Tip | None:
+    def _attempt(
+        self, draft: Draft, request: str, content: Mapping[str, Any], foreseen: Foreseen
+    ) -> Tip | None:
         """Try once. Return the tip that the request led to, None if another writer was first."""
-        with self.store.reading() as reading:
+        with self.store.reading(foreseen) as reading:
             try:
-                look = self._look(reading, draft, request, content)
+                look = self._look(reading, draft, request, content, is_new=foreseen.request is None)
             except AccessDeniedError as error:
                 log_denial(self.store, reading.now, error, content["reason"], draft.operations)
                 raise
         _check_same(request, self.store.add_request(request, content), content)
-        if reading.pending is not None:
-            # The ledger must have the tip before the head forgets it. Its writer may be dead.
-            self.store.project(reading.pending)
+        if reading.unprojected is not None:
+            # Ledger and flags must have the tip before the head forgets it. Its writer may be dead.
+            self.store.project(reading.unprojected)
         if look.done is not None:
             return look.done
         change = look.change
@@ -252,7 +262,7 @@ class Writer(Approvals):
         if not self.store.compare_and_set(reading.tip, change, look.buckets):
             return None
         try:
-            self.store.project(change)
+            self.store.project(change, is_mine=True)
         except StoreError as error:
             # It is committed all the same, and the next writer projects it.
             _log.warning(
@@ -261,10 +271,16 @@ class Writer(Approvals):
         return change.tip
 
     def _look(
-        self, reading: Reading, draft: Draft, request: str, content: Mapping[str, Any]
+        self,
+        reading: Reading,
+        draft: Draft,
+        request: str,
+        content: Mapping[str, Any],
+        *,
+        is_new: bool = False,
     ) -> "_Look":
         """Return what a request would do at a reading's revision, with all checks made."""
-        done = reading.commit_of(request)
+        done = None if is_new else reading.commit_of(request)
         planned, buckets = Plan([], {}), dict[str, int]()
         if done is None:
             draft.terms.check(reading)
