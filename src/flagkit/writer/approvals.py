@@ -34,8 +34,9 @@ from flagkit.writer.proposals import (
     lesser,
     planned_by,
     proposal_digest,
+    proposal_in,
+    proposals_in,
     read,
-    told,
     versions_of,
 )
 from flagkit.writer.recorded import (
@@ -76,14 +77,11 @@ class Approvals(SegmentWorkflows):
             ProposalNotFoundError: there is none of that name.
             StoreError: it was changed past the writer.
         """
-        with self.store.reading() as reading:
-            return told(reading, read(proposal, reading.said_of(proposal)), whole=True)
+        return proposal_in(self.store, proposal)
 
     def proposals(self, limit: int = 20) -> list[Proposal]:
         """Return proposals, the newest first, without their differences."""
-        said = self.store.proposals.said(self.store.proposals.newest(limit))
-        with self.store.reading() as reading:
-            return [told(reading, read(*item), whole=False) for item in said.items()]
+        return proposals_in(self.store, limit)
 
     def approve(self, proposal: str, *, reason: str = "", actor: str | None = None) -> Proposal:
         """Approve of what somebody else proposed, as it is; return it.

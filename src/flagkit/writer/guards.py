@@ -223,7 +223,7 @@ class Approval:
         return Refusal(
             "",
             f"takes the approval of {who} in {planned.environment}",
-            "Propose it: writer.propose(), or flagkit approvals; to pause takes none",
+            "Propose it: writer.propose(), or --propose on the command line; to pause takes none",
         )
 
 

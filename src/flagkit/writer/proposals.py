@@ -23,6 +23,7 @@ from flagkit.errors import (
 from flagkit.model.grants import decode_grants
 from flagkit.storage.proposals import PROPOSE
 from flagkit.storage.reading import Reading
+from flagkit.storage.store import Store
 from flagkit.writer.access import Need, check_access, first_denied
 from flagkit.writer.differences import differences
 from flagkit.writer.ledger import sentences
@@ -64,6 +65,28 @@ class Proposal(Struct, frozen=True):
     problem: str = ""
     revision: int | None = None
     differences: tuple[str, ...] = ()
+
+
+def proposal_in(store: Store, proposal: str) -> Proposal:
+    """Return a proposal, with what would come of it now.
+
+    Raises:
+        ProposalNotFoundError: there is none of that name.
+        StoreError: it was changed past the writer.
+    """
+    with store.reading() as reading:
+        return told(reading, read(proposal, reading.said_of(proposal)), whole=True)
+
+
+def proposals_in(store: Store, limit: int = 20) -> list[Proposal]:
+    """Return the proposals of an environment, the newest first, without their differences.
+
+    Raises:
+        StoreError: one was changed past the writer.
+    """
+    said = store.proposals.said(store.proposals.newest(limit))
+    with store.reading() as reading:
+        return [told(reading, read(*item), whole=False) for item in said.items()]
 
 
 class Proposed(Struct, frozen=True):
