@@ -13,6 +13,8 @@ import click
 from flagkit.errors import (
     FlagExistsError,
     FlagkitError,
+    ProposalClosedError,
+    ProposalVoidError,
     RequestConflictError,
     VersionConflictError,
 )
@@ -23,7 +25,13 @@ FAULTS_FOUND: Final = 3
 CONFLICT: Final = 4
 """The exit code where what stands is not what the caller took to stand. Wrong usage is click's."""
 
-_CONFLICTS: Final = (FlagExistsError, RequestConflictError, VersionConflictError)
+_CONFLICTS: Final = (
+    FlagExistsError,
+    ProposalClosedError,
+    ProposalVoidError,
+    RequestConflictError,
+    VersionConflictError,
+)
 # All of it: passwords stand before the host, in options after it, and need not be well-formed.
 _CONNECTION_STRING = re.compile(r"(mongodb(?:\+srv)?://)\S*")
 
@@ -51,4 +59,7 @@ def failures_told() -> Generator[None]:
         raise kind(without_secrets(str(error))) from error
     except click.UsageError as error:
         # An argument too many may be the connection string.
-        raise click.UsageError(without_secrets(error.format_message()), error.ctx) from None
+        told = error.format_message()
+        if without_secrets(told) == told:
+            raise
+        raise click.UsageError(without_secrets(told), error.ctx) from None
