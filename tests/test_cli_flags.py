@@ -134,7 +134,8 @@ def test_a_flag_that_is_shown_as_a_policy_file_may_be_edited_and_updated(
     )
     before = document(writer, "shop.theme")
     written = filled.told("flags", "show", "shop.theme", "--output", "policy")
-    assert written.startswith("# version 2 at revision 3\nflags:\n")
+    assert written.startswith("# version 2 at revision 3, paused\nflags:\n")
+    assert "state" not in written
     assert "intervals" not in written
     filled.told("flags", "update", "-", "--expected-version", "2", stdin=written)
     assert document(writer, "shop.theme") == before
