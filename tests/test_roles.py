@@ -253,6 +253,8 @@ ALLOWED: dict[tuple[str, str], tuple[str, ...]] = {
     (WRITER, "ledger"): ADDS,
     (WRITER, "audit"): ADDS,
     (WRITER, "denials"): ("insert", "merge new"),
+    (WRITER, "pending"): (*PUTS, "delete", "out"),
+    (WRITER, "proposals"): ADDS,
     **{(WRITER, name): PUTS for name in ("flags", "segments", "members", "access")},
     **{(WRITER, name): PUBLISHES for name in ("checkpoints", "slices")},
     (WRITER, "clients"): READS,
@@ -261,6 +263,7 @@ ALLOWED: dict[tuple[str, str], tuple[str, ...]] = {
     (ADMIN, "ledger"): PUBLISHES,
     (ADMIN, "erasures"): ADDS,
     **{(ADMIN, name): (*PUTS, "delete", "out") for name in ("audit", "denials", "members")},
+    **{(ADMIN, name): (*PUTS, "delete", "out") for name in ("pending", "proposals")},
     **{(ADMIN, name): PUBLISHES for name in ("checkpoints", "slices")},
 }
 """All that may be done. Administrators may also modify any collection, and make indexes."""
@@ -292,6 +295,29 @@ def test_who_may_read_flags_may_ask_what_they_were(uri_of: UriOf) -> None:
     assert asked == [(2, True), (3, False), (4, False), (2, True), (4, False)]
     digest = digest_of(found[0], found[0].evaluate("past.top", "ada"), "ada")
     assert replay(uri, digest, "ada").is_same
+
+
+def test_a_writer_proposes_and_asks_in_transactions(uri_of: UriOf) -> None:
+    init(uri_of(ADMIN), "--environment", "team")
+    with Writer(uri_of(WRITER), "team", actor="dana") as writer:
+        writer.create(flag("w.one", fallthrough={"rollout": 10}))
+        with writer.change() as change:
+            change.grant("dana", "admin")
+            change.grant("ada", "releaser")
+        with writer.propose(reason="later") as change:
+            change.set_rollout("w.one", 30)
+        proposal = change.proposal or ""
+        writer.approve(proposal, actor="ada")
+        writer.apply(proposal)
+        with writer.propose() as change:
+            change.set_rollout("w.one", 40)
+        writer.reject(change.proposal or "")
+        with MongoClient[Document](uri_of(WRITER)) as mine, mine.start_session() as session:
+            with session.start_transaction():
+                due = writer.set_rollout("w.one", 50, session=session)
+                refused = writer.pause("w.gone", session=session)
+            assert len(writer.sweep().commits) == 1
+            assert due.commit().revision < writer.drop_pending(refused.request).revision
 
 
 @pytest.mark.parametrize("stored", [READER, WRITER], indirect=True, ids=str)

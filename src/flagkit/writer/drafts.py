@@ -1,7 +1,6 @@
 """Drafts: operations that are collected to become one revision."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from datetime import datetime
 from typing import Any, Final
 
 from msgspec import Struct
@@ -15,6 +14,7 @@ from flagkit.model.keys import check_key, check_region
 from flagkit.model.limits import Limit, Whose, checked_limit, checked_whose
 from flagkit.model.segments import decode_segment, encode_segment, keys_of, listed_keys
 from flagkit.writer.access import GrantRole, RevokeRole
+from flagkit.writer.commits import Commit, PendingChange
 from flagkit.writer.differences import differences
 from flagkit.writer.limits import SetLimit
 from flagkit.writer.operations import (
@@ -31,20 +31,13 @@ from flagkit.writer.operations import (
 )
 from flagkit.writer.rollbacks import Rollback, RollbackAll
 from flagkit.writer.sealing import Sealing
+from flagkit.writer.terms import Terms
 from flagkit.writer.transitions import Verb
 
 CHANGED_MEMBERS_MAX: Final = 10_000
 RECORDED_MEMBERS_MAX: Final = 1_000
 """Longer lists of a segment's keys are recorded by their hashes alone."""
 _SIDES: Final = ("include", "exclude", "remove")
-
-
-class Commit(Struct, frozen=True):
-    """A committed change: its revision, the server's time of it (UTC), and the request's id."""
-
-    revision: int
-    time: datetime
-    request: str
 
 
 class Preview(Struct, frozen=True):
@@ -67,7 +60,8 @@ class Preview(Struct, frozen=True):
 class Draft:
     """Several operations that become one revision; `commit` is there once the block has ended.
 
-    Of a block that was only looked at, it is `preview` that is there.
+    Of a block that was only looked at, it is `preview` that is there; in a transaction of the
+    caller's, `pending`; and where it was proposed, `proposal`, which is its id.
 
     Each method checks what it is given at once, and changes nothing before the end of the block.
     """
@@ -78,6 +72,9 @@ class Draft:
         self.parts: dict[str, bytes] = {}
         self.commit: Commit | None = None
         self.preview: Preview | None = None
+        self.pending: PendingChange | None = None
+        self.proposal: str | None = None
+        self.terms = Terms()
         self.glass = ""
         """Why the guards are passed by; empty where they are not."""
         self._environment = environment
