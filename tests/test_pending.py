@@ -13,6 +13,7 @@ import pytest
 from pymongo import MongoClient
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
+from pymongo.write_concern import WriteConcern
 
 from flagkit.changes import Change, Tip
 from flagkit.errors import (
@@ -137,6 +138,16 @@ def test_what_is_not_committed_yet_is_not_sequenced(
         assert writer.sweep().commits == ()
         session.commit_transaction()
     assert pending.commit().revision == 1
+
+
+def test_a_transaction_that_no_majority_has_yet_is_waited_for(
+    writer: Writer, mine: MongoClient[dict[str, Any]]
+) -> None:
+    for i in range(20):
+        with mine.start_session() as session:
+            with session.start_transaction(write_concern=WriteConcern(1)):
+                pending = writer.create(flag(f"shop.flag-{i}"), session=session)
+            assert pending.commit().revision == i + 1
 
 
 def test_every_workflow_can_be_asked_for_in_a_transaction(
