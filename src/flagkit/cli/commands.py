@@ -18,6 +18,7 @@ from flagkit.cli.ledger import ledger
 from flagkit.cli.options import FAULTS_FOUND, database_option, environment_option, uri_option
 from flagkit.cli.policy_files import PolicyFile
 from flagkit.cli.policy_text import json_text, yaml_text
+from flagkit.cli.pruning import prune
 from flagkit.errors import InvalidDocumentError
 from flagkit.model.canonical import digest, segment_digest
 from flagkit.model.schema import schema
@@ -41,6 +42,7 @@ def flagkit() -> None:
 
 flagkit.add_command(flags)
 flagkit.add_command(ledger)
+flagkit.add_command(prune)
 
 
 @flagkit.command("validate")

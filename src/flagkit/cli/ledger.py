@@ -19,7 +19,8 @@ from flagkit.cli.options import FAULTS_FOUND, database_option, environment_optio
 from flagkit.cli.telling import Teller
 from flagkit.settings import settings_from
 from flagkit.storage.store import Store
-from flagkit.writer.ledger import ACTIONS, Entry, Wanted, entries, verify
+from flagkit.writer.ledger import ACTIONS, Entry, Wanted, entries
+from flagkit.writer.verifying import proof_of
 
 _LINES_MAX: Final = 20
 _ANCHOR = re.compile("([1-9][0-9]*):([0-9a-f]{64})")
@@ -101,17 +102,20 @@ def _verify(
     with _store(uri, environment, database) as store:
         tip = store.tip()
         witness = [(tip.revision, tip.hash)] if tip.revision else []
-        problems = verify(store, [*kept, *witness])
+        proof = proof_of(store, [*kept, *witness])
+    problems = proof.problems
     if output == "json":
         told = {
             "environment": tip.environment,
             "revision": tip.revision,
             "hash": tip.hash,
-            "problems": problems,
+            "after": proof.after,
+            "problems": [*problems],
         }
         click.echo(json.dumps(told, indent=2))
     elif not problems:
-        click.echo(f"{tip.environment}: all is well up to revision {tip.revision:,}")
+        since = f" from revision {proof.after + 1:,}, after what was pruned," if proof.after else ""
+        click.echo(f"{tip.environment}: all is well{since} up to revision {tip.revision:,}")
         for revision, digest in witness:
             click.echo(f"anchor: {revision}:{digest}")
     else:

@@ -7,10 +7,17 @@ from typing import Any
 from pymongo import ASCENDING, DESCENDING
 from pymongo.client_session import ClientSession
 
-from flagkit.changes import Change, PolicyChange, PolicyId, PolicyState, Tip
-from flagkit.errors import StoreError
+from flagkit.changes import Change, Cut, PolicyChange, PolicyId, PolicyState, Tip
+from flagkit.errors import RevisionNotFoundError, StoreError
 from flagkit.storage.auditing import audited
-from flagkit.storage.forms import change_of, ledgered, tip_of
+from flagkit.storage.forms import (
+    change_of,
+    last_state,
+    ledgered,
+    policy_state,
+    sequenced,
+    tip_of,
+)
 from flagkit.storage.layout import (
     AUDIT,
     LEDGER,
@@ -29,7 +36,10 @@ _CHANGE_FIELDS = (
 
 
 class Past:
-    """The changes that led to a revision. Its own change is read through where it is pending."""
+    """The changes that led to a revision. Its own change is read through where it is pending.
+
+    Where the ledger was cut, what came before is not told, and what goes on from it is.
+    """
 
     def __init__(self, database: Any, session: ClientSession, head: Document) -> None:
         self.tip = tip_of(head)
@@ -42,6 +52,24 @@ class Past:
         self.pending = change if change is not None and not self._is_ledgered(change) else None
         """The tip's change, if the ledger has not got it yet."""
 
+    @property
+    def cut(self) -> Cut | None:
+        """Up to where the ledger was cut, None if it reaches back to revision 1."""
+        raise NotImplementedError
+
+    def check_told(self, revision: int) -> None:
+        """Refuse to tell what was at a revision if the ledger does not reach back to it.
+
+        Raises:
+            RevisionNotFoundError: it does not.
+        """
+        cut = self.cut
+        if cut is not None and revision < cut.tip.revision:
+            raise RevisionNotFoundError(
+                f"revision {revision} is not known any more: the ledger was pruned up to revision"
+                f" {cut.tip.revision}, which is the first that can be asked for"
+            )
+
     def commit_of(self, request: str) -> Tip | None:
         """Return the tip that a request led to, None if it has not been committed."""
         if self._newest is not None and self._newest.request == request:
@@ -49,7 +77,14 @@ class Past:
         document = self._database[LEDGER].find_one(
             {"_id.environment": self.tip.environment, "request": request}, session=self._session
         )
-        return None if document is None else ledgered(document).tip
+        if document is not None:
+            return ledgered(document).tip
+        if self.cut is None:
+            return None
+        # Who prunes the ledger leaves there what became of a request.
+        identity = {"environment": self.tip.environment, "request": request}
+        asked = self._database[AUDIT].find_one({"_id": identity}, session=self._session)
+        return None if asked is None else sequenced(asked)
 
     def changes(self, after: int = 0) -> Iterator[Change]:
         """Yield the ledger's changes after a revision, in order; without the pending one."""
@@ -61,14 +96,28 @@ class Past:
         return map(audited, found)
 
     def revision_at(self, moment: datetime) -> int:
-        """Return the last revision in the ledger that is not later than a moment; 0 if none is."""
+        """Return the last revision that is not later than a moment; 0 if none is.
+
+        Raises:
+            RevisionNotFoundError: the ledger does not reach back to it.
+        """
         found = self._database[LEDGER].find_one(
             ledger_after(self.tip.environment, 0) | {"time": {"$lte": moment}},
             {"revision": True},
             sort=[("_id", DESCENDING)],
             session=self._session,
         )
-        return 0 if found is None else int(found["revision"])
+        cut = self.cut
+        revision = 0 if found is None else int(found["revision"])
+        if cut is None or revision > cut.tip.revision:
+            return revision
+        if moment < cut.tip.time:
+            raise RevisionNotFoundError(
+                f"what was at {moment:%Y-%m-%d %H:%M:%S} UTC is not known any more: the ledger was"
+                f" pruned up to revision {cut.tip.revision}, of {cut.tip.time:%Y-%m-%d %H:%M:%S}"
+                " UTC"
+            )
+        return cut.tip.revision
 
     def strays(self) -> list[Any]:
         """Return what stands in the ledger in the place of a revision and is no revision."""
@@ -87,6 +136,7 @@ class Past:
         wanted = set(policies)
         pending = self.pending.policies if self.pending is not None else ()
         gone = {policy.id for policy in pending if policy.after is None} & wanted
+        told: dict[PolicyId, PolicyState] = {}
         for collection in PROJECTED:
             identities = [
                 policy_id(self.tip.environment, key, region)
@@ -96,21 +146,39 @@ class Past:
             if identities:
                 tombstones = self._database[collection].find(
                     {"_id": {"$in": identities}, "policy": None},
-                    {"_id": True},
+                    {"version": True, "last": True},
                     session=self._session,
                 )
-                gone |= {(found["_id"]["region"], found["_id"]["key"]) for found in tombstones}
+                for found in tombstones:
+                    identity = found["_id"]["region"], found["_id"]["key"]
+                    gone.add(identity)
+                    if (last := last_state(found)) is not None:
+                        told[identity] = last
         newest = {identity: self._newest_of(identity, self.tip.revision) for identity in gone}
-        return {
+        return told | {
             identity: found[1].before
             for identity, found in newest.items()
             if found is not None and found[1].before is not None
         }
 
     def at(self, policy: PolicyId, revision: int) -> PolicyState | None:
-        """Return the state that a flag or a segment had at a revision, None if there was none."""
+        """Return the state that a flag or a segment had at a revision, None if there was none.
+
+        Raises:
+            RevisionNotFoundError: the ledger does not reach back to it.
+        """
+        self.check_told(revision)
         newest = self._newest_of(policy, revision)
-        return None if newest is None else newest[1].after
+        if newest is not None:
+            return newest[1].after
+        if self.cut is None:
+            return None
+        # What was there when the ledger was cut is what the first change after it found, if any.
+        later = self._first_of(policy, revision)
+        if later is not None:
+            return later[1].before
+        standing = self._standing(policy)
+        return None if standing is None else policy_state(standing)
 
     def author(self, policy: PolicyId) -> tuple[str, datetime] | None:
         """Return who changed a flag or a segment last, and when; None if it is not known."""
@@ -123,26 +191,41 @@ class Past:
 
     def _newest_of(self, policy: PolicyId, revision: int) -> tuple[Change, PolicyChange] | None:
         """Return the last change to a flag or a segment up to a revision, or that part of it."""
+        changes = self._touching(policy, {"$lte": revision}, DESCENDING)
+        if self.pending is not None and self.pending.revision <= revision:
+            changes.append(self.pending)
+        return _part_of(reversed(changes), policy)
+
+    def _first_of(self, policy: PolicyId, revision: int) -> tuple[Change, PolicyChange] | None:
+        """Return the first change to a flag or a segment after a revision, or that part of it."""
+        changes = self._touching(policy, {"$gt": revision}, ASCENDING)
+        if self.pending is not None and self.pending.revision > revision:
+            changes.append(self.pending)
+        return _part_of(changes, policy)
+
+    def _touching(self, policy: PolicyId, revisions: Document, order: int) -> list[Change]:
+        """Return the first change to a policy at some revisions, or none of the ledger's."""
         itself = {"$elemMatch": {"key": policy[1], "region": policy[0]}}
         document = self._database[LEDGER].find_one(
             {
                 "_id.environment": self.tip.environment,
                 "policies": itself,
-                "_id.revision": {"$lte": revision},
+                "_id.revision": revisions,
             },
             # Not what else it changed: of bulk changes that is too much for each of their flags.
             dict.fromkeys(_CHANGE_FIELDS, True) | {"policies": itself},
-            sort=[("_id.revision", DESCENDING)],
+            sort=[("_id.revision", order)],
             session=self._session,
         )
-        changes = [] if document is None else [ledgered(document)]
-        if self.pending is not None and self.pending.revision <= revision:
-            changes.append(self.pending)
-        for change in reversed(changes):
-            for item in change.policies:
-                if item.id == policy:
-                    return change, item
-        return None
+        return [] if document is None else [ledgered(document)]
+
+    def _standing(self, policy: PolicyId) -> Document | None:
+        """Return the document of a policy as it is projected, tombstones included."""
+        region, key = policy
+        found: Document | None = self._database[collection_of(region)].find_one(
+            {"_id": policy_id(self.tip.environment, key, region)}, session=self._session
+        )
+        return found
 
     def check_newest(self, changes: Iterable[PolicyChange]) -> None:
         """Refuse to build upon a state that is not the newest that the ledger has.
@@ -152,12 +235,28 @@ class Past:
         """
         for change in changes:
             newest = self._newest_of(change.id, self.tip.revision)
-            if not _follows(None if newest is None else newest[1], change):
+            if newest is None and self.cut is not None:
+                follows = self._follows_cut(change, self.cut)
+            else:
+                follows = _follows(None if newest is None else newest[1], change)
+            if not follows:
                 region, key = change.id
                 raise StoreError(
                     f"{key} ({region}) is not as the ledger has it: it was changed past the"
                     " writer; nothing was written"
                 )
+
+    def _follows_cut(self, change: PolicyChange, cut: Cut) -> bool:
+        """Tell whether a change goes on from what was there when the ledger was cut."""
+        standing = self._standing(change.id)
+        if standing is None:
+            return change.before is None
+        if standing["revision"] > cut.tip.revision:
+            return False
+        if standing["policy"] is None:
+            after = change.after
+            return change.before is None and bool(after and after.version > standing["version"])
+        return change.before == policy_state(standing)
 
     def _is_ledgered(self, change: Change) -> bool:
         """Tell whether the ledger has the tip's change. It must have no other, and no later one."""
@@ -177,6 +276,15 @@ class Past:
                 " written"
             )
         return bool(hashes)
+
+
+def _part_of(changes: Iterable[Change], policy: PolicyId) -> tuple[Change, PolicyChange] | None:
+    """Return the first change to a policy, and that part of it."""
+    for change in changes:
+        for item in change.policies:
+            if item.id == policy:
+                return change, item
+    return None
 
 
 def _follows(newest: PolicyChange | None, change: PolicyChange) -> bool:

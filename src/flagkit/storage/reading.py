@@ -9,13 +9,24 @@ from pymongo import ASCENDING
 from pymongo.client_session import ClientSession
 
 from flagkit.changes import ACCESS as ACCESS_REGION
-from flagkit.changes import GRANTS, LIMITS, PolicyId, PolicyState, digest
+from flagkit.changes import (
+    CUT,
+    GRANTS,
+    LIMITS,
+    Cut,
+    PolicyId,
+    PolicyState,
+    cut_in,
+    digest,
+)
 from flagkit.errors import StoreError
 from flagkit.model.segments import unpacked_part
 from flagkit.snapshot import Arena, check_digests
 from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.forms import (
     check_body,
+    judged,
+    last_state,
     members_part,
     policy_state,
     segments_named,
@@ -72,7 +83,7 @@ class Reading(Past):
 
     @property
     def access(self) -> Mapping[PolicyId, PolicyState]:
-        """The states of the grants and of the limits, as far as there are any.
+        """The states of the grants, the limits and the cut, as far as there are any.
 
         Raises:
             HistoryLostError: they are not those of this revision: something changed them past the
@@ -80,11 +91,18 @@ class Reading(Past):
         """
         # An environment that has none pays no query; and the digest tells an older state.
         if self._access is None:
-            wanted = {GRANTS[1], LIMITS[1]} if ACCESS_REGION in self.tip.digests else set[str]()
+            there = ACCESS_REGION in self.tip.digests
+            wanted = {GRANTS[1], LIMITS[1], CUT[1]} if there else set[str]()
             states = self._find(ACCESS, wanted)
             check_digests(digest(states.values()), self.tip, (ACCESS_REGION,))
             self._access = states
         return self._access
+
+    @property
+    def cut(self) -> Cut | None:
+        """Up to where the ledger was cut, None if it reaches back to revision 1."""
+        state = self.access.get(CUT)
+        return None if state is None else judged(cut_in)(self.tip.environment, state.policy)
 
     def _find(self, collection: str, wanted: set[str]) -> dict[PolicyId, PolicyState]:
         if not wanted:
@@ -185,6 +203,35 @@ class Reading(Past):
             identity = document["_id"]["region"], document["_id"]["key"]
             found[identity] = document["revision"], state
         return found
+
+    def tombstones(self) -> dict[PolicyId, tuple[int, PolicyState | None]]:
+        """Return the versions of what was deleted, and the last states, where tombstones have them.
+
+        Raises:
+            StoreError: one is not what it was.
+        """
+        return {
+            (document["_id"]["region"], document["_id"]["key"]): (
+                int(document["version"]),
+                last_state(document),
+            )
+            for collection in PROJECTED
+            for document in self._database[collection].find(
+                policies_of(self.tip.environment) | {"policy": None}, session=self._session
+            )
+        }
+
+    def carried_times(self) -> dict[PolicyId, datetime]:
+        """Return when policies were changed last whose last change the ledger has no more."""
+        return {
+            (document["_id"]["region"], document["_id"]["key"]): document["time"]
+            for collection in PROJECTED
+            for document in self._database[collection].find(
+                policies_of(self.tip.environment) | {"time": {"$exists": True}},
+                {"time": True},
+                session=self._session,
+            )
+        }
 
     def _all_documents(self) -> Iterator[Document]:
         for collection in PROJECTED:

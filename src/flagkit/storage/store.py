@@ -56,6 +56,7 @@ from flagkit.storage.layout import (
     ledger_id,
     ledger_of,
 )
+from flagkit.storage.pruning import Pruning
 from flagkit.storage.publishing import newest_first, published
 from flagkit.storage.reading import Reading
 
@@ -82,6 +83,9 @@ class Store:
                 write_concern=WriteConcern("majority"),
                 read_preference=ReadPreference.PRIMARY,
             )
+
+        self.pruning = Pruning(self._database, environment)
+        """What can go, and how it goes."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -177,7 +181,11 @@ class Store:
         identities = [{"environment": self.environment, "part": name} for name in parts]
         replacements = [
             ReplaceOne(
-                {"_id": identity, "hashes": {"$ne": hashes}},
+                {
+                    "_id": identity,
+                    # What nothing referred to is marked to be pruned: it is not any more.
+                    "$or": [{"hashes": {"$ne": hashes}}, {"unreferred": {"$exists": True}}],
+                },
                 {"_id": identity, "hashes": hashes},
                 upsert=True,
             )

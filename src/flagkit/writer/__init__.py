@@ -5,9 +5,12 @@ from flagkit.writer.access import Denial, denials, grants
 from flagkit.writer.checkpoints import write_checkpoint
 from flagkit.writer.drafts import Commit, Draft
 from flagkit.writer.guards import Freeze, Guard, LargestStep, Planned, Refusal, Required
-from flagkit.writer.ledger import Entry, entries, verify
+from flagkit.writer.ledger import Entry, entries
 from flagkit.writer.limits import limits
+from flagkit.writer.pruning import Pruned, prunable, prune
+from flagkit.writer.retention import Retention
 from flagkit.writer.staleness import StaleFlag, stale_flags
+from flagkit.writer.verifying import verify
 from flagkit.writer.writer import Writer
 
 __all__ = [
@@ -20,14 +23,18 @@ __all__ = [
     "Guard",
     "LargestStep",
     "Planned",
+    "Pruned",
     "Refusal",
     "Required",
+    "Retention",
     "StaleFlag",
     "Writer",
     "denials",
     "entries",
     "grants",
     "limits",
+    "prunable",
+    "prune",
     "stale_flags",
     "verify",
     "write_checkpoint",

@@ -4,10 +4,11 @@ from datetime import datetime, timedelta
 
 from msgspec import Struct
 
-from flagkit.changes import SEGMENTS
+from flagkit.changes import ACCESS, SEGMENTS, PolicyId, PolicyState
 from flagkit.core.schedule import share_at
 from flagkit.model import Flag, Ramp, Rollout, Serves, decode
 from flagkit.model.rollouts import BUCKETS
+from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 
 
@@ -38,23 +39,40 @@ def stale_flags(store: Store, days: int, now: datetime | None = None) -> list[St
     """
     with store.reading() as reading:
         moment = now or reading.now
-        still = reading.revision_at(moment - timedelta(days=days))
-        found = reading.projected()
-        if reading.pending is not None:
-            tip = reading.pending
-            found |= {policy.id: (tip.revision, policy.after) for policy in tip.policies}
+        states, still = standing(reading, moment - timedelta(days=days))
     stale: list[StaleFlag] = []
-    for (region, key), (revision, state) in sorted(found.items()):
-        if state is None or region == SEGMENTS:
-            continue
+    for (region, key), state in sorted(states.items()):
         flag = decode(state.policy, stored=True)
         reasons = [*_expired(flag, moment)]
-        if revision <= still:
+        if (region, key) in still:
             reasons += _left(flag, state.version, days, moment)
         if reasons:
             owner = str(flag.metadata.get("owner", ""))
             stale.append(StaleFlag(key, region, state.version, owner, tuple(reasons)))
     return sorted(stale, key=lambda flag: (flag.key, flag.region))
+
+
+def standing(
+    reading: Reading, moment: datetime
+) -> tuple[dict[PolicyId, PolicyState], set[PolicyId]]:
+    """Return the flags that there are, and which of them were not changed after a moment."""
+    found = reading.projected()
+    if reading.pending is not None:
+        tip = reading.pending
+        found |= {policy.id: (tip.revision, policy.after) for policy in tip.policies}
+    flags = {
+        identity: (revision, state)
+        for identity, (revision, state) in found.items()
+        if state is not None and identity[0] not in (SEGMENTS, ACCESS)
+    }
+    cut = reading.cut
+    if cut is not None and moment < cut.tip.time:
+        times = reading.carried_times()
+        still = {identity for identity in flags if times.get(identity, reading.now) <= moment}
+    else:
+        last = reading.revision_at(moment)
+        still = {identity for identity, (revision, _) in flags.items() if revision <= last}
+    return {identity: state for identity, (_, state) in flags.items()}, still
 
 
 def _expired(flag: Flag, moment: datetime) -> list[str]:

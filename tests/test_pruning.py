@@ -1,0 +1,532 @@
+"""Pruning: what goes, what never does, and that everybody goes on as if nothing had gone."""
+
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from flagkit import Client
+from flagkit.changes import CUT, PolicyChange, next_change, state_of
+from flagkit.errors import (
+    AccessDeniedError,
+    ConfigurationError,
+    RequestConflictError,
+    RevisionNotFoundError,
+    StoreError,
+)
+from flagkit.storage import pruning as storage
+from flagkit.storage.forms import policy_document
+from flagkit.writer import (
+    Pruned,
+    Retention,
+    Writer,
+    entries,
+    prunable,
+    prune,
+    stale_flags,
+    verify,
+    write_checkpoint,
+)
+from flagkit.writer.pruning import prune_in_steps
+from flagkit.writer.verifying import Walk, proof_of
+from tests.test_checkpoints import assert_same, loads, scanned
+from tests.test_writer import flag
+
+pytestmark = pytest.mark.mongo
+
+PATIENCE_SECONDS = 20.0
+DAYS = 90
+WHOLE = Retention(
+    archived_days=DAYS, ledger_days=DAYS, audit_days=DAYS, denials_days=DAYS, remains_days=DAYS
+)
+LEDGER = Retention(ledger_days=DAYS)
+
+
+@pytest.fixture
+def direct(mongo_uri: str, database: str) -> Iterator[Database[dict[str, Any]]]:
+    with MongoClient[dict[str, Any]](mongo_uri, tz_aware=True) as client:
+        yield client[database]
+
+
+@pytest.fixture
+def history(writer: Writer) -> Writer:
+    """Return a writer after twelve revisions, up to the eighth of which is to be cut."""
+    writer.create(flag("a.one"), reason="launch", idempotency_key="first")
+    writer.create(
+        flag("a.two", fallthrough={"rollout": {"weights": {"on": 10, "off": 90}, "salt": "s"}})
+    )
+    writer.create(
+        flag("a.gone", fallthrough={"rollout": {"weights": {"on": 50, "off": 50}, "salt": "old"}})
+    )
+    with writer.change(idempotency_key="gone") as change:
+        change.archive("a.gone")
+        change.delete("a.gone")
+    with writer.change() as change:
+        change.create_segment({"key": "staff", "included": ["ada", "grace"]})
+        change.create(
+            flag("a.staff", rules=[{"name": "s", "when": {"$segment": "staff"}, "serve": "on"}])
+        )
+    writer.set_rollout("a.two", 20)
+    writer.change_members("staff", include=["eve"])
+    writer.create(flag("a.old"))
+    # The window begins here.
+    writer.set_rollout("a.two", 30, idempotency_key="ninth")
+    writer.pause("a.one")
+    writer.change_members("staff", remove=["ada"])
+    writer.create(flag("a.new"))
+    return writer
+
+
+CUT_AT, LAST = 8, 12
+
+
+def later(writer: Writer, revision: int = CUT_AT) -> datetime:
+    """Return the moment at which a revision, and none after it, is as old as it takes."""
+    (change,) = [change for change in writer.store.changes() if change.revision == revision]
+    return change.tip.time + timedelta(days=DAYS)
+
+
+def rows(pruned: list[Pruned]) -> dict[str, int]:
+    return {row.what: row.documents for row in pruned}
+
+
+def revisions(direct: Database[dict[str, Any]]) -> list[int]:
+    return [document["revision"] for document in direct.ledger.find(sort=[("_id", 1)])]
+
+
+@pytest.fixture
+def pruned(history: Writer) -> Writer:
+    prune(history, LEDGER, reason="a year is enough", now=later(history))
+    return history
+
+
+# Looking
+
+
+def test_a_dry_run_tells_what_goes_and_writes_nothing(
+    history: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    def everything() -> dict[str, list[dict[str, Any]]]:
+        return {name: [*direct[name].find()] for name in direct.list_collection_names()}
+
+    before = everything()
+    found = prunable(history.store, WHOLE, later(history))
+    assert everything() == before
+    assert rows(found) == {
+        "archived flags": 0,
+        "ledger": 8,
+        "audit": 7,
+        "abandoned requests": 0,
+        "denials": 0,
+        "unreferred members": 0,
+        "checkpoint remains": 0,
+    }
+    ledger = next(row for row in found if row.what == "ledger")
+    cut = [*direct.ledger.find({"revision": {"$lte": CUT_AT}})]
+    assert ledger.until.startswith(f"up to revision 8, {cut[-1]['time']:%Y-%m-%d %H:%M:%S} UTC")
+    sizes = direct.ledger.aggregate(
+        [
+            {"$match": {"revision": {"$lte": CUT_AT}}},
+            {"$group": {"_id": None, "bytes": {"$sum": {"$bsonSize": "$$ROOT"}}}},
+        ]
+    )
+    assert ledger.bytes == next(iter(sizes))["bytes"]
+
+
+def test_what_no_number_is_given_for_stays(
+    history: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    assert prune(history, Retention(), now=later(history)) == []
+    prune(history, Retention(denials_days=1, remains_days=1), now=later(history))
+    assert revisions(direct) == [*range(1, LAST + 1)]
+    assert direct.audit.count_documents({}) == LAST
+
+
+def test_less_than_a_day_is_refused(history: Writer) -> None:
+    with pytest.raises(ConfigurationError, match="ledger_days is 0"):
+        prune(history, Retention(ledger_days=0))
+    with pytest.raises(ConfigurationError, match="audit_days is -1"):
+        prunable(history.store, Retention(audit_days=-1))
+
+
+def test_what_is_young_stays(history: Writer, direct: Database[dict[str, Any]]) -> None:
+    assert set(rows(prune(history, WHOLE)).values()) == {0}
+    assert revisions(direct) == [*range(1, LAST + 1)]
+
+
+# The ledger
+
+
+def test_the_ledger_is_cut_and_proves_from_there(
+    pruned: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    assert revisions(direct) == [*range(CUT_AT + 1, LAST + 2)]
+    proof = proof_of(pruned.store)
+    assert (proof.problems, proof.after) == ((), CUT_AT)
+
+
+def test_a_prune_stands_in_the_ledger(pruned: Writer) -> None:
+    (*_, last) = entries(pruned.store)
+    assert (last.revision, last.actor, last.reason) == (LAST + 1, "tester", "a year is enough")
+    assert last.actions == (f"prune the ledger up to revision {CUT_AT}",)
+    (line,) = last.differences
+    assert line.startswith(f"ledger pruned up to revision {CUT_AT}, of ")
+
+
+def test_nothing_is_cut_twice(pruned: Writer, direct: Database[dict[str, Any]]) -> None:
+    before = revisions(direct)
+    assert rows(prune(pruned, LEDGER, now=later(pruned, CUT_AT + 1) - timedelta(seconds=1))) == {
+        "ledger": 0
+    }
+    assert revisions(direct) == before
+
+
+def test_it_is_cut_again_further_on(pruned: Writer, direct: Database[dict[str, Any]]) -> None:
+    pruned.archive("a.old")
+    pruned.delete("a.old")
+    pruned.create(flag("a.gone"))
+    assert rows(prune(pruned, LEDGER, now=later(pruned, LAST + 3))) == {"ledger": 7}
+    assert revisions(direct) == [LAST + 4, LAST + 5]
+    assert verify(pruned.store) == []
+    pruned.create(flag("a.old"))
+    assert verify(pruned.store) == []
+    with pruned.store.reading() as reading:
+        versions = {key: state.version for (_, key), state in reading.all().items()}
+    assert versions["a.gone"] == 2
+    assert versions["a.old"] == 3
+
+
+def test_the_ledger_stays_from_the_older_of_two_checkpoints_on(
+    history: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    write_checkpoint(history.store)
+    history.resume("a.one")
+    newer = write_checkpoint(history.store)
+    history.pause("a.one")
+    assert newer.tip.revision == LAST + 1
+    prune(history, LEDGER, now=later(history, LAST + 1))
+    # They were older than what is cut: others took their place.
+    kept = [made.tip.revision for made in history.store.checkpoints()]
+    assert kept == [LAST + 2, LAST + 2]
+    assert revisions(direct)[0] == LAST + 2
+    assert verify(history.store) == []
+
+
+def test_the_newest_revision_stays_however_old(
+    history: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    prune(history, LEDGER, now=later(history, LAST) + timedelta(days=1))
+    assert revisions(direct) == [LAST, LAST + 1]
+    assert verify(history.store) == []
+
+
+def test_a_ledger_that_does_not_prove_is_not_cut(
+    history: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    now = later(history)
+    direct.ledger.update_one({"revision": 3}, {"$set": {"policies": []}})
+    before = [*direct.ledger.find()]
+    for look in (
+        lambda: prunable(history.store, LEDGER, now),
+        lambda: prune(history, LEDGER, now=now),
+    ):
+        with pytest.raises(StoreError, match="nothing is pruned.*revision 3 was altered"):
+            look()
+    assert [*direct.ledger.find()] == before
+
+
+# Going on
+
+
+def test_writers_go_on(pruned: Writer) -> None:
+    pruned.set_rollout("a.two", 40)
+    pruned.update(flag("a.old", description="edited"))
+    pruned.pause("a.old")
+    pruned.update_segment({"key": "staff", "included": ["ada"]})
+    with pruned.store.reading() as reading:
+        states = reading.all()
+    assert states["*", "a.two"].version == 4
+    assert states["*", "a.old"].version == 3
+    assert verify(pruned.store) == []
+
+
+def test_a_flag_that_was_deleted_before_goes_on_from_its_version_and_salt(pruned: Writer) -> None:
+    pruned.create(flag("a.gone", fallthrough={"rollout": 20}))
+    with pruned.store.reading() as reading:
+        state = reading.all()["*", "a.gone"]
+    assert state.version == 2
+    assert state.policy["fallthrough"]["rollout"]["salt"] == "old"
+    assert verify(pruned.store) == []
+
+
+def test_requests_that_are_sent_again_return_the_first_commit(pruned: Writer) -> None:
+    """Inside the window from the ledger, before it from the audit."""
+    assert pruned.set_rollout("a.two", 30, idempotency_key="ninth").revision == CUT_AT + 1
+    first = pruned.create(flag("a.one"), reason="launch", idempotency_key="first")
+    assert (first.revision, first.request) == (1, "first")
+    with pruned.change(idempotency_key="gone") as change:
+        change.archive("a.gone")
+        change.delete("a.gone")
+    assert change.commit is not None
+    assert change.commit.revision == 4
+    with pytest.raises(RequestConflictError):
+        pruned.create(flag("a.other"), idempotency_key="first")
+    assert pruned.store.tip().revision == LAST + 1
+
+
+def test_a_rollback_goes_back_to_the_cut_and_no_further(pruned: Writer) -> None:
+    pruned.rollback("a.two", to=CUT_AT)
+    pruned.rollback("a.old", to=CUT_AT)
+    with pruned.store.reading() as reading:
+        weights = reading.all()["*", "a.two"].policy["fallthrough"]["rollout"]["weights"]
+    assert weights == {"on": 20, "off": 80}
+    for ask in (
+        lambda: pruned.rollback("a.two", to=CUT_AT - 1),
+        lambda: pruned.rollback("a.old", to=1),
+        lambda: pruned.rollback(to=CUT_AT - 1),
+        lambda: pruned.rollback_segment("staff", to=5),
+    ):
+        with pytest.raises(RevisionNotFoundError, match="pruned up to revision 8"):
+            ask()
+    with pytest.raises(RevisionNotFoundError, match="did not exist at revision 8"):
+        pruned.rollback("a.new", to=CUT_AT)
+    assert verify(pruned.store) == []
+
+
+def test_an_environment_is_rolled_back_to_the_cut(
+    pruned: Writer, mongo_uri: str, database: str
+) -> None:
+    pruned.rollback(to=CUT_AT)
+    with pruned.store.reading() as reading:
+        states = {key: state for (_, key), state in reading.all().items() if key[0] != "@"}
+    assert sorted(states) == ["a.old", "a.one", "a.staff", "a.two", "staff"]
+    assert states["a.one"].policy.get("state", "active") == "active"
+    with Client(mongo_uri, environment="production", database=database) as client:
+        client.wait_ready(PATIENCE_SECONDS)
+        assert client.is_enabled("a.staff", "ada")
+    assert verify(pruned.store) == []
+
+
+def test_moments_before_the_cut_are_not_told(pruned: Writer) -> None:
+    with pruned.store.reading() as reading:
+        assert reading.cut is not None
+        time = reading.cut.tip.time
+        assert reading.revision_at(time) == CUT_AT
+        assert reading.revision_at(reading.now) == LAST + 1
+        with pytest.raises(RevisionNotFoundError, match="not known any more"):
+            reading.revision_at(time - timedelta(milliseconds=1))
+
+
+def test_stale_flags_are_told_as_before(history: Writer) -> None:
+    now = later(history, LAST) + timedelta(days=DAYS)
+    asked = [(days, stale_flags(history.store, days, now)) for days in (1, DAYS, 2 * DAYS)]
+    prune(history, LEDGER, now=later(history))
+    assert [(days, stale_flags(history.store, days, now)) for days, _ in asked] == asked
+    assert [flag.key for flag in asked[2][1]] == ["a.new", "a.old", "a.staff"][: len(asked[2][1])]
+
+
+# Clients
+
+
+def test_clients_converge(history: Writer, mongo_uri: str, database: str, tmp_path: Path) -> None:
+    """One that is connected, one that comes back with an older file, and new ones."""
+    place = {"environment": "production", "database": database}
+    path = tmp_path / "flags.fk"
+    with Client(mongo_uri, **place, snapshot_path=path) as asleep:
+        asleep.wait_for(LAST, PATIENCE_SECONDS)
+    history.set_rollout("a.two", 50)
+    with Client(mongo_uri, **place) as connected:
+        connected.wait_for(LAST + 1, PATIENCE_SECONDS)
+        prune(history, LEDGER, now=later(history, LAST + 1))
+        last = history.pause("a.two").revision
+        connected.wait_for(last, PATIENCE_SECONDS)
+        with Client(mongo_uri, **place, snapshot_path=path) as back:
+            assert back.status().revision == LAST
+            back.wait_for(last, PATIENCE_SECONDS)
+            (from_checkpoint,) = loads(history, mongo_uri)
+            from_scan = scanned(history, mongo_uri)
+            assert_same(from_checkpoint, from_scan)
+            for client in (connected, back):
+                assert client.snapshot is not None
+                assert client.snapshot.tip == from_scan.tip
+                assert {*client.snapshot.records()} == {*from_scan.records()}
+
+
+# Tampering after a cut
+
+Tampering = Callable[[Any], object]
+TAMPERING: dict[str, tuple[Tampering, str]] = {
+    "altered": (
+        lambda db: db.ledger.update_one({"revision": 9}, {"$set": {"policies": []}}),
+        "revision 9 was altered",
+    ),
+    "first removed": (lambda db: db.ledger.delete_one({"revision": 9}), "revision 9 is missing"),
+    "removed": (lambda db: db.ledger.delete_one({"revision": 10}), "revision 10 is missing"),
+    "more cut off": (
+        lambda db: db.ledger.delete_many({"revision": {"$lte": 11}}),
+        "revisions 9 to 11 are missing",
+    ),
+    "inserted": (
+        lambda db: db.ledger.insert_one(
+            db.ledger.find_one({"revision": 9})
+            | {"_id": {"environment": "production", "revision": 8}, "revision": 8, "request": "y"}
+        ),
+        "revision 8 was altered",
+    ),
+    "renumbered": (
+        lambda db: db.ledger.insert_one(
+            db.ledger.find_one_and_delete({"revision": 10})
+            | {"_id": {"environment": "production", "revision": 9.5}}
+        ),
+        "",
+    ),
+    "flag edited": (
+        lambda db: db.flags.update_one({"_id.key": "a.old"}, {"$set": {"policy.owner": "m"}}),
+        "a.old",
+    ),
+    "flag removed": (lambda db: db.flags.delete_one({"_id.key": "a.old"}), "where the ledger was"),
+    "flag planted": (
+        lambda db: db.flags.insert_one(
+            db.flags.find_one({"_id.key": "a.old"})
+            | {"_id": {"environment": "production", "key": "a.two", "region": "eu"}}
+        ),
+        "",
+    ),
+    "tombstone removed": (
+        lambda db: db.flags.delete_one({"_id.key": "a.gone"}),
+        "where the ledger was",
+    ),
+    "tombstone edited": (
+        lambda db: db.flags.update_one({"_id.key": "a.gone"}, {"$set": {"last.policy.off": "on"}}),
+        "a.gone",
+    ),
+    "tombstone of another version": (
+        lambda db: db.flags.update_one({"_id.key": "a.gone"}, {"$set": {"version": 7}}),
+        "",
+    ),
+    "cut edited": (
+        lambda db: db.access.update_one({"_id.key": "@cut"}, {"$set": {"policy.revision": 9}}),
+        "@cut",
+    ),
+    "cut removed": (lambda db: db.access.delete_one({"_id.key": "@cut"}), "@access"),
+}
+
+
+def test_tampering_after_a_cut_is_found(pruned: Writer, direct: Database[dict[str, Any]]) -> None:
+    collections = ("ledger", "flags", "access")
+    before = {name: [*direct[name].find()] for name in collections}
+    for name, (tamper, problem) in TAMPERING.items():
+        tamper(direct)
+        problems = verify(pruned.store)
+        assert problems, name
+        assert any(problem in found for found in problems), (name, problems)
+        for collection, documents in before.items():
+            direct[collection].delete_many({})
+            direct[collection].insert_many(documents)
+    assert verify(pruned.store) == []
+
+
+def test_a_cut_that_was_forged_is_found(pruned: Writer, direct: Database[dict[str, Any]]) -> None:
+    """Whoever makes a revision of a cut must say what was there, and how it led to what is kept."""
+    with pruned.store.reading() as reading:
+        cut = reading.cut
+        assert cut is not None
+        walk = Walk(reading, 10)
+        walk.run()
+        assert walk.cut is not None
+    further = walk.cut
+    forgeries = {
+        "another hash": (replace(further, tip=replace(further.tip, hash="0" * 64)), "does not"),
+        "other contents": (replace(further, contents="0" * 64), "is not as it was then"),
+        "other digests": (
+            replace(further, tip=replace(further.tip, digests=cut.tip.digests)),
+            "is not as it was then",
+        ),
+        "another epoch": (replace(further, tip=replace(further.tip, epoch="x")), "does not"),
+    }
+    direct.ledger.delete_many({"revision": {"$lte": 10}})
+    head = direct.heads.find_one({})
+    assert head is not None
+    for name, (forged, problem) in forgeries.items():
+        with pruned.store.reading() as reading:
+            held = reading.access[CUT]
+            after = state_of(CUT[1], CUT[0], held.version + 1, forged.policy)
+            change = next_change(reading.tip, "forged", reading.now, [PolicyChange(held, after)])
+            tip = reading.tip
+        assert pruned.store.compare_and_set(tip, change)
+        pruned.store.project(change)
+        problems = verify(pruned.store)
+        assert any(problem in found for found in problems), (name, problems)
+        direct.heads.replace_one({}, head)
+        direct.ledger.delete_one({"revision": change.revision})
+        document = policy_document("production", LAST + 1, PolicyChange(None, held))
+        direct.access.replace_one({"_id.key": CUT[1]}, document)
+
+
+def test_an_anchor_from_before_the_cut_is_held_to_nothing_and_said_so(history: Writer) -> None:
+    hashes = {change.revision: change.tip.hash for change in history.store.changes()}
+    prune(history, LEDGER, now=later(history))
+    assert verify(history.store, [(CUT_AT, hashes[CUT_AT]), (10, hashes[10])]) == []
+    (problem,) = verify(history.store, [(3, hashes[3])])
+    assert "revision 3 was pruned, up to revision 8" in problem
+    (problem,) = verify(history.store, [(CUT_AT, "0" * 64)])
+    assert "revision 8 is not the one whose hash was kept" in problem
+
+
+def test_writers_do_not_build_upon_what_was_changed_past_them(
+    pruned: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    place = {"_id.key": "a.old"}
+    before = direct.flags.find_one(place)
+    assert before is not None
+    for edit in ({"policy.owner": "mallory"}, {"revision": CUT_AT + 1}):
+        direct.flags.update_one(place, {"$set": edit})
+        with pytest.raises(StoreError, match="past the writer"):
+            pruned.pause("a.old")
+        direct.flags.replace_one(place, before)
+    direct.flags.update_one({"_id.key": "a.gone"}, {"$unset": {"last": 1}})
+    with pytest.raises(StoreError, match="past the writer"):
+        pruned.create(flag("a.gone"))
+
+
+def test_a_ledger_that_somebody_else_cut_is_found(
+    history: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    direct.ledger.delete_many({"revision": {"$lte": CUT_AT}})
+    assert f"revisions 1 to {CUT_AT} are missing" in verify(history.store)
+
+
+# Killed on the way
+
+
+def test_killed_anywhere_and_run_again_it_is_done(
+    writer: Writer, direct: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken off after each of its steps, with all that goes in batches of two."""
+    monkeypatch.setattr(storage, "BATCH_DOCUMENTS", 2)
+    for number in range(4):
+        writer.create(flag(f"b.f{number}"), idempotency_key=f"b{number}")
+        writer.archive(f"b.f{number}")
+    whole = Retention(ledger_days=DAYS, denials_days=DAYS, remains_days=DAYS)
+    step, done, first = 0, False, writer.store.tip().revision
+    while not done:
+        writer.create(flag(f"c.f{step}", state="paused"))
+        last = writer.store.tip().revision
+        steps = prune_in_steps(writer, whole, reason="", now=later(writer, last))
+        done = sum(1 for _ in islice(steps, step)) < step
+        steps.close()
+        # As it was left: all is proved, told and gone on from.
+        assert verify(writer.store) == []
+        assert writer.create(flag("b.f0"), idempotency_key="b0").revision == 1
+        step += 1
+    assert step > 6
+    prune(writer, whole, now=later(writer, writer.store.tip().revision))
+    assert revisions(direct)[0] > first
+    writer.resume("c.f0")
+    assert verify(writer.store) == []
