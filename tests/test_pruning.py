@@ -1,8 +1,10 @@
 """Pruning: what goes, what never does, and that everybody goes on as if nothing had gone."""
 
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
-from itertools import islice
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from hashlib import sha256
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from flagkit.errors import (
     RevisionNotFoundError,
     StoreError,
 )
+from flagkit.snapshot import whole as whole_of
 from flagkit.storage import pruning as storage
 from flagkit.storage.forms import policy_document
 from flagkit.writer import (
@@ -33,6 +36,7 @@ from flagkit.writer import (
     verify,
     write_checkpoint,
 )
+from flagkit.writer.deleting import deleted_in_steps, to_delete
 from flagkit.writer.pruning import prune_in_steps
 from flagkit.writer.verifying import Walk, proof_of
 from tests.test_checkpoints import assert_same, loads, scanned
@@ -42,6 +46,7 @@ pytestmark = pytest.mark.mongo
 
 PATIENCE_SECONDS = 20.0
 DAYS = 90
+NOON = datetime(2020, 1, 1, 12, tzinfo=UTC)
 WHOLE = Retention(
     archived_days=DAYS, ledger_days=DAYS, audit_days=DAYS, denials_days=DAYS, remains_days=DAYS
 )
@@ -232,11 +237,12 @@ def test_a_ledger_that_does_not_prove_is_not_cut(
     now = later(history)
     direct.ledger.update_one({"revision": 3}, {"$set": {"policies": []}})
     before = [*direct.ledger.find()]
-    for look in (
+    looks: list[Callable[[], object]] = [
         lambda: prunable(history.store, LEDGER, now),
         lambda: prune(history, LEDGER, now=now),
-    ):
-        with pytest.raises(StoreError, match="nothing is pruned.*revision 3 was altered"):
+    ]
+    for look in looks:
+        with pytest.raises(StoreError, match=r"nothing is pruned.*revision 3 was altered"):
             look()
     assert [*direct.ledger.find()] == before
 
@@ -286,12 +292,13 @@ def test_a_rollback_goes_back_to_the_cut_and_no_further(pruned: Writer) -> None:
     with pruned.store.reading() as reading:
         weights = reading.all()["*", "a.two"].policy["fallthrough"]["rollout"]["weights"]
     assert weights == {"on": 20, "off": 80}
-    for ask in (
+    beyond: list[Callable[[], object]] = [
         lambda: pruned.rollback("a.two", to=CUT_AT - 1),
         lambda: pruned.rollback("a.old", to=1),
         lambda: pruned.rollback(to=CUT_AT - 1),
         lambda: pruned.rollback_segment("staff", to=5),
-    ):
+    ]
+    for ask in beyond:
         with pytest.raises(RevisionNotFoundError, match="pruned up to revision 8"):
             ask()
     with pytest.raises(RevisionNotFoundError, match="did not exist at revision 8"):
@@ -336,17 +343,17 @@ def test_stale_flags_are_told_as_before(history: Writer) -> None:
 
 def test_clients_converge(history: Writer, mongo_uri: str, database: str, tmp_path: Path) -> None:
     """One that is connected, one that comes back with an older file, and new ones."""
-    place = {"environment": "production", "database": database}
+    follow = partial(Client, mongo_uri, environment="production", database=database)
     path = tmp_path / "flags.fk"
-    with Client(mongo_uri, **place, snapshot_path=path) as asleep:
+    with follow(snapshot_path=path) as asleep:
         asleep.wait_for(LAST, PATIENCE_SECONDS)
     history.set_rollout("a.two", 50)
-    with Client(mongo_uri, **place) as connected:
+    with follow() as connected:
         connected.wait_for(LAST + 1, PATIENCE_SECONDS)
         prune(history, LEDGER, now=later(history, LAST + 1))
         last = history.pause("a.two").revision
         connected.wait_for(last, PATIENCE_SECONDS)
-        with Client(mongo_uri, **place, snapshot_path=path) as back:
+        with follow(snapshot_path=path) as back:
             assert back.status().revision == LAST
             back.wait_for(last, PATIENCE_SECONDS)
             (from_checkpoint,) = loads(history, mongo_uri)
@@ -500,6 +507,191 @@ def test_a_ledger_that_somebody_else_cut_is_found(
 ) -> None:
     direct.ledger.delete_many({"revision": {"$lte": CUT_AT}})
     assert f"revisions 1 to {CUT_AT} are missing" in verify(history.store)
+
+
+# Flags
+
+
+def test_flags_that_were_archived_long_ago_are_deleted(writer: Writer) -> None:
+    def archived(key: str, **more: Any) -> dict[str, Any]:
+        return flag(key, state="archived", **more)
+
+    needs = {name: [{"flag": name, "variants": ["on"]}] for name in ("b.kept", "b.deep", "b.base")}
+    with writer.change() as change:
+        change.create(archived("b.base"))
+        change.create(archived("b.upper", prerequisites=needs["b.base"]))
+        change.create(archived("b.deep"))
+        change.create(archived("b.kept", prerequisites=needs["b.deep"]))
+        change.create(flag("b.live", prerequisites=needs["b.kept"]))
+        change.create(archived("b.half"))
+        change.create(flag("b.half", region="eu"))
+        change.create(archived("b.young"))
+        change.create(archived("b.regional", region="eu"))
+        change.create(archived("b.regional"))
+    long_ago = later(writer, 1)
+    writer.restore("b.young")
+    writer.archive("b.young")
+    # Whose last change the ledger has no more is known all the same.
+    prune(writer, LEDGER, now=later(writer, 2))
+    wanted = Retention(archived_days=2 * DAYS)
+    now = long_ago + timedelta(days=DAYS)
+    assert rows(prunable(writer.store, wanted, now)) == {"archived flags": 4}
+    assert rows(prune(writer, wanted, reason="over", now=now)) == {"archived flags": 4}
+    with writer.store.reading() as reading:
+        assert sorted({key for _, key in reading.all() if key[0] != "@"}) == [
+            "b.deep",
+            "b.half",
+            "b.kept",
+            "b.live",
+            "b.young",
+        ]
+    (*_, last) = entries(writer.store)
+    assert last.actions == (
+        "delete b.upper",
+        "delete b.base",
+        "delete b.regional",
+        "delete b.regional in eu",
+    )
+    assert last.reason == "over"
+    assert verify(writer.store) == []
+    assert rows(prune(writer, wanted, now=now)) == {"archived flags": 0}
+
+
+def test_a_flag_that_moved_meanwhile_stays(writer: Writer) -> None:
+    with writer.change() as change:
+        for key in ("b.one", "b.two", "b.three"):
+            change.create(flag(key, state="archived"))
+    with writer.store.reading() as reading:
+        found = to_delete(reading, reading.now)
+    writer.restore("b.two")
+    gone = whole_of(deleted_in_steps(writer, found, "over"))
+    assert [flag.key for flag in gone] == ["b.one", "b.three"]
+    assert verify(writer.store) == []
+
+
+# Who and why, denials, and what nothing refers to
+
+
+def test_audit_goes_after_the_ledger_and_later_if_wanted(
+    history: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    now = later(history)
+    prune(history, Retention(ledger_days=DAYS, audit_days=2 * DAYS), now=now)
+    assert direct.audit.count_documents({}) == LAST + 1
+    wanted = Retention(audit_days=DAYS)
+    assert rows(prunable(history.store, wanted, now)) == {"audit": 7, "abandoned requests": 0}
+    assert rows(prune(history, wanted, reason="tidy", now=now))["audit"] == 7
+    (*_, last) = entries(history.store)
+    assert last.reason == "tidy"
+    assert last.actions[0].startswith("prune audit before ")
+    # The key is free again.
+    again = history.create(flag("a.again"), idempotency_key="first")
+    assert again.revision == LAST + 3
+    assert verify(history.store) == []
+
+
+def test_requests_that_were_abandoned_go_and_others_stay(
+    history: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    content = {"actor": "a", "reason": "", "operations": [], "digest": "x"}
+    for name, days in (("old", 100), ("young", 10)):
+        sent = later(history) - timedelta(days=days)
+        history.store.add_request(name, {**content, "sent": sent})
+    direct.audit.update_many({"_id.request": {"$nin": ["old", "young"]}}, {"$set": {"sent": NOON}})
+    direct.ledger.delete_one({"revision": LAST})
+    wanted = Retention(audit_days=DAYS)
+    now = later(history)
+    assert rows(prune(history, wanted, now=now)) == {"audit": 0, "abandoned requests": 1}
+    assert direct.audit.find_one({"_id.request": "old"}) is None
+    assert direct.audit.find_one({"_id.request": "young"}) is not None
+    assert all(entry.actor for entry in entries(history.store))
+
+
+def test_denials_go_and_that_stands_in_the_ledger(history: Writer) -> None:
+    history.store.add_denial(NOON, {"actor": "eve"})
+    history.store.add_denial(later(history), {"actor": "mallory"})
+    wanted = Retention(denials_days=DAYS)
+    assert rows(prunable(history.store, wanted, later(history))) == {"denials": 1}
+    assert rows(prune(history, wanted, reason="old", now=later(history))) == {"denials": 1}
+    assert [denial["actor"] for denial in history.store.denials()] == ["mallory"]
+    (*_, last) = entries(history.store)
+    assert last.reason == "old"
+    assert last.actions[0].startswith("prune denials before ")
+    before = history.store.tip()
+    assert rows(prune(history, wanted, now=later(history))) == {"denials": 0}
+    assert history.store.tip() == before
+
+
+def test_members_that_nothing_refers_to_go_in_the_second_run(
+    history: Writer, direct: Database[dict[str, Any]], mongo_uri: str
+) -> None:
+    """And none that a kept change, or the newest, or a segment refers to."""
+    wanted = Retention(remains_days=1)
+    with history.store.reading() as reading:
+        now = reading.now
+    days = [now + timedelta(days=2 * number) for number in range(1, 4)]
+    history.store.add_parts({sha256(b"12345678").hexdigest(): b"12345678"})
+    count = direct.members.count_documents({})
+    assert rows(prune(history, wanted, now=days[0]))["unreferred members"] == 0
+    assert rows(prune(history, wanted, now=days[1]))["unreferred members"] == 1
+    assert direct.members.count_documents({}) == count - 1
+    prune(history, LEDGER, now=later(history, LAST))
+    assert rows(prune(history, wanted, now=days[1]))["unreferred members"] == 0
+    gone = rows(prune(history, wanted, now=days[2]))["unreferred members"]
+    assert gone == count - 1 - 1
+    assert verify(history.store) == []
+    (snapshot,) = loads(history, mongo_uri)
+    assert not snapshot.parts_missing
+
+
+def test_members_that_are_stored_again_are_not_removed(
+    history: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    name = sha256(b"12345678").hexdigest()
+    history.store.add_parts({name: b"12345678"})
+    with history.store.reading() as reading:
+        now = reading.now
+    pruning = history.store.pruning
+    assert pruning.mark_unreferred("members", now) == 1
+    found = [*chain(*pruning.unreferred("members", now + timedelta(days=1)))]
+    assert [item.id["part"] for item in found] == [name]
+    history.store.add_parts({name: b"12345678"})
+    pruning.remove("members", found, unreferred={"$lt": now + timedelta(days=1)})
+    assert direct.members.find_one({"_id.part": name}) is not None
+
+
+def test_what_is_left_of_checkpoints_goes(
+    history: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    made = write_checkpoint(history.store)
+    left = {"environment": "production", "checkpoint": "20260101T000000Z-x", "slice": 0}
+    direct.slices.insert_one({"_id": left, "content": b"x"})
+    wanted = Retention(remains_days=1)
+    assert rows(prunable(history.store, wanted))["checkpoint remains"] == 1
+    assert rows(prune(history, wanted))["checkpoint remains"] == 1
+    assert {found["_id"]["checkpoint"] for found in direct.slices.find()} == {made.id}
+
+
+# Who may
+
+
+def test_it_takes_an_admin_of_the_environment(
+    history: Writer, direct: Database[dict[str, Any]], mongo_uri: str, database: str
+) -> None:
+    with history.change() as change:
+        change.grant("dana@example.com", "admin")
+        change.grant("ada@example.com", "releaser")
+    before = revisions(direct)
+    now = later(history)
+    with (
+        Writer(mongo_uri, "production", actor="ada@example.com", database=database) as ada,
+        pytest.raises(AccessDeniedError, match="admin"),
+    ):
+        prune(ada, LEDGER, now=now)
+    assert revisions(direct) == before
+    with Writer(mongo_uri, "production", actor="dana@example.com", database=database) as dana:
+        assert rows(prune(dana, LEDGER, now=now)) == {"ledger": CUT_AT}
+    assert verify(history.store) == []
 
 
 # Killed on the way

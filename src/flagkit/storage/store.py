@@ -39,6 +39,7 @@ from flagkit.storage.driver import (
     settings_for,
     translated,
 )
+from flagkit.storage.foreseen import NOTHING, Foreseen, found_in, pipeline, projects_lightly
 from flagkit.storage.forms import head_document, ledger_document, ledgered, policy_document, tip_of
 from flagkit.storage.layout import (
     AUDIT,
@@ -110,21 +111,24 @@ class Store:
         return tip_of(head)
 
     @contextmanager
-    def reading(self) -> "Generator[Reading]":
-        """Give a reading of the environment at one revision, for the block."""
+    def reading(self, foreseen: Foreseen = NOTHING) -> "Generator[Reading]":
+        """Give a reading of the environment at one revision, for the block.
+
+        What is foreseen is read at once, all else when it is asked for.
+        """
         with (
             translated("reading the environment"),
             self._client.start_session(snapshot=True) as session,
         ):
-            at_tip = self._database[HEADS].aggregate(
-                [{"$match": {"_id": self.environment}}, {"$set": {"now": "$$NOW"}}],
+            documents = self._database[HEADS].aggregate(
+                pipeline(self.environment, foreseen),
                 session=session,
                 maxTimeMS=OPERATION_MILLISECONDS_MAX,
             )
-            head = next(iter(at_tip), None)
-            if head is None:
+            found = found_in(documents)
+            if found is None:
                 raise self._unknown()
-            yield Reading(self._database, session, head)
+            yield Reading(self._database, session, found, foreseen)
 
     def check_fits(self, change: Change, content: Mapping[str, Any]) -> None:
         """Refuse what MongoDB could not store, or not give back as it was, before anything is.
@@ -213,9 +217,16 @@ class Store:
             done = self._database[HEADS].replace_one(expected, head)
         return done.matched_count == 1
 
-    def project(self, change: Change) -> None:
-        """Bring a committed change to where it is read, wherever it is not there yet."""
+    def project(self, change: Change, *, is_mine: bool = False) -> None:
+        """Bring a committed change to where it is read, wherever it is not there yet.
+
+        Who has committed it says that it is theirs; whoever is about to commit the next one needs
+        all of it to have reached a majority, and does not.
+        """
         environment, revision = change.tip.environment, change.revision
+        # A majority has them with the ledger document, or else the next reading misses them.
+        lightly = is_mine and projects_lightly(change)
+        concern = WriteConcern(1) if lightly else WriteConcern("majority")
         with translated("projecting a change"):
             for collection in PROJECTED:
                 # A newer state stays: the guard finds nothing to replace, and the upsert meets its
@@ -234,7 +245,8 @@ class Store:
                 ]
                 with _duplicates_passed():
                     if replacements:
-                        self._database[collection].bulk_write(replacements, ordered=False)
+                        projected = self._database[collection].with_options(write_concern=concern)
+                        projected.bulk_write(replacements, ordered=False)
             try:
                 self._database[LEDGER].insert_one(ledger_document(change))
             except DuplicateKeyError:

@@ -138,7 +138,9 @@ def _action_on_access(operation: dict[str, Any]) -> str:
         case "revoke":
             return f"revoke {operation['role'] or 'all roles'} of {operation['actor']}"
         case "prune":
-            return f"prune the ledger up to revision {operation['to']}"
+            ledger = [f"the ledger up to revision {operation['to']}"] if operation["policy"] else []
+            others = [f"{name} before {moment}" for name, moment in operation["removed"].items()]
+            return f"prune {', '.join(ledger + others)}"
         case "set_limit":
             whose = "each actor" if operation["whose"] == "actor" else "all"
             limit = operation["limit"]

@@ -57,8 +57,8 @@ def standing(
 ) -> tuple[dict[PolicyId, PolicyState], set[PolicyId]]:
     """Return the flags that there are, and which of them were not changed after a moment."""
     found = reading.projected()
-    if reading.pending is not None:
-        tip = reading.pending
+    tip = reading.unprojected
+    if tip is not None:
         found |= {policy.id: (tip.revision, policy.after) for policy in tip.policies}
     flags = {
         identity: (revision, state)

@@ -204,7 +204,8 @@ class Walk:
         """Hold the head, and what is projected, to what the ledger came to."""
         tip, head = self._tip, self._reading.tip
         # What the tip did may not be there yet: its writer, or the next one, brings it.
-        for identity in [policy.id for change in self._pending for policy in change.policies]:
+        behind = self._reading.unprojected
+        for identity in [policy.id for policy in (behind.policies if behind else ())]:
             self._expected.pop(identity, None)
             self._found.pop(identity, None)
         if tip is None and head.revision > 0:
