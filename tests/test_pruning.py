@@ -320,16 +320,6 @@ def test_an_environment_is_rolled_back_to_the_cut(
     assert verify(pruned.store) == []
 
 
-def test_moments_before_the_cut_are_not_told(pruned: Writer) -> None:
-    with pruned.store.reading() as reading:
-        assert reading.cut is not None
-        time = reading.cut.tip.time
-        assert reading.revision_at(time) == CUT_AT
-        assert reading.revision_at(reading.now) == LAST + 1
-        with pytest.raises(RevisionNotFoundError, match="not known any more"):
-            reading.revision_at(time - timedelta(milliseconds=1))
-
-
 def test_stale_flags_are_told_as_before(history: Writer) -> None:
     now = later(history, LAST) + timedelta(days=DAYS)
     asked = [(days, stale_flags(history.store, days, now)) for days in (1, DAYS, 2 * DAYS)]
@@ -389,7 +379,8 @@ TAMPERING: dict[str, tuple[Tampering, str]] = {
     "renumbered": (
         lambda db: db.ledger.insert_one(
             db.ledger.find_one_and_delete({"revision": 10})
-            | {"_id": {"environment": "production", "revision": 9.5}}
+            | {"_id": {"environment": "production", "revision": 9.5}},
+            bypass_document_validation=True,
         ),
         "",
     ),
@@ -608,8 +599,9 @@ def test_requests_that_were_abandoned_go_and_others_stay(
 
 
 def test_denials_go_and_that_stands_in_the_ledger(history: Writer) -> None:
-    history.store.add_denial(NOON, {"actor": "eve"})
-    history.store.add_denial(later(history), {"actor": "mallory"})
+    told = {"action": "edit", "key": "a.one", "reason": "", "operations": list[Any]()}
+    history.store.add_denial(NOON, {**told, "actor": "eve"})
+    history.store.add_denial(later(history), {**told, "actor": "mallory"})
     wanted = Retention(denials_days=DAYS)
     assert rows(prunable(history.store, wanted, later(history))) == {"denials": 1}
     assert rows(prune(history, wanted, reason="old", now=later(history))) == {"denials": 1}

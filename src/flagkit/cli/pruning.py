@@ -1,7 +1,5 @@
 """Pruning: `flagkit prune`, which shows what need not be kept, and removes it if asked to."""
 
-import contextlib
-import json
 import time
 from collections.abc import Sequence
 
@@ -10,10 +8,10 @@ import msgspec
 from rich.console import Console
 from rich.markup import escape
 
-from flagkit.cli.options import database_option, environment_option, uri_option
+from flagkit.cli.guarding import guards_named
+from flagkit.cli.options import Place, place_options, settings_at, store_at
+from flagkit.cli.output import PROGRAMS, output_option, written
 from flagkit.cli.telling import Teller
-from flagkit.settings import settings_from
-from flagkit.storage.store import Store
 from flagkit.writer.pruning import PAUSE_SECONDS, Pruned, prunable, prune_in_steps
 from flagkit.writer.retention import Retention
 from flagkit.writer.writer import Writer
@@ -22,9 +20,7 @@ _days = click.IntRange(1)
 
 
 @click.command("prune")
-@uri_option
-@environment_option
-@database_option
+@place_options
 @click.option("--archived-days", type=_days, help="Flags archived so long, unless needed.")
 @click.option("--ledger-days", type=_days, help="The ledger before; no rollback goes further back.")
 @click.option("--audit-days", type=_days, help="Who and why of what the ledger has no more.")
@@ -33,14 +29,22 @@ _days = click.IntRange(1)
 @click.option("--apply/--dry-run", "applies", help="Remove it; by default it is only shown.")
 @click.option("--actor", envvar="FLAGKIT_ACTOR", show_envvar=True, help="Who removes it.")
 @click.option("--reason", default="", help="Why, for the audit.")
-@click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def prune(  # noqa: PLR0913 - where, who and why
+@click.option(
+    "--guards",
+    envvar="FLAGKIT_GUARDS",
+    metavar="MODULE:NAME",
+    show_envvar=True,
+    help="Python guards to ask about flags.",
+)
+@output_option("table")
+def prune(  # noqa: PLR0913, PLR0917 - who, why, and what is asked
+    actor: str | None,
+    reason: str,
+    guards: str | None,
+    output: str,
     uri: str | None,
     environment: str | None,
     database: str | None,
-    actor: str | None,
-    reason: str,
-    output: str,
     *,
     applies: bool,
     **days: int | None,
@@ -54,17 +58,23 @@ def prune(  # noqa: PLR0913 - where, who and why
         raise click.UsageError("say what, and after how many days: as in --ledger-days 90")
     if applies and not actor:
         raise click.UsageError("say who removes it: --actor, or FLAGKIT_ACTOR")
+    asking = Place(uri=uri, environment=environment, database=database)
     retention = Retention(**days)
     if applies:
-        with Writer(uri, environment, actor=str(actor), database=database) as writer:
+        place = settings_at(**asking)
+        with Writer(
+            place.uri,
+            place.environment,
+            actor=str(actor),
+            database=place.database,
+            guards=guards_named(guards),
+        ) as writer:
             rows = _applied(writer, retention, reason)
             tip = writer.store.tip()
     else:
-        settings = settings_from(uri, environment=environment, database=database)
-        place = {"environment": settings.environment, "database": settings.database}
-        with contextlib.closing(Store(settings.uri, **place)) as store:
+        with store_at(**asking) as store:
             rows, tip = prunable(store, retention), store.tip()
-    if output == "json":
+    if output in PROGRAMS:
         told = {
             "environment": tip.environment,
             "applied": applies,
@@ -72,7 +82,7 @@ def prune(  # noqa: PLR0913 - where, who and why
             "hash": tip.hash,
             "parts": [msgspec.to_builtins(row) for row in rows],
         }
-        click.echo(json.dumps(told, indent=2))
+        click.echo(written(told, output))
         return
     _tell(rows)
     if applies:

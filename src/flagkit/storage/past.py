@@ -108,28 +108,14 @@ class Past:
         return map(audited, found)
 
     def revision_at(self, moment: datetime) -> int:
-        """Return the last revision that is not later than a moment; 0 if none is.
-
-        Raises:
-            RevisionNotFoundError: the ledger does not reach back to it.
-        """
+        """Return the last revision in the ledger that is not later than a moment; 0 if none is."""
         found = self._database[LEDGER].find_one(
             ledger_after(self.tip.environment, 0) | {"time": {"$lte": moment}},
             {"revision": True},
             sort=[("_id", DESCENDING)],
             session=self._session,
         )
-        cut = self.cut
-        revision = 0 if found is None else int(found["revision"])
-        if cut is None or revision > cut.tip.revision:
-            return revision
-        if moment < cut.tip.time:
-            raise RevisionNotFoundError(
-                f"what was at {moment:%Y-%m-%d %H:%M:%S} UTC is not known any more: the ledger was"
-                f" pruned up to revision {cut.tip.revision}, of {cut.tip.time:%Y-%m-%d %H:%M:%S}"
-                " UTC"
-            )
-        return cut.tip.revision
+        return 0 if found is None else int(found["revision"])
 
     def strays(self) -> list[Any]:
         """Return what stands in the ledger in the place of a revision and is no revision."""

@@ -3,7 +3,7 @@
 from flagkit.storage.checkpoints import Checkpoint
 from flagkit.writer.access import Denial, denials, grants
 from flagkit.writer.checkpoints import write_checkpoint
-from flagkit.writer.drafts import Commit, Draft
+from flagkit.writer.drafts import Commit, Draft, Preview
 from flagkit.writer.guards import Freeze, Guard, LargestStep, Planned, Refusal, Required
 from flagkit.writer.ledger import Entry, entries
 from flagkit.writer.limits import limits
@@ -23,6 +23,7 @@ __all__ = [
     "Guard",
     "LargestStep",
     "Planned",
+    "Preview",
     "Pruned",
     "Refusal",
     "Required",

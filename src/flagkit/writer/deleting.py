@@ -8,7 +8,7 @@ from typing import Final
 from msgspec import Struct
 
 from flagkit.changes import PolicyId, PolicyState
-from flagkit.errors import AccessDeniedError, RateLimitedError, WriteError
+from flagkit.errors import AccessDeniedError, GuardError, RateLimitedError, WriteError
 from flagkit.storage.reading import Reading
 from flagkit.writer.staleness import standing
 from flagkit.writer.writer import Writer
@@ -80,7 +80,7 @@ def _is_deleted(writer: Writer, flags: Iterable[Deletable], reason: str) -> bool
         with writer.change(reason=reason) as change:
             for flag in flags:
                 change.delete(flag.key, region=flag.region, expected_version=flag.version)
-    except (AccessDeniedError, RateLimitedError):
+    except (AccessDeniedError, GuardError, RateLimitedError):
         raise
     except WriteError:
         # One of them was changed, or is referred to, since it was looked at: it stays.

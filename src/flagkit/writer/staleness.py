@@ -8,6 +8,7 @@ from flagkit.changes import ACCESS, SEGMENTS, PolicyId, PolicyState
 from flagkit.core.schedule import share_at
 from flagkit.model import Flag, Ramp, Rollout, Serves, decode
 from flagkit.model.rollouts import BUCKETS
+from flagkit.storage.layout import FLAGS
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 
@@ -56,22 +57,24 @@ def standing(
     reading: Reading, moment: datetime
 ) -> tuple[dict[PolicyId, PolicyState], set[PolicyId]]:
     """Return the flags that there are, and which of them were not changed after a moment."""
-    found = reading.projected()
+    last, found = reading.revision_at(moment), reading.projected([FLAGS])
+    # Of those whose last change the ledger has no more; what changes them anew takes the time away.
+    times = reading.carried_times()
     tip = reading.unprojected
     if tip is not None:
         found |= {policy.id: (tip.revision, policy.after) for policy in tip.policies}
+        for policy in tip.policies:
+            times.pop(policy.id, None)
     flags = {
         identity: (revision, state)
         for identity, (revision, state) in found.items()
         if state is not None and identity[0] not in (SEGMENTS, ACCESS)
     }
-    cut = reading.cut
-    if cut is not None and moment < cut.tip.time:
-        times = reading.carried_times()
-        still = {identity for identity in flags if times.get(identity, reading.now) <= moment}
-    else:
-        last = reading.revision_at(moment)
-        still = {identity for identity, (revision, _) in flags.items() if revision <= last}
+    still = {
+        identity
+        for identity, (revision, _) in flags.items()
+        if (times[identity] <= moment if identity in times else revision <= last)
+    }
     return {identity: state for identity, (_, state) in flags.items()}, still
 
 
