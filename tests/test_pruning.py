@@ -1,5 +1,6 @@
 """Pruning: what goes, what never does, and that everybody goes on as if nothing had gone."""
 
+import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -9,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from msgspec.structs import replace
 from pymongo import MongoClient
 from pymongo.database import Database
 
 from flagkit import Client
-from flagkit.changes import CUT, PolicyChange, next_change, state_of
+from flagkit.changes import CUT, PolicyChange, genesis, next_change, state_of
+from flagkit.cli.commands import flagkit
 from flagkit.errors import (
     AccessDeniedError,
     ConfigurationError,
@@ -22,9 +25,10 @@ from flagkit.errors import (
     RevisionNotFoundError,
     StoreError,
 )
+from flagkit.model import decode, encode
 from flagkit.snapshot import whole as whole_of
 from flagkit.storage import pruning as storage
-from flagkit.storage.forms import policy_document
+from flagkit.storage.forms import head_document, policy_document
 from flagkit.writer import (
     Pruned,
     Retention,
@@ -714,3 +718,85 @@ def test_killed_anywhere_and_run_again_it_is_done(
     assert revisions(direct)[0] > first
     writer.resume("c.f0")
     assert verify(writer.store) == []
+
+
+# The command
+
+
+@pytest.fixture
+def aged(writer: Writer, direct: Database[dict[str, Any]]) -> Writer:
+    """Return a writer after five revisions that were made a year ago, and one of today."""
+    tip = genesis("production", "e", datetime.now(UTC).replace(microsecond=0) - timedelta(days=365))
+    direct.heads.replace_one({}, head_document(tip, None))
+    for number in range(5):
+        asked = {"sent": tip.time, "actor": "ada", "reason": "", "operations": [], "digest": "x"}
+        writer.store.add_request(f"r{number}", asked)
+        state = state_of(f"b.f{number}", "*", 1, encode(decode(flag(f"b.f{number}"))))
+        change = next_change(tip, f"r{number}", tip.time, [PolicyChange(None, state)])
+        assert writer.store.compare_and_set(tip, change)
+        writer.store.project(change)
+        tip = change.tip
+    writer.pause("b.f0")
+    return writer
+
+
+def test_the_command_shows_first_and_removes_when_it_is_told(
+    aged: Writer, mongo_uri: str, database: str
+) -> None:
+    def run(*arguments: str) -> Result:
+        place = ("--uri", mongo_uri, "--environment", "production", "--database", database)
+        return CliRunner().invoke(flagkit, ["prune", *place, *arguments])
+
+    days = ("--ledger-days", "30", "--audit-days", "400")
+    dry = run(*days)
+    assert dry.exit_code == 0, dry.output
+    assert dry.stdout.startswith("what ")
+    assert "ledger" in dry.stdout
+    assert "up to revision 5, " in dry.stdout
+    assert "dry run on production: nothing was removed" in dry.stdout
+    assert aged.store.tip().revision == 6
+    told = json.loads(run(*days, "--output", "json").stdout)
+    assert (told["applied"], told["revision"]) == (False, 6)
+    assert {part["what"]: part["documents"] for part in told["parts"]} == {
+        "ledger": 5,
+        "audit": 0,
+        "abandoned requests": 0,
+    }
+    applied = run(*days, "--apply", "--actor", "dana@example.com", "--reason", "a month is enough")
+    assert applied.exit_code == 0, applied.output
+    tip = aged.store.tip()
+    assert applied.stdout.endswith(
+        f"production is at revision 7\nanchor: {tip.revision}:{tip.hash}\n"
+    )
+    (_, last) = entries(aged.store)
+    assert (last.actor, last.reason) == ("dana@example.com", "a month is enough")
+    again = json.loads(run(*days, "--apply", "--actor", "dana", "--output", "json").stdout)
+    assert {part["documents"] for part in again["parts"]} == {0}
+    assert again["revision"] == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ((), "say what"),
+        (("--ledger-days", "0"), "--ledger-days"),
+        (("--ledger-days", "30", "--apply"), "--actor"),
+    ],
+)
+def test_the_command_says_what_it_lacks(
+    arguments: tuple[str, ...], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FLAGKIT_ACTOR", raising=False)
+    done = CliRunner().invoke(flagkit, ["prune", *arguments])
+    assert done.exit_code == 2
+    assert problem in done.output
+
+
+@pytest.mark.usefixtures("pruned")
+def test_verify_says_from_where_on_it_proved(mongo_uri: str, database: str) -> None:
+    place = ("--uri", mongo_uri, "--environment", "production", "--database", database)
+    done = CliRunner().invoke(flagkit, ["ledger", "verify", *place])
+    assert done.exit_code == 0
+    assert "all is well from revision 9, after what was pruned, up to revision 13\n" in done.output
+    told = CliRunner().invoke(flagkit, ["ledger", "verify", *place, "--output", "json"])
+    assert json.loads(told.output)["after"] == CUT_AT
