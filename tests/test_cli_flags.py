@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 from pymongo import MongoClient
+from rich.console import Console
 from ruamel.yaml import YAML
 
 from flagkit.changes import PolicyState
 from flagkit.cli.policies import flag_document
+from flagkit.cli.telling import LISTED_MAX, Teller
 from flagkit.writer import Writer, entries
 from tests.commands import Command, revision
 from tests.test_writer import flag
@@ -83,6 +85,13 @@ def test_flags_are_listed_in_a_line_each(filled: Command, writer: Writer) -> Non
     ]
     assert filled.told("flags", "list", "--namespace", "billing.") == "No such flag.\n"
     assert len(filled.data("flags", "list", "--namespace", "shop.s")) == 2
+
+
+def test_a_long_list_is_cut_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    Teller(Console()).listing(("flag",), [(f"f{i}",) for i in range(LISTED_MAX + 3)])
+    told = capsys.readouterr().out
+    assert told.endswith("and 3 more: name a --namespace, or take --output json\n")
+    assert told.split()[1 : LISTED_MAX + 2][-1] == f"f{LISTED_MAX - 1}"
 
 
 def test_a_flag_is_shown_with_version_and_overrides(filled: Command, writer: Writer) -> None:

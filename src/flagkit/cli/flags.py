@@ -51,13 +51,12 @@ def _list(namespace: str, state: str | None, output: str, **place: Unpack[Place]
     lines = [
         flag_line(found)
         for found in sorted(states, key=lambda found: (found.key, found.region))
-        if found.key.startswith(namespace)
+        if found.key.startswith(namespace) and state in (None, found.policy["state"])
     ]
-    lines = [line for line in lines if state in (None, line.state)]
     if output in PROGRAMS:
         click.echo(written([msgspec.to_builtins(line) for line in lines], output))
     elif lines:
-        Teller(Console(highlight=False)).table(
+        Teller(Console(highlight=False)).listing(
             ("flag", "region", "version", "state", "type", "serves", "owner"),
             [msgspec.structs.astuple(line) for line in lines],
             right=("version",),

@@ -1,7 +1,6 @@
 """Guarding: the guards that the command's writer asks, which are Python and named by a module."""
 
 import importlib
-from collections.abc import Iterable
 from typing import Any
 
 from flagkit.errors import ConfigurationError
@@ -24,7 +23,7 @@ def guards_named(place: str | None) -> tuple[Guard, ...]:
             f"the guards {place!r} cannot be loaded: {error}: write module:name, and have"
             " PYTHONPATH lead to the module"
         ) from error
-    guards = tuple(found) if isinstance(found, Iterable) else (found,)
+    guards: tuple[Any, ...] = tuple(found) if hasattr(found, "__iter__") else (found,)
     if not all(map(callable, guards)):
         raise ConfigurationError(f"the guards {place!r} are none: a guard is a function")
     return guards

@@ -53,7 +53,7 @@ def _list(namespace: str, output: str, **place: Unpack[Place]) -> None:
     if output in PROGRAMS:
         click.echo(written([msgspec.to_builtins(line) for line in lines], output))
     elif lines:
-        Teller(Console(highlight=False)).table(
+        Teller(Console(highlight=False)).listing(
             ("segment", "version", "condition", "by", "included", "excluded", "owner"),
             [
                 (

@@ -1,8 +1,8 @@
 """Foreseen: what a change will surely ask for, read together with the head, in one round trip.
 
 Each answer is a document of its own, so that no limit on one document is met. What cannot be
-foreseen (prerequisites, members, the history of many flags) is asked for when it is needed, of the
-same snapshot.
+foreseen (prerequisites, who rests on a flag that goes, members, the history of many flags) is asked
+for when it is needed, of the same snapshot.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,7 +20,6 @@ from flagkit.storage.layout import (
     Document,
     changed_last,
     collection_of,
-    dependents_of,
     ledger_after,
     policies_named,
     policy_id,
@@ -30,7 +29,7 @@ from flagkit.storage.layout import (
 POLICIES_MAX: Final = 8
 """Of changes that touch more, policies are not read with the head but in batches after it."""
 
-NEWEST, REQUEST, DEPENDENTS, ENTRIES = "newest", "request", "dependents", "entries"
+NEWEST, REQUEST, ENTRIES = "newest", "request", "entries"
 _TIP = "tip_flags"
 
 
@@ -146,15 +145,11 @@ def _newest(environment: str) -> list[Document]:
 
 
 def _of_policies(environment: str, foreseen: Foreseen) -> list[Document]:
-    flags = foreseen.keys(FLAGS)
     answers = [
         _answer(collection, collection, [{"$match": policies_named(environment, keys)}])
         for collection in (FLAGS, SEGMENTS)
         if (keys := foreseen.keys(collection))
     ]
-    if flags:
-        asked = dependents_of(environment, flags)
-        answers.append(_answer(DEPENDENTS, FLAGS, [{"$match": asked}]))
     access = [policy_id(environment, key, region) for region, key in (GRANTS, LIMITS, CUT)]
     answers.append(_answer(ACCESS, ACCESS, [{"$match": {"_id": {"$in": access}}}]))
     return answers + [

@@ -5,6 +5,7 @@ user of the database who may update and remove, which a writer's may not.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import islice
@@ -25,7 +26,6 @@ from flagkit.storage.layout import (
     LEDGER,
     MEMBERS,
     PROJECTED,
-    SEGMENTS,
     SLICES,
     Document,
     all_of,
@@ -44,19 +44,8 @@ _REMOVED_FROM: Final = (LEDGER, AUDIT, DENIALS, MEMBERS, CHECKPOINTS, SLICES)
 _UPDATED: Final = (*PROJECTED, AUDIT, MEMBERS)
 _TIP: Final = ("epoch", "revision", "hash", "time", "digests")
 
-_SIDES: Final = tuple(
-    f"policies.{side}.policy.{keys}.parts"
-    for side in ("before", "after")
-    for keys in ("included", "excluded")
-)
-REFERRERS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
-    MEMBERS: {
-        SEGMENTS: ("policy.included.parts", "policy.excluded.parts"),
-        LEDGER: _SIDES,
-        HEADS: tuple(f"change.{path}" for path in _SIDES),
-    },
-}
-"""Of collections of parts: where their `_id.part`s are named. What is named nowhere can go."""
+PARTS: Final[Mapping[str, str]] = {MEMBERS: "part"}
+"""Collections of parts, which others refer to by hash; and what of their `_id`s that is."""
 REQUESTS_NAMED: Final[Mapping[str, str]] = {LEDGER: "request", HEADS: "change.request"}
 """Where requests are named that became of something, or still may. Others were abandoned."""
 
@@ -179,31 +168,31 @@ class Pruning:
             chosen = {"_id": {"$in": [found.id for found in documents]}}
             self._database[collection].delete_many(chosen | guard)
 
-    def unreferred(self, collection: str, before: datetime) -> Batches:
-        """Yield parts that nothing refers to, and that were marked so before a moment."""
-        referred = self._referred(collection)
+    def unreferred(self, collection: str, referred: AbstractSet[str], before: datetime) -> Batches:
+        """Yield parts that are not referred to, and that were marked so before a moment."""
         marked = all_of(self._environment) | {"unreferred": {"$lt": before}}
         for batch in self._found(collection, marked):
-            yield [found for found in batch if found.id["part"] not in referred]
+            yield [found for found in batch if found.id[PARTS[collection]] not in referred]
 
-    def mark_unreferred(self, collection: str, now: datetime) -> int:
-        """Mark the parts that nothing refers to, and no others; return how many are marked anew.
+    def mark_unreferred(self, collection: str, referred: AbstractSet[str], now: datetime) -> None:
+        """Mark the parts that are not referred to, and no others.
 
         A part may have been written for a change that is not committed yet: so it is not removed
-        when it is first met with. A writer that stores it again removes the mark.
+        when it is first met with. A writer that stores it again takes the mark away.
         """
-        referred, count = self._referred(collection), 0
-        parts = self._database[collection]
+        parts, name = self._database[collection], PARTS[collection]
         with _pruning():
             found = parts.find(all_of(self._environment), {"unreferred": True})
             while batch := found.to_list(BATCH_DOCUMENTS):
-                marked = {document["_id"]["part"]: "unreferred" in document for document in batch}
-                new = [part for part, mark in marked.items() if not mark and part not in referred]
-                wrong = [part for part, mark in marked.items() if mark and part in referred]
-                parts.update_many(self._parts(new), {"$set": {"unreferred": now}})
-                parts.update_many(self._parts(wrong), {"$unset": {"unreferred": True}})
-                count += len(new)
-        return count
+                new, wrong = list[Any](), list[Any]()
+                for document in batch:
+                    identity, is_marked = document["_id"], "unreferred" in document
+                    if is_marked == (identity[name] in referred):
+                        (wrong if is_marked else new).append(identity)
+                if new:
+                    parts.update_many({"_id": {"$in": new}}, {"$set": {"unreferred": now}})
+                if wrong:
+                    parts.update_many({"_id": {"$in": wrong}}, {"$unset": {"unreferred": True}})
 
     def checkpoint_rests(self, epoch: str, now: datetime) -> Batches:
         """Yield what is left of checkpoints that are not kept, each by itself."""
@@ -220,16 +209,6 @@ class Pruning:
         with _pruning():
             for rest in {found.id["checkpoint"] for found in documents}:
                 remove_left_over(self._database, self._environment, rest)
-
-    def _referred(self, collection: str) -> set[object]:
-        named: set[object] = set()
-        with _pruning():
-            for referrer, paths in REFERRERS[collection].items():
-                wanted = dict.fromkeys(paths, True)
-                for document in self._database[referrer].find(self._mine(referrer), wanted):
-                    for path in paths:
-                        named |= {*_values(document, path.split("."))}
-        return named
 
     def _found(self, collection: str, wanted: Document) -> Batches:
         with _pruning():
@@ -249,11 +228,6 @@ class Pruning:
 
     def _request_id(self, request: str) -> Document:
         return {"environment": self._environment, "request": request}
-
-    def _parts(self, parts: Iterable[str]) -> Document:
-        return {
-            "_id": {"$in": [{"environment": self._environment, "part": part} for part in parts]}
-        }
 
 
 @contextmanager

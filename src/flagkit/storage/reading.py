@@ -23,7 +23,7 @@ from flagkit.errors import StoreError
 from flagkit.model.segments import unpacked_part
 from flagkit.snapshot import Arena, check_digests
 from flagkit.storage.checkpoints import Checkpoint
-from flagkit.storage.foreseen import DEPENDENTS, Foreseen, Found
+from flagkit.storage.foreseen import Foreseen, Found
 from flagkit.storage.forms import (
     check_body,
     judged,
@@ -254,11 +254,8 @@ class Reading(Past):
     def dependents(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of the flags that have one of `keys` as a direct prerequisite."""
         wanted = set(keys)
-        if self._foreseen.is_read and wanted <= {*self._foreseen.keys(FLAGS)}:
-            documents: Iterable[Document] = self._answers.get(DEPENDENTS, ())
-        else:
-            asked = dependents_of(self.tip.environment, wanted)
-            documents = self._database[FLAGS].find(asked, session=self._session)
+        asked = dependents_of(self.tip.environment, wanted)
+        documents = self._database[FLAGS].find(asked, session=self._session)
         return self._read_through(
             documents,
             lambda state: any(

@@ -13,7 +13,6 @@ from msgspec import Struct
 
 from flagkit.changes import CUT, Cut, PolicyState, cut_in
 from flagkit.errors import StoreError, WriteError
-from flagkit.storage.pruning import REFERRERS
 from flagkit.storage.publishing import CHECKPOINTS_KEPT
 from flagkit.storage.store import Store
 from flagkit.writer.checkpoints import checkpoint_in_steps
@@ -134,8 +133,8 @@ def prune_in_steps(
     _record(writer, plan, reason)
     yield "what goes is on record"
     if plan.remains_before is not None:
-        for collection in REFERRERS:
-            store.pruning.mark_unreferred(collection, plan.now)
+        for collection, referred in plan.referred.items():
+            store.pruning.mark_unreferred(collection, referred, plan.now)
     for part in plan.parts():
         documents = size = 0
         for batch in part.found():

@@ -6,13 +6,14 @@ Looks alone: nothing is written here.
 from collections.abc import Callable, Generator
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import chain
 
 import msgspec
 from msgspec import Struct
 
 from flagkit.errors import ConfigurationError, StoreError
-from flagkit.storage.layout import AUDIT, DENIALS
-from flagkit.storage.pruning import REFERRERS, Batches, Carried, Found, Pruning
+from flagkit.storage.layout import AUDIT, DENIALS, MEMBERS
+from flagkit.storage.pruning import Batches, Carried, Found, Pruning
 from flagkit.storage.publishing import CHECKPOINTS_KEPT
 from flagkit.storage.reading import Reading
 from flagkit.writer.verifying import Walk
@@ -77,6 +78,8 @@ class Plan:
         self.carried: list[Carried] = []
         self.checkpoints_first = 0
         """How many must be made before it is cut."""
+        self.referred = {} if self.remains_before is None else _referred(reading)
+        """By collection of parts, those that something refers to."""
         self._pruning = pruning
         self._epoch = reading.tip.epoch
         self._cuts = before["ledger_days"] is not None
@@ -129,8 +132,8 @@ class Plan:
             parts.append(Part("denials", told_before(self.denials_before), found, remove))
         if self.remains_before is not None:
             until = told_before(self.remains_before)
-            for name in REFERRERS:
-                found = partial(pruning.unreferred, name, self.remains_before)
+            for name, referred in self.referred.items():
+                found = partial(pruning.unreferred, name, referred, self.remains_before)
                 remove = partial(pruning.remove, name, unreferred={"$lt": self.remains_before})
                 parts.append(Part(f"unreferred {name}", until, found, remove))
             found = partial(pruning.checkpoint_rests, self._epoch, self.now)
@@ -164,6 +167,17 @@ class Plan:
         if self.checkpoints_first:
             first = f", after {self.checkpoints_first} more checkpoints"
         return f"up to revision {tip.revision:,}, {_told(tip.time)}{first}"
+
+
+def _referred(reading: Reading) -> dict[str, set[str]]:
+    """Return the parts that there are, or that a rollback can bring back, by their collections."""
+    members = {part for state in reading.all().values() for part in state.parts}
+    pending = [reading.pending] if reading.pending is not None else []
+    for change in chain(reading.changes(), pending):
+        for policy in change.policies:
+            for state in (policy.before, policy.after):
+                members.update(state.parts if state is not None else ())
+    return {MEMBERS: members}
 
 
 def told_before(moment: datetime) -> str:

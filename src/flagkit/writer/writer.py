@@ -142,7 +142,7 @@ class Writer(Workflows):
         earlier = self.store.requests([request]).get(request, content)
         _check_same(request, str(earlier["digest"]), content)
         with self.store.reading() as reading:
-            look = self._look(reading, draft, request, content, reading.commit_of(request))
+            look = self._look(reading, draft, request, content)
         done = None if look.done is None else look.done.revision
         return Preview(reading.tip.revision, look.change.policies, done)
 
@@ -201,8 +201,7 @@ class Writer(Workflows):
         """Try once. Return the tip that the request led to, None if another writer was first."""
         with self.store.reading(foreseen) as reading:
             try:
-                done = reading.commit_of(request) if foreseen.request else None
-                look = self._look(reading, draft, request, content, done)
+                look = self._look(reading, draft, request, content, is_new=foreseen.request is None)
             except AccessDeniedError as error:
                 log_denial(self.store, reading.now, error, content["reason"], draft.operations)
                 raise
@@ -231,9 +230,11 @@ class Writer(Workflows):
         draft: Draft,
         request: str,
         content: Mapping[str, Any],
-        done: Tip | None,
+        *,
+        is_new: bool = False,
     ) -> "_Look":
         """Return what a request would do at a reading's revision, with all checks made."""
+        done = None if is_new else reading.commit_of(request)
         planned, buckets = Plan([], {}), dict[str, int]()
         if done is None:
             planned = plan(draft.operations, reading, reading.tip.revision, draft.parts)
