@@ -17,7 +17,7 @@ from flagkit.cli.failures import FAULTS_FOUND
 from flagkit.cli.options import Place, place_options, store_at
 from flagkit.cli.output import PROGRAMS, output_option, written
 from flagkit.cli.telling import Teller
-from flagkit.writer.ledger import ACTIONS, Entry, Wanted, entries
+from flagkit.writer.ledger import ACTIONS, Entry, Wanted, begins_after, entries
 from flagkit.writer.verifying import proof_of
 
 _LINES_MAX: Final = 20
@@ -62,12 +62,15 @@ def _show(
     with store_at(uri=uri, environment=environment, database=database) as store:
         store.tip()
         shown = [*itertools.islice(entries(store, newest_first=True, **wanted), limit)]
+        after = begins_after(store) if len(shown) < limit else 0
     if output in PROGRAMS:
         click.echo(written([msgspec.to_builtins(entry) for entry in shown], output))
     elif shown:
         _tell(shown, Console(highlight=False))
     else:
         click.echo("No such change.")
+    if after:
+        click.echo(f"What came up to revision {after:,} was pruned.", err=True)
 
 
 @ledger.command("verify")

@@ -93,6 +93,12 @@ def entries(
             )
 
 
+def begins_after(store: Store) -> int:
+    """Return the revision up to which the ledger was pruned; 0 if it was not."""
+    with store.reading() as reading:
+        return 0 if reading.cut is None else reading.cut.tip.revision
+
+
 def _name(operation: Mapping[str, Any]) -> str:
     """Return which of ACTIONS an operation is."""
     match operation["operation"]:
