@@ -1,6 +1,5 @@
 """Pruning: `flagkit prune`, which shows what need not be kept, and removes it if asked to."""
 
-import time
 from collections.abc import Sequence
 
 import click
@@ -12,7 +11,7 @@ from flagkit.cli.guarding import guards_named
 from flagkit.cli.options import Place, place_options, settings_at, store_at
 from flagkit.cli.output import PROGRAMS, output_option, written
 from flagkit.cli.telling import Teller
-from flagkit.writer.pruning import PAUSE_SECONDS, Pruned, prunable, prune_in_steps
+from flagkit.writer.pruning import Pruned, prunable, prune_in_steps
 from flagkit.writer.retention import Retention
 from flagkit.writer.writer import Writer
 
@@ -101,7 +100,6 @@ def _applied(writer: Writer, retention: Retention, reason: str) -> list[Pruned]:
             except StopIteration as done:
                 rows: list[Pruned] = done.value
                 return rows
-            time.sleep(PAUSE_SECONDS)
 
 
 def _tell(rows: Sequence[Pruned]) -> None:

@@ -37,8 +37,8 @@ from flagkit.storage.layout import (
 )
 from flagkit.storage.publishing import left_over, remove_left_over
 
-BATCH_DOCUMENTS: Final = 500
-"""So many are removed at once: some 20 ms, between which writers have their turn."""
+BATCH_DOCUMENTS: Final = 100
+"""So many are removed, or updated, at once: between batches writers have their turn."""
 _NOT_ALLOWED: Final = 13
 _REMOVED_FROM: Final = (LEDGER, AUDIT, DENIALS, MEMBERS, CHECKPOINTS, SLICES)
 _UPDATED: Final = (*PROJECTED, AUDIT, MEMBERS)

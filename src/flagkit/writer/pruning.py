@@ -21,8 +21,8 @@ from flagkit.writer.operations import Earlier, Operation
 from flagkit.writer.retention import Plan, Retention, told_before
 from flagkit.writer.writer import Writer
 
-PAUSE_SECONDS: Final = 0.03
-"""Between batches, for other writers."""
+PAUSE_SECONDS_MIN: Final = 0.03
+"""Between batches, for other writers; longer where a batch took longer."""
 
 
 class Pruned(Struct, frozen=True):
@@ -112,13 +112,25 @@ def prune(
         except StopIteration as done:
             pruned: list[Pruned] = done.value
             return pruned
-        time.sleep(PAUSE_SECONDS)
 
 
 def prune_in_steps(
     writer: Writer, retention: Retention, *, reason: str, now: datetime | None = None
 ) -> Steps:
-    """Do what `prune` does in short steps, between which to pause; yields how far it is."""
+    """Do what `prune` does in short steps, and pause after each; yields how far it is."""
+    steps = _pruned(writer, retention, reason, now)
+    while True:
+        started = time.perf_counter()
+        try:
+            yield next(steps)
+        except StopIteration as done:
+            rows: list[Pruned] = done.value
+            return rows
+        # As long as it took: others, who want the same disk and cores, have their turn.
+        time.sleep(max(PAUSE_SECONDS_MIN, time.perf_counter() - started))
+
+
+def _pruned(writer: Writer, retention: Retention, reason: str, now: datetime | None) -> Steps:
     store = writer.store
     store.pruning.check_allowed()
     with store.reading() as reading:
