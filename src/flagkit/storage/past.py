@@ -11,7 +11,14 @@ from pymongo.client_session import ClientSession
 from flagkit.changes import Change, Cut, PolicyChange, PolicyId, PolicyState, Tip
 from flagkit.errors import RevisionNotFoundError, StoreError
 from flagkit.storage.auditing import audited
-from flagkit.storage.foreseen import ENTRIES, NEWEST, REQUEST, Foreseen, Found
+from flagkit.storage.foreseen import (
+    ENTRIES,
+    NEWEST,
+    REQUEST,
+    Foreseen,
+    Found,
+    projects_lightly,
+)
 from flagkit.storage.forms import (
     change_of,
     judged,
@@ -51,14 +58,14 @@ class Past:
         self._session = session
         self._foreseen = foreseen
         self._answers = found.answers
-        self._standing = Standing(database, session, self.tip, foreseen, found.answers)
+        self._standing = Standing(database, session, self.tip, foreseen, found)
         change = change_of(found.head)
         if change is None and self.tip.revision > 0:
             raise StoreError(f"the head of {self.tip.environment!r} has lost its change")
         self._newest = change
         self.pending = change if change is not None and not self._is_ledgered(change) else None
         """The tip's change, if the ledger has not got it yet."""
-        behind = change is not None and not found.is_projected(self.tip, change)
+        behind = change is not None and not self._is_projected(change)
         self.unprojected = change if behind else self.pending
         """The tip's change, if the ledger or its flags have not got it yet, or have lost it."""
 
@@ -280,6 +287,17 @@ class Past:
 
     def _are_foreseen(self, policies: AbstractSet[PolicyId]) -> bool:
         return self._foreseen.is_read and policies <= self._foreseen.policies
+
+    def _is_projected(self, change: Change) -> bool:
+        """Tell whether the flags stand where the tip's change, which is in the ledger, led them.
+
+        Only a failover can have taken them back, and only where a majority was not waited for.
+        """
+        if self.pending is not None or not projects_lightly(change):
+            return True
+        policies = {policy.id for policy in change.policies}
+        stand = self._standing.revisions(policies)
+        return all(stand.get(policy, 0) >= self.tip.revision for policy in policies)
 
     def _is_ledgered(self, change: Change) -> bool:
         """Tell whether the ledger has the tip's change. It must have no other, and no later one."""

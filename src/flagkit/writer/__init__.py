@@ -4,6 +4,7 @@ from flagkit.storage.checkpoints import Checkpoint
 from flagkit.writer.access import Denial, denials, grants
 from flagkit.writer.checkpoints import write_checkpoint
 from flagkit.writer.drafts import Commit, Draft, Preview
+from flagkit.writer.erasing import Erasure, erase
 from flagkit.writer.guards import Freeze, Guard, LargestStep, Planned, Refusal, Required
 from flagkit.writer.ledger import Entry, entries
 from flagkit.writer.limits import limits
@@ -19,6 +20,7 @@ __all__ = [
     "Denial",
     "Draft",
     "Entry",
+    "Erasure",
     "Freeze",
     "Guard",
     "LargestStep",
@@ -32,6 +34,7 @@ __all__ = [
     "Writer",
     "denials",
     "entries",
+    "erase",
     "grants",
     "limits",
     "prunable",

@@ -93,6 +93,17 @@ def entries(
             )
 
 
+def newer(store: Store, after: int, **wanted: Unpack[Wanted]) -> tuple[int, list[Entry]]:
+    """Return the entries after a revision, as far as there are any, and the one to go on after.
+
+    Takes what `entries` takes.
+    """
+    tip = store.tip()
+    found = [*entries(store, after, **wanted)]
+    # The tip itself may not be in the ledger yet. All before it is.
+    return max(after, tip.revision - 1, *(entry.revision for entry in found[-1:])), found
+
+
 def begins_after(store: Store) -> int:
     """Return the revision up to which the ledger was pruned; 0 if it was not."""
     with store.reading() as reading:

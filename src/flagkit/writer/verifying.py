@@ -29,6 +29,7 @@ from flagkit.storage.pruning import Carried
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.checkpoints import problem_with
+from flagkit.writer.requests import check_requests
 
 _States = Mapping[PolicyId, tuple[int, PolicyState | None]]
 
@@ -58,7 +59,7 @@ def proof_of(store: Store, anchors: Iterable[tuple[int, str]] = ()) -> Proof:
             after = reading.cut.tip.revision if reading.cut is not None else 0
             walk = Walk(reading)
             walk.run(anchors)
-            return Proof(tuple(walk.problems), after)
+        return Proof((*walk.problems, *check_requests(store, walk.asked)), after)
     except StoreUnavailableError:
         raise
     except StoreError as error:
@@ -79,6 +80,8 @@ class Walk:
         """What a cut at `through` would say."""
         self.carried: list[Carried] = []
         """What it takes along."""
+        self.asked: list[tuple[int, str]] = []
+        """The revisions on the way, and what requests led to them."""
         self._reading = reading
         self._through = through
         self._tip: Tip | None = None
@@ -158,6 +161,7 @@ class Walk:
             self._tip = cut.tip
         self.problems += _check_step(self._tip, change)
         self._tip = change.tip
+        self.asked.append((change.revision, change.request))
         self._times[change.revision] = change.tip.time
         for policy in change.policies:
             if self._expected.get(policy.id, (0, None))[1] != policy.before:

@@ -5,7 +5,6 @@ the commit; project. Lost races are tried again from the reading on. See docs/de
 """
 
 import contextlib
-import hashlib
 import logging
 import random
 import threading
@@ -22,7 +21,6 @@ from flagkit.errors import (
     AccessDeniedError,
     ConfigurationError,
     InvalidDocumentError,
-    RequestConflictError,
     StoreError,
     StoreUnavailableError,
 )
@@ -36,6 +34,7 @@ from flagkit.writer.drafts import Commit, Draft, Preview
 from flagkit.writer.guards import Guard, check_guards, planned_of
 from flagkit.writer.limits import buckets_after
 from flagkit.writer.planning import Plan, plan
+from flagkit.writer.requests import check_same, digest_of
 from flagkit.writer.workflows import Asked, Workflows
 
 _log = logging.getLogger("flagkit.writer")
@@ -140,9 +139,9 @@ class Writer(Workflows):
     def _preview(self, draft: Draft, asked: Asked) -> Preview:
         request, content = self._request(draft, asked)
         earlier = self.store.requests([request]).get(request, content)
-        _check_same(request, str(earlier["digest"]), content)
         with self.store.reading() as reading:
             look = self._look(reading, draft, request, content)
+        check_same(request, str(earlier["digest"]), content, done=look.done is not None)
         done = None if look.done is None else look.done.revision
         return Preview(reading.tip.revision, look.change.policies, done)
 
@@ -153,16 +152,14 @@ class Writer(Workflows):
             msgspec.to_builtins(operation, enc_hook=_name_of) for operation in draft.operations
         ]
         request = uuid.uuid4().hex if key is None else _checked_key(key)
-        # Sent again with it, a request is another one: what stands in the audit must have it.
-        glass = {"glass": draft.glass} if draft.glass else {}
         content = {
             "sent": datetime.now(UTC),
             "actor": actor,
             "reason": asked.get("reason", ""),
             "operations": operations,
-            "digest": _digest([actor, operations, *glass.values()]),
-            **glass,
+            **({"glass": draft.glass} if draft.glass else {}),
         }
+        content["digest"] = digest_of(content)
         return request, content
 
     def _commit(self, draft: Draft, asked: Asked) -> Commit:
@@ -205,7 +202,8 @@ class Writer(Workflows):
             except AccessDeniedError as error:
                 log_denial(self.store, reading.now, error, content["reason"], draft.operations)
                 raise
-        _check_same(request, self.store.add_request(request, content), content)
+        recorded = self.store.add_request(request, content)
+        check_same(request, recorded, content, done=look.done is not None)
         if reading.unprojected is not None:
             # Ledger and flags must have the tip before the head forgets it. Its writer may be dead.
             self.store.project(reading.unprojected)
@@ -274,21 +272,6 @@ class _Look(NamedTuple):
     change: Change
     parts: Mapping[str, bytes]
     buckets: Mapping[str, int]
-
-
-def _check_same(request: str, digest: str, content: Mapping[str, Any]) -> None:
-    """Refuse what is another request than the one on record."""
-    if digest != content["digest"]:
-        raise RequestConflictError(
-            f"the idempotency key {request!r} was used before, for another request"
-        )
-
-
-def _digest(asked: object) -> str:
-    try:
-        return hashlib.sha256(msgspec.msgpack.encode(asked)).hexdigest()
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidDocumentError("", f"cannot be recorded: {error}", "Mend it") from None
 
 
 def _checked_key(key: object) -> str:
