@@ -572,8 +572,14 @@ def test_audit_goes_after_the_ledger_and_later_if_wanted(
 
 
 def test_requests_that_were_abandoned_go_and_others_stay(
-    history: Writer, direct: Database[dict[str, Any]]
+    history: Writer, direct: Database[dict[str, Any]], mongo_uri: str
 ) -> None:
+    with (
+        MongoClient[dict[str, Any]](mongo_uri) as mine,
+        mine.start_session() as session,
+        session.start_transaction(),
+    ):
+        waiting = history.pause("a.old", session=session)
     content = {"actor": "a", "reason": "", "operations": [], "digest": "x"}
     for name, days in (("old", 100), ("young", 10)):
         sent = later(history) - timedelta(days=days)
@@ -585,6 +591,7 @@ def test_requests_that_were_abandoned_go_and_others_stay(
     assert rows(prune(history, wanted, now=now)) == {"audit": 0, "abandoned requests": 1}
     assert direct.audit.find_one({"_id.request": "old"}) is None
     assert direct.audit.find_one({"_id.request": "young"}) is not None
+    assert waiting.commit().revision == LAST + 1
     assert all(entry.actor for entry in entries(history.store))
 
 

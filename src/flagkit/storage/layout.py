@@ -8,7 +8,7 @@
 - checkpoints, slices: {_id: {environment, checkpoint}} and a tip; the parts of a snapshot's bytes
 
 A change is {request, previous_hash, policies}; of each {version, policy} before and after, or null.
-The registry's collection, clients, and the one of denials are described in their rooms; what makes
+Those of clients, denials, pending changes and proposals are described in their rooms; what makes
 documents of values, and values of documents, are the forms.
 """
 
@@ -30,6 +30,9 @@ FLAGS, SEGMENTS, MEMBERS = "flags", "segments", "members"
 ACCESS, DENIALS = "access", "denials"
 CHECKPOINTS, SLICES = "checkpoints", "slices"
 CLIENTS, ERASURES = "clients", "erasures"
+KEYS = "keys"
+"""The driver's own collection, of data keys, which is there where something is encrypted."""
+PENDING, PROPOSALS = "pending", "proposals"
 PROJECTED = (FLAGS, SEGMENTS, ACCESS)
 POLICY_HISTORY: Final = "policy_history"
 
@@ -46,6 +49,8 @@ INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
     CHECKPOINTS: (),
     SLICES: (),
     ERASURES: (),
+    PENDING: (),
+    PROPOSALS: (),
     CLIENTS: (IndexModel([("until", ASCENDING)], name="until", expireAfterSeconds=0),),
     LEDGER: (
         IndexModel(
@@ -129,6 +134,36 @@ def slices_of(environment: str, checkpoint: str | None = None) -> Document:
 def parts_named(environment: str, parts: Iterable[str]) -> Document:
     """Return the filter of some parts of members."""
     return {"_id": {"$in": [{"environment": environment, "part": part} for part in parts]}}
+
+
+def pending_of(environment: str) -> Document:
+    """Return the filter of all that waits in an environment, a range of the `_id` index."""
+    return _named(environment, "request")
+
+
+def proposals_of(environment: str) -> Document:
+    """Return the filter of all proposals of an environment, a range of the `_id` index."""
+    return _named(environment, "proposal")
+
+
+def _named(environment: str, kind: str) -> Document:
+    first, last = ({"environment": environment, kind: end} for end in (MinKey(), MaxKey()))
+    return {"_id": {"$gte": first, "$lte": last}}
+
+
+def proposals_named(environment: str, proposals: Iterable[str]) -> Document:
+    """Return the filter of some proposals, with all that was said; ranges of the `_id` index."""
+    return {
+        "$or": [
+            {
+                "_id": {
+                    "$gte": {"environment": environment, "proposal": name, "actor": MinKey()},
+                    "$lte": {"environment": environment, "proposal": name, "actor": MaxKey()},
+                }
+            }
+            for name in proposals
+        ]
+    }
 
 
 def ledger_after(environment: str, revision: int) -> Document:

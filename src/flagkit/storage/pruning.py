@@ -25,6 +25,7 @@ from flagkit.storage.layout import (
     HEADS,
     LEDGER,
     MEMBERS,
+    PENDING,
     PROJECTED,
     SLICES,
     Document,
@@ -46,7 +47,11 @@ _TIP: Final = ("epoch", "revision", "hash", "time", "digests")
 
 PARTS: Final[Mapping[str, str]] = {MEMBERS: "part"}
 """Collections of parts, which others refer to by hash; and what of their `_id`s that is."""
-REQUESTS_NAMED: Final[Mapping[str, str]] = {LEDGER: "request", HEADS: "change.request"}
+REQUESTS_NAMED: Final[Mapping[str, str]] = {
+    LEDGER: "request",
+    HEADS: "change.request",
+    PENDING: "_id.request",
+}
 """Where requests are named that became of something, or still may. Others were abandoned."""
 
 

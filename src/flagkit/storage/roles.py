@@ -19,8 +19,11 @@ from flagkit.storage.layout import (
     ERASURES,
     FLAGS,
     HEADS,
+    KEYS,
     LEDGER,
     MEMBERS,
+    PENDING,
+    PROPOSALS,
     SEGMENTS,
     SLICES,
     Document,
@@ -47,6 +50,7 @@ ROLES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         SLICES: _READ,
         # Where clients tell where they stand.
         CLIENTS: _PUT,
+        KEYS: _READ,
     },
     WRITER: {
         HEADS: (*_WATCH, "update"),
@@ -57,9 +61,12 @@ ROLES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         ACCESS: _PUT,
         AUDIT: _ADD,
         DENIALS: ("insert",),
+        PENDING: (*_PUT, "remove"),
+        PROPOSALS: _ADD,
         CHECKPOINTS: _PUBLISH,
         SLICES: _PUBLISH,
         CLIENTS: _READ,
+        KEYS: _READ,
     },
     ADMIN: {
         ALL: ("listCollections", "createCollection", "createIndex", "collMod"),
@@ -73,9 +80,12 @@ ROLES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         DENIALS: (*_PUT, "remove"),
         # Never another salt, by which the same person would become another.
         ERASURES: _ADD,
+        PENDING: (*_PUT, "remove"),
+        PROPOSALS: (*_PUT, "remove"),
         CHECKPOINTS: _PUBLISH,
         SLICES: _PUBLISH,
         CLIENTS: _PUT,
+        KEYS: _PUT,
     },
 }
 """By role and collection, MongoDB's actions; nothing else is allowed."""

@@ -64,9 +64,11 @@ from flagkit.storage.layout import (
     ledger_id,
     ledger_of,
 )
+from flagkit.storage.proposals import Proposals
 from flagkit.storage.pruning import Pruning
 from flagkit.storage.publishing import newest_first, published
 from flagkit.storage.reading import Reading
+from flagkit.storage.waiting import WaitingRequests
 
 _CODEC: CodecOptions[Any] = CodecOptions(tz_aware=True)
 _DUPLICATE_KEY = 11000
@@ -92,7 +94,8 @@ class Store:
                 write_concern=WriteConcern("majority"),
                 read_preference=ReadPreference.PRIMARY,
             )
-
+        self.waiting = WaitingRequests(self._database, environment)
+        self.proposals = Proposals(self._database, environment)
         self.pruning = Pruning(self._database, environment)
         """What can go, and how it goes."""
 
@@ -170,6 +173,19 @@ class Store:
             )
         if not same:
             raise InvalidDocumentError("", "would not be read back as it is", "Mend it")
+
+    def check_request_fits(self, content: Mapping[str, Any]) -> None:
+        """Refuse a request that MongoDB could not store."""
+        try:
+            size = len(bson.encode({**content}))
+        except (BSONError, OverflowError, UnicodeError, TypeError) as error:
+            raise InvalidDocumentError("", f"cannot be stored: {error}", "Mend it") from None
+        if size > STORED_BYTES_MAX:
+            raise InvalidDocumentError(
+                "",
+                f"the request is {size:,} bytes in MongoDB; the limit is {STORED_BYTES_MAX:,}",
+                "Split it up",
+            )
 
     def add_request(self, request: str, content: Mapping[str, Any]) -> str:
         """Record who asks for what, and why; return the digest on record, the first one's.

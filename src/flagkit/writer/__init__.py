@@ -3,11 +3,14 @@
 from flagkit.storage.checkpoints import Checkpoint
 from flagkit.writer.access import Denial, denials, grants
 from flagkit.writer.checkpoints import write_checkpoint
-from flagkit.writer.drafts import Commit, Draft, Preview
+from flagkit.writer.commits import Commit, PendingChange
+from flagkit.writer.drafts import Draft, Preview
 from flagkit.writer.erasing import Erasure, erase
-from flagkit.writer.guards import Freeze, Guard, LargestStep, Planned, Refusal, Required
+from flagkit.writer.guards import Approval, Freeze, Guard, LargestStep, Planned, Refusal, Required
 from flagkit.writer.ledger import Entry, entries
 from flagkit.writer.limits import limits
+from flagkit.writer.pending import Swept, Waiting
+from flagkit.writer.proposals import Proposal, Verdict
 from flagkit.writer.pruning import Pruned, prunable, prune
 from flagkit.writer.retention import Retention
 from flagkit.writer.staleness import StaleFlag, stale_flags
@@ -15,6 +18,7 @@ from flagkit.writer.verifying import verify
 from flagkit.writer.writer import Writer
 
 __all__ = [
+    "Approval",
     "Checkpoint",
     "Commit",
     "Denial",
@@ -24,13 +28,18 @@ __all__ = [
     "Freeze",
     "Guard",
     "LargestStep",
+    "PendingChange",
     "Planned",
     "Preview",
+    "Proposal",
     "Pruned",
     "Refusal",
     "Required",
     "Retention",
     "StaleFlag",
+    "Swept",
+    "Verdict",
+    "Waiting",
     "Writer",
     "denials",
     "entries",

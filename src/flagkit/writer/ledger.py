@@ -1,6 +1,6 @@
 """Ledger: the history of an environment, read for people."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from itertools import islice
 from typing import Any, Final, TypedDict, Unpack
@@ -14,11 +14,14 @@ from flagkit.writer.differences import differences
 _CHUNK = 500
 
 
+DECISIONS: Final = ("drop-pending", "reject-proposal", "withdraw-proposal")
+"""What is decided of pending changes and proposals, in revisions that change nothing else."""
 ACTIONS: Final = (
     *("create", "update", "edit", "set-rollout", "pause", "resume"),
     *("archive", "restore", "delete", "rollback", "rollback-all"),
     *("create-segment", "update-segment", "change-members", "delete-segment"),
     *("grant", "revoke", "set-limit", "prune"),
+    *DECISIONS,
 )
 """What entries may be asked for by."""
 
@@ -28,7 +31,8 @@ class Entry(Struct, frozen=True):
 
     `actions` are what was asked for, in sentences such as "pause shop.search"; `differences` what
     came of it, such as "shop.search: state: active -> paused". `glass` says why guards were passed
-    by, if they were.
+    by, if they were. Of a change that was proposed, the actor is who proposed it; `approvers` are
+    those who had approved, and `applier` who applied it.
     """
 
     revision: int
@@ -39,6 +43,9 @@ class Entry(Struct, frozen=True):
     differences: tuple[str, ...]
     hash: str
     glass: str = ""
+    proposal: str = ""
+    approvers: tuple[str, ...] = ()
+    applier: str = ""
 
 
 class Wanted(TypedDict, total=False):
@@ -74,6 +81,8 @@ def entries(
     )
     while chunk := list(islice(changes, _CHUNK)):
         requests = store.requests(change.request for change in chunk)
+        proposed = [request["proposal"] for request in requests.values() if "proposal" in request]
+        said = store.proposals.said(proposed)
         for change in chunk:
             request = requests.get(change.request, {})
             operations = request.get("operations", ())
@@ -86,10 +95,13 @@ def entries(
                 change.tip.time,
                 request.get("actor", ""),
                 request.get("reason", ""),
-                tuple(map(_action, operations)),
+                sentences(operations),
                 tuple(line for policy in change.policies for line in differences(policy)),
                 change.tip.hash,
                 request.get("glass", ""),
+                request.get("proposal", ""),
+                _approvers(said.get(request.get("proposal", ""), ()), change.tip.time),
+                request.get("applied_by", ""),
             )
 
 
@@ -110,6 +122,20 @@ def begins_after(store: Store) -> int:
         return 0 if reading.cut is None else reading.cut.tip.revision
 
 
+def _approvers(said: Iterable[Mapping[str, Any]], until: datetime) -> tuple[str, ...]:
+    """Return who had approved of a proposal by a time."""
+    return tuple(
+        verdict["_id"]["actor"]
+        for verdict in said
+        if verdict["_id"]["verdict"] == "approve" and verdict["time"] <= until
+    )
+
+
+def sentences(operations: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return what was asked for, by what is recorded of it, in sentences."""
+    return tuple(map(_action, operations))
+
+
 def _name(operation: Mapping[str, Any]) -> str:
     """Return which of ACTIONS an operation is."""
     match operation["operation"]:
@@ -121,7 +147,7 @@ def _name(operation: Mapping[str, Any]) -> str:
             return str(name).replace("_", "-")
 
 
-def _action(operation: dict[str, Any]) -> str:
+def _action(operation: Mapping[str, Any]) -> str:
     if operation["region"] == ACCESS:
         return _action_on_access(operation)
     words = [_name(operation).replace("-", " "), operation["key"]]
@@ -146,7 +172,7 @@ def _action(operation: dict[str, Any]) -> str:
     return " ".join(words)
 
 
-def _action_on_access(operation: dict[str, Any]) -> str:
+def _action_on_access(operation: Mapping[str, Any]) -> str:
     match operation["operation"]:
         case "grant":
             listed = ", ".join(operation["namespaces"])

@@ -12,11 +12,10 @@ import time
 import uuid
 from collections.abc import Generator, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, Self, Unpack
-
-import msgspec
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
 
 from flagkit.changes import Change, PolicyChange, Tip, next_change
+from flagkit.encryption import Encryption
 from flagkit.errors import (
     AccessDeniedError,
     ConfigurationError,
@@ -24,18 +23,25 @@ from flagkit.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from flagkit.settings import settings_from
+from flagkit.settings import Settings, settings_from
 from flagkit.storage.foreseen import Foreseen
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
-from flagkit.writer.access import check_access, log_denial, needs
+from flagkit.writer.access import log_denial
+from flagkit.writer.approvals import Approvals
 from flagkit.writer.checkpoints import CheckpointKeeper
-from flagkit.writer.drafts import Commit, Draft, Preview
+from flagkit.writer.commits import Commit, PendingChange
+from flagkit.writer.drafts import Draft, Preview
 from flagkit.writer.guards import Guard, check_guards, planned_of
 from flagkit.writer.limits import buckets_after
+from flagkit.writer.pending import Sequencer, Swept, Waiting
 from flagkit.writer.planning import Plan, plan
-from flagkit.writer.requests import check_same, digest_of
-from flagkit.writer.workflows import Asked, Workflows
+from flagkit.writer.recorded import documents_of, request_digest
+from flagkit.writer.requests import check_same
+from flagkit.writer.workflows import Anyhow, Asked
+
+if TYPE_CHECKING:
+    from flagkit.storage.encryption import MongoDataKeys
 
 _log = logging.getLogger("flagkit.writer")
 
@@ -43,7 +49,7 @@ LOST_RACE_SECONDS_MAX = 0.02
 UNAVAILABLE_SECONDS_MAX = 0.5
 
 
-class Writer(Workflows):
+class Writer(Approvals):
     """Makes changes to one environment. May be used from many threads, which then take turns.
 
     Args:
@@ -55,6 +61,8 @@ class Writer(Workflows):
         checkpoint_every: Publish a checkpoint, in the background, whenever the newest one is so
             many revisions old; without, none is: there is `flagkit checkpoint`.
         guards: Are asked about each change, see `flagkit.writer.guards`.
+        encryption: What sensitive variants are encrypted by; or a local master key in the file that
+            FLAGKIT_LOCAL_KEY_PATH names. Without it, flags with new secrets are refused.
 
     Raises:
         ConfigurationError: the URI or the environment is named nowhere, or a setting makes no
@@ -71,12 +79,15 @@ class Writer(Workflows):
         timeout: float = 30.0,
         checkpoint_every: int | None = None,
         guards: Iterable[Guard] = (),
+        encryption: Encryption | None = None,
     ) -> None:
         if checkpoint_every is not None and checkpoint_every < 1:
             raise ConfigurationError(
                 f"checkpoint_every is {checkpoint_every}: it is a number of revisions, 1 or more"
             )
-        settings = settings_from(uri, environment=environment, database=database)
+        settings = settings_from(
+            uri, environment=environment, database=database, encryption=encryption
+        )
         self.environment = settings.environment
         self.store = Store(
             settings.uri, environment=settings.environment, database=settings.database
@@ -84,9 +95,11 @@ class Writer(Workflows):
         self._checkpoints = (
             None if checkpoint_every is None else CheckpointKeeper(self.store, checkpoint_every)
         )
+        self._keys = _data_keys(settings)
         self._actor = actor
         self._guards = tuple(guards)
         self._timeout = timeout
+        self._sequencer = Sequencer(self.store, self._commit)
         # Threads of one process would only make each other lose races for the head.
         self._turn = threading.Lock()
 
@@ -94,20 +107,47 @@ class Writer(Workflows):
         """Make the environment with its collections, if it is not there; return its tip."""
         return self.store.create_environment(uuid.uuid4().hex)
 
+    def create_data_key(self, master_key: Mapping[str, Any] | None = None) -> str:
+        """Make the data key of the writer's encryption, if it is not there; return its name.
+
+        Args:
+            master_key: Which one of the provider is to guard it, as `create_data_key` of pymongo's
+                ClientEncryption takes it; a local one needs none.
+
+        Raises:
+            ConfigurationError: this writer has no encryption.
+            EncryptionError, StoreError: the provider, or the database, refused.
+        """
+        if self._keys is None:
+            raise ConfigurationError(
+                "this writer has no encryption: pass encryption=, or set FLAGKIT_LOCAL_KEY_PATH"
+            )
+        return self._keys.create(master_key)
+
     @contextlib.contextmanager
-    def change(self, **asked: Unpack[Asked]) -> Generator[Draft]:
+    def change(self, **asked: Unpack[Anyhow]) -> Generator[Draft]:
         """Collect operations that are committed as one revision when the block ends without error.
 
-        Takes `reason`, `actor` and `idempotency_key`, as Asked has them.
+        Takes `reason`, `actor` and `idempotency_key`, as Asked has them. With a session of your own
+        client, in which a transaction was started, they are asked for in that transaction alone:
+        `pending` of the draft makes a revision of them after it.
 
         Raises:
             WriteError, InvalidDocumentError: refused; nothing was written.
             StoreUnavailableError: the database cannot be reached. With an idempotency key it is
                 safe to try again; without one, look whether the change was made.
         """
-        change = Draft(self.environment)
+        change = Draft(self.environment, self._keys)
         yield change
-        change.commit = self._commit(change, asked)
+        request, content = self._request(change, asked)
+        session = asked.get("session")
+        if session is None:
+            is_new = asked.get("idempotency_key") is None
+            change.commit = self._commit(change, request, content, is_new=is_new)
+            self._sequencer.look()
+        else:
+            change.pending, digest = self._sequencer.put(session, change, request, content)
+            check_same(request, digest, content, done=False)
 
     @contextlib.contextmanager
     def preview(self, **asked: Unpack[Asked]) -> Generator[Draft]:
@@ -120,12 +160,39 @@ class Writer(Workflows):
             WriteError, InvalidDocumentError: the change would be refused.
             StoreUnavailableError: the database cannot be reached.
         """
-        change = Draft(self.environment)
+        change = Draft(self.environment, self._keys)
         yield change
         change.preview = self._preview(change, asked)
 
+    def pending_change(self, request: str) -> PendingChange:
+        """Return the pending change of a request's id, be it that another process asked for it."""
+        return PendingChange(request, self._sequencer.commit)
+
+    def pending(self) -> list[Waiting]:
+        """Return the changes that wait to be sequenced, and those that were refused, in order."""
+        return self._sequencer.waiting()
+
+    def sweep(self) -> Swept:
+        """Sequence the changes that wait, whoever asked for them.
+
+        Raises:
+            StoreUnavailableError: the database cannot be reached. Nothing is lost.
+        """
+        return self._sequencer.sweep()
+
+    def drop_pending(self, request: str, *, reason: str = "", actor: str | None = None) -> Commit:
+        """Make sure that a pending change is never made. That stands in the ledger as a revision.
+
+        Raises:
+            NotPendingError: there is none of that name, or it was made meanwhile.
+            AccessDeniedError: to edit what it touches takes another role.
+        """
+        _, content = self._request(Draft(self.environment), {"reason": reason, "actor": actor})
+        return self._sequencer.drop(request, content)
+
     def close(self) -> None:
-        """Close the connections; a checkpoint that is being made is left off."""
+        """Close the connections; a checkpoint or a sweep that is being made is left off."""
+        self._sequencer.close()
         if self._checkpoints is not None:
             self._checkpoints.close()
         self.store.close()
@@ -135,6 +202,9 @@ class Writer(Workflows):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _who(self, actor: str | None) -> str:
+        return actor or self._actor
 
     def _preview(self, draft: Draft, asked: Asked) -> Preview:
         request, content = self._request(draft, asked)
@@ -147,27 +217,33 @@ class Writer(Workflows):
 
     def _request(self, draft: Draft, asked: Asked) -> tuple[str, dict[str, Any]]:
         """Return the id of a request, and what the audit is to have of it."""
-        key, actor = asked.get("idempotency_key"), asked.get("actor") or self._actor
-        operations = [
-            msgspec.to_builtins(operation, enc_hook=_name_of) for operation in draft.operations
-        ]
+        key = asked.get("idempotency_key")
         request = uuid.uuid4().hex if key is None else _checked_key(key)
-        content = {
+        content: dict[str, Any] = {
             "sent": datetime.now(UTC),
-            "actor": actor,
+            "actor": self._who(asked.get("actor")),
             "reason": asked.get("reason", ""),
-            "operations": operations,
-            **({"glass": draft.glass} if draft.glass else {}),
+            "operations": documents_of(draft.operations),
         }
-        content["digest"] = digest_of(content)
+        if draft.glass:
+            content["glass"] = draft.glass
+        content["digest"] = request_digest(content)
         return request, content
 
-    def _commit(self, draft: Draft, asked: Asked) -> Commit:
-        request, content = self._request(draft, asked)
+    def _commit(
+        self,
+        draft: Draft,
+        request: str,
+        content: Mapping[str, Any],
+        timeout: float | None = None,
+        *,
+        is_new: bool = False,
+    ) -> Commit:
         touched = frozenset(operation.policy_id for operation in draft.operations)
         # A request that nobody has sent yet cannot have been committed.
-        foreseen = Foreseen(asked.get("idempotency_key"), touched)
-        deadline = time.monotonic() + self._timeout
+        foreseen = Foreseen(None if is_new else request, touched)
+        seconds = self._timeout if timeout is None else timeout
+        deadline = time.monotonic() + seconds
         with self._turn:
             while True:
                 try:
@@ -188,7 +264,7 @@ class Writer(Workflows):
                     return Commit(tip.revision, tip.time, request)
                 if time.monotonic() > deadline:
                     raise StoreUnavailableError(
-                        f"other writers won every race for {self._timeout} s: nothing was changed"
+                        f"other writers won every race for {seconds:g} s: nothing was changed"
                     )
                 time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not secrets
 
@@ -235,7 +311,9 @@ class Writer(Workflows):
         done = None if is_new else reading.commit_of(request)
         planned, buckets = Plan([], {}), dict[str, int]()
         if done is None:
+            draft.terms.check(reading)
             planned = plan(draft.operations, reading, reading.tip.revision, draft.parts)
+            draft.sealing.check(planned.changes)
             reading.check_newest(planned.changes)
             buckets = self._permitted(draft, reading, planned.changes, content)
         change = next_change(reading.tip, request, reading.now, planned.changes)
@@ -251,18 +329,34 @@ class Writer(Workflows):
     ) -> dict[str, int]:
         """Refuse what its actor may not do, or guards or limits stop; return the buckets after."""
         actor, reason = content["actor"], content["reason"]
-        needed = needs(draft.operations, changes, breaks_glass=bool(draft.glass))
-        check_access(reading, actor, needed)
-        if self._guards and not draft.glass:
+        terms, glass = draft.terms, bool(draft.glass)
+        needed = terms.needed(draft.operations, changes, breaks_glass=glass)
+        approvers = terms.approvers(reading, actor, needed, changes)
+        if self._guards and not glass:
             planned = planned_of(
                 changes,
                 environment=self.environment,
                 actor=actor,
                 reason=reason,
                 now=reading.now,
+                approvers=approvers,
             )
             check_guards(self._guards, planned)
         return buckets_after(reading, actor, needed)
+
+
+def _data_keys(settings: Settings) -> "MongoDataKeys | None":
+    if settings.encryption is None:
+        return None
+    # Deferred: it loads the driver's cryptography, which takes longer than all the rest.
+    from flagkit.storage.encryption import MongoDataKeys  # noqa: PLC0415
+
+    return MongoDataKeys(
+        settings.uri,
+        settings.encryption,
+        environment=settings.environment,
+        database=settings.database,
+    )
 
 
 class _Look(NamedTuple):
@@ -280,8 +374,3 @@ def _checked_key(key: object) -> str:
             "idempotency_key", f"is {key!r}", "Write a string that names the request"
         )
     return key
-
-
-def _name_of(function: Any) -> str:
-    """Return what the audit has of a function: its name."""
-    return str(getattr(function, "__qualname__", type(function).__qualname__))
