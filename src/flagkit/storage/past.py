@@ -8,8 +8,8 @@ from typing import Any, Final
 from pymongo import ASCENDING, DESCENDING
 from pymongo.client_session import ClientSession
 
-from flagkit.changes import Change, PolicyChange, PolicyId, PolicyState, Tip
-from flagkit.errors import StoreError
+from flagkit.changes import Change, Cut, PolicyChange, PolicyId, PolicyState, Tip
+from flagkit.errors import RevisionNotFoundError, StoreError
 from flagkit.storage.auditing import audited
 from flagkit.storage.foreseen import (
     ENTRIES,
@@ -19,7 +19,15 @@ from flagkit.storage.foreseen import (
     Found,
     projects_lightly,
 )
-from flagkit.storage.forms import change_of, judged, ledgered, tip_of
+from flagkit.storage.forms import (
+    change_of,
+    judged,
+    last_state,
+    ledgered,
+    policy_state,
+    sequenced,
+    tip_of,
+)
 from flagkit.storage.layout import (
     AUDIT,
     LEDGER,
@@ -37,7 +45,10 @@ _GROUPS_MAX: Final = 16
 
 
 class Past:
-    """The changes that led to a revision. Its own is read through where it is not yet projected."""
+    """The changes that led to a revision. Its own is read through where it is not yet projected.
+
+    Where the ledger was cut, what came before is not told, and what goes on from it is.
+    """
 
     def __init__(
         self, database: Any, session: ClientSession, found: Found, foreseen: Foreseen
@@ -58,6 +69,24 @@ class Past:
         self.unprojected = change if behind else self.pending
         """The tip's change, if the ledger or its flags have not got it yet, or have lost it."""
 
+    @property
+    def cut(self) -> Cut | None:
+        """Up to where the ledger was cut, None if it reaches back to revision 1."""
+        raise NotImplementedError
+
+    def check_told(self, revision: int) -> None:
+        """Refuse to tell what was at a revision if the ledger does not reach back to it.
+
+        Raises:
+            RevisionNotFoundError: it does not.
+        """
+        cut = self.cut
+        if cut is not None and revision < cut.tip.revision:
+            raise RevisionNotFoundError(
+                f"revision {revision} is not known any more: the ledger was pruned up to revision"
+                f" {cut.tip.revision}, which is the first that can be asked for"
+            )
+
     def commit_of(self, request: str) -> Tip | None:
         """Return the tip that a request led to, None if it has not been committed."""
         if self._newest is not None and self._newest.request == request:
@@ -67,7 +96,14 @@ class Past:
         else:
             asked = request_of(self.tip.environment, request)
             documents = self._database[LEDGER].find(asked, session=self._session).to_list(1)
-        return ledgered(documents[0]).tip if documents else None
+        if documents:
+            return ledgered(documents[0]).tip
+        if self.cut is None:
+            return None
+        # Who prunes the ledger leaves there what became of a request.
+        identity = {"environment": self.tip.environment, "request": request}
+        recorded = self._database[AUDIT].find_one({"_id": identity}, session=self._session)
+        return None if recorded is None else sequenced(recorded)
 
     def changes(self, after: int = 0) -> Iterator[Change]:
         """Yield the ledger's changes after a revision, in order; without the pending one."""
@@ -108,16 +144,44 @@ class Past:
         last = self._last(gone)
         own = self.unprojected.policies if self.unprojected is not None else ()
         last |= {policy.id: policy for policy in own if policy.id in wanted}
-        return {
+        # Of those that were deleted before the ledger was cut, their tombstones tell.
+        kept = {policy: last_state(standing[policy]) for policy in gone - last.keys()}
+        return {policy: state for policy, state in kept.items() if state is not None} | {
             identity: policy.before
             for identity, policy in last.items()
             if identity in wanted and policy.after is None and policy.before is not None
         }
 
     def at(self, policy: PolicyId, revision: int) -> PolicyState | None:
-        """Return the state that a flag or a segment had at a revision, None if there was none."""
+        """Return the state that a flag or a segment had at a revision, None if there was none.
+
+        Raises:
+            RevisionNotFoundError: the ledger does not reach back to it.
+        """
+        self.check_told(revision)
         newest = self._newest_of(policy, revision)
-        return None if newest is None else newest[1].after
+        if newest is not None:
+            return newest[1].after
+        return None if self.cut is None else self._at_cut(policy)
+
+    def _at_cut(self, policy: PolicyId) -> PolicyState | None:
+        """Return what a policy was when the ledger was cut: what its first change after it found.
+
+        If there is none, it is as it stands.
+        """
+        itself = {"$elemMatch": {"key": policy[1], "region": policy[0]}}
+        document = self._database[LEDGER].find_one(
+            {"_id.environment": self.tip.environment, "policies": itself},
+            sort=[("_id.revision", ASCENDING)],
+            session=self._session,
+        )
+        changes = [] if document is None else [ledgered(document)]
+        changes += [self.pending] if self.pending is not None else []
+        for item in (item for change in changes for item in change.policies):
+            if item.id == policy:
+                return item.before
+        standing = self._standing.at([policy]).get(policy)
+        return None if standing is None else policy_state(standing)
 
     def author(self, policy: PolicyId) -> tuple[str, datetime] | None:
         """Return who changed a flag or a segment last, and when; None if it is not known."""
@@ -158,12 +222,29 @@ class Past:
         last = self._last(asked) | read_through
         later = self._changed_since(asked)
         for identity, change in by_id.items():
-            if identity in later or not _follows(last.get(identity), change):
+            newest = last.get(identity)
+            if newest is None and self.cut is not None:
+                follows = self._follows_cut(change, self.cut)
+            else:
+                follows = _follows(newest, change)
+            if identity in later or not follows:
                 region, key = identity
                 raise StoreError(
                     f"{key} ({region}) is not as the ledger has it: it was changed past the"
                     " writer; nothing was written"
                 )
+
+    def _follows_cut(self, change: PolicyChange, cut: Cut) -> bool:
+        """Tell whether a change goes on from what stands since before the ledger was cut."""
+        standing = self._standing.at([change.id]).get(change.id)
+        if standing is None:
+            return change.before is None
+        if standing["revision"] > cut.tip.revision:
+            return False
+        if standing["policy"] is None:
+            after = change.after
+            return change.before is None and bool(after and after.version > standing["version"])
+        return change.before == policy_state(standing)
 
     def _last(self, policies: AbstractSet[PolicyId]) -> dict[PolicyId, PolicyChange]:
         """Return the ledger's last changes to policies; or, of many, those that they stand at.

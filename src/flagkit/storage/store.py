@@ -65,6 +65,7 @@ from flagkit.storage.layout import (
     ledger_of,
 )
 from flagkit.storage.proposals import Proposals
+from flagkit.storage.pruning import Pruning
 from flagkit.storage.publishing import newest_first, published
 from flagkit.storage.reading import Reading
 from flagkit.storage.waiting import WaitingRequests
@@ -95,6 +96,8 @@ class Store:
             )
         self.waiting = WaitingRequests(self._database, environment)
         self.proposals = Proposals(self._database, environment)
+        self.pruning = Pruning(self._database, environment)
+        """What can go, and how it goes."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -207,7 +210,11 @@ class Store:
         identities = [{"environment": self.environment, "part": name} for name in parts]
         replacements = [
             ReplaceOne(
-                {"_id": identity, "hashes": {"$ne": hashes}},
+                {
+                    "_id": identity,
+                    # What nothing referred to is marked to be pruned: it is not any more.
+                    "$or": [{"hashes": {"$ne": hashes}}, {"unreferred": {"$exists": True}}],
+                },
                 {"_id": identity, "hashes": hashes},
                 upsert=True,
             )
