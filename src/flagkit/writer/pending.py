@@ -257,7 +257,8 @@ class Sequencer:
         try:
             if not self._store.waiting.is_due():
                 return
-        except StoreError as error:
+        except FlagkitError as error:
+            # What looks is a change that is made already, be its writer closed meanwhile.
             self._say(error)
             return
         self._thread = threading.Thread(
