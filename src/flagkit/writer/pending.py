@@ -134,6 +134,7 @@ class Sequencer:
     ) -> tuple[PendingChange, str]:
         """Insert a request into a session's transaction; return the digest on record, too."""
         check_readable(draft.operations)
+        draft.sealing.check_proven()
         self._store.check_request_fits(content)
         # Not in the transaction: they are named by what they are, and harmless if it is aborted.
         self._store.add_parts(draft.parts)
