@@ -321,6 +321,20 @@ def test_it_looks_rarely(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> Non
     assert looks == [True]
 
 
+def test_a_writer_that_is_closed_while_it_looks_has_made_its_change(
+    writer: Writer, other: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closing = other("bob")
+    is_due = closing.store.waiting.is_due
+
+    def close_first() -> bool:
+        closing.close()
+        return is_due()
+
+    monkeypatch.setattr(closing.store.waiting, "is_due", close_first)
+    assert closing.create(flag()).revision == writer.store.tip().revision == 1
+
+
 def test_a_refused_change_is_not_tried_for_ever_and_says_why(
     writer: Writer, mine: MongoClient[dict[str, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:

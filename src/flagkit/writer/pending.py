@@ -134,6 +134,7 @@ class Sequencer:
     ) -> tuple[PendingChange, str]:
         """Insert a request into a session's transaction; return the digest on record, too."""
         check_readable(draft.operations)
+        draft.sealing.check_proven()
         self._store.check_request_fits(content)
         # Not in the transaction: they are named by what they are, and harmless if it is aborted.
         self._store.add_parts(draft.parts)
@@ -257,7 +258,8 @@ class Sequencer:
         try:
             if not self._store.waiting.is_due():
                 return
-        except StoreError as error:
+        except FlagkitError as error:
+            # What looks is a change that is made already, be its writer closed meanwhile.
             self._say(error)
             return
         self._thread = threading.Thread(
