@@ -633,6 +633,22 @@ def test_members_that_nothing_refers_to_go_in_the_second_run(
     assert not snapshot.parts_missing
 
 
+def test_members_of_what_is_pending_or_proposed_stay(history: Writer, mongo_uri: str) -> None:
+    with MongoClient[dict[str, Any]](mongo_uri) as mine, mine.start_session() as session:
+        with session.start_transaction():
+            asked = {"key": "a.asked", "included": ["asked"]}
+            pending = history.create_segment(asked, session=session)
+        with history.propose() as change:
+            change.create_segment({"key": "a.proposed", "included": ["proposed"]})
+    wanted, start = Retention(remains_days=1), later(history)
+    for day in range(3):
+        prune(history, wanted, now=start + timedelta(days=2 * day))
+    pending.commit()
+    history.approve(change.proposal or "", actor="ada")
+    history.apply(change.proposal or "")
+    assert verify(history.store) == []
+
+
 def test_members_that_are_stored_again_are_not_removed(
     history: Writer, direct: Database[dict[str, Any]]
 ) -> None:

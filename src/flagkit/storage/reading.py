@@ -34,9 +34,11 @@ from flagkit.storage.forms import (
 )
 from flagkit.storage.layout import (
     ACCESS,
+    AUDIT,
     CHECKPOINTS,
     FLAGS,
     MEMBERS,
+    PENDING,
     PROJECTED,
     PROPOSALS,
     SEGMENTS,
@@ -45,8 +47,10 @@ from flagkit.storage.layout import (
     collection_of,
     dependents_of,
     parts_named,
+    pending_of,
     policies_of,
     proposals_named,
+    proposals_of,
 )
 from flagkit.storage.past import Past
 from flagkit.storage.publishing import newest_first, read_back
@@ -287,6 +291,19 @@ class Reading(Past):
         wanted = proposals_named(self.tip.environment, [proposal])
         found = self._database[PROPOSALS].find(wanted, session=self._session)
         return [*found.sort("time", ASCENDING)]
+
+    def awaited(self) -> Iterator[Document]:
+        """Yield the operations that are recorded of pending changes and of proposals."""
+        environment = self.tip.environment
+        waiting = self._database[PENDING].find(
+            pending_of(environment), {"_id": True}, session=self._session
+        )
+        asked = {"_id": {"$in": [document["_id"] for document in waiting]}}
+        for collection, wanted in ((AUDIT, asked), (PROPOSALS, proposals_of(environment))):
+            for document in self._database[collection].find(
+                wanted, {"operations": True}, session=self._session
+            ):
+                yield from document.get("operations", ())
 
     def _read_through(
         self, documents: Iterable[Document], wanted: Callable[[PolicyState], bool]

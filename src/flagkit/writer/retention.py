@@ -11,6 +11,7 @@ from itertools import chain
 import msgspec
 from msgspec import Struct
 
+from flagkit.changes import SEGMENTS, parts_of
 from flagkit.errors import ConfigurationError, StoreError
 from flagkit.storage.layout import AUDIT, DENIALS, MEMBERS
 from flagkit.storage.pruning import Batches, Carried, Found, Pruning
@@ -170,8 +171,14 @@ class Plan:
 
 
 def _referred(reading: Reading) -> dict[str, set[str]]:
-    """Return the parts that there are, or that a rollback can bring back, by their collections."""
+    """Return the parts that there are, or may come to be, by their collections.
+
+    A rollback can bring parts back; pending changes and proposals have theirs already.
+    """
     members = {part for state in reading.all().values() for part in state.parts}
+    for operation in reading.awaited():
+        if operation.get("region") == SEGMENTS:
+            members.update(parts_of(operation.get("policy", {})))
     pending = [reading.pending] if reading.pending is not None else []
     for change in chain(reading.changes(), pending):
         for policy in change.policies:
