@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from flagkit.errors import InvalidDocumentError
 from flagkit.writer import Draft
 from flagkit.writer.operations import Edit, Operation
+from flagkit.writer.pruning import Prune
 from flagkit.writer.recorded import (
     READABLE,
     check_readable,
@@ -117,8 +118,8 @@ def test_every_operation_is_read_back_but_for_edits() -> None:
     def below(kind: type[Operation]) -> set[type[Operation]]:
         return {kind}.union(*map(below, kind.__subclasses__()))
 
-    # What is never recorded needs no reading back.
-    assert {*READABLE} == below(Operation) - {Operation, Edit, Reinstate}
+    # What can neither wait nor be proposed needs no reading back.
+    assert {*READABLE} == below(Operation) - {Operation, Edit, Reinstate, Prune}
 
 
 def test_an_edit_is_refused_where_it_must_be_read_back() -> None:
