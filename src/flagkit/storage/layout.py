@@ -5,9 +5,12 @@
 - flags, segments, access: {_id: {environment, key, region}, revision, version, policy, hash}
 - members: {_id: {environment, part}, hashes}; hashed keys of segments, by their SHA-256
 - audit: {_id: {environment, request}, sent, actor, reason, operations, digest}
+- pages: {_id: {environment, page}, keys, content, projected}; what large changes did
 - checkpoints, slices: {_id: {environment, checkpoint}} and a tip; the parts of a snapshot's bytes
 
-A change is {request, previous_hash, policies}; of each {version, policy} before and after, or null.
+A change is {request, previous_hash, policies}; of each {version, policy} before and after, or null;
+a large one has `pages`, their SHA-256, in the place of `policies`. A head has `unprojected` where
+flags may lack what was changed since, and including, that revision.
 The registry's collection, clients, and the one of denials are described in their rooms; what makes
 documents of values, and values of documents, are the forms.
 """
@@ -27,6 +30,7 @@ Document: TypeAlias = dict[str, Any]
 HEADS, LEDGER, AUDIT = "heads", "ledger", "audit"
 FLAGS, SEGMENTS, MEMBERS = "flags", "segments", "members"
 ACCESS, DENIALS = "access", "denials"
+PAGES = "pages"
 CHECKPOINTS, SLICES = "checkpoints", "slices"
 CLIENTS = "clients"
 PROJECTED = (FLAGS, SEGMENTS, ACCESS)
@@ -53,6 +57,14 @@ INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
             ],
             name="policy_history",
         ),
+        IndexModel(
+            [("_id.environment", ASCENDING), ("pages", ASCENDING)],
+            name="pages",
+            partialFilterExpression={"pages": {"$exists": True}},
+        ),
+    ),
+    PAGES: (
+        IndexModel([("_id.environment", ASCENDING), ("keys", ASCENDING)], name="page_of_policy"),
     ),
     FLAGS: (
         IndexModel(
@@ -125,17 +137,34 @@ def parts_named(environment: str, parts: Iterable[str]) -> Document:
     return {"_id": {"$in": [{"environment": environment, "part": part} for part in parts]}}
 
 
+def page_id(environment: str, page: Any) -> Document:
+    """Return a page's `_id`. Field order counts: ranges compare whole `_id`s."""
+    return {"environment": environment, "page": page}
+
+
+def pages_named(environment: str, pages: Iterable[str]) -> Document:
+    """Return the filter of some pages."""
+    return {"_id": {"$in": [page_id(environment, page) for page in pages]}}
+
+
 def ledger_after(environment: str, revision: int) -> Document:
     """Return the filter of an environment's ledger after a revision, a range of the `_id` index."""
     # Whatever number a revision is, a string comes after it in BSON's order.
     return {"_id": {"$gt": ledger_id(environment, revision), "$lt": ledger_id(environment, "")}}
 
 
-def ledger_of(key: str | None, since: datetime | None, until: datetime | None) -> Document:
-    """Return the filter of changes to a flag or segment, from a moment on and before another."""
+def ledger_of(
+    key: str | None, since: datetime | None, until: datetime | None, pages: Iterable[str] = ()
+) -> Document:
+    """Return the filter of changes to a flag or segment, from a moment on and before another.
+
+    `pages` are those that name it.
+    """
     times = {"$gte": since, "$lt": until}
     bounds = {operator: moment for operator, moment in times.items() if moment is not None}
     found: Document = {} if key is None else {"policies.key": key}
+    if named := [*pages]:
+        found = {"$or": [found, {"pages": {"$in": named}}]}
     return found | {"time": bounds} if bounds else found
 
 

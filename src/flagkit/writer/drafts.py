@@ -54,6 +54,8 @@ class Draft:
         self.operations: list[Operation] = []
         self.parts: dict[str, bytes] = {}
         self.commit: Commit | None = None
+        self.recorded: dict[str, Any] | None = None
+        """What the audit has of the operations, where that is not they themselves."""
         self.glass = ""
         """Why the guards are passed by; empty where they are not."""
         self._environment = environment
@@ -62,6 +64,11 @@ class Draft:
         """Create a flag from its policy document."""
         policy, key, region = checked_policy(flag, self._environment)
         self.operations.append(Create(policy=policy, key=key, region=region))
+
+    def put(self, operations: Iterable[Operation], recorded: dict[str, Any]) -> None:
+        """Do what was checked before; the audit has `recorded` of it, as one operation."""
+        self.operations += operations
+        self.recorded = recorded
 
     def update(
         self,

@@ -29,7 +29,7 @@ ACTIONS: Final = (
     *("create", "update", "edit", "set-rollout", "pause", "resume"),
     *("archive", "restore", "delete", "rollback", "rollback-all"),
     *("create-segment", "update-segment", "change-members", "delete-segment"),
-    *("grant", "revoke", "set-limit"),
+    *("grant", "revoke", "set-limit", "import"),
 )
 """What entries may be asked for by."""
 
@@ -140,8 +140,8 @@ def _problems(store: Store, anchors: set[tuple[int, str]]) -> list[str]:
             expected |= {policy.id: (change.revision, policy.after) for policy in change.policies}
             problems += _check_checkpoints(checkpoints, tip, expected)
         problems += _check_members(reading, (state for _, state in expected.values() if state))
-        # What the tip did may not be there yet: its writer, or the next one, brings it.
-        for identity in [policy.id for change in pending for policy in change.policies]:
+        # What was done last may not be there yet: its writer, or the next one, brings it.
+        for identity in [item.id for change in reading.unprojected for item in change.policies]:
             expected.pop(identity, None)
             found.pop(identity, None)
     problems += [
@@ -230,6 +230,9 @@ def _action(operation: dict[str, Any]) -> str:
             words.append(f"to {operation['weights']}")
         case "rollback":
             words.append(f"to revision {operation['to']}")
+        case "import":
+            count, batch = len(operation["flags"]), operation["batch"]
+            return f"import {count:,} flags, batch {batch} of {operation['of']}"
         case "rollback_all":
             return f"rollback everything to revision {operation['to']}"
         case "edit":

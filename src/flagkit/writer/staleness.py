@@ -40,9 +40,8 @@ def stale_flags(store: Store, days: int, now: datetime | None = None) -> list[St
         moment = now or reading.now
         still = reading.revision_at(moment - timedelta(days=days))
         found = reading.projected()
-        if reading.pending is not None:
-            tip = reading.pending
-            found |= {policy.id: (tip.revision, policy.after) for policy in tip.policies}
+        for change in reading.unprojected:
+            found |= {policy.id: (change.revision, policy.after) for policy in change.policies}
     stale: list[StaleFlag] = []
     for (region, key), (revision, state) in sorted(found.items()):
         if state is None or region == SEGMENTS:

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Generator, Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Self, Unpack
 
 import msgspec
@@ -26,6 +26,7 @@ from flagkit.errors import (
     StoreUnavailableError,
 )
 from flagkit.settings import settings_from
+from flagkit.storage.pages import split
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.access import check_access, needs
@@ -40,6 +41,8 @@ _log = logging.getLogger("flagkit.writer")
 
 LOST_RACE_SECONDS_MAX = 0.02
 UNAVAILABLE_SECONDS_MAX = 0.5
+LAG_MAX = timedelta(seconds=2)
+"""How long a large change may be projected before others help."""
 
 
 class Writer(Workflows):
@@ -122,9 +125,13 @@ class Writer(Workflows):
 
     def _commit(self, draft: Draft, asked: Asked) -> Commit:
         key, actor = asked.get("idempotency_key"), asked.get("actor") or self._actor
-        operations = [
-            msgspec.to_builtins(operation, enc_hook=_name_of) for operation in draft.operations
-        ]
+        operations = (
+            [draft.recorded]
+            if draft.recorded is not None
+            else [
+                msgspec.to_builtins(operation, enc_hook=_name_of) for operation in draft.operations
+            ]
+        )
         request = uuid.uuid4().hex if key is None else _checked_key(key)
         # Sent again with it, a request is another one: what stands in the audit must have it.
         glass = {"glass": draft.glass} if draft.glass else {}
@@ -174,21 +181,34 @@ class Writer(Workflows):
             if done is None:
                 buckets = self._permitted(draft, reading, planned.changes, content)
         change = next_change(reading.tip, request, reading.now, planned.changes)
-        self.store.check_fits(change, content)
+        pages = split(change.policies)
+        self.store.check_fits(change, content, pages)
         if self.store.add_request(request, content) != content["digest"]:
             raise RequestConflictError(
                 f"the idempotency key {request!r} was used before, for another request"
             )
         if reading.pending is not None:
             # The ledger must have the tip before the head forgets it. Its writer may be dead.
-            self.store.project(reading.pending)
+            self.store.project(reading.pending, reading.pages)
         if done:
             return done
+        lagging = reading.lagging
+        if pages and lagging is not None:
+            # One large change at a time is carried on; who makes the next one can wait.
+            self.store.project_pages(lagging)
+            return None
         self.store.add_parts(planned.parts)
-        if not self.store.compare_and_set(reading.tip, change, buckets):
+        self.store.add_pages(pages)
+        unprojected = change.revision if pages else lagging
+        if not self.store.compare_and_set(reading.tip, change, buckets, pages, unprojected):
             return None
         try:
-            self.store.project(change)
+            self.store.project(change, pages)
+            if pages:
+                self.store.project_own_pages(change.revision, pages, planned.flags)
+            elif lagging is not None and reading.lags_by > LAG_MAX:
+                # Its writer may be dead: a page with each change, and it comes to an end.
+                self.store.project_pages(lagging, 1)
         except StoreError as error:
             # It is committed all the same, and the next writer projects it.
             _log.warning(
