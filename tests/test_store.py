@@ -1,12 +1,24 @@
 """The MongoDB layout: questions are answered from indexes, and documents read back as written."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from pymongo import MongoClient
 
-from flagkit.storage.layout import FLAGS, LEDGER, active_in_region, ledger_after, policies_named
+from flagkit.storage.foreseen import Foreseen, pipeline
+from flagkit.storage.layout import (
+    FLAGS,
+    HEADS,
+    LEDGER,
+    POLICY_HISTORY,
+    active_in_region,
+    changes_at,
+    changes_beyond,
+    ledger_after,
+    policies_named,
+)
 from flagkit.writer import Writer
 from tests.test_writer import flag, needing
 
@@ -96,3 +108,49 @@ def test_no_question_needs_a_scan(mongo_uri: str, database: str) -> None:
             assert figures["nReturned"] == count, question
             assert figures["totalDocsExamined"] == count, question
             assert figures["totalKeysExamined"] <= 2 * count + 3, question
+
+
+def ways(explained: Any) -> Iterator[tuple[str, str]]:
+    """Yield the stages that read documents, and their indexes, wherever they stand in a plan."""
+    if isinstance(explained, dict):
+        if explained.get("stage") in {"COLLSCAN", "IXSCAN"}:
+            yield explained["stage"], explained.get("indexName", "")
+        if "$lookup" in explained:
+            assert explained["collectionScans"] == 0
+            yield "$lookup", ", ".join(explained["indexesUsed"])
+        for name, inner in explained.items():
+            if name not in {"command", "rejectedPlans", "executionStats"}:
+                yield from ways(inner)
+    elif isinstance(explained, list):
+        for inner in explained:
+            yield from ways(inner)
+
+
+@pytest.mark.usefixtures("_many")
+def test_what_is_read_with_the_head_needs_no_scan(mongo_uri: str, database: str) -> None:
+    foreseen = Foreseen("none", frozenset({("*", "b.base"), ("@segments", "a.one")}))
+    with MongoClient[dict[str, Any]](mongo_uri) as client:
+        explained = client[database].command(
+            "explain",
+            {"aggregate": HEADS, "pipeline": pipeline("production", foreseen), "cursor": {}},
+            verbosity="executionStats",
+        )
+    found = {*ways(explained)}
+    assert "COLLSCAN" not in {stage for stage, _ in found}
+    indexes = {index for _, index in found}
+    assert {"_id_", "request", "dependents", "policy_history"} <= indexes
+
+
+@pytest.mark.usefixtures("_many")
+def test_what_is_asked_of_many_flags_needs_no_scan(mongo_uri: str, database: str) -> None:
+    keys = {f"a.a{i}" for i in range(1000)}
+    questions = {
+        "_id_": changes_at("production", [1, 2], keys),
+        POLICY_HISTORY: changes_beyond("production", {1: keys, 2: {"b.base"}}),
+    }
+    with MongoClient[dict[str, Any]](mongo_uri) as client:
+        for index, stages_asked in questions.items():
+            asked: dict[str, Any] = {"aggregate": LEDGER, "pipeline": stages_asked, "cursor": {}}
+            asked |= {"hint": index} if index == POLICY_HISTORY else {}
+            explained = client[database].command("explain", asked, verbosity="executionStats")
+            assert {*ways(explained)} == {("IXSCAN", index)}

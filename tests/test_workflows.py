@@ -141,7 +141,8 @@ def test_a_tombstone_that_was_removed_is_missed(
 ) -> None:
     writer.create(flag(state="archived"))
     writer.delete(KEY)
-    direct.flags.delete_one({})
+    writer.create(flag("another.flag"))
+    direct.flags.delete_one({"_id.key": KEY})
     with pytest.raises(StoreError, match="past the writer"):
         writer.create(flag())
     assert verify(writer.store) != []

@@ -1,8 +1,9 @@
 """Writer: workflows, what is refused and how, idempotency, and what the dead leave behind."""
 
 import math
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -14,7 +15,16 @@ import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from flagkit.changes import PolicyState, next_change
+from flagkit.changes import (
+    ACCESS,
+    SEGMENTS,
+    Change,
+    PolicyChange,
+    PolicyState,
+    genesis,
+    next_change,
+    state_of,
+)
 from flagkit.client import Client
 from flagkit.errors import (
     BrokenReferenceError,
@@ -32,11 +42,15 @@ from flagkit.errors import (
 from flagkit.model import decode, encode
 from flagkit.model.decoding import DOCUMENT_BYTES_MAX
 from flagkit.model.rollouts import spans
+from flagkit.storage.foreseen import POLICIES_MAX, projects_lightly
 from flagkit.writer import Writer, verify
+from flagkit.writer.drafts import Draft
 from flagkit.writer.operations import SetState
 from flagkit.writer.planning import plan
 
 pytestmark = pytest.mark.mongo
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 
 def flag(key: str = "shop.search", **more: Any) -> dict[str, Any]:
@@ -425,23 +439,97 @@ def test_a_flag_that_was_edited_past_the_writer_is_not_built_upon(
     assert verify(writer.store) == []
 
 
+@pytest.mark.parametrize("beside", [0, POLICIES_MAX], ids=["alone", "among many"])
 @pytest.mark.parametrize("put_back", [True, False], ids=["an older one", "none"])
 def test_a_flag_that_is_not_the_newest_is_not_built_upon(
-    writer: Writer, direct: Database[dict[str, Any]], put_back: bool
+    writer: Writer, direct: Database[dict[str, Any]], put_back: bool, beside: int
 ) -> None:
     writer.create(flag(fallthrough={"rollout": 10}))
     older = direct.flags.find_one()
     writer.pause("shop.search")
-    direct.flags.delete_one({})
+    with writer.change() as change:
+        for number in range(beside + 1):
+            change.create(flag(f"a.a{number}"))
+    direct.flags.delete_one({"_id.key": "shop.search"})
     if put_back and older is not None:
         direct.flags.insert_one(older)
     before = written(direct)
+
+    def ask(what: Callable[[Draft], None]) -> None:
+        with writer.change() as change:
+            for number in range(beside):
+                change.pause(f"a.a{number}")
+            what(change)
+
     with pytest.raises((StoreError, FlagNotFoundError)):
-        writer.set_rollout("shop.search", 50)
+        ask(lambda change: change.set_rollout("shop.search", 50))
     with pytest.raises((StoreError, FlagExistsError)):
-        writer.create(flag())
+        ask(lambda change: change.create(flag()))
     assert written(direct) == before
     assert verify(writer.store) != []
+
+
+def test_of_many_flags_with_histories_of_their_own_each_is_held_to_the_ledger(
+    writer: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    keys = [f"a.a{number}" for number in range(4 * POLICIES_MAX)]
+    with writer.change() as change:
+        for key in keys:
+            change.create(flag(key, fallthrough={"rollout": 10}))
+    for key in keys[::2]:
+        writer.set_rollout(key, 20)
+    older = direct.flags.find_one({"_id.key": keys[1]})
+    writer.set_rollout(keys[1], 30)
+    with writer.change() as change:
+        for key in keys:
+            change.set_rollout(key, 40)
+    assert verify(writer.store) == []
+    assert older is not None
+    direct.flags.replace_one({"_id.key": keys[1]}, older)
+    writer.create(flag())
+
+    def change_all() -> None:
+        with writer.change() as change:
+            for key in keys:
+                change.set_rollout(key, 50)
+
+    with pytest.raises(StoreError, match=re.escape(keys[1])):
+        change_all()
+
+
+@pytest.mark.parametrize("left", ["an older one", "none"])
+def test_what_a_failover_took_back_of_the_newest_change_is_projected_again(
+    writer: Writer, direct: Database[dict[str, Any]], left: str
+) -> None:
+    writer.create(flag())
+    older = direct.flags.find_one()
+    writer.pause("shop.search")
+    # The ledger's document has reached a majority, and the flag had been with one member.
+    direct.flags.delete_one({})
+    if left == "an older one" and older is not None:
+        direct.flags.insert_one(older)
+    assert verify(writer.store) == []
+    with writer.store.reading() as reading:
+        assert reading.pending is None
+        assert reading.unprojected is not None
+        assert reading.find(["shop.search"])["*", "shop.search"].policy["state"] == "paused"
+    writer.create(flag("another.flag"))
+    assert policy(writer)["state"] == "paused"
+    assert direct.ledger.count_documents({}) == 3
+    assert verify(writer.store) == []
+    writer.resume("shop.search")
+
+
+def test_changes_of_many_flags_and_of_segments_reach_a_majority_before_the_ledger() -> None:
+    def change(*regions: str) -> Change:
+        states = [state_of(f"a.a{i}", region, 1, {}) for i, region in enumerate(regions)]
+        changes = [PolicyChange(None, state) for state in states]
+        return next_change(genesis("production", "", NOW), "", NOW, changes)
+
+    assert projects_lightly(change(*["*", "eu"] * (POLICIES_MAX // 2)))
+    assert not projects_lightly(change(*["*"] * (POLICIES_MAX + 1)))
+    assert not projects_lightly(change("*", SEGMENTS))
+    assert not projects_lightly(change(ACCESS))
 
 
 def test_nothing_is_written_after_an_older_head_was_put_back(

@@ -20,10 +20,11 @@ from datetime import datetime
 from typing import Any, Final, TypeAlias
 
 from bson import MaxKey, MinKey
-from pymongo import ASCENDING, IndexModel
+from pymongo import ASCENDING, DESCENDING, IndexModel
 
 from flagkit.changes import ACCESS as ACCESS_REGION
 from flagkit.changes import SEGMENTS as SEGMENTS_REGION
+from flagkit.changes import PolicyId
 
 Document: TypeAlias = dict[str, Any]
 
@@ -34,6 +35,7 @@ PAGES = "pages"
 CHECKPOINTS, SLICES = "checkpoints", "slices"
 CLIENTS = "clients"
 PROJECTED = (FLAGS, SEGMENTS, ACCESS)
+POLICY_HISTORY: Final = "policy_history"
 
 INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
     HEADS: (),
@@ -55,7 +57,7 @@ INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
                 ("policies.key", ASCENDING),
                 ("_id.revision", ASCENDING),
             ],
-            name="policy_history",
+            name=POLICY_HISTORY,
         ),
         IndexModel(
             [("_id.environment", ASCENDING), ("pages", ASCENDING)],
@@ -168,6 +170,67 @@ def ledger_of(
     return found | {"time": bounds} if bounds else found
 
 
+def request_of(environment: str, request: str) -> Document:
+    """Return the filter of the ledger's document of a request; answered from an index."""
+    return {"_id.environment": environment, "request": request}
+
+
+def changed_last(environment: str, policy: PolicyId, until: int | None = None) -> list[Document]:
+    """Return the pipeline for the last change to a policy, of which it keeps that part alone.
+
+    `until` is the last revision that is asked for. The index `policy_history` has it in its order.
+    """
+    region, key = policy
+    itself = {"$and": [_is("$$this.key", key), _is("$$this.region", region)]}
+    return [
+        {
+            "$match": {
+                "_id.environment": environment,
+                "policies": {"$elemMatch": {"key": key, "region": region}},
+                "_id.revision": {"$gt": 0} if until is None else {"$lte": until},
+            }
+        },
+        {"$sort": {"_id.revision": DESCENDING}},
+        {"$limit": 1},
+        # Not what else it changed: of bulk changes that is too much for each of their flags.
+        {"$set": {"policies": {"$filter": {"input": "$policies", "cond": itself}}}},
+    ]
+
+
+def changes_at(environment: str, revisions: Iterable[int], keys: Iterable[str]) -> list[Document]:
+    """Return the pipeline for the ledger's changes at some revisions, to policies of some keys."""
+    identities = [ledger_id(environment, revision) for revision in sorted(set(revisions))]
+    mine = {"_id": {"$in": identities}, "policies": {"$exists": True}}
+    return [{"$match": mine}, {"$set": {"policies": _those_of(keys)}}]
+
+
+def changes_beyond(environment: str, keys: Mapping[int, Iterable[str]]) -> list[Document]:
+    """Return the pipeline for what the ledger changed of keys after revisions, each with its own.
+
+    It gives ids alone, and is to be answered from the index `policy_history`.
+    """
+    later = [
+        {
+            "_id.environment": environment,
+            "policies.key": {"$in": sorted(some)},
+            "_id.revision": {"$gt": revision},
+        }
+        for revision, some in keys.items()
+    ]
+    wanted = {key for some in keys.values() for key in some}
+    named = {"key": "$$this.key", "region": "$$this.region"}
+    ids = {"$map": {"input": _those_of(wanted), "in": named}}
+    return [{"$match": {"$or": later}}, {"$project": {"policies": ids}}]
+
+
+def dependents_of(environment: str, keys: Iterable[str]) -> Document:
+    """Return the filter of the flags that rest on others; answered from the index `dependents`."""
+    return {
+        "_id.environment": environment,
+        "policy.prerequisites.flag": {"$in": sorted(keys)},
+    }
+
+
 def policies_of(environment: str) -> Document:
     """Return the filter of all flags, or segments, of an environment, a range of `_id`s."""
     return {"_id": _between(environment, MinKey(), MaxKey())}
@@ -182,6 +245,20 @@ def policies_in(environment: str, namespaces: Iterable[str]) -> Document:
 def policies_named(environment: str, keys: list[str]) -> Document:
     """Return the filter of some flags in all regions, or segments; ranges of the `_id` index."""
     return {"$or": [{"_id": _between(environment, key, key)} for key in keys]}
+
+
+def _those_of(keys: Iterable[str]) -> Document:
+    """Return the expression for what a ledger document has on policies of some keys."""
+    return {
+        "$filter": {
+            "input": "$policies",
+            "cond": {"$in": ["$$this.key", {"$literal": sorted(keys)}]},
+        }
+    }
+
+
+def _is(field: str, text: str) -> Document:
+    return {"$eq": [field, {"$literal": text}]}
 
 
 def _between(environment: str, first: Any, last: Any) -> Document:

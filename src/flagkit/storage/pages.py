@@ -7,7 +7,7 @@ or altered is an error. What of a page is projected, its `projected` says: the c
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from msgspec import Struct
@@ -117,6 +117,9 @@ def pages_in(documents: Iterable[Mapping[str, Any]]) -> dict[str, bytes]:
     }
 
 
-def names_in(body: Mapping[str, Any] | None) -> list[str]:
+def names_in(body: object) -> list[str]:
     """Return the names of the pages that the change of a head, or of the ledger, refers to."""
-    return list((body or {}).get("pages", ()))
+    if not isinstance(body, Mapping):
+        return []
+    names = cast("Mapping[str, object]", body).get("pages")
+    return cast("list[str]", names) if isinstance(names, list) else []

@@ -1,9 +1,10 @@
 """Past: what the ledger has of an environment, up to the revision that is read."""
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from pymongo import ASCENDING, DESCENDING
 from pymongo.client_session import ClientSession
@@ -11,51 +12,96 @@ from pymongo.client_session import ClientSession
 from flagkit.changes import Change, PolicyChange, PolicyId, PolicyState, Tip
 from flagkit.errors import StoreError
 from flagkit.storage.auditing import audited
-from flagkit.storage.forms import change_of, ledgered, tip_in, tip_of
+from flagkit.storage.foreseen import ENTRIES, NEWEST, PAGED, REQUEST, Foreseen, Found
+from flagkit.storage.forms import change_of, judged, ledgered, tip_in, tip_of
 from flagkit.storage.layout import (
     AUDIT,
     LEDGER,
-    PAGES,
-    PROJECTED,
+    POLICY_HISTORY,
     Document,
-    collection_of,
+    changed_last,
+    changes_at,
+    changes_beyond,
     ledger_after,
     ledger_id,
-    pages_named,
-    policy_id,
+    request_of,
 )
-from flagkit.storage.pages import names_in, pages_in, policies_on
+from flagkit.storage.paged_history import PagedHistory
+from flagkit.storage.pages import names_in
+from flagkit.storage.standing import Standing
 
-_CHANGE_FIELDS = (
-    *("epoch", "revision", "hash", "time", "digests"),
-    *("request", "previous_hash", "policies"),
-)
-"""What a ledger document has, besides its `_id`."""
+_GROUPS_MAX: Final = 16
+_POLICIES_AT_ONCE: Final = 1_000
 
 
 class Past:
-    """The changes that led to a revision. Its own change is read through where it is pending."""
+    """The changes that led to a revision. Its own is read through where it is not yet projected."""
 
-    def __init__(self, database: Any, session: ClientSession, head: Document) -> None:
-        self.tip = tip_of(head)
-        self._head = head
+    def __init__(
+        self, database: Any, session: ClientSession, found: Found, foreseen: Foreseen
+    ) -> None:
+        self.tip = tip_of(found.head)
         self._database = database
         self._session = session
-        if head["change"] is None and self.tip.revision > 0:
-            raise StoreError(f"the head of {self.tip.environment!r} has lost its change")
-        self.pages = names_in(head["change"])
+        self._foreseen = foreseen
+        self._answers = found.answers
+        self._standing = Standing(database, session, self.tip, foreseen, found.answers)
+        self._paged = PagedHistory(database, session, self.tip.environment)
+        self._head = found.head
+        self.pages = names_in(found.head["change"])
         """The pages that the tip's change is on, if it is on any."""
-        self.pending = self._unledgered() if self.tip.revision > 0 else None
+        change, ledgered_already = self._newest()
+        self.pending = None if ledgered_already else change
         """The tip's change, if the ledger has not got it yet."""
+        behind = change is not None and not found.is_projected(self.tip, change)
+        self.behind = change if behind and not self.pages else self.pending
+        """The tip's change, if the ledger or its flags have not got it yet, or have lost it.
+
+        One that is on pages is only about the ledger: its flags are `lagging`.
+        """
+
+    @functools.cached_property
+    def lagging(self) -> int | None:
+        """The revision of a change on pages that flags may lack in part; None if they lack none."""
+        revision = self._head.get("unprojected")
+        if revision is None:
+            return None
+        names = self.pages
+        if revision != self.tip.revision:
+            identity = ledger_id(self.tip.environment, revision)
+            names = names_in(
+                self._database[LEDGER].find_one(
+                    {"_id": identity}, {"pages": True}, session=self._session
+                )
+            )
+        done = self._paged.projected_count(revision, names)
+        return None if names and done == len(names) else int(revision)
+
+    @functools.cached_property
+    def unprojected(self) -> Sequence[Change]:
+        """The changes that flags may lack, in order; the last is the tip's."""
+        behind = [] if self.behind is None else [self.behind]
+        if self.lagging is None:
+            return behind
+        earlier = [*self.changes(self.lagging - 1)]
+        return earlier if behind and earlier and earlier[-1] == behind[0] else [*earlier, *behind]
+
+    @property
+    def lags_by(self) -> timedelta:
+        """How much older than the tip the oldest of the changes is that flags may lack."""
+        return self.tip.time - self.unprojected[0].tip.time if self.unprojected else timedelta()
 
     def commit_of(self, request: str) -> Tip | None:
         """Return the tip that a request led to, None if it has not been committed."""
-        if self._head["change"] is not None and self._head["change"]["request"] == request:
+        body = self._head["change"]
+        if body is not None and body["request"] == request:
             return self.tip
-        document = self._database[LEDGER].find_one(
-            {"_id.environment": self.tip.environment, "request": request}, session=self._session
-        )
-        return None if document is None else tip_in(document)
+        if request == self._foreseen.request:
+            documents = self._answers.get(REQUEST, [])
+        else:
+            asked = request_of(self.tip.environment, request)
+            documents = self._database[LEDGER].find(asked, session=self._session).to_list(1)
+        return tip_in(documents[0]) if documents else None
 
     def changes(self, after: int = 0) -> Iterator[Change]:
         """Yield the ledger's changes after a revision, in order; without the pending one."""
@@ -65,45 +111,7 @@ class Past:
             session=self._session,
         )
         for document in found:
-            yield audited(document, self._pages(names_in(document)))
-
-    @functools.cached_property
-    def lagging(self) -> int | None:
-        """The first revision that flags may lack; None if they lack none but the pending one."""
-        revision = self._head.get("unprojected")
-        if revision is None:
-            return None
-        names = self.pages
-        if revision != self.tip.revision:
-            identity = ledger_id(self.tip.environment, revision)
-            found = self._database[LEDGER].find_one(
-                {"_id": identity}, {"pages": True}, session=self._session
-            )
-            names = names_in(found)
-        projected = self._database[PAGES].count_documents(
-            pages_named(self.tip.environment, names) | {"projected": revision},
-            session=self._session,
-        )
-        return revision if projected < len(names) or not names else None
-
-    @functools.cached_property
-    def unprojected(self) -> Sequence[Change]:
-        """The changes that flags may lack, in order; the last is the tip's."""
-        pending = [] if self.pending is None else [self.pending]
-        return pending if self.lagging is None else [*self.changes(self.lagging - 1), *pending]
-
-    @property
-    def lags_by(self) -> timedelta:
-        """How much older than the tip the oldest of the changes is that flags may lack."""
-        return self.tip.time - self.unprojected[0].tip.time if self.unprojected else timedelta()
-
-    def _pages(self, names: Sequence[str]) -> dict[str, bytes]:
-        if not names:
-            return {}
-        found = self._database[PAGES].find(
-            pages_named(self.tip.environment, names), session=self._session
-        )
-        return pages_in(found)
+            yield audited(document, self._paged.contents(names_in(document)))
 
     def revision_at(self, moment: datetime) -> int:
         """Return the last revision in the ledger that is not later than a moment; 0 if none is."""
@@ -130,26 +138,14 @@ class Past:
     def deleted(self, policies: Iterable[PolicyId]) -> dict[PolicyId, PolicyState]:
         """Return the last states of those of some flags and segments that were deleted."""
         wanted = set(policies)
-        newest = {item.id: item.after for change in self.unprojected for item in change.policies}
-        gone = {identity for identity in wanted & newest.keys() if newest[identity] is None}
-        for collection in PROJECTED:
-            identities = [
-                policy_id(self.tip.environment, key, region)
-                for region, key in sorted(wanted - gone)
-                if collection_of(region) == collection
-            ]
-            if identities:
-                tombstones = self._database[collection].find(
-                    {"_id": {"$in": identities}, "policy": None},
-                    {"_id": True},
-                    session=self._session,
-                )
-                gone |= {(found["_id"]["region"], found["_id"]["key"]) for found in tombstones}
-        last = {identity: self._newest_of(identity, self.tip.revision) for identity in gone}
+        standing = self._standing.at(wanted)
+        gone = {policy for policy in standing if standing[policy]["policy"] is None}
+        last = self._last(gone)
+        last |= {policy.id: policy for policy in self._policies_behind() if policy.id in wanted}
         return {
-            identity: found[1].before
-            for identity, found in last.items()
-            if found is not None and found[1].before is not None
+            identity: policy.before
+            for identity, policy in last.items()
+            if identity in wanted and policy.after is None and policy.before is not None
         }
 
     def at(self, policy: PolicyId, revision: int) -> PolicyState | None:
@@ -168,21 +164,16 @@ class Past:
 
     def _newest_of(self, policy: PolicyId, revision: int) -> tuple[Change, PolicyChange] | None:
         """Return the last change to a flag or a segment up to a revision, or that part of it."""
-        itself = {"$elemMatch": {"key": policy[1], "region": policy[0]}}
-        document = self._database[LEDGER].find_one(
-            {
-                "_id.environment": self.tip.environment,
-                "policies": itself,
-                "_id.revision": {"$lte": revision},
-            },
-            # Not what else it changed: of bulk changes that is too much for each of their flags.
-            dict.fromkeys(_CHANGE_FIELDS, True) | {"policies": itself},
-            sort=[("_id.revision", DESCENDING)],
-            session=self._session,
+        document = next(
+            self._database[LEDGER].aggregate(
+                changed_last(self.tip.environment, policy, revision), session=self._session
+            ),
+            None,
         )
         changes = [] if document is None else [ledgered(document)]
-        changes += self._newest_on_pages(policy, revision)
-        changes.sort(key=lambda change: change.revision)
+        paged = self._paged.last(policy, revision)
+        if paged is not None:
+            changes = sorted((*changes, paged), key=lambda change: change.revision)
         if self.pending is not None and self.pending.revision <= revision:
             changes.append(self.pending)
         for change in reversed(changes):
@@ -191,60 +182,94 @@ class Past:
                     return change, item
         return None
 
-    def _newest_on_pages(self, policy: PolicyId, revision: int) -> list[Change]:
-        """Return what the last large change to a flag or a segment did to it; none if none did."""
-        mine = {"_id.environment": self.tip.environment, "keys": policy[1]}
-        found = self._database[PAGES].find(mine, session=self._session)
-        pages = pages_in(found)
-        if not pages:
-            return []
-        documents = self._database[LEDGER].find(
-            {
-                "_id.environment": self.tip.environment,
-                "pages": {"$in": [*pages]},
-                "_id.revision": {"$lte": revision},
-            },
-            sort=[("_id.revision", DESCENDING)],
-            session=self._session,
-        )
-        for document in documents:
-            # Not what stands on its other pages.
-            for name in names_in(document):
-                items = policies_on(name, pages[name]) if name in pages else []
-                if item := next((item for item in items if item.id == policy), None):
-                    request, previous = document["request"], document["previous_hash"]
-                    return [Change(tip_in(document), request, previous, (item,))]
-        return []
-
     def check_newest(self, changes: Iterable[PolicyChange]) -> None:
         """Refuse to build upon a state that is not the newest that the ledger has.
 
         Raises:
             StoreError: an older one was put back past the writer, or one was removed.
         """
-        for change in changes:
-            newest = self._newest_of(change.id, self.tip.revision)
-            if not _follows(None if newest is None else newest[1], change):
-                region, key = change.id
+        by_id = {change.id: change for change in changes}
+        read_through = {change.id: change for change in self._policies_behind()}
+        asked = by_id.keys() - read_through.keys()
+        last = self._last(asked) | read_through
+        later = self._changed_since(asked)
+        for identity, change in by_id.items():
+            if identity in later or not _follows(last.get(identity), change):
+                region, key = identity
                 raise StoreError(
                     f"{key} ({region}) is not as the ledger has it: it was changed past the"
                     " writer; nothing was written"
                 )
 
-    def _unledgered(self) -> Change | None:
-        """Return the tip's change if the ledger lacks it. It must have no other, and no later."""
-        found = self._database[LEDGER].find(
-            ledger_after(self.tip.environment, self.tip.revision - 1),
-            {"hash": True},
-            limit=2,
-            session=self._session,
-        )
-        hashes = {document["_id"]["revision"]: document.get("hash") for document in found}
+    def _last(self, policies: AbstractSet[PolicyId]) -> dict[PolicyId, PolicyChange]:
+        """Return the ledger's last changes to policies; or, of many, those that they stand at.
+
+        What came after these is told by `_changed_since`.
+        """
+        if self._are_foreseen(policies):
+            changes = [*map(ledgered, self._answers.get(ENTRIES, ()))]
+            if self._answers.get(PAGED):
+                found_on_pages = (self._paged.last(each, self.tip.revision) for each in policies)
+                changes += (change for change in found_on_pages if change is not None)
+                changes.sort(key=lambda change: change.revision)
+            items = (item for change in changes for item in change.policies)
+            return {item.id: item for item in items if item.id in policies}
+        stand = self._standing.revisions(policies)
+        last = self._paged.at(stand)
+        # Most were changed together, with those at the same revision.
+        for some in _together(stand):
+            keys = {key for _, key in some}
+            pipeline = changes_at(self.tip.environment, some.values(), keys)
+            for change in map(
+                ledgered, self._database[LEDGER].aggregate(pipeline, session=self._session)
+            ):
+                last |= {
+                    item.id: item
+                    for item in change.policies
+                    if some.get(item.id) == change.revision
+                }
+        return last
+
+    def _changed_since(self, policies: AbstractSet[PolicyId]) -> set[PolicyId]:
+        """Return the policies that the ledger has changes to after those that they stand at."""
+        if self._are_foreseen(policies):
+            return set()
+        stand = dict.fromkeys(policies, 0) | self._standing.revisions(policies)
+        later = self._paged.beyond(stand)
+        for some in _together(stand):
+            found = self._database[LEDGER].aggregate(
+                changes_beyond(self.tip.environment, _grouped(some)),
+                session=self._session,
+                hint=POLICY_HISTORY,
+            )
+            later |= _named_beyond(found, stand) & policies
+        return later
+
+    def _are_foreseen(self, policies: AbstractSet[PolicyId]) -> bool:
+        return self._foreseen.is_read and policies <= self._foreseen.policies
+
+    def _policies_behind(self) -> Iterator[PolicyChange]:
+        return (policy for change in self.unprojected for policy in change.policies)
+
+    def _newest(self) -> tuple[Change | None, bool]:
+        """Return the tip's change, and whether the ledger has it. It must have no other or later.
+
+        One that is on pages is read where the ledger lacks it.
+        """
+        found = self._answers.get(NEWEST, ())
+        newest = {document["_id"]["revision"]: document.get("hash") for document in found}
+        hashes = {
+            revision: newest[revision] for revision in newest if revision >= self.tip.revision
+        }
         change = None
-        if not hashes or not self.pages:
-            change = change_of(self._head, self._pages(self.pages))
-        is_sealed = change is None or change.is_sealed
-        if not is_sealed or hashes not in ({}, {self.tip.revision: self.tip.hash}):
+        if not self.pages or not hashes:
+            change = change_of(self._head, self._paged.contents(self.pages))
+            if change is None:
+                if self.tip.revision > 0:
+                    raise StoreError(f"the head of {self.tip.environment!r} has lost its change")
+                return None, True
+        is_altered = change is not None and not change.is_sealed
+        if is_altered or hashes not in ({}, {self.tip.revision: self.tip.hash}):
             beyond = [str(revision) for revision in hashes if revision != self.tip.revision]
             also = f" (the ledger has revision {beyond[0]} too)" if beyond else ""
             raise StoreError(
@@ -252,7 +277,40 @@ class Past:
                 f" revision {self.tip.revision}{also}: one was restored or edited; nothing was"
                 " written"
             )
-        return None if hashes else change
+        return change, bool(hashes)
+
+
+def _together(stand: Mapping[PolicyId, int]) -> Iterator[dict[PolicyId, int]]:
+    """Yield policies and the revisions that they stand at, some at a time, by revisions."""
+    ordered = sorted(stand.items(), key=lambda item: (item[1], item[0][1]))
+    for first in range(0, len(ordered), _POLICIES_AT_ONCE):
+        yield dict(ordered[first : first + _POLICIES_AT_ONCE])
+
+
+def _grouped(stand: Mapping[PolicyId, int]) -> dict[int, set[str]]:
+    """Return keys by a revision that none of them stands before.
+
+    Most were imported together. Where they were not, some groups of them are enough, for what is
+    found too early is passed over.
+    """
+    ordered = sorted(stand, key=lambda policy: stand[policy])
+    keys: dict[int, set[str]] = {}
+    size = max(len(ordered) // _GROUPS_MAX, 1)
+    for first in range(0, len(ordered), size):
+        some = ordered[first : first + size]
+        keys.setdefault(stand[some[0]], set()).update(key for _, key in some)
+    return keys
+
+
+@judged
+def _named_beyond(documents: Iterable[Document], stand: Mapping[PolicyId, int]) -> set[PolicyId]:
+    """Return the policies in what `changes_beyond` found that was later than they stand."""
+    named = (
+        ((policy["region"], policy["key"]), document["_id"]["revision"])
+        for document in documents
+        for policy in document["policies"]
+    )
+    return {policy for policy, revision in named if revision > stand.get(policy, 0)}
 
 
 def _follows(newest: PolicyChange | None, change: PolicyChange) -> bool:

@@ -14,6 +14,7 @@ from flagkit.errors import StoreError
 from flagkit.model.segments import unpacked_part
 from flagkit.snapshot import Arena, check_digests
 from flagkit.storage.checkpoints import Checkpoint
+from flagkit.storage.foreseen import DEPENDENTS, Foreseen, Found
 from flagkit.storage.forms import (
     check_body,
     members_part,
@@ -30,8 +31,8 @@ from flagkit.storage.layout import (
     Document,
     checkpoints_of,
     collection_of,
+    dependents_of,
     parts_named,
-    policies_named,
     policies_of,
 )
 from flagkit.storage.past import Past
@@ -53,11 +54,17 @@ class Reading(Past):
     What the tip's change did is read through where it is not yet projected.
     """
 
-    def __init__(self, database: Any, session: ClientSession, head: Document) -> None:
-        super().__init__(database, session, head)
-        self.now: datetime = head["now"]
+    def __init__(
+        self,
+        database: Any,
+        session: ClientSession,
+        found: Found,
+        foreseen: Foreseen,
+    ) -> None:
+        super().__init__(database, session, found, foreseen)
+        self.now: datetime = found.head["now"]
         """The server's time."""
-        self.buckets: Mapping[str, int] = head.get("buckets", {})
+        self.buckets: Mapping[str, int] = found.head.get("buckets", {})
         """By name, when a bucket of the rate limits is full again, in microseconds since 1970."""
         self._access: dict[PolicyId, PolicyState] | None = None
 
@@ -86,13 +93,8 @@ class Reading(Past):
         return self._access
 
     def _find(self, collection: str, wanted: set[str]) -> dict[PolicyId, PolicyState]:
-        if not wanted:
-            return {}
-        documents = self._database[collection].find(
-            policies_named(self.tip.environment, sorted(wanted)), session=self._session
-        )
         return self._read_through(
-            documents,
+            self._standing.of(collection, wanted),
             lambda state: state.key in wanted and collection_of(state.region) == collection,
         )
 
@@ -194,13 +196,11 @@ class Reading(Past):
     def dependents(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of the flags that have one of `keys` as a direct prerequisite."""
         wanted = set(keys)
-        documents = self._database[FLAGS].find(
-            {
-                "_id.environment": self.tip.environment,
-                "policy.prerequisites.flag": {"$in": sorted(wanted)},
-            },
-            session=self._session,
-        )
+        if self._foreseen.is_read and wanted <= {*self._foreseen.keys(FLAGS)}:
+            documents: Iterable[Document] = self._answers.get(DEPENDENTS, ())
+        else:
+            asked = dependents_of(self.tip.environment, wanted)
+            documents = self._database[FLAGS].find(asked, session=self._session)
         return self._read_through(
             documents,
             lambda state: (

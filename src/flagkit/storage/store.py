@@ -36,6 +36,7 @@ from flagkit.storage.driver import (
     settings_for,
     translated,
 )
+from flagkit.storage.foreseen import NOTHING, Foreseen, found_in, pipeline, projects_lightly
 from flagkit.storage.forms import head_document, ledger_document, ledgered, tip_of
 from flagkit.storage.layout import (
     AUDIT,
@@ -110,21 +111,24 @@ class Store:
         return tip_of(head)
 
     @contextmanager
-    def reading(self) -> "Generator[Reading]":
-        """Give a reading of the environment at one revision, for the block."""
+    def reading(self, foreseen: Foreseen = NOTHING) -> "Generator[Reading]":
+        """Give a reading of the environment at one revision, for the block.
+
+        What is foreseen is read at once, all else when it is asked for.
+        """
         with (
             translated("reading the environment"),
             self._client.start_session(snapshot=True) as session,
         ):
-            at_tip = self._database[HEADS].aggregate(
-                [{"$match": {"_id": self.environment}}, {"$set": {"now": "$$NOW"}}],
+            documents = self._database[HEADS].aggregate(
+                pipeline(self.environment, foreseen),
                 session=session,
                 maxTimeMS=OPERATION_MILLISECONDS_MAX,
             )
-            head = next(iter(at_tip), None)
-            if head is None:
+            found = found_in(documents)
+            if found is None:
                 raise self._unknown()
-            yield Reading(self._database, session, head)
+            yield Reading(self._database, session, found, foreseen)
 
     def check_fits(
         self, change: Change, content: Mapping[str, Any], pages: Collection[str] = ()
@@ -226,14 +230,22 @@ class Store:
             done = self._database[HEADS].replace_one(expected, head)
         return done.matched_count == 1
 
-    def project(self, change: Change, pages: Collection[str] = ()) -> None:
+    def project(
+        self, change: Change, pages: Collection[str] = (), *, is_mine: bool = False
+    ) -> None:
         """Bring a committed change to where it is read, wherever it is not there yet.
 
-        One that is on pages is brought to the ledger alone: the rest is for `project_pages`.
+        Who has committed it says that it is theirs; whoever is about to commit the next one needs
+        all of it to have reached a majority, and does not. One that is on pages is brought to the
+        ledger alone: the rest is for `project_pages`.
         """
+        # A majority has them with the ledger document, or else the next reading misses them.
+        lightly = is_mine and projects_lightly(change)
+        concern = WriteConcern(1) if lightly else WriteConcern("majority")
         with translated("projecting a change"):
             if not pages:
-                project_policies(self._database, self.environment, change.revision, change.policies)
+                projected = self._database.with_options(write_concern=concern)
+                project_policies(projected, self.environment, change.revision, change.policies)
             try:
                 self._database[LEDGER].insert_one(ledger_document(change, pages))
             except DuplicateKeyError:

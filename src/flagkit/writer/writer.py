@@ -26,6 +26,7 @@ from flagkit.errors import (
     StoreUnavailableError,
 )
 from flagkit.settings import settings_from
+from flagkit.storage.foreseen import Foreseen
 from flagkit.storage.pages import split
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
@@ -143,17 +144,21 @@ class Writer(Workflows):
             "digest": _digest([actor, operations, *glass.values()]),
             **glass,
         }
+        touched = frozenset(operation.policy_id for operation in draft.operations)
+        # A request that nobody has sent yet cannot have been committed.
+        foreseen = Foreseen(key, touched)
         deadline = time.monotonic() + self._timeout
         with self._turn:
             while True:
                 try:
-                    tip = self._attempt(draft, request, content)
+                    tip = self._attempt(draft, request, content, foreseen)
                     pause = LOST_RACE_SECONDS_MAX
                 except StoreUnavailableError:
                     # Unsure whether it was committed: the next reading looks for the request.
                     if time.monotonic() > deadline:
                         raise
                     tip, pause = None, UNAVAILABLE_SECONDS_MAX
+                foreseen = Foreseen(request, touched)
                 if tip is not None:
                     if draft.glass:
                         broke = (actor, tip.revision, self.environment, draft.glass)
@@ -167,10 +172,12 @@ class Writer(Workflows):
                     )
                 time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not secrets
 
-    def _attempt(self, draft: Draft, request: str, content: Mapping[str, Any]) -> Tip | None:
+    def _attempt(
+        self, draft: Draft, request: str, content: Mapping[str, Any], foreseen: Foreseen
+    ) -> Tip | None:
         """Try once. Return the tip that the request led to, None if another writer was first."""
-        with self.store.reading() as reading:
-            done = reading.commit_of(request)
+        with self.store.reading(foreseen) as reading:
+            done = reading.commit_of(request) if foreseen.request else None
             planned = (
                 plan(draft.operations, reading, reading.tip.revision, draft.parts)
                 if done is None
@@ -187,9 +194,9 @@ class Writer(Workflows):
             raise RequestConflictError(
                 f"the idempotency key {request!r} was used before, for another request"
             )
-        if reading.pending is not None:
-            # The ledger must have the tip before the head forgets it. Its writer may be dead.
-            self.store.project(reading.pending, reading.pages)
+        if reading.behind is not None:
+            # Ledger and flags must have the tip before the head forgets it. Its writer may be dead.
+            self.store.project(reading.behind, reading.pages)
         if done:
             return done
         lagging = reading.lagging
@@ -203,7 +210,7 @@ class Writer(Workflows):
         if not self.store.compare_and_set(reading.tip, change, buckets, pages, unprojected):
             return None
         try:
-            self.store.project(change, pages)
+            self.store.project(change, pages, is_mine=True)
             if pages:
                 self.store.project_own_pages(change.revision, pages, planned.flags)
             elif lagging is not None and reading.lags_by > LAG_MAX:
