@@ -294,7 +294,7 @@ def _revision(writer: Writer, batch: _Batch, number: int, total: int, asked: Ask
     """Return the revision that a batch became, once the limits on changes let it."""
     while True:
         try:
-            with collector_paused(), writer.change(**asked) as draft:
+            with writer.change(**asked) as draft:
                 batch.ask(draft, number, total)
         except RateLimitedError as error:
             time.sleep(error.retry_after)

@@ -18,6 +18,7 @@ from typing import Any, Self, Unpack
 import msgspec
 
 from flagkit.changes import PolicyChange, Tip, next_change
+from flagkit.collector import collector_paused
 from flagkit.errors import (
     ConfigurationError,
     InvalidDocumentError,
@@ -151,7 +152,8 @@ class Writer(Workflows):
         with self._turn:
             while True:
                 try:
-                    tip = self._attempt(draft, request, content, foreseen)
+                    with collector_paused():
+                        tip = self._attempt(draft, request, content, foreseen)
                     pause = LOST_RACE_SECONDS_MAX
                 except StoreUnavailableError:
                     # Unsure whether it was committed: the next reading looks for the request.
