@@ -2,9 +2,11 @@
 
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from pymongo import MongoClient
 
 from flagkit.embedded import EmbeddedMongo
 from flagkit.writer import Writer
@@ -30,3 +32,12 @@ def writer(mongo_uri: str, database: str) -> Iterator[Writer]:
     with Writer(mongo_uri, "production", actor="tester", database=database) as writer:
         writer.create_environment()
         yield writer
+
+
+@pytest.fixture
+def _unvalidated(writer: Writer, mongo_uri: str) -> None:
+    """Lift the validators, for documents of a form that nobody else could write."""
+    with MongoClient[dict[str, Any]](mongo_uri) as direct:
+        database = direct[writer.store._database.name]
+        for collection in database.list_collection_names():
+            database.command("collMod", collection, validationLevel="off")

@@ -128,6 +128,7 @@ class Members:
         proxied: Whether there are proxies before them; without, they keep their ports.
         small_oplog: Whether the oplog is as small as can be, so that `roll_oplog` is quick.
         password: With one, access is controlled, and it is the one of the user `root`.
+        tls: Whether they talk by TLS alone; then `certificates` has what trusts them.
     """
 
     def __init__(
@@ -137,9 +138,14 @@ class Members:
         proxied: bool = True,
         small_oplog: bool = False,
         password: str = "",
+        tls: bool = False,
     ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="flagkit-members-"))
-        self._credentials: dict[str, Any] = {}
+        self.certificates = self._folder / "ca.pem"
+        self._secured: dict[str, Any] = (
+            {"tls": "true", "tlsCAFile": str(self.certificates)} if tls else {}
+        )
+        self._credentials = self._secured
         self._password = password
         flags = [*_FLAGS]
         if small_oplog:
@@ -148,6 +154,10 @@ class Members:
             flags += ["--syncdelay", "1"]
         if password:
             flags += ["--keyFile", str(self._key_file())]
+        if tls:
+            flags += ["--tlsMode", "requireTLS", "--tlsAllowConnectionsWithoutCertificates"]
+            flags += ["--tlsCAFile", str(self.certificates)]
+            flags += ["--tlsCertificateKeyFile", str(certified(self._folder))]
         self.members = [
             Member(self._folder / region, flags, region, proxied=proxied)
             for region in REGIONS[:count]
@@ -178,7 +188,8 @@ class Members:
         hosts = ",".join(each.host for each in self.members)
         given = [options] if options else []
         given += ["replicaSet=rs0"] if member is None else ["directConnection=true"]
-        if not user and self._credentials:
+        given += [f"{name}={value}" for name, value in self._secured.items()]
+        if not user and "username" in self._credentials:
             user = "{username}:{password}".format(**self._credentials)
         before = f"{user}@" if user else ""
         place = hosts if member is None else f"{HOST}:{member.port}"
@@ -263,27 +274,50 @@ class Members:
             "electionTimeoutMillis": int(ELECTION_SECONDS * 1000),
             "heartbeatIntervalMillis": 200,
         }
-        with self.members[0].connected({}) as mongo:
+        with self.members[0].connected(self._secured) as mongo:
             config = {"_id": "rs0", "members": members, "settings": settings}
             mongo.admin.command("replSetInitiate", config)
         self.settle()
         if self._password:
             with self.mongo() as mongo:
                 mongo.admin.command("createUser", "root", pwd=self._password, roles=["root"])
-            self._credentials = {"username": "root", "password": self._password}
+            self._credentials = {
+                **self._secured,
+                "username": "root",
+                "password": self._password,
+            }
 
     def _status(self, member: Member) -> dict[str, Any]:
         with self.mongo(member) as mongo:
             return mongo.admin.command("replSetGetStatus")
 
     def _in_state(self, state: str) -> list[Member]:
-        return [member for member in self.members if member.hello({}).get(state)]
+        return [member for member in self.members if member.hello(self._secured).get(state)]
 
     def _key_file(self) -> Path:
         path = self._folder / "key"
         path.write_text("members" * 9)
         path.chmod(0o400)
         return path
+
+
+def certified(folder: Path) -> Path:
+    """Make an authority, `ca.pem`, in a folder; return a server's certificate by it, and key."""
+    authority, certificate = folder / "ca.pem", folder / "server.pem"
+    new: list[str | Path] = [
+        *("openssl", "req", "-x509", "-nodes", "-days", "2", "-newkey", "ec"),
+        *("-pkeyopt", "ec_paramgen_curve:prime256v1"),
+    ]
+    own: list[str | Path] = ["-subj", "/CN=authority", "-keyout", folder / "ca.key"]
+    by: list[str | Path] = ["-CA", authority, "-CAkey", folder / "ca.key", "-subj", "/CN=server"]
+    names = ["-addext", f"subjectAltName=IP:{HOST}"]
+    for more in (
+        [*own, "-out", authority],
+        [*by, *names, "-keyout", folder / "server.key", "-out", certificate],
+    ):
+        subprocess.run([*new, *more], check=True, capture_output=True)
+    certificate.write_text(certificate.read_text() + (folder / "server.key").read_text())
+    return certificate
 
 
 def _free_port() -> int:

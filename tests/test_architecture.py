@@ -22,7 +22,7 @@ LEVELS = [
     ["client"],
     ["counting_client"],
     ["__init__"],
-    ["testing", "embedded", "writer", "telemetry"],
+    ["testing", "embedded", "writer", "telemetry", "history"],
     ["cli"],
 ]
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -47,6 +47,7 @@ OWNERS = {
         "client",
         "storage",
         "writer",
+        "history",
         "cli",
     },
     "xxhash": {"model", "core", "changes", "snapshot"},

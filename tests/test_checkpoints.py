@@ -324,6 +324,7 @@ FAULTS: Mapping[str, tuple[Edit, str]] = {
 """What can be wrong with one, and what is said of it."""
 
 
+@pytest.mark.usefixtures("_unvalidated")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_wrong_with_one_is_said_once_and_all_is_scanned(
     filled: Writer,
@@ -422,6 +423,7 @@ def test_what_killed_writers_left_is_removed_after_a_while(
     )
 
 
+@pytest.mark.usefixtures("_unvalidated")
 def test_a_manifest_that_makes_no_sense_is_removed_by_the_next(
     filled: Writer, stored: Database[Any]
 ) -> None:

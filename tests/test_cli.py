@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 from ruamel.yaml import YAML
 
 import flagkit
@@ -105,6 +106,23 @@ def test_wrong_usage_exits_with_2() -> None:
     assert run("demo", "--fiel", "x").returncode == 2
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_nouns_verbs_and_options(shell: str) -> None:
+    script = CliRunner().invoke(flagkit_command, ["completion", shell])
+    assert script.exit_code == 0
+    assert f"_FLAGKIT_COMPLETE={shell}_complete" in script.stdout
+
+    def completed(line: str, last: str) -> str:
+        place = last if shell == "fish" else str(len(line.split()))
+        words = {"COMP_WORDS": f"{line} {last}", "COMP_CWORD": place}
+        asked = {"_FLAGKIT_COMPLETE": f"{shell}_complete", **words}
+        return CliRunner().invoke(flagkit_command, env=asked).output
+
+    assert "set-rollout" in completed("flagkit flags", "set-")
+    assert "--dry-run" in completed("flagkit flags pause", "--dry")
+    assert CliRunner().invoke(flagkit_command, ["completion", "tcsh"]).exit_code == 2
+
+
 @pytest.mark.parametrize("missing", ["click", "rich", "ruamel"])
 def test_a_missing_extra_is_one_sentence(missing: str) -> None:
     result = subprocess.run(
@@ -127,7 +145,7 @@ def commands(group: click.Group, *names: str) -> Iterator[tuple[str, click.Comma
             yield " ".join((*names, name)), command
 
 
-OFFLINE = {"validate", "format", "schema", "demo"}
+OFFLINE = {"validate", "format", "schema", "demo", "completion"}
 
 
 @pytest.mark.parametrize(("name", "command"), [*commands(flagkit_command)])
@@ -322,6 +340,14 @@ def test_what_is_not_valid_is_named_and_the_other_files_are_checked(write: Write
     assert "13 flags and 1 segment, all valid" in result.stdout
     assert_one_sentence(run("validate", str(bad.parent / "missing.yaml")))
     assert run("validate").returncode == 2
+
+
+def test_standard_input_is_a_file_too() -> None:
+    result = CliRunner().invoke(flagkit_command, ["validate", "-"], input=SHOP.read_text())
+    assert (result.exit_code, result.output) == (0, "-: 13 flags and 1 segment, all valid\n")
+    result = CliRunner().invoke(flagkit_command, ["validate", "-"], input="flags: [\n{}]")
+    assert result.exit_code == 3
+    assert result.stderr.startswith("<stdin>:2: flags[0]: key: is missing")
 
 
 def test_all_flags_that_are_not_valid_are_named(write: Write) -> None:

@@ -11,6 +11,7 @@ from flagkit.cli.policy_files import PolicyFile
 from flagkit.model import decode, encode
 from flagkit.model.queries import LOGICAL_OPERATORS, OPERATORS, OPTIONS
 from flagkit.model.segments import decode_segment, encode_segment
+from flagkit.storage.roles import ALL, ROLES
 from flagkit.testing import client_from
 from flagkit.writer.transitions import TRANSITIONS
 
@@ -130,3 +131,17 @@ def test_the_page_on_writing_has_the_table_of_transitions() -> None:
     }
     assert found == TRANSITIONS
     assert [*found] == [*TRANSITIONS]
+
+
+def test_the_page_on_access_has_the_table_of_roles() -> None:
+    page = (ROOT / "docs" / "access.md").read_text()
+    head, _, *rows = page[page.index("| collection |") :].partition("\n\n")[0].splitlines()
+    roles = [cell.strip() for cell in head.strip("|").split("|")][1:]
+    found: dict[str, dict[str, tuple[str, ...]]] = {role: {} for role in roles}
+    for row in rows:
+        name, *cells = [cell.strip() for cell in row.strip("|").split("|")]
+        collection = ALL if name == "all of them" else name.strip("`")
+        for role, cell in zip(roles, cells, strict=True):
+            if cell:
+                found[role][collection] = tuple(cell.split(", "))
+    assert found == ROLES

@@ -133,6 +133,7 @@ TAMPERING: dict[str, Tampering] = {
 }
 
 
+@pytest.mark.usefixtures("_unvalidated")
 @pytest.mark.parametrize("name", TAMPERING)
 def test_tampering_is_found(name: str, history: Writer, direct: Database[dict[str, Any]]) -> None:
     TAMPERING[name](direct)
@@ -148,6 +149,7 @@ def named(problems: list[str], *revisions: int) -> bool:
     return bool(numbers & {*revisions}) and any("revision" in text for text in problems)
 
 
+@pytest.mark.usefixtures("_unvalidated")
 def test_whatever_is_altered_in_a_ledger_document_is_found_and_named(
     history: Writer, direct: Database[dict[str, Any]]
 ) -> None:
@@ -204,6 +206,7 @@ def test_a_newest_document_that_was_removed_is_brought_back_from_the_head(
     assert direct.ledger.find_one({"revision": LAST}) == gone
 
 
+@pytest.mark.usefixtures("_unvalidated")
 def test_whatever_is_inserted_into_the_ledger_is_found_and_named(
     history: Writer, direct: Database[dict[str, Any]]
 ) -> None:
@@ -398,6 +401,7 @@ def test_a_checkpoint_of_other_members_is_found(history: Writer) -> None:
     assert "not of the history" in str(problem_with(base, genesis("x", "x", NOON), states))
 
 
+@pytest.mark.usefixtures("_unvalidated")
 @pytest.mark.parametrize("edit", ["damaged", "missing"])
 def test_a_checkpoint_that_cannot_be_read_is_found(
     history: Writer, direct: Database[dict[str, Any]], edit: str

@@ -432,6 +432,7 @@ def test_a_segment_of_a_million_keys_is_changed_by_one_part(
 # What goes wrong in the database
 
 
+@pytest.mark.usefixtures("_unvalidated")
 @pytest.mark.mongo
 def test_altered_members_are_never_built_upon(
     writer: Writer, direct: Database[dict[str, Any]]

@@ -323,6 +323,7 @@ class TestMongo:
             evaluation = client.evaluate("a.one", default=True)
             assert (evaluation.value, evaluation.version, evaluation.revision) == (False, 2, 2)
 
+    @pytest.mark.usefixtures("_unvalidated")
     @pytest.mark.parametrize(
         "edit",
         [
@@ -426,6 +427,7 @@ class TestMongo:
         assert pending.keys() == whole.keys() == sorted(whole.keys())
         assert pending.parts == whole.parts
 
+    @pytest.mark.usefixtures("_unvalidated")
     @pytest.mark.parametrize("enabled", [True, False], ids=repr)
     @pytest.mark.parametrize("damage", [{}, {"body": None}], ids=["good", "bad"])
     def test_a_load_leaves_the_garbage_collector_as_it_was(
@@ -497,6 +499,7 @@ class TestMongo:
             client.wait_for(writer.update(flag("a.one", "off")).revision)
         assert not client.is_enabled("a.one")
 
+    @pytest.mark.usefixtures("_unvalidated")
     @pytest.mark.parametrize(
         "garbage",
         [

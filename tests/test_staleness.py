@@ -92,3 +92,11 @@ def test_the_command_lists_them(mongo_uri: str, database: str, writer: Writer) -
         assert words in shown.stdout
     told = json.loads(run("flags", "stale", "--days", "0", "--output", "json", **where).stdout)
     assert [(found["key"], found["version"]) for found in told] == [("a.old", 1)]
+
+
+def test_grants_and_segments_are_no_flags(writer: Writer) -> None:
+    writer.create(flag("a.old"))
+    writer.create_segment({"key": "a.beta", "included": ["u-1"]})
+    with writer.change() as change:
+        change.grant("dana", "admin")
+    assert [*reasons(writer)] == ["a.old"]

@@ -29,6 +29,7 @@ def survey(mongo_uri: str, database: str) -> Iterator[Survey]:
         yield survey
 
 
+@pytest.mark.usefixtures("_unvalidated")
 def test_checkpoints_are_told_by_environment_but_for_those_that_clients_refuse(
     writer: Writer, survey: Survey, mongo_uri: str, database: str
 ) -> None:

@@ -665,7 +665,8 @@ def test_the_next_writer_projects_what_a_dead_one_left(
     with writer.store.reading() as reading:
         planned = plan([SetState(key="shop.search", verb="pause")], reading, 1, {})
     change = next_change(reading.tip, "the-dead-one", reading.now, planned.changes)
-    writer.store.add_request("the-dead-one", {"digest": ""})
+    asked = {"sent": change.tip.time, "actor": "dana", "reason": "", "operations": []}
+    writer.store.add_request("the-dead-one", {**asked, "digest": ""})
     assert writer.store.compare_and_set(reading.tip, change)
     assert direct.ledger.count_documents({}) == 1
 

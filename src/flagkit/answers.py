@@ -166,6 +166,11 @@ class Answers:
         view = self._view
         return view.snapshot if view is not None else None
 
+    @property
+    def view(self) -> View | None:
+        """The snapshot with its clock, None before there is any; for flagkit's own rooms."""
+        return self._view
+
     def _publish_view(self, view: View | None) -> None:
         """Have evaluations answer from a view from now on, of one revision whole.
 

@@ -26,6 +26,7 @@
         StreamsUnavailableError          changes cannot be watched here, only asked for
         HistoryLostError                 the ledger does not continue what the reader holds
       SnapshotFormatError(ValueError)    a snapshot's bytes are foreign, damaged or too new
+      DigestError(ValueError)            the digest of an evaluation is none, or was altered
 
 Evaluation raises none of them: it answers with `Evaluation.error_code`.
 """
@@ -217,3 +218,7 @@ class HistoryLostError(StoreError):
 
 class SnapshotFormatError(FlagkitError, ValueError):
     """The bytes of a snapshot are none of flagkit's, damaged, or of a format not known here."""
+
+
+class DigestError(FlagkitError, ValueError):
+    """What was given as the digest of an evaluation is none, was altered, or cannot be replayed."""

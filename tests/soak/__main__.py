@@ -32,7 +32,7 @@ SOAKS = {
     "oracle": Soak(oracle.soak, "--pairs", 10_000_000),
     "rollback": Soak(rollback.soak, "--points", 50),
     "simulation": Soak(simulation.soak, "--seeds", 2_000),
-    "writers": Soak(writers.soak, "--seconds", 60),
+    "writers": Soak(writers.soak, "--changes", 10_000),
 }
 
 

@@ -1,17 +1,20 @@
-"""Writers that fight for the same flags and are killed, while a client follows."""
+"""Writers that fight for the same flags and are killed, while a client follows.
+
+Some are killed at random, some as soon as they have committed and before they have projected. What
+a dead writer asked for is sent again by the next one, under the same idempotency key.
+"""
 
 import contextlib
 import json
 import queue
 import random
-import signal
 import subprocess
 import sys
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -20,82 +23,164 @@ from msgspec import Struct
 from benchmarks.report import Result
 from flagkit.changes import Change
 from flagkit.core.freshness import Freshness
-from flagkit.embedded import EmbeddedMongo
 from flagkit.refresh import Refresher
 from flagkit.refresh_thread import RefreshThread
 from flagkit.snapshot import Snapshot, record_of
 from flagkit.storage.source import MongoSource
 from flagkit.storage.store import Store
 from flagkit.writer import Writer, verify
+from tests.members import Members
 from tests.soak import writing
 
 ENVIRONMENT = "soak"
-STUCK_SECONDS = 30
+STUCK_SECONDS = 60
+WRITERS = 16
+FLAG_COUNT = 50
+CHANGES_PER_KILL = 50
+KILLS_PER_BETWEEN = 8
+"""Of so many kills, one at least is to fall between compare-and-set and projection."""
+FAILOVERS = 5
+FAILOVER_SECONDS = 5.0
+RESENT = 500
 
 
 class Story(Struct):
-    """What happened: every line that a writer printed, the kills, and what a client saw."""
+    """What happened: what writers said, who was killed when, and what a client saw.
 
+    `between` counts the writers that died between compare-and-set and projection.
+    """
+
+    asked: set[str] = set()
     acknowledged: list[dict[str, Any]] = []
-    kills: list[float] = []
+    kills: int = 0
+    between: int = 0
+    failovers: list[float] = []
     errors: list[str] = []
     published: list[int] = []
     bases: int = 0
     snapshot: Snapshot | None = None
 
 
-class Fleet:
-    """Writer processes, whose lines arrive in one queue."""
+class _Process:
+    """One writer, whose lines go to a story; it may be killed in the middle of a change."""
 
-    def __init__(self, uri: str, database: str, count: int, chance: random.Random) -> None:
-        self.lines: queue.Queue[str] = queue.Queue()
-        self._arguments = [uri, database, ENVIRONMENT]
-        self._chance = chance
-        self._running: list[tuple[subprocess.Popen[str], threading.Thread]] = []
-        self._readers: list[threading.Thread] = []
-        for _ in range(count):
-            self._start()
-
-    def kill_one(self) -> None:
-        """Kill a writer, whatever it does, and start another in its place."""
-        process, reader = self._running.pop(self._chance.randrange(len(self._running)))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        reader.join()
-        self._start()
-
-    def close(self) -> None:
-        """Kill all writers and read what they still said."""
-        for process, _ in self._running:
-            process.kill()
-        for process, reader in self._running:
-            process.wait()
-            reader.join()
-
-    def _start(self) -> None:
-        process = subprocess.Popen(
-            [sys.executable, "-m", writing.__name__, *self._arguments, str(self._seed())],
+    def __init__(
+        self, arguments: Sequence[str], left: list[str], lines: "queue.Queue[dict[str, Any]]"
+    ) -> None:
+        self.left = left[0] if left else None
+        """What it asked for and had no answer to."""
+        self.committed = 0
+        """The revision that it committed last, until it has projected that."""
+        self.doomed = threading.Event()
+        """Once set, it is killed when it commits next."""
+        self._lines = lines
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", writing.__name__, *arguments, *left],
             stdout=subprocess.PIPE,
             text=True,
         )
-        reader = threading.Thread(target=self._read, args=[process])
-        reader.start()
-        self._running.append((process, reader))
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
 
-    def _seed(self) -> int:
-        return self._chance.randrange(2**32)
+    def kill(self) -> None:
+        """Kill it, whatever it does, and hear its last words."""
+        self._process.kill()
+        self.bury()
 
-    def _read(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        with process.stdout as lines:
+    def bury(self) -> None:
+        """Wait until it is dead and has said all."""
+        self._process.wait()
+        self._reader.join()
+
+    @property
+    def dead(self) -> bool:
+        """Whether it has ended."""
+        return not self._reader.is_alive()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
             for line in lines:
-                self.lines.put(line)
+                # One that a kill has cut off says nothing.
+                with contextlib.suppress(json.JSONDecodeError):
+                    self._hear(json.loads(line))
+
+    def _hear(self, said: dict[str, Any]) -> None:
+        match said:
+            case {"asked": request}:
+                self.left = request
+            case {"committed": revision}:
+                self.committed = revision
+                if self.doomed.is_set():
+                    self._process.kill()
+            case {"projected": revision}:
+                if revision == self.committed:
+                    self.committed = 0
+            case _:
+                self.left = None
+        self._lines.put(said)
 
 
-def run(uri: str, *, changes: int, kills: int, writers: int, seed: int) -> tuple[Story, list[str]]:
-    """Let writers make some changes, of which some are killed; return the story and what is wrong.
+class Fleet:
+    """Writer processes, each replaced when it is killed; their lines arrive in one queue."""
 
-    The killing moments are spread at random over the run.
+    def __init__(self, arguments: Sequence[str], count: int, chance: random.Random) -> None:
+        self.lines: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.left: list[str] = []
+        """What was asked for, and is nobody's yet."""
+        self._arguments = arguments
+        self._chance = chance
+        self._running = [self._started() for _ in range(count)]
+
+    def kill_one(self) -> bool:
+        """Kill a writer, whatever it does; return whether it was between commit and projection."""
+        process = self._running.pop(self._chance.randrange(len(self._running)))
+        process.kill()
+        return self._replace(process)
+
+    def kill_one_between(self) -> bool:
+        """Kill a writer as soon as it commits; return whether it had not projected by then."""
+        process = self._running.pop(self._chance.randrange(len(self._running)))
+        process.doomed.set()
+        process.bury()
+        return self._replace(process)
+
+    def close(self) -> None:
+        """Kill all writers and read what they still said."""
+        for process in self._running:
+            process.kill()
+            self._bequeath(process)
+
+    def _replace(self, process: _Process) -> bool:
+        self._bequeath(process)
+        self._running.append(self._started())
+        return process.committed > 0
+
+    def _bequeath(self, process: _Process) -> None:
+        if process.left is not None:
+            self.left.append(process.left)
+
+    def _started(self) -> _Process:
+        left = [self.left.pop()] if self.left else []
+        seed = str(self._chance.randrange(2**32))
+        return _Process([*self._arguments, seed], left, self.lines)
+
+
+def run(  # noqa: PLR0913 - who fights, for what, and who dies
+    uri: str,
+    *,
+    changes: int,
+    kills: int,
+    between: int,
+    writers: int,
+    flags: int,
+    seed: int,
+    failovers: "Failovers | None" = None,
+) -> tuple[Story, list[str]]:
+    """Let writers make some changes, while some are killed; return the story and what is wrong.
+
+    Kills are spread over the run; every other one waits for a commit, and more come until `between`
+    of them fell between compare-and-set and projection.
     """
     chance = random.Random(seed)
     database = f"soak-{uuid.uuid4().hex}"
@@ -103,39 +188,78 @@ def run(uri: str, *, changes: int, kills: int, writers: int, seed: int) -> tuple
     with Writer(uri, ENVIRONMENT, actor="soak", database=database) as writer:
         writer.create_environment()
         with writer.change() as change:
-            for number in range(writing.FLAG_COUNT):
+            for number in range(flags):
                 change.create(writing.flag(number))
         with following(uri, database, story) as caught_up:
-            fleet = Fleet(uri, database, writers, chance)
+            fleet = Fleet([uri, database, ENVIRONMENT, str(flags)], writers, chance)
             moments = sorted(chance.randrange(1, changes) for _ in range(kills))
             try:
-                while len(story.acknowledged) < changes:
+                while len(story.acknowledged) < changes or story.between < between:
                     note(fleet.lines.get(timeout=STUCK_SECONDS), story)
-                    while moments and len(story.acknowledged) >= moments[0]:
+                    made = len(story.acknowledged)
+                    if failovers is not None:
+                        failovers.take(made / changes, story)
+                    while (moments and made >= moments[0]) or made >= changes:
+                        story.between += _kill(fleet, story.kills % 2 == 1)
+                        story.kills += 1
+                        if not moments:
+                            break
                         moments.pop(0)
-                        story.kills.append(time.monotonic())
-                        fleet.kill_one()
             finally:
                 fleet.close()
             while not fleet.lines.empty():
                 note(fleet.lines.get(), story)
-            # The last word: whatever the dead left behind is projected by this change.
+            # What the dead left behind is asked for once more, whether it had been done or not.
+            for request in fleet.left:
+                commit = writing.send(writer, request, flags)
+                story.acknowledged.append(
+                    {"request": request, "revision": commit.revision, "time": str(commit.time)}
+                )
             caught_up(writer.pause("soak.flag-0").revision)
-        return story, problems(writer.store, story)
+        found = problems(writer.store, story)
+        return story, found + resent_badly(writer, story, flags, chance)
 
 
-def note(line: str, story: Story) -> None:
-    """Take in a line of a writer. One that was cut off by a kill says nothing."""
-    with contextlib.suppress(json.JSONDecodeError):
-        said = json.loads(line)
-        if "error" in said:
-            story.errors.append(said["error"])
-        else:
+def _kill(fleet: Fleet, waits: bool) -> bool:
+    return fleet.kill_one_between() if waits else fleet.kill_one()
+
+
+class Failovers:
+    """Kills the primary now and then, and brings it back. To be used in the main thread."""
+
+    def __init__(self, members: Members, count: int) -> None:
+        self._members = members
+        self._due = [(number + 0.5) / count for number in range(count)]
+
+    def take(self, progress: float, story: Story) -> None:
+        """Kill the primary if the run has come so far."""
+        if not self._due or progress < self._due[0]:
+            return
+        self._due.pop(0)
+        self._members.settle()
+        primary = self._members.primary()
+        story.failovers.append(time.monotonic())
+        primary.kill()
+        self._members.primary()
+        primary.start()
+        primary.wait_listening()
+
+
+def note(said: dict[str, Any], story: Story) -> None:
+    """Take in what a writer said."""
+    match said:
+        case {"error": error}:
+            story.errors.append(error)
+        case {"asked": request}:
+            story.asked.add(request)
+        case {"ended": _}:
             story.acknowledged.append(said)
+        case _:
+            pass
 
 
 @contextlib.contextmanager
-def following(uri: str, database: str, story: Story) -> "Iterator[Any]":
+def following(uri: str, database: str, story: Story) -> "Generator[Any]":
     """Follow the environment as a client does, noting what is published."""
     arrival = threading.Condition()
 
@@ -182,6 +306,7 @@ def problems(store: Store, story: Story) -> list[str]:
         for said in story.acknowledged
         if requests.get(said["request"]) != said["revision"]
     ]
+    found += [f"{request} was asked for and never made" for request in story.asked - {*requests}]
     versions: Counter[str] = Counter()
     for change in changes:
         for flag in change.policies:
@@ -189,6 +314,21 @@ def problems(store: Store, story: Story) -> list[str]:
             if flag.after is None or flag.after.version != versions[flag.id[1]]:
                 found.append(f"revision {change.revision} skips a version of {flag.id[1]}")
     found += followed_badly(store, story, changes)
+    return found
+
+
+def resent_badly(writer: Writer, story: Story, flags: int, chance: random.Random) -> list[str]:
+    """Send some acknowledged requests again; return those that led to another Commit."""
+    count = writer.store.tip().revision
+    acknowledged = [said for said in story.acknowledged if "ended" in said]
+    found = [
+        f"{said['request']} was sent again, and led to another commit"
+        for said in chance.sample(acknowledged, min(RESENT, len(acknowledged)))
+        for commit in [writing.send(writer, said["request"], flags)]
+        if (commit.revision, commit.time.isoformat()) != (said["revision"], said["time"])
+    ]
+    if writer.store.tip().revision != count:
+        found.append("what was sent again made revisions")
     return found
 
 
@@ -208,34 +348,66 @@ def followed_badly(store: Store, story: Story, changes: Sequence[Change]) -> lis
     return found
 
 
-def longest_spell(story: Story) -> float:
-    """Return the longest time without a commit, in seconds, from the first acknowledgement on."""
-    moments = sorted(said["ended"] for said in story.acknowledged)
-    return float(max(after - before for before, after in pairwise(moments)))
+def longest_spell(story: Story, *, failovers: bool = False) -> float:
+    """Return the longest time without a commit, in seconds, from the first acknowledgement on.
+
+    Of the time in which a primary was killed and for FAILOVER_SECONDS after, or else of all other.
+    """
+    moments = sorted(said["ended"] for said in story.acknowledged if "ended" in said)
+    spells = [
+        after - before
+        for before, after in pairwise(moments)
+        if _is_of_failover(before, after, story.failovers) == failovers
+    ]
+    return float(max(spells, default=0.0))
 
 
-def soak(seconds: int, seed: int) -> Iterator[Result]:
-    """Run rounds of 1,000 changes and ten kills by four writers, for some seconds at least."""
-    with EmbeddedMongo() as server:
-        yield from rounds(server.uri, seconds, seed)
+def _is_of_failover(before: float, after: float, failovers: Iterable[float]) -> bool:
+    return any(before < killed + FAILOVER_SECONDS and after > killed for killed in failovers)
 
 
-def rounds(uri: str, seconds: int, seed: int) -> Iterator[Result]:
-    until = time.monotonic() + seconds
-    for count in range(1_000_000):
-        if time.monotonic() > until and count:
-            return
-        story, wrong = run(uri, changes=1000, kills=10, writers=4, seed=seed + count)
-        for problem in wrong:
-            print(f"  seed {seed + count}: {problem}")
-        name = f"round {count + 1}"
-        yield Result(
-            benchmark="writers", case=f"{name}: broken promises", value=len(wrong), unit="", bound=0
+def soak(changes: int, seed: int) -> Iterator[Result]:
+    """Let WRITERS make so many changes on three members, of which the primary is killed, too."""
+    kills = changes // CHANGES_PER_KILL
+    with Members(3, proxied=False) as members:
+        started = time.monotonic()
+        story, wrong = run(
+            members.uri(),
+            changes=changes,
+            kills=kills,
+            between=kills // KILLS_PER_BETWEEN,
+            writers=WRITERS,
+            flags=FLAG_COUNT,
+            seed=seed,
+            failovers=Failovers(members, FAILOVERS),
         )
-        yield Result(
-            benchmark="writers",
-            case=f"{name}: longest spell without a commit",
-            value=round(longest_spell(story), 3),
-            unit="s",
-            bound=1.0,
-        )
+        seconds = time.monotonic() - started
+    for problem in wrong:
+        print(f"  {problem}")
+    yield result("broken promises", len(wrong), bound=0)
+    yield result("changes acknowledged", len(story.acknowledged))
+    yield result("changes a second", round(len(story.acknowledged) / seconds, 1))
+    yield result("writers killed", story.kills, bound=kills, at_least=True)
+    yield result(
+        "killed between commit and projection",
+        story.between,
+        bound=kills // KILLS_PER_BETWEEN,
+        at_least=True,
+    )
+    yield result("primaries killed", len(story.failovers), bound=FAILOVERS, at_least=True)
+    for what, failovers, bound in (("primary", True, FAILOVER_SECONDS), ("writer", False, 1.0)):
+        spell = round(longest_spell(story, failovers=failovers), 3)
+        yield result(f"longest spell, {what} killed", spell, unit="s", bound=bound)
+
+
+def result(
+    case: str,
+    value: float,
+    *,
+    unit: str = "",
+    bound: float | None = None,
+    at_least: bool = False,
+) -> Result:
+    return Result(
+        benchmark="writers", case=case, value=value, unit=unit, bound=bound, at_least=at_least
+    )

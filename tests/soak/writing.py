@@ -1,7 +1,9 @@
-"""One writer process of the soak: random changes of several flags, each acknowledged on a line.
+"""One writer process of the soak: random changes of several flags, each told of on lines of JSON.
 
-Arguments: URI, database, environment, seed. Prints {"revision", "request", "started", "ended"} for
-each change, times in seconds of the machine's monotonic clock, until it is ended.
+Arguments: URI, database, environment, number of flags, seed, and perhaps a request to send first,
+which a dead writer has left. Prints {"asked"} before each change, {"committed"} and {"projected"}
+on its way, and {"revision", "request", "time", "ended"} once it is acknowledged, the last in
+seconds of the machine's monotonic clock; until it is ended.
 """
 
 import json
@@ -9,12 +11,13 @@ import random
 import sys
 import time
 import uuid
+from collections.abc import Collection, Iterable
 from typing import Any
 
+from flagkit.changes import Change, Tip
 from flagkit.errors import WriteError
-from flagkit.writer import Draft, Writer
-
-FLAG_COUNT = 12
+from flagkit.storage.store import Store
+from flagkit.writer import Commit, Draft, Writer
 
 
 def flag(number: int) -> dict[str, Any]:
@@ -27,8 +30,18 @@ def flag(number: int) -> dict[str, Any]:
     }
 
 
-def edit(change: Draft, number: int, chance: random.Random) -> None:
-    """Add a random operation on a flag to a change."""
+def send(writer: Writer, request: str, flag_count: int) -> Commit:
+    """Make the change that a request stands for: the same one whenever it is sent."""
+    chance = random.Random(request)
+    numbers = chance.sample(range(flag_count), chance.randint(1, 4))
+    with writer.change(idempotency_key=request, actor="soak") as change:
+        for number in numbers:
+            _edit(change, number, chance)
+    assert change.commit is not None
+    return change.commit
+
+
+def _edit(change: Draft, number: int, chance: random.Random) -> None:
     key = f"soak.flag-{number}"
     match chance.randrange(4):
         case 0:
@@ -41,29 +54,53 @@ def edit(change: Draft, number: int, chance: random.Random) -> None:
             change.update(flag(number) | {"description": str(chance.random())})
 
 
+class TellingStore(Store):
+    """A store that says where on its way a change is."""
+
+    def compare_and_set(self, tip: Tip, change: Change, *kept: Any) -> bool:
+        """Commit, and say so."""
+        done = super().compare_and_set(tip, change, *kept)
+        if done:
+            say(committed=change.revision)
+        return done
+
+    def project(
+        self, change: Change, pages: Collection[str] = (), *, is_mine: bool = False
+    ) -> None:
+        """Project, and say so."""
+        super().project(change, pages, is_mine=is_mine)
+        say(projected=change.revision)
+
+
+def say(**what: Any) -> None:
+    print(json.dumps(what), flush=True)
+
+
+def _requests(left: Iterable[str], chance: random.Random) -> Iterable[str]:
+    yield from left
+    while True:
+        yield uuid.UUID(int=chance.getrandbits(128)).hex
+
+
 def main() -> None:
     """Write until ended."""
-    uri, database, environment, seed = sys.argv[1:]
-    chance = random.Random(int(seed))
-    with Writer(uri, environment, actor=f"writer {seed}", database=database) as writer:
-        while True:
-            request = uuid.UUID(int=chance.getrandbits(128)).hex
-            started = time.monotonic()
+    uri, database, environment, flag_count, seed, *left = sys.argv[1:]
+    with Writer(uri, environment, actor="soak", database=database) as writer:
+        writer.store.close()
+        writer.store = TellingStore(uri, environment=environment, database=database)
+        for request in _requests(left, random.Random(int(seed))):
+            say(asked=request)
             try:
-                with writer.change(idempotency_key=request) as change:
-                    for number in chance.sample(range(FLAG_COUNT), chance.randint(1, 4)):
-                        edit(change, number, chance)
+                commit = send(writer, request, int(flag_count))
             except WriteError as error:
-                print(json.dumps({"error": str(error)}), flush=True)
+                say(error=str(error))
                 raise
-            assert change.commit is not None
-            acknowledged = {
-                "revision": change.commit.revision,
-                "request": request,
-                "started": started,
-                "ended": time.monotonic(),
-            }
-            print(json.dumps(acknowledged), flush=True)
+            say(
+                request=request,
+                revision=commit.revision,
+                time=commit.time.isoformat(),
+                ended=time.monotonic(),
+            )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from typing import Any, assert_type
 
 import flagkit
 from flagkit import Client, CountingClient, Counts, Evaluation, Subscription
+from flagkit.history import Replayed, client_at, digest_of, replay
 from flagkit.testing import client_from
 from flagkit.writer import Commit, Writer
 
@@ -23,6 +24,10 @@ assert_type(client.bind("user").evaluate("a", 3), Evaluation[int])
 assert_type(client.counts(), Counts | None)
 assert_type(CountingClient("mongodb://localhost", environment="test").counts(), Counts)
 assert_type(client.on_change("a", lambda change: change.version_after), Subscription)
+assert_type(client_at(at=17), Client)
+assert_type(digest_of(client, client.evaluate("a", "user", default=1), "user"), str)
+assert_type(replay(None, "fk1.", "user").evaluation, Evaluation[Any])
+assert_type(replay("mongodb://localhost", "fk1.", {"targeting_key": "user"}), Replayed)
 assert_type(flagkit.is_enabled("a", "user"), bool)
 assert_type(flagkit.value("a", default="x"), str)
 assert_type(flagkit.configure("mongodb://localhost", environment="production"), Client)

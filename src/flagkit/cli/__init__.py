@@ -8,7 +8,8 @@ _EXTRA = ("click", "rich", "ruamel")
 def main() -> None:
     """Run the command with the arguments of the process, and end the process.
 
-    Exit codes: 0 good, 1 failed, 2 wrong usage, 3 a check found something.
+    Exit codes: 0 good, 1 failed, 2 wrong usage, 3 a check found something, 4 a
+    conflict: what stands is not what was taken to stand.
     """
     try:
         # Deferred, so that a missing extra is a sentence and no traceback.

@@ -1,36 +1,52 @@
 """The commands and their options; what they do lives in rooms of their own.
 
-Every FlagkitError ends as one sentence on stderr and exit code 1, never as a traceback.
+Every FlagkitError ends as one sentence on stderr and an exit code, never as a traceback.
 """
 
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Unpack
 
 import click
+from click.shell_completion import get_completion_class
 from rich.console import Console
 
-from flagkit import FlagkitError, __version__
+from flagkit import __version__
 from flagkit.cli import checkpoint, demo, standing, waiting
+from flagkit.cli.access import access
+from flagkit.cli.admin import admin
+from flagkit.cli.evaluating import evaluate, replay_digest
+from flagkit.cli.failures import FAULTS_FOUND, failures_told
 from flagkit.cli.flags import flags
 from flagkit.cli.ledger import ledger
-from flagkit.cli.options import FAULTS_FOUND, database_option, environment_option, uri_option
+from flagkit.cli.options import (
+    Place,
+    database_option,
+    environment_option,
+    place_options,
+    settings_at,
+    uri_option,
+)
+from flagkit.cli.output import PROGRAMS, output_option, written
 from flagkit.cli.policy_files import PolicyFile
 from flagkit.cli.policy_text import json_text, yaml_text
+from flagkit.cli.segments import segments
 from flagkit.errors import InvalidDocumentError
 from flagkit.model.canonical import digest, segment_digest
 from flagkit.model.schema import schema
-from flagkit.settings import connection_from, required, settings_from
+from flagkit.settings import connection_from, required
 from flagkit.storage.survey import Survey
+
+_SHELLS: Final = ("bash", "zsh", "fish")
+_COMPLETE: Final = "_FLAGKIT_COMPLETE"
+"""The variable by which such a script asks click."""
 
 
 class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with failures_told():
             return super().invoke(ctx)
-        except FlagkitError as error:
-            raise click.ClickException(str(error)) from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -39,8 +55,8 @@ def flagkit() -> None:
     """Feature flags and rollouts, evaluated in process and kept in MongoDB."""
 
 
-flagkit.add_command(flags)
-flagkit.add_command(ledger)
+for _command in (flags, segments, access, admin, ledger, evaluate, replay_digest):
+    flagkit.add_command(_command)
 
 
 @flagkit.command("validate")
@@ -115,30 +131,33 @@ def _schema() -> None:
     click.echo(json.dumps(schema(), indent=2))
 
 
+@flagkit.command("completion")
+@click.argument("shell", type=click.Choice(_SHELLS))
+def _completion(shell: str) -> None:
+    """Print what makes a shell complete commands and options.
+
+    In ~/.bashrc: eval "$(flagkit completion bash)". In ~/.zshrc: eval "$(flagkit completion zsh)".
+    For fish: flagkit completion fish > ~/.config/fish/completions/flagkit.fish.
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None, "click knows each of _SHELLS"
+    click.echo(kind(flagkit, {}, "flagkit", _COMPLETE).source())
+
+
 @flagkit.command("checkpoint")
-@uri_option
-@environment_option
-@database_option
-@click.option(
-    "--output",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="What to print of what was made.",
-)
-def _checkpoint(
-    uri: str | None, environment: str | None, database: str | None, output: str
-) -> None:
+@place_options
+@output_option("text")
+def _checkpoint(output: str, **place: Unpack[Place]) -> None:
     """Publish all flags of an environment, for new clients to start from.
 
     Clients start from the newest checkpoint and go on from the ledger; without one they read every
     flag, which takes some seconds at hundreds of thousands. The newest two are kept.
     """
-    settings = settings_from(uri, environment=environment, database=database)
+    settings = settings_at(**place)
     started = time.monotonic()
     made = checkpoint.made(settings, Console(stderr=True))
     seconds = time.monotonic() - started
-    if output == "text":
+    if output not in PROGRAMS:
         click.echo(checkpoint.told(made, seconds))
     else:
         found = {
@@ -149,14 +168,14 @@ def _checkpoint(
             "bytes": made.bytes,
             "seconds": round(seconds, 3),
         }
-        click.echo(json.dumps(found))
+        click.echo(written(found, output))
 
 
 @flagkit.command("status")
 @uri_option
 @click.option("--environment", help="The only one to tell of; by default all.")
 @database_option
-@click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@output_option("table")
 def _status(uri: str | None, environment: str | None, database: str | None, output: str) -> None:
     """Tell where environments, the members of the replica set and registered clients stand.
 
@@ -164,8 +183,8 @@ def _status(uri: str | None, environment: str | None, database: str | None, outp
     """
     place = connection_from(uri, database)
     found = standing.standing_of(*place, environment)
-    if output == "json":
-        click.echo(standing.json_of(found))
+    if output in PROGRAMS:
+        click.echo(written(standing.document_of(found), output))
     else:
         standing.show(found, place[1], Console(highlight=False))
 
@@ -188,7 +207,7 @@ def _rollout() -> None:
     help="Seconds to wait at most.",
 )
 @database_option
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@output_option("text")
 def _wait(uri: str | None, database: str | None, timeout: float, output: str, **goal: Any) -> None:
     """Wait until all clients that are registered and alive have a revision.
 
@@ -202,8 +221,8 @@ def _wait(uri: str | None, database: str | None, timeout: float, output: str, **
     with Survey(*place) as survey:
         found = waiting.wait_with_bar(survey, wanted, timeout, Console(stderr=True))
     said = waiting.verdict(found, wanted, timeout)
-    if output == "json":
-        click.echo(waiting.json_of(found, wanted))
+    if output in PROGRAMS:
+        click.echo(written(waiting.document_of(found, wanted), output))
     elif found.is_reached:
         click.echo(said)
     else:

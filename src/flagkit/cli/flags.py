@@ -1,44 +1,303 @@
-"""Flags: `flagkit flags`, which tells of the flags of an environment. Reads alone."""
+"""Flags: `flagkit flags`, which tells of the flags of an environment, and changes them."""
 
-import contextlib
-import json
+from pathlib import Path
+from typing import Any, Unpack
 
 import click
 import msgspec
 from rich.console import Console
 
-from flagkit.cli.options import database_option, environment_option, uri_option
+from flagkit.cli.documents import flags_in
+from flagkit.cli.importing import import_flags
+from flagkit.cli.options import (
+    Place,
+    expected_version_option,
+    file_argument,
+    key_argument,
+    keys_argument,
+    only_one,
+    place_options,
+    reassign_option,
+    region_option,
+    store_at,
+    to_option,
+)
+from flagkit.cli.output import PROGRAMS, output_option, written
+from flagkit.cli.policies import flag_document, flag_file, flag_line, rows_of
 from flagkit.cli.telling import Teller
-from flagkit.settings import settings_from
-from flagkit.storage.store import Store
+from flagkit.cli.writing import Asking, changing, writing_options
+from flagkit.errors import FlagNotFoundError
+from flagkit.model import EVERYWHERE
+from flagkit.model.keys import check_key
+from flagkit.storage.layout import FLAGS
 from flagkit.writer.staleness import stale_flags
 
 
 @click.group("flags")
 def flags() -> None:
-    """Look at the flags of an environment."""
+    """Look at the flags of an environment, and change them."""
+
+
+flags.add_command(import_flags)
+
+
+@flags.command("list")
+@place_options
+@click.option("--namespace", default="", help="Only keys that begin with it, such as checkout.")
+@click.option(
+    "--state", type=click.Choice(["active", "paused", "archived"]), help="Only those in it."
+)
+@output_option("table")
+def _list(namespace: str, state: str | None, output: str, **place: Unpack[Place]) -> None:
+    """List flags, overrides of regions included."""
+    with store_at(**place) as store, store.reading() as reading:
+        states = reading.all([FLAGS]).values()
+    lines = [
+        flag_line(found)
+        for found in sorted(states, key=lambda found: (found.key, found.region))
+        if found.key.startswith(namespace) and state in (None, found.policy["state"])
+    ]
+    if output in PROGRAMS:
+        click.echo(written([msgspec.to_builtins(line) for line in lines], output))
+    elif lines:
+        Teller(Console(highlight=False)).listing(
+            ("flag", "region", "version", "state", "type", "serves", "owner"),
+            [msgspec.structs.astuple(line) for line in lines],
+            right=("version",),
+        )
+    else:
+        click.echo("No such flag.")
+
+
+@flags.command("show")
+@key_argument
+@region_option
+@place_options
+@output_option("table", "policy")
+def _show(key: str, region: str, output: str, **place: Unpack[Place]) -> None:
+    """Show a flag: its document, version and overrides.
+
+    `--output policy` is a policy file, to edit and to pass to `flagkit flags update`.
+    """
+    check_key(key)
+    with store_at(**place) as store, store.reading() as reading:
+        found = reading.find([key])
+        revision = reading.tip.revision
+    state = found.get((region, key))
+    regions = sorted({other for other, _ in found} - {region, EVERYWHERE})
+    if state is None:
+        there = f"; there it is: {', '.join(sorted(other for other, _ in found))}" if found else ""
+        raise FlagNotFoundError(f"there is no flag {key!r} in region {region}{there}")
+    if output == "policy":
+        click.echo(f"# version {state.version} at revision {revision}")
+        click.echo(flag_file(state), nl=False)
+    elif output in PROGRAMS:
+        told = {
+            "key": key,
+            "region": region,
+            "version": state.version,
+            "revision": revision,
+            "overrides": regions,
+            "document": flag_document(state),
+        }
+        click.echo(written(told, output))
+    else:
+        rows = [("version", f"{state.version} at revision {revision:,}")]
+        rows += [("overrides", ", ".join(regions))] if regions else []
+        rows += rows_of(flag_document(state))
+        Teller(Console(highlight=False)).table(("flag", key), rows)
+
+
+@flags.command("create")
+@file_argument
+@writing_options
+def _create(file: Path, **asking: Unpack[Asking]) -> None:
+    """Create the flags of a policy file, all in one revision.
+
+    FILE is YAML or JSON, or - for standard input.
+    """
+    found = flags_in(file, asking["environment"])
+    with found.locating(), changing(**asking) as change:
+        for policy in found.policies:
+            change.create(policy.document)
+
+
+@flags.command("update")
+@file_argument
+@expected_version_option
+@reassign_option
+@writing_options
+def _update(
+    file: Path, expected_version: int | None, *, reassign: bool, **asking: Unpack[Asking]
+) -> None:
+    """Replace the documents of flags by those of a policy file.
+
+    All in one revision. FILE is YAML or JSON, or - for standard input. A flag whose document has no
+    state stays as it is, paused or not.
+    """
+    found = flags_in(file, asking["environment"])
+    only_one(tuple(policy.flag.key for policy in found.policies), expected_version)
+    with found.locating(), changing(**asking) as change:
+        for policy in found.policies:
+            change.update(policy.document, expected_version=expected_version, reassign=reassign)
+
+
+@flags.command("set-rollout")
+@key_argument
+@click.argument("weights", metavar="PERCENT | VARIANT=PERCENT...", nargs=-1, required=True)
+@click.option("--rule", metavar="NAME", help="Of this rule; by default of the fallthrough.")
+@region_option
+@expected_version_option
+@reassign_option
+@writing_options
+def _set_rollout(
+    key: str,
+    weights: tuple[str, ...],
+    rule: str | None,
+    region: str,
+    expected_version: int | None,
+    *,
+    reassign: bool,
+    **asking: Unpack[Asking],
+) -> None:
+    """Set the weights of a rollout, in percent.
+
+    A bare percentage is the share of the true variant of a boolean flag; of others, each variant is
+    given its own, as in a=20 b=80.
+    """
+    parsed = _weights(weights)
+    with changing(**asking) as change:
+        change.set_rollout(
+            key,
+            parsed,
+            rule=rule,
+            region=region,
+            expected_version=expected_version,
+            reassign=reassign,
+        )
+
+
+@flags.command("pause")
+@keys_argument
+@region_option
+@writing_options
+def _pause(keys: tuple[str, ...], region: str, **asking: Unpack[Asking]) -> None:
+    """Pause flags: they serve their off variants.
+
+    All in one revision.
+    """
+    with changing(**asking) as change:
+        for key in keys:
+            change.pause(key, region=region)
+
+
+@flags.command("resume")
+@keys_argument
+@region_option
+@writing_options
+def _resume(keys: tuple[str, ...], region: str, **asking: Unpack[Asking]) -> None:
+    """Make paused flags active again.
+
+    All in one revision.
+    """
+    with changing(**asking) as change:
+        for key in keys:
+            change.resume(key, region=region)
+
+
+@flags.command("archive")
+@keys_argument
+@region_option
+@expected_version_option
+@writing_options
+def _archive(
+    keys: tuple[str, ...], region: str, expected_version: int | None, **asking: Unpack[Asking]
+) -> None:
+    """Archive flags whose time is over.
+
+    They serve their off variants, and neither pause nor resume. All in one revision.
+    """
+    only_one(keys, expected_version)
+    with changing(**asking) as change:
+        for key in keys:
+            change.archive(key, region=region, expected_version=expected_version)
+
+
+@flags.command("restore")
+@keys_argument
+@region_option
+@expected_version_option
+@writing_options
+def _restore(
+    keys: tuple[str, ...], region: str, expected_version: int | None, **asking: Unpack[Asking]
+) -> None:
+    """Make archived flags paused ones.
+
+    All in one revision.
+    """
+    only_one(keys, expected_version)
+    with changing(**asking) as change:
+        for key in keys:
+            change.restore(key, region=region, expected_version=expected_version)
+
+
+@flags.command("delete")
+@keys_argument
+@region_option
+@expected_version_option
+@writing_options
+def _delete(
+    keys: tuple[str, ...], region: str, expected_version: int | None, **asking: Unpack[Asking]
+) -> None:
+    """Delete archived flags.
+
+    Checks answer with their callers' defaults. All in one revision.
+    """
+    only_one(keys, expected_version)
+    with changing(**asking) as change:
+        for key in keys:
+            change.delete(key, region=region, expected_version=expected_version)
+
+
+@flags.command("rollback")
+@click.argument("key", required=False)
+@click.option("--all", "whole", is_flag=True, help="The whole environment, segments included.")
+@to_option
+@region_option
+@writing_options
+def _rollback(
+    key: str | None, to: int, region: str, *, whole: bool, **asking: Unpack[Asking]
+) -> None:
+    """Give a flag, or everything, the content of a revision.
+
+    It is a new revision. With --all, what was created since is deleted, and what was
+    deleted comes back; grants and limits stay as they are.
+    """
+    if whole == (key is not None):
+        raise click.UsageError("name a flag, or pass --all: one of them")
+    if whole and region != EVERYWHERE:
+        raise click.UsageError("--all is of all regions: leave --region out")
+    with changing(**asking) as change:
+        if key is None:
+            change.rollback_all(to=to)
+        else:
+            change.rollback(key, to=to, region=region)
 
 
 @flags.command("stale")
-@uri_option
-@environment_option
-@database_option
+@place_options
 @click.option("--days", type=click.IntRange(0), default=30, show_default=True, help="How long.")
-@click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def _stale(
-    uri: str | None, environment: str | None, database: str | None, days: int, output: str
-) -> None:
+@output_option("table")
+def _stale(days: int, output: str, **place: Unpack[Place]) -> None:
     """List flags whose time seems to be over.
 
     Those past their `expires`; and those that nobody touched for some days, and that never changed,
     are archived, or have each rollout at 0 or 100 %.
     """
-    settings = settings_from(uri, environment=environment, database=database)
-    store = Store(settings.uri, environment=settings.environment, database=settings.database)
-    with contextlib.closing(store):
+    with store_at(**place) as store:
         found = stale_flags(store, days)
-    if output == "json":
-        click.echo(json.dumps([msgspec.to_builtins(flag) for flag in found], indent=2))
+    if output in PROGRAMS:
+        click.echo(written([msgspec.to_builtins(flag) for flag in found], output))
     elif found:
         Teller(Console(highlight=False)).table(
             ("flag", "region", "owner", "why"),
@@ -46,3 +305,28 @@ def _stale(
         )
     else:
         click.echo("No flag is stale.")
+
+
+def _weights(written: tuple[str, ...]) -> dict[str, float] | float:
+    if len(written) == 1 and "=" not in written[0]:
+        return _percent(written[0])
+    found: dict[str, Any] = {}
+    for part in written:
+        variant, equals, percent = part.rpartition("=")
+        if not equals or variant in found:
+            problem = "is there twice" if equals else "is no weight"
+            raise click.BadParameter(
+                f"{part!r} {problem}: write a percentage, or variants as in a=20 b=80",
+                param_hint="WEIGHTS",
+            )
+        found[variant] = _percent(percent)
+    return found
+
+
+def _percent(written: str) -> float:
+    try:
+        return float(written)
+    except ValueError:
+        raise click.BadParameter(
+            f"{written!r} is no percentage: write a number, such as 12.5", param_hint="WEIGHTS"
+        ) from None

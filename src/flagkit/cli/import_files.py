@@ -25,16 +25,17 @@ class ImportFiles:
 
     Args:
         paths: Where they are. What ends in .jsonl or .ndjson is JSON lines.
-        into: Takes what is valid.
+        wanted: Takes what is valid.
         environment: What the documents' own `environment` must be, where they have one.
 
     Attributes:
+        wanted: What is in them.
         faults: What is wrong with documents, the first fault of each.
     """
 
-    def __init__(self, paths: Iterable[Path], into: Import, environment: str) -> None:
+    def __init__(self, paths: Iterable[Path], wanted: Import, environment: str) -> None:
         self.faults: list[InvalidDocumentError] = []
-        self._into = into
+        self.wanted = wanted
         self._environment = environment
         self._files: list[PolicyFile] = []
         self._json: list[Path] = []
@@ -68,9 +69,9 @@ class ImportFiles:
             return
         self._files.append(file)
         for segment in file.segments:
-            self._add_from(file, self._into.add_segment, segment.document)
+            self._add_from(file, self.wanted.add_segment, segment.document)
         for policy in file.policies:
-            self._add_from(file, self._into.add, policy.document)
+            self._add_from(file, self.wanted.add, policy.document)
 
     def _add_from(self, file: PolicyFile, add: Any, document: dict[str, Any]) -> None:
         try:
@@ -90,15 +91,15 @@ class ImportFiles:
         flags, segments = content.get("flags", []), content.get("segments", [])
         if not (isinstance(flags, list) and isinstance(segments, list) and content):
             return False
-        attempt = self._into.copy()
+        before = self.wanted.copy()
         try:
             for document in segments:
-                attempt.add_segment(document)
+                self.wanted.add_segment(document)
             for document in flags:
-                attempt.add(document)
+                self.wanted.add(document)
         except InvalidDocumentError:
+            self.wanted = before
             return False
-        self._into.take(attempt)
         self._json.append(path)
         return True
 
@@ -117,7 +118,7 @@ class ImportFiles:
                 )
                 continue
             try:
-                self._into.add(document)
+                self.wanted.add(document)
             except InvalidDocumentError as error:
                 self.faults.append(error.about(f"{where}: {error.subject}".removesuffix(": ")))
                 continue

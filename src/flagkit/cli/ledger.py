@@ -3,9 +3,7 @@
 Reads alone: nothing is written.
 """
 
-import contextlib
 import itertools
-import json
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,10 +13,10 @@ import click
 import msgspec
 from rich.console import Console
 
-from flagkit.cli.options import FAULTS_FOUND, database_option, environment_option, uri_option
+from flagkit.cli.failures import FAULTS_FOUND
+from flagkit.cli.options import Place, place_options, store_at
+from flagkit.cli.output import PROGRAMS, output_option, written
 from flagkit.cli.telling import Teller
-from flagkit.settings import settings_from
-from flagkit.storage.store import Store
 from flagkit.writer.ledger import ACTIONS, Entry, Wanted, entries, verify
 
 _LINES_MAX: Final = 20
@@ -43,16 +41,14 @@ def _moment(_context: object, _parameter: object, text: str | None) -> datetime 
 
 
 @ledger.command("show")
-@uri_option
-@environment_option
-@database_option
+@place_options
 @click.option("--key", help="Only changes of this flag or segment.")
 @click.option("--actor", help="Only changes by this actor.")
 @click.option("--action", type=click.Choice(ACTIONS), help="Only where this was asked for.")
 @click.option("--since", callback=_moment, help="Only from this moment on, in UTC.")
 @click.option("--until", callback=_moment, help="Only before this moment.")
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many.")
-@click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@output_option("table")
 def _show(
     uri: str | None,
     environment: str | None,
@@ -62,11 +58,11 @@ def _show(
     **wanted: Unpack[Wanted],
 ) -> None:
     """Show who changed what, when and why, the newest first."""
-    with _store(uri, environment, database) as store:
+    with store_at(uri=uri, environment=environment, database=database) as store:
         store.tip()
         shown = [*itertools.islice(entries(store, newest_first=True, **wanted), limit)]
-    if output == "json":
-        click.echo(json.dumps([msgspec.to_builtins(entry) for entry in shown], indent=2))
+    if output in PROGRAMS:
+        click.echo(written([msgspec.to_builtins(entry) for entry in shown], output))
     elif shown:
         _tell(shown, Console(highlight=False))
     else:
@@ -74,9 +70,7 @@ def _show(
 
 
 @ledger.command("verify")
-@uri_option
-@environment_option
-@database_option
+@place_options
 @click.option(
     "--anchor",
     "anchors",
@@ -84,32 +78,26 @@ def _show(
     metavar="REVISION:HASH",
     help="What an earlier run printed, and was kept elsewhere. May be given several times.",
 )
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def _verify(
-    uri: str | None,
-    environment: str | None,
-    database: str | None,
-    anchors: tuple[str, ...],
-    output: str,
-) -> None:
+@output_option("text")
+def _verify(anchors: tuple[str, ...], output: str, **place: Unpack[Place]) -> None:
     """Prove the ledger against the head, and flags and checkpoints against the ledger.
 
     Whoever can rewrite everything, the head included, is found only against an anchor: keep the
     one that is printed where they cannot write. Exits with 3 if something is wrong.
     """
     kept = [_anchor(text) for text in anchors]
-    with _store(uri, environment, database) as store:
+    with store_at(**place) as store:
         tip = store.tip()
         witness = [(tip.revision, tip.hash)] if tip.revision else []
         problems = verify(store, [*kept, *witness])
-    if output == "json":
+    if output in PROGRAMS:
         told = {
             "environment": tip.environment,
             "revision": tip.revision,
             "hash": tip.hash,
             "problems": problems,
         }
-        click.echo(json.dumps(told, indent=2))
+        click.echo(written(told, output))
     elif not problems:
         click.echo(f"{tip.environment}: all is well up to revision {tip.revision:,}")
         for revision, digest in witness:
@@ -128,15 +116,6 @@ def _anchor(text: str) -> tuple[int, str]:
             f"{text!r} is none: write REVISION:HASH, as verify printed it", param_hint="--anchor"
         )
     return int(found[1]), found[2]
-
-
-def _store(
-    uri: str | None, environment: str | None, database: str | None
-) -> contextlib.closing[Store]:
-    settings = settings_from(uri, environment=environment, database=database)
-    return contextlib.closing(
-        Store(settings.uri, environment=settings.environment, database=settings.database)
-    )
 
 
 def _tell(shown: Sequence[Entry], console: Console) -> None:

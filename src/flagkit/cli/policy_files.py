@@ -1,49 +1,20 @@
 """Policy files: YAML or JSON on disk, read into checked flags; a fault is named by file and line.
 
-A file is a mapping of `flags` and `segments`, lists of policy documents. It is read as YAML 1.2,
-of which JSON is a part: on, off, yes and no are strings. Tags, aliases and merge keys are refused:
-each flag says all of itself.
+A file is a mapping of `flags` and `segments`, lists of policy documents.
 """
 
-import math
-import re
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import ScalarNode
-from ruamel.yaml.reader import Reader
-from ruamel.yaml.scanner import Scanner
-
+from flagkit.cli.yaml_nodes import Node, NodeReading, children_of, composed, cut, line_of
 from flagkit.errors import ConfigurationError, InvalidDocumentError
 from flagkit.model import EVERYWHERE, Flag, decode
 from flagkit.model.segments import Segment, decode_segment
-from flagkit.model.values import date_of, join, shown
 
-_Node: TypeAlias = Any
-"""A node of ruamel.yaml, which is untyped: `id` is mapping, sequence or scalar."""
-
-_TAG = "tag:yaml.org,2002:"
-_PLAIN = ("null", "bool", "int", "float", "str")
-_KINDS = {
-    "null": "null",
-    "bool": "a boolean",
-    "int": "a number",
-    "float": "a number",
-    "str": "text",
-}
-_YAML_1_1: Any = YAML(typ="safe", pure=True)
-_YAML_1_1.version = "1.1"
-_OCTAL = re.compile("[-+]?0[0-7_]+")
-_NO_OLD_FLOAT = re.compile(r"[^.]*|.*[eE]\d+")
-"""Floats that programs take for text which are of YAML 1.1 to the letter."""
-_DIRECTIVE = re.compile(r"(?:(?:[ \t]*(?:#[^\r\n]*)?|%[^\r\n]*)[\r\n])*?%YAML[ \t]+([^\s#]+)")
-"""The version of YAML that is named before the document begins."""
-_QUOTED_MAX = 60
+STANDARD_INPUT = "-"
 
 
 class Policy(NamedTuple):
@@ -64,7 +35,7 @@ class PolicyFile:
     """The flags and segments of a policy file, in its order, each of them valid by itself.
 
     Args:
-        path: Where the file is; errors name it as given.
+        path: Where the file is, or - for standard input; errors name it as given.
         environment: What the documents' own `environment` must be, where they have one.
         faults: Where what is wrong with documents, the first fault of each, is put instead of
             raised.
@@ -82,14 +53,15 @@ class PolicyFile:
         *,
         faults: list[InvalidDocumentError] | None = None,
     ) -> None:
-        self.path = path = Path(path)
+        self.path = Path(path)
+        self._name = "<stdin>" if str(path) == STANDARD_INPUT else str(path)
         self.policies: list[Policy] = []
         self.segments: list[SegmentPolicy] = []
         self._environment = environment
-        self._nodes: dict[str, _Node] = {}
+        self._nodes: dict[str, Node] = {}
         self._lines: dict[tuple[str, str], int] = {}
-        reading = _Reading(path)
-        for member in _members(path, reading):
+        reading = NodeReading(self._name)
+        for member in _members(self._name, self._written(), reading):
             try:
                 (self._add_flag if member.field == "flags" else self._add_segment)(member)
             except InvalidDocumentError as error:
@@ -99,20 +71,30 @@ class PolicyFile:
         self.doubts: list[InvalidDocumentError] = reading.doubts
         """What is valid here, and something else to readers of YAML 1.1."""
 
+    def _written(self) -> bytes:
+        try:
+            if str(self.path) == STANDARD_INPUT:
+                return sys.stdin.buffer.read()
+            return self.path.read_bytes()
+        except OSError as error:
+            raise ConfigurationError(
+                f"the policy file {self.path} cannot be read: {error.strerror}"
+            ) from error
+
     def _add_flag(self, member: "_Member") -> None:
-        with _located_in(self.path, member):
+        with _located_in(self._name, member):
             flag = decode(member.document, environment=self._environment)
         self._note(member, flag.region, flag.key)
         self.policies.append(Policy(member.document, flag))
 
     def _add_segment(self, member: "_Member") -> None:
-        with _located_in(self.path, member):
+        with _located_in(self._name, member):
             segment = decode_segment(member.document, environment=self._environment).segment
         self._note(member, "", segment.key)
         self.segments.append(SegmentPolicy(member.document, segment))
 
     def _note(self, member: "_Member", region: str, key: str) -> None:
-        line = _line(member.node)
+        line = line_of(member.node)
         first = self._lines.setdefault((region, key), line)
         if first != line:
             where = f" for region {region}" if region not in ("", EVERYWHERE) else ""
@@ -120,7 +102,7 @@ class PolicyFile:
                 "key",
                 f"is in this file twice{where}, in line {first} too",
                 "Remove one, or give it another region",
-                subject=f"{self.path}:{line}: {member.subject}",
+                subject=f"{self._name}:{line}: {member.subject}",
             )
         self._nodes[member.subject] = member.node
 
@@ -133,7 +115,7 @@ class PolicyFile:
             node = self._nodes.get(error.subject)
             if node is None:
                 raise
-            raise _located(error, self.path, node, error.subject) from error
+            raise _located(error, self._name, node, error.subject) from error
 
 
 _FIELDS = {"flags": "flag", "segments": "segment"}
@@ -145,7 +127,7 @@ class _Member(NamedTuple):
 
     field: str
     place: int
-    node: _Node
+    node: Node
     document: Any
 
     @property
@@ -158,16 +140,16 @@ class _Member(NamedTuple):
 
 
 @contextmanager
-def _located_in(path: Path, member: _Member) -> Generator[None]:
+def _located_in(name: str, member: _Member) -> Generator[None]:
     try:
         yield
     except InvalidDocumentError as error:
-        raise _located(error, path, member.node, member.subject) from None
+        raise _located(error, name, member.node, member.subject) from None
 
 
-def _members(path: Path, reading: "_Reading") -> Iterator[_Member]:
+def _members(name: str, written: bytes, reading: NodeReading) -> Iterator[_Member]:
     """Yield the members of a file's lists, in its order."""
-    root = _compose(path)
+    root = composed(name, written)
     content: dict[Any, Any] = {}
     if root is not None and root.id == "mapping":
         content = reading.value(root)
@@ -176,14 +158,14 @@ def _members(path: Path, reading: "_Reading") -> Iterator[_Member]:
             "flags",
             "is missing",
             "Write `flags:`, and below it the flags, each beginning with `- key:`",
-            subject=str(path),
+            subject=name,
         )
-    for label, key, child in _children(root):
-        subject = f"{path}:{_line(key)}"
+    for label, key, child in children_of(root):
+        subject = f"{name}:{line_of(key)}"
         if label not in _FIELDS:
             known = " and ".join(_FIELDS)
             raise InvalidDocumentError(
-                _cut(label), "is not a known field", f"A policy file has {known}", subject=subject
+                cut(label), "is not a known field", f"A policy file has {known}", subject=subject
             )
         if child.id != "sequence":
             raise InvalidDocumentError(
@@ -196,204 +178,7 @@ def _members(path: Path, reading: "_Reading") -> Iterator[_Member]:
             yield _Member(label, i, node, document)
 
 
-class _JsonReader(Reader):
-    """Takes the characters that JSON takes: YAML has them in quotes, too."""
-
-    @classmethod
-    def _get_non_printable(cls, data: str) -> tuple[int, str] | None:
-        found = re.search(r"[^\t\n\r -\U0010ffff]", data)
-        return (found.start(), found[0]) if found else None
-
-
-class _JsonScanner(Scanner):
-    """Takes quoted names of any length, as JSON does."""
-
-    def stale_possible_simple_keys(self) -> None:
-        scanner: Any = self
-        for key in scanner.possible_simple_keys.values():
-            if key.mark.buffer[key.mark.pointer] == '"':
-                key.index = scanner.reader.index
-        super().stale_possible_simple_keys()
-
-
-def _compose(path: Path) -> _Node:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigurationError(
-            f"the policy file {path} cannot be read: {error.strerror}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise _no_yaml(path, str(error)) from error
-    _check_version(path, text)
-    yaml: Any = YAML(typ="safe", pure=True)
-    yaml.Reader, yaml.Scanner = _JsonReader, _JsonScanner
-    try:
-        return yaml.compose(text)
-    except MarkedYAMLError as error:
-        fault: Any = error
-        where = f"{path}:{fault.problem_mark.line + 1}" if fault.problem_mark else path
-        problem = ", ".join(filter(None, (fault.context, fault.problem)))
-        raise _no_yaml(where, problem) from error
-    except YAMLError as error:
-        raise _no_yaml(path, str(error).partition("\n")[0]) from error
-    except RecursionError as error:
-        raise _no_yaml(path, "it is nested too deep") from error
-    except (ValueError, ArithmeticError) as error:
-        raise _no_yaml(path, "it escapes a character that there is not") from error
-
-
-def _no_yaml(where: Path | str, problem: str) -> InvalidDocumentError:
-    problem = f"is not YAML: {problem}"
-    return InvalidDocumentError("", problem, "Mend it and try again", subject=str(where))
-
-
-def _check_version(path: Path, text: str) -> None:
-    directive = _DIRECTIVE.match(text)
-    if directive and directive[1] != "1.2":
-        version = _cut(directive[1])
-        old = version in ("1.0", "1.1")
-        why = "where on, off, yes and no are booleans" if old else "which is not known here"
-        raise InvalidDocumentError(
-            "",
-            f"is YAML {version}, {why}",
-            f"Remove the line %YAML {version}",
-            subject=f"{path}:{text.count(chr(10), 0, directive.start(1)) + 1}",
-        )
-
-
-class _Reading:
-    """The step from nodes to values; refuses what has two meanings.
-
-    What has another meaning to readers of YAML 1.1 is put into `doubts`.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.doubts: list[InvalidDocumentError] = []
-        self._path = path
-        self._seen: set[int] = set()
-        self._constructor: Any = YAML(typ="safe", pure=True).constructor
-
-    def value(self, node: _Node, path: str = "") -> Any:
-        """Return what a node says, in plain types."""
-        if id(node) in self._seen:
-            raise self._refused(node, path, "is an alias", "Write it out: each flag says it all")
-        self._seen.add(id(node))
-        tag = node.tag.removeprefix(_TAG)
-        match node.id, tag:
-            case "mapping", "map":
-                return self._mapping(node, path)
-            case "sequence", "seq":
-                return [self.value(item, f"{path}[{i}]") for i, item in enumerate(node.value)]
-            case "scalar", "timestamp":
-                return self._date(node, path)
-            case "scalar", _ if tag in _PLAIN:
-                return self._scalar(node, path, tag)
-            case _:
-                problem = f"has the tag {_cut(tag)}, which means nothing here"
-                raise self._refused(node, path, problem, "Remove it, or quote the value")
-
-    def _mapping(self, node: _Node, path: str) -> dict[Any, Any]:
-        found: dict[Any, Any] = {}
-        for key_node, child in node.value:
-            if key_node.id != "scalar":
-                problem = "has a list or mapping as a key"
-                raise self._refused(key_node, path, problem, "Use a string as the key")
-            key = self.value(key_node, join(path, key_node.value))
-            if key in found:
-                problem = "is there twice, and only one could count"
-                raise self._refused(key_node, join(path, key), problem, "Remove one of them")
-            found[key] = self.value(child, join(path, key))
-        return found
-
-    def _date(self, node: _Node, path: str) -> datetime:
-        try:
-            return date_of(node.value)
-        except ValueError:
-            problem = f"{_quoted(node.value)} is no date"
-            raise self._refused(node, path, problem, "Write it like 2026-12-01T08:00:00Z") from None
-
-    def _scalar(self, node: _Node, path: str, tag: str) -> Any:
-        tagged = _is_tagged(node)
-        if node.style is None and not tagged:
-            self._doubt(node, path, tag)
-        try:
-            value = self._constructor.construct_object(node)
-        except (ValueError, LookupError):
-            problem = f"{_quoted(node.value)} is no {tag}"
-            remedy = "Remove the tag" if tagged else "Quote it, or write another number"
-            raise self._refused(node, path, problem, remedy) from None
-        if isinstance(value, float) and math.isinf(value) and "inf" not in node.value.lower():
-            problem = f"{_quoted(node.value)} is beyond the numbers that there are"
-            raise self._refused(node, path, problem, "Write a smaller one, or quote it")
-        if isinstance(value, str):
-            # JSON escapes a character beyond U+FFFF as two, which YAML leaves as two.
-            return value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
-        return value
-
-    def _doubt(self, node: _Node, path: str, tag: str) -> None:
-        other = _YAML_1_1.resolver.resolve(ScalarNode, node.value, (True, False))
-        other_tag = str(other).removeprefix(_TAG)
-        if other_tag == tag == "float" and _NO_OLD_FLOAT.fullmatch(node.value):
-            other_tag = "str"
-        if other_tag == tag and not (tag == "int" and _OCTAL.fullmatch(node.value)):
-            return
-        text = _cut(node.value)
-        meant = f"{_KINDS[tag]}, but {_KINDS[other_tag]}" if other_tag != tag else "another number"
-        problem = f"{text} is {meant} to readers of YAML 1.1"
-        remedy = "Write it as a decimal number"
-        if tag == "str":
-            remedy = f'Quote it: "{text}"'
-        elif tag == "float":
-            remedy = "Write a point, and the exponent with its sign, as in 1.0e+3"
-        self.doubts.append(self._refused(node, path, problem, remedy))
-
-    def _refused(self, node: _Node, path: str, problem: str, remedy: str) -> InvalidDocumentError:
-        return InvalidDocumentError(path, problem, remedy, subject=f"{self._path}:{_line(node)}")
-
-
-def _is_tagged(node: _Node) -> bool:
-    start, end = node.start_mark, node.end_mark
-    return bool(start.buffer[start.pointer : end.pointer].lstrip().startswith("!"))
-
-
-def _cut(text: str) -> str:
-    """Return a text as it may stand in a message: not all of it, if it is long."""
-    return shown(text if len(text) <= _QUOTED_MAX else f"{text[:_QUOTED_MAX]}...")
-
-
-def _quoted(text: str) -> str:
-    return repr(text if len(text) <= _QUOTED_MAX else f"{text[:_QUOTED_MAX]}...")
-
-
 def _located(
-    error: InvalidDocumentError, path: Path, node: _Node, subject: str
+    error: InvalidDocumentError, name: str, node: Node, subject: str
 ) -> InvalidDocumentError:
-    return error.about(f"{path}:{_line(node, error.path)}: {subject}")
-
-
-def _line(node: _Node, path: str = "") -> int:
-    """Return the line, from 1, of what stands at a path below a node, or as near as there is."""
-    mark = node
-    while path:
-        reached = [
-            (label, at, child)
-            for label, at, child in _children(node)
-            if re.match(rf"{re.escape(label)}(?=$|[.\[])", path)
-        ]
-        if not reached:
-            break
-        # The names themselves may have dots: the longest is meant.
-        label, mark, node = max(reached, key=lambda found: len(found[0]))
-        path = path[len(label) :].removeprefix(".")
-    return int(mark.start_mark.line) + 1
-
-
-def _children(node: _Node) -> Iterator[tuple[str, _Node, _Node]]:
-    """Yield how a path names each child of a node, the node where it begins, and itself."""
-    if node.id == "mapping":
-        for key, child in node.value:
-            yield shown(str(key.value)), key, child
-    elif node.id == "sequence":
-        for i, child in enumerate(node.value):
-            yield f"[{i}]", child, child
+    return error.about(f"{name}:{line_of(node, error.path)}: {subject}")

@@ -33,14 +33,20 @@ _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 def yaml_text(policies: Iterable[Policy], segments: Iterable[SegmentPolicy] = ()) -> str:
     """Return a policy file in YAML with policies in canonical form."""
+    return yaml_of(_lists(policies, segments))
+
+
+def yaml_of(value: Value) -> str:
+    """Return a value in YAML: names are strings, the outermost ones in block style."""
     yaml: Any = YAML()
     yaml.Representer = _Representer
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.width = _WIDTH
-    lists: Any = _styled(_lists(policies, segments))
-    lists.fa.set_block_style()
+    styled: Any = _styled(value)
+    if value:
+        styled.fa.set_block_style()
     stream = StringIO()
-    yaml.dump(lists, stream)
+    yaml.dump(styled, stream)
     return stream.getvalue()
 
 

@@ -1,6 +1,5 @@
-"""Standing: what `flagkit status` tells of a database, as tables or as JSON. Never its URI."""
+"""Standing: what `flagkit status` tells of a database, as tables or as data. Never its URI."""
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -117,15 +116,15 @@ def client_rows(
 
 
 def client_document(client: Registered) -> dict[str, Any]:
-    """Return a client as JSON has it; staleness and heard are seconds."""
+    """Return a client as programs have it; staleness and heard are seconds."""
     told: dict[str, Any] = msgspec.to_builtins(client.heartbeat)
     del told["lifetime"]
     return told | {"staleness": client.staleness, "heard": client.heard}
 
 
-def json_of(standing: Standing) -> str:
-    """Return it as JSON, with times in ISO 8601 and durations in seconds."""
-    document: dict[str, Any] = {
+def document_of(standing: Standing) -> dict[str, Any]:
+    """Return it for programs, with times in ISO 8601 and durations in seconds."""
+    return {
         "time": standing.now.isoformat(),
         "environments": [
             {
@@ -153,7 +152,6 @@ def json_of(standing: Standing) -> str:
         ],
         "clients": [client_document(client) for client in standing.clients],
     }
-    return json.dumps(document, indent=2)
 
 
 def duration(seconds: float) -> str:

@@ -1,11 +1,15 @@
 """Telling: how the command writes to people, readable without colour and at 80 columns."""
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+LISTED_MAX: Final = 1_000
+"""Nobody reads a longer table, and to lay it out takes longer than to read the database."""
 
 
 class Teller:
@@ -23,6 +27,15 @@ class Teller:
     def say(self, text: str) -> None:
         """Write a paragraph."""
         self._console.print(escape(text))
+
+    def listing(
+        self, columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()
+    ) -> None:
+        """Print a table, of LISTED_MAX rows at most, and how many there are besides."""
+        self.table(columns, rows[:LISTED_MAX], right)
+        more = len(rows) - LISTED_MAX
+        if more > 0:
+            self.say(f"and {more:,} more: name a --namespace, or take --output json")
 
     def table(
         self, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()

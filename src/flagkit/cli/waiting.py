@@ -1,6 +1,5 @@
 """Waiting: until all clients that are registered and alive have a revision, or time is up."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -121,9 +120,9 @@ def show_laggards(found: Progressed, console: Console) -> None:
         Teller(console).table(*client_rows(found.laggards, [found.tip]))
 
 
-def json_of(found: Progressed, goal: Goal) -> str:
-    """Return it as JSON."""
-    document: dict[str, Any] = {
+def document_of(found: Progressed, goal: Goal) -> dict[str, Any]:
+    """Return it for programs."""
+    return {
         "environment": goal.environment,
         "epoch": found.tip.epoch,
         "revision": goal.revision,
@@ -132,7 +131,6 @@ def json_of(found: Progressed, goal: Goal) -> str:
         "clients": len(found.good) + len(found.laggards),
         "laggards": [client_document(client) for client in found.laggards],
     }
-    return json.dumps(document, indent=2)
 
 
 def _has(client: Registered, tip: Tip, revision: int) -> bool:

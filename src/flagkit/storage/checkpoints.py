@@ -253,7 +253,7 @@ class Checkpoints:
             changes = await self._complete(read)
             snapshot = snapshot.apply(changes)
             await asyncio.sleep(0)
-        newest = await self._paging.newest(head, session) if snapshot.tip != last else None
-        if newest is not None:
+        if snapshot.tip != last:
+            newest = await self._paging.newest(head, session)
             snapshot = snapshot.apply(await self._complete([newest]))
         return snapshot

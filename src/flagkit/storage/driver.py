@@ -56,10 +56,19 @@ NO_REPLICA_SET: Final = (
     "this MongoDB is not a replica set: start mongod with --replSet rs0, and run rs.initiate() once"
 )
 _PROBLEMS: Final = {
-    13: "the user is not allowed to do this",
-    18: "the user was not let in",
+    13: "the user is not allowed to do this: give it a role that flagkit admin init --roles makes",
+    18: "the user was not let in: check name, password and authSource",
+    121: "the document has not the form that the collection's validator asks for",
     123: NO_REPLICA_SET,
     40573: NO_REPLICA_SET,
+}
+
+
+_NO_TLS: Final = "a server that asks for TLS does that to others: then add tls=true"
+_REMEDIES: Final = {
+    "connection closed": _NO_TLS,
+    "connection is already closed": _NO_TLS,
+    "CERTIFICATE_VERIFY_FAILED": "name the authority of its certificate, by tlsCAFile=",
 }
 
 
@@ -110,7 +119,7 @@ def translated(doing: str, seconds_max: float | None = None) -> Generator[None]:
         reason = re.split(r", Timeout:|, full error:| \(configured timeouts", str(error))[0]
         raise StoreUnavailableError(
             f"while {doing}: no member of the replica set that may serve this answered in time:"
-            f" {reason}"
+            f" {_with_remedy(reason)}"
         ) from error
     except _UNAVAILABLE as error:
         raise StoreUnavailableError(f"while {doing}: {error}") from error
@@ -145,6 +154,11 @@ def problem_of(error: OperationFailure) -> str:
     # The driver's text repeats the server's whole reply; its own words say enough.
     said = (error.details or {}).get("errmsg") or str(error)
     return f"{_PROBLEMS.get(code, said)} (code {code})"
+
+
+def _with_remedy(reason: str) -> str:
+    remedies = [remedy for sign, remedy in _REMEDIES.items() if sign in reason]
+    return "; ".join([reason, *remedies[:1]])
 
 
 def names_preference(uri: str) -> bool:

@@ -25,9 +25,11 @@ class Paging:
         self._database = database
         self._environment = environment
 
-    async def newest(self, head: Document, session: AsyncClientSession) -> Change | None:
-        """Return the change that led to a head; None at revision 0."""
-        return change_of(head, await self._pages(names_in(head["change"]), session))
+    async def newest(self, head: Document, session: AsyncClientSession) -> Change:
+        """Return the change that led to a head past revision 0."""
+        change = change_of(head, await self._pages(names_in(head["change"]), session))
+        assert change is not None, "a head past revision 0 has its change"
+        return change
 
     async def ledgered(self, document: Mapping[str, Any], session: AsyncClientSession) -> Change:
         """Return the change that a document of the ledger holds."""
@@ -51,9 +53,8 @@ class Paging:
             if len(changes) != last - first:
                 raise HistoryLostError(f"the ledger does not reach back to revision {first}")
         # Of a change on pages it is known whether it is projected; of others nobody asks.
-        if first is not None or not names_in(head["change"]):
-            newest = await self.newest(head, session)
-            changes += [] if newest is None else [newest]
+        if last > 0 and (first is not None or not names_in(head["change"])):
+            changes.append(await self.newest(head, session))
         return changes
 
     async def _is_projected(self, head: Document, first: int, session: AsyncClientSession) -> bool:

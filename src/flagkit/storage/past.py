@@ -91,6 +91,11 @@ class Past:
         """How much older than the tip the oldest of the changes is that flags may lack."""
         return self.tip.time - self.unprojected[0].tip.time if self.unprojected else timedelta()
 
+    @property
+    def asks_for_request(self) -> bool:
+        """Whether it was foreseen that a request is looked for."""
+        return self._foreseen.request is not None
+
     def commit_of(self, request: str) -> Tip | None:
         """Return the tip that a request led to, None if it has not been committed."""
         body = self._head["change"]

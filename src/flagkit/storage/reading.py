@@ -118,9 +118,15 @@ class Reading(Past):
         )
         return {document["_id"]["part"] for document in found}
 
-    def all(self) -> dict[PolicyId, PolicyState]:
-        """Return the states of all flags, in all regions, and of all segments."""
-        return self._read_through(self._all_documents(), lambda _: True)
+    def all(self, collections: Iterable[str] = PROJECTED) -> dict[PolicyId, PolicyState]:
+        """Return the states of all that is in some collections: flags, in all regions, and so on.
+
+        No other collections are read: who reads flags may not be allowed to.
+        """
+        wanted = {*collections}
+        return self._read_through(
+            self._all_documents(wanted), lambda state: collection_of(state.region) in wanted
+        )
 
     def base(self) -> Generator[str | None, None, Arena]:
         """Return the base of all regions, with all members and without grants, in slices.
@@ -172,14 +178,18 @@ class Reading(Past):
                     functools.partial(read_back, self._database, checkpoint, self._session),
                 )
 
-    def projected(self) -> dict[PolicyId, tuple[int, PolicyState | None]]:
-        """Return what is projected, as it stands: revisions and states, None if deleted.
+    def projected(
+        self, collections: Iterable[str] = PROJECTED
+    ) -> dict[PolicyId, tuple[int, PolicyState | None]]:
+        """Return what is projected to some collections, as it stands: revisions and states.
+
+        States are None of what was deleted.
 
         Raises:
             StoreError: a flag's body is not that of its policy.
         """
         found: dict[PolicyId, tuple[int, PolicyState | None]] = {}
-        for document in self._all_documents():
+        for document in self._all_documents(collections):
             state = policy_state(document)
             if state is not None:
                 check_body(document, state)
@@ -187,8 +197,8 @@ class Reading(Past):
             found[identity] = document["revision"], state
         return found
 
-    def _all_documents(self) -> Iterator[Document]:
-        for collection in PROJECTED:
+    def _all_documents(self, collections: Iterable[str]) -> Iterator[Document]:
+        for collection in collections:
             yield from self._database[collection].find(
                 policies_of(self.tip.environment), session=self._session
             )

@@ -225,17 +225,15 @@ class MongoSource:
             batch = cast("bytes | None", await stream.try_next())
         found, time = arrived(batch) if batch else ([], None)
         self._note_time(time)
-        changes = [
-            item if isinstance(item, Change) else await self._from_pages(item) for item in found
-        ]
+        changes = [await self._complete(item) for item in found]
         return await self._with_parts(changes, self._route)
 
-    async def _from_pages(self, head: Document) -> Change:
+    async def _complete(self, head: Change | Document) -> Change:
+        if isinstance(head, Change):
+            return head
         with translated("reading a large change"):
             async with self._after_what_is_seen() as session:
-                change = await self._paging[self._route].newest(head, session)
-        assert change is not None, "it has pages"
-        return change
+                return await self._paging[self._route].newest(head, session)
 
     async def catch_up(self, tip: Tip, route: Route) -> Sequence[Change]:
         """Return every change after `tip`, from the ledger and the head."""
@@ -270,7 +268,6 @@ class MongoSource:
                 with collector_paused():
                     changes = [await paging.ledgered(document, session) async for document in found]
                 newest = await paging.newest(head, session)
-        assert newest is not None, "a head past revision 0 has its change"
         changes.append(newest)
         if len(changes) != last.revision - tip.revision:
             raise HistoryLostError(f"the ledger does not reach back to revision {tip.revision}")

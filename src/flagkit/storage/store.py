@@ -366,7 +366,7 @@ class Store:
     def _unknown(self) -> EnvironmentNotFoundError:
         return EnvironmentNotFoundError(
             f"the environment {self.environment!r} is not in the database {self._database.name!r}:"
-            " create it once with Writer.create_environment()"
+            " create it once with Writer.create_environment(), or flagkit admin init --environment"
         )
 
 

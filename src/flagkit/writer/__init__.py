@@ -3,8 +3,9 @@
 from flagkit.storage.checkpoints import Checkpoint
 from flagkit.writer.access import Denial, denials, grants
 from flagkit.writer.checkpoints import write_checkpoint
-from flagkit.writer.drafts import Commit, Draft
+from flagkit.writer.drafts import Commit, Draft, Preview
 from flagkit.writer.guards import Freeze, Guard, LargestStep, Planned, Refusal, Required
+from flagkit.writer.importing import Import, Imported, Step
 from flagkit.writer.ledger import Entry, entries, verify
 from flagkit.writer.limits import limits
 from flagkit.writer.staleness import StaleFlag, stale_flags
@@ -18,11 +19,15 @@ __all__ = [
     "Entry",
     "Freeze",
     "Guard",
+    "Import",
+    "Imported",
     "LargestStep",
     "Planned",
+    "Preview",
     "Refusal",
     "Required",
     "StaleFlag",
+    "Step",
     "Writer",
     "denials",
     "entries",

@@ -96,15 +96,8 @@ def denials(store: Store) -> list[Denial]:
     ]
 
 
-def check_access(
-    store: Store,
-    reading: Reading,
-    actor: str,
-    reason: str,
-    operations: Sequence[Operation],
-    needed: Iterable[Need],
-) -> None:
-    """Refuse a planned change that its actor may not make, and log that it was refused.
+def check_access(reading: Reading, actor: str, needed: Iterable[Need]) -> None:
+    """Refuse a planned change that its actor may not make.
 
     Raises:
         AccessDeniedError: with the first thing that the actor may not do.
@@ -113,19 +106,28 @@ def check_access(
     if held is None:
         return
     denied = first_denied(decode_grants(held.policy), actor, needed)
-    if denied is None:
-        return
-    action, key = denied
+    if denied is not None:
+        action, key = denied
+        raise AccessDeniedError(actor, action, key, reading.tip.environment, MAY[action])
+
+
+def log_denial(
+    store: Store,
+    now: datetime,
+    denied: AccessDeniedError,
+    reason: str,
+    operations: Sequence[Operation],
+) -> None:
+    """Log what somebody was denied at a time of the server's. Never raises."""
     asked = [
         {"operation": type(operation).__struct_config__.tag, "key": operation.key}
         for operation in operations[:LOGGED_MAX]
     ]
-    told = {"actor": actor, "action": action, "key": key, "reason": reason, "operations": asked}
+    what = {"actor": denied.actor, "action": denied.action, "key": denied.key}
     try:
-        store.add_denial(reading.now, told)
+        store.add_denial(now, {**what, "reason": reason, "operations": asked})
     except StoreError as error:
         _log.warning("a denial could not be logged: %s", error)
-    raise AccessDeniedError(actor, action, key, store.environment, MAY[action])
 
 
 def first_denied(held: Grants, actor: str, needed: Iterable[Need]) -> Need | None:

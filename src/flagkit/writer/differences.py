@@ -64,9 +64,9 @@ def _created(after: _Document) -> Iterator[str]:
     state = after.get("state", "active")
     yield "created" if state == "active" else f"created, {state}"
     for rule in after.get("rules", ()):
-        yield f"rule {rule['name']}: {_told(rule)}"
+        yield f"rule {rule['name']}: {told(rule)}"
     if "fallthrough" in after:
-        yield f"fallthrough: {_told(after['fallthrough'])}"
+        yield f"fallthrough: {told(after['fallthrough'])}"
     for side in ("included", "excluded"):
         if side in after:
             yield f"{side}: {after[side]['count']:,} keys"
@@ -96,7 +96,7 @@ def _rules(before: list[_Document], after: list[_Document]) -> Iterator[str]:
             yield f"rule {name} removed"
     for name, rule in new.items():
         if name not in old:
-            yield f"rule {name} added: {_told(rule)}"
+            yield f"rule {name} added: {told(rule)}"
             continue
         for field in ("when", "during"):
             yield from _step(f"rule {name}: {field}", old[name].get(field), rule.get(field))
@@ -110,7 +110,7 @@ def _serving(place: str, before: _Document, after: _Document) -> Iterator[str]:
     """Yield how what is served changed, weight by weight where both are rollouts."""
     old, new = before.get("rollout"), after.get("rollout")
     if old is None or new is None:
-        yield from _step(place, _told(before), _told(after))
+        yield from _step(place, told(before), told(after))
         return
     for field in ("by", "salt"):
         yield from _step(f"{place}: {field}", old.get(field), new.get(field))
@@ -125,7 +125,7 @@ def _serving(place: str, before: _Document, after: _Document) -> Iterator[str]:
         yield f"{place}: other keys, at the same weights"
 
 
-def _told(part: _Document) -> str:
+def told(part: _Document) -> str:
     """Return what a rule or the fallthrough serves."""
     if "serve" in part:
         return f"serves {part['serve']}"

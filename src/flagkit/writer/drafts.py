@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from flagkit.changes import GRANTS, LIMITS, SEGMENTS
+from flagkit.changes import GRANTS, LIMITS, SEGMENTS, PolicyChange
 from flagkit.errors import InvalidDocumentError
 from flagkit.model import EVERYWHERE
 from flagkit.model.grants import Role, checked_actor, checked_grant, checked_role
@@ -14,6 +14,7 @@ from flagkit.model.keys import check_key, check_region
 from flagkit.model.limits import Limit, Whose, checked_limit, checked_whose
 from flagkit.model.segments import decode_segment, encode_segment, keys_of, listed_keys
 from flagkit.writer.access import GrantRole, RevokeRole
+from flagkit.writer.differences import differences
 from flagkit.writer.limits import SetLimit
 from flagkit.writer.operations import (
     ChangeMembers,
@@ -44,8 +45,27 @@ class Commit(Struct, frozen=True):
     request: str
 
 
+class Preview(Struct, frozen=True):
+    """What a change would do, had it been made upon a revision.
+
+    `done` is the revision that the same request, by its idempotency key, has led to already: then
+    it would do nothing.
+    """
+
+    upon: int
+    changes: tuple[PolicyChange, ...]
+    done: int | None = None
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """What it would do in lines, as the ledger would have them."""
+        return tuple(line for change in self.changes for line in differences(change))
+
+
 class Draft:
     """Several operations that become one revision; `commit` is there once the block has ended.
+
+    Of a block that was only looked at, it is `preview` that is there.
 
     Each method checks what it is given at once, and changes nothing before the end of the block.
     """
@@ -56,6 +76,7 @@ class Draft:
         self.commit: Commit | None = None
         self.recorded: dict[str, Any] | None = None
         """What the audit has of the operations, where that is not they themselves."""
+        self.preview: Preview | None = None
         self.glass = ""
         """Why the guards are passed by; empty where they are not."""
         self._environment = environment

@@ -176,6 +176,12 @@ class Import:
         state = state_of(key, SEGMENTS, 1, encode_segment(hashed.segment))
         self._segments[key] = ({**document, **listed}, state)
 
+    def copy(self) -> "Import":
+        """Return an import of the same, to try something with."""
+        other = Import(self._environment, reassign=self._reassign)
+        other._flags, other._segments = {**self._flags}, {**self._segments}
+        return other
+
     def look(self, store: Store) -> Imported:
         """Return what an import would do, and write nothing. Raises what `run` does."""
         return self._planned(store).counts

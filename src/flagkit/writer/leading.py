@@ -64,7 +64,7 @@ class Lead:
             raise InvalidDocumentError(
                 f"{path}.rollout.weights",
                 f"move {percent(count)} % of the keys from one treated variant to another",
-                f"Pass reassign=True if that is meant{also}",
+                f"Pass reassign=True, or --reassign, if that is meant{also}",
                 subject=self._subject,
             )
         intervals = allocate(weights, held, self._untreated)

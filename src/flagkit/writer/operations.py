@@ -196,7 +196,7 @@ class Edit(Operation, frozen=True, tag="edit", kw_only=True):
 
     def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag:
         """Return the flag with the new document, its rollouts led on from the old ones."""
-        made = self.function(_as_written(self._existing_flag(before, earlier)))
+        made = self.function(as_written(self._existing_flag(before, earlier)))
         policy, key, region = checked_policy(made, self.environment)
         if (region, key) != self.policy_id:
             raise InvalidDocumentError(
@@ -295,7 +295,7 @@ def checked_policy(
     return dict(encode(flag)), flag.key, flag.region
 
 
-def _as_written(flag: Flag) -> dict[str, Any]:
+def as_written(flag: Flag) -> dict[str, Any]:
     """Return a flag's document without intervals: weights alone say what people mean."""
     document: dict[str, Any] = dict(encode(flag))
     for part in (*document.get("rules", ()), document["fallthrough"]):

@@ -4,10 +4,11 @@ from datetime import datetime, timedelta
 
 from msgspec import Struct
 
-from flagkit.changes import SEGMENTS
+from flagkit.changes import ACCESS, SEGMENTS
 from flagkit.core.schedule import share_at
 from flagkit.model import Flag, Ramp, Rollout, Serves, decode
 from flagkit.model.rollouts import BUCKETS
+from flagkit.storage.layout import FLAGS
 from flagkit.storage.store import Store
 
 
@@ -39,12 +40,12 @@ def stale_flags(store: Store, days: int, now: datetime | None = None) -> list[St
     with store.reading() as reading:
         moment = now or reading.now
         still = reading.revision_at(moment - timedelta(days=days))
-        found = reading.projected()
+        found = reading.projected([FLAGS])
         for change in reading.unprojected:
             found |= {policy.id: (change.revision, policy.after) for policy in change.policies}
     stale: list[StaleFlag] = []
     for (region, key), (revision, state) in sorted(found.items()):
-        if state is None or region == SEGMENTS:
+        if state is None or region in (SEGMENTS, ACCESS):
             continue
         flag = decode(state.policy, stored=True)
         reasons = [*_expired(flag, moment)]

@@ -13,27 +13,29 @@ import time
 import uuid
 from collections.abc import Generator, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Self, Unpack
+from typing import Any, NamedTuple, Self, Unpack
 
 import msgspec
 
-from flagkit.changes import PolicyChange, Tip, next_change
+from flagkit.changes import Change, PolicyChange, PolicyId, Tip, next_change
 from flagkit.collector import collector_paused
 from flagkit.errors import (
+    AccessDeniedError,
     ConfigurationError,
     InvalidDocumentError,
     RequestConflictError,
     StoreError,
     StoreUnavailableError,
 )
+from flagkit.model import Flag
 from flagkit.settings import settings_from
 from flagkit.storage.foreseen import Foreseen
-from flagkit.storage.pages import split
+from flagkit.storage.pages import Page, split
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
-from flagkit.writer.access import check_access, needs
+from flagkit.writer.access import check_access, log_denial, needs
 from flagkit.writer.checkpoints import CheckpointKeeper
-from flagkit.writer.drafts import Commit, Draft
+from flagkit.writer.drafts import Commit, Draft, Preview
 from flagkit.writer.guards import Guard, check_guards, planned_of
 from flagkit.writer.limits import buckets_after
 from flagkit.writer.planning import Plan, plan
@@ -113,6 +115,21 @@ class Writer(Workflows):
         yield change
         change.commit = self._commit(change, asked)
 
+    @contextlib.contextmanager
+    def preview(self, **asked: Unpack[Asked]) -> Generator[Draft]:
+        """Collect operations as `change` does, and look what they would do; nothing is written.
+
+        All is checked that a commit checks, at the newest revision: documents, references, sizes,
+        access, guards, limits, the idempotency key. No token is taken, and no denial logged.
+
+        Raises:
+            WriteError, InvalidDocumentError: the change would be refused.
+            StoreUnavailableError: the database cannot be reached.
+        """
+        change = Draft(self.environment)
+        yield change
+        change.preview = self._preview(change, asked)
+
     def close(self) -> None:
         """Close the connections; a checkpoint that is being made is left off."""
         if self._checkpoints is not None:
@@ -125,7 +142,17 @@ class Writer(Workflows):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _commit(self, draft: Draft, asked: Asked) -> Commit:
+    def _preview(self, draft: Draft, asked: Asked) -> Preview:
+        request, content = self._request(draft, asked)
+        earlier = self.store.requests([request]).get(request, content)
+        _check_same(request, str(earlier["digest"]), content)
+        with self.store.reading(_foreseen(draft, request)) as reading:
+            look = self._look(reading, draft, request, content)
+        done = None if look.done is None else look.done.revision
+        return Preview(reading.tip.revision, look.change.policies, done)
+
+    def _request(self, draft: Draft, asked: Asked) -> tuple[str, dict[str, Any]]:
+        """Return the id of a request, and what the audit is to have of it."""
         key, actor = asked.get("idempotency_key"), asked.get("actor") or self._actor
         operations = (
             [draft.recorded]
@@ -145,9 +172,12 @@ class Writer(Workflows):
             "digest": _digest([actor, operations, *glass.values()]),
             **glass,
         }
-        touched = frozenset(operation.policy_id for operation in draft.operations)
+        return request, content
+
+    def _commit(self, draft: Draft, asked: Asked) -> Commit:
+        request, content = self._request(draft, asked)
         # A request that nobody has sent yet cannot have been committed.
-        foreseen = Foreseen(key, touched)
+        foreseen = _foreseen(draft, asked.get("idempotency_key"))
         deadline = time.monotonic() + self._timeout
         with self._turn:
             while True:
@@ -160,10 +190,10 @@ class Writer(Workflows):
                     if time.monotonic() > deadline:
                         raise
                     tip, pause = None, UNAVAILABLE_SECONDS_MAX
-                foreseen = Foreseen(request, touched)
+                foreseen = _foreseen(draft, request)
                 if tip is not None:
                     if draft.glass:
-                        broke = (actor, tip.revision, self.environment, draft.glass)
+                        broke = (content["actor"], tip.revision, self.environment, draft.glass)
                         _log.warning("%s broke the glass for revision %s of %s: %s", *broke)
                     if self._checkpoints is not None:
                         self._checkpoints.saw(tip)
@@ -179,43 +209,33 @@ class Writer(Workflows):
     ) -> Tip | None:
         """Try once. Return the tip that the request led to, None if another writer was first."""
         with self.store.reading(foreseen) as reading:
-            done = reading.commit_of(request) if foreseen.request else None
-            planned = (
-                plan(draft.operations, reading, reading.tip.revision, draft.parts)
-                if done is None
-                else Plan([], {})
-            )
-            reading.check_newest(planned.changes)
-            buckets: Mapping[str, int] = {}
-            if done is None:
-                buckets = self._permitted(draft, reading, planned.changes, content)
-        change = next_change(reading.tip, request, reading.now, planned.changes)
-        pages = split(change.policies)
-        self.store.check_fits(change, content, pages)
-        if self.store.add_request(request, content) != content["digest"]:
-            raise RequestConflictError(
-                f"the idempotency key {request!r} was used before, for another request"
-            )
+            try:
+                look = self._look(reading, draft, request, content)
+            except AccessDeniedError as error:
+                log_denial(self.store, reading.now, error, content["reason"], draft.operations)
+                raise
+            lagging, is_late = reading.lagging, reading.lags_by > LAG_MAX
+        _check_same(request, self.store.add_request(request, content), content)
         if reading.behind is not None:
             # Ledger and flags must have the tip before the head forgets it. Its writer may be dead.
             self.store.project(reading.behind, reading.pages)
-        if done:
-            return done
-        lagging = reading.lagging
+        if look.done is not None:
+            return look.done
+        change, pages = look.change, look.pages
         if pages and lagging is not None:
             # One large change at a time is carried on; who makes the next one can wait.
             self.store.project_pages(lagging)
             return None
-        self.store.add_parts(planned.parts)
+        self.store.add_parts(look.parts)
         self.store.add_pages(pages)
         unprojected = change.revision if pages else lagging
-        if not self.store.compare_and_set(reading.tip, change, buckets, pages, unprojected):
+        if not self.store.compare_and_set(reading.tip, change, look.buckets, pages, unprojected):
             return None
         try:
             self.store.project(change, pages, is_mine=True)
             if pages:
-                self.store.project_own_pages(change.revision, pages, planned.flags)
-            elif lagging is not None and reading.lags_by > LAG_MAX:
+                self.store.project_own_pages(change.revision, pages, look.flags)
+            elif lagging is not None and is_late:
                 # Its writer may be dead: a page with each change, and it comes to an end.
                 self.store.project_pages(lagging, 1)
         except StoreError as error:
@@ -224,6 +244,21 @@ class Writer(Workflows):
                 "revision %s is committed and not yet projected: %s", change.revision, error
             )
         return change.tip
+
+    def _look(
+        self, reading: Reading, draft: Draft, request: str, content: Mapping[str, Any]
+    ) -> "_Look":
+        """Return what a request would do at a reading's revision, with all checks made."""
+        done = reading.commit_of(request) if reading.asks_for_request else None
+        planned, buckets = Plan([], {}), dict[str, int]()
+        if done is None:
+            planned = plan(draft.operations, reading, reading.tip.revision, draft.parts)
+            reading.check_newest(planned.changes)
+            buckets = self._permitted(draft, reading, planned.changes, content)
+        change = next_change(reading.tip, request, reading.now, planned.changes)
+        pages = split(change.policies)
+        self.store.check_fits(change, content, pages)
+        return _Look(done, change, planned.parts, buckets, pages, planned.flags)
 
     def _permitted(
         self,
@@ -235,7 +270,7 @@ class Writer(Workflows):
         """Refuse what its actor may not do, or guards or limits stop; return the buckets after."""
         actor, reason = content["actor"], content["reason"]
         needed = needs(draft.operations, changes, breaks_glass=bool(draft.glass))
-        check_access(self.store, reading, actor, reason, draft.operations, needed)
+        check_access(reading, actor, needed)
         if self._guards and not draft.glass:
             planned = planned_of(
                 changes,
@@ -246,6 +281,30 @@ class Writer(Workflows):
             )
             check_guards(self._guards, planned)
         return buckets_after(reading, actor, needed)
+
+
+class _Look(NamedTuple):
+    """What a request would do: where it led to, if it was done; else the next change."""
+
+    done: Tip | None
+    change: Change
+    parts: Mapping[str, bytes]
+    buckets: Mapping[str, int]
+    pages: Mapping[str, Page]
+    flags: Mapping[PolicyId, Flag]
+
+
+def _foreseen(draft: Draft, request: str | None) -> Foreseen:
+    """Return what a draft will ask for, and the request, where it may have been committed."""
+    return Foreseen(request, frozenset(operation.policy_id for operation in draft.operations))
+
+
+def _check_same(request: str, digest: str, content: Mapping[str, Any]) -> None:
+    """Refuse what is another request than the one on record."""
+    if digest != content["digest"]:
+        raise RequestConflictError(
+            f"the idempotency key {request!r} was used before, for another request"
+        )
 
 
 def _digest(asked: object) -> str:

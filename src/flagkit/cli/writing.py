@@ -1,0 +1,145 @@
+"""Writing: what all commands that change something share: who asks, and what came of it is told.
+
+With --dry-run the same is looked at, and told, and nothing is written.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar, Unpack
+
+import click
+
+from flagkit.cli.guarding import guards_named
+from flagkit.cli.options import Place, place_options
+from flagkit.cli.output import PROGRAMS, output_option, written
+from flagkit.model.canonical import date_text
+from flagkit.writer import Commit, Draft, Preview, Writer, entries
+from flagkit.writer.workflows import Asked
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+actor_option = click.option(
+    "--actor",
+    envvar="FLAGKIT_ACTOR",
+    required=True,
+    show_envvar=True,
+    help="Who changes it, for the audit.",
+)
+reason_option = click.option("--reason", default="", help="Why, for the audit.")
+guards_option = click.option(
+    "--guards",
+    envvar="FLAGKIT_GUARDS",
+    metavar="MODULE:NAME",
+    show_envvar=True,
+    help="Python guards to ask.",
+)
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Check it and show what it would do, no more."
+)
+
+_OPTIONS = (
+    place_options,
+    actor_option,
+    reason_option,
+    click.option(
+        "--idempotency-key",
+        metavar="NAME",
+        help="Names the request: sent again, it changes nothing, and tells the same.",
+    ),
+    guards_option,
+    click.option(
+        "--break-glass", metavar="WHY", help="Pass guards by; it is warned of, and recorded."
+    ),
+    dry_run_option,
+    output_option("text"),
+)
+
+
+class Asking(Place):
+    """What the options of a command that changes something say."""
+
+    actor: str
+    reason: str
+    idempotency_key: str | None
+    guards: str | None
+    break_glass: str | None
+    dry_run: bool
+    output: str
+
+
+def writing_options(command: _Command) -> _Command:
+    """Give a command the options of all that change something."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def changing(**asking: Unpack[Asking]) -> Generator[Draft]:
+    """Give a draft that is committed, or looked at, at the end of the block; tell what came of it.
+
+    Raises:
+        WriteError, InvalidDocumentError: refused; nothing was written.
+        StoreError: the database cannot be reached, or refused.
+    """
+    asked = Asked(reason=asking["reason"], idempotency_key=asking["idempotency_key"])
+    with Writer(
+        asking["uri"],
+        asking["environment"],
+        actor=asking["actor"],
+        database=asking["database"],
+        guards=guards_named(asking["guards"]),
+    ) as writer:
+        change = writer.preview if asking["dry_run"] else writer.change
+        with change(**asked) as draft:
+            if asking["break_glass"] is not None:
+                draft.break_glass(asking["break_glass"])
+            yield draft
+        if draft.preview is not None:
+            _tell_preview(draft.preview, writer.environment, asking["output"])
+        else:
+            assert draft.commit is not None, "the block ended without error"
+            _tell_commit(draft.commit, writer, asking["output"])
+            if draft.glass:
+                click.echo(f"Warning: guards were passed by: {draft.glass}", err=True)
+
+
+def _tell_commit(commit: Commit, writer: Writer, output: str) -> None:
+    # Of a request that was sent again, the ledger knows what it did the first time.
+    entry = next(entries(writer.store, commit.revision - 1), None)
+    lines = () if entry is None else entry.differences
+    if output in PROGRAMS:
+        document = {
+            "environment": writer.environment,
+            "revision": commit.revision,
+            "time": date_text(commit.time),
+            "request": commit.request,
+            "differences": [*lines],
+        }
+        click.echo(written(document, output))
+        return
+    _tell_lines(lines)
+    click.echo(f"revision {commit.revision:,} of {writer.environment}")
+
+
+def _tell_preview(preview: Preview, environment: str, output: str) -> None:
+    if output in PROGRAMS:
+        document = {
+            "environment": environment,
+            "dry_run": True,
+            "upon": preview.upon,
+            "done": preview.done,
+            "differences": [*preview.differences],
+        }
+        click.echo(written(document, output))
+        return
+    if preview.done is not None:
+        click.echo(f"nothing: this request was revision {preview.done:,} of {environment}")
+        return
+    _tell_lines(preview.differences)
+    click.echo(f"dry run upon revision {preview.upon:,} of {environment}: nothing was written")
+
+
+def _tell_lines(lines: Sequence[str]) -> None:
+    for line in lines or ("no difference",):
+        click.echo(line)
