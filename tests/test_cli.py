@@ -101,6 +101,14 @@ def test_version() -> None:
     assert (result.returncode, result.stdout) == (0, f"flagkit, version {flagkit.__version__}\n")
 
 
+@pytest.mark.parametrize("noun", [[], ["flags"], ["access", "limits"]], ids=" ".join)
+def test_a_noun_alone_is_told_its_verbs(noun: list[str]) -> None:
+    told = CliRunner().invoke(flagkit_command, noun)
+    assert told.exit_code == 2
+    assert "Error" not in told.output
+    assert told.output == CliRunner().invoke(flagkit_command, [*noun, "--help"]).output
+
+
 def test_wrong_usage_exits_with_2() -> None:
     assert run("dema").returncode == 2
     assert run("demo", "--fiel", "x").returncode == 2

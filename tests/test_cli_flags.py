@@ -134,7 +134,8 @@ def test_a_flag_that_is_shown_as_a_policy_file_may_be_edited_and_updated(
     )
     before = document(writer, "shop.theme")
     written = filled.told("flags", "show", "shop.theme", "--output", "policy")
-    assert written.startswith("# version 2 at revision 3\nflags:\n")
+    assert written.startswith("# version 2 at revision 3, paused\nflags:\n")
+    assert "state" not in written
     assert "intervals" not in written
     filled.told("flags", "update", "-", "--expected-version", "2", stdin=written)
     assert document(writer, "shop.theme") == before
@@ -273,7 +274,15 @@ def test_who_asks_must_be_said(command: Command, writer: Writer) -> None:
         result = command.ask("flags", "pause", "shop.search", FLAGKIT_ACTOR=nobody)
         assert result.exit_code == 2
         assert "Missing option '--actor' (env var: 'FLAGKIT_ACTOR')" in result.stderr
+    assert "actor: is ''. Write a name" in command.fault("flags", "pause", "a.b", "--actor", "")
     assert revision(writer) == 0
+
+
+def test_where_must_be_said(command: Command) -> None:
+    for name in ("uri", "environment"):
+        result = command.ask("flags", "list", **{f"FLAGKIT_{name.upper()}": None})
+        assert result.exit_code == 1
+        assert f"{name} is missing: pass {name}=, or --{name} to the command" in result.stderr
 
 
 def test_a_dry_run_shows_what_would_be_and_writes_nothing(

@@ -125,6 +125,11 @@ TAMPERING: dict[str, Tampering] = {
         db.ledger.find_one_and_delete({"revision": 2})
         | {"_id": {"environment": "production", "revision": 2.5}}
     ),
+    "audit lost": lambda db: db.audit.delete_one({"reason": "launch"}),
+    "actor edited": lambda db: db.audit.update_one({}, {"$set": {"actor": "mallory"}}),
+    "asked edited": lambda db: db.audit.update_one({}, {"$set": {"operations.0.key": "a.two"}}),
+    "asked removed": lambda db: db.audit.update_one({}, {"$set": {"operations": []}}),
+    "digest removed": lambda db: db.audit.update_one({}, {"$unset": {"digest": 1}}),
     "segment edited": lambda db: db.segments.update_one({}, {"$set": {"policy.by": "id"}}),
     "segment removed": lambda db: db.segments.delete_one({}),
     "members altered": lambda db: db.members.update_one({}, {"$set": {"hashes": b"12345678"}}),
@@ -244,11 +249,14 @@ def test_whatever_is_reordered_in_the_ledger_is_found_and_named(
 
 
 def rewritten(history: Writer, direct: Database[dict[str, Any]], revision: int) -> None:
-    """Rewrite all from a revision on, so that everything adds up: head, ledger, flags."""
+    """Rewrite all from a revision on, so that everything adds up: head, ledger, audit, flags."""
     changes = [*history.store.changes()]
     tip = changes[revision - 2].tip
     for change in changes[revision - 1 :]:
-        forgery = next_change(tip, f"{change.request}x", change.tip.time, change.policies)
+        request = f"{change.request}x"
+        forgery = next_change(tip, request, change.tip.time, change.policies)
+        (asked,) = history.store.requests([change.request]).values()
+        direct.audit.insert_one(asked | {"_id": {**asked["_id"], "request": request}})
         direct.ledger.replace_one({"revision": change.revision}, ledger_document(forgery))
         tip = forgery.tip
         direct.heads.replace_one({}, head_document(tip, forgery))

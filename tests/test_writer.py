@@ -47,6 +47,7 @@ from flagkit.writer import Writer, verify
 from flagkit.writer.drafts import Draft
 from flagkit.writer.operations import SetState
 from flagkit.writer.planning import plan
+from flagkit.writer.requests import digest_of
 
 pytestmark = pytest.mark.mongo
 
@@ -511,7 +512,7 @@ def test_what_a_failover_took_back_of_the_newest_change_is_projected_again(
     assert verify(writer.store) == []
     with writer.store.reading() as reading:
         assert reading.pending is None
-        assert reading.unprojected is not None
+        assert reading.behind is not None
         assert reading.find(["shop.search"])["*", "shop.search"].policy["state"] == "paused"
     writer.create(flag("another.flag"))
     assert policy(writer)["state"] == "paused"
@@ -665,8 +666,9 @@ def test_the_next_writer_projects_what_a_dead_one_left(
     with writer.store.reading() as reading:
         planned = plan([SetState(key="shop.search", verb="pause")], reading, 1, {})
     change = next_change(reading.tip, "the-dead-one", reading.now, planned.changes)
-    asked = {"sent": change.tip.time, "actor": "dana", "reason": "", "operations": []}
-    writer.store.add_request("the-dead-one", {**asked, "digest": ""})
+    asked: dict[str, Any] = {"actor": "dana", "reason": "", "operations": []}
+    content = {"sent": change.tip.time, **asked, "digest": digest_of(asked)}
+    writer.store.add_request("the-dead-one", content)
     assert writer.store.compare_and_set(reading.tip, change)
     assert direct.ledger.count_documents({}) == 1
 

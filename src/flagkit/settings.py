@@ -178,5 +178,7 @@ def required(name: str, value: str | None) -> str:
     variable = f"FLAGKIT_{name.upper()}"
     found = value or os.environ.get(variable)
     if not found:
-        raise ConfigurationError(f"{name} is missing: pass {name}=, or set {variable}")
+        raise ConfigurationError(
+            f"{name} is missing: pass {name}=, or --{name} to the command, or set {variable}"
+        )
     return found

@@ -1,11 +1,13 @@
 """Admin: `flagkit admin`, which an administrator of the database runs."""
 
 import click
+import msgspec
 
 from flagkit.cli.options import database_option, uri_option
+from flagkit.cli.output import PROGRAMS, output_option, written
 from flagkit.settings import connection_from
 from flagkit.storage.administration import Administration
-from flagkit.writer import Writer
+from flagkit.writer import Erasure, Writer, erase
 
 
 @click.group("admin")
@@ -20,7 +22,10 @@ def admin() -> None:
 @click.option(
     "--roles", is_flag=True, help="Make the roles flagkitReader, flagkitWriter, flagkitAdmin, too."
 )
-def _init(uri: str | None, database: str | None, environment: str | None, *, roles: bool) -> None:
+@output_option("text")
+def _init(
+    uri: str | None, database: str | None, environment: str | None, output: str, *, roles: bool
+) -> None:
     """Make collections, indexes and validators, or bring them up to date.
 
     Says what it did, and may be run again at any time: run it with each new version of flagkit.
@@ -35,5 +40,42 @@ def _init(uri: str | None, database: str | None, environment: str | None, *, rol
         with Writer(place[0], environment, actor="", database=place[1]) as writer:
             tip = writer.create_environment()
         done.append(f"{environment}: stands at revision {tip.revision}")
-    for line in done or ["Nothing was to be done."]:
-        click.echo(line)
+    if output in PROGRAMS:
+        click.echo(written({"done": done}, output))
+    else:
+        click.echo("\n".join(done or ["Nothing was to be done."]))
+
+
+@admin.command("erase")
+@click.argument("actor")
+@uri_option
+@database_option
+@click.option("--dry-run", is_flag=True, help="Only tell what would be erased.")
+@output_option("text")
+def _erase(
+    actor: str, uri: str | None, database: str | None, output: str, *, dry_run: bool
+) -> None:
+    """Erase an actor's name and words from audit and denials, in all environments.
+
+    A salted hash stands in the place of the name, so that what one person did stays together. The
+    ledger is not altered: it has no actors, but for those that roles were granted to, whose
+    revisions are told. Takes the role flagkitAdmin; done again, it goes on where it was broken off.
+    """
+    found = erase(actor, uri=uri, database=database, dry_run=dry_run)
+    if output in PROGRAMS:
+        click.echo(written(msgspec.to_builtins(found), output))
+    else:
+        click.echo("\n".join(_told(actor, found)))
+
+
+def _told(actor: str, found: Erasure) -> list[str]:
+    lines = [f"{name}: {count:,} named {actor}" for name, count in found.documents.items()]
+    revisions: dict[str, list[str]] = {}
+    for environment, revision in found.chained:
+        revisions.setdefault(environment, []).append(str(revision))
+    lines += [
+        f"The ledger of {environment} keeps the name, in the grants of revision {', '.join(named)}."
+        for environment, named in revisions.items()
+    ]
+    done = f"{actor} is {found.name} from now on." if found.name else "Nothing was erased."
+    return [*lines, done]

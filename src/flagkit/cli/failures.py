@@ -51,4 +51,7 @@ def failures_told() -> Generator[None]:
         raise kind(without_secrets(str(error))) from error
     except click.UsageError as error:
         # An argument too many may be the connection string.
-        raise click.UsageError(without_secrets(error.format_message()), error.ctx) from None
+        told = error.format_message()
+        if without_secrets(told) == told:
+            raise
+        raise click.UsageError(without_secrets(told), error.ctx) from None

@@ -77,7 +77,8 @@ def _list(namespace: str, state: str | None, output: str, **place: Unpack[Place]
 def _show(key: str, region: str, output: str, **place: Unpack[Place]) -> None:
     """Show a flag: its document, version and overrides.
 
-    `--output policy` is a policy file, to edit and to pass to `flagkit flags update`.
+    `--output policy` is a policy file, to edit and to pass to `flagkit flags update`; without the
+    state, which an update then leaves as it is.
     """
     check_key(key)
     with store_at(**place) as store, store.reading() as reading:
@@ -89,7 +90,8 @@ def _show(key: str, region: str, output: str, **place: Unpack[Place]) -> None:
         there = f"; there it is: {', '.join(sorted(other for other, _ in found))}" if found else ""
         raise FlagNotFoundError(f"there is no flag {key!r} in region {region}{there}")
     if output == "policy":
-        click.echo(f"# version {state.version} at revision {revision}")
+        standing = state.policy["state"]
+        click.echo(f"# version {state.version} at revision {revision}, {standing}")
         click.echo(flag_file(state), nl=False)
     elif output in PROGRAMS:
         told = {

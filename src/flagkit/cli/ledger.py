@@ -3,23 +3,31 @@
 Reads alone: nothing is written.
 """
 
+import contextlib
 import itertools
+import json
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Final, Unpack
+from typing import Any, Final, TypeVar, Unpack
 
 import click
 import msgspec
 from rich.console import Console
 
-from flagkit.cli.failures import FAULTS_FOUND
+from flagkit.cli.failures import FAULTS_FOUND, without_secrets
 from flagkit.cli.options import Place, place_options, store_at
 from flagkit.cli.output import PROGRAMS, output_option, written
 from flagkit.cli.telling import Teller
-from flagkit.writer.ledger import ACTIONS, Entry, Wanted, entries, verify
+from flagkit.errors import StoreUnavailableError
+from flagkit.storage.store import Store
+from flagkit.writer.ledger import ACTIONS, Entry, Wanted, entries, newer, verify
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _LINES_MAX: Final = 20
+_ASK_AGAIN_SECONDS: Final = 0.5
 _ANCHOR = re.compile("([1-9][0-9]*):([0-9a-f]{64})")
 
 
@@ -40,13 +48,22 @@ def _moment(_context: object, _parameter: object, text: str | None) -> datetime 
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
+def _wanted_options(command: _Command) -> _Command:
+    """Give a command the options that say which entries are meant."""
+    for option in (
+        click.option("--until", callback=_moment, help="Only before this moment."),
+        click.option("--since", callback=_moment, help="Only from this moment on, in UTC."),
+        click.option("--action", type=click.Choice(ACTIONS), help="Only where this was asked for."),
+        click.option("--actor", help="Only changes by this actor."),
+        click.option("--key", help="Only changes of this flag or segment."),
+    ):
+        command = option(command)
+    return command
+
+
 @ledger.command("show")
 @place_options
-@click.option("--key", help="Only changes of this flag or segment.")
-@click.option("--actor", help="Only changes by this actor.")
-@click.option("--action", type=click.Choice(ACTIONS), help="Only where this was asked for.")
-@click.option("--since", callback=_moment, help="Only from this moment on, in UTC.")
-@click.option("--until", callback=_moment, help="Only before this moment.")
+@_wanted_options
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many.")
 @output_option("table")
 def _show(
@@ -67,6 +84,66 @@ def _show(
         _tell(shown, Console(highlight=False))
     else:
         click.echo("No such change.")
+
+
+@ledger.command("tail")
+@place_options
+@_wanted_options
+@click.option("--limit", type=click.IntRange(0), default=10, show_default=True, help="How many.")
+@click.option("--follow", is_flag=True, help="Go on with each change that is made, until Ctrl-C.")
+@output_option("text")
+def _tail(
+    uri: str | None,
+    environment: str | None,
+    database: str | None,
+    limit: int,
+    output: str,
+    *,
+    follow: bool,
+    **wanted: Unpack[Wanted],
+) -> None:
+    """Tell the newest changes, the newest last, and those to come.
+
+    As JSON, each is a line; as YAML, all are one list.
+    """
+    with store_at(uri=uri, environment=environment, database=database) as store:
+        tip = store.tip()
+        shown = [*itertools.islice(entries(store, newest_first=True, **wanted), limit)]
+        for entry in reversed(shown):
+            click.echo(_line(entry, output))
+        after = max(0, tip.revision - 1, *(entry.revision for entry in shown[:1]))
+        if follow:
+            # To be interrupted is how it ends.
+            with contextlib.suppress(KeyboardInterrupt):
+                _follow(store, after, output, wanted)
+
+
+def _follow(store: Store, after: int, output: str, wanted: Wanted) -> None:
+    trouble = ""
+    while True:
+        try:
+            after, found = newer(store, after, **wanted)
+            trouble = ""
+        except StoreUnavailableError as error:
+            # It may come back, as after a failover.
+            found = []
+            if not trouble:
+                trouble = without_secrets(f"Waiting: {error}")
+                click.echo(trouble, err=True)
+        for entry in found:
+            click.echo(_line(entry, output))
+        time.sleep(_ASK_AGAIN_SECONDS)
+
+
+def _line(entry: Entry, output: str) -> str:
+    """Return an entry as it is told when others follow."""
+    if output == "json":
+        return json.dumps(msgspec.to_builtins(entry))
+    if output == "yaml":
+        return written([msgspec.to_builtins(entry)], output)
+    why = ": ".join(filter(None, [entry.actor, entry.reason]))
+    head = f"{entry.revision}  {entry.time:%Y-%m-%d %H:%M:%S}  {why}"
+    return "\n    ".join([head, *_lines(entry)])
 
 
 @ledger.command("verify")

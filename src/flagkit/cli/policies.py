@@ -82,8 +82,12 @@ def segment_document(state: PolicyState) -> _Document:
 
 
 def flag_file(state: PolicyState) -> str:
-    """Return a policy file of a flag, to change and to update it with."""
+    """Return a policy file of a flag, to change and to update it with.
+
+    It has no state: whoever pauses the flag before the update is not to be undone by it.
+    """
     document = flag_document(state)
+    del document["state"]
     return yaml_text([Policy(document, decode(document))])
 
 

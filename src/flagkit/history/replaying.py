@@ -184,7 +184,7 @@ def _moment(view: View, evaluation: Evaluation[Any], context: ContextLike) -> da
     before = until - _TICK
     if view.snapshot.tip.revision == evaluation.revision:
         default = evaluation.value if evaluation.variant is None else None
-        for moment in (before, until, now):
+        for moment in (before, until + _TICK):
             then = _view(view.snapshot, moment, Freshness())
             found = then.evaluate(evaluation.flag_key, context, default)
             if (found.variant, found.reason) == (evaluation.variant, evaluation.reason):

@@ -8,6 +8,7 @@ from pymongo.write_concern import WriteConcern
 
 from flagkit.storage.creating import prepared
 from flagkit.storage.driver import configured, settings_for, translated
+from flagkit.storage.erasing import chained, erase, mentions, name_for, roles_held
 from flagkit.storage.layout import Document
 from flagkit.storage.roles import prepared_roles
 
@@ -56,3 +57,29 @@ class Administration:
         """
         with translated("making roles"):
             return [*prepared_roles(self._database)]
+
+    def roles_held(self, actor: str) -> list[str]:
+        """Return the environments in which an actor holds a role."""
+        with translated("reading the grants"):
+            return roles_held(self._database, actor)
+
+    def mentions(self, actor: str) -> dict[str, int]:
+        """Return how many documents name an actor where that can be erased, by collection."""
+        with translated("looking for an actor"):
+            return mentions(self._database, actor)
+
+    def chained(self, actor: str) -> list[tuple[str, int]]:
+        """Return the environments and revisions whose ledger documents have an actor's grants."""
+        with translated("reading the ledger"):
+            return [*chained(self._database, actor)]
+
+    def erase(self, actor: str) -> str:
+        """Erase an actor where that can be done; return what stands in the actor's place.
+
+        Raises:
+            StoreError: the database did not answer, or refused. Done again, it goes on.
+        """
+        with translated("erasing an actor"):
+            name = name_for(self._database, actor)
+            erase(self._database, actor, name)
+        return name

@@ -33,9 +33,12 @@ FLAGS, SEGMENTS, MEMBERS = "flags", "segments", "members"
 ACCESS, DENIALS = "access", "denials"
 PAGES = "pages"
 CHECKPOINTS, SLICES = "checkpoints", "slices"
-CLIENTS = "clients"
+CLIENTS, ERASURES = "clients", "erasures"
 PROJECTED = (FLAGS, SEGMENTS, ACCESS)
 POLICY_HISTORY: Final = "policy_history"
+
+ERASED: Final = "erased"
+"""What stands in the audit in the place of a digest, once a request is not as it was made."""
 
 INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
     HEADS: (),
@@ -46,6 +49,7 @@ INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
     MEMBERS: (),
     CHECKPOINTS: (),
     SLICES: (),
+    ERASURES: (),
     CLIENTS: (IndexModel([("until", ASCENDING)], name="until", expireAfterSeconds=0),),
     LEDGER: (
         IndexModel(

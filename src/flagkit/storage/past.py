@@ -12,7 +12,15 @@ from pymongo.client_session import ClientSession
 from flagkit.changes import Change, PolicyChange, PolicyId, PolicyState, Tip
 from flagkit.errors import StoreError
 from flagkit.storage.auditing import audited
-from flagkit.storage.foreseen import ENTRIES, NEWEST, PAGED, REQUEST, Foreseen, Found
+from flagkit.storage.foreseen import (
+    ENTRIES,
+    NEWEST,
+    PAGED,
+    REQUEST,
+    Foreseen,
+    Found,
+    projects_lightly,
+)
 from flagkit.storage.forms import change_of, judged, ledgered, tip_in, tip_of
 from flagkit.storage.layout import (
     AUDIT,
@@ -45,16 +53,17 @@ class Past:
         self._session = session
         self._foreseen = foreseen
         self._answers = found.answers
-        self._standing = Standing(database, session, self.tip, foreseen, found.answers)
+        self._standing = Standing(database, session, self.tip, foreseen, found)
         self._paged = PagedHistory(database, session, self.tip.environment)
         self._head = found.head
         self.pages = names_in(found.head["change"])
         """The pages that the tip's change is on, if it is on any."""
-        change, ledgered_already = self._newest()
+        self._newest, ledgered_already = self._read_newest()
+        change = self._newest
         self.pending = None if ledgered_already else change
         """The tip's change, if the ledger has not got it yet."""
-        behind = change is not None and not found.is_projected(self.tip, change)
-        self.behind = change if behind and not self.pages else self.pending
+        behind = change is not None and not self.pages and not self._is_projected(change)
+        self.behind = change if behind else self.pending
         """The tip's change, if the ledger or its flags have not got it yet, or have lost it.
 
         One that is on pages is only about the ledger: its flags are `lagging`.
@@ -90,11 +99,6 @@ class Past:
     def lags_by(self) -> timedelta:
         """How much older than the tip the oldest of the changes is that flags may lack."""
         return self.tip.time - self.unprojected[0].tip.time if self.unprojected else timedelta()
-
-    @property
-    def asks_for_request(self) -> bool:
-        """Whether it was foreseen that a request is looked for."""
-        return self._foreseen.request is not None
 
     def commit_of(self, request: str) -> Tip | None:
         """Return the tip that a request led to, None if it has not been committed."""
@@ -256,7 +260,18 @@ class Past:
     def _policies_behind(self) -> Iterator[PolicyChange]:
         return (policy for change in self.unprojected for policy in change.policies)
 
-    def _newest(self) -> tuple[Change | None, bool]:
+    def _is_projected(self, change: Change) -> bool:
+        """Tell whether the flags stand where the tip's change, which is in the ledger, led them.
+
+        Only a failover can have taken them back, and only where a majority was not waited for.
+        """
+        if self.pending is not None or not projects_lightly(change):
+            return True
+        policies = {policy.id for policy in change.policies}
+        stand = self._standing.revisions(policies)
+        return all(stand.get(policy, 0) >= self.tip.revision for policy in policies)
+
+    def _read_newest(self) -> tuple[Change | None, bool]:
         """Return the tip's change, and whether the ledger has it. It must have no other or later.
 
         One that is on pages is read where the ledger lacks it.

@@ -14,7 +14,7 @@ from flagkit.errors import StoreError
 from flagkit.model.segments import unpacked_part
 from flagkit.snapshot import Arena, check_digests
 from flagkit.storage.checkpoints import Checkpoint
-from flagkit.storage.foreseen import DEPENDENTS, Foreseen, Found
+from flagkit.storage.foreseen import Foreseen, Found, Remembered
 from flagkit.storage.forms import (
     check_body,
     members_part,
@@ -60,13 +60,16 @@ class Reading(Past):
         session: ClientSession,
         found: Found,
         foreseen: Foreseen,
+        remembered: Remembered,
     ) -> None:
         super().__init__(database, session, found, foreseen)
+        if self._newest is not None:
+            remembered.take(self._newest)
         self.now: datetime = found.head["now"]
         """The server's time."""
         self.buckets: Mapping[str, int] = found.head.get("buckets", {})
         """By name, when a bucket of the rate limits is full again, in microseconds since 1970."""
-        self._access: dict[PolicyId, PolicyState] | None = None
+        self._remembered = remembered
 
     def find(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of some flags, in all regions."""
@@ -84,13 +87,15 @@ class Reading(Past):
             HistoryLostError: they are not those of this revision: something changed them past the
                 writer.
         """
-        # An environment that has none pays no query; and the digest tells an older state.
-        if self._access is None:
-            wanted = {GRANTS[1], LIMITS[1]} if ACCESS_REGION in self.tip.digests else set[str]()
-            states = self._find(ACCESS, wanted)
-            check_digests(digest(states.values()), self.tip, (ACCESS_REGION,))
-            self._access = states
-        return self._access
+        # What was read before is no other where the digest is the same, for it is of all of it. An
+        # environment that has none pays no query.
+        wanted = self.tip.digests.get(ACCESS_REGION)
+        held = self._remembered.access
+        if digest(held.values()).get(ACCESS_REGION) != wanted:
+            held = self._find(ACCESS, {GRANTS[1], LIMITS[1]} if wanted is not None else set())
+            check_digests(digest(held.values()), self.tip, (ACCESS_REGION,))
+            self._remembered.access = held
+        return held
 
     def _find(self, collection: str, wanted: set[str]) -> dict[PolicyId, PolicyState]:
         return self._read_through(
@@ -206,11 +211,8 @@ class Reading(Past):
     def dependents(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of the flags that have one of `keys` as a direct prerequisite."""
         wanted = set(keys)
-        if self._foreseen.is_read and wanted <= {*self._foreseen.keys(FLAGS)}:
-            documents: Iterable[Document] = self._answers.get(DEPENDENTS, ())
-        else:
-            asked = dependents_of(self.tip.environment, wanted)
-            documents = self._database[FLAGS].find(asked, session=self._session)
+        asked = dependents_of(self.tip.environment, wanted)
+        documents = self._database[FLAGS].find(asked, session=self._session)
         return self._read_through(
             documents,
             lambda state: (

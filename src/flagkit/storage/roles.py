@@ -16,6 +16,7 @@ from flagkit.storage.layout import (
     CHECKPOINTS,
     CLIENTS,
     DENIALS,
+    ERASURES,
     FLAGS,
     HEADS,
     LEDGER,
@@ -74,6 +75,8 @@ ROLES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         ACCESS: _PUT,
         AUDIT: (*_PUT, "remove"),
         DENIALS: (*_PUT, "remove"),
+        # Never another salt, by which the same person would become another.
+        ERASURES: _ADD,
         CHECKPOINTS: _PUBLISH,
         SLICES: _PUBLISH,
         CLIENTS: _PUT,

@@ -1,15 +1,15 @@
 """Standing: the documents of policies as they stand in a snapshot, each asked for once."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from pymongo.client_session import ClientSession
 
 from flagkit.changes import ACCESS as ACCESS_REGION
-from flagkit.changes import GRANTS, LIMITS, PolicyId, Tip
 from flagkit.changes import SEGMENTS as SEGMENTS_REGION
+from flagkit.changes import PolicyId, Tip
 from flagkit.model import EVERYWHERE
-from flagkit.storage.foreseen import Foreseen
+from flagkit.storage.foreseen import Foreseen, Found, keys_in
 from flagkit.storage.forms import judged
 from flagkit.storage.layout import (
     ACCESS,
@@ -35,22 +35,20 @@ class Standing:
         session: ClientSession,
         tip: Tip,
         foreseen: Foreseen,
-        answers: Mapping[str, list[Document]],
+        found: Found,
     ) -> None:
         self._database = database
         self._session = session
         self._environment = tip.environment
         # All that have a flag: by whole `_id`s a thousand are found in an eighth of the time that
         # ranges take.
-        touched = {region for region, _ in foreseen.policies}
+        touched = {region for region, _ in foreseen.policies | found.policies}
         self._regions = sorted({EVERYWHERE, *tip.digests, *touched} - {*_REGION_OF.values()})
         self._documents: dict[PolicyId, Document] = {}
         self._asked: dict[str, set[str]] = {collection: set() for collection in PROJECTED}
-        if foreseen.is_read:
-            for collection in PROJECTED:
-                self._add(answers.get(collection, ()))
-                self._asked[collection].update(foreseen.keys(collection))
-            self._asked[ACCESS] |= {GRANTS[1], LIMITS[1]}
+        for collection in (FLAGS, SEGMENTS):
+            self._add(found.answers.get(collection, ()))
+            self._asked[collection].update(keys_in(collection, found.policies))
 
     def of(self, collection: str, keys: set[str]) -> Iterator[Document]:
         """Yield the documents of some keys, in all regions."""

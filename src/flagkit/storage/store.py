@@ -36,7 +36,14 @@ from flagkit.storage.driver import (
     settings_for,
     translated,
 )
-from flagkit.storage.foreseen import NOTHING, Foreseen, found_in, pipeline, projects_lightly
+from flagkit.storage.foreseen import (
+    NOTHING,
+    Foreseen,
+    Remembered,
+    found_in,
+    pipeline,
+    projects_lightly,
+)
 from flagkit.storage.forms import head_document, ledger_document, ledgered, tip_of
 from flagkit.storage.layout import (
     AUDIT,
@@ -78,6 +85,7 @@ class Store:
 
     def __init__(self, uri: str, *, environment: str, database: str) -> None:
         self.environment = environment
+        self._remembered = Remembered()
         with configured(uri):
             self._client: MongoClient[Document] = MongoClient(uri, **settings_for(uri))
             # The primary, whatever the URI says: checks must be made on what a commit compares.
@@ -116,19 +124,20 @@ class Store:
 
         What is foreseen is read at once, all else when it is asked for.
         """
+        policies = self._remembered.policies(foreseen)
         with (
             translated("reading the environment"),
             self._client.start_session(snapshot=True) as session,
         ):
             documents = self._database[HEADS].aggregate(
-                pipeline(self.environment, foreseen),
+                pipeline(self.environment, foreseen, policies),
                 session=session,
                 maxTimeMS=OPERATION_MILLISECONDS_MAX,
             )
-            found = found_in(documents)
+            found = found_in(documents, policies)
             if found is None:
                 raise self._unknown()
-            yield Reading(self._database, session, found, foreseen)
+            yield Reading(self._database, session, found, foreseen, self._remembered)
 
     def check_fits(
         self, change: Change, content: Mapping[str, Any], pages: Collection[str] = ()
@@ -227,8 +236,10 @@ class Store:
         }
         with translated("committing"):
             head = head_document(change.tip, change, buckets, pages, unprojected)
-            done = self._database[HEADS].replace_one(expected, head)
-        return done.matched_count == 1
+            done = self._database[HEADS].replace_one(expected, head).matched_count == 1
+        if done:
+            self._remembered.take(change)
+        return done
 
     def project(
         self, change: Change, pages: Collection[str] = (), *, is_mine: bool = False

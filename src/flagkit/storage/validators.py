@@ -15,6 +15,7 @@ from flagkit.storage.layout import (
     CHECKPOINTS,
     CLIENTS,
     DENIALS,
+    ERASURES,
     FLAGS,
     HEADS,
     LEDGER,
@@ -144,6 +145,7 @@ VALIDATORS: Final[Mapping[str, Document]] = {
     SLICES: _document(
         {"environment": _TEXT, "checkpoint": _TEXT, "slice": _WHOLE}, {"content": _BYTES}
     ),
+    ERASURES: {"$jsonSchema": _object({"_id": _TEXT, "salt": _BYTES})},
     CLIENTS: _document(
         {"environment": _TEXT, "instance": _TEXT},
         {

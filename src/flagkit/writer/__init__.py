@@ -4,6 +4,7 @@ from flagkit.storage.checkpoints import Checkpoint
 from flagkit.writer.access import Denial, denials, grants
 from flagkit.writer.checkpoints import write_checkpoint
 from flagkit.writer.drafts import Commit, Draft, Preview
+from flagkit.writer.erasing import Erasure, erase
 from flagkit.writer.guards import Freeze, Guard, LargestStep, Planned, Refusal, Required
 from flagkit.writer.importing import Import, Imported, Step
 from flagkit.writer.ledger import Entry, entries, verify
@@ -17,6 +18,7 @@ __all__ = [
     "Denial",
     "Draft",
     "Entry",
+    "Erasure",
     "Freeze",
     "Guard",
     "Import",
@@ -31,6 +33,7 @@ __all__ = [
     "Writer",
     "denials",
     "entries",
+    "erase",
     "grants",
     "limits",
     "stale_flags",

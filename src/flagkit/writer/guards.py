@@ -80,14 +80,15 @@ def planned_of(
     found: list[Planned] = []
     for change in changes:
         region, key = change.id
-        if region == ACCESS or action_of(change) == "pause":
+        action = action_of(change)
+        if region == ACCESS or action == "pause":
             continue
         found.append(
             Planned(
                 environment=environment,
                 region=region,
                 key=key,
-                action=action_of(change),
+                action=action,
                 before=None if change.before is None else change.before.policy,
                 after=None if change.after is None else change.after.policy,
                 actor=actor,

@@ -21,6 +21,7 @@ from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.checkpoints import problem_with
 from flagkit.writer.differences import differences
+from flagkit.writer.requests import check_requests
 
 _CHUNK = 500
 
@@ -104,6 +105,17 @@ def entries(
             )
 
 
+def newer(store: Store, after: int, **wanted: Unpack[Wanted]) -> tuple[int, list[Entry]]:
+    """Return the entries after a revision, as far as there are any, and the one to go on after.
+
+    Takes what `entries` takes.
+    """
+    tip = store.tip()
+    found = [*entries(store, after, **wanted)]
+    # The tip itself may not be in the ledger yet. All before it is.
+    return max(after, tip.revision - 1, *(entry.revision for entry in found[-1:])), found
+
+
 def verify(store: Store, anchors: Iterable[tuple[int, str]] = ()) -> list[str]:
     """Return what is wrong with an environment's ledger and what stands beside it, if anything.
 
@@ -122,6 +134,7 @@ def verify(store: Store, anchors: Iterable[tuple[int, str]] = ()) -> list[str]:
 def _problems(store: Store, anchors: set[tuple[int, str]]) -> list[str]:
     tip: Tip | None = None
     expected: dict[PolicyId, tuple[int, PolicyState | None]] = {}
+    asked: list[tuple[int, str]] = []
     with store.reading() as reading:
         head = reading.tip
         problems = [f"the ledger has {place!r} for a revision" for place in reading.strays()]
@@ -131,6 +144,7 @@ def _problems(store: Store, anchors: set[tuple[int, str]]) -> list[str]:
         for change in chain(reading.changes(), pending):
             problems += _check_step(tip, change)
             tip = change.tip
+            asked.append((change.revision, change.request))
             anchors.discard((tip.revision, tip.hash))
             for policy in change.policies:
                 if expected.get(policy.id, (0, None))[1] != policy.before:
@@ -144,6 +158,7 @@ def _problems(store: Store, anchors: set[tuple[int, str]]) -> list[str]:
         for identity in [item.id for change in reading.unprojected for item in change.policies]:
             expected.pop(identity, None)
             found.pop(identity, None)
+    problems += check_requests(store, asked)
     problems += [
         f"revision {revision} is not the one whose hash was kept, {digest}: the ledger was"
         " rewritten"

@@ -138,10 +138,7 @@ class Update(Operation, frozen=True, tag="update", kw_only=True):
     def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag:
         """Return the flag with the new document, its rollouts led on from the old ones."""
         old = self._existing_flag(before, earlier)
-        new = decode(self.policy)
-        if "state" not in self.policy:
-            new = msgspec.structs.replace(new, state=old.state)
-        return Lead(old, new, earlier.now.timestamp(), self.reassign).flag()
+        return _updated(old, self.policy, earlier.now, reassign=self.reassign)
 
 
 class SetRollout(Operation, frozen=True, tag="set_rollout", kw_only=True):
@@ -179,8 +176,7 @@ class SetRollout(Operation, frozen=True, tag="set_rollout", kw_only=True):
         kept = part.pop("rollout", None) or part.pop("ramp")
         part["rollout"] = {name: kept[name] for name in ("by", "salt") if name in kept}
         part["rollout"]["weights"] = weights
-        update = Update(key=self.key, region=self.region, policy=document, reassign=self.reassign)
-        return update.next(before, earlier)
+        return _updated(flag, document, earlier.now, reassign=self.reassign)
 
 
 class Edit(Operation, frozen=True, tag="edit", kw_only=True):
@@ -196,7 +192,8 @@ class Edit(Operation, frozen=True, tag="edit", kw_only=True):
 
     def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag:
         """Return the flag with the new document, its rollouts led on from the old ones."""
-        made = self.function(as_written(self._existing_flag(before, earlier)))
+        old = self._existing_flag(before, earlier)
+        made = self.function(as_written(old))
         policy, key, region = checked_policy(made, self.environment)
         if (region, key) != self.policy_id:
             raise InvalidDocumentError(
@@ -207,8 +204,7 @@ class Edit(Operation, frozen=True, tag="edit", kw_only=True):
             )
         if "state" not in made:
             del policy["state"]
-        update = Update(key=key, region=region, policy=policy, reassign=self.reassign)
-        return update.next(before, earlier)
+        return _updated(old, policy, earlier.now, reassign=self.reassign)
 
 
 class SetState(Operation, frozen=True, tag="set_state", kw_only=True):
@@ -293,6 +289,14 @@ def checked_policy(
     """
     flag = decode(document, environment=environment)
     return dict(encode(flag)), flag.key, flag.region
+
+
+def _updated(old: Flag, policy: Mapping[str, Any], now: datetime, *, reassign: bool) -> Flag:
+    """Return a flag with a new document, its rollouts led on from the old ones."""
+    new = decode(policy)
+    if "state" not in policy:
+        new = msgspec.structs.replace(new, state=old.state)
+    return Lead(old, new, now.timestamp(), reassign).flag()
 
 
 def as_written(flag: Flag) -> dict[str, Any]:

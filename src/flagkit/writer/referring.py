@@ -30,6 +30,7 @@ class References:
         changed: Mapping[PolicyId, Flag | None],
     ) -> None:
         self._reading = reading
+        self._found = found
         self._changed = changed
         self._by_key: dict[str, dict[str, Flag]] = {}
         self._learn(found, {key for _, key in changed})
@@ -41,13 +42,23 @@ class References:
             for i in range(len(flag.prerequisites)):
                 self._check_prerequisite(flag, i)
         changed_keys = {key for _, key in self._changed}
-        for identity, state in self._reading.dependents(changed_keys).items():
+        lessened = {key for region, key in self._changed if self._is_lessened((region, key))}
+        dependents = self._reading.dependents(lessened) if lessened else {}
+        for identity, state in dependents.items():
             if identity not in self._changed:
                 flag = decode(state.policy, stored=True)
                 for i, prerequisite in enumerate(flag.prerequisites):
                     if prerequisite.flag in changed_keys:
                         self._check_prerequisite(flag, i)
         self._check_cycles(changed_keys)
+
+    def _is_lessened(self, identity: PolicyId) -> bool:
+        """Tell whether flags that rest on a changed one may miss something: all others do not."""
+        before, after = self._found.get(identity), self._changed[identity]
+        if before is None or after is None:
+            # A new override hides what there was.
+            return True
+        return not before.policy.get("variants", {}).keys() <= after.variants.keys()
 
     def _learn(self, states: Mapping[PolicyId, PolicyState], keys: Iterable[str]) -> None:
         for key in keys:

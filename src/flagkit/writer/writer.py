@@ -5,7 +5,6 @@ the commit; project. Lost races are tried again from the reading on. See docs/de
 """
 
 import contextlib
-import hashlib
 import logging
 import random
 import threading
@@ -23,7 +22,6 @@ from flagkit.errors import (
     AccessDeniedError,
     ConfigurationError,
     InvalidDocumentError,
-    RequestConflictError,
     StoreError,
     StoreUnavailableError,
 )
@@ -39,6 +37,7 @@ from flagkit.writer.drafts import Commit, Draft, Preview
 from flagkit.writer.guards import Guard, check_guards, planned_of
 from flagkit.writer.limits import buckets_after
 from flagkit.writer.planning import Plan, plan
+from flagkit.writer.requests import check_same, digest_of
 from flagkit.writer.workflows import Asked, Workflows
 
 _log = logging.getLogger("flagkit.writer")
@@ -145,9 +144,9 @@ class Writer(Workflows):
     def _preview(self, draft: Draft, asked: Asked) -> Preview:
         request, content = self._request(draft, asked)
         earlier = self.store.requests([request]).get(request, content)
-        _check_same(request, str(earlier["digest"]), content)
-        with self.store.reading(_foreseen(draft, request)) as reading:
+        with self.store.reading() as reading:
             look = self._look(reading, draft, request, content)
+        check_same(request, str(earlier["digest"]), content, done=look.done is not None)
         done = None if look.done is None else look.done.revision
         return Preview(reading.tip.revision, look.change.policies, done)
 
@@ -162,16 +161,14 @@ class Writer(Workflows):
             ]
         )
         request = uuid.uuid4().hex if key is None else _checked_key(key)
-        # Sent again with it, a request is another one: what stands in the audit must have it.
-        glass = {"glass": draft.glass} if draft.glass else {}
         content = {
             "sent": datetime.now(UTC),
             "actor": actor,
             "reason": asked.get("reason", ""),
             "operations": operations,
-            "digest": _digest([actor, operations, *glass.values()]),
-            **glass,
+            **({"glass": draft.glass} if draft.glass else {}),
         }
+        content["digest"] = digest_of(content)
         return request, content
 
     def _commit(self, draft: Draft, asked: Asked) -> Commit:
@@ -210,12 +207,13 @@ class Writer(Workflows):
         """Try once. Return the tip that the request led to, None if another writer was first."""
         with self.store.reading(foreseen) as reading:
             try:
-                look = self._look(reading, draft, request, content)
+                look = self._look(reading, draft, request, content, is_new=foreseen.request is None)
             except AccessDeniedError as error:
                 log_denial(self.store, reading.now, error, content["reason"], draft.operations)
                 raise
             lagging, is_late = reading.lagging, reading.lags_by > LAG_MAX
-        _check_same(request, self.store.add_request(request, content), content)
+        recorded = self.store.add_request(request, content)
+        check_same(request, recorded, content, done=look.done is not None)
         if reading.behind is not None:
             # Ledger and flags must have the tip before the head forgets it. Its writer may be dead.
             self.store.project(reading.behind, reading.pages)
@@ -246,10 +244,16 @@ class Writer(Workflows):
         return change.tip
 
     def _look(
-        self, reading: Reading, draft: Draft, request: str, content: Mapping[str, Any]
+        self,
+        reading: Reading,
+        draft: Draft,
+        request: str,
+        content: Mapping[str, Any],
+        *,
+        is_new: bool = False,
     ) -> "_Look":
         """Return what a request would do at a reading's revision, with all checks made."""
-        done = reading.commit_of(request) if reading.asks_for_request else None
+        done = None if is_new else reading.commit_of(request)
         planned, buckets = Plan([], {}), dict[str, int]()
         if done is None:
             planned = plan(draft.operations, reading, reading.tip.revision, draft.parts)
@@ -297,21 +301,6 @@ class _Look(NamedTuple):
 def _foreseen(draft: Draft, request: str | None) -> Foreseen:
     """Return what a draft will ask for, and the request, where it may have been committed."""
     return Foreseen(request, frozenset(operation.policy_id for operation in draft.operations))
-
-
-def _check_same(request: str, digest: str, content: Mapping[str, Any]) -> None:
-    """Refuse what is another request than the one on record."""
-    if digest != content["digest"]:
-        raise RequestConflictError(
-            f"the idempotency key {request!r} was used before, for another request"
-        )
-
-
-def _digest(asked: object) -> str:
-    try:
-        return hashlib.sha256(msgspec.msgpack.encode(asked)).hexdigest()
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidDocumentError("", f"cannot be recorded: {error}", "Mend it") from None
 
 
 def _checked_key(key: object) -> str:

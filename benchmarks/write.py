@@ -1,0 +1,174 @@
+"""Write: what a change costs, against what it costs to change two documents without flagkit.
+
+The two take turns. Bare is a transaction, made by hand, that replaces a document and inserts
+another, of about the bytes that head and ledger have of the change, for a majority. The change is
+one of a rollout, with a grant, a limit and a guard in place; its commit point is when the
+compare-and-set of the head was acknowledged.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import count, islice
+from typing import Any, Final
+
+import bson
+from pymongo import MongoClient
+from pymongo.client_session import ClientSession
+
+from benchmarks.report import Plan, Result, measured, percentile
+from flagkit.changes import Change, Tip
+from flagkit.embedded import EmbeddedMongo
+from flagkit.settings import DATABASE
+from flagkit.storage.layout import HEADS, LEDGER
+from flagkit.storage.store import Store
+from flagkit.writer import Writer
+from flagkit.writer.guards import LargestStep
+
+COMMIT_BOUND: Final = 2.0
+WHOLE_BOUND: Final = 3.0
+MEMBER_COUNTS: Final = (1, 3)
+WARM_UP_COUNT: Final = 20
+"""How many first turns are not counted."""
+FLAG_COUNT: Final = 100
+
+ENVIRONMENT, ACTOR, BARE = "benchmark", "ada@example.com", "bare"
+
+
+class TimedStore(Store):
+    """A store that notes when a commit was acknowledged, in nanoseconds of the monotonic clock."""
+
+    committed = 0
+
+    def compare_and_set(self, tip: Tip, change: Change, *kept: Any) -> bool:
+        """Commit a change, and note when that was done."""
+        done = super().compare_and_set(tip, change, *kept)
+        self.committed = time.monotonic_ns()
+        return done
+
+
+class Pair:
+    """A change and the bare transaction beside it, in one database, each made when it is asked."""
+
+    def __init__(self, uri: str) -> None:
+        self._writer = Writer(uri, ENVIRONMENT, actor=ACTOR, guards=[LargestStep(100)])
+        self._writer.store.close()
+        self._store = self._writer.store = TimedStore(
+            uri, environment=ENVIRONMENT, database=DATABASE
+        )
+        self._mongo = MongoClient[dict[str, Any]](uri, w="majority")
+        self._prepare()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._writer.close()
+        self._mongo.close()
+
+    def change(self, number: int) -> tuple[int, int]:
+        """Make a change; return how long it took to its commit, and in all."""
+        called = time.monotonic_ns()
+        self._writer.set_rollout(_key(number), 1 + number % 99)
+        returned = time.monotonic_ns()
+        return self._store.committed - called, returned - called
+
+    def bare(self, number: int) -> int:
+        """Make a bare transaction; return how long it took."""
+        called = time.monotonic_ns()
+        with self._mongo.start_session() as session, session.start_transaction():
+            self._two_documents(number, session)
+        return time.monotonic_ns() - called
+
+    def _prepare(self) -> None:
+        self._writer.create_environment()
+        with self._writer.change() as change:
+            for number in range(FLAG_COUNT):
+                change.create(
+                    {
+                        "key": _key(number),
+                        "variants": {"on": True, "off": False},
+                        "fallthrough": {"rollout": 0},
+                    }
+                )
+        with self._writer.change() as change:
+            change.grant(ACTOR, "admin")
+            change.set_limit("actor", capacity=10_000, rate=1_000)
+        self._writer.set_rollout(_key(0), 50)
+        database = self._mongo[DATABASE]
+        self._sizes = [
+            len(bson.encode(next(database[name].find(sort=[("_id", -1)], limit=1))))
+            for name in (HEADS, LEDGER)
+        ]
+        self._mongo[BARE].create_collection("inserted")
+        self._mongo[BARE]["replaced"].insert_one({"_id": 0})
+
+    def _two_documents(self, number: int, session: ClientSession) -> None:
+        replaced, inserted = ({"_id": 0, "text": "x" * size} for size in self._sizes)
+        bare = self._mongo[BARE]
+        bare["replaced"].replace_one({"_id": 0}, replaced | {"number": number}, session=session)
+        bare["inserted"].insert_one(inserted | {"_id": number}, session=session)
+
+
+def run(plan: Plan) -> Iterator[Result]:
+    """Measure on one member and on three."""
+    for member_count in MEMBER_COUNTS:
+        with EmbeddedMongo(members=member_count) as server:
+            yield from _with_members(server.uri, member_count, plan)
+
+
+def _with_members(uri: str, member_count: int, plan: Plan) -> Sequence[Result]:
+    pair, turns = Pair(uri), count(1)
+    try:
+        return measured(lambda: _measure(pair, turns, member_count, quick=plan.quick))
+    finally:
+        pair.close()
+
+
+def _measure(
+    pair: Pair, turns: Iterator[int], member_count: int, *, quick: bool
+) -> Sequence[Result]:
+    turn_count = 40 if quick else 1_000
+    bare: list[int] = []
+    changes: list[tuple[int, int]] = []
+    for number in islice(turns, WARM_UP_COUNT + turn_count):
+        bare.append(pair.bare(number))
+        changes.append(pair.change(number))
+    commits, wholes = zip(*changes[WARM_UP_COUNT:], strict=True)
+    return _results(bare[WARM_UP_COUNT:], commits, wholes, member_count, quick=quick)
+
+
+def _results(
+    bare: Sequence[int],
+    commits: Sequence[int],
+    wholes: Sequence[int],
+    member_count: int,
+    *,
+    quick: bool,
+) -> list[Result]:
+    details: dict[str, object] = {"turn_count": len(bare), "member_count": member_count}
+    where = "one member" if member_count == 1 else f"{member_count} members"
+
+    def line(what: str, value: float, unit: str, bound: float | None = None) -> Result:
+        case = f"{what}, {where}"
+        bound = None if quick else bound
+        return Result(
+            benchmark="write", case=case, value=value, unit=unit, bound=bound, details=details
+        )
+
+    times = [
+        line(f"{what}, p{percent}", percentile(values, percent) / 1e6, "ms")
+        for what, values in (
+            ("bare transaction", bare),
+            ("call to commit", commits),
+            ("whole call", wholes),
+        )
+        for percent in (50, 99)
+    ]
+    floor = percentile(bare, 50)
+    return [
+        *times,
+        line("call to commit / bare, p50", percentile(commits, 50) / floor, "x", COMMIT_BOUND),
+        line("whole call / bare, p50", percentile(wholes, 50) / floor, "x", WHOLE_BOUND),
+    ]
+
+
+def _key(number: int) -> str:
+    return f"benchmark.flag-{number % FLAG_COUNT}"

@@ -1,0 +1,101 @@
+"""Erasing: a person's name, and the words of that person, in all that is no part of the chain.
+
+- erasures: {_id: "salt", salt}; what names are hashed with, which administrators alone may read
+
+An entry keeps the hash, so what one person did stays together. Of a request that was altered the
+digest is erased, too: it would tell whoever guesses the name that the guess is right.
+"""
+
+import contextlib
+import hmac
+import os
+from collections.abc import Iterator
+from typing import Final
+
+from pymongo.database import Database
+from pymongo.errors import DuplicateKeyError
+
+from flagkit.changes import GRANTS
+from flagkit.errors import StoreUnavailableError
+from flagkit.storage.layout import (
+    ACCESS,
+    AUDIT,
+    DENIALS,
+    ERASED,
+    ERASURES,
+    HEADS,
+    LEDGER,
+    Document,
+)
+
+_SALT: Final = {"_id": "salt"}
+_SALT_BYTES: Final = 32
+_HASH_LENGTH: Final = 16
+_NAMED: Final = ("actor",)
+_LISTED: Final = ("include", "exclude", "remove", "keys.included", "keys.excluded")
+"""Where an operation in the audit names an actor, and where it lists keys as they were given."""
+
+
+def name_for(database: Database[Document], actor: str) -> str:
+    """Return what stands for an actor who was erased, the same each time."""
+    salted = hmac.digest(_salt(database), actor.encode(), "sha256")
+    return f"{ERASED}:{salted.hex()[:_HASH_LENGTH]}"
+
+
+def mentions(database: Database[Document], actor: str) -> dict[str, int]:
+    """Return how many documents name an actor where that can be erased, by collection."""
+    theirs = {"actor": actor}
+    named = [{f"operations.{path}": actor} for path in (*_NAMED, *_LISTED)]
+    return {
+        AUDIT: database[AUDIT].count_documents({"$or": [theirs, *named]}),
+        DENIALS: database[DENIALS].count_documents(theirs),
+    }
+
+
+def erase(database: Database[Document], actor: str, name: str) -> None:
+    """Put a name in the place of an actor's, and nothing in the place of the actor's words.
+
+    Broken off, it is to be done again.
+    """
+    audit, theirs = database[AUDIT], {"actor": actor}
+    # The digests with each: what is altered, and has one, would look as if it was tampered with.
+    gone = {"digest": ERASED}
+    for path in (*_NAMED, *_LISTED):
+        place, filters = f"operations.$[operation].{path}", [{f"operation.{path}": actor}]
+        if path in _LISTED:
+            place, filters = f"{place}.$[key]", [*filters, {"key": actor}]
+        audit.update_many(
+            {f"operations.{path}": actor}, {"$set": {place: name, **gone}}, array_filters=filters
+        )
+    wordless = {"actor": name, "reason": ""}
+    audit.update_many(
+        {**theirs, "glass": {"$exists": True}}, {"$set": {**wordless, **gone, "glass": ERASED}}
+    )
+    audit.update_many(theirs, {"$set": {**wordless, **gone}})
+    database[DENIALS].update_many(theirs, {"$set": wordless})
+
+
+def roles_held(database: Database[Document], actor: str) -> list[str]:
+    """Return the environments in which an actor holds a role."""
+    found = database[ACCESS].find({"_id.key": GRANTS[1], "policy.grants.actor": actor}, {"_id": 1})
+    return sorted(document["_id"]["environment"] for document in found)
+
+
+def chained(database: Database[Document], actor: str) -> Iterator[tuple[str, int]]:
+    """Yield the environments and revisions whose ledger documents have grants of an actor."""
+    held = [{f"policies.{side}.policy.grants.actor": actor} for side in ("before", "after")]
+    for head in database[HEADS].find({}, {"_id": True}, sort=[("_id", 1)]):
+        granting = {"_id.environment": head["_id"], "policies.key": GRANTS[1], "$or": held}
+        for document in database[LEDGER].find(granting, {"_id": True}, sort=[("_id", 1)]):
+            yield head["_id"], document["_id"]["revision"]
+
+
+def _salt(database: Database[Document]) -> bytes:
+    salts = database[ERASURES]
+    with contextlib.suppress(DuplicateKeyError):
+        salts.insert_one({**_SALT, "salt": os.urandom(_SALT_BYTES)})
+    found = salts.find_one(_SALT)
+    if found is None:
+        # Another's insert, which the majority has not got yet.
+        raise StoreUnavailableError("the salt is being made elsewhere")
+    return bytes(found["salt"])

@@ -1,0 +1,135 @@
+"""`flagkit ledger tail`: the newest changes, and each that is made while it follows."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from flagkit.writer import Writer
+from tests.commands import Command
+from tests.members import Members
+from tests.test_writer import flag
+
+pytestmark = pytest.mark.mongo
+
+
+@pytest.fixture
+def command(mongo_uri: str, database: str, writer: Writer) -> Command:
+    del writer  # there is an environment
+    return Command(mongo_uri, database)
+
+
+class Follower:
+    """A `flagkit ledger tail --follow` of its own."""
+
+    def __init__(self, command: Command, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "flagkit.cli", "ledger", "tail", "--follow", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **{k: v for k, v in command.variables.items() if v is not None}},
+        )
+
+    @property
+    def stdout(self) -> IO[str]:
+        assert self.process.stdout is not None
+        return self.process.stdout
+
+    @property
+    def stderr(self) -> IO[str]:
+        assert self.process.stderr is not None
+        return self.process.stderr
+
+    def revision(self) -> int:
+        """Return the revision of the next line of JSON."""
+        found: dict[str, Any] = json.loads(self.stdout.readline())
+        return int(found["revision"])
+
+
+@contextmanager
+def following(command: Command, *arguments: str) -> Iterator[Follower]:
+    follower = Follower(command, *arguments)
+    with follower.process as process:
+        try:
+            yield follower
+        finally:
+            process.kill()
+
+
+def test_the_newest_are_told_the_newest_last(command: Command, writer: Writer) -> None:
+    assert command.told("ledger", "tail") == ""
+    writer.create(flag("a.one"), reason="launch")
+    writer.pause("a.one", actor="ana", reason="incident 7")
+    writer.pause("a.one", actor="bot")
+    lines = command.told("ledger", "tail", "--limit", "2").splitlines()
+    assert [line[:3] for line in lines] == ["2  ", "   ", "3  ", "   "]
+    assert lines[0].endswith("  ana: incident 7")
+    assert lines[1].strip() == "a.one: state: active -> paused"
+    assert lines[2].endswith("  bot")
+    assert lines[3].strip() == "pause a.one: no change"
+    assert command.told("ledger", "tail", "--actor", "tester").splitlines()[0].startswith("1  ")
+    assert command.told("ledger", "tail", "--action", "archive") == ""
+
+
+def test_programs_are_told_a_line_or_an_item_each(command: Command, writer: Writer) -> None:
+    for key in ("a.one", "a.two"):
+        writer.create(flag(key))
+    lines = command.told("ledger", "tail", "--output", "json").splitlines()
+    assert [json.loads(line)["revision"] for line in lines] == [1, 2]
+    listed = YAML(typ="safe").load(command.told("ledger", "tail", "--output", "yaml"))
+    assert [entry["revision"] for entry in listed] == [1, 2]
+
+
+def test_it_follows_what_is_changed_until_it_is_interrupted(
+    command: Command, writer: Writer
+) -> None:
+    writer.create(flag("a.one"))
+    with following(command, "--output", "json") as follower:
+        assert follower.revision() == 1
+        for number in (2, 3):
+            (writer.pause if number % 2 == 0 else writer.resume)("a.one")
+            assert follower.revision() == number
+        follower.process.send_signal(signal.SIGINT)
+        assert follower.process.wait(20) == 0
+        assert follower.stdout.read() == follower.stderr.read() == ""
+
+
+def test_it_follows_only_what_is_asked_for(command: Command, writer: Writer) -> None:
+    writer.create(flag("a.one"))
+    with following(command, "--output", "json", "--actor", "ana", "--limit", "0") as follower:
+        writer.pause("a.one")
+        writer.pause("a.one", actor="ana")
+        assert follower.revision() == 3
+        writer.resume("a.one", actor="bob")
+        writer.resume("a.one", actor="ana")
+        assert follower.revision() == 5
+
+
+def test_it_waits_for_a_database_that_is_away_and_says_so_once() -> None:
+    with Members() as members:
+        command = Command(members.uri("serverSelectionTimeoutMS=300"), "flagkit")
+        with Writer(members.uri(), "production", actor="dana") as writer:
+            writer.create_environment()
+            writer.create(flag("a.one"))
+            with following(command, "--output", "json") as follower:
+                assert follower.revision() == 1
+                members.members[0].kill()
+                said = follower.stderr.readline()
+                assert said.startswith("Waiting: ")
+                assert "mongodb://" not in said
+                members.heal()
+                writer.pause("a.one")
+                assert follower.revision() == 2
+
+
+def test_an_environment_that_is_not_there_is_one_sentence(command: Command) -> None:
+    command.variables["FLAGKIT_ENVIRONMENT"] = "nowhere"
+    assert "create it once" in command.fault("ledger", "tail")
