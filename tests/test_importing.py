@@ -1,7 +1,7 @@
 """Importing: checked as a whole, made in batches that are whole, resumed by repeating it."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +9,7 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from flagkit.errors import BrokenReferenceError, InvalidDocumentError
-from flagkit.writer import Import, Imported, Step, Writer, entries, importing, verify
+from flagkit.writer import Import, Imported, Step, Writer, entries, importing, planning, verify
 from tests.test_writer import flag, policy, state
 
 pytestmark = pytest.mark.mongo
@@ -211,3 +211,45 @@ def test_a_limit_on_changes_is_waited_for(writer: Writer) -> None:
         change.set_limit("actor", capacity=1, rate=20)
     made = wanted(*(flag(f"a.f{i}") for i in range(10))).run(writer)
     assert made.revisions == (2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("between", "plans"),
+    [
+        (lambda writer: writer.pause("b.other"), 1),
+        (lambda writer: writer.pause("b.needed"), 2),
+        (lambda writer: writer.create(flag("a.f3")), 2),
+        (lambda writer: writer.create(needing("b.more", "b.other")), 2),
+        (lambda writer: writer.create_segment({"key": "staff"}), 2),
+    ],
+)
+def test_a_batch_that_lost_a_race_is_planned_again_only_if_it_has_to_be(
+    between: Callable[[Writer], object],
+    plans: int,
+    writer: Writer,
+    mongo_uri: str,
+    database: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for key in ("b.other", "b.needed"):
+        writer.create(flag(key))
+    planned: list[object] = []
+
+    def plan_and_note(*arguments: Any) -> Any:
+        planned.append(arguments)
+        return planning.plan(*arguments)
+
+    def lost_at_first(*arguments: Any) -> bool:
+        monkeypatch.setattr(writer.store, "compare_and_set", compare_and_set)
+        with Writer(mongo_uri, "production", actor="eve", database=database) as other:
+            between(other)
+        return compare_and_set(*arguments)
+
+    compare_and_set = writer.store.compare_and_set
+    monkeypatch.setattr(writer.store, "compare_and_set", lost_at_first)
+    monkeypatch.setattr("flagkit.writer.writer.plan", plan_and_note)
+    wanted(needing("a.f3", "b.needed"), flag("a.f4")).run(writer)
+    # The other writer has plans, too.
+    assert len(planned) == plans + 1
+    assert policy(writer, "a.f3")["prerequisites"]
+    assert verify(writer.store) == []

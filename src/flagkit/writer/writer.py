@@ -10,8 +10,9 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any, NamedTuple, Self, Unpack
 
 import msgspec
@@ -31,12 +32,13 @@ from flagkit.storage.foreseen import Foreseen
 from flagkit.storage.pages import Page, split
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
-from flagkit.writer.access import check_access, log_denial, needs
+from flagkit.writer.access import Need, check_access, log_denial, needs
 from flagkit.writer.checkpoints import CheckpointKeeper
 from flagkit.writer.drafts import Commit, Draft, Preview
 from flagkit.writer.guards import Guard, check_guards, planned_of
 from flagkit.writer.limits import buckets_after
 from flagkit.writer.planning import Plan, plan
+from flagkit.writer.rebasing import still_holds
 from flagkit.writer.requests import check_same, digest_of
 from flagkit.writer.workflows import Asked, Workflows
 
@@ -175,12 +177,13 @@ class Writer(Workflows):
         request, content = self._request(draft, asked)
         # A request that nobody has sent yet cannot have been committed.
         foreseen = _foreseen(draft, asked.get("idempotency_key"))
+        lost: list[_Look] = []
         deadline = time.monotonic() + self._timeout
         with self._turn:
             while True:
                 try:
                     with collector_paused():
-                        tip = self._attempt(draft, request, content, foreseen)
+                        tip = self._attempt(draft, request, content, foreseen, lost)
                     pause = LOST_RACE_SECONDS_MAX
                 except StoreUnavailableError:
                     # Unsure whether it was committed: the next reading looks for the request.
@@ -202,18 +205,32 @@ class Writer(Workflows):
                 time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not secrets
 
     def _attempt(
-        self, draft: Draft, request: str, content: Mapping[str, Any], foreseen: Foreseen
+        self,
+        draft: Draft,
+        request: str,
+        content: Mapping[str, Any],
+        foreseen: Foreseen,
+        lost: "list[_Look]",
     ) -> Tip | None:
-        """Try once. Return the tip that the request led to, None if another writer was first."""
+        """Try once. Return the tip that the request led to, None if another writer was first.
+
+        What was planned goes into `lost` if it was: it may hold in the next attempt.
+        """
         with self.store.reading(foreseen) as reading:
+            # Nothing that rests on all of the history, as a rollback does.
+            earlier = lost.pop() if lost and draft.recorded is not None else None
+            again = earlier and self._again(reading, earlier, request, content)
             try:
-                look = self._look(reading, draft, request, content, is_new=foreseen.request is None)
+                look = again or self._look(
+                    reading, draft, request, content, is_new=foreseen.request is None
+                )
             except AccessDeniedError as error:
                 log_denial(self.store, reading.now, error, content["reason"], draft.operations)
                 raise
             lagging, is_late = reading.lagging, reading.lags_by > LAG_MAX
-        recorded = self.store.add_request(request, content)
-        check_same(request, recorded, content, done=look.done is not None)
+        if again is None:
+            recorded = self.store.add_request(request, content)
+            check_same(request, recorded, content, done=look.done is not None)
         if reading.behind is not None:
             # Ledger and flags must have the tip before the head forgets it. Its writer may be dead.
             self.store.project(reading.behind, reading.pages)
@@ -224,24 +241,50 @@ class Writer(Workflows):
             # One large change at a time is carried on; who makes the next one can wait.
             self.store.project_pages(lagging)
             return None
-        self.store.add_parts(look.parts)
-        self.store.add_pages(pages)
+        if again is None:
+            self.store.add_parts(look.parts)
+            self.store.add_pages(pages)
+        lost.append(look)
         unprojected = change.revision if pages else lagging
         if not self.store.compare_and_set(reading.tip, change, look.buckets, pages, unprojected):
             return None
+        self._project(look, lagging if is_late else None)
+        return change.tip
+
+    def _project(self, look: "_Look", late: int | None) -> None:
+        """Bring what was committed to where it is read, and a page of what was not, for too long.
+
+        That is a change on pages, whose writer may be dead; so it comes to an end.
+        """
+        change, pages = look.change, look.pages
         try:
             self.store.project(change, pages, is_mine=True)
             if pages:
                 self.store.project_own_pages(change.revision, pages, look.flags)
-            elif lagging is not None and is_late:
-                # Its writer may be dead: a page with each change, and it comes to an end.
-                self.store.project_pages(lagging, 1)
+            elif late is not None:
+                self.store.project_pages(late, 1)
         except StoreError as error:
             # It is committed all the same, and the next writer projects it.
             _log.warning(
                 "revision %s is committed and not yet projected: %s", change.revision, error
             )
-        return change.tip
+
+    def _again(
+        self, reading: Reading, lost: "_Look", request: str, content: Mapping[str, Any]
+    ) -> "_Look | None":
+        """Return what was planned upon an earlier revision, if it still holds upon this one."""
+        if reading.tip.epoch != lost.upon.epoch or reading.commit_of(request) is not None:
+            return None
+        pending = () if reading.pending is None else (reading.pending,)
+        if not still_holds(lost.flags, chain(reading.changes(lost.upon.revision), pending)):
+            return None
+        policies = lost.change.policies
+        self._check_guards([*policies], content, reading)
+        return lost._replace(
+            change=next_change(reading.tip, request, reading.now, policies),
+            buckets=buckets_after(reading, content["actor"], lost.needed),
+            upon=reading.tip,
+        )
 
     def _look(
         self,
@@ -254,37 +297,35 @@ class Writer(Workflows):
     ) -> "_Look":
         """Return what a request would do at a reading's revision, with all checks made."""
         done = None if is_new else reading.commit_of(request)
-        planned, buckets = Plan([], {}), dict[str, int]()
+        planned, buckets, needed = Plan([], {}), dict[str, int](), list[Need]()
         if done is None:
             planned = plan(draft.operations, reading, reading.tip.revision, draft.parts)
             reading.check_newest(planned.changes)
-            buckets = self._permitted(draft, reading, planned.changes, content)
+            needed = needs(draft.operations, planned.changes, breaks_glass=bool(draft.glass))
+            check_access(reading, content["actor"], needed)
+            if not draft.glass:
+                self._check_guards(planned.changes, content, reading)
+            buckets = buckets_after(reading, content["actor"], needed)
         change = next_change(reading.tip, request, reading.now, planned.changes)
         pages = split(change.policies)
         self.store.check_fits(change, content, pages)
-        return _Look(done, change, planned.parts, buckets, pages, planned.flags)
+        return _Look(
+            done, change, planned.parts, buckets, pages, planned.flags, needed, reading.tip
+        )
 
-    def _permitted(
-        self,
-        draft: Draft,
-        reading: Reading,
-        changes: list[PolicyChange],
-        content: Mapping[str, Any],
-    ) -> dict[str, int]:
-        """Refuse what its actor may not do, or guards or limits stop; return the buckets after."""
-        actor, reason = content["actor"], content["reason"]
-        needed = needs(draft.operations, changes, breaks_glass=bool(draft.glass))
-        check_access(reading, actor, needed)
-        if self._guards and not draft.glass:
+    def _check_guards(
+        self, changes: list[PolicyChange], content: Mapping[str, Any], reading: Reading
+    ) -> None:
+        """Refuse what guards stop."""
+        if self._guards:
             planned = planned_of(
                 changes,
                 environment=self.environment,
-                actor=actor,
-                reason=reason,
+                actor=content["actor"],
+                reason=content["reason"],
                 now=reading.now,
             )
             check_guards(self._guards, planned)
-        return buckets_after(reading, actor, needed)
 
 
 class _Look(NamedTuple):
@@ -296,6 +337,8 @@ class _Look(NamedTuple):
     buckets: Mapping[str, int]
     pages: Mapping[str, Page]
     flags: Mapping[PolicyId, Flag]
+    needed: Sequence[Need]
+    upon: Tip
 
 
 def _foreseen(draft: Draft, request: str | None) -> Foreseen:
