@@ -222,6 +222,7 @@ def test_a_limit_on_changes_is_waited_for(writer: Writer) -> None:
         (lambda writer: writer.create(needing("b.more", "b.other")), 2),
         (lambda writer: writer.create_segment({"key": "staff"}), 2),
     ],
+    ids=["another", "what it rests on", "itself", "prerequisites", "a segment"],
 )
 def test_a_batch_that_lost_a_race_is_planned_again_only_if_it_has_to_be(
     between: Callable[[Writer], object],
