@@ -13,8 +13,20 @@ ROOMS = sorted((SOURCE / "flagkit").rglob("*.py"))
 LEVELS = [
     ["errors"],
     ["model"],
-    ["core", "changes", "forks", "counting", "breaker", "heartbeat", "names_loop", "collector"],
-    ["snapshot"],
+    [
+        *(
+            "core",
+            "changes",
+            "forks",
+            "counting",
+            "breaker",
+            "heartbeat",
+            "names_loop",
+            "collector",
+        ),
+        "encryption",
+    ],
+    ["snapshot", "unsealing"],
     ["refresh", "view", "bootstrap", "references"],
     ["storage", "keeping", "registering", "explaining", "settings", "status", "subscriptions"],
     ["answers", "origin"],
@@ -43,6 +55,8 @@ OWNERS = {
         "heartbeat",
         "registering",
         "bootstrap",
+        "encryption",
+        "unsealing",
         "counting",
         "client",
         "storage",
@@ -64,6 +78,8 @@ IMPURE = {"asyncio", "socket", "logging", "subprocess", "bson", "pymongo"}
 DEFERRED = {
     ("client", "flagkit.refresh_thread"),
     ("origin", "flagkit.storage.source"),
+    ("origin", "flagkit.storage.encryption"),
+    ("writer", "flagkit.storage.encryption"),
     ("cli", "flagkit.cli.commands"),
 }
 LINES_MAX = 400

@@ -13,13 +13,14 @@ from flagkit.cli.commands import flagkit
 from flagkit.errors import (
     AccessDeniedError,
     InvalidDocumentError,
+    ProposalClosedError,
     RequestConflictError,
     VersionConflictError,
     WriteError,
 )
 from flagkit.storage.layout import INDEXES
 from flagkit.writer import Erasure, Writer, denials, entries, erase, verify
-from flagkit.writer.requests import digest_of
+from flagkit.writer.recorded import request_digest
 from tests.test_writer import flag
 
 pytestmark = pytest.mark.mongo
@@ -71,7 +72,7 @@ def test_a_name_and_words_are_gone_and_the_chain_is_whole(
     assert verify(history.store) == []
     assert done.name.startswith("erased:")
     # Her own three, two that have her among keys, a grant and a revocation; and a denial.
-    assert done.documents == {"audit": 7, "denials": 1}
+    assert done.documents == {"audit": 7, "proposals": 0, "denials": 1}
     for collection in ("audit", "denials"):
         held = str([*direct[collection].find()])
         assert ADA not in held
@@ -98,7 +99,7 @@ def test_the_same_person_has_the_same_name_and_another_another(
 ) -> None:
     first = erased(revoked(history), mongo_uri)
     history.archive("a.one", actor="tester", reason="of mine")
-    assert erased(history, mongo_uri).documents == {"audit": 0, "denials": 0}
+    assert erased(history, mongo_uri).documents == {"audit": 0, "proposals": 0, "denials": 0}
     assert erased(history, mongo_uri).name == first.name
     other = erase("bob@example.com", uri=mongo_uri, database=database)
     assert other.name != first.name
@@ -134,7 +135,7 @@ def test_a_request_that_was_never_done_is_not_done_after_it_was_erased(
 ) -> None:
     # A writer that died between its request and its commit.
     asked: dict[str, Any] = {"actor": ADA, "reason": WORDS, "operations": []}
-    content = {**asked, "sent": writer.store.tip().time, "digest": digest_of(asked)}
+    content = {**asked, "sent": writer.store.tip().time, "digest": request_digest(asked)}
     writer.store.add_request("left", content)
     assert erased(writer, mongo_uri).documents["audit"] == 1
     with pytest.raises(RequestConflictError):
@@ -149,6 +150,52 @@ def test_who_wrote_first_is_told_by_the_name_that_is_left(writer: Writer, mongo_
     with pytest.raises(VersionConflictError) as conflict:
         writer.update(flag("a.one"), expected_version=7)
     assert conflict.value.actor == name
+
+
+def proposed(writer: Writer, actor: str, *keys: str) -> str:
+    with writer.propose(actor=actor, reason=WORDS if actor == ADA else "") as change:
+        for key in keys:
+            change.create(flag(key))
+    assert change.proposal is not None
+    return change.proposal
+
+
+def test_proposals_and_what_was_said_of_them_are_kept_without_the_name(
+    writer: Writer, mongo_uri: str, direct: Database[dict[str, Any]]
+) -> None:
+    applied = proposed(writer, ADA, "a.one")
+    writer.approve(applied, actor="bob")
+    commit = writer.apply(applied, actor=ADA)
+    others = proposed(writer, "bob", "a.two")
+    writer.approve(others, actor=ADA, reason=WORDS)
+    left = proposed(writer, ADA, "a.three")
+    writer.approve(left, actor="bob")
+    done = erased(writer, mongo_uri)
+    assert done.documents == {"audit": 1, "proposals": 3, "denials": 0}
+    for collection in ("audit", "proposals"):
+        held = str([*direct[collection].find()])
+        assert ADA not in held
+        assert WORDS not in held
+    assert verify(writer.store) == []
+    assert writer.proposal(applied).actor == done.name
+    assert [verdict.actor for verdict in writer.proposal(others).verdicts] == [done.name]
+    assert writer.apply(applied, actor="bob") == commit
+    # What she proposed is not as it was made; what others did, and she approved of, is.
+    assert writer.proposal(left).state == "void"
+    with pytest.raises(ProposalClosedError, match="was erased"):
+        writer.apply(left, actor="bob")
+    assert writer.apply(others, actor="bob").revision == commit.revision + 1
+
+
+def test_what_waits_of_a_person_is_refused_and_does_not_name_the_person(
+    writer: Writer, mongo_uri: str, direct: Database[dict[str, Any]]
+) -> None:
+    with direct.client.start_session() as session, session.start_transaction():
+        writer.create(flag("a.one"), actor=ADA, reason=WORDS, session=session)
+    erased(writer, mongo_uri)
+    writer.sweep()
+    assert writer.store.tip().revision == 0
+    assert ADA not in str([*direct.pending.find(), *direct.audit.find()])
 
 
 def test_who_holds_a_role_is_not_erased(
@@ -168,7 +215,7 @@ def test_a_dry_run_changes_nothing(
 
     before = held()
     found = erased(history, mongo_uri, dry_run=True)
-    assert found.documents == {"audit": 6, "denials": 1}
+    assert found.documents == {"audit": 6, "proposals": 0, "denials": 1}
     assert found.name == ""
     assert held() == before
 
@@ -186,13 +233,14 @@ def test_the_command_erases_and_tells(history: Writer, mongo_uri: str, database:
     data = CliRunner().invoke(flagkit, [*command, "--dry-run", "--output", "json"])
     assert json.loads(data.output) == {
         "name": "",
-        "documents": {"audit": 7, "denials": 1},
+        "documents": {"audit": 7, "proposals": 0, "denials": 1},
         "chained": [["production", 6], ["production", 8]],
     }
     done = CliRunner().invoke(flagkit, command)
     *lines, last = done.output.splitlines()
     assert lines == [
         f"audit: 7 named {ADA}",
+        f"proposals: 0 named {ADA}",
         f"denials: 1 named {ADA}",
         "The ledger of production keeps the name, in the grants of revision 6, 8.",
     ]

@@ -113,6 +113,7 @@ def test_an_explanation_as_data() -> None:
         "version": 1,
         "revision": 1,
         "valid_until": "2026-12-24T00:00:00Z",
+        "is_sensitive": False,
     }
     assert found["time"] == "2026-12-01T12:00:00Z"
     express, base = found["flags"]

@@ -19,7 +19,7 @@ from flagkit.storage.forms import head_document, ledger_document
 from flagkit.writer import Writer, entries, verify, write_checkpoint
 from flagkit.writer.checkpoints import problem_with
 from flagkit.writer.importing import Import
-from flagkit.writer.ledger import ACTIONS, Wanted
+from flagkit.writer.ledger import ACTIONS, DECISIONS, Wanted
 from tests.test_writer import flag
 
 pytestmark = pytest.mark.mongo
@@ -352,7 +352,7 @@ def test_every_action_has_its_word(history: Writer) -> None:
         change.grant("tester", "admin")
         change.revoke("ada")
         change.set_limit("actor", capacity=5, rate=0.5)
-    for action in ACTIONS:
+    for action in set(ACTIONS).difference(DECISIONS):
         (first, *_) = entries(history.store, action=action)
         words = [sentence.partition(" ")[0] for sentence in first.actions]
         assert action.partition("-")[0] in words

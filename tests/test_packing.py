@@ -381,7 +381,7 @@ OF_ANOTHER_TYPE: Mapping[str, tuple[int, Any]] = {
     "a float for an integer": (2, 1.0),
     "an integer for a float": (3, 1),
     "nothing for an object": (4, None),
-    "bytes for an object": (4, b"x"),
+    "an extension for an object": (4, msgspec.msgpack.Ext(1, b"x")),
 }
 
 

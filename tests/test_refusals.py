@@ -362,7 +362,7 @@ def test_documents_that_make_no_sense_leave_no_trace(
     for bad in BAD:
         for ask in (writer.create, writer.update):
             with pytest.raises(InvalidDocumentError) as caught:
-                ask(bad.document)  # type: ignore[arg-type]
+                ask(bad.document)  # type: ignore[call-overload]
             assert (caught.value.path, bad.remedy in caught.value.remedy) == (bad.path, True)
             refused += 1
     for name, document, path, _ in BAD_SEGMENTS:

@@ -18,7 +18,7 @@ from flagkit.cli.commands import flagkit
 from flagkit.errors import AccessDeniedError, RateLimitedError, StoreError
 from flagkit.history import client_at, digest_of, replay
 from flagkit.refresh import Route
-from flagkit.storage.layout import INDEXES
+from flagkit.storage.layout import INDEXES, KEYS
 from flagkit.storage.roles import ADMIN, ALL, READER, ROLES, WRITER
 from flagkit.storage.source import MongoSource
 from flagkit.storage.survey import Survey
@@ -253,6 +253,8 @@ ALLOWED: dict[tuple[str, str], tuple[str, ...]] = {
     (WRITER, "ledger"): ADDS,
     (WRITER, "audit"): ADDS,
     (WRITER, "denials"): ("insert", "merge new"),
+    (WRITER, "pending"): (*PUTS, "delete", "out"),
+    (WRITER, "proposals"): ADDS,
     **{(WRITER, name): PUTS for name in ("flags", "segments", "members", "pages", "access")},
     **{(WRITER, name): PUBLISHES for name in ("checkpoints", "slices")},
     (WRITER, "clients"): READS,
@@ -261,7 +263,8 @@ ALLOWED: dict[tuple[str, str], tuple[str, ...]] = {
     (ADMIN, "ledger"): PUBLISHES,
     (ADMIN, "erasures"): ADDS,
     **{
-        (ADMIN, name): (*PUTS, "delete", "out") for name in ("audit", "denials", "members", "pages")
+        (ADMIN, name): (*PUTS, "delete", "out")
+        for name in ("audit", "denials", "members", "pages", "pending", "proposals")
     },
     **{(ADMIN, name): PUBLISHES for name in ("checkpoints", "slices")},
 }
@@ -294,6 +297,29 @@ def test_who_may_read_flags_may_ask_what_they_were(uri_of: UriOf) -> None:
     assert asked == [(2, True), (3, False), (4, False), (2, True), (4, False)]
     digest = digest_of(found[0], found[0].evaluate("past.top", "ada"), "ada")
     assert replay(uri, digest, "ada").is_same
+
+
+def test_a_writer_proposes_and_asks_in_transactions(uri_of: UriOf) -> None:
+    init(uri_of(ADMIN), "--environment", "team")
+    with Writer(uri_of(WRITER), "team", actor="dana") as writer:
+        writer.create(flag("w.one", fallthrough={"rollout": 10}))
+        with writer.change() as change:
+            change.grant("dana", "admin")
+            change.grant("ada", "releaser")
+        with writer.propose(reason="later") as change:
+            change.set_rollout("w.one", 30)
+        proposal = change.proposal or ""
+        writer.approve(proposal, actor="ada")
+        writer.apply(proposal)
+        with writer.propose() as change:
+            change.set_rollout("w.one", 40)
+        writer.reject(change.proposal or "")
+        with MongoClient[Document](uri_of(WRITER)) as mine, mine.start_session() as session:
+            with session.start_transaction():
+                due = writer.set_rollout("w.one", 50, session=session)
+                refused = writer.pause("w.gone", session=session)
+            assert len(writer.sweep().commits) == 1
+            assert due.commit().revision < writer.drop_pending(refused.request).revision
 
 
 @pytest.mark.parametrize("stored", [READER, WRITER], indirect=True, ids=str)
@@ -376,8 +402,9 @@ def test_a_reader_or_a_writer_makes_no_collections(stored: Stored) -> None:
 
 
 def test_the_table_of_roles_knows_each_collection() -> None:
-    assert ROLES[ADMIN].keys() - {ALL} == INDEXES.keys()
-    assert all(collections.keys() - {ALL} <= INDEXES.keys() for collections in ROLES.values())
+    known = INDEXES.keys() | {KEYS}
+    assert ROLES[ADMIN].keys() - {ALL} == known
+    assert all(collections.keys() - {ALL} <= known for collections in ROLES.values())
 
 
 def error_of(uri: str) -> str:

@@ -47,7 +47,7 @@ from flagkit.writer import Writer, verify
 from flagkit.writer.drafts import Draft
 from flagkit.writer.operations import SetState
 from flagkit.writer.planning import plan
-from flagkit.writer.requests import digest_of
+from flagkit.writer.recorded import request_digest
 
 pytestmark = pytest.mark.mongo
 
@@ -667,7 +667,7 @@ def test_the_next_writer_projects_what_a_dead_one_left(
         planned = plan([SetState(key="shop.search", verb="pause")], reading, 1, {})
     change = next_change(reading.tip, "the-dead-one", reading.now, planned.changes)
     asked: dict[str, Any] = {"actor": "dana", "reason": "", "operations": []}
-    content = {"sent": change.tip.time, **asked, "digest": digest_of(asked)}
+    content = {"sent": change.tip.time, **asked, "digest": request_digest(asked)}
     writer.store.add_request("the-dead-one", content)
     assert writer.store.compare_and_set(reading.tip, change)
     assert direct.ledger.count_documents({}) == 1

@@ -105,7 +105,8 @@ class Answers:
         """Return the evaluations of all flags whose keys begin with `prefix`, by key. Never raises.
 
         They are of one revision, as a front end needs to begin with. Values of flags that leave
-        the answer to the caller are None. Empty before there are flags.
+        the answer to the caller are None. Flags that serve a secret are left out, as no front end
+        may have it. Empty before there are flags.
         """
         view = self._view
         if view is None:
@@ -114,7 +115,8 @@ class Answers:
         if self._counting is not None:
             for key in keys:
                 self._counting.evaluated(hit=view.has_compiled(key))
-        return {key: view.evaluate(key, context, None) for key in keys}
+        found = ((key, view.evaluate(key, context, None)) for key in keys)
+        return {key: evaluation for key, evaluation in found if not evaluation.is_sensitive}
 
     def keys(self, prefix: str = "") -> list[str]:
         """Return the keys of all flags that begin with `prefix`, ascending. Never raises.

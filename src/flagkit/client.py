@@ -23,6 +23,7 @@ from flagkit.settings import Options, settings_from
 from flagkit.snapshot import Snapshot, SnapshotFile, flag_of
 from flagkit.status import Status
 from flagkit.subscriptions import Callback, Subscription, Subscriptions
+from flagkit.unsealing import Unsealing
 from flagkit.view import View
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Client(Answers):
         "_origin",
         "_refresh",
         "_subscriptions",
+        "_unsealing",
     )
 
     _refresh: "RefreshThread | None"
@@ -80,14 +82,17 @@ class Client(Answers):
         return client
 
     @classmethod
-    def from_snapshot(cls, snapshot: Snapshot, now: Clock = time.time) -> Self:
+    def from_snapshot(
+        cls, snapshot: Snapshot, now: Clock = time.time, unsealing: Unsealing | None = None
+    ) -> Self:
         """Return a client that answers from one snapshot for ever, with no database and no thread.
 
-        `now` gives the time of evaluations, in seconds since 1970 in UTC.
+        `now` gives the time of evaluations, in seconds since 1970 in UTC, `unsealing` opens what is
+        sensitive.
         """
         client = cls.__new__(cls)
         client._set_up(Origin())
-        client._publish_view(View(snapshot, now, client._freshness))
+        client._publish_view(View(snapshot, now, client._freshness, unsealing))
         return client
 
     def policy(
@@ -183,10 +188,12 @@ class Client(Answers):
         """Start on another source; until its flags are there, callers get their defaults."""
         self.close()
         freshness = Freshness(origin.max_staleness)
-        view = first_view(origin, freshness)
+        unsealing = Unsealing(origin.keys)
+        view = first_view(origin, freshness, unsealing)
         with self._arrival:
             self._closed = False
             self._freshness = freshness
+            self._unsealing = unsealing
             self._publish_view(view)
             self._origin = origin
             # Before any other revision can be told, and to who was told of what was before.
@@ -233,6 +240,7 @@ class Client(Answers):
         self._publish_view(self._view)
         # First, for its lock may have been held, too, and the thread of refreshing takes it.
         self._subscriptions.go_on_after_fork(self.snapshot, starts=not self._closed)
+        self._unsealing.go_on_after_fork()
         if self._refresh is not None:
             self._begin()
 
@@ -260,7 +268,8 @@ class Client(Answers):
     def _set_up(self, origin: Origin) -> None:
         self._counting = None
         self._freshness = Freshness(origin.max_staleness)
-        self._publish_view(first_view(origin, self._freshness))
+        self._unsealing = Unsealing(origin.keys)
+        self._publish_view(first_view(origin, self._freshness, self._unsealing))
         self._arrival = threading.Condition()
         self._origin = origin
         self._refresh = None
@@ -274,6 +283,7 @@ class Client(Answers):
             from flagkit.refresh_thread import RefreshThread  # noqa: PLC0415
 
             open_source = self._origin.opener()
+            self._unsealing.prepare()
             self._refresh = RefreshThread(
                 open_source,
                 self._publish,
@@ -285,6 +295,7 @@ class Client(Answers):
                 ),
                 self._origin.file,
                 self._origin.service,
+                unsealing=self._unsealing,
             )
             watch(self, Stage.STARTED)
 
@@ -298,7 +309,7 @@ class Client(Answers):
                     view.snapshot.tip.revision,
                     snapshot.tip.revision,
                 )
-            published = View(snapshot, time.time, self._freshness)
+            published = View(snapshot, time.time, self._freshness, self._unsealing)
         else:
             published = view.after(snapshot, changes)
         with self._arrival:
@@ -336,4 +347,4 @@ class Client(Answers):
 
     def _has_arrived(self, arrived: Callable[[View], bool]) -> bool:
         view = self._view
-        return view is not None and self._has_data and arrived(view)
+        return view is not None and self._has_data and self._unsealing.is_settled and arrived(view)

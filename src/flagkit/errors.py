@@ -7,6 +7,7 @@
       ClosedError(RuntimeError)          used after close
       InvalidContextError(TypeError)     what was given as a context is none
       InvalidDocumentError(ValueError)   .path: where in the policy document, .remedy: what to do
+      EncryptionError                    a sensitive value cannot be encrypted or decrypted
       EmbeddedMongoError(RuntimeError)   no mongod was found, or it did not start
       WriteError
         EnvironmentNotFoundError(LookupError)
@@ -18,9 +19,15 @@
                                          prerequisites form a cycle
         AccessDeniedError                .actor .action .key .roles: what the actor may not do,
                                          and who may
-        GuardError                       .guard .path .remedy: a guard refused
+        GuardError                       .guard .path .remedy .retry_at: a guard refused
         RateLimitedError                 .whose .retry_at .retry_after: too many changes; later
         RequestConflictError             an idempotency key used for two different requests
+        NotPendingError(LookupError)     no such change waits: its transaction is not committed, or
+                                         was aborted; or it was dropped
+        ProposalNotFoundError(LookupError)
+        ProposalClosedError              it was rejected, withdrawn or applied
+        ProposalVoidError                .key: a flag that it touches has moved since; propose anew
+        NotApprovedError                 it lacks approvals; or who proposed it would approve it
       StoreError                         __cause__ is the driver's error
         StoreUnavailableError            try again later
         StreamsUnavailableError          changes cannot be watched here, only asked for
@@ -79,6 +86,10 @@ class InvalidDocumentError(FlagkitError, ValueError):
     def about(self, subject: str) -> "InvalidDocumentError":
         """Return the same error with the document named."""
         return type(self)(self.path, self.problem, self.remedy, subject=subject)
+
+
+class EncryptionError(FlagkitError):
+    """A value of a sensitive variant cannot be encrypted or decrypted. It never says the value."""
 
 
 class EmbeddedMongoError(FlagkitError, RuntimeError):
@@ -164,12 +175,21 @@ class AccessDeniedError(WriteError):
 class GuardError(WriteError):
     """A guard of the writer refused the change.
 
-    `guard` is its name, `path` the place in the policy, `remedy` says what to do.
+    `guard` is its name, `path` the place in the policy, `remedy` says what to do. `retry_at` is
+    when it would let the change pass, by the server's clock, where time alone is in the way.
     """
 
     def __init__(
-        self, guard: str, path: str, problem: str, remedy: str, *, subject: str = ""
+        self,
+        guard: str,
+        path: str,
+        problem: str,
+        remedy: str,
+        *,
+        subject: str = "",
+        retry_at: dt.datetime | None = None,
     ) -> None:
+        self.retry_at = retry_at
         self.guard = guard
         self.path = path
         self.problem = problem
@@ -198,6 +218,41 @@ class RateLimitedError(WriteError):
 
 class RequestConflictError(WriteError):
     """The idempotency key was used before, for a different request."""
+
+
+class NotPendingError(WriteError, LookupError):
+    """No such change waits to be sequenced.
+
+    Its transaction is not committed yet, or was aborted; or the change was dropped.
+    """
+
+
+class ProposalNotFoundError(WriteError, LookupError):
+    """There is no such proposal."""
+
+
+class ProposalClosedError(WriteError):
+    """The proposal was rejected, withdrawn or applied: nothing more can become of it."""
+
+
+class ProposalVoidError(WriteError):
+    """A flag or segment that the proposal touches has moved since: look again, and propose anew.
+
+    `key` names it. `actor` is who moved it and `time` when, in UTC; None where not known.
+    """
+
+    def __init__(self, key: str, problem: str, author: tuple[str, dt.datetime] | None) -> None:
+        self.key = key
+        self.actor = None if author is None else author[0]
+        self.time = None if author is None else author[1]
+        wrote = f" ({self.actor!r} at {self.time:%Y-%m-%d %H:%M:%S} UTC)" if author else ""
+        super().__init__(
+            f"the proposal is void: {key} {problem}{wrote}: look at it again, and propose anew"
+        )
+
+
+class NotApprovedError(WriteError):
+    """The proposal lacks approvals that count, or who proposed it would approve it."""
 
 
 class StoreError(FlagkitError):

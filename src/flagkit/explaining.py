@@ -14,7 +14,7 @@ from flagkit.core.explanation import Explanation, FlagTrace
 from flagkit.core.tracing import Traced, Tracer
 from flagkit.model import Flag
 from flagkit.model.segments import Segment
-from flagkit.snapshot import Part, Snapshot, flag_of, segment_of
+from flagkit.snapshot import Part, segment_of
 from flagkit.view import View
 
 EXPLANATIONS_MAX = 3
@@ -47,7 +47,7 @@ def explained(
             evaluation = view.evaluate(key, context, default)
     except Exception:  # noqa: BLE001 - a caller's odd key, context or default must not hurt it
         flags = ()
-    return Explanation(evaluation=evaluation, time=time, flags=flags)
+    return Explanation(evaluation=evaluation.without_secret(), time=time, flags=flags)
 
 
 def _traced(
@@ -58,7 +58,7 @@ def _traced(
     broken = compiled.constant if compiled is not None else None
     if compiled is None or (broken is not None and broken.error_code is not None):
         return []
-    return Tracer(_Policies(view.snapshot), attributes_of(context), moment, redact).trace(key)
+    return Tracer(_Policies(view), attributes_of(context), moment, redact).trace(key)
 
 
 def _same(one: Evaluation[Any], other: Evaluation[Any]) -> bool:
@@ -73,8 +73,9 @@ def _same(one: Evaluation[Any], other: Evaluation[Any]) -> bool:
 class _Policies:
     """A snapshot's flags and segments, for those whose references are sound."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._snapshot = view.snapshot
         self._flags: dict[str, tuple[Flag, int]] = {}
 
     def flag(self, key: str) -> tuple[Flag, int]:
@@ -82,7 +83,7 @@ class _Policies:
         if found is None:
             record = self._snapshot.find(key)
             assert record is not None, "a sound flag refers to what there is"
-            found = self._flags[key] = flag_of(record), record.version
+            found = self._flags[key] = self._view.opened(record), record.version
         return found
 
     def segment(self, key: str) -> tuple[Segment, Mapping[str, Part]]:

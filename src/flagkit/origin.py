@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 from flagkit.bootstrap import bootstrap_snapshot
 from flagkit.core.freshness import Freshness
+from flagkit.encryption import DataKeys, Encryption
 from flagkit.errors import SnapshotFormatError
 from flagkit.refresh import Source
 from flagkit.settings import Settings
 from flagkit.snapshot import Snapshot, SnapshotFile
+from flagkit.unsealing import Unsealing
 from flagkit.view import View
 
 _log = logging.getLogger("flagkit")
@@ -22,6 +24,7 @@ class Origin(NamedTuple):
     """Where a client's flags come from, how old they may be, and the service that it registers for.
 
     `opener` loads, and returns what opens the source. `bootstrap` is served until there is more.
+    `keys` makes what decrypts sensitive values, if something does.
     """
 
     opener: Callable[[], Callable[[], Source]] | None = None
@@ -29,6 +32,7 @@ class Origin(NamedTuple):
     bootstrap: Snapshot | None = None
     max_staleness: float = math.inf
     service: str | None = None
+    keys: Callable[[], DataKeys] | None = None
 
 
 def origin_of(settings: Settings) -> Origin:
@@ -43,15 +47,26 @@ def origin_of(settings: Settings) -> Origin:
         None if bootstrap is None else bootstrap_snapshot(bootstrap, environment, region),
         settings.max_staleness,
         settings.service,
+        _keys_of(settings),
     )
 
 
-def first_view(origin: Origin, freshness: Freshness) -> View | None:
+def unsealing_of(settings: Settings) -> Unsealing:
+    """Return what opens sensitive values with the keys that settings name, unfetched."""
+    return Unsealing(_keys_of(settings))
+
+
+def _keys_of(settings: Settings) -> Callable[[], DataKeys] | None:
+    encryption = settings.encryption
+    return None if encryption is None else functools.partial(_mongo_keys, settings, encryption)
+
+
+def first_view(origin: Origin, freshness: Freshness, unsealing: Unsealing) -> View | None:
     """Return a view of what there is in the beginning: what the file holds comes first."""
     snapshot = None if origin.file is None else _kept(origin.file)
     if snapshot is None:
         snapshot = origin.bootstrap
-    return None if snapshot is None else View(snapshot, time.time, freshness)
+    return None if snapshot is None else View(snapshot, time.time, freshness, unsealing)
 
 
 def _kept(file: SnapshotFile) -> Snapshot | None:
@@ -61,6 +76,19 @@ def _kept(file: SnapshotFile) -> Snapshot | None:
     except (OSError, SnapshotFormatError) as error:
         _log.warning("the snapshot file %s is not served: %s", file.path, error)
         return None
+
+
+def _mongo_keys(settings: Settings, encryption: Encryption) -> DataKeys:
+    """Return the data keys of an environment in MongoDB; loads the driver and its cryptography."""
+    # Deferred, and not left to the refresh thread, as below.
+    from flagkit.storage.encryption import MongoDataKeys  # noqa: PLC0415
+
+    return MongoDataKeys(
+        settings.uri,
+        encryption,
+        environment=settings.environment,
+        database=settings.database,
+    )
 
 
 def _mongo_opener(settings: Settings) -> Callable[[], Source]:

@@ -42,11 +42,15 @@ from flagkit.refresh import (
 )
 from flagkit.registering import Registrar
 from flagkit.snapshot import Arena, Record, Snapshot, SnapshotFile
+from flagkit.unsealing import Unsealing
 
 _log = logging.getLogger("flagkit.refresh")
 
 CANCEL_AGAIN_SECONDS = 0.02
 OPEN_AGAIN_SECONDS = 5.0
+KEYS_SECONDS_MAX = 3.0
+"""So long are data keys waited for, by who waits for flags; in the background, for ever."""
+KEYS_AGAIN_SECONDS = 5.0
 
 Publish: TypeAlias = Callable[[Snapshot, "Sequence[Change] | None"], None]
 """Takes a new snapshot, and the changes that led to it from the last one: None for a new base."""
@@ -67,9 +71,10 @@ class RefreshThread:
         refresher: What to obey. It goes on from its snapshot, of the same source, if it has one.
         file: Where snapshots are kept, if they are.
         service: By what name the client registers itself, if it does.
+        unsealing: Whose keys are to be fetched, if it has any.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that one thread does
         self,
         open_source: Callable[[], Source],
         publish: Publish,
@@ -77,6 +82,8 @@ class RefreshThread:
         refresher: Refresher,
         file: SnapshotFile | None = None,
         service: str | None = None,
+        *,
+        unsealing: Unsealing | None = None,
     ) -> None:
         self.error: Exception | None = None
         self.error_count = 0
@@ -90,6 +97,7 @@ class RefreshThread:
         self._closing = False
         self._readings: set[asyncio.Task[None]] = set()
         self._keeper = Keeper(self._rebase, file)
+        self._unsealing = unsealing or Unsealing()
         self._loop = NamesLoop()
         self._registrar = None if service is None else Registrar(service, freshness)
         self._source: asyncio.Future[Source] = self._loop.create_future()
@@ -188,6 +196,7 @@ class RefreshThread:
         if refresher.snapshot is not None:
             self._saw(refresher.snapshot, ())
         keeping = self._loop.create_task(self._keeper.run())
+        fetching = self._loop.create_task(self._fetch_keys())
         try:
             action = refresher.start(self._now())
             reached = False
@@ -201,10 +210,11 @@ class RefreshThread:
             self._obeying = False
             refresher.close()
             keeping.cancel()
+            fetching.cancel()
             await self._stop_watching()
             if self._registrar is not None:
                 await self._registrar.end()
-            await asyncio.gather(keeping, source.close(), return_exceptions=True)
+            await asyncio.gather(keeping, fetching, source.close(), return_exceptions=True)
             self._keeper.save_now()
 
     def _tell(self, *, again: bool) -> None:
@@ -239,6 +249,41 @@ class RefreshThread:
             self._note(error)
             # Without what led to it, nothing of the last view is carried over.
             self._publish(snapshot, None)
+
+    async def _fetch_keys(self) -> None:
+        """Fetch the data keys, for as long as it takes; say once what is in the way."""
+        unsealing, said = self._unsealing, ""
+        if not unsealing.is_waiting:
+            return
+        while unsealing.is_waiting:
+            # In a thread of its own: the driver's encryption knows no other way to wait.
+            fetched = asyncio.ensure_future(asyncio.to_thread(unsealing.fetch))
+            try:
+                await asyncio.wait({fetched}, timeout=KEYS_SECONDS_MAX)
+                if not fetched.done():
+                    self._settle_keys()
+                await fetched
+            except Exception as error:  # noqa: BLE001 - whatever fails, all other flags are served
+                known = isinstance(error, FlagkitError)
+                if str(error) != said and not _is_of_the_end(error):
+                    cause = None if known else error
+                    _log.warning("sensitive values are not served: %s", error, exc_info=cause)
+                said = str(error)
+                self._settle_keys()
+                await asyncio.sleep(KEYS_AGAIN_SECONDS)
+            finally:
+                fetched.cancel()
+                await asyncio.gather(fetched, return_exceptions=True)
+        self._settle_keys()
+
+    def _settle_keys(self) -> None:
+        """Have those go on that wait for keys, and answer from flags as they can be read now."""
+        if self._unsealing.is_settled and self._unsealing.is_waiting:
+            return
+        self._unsealing.is_settled = True
+        snapshot = self.refresher.snapshot
+        if snapshot is not None:
+            self._publish_safely(snapshot, ())
 
     async def _opened(self) -> Source:
         while True:

@@ -9,6 +9,7 @@ from typing import TypedDict, Unpack
 from msgspec import Struct
 
 from flagkit.bootstrap import Bootstrap
+from flagkit.encryption import Encryption, local_encryption
 from flagkit.errors import ConfigurationError, InvalidDocumentError
 from flagkit.model import EVERYWHERE
 from flagkit.model.keys import check_region
@@ -25,7 +26,8 @@ class Options(TypedDict, total=False):
     """What a client is told beside its connection string. None is as good as nothing.
 
     Each falls back on an environment variable: FLAGKIT_ENVIRONMENT, _REGION, _DATABASE,
-    _SNAPSHOT_PATH, _NAMESPACES (with commas in between), _MAX_STALENESS_MS, _BOOTSTRAP, _REGISTER.
+    _SNAPSHOT_PATH, _NAMESPACES (with commas in between), _MAX_STALENESS_MS, _BOOTSTRAP, _REGISTER;
+    `encryption` on FLAGKIT_LOCAL_KEY_PATH, the path of a local master key.
 
     Attributes:
         environment: Whose flags to serve.
@@ -42,6 +44,8 @@ class Options(TypedDict, total=False):
             documents of flags.
         register: The name of the service, by which its clients appear in the registry, for `flagkit
             status` and `flagkit rollout wait`; they do not, unless it is given.
+        encryption: What the values of sensitive variants are encrypted by; without it, callers get
+            their defaults in the place of these.
     """
 
     environment: str | None
@@ -52,6 +56,7 @@ class Options(TypedDict, total=False):
     max_staleness: float | None
     bootstrap: Bootstrap | None
     register: str | None
+    encryption: Encryption | None
 
 
 class Settings(Struct, frozen=True):
@@ -66,6 +71,7 @@ class Settings(Struct, frozen=True):
     max_staleness: float = math.inf
     bootstrap: Bootstrap | None = None
     service: str | None = None
+    encryption: Encryption | None = None
 
     def __repr__(self) -> str:
         return f"Settings({self.environment!r}, {self.region!r}, {self.database!r})"
@@ -90,6 +96,7 @@ def settings_from(uri: str | None = None, **options: Unpack[Options]) -> Setting
         _max_staleness(options.get("max_staleness")),
         options.get("bootstrap") or os.environ.get("FLAGKIT_BOOTSTRAP") or None,
         _service(options.get("register") or os.environ.get("FLAGKIT_REGISTER") or None),
+        options.get("encryption") or encryption_by_default(),
     )
 
 
@@ -103,6 +110,12 @@ def connection_from(uri: str | None, database: str | None) -> tuple[str, str]:
     if not found.startswith(("mongodb://", "mongodb+srv://")):
         raise ConfigurationError("uri is no connection string: it begins with mongodb://")
     return found, _database(database or os.environ.get("FLAGKIT_DATABASE") or DATABASE)
+
+
+def encryption_by_default() -> Encryption | None:
+    """Return the encryption by the master key that FLAGKIT_LOCAL_KEY_PATH names, if it does."""
+    path = os.environ.get("FLAGKIT_LOCAL_KEY_PATH")
+    return local_encryption(path) if path else None
 
 
 def counts_by_default() -> bool:

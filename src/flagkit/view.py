@@ -35,6 +35,7 @@ from flagkit.model.conditions import Condition
 from flagkit.model.flags import segments_of
 from flagkit.model.packing import FAULTS
 from flagkit.snapshot import Record, Snapshot, flag_of, segment_of
+from flagkit.unsealing import Unsealing
 
 _log = logging.getLogger("flagkit")
 
@@ -52,15 +53,26 @@ class View:
         "_dependents",
         "_freshness",
         "_meanings",
+        "_unsealing",
+        "_withheld",
         "now",
         "snapshot",
         "switches",
     )
 
-    def __init__(self, snapshot: Snapshot, now: Clock, freshness: Freshness | None = None) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        now: Clock,
+        freshness: Freshness | None = None,
+        unsealing: Unsealing | None = None,
+    ) -> None:
         self.snapshot = snapshot
         self.now = now
         self._freshness = freshness or Freshness()
+        self._unsealing = unsealing or Unsealing()
+        # Flags that were compiled before the keys to them were there.
+        self._withheld: set[str] = set()
         self.switches: dict[str, bool | Switch] = {}
         self._compiled: dict[str, Compiled] = {}
         self._meanings: dict[str, Condition] = {}
@@ -71,13 +83,18 @@ class View:
 
     def after(self, snapshot: Snapshot, changes: Sequence[Change]) -> "View":
         """Return the view of a later snapshot, with the evaluators that no change touches."""
-        view = View(snapshot, self.now, self._freshness)
+        view = View(snapshot, self.now, self._freshness, self._unsealing)
         view._dependents = self._dependents
         view._compiled = self._compiled.copy()
         view.switches = self.switches.copy()
         view._meanings = self._meanings.copy()
         changed = [policy.id for change in changes for policy in change.policies]
         stale = [(SEGMENTS if region == SEGMENTS else EVERYWHERE, key) for region, key in changed]
+        if self._unsealing.is_waiting:
+            view._withheld = self._withheld
+        else:
+            # After the copy, for a flag is noted before it is kept.
+            stale += [(EVERYWHERE, key) for key in tuple(self._withheld)]
         dropped: set[PolicyId] = set()
         while stale:
             policy = stale.pop()
@@ -111,6 +128,14 @@ class View:
         with contextlib.suppress(Exception):
             return key in self.switches
         return False
+
+    def opened(self, record: Record) -> Flag:
+        """Return the flag of a record, with what is sensitive in it as far as it can be read.
+
+        Raises:
+            InvalidDocumentError: its document is none.
+        """
+        return self._unsealing.opened(flag_of(record), self.snapshot.tip.environment)
 
     def switch(self, key: str) -> bool | Switch:
         """Return what `is_enabled` asks for a flag that it has not asked before.
@@ -152,7 +177,7 @@ class View:
     def _answer_when_stale(self, key: str, context: ContextLike, default: Any) -> Evaluation[Any]:
         with contextlib.suppress(Exception):
             record = self.snapshot.find(key)
-            flag = None if record is None else flag_of(record)
+            flag = None if record is None else self.opened(record)
             if record is not None and flag is not None and flag.when_stale == "off":
                 revision = self.snapshot.tip.revision
                 return evaluation_of(key, off_outcome(flag), default, record.version, revision)
@@ -284,7 +309,9 @@ class View:
             if way:
                 raise _broken("prerequisites", f"form a cycle: {' -> '.join((*way, way[0]))}")
             found = [self._sound(item.flag, done[item.flag]) for item in begun.flag.prerequisites]
-            flag = self._bound(begun.flag)
+            if begun.flag.sensitive and self._unsealing.is_waiting:
+                self._withheld.add(key)
+            flag = self._bound(self._unsealing.opened(begun.flag, self.snapshot.tip.environment))
             if self._is_guarded(flag):
                 guarded = (FRESH, *flag.prerequisites)
                 flag = msgspec.structs.replace(flag, prerequisites=guarded)

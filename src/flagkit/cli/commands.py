@@ -16,6 +16,7 @@ from flagkit import __version__
 from flagkit.cli import checkpoint, demo, standing, waiting
 from flagkit.cli.access import access
 from flagkit.cli.admin import admin
+from flagkit.cli.approvals import approvals
 from flagkit.cli.evaluating import evaluate, replay_digest
 from flagkit.cli.failures import FAULTS_FOUND, failures_told
 from flagkit.cli.flags import flags
@@ -29,6 +30,7 @@ from flagkit.cli.options import (
     uri_option,
 )
 from flagkit.cli.output import PROGRAMS, output_option, written
+from flagkit.cli.pending import pending
 from flagkit.cli.policy_files import PolicyFile
 from flagkit.cli.policy_text import json_text, yaml_text
 from flagkit.cli.segments import segments
@@ -55,7 +57,10 @@ def flagkit() -> None:
     """Feature flags and rollouts, evaluated in process and kept in MongoDB."""
 
 
-for _command in (flags, segments, access, admin, ledger, evaluate, replay_digest):
+for _command in (
+    *(flags, segments, access, approvals, pending, admin, ledger),
+    *(evaluate, replay_digest),
+):
     flagkit.add_command(_command)
 
 

@@ -13,6 +13,8 @@ import click
 from flagkit.errors import (
     FlagExistsError,
     FlagkitError,
+    ProposalClosedError,
+    ProposalVoidError,
     RequestConflictError,
     VersionConflictError,
 )
@@ -23,7 +25,13 @@ FAULTS_FOUND: Final = 3
 CONFLICT: Final = 4
 """The exit code where what stands is not what the caller took to stand. Wrong usage is click's."""
 
-_CONFLICTS: Final = (FlagExistsError, RequestConflictError, VersionConflictError)
+_CONFLICTS: Final = (
+    FlagExistsError,
+    ProposalClosedError,
+    ProposalVoidError,
+    RequestConflictError,
+    VersionConflictError,
+)
 # All of it: passwords stand before the host, in options after it, and need not be well-formed.
 _CONNECTION_STRING = re.compile(r"(mongodb(?:\+srv)?://)\S*")
 

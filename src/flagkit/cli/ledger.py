@@ -202,7 +202,7 @@ def _tell(shown: Sequence[Entry], console: Console) -> None:
             (
                 entry.revision,
                 f"{entry.time:%Y-%m-%d %H:%M:%S}",
-                entry.actor,
+                "\n".join(_people(entry)),
                 "\n".join(_lines(entry)),
                 entry.reason,
             )
@@ -210,6 +210,12 @@ def _tell(shown: Sequence[Entry], console: Console) -> None:
         ],
         right=("revision",),
     )
+
+
+def _people(entry: Entry) -> list[str]:
+    """Return who asked for a revision, and who else had a hand in it."""
+    approved = [f"approved: {actor}" for actor in entry.approvers]
+    return [entry.actor, *approved, *([f"applied: {entry.applier}"] if entry.applier else [])]
 
 
 def _lines(entry: Entry) -> list[str]:

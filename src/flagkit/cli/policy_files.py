@@ -3,6 +3,7 @@
 A file is a mapping of `flags` and `segments`, lists of policy documents.
 """
 
+import re
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from flagkit.cli.yaml_nodes import Node, NodeReading, children_of, composed, cut
 from flagkit.errors import ConfigurationError, InvalidDocumentError
 from flagkit.model import EVERYWHERE, Flag, decode
 from flagkit.model.segments import Segment, decode_segment
+from flagkit.model.sensitive import hidden
 
 STANDARD_INPUT = "-"
 
@@ -152,7 +154,11 @@ def _members(name: str, written: bytes, reading: NodeReading) -> Iterator[_Membe
     root = composed(name, written)
     content: dict[Any, Any] = {}
     if root is not None and root.id == "mapping":
-        content = reading.value(root)
+        try:
+            content = reading.value(root)
+        except InvalidDocumentError as error:
+            raise _hidden(error, root) from None
+        reading.doubts = [_hidden(doubt, root) for doubt in reading.doubts]
     if content.keys().isdisjoint(_FIELDS):
         raise InvalidDocumentError(
             "flags",
@@ -182,3 +188,24 @@ def _located(
     error: InvalidDocumentError, name: str, node: Node, subject: str
 ) -> InvalidDocumentError:
     return error.about(f"{name}:{line_of(node, error.path)}: {subject}")
+
+
+def _hidden(error: InvalidDocumentError, root: Node) -> InvalidDocumentError:
+    """Return the fault of a file without what it says of values that are sensitive."""
+    found = re.fullmatch(r"(flags(\[\d+\])\.)(variants\..*)", error.path, re.DOTALL)
+    if found is None:
+        return error
+    children = {label: child for label, _, child in children_of(root)}
+    flags = {label: child for label, _, child in children_of(children["flags"])}
+    fields = {label: child for label, _, child in children_of(flags[found[2]])}
+    node = fields.get("sensitive")
+    named: object = None
+    if node is not None:
+        # What is no list of names may mean any.
+        is_list = node.id == "sequence"
+        named = [item.value for _, _, item in children_of(node)] if is_list else True
+    inner = InvalidDocumentError(found[3], error.problem, error.remedy)
+    inner = hidden(inner, {"sensitive": named})
+    return InvalidDocumentError(
+        found[1] + inner.path, inner.problem, inner.remedy, subject=error.subject
+    )

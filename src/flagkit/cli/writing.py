@@ -4,17 +4,18 @@ With --dry-run the same is looked at, and told, and nothing is written.
 """
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar, Unpack
 
 import click
+import msgspec
 
 from flagkit.cli.guarding import guards_named
 from flagkit.cli.options import Place, place_options
 from flagkit.cli.output import PROGRAMS, output_option, written
 from flagkit.model.canonical import date_text
 from flagkit.model.grants import checked_actor
-from flagkit.writer import Commit, Draft, Preview, Writer, entries
+from flagkit.writer import Commit, Draft, Preview, Proposal, Writer, entries
 from flagkit.writer.workflows import Asked
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -52,6 +53,9 @@ _OPTIONS = (
         "--break-glass", metavar="WHY", help="Pass guards by; it is warned of, and recorded."
     ),
     dry_run_option,
+    click.option(
+        "--propose", is_flag=True, help="Have another person approve of it: flagkit approvals."
+    ),
     output_option("text"),
 )
 
@@ -65,7 +69,21 @@ class Asking(Place):
     guards: str | None
     break_glass: str | None
     dry_run: bool
+    propose: bool
     output: str
+
+
+class Deciding(Place):
+    """What the options of a command that decides of somebody's change say."""
+
+    actor: str
+    reason: str
+    output: str
+
+
+def deciding_options(command: _Command) -> _Command:
+    """Give a command the options of all that decide of somebody's change."""
+    return place_options(actor_option(reason_option(output_option("text")(command))))
 
 
 def writing_options(command: _Command) -> _Command:
@@ -77,13 +95,14 @@ def writing_options(command: _Command) -> _Command:
 
 @contextmanager
 def changing(**asking: Unpack[Asking]) -> Generator[Draft]:
-    """Give a draft that is committed, or looked at, at the end of the block; tell what came of it.
+    """Give a draft that is committed, proposed or looked at, as asked; tell what came of it.
 
     Raises:
         WriteError, InvalidDocumentError: refused; nothing was written.
         StoreError: the database cannot be reached, or refused.
     """
-    asked = Asked(reason=asking["reason"], idempotency_key=asking["idempotency_key"])
+    if asking["propose"] and (asking["dry_run"] or asking["idempotency_key"] is not None):
+        raise click.UsageError("--propose goes with neither --dry-run nor --idempotency-key")
     with Writer(
         asking["uri"],
         asking["environment"],
@@ -91,21 +110,47 @@ def changing(**asking: Unpack[Asking]) -> Generator[Draft]:
         database=asking["database"],
         guards=guards_named(asking["guards"]),
     ) as writer:
-        change = writer.preview if asking["dry_run"] else writer.change
-        with change(**asked) as draft:
+        with _collecting(writer, asking) as draft:
             if asking["break_glass"] is not None:
                 draft.break_glass(asking["break_glass"])
             yield draft
         if draft.preview is not None:
             _tell_preview(draft.preview, writer.environment, asking["output"])
+        elif draft.proposal is not None:
+            tell_proposal(writer.proposal(draft.proposal), asking["output"])
         else:
             assert draft.commit is not None, "the block ended without error"
-            _tell_commit(draft.commit, writer, asking["output"])
+            tell_commit(draft.commit, writer, asking["output"])
             if draft.glass:
                 click.echo(f"Warning: guards were passed by: {draft.glass}", err=True)
 
 
-def _tell_commit(commit: Commit, writer: Writer, output: str) -> None:
+def _collecting(writer: Writer, asking: Asking) -> AbstractContextManager[Draft]:
+    if asking["propose"]:
+        return writer.propose(reason=asking["reason"])
+    change = writer.preview if asking["dry_run"] else writer.change
+    return change(**Asked(reason=asking["reason"], idempotency_key=asking["idempotency_key"]))
+
+
+def tell_proposal(proposal: Proposal, output: str) -> None:
+    """Tell of a proposal, and what became of it."""
+    if output in PROGRAMS:
+        click.echo(written(msgspec.to_builtins(proposal), output))
+        return
+    _tell_lines(proposal.differences or proposal.actions)
+    click.echo(f"{proposal.id}: proposed by {proposal.actor}{_because(proposal.reason)}")
+    for said in proposal.verdicts:
+        click.echo(f"{said.verdict}: {said.actor}{_because(said.reason)}")
+    became = "" if proposal.revision is None else f" as revision {proposal.revision:,}"
+    click.echo(f"{proposal.state}{became}{_because(proposal.problem)}")
+
+
+def _because(why: str) -> str:
+    return f": {why}" if why else ""
+
+
+def tell_commit(commit: Commit, writer: Writer, output: str) -> None:
+    """Tell what a commit did."""
     # Of a request that was sent again, the ledger knows what it did the first time.
     entry = next(entries(writer.store, commit.revision - 1), None)
     lines = () if entry is None else entry.differences

@@ -80,7 +80,8 @@ def composed(path: str, written: bytes) -> Node:
         fault: Any = error
         where = f"{path}:{fault.problem_mark.line + 1}" if fault.problem_mark else path
         problem = ", ".join(filter(None, (fault.context, fault.problem)))
-        raise _no_yaml(where, problem) from error
+        # Neither names nor the lines themselves: what is no YAML may be a secret.
+        raise _no_yaml(where, re.sub(r"'[^'<]{2,}'", "a name", problem)) from None
     except YAMLError as error:
         raise _no_yaml(path, str(error).partition("\n")[0]) from error
     except RecursionError as error:

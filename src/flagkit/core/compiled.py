@@ -33,6 +33,7 @@ from flagkit.errors import InvalidDocumentError
 from flagkit.model import EVERYWHERE, Flag
 from flagkit.model.flags import segments_of
 from flagkit.model.packing import unpack
+from flagkit.model.sensitive import Secret
 
 SHARED_MAX: Final = 4_096
 """For so many bodies is kept what flags share."""
@@ -79,7 +80,10 @@ class Shared:
 
 
 def shared_of(body: bytes) -> Shared | None:
-    """Return what flags of a body share, None where it is none, or of flags that rest on others."""
+    """Return what flags of a body share, None where it is none.
+
+    None, too, for flags that rest on others, or have secrets, which are of one flag each.
+    """
     return _shared_of(body) if len(body) > SHARED_BYTES_MAX else _kept_shared_of(body)
 
 
@@ -88,7 +92,9 @@ def _shared_of(body: bytes) -> Shared | None:
         flag = unpack(_NO_KEY, EVERYWHERE, body)
     except InvalidDocumentError:
         return None
-    return None if flag.prerequisites or segments_of(flag) else Shared(flag)
+    if flag.prerequisites or flag.sensitive or segments_of(flag):
+        return None
+    return Shared(flag)
 
 
 _kept_shared_of = functools.lru_cache(SHARED_MAX)(_shared_of)
@@ -156,6 +162,8 @@ class Compiled:
 
     def _made_switch(self) -> bool | Switch:
         value = self.constant.value if self.constant is not None else None
+        if isinstance(value, Secret):
+            value = value.value
         return value if isinstance(value, bool) else leave_to_caller
 
 
@@ -186,7 +194,7 @@ class _Alone(Compiled):
 
 
 class _Resting(Compiled):
-    """A flag that rests on prerequisites or segments, with the meanings of these."""
+    """A flag that rests on prerequisites or segments, with their meanings, or that has secrets."""
 
     __slots__ = ("_flag", "_now", "prerequisites")
 
@@ -209,7 +217,7 @@ class _Resting(Compiled):
 
     def _made_switch(self) -> bool | Switch:
         flag = self._flag
-        if self.calls > CALLS_MAX:
+        if self.calls > CALLS_MAX or flag.sensitive:
             return _switch_of(self.evaluator) if flag.type == "boolean" else leave_to_caller
         return compile_switch(flag, self._evaluators(), self._now)
 
@@ -276,6 +284,8 @@ def _switch_of(evaluator: Outcome | Evaluator) -> Switch:
 
     def switch(context: ContextLike, default: bool) -> bool:  # noqa: FBT001 - a switch
         value = evaluator(context).value
+        if isinstance(value, Secret):
+            value = value.value
         return value if value is True or value is False else default
 
     return switch

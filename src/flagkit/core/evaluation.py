@@ -10,6 +10,8 @@ from typing import Any, Final, Generic, TypeVar, cast
 import msgspec
 from msgspec import Struct
 
+from flagkit.model.sensitive import SENSITIVE, Secret, Withheld
+
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -45,6 +47,8 @@ class _CallersDefault:
 
 
 CALLERS_DEFAULT: Final = _CallersDefault()
+_SENSITIVE: Final = frozenset({Secret, Withheld})
+"""No default is of these types: so that plain values need not be looked at for them."""
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
@@ -77,6 +81,9 @@ class Evaluation(Struct, Generic[T_co], frozen=True, kw_only=True):
 
     `valid_until` is when the answer may change by time alone, in UTC; None where it cannot. It may
     come early, never late.
+
+    With `is_sensitive`, the value is a secret: it is not printed with the rest, and whoever passes
+    evaluations on has to leave it out.
     """
 
     flag_key: str
@@ -89,6 +96,24 @@ class Evaluation(Struct, Generic[T_co], frozen=True, kw_only=True):
     version: int = 0
     revision: int = 0
     valid_until: datetime | None = None
+    is_sensitive: bool = False
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({fields})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Return the fields, as rich prints them."""
+        shown = msgspec.structs.asdict(self)
+        if self.is_sensitive:
+            shown["value"] = Secret(None)
+        return [*shown.items()]
+
+    def without_secret(self) -> "Evaluation[Any]":
+        """Return it as it may be shown."""
+        if not self.is_sensitive:
+            return self
+        return cast("Evaluation[Any]", msgspec.structs.replace(self, value=SENSITIVE))
 
 
 def evaluation_of(
@@ -106,6 +131,11 @@ def evaluation_of(
     else:
         value = _fitted(value, default)
         if value is CALLERS_DEFAULT:
+            if type(outcome.value) in _SENSITIVE:
+                open_outcome = _opened(outcome)
+                found = evaluation_of(key, open_outcome, default, version, revision, valid_until)
+                is_told = found.variant is not None and found.error_code is None
+                return msgspec.structs.replace(found, is_sensitive=is_told)
             value = default
             outcome = failed(
                 ErrorCode.TYPE_MISMATCH,
@@ -126,6 +156,15 @@ def evaluation_of(
     )
 
 
+def _opened(outcome: Outcome) -> Outcome:
+    """Return the outcome of a sensitive variant with its value, or with what withholds it."""
+    value: Secret | Withheld = outcome.value
+    if isinstance(value, Secret):
+        return msgspec.structs.replace(outcome, value=value.value)
+    code = ErrorCode.PROVIDER_NOT_READY if value.is_passing else ErrorCode.PARSE_ERROR
+    return failed(code, value.problem)
+
+
 def _fitted(value: Any, default: Any) -> Any:
     """Return a variant's value in the type of the default, CALLERS_DEFAULT where it has another."""
     kind = cast("type[object]", type(value))
@@ -137,7 +176,7 @@ def _fitted(value: Any, default: Any) -> Any:
             else CALLERS_DEFAULT
         )
     if default is None:
-        return value
+        return CALLERS_DEFAULT if kind in _SENSITIVE else value
     if isinstance(default, bool) or kind is bool:
         return value if isinstance(default, bool) and kind is bool else CALLERS_DEFAULT
     if isinstance(default, float) and kind is int:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from datetime import datetime
 
 from flagkit.client import Client
+from flagkit.encryption import Encryption
+from flagkit.origin import unsealing_of
 from flagkit.settings import Settings, settings_from
 from flagkit.storage.reading import Reading
 from flagkit.storage.rebuilding import as_of
@@ -19,6 +21,7 @@ def client_at(
     at: datetime | int | None = None,
     region: str | None = None,
     database: str | None = None,
+    encryption: Encryption | None = None,
 ) -> Client:
     """Return a client that evaluates as an environment was, with the clock of that moment.
 
@@ -34,6 +37,8 @@ def client_at(
             the newest revision, and the server's time of now.
         region: Whose overrides to apply.
         database: Where flagkit's collections are.
+        encryption: What the values of sensitive variants are encrypted by; where it is of no use,
+            that is logged, and callers get their defaults for these.
 
     Raises:
         ConfigurationError: an argument makes no sense; a moment without a time zone, or still to
@@ -44,11 +49,15 @@ def client_at(
             or is not there any more.
         StoreError: the database did not answer, or refused.
     """
-    settings = settings_from(uri, environment=environment, region=region, database=database)
+    settings = settings_from(
+        uri, environment=environment, region=region, database=database, encryption=encryption
+    )
     with reading_of(settings) as reading:
         snapshot, moment = as_of(reading, at, settings.region)
     seconds = moment.timestamp()
-    return Client.from_snapshot(snapshot, lambda: seconds)
+    unsealing = unsealing_of(settings)
+    unsealing.fetch_or_say()
+    return Client.from_snapshot(snapshot, lambda: seconds, unsealing)
 
 
 @contextmanager

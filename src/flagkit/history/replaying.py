@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import msgspec
 from msgspec import Struct
@@ -24,6 +24,7 @@ from flagkit.history.past_clients import reading_of
 from flagkit.settings import settings_from
 from flagkit.snapshot import Snapshot, arena_of
 from flagkit.storage.rebuilding import snapshot_at, tip_at
+from flagkit.unsealing import Unread, Unsealing
 from flagkit.view import View
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -194,23 +195,39 @@ def _moment(view: View, evaluation: Evaluation[Any], context: ContextLike) -> da
 
 def _answer(snapshot: Snapshot, said: Digest, context: ContextLike) -> Evaluation[Any]:
     """Return what a flag answers as of a digest: as it says, if a client of any age can."""
-    first, *others = _answers(snapshot, said, context)
-    return next((found for found in (first, *others) if _is_as(said, found)), first)
+    first: Evaluation[Any] | None = None
+    for found in _answers(snapshot, said, context):
+        if _is_as(said, found):
+            return found
+        first = found if first is None else first
+    assert first is not None, "one at least is asked"
+    return first
 
 
 def _answers(snapshot: Snapshot, said: Digest, context: ContextLike) -> Iterator[Evaluation[Any]]:
     """Yield the answers of a client that is fresh, of one that is stale, and of one by a call."""
     default = _DEFAULTS.get(said.default, _Odd()) if said.default else None
     moment = _EPOCH + said.moment * _TICK
-    # A past client is older than anything: its age is infinite.
-    for stale_after, max_staleness in ((math.inf, None), (0.0, None), (math.inf, 0.0)):
-        view = _view(snapshot, moment, Freshness(stale_after))
-        yield view.evaluate(said.key, context, default, max_staleness)
+    # Which variant a client with keys served takes none to tell; another had not got any, or yet.
+    unsealings: list[Unsealing] = [Unread()]
+    if said.error_code in (ErrorCode.PARSE_ERROR, ErrorCode.PROVIDER_NOT_READY):
+        unsealings += [Unsealing(), Unsealing(_never)]
+    for unsealing in unsealings:
+        # A past client is older than anything: its age is infinite.
+        for stale_after, max_staleness in ((math.inf, None), (0.0, None), (math.inf, 0.0)):
+            view = _view(snapshot, moment, Freshness(stale_after), unsealing)
+            yield view.evaluate(said.key, context, default, max_staleness)
 
 
-def _view(snapshot: Snapshot, moment: datetime, freshness: Freshness) -> View:
+def _view(
+    snapshot: Snapshot, moment: datetime, freshness: Freshness, unsealing: Unsealing | None = None
+) -> View:
     seconds = moment.timestamp()
-    return View(snapshot, lambda: seconds, freshness)
+    return View(snapshot, lambda: seconds, freshness, unsealing or Unread())
+
+
+def _never() -> NoReturn:
+    raise AssertionError("no keys are fetched for a replay")
 
 
 def _is_as(said: Digest, found: Evaluation[Any]) -> bool:

@@ -91,6 +91,7 @@ def _sorted(flag: Flag) -> Flag:
     return replace(
         flag,
         variants=dict(sorted(flag.variants.items())),
+        sensitive=tuple(sorted(flag.sensitive)),
         prerequisites=tuple(sorted(prerequisites, key=lambda item: (item.flag, item.variants))),
         rules=tuple(_rule(rule) for rule in flag.rules),
         fallthrough=_serves(flag.fallthrough),

@@ -38,6 +38,7 @@ from flagkit.model.flags import (
 from flagkit.model.keys import attribute_path, check_key, check_region
 from flagkit.model.queries import parse
 from flagkit.model.rollouts import BUCKETS, Intervals, allocate, shares, spans, weight
+from flagkit.model.sensitive import VariantValue, hidden
 from flagkit.model.values import Value, join, milliseconds, name, normal, plain
 from flagkit.model.variants import bare_weights, check_variant, typed_variants
 from flagkit.model.windows import window
@@ -93,7 +94,7 @@ def decode(document: object, *, environment: str | None = None, stored: bool = F
         check_environment(wire.environment, environment)
         return _flag(wire)
     except InvalidDocumentError as error:
-        raise error.about(_subject(document)) from None
+        raise hidden(error, document).about(_subject(document)) from None
 
 
 def _subject(document: object) -> str:
@@ -193,7 +194,7 @@ def _mistyped(path: str, problem: str) -> InvalidDocumentError:
 
 def _flag(wire: FlagDocument) -> Flag:
     key = check_key(wire.key)
-    kind, variants = typed_variants(wire.variants)
+    kind, variants = typed_variants(wire.variants, wire.sensitive)
     if wire.off is not None:
         check_variant(wire.off, variants, "off")
     if len(wire.rules) > RULES_MAX:
@@ -218,6 +219,7 @@ def _flag(wire: FlagDocument) -> Flag:
         state=wire.state,
         type=kind,
         variants=variants,
+        sensitive=tuple(dict.fromkeys(wire.sensitive)),
         off=wire.off,
         prerequisites=_prerequisites(wire.prerequisites, key),
         rules=tuple(rules.values()),
@@ -267,7 +269,7 @@ def _prerequisites(items: list[PrerequisiteDocument], key: str) -> tuple[Prerequ
     return tuple(Prerequisite(item.flag, tuple(item.variants)) for item in items)
 
 
-def _serves(wire: ServesDocument, path: str, key: str, variants: dict[str, Value]) -> Serves:
+def _serves(wire: ServesDocument, path: str, key: str, variants: dict[str, VariantValue]) -> Serves:
     if (wire.serve, wire.rollout, wire.ramp).count(None) != 2:  # noqa: PLR2004 - one of three
         raise InvalidDocumentError(
             path, "must say what it serves, once", "Write one of serve:, rollout: and ramp:"
@@ -283,7 +285,9 @@ def _serves(wire: ServesDocument, path: str, key: str, variants: dict[str, Value
     return _rollout(rollout, f"{path}.rollout", key, variants)
 
 
-def _rollout(wire: RolloutDocument, path: str, key: str, variants: dict[str, Value]) -> Rollout:
+def _rollout(
+    wire: RolloutDocument, path: str, key: str, variants: dict[str, VariantValue]
+) -> Rollout:
     for variant in wire.weights:
         check_variant(variant, variants, f"{path}.weights.{variant}")
     weights = shares(wire.weights, f"{path}.weights")
@@ -304,7 +308,7 @@ def _hashed(
     return by, wire.salt or key
 
 
-def _ramp(wire: RampDocument, path: str, key: str, variants: dict[str, Value]) -> Ramp:
+def _ramp(wire: RampDocument, path: str, key: str, variants: dict[str, VariantValue]) -> Ramp:
     check_variant(wire.variant, variants, f"{path}.variant")
     check_variant(wire.otherwise, variants, f"{path}.otherwise")
     if wire.variant == wire.otherwise:

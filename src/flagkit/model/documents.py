@@ -11,6 +11,7 @@ from msgspec import Struct
 
 State: TypeAlias = Literal["active", "paused", "archived"]
 WhenStale: TypeAlias = Literal["hold", "off"]
+VariantType: TypeAlias = Literal["boolean", "string", "integer", "float", "object"]
 EVERYWHERE = "*"
 TARGETING_KEY = "targeting_key"
 
@@ -93,6 +94,7 @@ class FlagDocument(Struct, kw_only=True, forbid_unknown_fields=True):
     region: str = EVERYWHERE
     state: State = "active"
     variants: dict[str, Any]
+    sensitive: list[str] = []
     off: str | None = None
     prerequisites: list[PrerequisiteDocument] = []
     rules: list[RuleDocument] = []

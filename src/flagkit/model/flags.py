@@ -4,17 +4,16 @@ decoding is the way in. What a flag refers to in other flags is the writer's to 
 sees the whole environment.
 """
 
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from msgspec import Struct
 
 from flagkit.model.conditions import Condition, segments_in
-from flagkit.model.documents import EVERYWHERE, TARGETING_KEY, State, WhenStale
+from flagkit.model.documents import EVERYWHERE, TARGETING_KEY, State, VariantType, WhenStale
 from flagkit.model.rollouts import Intervals, percent
-from flagkit.model.values import Value
+from flagkit.model.sensitive import VariantValue, written
+from flagkit.model.values import Value, join
 from flagkit.model.windows import Window, date, encode_window
-
-VariantType: TypeAlias = Literal["boolean", "string", "integer", "float", "object"]
 
 
 class Prerequisite(Struct, frozen=True):
@@ -76,13 +75,17 @@ class Rule(Struct, frozen=True):
 
 
 class Flag(Struct, frozen=True, kw_only=True):
-    """A named decision with typed variants, checked; `decode` is the way to one."""
+    """A named decision with typed variants, checked; `decode` is the way to one.
+
+    The values of the variants named by `sensitive` are of `model.sensitive`, all others are plain.
+    """
 
     key: str
     region: str
     state: State
     type: VariantType
-    variants: dict[str, Value]
+    variants: dict[str, VariantValue]
+    sensitive: tuple[str, ...] = ()
     off: str | None
     prerequisites: tuple[Prerequisite, ...]
     rules: tuple[Rule, ...]
@@ -97,12 +100,20 @@ def segments_of(flag: Flag) -> set[str]:
 
 
 def encode(flag: Flag) -> dict[str, Value]:
-    """Return the document of a flag: defaults left out, rollouts with their intervals."""
+    """Return the document of a flag: defaults left out, rollouts with their intervals.
+
+    Raises:
+        InvalidDocumentError: a sensitive value is not encrypted.
+    """
     document: dict[str, Value] = {"key": flag.key}
     if flag.region != EVERYWHERE:
         document["region"] = flag.region
     document["state"] = flag.state
-    document["variants"] = flag.variants
+    document["variants"] = {
+        name: written(value, join("variants", name)) for name, value in flag.variants.items()
+    }
+    if flag.sensitive:
+        document["sensitive"] = [*flag.sensitive]
     if flag.off is not None:
         document["off"] = flag.off
     if flag.prerequisites:

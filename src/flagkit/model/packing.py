@@ -5,7 +5,7 @@ when_stale], the last only if it is not `hold`. Variants are named by their plac
 key, region nor metadata, and a salt that is the flag's key is nil, so equal policies have equal
 bodies. Conditions stand as they were written, with the places of operators for their names, and are
 parsed again. The body of a document that no writer would have let in is a text, which says what is
-wrong with it.
+wrong with it. The value of a sensitive variant is its ciphertext, a binary.
 
 docs/snapshot-format.md has the layout; changing it is a new FORMAT.
 """
@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 
 from flagkit.errors import FlagkitError, InvalidDocumentError
 from flagkit.model.conditions import ALWAYS
-from flagkit.model.documents import TARGETING_KEY, State, WhenStale
+from flagkit.model.documents import TARGETING_KEY, State, VariantType, WhenStale
 from flagkit.model.flags import (
     Flag,
     Prerequisite,
@@ -26,9 +26,9 @@ from flagkit.model.flags import (
     Rule,
     Serve,
     Serves,
-    VariantType,
 )
 from flagkit.model.queries import parse
+from flagkit.model.sensitive import Sealed, VariantValue, written
 from flagkit.model.values import Value
 from flagkit.model.windows import Recurrence, Window, check_zone
 
@@ -143,7 +143,9 @@ def pack(flag: Flag) -> bytes:
     body = _Body(
         _STATES.index(flag.state),
         _TYPES.index(flag.type),
-        flag.variants,
+        {name: _packed(value, name) for name, value in flag.variants.items()}
+        if flag.sensitive
+        else flag.variants,
         _NO_VARIANT if flag.off is None else places[flag.off],
         serves(flag.fallthrough),
         tuple(
@@ -159,6 +161,10 @@ def pack(flag: Flag) -> bytes:
     )
     when_stale = _WHEN_STALE.index(flag.when_stale)
     return _encode([*msgspec.structs.astuple(body), when_stale] if when_stale else body)
+
+
+def _packed(value: VariantValue, name: str) -> Any:
+    return value.ciphertext if isinstance(value, Sealed) else written(value, f"variants.{name}")
 
 
 def fault(error: Exception) -> bytes:
@@ -183,17 +189,18 @@ def unpack(key: str, region: str, body: bytes) -> Flag:
 def _flag(key: str, region: str, wire: str | _StaleBody) -> Flag:
     if isinstance(wire, str):
         raise InvalidDocumentError("", wire, "Write the flag anew")
-    if not _CLASSES[wire.type].issuperset(map(type, wire.variants.values())):
-        raise InvalidDocumentError(
-            "variants", f"are not all of type {_TYPES[wire.type]}", "Load it anew"
-        )
+    variants: dict[str, Any] = wire.variants
+    sensitive: tuple[str, ...] = ()
+    if not _CLASSES[wire.type].issuperset(map(type, variants.values())):
+        variants, sensitive = _sealed(variants, _TYPES[wire.type])
     names = [*wire.variants]
     return Flag(
         key=key,
         region=region,
         state=_STATES[wire.state],
         type=_TYPES[wire.type],
-        variants=wire.variants,
+        variants=variants,
+        sensitive=sensitive,
         off=None if wire.off == _NO_VARIANT else names[wire.off],
         prerequisites=tuple([Prerequisite(*item) for item in wire.prerequisites]),
         rules=tuple([_rule(rule, key, names, i) for i, rule in enumerate(wire.rules)]),
@@ -201,6 +208,15 @@ def _flag(key: str, region: str, wire: str | _StaleBody) -> Flag:
         when_stale=_WHEN_STALE[wire.when_stale],
         metadata={},
     )
+
+
+def _sealed(variants: dict[str, Any], kind: VariantType) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return variants with those that are encrypted as such, and their names."""
+    sealed = {name: Sealed(value, kind) for name, value in variants.items() if type(value) is bytes}
+    others = [value for name, value in variants.items() if name not in sealed]
+    if not _CLASSES[_TYPES.index(kind)].issuperset(map(type, others)):
+        raise InvalidDocumentError("variants", f"are not all of type {kind}", "Load it anew")
+    return variants | sealed, tuple(sealed)
 
 
 def _serves(wire: _Serves, key: str, names: list[str]) -> Serves:

@@ -4,13 +4,15 @@ A field of `documents`, or an operator of `queries`, that has no entry here is a
 """
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 from flagkit.model import patterns
 from flagkit.model.decoding import RULES_MAX
+from flagkit.model.documents import VariantType
 from flagkit.model.keys import KEY, KEY_LENGTH_MAX, PATH_NAMES_MAX, REGION
 from flagkit.model.queries import OPERATORS, TYPE_NAMES, VERSION_OPERATORS
 from flagkit.model.rollouts import BUCKETS
+from flagkit.model.sensitive import ENCRYPTED
 from flagkit.model.values import FORMS
 from flagkit.model.versions import LENGTH_MAX, VERSION
 from flagkit.model.windows import DAYS, TIME
@@ -90,6 +92,27 @@ VALUES: Schema = {
             },
             {"type": "object", "required": ["$date"]},
         ),
+    },
+    "encrypted": {
+        "description": "The value of a sensitive variant, as it is stored.",
+        "type": "object",
+        "properties": {
+            ENCRYPTED: {
+                "description": "What flagkit has encrypted.",
+                "type": "object",
+                "properties": {
+                    "type": {
+                        "description": "The type of the flag.",
+                        "enum": [*get_args(VariantType)],
+                    },
+                    "base64": {"description": "The ciphertext.", "type": "string"},
+                },
+                "required": ["type", "base64"],
+                "additionalProperties": False,
+            }
+        },
+        "required": [ENCRYPTED],
+        "additionalProperties": False,
     },
     "percent": {
         "description": "A percentage, to 0.001.",
@@ -182,12 +205,16 @@ FIELDS: Mapping[str, Mapping[str, Entry]] = {
                 "minProperties": 1,
                 **_any(
                     *(
-                        {"additionalProperties": {"type": kinds}}
+                        {"additionalProperties": _any({"type": kinds}, to("encrypted"))}
                         for kinds in ("boolean", "string", "number", ["object", "array"])
                     )
                 ),
                 "examples": [{"on": True, "off": False}],
             },
+        ),
+        "sensitive": (
+            "The variants whose values are secrets: kept encrypted, and shown nowhere.",
+            _list({"type": "string"}),
         ),
         "off": "The variant served when the flag is not active or a prerequisite is not met.",
         "prerequisites": "Flags that must each serve one of some variants first.",

@@ -1,30 +1,61 @@
 """Variants: the values that a flag can have, all of one type, and what refers to them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import cast, get_args
 
 from flagkit.errors import InvalidDocumentError
-from flagkit.model.flags import VariantType
+from flagkit.model.documents import VariantType
+from flagkit.model.sensitive import Sealed, Secret, VariantValue, sealed_in
 from flagkit.model.values import Value, join
 
 
-def typed_variants(variants: dict[str, Value]) -> tuple[VariantType, dict[str, Value]]:
+def typed_variants(
+    variants: dict[str, Value], sensitive: Collection[str] = ()
+) -> tuple[VariantType, dict[str, VariantValue]]:
     """Return the type that all variants have, and the variants; integers among floats are floats.
+
+    Those named by `sensitive` are Sealed or, where they are not encrypted yet, Secret.
 
     Raises:
         InvalidDocumentError: there are none, or of several types, or of none that variants have.
     """
     if not variants:
         raise InvalidDocumentError("variants", "is empty", "Name at least one variant")
+    sealed = _sealed(variants, sensitive)
     found: dict[str, VariantType] = {
-        name: _variant_type(value, f"variants.{name}") for name, value in variants.items()
+        name: sealed[name].type if name in sealed else variant_type(value, f"variants.{name}")
+        for name, value in variants.items()
     }
-    kinds = set(found.values())
-    if kinds == {"integer", "float"}:
-        floats: dict[str, Value] = {
-            name: float(cast("float", value)) for name, value in variants.items()
-        }
-        return "float", floats
+    kind = _common_type(found)
+    typed: dict[str, VariantValue] = {**variants}
+    if kind == "float":
+        plain = variants.keys() - sealed.keys()
+        typed |= {name: float(cast("float", variants[name])) for name in variants if name in plain}
+    typed |= {name: Sealed(value.ciphertext, kind) for name, value in sealed.items()}
+    for i, name in enumerate(sensitive):
+        check_variant(name, variants, f"sensitive[{i}]")
+        if name not in sealed:
+            typed[name] = Secret(cast("Value", typed[name]))
+    return kind, typed
+
+
+def _sealed(variants: dict[str, Value], sensitive: Collection[str]) -> dict[str, Sealed]:
+    """Return those that are encrypted."""
+    found: dict[str, Sealed] = {}
+    for name, value in variants.items():
+        sealed = sealed_in(value, f"variants.{name}")
+        if sealed is not None:
+            found[name] = sealed
+            if name not in sensitive:
+                raise InvalidDocumentError(
+                    f"variants.{name}", "is encrypted", "Name the variant in `sensitive`"
+                )
+    return found
+
+
+def _common_type(found: Mapping[str, VariantType]) -> VariantType:
+    if set(found.values()) == {"integer", "float"}:
+        return "float"
     first, kind = next(iter(found.items()))
     for name, other in found.items():
         if other != kind:
@@ -36,10 +67,15 @@ def typed_variants(variants: dict[str, Value]) -> tuple[VariantType, dict[str, V
                 if {other, kind} == {"boolean", "string"}
                 else "Give all variants of a flag the same type",
             )
-    return kind, variants
+    return kind
 
 
-def _variant_type(value: Value, path: str) -> VariantType:
+def variant_type(value: Value, path: str) -> VariantType:
+    """Return the type of a variant's value.
+
+    Raises:
+        InvalidDocumentError: it has none that variants have.
+    """
     match value:
         case bool():
             return "boolean"
@@ -71,7 +107,7 @@ def _check_json(value: Value, path: str) -> None:
         case None:
             pass
         case _:
-            _variant_type(value, path)
+            variant_type(value, path)
 
 
 def check_variant(name: str, variants: Mapping[str, object], path: str) -> None:
@@ -83,7 +119,7 @@ def check_variant(name: str, variants: Mapping[str, object], path: str) -> None:
 
 
 def bare_weights(
-    share: float | None, variants: Mapping[str, Value], path: str
+    share: float | None, variants: Mapping[str, object], path: str
 ) -> dict[str, int | float]:
     """Return the weights that a bare percentage stands for: the share of the true variant.
 

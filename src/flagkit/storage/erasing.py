@@ -9,9 +9,11 @@ digest is erased, too: it would tell whoever guesses the name that the guess is 
 import contextlib
 import hmac
 import os
+import re
 from collections.abc import Iterator
 from typing import Final
 
+from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
@@ -25,8 +27,11 @@ from flagkit.storage.layout import (
     ERASURES,
     HEADS,
     LEDGER,
+    PENDING,
+    PROPOSALS,
     Document,
 )
+from flagkit.storage.proposals import PROPOSE
 
 _SALT: Final = {"_id": "salt"}
 _SALT_BYTES: Final = 32
@@ -34,6 +39,8 @@ _HASH_LENGTH: Final = 16
 _NAMED: Final = ("actor",)
 _LISTED: Final = ("include", "exclude", "remove", "keys.included", "keys.excluded")
 """Where an operation in the audit names an actor, and where it lists keys as they were given."""
+# With all that is altered: what has a digest, and another one, looks as if it was tampered with.
+_GONE: Final = {"digest": ERASED}
 
 
 def name_for(database: Database[Document], actor: str) -> str:
@@ -46,10 +53,12 @@ def mentions(database: Database[Document], actor: str) -> dict[str, int]:
     """Return how many documents name an actor where that can be erased, by collection."""
     theirs = {"actor": actor}
     named = [{f"operations.{path}": actor} for path in (*_NAMED, *_LISTED)]
-    return {
-        AUDIT: database[AUDIT].count_documents({"$or": [theirs, *named]}),
-        DENIALS: database[DENIALS].count_documents(theirs),
+    wanted: dict[str, Document] = {
+        AUDIT: {"$or": [theirs, {"applied_by": actor}, *named]},
+        PROPOSALS: {"$or": [{"_id.actor": actor}, *named]},
+        DENIALS: theirs,
     }
+    return {name: database[name].count_documents(some) for name, some in wanted.items()}
 
 
 def erase(database: Database[Document], actor: str, name: str) -> None:
@@ -58,21 +67,41 @@ def erase(database: Database[Document], actor: str, name: str) -> None:
     Broken off, it is to be done again.
     """
     audit, theirs = database[AUDIT], {"actor": actor}
-    # The digests with each: what is altered, and has one, would look as if it was tampered with.
-    gone = {"digest": ERASED}
+    for collection in (AUDIT, PROPOSALS):
+        _erase_in_operations(database[collection], actor, name)
+    wordless = {"actor": name, "reason": ""}
+    audit.update_many({"applied_by": actor}, {"$set": {"applied_by": name}})
+    audit.update_many(
+        {**theirs, "glass": {"$exists": True}}, {"$set": {**wordless, **_GONE, "glass": ERASED}}
+    )
+    audit.update_many(theirs, {"$set": {**wordless, **_GONE}})
+    _erase_proposals(database[PROPOSALS], actor, name)
+    database[PENDING].update_many(
+        {"trouble": {"$regex": re.escape(actor)}}, {"$set": {"trouble": ERASED}}
+    )
+    database[DENIALS].update_many(theirs, {"$set": wordless})
+
+
+def _erase_in_operations(asked: Collection[Document], actor: str, name: str) -> None:
     for path in (*_NAMED, *_LISTED):
         place, filters = f"operations.$[operation].{path}", [{f"operation.{path}": actor}]
         if path in _LISTED:
             place, filters = f"{place}.$[key]", [*filters, {"key": actor}]
-        audit.update_many(
-            {f"operations.{path}": actor}, {"$set": {place: name, **gone}}, array_filters=filters
+        asked.update_many(
+            {f"operations.{path}": actor}, {"$set": {place: name, **_GONE}}, array_filters=filters
         )
-    wordless = {"actor": name, "reason": ""}
-    audit.update_many(
-        {**theirs, "glass": {"$exists": True}}, {"$set": {**wordless, **gone, "glass": ERASED}}
-    )
-    audit.update_many(theirs, {"$set": {**wordless, **gone}})
-    database[DENIALS].update_many(theirs, {"$set": wordless})
+
+
+def _erase_proposals(proposals: Collection[Document], actor: str, name: str) -> None:
+    for document in proposals.find({"_id.actor": actor}):
+        identity = {**document["_id"], "actor": name}
+        gone = _GONE if identity["verdict"] == PROPOSE else {}
+        with contextlib.suppress(DuplicateKeyError):
+            proposals.insert_one({**document, "_id": identity, "reason": "", **gone})
+        proposals.delete_one({"_id": document["_id"]})
+    # What is said of a proposal is bound to its digest.
+    erased = proposals.distinct("_id.proposal", _GONE)
+    proposals.update_many({"_id.proposal": {"$in": erased}}, {"$set": _GONE})
 
 
 def roles_held(database: Database[Document], actor: str) -> list[str]:

@@ -7,7 +7,10 @@ there are, the layout says.
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
+
+import bson
+from bson.codec_options import CodecOptions
 
 from flagkit.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit.changes import Change, PolicyChange, PolicyState, Tip, state_of
@@ -44,6 +47,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+CODEC: Final[CodecOptions[Document]] = CodecOptions(tz_aware=True)
 _FORM_FAULTS = (
     *(KeyError, TypeError, ValueError),
     *(AttributeError, AssertionError, OverflowError),
@@ -264,3 +268,9 @@ def _state(policy: Mapping[str, Any], side: Mapping[str, Any] | None) -> PolicyS
     if side is None:
         return None
     return state_of(policy["key"], policy["region"], int(side["version"]), side["policy"])
+
+
+def is_kept(state: PolicyState, encoded: bytes) -> bool:
+    """Tell whether MongoDB gives back a policy's document as it was."""
+    read: Document = bson.decode(encoded, CODEC)  # pyright: ignore[reportUnknownMemberType]
+    return state_of(state.key, state.region, state.version, read) == state

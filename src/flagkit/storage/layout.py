@@ -11,7 +11,7 @@
 A change is {request, previous_hash, policies}; of each {version, policy} before and after, or null;
 a large one has `pages`, their SHA-256, in the place of `policies`. A head has `unprojected` where
 flags may lack what was changed since, and including, that revision.
-The registry's collection, clients, and the one of denials are described in their rooms; what makes
+Those of clients, denials, pending changes and proposals are described in their rooms; what makes
 documents of values, and values of documents, are the forms.
 """
 
@@ -34,6 +34,9 @@ ACCESS, DENIALS = "access", "denials"
 PAGES = "pages"
 CHECKPOINTS, SLICES = "checkpoints", "slices"
 CLIENTS, ERASURES = "clients", "erasures"
+KEYS = "keys"
+"""The driver's own collection, of data keys, which is there where something is encrypted."""
+PENDING, PROPOSALS = "pending", "proposals"
 PROJECTED = (FLAGS, SEGMENTS, ACCESS)
 POLICY_HISTORY: Final = "policy_history"
 
@@ -50,6 +53,8 @@ INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
     CHECKPOINTS: (),
     SLICES: (),
     ERASURES: (),
+    PENDING: (),
+    PROPOSALS: (),
     CLIENTS: (IndexModel([("until", ASCENDING)], name="until", expireAfterSeconds=0),),
     LEDGER: (
         IndexModel(
@@ -151,6 +156,36 @@ def page_id(environment: str, page: Any) -> Document:
 def pages_named(environment: str, pages: Iterable[str]) -> Document:
     """Return the filter of some pages."""
     return {"_id": {"$in": [page_id(environment, page) for page in pages]}}
+
+
+def pending_of(environment: str) -> Document:
+    """Return the filter of all that waits in an environment, a range of the `_id` index."""
+    return _named(environment, "request")
+
+
+def proposals_of(environment: str) -> Document:
+    """Return the filter of all proposals of an environment, a range of the `_id` index."""
+    return _named(environment, "proposal")
+
+
+def _named(environment: str, kind: str) -> Document:
+    first, last = ({"environment": environment, kind: end} for end in (MinKey(), MaxKey()))
+    return {"_id": {"$gte": first, "$lte": last}}
+
+
+def proposals_named(environment: str, proposals: Iterable[str]) -> Document:
+    """Return the filter of some proposals, with all that was said; ranges of the `_id` index."""
+    return {
+        "$or": [
+            {
+                "_id": {
+                    "$gte": {"environment": environment, "proposal": name, "actor": MinKey()},
+                    "$lte": {"environment": environment, "proposal": name, "actor": MaxKey()},
+                }
+            }
+            for name in proposals
+        ]
+    }
 
 
 def ledger_after(environment: str, revision: int) -> Document:

@@ -27,6 +27,7 @@ from flagkit.storage.layout import (
     FLAGS,
     MEMBERS,
     PROJECTED,
+    PROPOSALS,
     SEGMENTS,
     Document,
     checkpoints_of,
@@ -34,6 +35,7 @@ from flagkit.storage.layout import (
     dependents_of,
     parts_named,
     policies_of,
+    proposals_named,
 )
 from flagkit.storage.past import Past
 from flagkit.storage.publishing import newest_first, read_back
@@ -231,6 +233,12 @@ class Reading(Past):
         return self._read_through(
             documents, lambda state: not wanted.isdisjoint(segments_named(state))
         )
+
+    def said_of(self, proposal: str) -> list[Document]:
+        """Return the documents of a proposal, the oldest first."""
+        wanted = proposals_named(self.tip.environment, [proposal])
+        found = self._database[PROPOSALS].find(wanted, session=self._session)
+        return [*found.sort("time", ASCENDING)]
 
     def _read_through(
         self, documents: Iterable[Document], wanted: Callable[[PolicyState], bool]

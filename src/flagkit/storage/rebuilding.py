@@ -1,8 +1,8 @@
 """Rebuilding: an environment as it was at a revision or a moment, put together from what is kept.
 
-From the nearest of what there is: the present, undone change by change; or a checkpoint, or the
-beginning, and the ledger from there on. Each change must continue the one before it, and what comes
-out is held to the digests of the revision. Reads what clients may read, and never the audit.
+From the nearest of what there is: the present, a checkpoint or the beginning; and from there by the
+ledger, on or back. Each change must continue the one before it, and what comes out is held to the
+digests of the revision. Reads what clients may read, and never the audit.
 """
 
 import functools
@@ -148,23 +148,20 @@ def _ways(reading: Reading, revision: int, region: str) -> list[_Way]:
     """Return the ways to a revision, the shortest first, by how many revisions are to be read."""
     first = next(_changes(reading, 0), None)
     assert first is not None, "there is a revision"
-    starts: list[tuple[Tip, Callable[[], Arena]]] = []
-    # As many revisions as take no longer than to scan the flags, as far as these were counted.
-    scan = 0
-    for checkpoint, read in _connected(reading, first):
-        scan = max(scan, checkpoint.flags // FLAGS_PER_REVISION)
-        starts.append((checkpoint.tip, read))
+    starts = [(checkpoint.tip, read, 0) for checkpoint, read in _connected(reading, first)]
     if first.revision == 1:
         tip = Tip(first.tip.environment, first.tip.epoch, 0, first.previous_hash, _NEVER, {})
-        starts.append((tip, functools.partial(arena_of, tip, ())))
-    ways: list[tuple[int, _Way]] = [
-        (revision - tip.revision, functools.partial(_gone_on, reading, tip, read, revision, region))
-        for tip, read in starts
-        if tip.revision <= revision
-    ]
-    if first.revision <= revision:
-        back = functools.partial(_undone, reading, revision, region)
-        ways.append((scan + reading.tip.revision - revision, back))
+        starts.append((tip, functools.partial(arena_of, tip, ()), 0))
+    # As many revisions as take no longer than to scan the flags, as far as these were counted.
+    counts = (checkpoint.flags for checkpoint, _ in reading.checkpoints())
+    scan = max(counts, default=0) // FLAGS_PER_REVISION
+    starts.append((reading.tip, lambda: whole(reading.base()), scan))
+    ways: list[tuple[int, _Way]] = []
+    for tip, read, more in starts:
+        if tip.revision <= revision or first.revision <= revision:
+            go = _gone_on if tip.revision <= revision else _undone
+            way = functools.partial(go, reading, tip, read, revision, region)
+            ways.append((more + abs(revision - tip.revision), way))
     if not ways:
         raise _lost(reading, f"revision {revision}", first)
     return [way for _, way in sorted(ways, key=itemgetter(0))]
@@ -175,19 +172,23 @@ def _connected(reading: Reading, first: Change) -> _Bases:
     return [found for found in reading.checkpoints() if found[0].tip.revision + 1 >= first.revision]
 
 
-def _undone(reading: Reading, revision: int, region: str) -> Snapshot:
-    """Return a revision from the present, without what came later."""
+def _undone(
+    reading: Reading, end: Tip, read: Callable[[], Arena], revision: int, region: str
+) -> Snapshot:
+    """Return a revision from a later base, without what came between them."""
     tip = last = tip_at(reading, revision)
     states: dict[PolicyId, PolicyState | None] = {}
     if tip is not None:
         for change in _in_order(tip, _changes(reading, revision)):
+            if change.revision > end.revision:
+                break
             last = change.tip
             for policy in change.policies:
                 # What the first change after the revision found is what was there at it.
                 states.setdefault(policy.id, policy.before)
-    if tip is None or last != reading.tip:
-        raise HistoryLostError("the ledger does not lead from there to the head")
-    return _snapshot(reading, whole(reading.base()), tip, states, region)
+    if tip is None or last != end:
+        raise HistoryLostError(f"the ledger does not lead from there to revision {end.revision}")
+    return _snapshot(reading, read(), tip, states, region)
 
 
 def _gone_on(

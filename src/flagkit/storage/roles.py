@@ -19,9 +19,12 @@ from flagkit.storage.layout import (
     ERASURES,
     FLAGS,
     HEADS,
+    KEYS,
     LEDGER,
     MEMBERS,
     PAGES,
+    PENDING,
+    PROPOSALS,
     SEGMENTS,
     SLICES,
     Document,
@@ -49,6 +52,7 @@ ROLES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         SLICES: _READ,
         # Where clients tell where they stand.
         CLIENTS: _PUT,
+        KEYS: _READ,
     },
     WRITER: {
         HEADS: (*_WATCH, "update"),
@@ -60,9 +64,12 @@ ROLES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         ACCESS: _PUT,
         AUDIT: _ADD,
         DENIALS: ("insert",),
+        PENDING: (*_PUT, "remove"),
+        PROPOSALS: _ADD,
         CHECKPOINTS: _PUBLISH,
         SLICES: _PUBLISH,
         CLIENTS: _READ,
+        KEYS: _READ,
     },
     ADMIN: {
         ALL: ("listCollections", "createCollection", "createIndex", "collMod"),
@@ -77,9 +84,12 @@ ROLES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         DENIALS: (*_PUT, "remove"),
         # Never another salt, by which the same person would become another.
         ERASURES: _ADD,
+        PENDING: (*_PUT, "remove"),
+        PROPOSALS: (*_PUT, "remove"),
         CHECKPOINTS: _PUBLISH,
         SLICES: _PUBLISH,
         CLIENTS: _PUT,
+        KEYS: _PUT,
     },
 }
 """By role and collection, MongoDB's actions; nothing else is allowed."""

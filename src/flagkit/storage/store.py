@@ -18,7 +18,7 @@ from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-from flagkit.changes import Change, PolicyId, PolicyState, Tip, state_of
+from flagkit.changes import Change, PolicyId, Tip
 from flagkit.errors import (
     EnvironmentNotFoundError,
     InvalidDocumentError,
@@ -44,7 +44,7 @@ from flagkit.storage.foreseen import (
     pipeline,
     projects_lightly,
 )
-from flagkit.storage.forms import head_document, ledger_document, ledgered, tip_of
+from flagkit.storage.forms import head_document, is_kept, ledger_document, ledgered, tip_of
 from flagkit.storage.layout import (
     AUDIT,
     CHECKPOINTS,
@@ -69,8 +69,10 @@ from flagkit.storage.projecting import (
     project_pages,
     project_policies,
 )
+from flagkit.storage.proposals import Proposals
 from flagkit.storage.publishing import newest_first, published
 from flagkit.storage.reading import Reading
+from flagkit.storage.waiting import WaitingRequests
 
 _CODEC: CodecOptions[Any] = CodecOptions(tz_aware=True)
 
@@ -95,6 +97,8 @@ class Store:
                 write_concern=WriteConcern("majority"),
                 read_preference=ReadPreference.PRIMARY,
             )
+        self.waiting = WaitingRequests(self._database, environment)
+        self.proposals = Proposals(self._database, environment)
 
     def close(self) -> None:
         """Close the connections."""
@@ -155,7 +159,7 @@ class Store:
             states = [policy.after for policy in change.policies if policy.after]
             documents = [bson.encode(state.policy) for state in states]
             if pages:
-                same = all(map(_is_kept, states, documents))
+                same = all(map(is_kept, states, documents))
             else:
                 read: Document = bson.decode(encoded, _CODEC)  # pyright: ignore[reportUnknownMemberType]
                 same = ledgered(read) == change
@@ -176,6 +180,19 @@ class Store:
             )
         if not same:
             raise InvalidDocumentError("", "would not be read back as it is", "Mend it")
+
+    def check_request_fits(self, content: Mapping[str, Any]) -> None:
+        """Refuse a request that MongoDB could not store."""
+        try:
+            size = len(bson.encode({**content}))
+        except (BSONError, OverflowError, UnicodeError, TypeError) as error:
+            raise InvalidDocumentError("", f"cannot be stored: {error}", "Mend it") from None
+        if size > STORED_BYTES_MAX:
+            raise InvalidDocumentError(
+                "",
+                f"the request is {size:,} bytes in MongoDB; the limit is {STORED_BYTES_MAX:,}",
+                "Split it up",
+            )
 
     def add_request(self, request: str, content: Mapping[str, Any]) -> str:
         """Record who asks for what, and why; return the digest on record, the first one's.
@@ -379,9 +396,3 @@ class Store:
             f"the environment {self.environment!r} is not in the database {self._database.name!r}:"
             " create it once with Writer.create_environment(), or flagkit admin init --environment"
         )
-
-
-def _is_kept(state: PolicyState, encoded: bytes) -> bool:
-    """Tell whether MongoDB gives back a policy's document as it was."""
-    read: Document = bson.decode(encoded, _CODEC)  # pyright: ignore[reportUnknownMemberType]
-    return state_of(state.key, state.region, state.version, read) == state

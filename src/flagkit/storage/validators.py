@@ -21,6 +21,8 @@ from flagkit.storage.layout import (
     LEDGER,
     MEMBERS,
     PAGES,
+    PENDING,
+    PROPOSALS,
     SEGMENTS,
     SLICES,
     Document,
@@ -128,6 +130,35 @@ VALIDATORS: Final[Mapping[str, Document]] = {
         {"environment": _TEXT, "request": _TEXT},
         {"sent": _MOMENT, **_ASKED, "digest": _TEXT},
         glass=_TEXT,
+        proposal=_TEXT,
+        applied_by=_TEXT,
+    ),
+    PENDING: _document(
+        {"environment": _TEXT, "request": _TEXT},
+        {
+            "since": _MOMENT,
+            "place": _TEXT,
+            # Null where all is touched.
+            "touched": {
+                **_kind("array", "null"),
+                "items": _object({"region": _TEXT, "key": _TEXT}),
+            },
+        },
+        tries=_WHOLE,
+        not_before=_MOMENT,
+        trouble=_TEXT,
+        refused=_kind("bool"),
+    ),
+    PROPOSALS: _document(
+        {"environment": _TEXT, "proposal": _TEXT, "actor": _TEXT, "verdict": _TEXT},
+        {"time": _MOMENT, "reason": _TEXT, "digest": _TEXT},
+        operations={**_LIST, "items": _ANY},
+        touched={
+            **_LIST,
+            "items": _object(
+                {"region": _TEXT, "key": _TEXT, "version": _kind("int", "long", "null")}
+            ),
+        },
     ),
     DENIALS: _document(
         {"environment": _TEXT, "denial": _TEXT},

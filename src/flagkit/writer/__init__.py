@@ -3,16 +3,20 @@
 from flagkit.storage.checkpoints import Checkpoint
 from flagkit.writer.access import Denial, denials, grants
 from flagkit.writer.checkpoints import write_checkpoint
-from flagkit.writer.drafts import Commit, Draft, Preview
+from flagkit.writer.commits import Commit, PendingChange
+from flagkit.writer.drafts import Draft, Preview
 from flagkit.writer.erasing import Erasure, erase
-from flagkit.writer.guards import Freeze, Guard, LargestStep, Planned, Refusal, Required
+from flagkit.writer.guards import Approval, Freeze, Guard, LargestStep, Planned, Refusal, Required
 from flagkit.writer.importing import Import, Imported, Step
 from flagkit.writer.ledger import Entry, entries, verify
 from flagkit.writer.limits import limits
+from flagkit.writer.pending import Swept, Waiting
+from flagkit.writer.proposals import Proposal, Verdict
 from flagkit.writer.staleness import StaleFlag, stale_flags
 from flagkit.writer.writer import Writer
 
 __all__ = [
+    "Approval",
     "Checkpoint",
     "Commit",
     "Denial",
@@ -24,12 +28,17 @@ __all__ = [
     "Import",
     "Imported",
     "LargestStep",
+    "PendingChange",
     "Planned",
     "Preview",
+    "Proposal",
     "Refusal",
     "Required",
     "StaleFlag",
     "Step",
+    "Swept",
+    "Verdict",
+    "Waiting",
     "Writer",
     "denials",
     "entries",

@@ -10,6 +10,7 @@ from flagkit.model import EVERYWHERE
 from flagkit.model.canonical import extended
 from flagkit.model.grants import Grants, decode_grants
 from flagkit.model.limits import WHOSE
+from flagkit.model.sensitive import SENSITIVE
 
 _Document: TypeAlias = Mapping[str, Any]
 
@@ -77,9 +78,13 @@ def _changed(before: _Document, after: _Document) -> Iterator[str]:
     for name in names:
         if name not in _OF_THEIR_OWN:
             yield from _step(name, before.get(name), after.get(name))
+    # Of what was sensitive before, and is not now, the value may still be the secret.
+    sensitive = {*before.get("sensitive", ()), *after.get("sensitive", ())}
     old, new = before.get("variants", {}), after.get("variants", {})
     for variant in dict.fromkeys((*new, *old)):
-        yield from _step(f"variant {variant}", old.get(variant), new.get(variant))
+        yield from _step(
+            f"variant {variant}", old.get(variant), new.get(variant), hidden=variant in sensitive
+        )
     yield from _step("prerequisites", _needed(before), _needed(after))
     yield from _rules(before.get("rules", ()), after.get("rules", ()))
     if "fallthrough" in after:
@@ -159,15 +164,16 @@ def _keys(side: str, before: _Document | None, after: _Document | None) -> Itera
         yield f"{side}: {counts[0]:,} -> {counts[1]:,} keys{also}"
 
 
-def _step(name: str, before: Any, after: Any) -> Iterator[str]:
+def _step(name: str, before: Any, after: Any, *, hidden: bool = False) -> Iterator[str]:
     if before == after and type(before) is type(after):
         return
+    old, new = (SENSITIVE if hidden else _shown(side) for side in (before, after))
     if before is None:
-        yield f"{name} added: {_shown(after)}"
+        yield f"{name} added: {new}"
     elif after is None:
-        yield f"{name} removed: {_shown(before)}"
+        yield f"{name} removed: {old}"
     else:
-        yield f"{name}: {_shown(before)} -> {_shown(after)}"
+        yield f"{name}: {old} -> {new}"
 
 
 def _shown(value: Any) -> str:

@@ -1,12 +1,12 @@
 """Drafts: operations that are collected to become one revision."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from datetime import datetime
 from typing import Any, Final
 
 from msgspec import Struct
 
 from flagkit.changes import GRANTS, LIMITS, SEGMENTS, PolicyChange
+from flagkit.encryption import DataKeys
 from flagkit.errors import InvalidDocumentError
 from flagkit.model import EVERYWHERE
 from flagkit.model.grants import Role, checked_actor, checked_grant, checked_role
@@ -14,6 +14,7 @@ from flagkit.model.keys import check_key, check_region
 from flagkit.model.limits import Limit, Whose, checked_limit, checked_whose
 from flagkit.model.segments import decode_segment, encode_segment, keys_of, listed_keys
 from flagkit.writer.access import GrantRole, RevokeRole
+from flagkit.writer.commits import Commit, PendingChange
 from flagkit.writer.differences import differences
 from flagkit.writer.limits import SetLimit
 from flagkit.writer.operations import (
@@ -29,20 +30,14 @@ from flagkit.writer.operations import (
     checked_policy,
 )
 from flagkit.writer.rollbacks import Rollback, RollbackAll
+from flagkit.writer.sealing import Sealing
+from flagkit.writer.terms import Terms
 from flagkit.writer.transitions import Verb
 
 CHANGED_MEMBERS_MAX: Final = 10_000
 RECORDED_MEMBERS_MAX: Final = 1_000
 """Longer lists of a segment's keys are recorded by their hashes alone."""
 _SIDES: Final = ("include", "exclude", "remove")
-
-
-class Commit(Struct, frozen=True):
-    """A committed change: its revision, the server's time of it (UTC), and the request's id."""
-
-    revision: int
-    time: datetime
-    request: str
 
 
 class Preview(Struct, frozen=True):
@@ -65,31 +60,36 @@ class Preview(Struct, frozen=True):
 class Draft:
     """Several operations that become one revision; `commit` is there once the block has ended.
 
-    Of a block that was only looked at, it is `preview` that is there.
+    Of a block that was only looked at, it is `preview` that is there; in a transaction of the
+    caller's, `pending`; and where it was proposed, `proposal`, which is its id.
 
     Each method checks what it is given at once, and changes nothing before the end of the block.
     """
 
-    def __init__(self, environment: str) -> None:
+    def __init__(self, environment: str, keys: DataKeys | None = None) -> None:
+        self.sealing = Sealing(environment, keys)
         self.operations: list[Operation] = []
         self.parts: dict[str, bytes] = {}
         self.commit: Commit | None = None
-        self.recorded: dict[str, Any] | None = None
+        self.recorded: list[dict[str, Any]] | None = None
         """What the audit has of the operations, where that is not they themselves."""
         self.preview: Preview | None = None
+        self.pending: PendingChange | None = None
+        self.proposal: str | None = None
+        self.terms = Terms()
         self.glass = ""
         """Why the guards are passed by; empty where they are not."""
         self._environment = environment
 
     def create(self, flag: Mapping[str, Any]) -> None:
         """Create a flag from its policy document."""
-        policy, key, region = checked_policy(flag, self._environment)
+        policy, key, region = checked_policy(self.sealing.sealed(flag), self._environment)
         self.operations.append(Create(policy=policy, key=key, region=region))
 
     def put(self, operations: Iterable[Operation], recorded: dict[str, Any]) -> None:
         """Do what was checked before; the audit has `recorded` of it, as one operation."""
         self.operations += operations
-        self.recorded = recorded
+        self.recorded = [recorded]
 
     def update(
         self,
@@ -104,7 +104,7 @@ class Draft:
         treated variant to another are refused, unless `reassign` says that this is meant. Not
         treated is the `off` variant, or else the false one.
         """
-        policy, key, region = checked_policy(flag, self._environment)
+        policy, key, region = checked_policy(self.sealing.sealed(flag), self._environment)
         if "state" not in flag:
             del policy["state"]
         self.operations.append(
@@ -159,7 +159,7 @@ class Draft:
         """
         self.operations.append(
             Edit(
-                function=function,
+                function=self.sealing.sealing(function),
                 environment=self._environment,
                 reassign=reassign,
                 key=check_key(key),

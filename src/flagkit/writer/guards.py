@@ -4,7 +4,7 @@ They are functions of one process, asked at the revision that the commit is comp
 switch is not theirs to stop, nor is a change of access.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -25,7 +25,8 @@ class Planned(Struct, frozen=True, kw_only=True):
     """What a change would do to one flag or segment.
 
     `before` and `after` are the policy documents, None where there is none. `now` is the server's
-    time. A segment's region is "@segments".
+    time. A segment's region is "@segments". `approvers` are those who approved of it, if it was
+    proposed, and who may.
     """
 
     environment: str
@@ -37,14 +38,19 @@ class Planned(Struct, frozen=True, kw_only=True):
     actor: str
     reason: str
     now: datetime
+    approvers: tuple[str, ...] = ()
 
 
 class Refusal(Struct, frozen=True):
-    """Why a guard refuses: where in the policy, what is wrong there, and what to do instead."""
+    """Why a guard refuses: where in the policy, what is wrong there, and what to do instead.
+
+    `retry_at` is when it would not, if time alone is in the way.
+    """
 
     path: str
     problem: str
     remedy: str
+    retry_at: datetime | None = None
 
 
 Guard: TypeAlias = Callable[[Planned], Refusal | None]
@@ -70,11 +76,18 @@ def check_guards(guards: Iterable[Guard], planned: Iterable[Planned]) -> None:
                     refusal.problem,
                     refusal.remedy,
                     subject=f"{kind} {plan.key!r}",
+                    retry_at=refusal.retry_at,
                 )
 
 
 def planned_of(
-    changes: Iterable[PolicyChange], *, environment: str, actor: str, reason: str, now: datetime
+    changes: Iterable[PolicyChange],
+    *,
+    environment: str,
+    actor: str,
+    reason: str,
+    now: datetime,
+    approvers: tuple[str, ...] = (),
 ) -> list[Planned]:
     """Return what guards are asked about of a change."""
     found: list[Planned] = []
@@ -94,6 +107,7 @@ def planned_of(
                 actor=actor,
                 reason=reason,
                 now=now,
+                approvers=approvers,
             )
         )
     return found
@@ -147,9 +161,71 @@ class Freeze:
         moment = planned.now.timestamp()
         if not is_open(self._window, moment):
             return None
-        end = window_changes_after(self._window, moment)
-        until = _date(end)
-        return Refusal("", "is frozen", f"Wait until {until}, or pause it" if until else "Pause it")
+        end = _date(window_changes_after(self._window, moment))
+        remedy = "Pause it" if end is None else f"Wait until {end.isoformat()}, or pause it"
+        return Refusal("", "is frozen", remedy, end)
+
+
+ApprovedAction: TypeAlias = Literal["edit", "release"]
+
+_RELEASE: Final[tuple[ApprovedAction, ...]] = ("release",)
+
+
+class Approval:
+    """Refuses what was not proposed, and approved of by somebody else who may make the change.
+
+    Args:
+        environments: Where; everywhere without.
+        namespaces: Of keys that begin with one of these; of all without.
+        actions: What takes an approval: to release, and perhaps to edit.
+        count: How many have to approve, besides who proposed it.
+    """
+
+    def __init__(
+        self,
+        *,
+        environments: Collection[str] = (),
+        namespaces: Collection[str] = (),
+        actions: Collection[ApprovedAction] = _RELEASE,
+        count: int = 1,
+    ) -> None:
+        for name, given in (("environments", environments), ("namespaces", namespaces)):
+            if isinstance(given, str):
+                raise ConfigurationError(f"Approval({name}={given!r}): pass a list, [{given!r}]")
+        known = get_args(ApprovedAction)
+        if not actions or not set(actions) <= set(known):
+            raise ConfigurationError(
+                f"Approval(actions={actions!r}): what takes an approval is {' or '.join(known)}"
+            )
+        if count < 1:
+            raise ConfigurationError(f"Approval(count={count!r}): 1 or more have to approve")
+        self._environments: Final = frozenset(environments)
+        self._namespaces: Final = tuple(namespaces)
+        self._actions: Final = frozenset(actions)
+        self._count: Final = count
+
+    def __call__(self, planned: Planned) -> Refusal | None:
+        """Judge what is planned."""
+        if (
+            planned.action not in self._actions
+            or (self._environments and planned.environment not in self._environments)
+            or (self._namespaces and not planned.key.startswith(self._namespaces))
+            or len(planned.approvers) >= self._count
+        ):
+            return None
+        lacking = self._count - len(planned.approvers)
+        who = (
+            "another person"
+            if self._count == 1
+            else f"{lacking} more"
+            if planned.approvers
+            else f"{lacking} others"
+        )
+        return Refusal(
+            "",
+            f"takes the approval of {who} in {planned.environment}",
+            "Propose it: writer.propose(), or --propose on the command line; to pause takes none",
+        )
 
 
 RequiredName: TypeAlias = Literal["owner", "description", "tags", "expires", "reason"]
@@ -216,8 +292,8 @@ def _hashed(serves: Serves) -> tuple[tuple[str, ...], str] | None:
     return None if isinstance(serves, Serve) else (serves.by, serves.salt)
 
 
-def _date(moment: float) -> str:
+def _date(moment: float) -> datetime | None:
     try:
-        return datetime.fromtimestamp(moment, UTC).isoformat()
+        return datetime.fromtimestamp(moment, UTC)
     except (ValueError, OverflowError, OSError):
-        return ""
+        return None

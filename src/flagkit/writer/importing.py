@@ -151,6 +151,13 @@ class Import:
             InvalidDocumentError: it is not valid, or there twice.
         """
         flag = decode(document, environment=self._environment)
+        if flag.sensitive:
+            raise InvalidDocumentError(
+                "sensitive",
+                "says what is to be encrypted, and an import encrypts nothing",
+                "Leave this flag out, and create or update it by itself",
+                subject=f"flag {flag.key!r}",
+            )
         put = Put(
             flag=flag,
             packed=state_of(flag.key, flag.region, 1, encode(flag)).packed,

@@ -26,11 +26,14 @@ from flagkit.writer.requests import check_requests
 _CHUNK = 500
 
 
+DECISIONS: Final = ("drop-pending", "reject-proposal", "withdraw-proposal")
+"""What is decided of pending changes and proposals, in revisions that change nothing else."""
 ACTIONS: Final = (
     *("create", "update", "edit", "set-rollout", "pause", "resume"),
     *("archive", "restore", "delete", "rollback", "rollback-all"),
     *("create-segment", "update-segment", "change-members", "delete-segment"),
     *("grant", "revoke", "set-limit", "import"),
+    *DECISIONS,
 )
 """What entries may be asked for by."""
 
@@ -40,7 +43,8 @@ class Entry(Struct, frozen=True):
 
     `actions` are what was asked for, in sentences such as "pause shop.search"; `differences` what
     came of it, such as "shop.search: state: active -> paused". `glass` says why guards were passed
-    by, if they were.
+    by, if they were. Of a change that was proposed, the actor is who proposed it; `approvers` are
+    those who had approved, and `applier` who applied it.
     """
 
     revision: int
@@ -51,6 +55,9 @@ class Entry(Struct, frozen=True):
     differences: tuple[str, ...]
     hash: str
     glass: str = ""
+    proposal: str = ""
+    approvers: tuple[str, ...] = ()
+    applier: str = ""
 
 
 class Wanted(TypedDict, total=False):
@@ -86,6 +93,8 @@ def entries(
     )
     while chunk := list(islice(changes, _CHUNK)):
         requests = store.requests(change.request for change in chunk)
+        proposed = [request["proposal"] for request in requests.values() if "proposal" in request]
+        said = store.proposals.said(proposed)
         for change in chunk:
             request = requests.get(change.request, {})
             operations = request.get("operations", ())
@@ -98,10 +107,13 @@ def entries(
                 change.tip.time,
                 request.get("actor", ""),
                 request.get("reason", ""),
-                tuple(map(_action, operations)),
+                sentences(operations),
                 tuple(line for policy in change.policies for line in differences(policy)),
                 change.tip.hash,
                 request.get("glass", ""),
+                request.get("proposal", ""),
+                _approvers(said.get(request.get("proposal", ""), ()), change.tip.time),
+                request.get("applied_by", ""),
             )
 
 
@@ -225,6 +237,20 @@ def _check_step(tip: Tip | None, change: Change) -> list[str]:
     return [f"revision {change.revision} does not continue revision {tip.revision}"]
 
 
+def _approvers(said: Iterable[Mapping[str, Any]], until: datetime) -> tuple[str, ...]:
+    """Return who had approved of a proposal by a time."""
+    return tuple(
+        verdict["_id"]["actor"]
+        for verdict in said
+        if verdict["_id"]["verdict"] == "approve" and verdict["time"] <= until
+    )
+
+
+def sentences(operations: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return what was asked for, by what is recorded of it, in sentences."""
+    return tuple(map(_action, operations))
+
+
 def _name(operation: Mapping[str, Any]) -> str:
     """Return which of ACTIONS an operation is."""
     match operation["operation"]:
@@ -236,7 +262,7 @@ def _name(operation: Mapping[str, Any]) -> str:
             return str(name).replace("_", "-")
 
 
-def _action(operation: dict[str, Any]) -> str:
+def _action(operation: Mapping[str, Any]) -> str:
     if operation["region"] == ACCESS:
         return _action_on_access(operation)
     words = [_name(operation).replace("-", " "), operation["key"]]
@@ -264,7 +290,7 @@ def _action(operation: dict[str, Any]) -> str:
     return " ".join(words)
 
 
-def _action_on_access(operation: dict[str, Any]) -> str:
+def _action_on_access(operation: Mapping[str, Any]) -> str:
     match operation["operation"]:
         case "grant":
             listed = ", ".join(operation["namespaces"])

@@ -1,46 +1,19 @@
-"""Requests: the digest of what somebody asked for, and whether the audit still has what was asked.
+"""Requests: whether what is sent again is the same, and the audit still has what was asked for.
 
 The hash chain has the request's id. So the audit may lack nothing that the ledger has, and what was
 asked must be what its digest was made of, unless it was erased.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Final
 
-import msgspec
-
 from flagkit.errors import InvalidDocumentError, RequestConflictError
 from flagkit.storage.layout import ERASED
 from flagkit.storage.store import Store
+from flagkit.writer.recorded import request_digest
 
 _AT_ONCE: Final = 500
-
-
-# The driver reads long integers as a subclass of int, which MessagePack takes only as an int.
-def _plain_integer(value: object) -> int:
-    if not isinstance(value, int):
-        raise TypeError(f"{type(value).__name__} cannot be asked for")
-    return int(value)
-
-
-_encode = msgspec.msgpack.Encoder(enc_hook=_plain_integer).encode
-
-
-def digest_of(content: Mapping[str, Any]) -> str:
-    """Return the hex SHA-256 of who asks for what, and of why guards are passed by.
-
-    Sent again without the latter, a request is another one: what stands in the audit must have it.
-
-    Raises:
-        InvalidDocumentError: it cannot be recorded.
-    """
-    asked = [content["actor"], content["operations"], *filter(None, [content.get("glass")])]
-    try:
-        return hashlib.sha256(_encode(asked)).hexdigest()
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidDocumentError("", f"cannot be recorded: {error}", "Mend it") from None
 
 
 def check_same(request: str, recorded: str, content: Mapping[str, Any], *, done: bool) -> None:
@@ -74,6 +47,15 @@ def _is_whole(document: Mapping[str, Any]) -> bool:
     if document.get("digest") == ERASED:
         return True
     try:
-        return digest_of(document) == str(document["digest"])
+        return request_digest(document) == str(document["digest"])
     except (KeyError, InvalidDocumentError):
         return False
+
+
+def checked_key(key: object) -> str:
+    """Return an idempotency key, if it can be one."""
+    if not isinstance(key, str) or not key:
+        raise InvalidDocumentError(
+            "idempotency_key", f"is {key!r}", "Write a string that names the request"
+        )
+    return key

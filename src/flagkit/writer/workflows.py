@@ -1,12 +1,14 @@
-"""Workflows: changes of a single operation, each as one call. What they share is `change`."""
+"""Workflows: changes of a single flag, each as one call. What they share is `change`."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, overload
 
 from flagkit.errors import InvalidDocumentError
 from flagkit.model import EVERYWHERE
-from flagkit.writer.drafts import Commit, Draft
+from flagkit.storage.waiting import Session
+from flagkit.writer.commits import Commit, PendingChange
+from flagkit.writer.drafts import Draft
 
 
 class Asked(TypedDict, total=False):
@@ -23,32 +25,94 @@ class Asked(TypedDict, total=False):
     idempotency_key: str | None
 
 
-class Workflows:
-    """The changes of a single operation. Each takes what Asked has, by name."""
+class Within(Asked):
+    """What Asked has, and a session of the caller's own client, which is in a transaction.
 
-    def change(self, **asked: Unpack[Asked]) -> AbstractContextManager[Draft]:
+    The change is asked for in that transaction, and made after it: what is returned is a
+    PendingChange, whose `commit` returns the Commit.
+    """
+
+    session: Session
+
+
+class Anyhow(Asked, total=False):
+    """What Asked has, and perhaps a session."""
+
+    session: Session | None
+
+
+class Workflows:
+    """The changes of a single flag. Each takes what Asked has, by name, and perhaps a session."""
+
+    def change(self, **asked: Unpack[Anyhow]) -> AbstractContextManager[Draft]:
         """Collect operations that are committed as one revision when the block ends."""
         raise NotImplementedError
 
-    def create(self, flag: Mapping[str, Any], **asked: Unpack[Asked]) -> Commit:
+    @overload
+    def create(self, flag: Mapping[str, Any], **asked: Unpack[Asked]) -> Commit: ...
+    @overload
+    def create(self, flag: Mapping[str, Any], **asked: Unpack[Within]) -> PendingChange: ...
+    def create(self, flag: Mapping[str, Any], **asked: Unpack[Anyhow]) -> Commit | PendingChange:
         """Create a flag from its policy document. For errors see `change`."""
         with self.change(**asked) as change:
             change.create(flag)
-        return _committed(change)
+        return made(change)
 
+    @overload
+    def update(
+        self,
+        flag: Mapping[str, Any],
+        *,
+        expected_version: int | None = ...,
+        reassign: bool = ...,
+        **asked: Unpack[Asked],
+    ) -> Commit: ...
+    @overload
+    def update(
+        self,
+        flag: Mapping[str, Any],
+        *,
+        expected_version: int | None = ...,
+        reassign: bool = ...,
+        **asked: Unpack[Within],
+    ) -> PendingChange: ...
     def update(
         self,
         flag: Mapping[str, Any],
         *,
         expected_version: int | None = None,
         reassign: bool = False,
-        **asked: Unpack[Asked],
-    ) -> Commit:
+        **asked: Unpack[Anyhow],
+    ) -> Commit | PendingChange:
         """Replace a flag's policy document. For errors see `change`."""
         with self.change(**asked) as change:
             change.update(flag, expected_version=expected_version, reassign=reassign)
-        return _committed(change)
+        return made(change)
 
+    @overload
+    def set_rollout(
+        self,
+        key: str,
+        weights: Mapping[str, float] | float,
+        *,
+        rule: str | None = ...,
+        region: str = ...,
+        expected_version: int | None = ...,
+        reassign: bool = ...,
+        **asked: Unpack[Asked],
+    ) -> Commit: ...
+    @overload
+    def set_rollout(
+        self,
+        key: str,
+        weights: Mapping[str, float] | float,
+        *,
+        rule: str | None = ...,
+        region: str = ...,
+        expected_version: int | None = ...,
+        reassign: bool = ...,
+        **asked: Unpack[Within],
+    ) -> PendingChange: ...
     def set_rollout(
         self,
         key: str,
@@ -58,8 +122,8 @@ class Workflows:
         region: str = EVERYWHERE,
         expected_version: int | None = None,
         reassign: bool = False,
-        **asked: Unpack[Asked],
-    ) -> Commit:
+        **asked: Unpack[Anyhow],
+    ) -> Commit | PendingChange:
         """Change a rollout's weights, as Draft.set_rollout does. For errors see `change`."""
         with self.change(**asked) as change:
             change.set_rollout(
@@ -70,7 +134,7 @@ class Workflows:
                 expected_version=expected_version,
                 reassign=reassign,
             )
-        return _committed(change)
+        return made(change)
 
     def edit(
         self,
@@ -88,79 +152,137 @@ class Workflows:
         """
         with self.change(**asked) as change:
             change.edit(key, function, region=region, reassign=reassign)
-        return _committed(change)
+        assert change.commit is not None, "a function cannot be asked for in a transaction"
+        return change.commit
 
+    @overload
+    def pause(self, key: str, *, region: str = ..., **asked: Unpack[Asked]) -> Commit: ...
+    @overload
+    def pause(self, key: str, *, region: str = ..., **asked: Unpack[Within]) -> PendingChange: ...
     def pause(
-        self,
-        key: str,
-        *,
-        region: str = EVERYWHERE,
-        **asked: Unpack[Asked],
-    ) -> Commit:
+        self, key: str, *, region: str = EVERYWHERE, **asked: Unpack[Anyhow]
+    ) -> Commit | PendingChange:
         """Pause a flag: it serves its `off` variant. For errors see `change`."""
         with self.change(**asked) as change:
             change.pause(key, region=region)
-        return _committed(change)
+        return made(change)
 
+    @overload
+    def resume(self, key: str, *, region: str = ..., **asked: Unpack[Asked]) -> Commit: ...
+    @overload
+    def resume(self, key: str, *, region: str = ..., **asked: Unpack[Within]) -> PendingChange: ...
     def resume(
-        self,
-        key: str,
-        *,
-        region: str = EVERYWHERE,
-        **asked: Unpack[Asked],
-    ) -> Commit:
+        self, key: str, *, region: str = EVERYWHERE, **asked: Unpack[Anyhow]
+    ) -> Commit | PendingChange:
         """Make a paused flag active again. For errors see `change`."""
         with self.change(**asked) as change:
             change.resume(key, region=region)
-        return _committed(change)
+        return made(change)
 
+    @overload
+    def archive(
+        self,
+        key: str,
+        *,
+        region: str = ...,
+        expected_version: int | None = ...,
+        **asked: Unpack[Asked],
+    ) -> Commit: ...
+    @overload
+    def archive(
+        self,
+        key: str,
+        *,
+        region: str = ...,
+        expected_version: int | None = ...,
+        **asked: Unpack[Within],
+    ) -> PendingChange: ...
     def archive(
         self,
         key: str,
         *,
         region: str = EVERYWHERE,
         expected_version: int | None = None,
-        **asked: Unpack[Asked],
-    ) -> Commit:
+        **asked: Unpack[Anyhow],
+    ) -> Commit | PendingChange:
         """Archive a flag, as Draft.archive does. For errors see `change`."""
         with self.change(**asked) as change:
             change.archive(key, region=region, expected_version=expected_version)
-        return _committed(change)
+        return made(change)
 
+    @overload
+    def restore(
+        self,
+        key: str,
+        *,
+        region: str = ...,
+        expected_version: int | None = ...,
+        **asked: Unpack[Asked],
+    ) -> Commit: ...
+    @overload
+    def restore(
+        self,
+        key: str,
+        *,
+        region: str = ...,
+        expected_version: int | None = ...,
+        **asked: Unpack[Within],
+    ) -> PendingChange: ...
     def restore(
         self,
         key: str,
         *,
         region: str = EVERYWHERE,
         expected_version: int | None = None,
-        **asked: Unpack[Asked],
-    ) -> Commit:
+        **asked: Unpack[Anyhow],
+    ) -> Commit | PendingChange:
         """Make an archived flag a paused one. For errors see `change`."""
         with self.change(**asked) as change:
             change.restore(key, region=region, expected_version=expected_version)
-        return _committed(change)
+        return made(change)
 
+    @overload
+    def delete(
+        self,
+        key: str,
+        *,
+        region: str = ...,
+        expected_version: int | None = ...,
+        **asked: Unpack[Asked],
+    ) -> Commit: ...
+    @overload
+    def delete(
+        self,
+        key: str,
+        *,
+        region: str = ...,
+        expected_version: int | None = ...,
+        **asked: Unpack[Within],
+    ) -> PendingChange: ...
     def delete(
         self,
         key: str,
         *,
         region: str = EVERYWHERE,
         expected_version: int | None = None,
-        **asked: Unpack[Asked],
-    ) -> Commit:
+        **asked: Unpack[Anyhow],
+    ) -> Commit | PendingChange:
         """Delete an archived flag, as Draft.delete does. For errors see `change`."""
         with self.change(**asked) as change:
             change.delete(key, region=region, expected_version=expected_version)
-        return _committed(change)
+        return made(change)
 
+    @overload
     def rollback(
-        self,
-        key: str | None = None,
-        *,
-        to: int,
-        region: str = EVERYWHERE,
-        **asked: Unpack[Asked],
-    ) -> Commit:
+        self, key: str | None = ..., *, to: int, region: str = ..., **asked: Unpack[Asked]
+    ) -> Commit: ...
+    @overload
+    def rollback(
+        self, key: str | None = ..., *, to: int, region: str = ..., **asked: Unpack[Within]
+    ) -> PendingChange: ...
+    def rollback(
+        self, key: str | None = None, *, to: int, region: str = EVERYWHERE, **asked: Unpack[Anyhow]
+    ) -> Commit | PendingChange:
         """Give a flag, or without a key the whole environment, the content of revision `to`.
 
         As one revision, with all that Draft.rollback and Draft.rollback_all say. For errors see
@@ -175,62 +297,11 @@ class Workflows:
                 raise InvalidDocumentError(
                     "region", "is given, and no key", "Name a flag, or leave the region out"
                 )
-        return _committed(change)
-
-    def create_segment(self, segment: Mapping[str, Any], **asked: Unpack[Asked]) -> Commit:
-        """Create a segment from its document. For errors see `change`."""
-        with self.change(**asked) as change:
-            change.create_segment(segment)
-        return _committed(change)
-
-    def update_segment(
-        self,
-        segment: Mapping[str, Any],
-        *,
-        expected_version: int | None = None,
-        **asked: Unpack[Asked],
-    ) -> Commit:
-        """Replace a segment's document, its keys included. For errors see `change`."""
-        with self.change(**asked) as change:
-            change.update_segment(segment, expected_version=expected_version)
-        return _committed(change)
-
-    def change_members(
-        self,
-        key: str,
-        *,
-        include: Iterable[str | int] = (),
-        exclude: Iterable[str | int] = (),
-        remove: Iterable[str | int] = (),
-        expected_version: int | None = None,
-        **asked: Unpack[Asked],
-    ) -> Commit:
-        """Move a segment's keys, as Draft.change_members does. For errors see `change`."""
-        with self.change(**asked) as change:
-            change.change_members(
-                key,
-                include=include,
-                exclude=exclude,
-                remove=remove,
-                expected_version=expected_version,
-            )
-        return _committed(change)
-
-    def rollback_segment(self, key: str, *, to: int, **asked: Unpack[Asked]) -> Commit:
-        """Give a segment the content that it had at revision `to`. For errors see `change`."""
-        with self.change(**asked) as change:
-            change.rollback_segment(key, to=to)
-        return _committed(change)
-
-    def delete_segment(
-        self, key: str, *, expected_version: int | None = None, **asked: Unpack[Asked]
-    ) -> Commit:
-        """Delete a segment that no flag refers to. For errors see `change`."""
-        with self.change(**asked) as change:
-            change.delete_segment(key, expected_version=expected_version)
-        return _committed(change)
+        return made(change)
 
 
-def _committed(change: Draft) -> Commit:
-    assert change.commit is not None, "the block ended without error"
-    return change.commit
+def made(change: Draft) -> Commit | PendingChange:
+    """Return what came of a change whose block has ended without error."""
+    what = change.commit or change.pending
+    assert what is not None, "the block ended without error"
+    return what

@@ -10,37 +10,38 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from itertools import chain
-from typing import Any, NamedTuple, Self, Unpack
+from typing import Any, Self, Unpack
 
-import msgspec
-
-from flagkit.changes import Change, PolicyChange, PolicyId, Tip, next_change
+from flagkit.changes import PolicyChange, Tip, next_change
 from flagkit.collector import collector_paused
+from flagkit.encryption import Encryption
 from flagkit.errors import (
     AccessDeniedError,
     ConfigurationError,
-    InvalidDocumentError,
     StoreError,
     StoreUnavailableError,
 )
-from flagkit.model import Flag
 from flagkit.settings import settings_from
 from flagkit.storage.foreseen import Foreseen
-from flagkit.storage.pages import Page, split
+from flagkit.storage.pages import split
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
-from flagkit.writer.access import Need, check_access, log_denial, needs
+from flagkit.writer.access import log_denial
+from flagkit.writer.approvals import Approvals
 from flagkit.writer.checkpoints import CheckpointKeeper
-from flagkit.writer.drafts import Commit, Draft, Preview
+from flagkit.writer.commits import Commit, PendingChange
+from flagkit.writer.drafts import Draft, Preview
 from flagkit.writer.guards import Guard, check_guards, planned_of
 from flagkit.writer.limits import buckets_after
+from flagkit.writer.looks import Look, foreseen_by
+from flagkit.writer.pending import Sequencer, Swept, Waiting
 from flagkit.writer.planning import Plan, plan
-from flagkit.writer.rebasing import still_holds
-from flagkit.writer.requests import check_same, digest_of
-from flagkit.writer.workflows import Asked, Workflows
+from flagkit.writer.recorded import documents_of, request_digest
+from flagkit.writer.requests import check_same, checked_key
+from flagkit.writer.sealing import data_keys_of
+from flagkit.writer.workflows import Anyhow, Asked
 
 _log = logging.getLogger("flagkit.writer")
 
@@ -50,7 +51,7 @@ LAG_MAX = timedelta(seconds=2)
 """How long a large change may be projected before others help."""
 
 
-class Writer(Workflows):
+class Writer(Approvals):
     """Makes changes to one environment. May be used from many threads, which then take turns.
 
     Args:
@@ -62,6 +63,8 @@ class Writer(Workflows):
         checkpoint_every: Publish a checkpoint, in the background, whenever the newest one is so
             many revisions old; without, none is: there is `flagkit checkpoint`.
         guards: Are asked about each change, see `flagkit.writer.guards`.
+        encryption: What sensitive variants are encrypted by; or a local master key in the file that
+            FLAGKIT_LOCAL_KEY_PATH names. Without it, flags with new secrets are refused.
 
     Raises:
         ConfigurationError: the URI or the environment is named nowhere, or a setting makes no
@@ -78,12 +81,15 @@ class Writer(Workflows):
         timeout: float = 30.0,
         checkpoint_every: int | None = None,
         guards: Iterable[Guard] = (),
+        encryption: Encryption | None = None,
     ) -> None:
         if checkpoint_every is not None and checkpoint_every < 1:
             raise ConfigurationError(
                 f"checkpoint_every is {checkpoint_every}: it is a number of revisions, 1 or more"
             )
-        settings = settings_from(uri, environment=environment, database=database)
+        settings = settings_from(
+            uri, environment=environment, database=database, encryption=encryption
+        )
         self.environment = settings.environment
         self.store = Store(
             settings.uri, environment=settings.environment, database=settings.database
@@ -91,9 +97,11 @@ class Writer(Workflows):
         self._checkpoints = (
             None if checkpoint_every is None else CheckpointKeeper(self.store, checkpoint_every)
         )
+        self._keys = data_keys_of(settings)
         self._actor = actor
         self._guards = tuple(guards)
         self._timeout = timeout
+        self._sequencer = Sequencer(self.store, self._commit)
         # Threads of one process would only make each other lose races for the head.
         self._turn = threading.Lock()
 
@@ -101,20 +109,47 @@ class Writer(Workflows):
         """Make the environment with its collections, if it is not there; return its tip."""
         return self.store.create_environment(uuid.uuid4().hex)
 
+    def create_data_key(self, master_key: Mapping[str, Any] | None = None) -> str:
+        """Make the data key of the writer's encryption, if it is not there; return its name.
+
+        Args:
+            master_key: Which one of the provider is to guard it, as `create_data_key` of pymongo's
+                ClientEncryption takes it; a local one needs none.
+
+        Raises:
+            ConfigurationError: this writer has no encryption.
+            EncryptionError, StoreError: the provider, or the database, refused.
+        """
+        if self._keys is None:
+            raise ConfigurationError(
+                "this writer has no encryption: pass encryption=, or set FLAGKIT_LOCAL_KEY_PATH"
+            )
+        return self._keys.create(master_key)
+
     @contextlib.contextmanager
-    def change(self, **asked: Unpack[Asked]) -> Generator[Draft]:
+    def change(self, **asked: Unpack[Anyhow]) -> Generator[Draft]:
         """Collect operations that are committed as one revision when the block ends without error.
 
-        Takes `reason`, `actor` and `idempotency_key`, as Asked has them.
+        Takes `reason`, `actor` and `idempotency_key`, as Asked has them. With a session of your own
+        client, in which a transaction was started, they are asked for in that transaction alone:
+        `pending` of the draft makes a revision of them after it.
 
         Raises:
             WriteError, InvalidDocumentError: refused; nothing was written.
             StoreUnavailableError: the database cannot be reached. With an idempotency key it is
                 safe to try again; without one, look whether the change was made.
         """
-        change = Draft(self.environment)
+        change = Draft(self.environment, self._keys)
         yield change
-        change.commit = self._commit(change, asked)
+        request, content = self._request(change, asked)
+        session = asked.get("session")
+        if session is None:
+            is_new = asked.get("idempotency_key") is None
+            change.commit = self._commit(change, request, content, is_new=is_new)
+            self._sequencer.look()
+        else:
+            change.pending, digest = self._sequencer.put(session, change, request, content)
+            check_same(request, digest, content, done=False)
 
     @contextlib.contextmanager
     def preview(self, **asked: Unpack[Asked]) -> Generator[Draft]:
@@ -127,12 +162,39 @@ class Writer(Workflows):
             WriteError, InvalidDocumentError: the change would be refused.
             StoreUnavailableError: the database cannot be reached.
         """
-        change = Draft(self.environment)
+        change = Draft(self.environment, self._keys)
         yield change
         change.preview = self._preview(change, asked)
 
+    def pending_change(self, request: str) -> PendingChange:
+        """Return the pending change of a request's id, be it that another process asked for it."""
+        return PendingChange(request, self._sequencer.commit)
+
+    def pending(self) -> list[Waiting]:
+        """Return the changes that wait to be sequenced, and those that were refused, in order."""
+        return self._sequencer.waiting()
+
+    def sweep(self) -> Swept:
+        """Sequence the changes that wait, whoever asked for them.
+
+        Raises:
+            StoreUnavailableError: the database cannot be reached. Nothing is lost.
+        """
+        return self._sequencer.sweep()
+
+    def drop_pending(self, request: str, *, reason: str = "", actor: str | None = None) -> Commit:
+        """Make sure that a pending change is never made. That stands in the ledger as a revision.
+
+        Raises:
+            NotPendingError: there is none of that name, or it was made meanwhile.
+            AccessDeniedError: to edit what it touches takes another role.
+        """
+        _, content = self._request(Draft(self.environment), {"reason": reason, "actor": actor})
+        return self._sequencer.drop(request, content)
+
     def close(self) -> None:
-        """Close the connections; a checkpoint that is being made is left off."""
+        """Close the connections; a checkpoint or a sweep that is being made is left off."""
+        self._sequencer.close()
         if self._checkpoints is not None:
             self._checkpoints.close()
         self.store.close()
@@ -142,6 +204,9 @@ class Writer(Workflows):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _who(self, actor: str | None) -> str:
+        return actor or self._actor
 
     def _preview(self, draft: Draft, asked: Asked) -> Preview:
         request, content = self._request(draft, asked)
@@ -154,31 +219,33 @@ class Writer(Workflows):
 
     def _request(self, draft: Draft, asked: Asked) -> tuple[str, dict[str, Any]]:
         """Return the id of a request, and what the audit is to have of it."""
-        key, actor = asked.get("idempotency_key"), asked.get("actor") or self._actor
-        operations = (
-            [draft.recorded]
-            if draft.recorded is not None
-            else [
-                msgspec.to_builtins(operation, enc_hook=_name_of) for operation in draft.operations
-            ]
-        )
-        request = uuid.uuid4().hex if key is None else _checked_key(key)
-        content = {
+        key = asked.get("idempotency_key")
+        request = uuid.uuid4().hex if key is None else checked_key(key)
+        content: dict[str, Any] = {
             "sent": datetime.now(UTC),
-            "actor": actor,
+            "actor": self._who(asked.get("actor")),
             "reason": asked.get("reason", ""),
-            "operations": operations,
-            **({"glass": draft.glass} if draft.glass else {}),
+            "operations": draft.recorded or documents_of(draft.operations),
         }
-        content["digest"] = digest_of(content)
+        if draft.glass:
+            content["glass"] = draft.glass
+        content["digest"] = request_digest(content)
         return request, content
 
-    def _commit(self, draft: Draft, asked: Asked) -> Commit:
-        request, content = self._request(draft, asked)
+    def _commit(
+        self,
+        draft: Draft,
+        request: str,
+        content: Mapping[str, Any],
+        timeout: float | None = None,
+        *,
+        is_new: bool = False,
+    ) -> Commit:
         # A request that nobody has sent yet cannot have been committed.
-        foreseen = _foreseen(draft, asked.get("idempotency_key"))
-        lost: list[_Look] = []
-        deadline = time.monotonic() + self._timeout
+        foreseen = foreseen_by(draft, None if is_new else request)
+        lost: list[Look] = []
+        seconds = self._timeout if timeout is None else timeout
+        deadline = time.monotonic() + seconds
         with self._turn:
             while True:
                 try:
@@ -190,7 +257,7 @@ class Writer(Workflows):
                     if time.monotonic() > deadline:
                         raise
                     tip, pause = None, UNAVAILABLE_SECONDS_MAX
-                foreseen = _foreseen(draft, request)
+                foreseen = foreseen_by(draft, request)
                 if tip is not None:
                     if draft.glass:
                         broke = (content["actor"], tip.revision, self.environment, draft.glass)
@@ -200,7 +267,7 @@ class Writer(Workflows):
                     return Commit(tip.revision, tip.time, request)
                 if time.monotonic() > deadline:
                     raise StoreUnavailableError(
-                        f"other writers won every race for {self._timeout} s: nothing was changed"
+                        f"other writers won every race for {seconds:g} s: nothing was changed"
                     )
                 time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not secrets
 
@@ -210,16 +277,13 @@ class Writer(Workflows):
         request: str,
         content: Mapping[str, Any],
         foreseen: Foreseen,
-        lost: "list[_Look]",
+        lost: list[Look],
     ) -> Tip | None:
-        """Try once. Return the tip that the request led to, None if another writer was first.
-
-        What was planned goes into `lost` if it was: it may hold in the next attempt.
-        """
+        """Try once. Return the tip that the request led to; None if it was `lost` to another."""
         with self.store.reading(foreseen) as reading:
             # Nothing that rests on all of the history, as a rollback does.
             earlier = lost.pop() if lost and draft.recorded is not None else None
-            again = earlier and self._again(reading, earlier, request, content)
+            again = earlier and self._again(reading, earlier, draft, request, content)
             try:
                 look = again or self._look(
                     reading, draft, request, content, is_new=foreseen.request is None
@@ -251,7 +315,7 @@ class Writer(Workflows):
         self._project(look, lagging if is_late else None)
         return change.tip
 
-    def _project(self, look: "_Look", late: int | None) -> None:
+    def _project(self, look: Look, late: int | None) -> None:
         """Bring what was committed to where it is read, and a page of what was not, for too long.
 
         That is a change on pages, whose writer may be dead; so it comes to an end.
@@ -270,19 +334,20 @@ class Writer(Workflows):
             )
 
     def _again(
-        self, reading: Reading, lost: "_Look", request: str, content: Mapping[str, Any]
-    ) -> "_Look | None":
+        self,
+        reading: Reading,
+        lost: Look,
+        draft: Draft,
+        request: str,
+        content: Mapping[str, Any],
+    ) -> Look | None:
         """Return what was planned upon an earlier revision, if it still holds upon this one."""
-        if reading.tip.epoch != lost.upon.epoch or reading.commit_of(request) is not None:
-            return None
-        pending = () if reading.pending is None else (reading.pending,)
-        if not still_holds(lost.flags, chain(reading.changes(lost.upon.revision), pending)):
+        if not lost.holds(reading, request):
             return None
         policies = lost.change.policies
-        self._check_guards([*policies], content, reading)
         return lost._replace(
             change=next_change(reading.tip, request, reading.now, policies),
-            buckets=buckets_after(reading, content["actor"], lost.needed),
+            buckets=self._permitted(draft, reading, [*policies], content),
             upon=reading.tip,
         )
 
@@ -294,66 +359,41 @@ class Writer(Workflows):
         content: Mapping[str, Any],
         *,
         is_new: bool = False,
-    ) -> "_Look":
+    ) -> Look:
         """Return what a request would do at a reading's revision, with all checks made."""
         done = None if is_new else reading.commit_of(request)
-        planned, buckets, needed = Plan([], {}), dict[str, int](), list[Need]()
+        planned, buckets = Plan([], {}), dict[str, int]()
         if done is None:
+            draft.terms.check(reading)
             planned = plan(draft.operations, reading, reading.tip.revision, draft.parts)
+            draft.sealing.check(planned.changes)
             reading.check_newest(planned.changes)
-            needed = needs(draft.operations, planned.changes, breaks_glass=bool(draft.glass))
-            check_access(reading, content["actor"], needed)
-            if not draft.glass:
-                self._check_guards(planned.changes, content, reading)
-            buckets = buckets_after(reading, content["actor"], needed)
+            buckets = self._permitted(draft, reading, planned.changes, content)
         change = next_change(reading.tip, request, reading.now, planned.changes)
         pages = split(change.policies)
         self.store.check_fits(change, content, pages)
-        return _Look(
-            done, change, planned.parts, buckets, pages, planned.flags, needed, reading.tip
-        )
+        return Look(done, change, planned.parts, buckets, pages, planned.flags, reading.tip)
 
-    def _check_guards(
-        self, changes: list[PolicyChange], content: Mapping[str, Any], reading: Reading
-    ) -> None:
-        """Refuse what guards stop."""
-        if self._guards:
+    def _permitted(
+        self,
+        draft: Draft,
+        reading: Reading,
+        changes: list[PolicyChange],
+        content: Mapping[str, Any],
+    ) -> dict[str, int]:
+        """Refuse what its actor may not do, or guards or limits stop; return the buckets after."""
+        actor, reason = content["actor"], content["reason"]
+        terms, glass = draft.terms, bool(draft.glass)
+        needed = terms.needed(draft.operations, changes, breaks_glass=glass)
+        approvers = terms.approvers(reading, actor, needed, changes)
+        if self._guards and not glass:
             planned = planned_of(
                 changes,
                 environment=self.environment,
-                actor=content["actor"],
-                reason=content["reason"],
+                actor=actor,
+                reason=reason,
                 now=reading.now,
+                approvers=approvers,
             )
             check_guards(self._guards, planned)
-
-
-class _Look(NamedTuple):
-    """What a request would do: where it led to, if it was done; else the next change."""
-
-    done: Tip | None
-    change: Change
-    parts: Mapping[str, bytes]
-    buckets: Mapping[str, int]
-    pages: Mapping[str, Page]
-    flags: Mapping[PolicyId, Flag]
-    needed: Sequence[Need]
-    upon: Tip
-
-
-def _foreseen(draft: Draft, request: str | None) -> Foreseen:
-    """Return what a draft will ask for, and the request, where it may have been committed."""
-    return Foreseen(request, frozenset(operation.policy_id for operation in draft.operations))
-
-
-def _checked_key(key: object) -> str:
-    if not isinstance(key, str) or not key:
-        raise InvalidDocumentError(
-            "idempotency_key", f"is {key!r}", "Write a string that names the request"
-        )
-    return key
-
-
-def _name_of(function: Any) -> str:
-    """Return what the audit has of a function: its name."""
-    return str(getattr(function, "__qualname__", type(function).__qualname__))
+        return buckets_after(reading, actor, needed)

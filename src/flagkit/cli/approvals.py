@@ -1,0 +1,140 @@
+"""Approvals: `flagkit approvals`, which shows what was proposed, approves of it and applies it.
+
+What is proposed: any command that changes something, with --propose.
+"""
+
+from typing import Unpack
+
+import click
+import msgspec
+from rich.console import Console
+
+from flagkit.cli.guarding import guards_named
+from flagkit.cli.options import Place, place_options, store_at
+from flagkit.cli.output import PROGRAMS, output_option, written
+from flagkit.cli.telling import Teller
+from flagkit.cli.writing import (
+    Deciding,
+    actor_option,
+    deciding_options,
+    guards_option,
+    tell_commit,
+    tell_proposal,
+)
+from flagkit.model.grants import checked_actor
+from flagkit.writer import Writer
+from flagkit.writer.proposals import proposal_in, proposals_in
+
+proposal_argument = click.argument("proposal")
+
+
+@click.group("approvals")
+def approvals() -> None:
+    """Look at what was proposed, approve of it, and apply it."""
+
+
+@approvals.command("list")
+@place_options
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many.")
+@output_option("table")
+def _list(limit: int, output: str, **place: Unpack[Place]) -> None:
+    """List proposals, the newest first."""
+    with store_at(**place) as store:
+        found = proposals_in(store, limit)
+    if output in PROGRAMS:
+        click.echo(written([msgspec.to_builtins(proposal) for proposal in found], output))
+    elif found:
+        Teller(Console(highlight=False)).table(
+            ("proposal", "state", "actor", "what", "approved by", "reason"),
+            [
+                (
+                    proposal.id,
+                    proposal.state,
+                    proposal.actor,
+                    "\n".join(proposal.actions),
+                    "\n".join(
+                        said.actor for said in proposal.verdicts if said.verdict == "approve"
+                    ),
+                    proposal.reason,
+                )
+                for proposal in found
+            ],
+        )
+    else:
+        click.echo("Nothing is proposed.")
+
+
+@approvals.command("show")
+@proposal_argument
+@place_options
+@output_option("text")
+def _show(proposal: str, output: str, **place: Unpack[Place]) -> None:
+    """Show what a proposal would do now, and what was said of it."""
+    with store_at(**place) as store:
+        tell_proposal(proposal_in(store, proposal), output)
+
+
+@approvals.command("approve")
+@proposal_argument
+@deciding_options
+def _approve(proposal: str, **deciding: Unpack[Deciding]) -> None:
+    """Approve of what somebody else proposed.
+
+    It takes the role that the change takes.
+    """
+    with _writer(deciding) as writer:
+        approved = writer.approve(proposal, reason=deciding["reason"])
+        tell_proposal(approved, deciding["output"])
+
+
+@approvals.command("reject")
+@proposal_argument
+@deciding_options
+def _reject(proposal: str, **deciding: Unpack[Deciding]) -> None:
+    """Close a proposal: it can be applied no more.
+
+    That is a revision, which changes no flag.
+    """
+    with _writer(deciding) as writer:
+        tell_commit(writer.reject(proposal, reason=deciding["reason"]), writer, deciding["output"])
+
+
+@approvals.command("withdraw")
+@proposal_argument
+@deciding_options
+def _withdraw(proposal: str, **deciding: Unpack[Deciding]) -> None:
+    """Close a proposal of one's own.
+
+    That is a revision, which changes no flag.
+    """
+    with _writer(deciding) as writer:
+        tell_commit(
+            writer.withdraw(proposal, reason=deciding["reason"]), writer, deciding["output"]
+        )
+
+
+@approvals.command("apply")
+@proposal_argument
+@place_options
+@actor_option
+@guards_option
+@output_option("text")
+def _apply(
+    proposal: str, actor: str, guards: str | None, output: str, **place: Unpack[Place]
+) -> None:
+    """Make the change that was proposed, once it is approved of.
+
+    Exits with 4 if something that it touches has moved since.
+    """
+    asked = guards_named(guards)
+    with Writer(**place, actor=checked_actor(actor), guards=asked) as writer:
+        tell_commit(writer.apply(proposal), writer, output)
+
+
+def _writer(deciding: Deciding) -> Writer:
+    return Writer(
+        deciding["uri"],
+        deciding["environment"],
+        actor=checked_actor(deciding["actor"]),
+        database=deciding["database"],
+    )

@@ -1,0 +1,231 @@
+"""Approvals: changes that are proposed, approved of by somebody else, and applied.
+
+What is proposed and said stands in the database, where nothing is changed or removed. What becomes
+of a proposal is a revision: its application, or what closes it.
+"""
+
+import os
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from flagkit.changes import ACCESS, next_change
+from flagkit.errors import (
+    AccessDeniedError,
+    InvalidDocumentError,
+    NotApprovedError,
+)
+from flagkit.storage.proposals import PROPOSE
+from flagkit.storage.reading import Reading
+from flagkit.storage.store import Store
+from flagkit.writer.access import Need, check_access, log_denial, needs
+from flagkit.writer.commits import Commit
+from flagkit.writer.drafts import Draft
+from flagkit.writer.operations import Operation
+from flagkit.writer.planning import plan
+from flagkit.writer.proposals import (
+    Application,
+    Closing,
+    Proposal,
+    Proposed,
+    Says,
+    check_open,
+    lesser,
+    planned_by,
+    proposal_digest,
+    proposal_in,
+    proposals_in,
+    read,
+    versions_of,
+)
+from flagkit.writer.recorded import (
+    check_readable,
+    decision,
+    policies_of,
+    request_digest,
+)
+from flagkit.writer.segment_workflows import SegmentWorkflows
+from flagkit.writer.workflows import Asked
+
+
+class Approvals(SegmentWorkflows):
+    """What a writer does with proposals."""
+
+    environment: str
+    store: Store
+
+    @contextmanager
+    def propose(self, *, reason: str = "", actor: str | None = None) -> Generator[Draft]:
+        """Collect operations as `change` does, and propose them; `proposal` of the draft names it.
+
+        They are checked as a change is. To propose takes a role that may edit what they touch; to
+        approve takes the role that the change itself takes.
+
+        Raises:
+            WriteError, InvalidDocumentError: refused; nothing was written.
+            StoreUnavailableError: the database cannot be reached.
+        """
+        change = Draft(self.environment)
+        yield change
+        change.proposal = self._propose(change, {"reason": reason, "actor": actor})
+
+    def proposal(self, proposal: str) -> Proposal:
+        """Return a proposal, with what would come of it now.
+
+        Raises:
+            ProposalNotFoundError: there is none of that name.
+            StoreError: it was changed past the writer.
+        """
+        return proposal_in(self.store, proposal)
+
+    def proposals(self, limit: int = 20) -> list[Proposal]:
+        """Return proposals, the newest first, without their differences."""
+        return proposals_in(self.store, limit)
+
+    def approve(self, proposal: str, *, reason: str = "", actor: str | None = None) -> Proposal:
+        """Approve of what somebody else proposed, as it is; return it.
+
+        Raises:
+            AccessDeniedError: the actor may not make this change.
+            NotApprovedError: the actor proposed it.
+            ProposalNotFoundError, ProposalClosedError, ProposalVoidError: there is nothing to
+                approve of.
+        """
+        who = self._who(actor)
+        with self.store.reading() as reading:
+            found = read(proposal, reading.said_of(proposal))
+            check_open(reading, found)
+            if who == found.actor:
+                raise NotApprovedError(
+                    f"{who!r} proposed {proposal}: somebody else has to approve of it"
+                )
+            planned = planned_by(reading, found)
+            self._check_may(
+                reading, who, needs(found.operations, planned.changes), reason, found.operations
+            )
+        self._say(found, who, "approve", reason, reading.now)
+        return self.proposal(proposal)
+
+    def reject(self, proposal: str, *, reason: str = "", actor: str | None = None) -> Commit:
+        """Close a proposal: it can be applied no more. That stands in the ledger as a revision.
+
+        Raises:
+            AccessDeniedError: to edit what it touches takes another role.
+            ProposalNotFoundError, ProposalClosedError: there is nothing to reject.
+        """
+        return self._close(proposal, "reject", reason, actor)
+
+    def withdraw(self, proposal: str, *, reason: str = "", actor: str | None = None) -> Commit:
+        """Close a proposal of one's own, as `reject` does; for errors see there."""
+        return self._close(proposal, "withdraw", reason, actor)
+
+    def apply(self, proposal: str, *, actor: str | None = None) -> Commit:
+        """Commit what was proposed, as the one who proposed it, once it is approved of.
+
+        Applied again, it returns the same Commit. The guards of this writer are asked.
+
+        Raises:
+            ProposalVoidError: something that it touches has moved since it was proposed.
+            NotApprovedError: nobody who may make the change, but who proposed it, has approved.
+            AccessDeniedError: who proposed it, or who applies it, may not even edit what it
+                touches.
+            ProposalNotFoundError, ProposalClosedError: there is nothing to apply.
+        """
+        who = self._who(actor)
+        found = read(proposal, self.store.proposals.said([proposal])[proposal])
+        draft = Draft(self.environment)
+        draft.operations = [*found.operations]
+        draft.terms = Application(found, who)
+        _, content = self._request(Draft(self.environment), {"reason": found.reason})
+        content |= {"actor": found.actor, "operations": found.documents}
+        content["digest"] = request_digest(content)
+        content |= {"proposal": proposal, "applied_by": who}
+        return self._commit(draft, proposal, content)
+
+    def _who(self, actor: str | None) -> str:
+        """Return who asks, where nobody is named."""
+        raise NotImplementedError
+
+    def _request(self, draft: Draft, asked: Asked) -> tuple[str, dict[str, Any]]:
+        """Return the id of a request, and what the audit is to have of it."""
+        raise NotImplementedError
+
+    def _commit(self, draft: Draft, request: str, content: Mapping[str, Any]) -> Commit:
+        """Make a revision of a draft."""
+        raise NotImplementedError
+
+    def _propose(self, draft: Draft, asked: Asked) -> str:
+        if draft.glass:
+            raise InvalidDocumentError(
+                "break_glass", "is for what cannot wait", "Make the change, or propose it without"
+            )
+        check_readable(draft.operations)
+        request, content = self._request(draft, asked)
+        with self.store.reading() as reading:
+            planned = plan(draft.operations, reading, reading.tip.revision, draft.parts)
+            reading.check_newest(planned.changes)
+            lessened = lesser(needs(draft.operations, planned.changes))
+            self._check_may(
+                reading, content["actor"], lessened, content["reason"], draft.operations
+            )
+            change = next_change(reading.tip, request, reading.now, planned.changes)
+            self.store.check_fits(change, content)
+            named = [*(policies_of(draft.operations) or ()), *(item.id for item in planned.changes)]
+            versions = versions_of(reading, dict.fromkeys(named))
+        touched = [
+            {"region": region, "key": key, "version": version}
+            for (region, key), version in versions.items()
+        ]
+        proposed = {
+            "time": reading.now,
+            "reason": content["reason"],
+            "operations": content["operations"],
+            "touched": touched,
+        }
+        proposed["digest"] = proposal_digest(content["actor"], proposed)
+        self.store.add_parts(draft.parts)
+        proposal = f"{reading.now:%Y%m%d-%H%M%S}-{os.urandom(4).hex()}"
+        self.store.proposals.say(proposal, content["actor"], PROPOSE, proposed)
+        return proposal
+
+    def _close(self, proposal: str, says: Says, reason: str, actor: str | None) -> Commit:
+        who = self._who(actor)
+        with self.store.reading() as reading:
+            found = read(proposal, reading.said_of(proposal))
+            check_open(reading, found)
+            needed: list[Need] = []
+            if says == "reject":
+                needed = [
+                    ("grant", "") if region == ACCESS else ("edit", key)
+                    for region, key in found.touched
+                ] or [("edit", "")]
+                self._check_may(reading, who, needed, reason, ())
+            elif who != found.actor:
+                raise NotApprovedError(
+                    f"{found.actor!r} proposed {proposal}, and {who!r} would withdraw it: reject it"
+                )
+        self._say(found, who, says, reason, reading.now)
+        # Whoever has read the proposal before this revision loses the race against it.
+        draft = Draft(self.environment)
+        draft.terms = Closing(found, needed)
+        request, content = self._request(Draft(self.environment), {"reason": reason, "actor": who})
+        return self._commit(draft, request, decision(content, f"{says}_proposal", proposal))
+
+    def _say(self, found: Proposed, who: str, says: Says, reason: str, now: datetime) -> None:
+        content = {"time": now, "reason": reason, "digest": found.digest}
+        self.store.proposals.say(found.id, who, says, content)
+
+    def _check_may(
+        self,
+        reading: Reading,
+        actor: str,
+        needed: Iterable[Need],
+        reason: str,
+        operations: Sequence[Operation],
+    ) -> None:
+        try:
+            check_access(reading, actor, needed)
+        except AccessDeniedError as error:
+            log_denial(self.store, reading.now, error, reason, operations)
+            raise

@@ -1,0 +1,368 @@
+"""Pending: changes that are asked for in a transaction of the caller's, and sequenced after it.
+
+The transaction has the request alone, so it takes no revision and no lock. Any writer sequences it
+then, by the request's id: the compare-and-set does it once, whoever tries, and however often. What
+touches the same flags is sequenced in the order in which it was asked for.
+"""
+
+import contextlib
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from msgspec import Struct
+
+from flagkit.changes import GRANTS, PolicyId
+from flagkit.errors import (
+    ClosedError,
+    FlagkitError,
+    GuardError,
+    InvalidDocumentError,
+    NotPendingError,
+    RateLimitedError,
+    StoreError,
+    StoreUnavailableError,
+)
+from flagkit.storage.reading import Reading
+from flagkit.storage.store import Store
+from flagkit.storage.waiting import Session
+from flagkit.writer.access import Need
+from flagkit.writer.commits import Commit, PendingChange
+from flagkit.writer.drafts import Draft
+from flagkit.writer.ledger import sentences
+from flagkit.writer.recorded import (
+    check_readable,
+    decision,
+    operations_of,
+    policies_of,
+    request_digest,
+)
+from flagkit.writer.terms import Terms
+
+_log = logging.getLogger("flagkit.writer")
+
+LOOK_SECONDS: Final = 10.0
+"""So often at most a writer looks, after a change of its own, whether anything waits."""
+CLOSE_SECONDS: Final = 5.0
+BACKOFF_SECONDS_MAX: Final = 60.0
+_PAUSE_SECONDS_MAX = 0.02
+
+Run = Callable[[Draft, str, Mapping[str, Any], float | None], Commit]
+"""Commits a draft under a request's id, with what the audit has of it, within some seconds."""
+
+
+class Waiting(Struct, frozen=True):
+    """A change that waits to be sequenced, or was refused.
+
+    `since` is when it was asked for, and `actions` are sentences such as "pause shop.search".
+    `tries` counts those that failed; `trouble` says why the last one did. One that was `refused`
+    no sweep tries again: commit it when what is wrong is mended, or drop it. Others are tried from
+    `not_before` on.
+    """
+
+    request: str
+    since: datetime
+    actor: str
+    reason: str
+    actions: tuple[str, ...]
+    tries: int = 0
+    not_before: datetime | None = None
+    trouble: str = ""
+    refused: bool = False
+
+
+class Swept(Struct, frozen=True):
+    """What a sweep committed, how many were refused, and how many go on waiting."""
+
+    commits: tuple[Commit, ...]
+    refused: int
+    waiting: int
+
+
+class _Undropped(Terms):
+    """The terms of a pending change: nobody has dropped it."""
+
+    def __init__(self, request: str) -> None:
+        self._request = request
+
+    def check(self, reading: Reading) -> None:
+        dropped = reading.commit_of(_drop_of(self._request))
+        if dropped is not None:
+            raise NotPendingError(
+                f"the pending change {self._request!r} was dropped at revision"
+                f" {dropped.revision}: ask for it anew, under another idempotency key"
+            )
+
+
+class _Drop(Terms):
+    """The terms of dropping a change: it is not made yet, and who drops it may edit its flags."""
+
+    def __init__(self, request: str, needed: Sequence[Need]) -> None:
+        self._request = request
+        self._needed = needed
+
+    def check(self, reading: Reading) -> None:
+        done = reading.commit_of(self._request)
+        if done is not None:
+            raise NotPendingError(
+                f"the change {self._request!r} was made as revision {done.revision}: roll it back"
+                " instead"
+            )
+
+    def needed(self, *_: object, **__: object) -> list[Need]:
+        return [*self._needed]
+
+
+class Sequencer:
+    """Puts requests into transactions, and makes revisions of them afterwards."""
+
+    def __init__(self, store: Store, run: Run) -> None:
+        self._store = store
+        self._run = run
+        self._looked = -LOOK_SECONDS
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._trouble = ""
+
+    def put(
+        self, session: Session, draft: Draft, request: str, content: Mapping[str, Any]
+    ) -> tuple[PendingChange, str]:
+        """Insert a request into a session's transaction; return the digest on record, too."""
+        check_readable(draft.operations)
+        self._store.check_request_fits(content)
+        # Not in the transaction: they are named by what they are, and harmless if it is aborted.
+        self._store.add_parts(draft.parts)
+        touched = policies_of(draft.operations)
+        digest = self._store.waiting.put(session, request, content, touched)
+        return PendingChange(request, self.commit), digest
+
+    def commit(self, request: str, timeout: float) -> Commit:
+        """Sequence a request, and before it what must come before."""
+        deadline = time.monotonic() + timeout
+        while True:
+            asked = self._store.waiting.find(request)
+            if asked is not None:
+                break
+            with self._store.reading() as reading:
+                _Undropped(request).check(reading)
+                done = reading.commit_of(request)
+            if done is not None:
+                return Commit(done.revision, done.time, request)
+            # The caller's transaction may be committed, and the majority may not have it yet.
+            if not self._store.waiting.is_there(request) or time.monotonic() > deadline:
+                raise NotPendingError(
+                    f"there is no pending change {request!r}: its transaction is not committed, or"
+                    " was aborted"
+                )
+            time.sleep(random.uniform(0, _PAUSE_SECONDS_MAX))  # noqa: S311 - jitter, not secrets
+        for document in _before(self._store.waiting.ahead_of(asked), asked):
+            # Whoever waits for time to pass holds up what comes after; who was refused does not.
+            with contextlib.suppress(_RefusedError, NotPendingError):
+                self._sequence(document, deadline - time.monotonic())
+        try:
+            return self._sequence(asked, deadline - time.monotonic())
+        except _RefusedError as refused:
+            raise refused.error from None
+
+    def sweep(self) -> Swept:
+        """Sequence all that waits, in order; what touches flags of what goes on waiting, waits."""
+        commits: list[Commit] = []
+        refused, waiting = 0, 0
+        held: list[set[PolicyId] | None] = []
+        for document in self._store.waiting.in_order():
+            if self._stop.is_set():
+                break
+            not_before, touched = document.get("not_before"), _touched(document)
+            try:
+                if (not_before is None or not_before <= document["now"]) and not any(
+                    _overlap(touched, other) for other in held
+                ):
+                    commits.append(self._sequence(document, None))
+                    continue
+            except _RefusedError:
+                refused += 1
+                continue
+            except NotPendingError:
+                continue
+            except (StoreUnavailableError, ClosedError):
+                raise
+            except FlagkitError as error:
+                _log.info("the pending change %s is tried again: %s", _name(document), error)
+            held.append(touched)
+            waiting += 1
+        return Swept(tuple(commits), refused, waiting)
+
+    def waiting(self) -> list[Waiting]:
+        """Return what waits, and what was refused, in order."""
+        documents = self._store.waiting.all()
+        requests = self._store.requests(map(_name, documents))
+        found: list[Waiting] = []
+        for document in documents:
+            request = requests.get(_name(document), {})
+            found.append(
+                Waiting(
+                    _name(document),
+                    document["since"],
+                    request.get("actor", ""),
+                    request.get("reason", ""),
+                    sentences(request.get("operations", ())),
+                    document.get("tries", 0),
+                    document.get("not_before"),
+                    document.get("trouble", ""),
+                    document.get("refused", False),
+                )
+            )
+        return found
+
+    def drop(self, request: str, content: Mapping[str, Any]) -> Commit:
+        """Make sure that a request never becomes a revision; this is a revision itself."""
+        document = self._store.waiting.find(request)
+        if document is None:
+            raise NotPendingError(f"there is no pending change {request!r}: see Writer.pending()")
+        draft = Draft(self._store.environment)
+        draft.terms = _Drop(request, _needs_of(_touched(document)))
+        content = decision(content, "drop_pending", request)
+        commit = self._run(draft, _drop_of(request), content, None)
+        self._store.waiting.remove(request)
+        return commit
+
+    def look(self) -> None:
+        """Sweep in the background, if anything waits, and if the last look was a while ago."""
+        now = time.monotonic()
+        running = self._thread is not None and self._thread.is_alive()
+        if running or now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        try:
+            if not self._store.waiting.is_due():
+                return
+        except StoreError as error:
+            self._say(error)
+            return
+        self._thread = threading.Thread(
+            target=self._sweep_quietly, name="flagkit-sweep", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Leave off a sweep, and wait for it, for CLOSE_SECONDS at most."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(CLOSE_SECONDS)
+
+    def _sequence(self, document: Mapping[str, Any], timeout: float | None) -> Commit:
+        request = _name(document)
+        waiting = self._store.waiting
+        try:
+            commit = self._commit(request, timeout)
+        except NotPendingError:
+            # It was dropped, and who did was killed before removing it.
+            waiting.remove(request)
+            raise
+        except (StoreUnavailableError, ClosedError):
+            raise
+        except Exception as error:
+            later = _later(error, document)
+            if later is not None:
+                waiting.postpone(request, later, str(error))
+                raise
+            waiting.refuse(request, str(error))
+            _log.warning("the pending change %s was refused: %s", request, error)
+            raise _RefusedError(error) from error
+        waiting.remove(request)
+        return commit
+
+    def _commit(self, request: str, timeout: float | None) -> Commit:
+        content = self._store.requests([request]).get(request)
+        if content is None:
+            raise InvalidDocumentError(
+                "", "is not in the audit: it was removed past the writer", "Ask for it anew"
+            )
+        del content["_id"]
+        if request_digest(content) != content["digest"]:
+            raise InvalidDocumentError(
+                "", "was changed past the writer since it was asked for", "Ask for it anew"
+            )
+        draft = Draft(self._store.environment)
+        draft.operations = operations_of(content["operations"])
+        draft.glass = content.get("glass", "")
+        draft.terms = _Undropped(request)
+        return self._run(draft, request, content, timeout)
+
+    def _sweep_quietly(self) -> None:
+        try:
+            self.sweep()
+            self._trouble = ""
+        except Exception as error:  # noqa: BLE001 - it is nobody's call
+            self._say(error)
+
+    def _say(self, error: Exception) -> None:
+        if not self._stop.is_set() and str(error) != self._trouble:
+            self._trouble = str(error)
+            known = isinstance(error, FlagkitError)
+            _log.warning(
+                "pending changes are not swept: %s", error, exc_info=None if known else error
+            )
+
+
+class _RefusedError(Exception):
+    """A pending change was refused for good, and marked so."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        super().__init__(str(error))
+
+
+def _later(error: Exception, document: Mapping[str, Any]) -> datetime | None:
+    """Return when to try again after a refusal that passes with time; None if it does not."""
+    retry_at = error.retry_at if isinstance(error, RateLimitedError | GuardError) else None
+    if retry_at is not None:
+        return retry_at
+    if isinstance(error, StoreError):
+        # Something else was changed past the writer, and may be mended.
+        seconds = min(BACKOFF_SECONDS_MAX, 2.0 ** min(document.get("tries", 0), 10))
+        now: datetime = document["now"]
+        return now + timedelta(seconds=seconds * random.uniform(0.5, 1))  # noqa: S311 - jitter
+    return None
+
+
+def _before(
+    ahead: Sequence[Mapping[str, Any]], asked: Mapping[str, Any]
+) -> list[Mapping[str, Any]]:
+    """Return what must be sequenced before a request: what touches the same flags, and so on."""
+    touched = [_touched(asked)]
+    found: list[Mapping[str, Any]] = []
+    for document in reversed(ahead):
+        mine = _touched(document)
+        if any(_overlap(mine, other) for other in touched):
+            found.append(document)
+            touched.append(mine)
+    return found[::-1]
+
+
+def _touched(document: Mapping[str, Any]) -> set[PolicyId] | None:
+    """Return the flags and segments that a request touches; None for all."""
+    touched = document["touched"]
+    return None if touched is None else {(item["region"], item["key"]) for item in touched}
+
+
+def _overlap(one: set[PolicyId] | None, other: set[PolicyId] | None) -> bool:
+    return one is None or other is None or not one.isdisjoint(other)
+
+
+def _needs_of(touched: set[PolicyId] | None) -> list[Need]:
+    if touched is None:
+        return [("edit", "")]
+    return [("grant", "") if region == GRANTS[0] else ("edit", key) for region, key in touched]
+
+
+def _name(document: Mapping[str, Any]) -> str:
+    return str(document["_id"]["request"])
+
+
+def _drop_of(request: str) -> str:
+    return f"drop {request}"

@@ -1,0 +1,37 @@
+"""Terms: on what a change is made, besides its being right: asked at the revision of the commit."""
+
+from collections.abc import Iterable, Sequence
+
+from flagkit.changes import PolicyChange
+from flagkit.storage.reading import Reading
+from flagkit.writer.access import Need, check_access, needs
+from flagkit.writer.operations import Operation
+
+
+class Terms:
+    """The terms of most changes: their actor has the roles that they take."""
+
+    def check(self, reading: Reading) -> None:
+        """Refuse a change that may not be made at all, before it is planned."""
+
+    def needed(
+        self,
+        operations: Sequence[Operation],
+        changes: Iterable[PolicyChange],
+        *,
+        breaks_glass: bool,
+    ) -> list[Need]:
+        """Return what roles are asked for."""
+        return needs(operations, changes, breaks_glass=breaks_glass)
+
+    def approvers(
+        self, reading: Reading, actor: str, needed: Sequence[Need], changes: Sequence[PolicyChange]
+    ) -> tuple[str, ...]:
+        """Return who approved of a planned change, or refuse it.
+
+        Raises:
+            AccessDeniedError: its actor may not make it.
+        """
+        del changes
+        check_access(reading, actor, needed)
+        return ()
