@@ -23,12 +23,12 @@ from flagkit.changes import (
     list_header,
     next_change,
 )
-from flagkit.errors import HistoryLostError, InvalidDocumentError, StoreError
+from flagkit.errors import HistoryLostError, StoreError
 from flagkit.refresh import Route
 from flagkit.storage import pages
 from flagkit.storage.pages import PAGE_POLICIES
 from flagkit.storage.source import MongoSource
-from flagkit.writer import Writer, entries, planning, verify, write_checkpoint
+from flagkit.writer import Writer, entries, verify, write_checkpoint
 from tests.test_writer import flag, policy
 
 MANY = 700
@@ -155,16 +155,6 @@ def test_the_history_of_a_flag_is_found_on_pages(writer: Writer) -> None:
     assert gone is None
     assert writer.create(flag("a.f6")).revision == 5
     assert verify(writer.store) == []
-
-
-@pytest.mark.mongo
-def test_a_change_that_the_writer_cannot_hold_is_refused(
-    writer: Writer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(planning, "CHANGE_BYTES_MAX", 6_000_000)
-    with pytest.raises(InvalidDocumentError, match="Split it up"):
-        created(writer, 12, description="x" * 600_000)
-    assert writer.store.tip().revision == 0
 
 
 @pytest.mark.mongo

@@ -52,7 +52,7 @@ def held(mongo_uri: str) -> Iterator[Database[Document]]:
                 writer.restore("a.one", actor="mallory")
             with pytest.MonkeyPatch.context() as patched:
                 patched.setattr(pages, "UNPAGED_POLICIES_MAX", 0)
-                writer.create(flag("a.three"), actor="dana")
+                writer.create(flag("a.paged"), actor="dana")
             write_checkpoint(writer.store)
             with writer.propose() as change:
                 change.restore("a.one")
