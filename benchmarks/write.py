@@ -48,15 +48,19 @@ class TimedStore(Store):
         return done
 
 
+def timed(store: Store) -> TimedStore:
+    """Have a writer's store note when its commits were acknowledged."""
+    store.__class__ = TimedStore
+    assert isinstance(store, TimedStore)
+    return store
+
+
 class Pair:
     """A change and the bare transaction beside it, in one database, each made when it is asked."""
 
     def __init__(self, uri: str) -> None:
         self._writer = Writer(uri, ENVIRONMENT, actor=ACTOR, guards=[LargestStep(100)])
-        self._writer.store.close()
-        self._store = self._writer.store = TimedStore(
-            uri, environment=ENVIRONMENT, database=DATABASE
-        )
+        self._store = timed(self._writer.store)
         self._mongo = MongoClient[dict[str, Any]](uri, w="majority")
         self._prepare()
 

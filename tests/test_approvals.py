@@ -334,6 +334,9 @@ def test_a_proposal_that_was_altered_is_refused(
         for use in (Writer.proposal, Writer.approve, Writer.apply):
             with pytest.raises(StoreError, match="changed past the writer"):
                 use(team("dana"), proposal)
+        other = proposed(team("ada"), off)
+        states = {found.id: found.state for found in team("dana").proposals()}
+        assert states == {proposal: "void", other: "open"}
         return
     altered = direct.client.get_database(
         direct.name, direct.codec_options.with_options(tz_aware=True)

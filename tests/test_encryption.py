@@ -644,6 +644,40 @@ def test_writers_without_keys_change_all_but_secrets(
         assert client.value("a.b", default="") == "sk-1"
 
 
+def test_secrets_are_encrypted_in_transactions_and_proposals(
+    sealing: Writer, plain: Writer, where: dict[str, Any], encryption: Encryption
+) -> None:
+    since = now(where["uri"])
+    with MongoClient[dict[str, Any]](where["uri"]) as mine, mine.start_session() as session:
+        with session.start_transaction():
+            pending = sealing.create(flag("a.b", "canary-asked"), session=session)
+        with sealing.propose() as change:
+            change.create(flag("a.c", "canary-proposed"))
+        # Who makes them needs no keys.
+        assert plain.sweep().commits == (pending.commit(),)
+        plain.approve(change.proposal or "", actor="ada")
+        revision = plain.apply(change.proposal or "").revision
+        stored: dict[str, Any] = {}
+        sealing.edit("a.b", lambda found: kept(found, stored))
+        session.start_transaction()
+        with pytest.raises(InvalidDocumentError, match="outside of a transaction"):
+            plain.update(stored, session=session)
+        session.abort_transaction()
+    with (
+        pytest.raises(InvalidDocumentError, match="is not what the flag has"),
+        plain.propose() as p,
+    ):
+        p.create({**stored, "key": "a.d"})
+    with plain.propose() as change:
+        change.update({**stored, "owner": "ada"})
+    for canary in ("canary-asked", "canary-proposed"):
+        assert places_of(canary, where["uri"], where["database"], since) == set()
+    with Client(**where, encryption=encryption) as client:
+        client.wait_for(revision)
+        assert client.value("a.b", default="") == "canary-asked"
+        assert client.value("a.c", default="") == "canary-proposed"
+
+
 def test_writers_without_keys_are_told_so_before_anything_is_written(
     sealing: Writer, plain: Writer, where: dict[str, Any]
 ) -> None:

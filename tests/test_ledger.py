@@ -16,7 +16,7 @@ from flagkit.snapshot import Record, snapshot_of, whole
 from flagkit.snapshot.building import Builder
 from flagkit.snapshot.folding import folded
 from flagkit.storage.forms import head_document, ledger_document
-from flagkit.writer import Writer, entries, verify, write_checkpoint
+from flagkit.writer import Retention, Writer, entries, prune, verify, write_checkpoint
 from flagkit.writer.checkpoints import problem_with
 from flagkit.writer.importing import Import
 from flagkit.writer.ledger import ACTIONS, DECISIONS, Wanted
@@ -352,6 +352,8 @@ def test_every_action_has_its_word(history: Writer) -> None:
         change.grant("tester", "admin")
         change.revoke("ada")
         change.set_limit("actor", capacity=5, rate=0.5)
+    oldest = next(entries(history.store))
+    prune(history, Retention(ledger_days=1), now=oldest.time + timedelta(days=1))
     for action in set(ACTIONS).difference(DECISIONS):
         (first, *_) = entries(history.store, action=action)
         words = [sentence.partition(" ")[0] for sentence in first.actions]

@@ -13,6 +13,7 @@ import pytest
 from pymongo import MongoClient
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
+from pymongo.write_concern import WriteConcern
 
 from flagkit.changes import Change, Tip
 from flagkit.errors import (
@@ -137,6 +138,16 @@ def test_what_is_not_committed_yet_is_not_sequenced(
         assert writer.sweep().commits == ()
         session.commit_transaction()
     assert pending.commit().revision == 1
+
+
+def test_a_transaction_that_no_majority_has_yet_is_waited_for(
+    writer: Writer, mine: MongoClient[dict[str, Any]]
+) -> None:
+    for i in range(20):
+        with mine.start_session() as session:
+            with session.start_transaction(write_concern=WriteConcern(1)):
+                pending = writer.create(flag(f"shop.flag-{i}"), session=session)
+            assert pending.commit().revision == i + 1
 
 
 def test_every_workflow_can_be_asked_for_in_a_transaction(
@@ -308,6 +319,20 @@ def test_it_looks_rarely(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> Non
     for i in range(5):
         writer.create(flag(f"shop.flag-{i}"))
     assert looks == [True]
+
+
+def test_a_writer_that_is_closed_while_it_looks_has_made_its_change(
+    writer: Writer, other: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closing = other("bob")
+    is_due = closing.store.waiting.is_due
+
+    def close_first() -> bool:
+        closing.close()
+        return is_due()
+
+    monkeypatch.setattr(closing.store.waiting, "is_due", close_first)
+    assert closing.create(flag()).revision == writer.store.tip().revision == 1
 
 
 def test_a_refused_change_is_not_tried_for_ever_and_says_why(

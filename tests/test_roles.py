@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,22 @@ from pymongo.errors import OperationFailure
 
 from flagkit import Client, FlagkitError
 from flagkit.cli.commands import flagkit
-from flagkit.errors import AccessDeniedError, RateLimitedError, StoreError
+from flagkit.errors import AccessDeniedError, HistoryLostError, RateLimitedError, StoreError
 from flagkit.history import client_at, digest_of, replay
 from flagkit.refresh import Route
 from flagkit.storage.layout import INDEXES, KEYS
 from flagkit.storage.roles import ADMIN, ALL, READER, ROLES, WRITER
 from flagkit.storage.source import MongoSource
 from flagkit.storage.survey import Survey
-from flagkit.writer import Writer, denials, entries, verify, write_checkpoint
+from flagkit.writer import (
+    Retention,
+    Writer,
+    denials,
+    entries,
+    prune,
+    verify,
+    write_checkpoint,
+)
 from tests.members import Members, certified, wait
 from tests.test_writer import flag
 
@@ -297,6 +306,38 @@ def test_who_may_read_flags_may_ask_what_they_were(uri_of: UriOf) -> None:
     assert asked == [(2, True), (3, False), (4, False), (2, True), (4, False)]
     digest = digest_of(found[0], found[0].evaluate("past.top", "ada"), "ada")
     assert replay(uri, digest, "ada").is_same
+
+
+def test_administrators_prune_and_writers_are_told_that_they_may_not(uri_of: UriOf) -> None:
+    init(uri_of(ADMIN), "--environment", "old")
+    with Writer(uri_of(WRITER), "old", actor="dana") as writer:
+        with writer.change() as change:
+            change.create_segment({"key": "old.staff", "included": ["ada"]})
+            change.create(flag("old.one"))
+        writer.create(flag("old.gone", state="archived"))
+        writer.delete("old.gone")
+        last = writer.pause("old.one")
+        now = last.time + timedelta(days=90)
+        wanted = Retention(ledger_days=90, audit_days=90, denials_days=90, remains_days=90)
+        before = writer.store.tip()
+        with pytest.raises(StoreError, match=r"may not prune: that takes one who may .* remove"):
+            prune(writer, wanted, now=now)
+        assert writer.store.tip() == before
+    with Writer(uri_of(ADMIN), "old", actor="dana") as admin:
+        done = {row.what: row.documents for row in prune(admin, wanted, now=now)}
+        assert (done["ledger"], done["audit"]) == (3, 3)
+        assert verify(admin.store) == []
+    with Writer(uri_of(WRITER), "old", actor="dana") as writer:
+        writer.create(flag("old.gone"))
+        writer.resume("old.one")
+        assert verify(writer.store) == []
+    uri = uri_of(READER)
+    assert client_at(uri, "old", at=last.revision).is_enabled("old.one") is False
+    with pytest.raises(HistoryLostError, match=r"pruned\. Ask for revision 4"):
+        client_at(uri, "old", at=2)
+    with Client(uri, environment="old") as client:
+        client.wait_ready()
+        assert client.is_enabled("old.one")
 
 
 def test_a_writer_proposes_and_asks_in_transactions(uri_of: UriOf) -> None:

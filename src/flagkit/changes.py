@@ -25,6 +25,8 @@ ACCESS = "@access"
 """Where grants of roles, and rate limits, stand in the same way. Clients do not keep them."""
 GRANTS, LIMITS = (ACCESS, "@grants"), (ACCESS, "@limits")
 """The ids of the two policies there, which have all of them."""
+CUT = (ACCESS, "@cut")
+"""The id of a third one: up to where the ledger was cut, in an environment that was pruned."""
 
 PolicyId: TypeAlias = tuple[str, str]
 """A flag's region and key, or SEGMENTS and a segment's key: what tells a policy from others."""
@@ -161,6 +163,48 @@ class Change(Struct, frozen=True, gc=False):
 
     def _recomputed(self) -> str:
         return _seal(self.tip, self.request, self.previous_hash, self.policies)
+
+
+class Cut(Struct, frozen=True):
+    """Up to where a ledger was cut: the tip there, and a hash of what there was at it.
+
+    The first change that is kept continues this tip, so the chain is bound to it; and the cut is a
+    policy of a later revision, so the chain is bound to the contents.
+    """
+
+    tip: Tip
+    contents: str
+
+    @property
+    def policy(self) -> dict[str, Any]:
+        """The policy document that says so."""
+        return {
+            "epoch": self.tip.epoch,
+            "revision": self.tip.revision,
+            "hash": self.tip.hash,
+            "time": self.tip.time,
+            "digests": {region: f"{total:016x}" for region, total in self.tip.digests.items()},
+            "contents": self.contents,
+        }
+
+
+def cut_in(environment: str, policy: Mapping[str, Any]) -> Cut:
+    """Return the cut that a policy document says."""
+    digests = {region: int(total, 16) for region, total in policy["digests"].items()}
+    epoch, revision, digest_there = policy["epoch"], int(policy["revision"]), policy["hash"]
+    tip = Tip(environment, epoch, revision, digest_there, policy["time"], digests)
+    return Cut(tip, policy["contents"])
+
+
+def contents_hash(contents: Iterable[tuple[PolicyId, int, bytes | None]]) -> str:
+    """Return the hex SHA-256 of what there is in an environment, whatever its order.
+
+    Of each policy its id and version, and its document in MessagePack; None where it was deleted.
+    """
+    found = hashlib.sha256()
+    for identity, version, packed in sorted(contents, key=lambda item: item[0]):
+        found.update(_encode([*identity, version, packed]))
+    return found.hexdigest()
 
 
 def parts_added(changes: Iterable[Change]) -> set[str]:

@@ -86,8 +86,8 @@ def main() -> None:
     """Write until ended."""
     uri, database, environment, flag_count, seed, *left = sys.argv[1:]
     with Writer(uri, environment, actor="soak", database=database) as writer:
-        writer.store.close()
-        writer.store = TellingStore(uri, environment=environment, database=database)
+        # The same store, that others of the writer know as well, and that tells.
+        writer.store.__class__ = TellingStore
         for request in _requests(left, random.Random(int(seed))):
             say(asked=request)
             try:

@@ -2,11 +2,13 @@
 
 from typing import Any, assert_type
 
+from pymongo.client_session import ClientSession
+
 import flagkit
 from flagkit import Client, CountingClient, Counts, Evaluation, Subscription
 from flagkit.history import Replayed, client_at, digest_of, replay
 from flagkit.testing import client_from
-from flagkit.writer import Commit, Writer
+from flagkit.writer import Commit, PendingChange, Writer
 
 client = client_from([])
 assert_type(client, Client)
@@ -40,3 +42,10 @@ def write(writer: Writer) -> None:
     with writer.change() as change:
         change.pause("a")
     assert_type(change.commit, Commit | None)
+
+
+def write_within(writer: Writer, session: ClientSession) -> None:
+    """Hold what is asked for in a transaction to what is returned."""
+    assert_type(writer.create({"key": "a"}, session=session), PendingChange)
+    assert_type(writer.change_members("a", include=["b"], session=session), PendingChange)
+    assert_type(writer.pause("a", reason="why", session=session).commit(), Commit)

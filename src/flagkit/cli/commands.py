@@ -33,6 +33,7 @@ from flagkit.cli.output import PROGRAMS, output_option, written
 from flagkit.cli.pending import pending
 from flagkit.cli.policy_files import PolicyFile
 from flagkit.cli.policy_text import json_text, yaml_text
+from flagkit.cli.pruning import prune
 from flagkit.cli.segments import segments
 from flagkit.errors import InvalidDocumentError
 from flagkit.model.canonical import digest, segment_digest
@@ -58,7 +59,7 @@ def flagkit() -> None:
 
 
 for _command in (
-    *(flags, segments, access, approvals, pending, admin, ledger),
+    *(flags, segments, access, approvals, pending, admin, ledger, prune),
     *(evaluate, replay_digest),
 ):
     flagkit.add_command(_command)

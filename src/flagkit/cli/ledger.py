@@ -22,7 +22,8 @@ from flagkit.cli.output import PROGRAMS, output_option, written
 from flagkit.cli.telling import Teller
 from flagkit.errors import StoreUnavailableError
 from flagkit.storage.store import Store
-from flagkit.writer.ledger import ACTIONS, Entry, Wanted, entries, newer, verify
+from flagkit.writer.ledger import ACTIONS, Entry, Wanted, begins_after, entries, newer
+from flagkit.writer.verifying import proof_of
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -78,12 +79,15 @@ def _show(
     with store_at(uri=uri, environment=environment, database=database) as store:
         store.tip()
         shown = [*itertools.islice(entries(store, newest_first=True, **wanted), limit)]
+        after = begins_after(store) if len(shown) < limit else 0
     if output in PROGRAMS:
         click.echo(written([msgspec.to_builtins(entry) for entry in shown], output))
     elif shown:
         _tell(shown, Console(highlight=False))
     else:
         click.echo("No such change.")
+    if after:
+        click.echo(f"What came up to revision {after:,} was pruned.", err=True)
 
 
 @ledger.command("tail")
@@ -166,17 +170,20 @@ def _verify(anchors: tuple[str, ...], output: str, **place: Unpack[Place]) -> No
     with store_at(**place) as store:
         tip = store.tip()
         witness = [(tip.revision, tip.hash)] if tip.revision else []
-        problems = verify(store, [*kept, *witness])
+        proof = proof_of(store, [*kept, *witness])
+    problems = proof.problems
     if output in PROGRAMS:
         told = {
             "environment": tip.environment,
             "revision": tip.revision,
             "hash": tip.hash,
-            "problems": problems,
+            "after": proof.after,
+            "problems": [*problems],
         }
         click.echo(written(told, output))
     elif not problems:
-        click.echo(f"{tip.environment}: all is well up to revision {tip.revision:,}")
+        since = f" from revision {proof.after + 1:,}, after what was pruned," if proof.after else ""
+        click.echo(f"{tip.environment}: all is well{since} up to revision {tip.revision:,}")
         for revision, digest in witness:
             click.echo(f"anchor: {revision}:{digest}")
     else:

@@ -94,6 +94,16 @@ def tip_in(document: Mapping[str, Any]) -> Tip:
 
 
 @judged
+def sequenced(asked: Mapping[str, Any]) -> Tip | None:
+    """Return the tip that an audit document says its request led to.
+
+    It does where the ledger was cut; None elsewhere.
+    """
+    tip = asked.get("tip")
+    return None if tip is None else _tip(asked["_id"]["environment"], tip)
+
+
+@judged
 def change_of(head: Mapping[str, Any], pages: Mapping[str, bytes] | None = None) -> Change | None:
     """Return the change that led to a head; None at revision 0.
 
@@ -203,6 +213,27 @@ def policy_state(document: Mapping[str, Any]) -> PolicyState | None:
     if document.get("hash") != f"{state.hash:016x}":
         raise StoreError(
             f"{identity['key']} ({identity['region']}) was changed past the writer: undo it"
+        )
+    return state
+
+
+@judged
+def last_state(document: Mapping[str, Any]) -> PolicyState | None:
+    """Return the state that a deleted policy had, where its tombstone says so.
+
+    It does where the ledger was cut: `last` is {policy, hash}.
+
+    Raises:
+        StoreError: something changed it past the writer.
+    """
+    identity, last = document["_id"], document.get("last")
+    if last is None:
+        return None
+    state = state_of(identity["key"], identity["region"], int(document["version"]), last["policy"])
+    if last["hash"] != f"{state.hash:016x}":
+        raise StoreError(
+            f"what {identity['key']} ({identity['region']}) was when it was deleted was changed"
+            " past the writer: undo it"
         )
     return state
 

@@ -194,6 +194,18 @@ def ledger_after(environment: str, revision: int) -> Document:
     return {"_id": {"$gt": ledger_id(environment, revision), "$lt": ledger_id(environment, "")}}
 
 
+def ledger_through(environment: str, revision: int) -> Document:
+    """Return the filter of an environment's ledger up to a revision, a range of `_id`s."""
+    return {"_id": {"$gt": ledger_id(environment, 0), "$lte": ledger_id(environment, revision)}}
+
+
+def all_of(environment: str) -> Document:
+    """Return the filter of all that an environment has in a collection, a range of `_id`s."""
+    # Of whatever field comes second, a value of the last of all types comes after it.
+    after = {"environment": environment, "": MaxKey()}
+    return {"_id": {"$gte": {"environment": environment}, "$lte": after}}
+
+
 def ledger_of(
     key: str | None, since: datetime | None, until: datetime | None, pages: Iterable[str] = ()
 ) -> Document:

@@ -1,16 +1,16 @@
 """Past: what the ledger has of an environment, up to the revision that is read."""
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any
 
 from pymongo import ASCENDING, DESCENDING
 from pymongo.client_session import ClientSession
 
-from flagkit.changes import Change, PolicyChange, PolicyId, PolicyState, Tip
-from flagkit.errors import StoreError
+from flagkit.changes import Change, Cut, PolicyChange, PolicyId, PolicyState, Tip
+from flagkit.errors import RevisionNotFoundError, StoreError
 from flagkit.storage.auditing import audited
 from flagkit.storage.foreseen import (
     ENTRIES,
@@ -21,12 +21,19 @@ from flagkit.storage.foreseen import (
     Found,
     projects_lightly,
 )
-from flagkit.storage.forms import change_of, judged, ledgered, tip_in, tip_of
+from flagkit.storage.forms import (
+    change_of,
+    last_state,
+    ledgered,
+    policy_state,
+    sequenced,
+    tip_in,
+    tip_of,
+)
 from flagkit.storage.layout import (
     AUDIT,
     LEDGER,
     POLICY_HISTORY,
-    Document,
     changed_last,
     changes_at,
     changes_beyond,
@@ -37,13 +44,14 @@ from flagkit.storage.layout import (
 from flagkit.storage.paged_history import PagedHistory
 from flagkit.storage.pages import names_in
 from flagkit.storage.standing import Standing
-
-_GROUPS_MAX: Final = 16
-_POLICIES_AT_ONCE: Final = 1_000
+from flagkit.storage.succession import grouped, named_beyond, together
 
 
 class Past:
-    """The changes that led to a revision. Its own is read through where it is not yet projected."""
+    """The changes that led to a revision. Its own is read through where it is not yet projected.
+
+    Where the ledger was cut, what came before is not told, and what goes on from it is.
+    """
 
     def __init__(
         self, database: Any, session: ClientSession, found: Found, foreseen: Foreseen
@@ -100,6 +108,24 @@ class Past:
         """How much older than the tip the oldest of the changes is that flags may lack."""
         return self.tip.time - self.unprojected[0].tip.time if self.unprojected else timedelta()
 
+    @property
+    def cut(self) -> Cut | None:
+        """Up to where the ledger was cut, None if it reaches back to revision 1."""
+        raise NotImplementedError
+
+    def check_told(self, revision: int) -> None:
+        """Refuse to tell what was at a revision if the ledger does not reach back to it.
+
+        Raises:
+            RevisionNotFoundError: it does not.
+        """
+        cut = self.cut
+        if cut is not None and revision < cut.tip.revision:
+            raise RevisionNotFoundError(
+                f"revision {revision} is not known any more: the ledger was pruned up to revision"
+                f" {cut.tip.revision}, which is the first that can be asked for"
+            )
+
     def commit_of(self, request: str) -> Tip | None:
         """Return the tip that a request led to, None if it has not been committed."""
         body = self._head["change"]
@@ -110,7 +136,14 @@ class Past:
         else:
             asked = request_of(self.tip.environment, request)
             documents = self._database[LEDGER].find(asked, session=self._session).to_list(1)
-        return tip_in(documents[0]) if documents else None
+        if documents:
+            return tip_in(documents[0])
+        if self.cut is None:
+            return None
+        # Who prunes the ledger leaves there what became of a request.
+        identity = {"environment": self.tip.environment, "request": request}
+        recorded = self._database[AUDIT].find_one({"_id": identity}, session=self._session)
+        return None if recorded is None else sequenced(recorded)
 
     def changes(self, after: int = 0) -> Iterator[Change]:
         """Yield the ledger's changes after a revision, in order; without the pending one."""
@@ -151,16 +184,44 @@ class Past:
         gone = {policy for policy in standing if standing[policy]["policy"] is None}
         last = self._last(gone)
         last |= {policy.id: policy for policy in self._policies_behind() if policy.id in wanted}
-        return {
+        # Of those that were deleted before the ledger was cut, their tombstones tell.
+        kept = {policy: last_state(standing[policy]) for policy in gone - last.keys()}
+        return {policy: state for policy, state in kept.items() if state is not None} | {
             identity: policy.before
             for identity, policy in last.items()
             if identity in wanted and policy.after is None and policy.before is not None
         }
 
     def at(self, policy: PolicyId, revision: int) -> PolicyState | None:
-        """Return the state that a flag or a segment had at a revision, None if there was none."""
+        """Return the state that a flag or a segment had at a revision, None if there was none.
+
+        Raises:
+            RevisionNotFoundError: the ledger does not reach back to it.
+        """
+        self.check_told(revision)
         newest = self._newest_of(policy, revision)
-        return None if newest is None else newest[1].after
+        if newest is not None:
+            return newest[1].after
+        return None if self.cut is None else self._at_cut(policy)
+
+    def _at_cut(self, policy: PolicyId) -> PolicyState | None:
+        """Return what a policy was when the ledger was cut: what its first change after it found.
+
+        If there is none, it is as it stands.
+        """
+        itself = {"$elemMatch": {"key": policy[1], "region": policy[0]}}
+        document = self._database[LEDGER].find_one(
+            {"_id.environment": self.tip.environment, "policies": itself},
+            sort=[("_id.revision", ASCENDING)],
+            session=self._session,
+        )
+        changes = [] if document is None else [ledgered(document)]
+        changes += [self.pending] if self.pending is not None else []
+        for item in (item for change in changes for item in change.policies):
+            if item.id == policy:
+                return item.before
+        standing = self._standing.at([policy]).get(policy)
+        return None if standing is None else policy_state(standing)
 
     def author(self, policy: PolicyId) -> tuple[str, datetime] | None:
         """Return who changed a flag or a segment last, and when; None if it is not known."""
@@ -203,12 +264,29 @@ class Past:
         last = self._last(asked) | read_through
         later = self._changed_since(asked)
         for identity, change in by_id.items():
-            if identity in later or not _follows(last.get(identity), change):
+            newest = last.get(identity)
+            if newest is None and self.cut is not None:
+                goes_on = self._follows_cut(change, self.cut)
+            else:
+                goes_on = follows(newest, change)
+            if identity in later or not goes_on:
                 region, key = identity
                 raise StoreError(
                     f"{key} ({region}) is not as the ledger has it: it was changed past the"
                     " writer; nothing was written"
                 )
+
+    def _follows_cut(self, change: PolicyChange, cut: Cut) -> bool:
+        """Tell whether a change goes on from what stands since before the ledger was cut."""
+        standing = self._standing.at([change.id]).get(change.id)
+        if standing is None:
+            return change.before is None
+        if standing["revision"] > cut.tip.revision:
+            return False
+        if standing["policy"] is None:
+            after = change.after
+            return change.before is None and bool(after and after.version > standing["version"])
+        return change.before == policy_state(standing)
 
     def _last(self, policies: AbstractSet[PolicyId]) -> dict[PolicyId, PolicyChange]:
         """Return the ledger's last changes to policies; or, of many, those that they stand at.
@@ -226,7 +304,7 @@ class Past:
         stand = self._standing.revisions(policies)
         last = self._paged.at(stand)
         # Most were changed together, with those at the same revision.
-        for some in _together(stand):
+        for some in together(stand):
             keys = {key for _, key in some}
             pipeline = changes_at(self.tip.environment, some.values(), keys)
             for change in map(
@@ -245,13 +323,13 @@ class Past:
             return set()
         stand = dict.fromkeys(policies, 0) | self._standing.revisions(policies)
         later = self._paged.beyond(stand)
-        for some in _together(stand):
+        for some in together(stand):
             found = self._database[LEDGER].aggregate(
-                changes_beyond(self.tip.environment, _grouped(some)),
+                changes_beyond(self.tip.environment, grouped(some)),
                 session=self._session,
                 hint=POLICY_HISTORY,
             )
-            later |= _named_beyond(found, stand) & policies
+            later |= named_beyond(found, stand) & policies
         return later
 
     def _are_foreseen(self, policies: AbstractSet[PolicyId]) -> bool:
@@ -298,45 +376,3 @@ class Past:
                 " written"
             )
         return change, bool(hashes)
-
-
-def _together(stand: Mapping[PolicyId, int]) -> Iterator[dict[PolicyId, int]]:
-    """Yield policies and the revisions that they stand at, some at a time, by revisions."""
-    ordered = sorted(stand.items(), key=lambda item: (item[1], item[0][1]))
-    for first in range(0, len(ordered), _POLICIES_AT_ONCE):
-        yield dict(ordered[first : first + _POLICIES_AT_ONCE])
-
-
-def _grouped(stand: Mapping[PolicyId, int]) -> dict[int, set[str]]:
-    """Return keys by a revision that none of them stands before.
-
-    Most were imported together. Where they were not, some groups of them are enough, for what is
-    found too early is passed over.
-    """
-    ordered = sorted(stand, key=lambda policy: stand[policy])
-    keys: dict[int, set[str]] = {}
-    size = max(len(ordered) // _GROUPS_MAX, 1)
-    for first in range(0, len(ordered), size):
-        some = ordered[first : first + size]
-        keys.setdefault(stand[some[0]], set()).update(key for _, key in some)
-    return keys
-
-
-@judged
-def _named_beyond(documents: Iterable[Document], stand: Mapping[PolicyId, int]) -> set[PolicyId]:
-    """Return the policies in what `changes_beyond` found that was later than they stand."""
-    named = (
-        ((policy["region"], policy["key"]), document["_id"]["revision"])
-        for document in documents
-        for policy in document["policies"]
-    )
-    return {policy for policy, revision in named if revision > stand.get(policy, 0)}
-
-
-def _follows(newest: PolicyChange | None, change: PolicyChange) -> bool:
-    """Tell whether a change goes on from where a policy's newest one left it."""
-    if newest is None or newest.after is not None:
-        return change.before == (None if newest is None else newest.after)
-    # Where a tombstone was removed, versions would begin anew.
-    last, after = newest.before, change.after
-    return change.before is None and bool(last and after and after.version > last.version)

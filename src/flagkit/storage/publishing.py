@@ -110,23 +110,37 @@ def _joined(slices: Iterable[Mapping[str, Any]]) -> memoryview:
 
 
 def _remove_old(database: Database[Document], newest: Checkpoint, now: datetime) -> None:
-    """Keep the newest checkpoints of this history; remove others, and what killed writers left."""
     environment = newest.tip.environment
+    for rest in left_over(database, environment, newest.tip.epoch, now):
+        remove_left_over(database, environment, rest)
+
+
+def left_over(
+    database: Database[Document], environment: str, epoch: str, now: datetime
+) -> list[str]:
+    """Return the ids of checkpoints that are not kept, and of what killed writers left of some.
+
+    Kept are the newest of this history.
+    """
     there = list(database[CHECKPOINTS].find(checkpoints_of(environment)))
-    mine = [found for found in newest_first(there) if found.tip.epoch == newest.tip.epoch]
+    mine = [found for found in newest_first(there) if found.tip.epoch == epoch]
     kept = {found.id for found in mine[:CHECKPOINTS_KEPT]}
     old = {document["_id"]["checkpoint"] for document in there} - kept
-    old_ids = [checkpoint_id(environment, identity) for identity in old]
-    database[CHECKPOINTS].delete_many({"_id": {"$in": old_ids}})
     # From the index alone: the slices themselves are not read.
     with_slices = {
         document["_id"]["checkpoint"]
         for document in database[SLICES].find(slices_of(environment), {"_id": True})
     }
     left_over_before = _moment(now - LEFT_OVER_AFTER)
-    for identity in with_slices - kept:
-        if identity in old or identity < left_over_before:
-            database[SLICES].delete_many(slices_of(environment, identity))
+    return sorted(
+        old | {identity for identity in with_slices - kept if identity < left_over_before}
+    )
+
+
+def remove_left_over(database: Database[Document], environment: str, checkpoint: str) -> None:
+    """Remove a checkpoint, or what there is of it: its manifest first."""
+    database[CHECKPOINTS].delete_one({"_id": checkpoint_id(environment, checkpoint)})
+    database[SLICES].delete_many(slices_of(environment, checkpoint))
 
 
 def _moment(at: datetime) -> str:

@@ -9,7 +9,16 @@ from pymongo import ASCENDING
 from pymongo.client_session import ClientSession
 
 from flagkit.changes import ACCESS as ACCESS_REGION
-from flagkit.changes import GRANTS, LIMITS, PolicyId, PolicyState, digest
+from flagkit.changes import (
+    CUT,
+    GRANTS,
+    LIMITS,
+    Cut,
+    PolicyId,
+    PolicyState,
+    cut_in,
+    digest,
+)
 from flagkit.errors import StoreError
 from flagkit.model.segments import unpacked_part
 from flagkit.snapshot import Arena, check_digests
@@ -17,6 +26,8 @@ from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.foreseen import Foreseen, Found, Remembered
 from flagkit.storage.forms import (
     check_body,
+    judged,
+    last_state,
     members_part,
     policy_state,
     segments_named,
@@ -83,7 +94,7 @@ class Reading(Past):
 
     @property
     def access(self) -> Mapping[PolicyId, PolicyState]:
-        """The states of the grants and of the limits, as far as there are any.
+        """The states of the grants, the limits and the cut, as far as there are any.
 
         Raises:
             HistoryLostError: they are not those of this revision: something changed them past the
@@ -94,10 +105,18 @@ class Reading(Past):
         wanted = self.tip.digests.get(ACCESS_REGION)
         held = self._remembered.access
         if digest(held.values()).get(ACCESS_REGION) != wanted:
-            held = self._find(ACCESS, {GRANTS[1], LIMITS[1]} if wanted is not None else set())
+            held = self._find(
+                ACCESS, {GRANTS[1], LIMITS[1], CUT[1]} if wanted is not None else set()
+            )
             check_digests(digest(held.values()), self.tip, (ACCESS_REGION,))
             self._remembered.access = held
         return held
+
+    @property
+    def cut(self) -> Cut | None:
+        """Up to where the ledger was cut, None if it reaches back to revision 1."""
+        state = self.access.get(CUT)
+        return None if state is None else judged(cut_in)(self.tip.environment, state.policy)
 
     def _find(self, collection: str, wanted: set[str]) -> dict[PolicyId, PolicyState]:
         return self._read_through(
@@ -203,6 +222,35 @@ class Reading(Past):
             identity = document["_id"]["region"], document["_id"]["key"]
             found[identity] = document["revision"], state
         return found
+
+    def tombstones(self) -> dict[PolicyId, tuple[int, PolicyState | None]]:
+        """Return the versions of what was deleted, and the last states, where tombstones have them.
+
+        Raises:
+            StoreError: one is not what it was.
+        """
+        return {
+            (document["_id"]["region"], document["_id"]["key"]): (
+                int(document["version"]),
+                last_state(document),
+            )
+            for collection in PROJECTED
+            for document in self._database[collection].find(
+                policies_of(self.tip.environment) | {"policy": None}, session=self._session
+            )
+        }
+
+    def carried_times(self) -> dict[PolicyId, datetime]:
+        """Return when flags were changed last whose last change the ledger has no more."""
+        found = self._database[FLAGS].find(
+            policies_of(self.tip.environment) | {"time": {"$exists": True}},
+            {"time": True},
+            session=self._session,
+        )
+        return {
+            (document["_id"]["region"], document["_id"]["key"]): document["time"]
+            for document in found
+        }
 
     def _all_documents(self, collections: Iterable[str]) -> Iterator[Document]:
         for collection in collections:

@@ -70,6 +70,7 @@ from flagkit.storage.projecting import (
     project_policies,
 )
 from flagkit.storage.proposals import Proposals
+from flagkit.storage.pruning import Pruning
 from flagkit.storage.publishing import newest_first, published
 from flagkit.storage.reading import Reading
 from flagkit.storage.waiting import WaitingRequests
@@ -99,6 +100,8 @@ class Store:
             )
         self.waiting = WaitingRequests(self._database, environment)
         self.proposals = Proposals(self._database, environment)
+        self.pruning = Pruning(self._database, environment)
+        """What can go, and how it goes."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -217,7 +220,11 @@ class Store:
         identities = [{"environment": self.environment, "part": name} for name in parts]
         replacements = [
             ReplaceOne(
-                {"_id": identity, "hashes": {"$ne": hashes}},
+                {
+                    "_id": identity,
+                    # What nothing referred to is marked to be pruned: it is not any more.
+                    "$or": [{"hashes": {"$ne": hashes}}, {"unreferred": {"$exists": True}}],
+                },
                 {"_id": identity, "hashes": hashes},
                 upsert=True,
             )
@@ -245,12 +252,8 @@ class Store:
         The buckets are those of the rate limits, as the change leaves them. `pages` are what the
         change is on, if it is large. `unprojected` is the first revision that flags may lack.
         """
-        expected = {
-            "_id": tip.environment,
-            "epoch": tip.epoch,
-            "revision": tip.revision,
-            "hash": tip.hash,
-        }
+        expected = {"_id": tip.environment, "revision": tip.revision, "hash": tip.hash}
+        expected["epoch"] = tip.epoch
         with translated("committing"):
             head = head_document(change.tip, change, buckets, pages, unprojected)
             done = self._database[HEADS].replace_one(expected, head).matched_count == 1
@@ -264,8 +267,7 @@ class Store:
         """Bring a committed change to where it is read, wherever it is not there yet.
 
         Who has committed it says that it is theirs; whoever is about to commit the next one needs
-        all of it to have reached a majority, and does not. One that is on pages is brought to the
-        ledger alone: the rest is for `project_pages`.
+        all of it to have reached a majority. Of one on pages only the ledger is done here.
         """
         # A majority has them with the ledger document, or else the next reading misses them.
         lightly = is_mine and projects_lightly(change)

@@ -76,6 +76,11 @@ _POLICY: Final = {
     "policy": _kind("object", "null"),
     "hash": _kind("string", "null"),
 }
+_CARRIED: Final = {
+    "time": _MOMENT,
+    "last": _object({"policy": _ANY, "hash": _TEXT}),
+}
+"""What a policy keeps of its last change where the ledger has it no more."""
 _ASKED: Final = {"actor": _TEXT, "reason": _TEXT, "operations": {**_LIST, "items": _ANY}}
 
 
@@ -122,14 +127,18 @@ VALIDATORS: Final[Mapping[str, Document]] = {
         format=_WHOLE,
         seal=_TEXT,
         segments={**_LIST, "items": _TEXT},
+        **_CARRIED,
     ),
-    SEGMENTS: _document(_POLICY_ID, _POLICY),
-    ACCESS: _document(_POLICY_ID, _POLICY),
-    MEMBERS: _document({"environment": _TEXT, "part": _TEXT}, {"hashes": _BYTES}),
+    SEGMENTS: _document(_POLICY_ID, _POLICY, **_CARRIED),
+    ACCESS: _document(_POLICY_ID, _POLICY, **_CARRIED),
+    MEMBERS: _document(
+        {"environment": _TEXT, "part": _TEXT}, {"hashes": _BYTES}, unreferred=_MOMENT
+    ),
     AUDIT: _document(
         {"environment": _TEXT, "request": _TEXT},
         {"sent": _MOMENT, **_ASKED, "digest": _TEXT},
         glass=_TEXT,
+        tip=_object(_TIP),
         proposal=_TEXT,
         applied_by=_TEXT,
     ),

@@ -37,7 +37,7 @@ class WaitingRequests:
 
     def put(
         self,
-        session: Session,
+        session: object,
         request: str,
         content: Mapping[str, Any],
         touched: Iterable[PolicyId] | None,
@@ -51,8 +51,7 @@ class WaitingRequests:
             ConfigurationError: the session is in no transaction.
             EnvironmentNotFoundError: where the session is, there is no such environment.
         """
-        given: object = session
-        if not isinstance(given, ClientSession) or not given.in_transaction:
+        if not isinstance(session, ClientSession) or not session.in_transaction:
             raise ConfigurationError(
                 "session= takes a session of pymongo's in which a transaction was started:"
                 " session.start_transaction(), or with_transaction()"

@@ -8,11 +8,14 @@ from flagkit.writer.drafts import Draft, Preview
 from flagkit.writer.erasing import Erasure, erase
 from flagkit.writer.guards import Approval, Freeze, Guard, LargestStep, Planned, Refusal, Required
 from flagkit.writer.importing import Import, Imported, Step
-from flagkit.writer.ledger import Entry, entries, verify
+from flagkit.writer.ledger import Entry, entries
 from flagkit.writer.limits import limits
 from flagkit.writer.pending import Swept, Waiting
 from flagkit.writer.proposals import Proposal, Verdict
+from flagkit.writer.pruning import Pruned, prunable, prune
+from flagkit.writer.retention import Retention
 from flagkit.writer.staleness import StaleFlag, stale_flags
+from flagkit.writer.verifying import verify
 from flagkit.writer.writer import Writer
 
 __all__ = [
@@ -32,8 +35,10 @@ __all__ = [
     "Planned",
     "Preview",
     "Proposal",
+    "Pruned",
     "Refusal",
     "Required",
+    "Retention",
     "StaleFlag",
     "Step",
     "Swept",
@@ -45,6 +50,8 @@ __all__ = [
     "erase",
     "grants",
     "limits",
+    "prunable",
+    "prune",
     "stale_flags",
     "verify",
     "write_checkpoint",

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from flagkit.changes import ACCESS, next_change
+from flagkit.encryption import DataKeys
 from flagkit.errors import (
     AccessDeniedError,
     InvalidDocumentError,
@@ -54,6 +55,7 @@ class Approvals(SegmentWorkflows):
 
     environment: str
     store: Store
+    _keys: DataKeys | None
 
     @contextmanager
     def propose(self, *, reason: str = "", actor: str | None = None) -> Generator[Draft]:
@@ -66,7 +68,7 @@ class Approvals(SegmentWorkflows):
             WriteError, InvalidDocumentError: refused; nothing was written.
             StoreUnavailableError: the database cannot be reached.
         """
-        change = Draft(self.environment)
+        change = Draft(self.environment, self._keys)
         yield change
         change.proposal = self._propose(change, {"reason": reason, "actor": actor})
 
@@ -164,6 +166,8 @@ class Approvals(SegmentWorkflows):
         request, content = self._request(draft, asked)
         with self.store.reading() as reading:
             planned = plan(draft.operations, reading, reading.tip.revision, draft.parts)
+            # That a flag has it already holds as long as the proposal does, for its version does.
+            draft.sealing.check(planned.changes)
             reading.check_newest(planned.changes)
             lessened = lesser(needs(draft.operations, planned.changes))
             self._check_may(

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final, TypeAlias
 
-from flagkit.changes import ACCESS, GRANTS, SEGMENTS, PolicyChange
+from flagkit.changes import ACCESS, CUT, GRANTS, SEGMENTS, PolicyChange
 from flagkit.model import EVERYWHERE
 from flagkit.model.canonical import extended
 from flagkit.model.grants import Grants, decode_grants
@@ -57,6 +57,9 @@ def _access(change: PolicyChange) -> Iterator[str]:
                 yield f"{verb}: {role} of {actor} on {namespace or 'everything'}"
         return
     old, new = ({} if side is None else side.policy for side in (change.before, change.after))
+    if change.id == CUT:
+        yield f"ledger pruned up to revision {new['revision']:,}, of {_shown(new['time'])}"
+        return
     for whose in WHOSE:
         yield from _step(f"limit of {whose}", old.get(whose), new.get(whose))
 

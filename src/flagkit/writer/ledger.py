@@ -1,27 +1,15 @@
-"""Ledger: the history of an environment, read for people and verified for auditors."""
+"""Ledger: the history of an environment, read for people."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, Final, TypedDict, Unpack
 
 from msgspec import Struct
 
-from flagkit.changes import ACCESS, SEGMENTS, Change, PolicyId, PolicyState, Tip
-from flagkit.errors import (
-    FlagkitError,
-    SnapshotFormatError,
-    StoreError,
-    StoreUnavailableError,
-)
-from flagkit.model.segments import check_members, decode_segment
-from flagkit.snapshot import Arena
-from flagkit.storage.checkpoints import Checkpoint
-from flagkit.storage.reading import Reading
+from flagkit.changes import ACCESS, SEGMENTS
 from flagkit.storage.store import Store
-from flagkit.writer.checkpoints import problem_with
 from flagkit.writer.differences import differences
-from flagkit.writer.requests import check_requests
 
 _CHUNK = 500
 
@@ -32,7 +20,7 @@ ACTIONS: Final = (
     *("create", "update", "edit", "set-rollout", "pause", "resume"),
     *("archive", "restore", "delete", "rollback", "rollback-all"),
     *("create-segment", "update-segment", "change-members", "delete-segment"),
-    *("grant", "revoke", "set-limit", "import"),
+    *("grant", "revoke", "set-limit", "import", "prune"),
     *DECISIONS,
 )
 """What entries may be asked for by."""
@@ -128,113 +116,10 @@ def newer(store: Store, after: int, **wanted: Unpack[Wanted]) -> tuple[int, list
     return max(after, tip.revision - 1, *(entry.revision for entry in found[-1:])), found
 
 
-def verify(store: Store, anchors: Iterable[tuple[int, str]] = ()) -> list[str]:
-    """Return what is wrong with an environment's ledger and what stands beside it, if anything.
-
-    The chain proves that the ledger was not altered, shortened or reordered on its way to the head.
-    Whoever can rewrite all of it, head included, is found only against a hash kept elsewhere:
-    `anchors` are such revisions and hashes.
-    """
-    try:
-        return _problems(store, {*anchors})
-    except StoreUnavailableError:
-        raise
-    except StoreError as error:
-        return [str(error)]
-
-
-def _problems(store: Store, anchors: set[tuple[int, str]]) -> list[str]:
-    tip: Tip | None = None
-    expected: dict[PolicyId, tuple[int, PolicyState | None]] = {}
-    asked: list[tuple[int, str]] = []
+def begins_after(store: Store) -> int:
+    """Return the revision up to which the ledger was pruned; 0 if it was not."""
     with store.reading() as reading:
-        head = reading.tip
-        problems = [f"the ledger has {place!r} for a revision" for place in reading.strays()]
-        found = reading.projected()
-        pending = [reading.pending] if reading.pending else []
-        checkpoints = [*reading.checkpoints()]
-        for change in chain(reading.changes(), pending):
-            problems += _check_step(tip, change)
-            tip = change.tip
-            asked.append((change.revision, change.request))
-            anchors.discard((tip.revision, tip.hash))
-            for policy in change.policies:
-                if expected.get(policy.id, (0, None))[1] != policy.before:
-                    problems.append(
-                        f"revision {change.revision} did not find {policy.id[1]} as it was left"
-                    )
-            expected |= {policy.id: (change.revision, policy.after) for policy in change.policies}
-            problems += _check_checkpoints(checkpoints, tip, expected)
-        problems += _check_members(reading, (state for _, state in expected.values() if state))
-        # What was done last may not be there yet: its writer, or the next one, brings it.
-        for identity in [item.id for change in reading.unprojected for item in change.policies]:
-            expected.pop(identity, None)
-            found.pop(identity, None)
-    problems += check_requests(store, asked)
-    problems += [
-        f"revision {revision} is not the one whose hash was kept, {digest}: the ledger was"
-        " rewritten"
-        for revision, digest in sorted(anchors)
-    ]
-    if tip is None and head.revision > 0:
-        problems.append(f"the ledger is empty, and the head stands at revision {head.revision}")
-    if tip is not None and tip != head:
-        problems.append(f"the ledger ends in revision {tip.revision}, the head in {head.revision}")
-    for region, key in sorted(expected.keys() | found.keys()):
-        if expected.get((region, key)) != found.get((region, key)):
-            problems.append(f"{key} ({region}) is not as the ledger has it")
-    return problems
-
-
-def _check_checkpoints(
-    checkpoints: Iterable[tuple[Checkpoint, Callable[[], Arena]]],
-    tip: Tip,
-    expected: Mapping[PolicyId, tuple[int, PolicyState | None]],
-) -> list[str]:
-    """Hold the checkpoints of a tip's revision to what the ledger has at it."""
-    problems: list[str] = []
-    for checkpoint, read in checkpoints:
-        if checkpoint.tip.revision != tip.revision:
-            continue
-        try:
-            # Clients start from them, and grants are none of theirs.
-            states = [state for _, state in expected.values() if state and state.region != ACCESS]
-            problem = problem_with(read(), tip, states)
-        except (StoreError, SnapshotFormatError) as error:
-            problem = f"cannot be used: {error}"
-        if problem is not None:
-            problems.append(f"checkpoint {checkpoint.id} {problem}")
-    return problems
-
-
-def _check_members(reading: Reading, states: Iterable[PolicyState]) -> list[str]:
-    problems: list[str] = []
-    for state in states:
-        if not state.parts:
-            continue
-        try:
-            check_members(decode_segment(state.policy, stored=True).segment, reading.parts)
-        except FlagkitError as error:
-            problems.append(f"members of {state.key}: {error}")
-    return problems
-
-
-def _check_step(tip: Tip | None, change: Change) -> list[str]:
-    if tip is None:
-        # What revision 0 was is known only from here on: its hash has the time of its making.
-        tip = Tip(
-            change.tip.environment, change.tip.epoch, 0, change.previous_hash, change.tip.time, {}
-        )
-    if change.continues(tip):
-        return []
-    if not change.is_sealed:
-        return [f"revision {change.revision} was altered"]
-    missing = range(tip.revision + 1, change.revision)
-    if missing:
-        first, last = missing[0], missing[-1]
-        span = f"revision {first} is" if first == last else f"revisions {first} to {last} are"
-        return [f"{span} missing"]
-    return [f"revision {change.revision} does not continue revision {tip.revision}"]
+        return 0 if reading.cut is None else reading.cut.tip.revision
 
 
 def _approvers(said: Iterable[Mapping[str, Any]], until: datetime) -> tuple[str, ...]:
@@ -298,6 +183,10 @@ def _action_on_access(operation: Mapping[str, Any]) -> str:
             return f"grant {operation['role']} to {operation['actor']}{where}"
         case "revoke":
             return f"revoke {operation['role'] or 'all roles'} of {operation['actor']}"
+        case "prune":
+            ledger = [f"the ledger up to revision {operation['to']}"] if operation["policy"] else []
+            others = [f"{name} before {moment}" for name, moment in operation["removed"].items()]
+            return f"prune {', '.join(ledger + others)}"
         case "set_limit":
             whose = "each actor" if operation["whose"] == "actor" else "all"
             limit = operation["limit"]

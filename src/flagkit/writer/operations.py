@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from flagkit.changes import ACCESS, SEGMENTS, PolicyId, PolicyState
+from flagkit.changes import ACCESS, SEGMENTS, Cut, PolicyId, PolicyState
 from flagkit.errors import (
     FlagExistsError,
     FlagNotFoundError,
@@ -57,7 +57,7 @@ class Earlier(Protocol):
         ...
 
 
-Next: TypeAlias = Flag | Hashed | Grants | Limits
+Next: TypeAlias = Flag | Hashed | Grants | Limits | Cut
 
 
 class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):

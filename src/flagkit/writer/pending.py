@@ -50,6 +50,7 @@ LOOK_SECONDS: Final = 10.0
 CLOSE_SECONDS: Final = 5.0
 BACKOFF_SECONDS_MAX: Final = 60.0
 _PAUSE_SECONDS_MAX = 0.02
+_UNAVAILABLE_SECONDS_MAX = 0.5
 
 Run = Callable[[Draft, str, Mapping[str, Any], float | None], Commit]
 """Commits a draft under a request's id, with what the audit has of it, within some seconds."""
@@ -133,6 +134,7 @@ class Sequencer:
     ) -> tuple[PendingChange, str]:
         """Insert a request into a session's transaction; return the digest on record, too."""
         check_readable(draft.operations)
+        draft.sealing.check_proven()
         self._store.check_request_fits(content)
         # Not in the transaction: they are named by what they are, and harmless if it is aborted.
         self._store.add_parts(draft.parts)
@@ -144,21 +146,37 @@ class Sequencer:
         """Sequence a request, and before it what must come before."""
         deadline = time.monotonic() + timeout
         while True:
-            asked = self._store.waiting.find(request)
-            if asked is not None:
-                break
+            try:
+                commit = self._committed(request, deadline)
+                pause = _PAUSE_SECONDS_MAX
+            except StoreUnavailableError:
+                if time.monotonic() > deadline:
+                    raise
+                commit, pause = None, _UNAVAILABLE_SECONDS_MAX
+            if commit is not None:
+                return commit
+            # The caller's transaction may be committed, and the majority may not have it yet.
+            if time.monotonic() > deadline:
+                raise StoreUnavailableError(
+                    f"the majority has not got the pending change {request!r} yet"
+                )
+            time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not secrets
+
+    def _committed(self, request: str, deadline: float) -> Commit | None:
+        """Try once; return None where the request is there, and not for the majority yet."""
+        asked = self._store.waiting.find(request)
+        if asked is None:
             with self._store.reading() as reading:
                 _Undropped(request).check(reading)
                 done = reading.commit_of(request)
             if done is not None:
                 return Commit(done.revision, done.time, request)
-            # The caller's transaction may be committed, and the majority may not have it yet.
-            if not self._store.waiting.is_there(request) or time.monotonic() > deadline:
-                raise NotPendingError(
-                    f"there is no pending change {request!r}: its transaction is not committed, or"
-                    " was aborted"
-                )
-            time.sleep(random.uniform(0, _PAUSE_SECONDS_MAX))  # noqa: S311 - jitter, not secrets
+            if self._store.waiting.is_there(request):
+                return None
+            raise NotPendingError(
+                f"there is no pending change {request!r}: its transaction is not committed, or was"
+                " aborted"
+            )
         for document in _before(self._store.waiting.ahead_of(asked), asked):
             # Whoever waits for time to pass holds up what comes after; who was refused does not.
             with contextlib.suppress(_RefusedError, NotPendingError):
@@ -240,7 +258,8 @@ class Sequencer:
         try:
             if not self._store.waiting.is_due():
                 return
-        except StoreError as error:
+        except FlagkitError as error:
+            # What looks is a change that is made already, be its writer closed meanwhile.
             self._say(error)
             return
         self._thread = threading.Thread(

@@ -6,15 +6,17 @@ be compared with, so nothing can slip in between.
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
 from flagkit.changes import (
     ACCESS,
+    CUT,
     GRANTS,
     LIMITS,
     SEGMENTS,
+    Cut,
     PolicyChange,
     PolicyId,
     PolicyState,
@@ -35,6 +37,7 @@ from flagkit.writer.rollbacks import History, Reinstate, expanded
 
 CHANGE_BYTES_MAX = 256 * 1024 * 1024
 """Documents before and after; the writer has all of them in memory, some four times."""
+_NEVER_DELETED = {GRANTS, LIMITS, CUT}
 
 
 class Reading(History, Neighbours, Protocol):
@@ -137,9 +140,9 @@ def plan(
     flag_keys = {key for region, key in touched if region not in (SEGMENTS, ACCESS)}
     segment_keys = {key for region, key in touched if region == SEGMENTS}
     found = {**reading.find(flag_keys), **reading.segments(segment_keys)}
-    if touched & {GRANTS, LIMITS}:
+    if touched & _NEVER_DELETED:
         found |= reading.access
-    tombs = reading.deleted(touched - found.keys() - {GRANTS, LIMITS})
+    tombs = reading.deleted(touched - found.keys() - _NEVER_DELETED)
     after: dict[PolicyId, PolicyState | None] = {}
     flags: dict[PolicyId, Flag | None] = {}
     made = {**parts}
@@ -188,10 +191,13 @@ def _state(operation: Operation, version: int, made: Next) -> PolicyState:
     if packed is not None:
         return PolicyState(operation.key, operation.region, version, packed)
     subject = f"flag {operation.key!r}"
+    document: Mapping[str, Any]
     if isinstance(made, Flag):
         document = encode(made)
     elif isinstance(made, Hashed):
         document, subject = encode_segment(made.segment), f"segment {operation.key!r}"
+    elif isinstance(made, Cut):
+        document, subject = made.policy, "cut"
     else:
         document = encode_grants(made) if isinstance(made, Grants) else encode_limits(made)
         subject = "grants" if isinstance(made, Grants) else "limits"

@@ -82,12 +82,20 @@ def proposal_in(store: Store, proposal: str) -> Proposal:
 def proposals_in(store: Store, limit: int = 20) -> list[Proposal]:
     """Return the proposals of an environment, the newest first, without their differences.
 
-    Raises:
-        StoreError: one was changed past the writer.
+    One that was changed past the writer is void.
     """
     said = store.proposals.said(store.proposals.newest(limit))
+    found: list[Proposal] = []
     with store.reading() as reading:
-        return [told(reading, read(*item), whole=False) for item in said.items()]
+        for proposal, documents in said.items():
+            try:
+                proposed = read(proposal, documents)
+            except StoreError as error:
+                # The others are none the worse for it.
+                found.append(_altered(proposal, documents[0], str(error)))
+            else:
+                found.append(told(reading, proposed, whole=False))
+    return found
 
 
 class Proposed(Struct, frozen=True):
@@ -200,7 +208,9 @@ def proposal_digest(actor: str, made: Mapping[str, Any]) -> str:
 def told(reading: Reading, found: Proposed, *, whole: bool) -> Proposal:
     """Return what became of a proposal; if `whole`, with what would come of it now."""
     done = reading.commit_of(found.id)
-    closed = [_CLOSED[said.verdict] for said in found.verdicts if said.verdict in _CLOSED]
+    closed: list[State] = [
+        _CLOSED[said.verdict] for said in found.verdicts if said.verdict in _CLOSED
+    ]
     state: State = "open"
     problem, lines = "", tuple[str, ...]()
     if done is not None:
@@ -226,6 +236,12 @@ def told(reading: Reading, found: Proposed, *, whole: bool) -> Proposal:
         problem,
         None if done is None else done.revision,
         lines,
+    )
+
+
+def _altered(proposal: str, made: Mapping[str, Any], problem: str) -> Proposal:
+    return Proposal(
+        proposal, made["_id"]["actor"], made["reason"], made["time"], (), (), "void", problem
     )
 
 

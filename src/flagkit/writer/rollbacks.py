@@ -22,6 +22,10 @@ class History(Protocol):
         """Yield those after a revision, in order; without the pending one."""
         ...
 
+    def check_told(self, revision: int) -> None:
+        """Refuse to tell what was at a revision if the ledger does not reach back to it."""
+        ...
+
     @property
     def pending(self) -> Change | None:
         """The newest change, if it is not among the others yet."""
@@ -71,7 +75,8 @@ def expanded(
         revision: Where that is.
 
     Raises:
-        RevisionNotFoundError: an environment is to be as at a revision that there is not.
+        RevisionNotFoundError: an environment is to be as at a revision that there is not, or not
+            any more.
         InvalidDocumentError: with it something else is asked for.
     """
     whole = next((asked for asked in operations if isinstance(asked, RollbackAll)), None)
@@ -83,6 +88,7 @@ def expanded(
         )
     if not 0 <= whole.to <= revision:
         raise RevisionNotFoundError(f"there is no revision {whole.to}: the newest is {revision}")
+    history.check_told(whole.to)
     then: dict[PolicyId, PolicyState | None] = {}
     pending = history.pending
     later = () if pending is None or pending.revision <= whole.to else (pending,)

@@ -81,6 +81,16 @@ class Sealing:
                         subject=f"flag {key!r}",
                     )
 
+    def check_proven(self) -> None:
+        """Refuse what came encrypted and was not checked, where nobody can ask what a flag has."""
+        for _, key, variant, _ in sorted(self._unproven):
+            raise InvalidDocumentError(
+                f"variants.{variant}",
+                "is encrypted, and who makes the change later cannot tell whether it is right",
+                "Give the writer encryption=, or make the change outside of a transaction",
+                subject=f"flag {key!r}",
+            )
+
     def _check_encrypted(self, flag: Flag) -> None:
         for name in flag.sensitive:
             value = flag.variants[name]

@@ -4,11 +4,12 @@ from datetime import datetime, timedelta
 
 from msgspec import Struct
 
-from flagkit.changes import ACCESS, SEGMENTS
+from flagkit.changes import ACCESS, SEGMENTS, PolicyId, PolicyState
 from flagkit.core.schedule import share_at
 from flagkit.model import Flag, Ramp, Rollout, Serves, decode
 from flagkit.model.rollouts import BUCKETS
 from flagkit.storage.layout import FLAGS
+from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 
 
@@ -39,22 +40,41 @@ def stale_flags(store: Store, days: int, now: datetime | None = None) -> list[St
     """
     with store.reading() as reading:
         moment = now or reading.now
-        still = reading.revision_at(moment - timedelta(days=days))
-        found = reading.projected([FLAGS])
-        for change in reading.unprojected:
-            found |= {policy.id: (change.revision, policy.after) for policy in change.policies}
+        states, still = standing(reading, moment - timedelta(days=days))
     stale: list[StaleFlag] = []
-    for (region, key), (revision, state) in sorted(found.items()):
-        if state is None or region in (SEGMENTS, ACCESS):
-            continue
+    for (region, key), state in sorted(states.items()):
         flag = decode(state.policy, stored=True)
         reasons = [*_expired(flag, moment)]
-        if revision <= still:
+        if (region, key) in still:
             reasons += _left(flag, state.version, days, moment)
         if reasons:
             owner = str(flag.metadata.get("owner", ""))
             stale.append(StaleFlag(key, region, state.version, owner, tuple(reasons)))
     return sorted(stale, key=lambda flag: (flag.key, flag.region))
+
+
+def standing(
+    reading: Reading, moment: datetime
+) -> tuple[dict[PolicyId, PolicyState], set[PolicyId]]:
+    """Return the flags that there are, and which of them were not changed after a moment."""
+    last, found = reading.revision_at(moment), reading.projected([FLAGS])
+    # Of those whose last change the ledger has no more; what changes them anew takes the time away.
+    times = reading.carried_times()
+    for change in reading.unprojected:
+        found |= {policy.id: (change.revision, policy.after) for policy in change.policies}
+        for policy in change.policies:
+            times.pop(policy.id, None)
+    flags = {
+        identity: (revision, state)
+        for identity, (revision, state) in found.items()
+        if state is not None and identity[0] not in (SEGMENTS, ACCESS)
+    }
+    still = {
+        identity
+        for identity, (revision, _) in flags.items()
+        if (times[identity] <= moment if identity in times else revision <= last)
+    }
+    return {identity: state for identity, (_, state) in flags.items()}, still
 
 
 def _expired(flag: Flag, moment: datetime) -> list[str]:

@@ -97,7 +97,7 @@ class Writer(Approvals):
         self._checkpoints = (
             None if checkpoint_every is None else CheckpointKeeper(self.store, checkpoint_every)
         )
-        self._keys = data_keys_of(settings)
+        self._keys = self._data_keys = data_keys_of(settings)
         self._actor = actor
         self._guards = tuple(guards)
         self._timeout = timeout
@@ -120,11 +120,11 @@ class Writer(Approvals):
             ConfigurationError: this writer has no encryption.
             EncryptionError, StoreError: the provider, or the database, refused.
         """
-        if self._keys is None:
+        if self._data_keys is None:
             raise ConfigurationError(
                 "this writer has no encryption: pass encryption=, or set FLAGKIT_LOCAL_KEY_PATH"
             )
-        return self._keys.create(master_key)
+        return self._data_keys.create(master_key)
 
     @contextlib.contextmanager
     def change(self, **asked: Unpack[Anyhow]) -> Generator[Draft]:
