@@ -44,7 +44,7 @@ from flagkit.storage.layout import (
 from flagkit.storage.paged_history import PagedHistory
 from flagkit.storage.pages import names_in
 from flagkit.storage.standing import Standing
-from flagkit.storage.succession import grouped, named_beyond, together
+from flagkit.storage.succession import follows, grouped, named_beyond, together
 
 
 class Past:
