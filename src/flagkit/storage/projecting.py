@@ -11,7 +11,6 @@ from typing import Final
 from pymongo import InsertOne, ReplaceOne
 from pymongo.database import Database
 from pymongo.errors import BulkWriteError
-from pymongo.write_concern import WriteConcern
 
 from flagkit.changes import PolicyChange, PolicyId
 from flagkit.errors import StoreError, StoreUnavailableError
@@ -112,9 +111,9 @@ def project_pages(
 
 
 def _mark(database: Database[Document], environment: str, revision: int, name: str) -> None:
-    # One member is enough: where this is lost, the page is projected again.
-    marked = database[PAGES].with_options(write_concern=WriteConcern(1))
-    marked.update_one({"_id": page_id(environment, name)}, {"$set": {"projected": revision}})
+    database[PAGES].update_one(
+        {"_id": page_id(environment, name)}, {"$set": {"projected": revision}}
+    )
 
 
 def _unprojected(database: Database[Document], environment: str, revision: int) -> list[str]:
