@@ -484,7 +484,7 @@ def test_a_drop_and_a_sweep_exclude_each_other(
     pending = asked(mine, lambda session: writer.create(flag(), session=session))
     compare_and_set = sweeper.store.compare_and_set
 
-    def swept(tip: Tip, change: Change, buckets: Any = None) -> bool:
+    def swept(tip: Tip, change: Change, *kept: Any) -> bool:
         monkeypatch.undo()
         writer.sweep()
         return compare_and_set(tip, change, *kept)

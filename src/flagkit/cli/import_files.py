@@ -8,7 +8,7 @@ import contextlib
 import json
 from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from flagkit.cli.policy_files import PolicyFile
 from flagkit.collector import collector_paused
@@ -86,16 +86,20 @@ class ImportFiles:
             content = json.loads(_text(path), object_pairs_hook=_unique)
         except ValueError:
             return False
-        if not isinstance(content, dict) or not content.keys() <= {"flags", "segments"}:
+        if not isinstance(content, dict):
             return False
-        flags, segments = content.get("flags", []), content.get("segments", [])
-        if not (isinstance(flags, list) and isinstance(segments, list) and content):
+        fields = cast("dict[str, Any]", content)
+        if not fields.keys() <= {"flags", "segments"}:
+            return False
+        flags: Any = fields.get("flags", [])
+        segments: Any = fields.get("segments", [])
+        if not (isinstance(flags, list) and isinstance(segments, list) and fields):
             return False
         before = self.wanted.copy()
         try:
-            for document in segments:
+            for document in cast("list[Any]", segments):
                 self.wanted.add_segment(document)
-            for document in flags:
+            for document in cast("list[Any]", flags):
                 self.wanted.add(document)
         except InvalidDocumentError:
             self.wanted = before
