@@ -91,15 +91,15 @@ class ImportFiles:
         fields = cast("dict[str, Any]", content)
         if not fields.keys() <= {"flags", "segments"}:
             return False
-        flags: Any = fields.get("flags", [])
-        segments: Any = fields.get("segments", [])
-        if not (isinstance(flags, list) and isinstance(segments, list) and fields):
+        if not fields or not all(isinstance(members, list) for members in fields.values()):
             return False
+        flags: list[Any] = fields.get("flags", [])
+        segments: list[Any] = fields.get("segments", [])
         before = self.wanted.copy()
         try:
-            for document in cast("list[Any]", segments):
+            for document in segments:
                 self.wanted.add_segment(document)
-            for document in cast("list[Any]", flags):
+            for document in flags:
                 self.wanted.add(document)
         except InvalidDocumentError:
             self.wanted = before
