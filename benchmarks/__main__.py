@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from benchmarks import evaluate, imports, kept, refresh, segments, snapshot, startup, write
+from benchmarks import evaluate, imports, kept, load, refresh, segments, snapshot, startup, write
 from benchmarks.apart import ApartError
 from benchmarks.page import PAGE, page_of
 from benchmarks.peers import suite as peers
@@ -30,6 +30,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "import": imports.run,
     "segments": segments.run,
     "write": write.run,
+    "load": load.run,
     "peers": peers.run,
 }
 

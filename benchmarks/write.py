@@ -41,11 +41,9 @@ class TimedStore(Store):
 
     committed = 0
 
-    def compare_and_set(
-        self, tip: Tip, change: Change, buckets: Mapping[str, int] | None = None
-    ) -> bool:
+    def compare_and_set(self, tip: Tip, change: Change, *kept: Any) -> bool:
         """Commit a change, and note when that was done."""
-        done = super().compare_and_set(tip, change, buckets)
+        done = super().compare_and_set(tip, change, *kept)
         self.committed = time.monotonic_ns()
         return done
 

@@ -1,7 +1,7 @@
 """Access: who may do what where, all of it as one table; and that a revocation holds at once."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -331,16 +331,14 @@ def test_a_revocation_that_comes_first_is_obeyed(writer: Writer, acting: Acting)
     compare_and_set = ada.store.compare_and_set
     attempts: list[bool] = []
 
-    def revoked_in_between(
-        tip: Tip, change: Change, buckets: Mapping[str, int] | None = None
-    ) -> bool:
+    def revoked_in_between(tip: Tip, change: Change, *kept: Any) -> bool:
         if not attempts:
             with writer.change() as revocation:
                 revocation.revoke("ada")
-        attempts.append(compare_and_set(tip, change, buckets))
+        attempts.append(compare_and_set(tip, change, *kept))
         return attempts[-1]
 
-    ada.store.compare_and_set = revoked_in_between  # type: ignore[method-assign]
+    ada.store.compare_and_set = revoked_in_between  # type: ignore[assignment, method-assign]
     with pytest.raises(AccessDeniedError):
         ada.update(flag(owner="ada"))
     assert attempts == [False]

@@ -18,6 +18,7 @@ from flagkit.snapshot.folding import folded
 from flagkit.storage.forms import head_document, ledger_document
 from flagkit.writer import Retention, Writer, entries, prune, verify, write_checkpoint
 from flagkit.writer.checkpoints import problem_with
+from flagkit.writer.importing import Import
 from flagkit.writer.ledger import ACTIONS, DECISIONS, Wanted
 from tests.test_writer import flag
 
@@ -344,6 +345,9 @@ def test_every_action_has_its_word(history: Writer) -> None:
     history.update_segment({"key": "staff"})
     history.delete_segment("staff")
     history.rollback(to=3)
+    documents = Import("production")
+    documents.add(flag("a.imported"))
+    documents.run(history)
     with history.change() as change:
         change.grant("tester", "admin")
         change.revoke("ada")

@@ -471,10 +471,10 @@ def test_a_drop_and_a_sweep_exclude_each_other(
     sweeper = other("bob")
     compare_and_set = sweeper.store.compare_and_set
 
-    def late(tip: Tip, change: Change, buckets: Any = None) -> bool:
+    def late(tip: Tip, change: Change, *kept: Any) -> bool:
         monkeypatch.undo()
         writer.drop_pending(pending.request)
-        return compare_and_set(tip, change, buckets)
+        return compare_and_set(tip, change, *kept)
 
     monkeypatch.setattr(sweeper.store, "compare_and_set", late)
     assert sweeper.sweep().commits == ()
@@ -484,10 +484,10 @@ def test_a_drop_and_a_sweep_exclude_each_other(
     pending = asked(mine, lambda session: writer.create(flag(), session=session))
     compare_and_set = sweeper.store.compare_and_set
 
-    def swept(tip: Tip, change: Change, buckets: Any = None) -> bool:
+    def swept(tip: Tip, change: Change, *kept: Any) -> bool:
         monkeypatch.undo()
         writer.sweep()
-        return compare_and_set(tip, change, buckets)
+        return compare_and_set(tip, change, *kept)
 
     monkeypatch.setattr(sweeper.store, "compare_and_set", swept)
     with pytest.raises(NotPendingError, match="was made as revision 2"):

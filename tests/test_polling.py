@@ -10,7 +10,7 @@ from pymongo import MongoClient
 from flagkit.client import Client
 from flagkit.embedded import _FLAGS
 from flagkit.refresh import State
-from flagkit.storage.layout import FLAGS, HEADS, LEDGER, MEMBERS, SEGMENTS
+from flagkit.storage.layout import FLAGS, HEADS, LEDGER, MEMBERS, PAGES, SEGMENTS
 from flagkit.writer import Writer
 from tests.members import Member, Members
 
@@ -27,7 +27,7 @@ Mongo = MongoClient[dict[str, Any]]
 
 def copied(source: Mongo, target: Mongo, database: str) -> None:
     """Put what a database has in the place of what another one has, as a nightly copy does."""
-    for name in (SEGMENTS, MEMBERS, FLAGS, LEDGER, HEADS):
+    for name in (SEGMENTS, MEMBERS, PAGES, FLAGS, LEDGER, HEADS):
         target[database][name].delete_many({})
         documents = list(source[database][name].find())
         if documents:
@@ -77,6 +77,13 @@ def test_a_standalone_server_is_polled_and_that_is_said_once(
                 copied(source, target, database)
                 client.wait_for(commit.revision)
                 assert client.value("shop.theme", default="none") == variant
+            with writer.change() as change:
+                for i in range(600):
+                    change.create({**THEME, "key": f"many.f{i}"})
+            assert change.commit is not None
+            copied(source, target, database)
+            client.wait_for(change.commit.revision)
+            assert client.value("many.f7", default="none") == "dark"
             assert client.status().state in {State.POLLING, State.CATCHING_UP}
     [words] = said(caplog)
     assert "this MongoDB is not a replica set" in words

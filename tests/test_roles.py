@@ -254,7 +254,7 @@ PUBLISHES = (*ADDS, "delete", "out")
 ALLOWED: dict[tuple[str, str], tuple[str, ...]] = {
     **{
         (READER, name): READS
-        for name in ("ledger", "flags", "segments", "members", "checkpoints", "slices")
+        for name in ("ledger", "flags", "segments", "members", "pages", "checkpoints", "slices")
     },
     (READER, "heads"): (*READS, "watch"),
     (READER, "clients"): PUTS,
@@ -264,15 +264,17 @@ ALLOWED: dict[tuple[str, str], tuple[str, ...]] = {
     (WRITER, "denials"): ("insert", "merge new"),
     (WRITER, "pending"): (*PUTS, "delete", "out"),
     (WRITER, "proposals"): ADDS,
-    **{(WRITER, name): PUTS for name in ("flags", "segments", "members", "access")},
+    **{(WRITER, name): PUTS for name in ("flags", "segments", "members", "pages", "access")},
     **{(WRITER, name): PUBLISHES for name in ("checkpoints", "slices")},
     (WRITER, "clients"): READS,
     **{(ADMIN, name): PUTS for name in ("flags", "segments", "access", "clients")},
     (ADMIN, "heads"): (*PUTS, "watch"),
     (ADMIN, "ledger"): PUBLISHES,
     (ADMIN, "erasures"): ADDS,
-    **{(ADMIN, name): (*PUTS, "delete", "out") for name in ("audit", "denials", "members")},
-    **{(ADMIN, name): (*PUTS, "delete", "out") for name in ("pending", "proposals")},
+    **{
+        (ADMIN, name): (*PUTS, "delete", "out")
+        for name in ("audit", "denials", "members", "pages", "pending", "proposals")
+    },
     **{(ADMIN, name): PUBLISHES for name in ("checkpoints", "slices")},
 }
 """All that may be done. Administrators may also modify any collection, and make indexes."""

@@ -9,7 +9,7 @@ from pymongo import MongoClient
 from flagkit.changes import next_change
 from flagkit.client import Client
 from flagkit.errors import InvalidDocumentError, RevisionNotFoundError
-from flagkit.writer import Writer, entries, verify
+from flagkit.writer import Writer, entries, planning, verify
 from flagkit.writer.operations import SetState
 from flagkit.writer.planning import plan
 from tests.rehearsal import Rehearsal, segments_in
@@ -102,7 +102,10 @@ def test_a_rollback_of_everything_comes_alone(writer: Writer) -> None:
     assert writer.store.tip().revision == 1
 
 
-def test_a_rollback_that_is_too_large_is_refused_whole(writer: Writer) -> None:
+def test_a_rollback_that_is_too_large_is_refused_whole(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "CHANGE_BYTES_MAX", 4 * 2**20)
     for i in range(4):
         writer.create(flag(f"a.a{i}", description="x" * 900_000))
         writer.update(flag(f"a.a{i}", description="y" * 900_000))

@@ -12,6 +12,7 @@ from pymongo.errors import WriteError
 
 from flagkit.errors import AccessDeniedError
 from flagkit.heartbeat import Heartbeat
+from flagkit.storage import pages
 from flagkit.storage.creating import prepared
 from flagkit.storage.layout import INDEXES
 from flagkit.storage.registry import identity_of, registering
@@ -49,6 +50,9 @@ def held(mongo_uri: str) -> Iterator[Database[Document]]:
                 change.archive("a.one")
             with pytest.raises(AccessDeniedError):
                 writer.restore("a.one", actor="mallory")
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(pages, "UNPAGED_POLICIES_MAX", 0)
+                writer.create(flag("a.paged"), actor="dana")
             write_checkpoint(writer.store)
             with writer.propose() as change:
                 change.restore("a.one")
@@ -127,7 +131,7 @@ def test_each_collection_has_its_validator_and_its_documents(held: Database[Docu
 def test_a_document_of_a_wrong_form_is_refused(held: Database[Document], collection: str) -> None:
     may_be_missing = {
         *("body", "format", "seal", "segments", "glass", "buckets", "proposal", "applied_by"),
-        *("tries", "not_before", "trouble", "refused"),
+        *("tries", "not_before", "trouble", "refused", "projected", "unprojected"),
     }
     for found in held[collection].find():
         document = elsewhere(found)

@@ -43,7 +43,7 @@ from flagkit.model import decode, encode
 from flagkit.model.decoding import DOCUMENT_BYTES_MAX
 from flagkit.model.rollouts import spans
 from flagkit.storage.foreseen import POLICIES_MAX, projects_lightly
-from flagkit.writer import Writer, verify
+from flagkit.writer import Writer, planning, verify
 from flagkit.writer.drafts import Draft
 from flagkit.writer.operations import SetState
 from flagkit.writer.planning import plan
@@ -386,8 +386,9 @@ def test_bad_input_is_refused_before_any_write(
 
 
 def test_a_change_of_many_flags_that_is_too_large_is_refused(
-    writer: Writer, direct: Database[dict[str, Any]]
+    writer: Writer, direct: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(planning, "CHANGE_BYTES_MAX", 4 * 2**20)
     before = written(direct)
 
     def create_all() -> None:
@@ -512,7 +513,7 @@ def test_what_a_failover_took_back_of_the_newest_change_is_projected_again(
     assert verify(writer.store) == []
     with writer.store.reading() as reading:
         assert reading.pending is None
-        assert reading.unprojected is not None
+        assert reading.behind is not None
         assert reading.find(["shop.search"])["*", "shop.search"].policy["state"] == "paused"
     writer.create(flag("another.flag"))
     assert policy(writer)["state"] == "paused"

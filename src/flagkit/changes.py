@@ -6,7 +6,7 @@ plain values in normal form, whose key order BSON and MessagePack keep.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 
@@ -16,6 +16,8 @@ from msgspec import Struct
 
 FORMAT = 1
 DIGEST_MODULUS = 2**64
+SEALED_AT_ONCE = 1_000
+_FIXED_LIST, _SHORT_LIST = 16, 65_536
 
 SEGMENTS = "@segments"
 """Where segments stand, in the place of a region: they have none, and no region has this name."""
@@ -259,7 +261,12 @@ def digest(states: Iterable[PolicyState]) -> dict[str, int]:
 
 
 def _seal(tip: Tip, request: str, previous_hash: str, policies: Iterable[PolicyChange]) -> str:
-    """Return the hex SHA-256 of everything that a change says; the tip's own hash is not read."""
+    """Return the hex SHA-256 of everything that a change says; the tip's own hash is not read.
+
+    What is hashed is one list in MessagePack, written piece by piece: a change may be of a hundred
+    megabytes, and to encode it in one call would hold the interpreter as long.
+    """
+    changed = tuple(policies)
     content = [
         FORMAT,
         tip.environment,
@@ -269,12 +276,33 @@ def _seal(tip: Tip, request: str, previous_hash: str, policies: Iterable[PolicyC
         sorted(tip.digests.items()),
         request,
         previous_hash,
-        [
-            [
-                *change.id,
-                *(side and [side.version, side.packed] for side in (change.before, change.after)),
-            ]
-            for change in policies
-        ],
     ]
-    return hashlib.sha256(_encode(content)).hexdigest()
+    hashed = hashlib.sha256(list_header(len(content) + 1) + _encode(content)[1:])
+    hashed.update(list_header(len(changed)))
+    for first in range(0, len(changed), SEALED_AT_ONCE):
+        hashed.update(encoded_policies(changed[first : first + SEALED_AT_ONCE]))
+    return hashed.hexdigest()
+
+
+def encoded_policies(policies: Sequence[PolicyChange]) -> bytes:
+    """Return changes of policies in MessagePack, one after the other, without a list around them.
+
+    Each is [region, key, before, after]; a side is [version, document in MessagePack], or null.
+    """
+    listed = [
+        [
+            *change.id,
+            *(side and [side.version, side.packed] for side in (change.before, change.after)),
+        ]
+        for change in policies
+    ]
+    return _encode(listed)[len(list_header(len(listed))) :]
+
+
+def list_header(length: int) -> bytes:
+    """Return what a list of a length begins with in MessagePack."""
+    if length < _FIXED_LIST:
+        return bytes([0x90 | length])
+    if length < _SHORT_LIST:
+        return b"\xdc" + length.to_bytes(2, "big")
+    return b"\xdd" + length.to_bytes(4, "big")

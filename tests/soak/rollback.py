@@ -1,17 +1,23 @@
 """Rollback rehearsals: a long random history, and the environment rolled back to points of it."""
 
 import random
+import resource
 import time
 import uuid
 from collections.abc import Iterator
 
 from benchmarks.report import Result
+from flagkit import Client
+from flagkit.changes import PolicyId
 from flagkit.embedded import EmbeddedMongo
-from flagkit.writer import Writer, verify
+from flagkit.writer import Import, Writer, verify
 from tests.rehearsal import Rehearsal
 
 KEYS = 100
 CHANGES_PER_POINT = 20
+LARGE = 100_000
+"""So many flags does one rollback change."""
+LARGE_SECONDS_MAX = 60.0
 
 
 def soak(points: int, seed: int) -> Iterator[Result]:
@@ -47,3 +53,69 @@ def soak(points: int, seed: int) -> Iterator[Result]:
         value=round(slowest, 2),
         unit="s",
     )
+    yield from large()
+
+
+def large(count: int = LARGE) -> Iterator[Result]:
+    """Change each of many flags, delete some, create some, and roll all of that back at once."""
+    problems: list[str] = []
+    with EmbeddedMongo() as server, Writer(server.uri, "soak", actor="soak") as writer:
+        writer.create_environment()
+        _import(writer, count, description="first")
+        before, revision = _policies(writer), writer.store.tip().revision
+        _import(writer, count + 1_000, description="second")
+        with Client(server.uri, environment="soak") as client:
+            client.wait_ready(120)
+            started, used = time.monotonic(), time.process_time()
+            commit = writer.rollback(to=revision, reason="rehearsal")
+            seconds, used = time.monotonic() - started, time.process_time() - used
+            client.wait_for(commit.revision, 300)
+            assert client.snapshot is not None, "it is ready"
+            if len(client.snapshot.keys()) != count:
+                problems.append("the client has other flags")
+        after = _policies(writer)
+        if after != before:
+            problems.append(f"{len(after.items() ^ before.items())} flags are not as they were")
+        problems += verify(writer.store)
+    for problem in problems:
+        print(f"  {problem}")
+    yield Result(
+        benchmark="rollback",
+        case=f"problems, {count:,} flags at once",
+        value=len(problems),
+        unit="",
+        bound=0,
+    )
+    yield Result(
+        benchmark="rollback",
+        case=f"rollback of {count:,} flags",
+        value=round(seconds, 1),
+        unit="s",
+        bound=LARGE_SECONDS_MAX,
+        details={
+            "cpu_seconds": round(used, 1),
+            "megabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
+        },
+    )
+
+
+def _import(writer: Writer, count: int, **more: str) -> None:
+    documents = Import("soak")
+    for i in range(count):
+        weights = {"on": i % 101, "off": 100 - i % 101}
+        documents.add(
+            {
+                "key": f"team-{i % 50}.flag-{i}",
+                "variants": {"on": True, "off": False},
+                "off": "off",
+                "fallthrough": {"rollout": {"weights": weights}},
+                **more,
+            }
+        )
+    documents.run(writer)
+
+
+def _policies(writer: Writer) -> dict[PolicyId, bytes]:
+    """Return all policies in canonical form, byte for byte, without versions."""
+    with writer.store.reading() as reading:
+        return {identity: state.packed for identity, state in reading.all().items()}

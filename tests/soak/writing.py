@@ -11,7 +11,7 @@ import random
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from flagkit.changes import Change, Tip
@@ -57,18 +57,18 @@ def _edit(change: Draft, number: int, chance: random.Random) -> None:
 class TellingStore(Store):
     """A store that says where on its way a change is."""
 
-    def compare_and_set(
-        self, tip: Tip, change: Change, buckets: Mapping[str, int] | None = None
-    ) -> bool:
+    def compare_and_set(self, tip: Tip, change: Change, *kept: Any) -> bool:
         """Commit, and say so."""
-        done = super().compare_and_set(tip, change, buckets)
+        done = super().compare_and_set(tip, change, *kept)
         if done:
             say(committed=change.revision)
         return done
 
-    def project(self, change: Change, *, is_mine: bool = False) -> None:
+    def project(
+        self, change: Change, pages: Collection[str] = (), *, is_mine: bool = False
+    ) -> None:
         """Project, and say so."""
-        super().project(change, is_mine=is_mine)
+        super().project(change, pages, is_mine=is_mine)
         say(projected=change.revision)
 
 

@@ -8,6 +8,7 @@ import msgspec
 from rich.console import Console
 
 from flagkit.cli.documents import flags_in
+from flagkit.cli.importing import import_flags
 from flagkit.cli.options import (
     Place,
     expected_version_option,
@@ -35,6 +36,9 @@ from flagkit.writer.staleness import stale_flags
 @click.group("flags")
 def flags() -> None:
     """Look at the flags of an environment, and change them."""
+
+
+flags.add_command(import_flags)
 
 
 @flags.command("list")

@@ -35,6 +35,10 @@ guards_option = click.option(
     show_envvar=True,
     help="Python guards to ask.",
 )
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Check it and show what it would do, no more."
+)
+
 _OPTIONS = (
     place_options,
     actor_option,
@@ -48,7 +52,7 @@ _OPTIONS = (
     click.option(
         "--break-glass", metavar="WHY", help="Pass guards by; it is warned of, and recorded."
     ),
-    click.option("--dry-run", is_flag=True, help="Check it and show what it would do, no more."),
+    dry_run_option,
     click.option(
         "--propose", is_flag=True, help="Have another person approve of it: flagkit approvals."
     ),

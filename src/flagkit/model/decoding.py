@@ -39,7 +39,7 @@ from flagkit.model.keys import attribute_path, check_key, check_region
 from flagkit.model.queries import parse
 from flagkit.model.rollouts import BUCKETS, Intervals, allocate, shares, spans, weight
 from flagkit.model.sensitive import VariantValue, hidden
-from flagkit.model.values import Value, join, milliseconds, name, normal
+from flagkit.model.values import Value, join, milliseconds, name, normal, plain
 from flagkit.model.variants import bare_weights, check_variant, typed_variants
 from flagkit.model.windows import window
 
@@ -109,6 +109,8 @@ def values_of(document: object) -> dict[str, Value]:
     if not isinstance(document, Mapping):
         raise InvalidDocumentError("", "is not a document", "Write a mapping of fields")
     fields = cast("Mapping[object, object]", document)
+    if (values := plain(fields)) is not None:
+        return values
     # The values of variants are the callers' data, in which nothing stands for anything else.
     return {
         name(key, ""): normal(value, join("", key), 1, extended=key != "variants")

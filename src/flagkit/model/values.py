@@ -40,6 +40,7 @@ _EXTENDED: Final[Mapping[str, str]] = {
     "$uuid": '"00112233-4455-6677-8899-aabbccddeeff"',
 }
 """Extended values, by what they are written with: examples."""
+_NOT_PLAIN: Final = {*_EXTENDED, "$ref", "$id"}
 _NUMBER: Final = r"-?(\d+(\.\d*)?|\.\d+)([Ee][+-]?\d+)?|-?Infinity|NaN"
 _INTEGER: Final = r"-?\d{1,19}"
 _HEX: Final = "[0-9A-Fa-f]"
@@ -65,6 +66,49 @@ DECIMAL128: Final = decimal.Context(
     clamp=1,
     traps=[decimal.InvalidOperation, decimal.Overflow, decimal.Inexact],
 )
+
+
+class _Unusual(Exception):  # noqa: N818 - nothing is wrong, it only takes longer
+    """A value is not plain."""
+
+
+def plain(fields: Mapping[object, object]) -> dict[str, Value] | None:
+    """Return the fields of a document in normal form, as `normal` does, if all are of plain types.
+
+    None says that it takes `normal` to tell what they are, or what is wrong with them. Documents
+    are imported by the hundred thousand, and most take half the time so.
+    """
+    try:
+        return cast("dict[str, Value]", _plain(fields, 0))
+    except _Unusual:
+        return None
+
+
+def _plain(value: object, depth: int) -> Value:
+    kind = type(value)
+    if kind is str:
+        string = cast("str", value)
+        if not string.isascii():
+            raise _Unusual
+        return string
+    if kind is bool or kind is float or value is None:
+        return cast("Value", value)
+    if kind is int and INT64_MIN <= cast("int", value) <= INT64_MAX:
+        return cast("int", value)
+    if depth == DEPTH_MAX:
+        raise _Unusual
+    if kind is dict:
+        return _plain_document(cast("dict[object, object]", value), depth)
+    if kind is list:
+        return [_plain(item, depth + 1) for item in cast("list[object]", value)]
+    raise _Unusual
+
+
+def _plain_document(fields: dict[object, object], depth: int) -> dict[str, Value]:
+    for key in fields:
+        if type(key) is not str or not key.isascii() or "\0" in key or key in _NOT_PLAIN:
+            raise _Unusual
+    return {cast("str", key): _plain(item, depth + 1) for key, item in fields.items()}
 
 
 def normal(  # noqa: C901, PLR0911 - one for each type

@@ -273,13 +273,16 @@ def whole(slices: Generator[object, None, T]) -> T:
             return result
 
 
-def record_of(state: PolicyState) -> Record:
-    """Return the record of a state. A document that is none makes a record that says so."""
+def record_of(state: PolicyState, flag: Flag | None = None) -> Record:
+    """Return the record of a state. A document that is none makes a record that says so.
+
+    `flag` is what the document decodes to, if that is known.
+    """
     if state.region == SEGMENTS:
         body = state.packed
     else:
         try:
-            body = packing.pack(decode(state.policy, stored=True))
+            body = packing.pack(flag or decode(state.policy, stored=True))
         except Exception as error:  # noqa: BLE001 - whatever is stored, the other flags live
             body = packing.fault(error)
     return Record(state.region, state.key, state.version, state.hash, body)

@@ -6,22 +6,23 @@ from typing import Any, cast
 from flagkit.changes import Change
 from flagkit.errors import StoreError
 from flagkit.storage.forms import ledger_document, ledgered
+from flagkit.storage.pages import names_in
 
 
-def audited(document: Mapping[str, Any]) -> Change:
+def audited(document: Mapping[str, Any], pages: Mapping[str, bytes] | None = None) -> Change:
     """Return the change that a ledger document holds, if it holds nothing else.
 
     Raises:
         StoreError: it has not the form that it should have; with its revision.
     """
     try:
-        change = ledgered(document)
+        change = ledgered(document, pages)
     except StoreError as error:
         raise StoreError(
             f"revision {document['_id']['revision']} of the ledger: {error}"
         ) from error
     whole = all(item.before or item.after for item in change.policies)
-    if not whole or _names(document) != _names(ledger_document(change)):
+    if not whole or _names(document) != _names(ledger_document(change, names_in(document))):
         raise StoreError(f"revision {change.revision} of the ledger was altered")
     return change
 

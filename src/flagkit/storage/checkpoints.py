@@ -27,7 +27,7 @@ from flagkit.snapshot.arena import opened
 from flagkit.snapshot.frame import FORMAT
 from flagkit.snapshot.slices import blank, copied
 from flagkit.storage.driver import translated
-from flagkit.storage.forms import change_of, judged, ledgered, tip_fields, tip_in, tip_of
+from flagkit.storage.forms import judged, tip_fields, tip_in, tip_of
 from flagkit.storage.layout import (
     CHECKPOINTS,
     LEDGER,
@@ -38,6 +38,7 @@ from flagkit.storage.layout import (
     ledger_id,
     slice_id,
 )
+from flagkit.storage.paging import Paging
 from flagkit.storage.turns import in_turns
 
 _log = logging.getLogger("flagkit.refresh")
@@ -142,6 +143,7 @@ class Checkpoints:
         self._environment = environment
         self._region = region
         self._complete = complete
+        self._paging = Paging(database, environment)
         self._passed: set[str] = set()
 
     async def start(self, session: AsyncClientSession, head: Document) -> Snapshot | None:
@@ -247,10 +249,11 @@ class Checkpoints:
             {"_id": between}, sort=[("_id", ASCENDING)], session=session, batch_size=TAIL_AT_ONCE
         )
         while documents := await found.to_list(TAIL_AT_ONCE):
-            changes = await self._complete([ledgered(document) for document in documents])
+            read = [await self._paging.ledgered(each, session) for each in documents]
+            changes = await self._complete(read)
             snapshot = snapshot.apply(changes)
             await asyncio.sleep(0)
-        newest = change_of(head)
-        if newest is not None and snapshot.tip != last:
+        if snapshot.tip != last:
+            newest = await self._paging.newest(head, session)
             snapshot = snapshot.apply(await self._complete([newest]))
         return snapshot

@@ -17,6 +17,7 @@ from flagkit.storage.forms import judged
 from flagkit.storage.layout import (
     FLAGS,
     LEDGER,
+    PAGES,
     SEGMENTS,
     Document,
     changed_last,
@@ -29,7 +30,7 @@ from flagkit.storage.layout import (
 POLICIES_MAX: Final = 8
 """Of changes that touch more, policies are not read with the head but in batches after it."""
 
-NEWEST, REQUEST, ENTRIES = "newest", "request", "entries"
+NEWEST, REQUEST, ENTRIES, PAGED = "newest", "request", "entries", "paged"
 
 
 class Foreseen(Struct, frozen=True):
@@ -104,6 +105,10 @@ def pipeline(
         if (keys := keys_in(collection, policies))
     ]
     if foreseen.is_read:
+        any_of = {"$in": sorted({key for _, key in foreseen.policies})}
+        named: Document = {"_id.environment": environment, "keys": any_of}
+        once: list[Document] = [{"$match": named}, {"$limit": 1}, {"$project": {"_id": True}}]
+        answers.append(_answer(PAGED, PAGES, once))
         answers += [
             _answer(ENTRIES, LEDGER, changed_last(environment, policy))
             for policy in sorted(foreseen.policies)

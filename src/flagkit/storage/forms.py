@@ -6,24 +6,38 @@ there are, the layout says.
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, ParamSpec, TypeVar
+
+import bson
+from bson.codec_options import CodecOptions
 
 from flagkit.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit.changes import Change, PolicyChange, PolicyState, Tip, state_of
 from flagkit.errors import StoreError
-from flagkit.model import decode, packing
+from flagkit.model import Flag, decode, packing
 from flagkit.model.flags import segments_of
 from flagkit.snapshot import record_of, seal_of
 from flagkit.storage.layout import FLAGS, Document, collection_of, ledger_id, policy_id
+from flagkit.storage.pages import joined
 
 
 def head_document(
-    tip: Tip, change: Change | None, buckets: Mapping[str, int] | None = None
+    tip: Tip,
+    change: Change | None,
+    buckets: Mapping[str, int] | None = None,
+    pages: Iterable[str] = (),
+    unprojected: int | None = None,
 ) -> Document:
-    """Return the head at a tip, with the change that led to it, and the rate limits' buckets."""
-    body = None if change is None else _change_body(change)
-    kept = {"buckets": {**buckets}} if buckets else {}
+    """Return the head at a tip, with the change that led to it, and the rate limits' buckets.
+
+    `pages` are the names of those that the change is on, if it is on any; `unprojected` is the
+    first revision that flags may lack.
+    """
+    body = None if change is None else _change_body(change, pages)
+    kept: Document = {"buckets": {**buckets}} if buckets else {}
+    if unprojected is not None:
+        kept["unprojected"] = unprojected
     return {"_id": tip.environment, **tip_fields(tip), "change": body, **kept}
 
 
@@ -33,6 +47,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+CODEC: Final[CodecOptions[Document]] = CodecOptions(tz_aware=True)
 _FORM_FAULTS = (
     *(KeyError, TypeError, ValueError),
     *(AttributeError, AssertionError, OverflowError),
@@ -89,25 +104,32 @@ def sequenced(asked: Mapping[str, Any]) -> Tip | None:
 
 
 @judged
-def change_of(head: Mapping[str, Any]) -> Change | None:
-    """Return the change that led to a head; None at revision 0."""
-    return None if head["change"] is None else _change(tip_of(head), head["change"])
+def change_of(head: Mapping[str, Any], pages: Mapping[str, bytes] | None = None) -> Change | None:
+    """Return the change that led to a head; None at revision 0.
+
+    Raises:
+        HistoryLostError: a page that it refers to is not among `pages`, or was altered.
+    """
+    body = head["change"]
+    return None if body is None else _change(tip_of(head), body, pages or {})
 
 
-def ledger_document(change: Change) -> Document:
-    """Return the ledger's document of a change."""
+def ledger_document(change: Change, pages: Iterable[str] = ()) -> Document:
+    """Return the ledger's document of a change, which is on some pages, if on any."""
     identity = ledger_id(change.tip.environment, change.revision)
-    return {"_id": identity, **tip_fields(change.tip), **_change_body(change)}
+    return {"_id": identity, **tip_fields(change.tip), **_change_body(change, pages)}
 
 
 @judged
-def ledgered(document: Mapping[str, Any]) -> Change:
+def ledgered(document: Mapping[str, Any], pages: Mapping[str, bytes] | None = None) -> Change:
     """Return the change that a ledger document holds.
 
     Raises:
         StoreError: it stands in the place of another revision.
+        HistoryLostError: a page that it refers to is not among `pages`, or was altered.
     """
-    change, place = _change(tip_in(document), document), document["_id"]["revision"]
+    change = _change(tip_in(document), document, pages or {})
+    place = document["_id"]["revision"]
     if not change.revision == document["revision"] == place:
         raise StoreError(
             f"the ledger has revision {document['revision']} in the place of revision {place}"
@@ -115,8 +137,10 @@ def ledgered(document: Mapping[str, Any]) -> Change:
     return change
 
 
-def policy_document(environment: str, revision: int, change: PolicyChange) -> Document:
-    """Return the document of a policy as a change left it.
+def policy_document(
+    environment: str, revision: int, change: PolicyChange, flag: Flag | None = None
+) -> Document:
+    """Return the document of a policy as a change left it; `flag` is what it decodes to, if known.
 
     `hash` is that of the state; it and `policy` are null where it was deleted: a tombstone, from
     whose version a new one goes on. A segment's region is "@segments", that of grants and limits
@@ -135,17 +159,21 @@ def policy_document(environment: str, revision: int, change: PolicyChange) -> Do
     }
     if change.after is None:
         return document
-    return document | {"policy": state.policy, "hash": f"{state.hash:016x}"} | _body_fields(state)
+    return (
+        document
+        | {"policy": state.policy, "hash": f"{state.hash:016x}"}
+        | _body_fields(state, flag)
+    )
 
 
-def _body_fields(state: PolicyState) -> Document:
+def _body_fields(state: PolicyState, flag: Flag | None = None) -> Document:
     # The document of a segment is its body, and clients do not read grants.
     if collection_of(state.region) != FLAGS:
         return {}
-    record = record_of(state)
+    record = record_of(state, flag)
     seal = seal_of(record.key, record.version, record.hash, record.body)
     fields = {"body": record.body, "format": packing.FORMAT, "seal": seal}
-    named = segments_named(state)
+    named = segments_named(state) if flag is None else segments_of(flag)
     return fields | {"segments": sorted(named)} if named else fields
 
 
@@ -234,10 +262,12 @@ def _tip(environment: str, fields: Mapping[str, Any]) -> Tip:
     return Tip(environment, fields["epoch"], revision, fields["hash"], fields["time"], digests)
 
 
-def _change_body(change: Change) -> Document:
-    return {
-        "request": change.request,
-        "previous_hash": change.previous_hash,
+def _change_body(change: Change, pages: Iterable[str]) -> Document:
+    names = [*pages]
+    body: Document = {"request": change.request, "previous_hash": change.previous_hash}
+    if names:
+        return body | {"pages": names}
+    return body | {
         "policies": [
             {
                 "region": policy.id[0],
@@ -254,7 +284,10 @@ def _side(state: PolicyState | None) -> Document | None:
     return None if state is None else {"version": state.version, "policy": state.policy}
 
 
-def _change(tip: Tip, body: Mapping[str, Any]) -> Change:
+def _change(tip: Tip, body: Mapping[str, Any], pages: Mapping[str, bytes]) -> Change:
+    if "pages" in body:
+        policies = joined(body["pages"], pages)
+        return Change(tip, body["request"], body["previous_hash"], policies)
     policies = tuple(
         PolicyChange(_state(policy, policy["before"]), _state(policy, policy["after"]))
         for policy in body["policies"]
@@ -266,3 +299,9 @@ def _state(policy: Mapping[str, Any], side: Mapping[str, Any] | None) -> PolicyS
     if side is None:
         return None
     return state_of(policy["key"], policy["region"], int(side["version"]), side["policy"])
+
+
+def is_kept(state: PolicyState, encoded: bytes) -> bool:
+    """Tell whether MongoDB gives back a policy's document as it was."""
+    read: Document = bson.decode(encoded, CODEC)  # pyright: ignore[reportUnknownMemberType]
+    return state_of(state.key, state.region, state.version, read) == state

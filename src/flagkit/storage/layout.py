@@ -5,9 +5,12 @@
 - flags, segments, access: {_id: {environment, key, region}, revision, version, policy, hash}
 - members: {_id: {environment, part}, hashes}; hashed keys of segments, by their SHA-256
 - audit: {_id: {environment, request}, sent, actor, reason, operations, digest}
+- pages: {_id: {environment, page}, keys, content, projected}; what large changes did
 - checkpoints, slices: {_id: {environment, checkpoint}} and a tip; the parts of a snapshot's bytes
 
-A change is {request, previous_hash, policies}; of each {version, policy} before and after, or null.
+A change is {request, previous_hash, policies}; of each {version, policy} before and after, or null;
+a large one has `pages`, their SHA-256, in the place of `policies`. A head has `unprojected` where
+flags may lack what was changed since, and including, that revision.
 Those of clients, denials, pending changes and proposals are described in their rooms; what makes
 documents of values, and values of documents, are the forms.
 """
@@ -28,6 +31,7 @@ Document: TypeAlias = dict[str, Any]
 HEADS, LEDGER, AUDIT = "heads", "ledger", "audit"
 FLAGS, SEGMENTS, MEMBERS = "flags", "segments", "members"
 ACCESS, DENIALS = "access", "denials"
+PAGES = "pages"
 CHECKPOINTS, SLICES = "checkpoints", "slices"
 CLIENTS, ERASURES = "clients", "erasures"
 KEYS = "keys"
@@ -64,6 +68,14 @@ INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
             ],
             name=POLICY_HISTORY,
         ),
+        IndexModel(
+            [("_id.environment", ASCENDING), ("pages", ASCENDING)],
+            name="pages",
+            partialFilterExpression={"pages": {"$exists": True}},
+        ),
+    ),
+    PAGES: (
+        IndexModel([("_id.environment", ASCENDING), ("keys", ASCENDING)], name="page_of_policy"),
     ),
     FLAGS: (
         IndexModel(
@@ -136,6 +148,16 @@ def parts_named(environment: str, parts: Iterable[str]) -> Document:
     return {"_id": {"$in": [{"environment": environment, "part": part} for part in parts]}}
 
 
+def page_id(environment: str, page: Any) -> Document:
+    """Return a page's `_id`. Field order counts: ranges compare whole `_id`s."""
+    return {"environment": environment, "page": page}
+
+
+def pages_named(environment: str, pages: Iterable[str]) -> Document:
+    """Return the filter of some pages."""
+    return {"_id": {"$in": [page_id(environment, page) for page in pages]}}
+
+
 def pending_of(environment: str) -> Document:
     """Return the filter of all that waits in an environment, a range of the `_id` index."""
     return _named(environment, "request")
@@ -184,11 +206,18 @@ def all_of(environment: str) -> Document:
     return {"_id": {"$gte": {"environment": environment}, "$lte": after}}
 
 
-def ledger_of(key: str | None, since: datetime | None, until: datetime | None) -> Document:
-    """Return the filter of changes to a flag or segment, from a moment on and before another."""
+def ledger_of(
+    key: str | None, since: datetime | None, until: datetime | None, pages: Iterable[str] = ()
+) -> Document:
+    """Return the filter of changes to a flag or segment, from a moment on and before another.
+
+    `pages` are those that name it.
+    """
     times = {"$gte": since, "$lt": until}
     bounds = {operator: moment for operator, moment in times.items() if moment is not None}
     found: Document = {} if key is None else {"policies.key": key}
+    if named := [*pages]:
+        found = {"$or": [found, {"pages": {"$in": named}}]}
     return found | {"time": bounds} if bounds else found
 
 
@@ -222,7 +251,8 @@ def changed_last(environment: str, policy: PolicyId, until: int | None = None) -
 def changes_at(environment: str, revisions: Iterable[int], keys: Iterable[str]) -> list[Document]:
     """Return the pipeline for the ledger's changes at some revisions, to policies of some keys."""
     identities = [ledger_id(environment, revision) for revision in sorted(set(revisions))]
-    return [{"$match": {"_id": {"$in": identities}}}, {"$set": {"policies": _those_of(keys)}}]
+    mine = {"_id": {"$in": identities}, "policies": {"$exists": True}}
+    return [{"$match": mine}, {"$set": {"policies": _those_of(keys)}}]
 
 
 def changes_beyond(environment: str, keys: Mapping[int, Iterable[str]]) -> list[Document]:

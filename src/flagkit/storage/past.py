@@ -1,9 +1,10 @@
 """Past: what the ledger has of an environment, up to the revision that is read."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from datetime import datetime
-from typing import Any, Final
+from datetime import datetime, timedelta
+from typing import Any
 
 from pymongo import ASCENDING, DESCENDING
 from pymongo.client_session import ClientSession
@@ -14,6 +15,7 @@ from flagkit.storage.auditing import audited
 from flagkit.storage.foreseen import (
     ENTRIES,
     NEWEST,
+    PAGED,
     REQUEST,
     Foreseen,
     Found,
@@ -21,27 +23,28 @@ from flagkit.storage.foreseen import (
 )
 from flagkit.storage.forms import (
     change_of,
-    judged,
     last_state,
     ledgered,
     policy_state,
     sequenced,
+    tip_in,
     tip_of,
 )
 from flagkit.storage.layout import (
     AUDIT,
     LEDGER,
     POLICY_HISTORY,
-    Document,
     changed_last,
     changes_at,
     changes_beyond,
     ledger_after,
+    ledger_id,
     request_of,
 )
+from flagkit.storage.paged_history import PagedHistory
+from flagkit.storage.pages import names_in
 from flagkit.storage.standing import Standing
-
-_GROUPS_MAX: Final = 16
+from flagkit.storage.succession import follows, grouped, named_beyond, together
 
 
 class Past:
@@ -59,15 +62,51 @@ class Past:
         self._foreseen = foreseen
         self._answers = found.answers
         self._standing = Standing(database, session, self.tip, foreseen, found)
-        change = change_of(found.head)
-        if change is None and self.tip.revision > 0:
-            raise StoreError(f"the head of {self.tip.environment!r} has lost its change")
-        self._newest = change
-        self.pending = change if change is not None and not self._is_ledgered(change) else None
+        self._paged = PagedHistory(database, session, self.tip.environment)
+        self._head = found.head
+        self.pages = names_in(found.head["change"])
+        """The pages that the tip's change is on, if it is on any."""
+        self._newest, ledgered_already = self._read_newest()
+        change = self._newest
+        self.pending = None if ledgered_already else change
         """The tip's change, if the ledger has not got it yet."""
-        behind = change is not None and not self._is_projected(change)
-        self.unprojected = change if behind else self.pending
-        """The tip's change, if the ledger or its flags have not got it yet, or have lost it."""
+        behind = change is not None and not self.pages and not self._is_projected(change)
+        self.behind = change if behind else self.pending
+        """The tip's change, if the ledger or its flags have not got it yet, or have lost it.
+
+        One that is on pages is only about the ledger: its flags are `lagging`.
+        """
+
+    @functools.cached_property
+    def lagging(self) -> int | None:
+        """The revision of a change on pages that flags may lack in part; None if they lack none."""
+        revision = self._head.get("unprojected")
+        if revision is None:
+            return None
+        names = self.pages
+        if revision != self.tip.revision:
+            identity = ledger_id(self.tip.environment, revision)
+            names = names_in(
+                self._database[LEDGER].find_one(
+                    {"_id": identity}, {"pages": True}, session=self._session
+                )
+            )
+        done = self._paged.projected_count(revision, names)
+        return None if names and done == len(names) else int(revision)
+
+    @functools.cached_property
+    def unprojected(self) -> Sequence[Change]:
+        """The changes that flags may lack, in order; the last is the tip's."""
+        behind = [] if self.behind is None else [self.behind]
+        if self.lagging is None:
+            return behind
+        earlier = [*self.changes(self.lagging - 1)]
+        return earlier if behind and earlier and earlier[-1] == behind[0] else [*earlier, *behind]
+
+    @property
+    def lags_by(self) -> timedelta:
+        """How much older than the tip the oldest of the changes is that flags may lack."""
+        return self.tip.time - self.unprojected[0].tip.time if self.unprojected else timedelta()
 
     @property
     def cut(self) -> Cut | None:
@@ -89,7 +128,8 @@ class Past:
 
     def commit_of(self, request: str) -> Tip | None:
         """Return the tip that a request led to, None if it has not been committed."""
-        if self._newest is not None and self._newest.request == request:
+        body = self._head["change"]
+        if body is not None and body["request"] == request:
             return self.tip
         if request == self._foreseen.request:
             documents = self._answers.get(REQUEST, [])
@@ -97,7 +137,7 @@ class Past:
             asked = request_of(self.tip.environment, request)
             documents = self._database[LEDGER].find(asked, session=self._session).to_list(1)
         if documents:
-            return ledgered(documents[0]).tip
+            return tip_in(documents[0])
         if self.cut is None:
             return None
         # Who prunes the ledger leaves there what became of a request.
@@ -112,7 +152,8 @@ class Past:
             sort=[("_id", ASCENDING)],
             session=self._session,
         )
-        return map(audited, found)
+        for document in found:
+            yield audited(document, self._paged.contents(names_in(document)))
 
     def revision_at(self, moment: datetime) -> int:
         """Return the last revision in the ledger that is not later than a moment; 0 if none is."""
@@ -142,8 +183,7 @@ class Past:
         standing = self._standing.at(wanted)
         gone = {policy for policy in standing if standing[policy]["policy"] is None}
         last = self._last(gone)
-        own = self.unprojected.policies if self.unprojected is not None else ()
-        last |= {policy.id: policy for policy in own if policy.id in wanted}
+        last |= {policy.id: policy for policy in self._policies_behind() if policy.id in wanted}
         # Of those that were deleted before the ledger was cut, their tombstones tell.
         kept = {policy: last_state(standing[policy]) for policy in gone - last.keys()}
         return {policy: state for policy, state in kept.items() if state is not None} | {
@@ -201,6 +241,9 @@ class Past:
             None,
         )
         changes = [] if document is None else [ledgered(document)]
+        paged = self._paged.last(policy, revision)
+        if paged is not None:
+            changes = sorted((*changes, paged), key=lambda change: change.revision)
         if self.pending is not None and self.pending.revision <= revision:
             changes.append(self.pending)
         for change in reversed(changes):
@@ -216,18 +259,17 @@ class Past:
             StoreError: an older one was put back past the writer, or one was removed.
         """
         by_id = {change.id: change for change in changes}
-        own = self.unprojected.policies if self.unprojected is not None else ()
-        read_through = {change.id: change for change in own}
+        read_through = {change.id: change for change in self._policies_behind()}
         asked = by_id.keys() - read_through.keys()
         last = self._last(asked) | read_through
         later = self._changed_since(asked)
         for identity, change in by_id.items():
             newest = last.get(identity)
             if newest is None and self.cut is not None:
-                follows = self._follows_cut(change, self.cut)
+                goes_on = self._follows_cut(change, self.cut)
             else:
-                follows = _follows(newest, change)
-            if identity in later or not follows:
+                goes_on = follows(newest, change)
+            if identity in later or not goes_on:
                 region, key = identity
                 raise StoreError(
                     f"{key} ({region}) is not as the ledger has it: it was changed past the"
@@ -252,41 +294,49 @@ class Past:
         What came after these is told by `_changed_since`.
         """
         if self._are_foreseen(policies):
-            changes = map(ledgered, self._answers.get(ENTRIES, ()))
+            changes = [*map(ledgered, self._answers.get(ENTRIES, ()))]
+            if self._answers.get(PAGED):
+                found_on_pages = (self._paged.last(each, self.tip.revision) for each in policies)
+                changes += (change for change in found_on_pages if change is not None)
+                changes.sort(key=lambda change: change.revision)
             items = (item for change in changes for item in change.policies)
             return {item.id: item for item in items if item.id in policies}
         stand = self._standing.revisions(policies)
-        pipeline = changes_at(self.tip.environment, stand.values(), {key for _, key in policies})
-        found = self._database[LEDGER].aggregate(pipeline, session=self._session) if stand else ()
-        return {
-            item.id: item
-            for change in map(ledgered, found)
-            for item in change.policies
-            if stand.get(item.id) == change.revision
-        }
+        last = self._paged.at(stand)
+        # Most were changed together, with those at the same revision.
+        for some in together(stand):
+            keys = {key for _, key in some}
+            pipeline = changes_at(self.tip.environment, some.values(), keys)
+            for change in map(
+                ledgered, self._database[LEDGER].aggregate(pipeline, session=self._session)
+            ):
+                last |= {
+                    item.id: item
+                    for item in change.policies
+                    if some.get(item.id) == change.revision
+                }
+        return last
 
     def _changed_since(self, policies: AbstractSet[PolicyId]) -> set[PolicyId]:
         """Return the policies that the ledger has changes to after those that they stand at."""
         if self._are_foreseen(policies):
             return set()
-        stand = self._standing.revisions(policies)
-        ordered = sorted(policies, key=lambda policy: stand.get(policy, 0))
-        keys: dict[int, set[str]] = {}
-        # Most were imported together. Where they were not, some groups of them are enough, for what
-        # is found too early is passed over.
-        size = max(len(ordered) // _GROUPS_MAX, 1)
-        for first in range(0, len(ordered), size):
-            some = ordered[first : first + size]
-            keys.setdefault(stand.get(some[0], 0), set()).update(key for _, key in some)
-        if not keys:
-            return set()
-        found = self._database[LEDGER].aggregate(
-            changes_beyond(self.tip.environment, keys), session=self._session, hint=POLICY_HISTORY
-        )
-        return _named_beyond(found, stand) & policies
+        stand = dict.fromkeys(policies, 0) | self._standing.revisions(policies)
+        later = self._paged.beyond(stand)
+        for some in together(stand):
+            found = self._database[LEDGER].aggregate(
+                changes_beyond(self.tip.environment, grouped(some)),
+                session=self._session,
+                hint=POLICY_HISTORY,
+            )
+            later |= named_beyond(found, stand) & policies
+        return later
 
     def _are_foreseen(self, policies: AbstractSet[PolicyId]) -> bool:
         return self._foreseen.is_read and policies <= self._foreseen.policies
+
+    def _policies_behind(self) -> Iterator[PolicyChange]:
+        return (policy for change in self.unprojected for policy in change.policies)
 
     def _is_projected(self, change: Change) -> bool:
         """Tell whether the flags stand where the tip's change, which is in the ledger, led them.
@@ -299,12 +349,25 @@ class Past:
         stand = self._standing.revisions(policies)
         return all(stand.get(policy, 0) >= self.tip.revision for policy in policies)
 
-    def _is_ledgered(self, change: Change) -> bool:
-        """Tell whether the ledger has the tip's change. It must have no other, and no later one."""
+    def _read_newest(self) -> tuple[Change | None, bool]:
+        """Return the tip's change, and whether the ledger has it. It must have no other or later.
+
+        One that is on pages is read where the ledger lacks it.
+        """
         found = self._answers.get(NEWEST, ())
         newest = {document["_id"]["revision"]: document.get("hash") for document in found}
-        hashes = {revision: newest[revision] for revision in newest if revision >= change.revision}
-        if not change.is_sealed or hashes not in ({}, {self.tip.revision: self.tip.hash}):
+        hashes = {
+            revision: newest[revision] for revision in newest if revision >= self.tip.revision
+        }
+        change = None
+        if not self.pages or not hashes:
+            change = change_of(self._head, self._paged.contents(self.pages))
+            if change is None:
+                if self.tip.revision > 0:
+                    raise StoreError(f"the head of {self.tip.environment!r} has lost its change")
+                return None, True
+        is_altered = change is not None and not change.is_sealed
+        if is_altered or hashes not in ({}, {self.tip.revision: self.tip.hash}):
             beyond = [str(revision) for revision in hashes if revision != self.tip.revision]
             also = f" (the ledger has revision {beyond[0]} too)" if beyond else ""
             raise StoreError(
@@ -312,24 +375,4 @@ class Past:
                 f" revision {self.tip.revision}{also}: one was restored or edited; nothing was"
                 " written"
             )
-        return bool(hashes)
-
-
-@judged
-def _named_beyond(documents: Iterable[Document], stand: Mapping[PolicyId, int]) -> set[PolicyId]:
-    """Return the policies in what `changes_beyond` found that was later than they stand."""
-    named = (
-        ((policy["region"], policy["key"]), document["_id"]["revision"])
-        for document in documents
-        for policy in document["policies"]
-    )
-    return {policy for policy, revision in named if revision > stand.get(policy, 0)}
-
-
-def _follows(newest: PolicyChange | None, change: PolicyChange) -> bool:
-    """Tell whether a change goes on from where a policy's newest one left it."""
-    if newest is None or newest.after is not None:
-        return change.before == (None if newest is None else newest.after)
-    # Where a tombstone was removed, versions would begin anew.
-    last, after = newest.before, change.after
-    return change.before is None and bool(last and after and after.version > last.version)
+        return change, bool(hashes)

@@ -86,7 +86,6 @@ class Reading(Past):
         """The server's time."""
         self.buckets: Mapping[str, int] = found.head.get("buckets", {})
         """By name, when a bucket of the rate limits is full again, in microseconds since 1970."""
-        self._head = found.head
         self._remembered = remembered
 
     def find(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
@@ -169,7 +168,7 @@ class Reading(Past):
                 the writer.
             StoreError: members of segments are missing, or were changed past the writer.
         """
-        scan, count = Scan(self._head, None), 0
+        scan, count = Scan(self.tip, self.unprojected, None), 0
         for collection, projection in PROJECTIONS.items():
             found = self._database[collection].find(
                 scan.filter(collection),
@@ -270,8 +269,9 @@ class Reading(Past):
         documents = self._database[FLAGS].find(asked, session=self._session)
         return self._read_through(
             documents,
-            lambda state: any(
-                item["flag"] in wanted for item in state.policy.get("prerequisites", ())
+            lambda state: (
+                b"prerequisites" in state.packed
+                and any(item["flag"] in wanted for item in state.policy.get("prerequisites", ()))
             ),
         )
 
@@ -312,8 +312,8 @@ class Reading(Past):
             (document["_id"]["region"], document["_id"]["key"]): policy_state(document)
             for document in documents
         }
-        if self.unprojected is not None:
-            states |= {flag.id: flag.after for flag in self.unprojected.policies}
+        for change in self.unprojected:
+            states |= {policy.id: policy.after for policy in change.policies}
         return {
             identity: state
             for identity, state in states.items()

@@ -1,7 +1,7 @@
 """Scanning: from the documents of all policies, batch by batch, to a base. Does no reading itself.
 
-The tip's change is read through: it may not be in the documents yet, since it is projected after it
-is committed. What clients read of a flag is its packed body; the policy only where that is missing.
+What is not projected yet is read through: the documents may lack the tip's change, and a large one
+before it. What clients read of a flag is its packed body; the policy only where that is missing.
 """
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -10,13 +10,13 @@ from typing import Any, Final, TypeAlias
 
 from msgspec.structs import astuple
 
-from flagkit.changes import ACCESS, PolicyState
+from flagkit.changes import ACCESS, Change, PolicyState, Tip
 from flagkit.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit.errors import HistoryLostError
 from flagkit.model import packing
 from flagkit.snapshot import Arena, Record, record_of, seal_of
 from flagkit.snapshot.building import Builder
-from flagkit.storage.forms import change_of, judged, policy_state, tip_of
+from flagkit.storage.forms import judged, policy_state
 from flagkit.storage.layout import (
     FLAGS,
     SEGMENTS,
@@ -42,18 +42,23 @@ class Scan:
     """What is read of an environment, at the revision of a head.
 
     Args:
-        head: The head, read in the same snapshot of the database as the documents.
+        tip: Where the environment stands in the snapshot of the database that documents are from.
+        unprojected: The changes that they may lack, in order.
         kept: The regions that are wanted, the one of segments included; None for all.
         namespaces: What the keys of flags that are wanted begin with; none for all.
 
     Raises:
-        HistoryLostError: the head was changed past the writer.
+        HistoryLostError: one of the changes was altered past the writer.
     """
 
     def __init__(
-        self, head: Document, kept: Sequence[str] | None, namespaces: tuple[str, ...] = ()
+        self,
+        tip: Tip,
+        unprojected: Sequence[Change],
+        kept: Sequence[str] | None,
+        namespaces: tuple[str, ...] = (),
     ) -> None:
-        self.tip = tip_of(head)
+        self.tip = tip
         self.parts: set[str] = set()
         """The parts of members that segments refer to, once all documents have been taken."""
         self._kept = kept
@@ -62,15 +67,12 @@ class Scan:
         self._waiting: dict[str, list[tuple[_Place, Record | None]]] = {
             collection: [] for collection in PROJECTIONS
         }
-        change = change_of(head)
-        if change is None:
-            return
-        if not change.is_sealed:
+        if not all(change.is_sealed for change in unprojected):
             raise HistoryLostError("the head was changed past the writer")
-        for policy in change.policies:
-            region, key = policy.id
+        newest = {item.id: item.after for change in unprojected for item in change.policies}
+        for (region, key), state in newest.items():
             if self._wants(region, key):
-                record = None if policy.after is None else self._record_of(policy.after)
+                record = None if state is None else self._record_of(state)
                 self._waiting[collection_of(region)].append((_place(key, region), record))
         for waiting in self._waiting.values():
             waiting.sort(key=itemgetter(0), reverse=True)

@@ -45,7 +45,7 @@ from flagkit.storage.driver import (
     streams_wanted,
     translated,
 )
-from flagkit.storage.forms import change_of, ledgered, policy_state, tip_of
+from flagkit.storage.forms import policy_state, tip_of
 from flagkit.storage.layout import (
     CLIENTS,
     FLAGS,
@@ -57,6 +57,7 @@ from flagkit.storage.layout import (
     parts_named,
     policies_named,
 )
+from flagkit.storage.paging import Paging
 from flagkit.storage.registry import identity_of, registering
 from flagkit.storage.scanning import (
     BATCH_DOCUMENTS,
@@ -121,6 +122,7 @@ class MongoSource:
                     database, read_concern=_MAJORITY, read_preference=ReadPreference.PRIMARY
                 ),
             }
+        self._paging = {route: Paging(read, environment) for route, read in self._databases.items()}
         self._checkpoints = {
             route: Checkpoints(
                 read, environment, region, functools.partial(self._with_parts, route=route)
@@ -152,7 +154,8 @@ class MongoSource:
         with translated("loading all flags"):
             async with self._at_one_time() as session:
                 head = await self._head(route, session)
-                scan = Scan(head, kept_of(self._region), self._namespaces)
+                lacking = await self._paging[route].unprojected(head, session)
+                scan = Scan(tip_of(head), lacking, kept_of(self._region), self._namespaces)
                 for collection, projection in PROJECTIONS.items():
                     found = database[collection].find(
                         scan.filter(collection),
@@ -220,16 +223,22 @@ class MongoSource:
             raise StoreUnavailableError("the change stream has ended")
         with translated("watching for changes"):
             batch = cast("bytes | None", await stream.try_next())
-        changes, time = arrived(batch) if batch else ([], None)
+        found, time = arrived(batch) if batch else ([], None)
         self._note_time(time)
+        changes = [await self._complete(item) for item in found]
         return await self._with_parts(changes, self._route)
+
+    async def _complete(self, head: Change | Document) -> Change:
+        if isinstance(head, Change):
+            return head
+        with translated("reading a large change"):
+            async with self._after_what_is_seen() as session:
+                return await self._paging[self._route].newest(head, session)
 
     async def catch_up(self, tip: Tip, route: Route) -> Sequence[Change]:
         """Return every change after `tip`, from the ledger and the head."""
         with translated("reading the ledger"):
-            async with self._client.start_session(causal_consistency=True) as session:
-                if self._seen_at is not None:
-                    session.advance_operation_time(self._seen_at)
+            async with self._after_what_is_seen() as session:
                 head = await self._head(route, session)
                 self._note_time(session.operation_time)
                 last = tip_of(head)
@@ -255,10 +264,10 @@ class MongoSource:
                     batch_size=EVENTS_AT_ONCE,
                     max_time_ms=OPERATION_MILLISECONDS_MAX,
                 )
+                paging = self._paging[route]
                 with collector_paused():
-                    changes = [ledgered(document) async for document in found]
-        newest = change_of(head)
-        assert newest is not None, "a head past revision 0 has its change"
+                    changes = [await paging.ledgered(document, session) async for document in found]
+                newest = await paging.newest(head, session)
         changes.append(newest)
         if len(changes) != last.revision - tip.revision:
             raise HistoryLostError(f"the ledger does not reach back to revision {tip.revision}")
@@ -275,9 +284,8 @@ class MongoSource:
                         policies_named(self._environment, [key]), session=session
                     )
                 }
-        change = change_of(head)
-        if change is not None:
-            # It may not be there yet: it is projected after it is committed.
+                lacking = await self._paging[Route.PRIMARY].unprojected(head, session)
+        for change in lacking:
             newest = {policy.id: policy.after for policy in change.policies}
             found |= {region: state for (region, name), state in newest.items() if name == key}
         states = (found.get(region) for region in regions_of(self._region))
@@ -295,6 +303,13 @@ class MongoSource:
         """Free everything."""
         with translated("closing the connections", GOODBYE_SECONDS):
             await self._client.close()
+
+    @contextlib.asynccontextmanager
+    async def _after_what_is_seen(self) -> AsyncGenerator[AsyncClientSession]:
+        async with self._client.start_session(causal_consistency=True) as session:
+            if self._seen_at is not None:
+                session.advance_operation_time(self._seen_at)
+            yield session
 
     @contextlib.asynccontextmanager
     async def _at_one_time(self) -> AsyncGenerator[AsyncClientSession]:
@@ -353,9 +368,7 @@ class MongoSource:
         if not added:
             return changes
         with translated("reading members"):
-            async with self._client.start_session(causal_consistency=True) as session:
-                if self._seen_at is not None:
-                    session.advance_operation_time(self._seen_at)
+            async with self._after_what_is_seen() as session:
                 parts = await self._parts(added, route, session)
         return [*changes[:-1], msgspec.structs.replace(changes[-1], parts=parts)]
 

@@ -1,7 +1,7 @@
 """Standing: the documents of policies as they stand in a snapshot, each asked for once."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Final
 
 from pymongo.client_session import ClientSession
 
@@ -21,6 +21,8 @@ from flagkit.storage.layout import (
     policy_id,
 )
 
+_ASKED_AT_ONCE: Final = 10_000
+"""A query has its size, too."""
 _REGION_OF = {SEGMENTS: SEGMENTS_REGION, ACCESS: ACCESS_REGION}
 
 
@@ -84,8 +86,9 @@ class Standing:
 
     def _read(self, collection: str, policies: Iterable[PolicyId]) -> None:
         identities = [policy_id(self._environment, key, region) for region, key in policies]
-        wanted = {"_id": {"$in": identities}}
-        self._add(self._database[collection].find(wanted, session=self._session))
+        for first in range(0, len(identities), _ASKED_AT_ONCE):
+            wanted = {"_id": {"$in": identities[first : first + _ASKED_AT_ONCE]}}
+            self._add(self._database[collection].find(wanted, session=self._session))
 
     def _regions_of(self, collection: str) -> list[str]:
         return self._regions if collection == FLAGS else [_REGION_OF[collection]]

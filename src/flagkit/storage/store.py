@@ -5,7 +5,7 @@ after it may be done by anyone, again, and in any order. No transaction holds a 
 writer would keep.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -14,21 +14,18 @@ import bson
 from bson.codec_options import CodecOptions
 from bson.errors import BSONError
 from pymongo import ASCENDING, DESCENDING, MongoClient, ReadPreference, ReplaceOne
-from pymongo.errors import (
-    BulkWriteError,
-    DuplicateKeyError,
-)
+from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-from flagkit.changes import Change, Tip
+from flagkit.changes import Change, PolicyId, Tip
 from flagkit.errors import (
     EnvironmentNotFoundError,
     InvalidDocumentError,
     StoreError,
     StoreUnavailableError,
 )
-from flagkit.model import EVERYWHERE
+from flagkit.model import EVERYWHERE, Flag
 from flagkit.snapshot import Arena
 from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.creating import create_environment
@@ -47,7 +44,7 @@ from flagkit.storage.foreseen import (
     pipeline,
     projects_lightly,
 )
-from flagkit.storage.forms import head_document, ledger_document, ledgered, policy_document, tip_of
+from flagkit.storage.forms import head_document, is_kept, ledger_document, ledgered, tip_of
 from flagkit.storage.layout import (
     AUDIT,
     CHECKPOINTS,
@@ -55,14 +52,22 @@ from flagkit.storage.layout import (
     HEADS,
     LEDGER,
     MEMBERS,
-    PROJECTED,
+    PAGES,
     Document,
     active_in_region,
     checkpoints_of,
-    collection_of,
     ledger_after,
     ledger_id,
     ledger_of,
+    pages_named,
+)
+from flagkit.storage.pages import Page, names_in, pages_in
+from flagkit.storage.projecting import (
+    add_pages,
+    duplicates_passed,
+    project_own_pages,
+    project_pages,
+    project_policies,
 )
 from flagkit.storage.proposals import Proposals
 from flagkit.storage.pruning import Pruning
@@ -71,7 +76,6 @@ from flagkit.storage.reading import Reading
 from flagkit.storage.waiting import WaitingRequests
 
 _CODEC: CodecOptions[Any] = CodecOptions(tz_aware=True)
-_DUPLICATE_KEY = 11000
 
 STORED_BYTES_MAX = 12 * 1024 * 1024
 """A change larger than this in BSON is refused: a document of MongoDB ends at 16 MiB."""
@@ -142,20 +146,26 @@ class Store:
                 raise self._unknown()
             yield Reading(self._database, session, found, foreseen, self._remembered)
 
-    def check_fits(self, change: Change, content: Mapping[str, Any]) -> None:
+    def check_fits(
+        self, change: Change, content: Mapping[str, Any], pages: Collection[str] = ()
+    ) -> None:
         """Refuse what MongoDB could not store, or not give back as it was, before anything is.
+
+        `pages` are the names of those that the change is on, if it is on any.
 
         Raises:
             InvalidDocumentError: it is too large, or holds what BSON has not.
         """
         try:
-            encoded = bson.encode(ledger_document(change))
+            encoded = bson.encode(ledger_document(change, pages))
             size = max(len(encoded), len(bson.encode({**content})))
-            policies = [
-                len(bson.encode(policy.after.policy)) for policy in change.policies if policy.after
-            ]
-            read: Document = bson.decode(encoded, _CODEC)  # pyright: ignore[reportUnknownMemberType]
-            same = ledgered(read) == change
+            states = [policy.after for policy in change.policies if policy.after]
+            documents = [bson.encode(state.policy) for state in states]
+            if pages:
+                same = all(map(is_kept, states, documents))
+            else:
+                read: Document = bson.decode(encoded, _CODEC)  # pyright: ignore[reportUnknownMemberType]
+                same = ledgered(read) == change
         except (BSONError, OverflowError, UnicodeError, TypeError) as error:
             raise InvalidDocumentError("", f"cannot be stored: {error}", "Mend it") from None
         if size > STORED_BYTES_MAX:
@@ -164,11 +174,11 @@ class Store:
                 f"the change is {size:,} bytes in MongoDB; the limit is {STORED_BYTES_MAX:,}",
                 "Split it up",
             )
-        if max(policies, default=0) > POLICY_BYTES_MAX:
+        largest = max(map(len, documents), default=0)
+        if largest > POLICY_BYTES_MAX:
             raise InvalidDocumentError(
                 "",
-                f"a policy is {max(policies):,} bytes in MongoDB; the limit is"
-                f" {POLICY_BYTES_MAX:,}",
+                f"a policy is {largest:,} bytes in MongoDB; the limit is {POLICY_BYTES_MAX:,}",
                 "Shorten its lists: a flag is for rules, not for data",
             )
         if not same:
@@ -220,64 +230,71 @@ class Store:
             )
             for identity, hashes in zip(identities, parts.values(), strict=True)
         ]
-        with translated("storing members"), _duplicates_passed():
+        with translated("storing members"), duplicates_passed():
             if replacements:
                 self._database[MEMBERS].bulk_write(replacements, ordered=False)
 
+    def add_pages(self, pages: Mapping[str, Page]) -> None:
+        """Store the pages that a change is on, by their SHA-256."""
+        with translated("storing a large change"):
+            add_pages(self._database, self.environment, pages)
+
     def compare_and_set(
-        self, tip: Tip, change: Change, buckets: Mapping[str, int] | None = None
+        self,
+        tip: Tip,
+        change: Change,
+        buckets: Mapping[str, int] | None = None,
+        pages: Collection[str] = (),
+        unprojected: int | None = None,
     ) -> bool:
         """Commit a change if the head still stands at `tip`; return whether it did.
 
-        The buckets are those of the rate limits, as the change leaves them.
+        The buckets are those of the rate limits, as the change leaves them. `pages` are what the
+        change is on, if it is large. `unprojected` is the first revision that flags may lack.
         """
-        expected = {
-            "_id": tip.environment,
-            "epoch": tip.epoch,
-            "revision": tip.revision,
-            "hash": tip.hash,
-        }
+        expected = {"_id": tip.environment, "revision": tip.revision, "hash": tip.hash}
+        expected["epoch"] = tip.epoch
         with translated("committing"):
-            head = head_document(change.tip, change, buckets)
+            head = head_document(change.tip, change, buckets, pages, unprojected)
             done = self._database[HEADS].replace_one(expected, head).matched_count == 1
         if done:
             self._remembered.take(change)
         return done
 
-    def project(self, change: Change, *, is_mine: bool = False) -> None:
+    def project(
+        self, change: Change, pages: Collection[str] = (), *, is_mine: bool = False
+    ) -> None:
         """Bring a committed change to where it is read, wherever it is not there yet.
 
         Who has committed it says that it is theirs; whoever is about to commit the next one needs
-        all of it to have reached a majority, and does not.
+        all of it to have reached a majority. Of one on pages only the ledger is done here.
         """
-        environment, revision = change.tip.environment, change.revision
         # A majority has them with the ledger document, or else the next reading misses them.
         lightly = is_mine and projects_lightly(change)
         concern = WriteConcern(1) if lightly else WriteConcern("majority")
         with translated("projecting a change"):
-            for collection in PROJECTED:
-                # A newer state stays: the guard finds nothing to replace, and the upsert meets its
-                # `_id`.
-                replacements = [
-                    ReplaceOne(
-                        {"_id": document["_id"], "revision": {"$lt": revision}},
-                        document,
-                        upsert=True,
-                    )
-                    for document in (
-                        policy_document(environment, revision, policy)
-                        for policy in change.policies
-                        if collection_of(policy.id[0]) == collection
-                    )
-                ]
-                with _duplicates_passed():
-                    if replacements:
-                        projected = self._database[collection].with_options(write_concern=concern)
-                        projected.bulk_write(replacements, ordered=False)
+            if not pages:
+                projected = self._database.with_options(write_concern=concern)
+                project_policies(projected, self.environment, change.revision, change.policies)
             try:
-                self._database[LEDGER].insert_one(ledger_document(change))
+                self._database[LEDGER].insert_one(ledger_document(change, pages))
             except DuplicateKeyError:
                 self._check_same(change)
+
+    def project_own_pages(
+        self, revision: int, pages: Mapping[str, Page], flags: Mapping[PolicyId, Flag]
+    ) -> None:
+        """Bring a large change that was just committed to where it is read, page by page.
+
+        `flags` are those that its documents decode to, as far as they are known.
+        """
+        with translated("projecting a large change"):
+            project_own_pages(self._database, self.environment, revision, pages, flags)
+
+    def project_pages(self, revision: int, limit: int | None = None) -> None:
+        """Bring a large change to where it is read, as far as it is not there; some pages of it."""
+        with translated("projecting a large change"):
+            project_pages(self._database, self.environment, revision, limit)
 
     def changes(
         self,
@@ -292,10 +309,20 @@ class Store:
 
         Only those of a flag or segment, from a moment on, or before another, where these are given.
         """
-        wanted = ledger_after(self.environment, after) | ledger_of(key, since, until)
         with translated("reading the ledger"):
+            named = {} if key is None else {"_id.environment": self.environment, "keys": key}
+            on_pages = self._database[PAGES].distinct("_id.page", named) if named else ()
+            wanted = ledger_of(key, since, until, on_pages)
             order = [("_id", DESCENDING if newest_first else ASCENDING)]
-            yield from map(ledgered, self._database[LEDGER].find(wanted, sort=order))
+            for document in self._database[LEDGER].find(
+                ledger_after(self.environment, after) | wanted, sort=order
+            ):
+                found = (
+                    self._database[PAGES].find(pages_named(self.environment, names_in(document)))
+                    if names_in(document)
+                    else ()
+                )
+                yield ledgered(document, pages_in(found))
 
     def requests(self, requests: Iterable[str]) -> dict[str, Document]:
         """Return audit documents by request id."""
@@ -371,15 +398,3 @@ class Store:
             f"the environment {self.environment!r} is not in the database {self._database.name!r}:"
             " create it once with Writer.create_environment(), or flagkit admin init --environment"
         )
-
-
-@contextmanager
-def _duplicates_passed() -> Generator[None]:
-    """Pass over documents that are there already, in a bulk of unordered writes."""
-    try:
-        yield
-    except BulkWriteError as error:
-        if error.details["writeConcernErrors"]:
-            raise StoreUnavailableError("the majority has not got it yet") from error
-        if any(fault["code"] != _DUPLICATE_KEY for fault in error.details["writeErrors"]):
-            raise

@@ -11,6 +11,7 @@ from flagkit.collector import collector_paused
 from flagkit.errors import StoreUnavailableError
 from flagkit.storage.forms import change_of
 from flagkit.storage.layout import Document
+from flagkit.storage.pages import names_in
 
 _CODEC: Final[CodecOptions[Document]] = CodecOptions(tz_aware=True)
 _ENDINGS: Final = ("drop", "rename", "dropDatabase", "invalidate")
@@ -28,8 +29,10 @@ def pipeline_of(environment: str, after: Timestamp | None) -> list[Document]:
     return [{"$changeStream": since}, {"$match": {"$or": [mine, endings]}}]
 
 
-def arrived(batch: bytes) -> tuple[list[Change], Timestamp | None]:
+def arrived(batch: bytes) -> tuple[list[Change | Document], Timestamp | None]:
     """Return the changes of a raw batch, and the time of the last.
+
+    Of a change that is on pages its head is returned.
 
     Raises:
         StoreUnavailableError: it has what is no revision: the collection was dropped, say.
@@ -43,8 +46,10 @@ def arrived(batch: bytes) -> tuple[list[Change], Timestamp | None]:
     return changes, time
 
 
-def _change(event: Document) -> Change:
+def _change(event: Document) -> Change | Document:
     head: dict[str, Any] | None = event.get("fullDocument")
+    if head and names_in(head.get("change")):
+        return head
     change = change_of(head) if head else None
     if change is None:
         raise StoreUnavailableError(

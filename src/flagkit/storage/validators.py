@@ -20,6 +20,7 @@ from flagkit.storage.layout import (
     HEADS,
     LEDGER,
     MEMBERS,
+    PAGES,
     PENDING,
     PROPOSALS,
     SEGMENTS,
@@ -59,10 +60,13 @@ _SIDE: Final = _object({"version": _WHOLE, "policy": _ANY}, "null")
 _CHANGE: Final = {
     "request": _TEXT,
     "previous_hash": _TEXT,
+}
+_DID: Final = {
     "policies": {
         **_LIST,
         "items": _object({"region": _TEXT, "key": _TEXT, "before": _SIDE, "after": _SIDE}),
     },
+    "pages": {**_LIST, "items": _TEXT},
 }
 _POLICY_ID: Final = {"environment": _TEXT, "key": _TEXT, "region": _TEXT}
 _POLICY: Final = {
@@ -80,6 +84,12 @@ _CARRIED: Final = {
 _ASKED: Final = {"actor": _TEXT, "reason": _TEXT, "operations": {**_LIST, "items": _ANY}}
 
 
+def _either(form: Document, names: Mapping[str, Document]) -> Document:
+    """Return the form of an object that has at least one of some fields."""
+    fields = {"properties": {**form["properties"], **names}}
+    return form | fields | {"anyOf": [{"required": [name]} for name in names]}
+
+
 def _document(
     identity: Mapping[str, Document], required: Mapping[str, Document], **optional: Document
 ) -> Document:
@@ -90,14 +100,26 @@ def _document(
     return {"$jsonSchema": form, "$expr": {"$eq": ["$_id", ordered]}}
 
 
+_LEDGER: Final = _document({"environment": _TEXT, "revision": _WHOLE}, {**_TIP, **_CHANGE})
+
 VALIDATORS: Final[Mapping[str, Document]] = {
     HEADS: {
         "$jsonSchema": _object(
-            {"_id": _TEXT, **_TIP, "change": _object(_CHANGE, "null")},
+            {
+                "_id": _TEXT,
+                **_TIP,
+                "change": {"anyOf": [_kind("null"), _either(_object(_CHANGE), _DID)]},
+            },
             buckets={**_ANY, "additionalProperties": _WHOLE},
+            unprojected=_WHOLE,
         )
     },
-    LEDGER: _document({"environment": _TEXT, "revision": _WHOLE}, {**_TIP, **_CHANGE}),
+    LEDGER: _LEDGER | {"$jsonSchema": _either(_LEDGER["$jsonSchema"], _DID)},
+    PAGES: _document(
+        {"environment": _TEXT, "page": _TEXT},
+        {"keys": {**_LIST, "items": _TEXT}, "content": _BYTES},
+        projected=_WHOLE,
+    ),
     FLAGS: _document(
         _POLICY_ID,
         _POLICY,

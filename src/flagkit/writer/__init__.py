@@ -7,6 +7,7 @@ from flagkit.writer.commits import Commit, PendingChange
 from flagkit.writer.drafts import Draft, Preview
 from flagkit.writer.erasing import Erasure, erase
 from flagkit.writer.guards import Approval, Freeze, Guard, LargestStep, Planned, Refusal, Required
+from flagkit.writer.importing import Import, Imported, Step
 from flagkit.writer.ledger import Entry, entries
 from flagkit.writer.limits import limits
 from flagkit.writer.pending import Swept, Waiting
@@ -27,6 +28,8 @@ __all__ = [
     "Erasure",
     "Freeze",
     "Guard",
+    "Import",
+    "Imported",
     "LargestStep",
     "PendingChange",
     "Planned",
@@ -37,6 +40,7 @@ __all__ = [
     "Required",
     "Retention",
     "StaleFlag",
+    "Step",
     "Swept",
     "Verdict",
     "Waiting",

@@ -71,6 +71,8 @@ class Draft:
         self.operations: list[Operation] = []
         self.parts: dict[str, bytes] = {}
         self.commit: Commit | None = None
+        self.recorded: list[dict[str, Any]] | None = None
+        """What the audit has of the operations, where that is not they themselves."""
         self.preview: Preview | None = None
         self.pending: PendingChange | None = None
         self.proposal: str | None = None
@@ -83,6 +85,11 @@ class Draft:
         """Create a flag from its policy document."""
         policy, key, region = checked_policy(self.sealing.sealed(flag), self._environment)
         self.operations.append(Create(policy=policy, key=key, region=region))
+
+    def put(self, operations: Iterable[Operation], recorded: dict[str, Any]) -> None:
+        """Do what was checked before; the audit has `recorded` of it, as one operation."""
+        self.operations += operations
+        self.recorded = [recorded]
 
     def update(
         self,

@@ -20,7 +20,7 @@ ACTIONS: Final = (
     *("create", "update", "edit", "set-rollout", "pause", "resume"),
     *("archive", "restore", "delete", "rollback", "rollback-all"),
     *("create-segment", "update-segment", "change-members", "delete-segment"),
-    *("grant", "revoke", "set-limit", "prune"),
+    *("grant", "revoke", "set-limit", "import", "prune"),
     *DECISIONS,
 )
 """What entries may be asked for by."""
@@ -156,6 +156,9 @@ def _action(operation: Mapping[str, Any]) -> str:
             words.append(f"to {operation['weights']}")
         case "rollback":
             words.append(f"to revision {operation['to']}")
+        case "import":
+            count, batch = len(operation["flags"]), operation["batch"]
+            return f"import {count:,} flags, batch {batch} of {operation['of']}"
         case "rollback_all":
             return f"rollback everything to revision {operation['to']}"
         case "edit":

@@ -80,6 +80,10 @@ class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
         """
         raise NotImplementedError
 
+    def packed_as(self, _made: Next) -> bytes | None:
+        """Return the document of what was made in MessagePack, if it is known already."""
+        return None
+
     def _existing(self, before: PolicyState | None, earlier: Earlier) -> PolicyState:
         if before is None and self.region == ACCESS:
             raise FlagNotFoundError("there are no grants yet: grant admin first, to somebody")

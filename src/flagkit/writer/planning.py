@@ -20,6 +20,7 @@ from flagkit.changes import (
     PolicyChange,
     PolicyId,
     PolicyState,
+    Tip,
     state_of,
 )
 from flagkit.errors import BrokenReferenceError, InvalidDocumentError, RevisionNotFoundError
@@ -29,11 +30,13 @@ from flagkit.model.flags import segments_of
 from flagkit.model.grants import Grants, check_has_admin, decode_grants, encode_grants
 from flagkit.model.limits import encode_limits
 from flagkit.model.segments import Hashed, encode_segment
-from flagkit.writer.operations import Next, Operation
+from flagkit.storage.pages import bytes_of
+from flagkit.writer.operations import Earlier, Next, Operation
 from flagkit.writer.referring import Neighbours, References
 from flagkit.writer.rollbacks import History, Reinstate, expanded
 
-CHANGE_BYTES_MAX = 4 * 1024 * 1024
+CHANGE_BYTES_MAX = 256 * 1024 * 1024
+"""Documents before and after; the writer has all of them in memory, some four times."""
 _NEVER_DELETED = {GRANTS, LIMITS, CUT}
 
 
@@ -42,6 +45,7 @@ class Reading(History, Neighbours, Protocol):
 
     now: datetime
     """The server's time."""
+    tip: Tip
 
     def segments(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of some segments."""
@@ -78,10 +82,14 @@ class Reading(History, Neighbours, Protocol):
 
 
 class Plan(Struct, frozen=True):
-    """What a change does to policies, and the parts of members that are new with it."""
+    """What a change does to policies, and the parts of members that are new with it.
+
+    `flags` are those that documents after it decode to.
+    """
 
     changes: list[PolicyChange]
     parts: dict[str, bytes]
+    flags: dict[PolicyId, Flag] = {}
 
 
 class _Earlier(Struct, frozen=True):
@@ -167,12 +175,21 @@ def plan(
     whole = any(isinstance(operation, Reinstate) for operation in operations)
     _check_size(changes, "Roll back flag by flag" if whole else "Split it up")
     References(reading, found, flags).check()
-    _check_segments(reading, flags, {key: after[SEGMENTS, key] is not None for key in segment_keys})
+    check_segments(reading, flags, {key: after[SEGMENTS, key] is not None for key in segment_keys})
     states = [state for state in after.values() if state is not None]
-    return Plan(changes, _new_parts(reading, states, found, made))
+    left = {identity: flag for identity, flag in flags.items() if flag is not None}
+    return Plan(changes, _new_parts(reading, states, found, made), left)
+
+
+def earlier_of(reading: Reading) -> Earlier:
+    """Return what a reading knows besides the newest states."""
+    return _Earlier(reading, reading.tip.revision, {}, {})
 
 
 def _state(operation: Operation, version: int, made: Next) -> PolicyState:
+    packed = operation.packed_as(made)
+    if packed is not None:
+        return PolicyState(operation.key, operation.region, version, packed)
     subject = f"flag {operation.key!r}"
     document: Mapping[str, Any]
     if isinstance(made, Flag):
@@ -199,7 +216,7 @@ def _ids(operations: Iterable[Operation]) -> set[PolicyId]:
     return {operation.policy_id for operation in operations}
 
 
-def _check_segments(
+def check_segments(
     reading: Reading, flags: Mapping[PolicyId, Flag | None], changed: Mapping[str, bool]
 ) -> None:
     """Refuse flags that refer to segments that are neither there nor in this change.
@@ -260,8 +277,7 @@ def _new_parts(
 
 
 def _check_size(changes: Iterable[PolicyChange], remedy: str) -> None:
-    sides = (side for change in changes for side in (change.before, change.after) if side)
-    size = sum(len(side.packed) for side in sides)
+    size = bytes_of(changes)
     if size > CHANGE_BYTES_MAX:
         raise InvalidDocumentError(
             "", f"the change is {size:,} bytes; the limit is {CHANGE_BYTES_MAX:,}", remedy

@@ -50,3 +50,12 @@ def _is_whole(document: Mapping[str, Any]) -> bool:
         return request_digest(document) == str(document["digest"])
     except (KeyError, InvalidDocumentError):
         return False
+
+
+def checked_key(key: object) -> str:
+    """Return an idempotency key, if it can be one."""
+    if not isinstance(key, str) or not key:
+        raise InvalidDocumentError(
+            "idempotency_key", f"is {key!r}", "Write a string that names the request"
+        )
+    return key

@@ -5,7 +5,7 @@ So neither an operation nor the audit ever has it in the clear.
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from flagkit.changes import PolicyChange
 from flagkit.encryption import DataKeys
@@ -13,6 +13,10 @@ from flagkit.errors import InvalidDocumentError
 from flagkit.model import Flag, decode, encode
 from flagkit.model.sealing import sealed
 from flagkit.model.sensitive import Sealed, Secret
+from flagkit.settings import Settings
+
+if TYPE_CHECKING:
+    from flagkit.storage.encryption import MongoDataKeys
 
 _Document: TypeAlias = Mapping[str, Any]
 
@@ -106,3 +110,18 @@ def _names_secrets(document: object) -> bool:
     if not isinstance(document, Mapping):
         return False
     return bool(cast("Mapping[object, object]", document).get("sensitive"))
+
+
+def data_keys_of(settings: Settings) -> "MongoDataKeys | None":
+    """Return the data keys that settings lead to; None if they say nothing of encryption."""
+    if settings.encryption is None:
+        return None
+    # Deferred: it loads the driver's cryptography, which takes longer than all the rest.
+    from flagkit.storage.encryption import MongoDataKeys  # noqa: PLC0415
+
+    return MongoDataKeys(
+        settings.uri,
+        settings.encryption,
+        environment=settings.environment,
+        database=settings.database,
+    )

@@ -60,10 +60,9 @@ def standing(
     last, found = reading.revision_at(moment), reading.projected([FLAGS])
     # Of those whose last change the ledger has no more; what changes them anew takes the time away.
     times = reading.carried_times()
-    tip = reading.unprojected
-    if tip is not None:
-        found |= {policy.id: (tip.revision, policy.after) for policy in tip.policies}
-        for policy in tip.policies:
+    for change in reading.unprojected:
+        found |= {policy.id: (change.revision, policy.after) for policy in change.policies}
+        for policy in change.policies:
             times.pop(policy.id, None)
     flags = {
         identity: (revision, state)

@@ -207,9 +207,9 @@ class Walk:
     def _check_end(self) -> None:
         """Hold the head, and what is projected, to what the ledger came to."""
         tip, head = self._tip, self._reading.tip
-        # What the tip did may not be there yet: its writer, or the next one, brings it.
+        # What was done last may not be there yet: its writer, or the next one, brings it.
         behind = self._reading.unprojected
-        for identity in [policy.id for policy in (behind.policies if behind else ())]:
+        for identity in [policy.id for change in behind for policy in change.policies]:
             self._expected.pop(identity, None)
             self._found.pop(identity, None)
         if tip is None and head.revision > 0:

@@ -11,20 +11,21 @@ import threading
 import time
 import uuid
 from collections.abc import Generator, Iterable, Mapping
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
+from datetime import UTC, datetime, timedelta
+from typing import Any, Self, Unpack
 
-from flagkit.changes import Change, PolicyChange, Tip, next_change
+from flagkit.changes import PolicyChange, Tip, next_change
+from flagkit.collector import collector_paused
 from flagkit.encryption import Encryption
 from flagkit.errors import (
     AccessDeniedError,
     ConfigurationError,
-    InvalidDocumentError,
     StoreError,
     StoreUnavailableError,
 )
-from flagkit.settings import Settings, settings_from
+from flagkit.settings import settings_from
 from flagkit.storage.foreseen import Foreseen
+from flagkit.storage.pages import split
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.access import log_denial
@@ -34,19 +35,20 @@ from flagkit.writer.commits import Commit, PendingChange
 from flagkit.writer.drafts import Draft, Preview
 from flagkit.writer.guards import Guard, check_guards, planned_of
 from flagkit.writer.limits import buckets_after
+from flagkit.writer.looks import Look, foreseen_by
 from flagkit.writer.pending import Sequencer, Swept, Waiting
 from flagkit.writer.planning import Plan, plan
 from flagkit.writer.recorded import documents_of, request_digest
-from flagkit.writer.requests import check_same
+from flagkit.writer.requests import check_same, checked_key
+from flagkit.writer.sealing import data_keys_of
 from flagkit.writer.workflows import Anyhow, Asked
-
-if TYPE_CHECKING:
-    from flagkit.storage.encryption import MongoDataKeys
 
 _log = logging.getLogger("flagkit.writer")
 
 LOST_RACE_SECONDS_MAX = 0.02
 UNAVAILABLE_SECONDS_MAX = 0.5
+LAG_MAX = timedelta(seconds=2)
+"""How long a large change may be projected before others help."""
 
 
 class Writer(Approvals):
@@ -95,7 +97,7 @@ class Writer(Approvals):
         self._checkpoints = (
             None if checkpoint_every is None else CheckpointKeeper(self.store, checkpoint_every)
         )
-        self._keys = self._data_keys = _data_keys(settings)
+        self._keys = self._data_keys = data_keys_of(settings)
         self._actor = actor
         self._guards = tuple(guards)
         self._timeout = timeout
@@ -218,12 +220,12 @@ class Writer(Approvals):
     def _request(self, draft: Draft, asked: Asked) -> tuple[str, dict[str, Any]]:
         """Return the id of a request, and what the audit is to have of it."""
         key = asked.get("idempotency_key")
-        request = uuid.uuid4().hex if key is None else _checked_key(key)
+        request = uuid.uuid4().hex if key is None else checked_key(key)
         content: dict[str, Any] = {
             "sent": datetime.now(UTC),
             "actor": self._who(asked.get("actor")),
             "reason": asked.get("reason", ""),
-            "operations": documents_of(draft.operations),
+            "operations": draft.recorded or documents_of(draft.operations),
         }
         if draft.glass:
             content["glass"] = draft.glass
@@ -239,22 +241,23 @@ class Writer(Approvals):
         *,
         is_new: bool = False,
     ) -> Commit:
-        touched = frozenset(operation.policy_id for operation in draft.operations)
         # A request that nobody has sent yet cannot have been committed.
-        foreseen = Foreseen(None if is_new else request, touched)
+        foreseen = foreseen_by(draft, None if is_new else request)
+        lost: list[Look] = []
         seconds = self._timeout if timeout is None else timeout
         deadline = time.monotonic() + seconds
         with self._turn:
             while True:
                 try:
-                    tip = self._attempt(draft, request, content, foreseen)
+                    with collector_paused():
+                        tip = self._attempt(draft, request, content, foreseen, lost)
                     pause = LOST_RACE_SECONDS_MAX
                 except StoreUnavailableError:
                     # Unsure whether it was committed: the next reading looks for the request.
                     if time.monotonic() > deadline:
                         raise
                     tip, pause = None, UNAVAILABLE_SECONDS_MAX
-                foreseen = Foreseen(request, touched)
+                foreseen = foreseen_by(draft, request)
                 if tip is not None:
                     if draft.glass:
                         broke = (content["actor"], tip.revision, self.environment, draft.glass)
@@ -269,34 +272,84 @@ class Writer(Approvals):
                 time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not secrets
 
     def _attempt(
-        self, draft: Draft, request: str, content: Mapping[str, Any], foreseen: Foreseen
+        self,
+        draft: Draft,
+        request: str,
+        content: Mapping[str, Any],
+        foreseen: Foreseen,
+        lost: list[Look],
     ) -> Tip | None:
-        """Try once. Return the tip that the request led to, None if another writer was first."""
+        """Try once. Return the tip that the request led to; None if it was `lost` to another."""
         with self.store.reading(foreseen) as reading:
+            # Nothing that rests on all of the history, as a rollback does.
+            earlier = lost.pop() if lost and draft.recorded is not None else None
+            again = earlier and self._again(reading, earlier, draft, request, content)
             try:
-                look = self._look(reading, draft, request, content, is_new=foreseen.request is None)
+                look = again or self._look(
+                    reading, draft, request, content, is_new=foreseen.request is None
+                )
             except AccessDeniedError as error:
                 log_denial(self.store, reading.now, error, content["reason"], draft.operations)
                 raise
-        recorded = self.store.add_request(request, content)
-        check_same(request, recorded, content, done=look.done is not None)
-        if reading.unprojected is not None:
+            lagging, is_late = reading.lagging, reading.lags_by > LAG_MAX
+        if again is None:
+            recorded = self.store.add_request(request, content)
+            check_same(request, recorded, content, done=look.done is not None)
+        if reading.behind is not None:
             # Ledger and flags must have the tip before the head forgets it. Its writer may be dead.
-            self.store.project(reading.unprojected)
+            self.store.project(reading.behind, reading.pages)
         if look.done is not None:
             return look.done
-        change = look.change
-        self.store.add_parts(look.parts)
-        if not self.store.compare_and_set(reading.tip, change, look.buckets):
+        change, pages = look.change, look.pages
+        if pages and lagging is not None:
+            # One large change at a time is carried on; who makes the next one can wait.
+            self.store.project_pages(lagging)
             return None
+        if again is None:
+            self.store.add_parts(look.parts)
+            self.store.add_pages(pages)
+        lost.append(look)
+        unprojected = change.revision if pages else lagging
+        if not self.store.compare_and_set(reading.tip, change, look.buckets, pages, unprojected):
+            return None
+        self._project(look, lagging if is_late else None)
+        return change.tip
+
+    def _project(self, look: Look, late: int | None) -> None:
+        """Bring what was committed to where it is read, and a page of what was not, for too long.
+
+        That is a change on pages, whose writer may be dead; so it comes to an end.
+        """
+        change, pages = look.change, look.pages
         try:
-            self.store.project(change, is_mine=True)
+            self.store.project(change, pages, is_mine=True)
+            if pages:
+                self.store.project_own_pages(change.revision, pages, look.flags)
+            elif late is not None:
+                self.store.project_pages(late, 1)
         except StoreError as error:
             # It is committed all the same, and the next writer projects it.
             _log.warning(
                 "revision %s is committed and not yet projected: %s", change.revision, error
             )
-        return change.tip
+
+    def _again(
+        self,
+        reading: Reading,
+        lost: Look,
+        draft: Draft,
+        request: str,
+        content: Mapping[str, Any],
+    ) -> Look | None:
+        """Return what was planned upon an earlier revision, if it still holds upon this one."""
+        if not lost.holds(reading, request):
+            return None
+        policies = lost.change.policies
+        return lost._replace(
+            change=next_change(reading.tip, request, reading.now, policies),
+            buckets=self._permitted(draft, reading, [*policies], content),
+            upon=reading.tip,
+        )
 
     def _look(
         self,
@@ -306,7 +359,7 @@ class Writer(Approvals):
         content: Mapping[str, Any],
         *,
         is_new: bool = False,
-    ) -> "_Look":
+    ) -> Look:
         """Return what a request would do at a reading's revision, with all checks made."""
         done = None if is_new else reading.commit_of(request)
         planned, buckets = Plan([], {}), dict[str, int]()
@@ -317,8 +370,9 @@ class Writer(Approvals):
             reading.check_newest(planned.changes)
             buckets = self._permitted(draft, reading, planned.changes, content)
         change = next_change(reading.tip, request, reading.now, planned.changes)
-        self.store.check_fits(change, content)
-        return _Look(done, change, planned.parts, buckets)
+        pages = split(change.policies)
+        self.store.check_fits(change, content, pages)
+        return Look(done, change, planned.parts, buckets, pages, planned.flags, reading.tip)
 
     def _permitted(
         self,
@@ -343,34 +397,3 @@ class Writer(Approvals):
             )
             check_guards(self._guards, planned)
         return buckets_after(reading, actor, needed)
-
-
-def _data_keys(settings: Settings) -> "MongoDataKeys | None":
-    if settings.encryption is None:
-        return None
-    # Deferred: it loads the driver's cryptography, which takes longer than all the rest.
-    from flagkit.storage.encryption import MongoDataKeys  # noqa: PLC0415
-
-    return MongoDataKeys(
-        settings.uri,
-        settings.encryption,
-        environment=settings.environment,
-        database=settings.database,
-    )
-
-
-class _Look(NamedTuple):
-    """What a request would do: where it led to, if it was done; else the next change."""
-
-    done: Tip | None
-    change: Change
-    parts: Mapping[str, bytes]
-    buckets: Mapping[str, int]
-
-
-def _checked_key(key: object) -> str:
-    if not isinstance(key, str) or not key:
-        raise InvalidDocumentError(
-            "idempotency_key", f"is {key!r}", "Write a string that names the request"
-        )
-    return key

@@ -1,0 +1,137 @@
+"""Load: an import of many flags beside a bare insert of the same bytes, and in nobody's way.
+
+The bare insert is one `insert_many` for a majority, in the same run, into collections without
+indexes: once of the documents of the flags alone, and once of every document that the import left,
+those of the ledger, its pages and the audit, too. The documents to import are in memory; to check
+and decode them is part of the import, and so are its pauses. Then the flags are imported into
+another database, while a process beside it pauses and resumes a flag without end.
+"""
+
+import functools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import bson
+from pymongo import MongoClient
+from pymongo.write_concern import WriteConcern
+
+from benchmarks import catalogue, switching
+from benchmarks.report import Plan, Result, measured, percentile
+from flagkit.embedded import EmbeddedMongo
+from flagkit.settings import DATABASE
+from flagkit.storage.layout import FLAGS
+from flagkit.writer import Import, Writer
+
+FLAG_COUNT: Final = 100_000
+RATIO_BOUND: Final = 0.2
+SWITCH_BOUND: Final = 200.0
+MEMBER_COUNTS: Final = (1, 3)
+
+Document = dict[str, Any]
+
+
+def run(plan: Plan) -> Iterator[Result]:
+    """Measure on one member and on three."""
+    flags = [*catalogue.documents(min(plan.flag_count, FLAG_COUNT))]
+    for member_count in MEMBER_COUNTS:
+        yield from measured(functools.partial(_with_members, member_count, flags))
+
+
+def _with_members(member_count: int, flags: Sequence[Document]) -> Sequence[Result]:
+    return [*_results(member_count, flags)]
+
+
+def _results(member_count: int, flags: Sequence[Document]) -> Iterator[Result]:
+    where = f"{member_count} member{'s' if member_count > 1 else ''}"
+    with EmbeddedMongo(members=member_count) as server:
+        seconds = _imported(server.uri, flags)
+        with MongoClient[Document](server.uri) as client:
+            written = _documents(client)
+            alone, alone_bytes = _bare(client, {FLAGS: written[FLAGS]})
+            whole, whole_bytes = _bare(client, written)
+    told: dict[str, object] = {"flags": len(flags), "seconds": round(seconds, 2)}
+    for of, bare, size in (
+        ("all that it writes", whole, whole_bytes),
+        ("the flags alone", alone, alone_bytes),
+    ):
+        yield Result(
+            benchmark="load",
+            case=f"import to insert, {of}, {where}",
+            value=round(bare / seconds, 3),
+            unit="x",
+            bound=RATIO_BOUND if of == "all that it writes" else None,
+            at_least=True,
+            details=told | {"bare_seconds": round(bare, 2), "bytes": size},
+        )
+    with EmbeddedMongo(members=member_count) as server:
+        took = _beside(server.uri, flags)
+    for name, value, bound in (
+        ("p50", percentile(took, 50), None),
+        ("p99", percentile(took, 99), SWITCH_BOUND),
+        ("longest", max(took), None),
+    ):
+        yield Result(
+            benchmark="load",
+            case=f"a pause meanwhile, {name}, {where}",
+            value=round(value, 1),
+            unit="ms",
+            bound=bound,
+            details={"calls": len(took)},
+        )
+
+
+def _imported(uri: str, flags: Sequence[Document]) -> float:
+    """Import flags, and return how many seconds that took."""
+    with Writer(uri, catalogue.ENVIRONMENT, actor="load") as writer:
+        writer.create_environment()
+        started = time.monotonic()
+        wanted = Import(catalogue.ENVIRONMENT)
+        for flag in flags:
+            wanted.add(flag)
+        wanted.run(writer, reason="benchmark")
+        return time.monotonic() - started
+
+
+def _documents(client: MongoClient[Document]) -> dict[str, list[Document]]:
+    database = client[DATABASE]
+    return {name: [*database[name].find()] for name in database.list_collection_names()}
+
+
+def _bare(client: MongoClient[Document], written: dict[str, list[Document]]) -> tuple[float, int]:
+    """Insert documents, and return how many seconds that took, and how many bytes they have."""
+    client.drop_database("bare")
+    majority = WriteConcern("majority")
+    filled = {name: documents for name, documents in written.items() if documents}
+    targets = {
+        name: client["bare"].create_collection(name, write_concern=majority) for name in filled
+    }
+    started = time.monotonic()
+    for name, documents in filled.items():
+        targets[name].insert_many(documents)
+    seconds = time.monotonic() - started
+    return seconds, sum(len(bson.encode(each)) for some in filled.values() for each in some)
+
+
+def _beside(uri: str, flags: Sequence[Document]) -> list[float]:
+    """Import flags beside a kill switch; return how many milliseconds each of its calls took."""
+    switch = {"key": switching.KEY, "variants": {"on": True, "off": False}, "off": "off"}
+    with Writer(uri, catalogue.ENVIRONMENT, actor="load") as writer:
+        writer.create_environment()
+        writer.create({**switch, "fallthrough": {"serve": "on"}})
+    process = subprocess.Popen(  # noqa: S603 - it is this Python
+        [sys.executable, "-m", switching.__name__, uri],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None, "it is a pipe"
+        process.stdout.readline()
+        _imported(uri, flags)
+        told, _ = process.communicate("")
+    took: list[float] = json.loads(told)
+    return took

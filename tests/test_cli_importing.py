@@ -1,0 +1,92 @@
+"""`flagkit flags import`: policy files and JSON lines, by way of the command."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flagkit.writer import Writer, entries
+from tests.commands import Command, revision
+from tests.test_writer import flag, policy
+
+pytestmark = pytest.mark.mongo
+
+
+@pytest.fixture
+def command(writer: Writer, mongo_uri: str, database: str) -> Command:
+    assert writer.store.tip().revision == 0
+    return Command(mongo_uri, database)
+
+
+def lines(path: Path, *documents: Any) -> str:
+    path.write_text("\n".join(map(json.dumps, documents)))
+    return str(path)
+
+
+def test_files_of_all_kinds_are_imported_together(
+    command: Command, writer: Writer, tmp_path: Path
+) -> None:
+    ruled = {"name": "staff", "when": {"$segment": "staff"}, "serve": "on"}
+    in_lines = lines(tmp_path / "flags.jsonl", flag("a.one"), flag("a.two", rules=[ruled]))
+    in_json = tmp_path / "flags.json"
+    in_json.write_text(json.dumps({"flags": [flag("a.three")]}))
+    in_yaml = tmp_path / "segments.yaml"
+    in_yaml.write_text("segments:\n- key: staff\n  included: [ada]\n")
+    asked = ("flags", "import", in_lines, str(in_json), str(in_yaml), "--reason", "moved here")
+    dry = command.told(*asked, "--dry-run")
+    assert dry == "4 would be created, 0 updated, 0 as asked\n"
+    assert revision(writer) == 0
+    assert command.told(*asked) == "4 created, 0 updated, 0 as asked: revisions 1 to 2\n"
+    assert {entry.reason for entry in entries(writer.store)} == {"moved here"}
+    assert {entry.actor for entry in entries(writer.store)} == {"ada@example.com"}
+    assert policy(writer, "a.three")["off"] == "off"
+    assert command.data(*asked) == {"created": 0, "updated": 0, "unchanged": 4, "revisions": []}
+
+
+def test_faults_are_told_with_file_and_line_and_nothing_is_written(
+    command: Command, writer: Writer, tmp_path: Path
+) -> None:
+    twice = '{"key": "a.d", "key": "a.d"}'
+    in_lines = tmp_path / "flags.jsonl"
+    broken = {**flag("a.b"), "off": "none"}
+    content = [json.dumps(flag("a.a")), json.dumps(broken), "", "{", twice, "7"]
+    in_lines.write_text("\n".join(content))
+    in_json = tmp_path / "flags.json"
+    in_json.write_text(json.dumps({"flags": [flag("a.x"), {**flag("a.y"), "off": 7}]}, indent=1))
+    result = command.ask(
+        "flags", "import", str(in_lines), str(in_json), str(tmp_path / "none.yaml")
+    )
+    assert result.exit_code == 1
+    (tmp_path / "none.yaml").write_text("flags:\n- key: A\n")
+    result = command.ask(
+        "flags", "import", str(in_lines), str(in_json), str(tmp_path / "none.yaml")
+    )
+    assert result.exit_code == 3
+    told = result.stderr.splitlines()
+    starts = [f"{in_lines}:2: flag 'a.b'", *(f"{in_lines}:{i}" for i in (4, 5, 6))]
+    starts += [f"{in_json}:", f"{tmp_path / 'none.yaml'}:2"]
+    assert len(told) == len(starts), told
+    for line, start in zip(told, starts, strict=True):
+        assert line.startswith(start), told
+    assert "is there twice" in told[2]
+    assert revision(writer) == 0
+
+
+@pytest.mark.parametrize("name", ["flags.jsonl", "flags.json", "flags.yaml"])
+def test_what_does_not_hold_together_is_told_with_file_and_line(
+    name: str, command: Command, writer: Writer, tmp_path: Path
+) -> None:
+    path, resting = (
+        tmp_path / name,
+        flag("a.b", prerequisites=[{"flag": "a.c", "variants": ["on"]}]),
+    )
+    documents = [flag("a.a"), resting]
+    if name == "flags.jsonl":
+        lines(path, *documents)
+    else:
+        path.write_text(json.dumps({"flags": documents}, indent=1))
+    fault = command.fault("flags", "import", str(path))
+    assert fault.startswith(f"{path}:")
+    assert "prerequisites[0].flag: 'a.c' does not exist" in fault
+    assert revision(writer) == 0

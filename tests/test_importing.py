@@ -1,0 +1,256 @@
+"""Importing: checked as a whole, made in batches that are whole, resumed by repeating it."""
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from flagkit.errors import BrokenReferenceError, InvalidDocumentError
+from flagkit.writer import Import, Imported, Step, Writer, entries, importing, planning, verify
+from tests.test_writer import flag, policy, state
+
+pytestmark = pytest.mark.mongo
+
+Document = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importing, "BATCH_FLAGS", 4)
+    monkeypatch.setattr(importing, "PAUSE_SECONDS", 0.0)
+
+
+@pytest.fixture
+def direct(mongo_uri: str, database: str) -> Iterator[Database[Document]]:
+    with MongoClient[Document](mongo_uri) as client:
+        yield client[database]
+
+
+def wanted(*flags: Document, segments: tuple[Document, ...] = ()) -> Import:
+    found = Import("production")
+    for segment in segments:
+        found.add_segment(segment)
+    for document in flags:
+        found.add(document)
+    return found
+
+
+def needing(key: str, *needed: str) -> Document:
+    return flag(key, prerequisites=[{"flag": name, "variants": ["on"]} for name in needed])
+
+
+def policies(writer: Writer) -> dict[Any, bytes]:
+    with writer.store.reading() as reading:
+        return {identity: state.packed for identity, state in reading.all().items()}
+
+
+def test_flags_are_created_in_batches_each_of_them_a_revision(writer: Writer) -> None:
+    steps: list[Step] = []
+    found = wanted(*(flag(f"a.f{i}") for i in range(10)))
+    made = found.run(writer, reason="moved here", actor="ada@example.com", progress=steps.append)
+    assert made == Imported(created=10, updated=0, unchanged=0, revisions=(1, 2, 3))
+    assert [(step.done, step.total) for step in steps] == [(4, 10), (8, 10), (10, 10)]
+    told = [(entry.actor, entry.reason, entry.actions) for entry in entries(writer.store)]
+    assert told[0] == ("ada@example.com", "moved here", ("import 4 flags, batch 1 of 3",))
+    assert [entry.revision for entry in entries(writer.store, action="import")] == [1, 2, 3]
+    assert verify(writer.store) == []
+
+
+def test_what_is_as_asked_for_is_left_alone(writer: Writer) -> None:
+    found = wanted(
+        *(flag(f"a.f{i}") for i in range(5)),
+        segments=({"key": "staff", "included": ["ada", "bob"]},),
+    )
+    assert found.run(writer).changed == 6
+    assert found.run(writer) == Imported(created=0, updated=0, unchanged=6)
+    writer.edit("a.f3", lambda document: {**document, "owner": "shop"})
+    assert found.look(writer.store) == Imported(created=0, updated=1, unchanged=5)
+    made = found.run(writer)
+    assert made.revisions == (5,)
+    assert "owner" not in policy(writer, "a.f3")
+    assert state(writer, "a.f3").version == 3
+
+
+def test_updates_lead_rollouts_on_and_leave_pauses_as_they_are(writer: Writer) -> None:
+    split = {"rollout": {"weights": {"on": 10, "off": 90}}}
+    writer.create(flag("a.split", fallthrough=split))
+    first = policy(writer, "a.split")["fallthrough"]["rollout"]
+    writer.set_rollout("a.split", 30)
+    writer.pause("a.split")
+    found = wanted(flag("a.split", fallthrough={"rollout": {"weights": {"on": 30, "off": 70}}}))
+    assert found.run(writer) == Imported(created=0, updated=0, unchanged=1)
+    wanted(flag("a.split", fallthrough=split, owner="shop")).run(writer)
+    after = policy(writer, "a.split")
+    assert after["state"] == "paused"
+    assert after["fallthrough"]["rollout"] == first
+
+
+def test_a_flag_comes_before_those_that_rest_on_it(writer: Writer) -> None:
+    keys = [f"a.f{i}" for i in range(12)]
+    documents = [flag(keys[0])]
+    documents += [needing(key, keys[i]) for i, key in enumerate(keys[1:])]
+    random.Random(7).shuffle(documents)
+    assert len(wanted(*documents).run(writer).revisions) == 3
+    assert verify(writer.store) == []
+
+
+def test_a_segment_comes_before_the_flags_that_refer_to_it(writer: Writer) -> None:
+    rule = {"name": "staff", "when": {"$segment": "staff"}, "serve": "on"}
+    segment = {"key": "staff", "included": ["ada"]}
+    found = wanted(flag("a.one", rules=[rule]), segments=(segment,))
+    assert found.run(writer).revisions == (1, 2)
+    with pytest.raises(BrokenReferenceError, match="refer to the segment 'beta'"):
+        wanted(flag("a.first"), flag("a.two", rules=[rule | {"when": {"$segment": "beta"}}])).run(
+            writer
+        )
+
+
+@pytest.mark.parametrize(
+    ("documents", "problem"),
+    [
+        ([needing("a.one", "a.none")], "'a.none' does not exist"),
+        ([needing("a.one", "a.two"), needing("a.two", "a.one")], "form a cycle"),
+        ([needing("a.there", "a.new"), needing("a.new", "b.there")], "form a cycle"),
+        (
+            [
+                flag(
+                    "a.there",
+                    variants={"yes": True, "no": False},
+                    off="no",
+                    fallthrough={"serve": "no"},
+                )
+            ],
+            "is no variant",
+        ),
+        (
+            [
+                flag(
+                    "a.split",
+                    fallthrough={"rollout": {"weights": {"a": 0, "b": 90, "c": 10}}},
+                    variants={"a": "a", "b": "b", "c": "c"},
+                    off="c",
+                )
+            ],
+            "from one treated variant",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    documents: list[Document], problem: str, writer: Writer, direct: Database[Document]
+) -> None:
+    writer.create(flag("a.there"))
+    writer.create(needing("b.there", "a.there"))
+    writer.create(
+        flag(
+            "a.split",
+            variants={"a": "a", "b": "b", "c": "c"},
+            off="c",
+            fallthrough={"rollout": {"weights": {"a": 90, "b": 0, "c": 10}}},
+        )
+    )
+    before = direct.audit.count_documents({})
+    found = wanted(*(flag(f"c.f{i}") for i in range(5)), *documents)
+    with pytest.raises(InvalidDocumentError, match=problem):
+        found.run(writer)
+    assert writer.store.tip().revision == 3
+    assert direct.audit.count_documents({}) == before
+
+
+@pytest.mark.parametrize("again", [flag("a.one"), {"key": "a.one", "region": "*", **flag("a.one")}])
+def test_what_is_there_twice_is_refused(again: Document) -> None:
+    found = wanted(flag("a.one"))
+    found.add(flag("a.one", region="eu"))
+    with pytest.raises(InvalidDocumentError, match="imported twice"):
+        found.add(again)
+
+
+@pytest.mark.parametrize("step", ["add_request", "add_pages", "compare_and_set", "project"])
+def test_an_import_that_is_killed_is_resumed_and_ends_in_the_same_state(
+    step: str, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = [flag(f"a.f{i}", owner="shop") for i in range(11)]
+    calls = 0
+    original = getattr(writer.store, step)
+
+    def killed(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return original(*arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writer.store, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            wanted(*documents).run(writer)
+    done = len(policies(writer))
+    assert done in {4, 8}
+    made = wanted(*documents).run(writer)
+    assert made.created == 11 - done
+    assert {key for _, key in policies(writer)} == {f"a.f{i}" for i in range(11)}
+    assert {state(writer, f"a.f{i}").version for i in range(11)} == {1}
+    assert verify(writer.store) == []
+
+
+def test_the_audit_has_what_was_asked_without_the_documents(
+    writer: Writer, direct: Database[Document]
+) -> None:
+    wanted(flag("a.one"), flag("a.one", region="eu")).run(writer, reason="moved")
+    (request,) = direct.audit.find()
+    (asked,) = request["operations"]
+    assert asked["flags"] == ["a.one", "a.one in eu"]
+    assert asked["digest"]
+    assert "policy" not in asked
+
+
+def test_a_limit_on_changes_is_waited_for(writer: Writer) -> None:
+    with writer.change() as change:
+        change.set_limit("actor", capacity=1, rate=20)
+    made = wanted(*(flag(f"a.f{i}") for i in range(10))).run(writer)
+    assert made.revisions == (2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("between", "plans"),
+    [
+        (lambda writer: writer.pause("b.other"), 1),
+        (lambda writer: writer.pause("b.needed"), 2),
+        (lambda writer: writer.create(flag("a.f3")), 2),
+        (lambda writer: writer.create(needing("b.more", "b.other")), 2),
+        (lambda writer: writer.create_segment({"key": "staff"}), 2),
+    ],
+    ids=["another", "what it rests on", "itself", "prerequisites", "a segment"],
+)
+def test_a_batch_that_lost_a_race_is_planned_again_only_if_it_has_to_be(
+    between: Callable[[Writer], object],
+    plans: int,
+    writer: Writer,
+    mongo_uri: str,
+    database: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for key in ("b.other", "b.needed"):
+        writer.create(flag(key))
+    planned: list[object] = []
+
+    def plan_and_note(*arguments: Any) -> Any:
+        planned.append(arguments)
+        return planning.plan(*arguments)
+
+    def lost_at_first(*arguments: Any) -> bool:
+        monkeypatch.setattr(writer.store, "compare_and_set", compare_and_set)
+        with Writer(mongo_uri, "production", actor="eve", database=database) as other:
+            between(other)
+        return compare_and_set(*arguments)
+
+    compare_and_set = writer.store.compare_and_set
+    monkeypatch.setattr(writer.store, "compare_and_set", lost_at_first)
+    monkeypatch.setattr("flagkit.writer.writer.plan", plan_and_note)
+    wanted(needing("a.f3", "b.needed"), flag("a.f4")).run(writer)
+    # The other writer has plans, too.
+    assert len(planned) == plans + 1
+    assert policy(writer, "a.f3")["prerequisites"]
+    assert verify(writer.store) == []
