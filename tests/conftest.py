@@ -3,13 +3,11 @@
 import uuid
 from collections.abc import Iterator
 from typing import Any
-from typing import Any
 
 import pytest
 from hypothesis import settings
 from pymongo import MongoClient
 from pymongo.database import Database
-from pymongo import MongoClient
 
 from flagkit.embedded import EmbeddedMongo
 from flagkit.storage.creating import prepared
