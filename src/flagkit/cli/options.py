@@ -39,7 +39,11 @@ reassign_option = click.option(
     "--reassign", is_flag=True, help="Let keys pass from one treated variant to another."
 )
 to_option = click.option(
-    "--to", type=click.IntRange(0), metavar="REVISION", required=True, help="The revision whose content it is given."
+    "--to",
+    type=click.IntRange(0),
+    metavar="REVISION",
+    required=True,
+    help="The revision whose content it is given.",
 )
 key_argument = click.argument("key")
 keys_argument = click.argument("keys", metavar="KEY...", nargs=-1, required=True)
