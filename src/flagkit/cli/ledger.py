@@ -151,7 +151,8 @@ def _line(entry: Entry, output: str) -> str:
         return json.dumps(msgspec.to_builtins(entry))
     if output == "yaml":
         return written([msgspec.to_builtins(entry)], output)
-    why = ": ".join(filter(None, [entry.actor, entry.reason]))
+    who = ", ".join(_people(entry))
+    why = ": ".join([who, *_why(entry)])
     head = f"{entry.revision}  {entry.time:%Y-%m-%d %H:%M:%S}  {why}"
     return "\n    ".join([head, *_lines(entry)])
 
@@ -217,7 +218,7 @@ def _tell(shown: Sequence[Entry], console: Console) -> None:
                 f"{entry.time:%Y-%m-%d %H:%M:%S}",
                 "\n".join(_people(entry)),
                 "\n".join(_lines(entry)),
-                entry.reason,
+                "\n".join(_why(entry)),
             )
             for entry in shown
         ],
@@ -229,6 +230,12 @@ def _people(entry: Entry) -> list[str]:
     """Return who asked for a revision, and who else had a hand in it."""
     approved = [f"approved: {actor}" for actor in entry.approvers]
     return [entry.actor, *approved, *([f"applied: {entry.applier}"] if entry.applier else [])]
+
+
+def _why(entry: Entry) -> list[str]:
+    """Return the reason of a revision, and why guards were passed by, if they were."""
+    glass = f"broke the glass: {entry.glass}" if entry.glass else ""
+    return [*filter(None, [entry.reason, glass])]
 
 
 def _lines(entry: Entry) -> list[str]:
