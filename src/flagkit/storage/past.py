@@ -156,7 +156,9 @@ class Past:
             yield audited(document, self._paged.contents(names_in(document)))
 
     def revision_at(self, moment: datetime) -> int:
-        """Return the last revision in the ledger that is not later than a moment; 0 if none is."""
+        """Return the last revision that is not later than a moment; 0 if none is."""
+        if self.pending is not None and self.tip.time <= moment:
+            return self.tip.revision
         found = self._database[LEDGER].find_one(
             ledger_after(self.tip.environment, 0) | {"time": {"$lte": moment}},
             {"revision": True},

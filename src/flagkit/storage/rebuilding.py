@@ -123,9 +123,6 @@ def _revision_at(reading: Reading, moment: datetime) -> int:
         raise ConfigurationError(
             f"at is {_said(moment)}, which is still to come: the server has {_said(reading.now)}"
         )
-    pending = reading.pending
-    if pending is not None and pending.tip.time <= moment:
-        return pending.revision
     made = (base.tip for base, _ in reading.checkpoints())
     revision = max(
         reading.revision_at(moment), *(tip.revision for tip in made if tip.time <= moment), 0
