@@ -246,8 +246,8 @@ def _in_order(tip: Tip, changes: Iterable[Change]) -> Iterator[Change]:
 
 def _changes(reading: Reading, after: int) -> Iterator[Change]:
     """Yield all changes after a revision, with the one that the ledger has not got yet."""
-    pending = reading.pending
-    later = () if pending is None or pending.revision <= after else (pending,)
+    unledgered = reading.unledgered
+    later = () if unledgered is None or unledgered.revision <= after else (unledgered,)
     return chain(reading.changes(after), later)
 
 
