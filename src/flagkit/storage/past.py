@@ -211,13 +211,22 @@ class Past:
 
         If there is none, it is as it stands.
         """
+        cut = self.cut
+        after = 0 if cut is None else cut.tip.revision
         itself = {"$elemMatch": {"key": policy[1], "region": policy[0]}}
         document = self._database[LEDGER].find_one(
-            {"_id.environment": self.tip.environment, "policies": itself},
+            {
+                "_id.environment": self.tip.environment,
+                "policies": itself,
+                "_id.revision": {"$gt": after},
+            },
             sort=[("_id.revision", ASCENDING)],
             session=self._session,
         )
         changes = [] if document is None else [ledgered(document)]
+        paged = self._paged.first(policy, after)
+        if paged is not None:
+            changes = sorted((*changes, paged), key=lambda change: change.revision)
         changes += [self.unledgered] if self.unledgered is not None else []
         for item in (item for change in changes for item in change.policies):
             if item.id == policy:
