@@ -32,6 +32,15 @@ class PagedHistory:
         )
         return pages_in(found)
 
+    def names(self) -> set[str]:
+        """Return the names of all pages that changes of the ledger are on."""
+        found = self._database[LEDGER].find(
+            {"_id.environment": self._environment, "pages": {"$exists": True}},
+            {"pages": True},
+            session=self._session,
+        )
+        return {name for document in found for name in names_in(document)}
+
     def projected_count(self, revision: int, names: Sequence[str]) -> int:
         """Return how many of a revision's pages are projected."""
         count: int = self._database[PAGES].count_documents(

@@ -103,6 +103,10 @@ class Past:
         earlier = [*self.changes(self.lagging - 1)]
         return earlier if behind and earlier and earlier[-1] == behind[0] else [*earlier, *behind]
 
+    def page_names(self) -> set[str]:
+        """Return the names of the pages that the ledger's changes, and the tip's, are on."""
+        return self._paged.names().union(self.pages)
+
     @property
     def lags_by(self) -> timedelta:
         """How much older than the tip the oldest of the changes is that flags may lack."""

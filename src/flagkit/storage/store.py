@@ -288,10 +288,10 @@ class Store:
         with translated("projecting a large change"):
             project_own_pages(self._database, self.environment, revision, pages, flags)
 
-    def project_pages(self, revision: int, limit: int | None = None) -> None:
-        """Bring a large change to where it is read, as far as it is not there; some pages of it."""
+    def project_pages(self, revision: int, limit: int | None = None) -> int:
+        """Bring a large change to where it is read, or some pages; return how many are left."""
         with translated("projecting a large change"):
-            project_pages(self._database, self.environment, revision, limit)
+            return project_pages(self._database, self.environment, revision, limit)
 
     def changes(
         self,
