@@ -103,6 +103,10 @@ class Past:
         earlier = [*self.changes(self.lagging - 1)]
         return earlier if behind and earlier and earlier[-1] == behind[0] else [*earlier, *behind]
 
+    def page_names(self) -> set[str]:
+        """Return the names of the pages that the ledger's changes, and the tip's, are on."""
+        return self._paged.names().union(self.pages)
+
     @property
     def lags_by(self) -> timedelta:
         """How much older than the tip the oldest of the changes is that flags may lack."""
@@ -156,7 +160,9 @@ class Past:
             yield audited(document, self._paged.contents(names_in(document)))
 
     def revision_at(self, moment: datetime) -> int:
-        """Return the last revision in the ledger that is not later than a moment; 0 if none is."""
+        """Return the last revision that is not later than a moment; 0 if none is."""
+        if self.unledgered is not None and self.tip.time <= moment:
+            return self.tip.revision
         found = self._database[LEDGER].find_one(
             ledger_after(self.tip.environment, 0) | {"time": {"$lte": moment}},
             {"revision": True},
@@ -209,13 +215,22 @@ class Past:
 
         If there is none, it is as it stands.
         """
+        cut = self.cut
+        after = 0 if cut is None else cut.tip.revision
         itself = {"$elemMatch": {"key": policy[1], "region": policy[0]}}
         document = self._database[LEDGER].find_one(
-            {"_id.environment": self.tip.environment, "policies": itself},
+            {
+                "_id.environment": self.tip.environment,
+                "policies": itself,
+                "_id.revision": {"$gt": after},
+            },
             sort=[("_id.revision", ASCENDING)],
             session=self._session,
         )
         changes = [] if document is None else [ledgered(document)]
+        paged = self._paged.first(policy, after)
+        if paged is not None:
+            changes = sorted((*changes, paged), key=lambda change: change.revision)
         changes += [self.unledgered] if self.unledgered is not None else []
         for item in (item for change in changes for item in change.policies):
             if item.id == policy:

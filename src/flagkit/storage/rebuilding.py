@@ -123,9 +123,6 @@ def _revision_at(reading: Reading, moment: datetime) -> int:
         raise ConfigurationError(
             f"at is {_said(moment)}, which is still to come: the server has {_said(reading.now)}"
         )
-    unledgered = reading.unledgered
-    if unledgered is not None and unledgered.tip.time <= moment:
-        return unledgered.revision
     made = (base.tip for base, _ in reading.checkpoints())
     revision = max(
         reading.revision_at(moment), *(tip.revision for tip in made if tip.time <= moment), 0
