@@ -9,7 +9,6 @@ import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from flagkit.changes import Change, Tip
 from flagkit.errors import (
     AccessDeniedError,
     ConfigurationError,
@@ -220,10 +219,10 @@ def test_nothing_slips_in_between_the_look_and_the_commit(
         applying = team("ada")
         compare_and_set = applying.store.compare_and_set
 
-        def late(tip: Tip, change: Change, buckets: Any = None) -> bool:
+        def late(*asked: Any) -> bool:
             monkeypatch.undo()
             ask(proposal)
-            return compare_and_set(tip, change, buckets)
+            return compare_and_set(*asked)
 
         monkeypatch.setattr(applying.store, "compare_and_set", late)
         return lambda: applying.apply(proposal)
@@ -252,10 +251,10 @@ def test_two_who_apply_at_once_make_one_revision(
     compare_and_set = slow.store.compare_and_set
     fast: list[object] = []
 
-    def late(tip: Tip, change: Change, buckets: Any = None) -> bool:
+    def late(*asked: Any) -> bool:
         monkeypatch.undo()
         fast.append(team("bob").apply(proposal))
-        return compare_and_set(tip, change, buckets)
+        return compare_and_set(*asked)
 
     monkeypatch.setattr(slow.store, "compare_and_set", late)
     assert slow.apply(proposal) == fast[0]
@@ -270,12 +269,12 @@ def test_a_rejection_and_an_application_exclude_each_other(
     rejecting = team("dana")
     compare_and_set = rejecting.store.compare_and_set
 
-    def late(tip: Tip, change: Change, buckets: Any = None) -> bool:
+    def late(*asked: Any) -> bool:
         monkeypatch.undo()
         # It read the proposal before it was rejected.
         with pytest.raises(ProposalClosedError):
             team("ada").apply(proposal)
-        return compare_and_set(tip, change, buckets)
+        return compare_and_set(*asked)
 
     monkeypatch.setattr(rejecting.store, "compare_and_set", late)
     rejecting.reject(proposal, reason="not before Christmas")
