@@ -14,6 +14,7 @@ from flagkit.errors import (
     ConfigurationError,
     FlagkitError,
     GuardError,
+    InvalidDocumentError,
     NotApprovedError,
     ProposalClosedError,
     ProposalNotFoundError,
@@ -97,6 +98,18 @@ def test_a_change_takes_the_approval_of_another_person(team: Open, writer: Write
     done = writer.proposal(proposal)
     assert (done.state, done.revision) == ("applied", commit.revision)
     assert verify(writer.store) == []
+
+
+def test_no_idempotency_key_is_an_application(writer: Writer) -> None:
+    writer.create(flag())
+    proposal = proposed(writer, off)
+    writer.approve(proposal, actor="dana")
+    applied = f"flagkit:apply {proposal}"
+    with pytest.raises(InvalidDocumentError, match="does not begin with flagkit:"):
+        writer.pause("shop.search", idempotency_key=applied)
+    writer.create(flag("a.new"), idempotency_key=proposal)
+    assert writer.proposal(proposal).state == "open"
+    assert writer.apply(proposal).request == applied
 
 
 def test_nobody_approves_of_what_they_propose(team: Open) -> None:

@@ -573,6 +573,13 @@ def test_odd_arguments_are_refused_by_their_names(writer: Writer) -> None:
         writer.rollback("shop.search", to=odd)
     with pytest.raises(InvalidDocumentError, match="idempotency_key: is ''"):
         writer.pause("shop.search", idempotency_key="")
+    for key, problem in (
+        ("\ud800", "holds a lone surrogate"),
+        ("k" * 1001, "has 1,001 characters"),
+        ("flagkit:drop other", "Write one that does not begin with flagkit:"),
+    ):
+        with pytest.raises(InvalidDocumentError, match=f"idempotency_key: .*{problem}"):
+            writer.pause("shop.search", idempotency_key=key)
 
 
 def test_flags_that_are_there_or_not(writer: Writer) -> None:

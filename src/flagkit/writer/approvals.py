@@ -46,6 +46,7 @@ from flagkit.writer.recorded import (
     policies_of,
     request_digest,
 )
+from flagkit.writer.requests import application_of
 from flagkit.writer.segment_workflows import SegmentWorkflows
 from flagkit.writer.workflows import Asked
 
@@ -143,7 +144,7 @@ class Approvals(SegmentWorkflows):
         content |= {"actor": found.actor, "operations": found.documents}
         content["digest"] = request_digest(content)
         content |= {"proposal": proposal, "applied_by": who}
-        return self._commit(draft, proposal, content)
+        return self._commit(draft, application_of(proposal), content)
 
     def _who(self, actor: str | None) -> str:
         """Return who asks, where nobody is named."""

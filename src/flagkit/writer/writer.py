@@ -38,7 +38,7 @@ from flagkit.writer.limits import buckets_after
 from flagkit.writer.looks import Look, foreseen_by
 from flagkit.writer.pending import Sequencer, Swept, Waiting
 from flagkit.writer.planning import Plan, plan
-from flagkit.writer.requests import check_same, checked_key, content_of
+from flagkit.writer.requests import check_same, checked_key, content_of, made_by
 from flagkit.writer.sealing import data_keys_of
 from flagkit.writer.workflows import Anyhow, Asked
 
@@ -358,7 +358,7 @@ class Writer(Approvals):
         is_new: bool = False,
     ) -> Look:
         """Return what a request would do at a reading's revision, with all checks made."""
-        done = None if is_new else reading.commit_of(request)
+        done = None if is_new else made_by(reading, request)
         planned, buckets = Plan([], {}), dict[str, int]()
         if done is None:
             draft.terms.check(reading)
