@@ -38,7 +38,6 @@ from flagkit.writer import (
     entries,
     prunable,
     prune,
-    pruning,
     stale_flags,
     verify,
     write_checkpoint,
@@ -902,7 +901,7 @@ def test_killed_anywhere_and_run_again_it_is_done(
     There are large changes, too, and their writers died before they were projected.
     """
     monkeypatch.setattr(storage, "BATCH_DOCUMENTS", 3)
-    monkeypatch.setattr(pruning, "PAUSE_SECONDS_MIN", 0.0)
+    monkeypatch.setattr("flagkit.writer.pruning.PAUSE_SECONDS_MIN", 0.0)
     monkeypatch.setattr(pages, "UNPAGED_POLICIES_MAX", 1)
     monkeypatch.setattr(pages, "PAGE_POLICIES", 1)
     writer.create(flag("b.f0"), idempotency_key="b0")
