@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -55,8 +56,8 @@ def mine(mongo_uri: str) -> Iterator[MongoClient[dict[str, Any]]]:
 
 
 @pytest.fixture
-def orders(mine: MongoClient[dict[str, Any]], database: str) -> Database[dict[str, Any]]:
-    own = mine[f"own-{database}"]
+def orders(mine: MongoClient[dict[str, Any]]) -> Database[dict[str, Any]]:
+    own = mine[f"own-{uuid.uuid4().hex}"]
     own.create_collection("orders")
     return own
 
@@ -630,8 +631,9 @@ def test_what_cannot_be_asked_for_in_a_transaction_is_refused_before_it_is_touch
 
 
 def test_a_session_must_be_where_the_environment_is(
-    mongo_uri: str, database: str, mine: MongoClient[dict[str, Any]]
+    mongo_uri: str, mine: MongoClient[dict[str, Any]]
 ) -> None:
+    database = f"test-{uuid.uuid4().hex}"
     mine[database].create_collection("heads")
     with (
         Writer(mongo_uri, "nowhere", actor="ada", database=database) as writer,

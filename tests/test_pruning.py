@@ -31,6 +31,7 @@ from flagkit.snapshot import whole as whole_of
 from flagkit.storage import pages
 from flagkit.storage import pruning as storage
 from flagkit.storage.forms import head_document, policy_document
+from flagkit.storage.pages import UNPAGED_POLICIES_MAX
 from flagkit.writer import (
     Pruned,
     Retention,
@@ -279,6 +280,29 @@ def test_requests_that_are_sent_again_return_the_first_commit(pruned: Writer) ->
     with pytest.raises(RequestConflictError):
         pruned.create(flag("a.other"), idempotency_key="first")
     assert pruned.store.tip().revision == LAST + 1
+
+
+def test_a_rollback_to_the_cut_finds_what_a_large_change_changed_first(writer: Writer) -> None:
+    keys = [f"many.{i}" for i in range(UNPAGED_POLICIES_MAX + 1)]
+    with writer.change() as change:
+        for key in keys:
+            change.create(flag(key, description="before the cut"))
+    writer.create(flag("a.new"))
+    prune(writer, LEDGER, now=later(writer, 1))
+    with writer.change() as change:
+        for key in keys:
+            change.update(flag(key, description="on pages"))
+    writer.update(flag(keys[0], description="after that"))
+    with writer.change() as change:
+        change.rollback(keys[0], to=1)
+        change.rollback(keys[1], to=1)
+    with writer.store.reading() as reading:
+        found = reading.find(keys[:3]).values()
+    assert [state.policy["description"] for state in found] == [
+        "before the cut",
+        "before the cut",
+        "on pages",
+    ]
 
 
 def test_a_rollback_goes_back_to_the_cut_and_no_further(pruned: Writer) -> None:

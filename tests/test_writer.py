@@ -512,7 +512,7 @@ def test_what_a_failover_took_back_of_the_newest_change_is_projected_again(
         direct.flags.insert_one(older)
     assert verify(writer.store) == []
     with writer.store.reading() as reading:
-        assert reading.pending is None
+        assert reading.unledgered is None
         assert reading.behind is not None
         assert reading.find(["shop.search"])["*", "shop.search"].policy["state"] == "paused"
     writer.create(flag("another.flag"))
@@ -674,7 +674,7 @@ def test_the_next_writer_projects_what_a_dead_one_left(
     assert direct.ledger.count_documents({}) == 1
 
     with writer.store.reading() as reading:
-        assert reading.pending == change
+        assert reading.unledgered == change
         assert reading.find(["shop.search"])["*", "shop.search"].policy["state"] == "paused"
     writer.create(flag("another.flag"))
     assert direct.ledger.count_documents({}) == 3

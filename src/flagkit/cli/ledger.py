@@ -52,8 +52,14 @@ def _moment(_context: object, _parameter: object, text: str | None) -> datetime 
 def _wanted_options(command: _Command) -> _Command:
     """Give a command the options that say which entries are meant."""
     for option in (
-        click.option("--until", callback=_moment, help="Only before this moment."),
-        click.option("--since", callback=_moment, help="Only from this moment on, in UTC."),
+        click.option(
+            "--until", callback=_moment, help="Only before this moment, written likewise."
+        ),
+        click.option(
+            "--since",
+            callback=_moment,
+            help="Only from this moment on, such as 2026-11-21T10:32Z; UTC.",
+        ),
         click.option("--action", type=click.Choice(ACTIONS), help="Only where this was asked for."),
         click.option("--actor", help="Only changes by this actor."),
         click.option("--key", help="Only changes of this flag or segment."),

@@ -54,19 +54,23 @@ class PagedHistory:
         Raises:
             HistoryLostError: a page is missing, or was changed past the writer.
         """
-        return self._next(policy, {"_id.revision": {"$lte": until}}, DESCENDING)
+        return self._next(policy, {"$lte": until}, DESCENDING)
 
-    def first(self, policy: PolicyId) -> Change | None:
-        """Return the first large change to a policy that the ledger has, as `last` does."""
-        return self._next(policy, {}, ASCENDING)
+    def first(self, policy: PolicyId, after: int) -> Change | None:
+        """Return the first large change to a policy after a revision, of which it keeps that part.
 
-    def _next(self, policy: PolicyId, where: Document, order: int) -> Change | None:
+        Raises:
+            HistoryLostError: a page is missing, or was changed past the writer.
+        """
+        return self._next(policy, {"$gt": after}, ASCENDING)
+
+    def _next(self, policy: PolicyId, revisions: Document, direction: int) -> Change | None:
         named = self._naming([policy[1]])
         if not named:
             return None
         documents = self._database[LEDGER].find(
-            {**self._with_pages(named), **where},
-            sort=[("_id.revision", order)],
+            {**self._with_pages(named), "_id.revision": revisions},
+            sort=[("_id.revision", direction)],
             session=self._session,
         )
         for document in documents:

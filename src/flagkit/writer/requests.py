@@ -5,15 +5,31 @@ asked must be what its digest was made of, unless it was erased.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Final
 
 from flagkit.errors import InvalidDocumentError, RequestConflictError
 from flagkit.storage.layout import ERASED
 from flagkit.storage.store import Store
-from flagkit.writer.recorded import request_digest
+from flagkit.writer.drafts import Draft
+from flagkit.writer.recorded import documents_of, request_digest
 
 _AT_ONCE: Final = 500
+
+
+def content_of(draft: Draft, actor: str, reason: str) -> dict[str, Any]:
+    """Return what the audit is to have of a request."""
+    content: dict[str, Any] = {
+        "sent": datetime.now(UTC),
+        "actor": actor,
+        "reason": reason,
+        "operations": draft.recorded or documents_of(draft.operations),
+    }
+    if draft.glass:
+        content["glass"] = draft.glass
+    content["digest"] = request_digest(content)
+    return content
 
 
 def check_same(request: str, recorded: str, content: Mapping[str, Any], *, done: bool) -> None:

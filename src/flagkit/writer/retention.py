@@ -185,8 +185,8 @@ def _referred(reading: Reading) -> dict[str, set[str]]:
     for operation in reading.awaited():
         if operation.get("region") == SEGMENTS:
             members.update(parts_of(operation.get("policy", {})))
-    pending = [reading.pending] if reading.pending is not None else []
-    for change in chain(reading.changes(), pending):
+    unledgered = [reading.unledgered] if reading.unledgered is not None else []
+    for change in chain(reading.changes(), unledgered):
         for policy in change.policies:
             for state in (policy.before, policy.after):
                 members.update(state.parts if state is not None else ())

@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Generator, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, Self, Unpack
 
 from flagkit.changes import PolicyChange, Tip, next_change
@@ -38,8 +38,7 @@ from flagkit.writer.limits import buckets_after
 from flagkit.writer.looks import Look, foreseen_by
 from flagkit.writer.pending import Sequencer, Swept, Waiting
 from flagkit.writer.planning import Plan, plan
-from flagkit.writer.recorded import documents_of, request_digest
-from flagkit.writer.requests import check_same, checked_key
+from flagkit.writer.requests import check_same, checked_key, content_of
 from flagkit.writer.sealing import data_keys_of
 from flagkit.writer.workflows import Anyhow, Asked
 
@@ -218,19 +217,9 @@ class Writer(Approvals):
         return Preview(reading.tip.revision, look.change.policies, done)
 
     def _request(self, draft: Draft, asked: Asked) -> tuple[str, dict[str, Any]]:
-        """Return the id of a request, and what the audit is to have of it."""
         key = asked.get("idempotency_key")
         request = uuid.uuid4().hex if key is None else checked_key(key)
-        content: dict[str, Any] = {
-            "sent": datetime.now(UTC),
-            "actor": self._who(asked.get("actor")),
-            "reason": asked.get("reason", ""),
-            "operations": draft.recorded or documents_of(draft.operations),
-        }
-        if draft.glass:
-            content["glass"] = draft.glass
-        content["digest"] = request_digest(content)
-        return request, content
+        return request, content_of(draft, self._who(asked.get("actor")), asked.get("reason", ""))
 
     def _commit(
         self,
@@ -296,8 +285,7 @@ class Writer(Approvals):
             recorded = self.store.add_request(request, content)
             check_same(request, recorded, content, done=look.done is not None)
         if reading.behind is not None:
-            # Ledger and flags must have the tip before the head forgets it. Its writer may be dead.
-            self.store.project(reading.behind, reading.pages)
+            self._help()
         if look.done is not None:
             return look.done
         change, pages = look.change, look.pages
@@ -314,6 +302,15 @@ class Writer(Approvals):
             return None
         self._project(look, lagging if is_late else None)
         return change.tip
+
+    def _help(self) -> None:
+        """See to it that ledger and flags have the tip before the head forgets it."""
+        # Who committed it did not wait for a majority, which has it by now, with the request; or is
+        # dead.
+        with self.store.reading() as reading:
+            behind, pages = reading.behind, reading.pages
+        if behind is not None:
+            self.store.project(behind, pages)
 
     def _project(self, look: Look, late: int | None) -> None:
         """Bring what was committed to where it is read, and a page of what was not, for too long.
