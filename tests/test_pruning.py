@@ -22,10 +22,12 @@ from flagkit.cli.commands import flagkit
 from flagkit.errors import (
     AccessDeniedError,
     ConfigurationError,
+    HistoryLostError,
     RequestConflictError,
     RevisionNotFoundError,
     StoreError,
 )
+from flagkit.history import client_at
 from flagkit.model import decode, encode
 from flagkit.snapshot import whole as whole_of
 from flagkit.storage import pages
@@ -771,6 +773,10 @@ def test_pages_go_with_the_changes_that_are_on_them(
         assert_same(from_checkpoint, scanned(large, mongo_uri))
         assert connected.snapshot is not None
         assert {*connected.snapshot.records()} == {*from_checkpoint.records()}
+    ask = partial(client_at, mongo_uri, "production", database=direct.name)
+    assert [ask(at=revision).is_enabled("a.f2") for revision in (4, 5)] == [True, False]
+    with pytest.raises(HistoryLostError, match=r"pruned\. Ask for revision 4"):
+        ask(at=2)
 
 
 def test_a_rollback_goes_back_to_the_cut_through_pages(large: Writer) -> None:
@@ -925,6 +931,7 @@ def test_killed_anywhere_and_run_again_it_is_done(
     There are large changes, too, and their writers died before they were projected.
     """
     monkeypatch.setattr(storage, "BATCH_DOCUMENTS", 3)
+    monkeypatch.setattr("flagkit.writer.pruning.PAUSE_SECONDS_MIN", 0.0)
     monkeypatch.setattr(pages, "UNPAGED_POLICIES_MAX", 1)
     monkeypatch.setattr(pages, "PAGE_POLICIES", 1)
     writer.create(flag("b.f0"), idempotency_key="b0")

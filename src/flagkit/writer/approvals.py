@@ -56,7 +56,8 @@ class Approvals(SegmentWorkflows):
 
     environment: str
     store: Store
-    _keys: DataKeys | None
+    keys: DataKeys | None
+    """What sensitive variants are encrypted by."""
 
     @contextmanager
     def propose(self, *, reason: str = "", actor: str | None = None) -> Generator[Draft]:
@@ -69,7 +70,7 @@ class Approvals(SegmentWorkflows):
             WriteError, InvalidDocumentError: refused; nothing was written.
             StoreUnavailableError: the database cannot be reached.
         """
-        change = Draft(self.environment, self._keys)
+        change = Draft(self.environment, self.keys)
         yield change
         change.proposal = self._propose(change, {"reason": reason, "actor": actor})
 

@@ -96,7 +96,7 @@ class Writer(Approvals):
         self._checkpoints = (
             None if checkpoint_every is None else CheckpointKeeper(self.store, checkpoint_every)
         )
-        self._keys = self._data_keys = data_keys_of(settings)
+        self.keys = self._data_keys = data_keys_of(settings)
         self._actor = actor
         self._guards = tuple(guards)
         self._timeout = timeout
@@ -138,7 +138,7 @@ class Writer(Approvals):
             StoreUnavailableError: the database cannot be reached. With an idempotency key it is
                 safe to try again; without one, look whether the change was made.
         """
-        change = Draft(self.environment, self._keys)
+        change = Draft(self.environment, self.keys)
         yield change
         request, content = self._request(change, asked)
         session = asked.get("session")
@@ -161,7 +161,7 @@ class Writer(Approvals):
             WriteError, InvalidDocumentError: the change would be refused.
             StoreUnavailableError: the database cannot be reached.
         """
-        change = Draft(self.environment, self._keys)
+        change = Draft(self.environment, self.keys)
         yield change
         change.preview = self._preview(change, asked)
 
