@@ -4,7 +4,7 @@ decoding is the way in. What a flag refers to in other flags is the writer's to 
 sees the whole environment.
 """
 
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from msgspec import Struct
 
@@ -109,10 +109,12 @@ def encode(flag: Flag) -> dict[str, Value]:
     if flag.region != EVERYWHERE:
         document["region"] = flag.region
     document["state"] = flag.state
-    document["variants"] = {
-        name: written(value, join("variants", name)) for name, value in flag.variants.items()
-    }
+    # Only those that are named as sensitive stand in a document as anything but themselves.
+    document["variants"] = cast("dict[str, Value]", {**flag.variants})
     if flag.sensitive:
+        document["variants"] = {
+            name: written(value, join("variants", name)) for name, value in flag.variants.items()
+        }
         document["sensitive"] = [*flag.sensitive]
     if flag.off is not None:
         document["off"] = flag.off

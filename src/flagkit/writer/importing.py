@@ -33,8 +33,10 @@ from flagkit.writer.writer import Writer
 
 BATCH_FLAGS: Final = 1_000
 BATCH_BYTES: Final = 4 * 1024 * 1024
-PAUSE_SECONDS: Final = 0.005
-"""Between two batches. Without, others lose the race for the head for seconds on end."""
+PAUSE_SECONDS: Final = 0.03
+"""Between two batches while others change something, who would else lose races for the head."""
+TURN_SECONDS: Final = 0.005
+"""Between any two, for threads that wait for the same writer's turn."""
 
 
 class Put(Operation, frozen=True, tag="import", kw_only=True, gc=False):
@@ -237,8 +239,9 @@ class Import:
             for number, batch in enumerate(batches):
                 ahead = coming.pop().result()
                 coming += [thread.submit(later.prepared) for later in batches[number + 1 :][:1]]
-                if number:
-                    time.sleep(PAUSE_SECONDS)
+                # Revisions in between are those of others.
+                is_alone = number < 2 or revisions[-1] == revisions[-2] + 1  # noqa: PLR2004
+                time.sleep(TURN_SECONDS if is_alone else PAUSE_SECONDS)
                 asked = Asked(
                     reason=reason,
                     actor=actor,
