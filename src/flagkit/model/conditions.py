@@ -17,14 +17,14 @@ PATTERN_TESTS, SEGMENT_TESTS = 40, 32
 Ordering: TypeAlias = Literal["$eq", "$gt", "$gte", "$lt", "$lte"]
 
 
-class Compare(Struct, frozen=True):
+class Compare(Struct, frozen=True, gc=False):
     """A test against one constant, by MongoDB's order within the constant's type."""
 
     operator: Ordering
     value: Constant
 
 
-class In(Struct, frozen=True):
+class In(Struct, frozen=True, gc=False):
     """A test for equality with any of some constants.
 
     `scalars` are the identities (`order.identity`) of those that are neither lists nor documents:
@@ -35,30 +35,30 @@ class In(Struct, frozen=True):
     wholes: tuple[Constant, ...]
 
 
-class Exists(Struct, frozen=True):
+class Exists(Struct, frozen=True, gc=False):
     """A test for presence; null is present."""
 
 
-class Size(Struct, frozen=True):
+class Size(Struct, frozen=True, gc=False):
     """A test for a list of some length. It looks at the list itself, never at its elements."""
 
     count: int
 
 
-class Mod(Struct, frozen=True):
+class Mod(Struct, frozen=True, gc=False):
     """A test for a remainder, with C's sign; both are integers of 64 bits."""
 
     divisor: int
     remainder: int
 
 
-class HasType(Struct, frozen=True):
+class HasType(Struct, frozen=True, gc=False):
     """A test for any of some BSON types, by their names."""
 
     names: frozenset[str]
 
 
-class ElemMatch(Struct, frozen=True):
+class ElemMatch(Struct, frozen=True, gc=False):
     """A test for a list with an element for which a condition holds.
 
     The condition is on the element itself (its fields have empty paths) if `by_value`, else on the
@@ -69,14 +69,14 @@ class ElemMatch(Struct, frozen=True):
     by_value: bool
 
 
-class Affix(Struct, frozen=True):
+class Affix(Struct, frozen=True, gc=False):
     """A test for a string that begins with, ends with or contains any of some others."""
 
     operator: Literal["$startsWith", "$endsWith", "$contains"]
     texts: tuple[str, ...]
 
 
-class Version(Struct, frozen=True):
+class Version(Struct, frozen=True, gc=False):
     """A test for a semantic version in some order to others, given by their keys.
 
     What is no version passes none of them, `$ne` and `$nin` included.
@@ -86,20 +86,20 @@ class Version(Struct, frozen=True):
     keys: tuple[VersionKey, ...]
 
 
-class Pattern(Struct, frozen=True):
+class Pattern(Struct, frozen=True, gc=False):
     """A test for a string that has a pattern in it, which `patterns.parse_pattern` can parse."""
 
     source: str
     options: str
 
 
-class Found(Struct, frozen=True):
+class Found(Struct, frozen=True, gc=False):
     """A test for a string that a pattern is found in, which is ready to be searched for."""
 
     search: Callable[[str], object]
 
 
-class Among(Struct, frozen=True):
+class Among(Struct, frozen=True, gc=False):
     """A test for a key among the members of a segment; strings and integers are keys."""
 
     members: Container[object]
@@ -121,32 +121,32 @@ Test: TypeAlias = (
 )
 
 
-class Field(Struct, frozen=True):
+class Field(Struct, frozen=True, gc=False):
     """A test of what a dotted path reaches; true if any of the values reached passes."""
 
     path: tuple[str, ...]
     test: Test
 
 
-class And(Struct, frozen=True):
+class And(Struct, frozen=True, gc=False):
     """All of some conditions; true when there are none."""
 
     conditions: "tuple[Condition, ...]"
 
 
-class Or(Struct, frozen=True):
+class Or(Struct, frozen=True, gc=False):
     """At least one of some conditions."""
 
     conditions: "tuple[Condition, ...]"
 
 
-class Nor(Struct, frozen=True):
+class Nor(Struct, frozen=True, gc=False):
     """None of some conditions."""
 
     conditions: "tuple[Condition, ...]"
 
 
-class InSegment(Struct, frozen=True):
+class InSegment(Struct, frozen=True, gc=False):
     """A reference to a segment, in whose place its meaning is put before anything is matched."""
 
     key: str

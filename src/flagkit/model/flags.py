@@ -4,7 +4,7 @@ decoding is the way in. What a flag refers to in other flags is the writer's to 
 sees the whole environment.
 """
 
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from msgspec import Struct
 
@@ -16,20 +16,20 @@ from flagkit.model.values import Value, join
 from flagkit.model.windows import Window, date, encode_window
 
 
-class Prerequisite(Struct, frozen=True):
+class Prerequisite(Struct, frozen=True, gc=False):
     """Another flag that must serve one of some variants first."""
 
     flag: str
     variants: tuple[str, ...]
 
 
-class Serve(Struct, frozen=True):
+class Serve(Struct, frozen=True, gc=False):
     """One variant for everyone who gets here."""
 
     variant: str
 
 
-class Rollout(Struct, frozen=True):
+class Rollout(Struct, frozen=True, gc=False):
     """Weights over variants, kept as intervals of buckets.
 
     `by` is the path of the attribute that is hashed; `salt` seeds the hash.
@@ -41,7 +41,7 @@ class Rollout(Struct, frozen=True):
     intervals: Intervals
 
 
-class Ramp(Struct, frozen=True):
+class Ramp(Struct, frozen=True, gc=False):
     """A rollout of one variant whose share follows the clock, from bucket 0 upwards.
 
     `points` are ascending (seconds since 1970, share of BUCKETS) pairs. Between two of them the
@@ -61,7 +61,7 @@ Serves: TypeAlias = Serve | Rollout | Ramp
 """What a targeting rule or the fallthrough serves."""
 
 
-class Rule(Struct, frozen=True):
+class Rule(Struct, frozen=True, gc=False):
     """A targeting rule: who and when it is for, and what it serves.
 
     `when` is `condition` as written.
@@ -74,7 +74,7 @@ class Rule(Struct, frozen=True):
     serves: Serves
 
 
-class Flag(Struct, frozen=True, kw_only=True):
+class Flag(Struct, frozen=True, kw_only=True, gc=False):
     """A named decision with typed variants, checked; `decode` is the way to one.
 
     The values of the variants named by `sensitive` are of `model.sensitive`, all others are plain.
@@ -109,10 +109,12 @@ def encode(flag: Flag) -> dict[str, Value]:
     if flag.region != EVERYWHERE:
         document["region"] = flag.region
     document["state"] = flag.state
-    document["variants"] = {
-        name: written(value, join("variants", name)) for name, value in flag.variants.items()
-    }
+    # Only those that are named as sensitive stand in a document as anything but themselves.
+    document["variants"] = cast("dict[str, Value]", {**flag.variants})
     if flag.sensitive:
+        document["variants"] = {
+            name: written(value, join("variants", name)) for name, value in flag.variants.items()
+        }
         document["sensitive"] = [*flag.sensitive]
     if flag.off is not None:
         document["off"] = flag.off

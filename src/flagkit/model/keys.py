@@ -41,12 +41,14 @@ def attribute_path(text: str, path: str) -> tuple[str, ...]:
         InvalidDocumentError: it is none, or has too many.
     """
     names = tuple(text.split("."))
-    if not all(names) or any(name.startswith("$") for name in names):
+    if "" in names or ("$" in text and any(name.startswith("$") for name in names)):
         raise InvalidDocumentError(
             path, f"{text!r} is not an attribute path", "Write names joined by single dots"
         )
     # A number is an index and a name: each may double the ways through lists of lists.
-    if len(names) > PATH_NAMES_MAX or sum(map(str.isdigit, names)) > PATH_NUMBERS_MAX:
+    if len(names) > PATH_NUMBERS_MAX and (
+        len(names) > PATH_NAMES_MAX or sum(map(str.isdigit, names)) > PATH_NUMBERS_MAX
+    ):
         raise InvalidDocumentError(
             path,
             "is too long a path",

@@ -1,12 +1,15 @@
 """Variants: the values that a flag can have, all of one type, and what refers to them."""
 
 from collections.abc import Collection, Mapping
-from typing import cast, get_args
+from typing import Final, cast, get_args
 
 from flagkit.errors import InvalidDocumentError
 from flagkit.model.documents import VariantType
 from flagkit.model.sensitive import Sealed, Secret, VariantValue, sealed_in
 from flagkit.model.values import Value, join
+
+_SIMPLE: Final[Mapping[type, VariantType]] = {bool: "boolean", str: "string", int: "integer"}
+"""Classes of which every value can be a variant's."""
 
 
 def typed_variants(
@@ -21,6 +24,10 @@ def typed_variants(
     """
     if not variants:
         raise InvalidDocumentError("variants", "is empty", "Name at least one variant")
+    classes = {*map(type, variants.values())}
+    simple = _SIMPLE.get(classes.pop()) if len(classes) == 1 and not sensitive else None
+    if simple is not None:
+        return simple, {**variants}
     sealed = _sealed(variants, sensitive)
     found: dict[str, VariantType] = {
         name: sealed[name].type if name in sealed else variant_type(value, f"variants.{name}")

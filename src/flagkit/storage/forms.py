@@ -17,7 +17,7 @@ from flagkit.changes import Change, PolicyChange, PolicyState, Tip, state_of
 from flagkit.errors import StoreError
 from flagkit.model import Flag, decode, packing
 from flagkit.model.flags import segments_of
-from flagkit.snapshot import record_of, seal_of
+from flagkit.snapshot import Record, record_of, seal_of
 from flagkit.storage.layout import FLAGS, Document, collection_of, ledger_id, policy_id
 from flagkit.storage.pages import joined
 
@@ -138,9 +138,9 @@ def ledgered(document: Mapping[str, Any], pages: Mapping[str, bytes] | None = No
 
 
 def policy_document(
-    environment: str, revision: int, change: PolicyChange, flag: Flag | None = None
+    environment: str, revision: int, change: PolicyChange, fields: Document | None = None
 ) -> Document:
-    """Return the document of a policy as a change left it; `flag` is what it decodes to, if known.
+    """Return the document of a policy as a change left it; `fields` are its state's, if made.
 
     `hash` is that of the state; it and `policy` are null where it was deleted: a tombstone, from
     whose version a new one goes on. A segment's region is "@segments", that of grants and limits
@@ -159,21 +159,22 @@ def policy_document(
     }
     if change.after is None:
         return document
-    return (
-        document
-        | {"policy": state.policy, "hash": f"{state.hash:016x}"}
-        | _body_fields(state, flag)
-    )
+    return document | (fields or fields_of(state, state.policy))
 
 
-def _body_fields(state: PolicyState, flag: Flag | None = None) -> Document:
+def fields_of(state: PolicyState, policy: Mapping[str, Any], flag: Flag | None = None) -> Document:
+    """Return what a policy's document has of its state; `flag` is what it decodes to, if known."""
     # The document of a segment is its body, and clients do not read grants.
     if collection_of(state.region) != FLAGS:
-        return {}
+        return {"policy": policy, "hash": f"{state.hash:016x}"}
     record = record_of(state, flag)
+    body = _body_fields(record, segments_named(state) if flag is None else segments_of(flag))
+    return {"policy": policy, "hash": f"{record.hash:016x}", **body}
+
+
+def _body_fields(record: Record, named: set[str]) -> Document:
     seal = seal_of(record.key, record.version, record.hash, record.body)
     fields = {"body": record.body, "format": packing.FORMAT, "seal": seal}
-    named = segments_named(state) if flag is None else segments_of(flag)
     return fields | {"segments": sorted(named)} if named else fields
 
 
@@ -248,7 +249,7 @@ def check_body(document: Mapping[str, Any], state: PolicyState) -> None:
         StoreError: something changed one of them past the writer.
     """
     if document.get("format") == packing.FORMAT:
-        expected = _body_fields(state)
+        expected = _body_fields(record_of(state), segments_named(state))
         if any(document.get(name) != value for name, value in expected.items()):
             raise StoreError(
                 f"the body of {state.key} ({state.region}) is not that of its policy: one of them"

@@ -38,6 +38,7 @@ KEYS = "keys"
 """The driver's own collection, of data keys, which is there where something is encrypted."""
 PENDING, PROPOSALS = "pending", "proposals"
 PROJECTED = (FLAGS, SEGMENTS, ACCESS)
+_COLLECTIONS = {SEGMENTS_REGION: SEGMENTS, ACCESS_REGION: ACCESS}
 POLICY_HISTORY: Final = "policy_history"
 
 ERASED: Final = "erased"
@@ -331,4 +332,4 @@ def active_in_region(environment: str, region: str, at: datetime) -> Document:
 
 def collection_of(region: str) -> str:
     """Return the collection in which a policy stands."""
-    return {SEGMENTS_REGION: SEGMENTS, ACCESS_REGION: ACCESS}.get(region, FLAGS)
+    return _COLLECTIONS.get(region, FLAGS)

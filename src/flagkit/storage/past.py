@@ -278,10 +278,11 @@ class Past:
         asked = by_id.keys() - read_through.keys()
         last = self._last(asked) | read_through
         later = self._changed_since(asked)
+        cut = self.cut
         for identity, change in by_id.items():
             newest = last.get(identity)
-            if newest is None and self.cut is not None:
-                goes_on = self._follows_cut(change, self.cut)
+            if newest is None and cut is not None:
+                goes_on = self._follows_cut(change, cut)
             else:
                 goes_on = follows(newest, change)
             if identity in later or not goes_on:

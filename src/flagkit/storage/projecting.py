@@ -6,7 +6,7 @@ reads through it, and need not wait. A page that is projected says so, by the re
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeAlias
 
 from pymongo import InsertOne, ReplaceOne
 from pymongo.database import Database
@@ -14,7 +14,6 @@ from pymongo.errors import BulkWriteError
 
 from flagkit.changes import PolicyChange, PolicyId
 from flagkit.errors import StoreError, StoreUnavailableError
-from flagkit.model import Flag
 from flagkit.storage.forms import policy_document
 from flagkit.storage.layout import (
     LEDGER,
@@ -27,7 +26,9 @@ from flagkit.storage.layout import (
     pages_named,
 )
 from flagkit.storage.pages import Page, names_in, page_document, pages_in, policies_on
+from flagkit.storage.preparing import Prepared
 
+_Write: TypeAlias = ReplaceOne[Document] | InsertOne[Document]
 _DUPLICATE_KEY: Final = 11000
 PAGES_AT_ONCE: Final = 8
 """So many pages are stored in one call: a megabyte each."""
@@ -38,25 +39,27 @@ def project_policies(
     environment: str,
     revision: int,
     policies: Sequence[PolicyChange],
-    flags: Mapping[PolicyId, Flag] | None = None,
+    ready: Mapping[PolicyId, Prepared] | None = None,
 ) -> None:
     """Bring what a revision did to policies to where they are read.
 
-    `flags` are those that their documents decode to, as far as they are known.
+    `ready` is what was prepared of them, as far as it was.
     """
-    known = flags or {}
-    for collection in PROJECTED:
-        writes = [
-            _write(policy_document(environment, revision, policy, known.get(policy.id)))
-            for policy in policies
-            if collection_of(policy.id[0]) == collection
-        ]
+    known = ready or {}
+    writes: dict[str, list[_Write]] = {collection: [] for collection in PROJECTED}
+    for policy in policies:
+        identity = policy.id
+        made = known.get(identity)
+        fields = None if made is None else made.fields
+        document = policy_document(environment, revision, policy, fields)
+        writes[collection_of(identity[0])].append(_write(document))
+    for collection, some in writes.items():
         with duplicates_passed():
-            if writes:
-                database[collection].bulk_write(writes, ordered=False)
+            if some:
+                database[collection].bulk_write(some, ordered=False)
 
 
-def _write(document: Document) -> ReplaceOne[Document] | InsertOne[Document]:
+def _write(document: Document) -> _Write:
     # A newer state stays: the guard finds nothing to replace, and what is inserted meets its `_id`.
     if document["version"] == 1 and document["hash"] is not None:
         # There never was another, so there is nothing to look for.
@@ -94,11 +97,11 @@ def project_own_pages(
     environment: str,
     revision: int,
     pages: Mapping[str, Page],
-    flags: Mapping[PolicyId, Flag],
+    ready: Mapping[PolicyId, Prepared],
 ) -> None:
     """Project the pages of a revision that were just written."""
     for name, page in pages.items():
-        project_policies(database, environment, revision, page.policies, flags)
+        project_policies(database, environment, revision, page.policies, ready)
         _mark(database, environment, revision, name)
 
 

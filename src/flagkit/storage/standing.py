@@ -62,11 +62,14 @@ class Standing:
     def at(self, policies: Iterable[PolicyId]) -> dict[PolicyId, Document]:
         """Return the documents of some policies, as far as there are any."""
         wanted = set(policies)
-        for collection in PROJECTED:
-            mine = {policy for policy in wanted if collection_of(policy[0]) == collection}
+        by_collection: dict[str, list[PolicyId]] = {}
+        for policy in wanted:
+            by_collection.setdefault(collection_of(policy[0]), []).append(policy)
+        for collection, mine in by_collection.items():
             self._ask(collection, {key for _, key in mine})
             # In regions whose last flag was deleted.
-            others = [policy for policy in mine if policy[0] not in self._regions_of(collection)]
+            regions = {*self._regions_of(collection)}
+            others = [policy for policy in mine if policy[0] not in regions]
             if others:
                 self._read(collection, others)
         return {policy: self._documents[policy] for policy in wanted & self._documents.keys()}

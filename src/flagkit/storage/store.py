@@ -10,9 +10,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-import bson
-from bson.codec_options import CodecOptions
-from bson.errors import BSONError
 from pymongo import MongoClient, ReadPreference, ReplaceOne
 from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
@@ -21,11 +18,10 @@ from pymongo.write_concern import WriteConcern
 from flagkit.changes import Change, PolicyId, Tip
 from flagkit.errors import (
     EnvironmentNotFoundError,
-    InvalidDocumentError,
     StoreError,
     StoreUnavailableError,
 )
-from flagkit.model import EVERYWHERE, Flag
+from flagkit.model import EVERYWHERE
 from flagkit.snapshot import Arena
 from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.creating import create_environment
@@ -45,7 +41,7 @@ from flagkit.storage.foreseen import (
     pipeline,
     projects_lightly,
 )
-from flagkit.storage.forms import head_document, is_kept, ledger_document, ledgered, tip_of
+from flagkit.storage.forms import head_document, ledger_document, tip_of
 from flagkit.storage.layout import (
     AUDIT,
     CHECKPOINTS,
@@ -59,6 +55,7 @@ from flagkit.storage.layout import (
     ledger_id,
 )
 from flagkit.storage.pages import Page
+from flagkit.storage.preparing import Prepared
 from flagkit.storage.projecting import (
     add_pages,
     duplicates_passed,
@@ -71,13 +68,6 @@ from flagkit.storage.pruning import Pruning
 from flagkit.storage.publishing import newest_first, published
 from flagkit.storage.reading import Reading
 from flagkit.storage.waiting import WaitingRequests
-
-_CODEC: CodecOptions[Any] = CodecOptions(tz_aware=True)
-
-STORED_BYTES_MAX = 12 * 1024 * 1024
-"""A change larger than this in BSON is refused: a document of MongoDB ends at 16 MiB."""
-POLICY_BYTES_MAX = STORED_BYTES_MAX // 3
-"""So that a policy can always be changed by itself, which stores it before and after."""
 
 
 class Store:
@@ -142,57 +132,6 @@ class Store:
             if found is None:
                 raise self._unknown()
             yield Reading(self._database, session, found, foreseen, self._remembered)
-
-    def check_fits(
-        self, change: Change, content: Mapping[str, Any], pages: Collection[str] = ()
-    ) -> None:
-        """Refuse what MongoDB could not store, or not give back as it was, before anything is.
-
-        `pages` are the names of those that the change is on, if it is on any.
-
-        Raises:
-            InvalidDocumentError: it is too large, or holds what BSON has not.
-        """
-        try:
-            encoded = bson.encode(ledger_document(change, pages))
-            size = max(len(encoded), len(bson.encode({**content})))
-            states = [policy.after for policy in change.policies if policy.after]
-            documents = [bson.encode(state.policy) for state in states]
-            if pages:
-                same = all(map(is_kept, states, documents))
-            else:
-                read: Document = bson.decode(encoded, _CODEC)  # pyright: ignore[reportUnknownMemberType]
-                same = ledgered(read) == change
-        except (BSONError, OverflowError, UnicodeError, TypeError) as error:
-            raise InvalidDocumentError("", f"cannot be stored: {error}", "Mend it") from None
-        if size > STORED_BYTES_MAX:
-            raise InvalidDocumentError(
-                "",
-                f"the change is {size:,} bytes in MongoDB; the limit is {STORED_BYTES_MAX:,}",
-                "Split it up",
-            )
-        largest = max(map(len, documents), default=0)
-        if largest > POLICY_BYTES_MAX:
-            raise InvalidDocumentError(
-                "",
-                f"a policy is {largest:,} bytes in MongoDB; the limit is {POLICY_BYTES_MAX:,}",
-                "Shorten its lists: a flag is for rules, not for data",
-            )
-        if not same:
-            raise InvalidDocumentError("", "would not be read back as it is", "Mend it")
-
-    def check_request_fits(self, content: Mapping[str, Any]) -> None:
-        """Refuse a request that MongoDB could not store."""
-        try:
-            size = len(bson.encode({**content}))
-        except (BSONError, OverflowError, UnicodeError, TypeError) as error:
-            raise InvalidDocumentError("", f"cannot be stored: {error}", "Mend it") from None
-        if size > STORED_BYTES_MAX:
-            raise InvalidDocumentError(
-                "",
-                f"the request is {size:,} bytes in MongoDB; the limit is {STORED_BYTES_MAX:,}",
-                "Split it up",
-            )
 
     def add_request(self, request: str, content: Mapping[str, Any]) -> str:
         """Record who asks for what, and why; return the digest on record, the first one's.
@@ -279,14 +218,14 @@ class Store:
                 self._check_same(change)
 
     def project_own_pages(
-        self, revision: int, pages: Mapping[str, Page], flags: Mapping[PolicyId, Flag]
+        self, revision: int, pages: Mapping[str, Page], ready: Mapping[PolicyId, Prepared]
     ) -> None:
         """Bring a large change that was just committed to where it is read, page by page.
 
-        `flags` are those that its documents decode to, as far as they are known.
+        `ready` is what was prepared of it.
         """
         with translated("projecting a large change"):
-            project_own_pages(self._database, self.environment, revision, pages, flags)
+            project_own_pages(self._database, self.environment, revision, pages, ready)
 
     def project_pages(self, revision: int, limit: int | None = None) -> int:
         """Bring a large change to where it is read, or some pages; return how many are left."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias
 
+import msgspec
 from msgspec import Struct
 
 from flagkit.changes import ACCESS, GRANTS, SEGMENTS, PolicyChange, PolicyState
@@ -39,6 +40,15 @@ LOGGED_MAX: Final = 100
 
 Need: TypeAlias = tuple[Action, str]
 """What a change does, and the key that it does it to; of grants, the namespace."""
+
+
+class _Standing(Struct):
+    """What of a flag's document says whether it is active; the rest is passed over, unread."""
+
+    state: str = "active"
+
+
+_standing_in = msgspec.msgpack.Decoder(_Standing).decode
 
 
 class GrantRole(Operation, frozen=True, tag="grant", kw_only=True):
@@ -176,19 +186,18 @@ def action_of(change: PolicyChange) -> Action:
     region = change.id[0]
     if region == ACCESS:
         return "grant"
+    if change.before is None and change.after is not None and region != SEGMENTS:
+        # An override hides the flag of all regions, paused or not.
+        is_active = _standing_in(change.after.packed).state == "active"
+        return "edit" if region == EVERYWHERE and not is_active else "release"
     before = None if change.before is None else _served(change.before)
     after = None if change.after is None else _served(change.after)
     if region == SEGMENTS:
         return "edit" if after is not None and before in (None, after) else "release"
-    return _action(region, before, after)
+    return "release" if before is None or after is None else _action(before, after)
 
 
-def _action(region: str, before: dict[str, Any] | None, after: dict[str, Any] | None) -> Action:
-    if after is None:
-        return "release"
-    if before is None:
-        # An override hides the flag of all regions, paused or not.
-        return "edit" if region == EVERYWHERE and not _is_active(after) else "release"
+def _action(before: dict[str, Any], after: dict[str, Any]) -> Action:
     if before == after:
         return "edit"
     if _is_active(before) and before == {**after, "state": before["state"]}:

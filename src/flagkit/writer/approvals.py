@@ -17,6 +17,7 @@ from flagkit.errors import (
     InvalidDocumentError,
     NotApprovedError,
 )
+from flagkit.storage.preparing import fitting
 from flagkit.storage.proposals import PROPOSE
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
@@ -176,7 +177,7 @@ class Approvals(SegmentWorkflows):
                 reading, content["actor"], lessened, content["reason"], draft.operations
             )
             change = next_change(reading.tip, request, reading.now, planned.changes)
-            self.store.check_fits(change, content)
+            fitting(change, content)
             named = [*(policies_of(draft.operations) or ()), *(item.id for item in planned.changes)]
             versions = versions_of(reading, dict.fromkeys(named))
         touched = [

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from flagkit.changes import GRANTS, LIMITS, SEGMENTS, PolicyChange
+from flagkit.changes import GRANTS, LIMITS, SEGMENTS, PolicyChange, PolicyId
 from flagkit.encryption import DataKeys
 from flagkit.errors import InvalidDocumentError
 from flagkit.model import EVERYWHERE
@@ -13,6 +13,7 @@ from flagkit.model.grants import Role, checked_actor, checked_grant, checked_rol
 from flagkit.model.keys import check_key, check_region
 from flagkit.model.limits import Limit, Whose, checked_limit, checked_whose
 from flagkit.model.segments import decode_segment, encode_segment, keys_of, listed_keys
+from flagkit.storage.preparing import Prepared
 from flagkit.writer.access import GrantRole, RevokeRole
 from flagkit.writer.commits import Commit, PendingChange
 from flagkit.writer.differences import differences
@@ -73,6 +74,8 @@ class Draft:
         self.commit: Commit | None = None
         self.recorded: list[dict[str, Any]] | None = None
         """What the audit has of the operations, where that is not they themselves."""
+        self.ahead: Mapping[PolicyId, Prepared] = {}
+        """What was prepared already of the states that it will likely come to."""
         self.preview: Preview | None = None
         self.pending: PendingChange | None = None
         self.proposal: str | None = None
@@ -86,9 +89,15 @@ class Draft:
         policy, key, region = checked_policy(self.sealing.sealed(flag), self._environment)
         self.operations.append(Create(policy=policy, key=key, region=region))
 
-    def put(self, operations: Iterable[Operation], recorded: dict[str, Any]) -> None:
+    def put(
+        self,
+        operations: Iterable[Operation],
+        recorded: dict[str, Any],
+        ahead: Mapping[PolicyId, Prepared],
+    ) -> None:
         """Do what was checked before; the audit has `recorded` of it, as one operation."""
         self.operations += operations
+        self.ahead = ahead
         self.recorded = [recorded]
 
     def update(

@@ -8,6 +8,8 @@ running it again, and ends in the same state.
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +21,7 @@ from flagkit.encryption import DataKeys
 from flagkit.errors import InvalidDocumentError, RateLimitedError
 from flagkit.model import EVERYWHERE, Flag, decode, encode
 from flagkit.model.segments import decode_segment, encode_segment, listed_keys
+from flagkit.storage.preparing import Prepared, prepared
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.drafts import Draft
@@ -33,10 +36,12 @@ from flagkit.writer.writer import Writer
 BATCH_FLAGS: Final = 1_000
 BATCH_BYTES: Final = 4 * 1024 * 1024
 PAUSE_SECONDS: Final = 0.03
-"""Between two batches. Without, others lose the race for the head for seconds on end."""
+"""Between two batches while others change something, who would else lose races for the head."""
+TURN_SECONDS: Final = 0.005
+"""Between any two, for threads that wait for the same writer's turn."""
 
 
-class Put(Operation, frozen=True, tag="import", kw_only=True):
+class Put(Operation, frozen=True, tag="import", kw_only=True, gc=False):
     """Create a flag, or update it, whichever it takes.
 
     `packed` is the flag's document. One without a state leaves the flag's as it is.
@@ -91,13 +96,24 @@ class _Batch(Struct, frozen=True):
     """What becomes one revision: flags, or one segment and whether it is there already."""
 
     puts: Sequence[Put] = ()
+    created: AbstractSet[PolicyId] = frozenset()
     segment: Mapping[str, Any] | None = None
     is_there: bool = False
 
     def __len__(self) -> int:
         return len(self.puts) or 1
 
-    def ask(self, draft: Draft, number: int, total: int) -> None:
+    def prepared(self) -> dict[PolicyId, Prepared]:
+        """Return what is to be stored of the flags that are new, if they still are by then."""
+        return {
+            put.policy_id: prepared(PolicyState(put.key, put.region, 1, put.packed), put.flag)
+            for put in self.puts
+            if put.policy_id in self.created
+        }
+
+    def ask(
+        self, draft: Draft, number: int, total: int, ahead: Mapping[PolicyId, Prepared]
+    ) -> None:
         """Ask for it in a draft. Of flags the audit has the keys, and a digest of the documents."""
         if self.segment is not None:
             (draft.update_segment if self.is_there else draft.create_segment)(self.segment)
@@ -120,6 +136,7 @@ class _Batch(Struct, frozen=True):
                 "digest": digest.hexdigest(),
                 "flags": names,
             },
+            ahead,
         )
 
 
@@ -129,6 +146,7 @@ class _Planned(Struct, frozen=True):
     origin: str
     segments: list[tuple[Mapping[str, Any], bool]]
     flags: list[Put]
+    created: AbstractSet[PolicyId]
     counts: Imported
 
 
@@ -231,18 +249,24 @@ class Import:
             planned = self._planned(writer.store)
         batches = [*_batches(planned)]
         done, revisions = 0, list[int]()
-        for number, batch in enumerate(batches):
-            if number:
-                time.sleep(PAUSE_SECONDS)
-            asked = Asked(
-                reason=reason,
-                actor=actor,
-                idempotency_key=f"import-{planned.origin}-{number + 1}",
-            )
-            revisions.append(_revision(writer, batch, number + 1, len(batches), asked))
-            done += len(batch)
-            if progress is not None:
-                progress(Step(done, planned.counts.changed))
+        with ThreadPoolExecutor(1, "flagkit-import") as thread:
+            # The next batch is prepared while the database works on this one.
+            coming = [thread.submit(batch.prepared) for batch in batches[:1]]
+            for number, batch in enumerate(batches):
+                ahead = coming.pop().result()
+                coming += [thread.submit(later.prepared) for later in batches[number + 1 :][:1]]
+                # Revisions in between are those of others.
+                is_alone = number < 2 or revisions[-1] == revisions[-2] + 1  # noqa: PLR2004
+                time.sleep(TURN_SECONDS if is_alone else PAUSE_SECONDS)
+                asked = Asked(
+                    reason=reason,
+                    actor=actor,
+                    idempotency_key=f"import-{planned.origin}-{number + 1}",
+                )
+                revisions.append(_revision(writer, batch, number + 1, len(batches), asked, ahead))
+                done += len(batch)
+                if progress is not None:
+                    progress(Step(done, planned.counts.changed))
         return msgspec.structs.replace(planned.counts, revisions=tuple(revisions))
 
     def _planned(self, store: Store) -> _Planned:
@@ -262,12 +286,12 @@ class Import:
             origin = hashlib.sha256(reading.tip.hash.encode())
         for put in changed:
             origin.update(put.packed)
-        created = sum(put.policy_id not in found for put in changed)
-        created += sum(not there for _, there in lacking)
+        new = {put.policy_id for put in changed} - found.keys()
+        created = len(new) + sum(not there for _, there in lacking)
         everything = len(self._flags) + len(self._segments)
         total = len(changed) + len(lacking)
         counts = Imported(created=created, updated=total - created, unchanged=everything - total)
-        return _Planned(origin.hexdigest()[:32], lacking, _in_order(changed), counts)
+        return _Planned(origin.hexdigest()[:32], lacking, _in_order(changed), new, counts)
 
     def _changed(self, reading: Reading, found: Mapping[PolicyId, PolicyState]) -> Iterator[Put]:
         earlier = earlier_of(reading)
@@ -291,10 +315,10 @@ def _batches(planned: _Planned) -> Iterator[_Batch]:
         puts.append(put)
         size += len(put.packed)
         if len(puts) == BATCH_FLAGS or size >= BATCH_BYTES:
-            yield _Batch(puts)
+            yield _Batch(puts, planned.created)
             puts, size = [], 0
     if puts:
-        yield _Batch(puts)
+        yield _Batch(puts, planned.created)
 
 
 def _in_order(puts: Iterable[Put]) -> list[Put]:
@@ -319,12 +343,19 @@ def _in_order(puts: Iterable[Put]) -> list[Put]:
     return [put for key in ordered for put in by_key[key]]
 
 
-def _revision(writer: Writer, batch: _Batch, number: int, total: int, asked: Asked) -> int:
+def _revision(
+    writer: Writer,
+    batch: _Batch,
+    number: int,
+    total: int,
+    asked: Asked,
+    ahead: Mapping[PolicyId, Prepared],
+) -> int:
     """Return the revision that a batch became, once the limits on changes let it."""
     while True:
         try:
             with writer.change(**asked) as draft:
-                batch.ask(draft, number, total)
+                batch.ask(draft, number, total, ahead)
         except RateLimitedError as error:
             time.sleep(error.retry_after)
             continue

@@ -12,6 +12,7 @@ from flagkit.changes import ACCESS, SEGMENTS, Change, PolicyId, PolicyState, Tip
 from flagkit.model import Flag
 from flagkit.storage.foreseen import Foreseen
 from flagkit.storage.pages import Page
+from flagkit.storage.preparing import Prepared
 from flagkit.storage.reading import Reading
 from flagkit.writer.drafts import Draft
 
@@ -25,6 +26,7 @@ class Look(NamedTuple):
     buckets: Mapping[str, int]
     pages: Mapping[str, Page]
     flags: Mapping[PolicyId, Flag]
+    ready: Mapping[PolicyId, Prepared]
     upon: Tip
 
     def holds(self, reading: Reading, request: str) -> bool:

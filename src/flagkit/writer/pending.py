@@ -27,6 +27,7 @@ from flagkit.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from flagkit.storage.preparing import check_request_fits
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.storage.waiting import Session
@@ -121,7 +122,7 @@ class Sequencer:
         """Insert a request into a session's transaction; return the digest on record, too."""
         check_readable(draft.operations)
         draft.sealing.check_proven()
-        self._store.check_request_fits(content)
+        check_request_fits(content)
         # Not in the transaction: they are named by what they are, and harmless if it is aborted.
         self._store.add_parts(draft.parts)
         touched = policies_of(draft.operations)

@@ -224,10 +224,11 @@ def check_segments(
     `changed` has the segments of this change, and whether they are there after it.
     """
     gone = {key for key, there in changed.items() if not there}
+    here = changed.keys() - gone
     named = {
-        identity: segments_of(flag) - (changed.keys() - gone)
+        identity: keys
         for identity, flag in flags.items()
-        if flag is not None
+        if flag is not None and flag.rules and (keys := segments_of(flag) - here)
     }
     missing = {key for keys in named.values() for key in keys}
     missing -= {key for _, key in reading.segments(missing)} - gone
@@ -263,6 +264,8 @@ def _new_parts(
     """
     new: dict[str, bytes] = {}
     for state in states:
+        if state.region != SEGMENTS:
+            continue
         held = found[state.id].parts if state.id in found else ()
         new |= {name: made[name] for name in state.parts if name in made}
         others = set(state.parts).difference(held, made)

@@ -42,7 +42,13 @@ class References:
             for i in range(len(flag.prerequisites)):
                 self._check_prerequisite(flag, i)
         changed_keys = {key for _, key in self._changed}
-        lessened = {key for region, key in self._changed if self._is_lessened((region, key))}
+        # Nobody rests on what was not there in any region.
+        there = {key for _, key in self._found}
+        lessened = {
+            identity[1]
+            for identity in self._changed
+            if identity[1] in there and self._is_lessened(identity)
+        }
         dependents = self._reading.dependents(lessened) if lessened else {}
         for identity, state in dependents.items():
             if identity not in self._changed:
@@ -50,7 +56,9 @@ class References:
                 for i, prerequisite in enumerate(flag.prerequisites):
                     if prerequisite.flag in changed_keys:
                         self._check_prerequisite(flag, i)
-        self._check_cycles(changed_keys)
+        self._check_cycles(
+            {key for (_, key), flag in self._changed.items() if flag and flag.prerequisites}
+        )
 
     def _is_lessened(self, identity: PolicyId) -> bool:
         """Tell whether flags that rest on a changed one may miss something: all others do not."""

@@ -26,6 +26,7 @@ from flagkit.errors import (
 from flagkit.settings import settings_from
 from flagkit.storage.foreseen import Foreseen
 from flagkit.storage.pages import split
+from flagkit.storage.preparing import fitting
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.access import log_denial
@@ -321,7 +322,7 @@ class Writer(Approvals):
         try:
             self.store.project(change, pages, is_mine=True)
             if pages:
-                self.store.project_own_pages(change.revision, pages, look.flags)
+                self.store.project_own_pages(change.revision, pages, look.ready)
             elif late is not None:
                 self.store.project_pages(late, 1)
         except StoreError as error:
@@ -368,8 +369,8 @@ class Writer(Approvals):
             buckets = self._permitted(draft, reading, planned.changes, content)
         change = next_change(reading.tip, request, reading.now, planned.changes)
         pages = split(change.policies)
-        self.store.check_fits(change, content, pages)
-        return Look(done, change, planned.parts, buckets, pages, planned.flags, reading.tip)
+        ready = fitting(change, content, pages, planned.flags, draft.ahead)
+        return Look(done, change, planned.parts, buckets, pages, planned.flags, ready, reading.tip)
 
     def _permitted(
         self,
