@@ -73,6 +73,17 @@ def test_faults_are_told_with_file_and_line_and_nothing_is_written(
     assert revision(writer) == 0
 
 
+def test_what_is_nested_too_deep_is_a_fault(command: Command, tmp_path: Path) -> None:
+    for name, content in (
+        ("flags.jsonl", '{"a":' * 50_000 + "1" + "}" * 50_000),
+        ("flags.json", "[" * 50_000 + "]" * 50_000),
+    ):
+        (tmp_path / name).write_text(content)
+        result = command.ask("flags", "import", str(tmp_path / name))
+        assert result.exit_code == 3, result.output
+        assert result.stderr.startswith(str(tmp_path / name))
+
+
 @pytest.mark.parametrize("name", ["flags.jsonl", "flags.json", "flags.yaml"])
 def test_what_does_not_hold_together_is_told_with_file_and_line(
     name: str, command: Command, writer: Writer, tmp_path: Path

@@ -64,6 +64,27 @@ def following(command: Command, *arguments: str) -> Iterator[Follower]:
             process.kill()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ledger", "show", "--since", "9999-12-31T23:59-14:00"),
+        ("ledger", "show", "--limit", "1" + "0" * 20),
+        ("ledger", "tail", "--limit", "1" + "0" * 20),
+        ("approvals", "list", "--limit", "1" + "0" * 20),
+        ("access", "denials", "--limit", "1" + "0" * 20),
+        ("eval", "shop.search", "--at", "9999-12-31T23:59-14:00"),
+        ("prune", "--ledger-days", "1000000"),
+        ("flags", "stale", "--days", "1000000"),
+    ],
+)
+def test_what_is_beyond_all_numbers_and_dates_is_wrong_usage(
+    arguments: tuple[str, ...], command: Command
+) -> None:
+    result = command.ask(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Invalid value" in result.stderr
+
+
 def test_the_newest_are_told_the_newest_last(command: Command, writer: Writer) -> None:
     assert command.told("ledger", "tail") == ""
     writer.create(flag("a.one"), reason="launch")

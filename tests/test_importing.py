@@ -8,7 +8,7 @@ import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from flagkit.errors import BrokenReferenceError, InvalidDocumentError
+from flagkit.errors import BrokenReferenceError, ConfigurationError, InvalidDocumentError
 from flagkit.writer import Import, Imported, Step, Writer, entries, importing, planning, verify
 from tests.test_writer import flag, policy, state
 
@@ -57,6 +57,15 @@ def test_flags_are_created_in_batches_each_of_them_a_revision(writer: Writer) ->
     assert told[0] == ("ada@example.com", "moved here", ("import 4 flags, batch 1 of 3",))
     assert [entry.revision for entry in entries(writer.store, action="import")] == [1, 2, 3]
     assert verify(writer.store) == []
+
+
+def test_an_import_for_another_environment_is_refused(writer: Writer) -> None:
+    found = Import("staging")
+    found.add(flag(environment="staging"))
+    for ask in (found.look, lambda _: found.run(writer)):
+        with pytest.raises(ConfigurationError, match="is for 'staging'"):
+            ask(writer.store)
+    assert writer.store.tip().revision == 0
 
 
 def test_what_is_as_asked_for_is_left_alone(writer: Writer) -> None:

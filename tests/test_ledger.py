@@ -11,11 +11,16 @@ from msgspec.structs import astuple, replace
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from flagkit.changes import PolicyId, genesis, next_change
+from flagkit.changes import PolicyChange, PolicyId, genesis, next_change, state_of
 from flagkit.snapshot import Record, snapshot_of, whole
 from flagkit.snapshot.building import Builder
 from flagkit.snapshot.folding import folded
-from flagkit.storage.forms import head_document, ledger_document
+from flagkit.storage.forms import (
+    head_document,
+    ledger_document,
+    policy_document,
+    policy_state,
+)
 from flagkit.writer import Retention, Writer, entries, prune, verify, write_checkpoint
 from flagkit.writer.checkpoints import problem_with
 from flagkit.writer.importing import Import
@@ -207,6 +212,27 @@ def test_whatever_is_removed_from_the_ledger_is_found_and_named(
             several = f"revisions {first + 1} to {last + 1} are missing"
             assert (one if first == last else several) in verify(history.store)
             direct.ledger.insert_many(gone)
+    assert verify(history.store) == []
+
+
+def test_a_flag_that_was_altered_is_found_though_it_seems_not_to_be_projected(
+    history: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    history.update(flag("a.one", owner="search"))
+    (found,) = direct.flags.find({"_id.key": "a.one"})
+    held = policy_state(found)
+    assert held is not None
+    forged = state_of("a.one", "*", held.version, {**held.policy, "owner": "eve"})
+    document = policy_document("production", found["revision"], PolicyChange(None, forged))
+    direct.flags.replace_one({"_id": found["_id"]}, document)
+    problem = ["a.one (*) is not as the ledger has it"]
+    direct.heads.update_one({}, {"$set": {"unprojected": 1}})
+    assert verify(history.store) == problem
+    direct.heads.update_one({}, {"$unset": {"unprojected": True}})
+    direct.ledger.delete_one({"_id.revision": 7})
+    assert verify(history.store) == problem
+    # What is not there yet, and stands as it did before, is no problem.
+    direct.flags.replace_one({"_id": found["_id"]}, found)
     assert verify(history.store) == []
 
 

@@ -29,6 +29,7 @@ from flagkit.errors import (
     StoreError,
     VersionConflictError,
 )
+from flagkit.storage import waiting
 from flagkit.writer import (
     Draft,
     Freeze,
@@ -260,6 +261,16 @@ def test_of_a_process_that_is_killed_there_is_both_or_neither(
         (entry,) = entries(writer.store)
         assert (entry.actor, entry.reason) == ("ada", "moved")
         assert writer.pending_change(request).commit() == swept.commits[0]
+
+
+def test_many_that_wait_ahead_hide_none_of_the_same_flag(
+    writer: Writer, mine: MongoClient[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "READ_MAX", 1)
+    asked(mine, lambda session: writer.create(flag("shop.other"), session=session))
+    asked(mine, lambda session: writer.create(flag("shop.a"), session=session))
+    paused = asked(mine, lambda session: writer.pause("shop.a", session=session))
+    assert paused.commit().revision == 2
 
 
 def test_many_sweepers_at_once_make_each_change_once_and_in_order(

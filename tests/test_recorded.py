@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from flagkit.errors import InvalidDocumentError
 from flagkit.writer import Draft
+from flagkit.writer.importing import Put
 from flagkit.writer.operations import Edit, Operation
 from flagkit.writer.pruning import Prune
 from flagkit.writer.recorded import (
@@ -119,7 +120,7 @@ def test_every_operation_is_read_back_but_for_edits() -> None:
         return {kind}.union(*map(below, kind.__subclasses__()))
 
     # What can neither wait nor be proposed needs no reading back.
-    assert {*READABLE} == below(Operation) - {Operation, Edit, Reinstate, Prune}
+    assert {*READABLE} == below(Operation) - {Operation, Edit, Reinstate, Prune, Put}
 
 
 def test_an_edit_is_refused_where_it_must_be_read_back() -> None:

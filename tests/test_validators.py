@@ -177,11 +177,9 @@ def test_fields_of_a_later_version_are_let_through(held: Database[Document]) -> 
     assert not is_refused(held, "heads", elsewhere(head) | {"later": True})
 
 
-def test_what_is_not_there_is_made_and_what_is_other_is_brought_up_to_date(
-    mongo_uri: str, database: str
-) -> None:
+def test_what_is_not_there_is_made_and_what_is_other_is_brought_up_to_date(mongo_uri: str) -> None:
     with MongoClient[Document](mongo_uri) as direct:
-        mine = direct[database]
+        mine = direct[f"test-{uuid.uuid4().hex}"]
         mine.create_collection("heads")
         mine.create_collection("ledger", validator={"x": 1}, validationLevel="moderate")
         assert len([*prepared(mine)]) == len(VALIDATORS) - 1

@@ -6,7 +6,7 @@ import click
 import msgspec
 from rich.console import Console
 
-from flagkit.cli.options import Place, place_options, store_at, to_option
+from flagkit.cli.options import HOW_MANY, Place, place_options, store_at, to_option
 from flagkit.cli.output import PROGRAMS, output_option, written
 from flagkit.cli.telling import Teller
 from flagkit.cli.writing import Asking, changing, writing_options
@@ -91,7 +91,7 @@ def _rollback(to: int, **asking: Unpack[Asking]) -> None:
 
 @access.command("denials")
 @place_options
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many.")
+@click.option("--limit", type=HOW_MANY, default=20, show_default=True, help="How many.")
 @output_option("table")
 def _denials(limit: int, output: str, **place: Unpack[Place]) -> None:
     """Show who was denied what, the newest first."""

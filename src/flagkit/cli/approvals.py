@@ -10,7 +10,7 @@ import msgspec
 from rich.console import Console
 
 from flagkit.cli.guarding import guards_named
-from flagkit.cli.options import Place, place_options, store_at
+from flagkit.cli.options import HOW_MANY, Place, place_options, store_at
 from flagkit.cli.output import PROGRAMS, output_option, written
 from flagkit.cli.telling import Teller
 from flagkit.cli.writing import (
@@ -35,7 +35,7 @@ def approvals() -> None:
 
 @approvals.command("list")
 @place_options
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many.")
+@click.option("--limit", type=HOW_MANY, default=20, show_default=True, help="How many.")
 @output_option("table")
 def _list(limit: int, output: str, **place: Unpack[Place]) -> None:
     """List proposals, the newest first."""

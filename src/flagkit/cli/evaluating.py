@@ -3,7 +3,7 @@
 Reads alone: nothing is written.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Unpack
 
 import click
@@ -41,7 +41,10 @@ def _at(_context: object, _parameter: object, text: str | None) -> datetime | in
         raise click.BadParameter(
             f"{text!r} has no time zone: write {moment.isoformat()}Z if it is UTC"
         )
-    return moment
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise click.BadParameter(f"{text!r} is beyond all dates in UTC") from None
 
 
 def _default(_context: object, _parameter: object, text: str | None) -> Any:

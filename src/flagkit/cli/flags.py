@@ -30,6 +30,7 @@ from flagkit.errors import FlagNotFoundError
 from flagkit.model import EVERYWHERE
 from flagkit.model.keys import check_key
 from flagkit.storage.layout import FLAGS
+from flagkit.writer.retention import DAYS_MAX
 from flagkit.writer.staleness import stale_flags
 
 
@@ -288,7 +289,9 @@ def _rollback(
 
 @flags.command("stale")
 @place_options
-@click.option("--days", type=click.IntRange(0), default=30, show_default=True, help="How long.")
+@click.option(
+    "--days", type=click.IntRange(0, DAYS_MAX), default=30, show_default=True, help="How long."
+)
 @output_option("table")
 def _stale(days: int, output: str, **place: Unpack[Place]) -> None:
     """List flags whose time seems to be over.

@@ -84,7 +84,7 @@ class ImportFiles:
         """Take in a policy file in JSON, unless something is wrong with it; return whether."""
         try:
             content = json.loads(_text(path), object_pairs_hook=_unique)
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
         if not isinstance(content, dict):
             return False
@@ -114,7 +114,7 @@ class ImportFiles:
             where = f"{path}:{number}"
             try:
                 document = json.loads(line, object_pairs_hook=_unique)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 self.faults.append(
                     InvalidDocumentError(
                         "", f"is not JSON: {error}", "Write a flag in each line", subject=where

@@ -17,7 +17,7 @@ import msgspec
 from rich.console import Console
 
 from flagkit.cli.failures import FAULTS_FOUND, without_secrets
-from flagkit.cli.options import Place, place_options, store_at
+from flagkit.cli.options import HOW_MANY, HOW_MANY_MAX, Place, place_options, store_at
 from flagkit.cli.output import PROGRAMS, output_option, written
 from flagkit.cli.telling import Teller
 from flagkit.errors import StoreUnavailableError
@@ -42,11 +42,11 @@ def _moment(_context: object, _parameter: object, text: str | None) -> datetime 
         return None
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
         raise click.BadParameter(
             f"{text!r} is no moment: write it like 2026-11-21T10:32Z"
         ) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _wanted_options(command: _Command) -> _Command:
@@ -71,7 +71,7 @@ def _wanted_options(command: _Command) -> _Command:
 @ledger.command("show")
 @place_options
 @_wanted_options
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many.")
+@click.option("--limit", type=HOW_MANY, default=20, show_default=True, help="How many.")
 @output_option("table")
 def _show(
     uri: str | None,
@@ -99,7 +99,9 @@ def _show(
 @ledger.command("tail")
 @place_options
 @_wanted_options
-@click.option("--limit", type=click.IntRange(0), default=10, show_default=True, help="How many.")
+@click.option(
+    "--limit", type=click.IntRange(0, HOW_MANY_MAX), default=10, show_default=True, help="How many."
+)
 @click.option("--follow", is_flag=True, help="Go on with each change that is made, until Ctrl-C.")
 @output_option("text")
 def _tail(

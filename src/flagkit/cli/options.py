@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import Any, Final, TypedDict, TypeVar, Unpack
 
 import click
 
@@ -12,6 +12,9 @@ from flagkit.settings import Settings, settings_from
 from flagkit.storage.store import Store
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+HOW_MANY_MAX: Final = 1_000_000
+HOW_MANY: Final = click.IntRange(1, HOW_MANY_MAX)
 
 uri_option = click.option(
     "--uri", help="MongoDB connection string; by default FLAGKIT_URI, where others do not see it."

@@ -12,10 +12,10 @@ from flagkit.cli.options import Place, place_options, settings_at, store_at
 from flagkit.cli.output import PROGRAMS, output_option, written
 from flagkit.cli.telling import Teller
 from flagkit.writer.pruning import Pruned, prunable, prune_in_steps
-from flagkit.writer.retention import Retention
+from flagkit.writer.retention import DAYS_MAX, Retention
 from flagkit.writer.writer import Writer
 
-_days = click.IntRange(1)
+_days = click.IntRange(1, DAYS_MAX)
 
 
 @click.command("prune")

@@ -130,6 +130,9 @@ def translated(doing: str, seconds_max: float | None = None) -> Generator[None]:
         raise kind(f"while {doing}: {problem_of(error)}") from error
     except InvalidOperation as error:
         raise ClosedError(f"while {doing}: {error}") from error
+    except pymongo.errors.ConfigurationError as error:
+        # Of a server that starts the driver says that it has no sessions.
+        raise StoreUnavailableError(f"while {doing}: {error}") from error
     except PyMongoError as error:
         raise StoreError(f"while {doing}: {error}") from error
 

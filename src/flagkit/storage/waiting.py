@@ -95,7 +95,8 @@ class WaitingRequests:
         """Return what waits, is not refused, and was put there before a document, in order."""
         since, place = document["since"], document["place"]
         before = [{"since": {"$lt": since}}, {"since": since, "place": {"$lt": place}}]
-        return self._read({"refused": {"$ne": True}, "$or": before})
+        # All of them: what is just before it counts as much as what is the oldest.
+        return self._read({"refused": {"$ne": True}, "$or": before}, whole=True)
 
     def is_due(self) -> bool:
         """Tell whether anything waits whose time has come."""
@@ -129,13 +130,13 @@ class WaitingRequests:
                 {"_id": self._identity(request)}, {"$set": {**fields}, "$inc": {"tries": 1}}
             )
 
-    def _read(self, wanted: Mapping[str, Any]) -> list[Document]:
+    def _read(self, wanted: Mapping[str, Any], *, whole: bool = False) -> list[Document]:
         with translated("reading pending changes"):
             found = self._database[PENDING].aggregate(
                 [
                     {"$match": {**pending_of(self._environment), **wanted}},
                     {"$sort": {"since": ASCENDING, "place": ASCENDING}},
-                    {"$limit": READ_MAX},
+                    *([] if whole else [{"$limit": READ_MAX}]),
                     {"$set": {"now": "$$NOW"}},
                 ]
             )

@@ -18,7 +18,7 @@ from msgspec import Struct
 from flagkit.changes import SEGMENTS, PolicyId, PolicyState, state_of
 from flagkit.collector import collector_paused
 from flagkit.encryption import DataKeys
-from flagkit.errors import InvalidDocumentError, RateLimitedError
+from flagkit.errors import ConfigurationError, InvalidDocumentError, RateLimitedError
 from flagkit.model import EVERYWHERE, Flag, decode, encode
 from flagkit.model.segments import decode_segment, encode_segment, listed_keys
 from flagkit.storage.preparing import Prepared, prepared
@@ -241,6 +241,7 @@ class Import:
         killed, has made whole batches; run again, it goes on.
 
         Raises:
+            ConfigurationError: the writer is of another environment.
             BrokenReferenceError: references would not hold, or form a cycle. Nothing was written.
             WriteError, InvalidDocumentError: refused, for what others changed meanwhile, say.
             StoreUnavailableError: the database cannot be reached.
@@ -271,6 +272,11 @@ class Import:
 
     def _planned(self, store: Store) -> _Planned:
         """Check all of it at one revision, and leave out what is as it is asked for."""
+        if store.environment != self._environment:
+            raise ConfigurationError(
+                f"this import is for {self._environment!r}, and the writer is of"
+                f" {store.environment!r}: make the import for where it goes"
+            )
         with store.reading() as reading:
             found = reading.find({key for _, key in self._flags})
             segments = reading.segments(self._segments)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import chain
+from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -18,6 +19,8 @@ from flagkit.storage.pruning import Batches, Carried, Found, Pruning
 from flagkit.storage.publishing import CHECKPOINTS_KEPT
 from flagkit.storage.reading import Reading
 from flagkit.writer.verifying import Walk
+
+DAYS_MAX: Final = 100_000
 
 
 class Retention(Struct, frozen=True, kw_only=True):
@@ -204,6 +207,6 @@ def _told(moment: datetime) -> str:
 
 def _checked(name: str, days: int) -> int:
     # What is younger may be in the hands of somebody who is at work on it.
-    if days < 1:
-        raise ConfigurationError(f"{name} is {days}: it is a number of days, 1 or more")
+    if not 1 <= days <= DAYS_MAX:
+        raise ConfigurationError(f"{name} is {days}: it is a number of days, 1 to {DAYS_MAX:,}")
     return days

@@ -208,10 +208,15 @@ class Walk:
         """Hold the head, and what is projected, to what the ledger came to."""
         tip, head = self._tip, self._reading.tip
         # What was done last may not be there yet: its writer, or the next one, brings it.
-        behind = self._reading.unprojected
-        for identity in [policy.id for change in behind for policy in change.policies]:
-            self._expected.pop(identity, None)
-            self._found.pop(identity, None)
+        stages: dict[PolicyId, list[PolicyState | None]] = {}
+        for change in self._reading.unprojected:
+            for policy in change.policies:
+                stages.setdefault(policy.id, [policy.before]).append(policy.after)
+        for identity, states in stages.items():
+            _, found = self._found.get(identity, (0, None))
+            if found in states:
+                self._expected.pop(identity, None)
+                self._found.pop(identity, None)
         if tip is None and head.revision > 0:
             self.problems.append(
                 f"the ledger is empty, and the head stands at revision {head.revision}"
