@@ -10,7 +10,13 @@ from pymongo.database import Database
 
 from flagkit.changes import Change, Tip
 from flagkit.client import Client
-from flagkit.errors import AccessDeniedError, InvalidDocumentError, StoreError, WriteError
+from flagkit.errors import (
+    AccessDeniedError,
+    InvalidDocumentError,
+    RevisionNotFoundError,
+    StoreError,
+    WriteError,
+)
 from flagkit.model.grants import ROLES, Grant, Role
 from flagkit.writer import (
     Draft,
@@ -373,6 +379,16 @@ def test_grants_are_in_the_ledger_and_can_be_rolled_back(writer: Writer, acting:
         change.rollback_grants(to=1)
     with pytest.raises(AccessDeniedError), acting("ada").change() as change:
         change.rollback_grants(to=2)
+
+
+def test_grants_are_not_rolled_back_to_when_there_were_none(writer: Writer) -> None:
+    writer.create(flag("shop.search"))
+    granted(writer)
+    with (
+        pytest.raises(RevisionNotFoundError, match="nothing was granted yet at revision 1"),
+        writer.change() as change,
+    ):
+        change.rollback_grants(to=1)
 
 
 def test_a_rollback_of_the_environment_gives_nobody_a_role_back(

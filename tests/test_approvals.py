@@ -9,12 +9,12 @@ import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from flagkit.changes import Change, Tip
 from flagkit.errors import (
     AccessDeniedError,
     ConfigurationError,
     FlagkitError,
     GuardError,
+    InvalidDocumentError,
     NotApprovedError,
     ProposalClosedError,
     ProposalNotFoundError,
@@ -98,6 +98,18 @@ def test_a_change_takes_the_approval_of_another_person(team: Open, writer: Write
     done = writer.proposal(proposal)
     assert (done.state, done.revision) == ("applied", commit.revision)
     assert verify(writer.store) == []
+
+
+def test_no_idempotency_key_is_an_application(writer: Writer) -> None:
+    writer.create(flag())
+    proposal = proposed(writer, off)
+    writer.approve(proposal, actor="dana")
+    applied = f"flagkit:apply {proposal}"
+    with pytest.raises(InvalidDocumentError, match="does not begin with flagkit:"):
+        writer.pause("shop.search", idempotency_key=applied)
+    writer.create(flag("a.new"), idempotency_key=proposal)
+    assert writer.proposal(proposal).state == "open"
+    assert writer.apply(proposal).request == applied
 
 
 def test_nobody_approves_of_what_they_propose(team: Open) -> None:
@@ -220,10 +232,10 @@ def test_nothing_slips_in_between_the_look_and_the_commit(
         applying = team("ada")
         compare_and_set = applying.store.compare_and_set
 
-        def late(tip: Tip, change: Change, buckets: Any = None) -> bool:
+        def late(*asked: Any) -> bool:
             monkeypatch.undo()
             ask(proposal)
-            return compare_and_set(tip, change, buckets)
+            return compare_and_set(*asked)
 
         monkeypatch.setattr(applying.store, "compare_and_set", late)
         return lambda: applying.apply(proposal)
@@ -252,10 +264,10 @@ def test_two_who_apply_at_once_make_one_revision(
     compare_and_set = slow.store.compare_and_set
     fast: list[object] = []
 
-    def late(tip: Tip, change: Change, buckets: Any = None) -> bool:
+    def late(*asked: Any) -> bool:
         monkeypatch.undo()
         fast.append(team("bob").apply(proposal))
-        return compare_and_set(tip, change, buckets)
+        return compare_and_set(*asked)
 
     monkeypatch.setattr(slow.store, "compare_and_set", late)
     assert slow.apply(proposal) == fast[0]
@@ -270,12 +282,12 @@ def test_a_rejection_and_an_application_exclude_each_other(
     rejecting = team("dana")
     compare_and_set = rejecting.store.compare_and_set
 
-    def late(tip: Tip, change: Change, buckets: Any = None) -> bool:
+    def late(*asked: Any) -> bool:
         monkeypatch.undo()
         # It read the proposal before it was rejected.
         with pytest.raises(ProposalClosedError):
             team("ada").apply(proposal)
-        return compare_and_set(tip, change, buckets)
+        return compare_and_set(*asked)
 
     monkeypatch.setattr(rejecting.store, "compare_and_set", late)
     rejecting.reject(proposal, reason="not before Christmas")

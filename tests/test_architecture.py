@@ -1,6 +1,7 @@
 """The house rules: which room may know which, who owns each dependency, how large a room may be."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -170,3 +171,30 @@ def test_rooms_do_not_import_each_other_in_a_circle() -> None:
         assert free, f"a circle among {sorted(remaining)}"
         for module in free:
             del remaining[module]
+
+
+def test_the_page_on_the_design_has_each_room() -> None:
+    page = (SOURCE.parent / "docs" / "design.md").read_text()
+    tables = page[page.index("\n## Rooms\n") : page.index("\n## Evaluation\n")]
+    listed: dict[str, list[str]] = {}
+    package = ""
+    for line in tables.splitlines():
+        if not line.startswith("|"):
+            package = ""
+            continue
+        names = re.findall(r"`([\w/.]+)`", line.split("|")[1])
+        if line.startswith("| of "):
+            [package] = names
+        else:
+            listed.setdefault(package, []).extend(names)
+    found: dict[str, list[str]] = {}
+    for room in ROOMS:
+        name = room.relative_to(SOURCE / "flagkit")
+        if len(name.parts) == 1:
+            found.setdefault("", []).append(str(name))
+        elif name.name != "__init__.py":
+            found.setdefault(f"{name.parts[0]}/", []).append(name.stem)
+    found[""] += [package for package in found if package]
+    assert {package: sorted(names) for package, names in listed.items()} == {
+        package: sorted(names) for package, names in found.items()
+    }

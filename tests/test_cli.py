@@ -712,7 +712,7 @@ def test_a_checkpoint_is_told_in_a_line_or_as_json(
     result = run("checkpoint", "--uri", mongo_uri, *where)
     (first,) = writer.store.checkpoints()
     assert (result.returncode, result.stderr) == (0, "")
-    said = f"{first.id}: 1 flags of production at revision 1, 0.0 MB, in "
+    said = f"{first.id}: 1 flag of production at revision 1, 0.0 MB, in "
     assert result.stdout.startswith(said)
     assert re.fullmatch(r"[0-9.]+ s\n", result.stdout.removeprefix(said))
     variables = {

@@ -58,6 +58,12 @@ def test_a_change_is_proposed_approved_of_and_applied(command: Command, writer: 
     assert (entry["proposal"], entry["approvers"]) == (proposal, ["bob@example.com"])
 
 
+def test_what_is_to_be_copied_is_not_broken_at_80_columns(command: Command) -> None:
+    command.variables["COLUMNS"] = "80"
+    proposal = proposed(command)
+    assert f"\n{proposal} " in command.told("approvals", "list")
+
+
 def test_a_proposal_that_is_void_or_closed_is_a_conflict(command: Command, writer: Writer) -> None:
     proposal = proposed(command)
     command.told("approvals", "approve", proposal, "--actor", "bob@example.com")

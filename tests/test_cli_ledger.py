@@ -79,6 +79,30 @@ def test_the_newest_are_told_the_newest_last(command: Command, writer: Writer) -
     assert command.told("ledger", "tail", "--action", "archive") == ""
 
 
+def test_it_is_told_where_the_glass_was_broken(command: Command, writer: Writer) -> None:
+    with writer.change(reason="fix") as change:
+        change.break_glass("incident 7")
+        change.create(flag("shop.search"))
+    assert "broke the glass: incident 7" in command.told("ledger", "show")
+    [head, *_] = command.told("ledger", "tail").splitlines()
+    assert head.endswith("tester: fix: broke the glass: incident 7")
+
+
+def test_people_are_told_the_first_differences_and_programs_all(
+    command: Command, writer: Writer
+) -> None:
+    with writer.change() as change:
+        for number in range(25):
+            change.create(flag(f"a.f{number:02}"))
+    for asked in (("ledger", "show"), ("ledger", "tail")):
+        told = command.told(*asked)
+        assert "a.f09: created" in told
+        assert "a.f10" not in told
+        assert "and 30 more" in told
+        assert command.told(*asked, "--output", "json").count(": created") == 25
+        assert command.told(*asked, "--output", "yaml").count(": created") == 25
+
+
 def test_programs_are_told_a_line_or_an_item_each(command: Command, writer: Writer) -> None:
     for key in ("a.one", "a.two"):
         writer.create(flag(key))

@@ -26,7 +26,7 @@ import pytest
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from pymongo import MongoClient
@@ -57,7 +57,7 @@ from flagkit.telemetry import instrument
 from flagkit.testing import client_from
 from flagkit.unsealing import Unsealing
 from flagkit.view import View
-from flagkit.writer import Writer, entries, verify, write_checkpoint
+from flagkit.writer import Import, Writer, entries, verify, write_checkpoint
 from tests.processes import Child, eventually
 
 DOCUMENT = {"user": "ada", "keys": ["a", 1, 2.5, None, True], "deep": {"b": 1}}
@@ -235,6 +235,63 @@ def test_a_secret_is_nowhere_in_the_database_nor_in_what_is_kept_or_printed(
     assert control in caplog.text
     assert control.encode() in kept
     assert sum(control in text for text in said) >= 6
+
+
+def test_a_secret_that_is_imported_is_nowhere(
+    sealing: Writer,
+    where: dict[str, Any],
+    encryption: Encryption,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    since = now(where["uri"])
+    secret, later, control = (f"CANARY{uuid.uuid4().hex}" for _ in range(3))
+    master, lines, whole = (tmp_path / name for name in ("master.key", "f.jsonl", "f.json"))
+    master.write_bytes(encryption.kms_providers["local"]["key"])
+    lines.write_text(json.dumps(flag("pay.key", secret)))
+    opened = {**flag("pay.open", control), "sensitive": []}
+    whole.write_text(json.dumps({"flags": [flag("pay.key", later), opened]}))
+    place = ["--environment", "production", "--database", where["database"], "--uri", where["uri"]]
+
+    def run(*command: str, key: str | None = str(master)) -> Result:
+        variables = {"FLAGKIT_LOCAL_KEY_PATH": key, "FLAGKIT_ACTOR": "ada@example.com"}
+        return CliRunner().invoke(flagkit, ["flags", "import", *command, *place], env=variables)
+
+    done = [run(str(lines), key=None), run(str(whole), key=None)]
+    assert [found.exit_code for found in done] == [3, 3]
+    assert all("this import has no keys" in found.output for found in done)
+    done += [run(str(lines), "--dry-run"), run(str(lines)), run(str(lines)), run(str(whole))]
+    assert [found.stdout for found in done[2:]] == [
+        "1 would be created, 0 updated, 0 as asked\n",
+        "1 created, 0 updated, 0 as asked: revision 1\n",
+        "0 created, 0 updated, 1 as asked\n",
+        "1 created, 1 updated, 0 as asked: revision 2\n",
+    ]
+    said = [found.output for found in done]
+    with Client(**where, encryption=encryption) as client:
+        client.wait_for(2)
+        assert client.value("pay.key", default="") == later
+        # From Python it is the same; so is what is encrypted already.
+        again = Import("production", keys=sealing.keys)
+        again.add(flag("pay.key", later))
+        stored = client.policy("pay.key")
+        assert stored is not None
+        moved = Import("production", keys=sealing.keys)
+        moved.add(stored)
+        with pytest.raises(InvalidDocumentError, match="another"):
+            moved.add({**stored, "key": "pay.copy"})
+    assert again.run(sealing) == moved.look(sealing.store)
+    for entry in entries(sealing.store):
+        said += [repr(entry), *entry.differences, *entry.actions]
+    assert verify(sealing.store) == []
+    for canary in (secret, later):
+        assert places_of(canary, where["uri"], where["database"], since) == set()
+        assert canary not in caplog.text
+        assert not any(canary in text for text in said)
+    # The control: each of these would have shown it.
+    assert places_of(control, where["uri"], where["database"], since) >= {"flags", "oplog.rs"}
+    assert control in caplog.text
 
 
 INVALID: Mapping[str, dict[str, Any]] = {
@@ -893,7 +950,7 @@ def test_a_master_key_is_read_from_a_file_and_shown_nowhere(
         Encryption(kms_providers={"local": {}}, keys="one")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="kms_providers is empty"):
         Encryption(kms_providers={})
-    path.write_bytes(sealing._keys._encryption.kms_providers["local"]["key"])  # type: ignore[union-attr]
+    path.write_bytes(sealing.keys._encryption.kms_providers["local"]["key"])  # type: ignore[union-attr]
     monkeypatch.setenv("FLAGKIT_LOCAL_KEY_PATH", str(path))
     with Writer(where["uri"], "production", actor="x", database=where["database"]) as writer:
         revision = writer.create(flag("a.b", "sk-1")).revision

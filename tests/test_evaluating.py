@@ -126,7 +126,7 @@ def test_attributes_are_json_or_text(command: Command) -> None:
     [
         (
             ("--at", "2026-11-21T10:32"),
-            "'2026-11-21T10:32' has no time zone: write 2026-11-21T10:32Z",
+            "'2026-11-21T10:32' has no time zone: write 2026-11-21T10:32:00Z",
         ),
         (("--at", "yesterday"), "'yesterday' is no moment and no revision: write it like 2026"),
         (("--attribute", "country"), "'country' names no attribute: write NAME=VALUE"),

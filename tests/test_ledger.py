@@ -53,7 +53,7 @@ def test_entries_say_who_did_what_and_why(history: Writer) -> None:
     assert [(entry.revision, entry.actions, entry.reason) for entry in found] == [
         (1, ("create a.one",), "launch"),
         (2, ("create a.two",), ""),
-        (3, ("set rollout a.two to 50",), "it went well"),
+        (3, ("set rollout a.two to 50 %",), "it went well"),
         (4, ("pause a.one", "pause a.two"), "incident 7"),
         (5, ("rollback a.two to revision 2",), ""),
         (
@@ -68,6 +68,14 @@ def test_entries_say_who_did_what_and_why(history: Writer) -> None:
     assert {entry.actor for entry in found} == {"tester"}
     assert [entry.time for entry in found] == sorted(entry.time for entry in found)
     assert [entry.revision for entry in entries(history.store, after=3)] == [4, 5, 6]
+
+
+def test_a_rollout_that_was_set_is_told_with_its_rule(writer: Writer) -> None:
+    rules = [{"name": "dach", "when": {"country": "DE"}, "rollout": 10}]
+    writer.create(flag("a.one", rules=rules))
+    writer.set_rollout("a.one", {"on": 33.3, "off": 66.7}, rule="dach")
+    *_, entry = entries(writer.store)
+    assert entry.actions == ("set rollout a.one rule dach to on 33.3 %, off 66.7 %",)
 
 
 def test_an_unaltered_history_verifies(history: Writer) -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -55,8 +56,8 @@ def mine(mongo_uri: str) -> Iterator[MongoClient[dict[str, Any]]]:
 
 
 @pytest.fixture
-def orders(mine: MongoClient[dict[str, Any]], database: str) -> Database[dict[str, Any]]:
-    own = mine[f"own-{database}"]
+def orders(mine: MongoClient[dict[str, Any]]) -> Database[dict[str, Any]]:
+    own = mine[f"own-{uuid.uuid4().hex}"]
     own.create_collection("orders")
     return own
 
@@ -461,6 +462,49 @@ def test_a_dropped_change_is_never_made_and_the_ledger_says_who_dropped_it(
         writer.drop_pending(pending.request)
 
 
+def test_what_was_dropped_is_not_made_outside_of_a_transaction_either(
+    writer: Writer, mine: MongoClient[dict[str, Any]]
+) -> None:
+    asked(mine, lambda session: writer.create(flag(), idempotency_key="orders", session=session))
+    writer.drop_pending("orders")
+    with pytest.raises(NotPendingError, match="was dropped at revision 1"):
+        writer.create(flag(), idempotency_key="orders")
+    assert writer.store.tip().revision == 1
+
+
+def test_no_idempotency_key_is_a_drop(writer: Writer, mine: MongoClient[dict[str, Any]]) -> None:
+    pending = asked(
+        mine, lambda session: writer.create(flag(), idempotency_key="orders", session=session)
+    )
+    for key in ("flagkit:drop orders", "drop orders"):
+        with contextlib.suppress(InvalidDocumentError):
+            writer.create(flag("a.two"), idempotency_key=key)
+    assert pending.commit().revision == 2
+    assert writer.drop_pending(asked_anew(writer, mine)).request == "flagkit:drop anew"
+
+
+def asked_anew(writer: Writer, mine: MongoClient[dict[str, Any]]) -> str:
+    def ask(session: ClientSession) -> PendingChange:
+        return writer.pause("shop.search", idempotency_key="anew", session=session)
+
+    return asked(mine, ask).request
+
+
+def test_to_drop_a_change_of_nothing_takes_a_role_on_all(
+    writer: Writer, mine: MongoClient[dict[str, Any]]
+) -> None:
+    with writer.change() as change:
+        change.grant("tester", "admin")
+    with (
+        mine.start_session() as session,
+        session.start_transaction(),
+        writer.change(idempotency_key="nothing", session=session),
+    ):
+        pass
+    with pytest.raises(AccessDeniedError):
+        writer.drop_pending("nothing", actor="bob")
+
+
 def test_a_drop_and_a_sweep_exclude_each_other(
     writer: Writer,
     other: Open,
@@ -630,16 +674,16 @@ def test_what_cannot_be_asked_for_in_a_transaction_is_refused_before_it_is_touch
 
 
 def test_a_session_must_be_where_the_environment_is(
-    mongo_uri: str, database: str, mine: MongoClient[dict[str, Any]]
+    writer: Writer, mongo_uri: str, database: str, mine: MongoClient[dict[str, Any]]
 ) -> None:
-    mine[database].create_collection("heads")
+    assert writer.store.tip().environment != "nowhere"
     with (
-        Writer(mongo_uri, "nowhere", actor="ada", database=database) as writer,
+        Writer(mongo_uri, "nowhere", actor="ada", database=database) as lost,
         mine.start_session() as session,
         session.start_transaction(),
         pytest.raises(EnvironmentNotFoundError, match="of the same cluster"),
     ):
-        writer.create(flag(), session=session)
+        lost.create(flag(), session=session)
 
 
 def test_a_request_that_was_altered_is_refused(

@@ -9,6 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import bson
 import pytest
 from click.testing import CliRunner, Result
 from msgspec.structs import replace
@@ -21,14 +22,18 @@ from flagkit.cli.commands import flagkit
 from flagkit.errors import (
     AccessDeniedError,
     ConfigurationError,
+    HistoryLostError,
     RequestConflictError,
     RevisionNotFoundError,
     StoreError,
 )
+from flagkit.history import client_at
 from flagkit.model import decode, encode
 from flagkit.snapshot import whole as whole_of
+from flagkit.storage import pages
 from flagkit.storage import pruning as storage
 from flagkit.storage.forms import head_document, policy_document
+from flagkit.storage.pages import UNPAGED_POLICIES_MAX
 from flagkit.writer import (
     Pruned,
     Retention,
@@ -44,6 +49,7 @@ from flagkit.writer.deleting import deleted_in_steps, to_delete
 from flagkit.writer.pruning import prune_in_steps
 from flagkit.writer.verifying import Walk, proof_of
 from tests.test_checkpoints import assert_same, loads, scanned
+from tests.test_pages import MANY, created, killed_before
 from tests.test_writer import flag
 
 pytestmark = pytest.mark.mongo
@@ -130,10 +136,12 @@ def test_a_dry_run_tells_what_goes_and_writes_nothing(
     assert rows(found) == {
         "archived flags": 0,
         "ledger": 8,
+        "pages": 0,
         "audit": 7,
         "abandoned requests": 0,
         "denials": 0,
         "unreferred members": 0,
+        "unreferred pages": 0,
         "checkpoint remains": 0,
     }
     ledger = next(row for row in found if row.what == "ledger")
@@ -178,7 +186,7 @@ def test_the_ledger_is_cut_once_and_that_stands_in_it(
     (line,) = last.differences
     assert line.startswith(f"ledger pruned up to revision {CUT_AT}, of ")
     again = later(pruned, CUT_AT + 1) - timedelta(milliseconds=1)
-    assert rows(prune(pruned, LEDGER, now=again)) == {"ledger": 0}
+    assert rows(prune(pruned, LEDGER, now=again)) == {"ledger": 0, "pages": 0}
     assert revisions(direct) == before
 
 
@@ -186,7 +194,7 @@ def test_it_is_cut_again_further_on(pruned: Writer, direct: Database[dict[str, A
     pruned.archive("a.old")
     pruned.delete("a.old")
     pruned.create(flag("a.gone"))
-    assert rows(prune(pruned, LEDGER, now=later(pruned, LAST + 3))) == {"ledger": 7}
+    assert rows(prune(pruned, LEDGER, now=later(pruned, LAST + 3))) == {"ledger": 7, "pages": 0}
     assert revisions(direct) == [LAST + 4, LAST + 5]
     assert verify(pruned.store) == []
     pruned.create(flag("a.old"))
@@ -274,6 +282,29 @@ def test_requests_that_are_sent_again_return_the_first_commit(pruned: Writer) ->
     with pytest.raises(RequestConflictError):
         pruned.create(flag("a.other"), idempotency_key="first")
     assert pruned.store.tip().revision == LAST + 1
+
+
+def test_a_rollback_to_the_cut_finds_what_a_large_change_changed_first(writer: Writer) -> None:
+    keys = [f"many.{i}" for i in range(UNPAGED_POLICIES_MAX + 1)]
+    with writer.change() as change:
+        for key in keys:
+            change.create(flag(key, description="before the cut"))
+    writer.create(flag("a.new"))
+    prune(writer, LEDGER, now=later(writer, 1))
+    with writer.change() as change:
+        for key in keys:
+            change.update(flag(key, description="on pages"))
+    writer.update(flag(keys[0], description="after that"))
+    with writer.change() as change:
+        change.rollback(keys[0], to=1)
+        change.rollback(keys[1], to=1)
+    with writer.store.reading() as reading:
+        found = reading.find(keys[:3]).values()
+    assert [state.policy["description"] for state in found] == [
+        "before the cut",
+        "before the cut",
+        "on pages",
+    ]
 
 
 def test_a_rollback_goes_back_to_the_cut_and_no_further(pruned: Writer) -> None:
@@ -680,6 +711,193 @@ def test_what_is_left_of_checkpoints_goes(
     assert {found["_id"]["checkpoint"] for found in direct.slices.find()} == {made.id}
 
 
+# Large changes
+
+
+@pytest.fixture
+def large(writer: Writer) -> Writer:
+    """Return a writer after two large changes before revision 3, where it is cut, and one after."""
+    created(writer)
+    update_many(writer, "second")
+    writer.pause("a.f1")
+    update_many(writer, "fourth")
+    writer.archive("a.f2")
+    return writer
+
+
+LARGE_CUT = 3
+
+
+def update_many(writer: Writer, description: str) -> None:
+    with writer.change() as change:
+        for i in range(MANY):
+            change.update(flag(f"a.f{i}", description=description))
+
+
+def descriptions(writer: Writer, *keys: str) -> list[str]:
+    with writer.store.reading() as reading:
+        states = reading.find(keys)
+    return [states["*", key].policy.get("description", "") for key in keys]
+
+
+def page_names(direct: Database[dict[str, Any]]) -> set[str]:
+    return {page["_id"]["page"] for page in direct.pages.find({}, {"_id": True})}
+
+
+def named_pages(direct: Database[dict[str, Any]]) -> set[str]:
+    """Return the pages that the ledger names."""
+    return {name for change in direct.ledger.find() for name in change.get("pages", ())}
+
+
+def test_pages_go_with_the_changes_that_are_on_them(
+    large: Writer, direct: Database[dict[str, Any]], mongo_uri: str
+) -> None:
+    sizes = [
+        (page["projected"], len(bson.encode(page)))
+        for page in direct.pages.find(sort=[("projected", 1)])
+    ]
+    assert [revision for revision, _ in sizes] == [1, 2, 4]
+    now = later(large, LARGE_CUT)
+    (_, found) = prunable(large.store, LEDGER, now)
+    assert (found.what, found.documents) == ("pages", 2)
+    assert found.bytes == sum(size for revision, size in sizes if revision <= LARGE_CUT)
+    with Client(mongo_uri, environment="production", database=direct.name) as connected:
+        connected.wait_for(5, PATIENCE_SECONDS)
+        assert rows(prune(large, LEDGER, now=now)) == {"ledger": 3, "pages": 2}
+        assert page_names(direct) == named_pages(direct)
+        assert len(page_names(direct)) == 1
+        assert verify(large.store) == []
+        last = large.pause("a.f9").revision
+        connected.wait_for(last, PATIENCE_SECONDS)
+        (from_checkpoint,) = loads(large, mongo_uri)
+        assert_same(from_checkpoint, scanned(large, mongo_uri))
+        assert connected.snapshot is not None
+        assert {*connected.snapshot.records()} == {*from_checkpoint.records()}
+    ask = partial(client_at, mongo_uri, "production", database=direct.name)
+    assert [ask(at=revision).is_enabled("a.f2") for revision in (4, 5)] == [True, False]
+    with pytest.raises(HistoryLostError, match=r"pruned\. Ask for revision 4"):
+        ask(at=2)
+
+
+def test_a_rollback_goes_back_to_the_cut_through_pages(large: Writer) -> None:
+    """What was there at it, the first change after it has found, which is a large one."""
+    prune(large, LEDGER, now=later(large, LARGE_CUT))
+    assert descriptions(large, "a.f1", "a.f7") == ["fourth", "fourth"]
+    large.rollback("a.f7", to=LARGE_CUT)
+    large.rollback("a.f1", to=LARGE_CUT)
+    assert descriptions(large, "a.f1", "a.f7") == ["second", "second"]
+    with pytest.raises(RevisionNotFoundError, match="pruned up to revision 3"):
+        large.rollback("a.f7", to=2)
+    large.rollback(to=LARGE_CUT)
+    assert set(descriptions(large, *(f"a.f{i}" for i in range(MANY)))) == {"second"}
+    with large.store.reading() as reading:
+        assert reading.all()["*", "a.f1"].policy["state"] == "paused"
+    # Again, where what is cut anew was large, and the tip is.
+    assert rows(prune(large, LEDGER, now=later(large, 6)))["pages"] == 1
+    assert verify(large.store) == []
+    assert [entry.revision for entry in entries(large.store, key="a.f7")] == [7]
+    assert [entry.revision for entry in entries(large.store, key="a.f8")] == [9]
+    assert large.update(flag("a.f8", description="on")).revision == 11
+
+
+def test_flags_that_a_large_change_deleted_go_on_from_their_versions(writer: Writer) -> None:
+    created(writer, state="archived")
+    with writer.change() as change:
+        for i in range(1, MANY):
+            change.delete(f"a.f{i}")
+    writer.create(flag("b.last"))
+    assert rows(prune(writer, LEDGER, now=later(writer, 2)))["pages"] == 2
+    writer.create(flag("a.f7"))
+    with writer.store.reading() as reading:
+        assert reading.all()["*", "a.f7"].version == 2
+    assert verify(writer.store) == []
+
+
+@pytest.mark.parametrize("step", ["project", "project_own_pages"])
+def test_the_ledger_is_not_cut_past_what_is_not_projected(
+    step: str, writer: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    """A dry run leaves it; who prunes brings it to an end first."""
+    writer.create(flag("b.first"))
+    killed_before(step, writer, lambda: created(writer))
+    # At the tip it stays anyhow, be it in the ledger or not.
+    tip = later(writer, 1) + timedelta(hours=1)
+    assert rows(prunable(writer.store, LEDGER, tip))["pages"] == 0
+    writer.pause("b.first")
+    now = later(writer, 2)
+    ledger, found = prunable(writer.store, LEDGER, now)
+    assert (ledger.documents, found.documents) == (1, 0)
+    assert direct.flags.count_documents({"revision": 2}) == 0
+    assert rows(prune(writer, LEDGER, now=now)) == {"ledger": 2, "pages": 1}
+    assert direct.flags.count_documents({"revision": 2}) == MANY
+    assert "unprojected" not in next(direct.heads.find())
+    assert verify(writer.store) == []
+    writer.pause("a.f7")
+
+
+@pytest.mark.parametrize("step", ["project", "project_own_pages"])
+def test_a_tip_that_is_not_projected_is_read_after_a_cut(
+    step: str, writer: Writer, direct: Database[dict[str, Any]], mongo_uri: str
+) -> None:
+    writer.create(flag("a.f3"))
+    writer.create(flag("b.first"))
+    prune(writer, LEDGER, now=later(writer, 1))
+    killed_before(step, writer, lambda: update_or_create(writer))
+    assert verify(writer.store) == []
+    with writer.store.reading() as reading:
+        then = reading.at(("*", "a.f3"), 1)
+    assert then is not None
+    assert "description" not in then.policy
+    for days in range(2):
+        prune(writer, Retention(remains_days=1), now=NOON + timedelta(days=36_500 + 2 * days))
+    assert named_pages(direct) <= page_names(direct) != set()
+    with Client(mongo_uri, environment="production", database=direct.name) as client:
+        client.wait_for(4, PATIENCE_SECONDS)
+        assert client.snapshot is not None
+        assert len(client.snapshot.keys()) == MANY + 1
+    writer.rollback("a.f3", to=1)
+    assert verify(writer.store) == []
+
+
+def update_or_create(writer: Writer) -> None:
+    with writer.change() as change:
+        for i in range(MANY):
+            (change.update if i == 3 else change.create)(flag(f"a.f{i}", description="large"))
+
+
+def test_pages_that_nothing_refers_to_go_in_the_second_run(
+    large: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    """Those of a writer that died before its commit; never those of a change, or of the head."""
+    kept = page_names(direct)
+    killed_before("compare_and_set", large, lambda: update_many(large, "abandoned"))
+    (abandoned,) = page_names(direct) - kept
+    wanted, start = Retention(remains_days=1), later(large, 5)
+    assert rows(prune(large, wanted, now=start))["unreferred pages"] == 0
+    assert [
+        page["_id"]["page"] for page in direct.pages.find({"unreferred": {"$exists": True}})
+    ] == [abandoned]
+    # A writer that stores it again takes the mark away.
+    killed_before("compare_and_set", large, lambda: update_many(large, "abandoned"))
+    assert direct.pages.count_documents({"unreferred": {"$exists": True}}) == 0
+    for days, count in ((2, 0), (4, 1)):
+        found = rows(prune(large, wanted, now=start + timedelta(days=days)))
+        assert found["unreferred pages"] == count
+    assert page_names(direct) == kept
+    assert verify(large.store) == []
+
+
+def test_pages_that_a_later_change_is_on_stay(
+    large: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    pruning = large.store.pruning
+    assert len([*chain(*pruning.pages(LARGE_CUT))]) == 2
+    first = direct.ledger.find_one({"revision": 1})
+    assert first is not None
+    direct.ledger.update_one({"revision": 4}, {"$push": {"pages": first["pages"][0]}})
+    assert len([*chain(*pruning.pages(LARGE_CUT))]) == 1
+
+
 # Who may
 
 
@@ -698,7 +916,7 @@ def test_it_takes_an_admin_of_the_environment(
         prune(ada, LEDGER, now=now)
     assert revisions(direct) == before
     with Writer(mongo_uri, "production", actor="dana@example.com", database=database) as dana:
-        assert rows(prune(dana, LEDGER, now=now)) == {"ledger": CUT_AT}
+        assert rows(prune(dana, LEDGER, now=now)) == {"ledger": CUT_AT, "pages": 0}
     assert verify(history.store) == []
 
 
@@ -708,15 +926,25 @@ def test_it_takes_an_admin_of_the_environment(
 def test_killed_anywhere_and_run_again_it_is_done(
     writer: Writer, direct: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Broken off after each of its steps, with all that goes in batches of three."""
+    """Broken off after each of its steps, with all that goes in batches of three.
+
+    There are large changes, too, and their writers died before they were projected.
+    """
     monkeypatch.setattr(storage, "BATCH_DOCUMENTS", 3)
+    monkeypatch.setattr("flagkit.writer.pruning.PAUSE_SECONDS_MIN", 0.0)
+    monkeypatch.setattr(pages, "UNPAGED_POLICIES_MAX", 1)
+    monkeypatch.setattr(pages, "PAGE_POLICIES", 1)
     writer.create(flag("b.f0"), idempotency_key="b0")
     writer.create(flag("b.f1", state="archived"))
     writer.delete("b.f1")
+    writer.create(flag("b.f2"))
+    writer.create(flag("b.f3"))
     whole = Retention(ledger_days=DAYS, denials_days=DAYS, remains_days=DAYS)
-    step, done, first = 0, False, writer.store.tip().revision
+    step, done, first, met = 0, False, writer.store.tip().revision, set[str]()
     while not done:
-        writer.create(flag(f"c.f{step}", state="paused"))
+        killed_before("project_own_pages", writer, partial(update_two, writer, step))
+        (writer.resume if step % 2 else writer.pause)("b.f0")
+        met |= page_names(direct)
         last = writer.store.tip().revision
         steps = prune_in_steps(writer, whole, reason="", now=later(writer, last))
         done = sum(1 for _ in islice(steps, step)) < step
@@ -728,8 +956,16 @@ def test_killed_anywhere_and_run_again_it_is_done(
     assert step > 6
     prune(writer, whole, now=later(writer, writer.store.tip().revision))
     assert revisions(direct)[0] > first
-    writer.resume("c.f0")
+    assert page_names(direct) == named_pages(direct)
+    assert len(met - page_names(direct)) > 6
+    writer.update(flag("b.f2"))
     assert verify(writer.store) == []
+
+
+def update_two(writer: Writer, step: int) -> None:
+    with writer.change() as change:
+        for key in ("b.f2", "b.f3"):
+            change.update(flag(key, description=f"step {step}"))
 
 
 # The command
@@ -771,6 +1007,7 @@ def test_the_command_shows_first_and_removes_when_it_is_told(
     assert (told["applied"], told["revision"]) == (False, 6)
     assert {part["what"]: part["documents"] for part in told["parts"]} == {
         "ledger": 5,
+        "pages": 0,
         "audit": 0,
         "abandoned requests": 0,
     }

@@ -19,6 +19,7 @@ from flagkit.cli.commands import flagkit
 from flagkit.errors import AccessDeniedError, HistoryLostError, RateLimitedError, StoreError
 from flagkit.history import client_at, digest_of, replay
 from flagkit.refresh import Route
+from flagkit.storage import pages
 from flagkit.storage.layout import INDEXES, KEYS
 from flagkit.storage.roles import ADMIN, ALL, READER, ROLES, WRITER
 from flagkit.storage.source import MongoSource
@@ -308,7 +309,10 @@ def test_who_may_read_flags_may_ask_what_they_were(uri_of: UriOf) -> None:
     assert replay(uri, digest, "ada").is_same
 
 
-def test_administrators_prune_and_writers_are_told_that_they_may_not(uri_of: UriOf) -> None:
+def test_administrators_prune_and_writers_are_told_that_they_may_not(
+    uri_of: UriOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "UNPAGED_POLICIES_MAX", 1)
     init(uri_of(ADMIN), "--environment", "old")
     with Writer(uri_of(WRITER), "old", actor="dana") as writer:
         with writer.change() as change:
@@ -325,7 +329,7 @@ def test_administrators_prune_and_writers_are_told_that_they_may_not(uri_of: Uri
         assert writer.store.tip() == before
     with Writer(uri_of(ADMIN), "old", actor="dana") as admin:
         done = {row.what: row.documents for row in prune(admin, wanted, now=now)}
-        assert (done["ledger"], done["audit"]) == (3, 3)
+        assert (done["ledger"], done["pages"], done["audit"]) == (3, 1, 3)
         assert verify(admin.store) == []
     with Writer(uri_of(WRITER), "old", actor="dana") as writer:
         writer.create(flag("old.gone"))

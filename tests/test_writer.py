@@ -512,7 +512,7 @@ def test_what_a_failover_took_back_of_the_newest_change_is_projected_again(
         direct.flags.insert_one(older)
     assert verify(writer.store) == []
     with writer.store.reading() as reading:
-        assert reading.pending is None
+        assert reading.unledgered is None
         assert reading.behind is not None
         assert reading.find(["shop.search"])["*", "shop.search"].policy["state"] == "paused"
     writer.create(flag("another.flag"))
@@ -573,6 +573,13 @@ def test_odd_arguments_are_refused_by_their_names(writer: Writer) -> None:
         writer.rollback("shop.search", to=odd)
     with pytest.raises(InvalidDocumentError, match="idempotency_key: is ''"):
         writer.pause("shop.search", idempotency_key="")
+    for key, problem in (
+        ("\ud800", "holds a lone surrogate"),
+        ("k" * 1001, "has 1,001 characters"),
+        ("flagkit:drop other", "Write one that does not begin with flagkit:"),
+    ):
+        with pytest.raises(InvalidDocumentError, match=f"idempotency_key: .*{problem}"):
+            writer.pause("shop.search", idempotency_key=key)
 
 
 def test_flags_that_are_there_or_not(writer: Writer) -> None:
@@ -674,7 +681,7 @@ def test_the_next_writer_projects_what_a_dead_one_left(
     assert direct.ledger.count_documents({}) == 1
 
     with writer.store.reading() as reading:
-        assert reading.pending == change
+        assert reading.unledgered == change
         assert reading.find(["shop.search"])["*", "shop.search"].policy["state"] == "paused"
     writer.create(flag("another.flag"))
     assert direct.ledger.count_documents({}) == 3

@@ -12,7 +12,7 @@ from flagkit.writer import Erasure, Writer, erase
 
 @click.group("admin")
 def admin() -> None:
-    """Prepare a database for flagkit, as its administrator."""
+    """Prepare a database, or erase a person from it, as its administrator."""
 
 
 @admin.command("init")

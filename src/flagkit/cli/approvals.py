@@ -59,6 +59,7 @@ def _list(limit: int, output: str, **place: Unpack[Place]) -> None:
                 )
                 for proposal in found
             ],
+            whole=("proposal",),
         )
     else:
         click.echo("Nothing is proposed.")

@@ -36,7 +36,8 @@ def made(settings: Settings, console: Console) -> Checkpoint:
 
 def told(checkpoint: Checkpoint, seconds: float) -> str:
     """Return in a line what was made."""
+    flags = "flag" if checkpoint.flags == 1 else "flags"
     return (
-        f"{checkpoint.id}: {checkpoint.flags:,} flags of {checkpoint.tip.environment} at revision"
+        f"{checkpoint.id}: {checkpoint.flags:,} {flags} of {checkpoint.tip.environment} at revision"
         f" {checkpoint.tip.revision:,}, {checkpoint.bytes / 1e6:,.1f} MB, in {seconds:,.1f} s"
     )

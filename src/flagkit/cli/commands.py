@@ -55,7 +55,11 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="flagkit")
 def flagkit() -> None:
-    """Feature flags and rollouts, evaluated in process and kept in MongoDB."""
+    """Feature flags and rollouts, evaluated in process and kept in MongoDB.
+
+    FLAGKIT_URI and FLAGKIT_ENVIRONMENT say where, FLAGKIT_ACTOR who changes something; or --uri,
+    --environment and --actor, after the command.
+    """
 
 
 for _command in (

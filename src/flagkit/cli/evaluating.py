@@ -38,7 +38,9 @@ def _at(_context: object, _parameter: object, text: str | None) -> datetime | in
             f"{text!r} is no moment and no revision: write it like 2026-11-21T10:32Z, or 17"
         ) from None
     if moment.utcoffset() is None:
-        raise click.BadParameter(f"{text!r} has no time zone: write {text}Z if it is UTC")
+        raise click.BadParameter(
+            f"{text!r} has no time zone: write {moment.isoformat()}Z if it is UTC"
+        )
     return moment
 
 

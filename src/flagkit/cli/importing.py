@@ -16,6 +16,7 @@ from flagkit.cli.output import PROGRAMS, output_option, written
 from flagkit.cli.writing import actor_option, dry_run_option, guards_option, reason_option
 from flagkit.model.grants import checked_actor
 from flagkit.writer.importing import Import, Imported, Step
+from flagkit.writer.sealing import data_keys_of
 from flagkit.writer.writer import Writer
 
 
@@ -49,7 +50,7 @@ def import_flags(  # noqa: PLR0913 - each is an option
     running it again. Exits with 3 if a file is not valid.
     """
     settings = settings_at(**place)
-    wanted = Import(settings.environment, reassign=reassign)
+    wanted = Import(settings.environment, reassign=reassign, keys=data_keys_of(settings))
     found = ImportFiles(files, wanted, settings.environment)
     for fault in found.faults:
         click.echo(str(fault), err=True)

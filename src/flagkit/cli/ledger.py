@@ -52,8 +52,14 @@ def _moment(_context: object, _parameter: object, text: str | None) -> datetime 
 def _wanted_options(command: _Command) -> _Command:
     """Give a command the options that say which entries are meant."""
     for option in (
-        click.option("--until", callback=_moment, help="Only before this moment."),
-        click.option("--since", callback=_moment, help="Only from this moment on, in UTC."),
+        click.option(
+            "--until", callback=_moment, help="Only before this moment, written likewise."
+        ),
+        click.option(
+            "--since",
+            callback=_moment,
+            help="Only from this moment on, such as 2026-11-21T10:32Z; UTC.",
+        ),
         click.option("--action", type=click.Choice(ACTIONS), help="Only where this was asked for."),
         click.option("--actor", help="Only changes by this actor."),
         click.option("--key", help="Only changes of this flag or segment."),
@@ -145,7 +151,8 @@ def _line(entry: Entry, output: str) -> str:
         return json.dumps(msgspec.to_builtins(entry))
     if output == "yaml":
         return written([msgspec.to_builtins(entry)], output)
-    why = ": ".join(filter(None, [entry.actor, entry.reason]))
+    who = ", ".join(_people(entry))
+    why = ": ".join([who, *_why(entry)])
     head = f"{entry.revision}  {entry.time:%Y-%m-%d %H:%M:%S}  {why}"
     return "\n    ".join([head, *_lines(entry)])
 
@@ -211,7 +218,7 @@ def _tell(shown: Sequence[Entry], console: Console) -> None:
                 f"{entry.time:%Y-%m-%d %H:%M:%S}",
                 "\n".join(_people(entry)),
                 "\n".join(_lines(entry)),
-                entry.reason,
+                "\n".join(_why(entry)),
             )
             for entry in shown
         ],
@@ -223,6 +230,12 @@ def _people(entry: Entry) -> list[str]:
     """Return who asked for a revision, and who else had a hand in it."""
     approved = [f"approved: {actor}" for actor in entry.approvers]
     return [entry.actor, *approved, *([f"applied: {entry.applier}"] if entry.applier else [])]
+
+
+def _why(entry: Entry) -> list[str]:
+    """Return the reason of a revision, and why guards were passed by, if they were."""
+    glass = f"broke the glass: {entry.glass}" if entry.glass else ""
+    return [*filter(None, [entry.reason, glass])]
 
 
 def _lines(entry: Entry) -> list[str]:

@@ -17,7 +17,7 @@ uri_option = click.option(
     "--uri", help="MongoDB connection string; by default FLAGKIT_URI, where others do not see it."
 )
 environment_option = click.option(
-    "--environment", help="Which one; by default FLAGKIT_ENVIRONMENT."
+    "--environment", help="Whose flags; by default FLAGKIT_ENVIRONMENT."
 )
 database_option = click.option(
     "--database",
@@ -39,7 +39,11 @@ reassign_option = click.option(
     "--reassign", is_flag=True, help="Let keys pass from one treated variant to another."
 )
 to_option = click.option(
-    "--to", type=click.IntRange(0), metavar="REVISION", required=True, help="Which one."
+    "--to",
+    type=click.IntRange(0),
+    metavar="REVISION",
+    required=True,
+    help="The revision whose content it is given.",
 )
 key_argument = click.argument("key")
 keys_argument = click.argument("keys", metavar="KEY...", nargs=-1, required=True)

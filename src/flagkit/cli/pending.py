@@ -80,7 +80,7 @@ def _sweep(guards: str | None, output: str, **place: Unpack[Place]) -> None:
 @request_argument
 @_sequencing_options
 def _commit(request: str, guards: str | None, output: str, **place: Unpack[Place]) -> None:
-    """Make one of them, be it that it was refused before.
+    """Make a change that waits, or one that was refused before.
 
     What was asked for before it of the same flags is made before it.
     """
@@ -92,7 +92,7 @@ def _commit(request: str, guards: str | None, output: str, **place: Unpack[Place
 @request_argument
 @deciding_options
 def _drop(request: str, **deciding: Unpack[Deciding]) -> None:
-    """Make sure that one of them is never made.
+    """Make sure that a change that waits is never made.
 
     That is a revision, which changes no flag.
     """

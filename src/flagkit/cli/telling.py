@@ -38,16 +38,20 @@ class Teller:
             self.say(f"and {more:,} more: name a --namespace, or take --output json")
 
     def table(
-        self, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()
+        self,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[object]],
+        right: Sequence[str] = (),
+        whole: Sequence[str] = (),
     ) -> None:
-        """Print a table; the columns in `right` hold numbers."""
+        """Print a table; the columns in `right` hold numbers, those in `whole` what is copied."""
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
         for column in columns:
             numeric = column in right
             table.add_column(
                 column,
                 justify="right" if numeric else "left",
-                no_wrap=numeric,
+                no_wrap=numeric or column in whole,
                 overflow="fold",
             )
         for row in rows:

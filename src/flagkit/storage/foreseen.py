@@ -78,7 +78,7 @@ class Found(Struct, frozen=True):
 
 
 def projects_lightly(change: Change) -> bool:
-    """Tell whether the flags of a change need not reach a majority before its ledger document.
+    """Tell whether who commits a change need not wait until a majority has its flags and ledger.
 
     They are few enough for the next reading to look whether they are still there.
     """

@@ -5,7 +5,7 @@
 - flags, segments, access: {_id: {environment, key, region}, revision, version, policy, hash}
 - members: {_id: {environment, part}, hashes}; hashed keys of segments, by their SHA-256
 - audit: {_id: {environment, request}, sent, actor, reason, operations, digest}
-- pages: {_id: {environment, page}, keys, content, projected}; what large changes did
+- pages: {_id: {environment, page}, keys, content, projected, unreferred}; what large changes did
 - checkpoints, slices: {_id: {environment, checkpoint}} and a tip; the parts of a snapshot's bytes
 
 A change is {request, previous_hash, policies}; of each {version, policy} before and after, or null;

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from pymongo import DESCENDING
+from pymongo import ASCENDING, DESCENDING
 from pymongo.client_session import ClientSession
 
 from flagkit.changes import Change, PolicyChange, PolicyId
@@ -32,6 +32,15 @@ class PagedHistory:
         )
         return pages_in(found)
 
+    def names(self) -> set[str]:
+        """Return the names of all pages that changes of the ledger are on."""
+        found = self._database[LEDGER].find(
+            {"_id.environment": self._environment, "pages": {"$exists": True}},
+            {"pages": True},
+            session=self._session,
+        )
+        return {name for document in found for name in names_in(document)}
+
     def projected_count(self, revision: int, names: Sequence[str]) -> int:
         """Return how many of a revision's pages are projected."""
         count: int = self._database[PAGES].count_documents(
@@ -45,12 +54,23 @@ class PagedHistory:
         Raises:
             HistoryLostError: a page is missing, or was changed past the writer.
         """
+        return self._next(policy, {"$lte": until}, DESCENDING)
+
+    def first(self, policy: PolicyId, after: int) -> Change | None:
+        """Return the first large change to a policy after a revision, of which it keeps that part.
+
+        Raises:
+            HistoryLostError: a page is missing, or was changed past the writer.
+        """
+        return self._next(policy, {"$gt": after}, ASCENDING)
+
+    def _next(self, policy: PolicyId, revisions: Document, direction: int) -> Change | None:
         named = self._naming([policy[1]])
         if not named:
             return None
         documents = self._database[LEDGER].find(
-            {**self._with_pages(named), "_id.revision": {"$lte": until}},
-            sort=[("_id.revision", DESCENDING)],
+            {**self._with_pages(named), "_id.revision": revisions},
+            sort=[("_id.revision", direction)],
             session=self._session,
         )
         for document in documents:

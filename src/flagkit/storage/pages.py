@@ -2,7 +2,7 @@
 
 They are written before the commit, which refers to them; what is abandoned is harmless, since a
 page says the same whoever wrote it. Whoever is given a change has all of it: a page that is missing
-or altered is an error. What of a page is projected, its `projected` says: the change's hash.
+or altered is an error. What of a page is projected, its `projected` says: the revision.
 """
 
 import hashlib

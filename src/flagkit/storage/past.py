@@ -68,10 +68,10 @@ class Past:
         """The pages that the tip's change is on, if it is on any."""
         self._newest, ledgered_already = self._read_newest()
         change = self._newest
-        self.pending = None if ledgered_already else change
+        self.unledgered = None if ledgered_already else change
         """The tip's change, if the ledger has not got it yet."""
         behind = change is not None and not self.pages and not self._is_projected(change)
-        self.behind = change if behind else self.pending
+        self.behind = change if behind else self.unledgered
         """The tip's change, if the ledger or its flags have not got it yet, or have lost it.
 
         One that is on pages is only about the ledger: its flags are `lagging`.
@@ -102,6 +102,10 @@ class Past:
             return behind
         earlier = [*self.changes(self.lagging - 1)]
         return earlier if behind and earlier and earlier[-1] == behind[0] else [*earlier, *behind]
+
+    def page_names(self) -> set[str]:
+        """Return the names of the pages that the ledger's changes, and the tip's, are on."""
+        return self._paged.names().union(self.pages)
 
     @property
     def lags_by(self) -> timedelta:
@@ -146,7 +150,7 @@ class Past:
         return None if recorded is None else sequenced(recorded)
 
     def changes(self, after: int = 0) -> Iterator[Change]:
-        """Yield the ledger's changes after a revision, in order; without the pending one."""
+        """Yield the ledger's changes after a revision, in order; without the unledgered one."""
         found = self._database[LEDGER].find(
             ledger_after(self.tip.environment, after),
             sort=[("_id", ASCENDING)],
@@ -156,7 +160,9 @@ class Past:
             yield audited(document, self._paged.contents(names_in(document)))
 
     def revision_at(self, moment: datetime) -> int:
-        """Return the last revision in the ledger that is not later than a moment; 0 if none is."""
+        """Return the last revision that is not later than a moment; 0 if none is."""
+        if self.unledgered is not None and self.tip.time <= moment:
+            return self.tip.revision
         found = self._database[LEDGER].find_one(
             ledger_after(self.tip.environment, 0) | {"time": {"$lte": moment}},
             {"revision": True},
@@ -209,14 +215,23 @@ class Past:
 
         If there is none, it is as it stands.
         """
+        cut = self.cut
+        after = 0 if cut is None else cut.tip.revision
         itself = {"$elemMatch": {"key": policy[1], "region": policy[0]}}
         document = self._database[LEDGER].find_one(
-            {"_id.environment": self.tip.environment, "policies": itself},
+            {
+                "_id.environment": self.tip.environment,
+                "policies": itself,
+                "_id.revision": {"$gt": after},
+            },
             sort=[("_id.revision", ASCENDING)],
             session=self._session,
         )
         changes = [] if document is None else [ledgered(document)]
-        changes += [self.pending] if self.pending is not None else []
+        paged = self._paged.first(policy, after)
+        if paged is not None:
+            changes = sorted((*changes, paged), key=lambda change: change.revision)
+        changes += [self.unledgered] if self.unledgered is not None else []
         for item in (item for change in changes for item in change.policies):
             if item.id == policy:
                 return item.before
@@ -244,8 +259,8 @@ class Past:
         paged = self._paged.last(policy, revision)
         if paged is not None:
             changes = sorted((*changes, paged), key=lambda change: change.revision)
-        if self.pending is not None and self.pending.revision <= revision:
-            changes.append(self.pending)
+        if self.unledgered is not None and self.unledgered.revision <= revision:
+            changes.append(self.unledgered)
         for change in reversed(changes):
             for item in change.policies:
                 if item.id == policy:
@@ -344,7 +359,7 @@ class Past:
 
         Only a failover can have taken them back, and only where a majority was not waited for.
         """
-        if self.pending is not None or not projects_lightly(change):
+        if self.unledgered is not None or not projects_lightly(change):
             return True
         policies = {policy.id for policy in change.policies}
         stand = self._standing.revisions(policies)

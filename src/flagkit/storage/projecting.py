@@ -75,7 +75,14 @@ def add_pages(database: Database[Document], environment: str, pages: Mapping[str
         some = names[first : first + PAGES_AT_ONCE]
         replacements = [
             ReplaceOne(
-                {"_id": page_id(environment, name), "content": {"$ne": pages[name].content}},
+                {
+                    "_id": page_id(environment, name),
+                    # What nothing referred to is marked to be pruned: it is not any more.
+                    "$or": [
+                        {"content": {"$ne": pages[name].content}},
+                        {"unreferred": {"$exists": True}},
+                    ],
+                },
                 page_document(environment, name, pages[name]),
                 upsert=True,
             )
@@ -100,17 +107,21 @@ def project_own_pages(
 
 def project_pages(
     database: Database[Document], environment: str, revision: int, limit: int | None = None
-) -> None:
+) -> int:
     """Project the pages of a revision of the ledger that are not yet, `limit` at most.
+
+    Returns how many are left.
 
     Raises:
         StoreError: one is missing, or was changed past the writer.
     """
-    for name in _unprojected(database, environment, revision)[:limit]:
+    names = _unprojected(database, environment, revision)
+    for name in names[:limit]:
         found = database[PAGES].find_one({"_id": page_id(environment, name)})
         content = pages_in([] if found is None else [found]).get(name)
         project_policies(database, environment, revision, policies_on(name, content))
         _mark(database, environment, revision, name)
+    return len(names[limit:]) if limit is not None else 0
 
 
 def _mark(database: Database[Document], environment: str, revision: int, name: str) -> None:

@@ -25,6 +25,7 @@ from flagkit.storage.layout import (
     HEADS,
     LEDGER,
     MEMBERS,
+    PAGES,
     PENDING,
     PROJECTED,
     SLICES,
@@ -32,20 +33,22 @@ from flagkit.storage.layout import (
     all_of,
     checkpoint_id,
     collection_of,
+    ledger_after,
     ledger_through,
     policy_id,
     slices_of,
 )
+from flagkit.storage.pages import names_in
 from flagkit.storage.publishing import left_over, remove_left_over
 
 BATCH_DOCUMENTS: Final = 100
 """So many are removed, or updated, at once: between batches writers have their turn."""
 _NOT_ALLOWED: Final = 13
-_REMOVED_FROM: Final = (LEDGER, AUDIT, DENIALS, MEMBERS, CHECKPOINTS, SLICES)
-_UPDATED: Final = (*PROJECTED, AUDIT, MEMBERS)
+_REMOVED_FROM: Final = (LEDGER, AUDIT, DENIALS, MEMBERS, PAGES, CHECKPOINTS, SLICES)
+_UPDATED: Final = (*PROJECTED, AUDIT, MEMBERS, PAGES)
 _TIP: Final = ("epoch", "revision", "hash", "time", "digests")
 
-PARTS: Final[Mapping[str, str]] = {MEMBERS: "part"}
+PARTS: Final[Mapping[str, str]] = {MEMBERS: "part", PAGES: "page"}
 """Collections of parts, which others refer to by hash; and what of their `_id`s that is."""
 REQUESTS_NAMED: Final[Mapping[str, str]] = {
     LEDGER: "request",
@@ -136,6 +139,25 @@ class Pruning:
                 ordered=False,
             )
             self._database[LEDGER].delete_many(chosen)
+
+    def pages(self, revision: int) -> Batches:
+        """Yield the pages that only changes up to a revision are on, which is in the past.
+
+        They go after the ledger's documents, or else these could not be read any more.
+        """
+        projected = all_of(self._environment) | {"projected": {"$lte": revision}}
+        for batch in self._found(PAGES, projected):
+            kept = self._named_after(revision, [found.id["page"] for found in batch])
+            yield [found for found in batch if found.id["page"] not in kept]
+
+    def _named_after(self, revision: int, pages: Sequence[str]) -> set[str]:
+        """Return the pages, of some and maybe more, that a change after a revision is on."""
+        named = {**ledger_after(self._environment, revision), "pages": {"$in": pages}}
+        with _pruning():
+            bodies: list[Any] = self._database[LEDGER].find(named, {"pages": True}).to_list()
+            head = self._database[HEADS].find_one(self._mine(HEADS), {"change": True})
+        bodies += [head["change"]] if head is not None else []
+        return {name for body in bodies for name in names_in(body)}
 
     def audit_of(self, revision: int, before: datetime) -> Batches:
         """Yield audit documents of changes before a moment that a cut at a revision would cut."""

@@ -123,9 +123,6 @@ def _revision_at(reading: Reading, moment: datetime) -> int:
         raise ConfigurationError(
             f"at is {_said(moment)}, which is still to come: the server has {_said(reading.now)}"
         )
-    pending = reading.pending
-    if pending is not None and pending.tip.time <= moment:
-        return pending.revision
     made = (base.tip for base, _ in reading.checkpoints())
     revision = max(
         reading.revision_at(moment), *(tip.revision for tip in made if tip.time <= moment), 0
@@ -249,8 +246,8 @@ def _in_order(tip: Tip, changes: Iterable[Change]) -> Iterator[Change]:
 
 def _changes(reading: Reading, after: int) -> Iterator[Change]:
     """Yield all changes after a revision, with the one that the ledger has not got yet."""
-    pending = reading.pending
-    later = () if pending is None or pending.revision <= after else (pending,)
+    unledgered = reading.unledgered
+    later = () if unledgered is None or unledgered.revision <= after else (unledgered,)
     return chain(reading.changes(after), later)
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from pymongo import ASCENDING, DESCENDING, MongoClient, ReadPreference, ReplaceOne
+from pymongo import MongoClient, ReadPreference, ReplaceOne
 from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
@@ -32,6 +32,7 @@ from flagkit.storage.driver import (
     settings_for,
     translated,
 )
+from flagkit.storage.entries import Wanted, changes_in
 from flagkit.storage.foreseen import (
     NOTHING,
     Foreseen,
@@ -40,7 +41,7 @@ from flagkit.storage.foreseen import (
     pipeline,
     projects_lightly,
 )
-from flagkit.storage.forms import head_document, ledger_document, ledgered, tip_of
+from flagkit.storage.forms import head_document, ledger_document, tip_of
 from flagkit.storage.layout import (
     AUDIT,
     CHECKPOINTS,
@@ -48,16 +49,12 @@ from flagkit.storage.layout import (
     HEADS,
     LEDGER,
     MEMBERS,
-    PAGES,
     Document,
     active_in_region,
     checkpoints_of,
-    ledger_after,
     ledger_id,
-    ledger_of,
-    pages_named,
 )
-from flagkit.storage.pages import Page, names_in, pages_in
+from flagkit.storage.pages import Page
 from flagkit.storage.preparing import Prepared
 from flagkit.storage.projecting import (
     add_pages,
@@ -208,15 +205,15 @@ class Store:
         Who has committed it says that it is theirs; whoever is about to commit the next one needs
         all of it to have reached a majority. Of one on pages only the ledger is done here.
         """
-        # A majority has them with the ledger document, or else the next reading misses them.
+        # What a failover takes back, the next reading misses.
         lightly = is_mine and projects_lightly(change)
         concern = WriteConcern(1) if lightly else WriteConcern("majority")
         with translated("projecting a change"):
+            projected = self._database.with_options(write_concern=concern)
             if not pages:
-                projected = self._database.with_options(write_concern=concern)
                 project_policies(projected, self.environment, change.revision, change.policies)
             try:
-                self._database[LEDGER].insert_one(ledger_document(change, pages))
+                projected[LEDGER].insert_one(ledger_document(change, pages))
             except DuplicateKeyError:
                 self._check_same(change)
 
@@ -230,10 +227,10 @@ class Store:
         with translated("projecting a large change"):
             project_own_pages(self._database, self.environment, revision, pages, ready)
 
-    def project_pages(self, revision: int, limit: int | None = None) -> None:
-        """Bring a large change to where it is read, as far as it is not there; some pages of it."""
+    def project_pages(self, revision: int, limit: int | None = None) -> int:
+        """Bring a large change to where it is read, or some pages; return how many are left."""
         with translated("projecting a large change"):
-            project_pages(self._database, self.environment, revision, limit)
+            return project_pages(self._database, self.environment, revision, limit)
 
     def changes(
         self,
@@ -248,20 +245,9 @@ class Store:
 
         Only those of a flag or segment, from a moment on, or before another, where these are given.
         """
+        wanted = Wanted(after, key, since, until, newest_first)
         with translated("reading the ledger"):
-            named = {} if key is None else {"_id.environment": self.environment, "keys": key}
-            on_pages = self._database[PAGES].distinct("_id.page", named) if named else ()
-            wanted = ledger_of(key, since, until, on_pages)
-            order = [("_id", DESCENDING if newest_first else ASCENDING)]
-            for document in self._database[LEDGER].find(
-                ledger_after(self.environment, after) | wanted, sort=order
-            ):
-                found = (
-                    self._database[PAGES].find(pages_named(self.environment, names_in(document)))
-                    if names_in(document)
-                    else ()
-                )
-                yield ledgered(document, pages_in(found))
+            yield from changes_in(self._database, self.environment, wanted)
 
     def requests(self, requests: Iterable[str]) -> dict[str, Document]:
         """Return audit documents by request id."""

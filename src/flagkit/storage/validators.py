@@ -119,6 +119,7 @@ VALIDATORS: Final[Mapping[str, Document]] = {
         {"environment": _TEXT, "page": _TEXT},
         {"keys": {**_LIST, "items": _TEXT}, "content": _BYTES},
         projected=_WHOLE,
+        unreferred=_MOMENT,
     ),
     FLAGS: _document(
         _POLICY_ID,

@@ -47,6 +47,7 @@ from flagkit.writer.recorded import (
     policies_of,
     request_digest,
 )
+from flagkit.writer.requests import application_of
 from flagkit.writer.segment_workflows import SegmentWorkflows
 from flagkit.writer.workflows import Asked
 
@@ -56,7 +57,8 @@ class Approvals(SegmentWorkflows):
 
     environment: str
     store: Store
-    _keys: DataKeys | None
+    keys: DataKeys | None
+    """What sensitive variants are encrypted by."""
 
     @contextmanager
     def propose(self, *, reason: str = "", actor: str | None = None) -> Generator[Draft]:
@@ -69,7 +71,7 @@ class Approvals(SegmentWorkflows):
             WriteError, InvalidDocumentError: refused; nothing was written.
             StoreUnavailableError: the database cannot be reached.
         """
-        change = Draft(self.environment, self._keys)
+        change = Draft(self.environment, self.keys)
         yield change
         change.proposal = self._propose(change, {"reason": reason, "actor": actor})
 
@@ -144,7 +146,7 @@ class Approvals(SegmentWorkflows):
         content |= {"actor": found.actor, "operations": found.documents}
         content["digest"] = request_digest(content)
         content |= {"proposal": proposal, "applied_by": who}
-        return self._commit(draft, proposal, content)
+        return self._commit(draft, application_of(proposal), content)
 
     def _who(self, actor: str | None) -> str:
         """Return who asks, where nobody is named."""

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from flagkit.changes import SEGMENTS, PolicyId, PolicyState, state_of
 from flagkit.collector import collector_paused
+from flagkit.encryption import DataKeys
 from flagkit.errors import InvalidDocumentError, RateLimitedError
 from flagkit.model import EVERYWHERE, Flag, decode, encode
 from flagkit.model.segments import decode_segment, encode_segment, listed_keys
@@ -28,6 +29,7 @@ from flagkit.writer.leading import Lead
 from flagkit.writer.operations import Earlier, Next, Operation
 from flagkit.writer.planning import check_segments, earlier_of
 from flagkit.writer.referring import References
+from flagkit.writer.sealing import Sealing
 from flagkit.writer.workflows import Asked
 from flagkit.writer.writer import Writer
 
@@ -154,10 +156,14 @@ class Import:
     Args:
         environment: Where they go.
         reassign: Whether keys may pass from one treated variant to another, as Draft.update has it.
+        keys: The writer's `keys`, for flags with sensitive variants; without, those are refused.
     """
 
-    def __init__(self, environment: str, *, reassign: bool = False) -> None:
+    def __init__(
+        self, environment: str, *, reassign: bool = False, keys: DataKeys | None = None
+    ) -> None:
         self._environment = environment
+        self._keys = keys
         self._reassign = reassign
         self._flags: dict[PolicyId, Put] = {}
         self._segments: dict[str, tuple[Mapping[str, Any], PolicyState]] = {}
@@ -166,16 +172,13 @@ class Import:
         """Add a flag by its policy document.
 
         Raises:
-            InvalidDocumentError: it is not valid, or there twice.
+            InvalidDocumentError: it is not valid, or there twice; or it is to be encrypted, and
+                there are no keys.
+            EncryptionError, StoreError: the keys cannot be had.
         """
         flag = decode(document, environment=self._environment)
         if flag.sensitive:
-            raise InvalidDocumentError(
-                "sensitive",
-                "says what is to be encrypted, and an import encrypts nothing",
-                "Leave this flag out, and create or update it by itself",
-                subject=f"flag {flag.key!r}",
-            )
+            flag = self._encrypted(flag, document)
         put = Put(
             flag=flag,
             packed=state_of(flag.key, flag.region, 1, encode(flag)).packed,
@@ -186,6 +189,19 @@ class Import:
         )
         if self._flags.setdefault(put.policy_id, put) is not put:
             raise _twice(f"flag {flag.key!r}")
+
+    def _encrypted(self, flag: Flag, document: Mapping[str, Any]) -> Flag:
+        if self._keys is None:
+            # Not even what is encrypted already could be checked.
+            raise InvalidDocumentError(
+                "sensitive",
+                "says what is encrypted, and this import has no keys",
+                "Give it those of the writer, or set FLAGKIT_LOCAL_KEY_PATH; docs/secrets.md says"
+                " how",
+                subject=f"flag {flag.key!r}",
+            )
+        sealed = Sealing(self._environment, self._keys).sealed(document)
+        return decode(sealed, environment=self._environment)
 
     def add_segment(self, document: Mapping[str, Any]) -> None:
         """Add a segment by its document.
@@ -203,7 +219,7 @@ class Import:
 
     def copy(self) -> "Import":
         """Return an import of the same, to try something with."""
-        other = Import(self._environment, reassign=self._reassign)
+        other = Import(self._environment, reassign=self._reassign, keys=self._keys)
         other._flags, other._segments = {**self._flags}, {**self._segments}
         return other
 

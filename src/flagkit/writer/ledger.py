@@ -153,7 +153,7 @@ def _action(operation: Mapping[str, Any]) -> str:
     words = [_name(operation).replace("-", " "), operation["key"]]
     match operation["operation"]:
         case "set_rollout":
-            words.append(f"to {operation['weights']}")
+            words.append(_weights(operation["weights"], operation.get("rule")))
         case "rollback":
             words.append(f"to revision {operation['to']}")
         case "import":
@@ -173,6 +173,12 @@ def _action(operation: Mapping[str, Any]) -> str:
     if operation["region"] not in ("*", SEGMENTS):
         words.append(f"in {operation['region']}")
     return " ".join(words)
+
+
+def _weights(weights: float | Mapping[str, float], rule: str | None) -> str:
+    given = weights.items() if isinstance(weights, Mapping) else [("", weights)]
+    listed = ", ".join(f"{variant} {weight:g} %".lstrip() for variant, weight in given)
+    return f"to {listed}" if rule is None else f"rule {rule} to {listed}"
 
 
 def _action_on_access(operation: Mapping[str, Any]) -> str:

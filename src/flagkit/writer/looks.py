@@ -33,8 +33,8 @@ class Look(NamedTuple):
         """Tell whether it may be committed as it is, upon the revision of a reading."""
         if reading.tip.epoch != self.upon.epoch or reading.commit_of(request) is not None:
             return False
-        pending = () if reading.pending is None else (reading.pending,)
-        return still_holds(self.flags, chain(reading.changes(self.upon.revision), pending))
+        unledgered = () if reading.unledgered is None else (reading.unledgered,)
+        return still_holds(self.flags, chain(reading.changes(self.upon.revision), unledgered))
 
 
 def foreseen_by(draft: Draft, request: str | None) -> Foreseen:

@@ -42,6 +42,7 @@ from flagkit.writer.recorded import (
     policies_of,
     request_digest,
 )
+from flagkit.writer.requests import drop_of, made_by
 from flagkit.writer.terms import Terms
 
 _log = logging.getLogger("flagkit.writer")
@@ -83,21 +84,6 @@ class Swept(Struct, frozen=True):
     commits: tuple[Commit, ...]
     refused: int
     waiting: int
-
-
-class _Undropped(Terms):
-    """The terms of a pending change: nobody has dropped it."""
-
-    def __init__(self, request: str) -> None:
-        self._request = request
-
-    def check(self, reading: Reading) -> None:
-        dropped = reading.commit_of(_drop_of(self._request))
-        if dropped is not None:
-            raise NotPendingError(
-                f"the pending change {self._request!r} was dropped at revision"
-                f" {dropped.revision}: ask for it anew, under another idempotency key"
-            )
 
 
 class _Drop(Terms):
@@ -168,8 +154,7 @@ class Sequencer:
         asked = self._store.waiting.find(request)
         if asked is None:
             with self._store.reading() as reading:
-                _Undropped(request).check(reading)
-                done = reading.commit_of(request)
+                done = made_by(reading, request)
             if done is not None:
                 return Commit(done.revision, done.time, request)
             if self._store.waiting.is_there(request):
@@ -245,7 +230,7 @@ class Sequencer:
         draft = Draft(self._store.environment)
         draft.terms = _Drop(request, _needs_of(_touched(document)))
         content = decision(content, "drop_pending", request)
-        commit = self._run(draft, _drop_of(request), content, None)
+        commit = self._run(draft, drop_of(request), content, None)
         self._store.waiting.remove(request)
         return commit
 
@@ -310,7 +295,6 @@ class Sequencer:
         draft = Draft(self._store.environment)
         draft.operations = operations_of(content["operations"])
         draft.glass = content.get("glass", "")
-        draft.terms = _Undropped(request)
         return self._run(draft, request, content, timeout)
 
     def _sweep_quietly(self) -> None:
@@ -375,14 +359,10 @@ def _overlap(one: set[PolicyId] | None, other: set[PolicyId] | None) -> bool:
 
 
 def _needs_of(touched: set[PolicyId] | None) -> list[Need]:
-    if touched is None:
+    if not touched:
         return [("edit", "")]
     return [("grant", "") if region == GRANTS[0] else ("edit", key) for region, key in touched]
 
 
 def _name(document: Mapping[str, Any]) -> str:
     return str(document["_id"]["request"])
-
-
-def _drop_of(request: str) -> str:
-    return f"drop {request}"

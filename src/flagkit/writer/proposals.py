@@ -31,6 +31,7 @@ from flagkit.writer.ledger import sentences
 from flagkit.writer.operations import Operation
 from flagkit.writer.planning import Plan, plan
 from flagkit.writer.recorded import digest_of, operations_of
+from flagkit.writer.requests import application_of
 from flagkit.writer.terms import Terms
 
 Says: TypeAlias = Literal["approve", "reject", "withdraw"]
@@ -207,7 +208,7 @@ def proposal_digest(actor: str, made: Mapping[str, Any]) -> str:
 
 def told(reading: Reading, found: Proposed, *, whole: bool) -> Proposal:
     """Return what became of a proposal; if `whole`, with what would come of it now."""
-    done = reading.commit_of(found.id)
+    done = reading.commit_of(application_of(found.id))
     closed: list[State] = [
         _CLOSED[said.verdict] for said in found.verdicts if said.verdict in _CLOSED
     ]
@@ -264,7 +265,7 @@ def check_open(reading: Reading, found: Proposed) -> None:
 
 
 def _check_unapplied(reading: Reading, found: Proposed) -> None:
-    done = reading.commit_of(found.id)
+    done = reading.commit_of(application_of(found.id))
     if done is not None:
         raise ProposalClosedError(f"{found.id} was applied as revision {done.revision}")
 

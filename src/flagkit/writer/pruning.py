@@ -138,6 +138,8 @@ def _pruned(writer: Writer, retention: Retention, reason: str, now: datetime | N
         flags = [] if plan.archived_before is None else to_delete(reading, plan.archived_before)
     gone = yield from deleted_in_steps(writer, flags, reason)
     rows = _archived(plan, gone)
+    if retention.ledger_days is not None:
+        yield from _projected(store)
     plan = yield from _proved(store, retention, now)
     # Before the cut is known: then they have what the ledger need not have any more.
     for count in store.pruning.carry(plan.carried):
@@ -162,6 +164,18 @@ def _archived(plan: Plan, flags: list[Deletable]) -> list[Pruned]:
         return []
     size = sum(flag.bytes for flag in flags)
     return [Pruned("archived flags", len(flags), size, told_before(plan.archived_before))]
+
+
+def _projected(store: Store) -> Generator[str]:
+    """Bring a large change to an end whose writer may be dead: the ledger is not cut past it."""
+    with store.reading() as reading:
+        behind, pages, lagging = reading.behind, reading.pages, reading.lagging
+    if lagging is None:
+        return
+    if behind is not None:
+        store.project(behind, pages)
+    while left := store.project_pages(lagging, 1):
+        yield f"{left:,} pages of revision {lagging:,} are still to be projected"
 
 
 def _proved(store: Store, retention: Retention, now: datetime | None) -> Generator[str, None, Plan]:

@@ -5,15 +5,37 @@ asked must be what its digest was made of, unless it was erased.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Final
 
-from flagkit.errors import InvalidDocumentError, RequestConflictError
+from flagkit.changes import Tip
+from flagkit.errors import InvalidDocumentError, NotPendingError, RequestConflictError
+from flagkit.model.values import text
 from flagkit.storage.layout import ERASED
+from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
-from flagkit.writer.recorded import request_digest
+from flagkit.writer.drafts import Draft
+from flagkit.writer.recorded import documents_of, request_digest
 
 _AT_ONCE: Final = 500
+KEY_LENGTH_MAX: Final = 1_000
+_OWN: Final = "flagkit:"
+"""Requests of these names are the library's: what was done by them, nobody else can have done."""
+
+
+def content_of(draft: Draft, actor: str, reason: str) -> dict[str, Any]:
+    """Return what the audit is to have of a request."""
+    content: dict[str, Any] = {
+        "sent": datetime.now(UTC),
+        "actor": actor,
+        "reason": reason,
+        "operations": draft.recorded or documents_of(draft.operations),
+    }
+    if draft.glass:
+        content["glass"] = draft.glass
+    content["digest"] = request_digest(content)
+    return content
 
 
 def check_same(request: str, recorded: str, content: Mapping[str, Any], *, done: bool) -> None:
@@ -28,6 +50,22 @@ def check_same(request: str, recorded: str, content: Mapping[str, Any], *, done:
         raise RequestConflictError(
             f"the idempotency key {request!r} was used before, for another request"
         )
+
+
+def made_by(reading: Reading, request: str) -> Tip | None:
+    """Return the tip that a request led to, None if it has not been committed.
+
+    Raises:
+        NotPendingError: it never will be, for it waited and was dropped.
+    """
+    done = reading.commit_of(request)
+    dropped = None if done is not None else reading.commit_of(drop_of(request))
+    if dropped is not None:
+        raise NotPendingError(
+            f"the pending change {request!r} was dropped at revision {dropped.revision}: ask for it"
+            " anew, under another idempotency key"
+        )
+    return done
 
 
 def check_requests(store: Store, revisions: Iterable[tuple[int, str]]) -> Iterator[str]:
@@ -58,4 +96,24 @@ def checked_key(key: object) -> str:
         raise InvalidDocumentError(
             "idempotency_key", f"is {key!r}", "Write a string that names the request"
         )
-    return key
+    if key.startswith(_OWN):
+        raise InvalidDocumentError(
+            "idempotency_key", f"is {key!r}", f"Write one that does not begin with {_OWN}"
+        )
+    if len(key) > KEY_LENGTH_MAX:
+        raise InvalidDocumentError(
+            "idempotency_key",
+            f"has {len(key):,} characters",
+            f"Write {KEY_LENGTH_MAX:,} at most",
+        )
+    return text(key, "idempotency_key")
+
+
+def drop_of(request: str) -> str:
+    """Return the request by which a pending one is dropped."""
+    return f"{_OWN}drop {request}"
+
+
+def application_of(proposal: str) -> str:
+    """Return the request by which a proposal is applied."""
+    return f"{_OWN}apply {proposal}"

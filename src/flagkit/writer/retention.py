@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from flagkit.changes import SEGMENTS, parts_of
 from flagkit.errors import ConfigurationError, StoreError
-from flagkit.storage.layout import AUDIT, DENIALS, MEMBERS
+from flagkit.storage.layout import AUDIT, DENIALS, MEMBERS, PAGES
 from flagkit.storage.pruning import Batches, Carried, Found, Pruning
 from flagkit.storage.publishing import CHECKPOINTS_KEPT
 from flagkit.storage.reading import Reading
@@ -28,8 +28,8 @@ class Retention(Struct, frozen=True, kw_only=True):
     - `audit_days`: who asked for a change that the ledger has no more, why, and under which
       idempotency key; and requests that were abandoned.
     - `denials_days`: who was denied what.
-    - `remains_days`: members of segments that nothing refers to any more; and what is left of
-      checkpoints.
+    - `remains_days`: members of segments, and pages, that nothing refers to any more; and what is
+      left of checkpoints.
     """
 
     archived_days: int | None = None
@@ -116,6 +116,9 @@ class Plan:
         if self._cuts:
             found = partial(pruning.ledger, self.through)
             parts.append(Part("ledger", self._until(), found, pruning.remove_ledger))
+            found = partial(pruning.pages, self.through)
+            remove = partial(pruning.remove, PAGES, projected={"$lte": self.through})
+            parts.append(Part("pages", self._until(), found, remove))
         if self.audit_before is not None:
             until, remove = told_before(self.audit_before), partial(pruning.remove, AUDIT)
             parts += [
@@ -156,6 +159,9 @@ class Plan:
         """
         if self.cut is None or moment > self.cut.tip.time:
             self._wanted = min(reading.revision_at(moment), reading.tip.revision - 1)
+            if reading.lagging is not None:
+                # Flags may lack what it did: only its pages have that.
+                self._wanted = min(self._wanted, reading.lagging - 1)
         if self._wanted > self.through:
             kept = [made.tip.revision for made, _ in reading.checkpoints()][:CHECKPOINTS_KEPT]
             too_old = sum(revision <= self._wanted for revision in kept)
@@ -179,12 +185,12 @@ def _referred(reading: Reading) -> dict[str, set[str]]:
     for operation in reading.awaited():
         if operation.get("region") == SEGMENTS:
             members.update(parts_of(operation.get("policy", {})))
-    pending = [reading.pending] if reading.pending is not None else []
-    for change in chain(reading.changes(), pending):
+    unledgered = [reading.unledgered] if reading.unledgered is not None else []
+    for change in chain(reading.changes(), unledgered):
         for policy in change.policies:
             for state in (policy.before, policy.after):
                 members.update(state.parts if state is not None else ())
-    return {MEMBERS: members}
+    return {MEMBERS: members, PAGES: reading.page_names()}
 
 
 def told_before(moment: datetime) -> str:

@@ -19,7 +19,7 @@ class History(Protocol):
     """The changes that led to where an environment stands."""
 
     def changes(self, after: int = 0) -> Iterable[Change]:
-        """Yield those after a revision, in order; without the pending one."""
+        """Yield those after a revision, in order; without the unledgered one."""
         ...
 
     def check_told(self, revision: int) -> None:
@@ -27,7 +27,7 @@ class History(Protocol):
         ...
 
     @property
-    def pending(self) -> Change | None:
+    def unledgered(self) -> Change | None:
         """The newest change, if it is not among the others yet."""
         ...
 
@@ -43,6 +43,8 @@ class Rollback(Operation, frozen=True, tag="rollback", kw_only=True):
             self._existing(before, earlier)
         then = earlier.at(self.policy_id, self.to)
         if then is None:
+            if self.region == ACCESS:
+                raise RevisionNotFoundError(f"nothing was granted yet at revision {self.to}")
             raise RevisionNotFoundError(f"{self.key!r} did not exist at revision {self.to}")
         return _decoded(self.region, then.policy)
 
@@ -90,8 +92,8 @@ def expanded(
         raise RevisionNotFoundError(f"there is no revision {whole.to}: the newest is {revision}")
     history.check_told(whole.to)
     then: dict[PolicyId, PolicyState | None] = {}
-    pending = history.pending
-    later = () if pending is None or pending.revision <= whole.to else (pending,)
+    unledgered = history.unledgered
+    later = () if unledgered is None or unledgered.revision <= whole.to else (unledgered,)
     for changes in (history.changes(whole.to), later):
         for change in changes:
             for policy in change.policies:

@@ -90,7 +90,7 @@ class Walk:
         self._last: dict[PolicyId, PolicyState | None] = {}
         self._times: dict[int, datetime] = {}
         self._found = reading.projected()
-        self._pending = [reading.pending] if reading.pending else []
+        self._unledgered = [reading.unledgered] if reading.unledgered else []
 
     def run(self, anchors: Iterable[tuple[int, str]] = ()) -> None:
         """Go all the way, and note what is wrong."""
@@ -101,7 +101,7 @@ class Walk:
         if cut is not None:
             self._begin_at(cut)
             kept.discard((cut.tip.revision, cut.tip.hash))
-        for change in chain(reading.changes(), self._pending):
+        for change in chain(reading.changes(), self._unledgered):
             self._step(change, cut)
             kept.discard((change.revision, change.tip.hash))
             if cut is None or change.revision > cut.tip.revision:
@@ -114,7 +114,7 @@ class Walk:
     def _begin_at(self, cut: Cut) -> None:
         """Put together what there was at a cut, and hold it to what the cut says."""
         first: dict[PolicyId, PolicyChange] = {}
-        for change in chain(self._reading.changes(cut.tip.revision), self._pending):
+        for change in chain(self._reading.changes(cut.tip.revision), self._unledgered):
             for policy in change.policies:
                 first.setdefault(policy.id, policy)
         tombstones = self._reading.tombstones()

@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Generator, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, Self, Unpack
 
 from flagkit.changes import PolicyChange, Tip, next_change
@@ -39,8 +39,7 @@ from flagkit.writer.limits import buckets_after
 from flagkit.writer.looks import Look, foreseen_by
 from flagkit.writer.pending import Sequencer, Swept, Waiting
 from flagkit.writer.planning import Plan, plan
-from flagkit.writer.recorded import documents_of, request_digest
-from flagkit.writer.requests import check_same, checked_key
+from flagkit.writer.requests import check_same, checked_key, content_of, made_by
 from flagkit.writer.sealing import data_keys_of
 from flagkit.writer.workflows import Anyhow, Asked
 
@@ -98,7 +97,7 @@ class Writer(Approvals):
         self._checkpoints = (
             None if checkpoint_every is None else CheckpointKeeper(self.store, checkpoint_every)
         )
-        self._keys = self._data_keys = data_keys_of(settings)
+        self.keys = self._data_keys = data_keys_of(settings)
         self._actor = actor
         self._guards = tuple(guards)
         self._timeout = timeout
@@ -140,7 +139,7 @@ class Writer(Approvals):
             StoreUnavailableError: the database cannot be reached. With an idempotency key it is
                 safe to try again; without one, look whether the change was made.
         """
-        change = Draft(self.environment, self._keys)
+        change = Draft(self.environment, self.keys)
         yield change
         request, content = self._request(change, asked)
         session = asked.get("session")
@@ -163,7 +162,7 @@ class Writer(Approvals):
             WriteError, InvalidDocumentError: the change would be refused.
             StoreUnavailableError: the database cannot be reached.
         """
-        change = Draft(self.environment, self._keys)
+        change = Draft(self.environment, self.keys)
         yield change
         change.preview = self._preview(change, asked)
 
@@ -219,19 +218,9 @@ class Writer(Approvals):
         return Preview(reading.tip.revision, look.change.policies, done)
 
     def _request(self, draft: Draft, asked: Asked) -> tuple[str, dict[str, Any]]:
-        """Return the id of a request, and what the audit is to have of it."""
         key = asked.get("idempotency_key")
         request = uuid.uuid4().hex if key is None else checked_key(key)
-        content: dict[str, Any] = {
-            "sent": datetime.now(UTC),
-            "actor": self._who(asked.get("actor")),
-            "reason": asked.get("reason", ""),
-            "operations": draft.recorded or documents_of(draft.operations),
-        }
-        if draft.glass:
-            content["glass"] = draft.glass
-        content["digest"] = request_digest(content)
-        return request, content
+        return request, content_of(draft, self._who(asked.get("actor")), asked.get("reason", ""))
 
     def _commit(
         self,
@@ -297,8 +286,7 @@ class Writer(Approvals):
             recorded = self.store.add_request(request, content)
             check_same(request, recorded, content, done=look.done is not None)
         if reading.behind is not None:
-            # Ledger and flags must have the tip before the head forgets it. Its writer may be dead.
-            self.store.project(reading.behind, reading.pages)
+            self._help()
         if look.done is not None:
             return look.done
         change, pages = look.change, look.pages
@@ -315,6 +303,15 @@ class Writer(Approvals):
             return None
         self._project(look, lagging if is_late else None)
         return change.tip
+
+    def _help(self) -> None:
+        """See to it that ledger and flags have the tip before the head forgets it."""
+        # Who committed it did not wait for a majority, which has it by now, with the request; or is
+        # dead.
+        with self.store.reading() as reading:
+            behind, pages = reading.behind, reading.pages
+        if behind is not None:
+            self.store.project(behind, pages)
 
     def _project(self, look: Look, late: int | None) -> None:
         """Bring what was committed to where it is read, and a page of what was not, for too long.
@@ -362,7 +359,7 @@ class Writer(Approvals):
         is_new: bool = False,
     ) -> Look:
         """Return what a request would do at a reading's revision, with all checks made."""
-        done = None if is_new else reading.commit_of(request)
+        done = None if is_new else made_by(reading, request)
         planned, buckets = Plan([], {}), dict[str, int]()
         if done is None:
             draft.terms.check(reading)
