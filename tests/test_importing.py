@@ -9,6 +9,7 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from flagkit.errors import BrokenReferenceError, ConfigurationError, InvalidDocumentError
+from flagkit.storage import pages
 from flagkit.writer import Import, Imported, Step, Writer, entries, importing, planning, verify
 from tests.test_writer import flag, policy, state
 
@@ -213,6 +214,27 @@ def test_the_audit_has_what_was_asked_without_the_documents(
     assert asked["flags"] == ["a.one", "a.one in eu"]
     assert asked["digest"]
     assert "policy" not in asked
+
+
+def test_what_others_changed_since_it_was_prepared_is_stored_as_it_comes_to_be(
+    writer: Writer, mongo_uri: str, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "UNPAGED_POLICIES_MAX", 3)
+
+    def change_others(step: Step) -> None:
+        if step.done == 4:
+            # By now the second batch is prepared, or about to be.
+            with Writer(mongo_uri, "production", actor="eve", database=database) as other:
+                other.create(flag("a.f5", owner="eve"))
+                other.create(flag("a.f6"))
+                other.archive("a.f6")
+                other.delete("a.f6")
+
+    made = wanted(*(flag(f"a.f{i}") for i in range(10))).run(writer, progress=change_others)
+    assert made.revisions == (1, 6, 7)
+    assert "owner" not in policy(writer, "a.f5")
+    assert [state(writer, f"a.f{i}").version for i in (4, 5, 6, 7)] == [1, 2, 3, 1]
+    assert verify(writer.store) == []
 
 
 def test_a_limit_on_changes_is_waited_for(writer: Writer) -> None:

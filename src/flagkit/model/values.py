@@ -73,7 +73,7 @@ class _Unusual(Exception):  # noqa: N818 - nothing is wrong, it only takes longe
     """A value is not plain."""
 
 
-def plain(fields: Mapping[object, object]) -> dict[str, Value] | None:
+def plain(fields: Mapping[Any, object]) -> dict[str, Value] | None:
     """Return the fields of a document in normal form, as `normal` does, if all are of plain types.
 
     None says that it takes `normal` to tell what they are, or what is wrong with them. Documents
