@@ -1,54 +1,33 @@
 """Writer: versioned changes to an environment, each one numbered, recorded and visible whole.
 
-The protocol: read and check at one revision; record the request; compare-and-set the head, which is
-the commit; project. Lost races are tried again from the reading on. See docs/design.md.
+What it is asked for becomes a revision by the committer; its other rooms say what can be asked for.
 """
 
 import contextlib
 import logging
-import random
-import threading
-import time
 import uuid
 from collections.abc import Generator, Iterable, Mapping
-from datetime import timedelta
 from typing import Any, Self, Unpack
 
-from flagkit.changes import PolicyChange, Tip, next_change
-from flagkit.collector import collector_paused
+from flagkit.changes import Tip
 from flagkit.encryption import Encryption
 from flagkit.errors import (
-    AccessDeniedError,
     ConfigurationError,
-    StoreError,
-    StoreUnavailableError,
 )
 from flagkit.settings import settings_from
-from flagkit.storage.foreseen import Foreseen
-from flagkit.storage.pages import split
-from flagkit.storage.preparing import fitting
-from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
-from flagkit.writer.access import log_denial
 from flagkit.writer.approvals import Approvals
 from flagkit.writer.checkpoints import CheckpointKeeper
 from flagkit.writer.commits import Commit, PendingChange
+from flagkit.writer.committing import Committer
 from flagkit.writer.drafts import Draft, Preview
-from flagkit.writer.guards import Guard, check_guards, planned_of
-from flagkit.writer.limits import buckets_after
-from flagkit.writer.looks import Look, foreseen_by
+from flagkit.writer.guards import Guard
 from flagkit.writer.pending import Sequencer, Swept, Waiting
-from flagkit.writer.planning import Plan, plan
-from flagkit.writer.requests import check_same, checked_key, content_of, made_by
+from flagkit.writer.requests import check_same, checked_key, content_of
 from flagkit.writer.sealing import data_keys_of
 from flagkit.writer.workflows import Anyhow, Asked
 
 _log = logging.getLogger("flagkit.writer")
-
-LOST_RACE_SECONDS_MAX = 0.02
-UNAVAILABLE_SECONDS_MAX = 0.5
-LAG_MAX = timedelta(seconds=2)
-"""How long a large change may be projected before others help."""
 
 
 class Writer(Approvals):
@@ -99,11 +78,8 @@ class Writer(Approvals):
         )
         self.keys = self._data_keys = data_keys_of(settings)
         self._actor = actor
-        self._guards = tuple(guards)
-        self._timeout = timeout
+        self._committer = Committer(self.store, guards, timeout)
         self._sequencer = Sequencer(self.store, self._commit)
-        # Threads of one process would only make each other lose races for the head.
-        self._turn = threading.Lock()
 
     def create_environment(self) -> Tip:
         """Make the environment with its collections, if it is not there; return its tip."""
@@ -212,7 +188,7 @@ class Writer(Approvals):
         request, content = self._request(draft, asked)
         earlier = self.store.requests([request]).get(request, content)
         with self.store.reading() as reading:
-            look = self._look(reading, draft, request, content)
+            look = self._committer.look(reading, draft, request, content)
         check_same(request, str(earlier["digest"]), content, done=look.done is not None)
         done = None if look.done is None else look.done.revision
         return Preview(reading.tip.revision, look.change.policies, done)
@@ -231,167 +207,10 @@ class Writer(Approvals):
         *,
         is_new: bool = False,
     ) -> Commit:
-        # A request that nobody has sent yet cannot have been committed.
-        foreseen = foreseen_by(draft, None if is_new else request)
-        lost: list[Look] = []
-        seconds = self._timeout if timeout is None else timeout
-        deadline = time.monotonic() + seconds
-        with self._turn:
-            while True:
-                try:
-                    with collector_paused():
-                        tip = self._attempt(draft, request, content, foreseen, lost)
-                    pause = LOST_RACE_SECONDS_MAX
-                except StoreUnavailableError:
-                    # Unsure whether it was committed: the next reading looks for the request.
-                    if time.monotonic() > deadline:
-                        raise
-                    tip, pause = None, UNAVAILABLE_SECONDS_MAX
-                foreseen = foreseen_by(draft, request)
-                if tip is not None:
-                    if draft.glass:
-                        broke = (content["actor"], tip.revision, self.environment, draft.glass)
-                        _log.warning("%s broke the glass for revision %s of %s: %s", *broke)
-                    if self._checkpoints is not None:
-                        self._checkpoints.saw(tip)
-                    return Commit(tip.revision, tip.time, request)
-                if time.monotonic() > deadline:
-                    raise StoreUnavailableError(
-                        f"other writers won every race for {seconds:g} s: nothing was changed"
-                    )
-                time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not secrets
-
-    def _attempt(
-        self,
-        draft: Draft,
-        request: str,
-        content: Mapping[str, Any],
-        foreseen: Foreseen,
-        lost: list[Look],
-    ) -> Tip | None:
-        """Try once. Return the tip that the request led to; None if it was `lost` to another."""
-        with self.store.reading(foreseen) as reading:
-            # Nothing that rests on all of the history, as a rollback does.
-            earlier = lost.pop() if lost and draft.recorded is not None else None
-            again = earlier and self._again(reading, earlier, draft, request, content)
-            try:
-                look = again or self._look(
-                    reading, draft, request, content, is_new=foreseen.request is None
-                )
-            except AccessDeniedError as error:
-                log_denial(self.store, reading.now, error, content["reason"], draft.operations)
-                raise
-            lagging, is_late = reading.lagging, reading.lags_by > LAG_MAX
-        if again is None:
-            recorded = self.store.add_request(request, content)
-            check_same(request, recorded, content, done=look.done is not None)
-        if reading.behind is not None:
-            self._help()
-        if look.done is not None:
-            return look.done
-        change, pages = look.change, look.pages
-        if pages and lagging is not None:
-            # One large change at a time is carried on; who makes the next one can wait.
-            self.store.project_pages(lagging)
-            return None
-        if again is None:
-            self.store.add_parts(look.parts)
-            self.store.add_pages(pages)
-        lost.append(look)
-        unprojected = change.revision if pages else lagging
-        if not self.store.compare_and_set(reading.tip, change, look.buckets, pages, unprojected):
-            return None
-        self._project(look, lagging if is_late else None)
-        return change.tip
-
-    def _help(self) -> None:
-        """See to it that ledger and flags have the tip before the head forgets it."""
-        # Who committed it did not wait for a majority, which has it by now, with the request; or is
-        # dead.
-        with self.store.reading() as reading:
-            behind, pages = reading.behind, reading.pages
-        if behind is not None:
-            self.store.project(behind, pages)
-
-    def _project(self, look: Look, late: int | None) -> None:
-        """Bring what was committed to where it is read, and a page of what was not, for too long.
-
-        That is a change on pages, whose writer may be dead; so it comes to an end.
-        """
-        change, pages = look.change, look.pages
-        try:
-            self.store.project(change, pages, is_mine=True)
-            if pages:
-                self.store.project_own_pages(change.revision, pages, look.ready)
-            elif late is not None:
-                self.store.project_pages(late, 1)
-        except StoreError as error:
-            # It is committed all the same, and the next writer projects it.
-            _log.warning(
-                "revision %s is committed and not yet projected: %s", change.revision, error
-            )
-
-    def _again(
-        self,
-        reading: Reading,
-        lost: Look,
-        draft: Draft,
-        request: str,
-        content: Mapping[str, Any],
-    ) -> Look | None:
-        """Return what was planned upon an earlier revision, if it still holds upon this one."""
-        if not lost.holds(reading, request):
-            return None
-        policies = lost.change.policies
-        return lost._replace(
-            change=next_change(reading.tip, request, reading.now, policies),
-            buckets=self._permitted(draft, reading, [*policies], content),
-            upon=reading.tip,
-        )
-
-    def _look(
-        self,
-        reading: Reading,
-        draft: Draft,
-        request: str,
-        content: Mapping[str, Any],
-        *,
-        is_new: bool = False,
-    ) -> Look:
-        """Return what a request would do at a reading's revision, with all checks made."""
-        done = None if is_new else made_by(reading, request)
-        planned, buckets = Plan([], {}), dict[str, int]()
-        if done is None:
-            draft.terms.check(reading)
-            planned = plan(draft.operations, reading, reading.tip.revision, draft.parts)
-            draft.sealing.check(planned.changes)
-            reading.check_newest(planned.changes)
-            buckets = self._permitted(draft, reading, planned.changes, content)
-        change = next_change(reading.tip, request, reading.now, planned.changes)
-        pages = split(change.policies)
-        ready = fitting(change, content, pages, planned.flags, draft.ahead)
-        return Look(done, change, planned.parts, buckets, pages, planned.flags, ready, reading.tip)
-
-    def _permitted(
-        self,
-        draft: Draft,
-        reading: Reading,
-        changes: list[PolicyChange],
-        content: Mapping[str, Any],
-    ) -> dict[str, int]:
-        """Refuse what its actor may not do, or guards or limits stop; return the buckets after."""
-        actor, reason = content["actor"], content["reason"]
-        terms, glass = draft.terms, bool(draft.glass)
-        needed = terms.needed(draft.operations, changes, breaks_glass=glass)
-        approvers = terms.approvers(reading, actor, needed, changes)
-        if self._guards and not glass:
-            planned = planned_of(
-                changes,
-                environment=self.environment,
-                actor=actor,
-                reason=reason,
-                now=reading.now,
-                approvers=approvers,
-            )
-            check_guards(self._guards, planned)
-        return buckets_after(reading, actor, needed)
+        tip = self._committer.commit(draft, request, content, timeout, is_new=is_new)
+        if draft.glass:
+            broke = (content["actor"], tip.revision, self.environment, draft.glass)
+            _log.warning("%s broke the glass for revision %s of %s: %s", *broke)
+        if self._checkpoints is not None:
+            self._checkpoints.saw(tip)
+        return Commit(tip.revision, tip.time, request)
