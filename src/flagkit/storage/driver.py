@@ -8,6 +8,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import pymongo
+from pymongo.errors import ConfigurationError as DriverConfigurationError
 from pymongo.errors import (
     ConnectionFailure,
     ExecutionTimeout,
@@ -130,7 +131,7 @@ def translated(doing: str, seconds_max: float | None = None) -> Generator[None]:
         raise kind(f"while {doing}: {problem_of(error)}") from error
     except InvalidOperation as error:
         raise ClosedError(f"while {doing}: {error}") from error
-    except pymongo.errors.ConfigurationError as error:
+    except DriverConfigurationError as error:
         # Of a server that starts the driver says that it has no sessions.
         raise StoreUnavailableError(f"while {doing}: {error}") from error
     except PyMongoError as error:
