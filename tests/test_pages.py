@@ -224,7 +224,7 @@ def created_again(writer: Writer) -> int:
 def test_a_change_that_lags_for_long_is_projected_by_who_comes_by(
     writer: Writer, direct: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flagkit.writer.writer.LAG_MAX", timedelta(-1))
+    monkeypatch.setattr("flagkit.writer.committing.LAG_MAX", timedelta(-1))
     killed_before("project_own_pages", writer, lambda: created(writer, PAGE_POLICIES + 200))
     for expected in (PAGE_POLICIES, PAGE_POLICIES + 200):
         writer.pause("a.f7")
@@ -243,6 +243,21 @@ def damaged(direct: Database[dict[str, Any]], how: str) -> str:
         altered = page["content"].replace(b"search", b"sEarch", 1)
         direct.pages.update_one({"_id": page["_id"]}, {"$set": {"content": altered}})
     return str(page["_id"]["page"])
+
+
+@pytest.mark.mongo
+def test_a_page_that_hides_what_is_on_it_is_found(
+    writer: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    created(writer, owner="search")
+    assert verify(writer.store) == []
+    page = direct.pages.find_one({})
+    assert page is not None
+    direct.pages.update_one({"_id": page["_id"]}, {"$pop": {"keys": 1}})
+    name = page["_id"]["page"]
+    assert verify(writer.store) == [
+        f"the page {name} of a change has other keys than what is on it"
+    ]
 
 
 @pytest.mark.mongo

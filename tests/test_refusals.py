@@ -188,6 +188,8 @@ DOCUMENTS: list[tuple[str, Asks, str, str]] = [
     ("variants of 5 MB", lambda w: w.create(flag(variants={"on": "x" * 5_000_000, "off": "y"})),
      "variants", ""),
     ("a reason that is no text", lambda w: w.pause("shop.base", reason="\ud800"), "", "Mend it"),
+    ("a number for a reason", lambda w: w.pause("shop.base", reason=7), "reason", "text"),  # type: ignore[call-overload]
+    ("a number for an actor", lambda w: w.pause("shop.base", actor=7), "actor", "text"),  # type: ignore[call-overload]
     ("a reason of 13 MB", lambda w: w.pause("shop.base", reason="x" * 13_000_000), "", ""),
     # Segments
     ("no key of a segment", lambda w: w.delete_segment("A b"), "key", "lower case"),

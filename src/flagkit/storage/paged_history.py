@@ -1,6 +1,6 @@
 """Paged history: what large changes did to policies, read from as few of their pages as can be."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from pymongo import ASCENDING, DESCENDING
@@ -8,8 +8,8 @@ from pymongo.client_session import ClientSession
 
 from flagkit.changes import Change, PolicyChange, PolicyId
 from flagkit.storage.forms import tip_in
-from flagkit.storage.layout import LEDGER, PAGES, Document, ledger_id, pages_named
-from flagkit.storage.pages import names_in, pages_in, policies_on
+from flagkit.storage.layout import LEDGER, PAGES, Document, ledger_id, page_id, pages_named
+from flagkit.storage.pages import keys_of, names_in, pages_in, policies_on
 
 _KEYS_AT_ONCE: Final = 10_000
 
@@ -40,6 +40,20 @@ class PagedHistory:
             session=self._session,
         )
         return {name for document in found for name in names_in(document)}
+
+    def misnamed(self) -> Iterator[str]:
+        """Yield the pages of the ledger that are found by other keys than those of what is on them.
+
+        Raises:
+            HistoryLostError: a page is missing, or was changed past the writer.
+        """
+        for name in sorted(self.names()):
+            page = self._database[PAGES].find_one(
+                {"_id": page_id(self._environment, name)}, session=self._session
+            )
+            content = pages_in([] if page is None else [page]).get(name)
+            if page is None or page.get("keys") != keys_of(policies_on(name, content)):
+                yield name
 
     def projected_count(self, revision: int, names: Sequence[str]) -> int:
         """Return how many of a revision's pages are projected."""

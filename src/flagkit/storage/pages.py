@@ -104,8 +104,13 @@ def _state(key: str, region: str, side: _Side | None) -> PolicyState | None:
 
 def page_document(environment: str, name: str, page: Page) -> Document:
     """Return the document of a page; by its `keys` the history of a flag or a segment is found."""
-    keys = sorted({policy.id[1] for policy in page.policies})
-    return {"_id": page_id(environment, name), "keys": keys, "content": page.content}
+    identity = page_id(environment, name)
+    return {"_id": identity, "keys": keys_of(page.policies), "content": page.content}
+
+
+def keys_of(policies: Iterable[PolicyChange]) -> list[str]:
+    """Return the keys by which the page of some policies is found."""
+    return sorted({policy.id[1] for policy in policies})
 
 
 def pages_in(documents: Iterable[Mapping[str, Any]]) -> dict[str, bytes]:

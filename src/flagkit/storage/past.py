@@ -107,6 +107,10 @@ class Past:
         """Return the names of the pages that the ledger's changes, and the tip's, are on."""
         return self._paged.names().union(self.pages)
 
+    def misnamed_pages(self) -> Iterator[str]:
+        """Yield the pages of the ledger by whose keys what is on them is not found."""
+        return self._paged.misnamed()
+
     @property
     def lags_by(self) -> timedelta:
         """How much older than the tip the oldest of the changes is that flags may lack."""

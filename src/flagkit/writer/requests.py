@@ -25,7 +25,14 @@ _OWN: Final = "flagkit:"
 
 
 def content_of(draft: Draft, actor: str, reason: str) -> dict[str, Any]:
-    """Return what the audit is to have of a request."""
+    """Return what the audit is to have of a request.
+
+    Raises:
+        InvalidDocumentError: actor or reason is no text.
+    """
+    for name, said in (("actor", actor), ("reason", reason)):
+        if not isinstance(said, str):  # pyright: ignore[reportUnnecessaryIsInstance] - not all callers check types
+            raise InvalidDocumentError(name, f"is {said!r}", "Write text")
     content: dict[str, Any] = {
         "sent": datetime.now(UTC),
         "actor": actor,

@@ -108,6 +108,10 @@ class Walk:
                 self.problems += _check_checkpoints(checkpoints, change.tip, self._expected)
         states = (state for _, state in self._expected.values() if state)
         self.problems += _check_members(reading, states)
+        self.problems += [
+            f"the page {name} of a change has other keys than what is on it"
+            for name in reading.misnamed_pages()
+        ]
         self._check_anchors(kept, cut)
         self._check_end()
 
