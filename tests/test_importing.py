@@ -279,7 +279,7 @@ def test_a_batch_that_lost_a_race_is_planned_again_only_if_it_has_to_be(
 
     compare_and_set = writer.store.compare_and_set
     monkeypatch.setattr(writer.store, "compare_and_set", lost_at_first)
-    monkeypatch.setattr("flagkit.writer.writer.plan", plan_and_note)
+    monkeypatch.setattr("flagkit.writer.committing.plan", plan_and_note)
     wanted(needing("a.f3", "b.needed"), flag("a.f4")).run(writer)
     # The other writer has plans, too.
     assert len(planned) == plans + 1
