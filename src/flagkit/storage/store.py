@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from pymongo import MongoClient, ReadPreference, ReplaceOne
+from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
@@ -206,16 +207,18 @@ class Store:
         all of it to have reached a majority. Of one on pages only the ledger is done here.
         """
         # What a failover takes back, the next reading misses.
-        lightly = is_mine and projects_lightly(change)
-        concern = WriteConcern(1) if lightly else WriteConcern("majority")
+        projected = self._database
+        if is_mine and projects_lightly(change):
+            projected = projected.with_options(
+                write_concern=WriteConcern(1), read_concern=ReadConcern("local")
+            )
         with translated("projecting a change"):
-            projected = self._database.with_options(write_concern=concern)
             if not pages:
                 project_policies(projected, self.environment, change.revision, change.policies)
             try:
                 projected[LEDGER].insert_one(ledger_document(change, pages))
             except DuplicateKeyError:
-                self._check_same(change)
+                self._check_same(projected, change)
 
     def project_own_pages(
         self, revision: int, pages: Mapping[str, Page], ready: Mapping[PolicyId, Prepared]
@@ -306,8 +309,8 @@ class Store:
         with translated("writing a checkpoint"):
             return (yield from published(self._database, base, read_at))
 
-    def _check_same(self, change: Change) -> None:
-        found = self._database[LEDGER].find_one(
+    def _check_same(self, database: Database[Document], change: Change) -> None:
+        found = database[LEDGER].find_one(
             {"_id": ledger_id(change.tip.environment, change.revision)}, {"hash": True}
         )
         if found is None:
