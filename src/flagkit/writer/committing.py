@@ -29,7 +29,8 @@ from flagkit.writer.requests import check_same, made_by
 
 _log = logging.getLogger("flagkit.writer")
 
-LOST_RACE_SECONDS_MAX = 0.02
+LOST_RACE_SECONDS, LOST_RACE_SECONDS_MAX = 0.02, 0.16
+"""Up to so long who lost a race waits, twice as long for each that it loses, up to the latter."""
 UNAVAILABLE_SECONDS_MAX = 0.5
 LAG_MAX = timedelta(seconds=2)
 """How long a large change may be projected before others help."""
@@ -75,13 +76,15 @@ class Committer:
         """
         foreseen = foreseen_by(draft, None if is_new else request)
         lost: list[Look] = []
+        losses = -1
         seconds = self._timeout if timeout is None else timeout
         deadline = time.monotonic() + seconds
         with self._turn:
             while True:
                 try:
                     tip = self._attempt(draft, request, content, foreseen, lost)
-                    pause = LOST_RACE_SECONDS_MAX
+                    losses += 1
+                    pause = min(LOST_RACE_SECONDS * 2**losses, LOST_RACE_SECONDS_MAX)
                 except StoreUnavailableError:
                     # Unsure whether it was committed: the next reading looks for the request.
                     if time.monotonic() > deadline:
