@@ -1,4 +1,4 @@
-"""The house rules: which room may know which, who owns each dependency, how large a room may be."""
+"""The rules of the layout: who may import whom, who owns each dependency, how long a module is."""
 
 import ast
 import re
@@ -83,8 +83,7 @@ DEFERRED = {
     ("writer", "flagkit.storage.encryption"),
     ("cli", "flagkit.cli.commands"),
 }
-LINES_MAX = 400
-FUNCTION_LINES_MAX = 60
+LINES_MAX = 1_200
 
 
 def room(path: Path) -> str:
@@ -138,13 +137,9 @@ def test_imports_stand_at_the_top(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ROOMS, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_rooms_and_functions_stay_small(path: Path) -> None:
-    text = path.read_text()
-    assert text.count("\n") <= LINES_MAX
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            lines = (node.end_lineno or node.lineno) - node.lineno + 1
-            assert lines <= FUNCTION_LINES_MAX, f"{node.name} has {lines} lines"
+def test_modules_are_short_enough_to_own_one_noun(path: Path) -> None:
+    # Ruff bounds functions, by statements and by branches.
+    assert path.read_text().count("\n") <= LINES_MAX
 
 
 @pytest.mark.parametrize("path", ROOMS, ids=lambda path: str(path.relative_to(SOURCE)))
