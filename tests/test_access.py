@@ -1,23 +1,31 @@
 """Access: who may do what where, all of it as one table; and that a revocation holds at once."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from flagkit.changes import Change, Tip
+from flagkit.changes import Change, PolicyChange, Tip, state_of
 from flagkit.client import Client
 from flagkit.errors import (
     AccessDeniedError,
+    FlagkitError,
     InvalidDocumentError,
     RevisionNotFoundError,
     StoreError,
     WriteError,
 )
+from flagkit.model import Flag, decode, encode
 from flagkit.model.grants import ROLES, Grant, Role
+from flagkit.model.values import is_same
+from flagkit.testing import client_from
 from flagkit.writer import (
     Draft,
     Writer,
@@ -27,13 +35,23 @@ from flagkit.writer import (
     verify,
     write_checkpoint,
 )
-from flagkit.writer.access import MAY, Action
+from flagkit.writer.access import MAY, Action, action_of
+from flagkit.writer.differences import differences
+from tests.soak.fuzzing import SEGMENTS, PolicyDraw
 from tests.test_writer import flag
 
 pytestmark = pytest.mark.mongo
 
 Ask = Callable[[Draft, str], object]
 """Asks for something in a namespace."""
+
+
+def without_off(key: str, **more: Any) -> dict[str, Any]:
+    return {name: value for name, value in flag(key, **more).items() if name != "off"}
+
+
+def not_equal(constant: object) -> dict[str, Any]:
+    return {"name": "others", "when": {"plan": {"$ne": constant}}, "serve": "off"}
 
 
 def break_glass(draft: Draft, key: str) -> None:
@@ -43,7 +61,34 @@ def break_glass(draft: Draft, key: str) -> None:
 
 # Each flag and segment that it names is there once in each namespace.
 ASKED: dict[str, tuple[Action, Ask]] = {
-    "create a paused flag": ("edit", lambda d, ns: d.create(flag(f"{ns}.new", state="paused"))),
+    "create a paused flag that serves nothing": (
+        "edit",
+        lambda d, ns: d.create(without_off(f"{ns}.new", state="paused")),
+    ),
+    "create a paused flag that serves its off variant": (
+        "release",
+        lambda d, ns: d.create(flag(f"{ns}.new", state="paused")),
+    ),
+    "create an archived flag that serves its off variant": (
+        "release",
+        lambda d, ns: d.create(flag(f"{ns}.new", state="archived")),
+    ),
+    "change a constant of a live flag from true to 1": (
+        "release",
+        lambda d, ns: d.update(flag(f"{ns}.tested", rules=[not_equal(1)])),
+    ),
+    "change a constant of a live flag from true to 1, and metadata": (
+        "release",
+        lambda d, ns: d.update(flag(f"{ns}.tested", rules=[not_equal(1)], owner="ada")),
+    ),
+    "change the off variant's value of a paused flag from false to 0": (
+        "release",
+        lambda d, ns: d.update(flag(f"{ns}.draft", variants={"on": 1, "off": 0})),
+    ),
+    "change a constant of a segment from 1 to 1.0": (
+        "release",
+        lambda d, ns: d.update_segment({"key": f"{ns}.tested", "when": {"a": {"b": 1.0}}}),
+    ),
     "edit what nobody is served": (
         "edit",
         lambda d, ns: d.update(flag(f"{ns}.draft", fallthrough={"serve": "off"})),
@@ -137,7 +182,9 @@ def furnish(writer: Writer, namespaces: Iterable[str]) -> None:
             change.create(flag(f"{namespace}.live", fallthrough={"rollout": 5}))
             change.create(flag(f"{namespace}.draft", state="paused"))
             change.create(flag(f"{namespace}.old", state="archived"))
+            change.create(flag(f"{namespace}.tested", rules=[not_equal(True)]))
             change.create_segment({"key": f"{namespace}.staff", "included": ["ada"]})
+            change.create_segment({"key": f"{namespace}.tested", "when": {"a": {"b": 1}}})
     with writer.change() as change:
         for namespace in namespaces:
             change.set_rollout(f"{namespace}.live", 10)
@@ -414,7 +461,7 @@ def test_who_asks_for_a_single_change_needs_the_role(writer: Writer) -> None:
     granted(writer, ada=("editor", []))
     with pytest.raises(AccessDeniedError, match="'ada' may not release"):
         writer.create(flag(), actor="ada")
-    writer.create(flag(state="paused"), actor="ada")
+    writer.create(without_off("shop.search", state="paused"), actor="ada")
 
 
 TAMPERING: dict[str, Callable[[Database[dict[str, Any]], dict[str, Any]], object]] = {
@@ -515,3 +562,93 @@ def test_what_makes_no_sense_is_refused_before_anything_is_read(case: str) -> No
 def test_grants_that_never_were_cannot_be_rolled_back(writer: Writer) -> None:
     with pytest.raises(WriteError, match="there are no grants"), writer.change() as change:
         change.rollback_grants(to=1)
+
+
+PROPERTY_ROUNDS = 2_000
+
+
+def test_whatever_changes_an_answer_is_a_release_and_has_a_line() -> None:
+    chance = random.Random(20_261_129)
+    judged = Counter[str]()
+    for _ in range(PROPERTY_ROUNDS):
+        policies = PolicyDraw(chance)
+        before, after = drawn_edit(policies)
+        if before is None or after is None:
+            continue
+        sides = [state_of(found.key, found.region, 1, encode(found)) for found in (before, after)]
+        change = PolicyChange(*sides)
+        action = action_of(change)
+        told = [line.partition(": ")[2] for line in differences(change)]
+        if sides[0].packed != sides[1].packed:
+            assert told, "every change has a line"
+        clients = [client_from([side.policy], SEGMENT_DOCUMENTS, now=NOON) for side in sides]
+        contexts = [
+            *(policies.conditions.document() | {"targeting_key": f"u{i}"} for i in range(20)),
+            *({"targeting_key": f"u{i}"} for i in range(10)),
+        ]
+        differ = any(
+            not is_same(*(answered(client, before.key, context) for client in clients))
+            for context in contexts
+        )
+        judged[f"{action}, {'other' if differ else 'the same'} answers"] += 1
+        if differ:
+            assert action in ("release", "pause"), (encode(before), encode(after))
+            assert told != ["written differently, with the same meaning"]
+    assert judged["release, other answers"] > 100, judged
+    assert judged["edit, the same answers"] > 20, judged
+
+
+SEGMENT_DOCUMENTS = [{"key": key, "when": {"a": 1}} for key in SEGMENTS]
+NOON = datetime(2026, 12, 1, 12, tzinfo=UTC)
+TWINS: Mapping[object, tuple[object, ...]] = {1: (True, 1.0), 0: (False, 0.0)}
+"""Values that Python takes for equal, and MongoDB does not."""
+
+
+def drawn_edit(policies: PolicyDraw) -> tuple[Flag | None, Flag | None]:
+    """Return a flag, and the same after an edit somewhere in its document; None if not valid."""
+    chance = policies.chance
+    document = policies.good(0) | {"prerequisites": []}
+    edited = msgspec.msgpack.decode(msgspec.msgpack.encode(document))
+    match chance.randrange(4):
+        case 0:
+            edited = with_twins(edited, chance)
+        case 1:
+            edited["state"] = chance.choice(("active", "paused", "archived"))
+            edited["owner"] = "somebody"
+        case 2:
+            edited = reordered(edited, chance)
+        case _:
+            policies.spoil(edited)
+    return decoded(document), decoded(edited)
+
+
+def decoded(document: Any) -> Flag | None:
+    try:
+        found = decode(document)
+    except FlagkitError:
+        return None
+    return found if found.key == "fuzz.flag-0" and found.region == "*" else None
+
+
+def with_twins(value: Any, chance: random.Random) -> Any:
+    """Return a document in which some constants are others that `==` takes for the same."""
+    if isinstance(value, dict):
+        return {name: with_twins(item, chance) for name, item in value.items()}
+    if isinstance(value, list):
+        return [with_twins(item, chance) for item in value]
+    if type(value) in (bool, int, float) and value in TWINS and chance.random() < 0.5:
+        return chance.choice((value, int(value), *TWINS[int(value)]))
+    return value
+
+
+def reordered(value: Any, chance: random.Random) -> Any:
+    """Return a document whose fields stand in another order, on all levels."""
+    if isinstance(value, dict):
+        items = [(name, reordered(item, chance)) for name, item in value.items()]
+        return dict(chance.sample(items, len(items)))
+    return [reordered(item, chance) for item in value] if isinstance(value, list) else value
+
+
+def answered(client: Client, key: str, context: dict[str, Any]) -> list[Any]:
+    found = client.evaluate(key, context, default=None)
+    return [found.value, found.variant, found.rule]

@@ -430,7 +430,7 @@ def test_other_guards_and_limits_hold_when_it_is_applied(team: Open, writer: Wri
         team("ada", guards=[*GUARDED, frozen]).apply(proposal)
     with writer.change() as change:
         change.set_limit("actor", capacity=1, rate=0.001)
-    team("ada").create(flag("shop.draft", state="paused"))
+    team("ada").create_segment({"key": "shop.draft"})
     with pytest.raises(RateLimitedError):
         team("bob").apply(proposal)
 

@@ -22,6 +22,7 @@ RAMP = {
 }
 
 START = "2026-12-01 08:00:00 UTC"
+SHARE = "on from 0 to 100 %, otherwise off"
 SPAN = f"{START} to 2026-12-08 08:00:00 UTC"
 
 
@@ -50,7 +51,7 @@ CASES: dict[str, tuple[PolicyState | None, PolicyState | None, list[str]]] = {
             "created, paused",
             "rule dach: on 10 %, off 90 %",
             "rule beta: serves on",
-            f"fallthrough: on from 0 to 100 %, {SPAN}",
+            f"fallthrough: on from 0 to 100 %, otherwise off, {SPAN}",
         ],
     ),
     "deleted": (flag(), None, ["deleted"]),
@@ -97,7 +98,7 @@ CASES: dict[str, tuple[PolicyState | None, PolicyState | None, list[str]]] = {
                 }
             }
         ),
-        [f"fallthrough: on from 0 to 100 %, {SPAN} -> on in steps: 10 % at {START}"],
+        [f"fallthrough: {SHARE}, {SPAN} -> on in steps, otherwise off: 10 % at {START}"],
     ),
     "a text that is long": (
         flag(),
@@ -143,6 +144,43 @@ CASES: dict[str, tuple[PolicyState | None, PolicyState | None, list[str]]] = {
             'tags removed: ["x"]',
             "expires removed: 2026-12-01 00:00:00 UTC",
         ],
+    ),
+    "a condition's type": (
+        flag(rules=[OTHER | {"when": {"plan": {"$ne": True}}}]),
+        flag(rules=[OTHER | {"when": {"plan": {"$ne": 1}}}]),
+        ['rule beta: when: {"plan": {"$ne": true}} -> {"plan": {"$ne": 1}}'],
+    ),
+    "the order of a constant's fields": (
+        flag(rules=[OTHER | {"when": {"size": {"w": 1, "h": 2}}}]),
+        flag(rules=[OTHER | {"when": {"size": {"h": 2, "w": 1}}}]),
+        ['rule beta: when: {"size": {"w": 1, "h": 2}} -> {"size": {"h": 2, "w": 1}}'],
+    ),
+    "values that begin alike": (
+        flag(description="x" * 99 + "yes"),
+        flag(description="x" * 99 + "no"),
+        [f"description: ...{'x' * 40}yes -> ...{'x' * 40}no"],
+    ),
+    "a ramp's keys and the other variant": (
+        flag(fallthrough={"ramp": RAMP}),
+        flag(fallthrough={"ramp": RAMP | {"salt": "wave", "variant": "off", "otherwise": "on"}}),
+        [f"fallthrough: {SHARE}, {SPAN} -> off from 0 to 100 %, otherwise on, {SPAN}, salt wave"],
+    ),
+    "weights in another order": (
+        flag(fallthrough=rollout(50)),
+        flag(
+            fallthrough={
+                "rollout": {
+                    "weights": {"off": 50, "on": 50},
+                    "intervals": [[50_000, "on"], [100_000, "off"]],
+                }
+            }
+        ),
+        ["fallthrough: weights in another order: off, on"],
+    ),
+    "the order of variants": (
+        flag(),
+        flag(variants={"off": False, "on": True}),
+        ["written differently, with the same meaning"],
     ),
     "an override": (None, flag(region="eu"), ["created", "fallthrough: serves on"]),
     "a segment created": (None, segment("ada"), ["created", "included: 1 keys"]),

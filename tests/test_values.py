@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flagkit.errors import InvalidDocumentError
-from flagkit.model.values import DEPTH_MAX, INT64_MAX, join, name, normal, plain
+from flagkit.model.values import DEPTH_MAX, INT64_MAX, is_same, join, name, normal, plain
 
 
 class Word(str):
@@ -117,3 +117,23 @@ def test_what_the_slow_way_refuses_is_not_plain(fields: dict[Any, Any]) -> None:
 def test_subclasses_are_left_to_the_slow_way(fields: dict[Any, Any]) -> None:
     assert plain(fields) is None
     assert {*map(type, slowly(fields))} == {str}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (1, True, False),
+        (1, 1.0, False),
+        (0.0, -0.0, False),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}, False),
+        ([1, 2], [2, 1], False),
+        ("2026-01-01T00:00:00Z", datetime(2026, 1, 1, tzinfo=UTC), False),
+        (float("nan"), float("nan"), True),
+        ({"a": [1, {"b": None}]}, {"a": [1, {"b": None}]}, True),
+    ],
+)
+def test_values_are_the_same_only_in_type_and_order_as_well(
+    one: object, other: object, *, same: bool
+) -> None:
+    assert is_same(one, other) is same
+    assert is_same({"within": [one]}, {"within": [other]}) is same

@@ -20,6 +20,8 @@ from decimal import Decimal
 from typing import Any, Final, TypeAlias, cast
 from uuid import UUID
 
+import msgspec
+
 from flagkit.errors import InvalidDocumentError
 
 Value: TypeAlias = "bool | int | float | str | datetime | list[Value] | dict[str, Value] | None"
@@ -67,6 +69,21 @@ DECIMAL128: Final = decimal.Context(
     clamp=1,
     traps=[decimal.InvalidOperation, decimal.Overflow, decimal.Inexact],
 )
+
+
+def is_same(one: object, other: object) -> bool:
+    """Tell whether two values in normal form are the same, in type and order as well.
+
+    Python's `==` takes True for 1 and 1.0, and does not look at the order of a document's fields.
+    MongoDB's operators do, so evaluations may tell such values apart.
+
+    >>> is_same({"$ne": True}, {"$ne": 1}), is_same({"a": 1, "b": 2}, {"b": 2, "a": 1})
+    (False, False)
+    """
+    return _exactly(one) == _exactly(other)
+
+
+_exactly: Final = msgspec.msgpack.Encoder().encode
 
 
 class _Unusual(Exception):  # noqa: N818 - nothing is wrong, it only takes longer

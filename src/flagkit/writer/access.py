@@ -17,6 +17,7 @@ from flagkit.errors import AccessDeniedError, StoreError
 from flagkit.model import EVERYWHERE
 from flagkit.model.documents import METADATA
 from flagkit.model.grants import Grant, Grants, Role, decode_grants
+from flagkit.model.values import is_same
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.operations import Earlier, Operation, SetState
@@ -42,13 +43,14 @@ Need: TypeAlias = tuple[Action, str]
 """What a change does, and the key that it does it to; of grants, the namespace."""
 
 
-class _Standing(Struct):
-    """What of a flag's document says whether it is active; the rest is passed over, unread."""
+class _Inactive(Struct):
+    """The fields that say what a flag serves unless it is active. Other fields are not read."""
 
     state: str = "active"
+    off: str | None = None
 
 
-_standing_in = msgspec.msgpack.Decoder(_Standing).decode
+_decode_inactive = msgspec.msgpack.Decoder(_Inactive).decode
 
 
 class GrantRole(Operation, frozen=True, tag="grant", kw_only=True):
@@ -182,33 +184,45 @@ def _needs_of(change: PolicyChange) -> list[Need]:
 
 
 def action_of(change: PolicyChange) -> Action:
-    """Return what a change does to a policy, by the states before and after it."""
-    region = change.id[0]
-    if region == ACCESS:
+    """Return what a change does to a policy, judged by what the states before and after serve.
+
+    Whatever could change any answer is a release. A change is an edit only where the two states
+    cannot differ in any answer: their documents are compared with their types and their order.
+    """
+    if change.id[0] == ACCESS:
         return "grant"
-    if change.before is None and change.after is not None and region != SEGMENTS:
-        # An override hides the flag of all regions, paused or not.
-        is_active = _standing_in(change.after.packed).state == "active"
-        return "edit" if region == EVERYWHERE and not is_active else "release"
-    before = None if change.before is None else _served(change.before)
-    after = None if change.after is None else _served(change.after)
-    if region == SEGMENTS:
-        return "edit" if after is not None and before in (None, after) else "release"
-    return "release" if before is None or after is None else _action(before, after)
-
-
-def _action(before: dict[str, Any], after: dict[str, Any]) -> Action:
-    if before == after:
-        return "edit"
-    if _is_active(before) and before == {**after, "state": before["state"]}:
-        return "pause" if after["state"] == "paused" else "release"
-    if _is_active(before) or _is_active(after):
+    if change.after is None:
         return "release"
-    return "edit" if _off(before) == _off(after) else "release"
+    if change.before is None:
+        return _action_of_creating(change.after)
+    return _action_of_updating(change.before, change.after)
+
+
+def _action_of_creating(state: PolicyState) -> Action:
+    """Return what creating a policy does: nobody refers to a new segment yet."""
+    if state.region == SEGMENTS:
+        return "edit"
+    flag = _decode_inactive(state.packed)
+    # A new override hides the flag of all regions, whatever its own state is. A paused flag serves
+    # its `off` variant to callers who had their own default before.
+    serves = state.region != EVERYWHERE or flag.state == "active" or flag.off is not None
+    return "release" if serves else "edit"
+
+
+def _action_of_updating(old: PolicyState, new: PolicyState) -> Action:
+    before, after = _served(old), _served(new)
+    if is_same(before, after):
+        return "edit"
+    if old.region == SEGMENTS:
+        return "release"
+    if _is_active(before) and is_same(after, {**before, "state": "paused"}):
+        return "pause"
+    is_idle = not _is_active(before) and not _is_active(after)
+    return "edit" if is_idle and is_same(_off(before), _off(after)) else "release"
 
 
 def _served(state: PolicyState) -> dict[str, Any]:
-    """Return what of a policy anybody can be served."""
+    """Return the part of a policy's document that answers depend on."""
     policy = {name: value for name, value in state.policy.items() if name not in METADATA}
     return policy if state.region == SEGMENTS else {"state": "active", **policy}
 
@@ -217,9 +231,9 @@ def _is_active(policy: Mapping[str, Any]) -> bool:
     return bool(policy["state"] == "active")
 
 
-def _off(policy: Mapping[str, Any]) -> tuple[str | None, Any]:
+def _off(policy: Mapping[str, Any]) -> list[Any]:
     off = policy.get("off")
-    return off, None if off is None else policy["variants"][off]
+    return [] if off is None else [off, policy["variants"][off]]
 
 
 def _held(state: PolicyState | None) -> Grants:

@@ -1,4 +1,7 @@
-"""Differences: what a change did to a flag or a segment, in lines for people."""
+"""Differences: what a change did to a flag or a segment, in lines for people.
+
+Two documents that are not the same, type by type and in the same order, have at least one line.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -11,11 +14,13 @@ from flagkit.model.canonical import extended
 from flagkit.model.grants import Grants, decode_grants
 from flagkit.model.limits import WHOSE
 from flagkit.model.sensitive import SENSITIVE
+from flagkit.model.values import is_same
 
 _Document: TypeAlias = Mapping[str, Any]
 
 SHOWN_LENGTH_MAX: Final = 80
 """Values that are longer as JSON are cut."""
+_SAME_MEANING: Final = "written differently, with the same meaning"
 _OF_THEIR_OWN: Final = {
     *("key", "region", "variants", "prerequisites", "rules", "fallthrough"),
     *("included", "excluded"),
@@ -26,7 +31,7 @@ def differences(change: PolicyChange) -> tuple[str, ...]:
     """Return lines such as "shop.search: fallthrough: on 10 -> 50 %", at least one."""
     region, key = change.id
     if region == ACCESS:
-        return tuple(_access(change))
+        return tuple(_access(change)) or (f"{key}: {_SAME_MEANING}",)
     name = key
     if region == SEGMENTS:
         name = f"segment {key}"
@@ -39,7 +44,7 @@ def differences(change: PolicyChange) -> tuple[str, ...]:
     elif before is None:
         lines = [*_created(after)]
     else:
-        lines = [*_changed(before, after)]
+        lines = [*_changed(before, after)] or [_SAME_MEANING]
     return tuple(f"{name}: {line}" for line in lines)
 
 
@@ -114,11 +119,16 @@ def _rules(before: list[_Document], after: list[_Document]) -> Iterator[str]:
         yield f"rules in another order: {', '.join(now)}"
 
 
+_FIELDS_OF_SERVES: Final = ("serve", "rollout", "ramp")
+
+
 def _serving(place: str, before: _Document, after: _Document) -> Iterator[str]:
     """Yield how what is served changed, weight by weight where both are rollouts."""
     old, new = before.get("rollout"), after.get("rollout")
     if old is None or new is None:
-        yield from _step(place, told(before), told(after))
+        sides = [[side.get(field) for field in _FIELDS_OF_SERVES] for side in (before, after)]
+        if not is_same(*sides):
+            yield f"{place}: {told(before)} -> {told(after)}"
         return
     for field in ("by", "salt"):
         yield from _step(f"{place}: {field}", old.get(field), new.get(field))
@@ -129,27 +139,34 @@ def _serving(place: str, before: _Document, after: _Document) -> Iterator[str]:
     ]
     if weights:
         yield f"{place}: {', '.join(weights)}"
-    elif old["intervals"] != new["intervals"]:
+    elif not is_same(old["intervals"], new["intervals"]):
         yield f"{place}: other keys, at the same weights"
+    elif [*old["weights"]] != [*new["weights"]]:
+        yield f"{place}: weights in another order: {', '.join(new['weights'])}"
 
 
 def told(part: _Document) -> str:
-    """Return what a rule or the fallthrough serves."""
+    """Return what a rule or the fallthrough serves, and by which attribute and salt if named."""
     if "serve" in part:
         return f"serves {part['serve']}"
     if "rollout" in part:
         weights = part["rollout"]["weights"].items()
-        return ", ".join(f"{variant} {weight:g} %" for variant, weight in weights)
-    return _ramped(part["ramp"])
+        listed = ", ".join(f"{variant} {weight:g} %" for variant, weight in weights)
+        return listed + _hashed(part["rollout"])
+    return _ramped(part["ramp"]) + _hashed(part["ramp"])
+
+
+def _hashed(split: _Document) -> str:
+    return "".join(f", {name} {split[name]}" for name in ("by", "salt") if name in split)
 
 
 def _ramped(ramp: _Document) -> str:
-    variant = ramp["variant"]
+    variant, otherwise = ramp["variant"], f"otherwise {ramp['otherwise']}"
     if "steps" in ramp:
         steps = (f"{step['percent']:g} % at {_shown(step['at'])}" for step in ramp["steps"])
-        return f"{variant} in steps: {', '.join(steps)}"
+        return f"{variant} in steps, {otherwise}: {', '.join(steps)}"
     span = f"{_shown(ramp['start'])} to {_shown(ramp['end'])}"
-    return f"{variant} from {ramp['from']:g} to {ramp['to']:g} %, {span}"
+    return f"{variant} from {ramp['from']:g} to {ramp['to']:g} %, {otherwise}, {span}"
 
 
 def _needed(document: _Document) -> str | None:
@@ -161,16 +178,16 @@ def _needed(document: _Document) -> str | None:
 
 
 def _keys(side: str, before: _Document | None, after: _Document | None) -> Iterator[str]:
-    if before != after:
+    if not is_same(before, after):
         counts = [0 if keys is None else keys["count"] for keys in (before, after)]
         also = ", others" if counts[0] == counts[1] else ""
         yield f"{side}: {counts[0]:,} -> {counts[1]:,} keys{also}"
 
 
 def _step(name: str, before: Any, after: Any, *, hidden: bool = False) -> Iterator[str]:
-    if before == after and type(before) is type(after):
+    if is_same(before, after):
         return
-    old, new = (SENSITIVE if hidden else _shown(side) for side in (before, after))
+    old, new = (SENSITIVE, SENSITIVE) if hidden else _shown_apart(before, after)
     if before is None:
         yield f"{name} added: {new}"
     elif after is None:
@@ -179,9 +196,30 @@ def _step(name: str, before: Any, after: Any, *, hidden: bool = False) -> Iterat
         yield f"{name}: {old} -> {new}"
 
 
+def _shown_apart(before: Any, after: Any) -> tuple[str, str]:
+    """Return two values as texts that are cut, and show where they begin to differ."""
+    old, new = _text(before), _text(after)
+    if _cut(old) != _cut(new):
+        return _cut(old), _cut(new)
+    if old == new:
+        # They differ in what JSON does not tell apart, such as a text and a date.
+        return f"{_cut(old)} ({type(before).__name__})", f"{_cut(new)} ({type(after).__name__})"
+    differing = (
+        place for place, pair in enumerate(zip(old, new, strict=False)) if len({*pair}) > 1
+    )
+    start = max(0, next(differing, min(len(old), len(new))) - SHOWN_LENGTH_MAX // 2)
+    return f"...{_cut(old[start:])}", f"...{_cut(new[start:])}"
+
+
 def _shown(value: Any) -> str:
+    return _cut(_text(value))
+
+
+def _text(value: Any) -> str:
     if isinstance(value, datetime):
-        text = f"{value:%Y-%m-%d %H:%M:%S} UTC"
-    else:
-        text = value if isinstance(value, str) else json.dumps(extended(value), ensure_ascii=False)
+        return f"{value:%Y-%m-%d %H:%M:%S} UTC"
+    return value if isinstance(value, str) else json.dumps(extended(value), ensure_ascii=False)
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= SHOWN_LENGTH_MAX else f"{text[:SHOWN_LENGTH_MAX]}..."
