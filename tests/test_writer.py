@@ -309,6 +309,25 @@ def test_a_rollback_to_where_there_is_nothing(writer: Writer) -> None:
             writer.rollback("shop.search", to=revision)
 
 
+def test_an_override_leaves_keys_where_the_flag_of_all_regions_has_them(writer: Writer) -> None:
+    document = flag(
+        variants={"a": "a", "b": "b", "c": "c"},
+        off="c",
+        fallthrough={"rollout": {"weights": {"a": 20, "b": 30, "c": 50}}},
+    )
+    writer.create(document)
+    writer.set_rollout("shop.search", {"a": 10, "b": 40, "c": 50})
+    held = policy(writer)["fallthrough"]["rollout"]["intervals"]
+    writer.create({**policy_as_written(writer), "region": "eu"})
+    assert policy(writer, region="eu")["fallthrough"]["rollout"]["intervals"] == held
+
+
+def policy_as_written(writer: Writer) -> dict[str, Any]:
+    document = policy(writer)
+    del document["fallthrough"]["rollout"]["intervals"]
+    return document
+
+
 def test_regions_have_flags_of_their_own(writer: Writer) -> None:
     writer.create(flag())
     writer.create(flag(region="eu-west-1"))

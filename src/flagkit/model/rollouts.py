@@ -69,7 +69,7 @@ def allocate(
             if share
         )
     segments = spans(current)
-    owned = _owned(current)
+    owned = owned_by(current)
     order = [*dict.fromkeys((*wanted, *owned))]
     for giver, taker, count in _transfers(wanted, owned, order, untreated):
         lowest = order.index(taker) < order.index(giver)
@@ -77,15 +77,8 @@ def allocate(
     return _merged(segments)
 
 
-def exchanged(wanted: Mapping[str, int], current: Intervals, untreated: str | None) -> int:
-    """Return how many buckets have to pass between two variants that are not the untreated one."""
-    owned = _owned(current)
-    order = [*dict.fromkeys((*wanted, *owned))]
-    transfers = _transfers(wanted, owned, order, untreated)
-    return sum(count for giver, taker, count in transfers if untreated not in (giver, taker))
-
-
-def _owned(intervals: Intervals) -> dict[str, int]:
+def owned_by(intervals: Intervals) -> dict[str, int]:
+    """Return the share of BUCKETS that each variant has."""
     owned: dict[str, int] = {}
     for start, end, variant in spans(intervals):
         owned[variant] = owned.get(variant, 0) + end - start

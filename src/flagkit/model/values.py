@@ -80,10 +80,11 @@ def is_same(one: object, other: object) -> bool:
     >>> is_same({"$ne": True}, {"$ne": 1}), is_same({"a": 1, "b": 2}, {"b": 2, "a": 1})
     (False, False)
     """
-    return _exactly(one) == _exactly(other)
+    return exact(one) == exact(other)
 
 
-_exactly: Final = msgspec.msgpack.Encoder().encode
+exact: Final[Callable[[object], bytes]] = msgspec.msgpack.Encoder().encode
+"""Returns bytes that stand for a value, its types and its order: others have other bytes."""
 
 
 class _Unusual(Exception):  # noqa: N818 - nothing is wrong, it only takes longer

@@ -204,10 +204,9 @@ def _shown_apart(before: Any, after: Any) -> tuple[str, str]:
     if old == new:
         # They differ in what JSON does not tell apart, such as a text and a date.
         return f"{_cut(old)} ({type(before).__name__})", f"{_cut(new)} ({type(after).__name__})"
-    differing = (
-        place for place, pair in enumerate(zip(old, new, strict=False)) if len({*pair}) > 1
-    )
-    start = max(0, next(differing, min(len(old), len(new))) - SHOWN_LENGTH_MAX // 2)
+    pairs = enumerate(zip(old, new, strict=False))
+    first = next((place for place, (one, other) in pairs if one != other), min(len(old), len(new)))
+    start = max(0, first - SHOWN_LENGTH_MAX // 2)
     return f"...{_cut(old[start:])}", f"...{_cut(new[start:])}"
 
 

@@ -26,7 +26,7 @@ from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.drafts import Draft
 from flagkit.writer.leading import Lead
-from flagkit.writer.operations import Earlier, Next, Operation
+from flagkit.writer.operations import Earlier, Next, Operation, led_at_creation
 from flagkit.writer.planning import check_segments, earlier_of
 from flagkit.writer.referring import References
 from flagkit.writer.sealing import Sealing
@@ -54,12 +54,9 @@ class Put(Operation, frozen=True, tag="import", kw_only=True, gc=False):
 
     def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag:
         """Return the flag, its rollouts led on from what was there."""
-        held = before or earlier.last(self.policy_id)
-        if held is None:
-            return self.flag
-        old, moment = decode(held.policy, stored=True), earlier.now.timestamp()
         if before is None:
-            return Lead(old, self.flag, moment, reassign=True).flag(keep_salts=True)
+            return led_at_creation(self.flag, earlier)
+        old, moment = decode(before.policy, stored=True), earlier.now.timestamp()
         new = self.flag if self.has_state else msgspec.structs.replace(self.flag, state=old.state)
         return Lead(old, new, moment, self.reassign).flag()
 

@@ -48,6 +48,10 @@ class Earlier(Protocol):
         """Return the state that a flag or a segment had when it was deleted, None if it was not."""
         ...
 
+    def everywhere(self, key: str) -> PolicyState | None:
+        """Return the state of the flag of all regions, which an override of one region hides."""
+        ...
+
     def author(self, policy: PolicyId) -> tuple[str, datetime] | None:
         """Return who changed a flag or a segment last, and when."""
         ...
@@ -117,11 +121,7 @@ class Create(Operation, frozen=True, tag="create", kw_only=True):
             raise FlagExistsError(
                 f"the flag {self.key!r} is there already, at version {before.version}: update it"
             )
-        new, last = decode(self.policy), earlier.last(self.policy_id)
-        if last is None:
-            return new
-        lead = Lead(decode(last.policy, stored=True), new, earlier.now.timestamp(), reassign=True)
-        return lead.flag(keep_salts=True)
+        return led_at_creation(decode(self.policy), earlier)
 
 
 class Update(Operation, frozen=True, tag="update", kw_only=True):
@@ -289,6 +289,23 @@ def checked_policy(
     """
     flag = decode(document, environment=environment)
     return dict(encode(flag)), flag.key, flag.region
+
+
+def led_at_creation(new: Flag, earlier: Earlier) -> Flag:
+    """Return a flag that is created, its rollouts led on from what its callers were served before.
+
+    An override goes on from the flag of all regions. A flag that was deleted goes on from its last
+    state, and keeps its salts.
+    """
+    moment = earlier.now.timestamp()
+    hidden = earlier.everywhere(new.key) if new.region != EVERYWHERE else None
+    if hidden is not None:
+        return Lead(decode(hidden.policy, stored=True), new, moment, reassign=True).flag()
+    last = earlier.last((new.region, new.key))
+    if last is None:
+        return new
+    lead = Lead(decode(last.policy, stored=True), new, moment, reassign=True)
+    return lead.flag(keep_salts=True)
 
 
 def _updated(old: Flag, policy: Mapping[str, Any], now: datetime, *, reassign: bool) -> Flag:

@@ -4,7 +4,7 @@ Pure but for what it asks the reading: every check is made at the one revision t
 be compared with, so nothing can slip in between.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ from flagkit.changes import (
     state_of,
 )
 from flagkit.errors import BrokenReferenceError, InvalidDocumentError, RevisionNotFoundError
-from flagkit.model import Flag, decode, encode
+from flagkit.model import EVERYWHERE, Flag, decode, encode
 from flagkit.model.decoding import check_size
 from flagkit.model.flags import segments_of
 from flagkit.model.grants import Grants, check_has_admin, decode_grants, encode_grants
@@ -99,6 +99,7 @@ class _Earlier(Struct, frozen=True):
     revision: int
     made: dict[str, bytes]
     deleted: dict[PolicyId, PolicyState]
+    standing: Callable[[PolicyId], PolicyState | None]
 
     @property
     def now(self) -> datetime:
@@ -113,6 +114,9 @@ class _Earlier(Struct, frozen=True):
 
     def last(self, policy: PolicyId) -> PolicyState | None:
         return self.deleted.get(policy)
+
+    def everywhere(self, key: str) -> PolicyState | None:
+        return self.standing((EVERYWHERE, key))
 
     def author(self, policy: PolicyId) -> tuple[str, datetime] | None:
         return self.reading.author(policy)
@@ -146,10 +150,14 @@ def plan(
     after: dict[PolicyId, PolicyState | None] = {}
     flags: dict[PolicyId, Flag | None] = {}
     made = {**parts}
-    earlier = _Earlier(reading, revision, made, {**tombs})
+
+    def standing(identity: PolicyId) -> PolicyState | None:
+        return after.get(identity, found.get(identity))
+
+    earlier = _Earlier(reading, revision, made, {**tombs}, standing)
     for operation in operations:
         identity = operation.policy_id
-        before = after.get(identity, found.get(identity))
+        before = standing(identity)
         next_one = operation.next(before, earlier)
         if isinstance(next_one, Hashed):
             made |= next_one.parts
@@ -183,7 +191,7 @@ def plan(
 
 def earlier_of(reading: Reading) -> Earlier:
     """Return what a reading knows besides the newest states."""
-    return _Earlier(reading, reading.tip.revision, {}, {})
+    return _Earlier(reading, reading.tip.revision, {}, {}, lambda _: None)
 
 
 def _state(operation: Operation, version: int, made: Next) -> PolicyState:
