@@ -303,11 +303,65 @@ def test_a_dry_run_shows_what_would_be_and_writes_nothing(
             "upon": 2,
             "done": None,
             "differences": ["shop.theme: state: paused -> archived"],
+            "notes": [],
         }
         assert "Archive it first" in filled.fault("flags", "delete", "shop.search", "--dry-run")
         assert {name: [*stored[name].find()] for name in names} == before
         assert stored.list_collection_names() == names
     assert "no difference\n" in filled.told("flags", "pause", "shop.theme", "--dry-run")
+
+
+EDITED = (
+    "Note: shop.search was edited since it was last active: rule dach: on 10 -> 50 %,"
+    " off 90 -> 50 %\n"
+)
+
+
+def test_to_resume_a_flag_that_was_edited_says_so_first(filled: Command, writer: Writer) -> None:
+    filled.told("flags", "pause", "shop.search")
+    filled.told("flags", "resume", "shop.search")
+    filled.told("flags", "pause", "shop.search")
+    filled.told("flags", "set-rollout", "shop.search", "50", "--rule", "dach")
+    told = filled.told("flags", "resume", "shop.search", "--dry-run")
+    assert told.splitlines(keepends=True)[1] == EDITED
+    result = filled.ask("flags", "resume", "shop.search")
+    assert (result.exit_code, result.stderr) == (0, EDITED)
+    assert document(writer)["state"] == "active"
+
+
+def test_a_note_does_not_make_a_request_another_one(filled: Command) -> None:
+    filled.told("flags", "pause", "shop.search")
+    filled.told("flags", "set-rollout", "shop.search", "50", "--rule", "dach")
+    again = ("flags", "resume", "shop.search", "--idempotency-key", "deploy-7")
+    first = filled.ask(*again)
+    assert (first.stderr, first.exit_code) == (EDITED, 0)
+    assert filled.told(*again) == first.stdout
+
+
+def test_a_dry_run_tells_which_flags_open(filled: Command, writer: Writer) -> None:
+    writer.create(
+        flag("shop.fallback", prerequisites=[{"flag": "shop.search", "variants": ["off"]}])
+    )
+    note = (
+        "shop.fallback depends on shop.search serving 'off': every context meets that while"
+        " shop.search is paused"
+    )
+    asked = ("flags", "pause", "shop.search", "--dry-run")
+    assert f"\nNote: {note}\n" in filled.told(*asked)
+    assert filled.data(*asked)["notes"] == [note]
+
+
+@pytest.mark.parametrize("verb", [["pause"], ["resume"], ["rollback", "--to", "1"]])
+def test_verbs_of_state_take_an_expected_version(filled: Command, verb: list[str]) -> None:
+    asked = ("flags", *verb, "shop.search", "--expected-version")
+    assert "version 1" in filled.fault(*asked, "2", code=4)
+    filled.told(*asked, "1")
+
+
+def test_a_rollback_of_everything_takes_no_version(filled: Command) -> None:
+    result = filled.ask("flags", "rollback", "--all", "--to", "1", "--expected-version", "1")
+    assert result.exit_code == 2
+    assert "--expected-version is of one flag" in result.stderr
 
 
 def test_a_request_that_is_sent_again_tells_the_same(filled: Command, writer: Writer) -> None:

@@ -2,8 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -26,8 +26,10 @@ from flagkit.writer import (
     Planned,
     Refusal,
     Required,
+    Retention,
     Writer,
     entries,
+    prune,
     verify,
 )
 from flagkit.writer.guards import check_guards
@@ -46,6 +48,8 @@ def planned(before: dict[str, Any] | None, after: dict[str, Any] | None, **more:
         "action": "release",
         "before": sides[0],
         "after": sides[1],
+        "served_before": sides[0],
+        "served_after": sides[1],
         "actor": "ada",
         "reason": "",
         "now": NOON,
@@ -65,6 +69,10 @@ def refusal(guard: Guard, plan: Planned) -> str | None:
     return None
 
 
+def without_off(**more: Any) -> dict[str, Any]:
+    return {name: value for name, value in flag(**more).items() if name != "off"}
+
+
 RULE = {"name": "dach", "when": {"country": "DE"}}
 STEPS: dict[str, tuple[dict[str, Any], dict[str, Any], float | None]] = {
     "as far as allowed": (
@@ -78,9 +86,86 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any], float | None]] = {
     "of a paused flag": (
         flag(fallthrough=rollout(10), state="paused"),
         flag(fallthrough=rollout(100), state="paused"),
+        None,
+    ),
+    "resumed, and the ledger does not have what it served": (flag(state="paused"), flag(), 100),
+    "resumed to few, and the ledger does not have what it served": (
+        flag(state="paused"),
+        flag(fallthrough=rollout(20)),
+        None,
+    ),
+    "paused": (flag(), flag(state="paused"), None),
+    "archived": (flag(), flag(state="archived"), None),
+    "values of variants swapped": (
+        flag(fallthrough=rollout(10)),
+        flag(fallthrough=rollout(10), variants={"on": False, "off": True}, off="on"),
+        100,
+    ),
+    "names of variants swapped": (
+        flag(fallthrough=rollout(10)),
+        flag(
+            fallthrough={"rollout": {"weights": {"off": 10, "on": 90}}},
+            variants={"on": False, "off": True},
+            off="on",
+        ),
+        None,
+    ),
+    "a variant with another name": (
+        flag(),
+        flag(variants={"yes": True, "off": False}, fallthrough={"serve": "yes"}),
+        None,
+    ),
+    "another type": (
+        flag(fallthrough=rollout(10)),
+        flag(fallthrough=rollout(10), variants={"on": 1, "off": 0}),
+        100,
+    ),
+    "another off variant": (flag(fallthrough=rollout(0)), flag(off="on"), 100),
+    "another off variant of a paused flag": (
+        flag(state="paused"),
+        flag(state="paused", off="on"),
+        100,
+    ),
+    "no off variant any more": (flag(), without_off(), 100),
+    "an off variant that is false where there was none": (without_off(), flag(), None),
+    "an off variant where there was none, of a paused flag": (
+        without_off(state="paused"),
+        flag(state="paused", off="on"),
+        100,
+    ),
+    "an off variant that most are served already": (
+        without_off(fallthrough=rollout(90)),
+        flag(fallthrough=rollout(90), off="on"),
+        None,
+    ),
+    "an off variant that few are served": (
+        without_off(fallthrough=rollout(10)),
+        flag(fallthrough=rollout(10), off="on"),
         90,
     ),
-    "resumed": (flag(state="paused"), flag(), None),
+    "an off variant for those who do not meet a prerequisite": (
+        without_off(prerequisites=[{"flag": "base", "variants": ["on"]}]),
+        flag(prerequisites=[{"flag": "base", "variants": ["on"]}], off="on"),
+        100,
+    ),
+    "mirrored in a new rule": (
+        flag(fallthrough=rollout(50)),
+        flag(
+            rules=[{**RULE, "rollout": {"weights": {"off": 50, "on": 50}}}],
+            fallthrough=rollout(50),
+        ),
+        100,
+    ),
+    "a rule with another name": (
+        flag(rules=[{**RULE, "serve": "on"}], fallthrough={"serve": "off"}),
+        flag(rules=[{**RULE, "name": "germany", "serve": "on"}], fallthrough={"serve": "off"}),
+        None,
+    ),
+    "by another attribute than the key": (
+        flag(fallthrough={"serve": "off"}),
+        flag(fallthrough=rollout(5, by="org.id")),
+        100,
+    ),
     "served another": (flag(), flag(fallthrough={"serve": "off"}), 100),
     "hashed anew": (
         flag(fallthrough=rollout(50)),
@@ -90,7 +175,7 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any], float | None]] = {
     "hashed by another attribute": (
         flag(fallthrough=rollout(10)),
         flag(fallthrough=rollout(10, by="country")),
-        18,
+        100,
     ),
     "a ramp as it stands": (
         flag(fallthrough=rollout(0)),
@@ -134,9 +219,9 @@ def test_no_step_is_larger_than_the_largest(case: str) -> None:
         assert found is None
         return
     assert found is not None
-    assert f"serves another variant to {moved} % of the keys at once" in found
+    assert f"serves another value to {moved} % of the keys at once" in found
     assert found.endswith("Take steps of at most 25 % (guard LargestStep)")
-    assert ": rules[0]:" in found or ": fallthrough:" in found
+    assert any(f": {path}:" in found for path in ("rules[0]", "fallthrough", "off"))
     assert refusal(LargestStep(100), planned(before, after)) is None
 
 
@@ -343,3 +428,163 @@ def test_a_request_does_not_break_the_glass_unrecorded(writer: Writer) -> None:
 def test_the_glass_is_not_broken_without_a_word() -> None:
     with pytest.raises(InvalidDocumentError, match="Write why the guards are passed by"):
         Draft("production").break_glass(" ")
+
+
+@pytest.fixture
+def careful(writer: Writer, mongo_uri: str, database: str) -> Iterator[Writer]:
+    """A writer of the same environment that takes steps of 10 % at most."""
+    del writer
+    with guarded(mongo_uri, database, LargestStep(10)) as careful:
+        yield careful
+
+
+def is_refused(act: Callable[[], object]) -> bool:
+    try:
+        act()
+    except GuardError:
+        return True
+    return False
+
+
+Steps = Callable[[Writer, Writer], Iterator[bool]]
+"""Yields, step by step, whether a careful writer is refused; the other writer has no guards."""
+
+
+def resume_what_was_active(free: Writer, careful: Writer) -> Iterator[bool]:
+    free.create(flag())
+    yield is_refused(lambda: careful.pause("shop.search"))
+    free.update(flag(owner="ada"))
+    yield is_refused(lambda: careful.resume("shop.search"))
+    yield is_refused(lambda: careful.archive("shop.search"))
+    free.update(flag(owner="bob"))
+    yield is_refused(lambda: careful.restore("shop.search"))
+    yield is_refused(lambda: careful.resume("shop.search"))
+
+
+def resume_what_was_edited_meanwhile(free: Writer, careful: Writer) -> Iterator[bool]:
+    free.create(flag(fallthrough=rollout(1)))
+    free.pause("shop.search")
+    free.set_rollout("shop.search", 12)
+    free.set_rollout("shop.search", 11)
+    yield is_refused(lambda: careful.resume("shop.search"))
+    free.pause("shop.search")
+    free.set_rollout("shop.search", 22)
+    yield not is_refused(lambda: careful.resume("shop.search"))
+    yield not is_refused(lambda: careful.update(flag(state="active")))
+
+
+def resume_what_was_never_active(free: Writer, careful: Writer) -> Iterator[bool]:
+    free.create(flag(state="paused"))
+    yield not is_refused(lambda: careful.resume("shop.search"))
+    free.create(flag("shop.few", state="paused", fallthrough=rollout(10)))
+    yield is_refused(lambda: careful.resume("shop.few"))
+    # It has served nobody, as a flag that is new.
+    free.create(flag("shop.new", state="paused", off=None))
+    yield is_refused(lambda: careful.resume("shop.new"))
+
+
+def override_a_region(free: Writer, careful: Writer) -> Iterator[bool]:
+    free.create(flag(fallthrough=rollout(1)))
+    yield not is_refused(lambda: careful.create(flag(region="eu")))
+    yield is_refused(lambda: careful.create(flag(region="eu", fallthrough=rollout(11))))
+    free.archive("shop.search", region="eu")
+    # Its callers have `off` now, and would have what all regions have.
+    yield is_refused(lambda: careful.delete("shop.search", region="eu"))
+    free.create(flag(region="us", state="archived"))
+    free.set_rollout("shop.search", 50)
+    yield not is_refused(lambda: careful.delete("shop.search", region="us"))
+
+
+def override_what_changes_with_it(free: Writer, careful: Writer) -> Iterator[bool]:
+    free.create(flag(fallthrough=rollout(1)))
+    free.create(flag(region="eu", state="archived"))
+
+    def both() -> None:
+        with careful.change() as change:
+            change.set_rollout("shop.search", 11)
+            change.delete("shop.search", region="eu")
+
+    yield not is_refused(both)
+
+
+def delete_and_create_again(free: Writer, careful: Writer) -> Iterator[bool]:
+    free.create(flag(fallthrough=rollout(1)))
+    yield is_refused(lambda: careful.archive("shop.search"))
+    yield is_refused(lambda: careful.delete("shop.search"))
+    yield not is_refused(lambda: careful.create(flag()))
+    yield not is_refused(lambda: careful.create(flag(state="active", fallthrough=rollout(12))))
+    yield is_refused(lambda: careful.create(flag(fallthrough=rollout(11))))
+
+    def at_once() -> None:
+        with careful.change() as change:
+            change.archive("shop.search")
+            change.delete("shop.search")
+            change.create(flag())
+
+    yield not is_refused(at_once)
+
+
+def roll_back(free: Writer, careful: Writer) -> Iterator[bool]:
+    free.create(flag())
+    free.update(flag(fallthrough=rollout(1)))
+    yield not is_refused(lambda: careful.rollback("shop.search", to=1))
+    free.pause("shop.search")
+    yield not is_refused(lambda: careful.rollback("shop.search", to=1))
+    yield is_refused(lambda: careful.rollback("shop.search", to=2))
+
+
+WAYS: list[Steps] = [
+    resume_what_was_active,
+    resume_what_was_edited_meanwhile,
+    resume_what_was_never_active,
+    override_a_region,
+    override_what_changes_with_it,
+    delete_and_create_again,
+    roll_back,
+]
+
+
+@pytest.mark.mongo
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_no_way_leads_around_the_largest_step(way: Steps, writer: Writer, careful: Writer) -> None:
+    # Each way says what would be wrong.
+    assert not any([*way(writer, careful)])
+
+
+@pytest.mark.mongo
+def test_a_resumed_flag_is_judged_by_off_where_the_ledger_was_pruned(
+    writer: Writer, careful: Writer
+) -> None:
+    writer.create(flag())
+    writer.pause("shop.search")
+    writer.create(flag("shop.other"))
+    later = datetime.now(UTC) + timedelta(days=400)
+    prune(writer, Retention(ledger_days=1), now=later)
+    with writer.preview() as change:
+        change.resume("shop.search")
+    assert change.preview is not None
+    assert change.preview.notes == (
+        "shop.search: the ledger no longer has what it served when it was last active",
+    )
+    with pytest.raises(GuardError, match="serves another value to 100 % of the keys"):
+        careful.resume("shop.search")
+
+
+@pytest.mark.mongo
+def test_guards_are_told_by_what_callers_are_served(
+    writer: Writer, mongo_uri: str, database: str
+) -> None:
+    seen: list[Planned] = []
+    writer.create(flag())
+    writer.pause("shop.search")
+    writer.update(flag(owner="ada"))
+    with guarded(mongo_uri, database, seen.append) as bot:
+        bot.resume("shop.search")
+        bot.create(flag(region="eu"))
+    resumed, override = seen
+    assert resumed.before is not None
+    assert resumed.served_before is not None
+    assert (resumed.before["state"], resumed.before["owner"]) == ("paused", "ada")
+    assert (resumed.served_before["state"], resumed.served_before.get("owner")) == ("active", None)
+    assert override.before is None
+    assert override.served_before == resumed.after

@@ -188,3 +188,61 @@ def test_a_block_that_ends_in_an_error_has_no_preview(writer: Writer) -> None:
     with pytest.raises(KeyError), writer.preview() as draft:
         raise KeyError
     assert draft.preview is None
+
+
+def notes_of(writer: Writer, ask: Callable[[Draft], object]) -> list[str]:
+    with writer.preview() as draft:
+        ask(draft)
+    return [*previewed(draft).notes]
+
+
+def test_it_tells_how_a_flag_was_edited_since_it_was_last_active(writer: Writer) -> None:
+    writer.create(flag(fallthrough={"rollout": 10}))
+    writer.pause("shop.search")
+    assert notes_of(writer, lambda draft: draft.resume("shop.search")) == []
+    writer.set_rollout("shop.search", 50)
+    writer.update(flag(owner="ada", fallthrough={"rollout": 50}))
+    writer.archive("shop.search")
+    writer.restore("shop.search")
+    steps = "fallthrough: on 10 -> 50 %, off 90 -> 50 %"
+    edited = f"shop.search was edited since it was last active: {steps}"
+    assert notes_of(writer, lambda draft: draft.resume("shop.search")) == [edited]
+    assert notes_of(writer, lambda draft: draft.rollback("shop.search", to=1)) == [edited]
+    assert notes_of(writer, lambda draft: draft.update(flag(owner="bob"))) == []
+    writer.resume("shop.search")
+    writer.pause("shop.search")
+    assert notes_of(writer, lambda draft: draft.resume("shop.search")) == []
+
+
+def test_a_flag_that_was_never_active_has_no_such_note(writer: Writer) -> None:
+    writer.create(flag(state="paused"))
+    writer.update(flag(fallthrough={"serve": "off"}))
+    assert notes_of(writer, lambda draft: draft.resume("shop.search")) == []
+
+
+def test_it_tells_which_flags_open_because_another_one_is_paused(writer: Writer) -> None:
+    needs_off = [{"flag": "shop.search", "variants": ["off"]}]
+    with writer.change() as change:
+        change.create(flag())
+        change.create(flag("shop.fallback", prerequisites=needs_off))
+        change.create(flag("shop.local", region="eu", prerequisites=needs_off))
+        change.create(flag("shop.idle", state="paused", prerequisites=needs_off))
+        change.create(
+            flag("shop.beta", prerequisites=[{"flag": "shop.search", "variants": ["on"]}])
+        )
+    opened = [
+        f"{key} depends on shop.search serving 'off': every context meets that while shop.search is"
+        for key in ("shop.fallback", "shop.local")
+    ]
+    paused = notes_of(writer, lambda draft: draft.pause("shop.search"))
+    assert paused == [f"{line} paused" for line in opened]
+    archived = notes_of(writer, lambda draft: draft.archive("shop.search"))
+    assert archived == [f"{line} archived" for line in opened]
+
+    def both(draft: Draft) -> None:
+        draft.pause("shop.search")
+        draft.pause("shop.fallback")
+
+    assert notes_of(writer, both) == [f"{opened[1]} paused"]
+    writer.pause("shop.search")
+    assert notes_of(writer, lambda draft: draft.archive("shop.search")) == []

@@ -347,6 +347,39 @@ def test_versions_that_are_expected_and_not_there(writer: Writer) -> None:
     assert (caught.value.key, caught.value.expected, caught.value.actual) == ("shop.search", 1, 2)
 
 
+def test_each_verb_takes_the_version_that_is_expected(writer: Writer) -> None:
+    writer.create(flag())
+    verbs: list[Callable[[int], object]] = [
+        lambda version: writer.pause("shop.search", expected_version=version),
+        lambda version: writer.resume("shop.search", expected_version=version),
+        lambda version: writer.rollback("shop.search", to=3, expected_version=version),
+        lambda version: writer.archive("shop.search", expected_version=version),
+        lambda version: writer.delete("shop.search", expected_version=version),
+        # A deleted flag has the version that it had last.
+        lambda version: writer.rollback("shop.search", to=1, expected_version=version),
+    ]
+    writer.create_segment({"key": "shop.staff", "included": ["ada"]})
+    for number, verb in enumerate(verbs):
+        version = min(number + 1, 5)
+        for wrong in (version - 1, version + 1):
+            before = writer.store.tip()
+            with pytest.raises(VersionConflictError) as caught:
+                verb(wrong)
+            assert (caught.value.expected, caught.value.actual) == (wrong, version)
+            assert writer.store.tip() == before
+        verb(version)
+    writer.change_members("shop.staff", include=["bob"])
+    with pytest.raises(VersionConflictError):
+        writer.rollback_segment("shop.staff", to=2, expected_version=1)
+    writer.rollback_segment("shop.staff", to=2, expected_version=2)
+
+
+def test_a_rollback_of_everything_is_of_no_version(writer: Writer) -> None:
+    writer.create(flag())
+    with pytest.raises(InvalidDocumentError, match="expected_version: is given without a key"):
+        writer.rollback(to=0, expected_version=1)
+
+
 def test_a_change_that_changes_nothing_is_a_revision_and_no_version(writer: Writer) -> None:
     writer.create(flag())
     assert writer.resume("shop.search").revision == 2

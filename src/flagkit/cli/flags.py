@@ -25,12 +25,14 @@ from flagkit.cli.options import (
 from flagkit.cli.output import PROGRAMS, output_option, written
 from flagkit.cli.policies import flag_document, flag_file, flag_line, rows_of
 from flagkit.cli.telling import Teller
-from flagkit.cli.writing import Asking, changing, writing_options
+from flagkit.cli.writing import Asking, changing, tell_notes, writing_options
 from flagkit.errors import FlagNotFoundError
 from flagkit.model import EVERYWHERE
 from flagkit.model.keys import check_key
 from flagkit.storage.layout import FLAGS
+from flagkit.writer.notes import edits_since_active
 from flagkit.writer.retention import DAYS_MAX
+from flagkit.writer.served import is_active
 from flagkit.writer.staleness import stale_flags
 
 
@@ -183,29 +185,59 @@ def _set_rollout(
 @flags.command("pause")
 @keys_argument
 @region_option
+@expected_version_option
 @writing_options
-def _pause(keys: tuple[str, ...], region: str, **asking: Unpack[Asking]) -> None:
+def _pause(
+    keys: tuple[str, ...], region: str, expected_version: int | None, **asking: Unpack[Asking]
+) -> None:
     """Pause flags: they serve their off variants.
 
     All in one revision.
     """
+    only_one(keys, expected_version)
     with changing(**asking) as change:
         for key in keys:
-            change.pause(key, region=region)
+            change.pause(key, region=region, expected_version=expected_version)
 
 
 @flags.command("resume")
 @keys_argument
 @region_option
+@expected_version_option
 @writing_options
-def _resume(keys: tuple[str, ...], region: str, **asking: Unpack[Asking]) -> None:
+def _resume(
+    keys: tuple[str, ...], region: str, expected_version: int | None, **asking: Unpack[Asking]
+) -> None:
     """Make paused flags active again.
 
-    All in one revision.
+    If a flag was edited since it was last active, the command says so first. All in one revision.
     """
+    only_one(keys, expected_version)
+    edited = {} if asking["dry_run"] else _tell_edits(keys, region, asking)
+    if asking["idempotency_key"] is not None:
+        # A request that is sent again has to be the same one.
+        edited = {}
     with changing(**asking) as change:
         for key in keys:
-            change.resume(key, region=region)
+            # Another edit in between makes it a conflict: nobody was told of that one.
+            version = expected_version or edited.get(key)
+            change.resume(key, region=region, expected_version=version)
+
+
+def _tell_edits(keys: tuple[str, ...], region: str, asking: Asking) -> dict[str, int]:
+    """Tell how flags were edited since they were last active; return the versions of those."""
+    place = Place(uri=asking["uri"], environment=asking["environment"], database=asking["database"])
+    versions: dict[str, int] = {}
+    with store_at(**place) as store, store.reading() as reading:
+        found = reading.find(map(check_key, keys))
+        for key in keys:
+            state = found.get((region, key))
+            if state is not None and not is_active(state):
+                edits = [*edits_since_active(reading, state)]
+                tell_notes(edits, err=True)
+                if edits:
+                    versions[key] = state.version
+    return versions
 
 
 @flags.command("archive")
@@ -267,9 +299,16 @@ def _delete(
 @click.option("--all", "whole", is_flag=True, help="The whole environment, segments included.")
 @to_option
 @region_option
+@expected_version_option
 @writing_options
 def _rollback(
-    key: str | None, to: int, region: str, *, whole: bool, **asking: Unpack[Asking]
+    key: str | None,
+    to: int,
+    region: str,
+    expected_version: int | None,
+    *,
+    whole: bool,
+    **asking: Unpack[Asking],
 ) -> None:
     """Give a flag, or everything, the content of a revision.
 
@@ -280,11 +319,13 @@ def _rollback(
         raise click.UsageError("name a flag, or pass --all: one of them")
     if whole and region != EVERYWHERE:
         raise click.UsageError("--all is of all regions: leave --region out")
+    if whole and expected_version is not None:
+        raise click.UsageError("--expected-version is of one flag: leave it out with --all")
     with changing(**asking) as change:
         if key is None:
             change.rollback_all(to=to)
         else:
-            change.rollback(key, to=to, region=region)
+            change.rollback(key, to=to, region=region, expected_version=expected_version)
 
 
 @flags.command("stale")

@@ -181,14 +181,15 @@ def _change_members(  # noqa: PLR0913 - options
 @segments.command("rollback")
 @key_argument
 @to_option
+@expected_version_option
 @writing_options
-def _rollback(key: str, to: int, **asking: Unpack[Asking]) -> None:
+def _rollback(key: str, to: int, expected_version: int | None, **asking: Unpack[Asking]) -> None:
     """Give a segment the content of a revision, keys included.
 
     It is a new revision.
     """
     with changing(**asking) as change:
-        change.rollback_segment(key, to=to)
+        change.rollback_segment(key, to=to, expected_version=expected_version)
 
 
 @segments.command("delete")

@@ -3,7 +3,7 @@
 With --dry-run the same is looked at, and told, and nothing is written.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar, Unpack
 
@@ -176,6 +176,7 @@ def _tell_preview(preview: Preview, environment: str, output: str) -> None:
             "upon": preview.upon,
             "done": preview.done,
             "differences": [*preview.differences],
+            "notes": [*preview.notes],
         }
         click.echo(written(document, output))
         return
@@ -183,7 +184,14 @@ def _tell_preview(preview: Preview, environment: str, output: str) -> None:
         click.echo(f"nothing: this request was revision {preview.done:,} of {environment}")
         return
     _tell_lines(preview.differences)
+    tell_notes(preview.notes)
     click.echo(f"dry run upon revision {preview.upon:,} of {environment}: nothing was written")
+
+
+def tell_notes(notes: Iterable[str], *, err: bool = False) -> None:
+    """Tell what people should know before a change is made."""
+    for note in notes:
+        click.echo(f"Note: {note}", err=err)
 
 
 def _tell_lines(lines: Sequence[str]) -> None:

@@ -251,6 +251,17 @@ class Past:
         request = self._database[AUDIT].find_one({"_id": identity}, session=self._session)
         return None if request is None else (request["actor"], newest[0].tip.time)
 
+    def states_before(self, policy: PolicyId) -> Iterator[PolicyState | None]:
+        """Yield the states that a flag or a segment had before its present one, newest first.
+
+        That goes as far back as the ledger reaches. None stands for absence.
+        """
+        revision = self.tip.revision
+        while (newest := self._newest_of(policy, revision)) is not None:
+            change, item = newest
+            yield item.before
+            revision = change.revision - 1
+
     def _newest_of(self, policy: PolicyId, revision: int) -> tuple[Change, PolicyChange] | None:
         """Return the last change to a flag or a segment up to a revision, or that part of it."""
         document = next(

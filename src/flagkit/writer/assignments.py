@@ -1,16 +1,14 @@
 """Assignments: which variant each bucket is served, compared between two states of a flag."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from flagkit.core.schedule import share_at
 from flagkit.model import Flag, Ramp, Rollout, Serve, Serves
 from flagkit.model.rollouts import BUCKETS, Intervals, allocate, owned_by
-from flagkit.model.values import exact
-
-_ALWAYS: Final = exact(({}, None))
-"""The test of the fallthrough, and of a rule with neither a condition nor a window."""
+from flagkit.model.values import Value, exact
+from flagkit.model.windows import Window
 
 
 class Place(NamedTuple):
@@ -45,10 +43,18 @@ class Meeting(NamedTuple):
         return has_same_place and not has_same_hash(self.old.serves, self.new.serves)
 
 
+def _test(when: Mapping[str, Value], during: Window | None) -> bytes:
+    return exact((when, during))
+
+
+_ALWAYS: Final = _test({}, None)
+"""The test of the fallthrough, and of a rule with neither a condition nor a window."""
+
+
 def places_of(flag: Flag) -> list[Place]:
     """Return the places of a flag, in the order in which a context meets them."""
     rules = [
-        Place(f"rules[{i}]", rule.name, exact((rule.when, rule.during)), rule.serves)
+        Place(f"rules[{i}]", rule.name, _test(rule.when, rule.during), rule.serves)
         for i, rule in enumerate(flag.rules)
     ]
     return [*rules, Place("fallthrough", None, _ALWAYS, flag.fallthrough)]

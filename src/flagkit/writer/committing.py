@@ -225,10 +225,9 @@ class Committer:
         if self._guards and not glass:
             planned = planned_of(
                 changes,
-                environment=self._store.environment,
+                reading,
                 actor=actor,
                 reason=reason,
-                now=reading.now,
                 approvers=approvers,
             )
             check_guards(self._guards, planned)

@@ -45,12 +45,15 @@ class Preview(Struct, frozen=True):
     """What a change would do, had it been made upon a revision.
 
     `done` is the revision that the same request, by its idempotency key, has led to already: then
-    it would do nothing.
+    it would do nothing. `notes` are consequences that the differences do not show: edits of a
+    flag that would be resumed, made since it was last active; and flags that would open because a
+    prerequisite of theirs is paused.
     """
 
     upon: int
     changes: tuple[PolicyChange, ...]
     done: int | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def differences(self) -> tuple[str, ...]:
@@ -176,13 +179,17 @@ class Draft:
             )
         )
 
-    def pause(self, key: str, *, region: str = EVERYWHERE) -> None:
+    def pause(
+        self, key: str, *, region: str = EVERYWHERE, expected_version: int | None = None
+    ) -> None:
         """Pause a flag: it serves its `off` variant."""
-        self._set_state("pause", key, region)
+        self._set_state("pause", key, region, expected_version)
 
-    def resume(self, key: str, *, region: str = EVERYWHERE) -> None:
+    def resume(
+        self, key: str, *, region: str = EVERYWHERE, expected_version: int | None = None
+    ) -> None:
         """Make a paused flag active again."""
-        self._set_state("resume", key, region)
+        self._set_state("resume", key, region, expected_version)
 
     def archive(
         self, key: str, *, region: str = EVERYWHERE, expected_version: int | None = None
@@ -205,10 +212,22 @@ class Draft:
         """
         self._set_state("delete", key, region, expected_version)
 
-    def rollback(self, key: str, *, to: int, region: str = EVERYWHERE) -> None:
+    def rollback(
+        self,
+        key: str,
+        *,
+        to: int,
+        region: str = EVERYWHERE,
+        expected_version: int | None = None,
+    ) -> None:
         """Give a flag the content that it had at revision `to`; a deleted one comes back."""
         self.operations.append(
-            Rollback(to=_revision(to), key=check_key(key), region=check_region(region))
+            Rollback(
+                to=_revision(to),
+                key=check_key(key),
+                region=check_region(region),
+                expected_version=expected_version,
+            )
         )
 
     def rollback_all(self, *, to: int) -> None:
@@ -264,10 +283,15 @@ class Draft:
             )
         self.operations.append(operation)
 
-    def rollback_segment(self, key: str, *, to: int) -> None:
+    def rollback_segment(self, key: str, *, to: int, expected_version: int | None = None) -> None:
         """Give a segment the content that it had at revision `to`, its keys included."""
         self.operations.append(
-            Rollback(to=_revision(to), key=check_key(key, kind="segment"), region=SEGMENTS)
+            Rollback(
+                to=_revision(to),
+                key=check_key(key, kind="segment"),
+                region=SEGMENTS,
+                expected_version=expected_version,
+            )
         )
 
     def grant(self, actor: str, role: Role, namespaces: Collection[str] = ()) -> None:
@@ -331,9 +355,7 @@ class Draft:
             )
         )
 
-    def _set_state(
-        self, verb: Verb, key: str, region: str, expected_version: int | None = None
-    ) -> None:
+    def _set_state(self, verb: Verb, key: str, region: str, expected_version: int | None) -> None:
         self.operations.append(
             SetState(
                 verb=verb,

@@ -4,29 +4,38 @@ They are functions of one process, asked at the revision that the commit is comp
 switch is not theirs to stop, nor is a change of access.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from msgspec import Struct
 
-from flagkit.changes import ACCESS, SEGMENTS, PolicyChange
-from flagkit.core.schedule import is_open, share_at, window_changes_after
+from flagkit.changes import ACCESS, SEGMENTS, PolicyChange, PolicyState
+from flagkit.core.schedule import is_open, window_changes_after
 from flagkit.errors import ConfigurationError, GuardError
-from flagkit.model import Flag, Ramp, Rollout, Serve, Serves, decode
+from flagkit.model import decode
 from flagkit.model.decoding import convert, values_of
 from flagkit.model.documents import WindowDocument
-from flagkit.model.rollouts import BUCKETS, percent
+from flagkit.model.rollouts import percent
 from flagkit.model.windows import window
+from flagkit.storage.reading import Reading
 from flagkit.writer.access import Action, action_of
+from flagkit.writer.served import Served, served_by
+from flagkit.writer.steps import Step
 
 
 class Planned(Struct, frozen=True, kw_only=True):
     """What a change would do to one flag or segment.
 
-    `before` and `after` are the policy documents, None where there is none. `now` is the server's
-    time. A segment's region is "@segments". `approvers` are those who approved of it, if it was
-    proposed, and who may.
+    `before` and `after` are the policy documents, None where there is none. `served_before` and
+    `served_after` are the documents by which callers are served. They differ from the others where
+    a flag is resumed (it was last served by what it was when it was active), where an override is
+    created or deleted (the flag of all regions serves without it), and where a flag is created
+    again after it was deleted.
+
+    `now` is the server's time. A segment's region is "@segments". `approvers` are those who
+    approved of the change, if it was proposed, and who may make it.
     """
 
     environment: str
@@ -35,6 +44,8 @@ class Planned(Struct, frozen=True, kw_only=True):
     action: Action
     before: dict[str, Any] | None
     after: dict[str, Any] | None
+    served_before: dict[str, Any] | None
+    served_after: dict[str, Any] | None
     actor: str
     reason: str
     now: datetime
@@ -82,43 +93,66 @@ def check_guards(guards: Iterable[Guard], planned: Iterable[Planned]) -> None:
 
 def planned_of(
     changes: Iterable[PolicyChange],
+    reading: Reading,
     *,
-    environment: str,
     actor: str,
     reason: str,
-    now: datetime,
     approvers: tuple[str, ...] = (),
 ) -> list[Planned]:
-    """Return what guards are asked about of a change."""
+    """Return what guards are asked about, if changes are made upon a reading's revision."""
     found: list[Planned] = []
-    for change in changes:
+    changed = {change.id: change for change in changes}
+    for change in changed.values():
         region, key = change.id
         action = action_of(change)
         if region == ACCESS or action == "pause":
             continue
+        served = Served(change.before, change.after)
+        if region != SEGMENTS:
+            served = served_by(change, reading, changed)
         found.append(
             Planned(
-                environment=environment,
+                environment=reading.tip.environment,
                 region=region,
                 key=key,
                 action=action,
-                before=None if change.before is None else change.before.policy,
-                after=None if change.after is None else change.after.policy,
+                before=_document(change.before),
+                after=_document(change.after),
+                served_before=_document(served.before),
+                served_after=_document(served.after),
                 actor=actor,
                 reason=reason,
-                now=now,
+                now=reading.now,
                 approvers=approvers,
             )
         )
     return found
 
 
-class LargestStep:
-    """Refuses to give more than so many percent of the keys another variant at once.
+def _document(state: PolicyState | None) -> dict[str, Any] | None:
+    return None if state is None else state.policy
 
-    Of a flag that was there, paused or not, each rule and the fallthrough are compared with what
-    the rule of that name served before, or the fallthrough where there was none. A ramp counts as
-    it stands now.
+
+class LargestStep:
+    """Refuses to give more than so many percent of the keys another value at once.
+
+    It judges the values that callers get, not the names of variants. Each rule and the fallthrough
+    are compared with the place that had the same name or the same test, or else with the
+    fallthrough. A ramp counts as it stands now. Keys that are drawn again, by another salt, count
+    as far as they are expected to move. It also judges:
+
+    - a flag that is resumed or created again, against what it served when it was last active, or
+      against its `off` variant where the ledger no longer has that;
+    - an override of a region, against the flag of all regions, when it is created or deleted;
+    - `off`: another value counts for all keys. A value where there was none counts as what pausing
+      the flag would then give to others, unless the value is false;
+    - `by`: all keys count, since those without the new attribute get their callers' defaults.
+
+    Taking a flag out of service is not a step: pausing it, archiving it, or deleting it.
+
+    It cannot judge who comes to which rule: conditions, the order of rules, windows, prerequisites,
+    segments and `when_stale`. Nor does it see what a ramp does later, or many small steps that are
+    made one after the other.
     """
 
     def __init__(self, step: float) -> None:
@@ -128,16 +162,19 @@ class LargestStep:
 
     def __call__(self, planned: Planned) -> Refusal | None:
         """Judge what is planned."""
-        if planned.region == SEGMENTS or planned.before is None or planned.after is None:
+        old, new = planned.served_before, planned.served_after
+        if planned.region == SEGMENTS or old is None or new is None:
             return None
-        now = planned.now.timestamp()
-        before, after = (decode(side, stored=True) for side in (planned.before, planned.after))
-        for path, old, new in _served(before, after):
-            moved = percent(_moved(old, new, now))
+        standing, before, after = (
+            decode(document, stored=True) for document in (planned.before or old, old, new)
+        )
+        step = Step(before, after, planned.now.timestamp(), standing)
+        for path, share in step.shares():
+            moved = percent(math.ceil(share))
             if moved > self._step:
                 return Refusal(
                     path,
-                    f"serves another variant to {moved} % of the keys at once",
+                    f"serves another value to {moved} % of the keys at once",
                     f"Take steps of at most {self._step} %",
                 )
         return None
@@ -254,42 +291,6 @@ class Required:
                     continue
                 return Refusal(name, "is missing", f"Write {name} in the document")
         return None
-
-
-def _served(before: Flag, after: Flag) -> Iterable[tuple[str, Serves, Serves]]:
-    """Return what was served and what would be, by path."""
-    old = {rule.name: rule.serves for rule in before.rules}
-    for i, rule in enumerate(after.rules):
-        yield f"rules[{i}]", old.pop(rule.name, before.fallthrough), rule.serves
-    yield "fallthrough", before.fallthrough, after.fallthrough
-    for serves in old.values():
-        yield "fallthrough", serves, after.fallthrough
-
-
-def _moved(old: Serves, new: Serves, now: float) -> int:
-    """Return how many buckets are served another variant."""
-    before, after = _shares(old, now), _shares(new, now)
-    if _hashed(old) in (None, _hashed(new)) or _hashed(new) is None:
-        stay = sum(min(share, after.get(variant, 0)) for variant, share in before.items())
-    else:
-        # Hashed anew, keys fall where they may.
-        stay = sum(share * after.get(variant, 0) for variant, share in before.items()) // BUCKETS
-    return BUCKETS - stay
-
-
-def _shares(serves: Serves, now: float) -> Mapping[str, int]:
-    match serves:
-        case Serve():
-            return {serves.variant: BUCKETS}
-        case Rollout():
-            return serves.weights
-        case Ramp():
-            share = share_at(serves, now)
-            return {serves.variant: share, serves.otherwise: BUCKETS - share}
-
-
-def _hashed(serves: Serves) -> tuple[tuple[str, ...], str] | None:
-    return None if isinstance(serves, Serve) else (serves.by, serves.salt)
 
 
 def _date(moment: float) -> datetime | None:

@@ -97,6 +97,10 @@ class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
             raise FlagNotFoundError(
                 f"there is no {what} {self.key!r}{where}: check the key, or create it first"
             )
+        self._check_version(before, earlier)
+        return before
+
+    def _check_version(self, before: PolicyState, earlier: Earlier) -> None:
         if self.expected_version not in (None, before.version):
             raise VersionConflictError(
                 self.key,
@@ -104,7 +108,6 @@ class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
                 before.version,
                 earlier.author(self.policy_id),
             )
-        return before
 
     def _existing_flag(self, before: PolicyState | None, earlier: Earlier) -> Flag:
         return decode(self._existing(before, earlier).policy, stored=True)

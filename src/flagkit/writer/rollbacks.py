@@ -33,14 +33,20 @@ class History(Protocol):
 
 
 class Rollback(Operation, frozen=True, tag="rollback", kw_only=True):
-    """Give a flag, or a segment, the content that it had at a revision; deleted ones come back."""
+    """Give a flag, or a segment, the content that it had at a revision; deleted ones come back.
+
+    A deleted one has the version that it had last.
+    """
 
     to: int
 
     def next(self, before: PolicyState | None, earlier: Earlier, /) -> Next:
         """Return the flag, segment or grants as it was; never its version, which goes on."""
-        if before is not None or earlier.last(self.policy_id) is None:
+        last = earlier.last(self.policy_id) if before is None else None
+        if last is None:
             self._existing(before, earlier)
+        else:
+            self._check_version(last, earlier)
         then = earlier.at(self.policy_id, self.to)
         if then is None:
             if self.region == ACCESS:

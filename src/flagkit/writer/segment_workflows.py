@@ -96,15 +96,24 @@ class SegmentWorkflows(Workflows):
         return made(change)
 
     @overload
-    def rollback_segment(self, key: str, *, to: int, **asked: Unpack[Asked]) -> Commit: ...
-    @overload
-    def rollback_segment(self, key: str, *, to: int, **asked: Unpack[Within]) -> PendingChange: ...
     def rollback_segment(
-        self, key: str, *, to: int, **asked: Unpack[Anyhow]
+        self, key: str, *, to: int, expected_version: int | None = ..., **asked: Unpack[Asked]
+    ) -> Commit: ...
+    @overload
+    def rollback_segment(
+        self, key: str, *, to: int, expected_version: int | None = ..., **asked: Unpack[Within]
+    ) -> PendingChange: ...
+    def rollback_segment(
+        self,
+        key: str,
+        *,
+        to: int,
+        expected_version: int | None = None,
+        **asked: Unpack[Anyhow],
     ) -> Commit | PendingChange:
         """Give a segment the content that it had at revision `to`. For errors see `change`."""
         with self.change(**asked) as change:
-            change.rollback_segment(key, to=to)
+            change.rollback_segment(key, to=to, expected_version=expected_version)
         return made(change)
 
     @overload

@@ -156,27 +156,65 @@ class Workflows:
         return change.commit
 
     @overload
-    def pause(self, key: str, *, region: str = ..., **asked: Unpack[Asked]) -> Commit: ...
-    @overload
-    def pause(self, key: str, *, region: str = ..., **asked: Unpack[Within]) -> PendingChange: ...
     def pause(
-        self, key: str, *, region: str = EVERYWHERE, **asked: Unpack[Anyhow]
+        self,
+        key: str,
+        *,
+        region: str = ...,
+        expected_version: int | None = ...,
+        **asked: Unpack[Asked],
+    ) -> Commit: ...
+    @overload
+    def pause(
+        self,
+        key: str,
+        *,
+        region: str = ...,
+        expected_version: int | None = ...,
+        **asked: Unpack[Within],
+    ) -> PendingChange: ...
+    def pause(
+        self,
+        key: str,
+        *,
+        region: str = EVERYWHERE,
+        expected_version: int | None = None,
+        **asked: Unpack[Anyhow],
     ) -> Commit | PendingChange:
         """Pause a flag: it serves its `off` variant. For errors see `change`."""
         with self.change(**asked) as change:
-            change.pause(key, region=region)
+            change.pause(key, region=region, expected_version=expected_version)
         return made(change)
 
     @overload
-    def resume(self, key: str, *, region: str = ..., **asked: Unpack[Asked]) -> Commit: ...
-    @overload
-    def resume(self, key: str, *, region: str = ..., **asked: Unpack[Within]) -> PendingChange: ...
     def resume(
-        self, key: str, *, region: str = EVERYWHERE, **asked: Unpack[Anyhow]
+        self,
+        key: str,
+        *,
+        region: str = ...,
+        expected_version: int | None = ...,
+        **asked: Unpack[Asked],
+    ) -> Commit: ...
+    @overload
+    def resume(
+        self,
+        key: str,
+        *,
+        region: str = ...,
+        expected_version: int | None = ...,
+        **asked: Unpack[Within],
+    ) -> PendingChange: ...
+    def resume(
+        self,
+        key: str,
+        *,
+        region: str = EVERYWHERE,
+        expected_version: int | None = None,
+        **asked: Unpack[Anyhow],
     ) -> Commit | PendingChange:
         """Make a paused flag active again. For errors see `change`."""
         with self.change(**asked) as change:
-            change.resume(key, region=region)
+            change.resume(key, region=region, expected_version=expected_version)
         return made(change)
 
     @overload
@@ -274,29 +312,48 @@ class Workflows:
 
     @overload
     def rollback(
-        self, key: str | None = ..., *, to: int, region: str = ..., **asked: Unpack[Asked]
+        self,
+        key: str | None = ...,
+        *,
+        to: int,
+        region: str = ...,
+        expected_version: int | None = ...,
+        **asked: Unpack[Asked],
     ) -> Commit: ...
     @overload
     def rollback(
-        self, key: str | None = ..., *, to: int, region: str = ..., **asked: Unpack[Within]
+        self,
+        key: str | None = ...,
+        *,
+        to: int,
+        region: str = ...,
+        expected_version: int | None = ...,
+        **asked: Unpack[Within],
     ) -> PendingChange: ...
     def rollback(
-        self, key: str | None = None, *, to: int, region: str = EVERYWHERE, **asked: Unpack[Anyhow]
+        self,
+        key: str | None = None,
+        *,
+        to: int,
+        region: str = EVERYWHERE,
+        expected_version: int | None = None,
+        **asked: Unpack[Anyhow],
     ) -> Commit | PendingChange:
         """Give a flag, or without a key the whole environment, the content of revision `to`.
 
-        As one revision, with all that Draft.rollback and Draft.rollback_all say. For errors see
+        That is one revision. Draft.rollback and Draft.rollback_all say more. For errors see
         `change`.
         """
         with self.change(**asked) as change:
             if key is not None:
-                change.rollback(key, to=to, region=region)
-            elif region == EVERYWHERE:
-                change.rollback_all(to=to)
-            else:
+                change.rollback(key, to=to, region=region, expected_version=expected_version)
+            elif region != EVERYWHERE or expected_version is not None:
+                name = "region" if region != EVERYWHERE else "expected_version"
                 raise InvalidDocumentError(
-                    "region", "is given, and no key", "Name a flag, or leave the region out"
+                    name, "is given without a key", f"Name a flag, or leave {name} out"
                 )
+            else:
+                change.rollback_all(to=to)
         return made(change)
 
 

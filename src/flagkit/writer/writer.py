@@ -22,6 +22,7 @@ from flagkit.writer.commits import Commit, PendingChange
 from flagkit.writer.committing import Committer
 from flagkit.writer.drafts import Draft, Preview
 from flagkit.writer.guards import Guard
+from flagkit.writer.notes import notes_on
 from flagkit.writer.pending import Sequencer, Swept, Waiting
 from flagkit.writer.requests import check_same, checked_key, content_of
 from flagkit.writer.sealing import data_keys_of
@@ -189,9 +190,10 @@ class Writer(Approvals):
         earlier = self.store.requests([request]).get(request, content)
         with self.store.reading() as reading:
             look = self._committer.look(reading, draft, request, content)
+            notes = tuple(notes_on(reading, look.change.policies))
         check_same(request, str(earlier["digest"]), content, done=look.done is not None)
         done = None if look.done is None else look.done.revision
-        return Preview(reading.tip.revision, look.change.policies, done)
+        return Preview(reading.tip.revision, look.change.policies, done, notes)
 
     def _request(self, draft: Draft, asked: Asked) -> tuple[str, dict[str, Any]]:
         key = asked.get("idempotency_key")
