@@ -358,6 +358,27 @@ def test_verbs_of_state_take_an_expected_version(filled: Command, verb: list[str
     filled.told(*asked, "1")
 
 
+def test_flags_are_enabled_and_disabled(filled: Command, writer: Writer) -> None:
+    assert filled.told("flags", "enable", "shop.search") == (
+        "shop.search: fallthrough: serves off -> serves on\nrevision 3 of production\n"
+    )
+    assert document(writer)["fallthrough"] == {"serve": "on"}
+    filled.told("flags", "disable", "shop.search", "--expected-version", "2")
+    assert document(writer)["fallthrough"] == {"serve": "off"}
+    filled.told("flags", "serve", "shop.search", "on")
+    assert "flagkit flags resume shop.theme" in filled.fault("flags", "disable", "shop.theme")
+    assert "set_rollout" in filled.fault("flags", "enable", "shop.search", "--rule", "dach")
+
+
+def test_what_changes_nothing_makes_no_revision_if_that_is_asked_for(filled: Command) -> None:
+    asked = ("flags", "disable", "shop.search", "--skip-unchanged")
+    assert filled.told(*asked) == (
+        "no difference\nrevision 2 of production, as before: no revision was made\n"
+    )
+    assert filled.data(*asked)["changed"] is False
+    assert filled.told("flags", "disable", "shop.search").endswith("\nrevision 3 of production\n")
+
+
 def test_a_rollback_of_everything_takes_no_version(filled: Command) -> None:
     result = filled.ask("flags", "rollback", "--all", "--to", "1", "--expected-version", "1")
     assert result.exit_code == 2

@@ -68,6 +68,9 @@ ASKED: dict[str, Callable[[Draft, Any], object]] = {
         rule=draw(st.none() | TEXTS),
         expected_version=draw(VERSIONS),
     ),
+    "serve": lambda draft, draw: draft.serve(
+        draw(KEYS), draw(st.booleans() | TEXTS), rule=draw(st.none() | TEXTS)
+    ),
     "pause": lambda draft, draw: draft.pause(draw(KEYS), region="eu"),
     "resume": lambda draft, draw: draft.resume(draw(KEYS)),
     "archive": lambda draft, draw: draft.archive(draw(KEYS), expected_version=draw(VERSIONS)),

@@ -336,3 +336,91 @@ def test_each_workflow_can_be_sent_again(writer: Writer) -> None:
     assert {name: ask(name) for name, ask in asks.items()} == first
     assert writer.store.tip().revision == len(asks)
     assert verify(writer.store) == []
+
+
+DACH = {"name": "dach", "when": {"country": "DE"}, "serve": "off"}
+
+
+def test_a_flag_that_serves_one_variant_is_told_to_serve_another(writer: Writer) -> None:
+    writer.create(flag(rules=[DACH]))
+    writer.serve(KEY, "off", reason="not yet")
+    assert policy(writer)["fallthrough"] == {"serve": "off"}
+    writer.serve(KEY, variant=True, rule="dach", expected_version=2)
+    assert policy(writer)["rules"] == [DACH | {"serve": "on"}]
+    writer.serve(KEY, variant=False, rule="dach")
+    assert policy(writer)["rules"] == [DACH]
+    told = [entry.actions[0] for entry in entries(writer.store)]
+    assert told[1:] == [
+        "serve shop.search off",
+        "serve shop.search true in rule dach",
+        "serve shop.search false in rule dach",
+    ]
+    assert [entry.revision for entry in entries(writer.store, action="serve")] == [2, 3, 4]
+    assert verify(writer.store) == []
+
+
+@pytest.mark.parametrize(
+    ("document", "asked", "problem"),
+    [
+        (flag(state="paused"), {}, "is paused.*Resume it: flagkit flags resume"),
+        (flag(state="archived"), {}, "is archived.*Restore it, then resume it"),
+        (flag(), {"variant": "onn"}, "'onn' is not a variant of this flag. Use one of: on, off"),
+        (flag(), {"rule": "dach"}, "'dach' is not a rule of shop.search. It has: no rules"),
+        (flag(fallthrough={"rollout": 10}), {}, "has a rollout. Set its weights with set_rollout"),
+        (
+            flag(variants={"on": "a", "off": "b"}),
+            {"variant": True},
+            "true is the value of 0 variants of this flag. Name the variant: on, off",
+        ),
+        (
+            flag(variants={"on": True, "also": True, "off": False}),
+            {"variant": True},
+            "true is the value of 2 variants",
+        ),
+    ],
+)
+def test_what_cannot_be_told_to_serve_a_variant_says_what_can(
+    document: dict[str, Any], asked: dict[str, Any], problem: str, writer: Writer
+) -> None:
+    writer.create(document)
+    with pytest.raises(InvalidDocumentError, match=problem):
+        writer.serve(KEY, **{"variant": "off", **asked})
+    assert writer.store.tip().revision == 1
+
+
+def test_a_rollout_of_what_serves_one_variant_leads_to_serve(writer: Writer) -> None:
+    writer.create(flag(rules=[DACH, {"name": "beta", "when": {"plan": "pro"}, "rollout": 5}]))
+    with pytest.raises(InvalidDocumentError) as caught:
+        writer.set_rollout(KEY, 50)
+    assert "name a rule that has a rollout (rules: beta), or use serve" in caught.value.remedy
+    assert "flagkit flags enable and disable" in caught.value.remedy
+
+
+def test_what_changes_nothing_makes_no_revision_if_that_is_asked_for(
+    writer: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    first = writer.create(flag())
+    before = {name: [*direct[name].find()] for name in direct.list_collection_names()}
+    again = writer.update(flag(), skip_unchanged=True, idempotency_key="deploy-7")
+    assert (again.revision, again.time, again.changed) == (1, first.time, False)
+    with writer.change(skip_unchanged=True) as change:
+        change.pause(KEY)
+        change.resume(KEY)
+    assert change.commit is not None
+    assert not change.commit.changed
+    assert {name: [*direct[name].find()] for name in before} == before
+    made = writer.pause(KEY, skip_unchanged=True, idempotency_key="deploy-8")
+    assert (made.revision, made.changed) == (2, True)
+    # A request that is sent again is told what it did.
+    assert writer.pause(KEY, skip_unchanged=True, idempotency_key="deploy-8") == made
+    assert writer.pause(KEY).revision == 3
+
+
+def test_what_waits_for_a_transaction_is_not_skipped(writer: Writer, mongo_uri: str) -> None:
+    with (
+        MongoClient[dict[str, Any]](mongo_uri) as client,
+        client.start_session() as session,
+        session.start_transaction(),
+        pytest.raises(InvalidDocumentError, match="skip_unchanged: does not go with a session"),
+    ):
+        writer.pause(KEY, session=session, skip_unchanged=True)

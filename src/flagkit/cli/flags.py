@@ -19,6 +19,7 @@ from flagkit.cli.options import (
     place_options,
     reassign_option,
     region_option,
+    rule_option,
     store_at,
     to_option,
 )
@@ -150,7 +151,7 @@ def _update(
 @flags.command("set-rollout")
 @key_argument
 @click.argument("weights", metavar="PERCENT | VARIANT=PERCENT...", nargs=-1, required=True)
-@click.option("--rule", metavar="NAME", help="Of this rule; by default of the fallthrough.")
+@rule_option
 @region_option
 @expected_version_option
 @reassign_option
@@ -180,6 +181,77 @@ def _set_rollout(
             expected_version=expected_version,
             reassign=reassign,
         )
+
+
+@flags.command("serve")
+@key_argument
+@click.argument("variant")
+@rule_option
+@region_option
+@expected_version_option
+@writing_options
+def _serve(
+    key: str,
+    variant: str,
+    rule: str | None,
+    region: str,
+    expected_version: int | None,
+    **asking: Unpack[Asking],
+) -> None:
+    """Serve another variant to all, where a flag serves one variant.
+
+    A rollout has weights instead: see set-rollout.
+    """
+    with changing(**asking) as change:
+        change.serve(key, variant, rule=rule, region=region, expected_version=expected_version)
+
+
+@flags.command("enable")
+@keys_argument
+@rule_option
+@region_option
+@expected_version_option
+@writing_options
+def _enable(
+    keys: tuple[str, ...],
+    rule: str | None,
+    region: str,
+    expected_version: int | None,
+    **asking: Unpack[Asking],
+) -> None:
+    """Serve the true variant of boolean flags to all.
+
+    For flags whose fallthrough, or whose rule, serves one variant. Rules still decide first for
+    their own contexts. All in one revision.
+    """
+    only_one(keys, expected_version)
+    with changing(**asking) as change:
+        for key in keys:
+            change.serve(key, True, rule=rule, region=region, expected_version=expected_version)
+
+
+@flags.command("disable")
+@keys_argument
+@rule_option
+@region_option
+@expected_version_option
+@writing_options
+def _disable(
+    keys: tuple[str, ...],
+    rule: str | None,
+    region: str,
+    expected_version: int | None,
+    **asking: Unpack[Asking],
+) -> None:
+    """Serve the false variant of boolean flags to all.
+
+    This is a release, like any change of what is served. In an emergency use pause: it needs fewer
+    roles, and no guard stops it. All in one revision.
+    """
+    only_one(keys, expected_version)
+    with changing(**asking) as change:
+        for key in keys:
+            change.serve(key, False, rule=rule, region=region, expected_version=expected_version)
 
 
 @flags.command("pause")

@@ -32,6 +32,9 @@ region_option = click.option(
     show_default=True,
     help="Whose override is meant; * is the flag of all regions.",
 )
+rule_option = click.option(
+    "--rule", metavar="NAME", help="Change this rule; by default the fallthrough."
+)
 expected_version_option = click.option(
     "--expected-version",
     type=click.IntRange(1),

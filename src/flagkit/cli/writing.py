@@ -48,6 +48,11 @@ _OPTIONS = (
         metavar="NAME",
         help="Names the request: sent again, it changes nothing, and tells the same.",
     ),
+    click.option(
+        "--skip-unchanged",
+        is_flag=True,
+        help="Make no revision if nothing would change.",
+    ),
     guards_option,
     click.option(
         "--break-glass", metavar="WHY", help="Pass guards by; it is warned of, and recorded."
@@ -66,6 +71,7 @@ class Asking(Place):
     actor: str
     reason: str
     idempotency_key: str | None
+    skip_unchanged: bool
     guards: str | None
     break_glass: str | None
     dry_run: bool
@@ -129,7 +135,13 @@ def _collecting(writer: Writer, asking: Asking) -> AbstractContextManager[Draft]
     if asking["propose"]:
         return writer.propose(reason=asking["reason"])
     change = writer.preview if asking["dry_run"] else writer.change
-    return change(**Asked(reason=asking["reason"], idempotency_key=asking["idempotency_key"]))
+    return change(
+        **Asked(
+            reason=asking["reason"],
+            idempotency_key=asking["idempotency_key"],
+            skip_unchanged=asking["skip_unchanged"],
+        )
+    )
 
 
 def tell_proposal(proposal: Proposal, output: str) -> None:
@@ -151,21 +163,25 @@ def _because(why: str) -> str:
 
 def tell_commit(commit: Commit, writer: Writer, output: str) -> None:
     """Tell what a commit did."""
-    # Of a request that was sent again, the ledger knows what it did the first time.
-    entry = next(entries(writer.store, commit.revision - 1), None)
-    lines = () if entry is None else entry.differences
+    lines: Sequence[str] = ()
+    if commit.changed:
+        # Of a request that was sent again, the ledger knows what it did the first time.
+        entry = next(entries(writer.store, commit.revision - 1), None)
+        lines = () if entry is None else entry.differences
     if output in PROGRAMS:
         document = {
             "environment": writer.environment,
             "revision": commit.revision,
             "time": date_text(commit.time),
             "request": commit.request,
+            "changed": commit.changed,
             "differences": [*lines],
         }
         click.echo(written(document, output))
         return
     _tell_lines(lines)
-    click.echo(f"revision {commit.revision:,} of {writer.environment}")
+    made = "" if commit.changed else ", as before: no revision was made"
+    click.echo(f"revision {commit.revision:,} of {writer.environment}{made}")
 
 
 def _tell_preview(preview: Preview, environment: str, output: str) -> None:

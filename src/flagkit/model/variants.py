@@ -125,6 +125,22 @@ def check_variant(name: str, variants: Mapping[str, object], path: str) -> None:
         )
 
 
+def variant_with(value: bool, variants: Mapping[str, object], path: str) -> str:  # noqa: FBT001 - a value
+    """Return the name of the variant of a boolean flag that has a value.
+
+    Raises:
+        InvalidDocumentError: the flag is not boolean, or has not exactly one such variant.
+    """
+    names = [name for name, found in variants.items() if found is value]
+    if len(names) != 1:
+        raise InvalidDocumentError(
+            path,
+            f"{str(value).lower()} is the value of {len(names)} variants of this flag",
+            f"Name the variant: {', '.join(variants)}",
+        )
+    return names[0]
+
+
 def bare_weights(
     share: float | None, variants: Mapping[str, object], path: str
 ) -> dict[str, int | float]:

@@ -7,11 +7,16 @@ from msgspec import Struct
 
 
 class Commit(Struct, frozen=True):
-    """A committed change: its revision, the server's time of it (UTC), and the request's id."""
+    """A committed change: its revision, the server's time of it (UTC), and the request's id.
+
+    `changed` is False if nothing had to be changed and the change was to be skipped then. The
+    revision and its time are those of the newest revision in that case.
+    """
 
     revision: int
     time: datetime
     request: str
+    changed: bool = True
 
 
 class PendingChange:

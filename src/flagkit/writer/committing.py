@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from flagkit.changes import PolicyChange, Tip, next_change
 from flagkit.errors import AccessDeniedError, StoreError, StoreUnavailableError
@@ -34,6 +34,13 @@ LOST_RACE_SECONDS, LOST_RACE_SECONDS_MAX = 0.02, 0.16
 UNAVAILABLE_SECONDS_MAX = 0.5
 LAG_MAX = timedelta(seconds=2)
 """How long a large change may be projected before others help."""
+
+
+class Made(NamedTuple):
+    """The tip that a request led to, and whether it changed anything or was skipped."""
+
+    tip: Tip
+    changed: bool = True
 
 
 class Committer:
@@ -60,8 +67,10 @@ class Committer:
         timeout: float | None = None,
         *,
         is_new: bool = False,
-    ) -> Tip:
+    ) -> Made:
         """Make a revision of a draft, under a request's id; return the tip that it made.
+
+        A draft that skips what changes nothing makes no revision then. The tip is the newest one.
 
         Args:
             draft: What is asked for.
@@ -82,16 +91,16 @@ class Committer:
         with self._turn:
             while True:
                 try:
-                    tip = self._attempt(draft, request, content, foreseen, lost)
+                    made = self._attempt(draft, request, content, foreseen, lost)
                     losses += 1
                     pause = min(LOST_RACE_SECONDS * 2**losses, LOST_RACE_SECONDS_MAX)
                 except StoreUnavailableError:
                     # Unsure whether it was committed: the next reading looks for the request.
                     if time.monotonic() > deadline:
                         raise
-                    tip, pause = None, UNAVAILABLE_SECONDS_MAX
-                if tip is not None:
-                    return tip
+                    made, pause = None, UNAVAILABLE_SECONDS_MAX
+                if made is not None:
+                    return made
                 foreseen = foreseen_by(draft, request)
                 if time.monotonic() > deadline:
                     raise StoreUnavailableError(
@@ -106,7 +115,7 @@ class Committer:
         content: Mapping[str, Any],
         foreseen: Foreseen,
         lost: list[Look],
-    ) -> Tip | None:
+    ) -> Made | None:
         """Try once. Return the tip that the request led to; None if it was `lost` to another."""
         with self._store.reading(foreseen) as reading:
             # Nothing that rests on all of the history, as a rollback does.
@@ -120,13 +129,15 @@ class Committer:
                 log_denial(self._store, reading.now, error, content["reason"], draft.operations)
                 raise
             lagging, is_late = reading.lagging, reading.lags_by > LAG_MAX
+        if draft.skips_unchanged and look.done is None and not look.change.policies:
+            return Made(reading.tip, changed=False)
         if again is None:
             recorded = self._store.add_request(request, content)
             check_same(request, recorded, content, done=look.done is not None)
         if reading.behind is not None:
             self._help()
         if look.done is not None:
-            return look.done
+            return Made(look.done)
         change, pages = look.change, look.pages
         if pages and lagging is not None:
             # One large change at a time is carried on; who makes the next one can wait.
@@ -140,7 +151,7 @@ class Committer:
         if not self._store.compare_and_set(reading.tip, change, look.buckets, pages, unprojected):
             return None
         self._project(look, lagging if is_late else None)
-        return change.tip
+        return Made(change.tip)
 
     def _help(self) -> None:
         """See to it that ledger and flags have the tip before the head forgets it."""

@@ -24,10 +24,12 @@ from flagkit.writer.operations import (
     DeleteSegment,
     Edit,
     Operation,
+    ServeVariant,
     SetRollout,
     SetSegment,
     SetState,
     Update,
+    VariantNamed,
     checked_policy,
 )
 from flagkit.writer.rollbacks import Rollback, RollbackAll
@@ -85,6 +87,8 @@ class Draft:
         self.terms = Terms()
         self.glass = ""
         """Why the guards are passed by; empty where they are not."""
+        self.skips_unchanged = False
+        """Whether it makes no revision if it leaves everything as it is."""
         self._environment = environment
 
     def create(self, flag: Mapping[str, Any]) -> None:
@@ -149,6 +153,32 @@ class Draft:
                 weights=weights if isinstance(weights, int | float) else dict(weights),
                 rule=rule,
                 reassign=reassign,
+                key=check_key(key),
+                region=check_region(region),
+                expected_version=expected_version,
+            )
+        )
+
+    def serve(
+        self,
+        key: str,
+        variant: VariantNamed,
+        *,
+        rule: str | None = None,
+        region: str = EVERYWHERE,
+        expected_version: int | None = None,
+    ) -> None:
+        """Serve another variant to all, in a rule or the fallthrough that serves one variant.
+
+        True and False stand for the variant of a boolean flag that has this value.
+
+        That is a release. The kill switch is `pause`. A paused or archived flag is refused, since
+        it serves its `off` variant whatever its rules say.
+        """
+        self.operations.append(
+            ServeVariant(
+                variant=variant,
+                rule=rule,
                 key=check_key(key),
                 region=check_region(region),
                 expected_version=expected_version,

@@ -17,7 +17,7 @@ _CHUNK = 500
 DECISIONS: Final = ("drop-pending", "reject-proposal", "withdraw-proposal")
 """What is decided of pending changes and proposals, in revisions that change nothing else."""
 ACTIONS: Final = (
-    *("create", "update", "edit", "set-rollout", "pause", "resume"),
+    *("create", "update", "edit", "set-rollout", "serve", "pause", "resume"),
     *("archive", "restore", "delete", "rollback", "rollback-all"),
     *("create-segment", "update-segment", "change-members", "delete-segment"),
     *("grant", "revoke", "set-limit", "import", "prune"),
@@ -154,6 +154,11 @@ def _action(operation: Mapping[str, Any]) -> str:
     match operation["operation"]:
         case "set_rollout":
             words.append(_weights(operation["weights"], operation.get("rule")))
+        case "serve":
+            rule = operation.get("rule")
+            variant = str(operation["variant"])
+            words.append(variant.lower() if operation["variant"] in (True, False) else variant)
+            words += [] if rule is None else [f"in rule {rule}"]
         case "rollback":
             words.append(f"to revision {operation['to']}")
         case "import":

@@ -18,7 +18,7 @@ from flagkit.errors import (
     InvalidDocumentError,
     VersionConflictError,
 )
-from flagkit.model import EVERYWHERE, Flag, decode, encode
+from flagkit.model import EVERYWHERE, Flag, Serve, decode, encode
 from flagkit.model.grants import Grants
 from flagkit.model.limits import Limits
 from flagkit.model.segments import (
@@ -27,7 +27,7 @@ from flagkit.model.segments import (
     edited_keys,
     members_of,
 )
-from flagkit.model.variants import bare_weights
+from flagkit.model.variants import bare_weights, check_variant, variant_with
 from flagkit.writer.leading import Lead
 from flagkit.writer.transitions import Verb, moved
 
@@ -155,31 +155,64 @@ class SetRollout(Operation, frozen=True, tag="set_rollout", kw_only=True):
         """Return the flag with the new weights, and as few moved keys as can be."""
         flag = self._existing_flag(before, earlier)
         document = encode(flag)
-        part: Any = document["fallthrough"]
-        if self.rule is not None:
-            rules: Any = document.get("rules", [])
-            names = [rule["name"] for rule in rules]
-            if self.rule not in names:
-                raise InvalidDocumentError(
-                    "rule",
-                    f"{self.rule!r} is not a rule of {self.key}",
-                    f"It has: {', '.join(names)}",
-                )
-            part = rules[names.index(self.rule)]
+        part = _part_of(document, self.rule, self.key)
         weights = self.weights
         if not isinstance(weights, dict):
             weights = bare_weights(weights, flag.variants, "weights")
         if "serve" in part:
-            ruled = ", ".join(rule.name for rule in flag.rules)
+            ruled = ", ".join(
+                rule.name for rule in flag.rules if not isinstance(rule.serves, Serve)
+            )
+            other = f"name a rule that has a rollout (rules: {ruled}), or " if ruled else ""
             raise InvalidDocumentError(
                 "rule",
                 f"{self.rule or 'fallthrough'!r} of {self.key} serves {part['serve']!r} to all",
-                f"Name a rule that has a rollout (rules: {ruled}), or update the document",
+                f"To serve another variant to all, {other}use serve, or flagkit flags enable and"
+                " disable. To begin a rollout, update the document",
             )
         kept = part.pop("rollout", None) or part.pop("ramp")
         part["rollout"] = {name: kept[name] for name in ("by", "salt") if name in kept}
         part["rollout"]["weights"] = weights
         return _updated(flag, document, earlier.now, reassign=self.reassign)
+
+
+VariantNamed: TypeAlias = "str | bool"
+"""The name of a variant. True and False stand for the one with this value, of a boolean flag."""
+
+
+class ServeVariant(Operation, frozen=True, tag="serve", kw_only=True):
+    """Serve another variant to all, in a rule or the fallthrough that serves one variant."""
+
+    variant: VariantNamed
+    rule: str | None = None
+
+    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag:
+        """Return the flag that serves the variant."""
+        flag = self._existing_flag(before, earlier)
+        if flag.state != "active":
+            first = "Resume it" if flag.state == "paused" else "Restore it, then resume it"
+            raise InvalidDocumentError(
+                "state",
+                f"of {self.key} is {flag.state}: it serves its off variant to all",
+                f"{first}: flagkit flags resume {self.key}",
+                subject=f"flag {self.key!r}",
+            )
+        variant = self.variant
+        if isinstance(variant, bool):
+            variant = variant_with(variant, flag.variants, "variant")
+        check_variant(variant, flag.variants, "variant")
+        document = encode(flag)
+        part = _part_of(document, self.rule, self.key)
+        if "serve" not in part:
+            kind = "rollout" if "rollout" in part else "ramp"
+            raise InvalidDocumentError(
+                "rule",
+                f"{self.rule or 'fallthrough'!r} of {self.key} has a {kind}",
+                "Set its weights with set_rollout, or update the document",
+                subject=f"flag {self.key!r}",
+            )
+        part["serve"] = variant
+        return _updated(flag, document, earlier.now, reassign=False)
 
 
 class Edit(Operation, frozen=True, tag="edit", kw_only=True):
@@ -292,6 +325,19 @@ def checked_policy(
     """
     flag = decode(document, environment=environment)
     return dict(encode(flag)), flag.key, flag.region
+
+
+def _part_of(document: Mapping[str, Any], rule: str | None, key: str) -> dict[str, Any]:
+    """Return the part of a flag's document for a rule, or for the fallthrough if none is named."""
+    if rule is None:
+        part: dict[str, Any] = document["fallthrough"]
+        return part
+    parts: dict[str, dict[str, Any]] = {part["name"]: part for part in document.get("rules", [])}
+    if rule not in parts:
+        raise InvalidDocumentError(
+            "rule", f"{rule!r} is not a rule of {key}", f"It has: {', '.join(parts) or 'no rules'}"
+        )
+    return parts[rule]
 
 
 def led_at_creation(new: Flag, earlier: Earlier) -> Flag:

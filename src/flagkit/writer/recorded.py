@@ -22,6 +22,7 @@ from flagkit.writer.operations import (
     DeleteSegment,
     Edit,
     Operation,
+    ServeVariant,
     SetRollout,
     SetSegment,
     SetState,
@@ -33,6 +34,7 @@ _Readable: TypeAlias = (
     Create
     | Update
     | SetRollout
+    | ServeVariant
     | SetState
     | SetSegment
     | ChangeMembers

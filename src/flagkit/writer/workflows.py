@@ -9,6 +9,7 @@ from flagkit.model import EVERYWHERE
 from flagkit.storage.waiting import Session
 from flagkit.writer.commits import Commit, PendingChange
 from flagkit.writer.drafts import Draft
+from flagkit.writer.operations import VariantNamed
 
 
 class Asked(TypedDict, total=False):
@@ -18,11 +19,14 @@ class Asked(TypedDict, total=False):
     - `actor`: who, for the audit; by default the writer's.
     - `idempotency_key`: names the request: sent again with the same key, and the same content, it
       returns the first Commit and changes nothing.
+    - `skip_unchanged`: whether a change that leaves everything as it is makes no revision. Then the
+      Commit has the newest revision, and `changed` is False. Nothing is recorded of the request.
     """
 
     reason: str
     actor: str | None
     idempotency_key: str | None
+    skip_unchanged: bool
 
 
 class Within(Asked):
@@ -134,6 +138,43 @@ class Workflows:
                 expected_version=expected_version,
                 reassign=reassign,
             )
+        return made(change)
+
+    @overload
+    def serve(
+        self,
+        key: str,
+        variant: VariantNamed,
+        *,
+        rule: str | None = ...,
+        region: str = ...,
+        expected_version: int | None = ...,
+        **asked: Unpack[Asked],
+    ) -> Commit: ...
+    @overload
+    def serve(
+        self,
+        key: str,
+        variant: VariantNamed,
+        *,
+        rule: str | None = ...,
+        region: str = ...,
+        expected_version: int | None = ...,
+        **asked: Unpack[Within],
+    ) -> PendingChange: ...
+    def serve(
+        self,
+        key: str,
+        variant: VariantNamed,
+        *,
+        rule: str | None = None,
+        region: str = EVERYWHERE,
+        expected_version: int | None = None,
+        **asked: Unpack[Anyhow],
+    ) -> Commit | PendingChange:
+        """Serve another variant to all, as Draft.serve does. For errors see `change`."""
+        with self.change(**asked) as change:
+            change.serve(key, variant, rule=rule, region=region, expected_version=expected_version)
         return made(change)
 
     def edit(

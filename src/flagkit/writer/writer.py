@@ -11,9 +11,7 @@ from typing import Any, Self, Unpack
 
 from flagkit.changes import Tip
 from flagkit.encryption import Encryption
-from flagkit.errors import (
-    ConfigurationError,
-)
+from flagkit.errors import ConfigurationError, InvalidDocumentError
 from flagkit.settings import settings_from
 from flagkit.storage.store import Store
 from flagkit.writer.approvals import Approvals
@@ -107,9 +105,9 @@ class Writer(Approvals):
     def change(self, **asked: Unpack[Anyhow]) -> Generator[Draft]:
         """Collect operations that are committed as one revision when the block ends without error.
 
-        Takes `reason`, `actor` and `idempotency_key`, as Asked has them. With a session of your own
-        client, in which a transaction was started, they are asked for in that transaction alone:
-        `pending` of the draft makes a revision of them after it.
+        Takes `reason`, `actor`, `idempotency_key` and `skip_unchanged`, as Asked has them. With a
+        session of your own client, in which a transaction was started, they are asked for in that
+        transaction alone. `pending` of the draft makes a revision of them after it.
 
         Raises:
             WriteError, InvalidDocumentError: refused; nothing was written.
@@ -117,9 +115,16 @@ class Writer(Approvals):
                 safe to try again; without one, look whether the change was made.
         """
         change = Draft(self.environment, self.keys)
+        change.skips_unchanged = asked.get("skip_unchanged", False)
+        session = asked.get("session")
+        if session is not None and change.skips_unchanged:
+            raise InvalidDocumentError(
+                "skip_unchanged",
+                "does not go with a session: the change is compared after the transaction",
+                "Leave one of them out",
+            )
         yield change
         request, content = self._request(change, asked)
-        session = asked.get("session")
         if session is None:
             is_new = asked.get("idempotency_key") is None
             change.commit = self._commit(change, request, content, is_new=is_new)
@@ -209,10 +214,10 @@ class Writer(Approvals):
         *,
         is_new: bool = False,
     ) -> Commit:
-        tip = self._committer.commit(draft, request, content, timeout, is_new=is_new)
-        if draft.glass:
+        tip, changed = self._committer.commit(draft, request, content, timeout, is_new=is_new)
+        if draft.glass and changed:
             broke = (content["actor"], tip.revision, self.environment, draft.glass)
             _log.warning("%s broke the glass for revision %s of %s: %s", *broke)
         if self._checkpoints is not None:
             self._checkpoints.saw(tip)
-        return Commit(tip.revision, tip.time, request)
+        return Commit(tip.revision, tip.time, request, changed)
