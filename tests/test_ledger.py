@@ -371,10 +371,10 @@ def test_entries_say_who_has_which_roles_and_limits_then(writer: Writer) -> None
 def test_every_action_has_its_word(history: Writer) -> None:
     history.update(flag("a.one"), reason="x")
     history.edit("a.one", dict)
-    history.serve("a.one", "on")
     history.archive("a.one")
     history.restore("a.one")
     history.resume("a.one")
+    history.serve("a.one", "on")
     history.archive("a.one")
     history.delete("a.one")
     history.update_segment({"key": "staff"})
