@@ -107,14 +107,14 @@ def test_what_a_snapshot_file_kept_comes_before_it(snapshot_file: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "truncated"),
+        (b"", "is not JSON"),
         (b"flags:\n  - key: shop.search\n", "flagkit format --output json"),
-        (b'{"flag": []}', "unknown field `flag`"),
-        (b'{"flags": [1]}', "Expected `object`"),
+        (b'{"flag": []}', "flags: is missing"),
+        (b'{"flags": {}}', "is not a list"),
         (b"\xff\xfe", "flagkit format"),
         (b"flagkit\x63", "no snapshot|format|cut off"),
     ],
-    ids=["empty", "YAML", "unknown field", "no documents", "no text", "a cut-off snapshot"],
+    ids=["empty", "YAML", "unknown field", "no list", "no text", "a cut-off snapshot"],
 )
 def test_a_file_that_is_none_is_refused_with_a_remedy(
     content: bytes, words: str, tmp_path: Path

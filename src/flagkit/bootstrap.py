@@ -6,30 +6,22 @@ file. Policy files in YAML are for people: `flagkit format --output json` makes 
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
-
-import msgspec
 
 from flagkit.changes import SEGMENTS, PolicyState, Tip, digest, state_of
 from flagkit.errors import ConfigurationError, InvalidDocumentError, SnapshotFormatError
 from flagkit.model import decode, encode
 from flagkit.model.segments import decode_segment, encode_segment
+from flagkit.policy_json import read_policies
 from flagkit.snapshot import Snapshot, SnapshotFile, build, kept_of
 from flagkit.snapshot.frame import MAGIC
 
 Documents: TypeAlias = Iterable[Mapping[str, Any]]
 Bootstrap: TypeAlias = str | os.PathLike[str] | Documents
 """The path of a policy file in JSON or of a snapshot file; or documents of flags."""
-
-
-class PolicyLists(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The shape of a policy file."""
-
-    flags: Sequence[dict[str, Any]] = ()
-    segments: Sequence[dict[str, Any]] = ()
 
 
 def bootstrap_snapshot(given: Bootstrap, environment: str, region: str) -> Snapshot:
@@ -48,13 +40,14 @@ def bootstrap_snapshot(given: Bootstrap, environment: str, region: str) -> Snaps
             snapshot = SnapshotFile(path, environment, region).read()
             assert snapshot is not None, "it is there"
             return snapshot
-        lists = msgspec.json.decode(content, type=PolicyLists)
-    except (OSError, SnapshotFormatError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        lists = read_policies(content, str(path))
+    except (OSError, SnapshotFormatError, InvalidDocumentError) as error:
         raise ConfigurationError(
             f"the bootstrap file {path} cannot be served: {error}; give a snapshot file, or what"
             " `flagkit format --output json` makes of a policy file"
         ) from error
-    return snapshot_from(lists.flags, lists.segments, environment=environment, region=region)
+    flags, segments = lists.get("flags", ()), lists.get("segments", ())
+    return snapshot_from(flags, segments, environment=environment, region=region)
 
 
 def snapshot_from(

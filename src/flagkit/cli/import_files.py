@@ -5,14 +5,15 @@ go, and only if something is wrong with it, again, to tell in which line.
 """
 
 import contextlib
-import json
+from codecs import BOM_UTF8
 from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from flagkit.cli.policy_files import PolicyFile
 from flagkit.collector import collector_paused
 from flagkit.errors import ConfigurationError, InvalidDocumentError
+from flagkit.policy_json import read_json, read_policies
 from flagkit.writer.importing import Import
 
 _LINES: Final = {".jsonl", ".ndjson"}
@@ -83,23 +84,14 @@ class ImportFiles:
     def _read_json(self, path: Path) -> bool:
         """Take in a policy file in JSON, unless something is wrong with it; return whether."""
         try:
-            content = json.loads(_text(path), object_pairs_hook=_unique)
-        except (ValueError, RecursionError):
+            fields = read_policies(_content(path), str(path))
+        except InvalidDocumentError:
             return False
-        if not isinstance(content, dict):
-            return False
-        fields = cast("dict[str, Any]", content)
-        if not fields.keys() <= {"flags", "segments"}:
-            return False
-        if not fields or not all(isinstance(members, list) for members in fields.values()):
-            return False
-        flags: list[Any] = fields.get("flags", [])
-        segments: list[Any] = fields.get("segments", [])
         before = self.wanted.copy()
         try:
-            for document in segments:
+            for document in fields.get("segments", []):
                 self.wanted.add_segment(document)
-            for document in flags:
+            for document in fields.get("flags", []):
                 self.wanted.add(document)
         except InvalidDocumentError:
             self.wanted = before
@@ -108,18 +100,14 @@ class ImportFiles:
         return True
 
     def _read_lines(self, path: Path) -> None:
-        for number, line in enumerate(_text(path).split("\n"), 1):
+        for number, line in enumerate(_content(path).removeprefix(BOM_UTF8).split(b"\n"), 1):
             if not line.strip() or len(self.faults) >= FAULTS_MAX:
                 continue
             where = f"{path}:{number}"
             try:
-                document = json.loads(line, object_pairs_hook=_unique)
-            except (ValueError, RecursionError) as error:
-                self.faults.append(
-                    InvalidDocumentError(
-                        "", f"is not JSON: {error}", "Write a flag in each line", subject=where
-                    )
-                )
+                document = read_json(line, str(path), number)
+            except InvalidDocumentError as error:
+                self.faults.append(error)
                 continue
             try:
                 self.wanted.add(document)
@@ -129,21 +117,8 @@ class ImportFiles:
             self._lines[f"flag {document['key']!r}"] = where
 
 
-def _text(path: Path) -> str:
+def _content(path: Path) -> bytes:
     try:
-        return path.read_text("utf-8-sig")
+        return path.read_bytes()
     except OSError as error:
         raise ConfigurationError(f"the file {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InvalidDocumentError(
-            "", f"is not UTF-8: {error}", "Mend it and try again", subject=str(path)
-        ) from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} is there twice, and only one could count")
-    return fields

@@ -15,6 +15,7 @@ from flagkit.errors import ConfigurationError, InvalidDocumentError
 from flagkit.model import EVERYWHERE, Flag, decode
 from flagkit.model.segments import Segment, decode_segment
 from flagkit.model.sensitive import hidden
+from flagkit.policy_json import LISTS, read_json
 
 STANDARD_INPUT = "-"
 
@@ -63,7 +64,11 @@ class PolicyFile:
         self._nodes: dict[str, Node] = {}
         self._lines: dict[tuple[str, str], int] = {}
         reading = NodeReading(self._name)
-        for member in _members(self._name, self._written(), reading):
+        content = self._written()
+        if self.path.suffix == ".json":
+            # YAML takes what JSON has no word for, such as NaN, for text.
+            read_json(content, self._name)
+        for member in _members(self._name, content, reading):
             try:
                 (self._add_flag if member.field == "flags" else self._add_segment)(member)
             except InvalidDocumentError as error:
@@ -97,8 +102,8 @@ class PolicyFile:
 
     def _note(self, member: "_Member", region: str, key: str) -> None:
         line = line_of(member.node)
-        first = self._lines.setdefault((region, key), line)
-        if first != line:
+        first = self._lines.get((region, key))
+        if first is not None:
             where = f" for region {region}" if region not in ("", EVERYWHERE) else ""
             raise InvalidDocumentError(
                 "key",
@@ -106,6 +111,7 @@ class PolicyFile:
                 "Remove one, or give it another region",
                 subject=f"{self._name}:{line}: {member.subject}",
             )
+        self._lines[region, key] = line
         self._nodes[member.subject] = member.node
 
     @contextmanager
@@ -118,10 +124,6 @@ class PolicyFile:
             if node is None:
                 raise
             raise _located(error, self._name, node, error.subject) from error
-
-
-_FIELDS = {"flags": "flag", "segments": "segment"}
-"""The lists of a policy file, and what each member is called."""
 
 
 class _Member(NamedTuple):
@@ -137,7 +139,7 @@ class _Member(NamedTuple):
         """What an error calls it: by its key, where it has one."""
         document: Any = self.document
         if isinstance(document, dict) and "key" in document:
-            return f"{_FIELDS[self.field]} {document['key']!r}"
+            return f"{LISTS[self.field]} {document['key']!r}"
         return f"{self.field}[{self.place}]"
 
 
@@ -159,7 +161,7 @@ def _members(name: str, written: bytes, reading: NodeReading) -> Iterator[_Membe
         except InvalidDocumentError as error:
             raise _hidden(error, root) from None
         reading.doubts = [_hidden(doubt, root) for doubt in reading.doubts]
-    if content.keys().isdisjoint(_FIELDS):
+    if content.keys().isdisjoint(LISTS):
         raise InvalidDocumentError(
             "flags",
             "is missing",
@@ -168,8 +170,8 @@ def _members(name: str, written: bytes, reading: NodeReading) -> Iterator[_Membe
         )
     for label, key, child in children_of(root):
         subject = f"{name}:{line_of(key)}"
-        if label not in _FIELDS:
-            known = " and ".join(_FIELDS)
+        if label not in LISTS:
+            known = " and ".join(LISTS)
             raise InvalidDocumentError(
                 cut(label), "is not a known field", f"A policy file has {known}", subject=subject
             )
@@ -177,7 +179,7 @@ def _members(name: str, written: bytes, reading: NodeReading) -> Iterator[_Membe
             raise InvalidDocumentError(
                 label,
                 "is not a list",
-                f"Begin each {_FIELDS[label]} with `- key:`",
+                f"Begin each {LISTS[label]} with `- key:`",
                 subject=subject,
             )
         for i, (node, document) in enumerate(zip(child.value, content[label], strict=True)):
