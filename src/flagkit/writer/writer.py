@@ -15,6 +15,7 @@ from flagkit.errors import (
     ConfigurationError,
 )
 from flagkit.settings import settings_from
+from flagkit.storage.layout import comparable_digest
 from flagkit.storage.store import Store
 from flagkit.writer.approvals import Approvals
 from flagkit.writer.checkpoints import CheckpointKeeper
@@ -117,8 +118,10 @@ class Writer(Approvals):
         """
         change = Draft(self.environment, self.keys)
         yield change
-        request, content = self._request(change, asked)
         session = asked.get("session")
+        if session is not None:
+            change.settle(self.store)
+        request, content = self._request(change, asked)
         if session is None:
             is_new = asked.get("idempotency_key") is None
             change.commit = self._commit(change, request, content, is_new=is_new)
@@ -189,14 +192,15 @@ class Writer(Approvals):
         earlier = self.store.requests([request]).get(request, content)
         with self.store.reading() as reading:
             look = self._committer.look(reading, draft, request, content)
-        check_same(request, str(earlier["digest"]), content, done=look.done is not None)
+        check_same(request, comparable_digest(earlier), content, done=look.done is not None)
         done = None if look.done is None else look.done.revision
         return Preview(reading.tip.revision, look.change.policies, done)
 
     def _request(self, draft: Draft, asked: Asked) -> tuple[str, dict[str, Any]]:
         key = asked.get("idempotency_key")
         request = uuid.uuid4().hex if key is None else checked_key(key)
-        return request, content_of(draft, self._who(asked.get("actor")), asked.get("reason", ""))
+        actor, reason = self._who(asked.get("actor")), asked.get("reason", "")
+        return request, content_of(draft, actor, reason, is_new=key is None)
 
     def _commit(
         self,
