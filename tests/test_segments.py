@@ -57,6 +57,7 @@ from flagkit.testing import MemoryHistory, client_from
 from flagkit.writer import Commit, Draft, Writer, entries, verify
 from flagkit.writer.guards import Planned
 from flagkit.writer.operations import SetSegment
+from flagkit.writer.requests import content_of
 
 
 def flag(when: Mapping[str, Any], key: str = "f") -> dict[str, Any]:
@@ -800,6 +801,28 @@ def test_stored_segments_keep_the_public_seed_until_their_lists_are_replaced(
 
 
 @pytest.mark.mongo
+def test_a_seed_that_somebody_chose_is_not_used(writer: Writer) -> None:
+    writer.create_segment({"key": "s", "included": ["ada"]})
+    chosen = seed_of(writer)
+    writer.create_segment({"key": "t", "included": ["ada"], "seed": chosen})
+    writer.update_segment({"key": "s", "included": ["bob"], "seed": "0" * 16})
+    assert len({chosen, "0" * 16, seed_of(writer), seed_of(writer, "t")}) == 4
+
+
+@pytest.mark.mongo
+def test_a_request_that_was_recorded_and_never_made_is_made_when_it_is_sent_again(
+    writer: Writer,
+) -> None:
+    document = {"key": "s", "included": ["ada"]}
+    broken_off = Draft("production")
+    broken_off.create_segment(document)
+    writer.store.add_request("k", content_of(broken_off, "tester", ""))
+    assert writer.create_segment(document, idempotency_key="k").revision == 1
+    assert "ada" in members(writer)
+    assert verify(writer.store) == []
+
+
+@pytest.mark.mongo
 def test_hashed_keys_are_taken_over_only_with_their_seed(writer: Writer) -> None:
     writer.create_segment({"key": "s", "included": ["ada"], "excluded": ["eve"]})
     held = stored(writer).policy
@@ -851,7 +874,7 @@ def test_a_request_that_an_earlier_version_sent_is_recognised(writer: Writer) ->
 @pytest.mark.mongo
 @pytest.mark.parametrize("listed", [["ada", 7], MANY], ids=["few", "many"])
 def test_a_request_with_lists_in_a_transaction_is_recognised_when_it_is_sent_again(
-    writer: Writer, mongo_uri: str, listed: list[Any]
+    writer: Writer, mongo_uri: str, database: str, listed: list[Any]
 ) -> None:
     document = {"key": "s", "included": listed}
     with MongoClient[dict[str, Any]](mongo_uri) as mine, mine.start_session() as session:
@@ -865,10 +888,14 @@ def test_a_request_with_lists_in_a_transaction_is_recognised_when_it_is_sent_aga
                 writer.create_segment(other, idempotency_key="k", session=session)
         assert len(writer.sweep().commits) == 1
         held = stored(writer)
+        parts_before = mine[database].members.count_documents({})
         with session.start_transaction():
             writer.update_segment(document, session=session)
         assert len(writer.sweep().commits) == 1
         assert stored(writer) == held
+        parts_after = mine[database].members.count_documents({})
+        # A list that is too long to be recorded is compared before its parts are stored.
+        assert parts_after == parts_before + (len(listed) < 1_000)
     assert verify(writer.store) == []
 
 

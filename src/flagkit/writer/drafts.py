@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from flagkit.changes import GRANTS, LIMITS, SEGMENTS, PolicyChange, PolicyId
+from flagkit.changes import GRANTS, LIMITS, SEGMENTS, PolicyChange, PolicyId, parts_of
 from flagkit.encryption import DataKeys
 from flagkit.errors import InvalidDocumentError
 from flagkit.model import EVERYWHERE
@@ -376,9 +376,13 @@ class Draft:
             if before is not None:
                 hashed = operation.led_on(before, lists)
                 policy = dict(encode_segment(hashed.segment))
+                if policy == operation.policy:
+                    continue
                 settled = msgspec.structs.replace(operation, policy=policy)
                 self.operations[place] = settled
                 self.lists[settled.seed] = lists
+                for part in parts_of(operation.policy):
+                    self.parts.pop(part, None)
                 self.parts |= hashed.parts
 
     def _set_state(
