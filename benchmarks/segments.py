@@ -8,7 +8,7 @@ from typing import Final
 
 from benchmarks.report import Plan, Result, measured
 from flagkit.core.segments import Members
-from flagkit.model.segments import hashed_keys, members_of, unpacked_part
+from flagkit.model.segments import hashed_keys, members_of, new_seed, unpacked_part
 
 MEMBER_COUNT: Final = 1_000_000
 ASKED_COUNT: Final = 20_000
@@ -18,9 +18,11 @@ BOUND_BYTES: Final = 8.1
 
 def run(plan: Plan) -> Iterator[Result]:
     """Measure look-ups of random keys, of which half are members."""
-    keys, stored = hashed_keys(members_of((f"user-{i}" for i in range(MEMBER_COUNT)), "included"))
+    seed = new_seed()
+    users = (f"user-{i}" for i in range(MEMBER_COUNT))
+    keys, stored = hashed_keys(members_of(users, "included", seed))
     parts = [unpacked_part(stored[name]) for name in keys.parts]
-    members = Members(parts)
+    members = Members(parts, seed)
     yield from measured(lambda: _measure(members, plan))
     size = sum(part.itemsize * len(part) for part in parts) + sum(map(len, keys.parts))
     yield Result(

@@ -94,6 +94,36 @@ def test_a_segment_that_is_shown_as_a_policy_file_may_be_edited_and_updated(
     filled.fault("segments", "update", "-", "--expected-version", "1", stdin=edited, code=4)
 
 
+def test_a_segment_that_is_shown_as_a_policy_file_has_the_seed_of_its_keys(
+    filled: Command, writer: Writer, tmp_path: Path
+) -> None:
+    seed = document(writer)["seed"]
+    assert seed not in filled.told("segments", "show", "shop.beta")
+    shown = filled.told("segments", "show", "shop.beta", "--output", "policy")
+    assert seed in shown
+    path = tmp_path / "beta.yaml"
+    path.write_text(shown)
+    again = tmp_path / "again.json"
+    again.write_text(filled.told("format", str(path), "--output", "json"))
+    for file in (path, again):
+        told = filled.told("flags", "import", str(file))
+        assert told.startswith("0 created, 0 updated, 1 as asked")
+    # A list beside hashed keys is hashed as they are.
+    edited = filled.told("format", str(path)) + "    excluded: [u-2]\n"
+    told = filled.told("segments", "update", "-", stdin=edited)
+    assert told.startswith("segment shop.beta: excluded: 0 -> 1 keys\n")
+    held = document(writer)
+    assert held["seed"] == seed
+    malformed = shown.replace(seed, seed.upper() + "x")
+    refused = filled.fault("segments", "update", "-", stdin=malformed)
+    assert "<stdin>:5: segment 'shop.beta': seed: is not 16 hexadecimal digits" in refused
+    without = "\n".join(line for line in shown.splitlines() if "seed:" not in line)
+    refused = filled.fault("segments", "update", "-", stdin=without)
+    assert "seed: is not the one that the segment's keys are hashed with" in refused
+    assert seed not in refused
+    assert document(writer) == held
+
+
 def test_members_are_moved(filled: Command, writer: Writer, tmp_path: Path) -> None:
     path = tmp_path / "keys.txt"
     path.write_text("u-3\n\n u-4 \r\nu-5")

@@ -19,7 +19,7 @@ from flagkit.errors import (
     WriteError,
 )
 from flagkit.storage.layout import INDEXES
-from flagkit.writer import Erasure, Writer, denials, entries, erase, verify
+from flagkit.writer import Commit, Erasure, Writer, denials, entries, erase, verify
 from flagkit.writer.recorded import request_digest
 from tests.test_writer import flag
 
@@ -113,6 +113,26 @@ def test_the_salt_is_never_made_anew(
     erased(history, mongo_uri)
     assert [*direct.erasures.find()] == [salt]
     assert len(salt["salt"]) == 32
+
+
+@pytest.mark.parametrize("author", [ADA, "tester"])
+def test_no_digest_is_left_that_would_confirm_a_name_in_a_list(
+    writer: Writer, mongo_uri: str, direct: Database[dict[str, Any]], author: str
+) -> None:
+    def ask() -> Commit:
+        document = {"key": "beta", "included": [ADA, "bob"]}
+        return writer.create_segment(document, actor=author, idempotency_key="beta")
+
+    first = ask()
+    (held,) = direct.audit.find()
+    assert {held["digest"], held["unseeded"]}.isdisjoint({"erased"})
+    erased(writer, mongo_uri)
+    (left,) = direct.audit.find()
+    assert left["digest"] == "erased"
+    assert "unseeded" not in left
+    assert ADA not in str(left)
+    assert ask() == first
+    assert verify(writer.store) == []
 
 
 def test_a_request_that_is_sent_again_is_not_done_again(

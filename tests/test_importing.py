@@ -8,9 +8,12 @@ import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
 
+from flagkit.changes import SEGMENTS, PolicyState
+from flagkit.cli.policies import segment_document
 from flagkit.errors import BrokenReferenceError, ConfigurationError, InvalidDocumentError
 from flagkit.storage import pages
 from flagkit.writer import Import, Imported, Step, Writer, entries, importing, planning, verify
+from tests.test_segments import create_as_earlier
 from tests.test_writer import flag, policy, state
 
 pytestmark = pytest.mark.mongo
@@ -41,6 +44,11 @@ def wanted(*flags: Document, segments: tuple[Document, ...] = ()) -> Import:
 
 def needing(key: str, *needed: str) -> Document:
     return flag(key, prerequisites=[{"flag": name, "variants": ["on"]} for name in needed])
+
+
+def segment_state(writer: Writer, key: str) -> PolicyState:
+    with writer.store.reading() as reading:
+        return reading.segments([key])[SEGMENTS, key]
 
 
 def policies(writer: Writer) -> dict[Any, bytes]:
@@ -82,6 +90,42 @@ def test_what_is_as_asked_for_is_left_alone(writer: Writer) -> None:
     assert made.revisions == (5,)
     assert "owner" not in policy(writer, "a.f3")
     assert state(writer, "a.f3").version == 3
+
+
+def test_segments_are_compared_by_their_keys_and_keep_their_seed(writer: Writer) -> None:
+    listed = {
+        "key": "staff",
+        "included": ["ada", 7],
+        "excluded": [f"user-{i}" for i in range(2_000)],
+    }
+    keyless = {"key": "all", "when": {}}
+    found = wanted(segments=(listed, keyless))
+    assert found.run(writer).created == 2
+    held = policies(writer)
+    other_order = listed | {"included": ["7", "ada", "ada"], "excluded": listed["excluded"][::-1]}
+    for same in (found, wanted(segments=(other_order, keyless))):
+        assert same.run(writer) == Imported(created=0, updated=0, unchanged=2)
+    exported = tuple(segment_document(segment_state(writer, key)) for key in ("staff", "all"))
+    assert "seed" in exported[0]
+    assert wanted(segments=exported).run(writer).unchanged == 2
+    assert policies(writer) == held
+    assert wanted(segments=(listed | {"owner": "shop"}, keyless)).run(writer).updated == 1
+    assert segment_document(segment_state(writer, "staff")) == exported[0] | {"owner": "shop"}
+    assert wanted(segments=(listed | {"included": ["ada"]}, keyless)).run(writer).updated == 1
+    assert segment_document(segment_state(writer, "staff"))["seed"] != exported[0]["seed"]
+    assert verify(writer.store) == []
+
+
+def test_an_import_hashes_lists_anew_that_were_hashed_with_the_public_seed(writer: Writer) -> None:
+    listed = {"key": "staff", "included": ["ada"]}
+    create_as_earlier(writer, listed)
+    create_as_earlier(writer, {"key": "all", "when": {}})
+    legacy = segment_document(segment_state(writer, "staff"))
+    assert wanted(segments=(legacy,)).look(writer.store).unchanged == 1
+    found = wanted(segments=(listed, {"key": "all", "when": {}}))
+    assert found.run(writer) == Imported(created=0, updated=1, unchanged=1, revisions=(3,))
+    assert "seed" in segment_document(segment_state(writer, "staff"))
+    assert found.run(writer).unchanged == 2
 
 
 def test_updates_lead_rollouts_on_and_leave_pauses_as_they_are(writer: Writer) -> None:

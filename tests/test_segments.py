@@ -1,9 +1,13 @@
 """Segments: keys as hashes in parts, what a segment means, and how the writer changes it."""
 
 import asyncio
+import base64
+import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypedDict
 
 import msgspec
 import pytest
@@ -13,7 +17,8 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from flagkit import Client, ErrorCode, Reason
-from flagkit.changes import SEGMENTS
+from flagkit.bootstrap import initial_state
+from flagkit.changes import SEGMENTS, Tip, digest, state_of
 from flagkit.core.matching import matches
 from flagkit.core.segments import Members, meaning
 from flagkit.errors import (
@@ -23,14 +28,19 @@ from flagkit.errors import (
     FlagNotFoundError,
     HistoryLostError,
     InvalidDocumentError,
+    RequestConflictError,
     StoreError,
     VersionConflictError,
 )
 from flagkit.model import segments as room
+from flagkit.model.canonical import segment_digest
 from flagkit.model.conditions import Condition
 from flagkit.model.segments import (
     NOBODY,
+    PUBLIC_SEED,
+    Hashed,
     Keys,
+    Segment,
     decode_segment,
     edited_keys,
     encode_segment,
@@ -44,7 +54,10 @@ from flagkit.refresh import Route
 from flagkit.snapshot import build, segment_of
 from flagkit.storage.source import MongoSource
 from flagkit.testing import MemoryHistory, client_from
-from flagkit.writer import Draft, Writer, verify
+from flagkit.writer import Commit, Draft, Writer, entries, verify
+from flagkit.writer.guards import Planned
+from flagkit.writer.operations import SetSegment
+from flagkit.writer.requests import content_of
 
 
 def flag(when: Mapping[str, Any], key: str = "f") -> dict[str, Any]:
@@ -143,11 +156,12 @@ def test_no_plain_key_is_kept_in_the_snapshot() -> None:
 
 # Keys
 
+SEED = 7
 keys = st.lists(st.text(min_size=1, max_size=5) | st.integers(0, 50), max_size=60)
 
 
-def held(keys: Keys, parts: Mapping[str, bytes]) -> Members:
-    return Members([unpacked_part(parts[name]) for name in keys.parts])
+def held(keys: Keys, parts: Mapping[str, bytes], seed: int = SEED) -> Members:
+    return Members([unpacked_part(parts[name]) for name in keys.parts], seed)
 
 
 @settings(max_examples=200)
@@ -157,7 +171,7 @@ def test_members_are_those_that_were_listed(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(room, "PART_MEMBERS", 4)
-        found, parts = hashed_keys(room.members_of(included, "included"))
+        found, parts = hashed_keys(room.members_of(included, "included", SEED))
         members = held(found, parts)
         listed = {str(key) for key in included}
         assert found.count == len(listed)
@@ -178,7 +192,7 @@ def test_edited_keys_are_as_keys_made_anew(edits: list[tuple[list[Any], list[Any
 
         found = NOBODY
         for added, removed in edits:
-            add, remove = room.members_of(added, ""), room.members_of(removed, "")
+            add, remove = room.members_of(added, "", SEED), room.members_of(removed, "", SEED)
             found, made = edited_keys(found, add, remove, read)
             stored.update(made)
             expected = (expected | add) - remove
@@ -197,7 +211,7 @@ def test_an_edit_reads_and_makes_only_the_parts_that_change() -> None:
         asked.extend(wanted)
         return {name: parts[name] for name in wanted}
 
-    after, made = edited_keys(found, {hash_of_member("ada")}, set(), read)
+    after, made = edited_keys(found, {hash_of_member("ada", SEED)}, set(), read)
     assert after.count == found.count + 1
     assert len(asked) == len(made) == 1
     assert sum(old != new for old, new in zip(found.parts, after.parts, strict=True)) == 1
@@ -322,12 +336,16 @@ def stored(writer: Writer, key: str = "s") -> Any:
         return reading.segments([key])[SEGMENTS, key]
 
 
+def segment_in(writer: Writer, key: str = "s") -> Segment:
+    return decode_segment(stored(writer, key).policy, stored=True).segment
+
+
 def members(writer: Writer, side: str = "included", key: str = "s") -> Members:
-    policy = stored(writer, key).policy
-    names = policy.get(side, {"parts": []})["parts"]
+    segment = segment_in(writer, key)
+    names = (segment.included if side == "included" else segment.excluded).parts
     with writer.store.reading() as reading:
         parts = reading.parts(names)
-    return Members([unpacked_part(parts[name]) for name in names])
+    return Members([unpacked_part(parts[name]) for name in names], segment.seed)
 
 
 @pytest.mark.mongo
@@ -345,7 +363,7 @@ def test_segments_are_written_and_versioned_like_flags(writer: Writer) -> None:
     assert "grace" not in members(writer, "excluded")
     writer.rollback_segment("s", to=created.revision)
     assert "ada" in members(writer)
-    assert stored(writer).policy == {"key": "s", "included": stored(writer).policy["included"]}
+    assert stored(writer).policy.keys() == {"key", "seed", "included"}
     assert stored(writer).version == 5
     assert verify(writer.store) == []
 
@@ -438,7 +456,8 @@ def test_altered_members_are_never_built_upon(
     writer: Writer, direct: Database[dict[str, Any]]
 ) -> None:
     writer.create_segment({"key": "s", "included": ["ada", "bob"]})
-    _, planted = hashed_keys(map(hash_of_member, ("ada", "bob", "mallory")))
+    seed = segment_in(writer).seed
+    _, planted = hashed_keys(room.members_of(("ada", "bob", "mallory"), "", seed))
     direct.members.update_one({}, {"$set": {"hashes": next(iter(planted.values()))}})
     with pytest.raises(StoreError, match="changed past the writer"):
         writer.change_members("s", include=["eve"])
@@ -528,3 +547,437 @@ def test_catching_up_brings_the_members_that_are_there_in_the_end(
 
     writer.create_segment({"key": "s", "included": ["ada"]})
     asyncio.run(story())
+
+
+# Seeds
+
+OUTSIDERS = {
+    "user-21@example.com": "O*4+dl{)",
+    "user-1050@example.com": ";C(?z:G<",
+    "user-1297@example.com": "DK.I?3?8",
+}
+"""Members, and keys that somebody chose to have the same hashes under the public seed."""
+MANY = [f"user-{i}" for i in range(2_000)]
+"""More keys than the audit records."""
+
+
+def set_as_earlier(draft: Draft, document: dict[str, Any], *, create: bool = True) -> None:
+    """Ask for a segment as versions did that hashed all keys with the public seed."""
+    hashed = decode_segment(document)
+    few = {
+        side: tuple(sorted(map(str, keys)))
+        for side in ("included", "excluded")
+        if len(keys := document.get(side, [])) <= 1_000 and keys
+    }
+    operation = SetSegment(
+        policy=dict(encode_segment(hashed.segment)),
+        create=create,
+        keys=few,
+        taken_over=[side for side in ("included", "excluded") if side not in document],
+        key=document["key"],
+        region=SEGMENTS,
+    )
+    draft.operations.append(operation)
+    draft.parts |= hashed.parts
+
+
+def create_as_earlier(writer: Writer, document: dict[str, Any]) -> None:
+    with writer.change() as change:
+        set_as_earlier(change, document)
+
+
+def hashes_in(hashed: Hashed) -> set[int]:
+    return {member for part in hashed.parts.values() for member in unpacked_part(part)}
+
+
+@given(seed=st.integers(0, 2**64 - 1), included=keys, excluded=keys, others=keys)
+def test_answers_do_not_depend_on_the_seed(
+    seed: int, included: list[Any], excluded: list[Any], others: list[Any]
+) -> None:
+    document = {"key": "s", "included": included, "excluded": excluded}
+    hashed = decode_segment(document, seed=seed)
+    # The seed is known from the stored document alone.
+    segment = decode_segment(encode_segment(hashed.segment), stored=True).segment
+    assert segment.seed == seed
+    parts = {name: unpacked_part(part) for name, part in hashed.parts.items()}
+    condition = meaning(segment, parts)
+    inside = {*map(str, included)} - {*map(str, excluded)}
+    for key in [*included, *excluded, *others]:
+        assert matches(condition, {"targeting_key": key}) is (str(key) in inside)
+
+
+class Golden(TypedDict):
+    """A stored segment with its parts in base64, the document it was made of, and its digest."""
+
+    listed: dict[str, Any]
+    digest: str
+    stored: dict[str, Any]
+    parts: dict[str, str]
+
+
+GOLDEN: list[Golden] = json.loads(
+    (Path(__file__).parent / "golden" / "members.json").read_text("utf-8")
+)
+
+
+@pytest.mark.parametrize(
+    "golden", GOLDEN, ids=lambda golden: golden["stored"].get("seed", "public")
+)
+def test_stored_segments_answer_as_they_always_did(golden: Golden) -> None:
+    stored, listed = golden["stored"], golden["listed"]
+    parts = {name: base64.b64decode(part) for name, part in golden["parts"].items()}
+    segment = decode_segment(stored, stored=True).segment
+    assert encode_segment(segment) == stored
+    assert decode_segment(listed, seed=segment.seed) == Hashed(segment, parts)
+    assert segment_digest(decode_segment(listed).segment) == golden["digest"]
+    state = state_of("beta", SEGMENTS, 1, stored)
+    served = initial_state(flag({"$segment": "beta"}))
+    tip = Tip("production", "e", 1, "", datetime.now(UTC), digest([state, served]))
+    client = Client.from_snapshot(build(tip, "*", [state, served], parts))
+    for key in listed["included"]:
+        assert client.is_enabled("f", {"org": {"id": key}}) is (key not in listed["excluded"])
+    for key in (*listed["excluded"], "eve", "ADA", "user-1"):
+        assert not client.is_enabled("f", {"org": {"id": key}})
+
+
+@pytest.mark.parametrize(("member", "outsider"), OUTSIDERS.items(), ids=str)
+def test_a_key_that_was_chosen_for_the_public_seed_is_no_member(member: str, outsider: str) -> None:
+    assert hash_of_member(member, PUBLIC_SEED) == hash_of_member(outsider, PUBLIC_SEED)
+    assert hash_of_member(member, SEED) != hash_of_member(outsider, SEED)
+    client = client_from([flag({"$segment": "s"})], [{"key": "s", "included": [*OUTSIDERS]}])
+    assert client.is_enabled("f", member)
+    assert not client.is_enabled("f", outsider)
+
+
+@pytest.mark.parametrize(
+    "seed", ["", "0123", "0123456789ABCDEF", "0x23456789abcdef", "0123456789abcdef0", " " * 16, 7]
+)
+def test_a_malformed_seed_is_refused(seed: object) -> None:
+    document = {"key": "s", "seed": seed, "included": ["ada"]}
+    with pytest.raises(InvalidDocumentError) as caught:
+        Draft("production").create_segment(document)
+    assert caught.value.path == "seed"
+    assert caught.value.remedy
+    assert caught.value.subject == "segment 's'"
+
+
+def test_a_document_that_lists_its_keys_has_one_digest_and_one_form_whatever_its_seed() -> None:
+    listed = {"key": "s", "included": ["ada"], "excluded": ["eve"]}
+    plain, seeded = decode_segment(listed).segment, decode_segment(listed | {"seed": "0" * 16})
+    assert seeded.segment == plain
+    assert segment_digest(seeded.segment) == segment_digest(plain)
+    assert segment_digest(decode_segment(listed, seed=3).segment) != segment_digest(plain)
+
+
+def test_a_list_beside_hashed_keys_is_hashed_with_their_seed() -> None:
+    held = encode_segment(decode_segment({"key": "s", "included": ["ada"]}, seed=3).segment)
+    made = decode_segment(held | {"excluded": ["eve"]}, seed=4)
+    assert made.segment.seed == 3
+    assert hashes_in(made) == {hash_of_member("eve", 3)}
+
+
+def seed_of(writer: Writer, key: str = "s") -> str:
+    return str(stored(writer, key).policy.get("seed", ""))
+
+
+def revision_of(writer: Writer) -> int:
+    return writer.store.tip().revision
+
+
+@pytest.mark.mongo
+def test_segments_of_the_same_keys_share_no_hash(
+    writer: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    for key in ("s", "t"):
+        writer.create_segment({"key": key, "included": MANY, "excluded": MANY[:5]})
+    found = [stored(writer, key) for key in ("s", "t")]
+    assert not {*found[0].parts} & {*found[1].parts}
+    hashes = [
+        {
+            member
+            for name in state.parts
+            for part in direct.members.find({"_id.part": name})
+            for member in unpacked_part(part["hashes"])
+        }
+        for state in found
+    ]
+    assert len(hashes[0]) == len(hashes[1]) == len(MANY)
+    assert not hashes[0] & hashes[1]
+    public = {hash_of_member(key, PUBLIC_SEED) for key in MANY}
+    assert not public & (hashes[0] | hashes[1])
+
+
+@pytest.mark.mongo
+def test_an_outsider_is_not_served_once_the_list_is_replaced(
+    writer: Writer, mongo_uri: str, database: str
+) -> None:
+    document = {"key": "s", "included": [*OUTSIDERS, "ada"]}
+    create_as_earlier(writer, document)
+    writer.create(flag({"$segment": "s"}, "a.f"))
+    assert "seed" not in stored(writer).policy
+    with Client(mongo_uri, environment="production", database=database) as client:
+        client.wait_ready()
+        for member, outsider in OUTSIDERS.items():
+            # That is what was stored, and it goes on to mean the same.
+            assert client.is_enabled("a.f", member)
+            assert client.is_enabled("a.f", outsider)
+        done = writer.update_segment(document)
+        client.wait_for(done.revision)
+        for member, outsider in OUTSIDERS.items():
+            assert client.is_enabled("a.f", member)
+            assert not client.is_enabled("a.f", outsider)
+    assert verify(writer.store) == []
+
+
+@pytest.mark.mongo
+def test_the_seed_changes_with_the_lists_and_with_nothing_else(writer: Writer) -> None:
+    first = writer.create_segment({"key": "s", "included": ["ada"], "excluded": ["eve"]})
+    seeds = [seed_of(writer)]
+    held = stored(writer).policy
+
+    def kept(ask: Callable[[], object]) -> None:
+        ask()
+        assert seed_of(writer) == seeds[-1]
+
+    def made_anew(ask: Callable[[], object]) -> None:
+        ask()
+        assert seed_of(writer) not in seeds
+        seeds.append(seed_of(writer))
+
+    both = {"key": "s", "included": ["ada"], "excluded": ["eve"]}
+    kept(lambda: writer.update_segment(both))
+    assert stored(writer).version == 1
+    kept(lambda: writer.update_segment(both | {"owner": "shop"}))
+    kept(lambda: writer.change_members("s", include=["bob"], remove=["ada"]))
+    assert [user in members(writer) for user in ("ada", "bob")] == [False, True]
+    made_anew(lambda: writer.update_segment(both))
+    made_anew(lambda: writer.update_segment(both | {"included": ["bob"]}))
+    made_anew(lambda: writer.update_segment({"key": "s", "included": ["bob"]}))
+    made_anew(lambda: writer.update_segment({"key": "s"}))
+    kept(lambda: writer.update_segment({"key": "s", "when": {}}))
+    kept(lambda: writer.change_members("s", include=["ada"]))
+    assert "ada" in members(writer)
+    # One side is taken over as it is, so the other one is hashed as it was.
+    taken = {**stored(writer).policy, "excluded": ["eve"]}
+    kept(lambda: writer.update_segment(taken))
+    assert "eve" in members(writer, "excluded")
+    assert "ada" in members(writer)
+    writer.rollback_segment("s", to=first.revision)
+    assert stored(writer).policy == held
+    assert "eve" in members(writer, "excluded")
+    writer.delete_segment("s")
+    writer.create_segment(both)
+    assert seed_of(writer) not in seeds
+    writer.rollback_segment("s", to=first.revision)
+    assert stored(writer).policy == held
+    writer.update_segment({"key": "s"})
+    with writer.change() as change:
+        change.rollback_all(to=first.revision)
+    assert stored(writer).policy == held
+    assert verify(writer.store) == []
+
+
+@pytest.mark.mongo
+def test_stored_segments_keep_the_public_seed_until_their_lists_are_replaced(
+    writer: Writer,
+) -> None:
+    listed = {"key": "s", "included": ["ada"], "excluded": ["eve"]}
+    create_as_earlier(writer, listed)
+    create_as_earlier(writer, {"key": "t"})
+    writer.change_members("s", include=["bob"])
+    assert [user in members(writer) for user in ("ada", "bob", "eve")] == [True, True, False]
+    writer.update_segment({**stored(writer).policy, "owner": "shop"})
+    writer.update_segment({**stored(writer).policy, "included": ["ada"]})
+    writer.update_segment({"key": "t", "when": {}})
+    assert seed_of(writer) == seed_of(writer, "t") == ""
+    assert [user in members(writer) for user in ("ada", "bob", "eve")] == [True, False, False]
+    writer.update_segment(listed)
+    assert seed_of(writer) != ""
+    assert [user in members(writer) for user in ("ada", "bob", "eve")] == [True, False, False]
+    held = stored(writer)
+    writer.update_segment(listed)
+    assert stored(writer) == held
+    assert verify(writer.store) == []
+
+
+@pytest.mark.mongo
+def test_a_seed_that_somebody_chose_is_not_used(writer: Writer) -> None:
+    writer.create_segment({"key": "s", "included": ["ada"]})
+    chosen = seed_of(writer)
+    writer.create_segment({"key": "t", "included": ["ada"], "seed": chosen})
+    writer.update_segment({"key": "s", "included": ["bob"], "seed": "0" * 16})
+    assert len({chosen, "0" * 16, seed_of(writer), seed_of(writer, "t")}) == 4
+
+
+@pytest.mark.mongo
+def test_a_request_that_was_recorded_and_never_made_is_made_when_it_is_sent_again(
+    writer: Writer,
+) -> None:
+    document = {"key": "s", "included": ["ada"]}
+    broken_off = Draft("production")
+    broken_off.create_segment(document)
+    writer.store.add_request("k", content_of(broken_off, "tester", ""))
+    assert writer.create_segment(document, idempotency_key="k").revision == 1
+    assert "ada" in members(writer)
+    assert verify(writer.store) == []
+
+
+@pytest.mark.mongo
+def test_hashed_keys_are_taken_over_only_with_their_seed(writer: Writer) -> None:
+    writer.create_segment({"key": "s", "included": ["ada"], "excluded": ["eve"]})
+    held = stored(writer).policy
+    without = {name: value for name, value in held.items() if name != "seed"}
+    for wrong in (held | {"seed": "0" * 16}, without, without | {"included": ["ada", "bob"]}):
+        with pytest.raises(InvalidDocumentError) as caught:
+            writer.update_segment(wrong)
+        assert caught.value.path == "seed"
+        assert held["seed"] not in str(caught.value)
+    assert stored(writer).policy == held
+
+
+@pytest.mark.mongo
+@pytest.mark.parametrize("listed", [["ada", 7], MANY], ids=["few", "many"])
+def test_a_request_with_lists_is_recognised_when_it_is_sent_again(
+    writer: Writer, mongo_uri: str, database: str, listed: list[Any]
+) -> None:
+    def ask(by: Writer, keys: list[Any], key: str) -> Any:
+        with by.change(idempotency_key=key) as change:
+            change.create_segment({"key": key, "included": keys})
+            change.change_members(key, exclude=["eve"])
+        return change.commit
+
+    first = ask(writer, listed, "s")
+    # In between, the segment is another one.
+    writer.update_segment({"key": "s", "included": ["bob"]})
+    held = stored(writer)
+    with Writer(mongo_uri, "production", actor="tester", database=database) as other:
+        assert ask(other, listed[::-1], "s") == first
+        with pytest.raises(RequestConflictError):
+            ask(other, [*listed, "mallory"], "s")
+        with other.preview(idempotency_key="s") as looked:
+            looked.create_segment({"key": "s", "included": listed})
+            looked.change_members("s", exclude=["eve"])
+        assert looked.preview is not None
+        assert looked.preview.done == first.revision
+    assert stored(writer) == held
+    assert verify(writer.store) == []
+
+
+@pytest.mark.mongo
+def test_a_request_that_an_earlier_version_sent_is_recognised(writer: Writer) -> None:
+    document = {"key": "s", "included": ["ada"], "excluded": MANY}
+    with writer.change(idempotency_key="k") as change:
+        set_as_earlier(change, document)
+    assert writer.create_segment(document, idempotency_key="k") == change.commit
+
+
+@pytest.mark.mongo
+@pytest.mark.parametrize("listed", [["ada", 7], MANY], ids=["few", "many"])
+def test_a_request_with_lists_in_a_transaction_is_recognised_when_it_is_sent_again(
+    writer: Writer, mongo_uri: str, database: str, listed: list[Any]
+) -> None:
+    document = {"key": "s", "included": listed}
+    with MongoClient[dict[str, Any]](mongo_uri) as mine, mine.start_session() as session:
+        for _ in range(2):
+            with session.start_transaction():
+                # Even twice in one transaction, in which alone the first one can be seen.
+                for _ in range(2):
+                    writer.create_segment(document, idempotency_key="k", session=session)
+            other = {"key": "s", "included": ["eve"]}
+            with session.start_transaction(), pytest.raises(RequestConflictError):
+                writer.create_segment(other, idempotency_key="k", session=session)
+        assert len(writer.sweep().commits) == 1
+        held = stored(writer)
+        parts_before = mine[database].members.count_documents({})
+        with session.start_transaction():
+            writer.update_segment(document, session=session)
+        assert len(writer.sweep().commits) == 1
+        assert stored(writer) == held
+        parts_after = mine[database].members.count_documents({})
+        # A list that is too long to be recorded is compared before its parts are stored.
+        assert parts_after == parts_before + (len(listed) < 1_000)
+    assert verify(writer.store) == []
+
+
+@pytest.mark.mongo
+@pytest.mark.parametrize("listed", [["ada", 7], MANY], ids=["few", "many"])
+def test_a_proposal_of_the_same_lists_keeps_the_seed(writer: Writer, listed: list[Any]) -> None:
+    writer.create_segment({"key": "s", "included": listed})
+    held = stored(writer)
+    with writer.propose(reason="an owner") as draft:
+        draft.update_segment({"key": "s", "included": listed, "owner": "shop"})
+    assert draft.proposal is not None
+    assert writer.proposal(draft.proposal).differences == ("segment s: owner added: shop",)
+    writer.approve(draft.proposal, actor="grace")
+    writer.apply(draft.proposal)
+    assert stored(writer).policy == held.policy | {"owner": "shop"}
+
+
+@pytest.mark.mongo
+def test_whoever_loses_a_race_tries_again_with_the_same_seed(
+    mongo_uri: str, database: str, writer: Writer
+) -> None:
+    writer.create_segment({"key": "s", "included": ["ada"]})
+    planned: list[Planned] = []
+
+    def spoil(plan: Planned) -> None:
+        planned.append(plan)
+        if len(planned) <= 2:
+            writer.create_segment({"key": f"other-{len(planned)}"})
+
+    with Writer(
+        mongo_uri, "production", actor="tester", database=database, guards=[spoil]
+    ) as racing:
+        racing.update_segment({"key": "s", "included": ["bob"]})
+    assert len(planned) == 3
+    assert [plan.after for plan in planned] == [stored(writer).policy] * 3
+
+
+@pytest.mark.mongo
+def test_the_same_lists_of_two_writers_are_one_change(
+    mongo_uri: str, database: str, writer: Writer
+) -> None:
+    document = {"key": "s", "included": MANY}
+    writer.create_segment({"key": "s", "included": ["ada"]})
+    asked: list[Planned] = []
+
+    def be_first(plan: Planned) -> None:
+        if not asked:
+            asked.append(plan)
+            writer.update_segment(document)
+
+    with Writer(
+        mongo_uri, "production", actor="tester", database=database, guards=[be_first]
+    ) as later:
+        later.update_segment(document)
+    assert stored(writer).version == 2
+    assert asked[0].after is not None
+    assert stored(writer).policy["seed"] != asked[0].after["seed"]
+
+
+@pytest.mark.mongo
+def test_the_ledger_tells_of_lists_and_never_of_seeds(writer: Writer) -> None:
+    def told(ask: Callable[[], Commit]) -> tuple[str, ...]:
+        revision = ask().revision
+        return next(e.differences for e in entries(writer.store) if e.revision == revision)
+
+    create_as_earlier(writer, {"key": "s", "included": ["a", "b", "c"]})
+    listed = ["a", "b", "c", "d"]
+    assert told(lambda: writer.update_segment({"key": "s", "included": listed})) == (
+        "segment s: included: 3 -> 4 keys",
+    )
+    assert told(lambda: writer.change_members("s", include=["e"], remove=["a"])) == (
+        "segment s: included: 4 -> 4 keys, others",
+    )
+    assert told(lambda: writer.update_segment({"key": "s", "included": listed})) == (
+        "segment s: included: 4 -> 4 keys, hashed anew",
+    )
+    assert told(lambda: writer.update_segment({"key": "s", "included": listed})) == ()
+    assert told(lambda: writer.create_segment({"key": "t"})) == ("segment t: created",)
+    writer.delete_segment("t")
+    created = writer.create_segment({"key": "t"})
+    writer.delete_segment("t")
+    writer.create_segment({"key": "t"})
+    assert told(lambda: writer.rollback_segment("t", to=created.revision)) == (
+        "segment t: another seed for its keys",
+    )

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from flagkit.changes import SEGMENTS, PolicyState, Tip, digest, state_of
 from flagkit.errors import ConfigurationError, InvalidDocumentError, SnapshotFormatError
 from flagkit.model import decode, encode
-from flagkit.model.segments import decode_segment, encode_segment
+from flagkit.model.segments import decode_segment, encode_segment, new_seed
 from flagkit.policy_json import read_policies
 from flagkit.snapshot import Snapshot, SnapshotFile, build, kept_of
 from flagkit.snapshot.frame import MAGIC
@@ -82,6 +82,6 @@ def initial_state(document: Mapping[str, Any]) -> PolicyState:
 
 def initial_segment(document: Mapping[str, Any]) -> tuple[PolicyState, dict[str, bytes]]:
     """Return the first version of a segment from its document, and the parts of its keys."""
-    hashed = decode_segment(document)
+    hashed = decode_segment(document, seed=new_seed())
     state = state_of(hashed.segment.key, SEGMENTS, 1, encode_segment(hashed.segment))
     return state, hashed.parts

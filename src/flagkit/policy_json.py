@@ -63,7 +63,8 @@ def read_policies(content: bytes | str, name: str) -> dict[str, list[Any]]:
         InvalidDocumentError: it is not JSON, or has another form.
     """
     found = read_json(content, name)
-    if not isinstance(found, dict) or LISTS.keys().isdisjoint(cast("dict[str, Any]", found)):
+    fields = cast("dict[str, list[Any]]", found) if isinstance(found, dict) else {}
+    if LISTS.keys().isdisjoint(fields):
         raise InvalidDocumentError(
             "flags",
             "is missing",
@@ -71,18 +72,17 @@ def read_policies(content: bytes | str, name: str) -> dict[str, list[Any]]:
             subject=name,
         )
     lists: dict[str, list[Any]] = {}
-    for field, members in cast("dict[str, Any]", found).items():
+    for field, members in fields.items():
         if field not in LISTS:
             known = " and ".join(LISTS)
             raise InvalidDocumentError(
                 field, "is not a known field", f"A policy file has {known}", subject=name
             )
-        if not isinstance(members, list):
+        if not isinstance(members, list):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidDocumentError(
                 field, "is not a list", f"Write a list of {field}", subject=name
             )
-        listed: list[Any] = members
-        lists[field] = listed
+        lists[field] = members
     return lists
 
 

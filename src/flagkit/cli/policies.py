@@ -100,7 +100,8 @@ def segment_file(state: PolicyState) -> str:
 def rows_of(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield what a document says, field by field, in lines."""
     for name, value in document.items():
-        if name == "key":
+        # A seed tells people nothing.
+        if name in ("key", "seed"):
             continue
         match name:
             case "variants":

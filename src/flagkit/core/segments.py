@@ -21,18 +21,23 @@ class Members:
     """A set of keys, kept as ascending 64-bit hashes in parts, 8 bytes a member.
 
     A key that is none of n members is taken for one with a probability of n / 2**64.
+
+    Args:
+        parts: The hashes.
+        seed: The seed of the segment, which they were made with.
     """
 
-    __slots__ = ("_parts",)
+    __slots__ = ("_parts", "_seed")
 
-    def __init__(self, parts: "Sequence[Sequence[int]]") -> None:
+    def __init__(self, parts: "Sequence[Sequence[int]]", seed: int) -> None:
         self._parts = parts
+        self._seed = seed
 
     def __contains__(self, value: object) -> bool:
         key = key_of(value)
         if key is None or not self._parts:
             return False
-        member = hash_of_member(key)
+        member = hash_of_member(key, self._seed)
         part = self._parts[part_of(member, len(self._parts))]
         place = bisect_left(part, member)
         return place < len(part) and part[place] == member
@@ -59,7 +64,8 @@ def among(segment: Segment, keys: Keys, parts: "Mapping[str, Sequence[int]]") ->
     Raises:
         KeyError: parts of members are not there.
     """
-    return Field(segment.by, Among(Members([parts[name] for name in keys.parts])))
+    members = Members([parts[name] for name in keys.parts], segment.seed)
+    return Field(segment.by, Among(members))
 
 
 def bound(condition: Condition, meanings: Mapping[str, Condition]) -> Condition:

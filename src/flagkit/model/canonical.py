@@ -49,7 +49,10 @@ def canonical(flag: Flag) -> _Document:
 
 
 def segment_digest(segment: Segment) -> str:
-    """Return the hex SHA-256 of a segment's canonical form, in which keys are their hashes."""
+    """Return the hex SHA-256 of a segment's canonical form, in which keys are their hashes.
+
+    Listed keys are hashed with the public seed for it, so the digest of a file stays the same.
+    """
     return hashlib.sha256(_text(canonical_segment(segment)).encode()).hexdigest()
 
 

@@ -120,6 +120,7 @@ class SegmentDocument(Struct, kw_only=True, forbid_unknown_fields=True):
     environment: str | None = None
     when: dict[str, Any] | None = None
     by: str = TARGETING_KEY
+    seed: str | None = None
     included: list[str | int] | MembersDocument = []
     excluded: list[str | int] | MembersDocument = []
     owner: str | None = None

@@ -298,6 +298,10 @@ FIELDS: Mapping[str, Mapping[str, Entry]] = {
         "environment": "If it is there, it must be that of the writer.",
         "when": ("Who is in, besides the included keys; `{}` for everyone.", to("condition")),
         "by": ("The attribute that is looked up among the keys.", _ATTRIBUTE),
+        "seed": (
+            "What the hashed keys are hashed with, as the writer made it.",
+            {"type": "string", "pattern": "^[0-9a-f]{16}$"},
+        ),
         "included": ("Keys that are in: strings or integers.", _KEYS),
         "excluded": ("Keys that are not in, whatever else holds.", _KEYS),
         "owner": "Who to ask. For people.",

@@ -1,11 +1,14 @@
 """Segments: named groups of contexts, by a condition and by lists of keys.
 
 Keys are hashed here, and only their hashes go on: 64 bits each, ascending, in parts named by their
-SHA-256. A set of keys has one form, whatever order it was made in: its size says how many parts it
+SHA-256. Each segment has a random seed of its own for these hashes, which its document holds. With
+one seed, a set of keys has one form, whatever order it was made in: its size says how many parts it
 has, the leading bits of a hash say which part it is in.
 """
 
 import hashlib
+import re
+import secrets
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Mapping
@@ -32,7 +35,9 @@ from flagkit.model.values import Value, text
 MEMBER_BYTES: Final = 8
 PART_MEMBERS: Final = 16_384
 """How many members a part has, on average, at most."""
-_SEED: Final = xxhash.xxh3_64_intdigest(b"flagkit.members")
+PUBLIC_SEED: Final = xxhash.xxh3_64_intdigest(b"flagkit.members")
+"""The seed of a document that names none: earlier versions hashed all keys with it."""
+_SEED_TEXT: Final = re.compile(r"[0-9a-f]{16}")
 
 
 class Keys(Struct, frozen=True):
@@ -52,13 +57,14 @@ class Segment(Struct, frozen=True, kw_only=True):
     """A named group: the included keys, and those for whom the condition holds, but the excluded.
 
     `when` is `condition` as written, None for a segment of keys alone. `by` is the path of the
-    attribute that is looked up among the keys.
+    attribute that is looked up among the keys. `seed` is the one that keys are hashed with.
     """
 
     key: str
     by: tuple[str, ...]
     when: dict[str, Value] | None
     condition: Condition
+    seed: int
     included: Keys
     excluded: Keys
     metadata: dict[str, Value]
@@ -71,9 +77,14 @@ class Hashed(Struct, frozen=True):
     parts: dict[str, bytes]
 
 
-def hash_of_member(key: str) -> int:
-    """Return the 64-bit hash that a key is kept as."""
-    return xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogatepass"), _SEED)
+def new_seed() -> int:
+    """Return a random seed of 64 bits for the keys of a segment."""
+    return secrets.randbits(64)
+
+
+def hash_of_member(key: str, seed: int) -> int:
+    """Return the 64-bit hash that a key is kept as in a segment of some seed."""
+    return xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogatepass"), seed)
 
 
 def part_of(member: int, part_count: int) -> int:
@@ -181,20 +192,27 @@ def unpacked_part(content: bytes) -> "array[int]":
 
 
 def decode_segment(
-    document: object, *, environment: str | None = None, stored: bool = False
+    document: object,
+    *,
+    environment: str | None = None,
+    stored: bool = False,
+    seed: int = PUBLIC_SEED,
 ) -> Hashed:
     """Check a segment's document and return the segment, with the parts of keys that it lists.
 
     Args:
         document: A mapping in the shape of the YAML form; its keys may be hashed already.
         environment: What the document's own `environment` must be, where it has one.
-        stored: Whether it was checked when it was written.
+        stored: Whether the writer made the document. It was then checked when it was written, and
+            its own seed holds.
+        seed: The seed to hash listed keys with. It is not used where the document has hashed keys:
+            both lists of a segment share one seed, so the document's own seed holds.
 
     Raises:
         InvalidDocumentError: with the path of the fault and the remedy.
     """
     try:
-        return _decoded(document, environment, stored=stored)
+        return _decoded(document, environment, seed, stored=stored)
     except InvalidDocumentError as error:
         raise error.about(_subject(document)) from None
 
@@ -216,7 +234,7 @@ def listed_keys(document: object) -> dict[str, list[Any]]:
     return found
 
 
-def _decoded(document: object, environment: str | None, *, stored: bool) -> Hashed:
+def _decoded(document: object, environment: str | None, seed: int, *, stored: bool) -> Hashed:
     # Lists of keys may be of any length: they are hashed, and never part of the document.
     listed = listed_keys(document)
     if listed:
@@ -235,31 +253,47 @@ def _decoded(document: object, environment: str | None, *, stored: bool) -> Hash
             f"refers to the segment {min(inner)!r}",
             "Name both segments in the flag's rule instead",
         )
-    parts: dict[str, bytes] = {}
+    given = PUBLIC_SEED if wire.seed is None else _checked_seed(wire.seed)
     keys = {
-        name: _keys(listed[name], name, parts) if name in listed else _stored(field, name)
+        name: _stored(field, name)
         for name, field in (("included", wire.included), ("excluded", wire.excluded))
     }
+    if stored or any(hashed.count for hashed in keys.values()):
+        seed = given
+    parts: dict[str, bytes] = {}
+    keys |= {name: _keys(members, name, seed, parts) for name, members in listed.items()}
     segment = Segment(
         key=check_key(wire.key, kind="segment"),
         by=attribute_path(wire.by, "by"),
         when=wire.when,
         condition=condition,
+        seed=seed,
         metadata=metadata(wire.owner, wire.description, wire.tags),
         **keys,
     )
     return Hashed(segment, parts)
 
 
-def _keys(keys: Iterable[object], path: str, parts: dict[str, bytes]) -> Keys:
-    found, made = hashed_keys(members_of(keys, path))
+def _checked_seed(text: str) -> int:
+    if not _SEED_TEXT.fullmatch(text):
+        raise InvalidDocumentError(
+            "seed",
+            "is not 16 hexadecimal digits in lower case",
+            "Leave it out if the document lists its keys; beside hashed keys, write the seed that"
+            " `flagkit segments show KEY --output policy` shows",
+        )
+    return int(text, 16)
+
+
+def _keys(keys: Iterable[object], path: str, seed: int, parts: dict[str, bytes]) -> Keys:
+    found, made = hashed_keys(members_of(keys, path, seed))
     parts |= made
     return found
 
 
-def members_of(keys: Iterable[object], path: str) -> set[int]:
+def members_of(keys: Iterable[object], path: str, seed: int) -> set[int]:
     """Return the hashes of keys; for errors see `keys_of`."""
-    return {hash_of_member(key) for key in keys_of(keys, path)}
+    return {hash_of_member(key, seed) for key in keys_of(keys, path)}
 
 
 def keys_of(keys: Iterable[object], path: str) -> list[str]:
@@ -298,12 +332,17 @@ def _stored(wire: "list[str | int] | MembersDocument", path: str) -> Keys:
 
 
 def encode_segment(segment: Segment) -> dict[str, Value]:
-    """Return the document of a segment: defaults left out, keys by their parts."""
+    """Return the document of a segment: defaults left out, keys by their parts.
+
+    The seed is there even where there are no keys, for keys that are included later.
+    """
     document: dict[str, Value] = {"key": segment.key}
     if segment.when is not None:
         document["when"] = segment.when
     if segment.by != (TARGETING_KEY,):
         document["by"] = ".".join(segment.by)
+    if segment.seed != PUBLIC_SEED:
+        document["seed"] = f"{segment.seed:016x}"
     for name, keys in (("included", segment.included), ("excluded", segment.excluded)):
         if keys.count:
             document[name] = {"count": keys.count, "parts": [*keys.parts]}

@@ -29,6 +29,7 @@ from flagkit.storage.layout import (
     LEDGER,
     PENDING,
     PROPOSALS,
+    UNSEEDED,
     Document,
 )
 from flagkit.storage.proposals import PROPOSE
@@ -41,6 +42,7 @@ _LISTED: Final = ("include", "exclude", "remove", "keys.included", "keys.exclude
 """Where an operation in the audit names an actor, and where it lists keys as they were given."""
 # With all that is altered: what has a digest, and another one, looks as if it was tampered with.
 _GONE: Final = {"digest": ERASED}
+_UNSEEDED_GONE: Final = {"$unset": {UNSEEDED: ""}}
 
 
 def name_for(database: Database[Document], actor: str) -> str:
@@ -74,7 +76,7 @@ def erase(database: Database[Document], actor: str, name: str) -> None:
     audit.update_many(
         {**theirs, "glass": {"$exists": True}}, {"$set": {**wordless, **_GONE, "glass": ERASED}}
     )
-    audit.update_many(theirs, {"$set": {**wordless, **_GONE}})
+    audit.update_many(theirs, {"$set": {**wordless, **_GONE}, **_UNSEEDED_GONE})
     _erase_proposals(database[PROPOSALS], actor, name)
     database[PENDING].update_many(
         {"trouble": {"$regex": re.escape(actor)}}, {"$set": {"trouble": ERASED}}
@@ -88,7 +90,9 @@ def _erase_in_operations(asked: Collection[Document], actor: str, name: str) -> 
         if path in _LISTED:
             place, filters = f"{place}.$[key]", [*filters, {"key": actor}]
         asked.update_many(
-            {f"operations.{path}": actor}, {"$set": {place: name, **_GONE}}, array_filters=filters
+            {f"operations.{path}": actor},
+            {"$set": {place: name, **_GONE}, **_UNSEEDED_GONE},
+            array_filters=filters,
         )
 
 

@@ -4,7 +4,7 @@
 - ledger: {_id: {environment, revision}} and the fields of a head and of its change
 - flags, segments, access: {_id: {environment, key, region}, revision, version, policy, hash}
 - members: {_id: {environment, part}, hashes}; hashed keys of segments, by their SHA-256
-- audit: {_id: {environment, request}, sent, actor, reason, operations, digest}
+- audit: {_id: {environment, request}, sent, actor, reason, operations, digest, unseeded}
 - pages: {_id: {environment, page}, keys, content, projected, unreferred}; what large changes did
 - checkpoints, slices: {_id: {environment, checkpoint}} and a tip; the parts of a snapshot's bytes
 
@@ -43,6 +43,8 @@ POLICY_HISTORY: Final = "policy_history"
 
 ERASED: Final = "erased"
 """What stands in the audit in the place of a digest, once a request is not as it was made."""
+UNSEEDED: Final = "unseeded"
+"""The field of a request's digest without the random seeds of segments, if it has any."""
 
 INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
     HEADS: (),
@@ -333,3 +335,8 @@ def active_in_region(environment: str, region: str, at: datetime) -> Document:
 def collection_of(region: str) -> str:
     """Return the collection in which a policy stands."""
     return _COLLECTIONS.get(region, FLAGS)
+
+
+def comparable_digest(request: Mapping[str, Any]) -> str:
+    """Return the digest that tells whether two requests of one id ask for the same."""
+    return str(request.get(UNSEEDED, request["digest"]))

@@ -53,6 +53,7 @@ from flagkit.storage.layout import (
     Document,
     active_in_region,
     checkpoints_of,
+    comparable_digest,
     ledger_id,
 )
 from flagkit.storage.pages import Page
@@ -135,7 +136,9 @@ class Store:
             yield Reading(self._database, session, found, foreseen, self._remembered)
 
     def add_request(self, request: str, content: Mapping[str, Any]) -> str:
-        """Record who asks for what, and why; return the digest on record, the first one's.
+        """Record who asks for what, and why; return the comparable digest on record.
+
+        That is the digest of the first one to record it.
 
         `content` has `digest`, and whatever else audit documents have.
         """
@@ -149,8 +152,8 @@ class Store:
                 if earlier is None:
                     # Another's insert, which the majority has not got yet.
                     raise StoreUnavailableError("the request is being recorded elsewhere") from None
-                return str(earlier["digest"])
-        return str(content["digest"])
+                return comparable_digest(earlier)
+        return comparable_digest(content)
 
     def add_parts(self, parts: Mapping[str, bytes]) -> None:
         """Store parts of members, by their SHA-256, in the place of any that were altered."""

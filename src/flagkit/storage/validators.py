@@ -138,6 +138,7 @@ VALIDATORS: Final[Mapping[str, Document]] = {
     AUDIT: _document(
         {"environment": _TEXT, "request": _TEXT},
         {"sent": _MOMENT, **_ASKED, "digest": _TEXT},
+        unseeded=_TEXT,
         glass=_TEXT,
         tip=_object(_TIP),
         proposal=_TEXT,

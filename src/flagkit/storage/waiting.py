@@ -19,7 +19,15 @@ from pymongo.read_concern import ReadConcern
 from flagkit.changes import PolicyId
 from flagkit.errors import ConfigurationError, EnvironmentNotFoundError
 from flagkit.storage.driver import translated
-from flagkit.storage.layout import AUDIT, HEADS, PENDING, Document, pending_of
+from flagkit.storage.layout import (
+    AUDIT,
+    HEADS,
+    PENDING,
+    UNSEEDED,
+    Document,
+    comparable_digest,
+    pending_of,
+)
 
 Session: TypeAlias = ClientSession
 """A session of the caller's own client."""
@@ -42,10 +50,10 @@ class WaitingRequests:
         content: Mapping[str, Any],
         touched: Iterable[PolicyId] | None,
     ) -> str:
-        """Insert a request into the transaction of a session; return the digest on record.
+        """Insert a request into the transaction of a session.
 
-        Where that is another one, nothing is inserted. What the driver raises is left as it is, for
-        who retries the transaction looks at it.
+        Return the comparable digest on record. If it is another one, nothing is inserted. What the
+        driver raises is left as it is, for who retries the transaction looks at it.
 
         Raises:
             ConfigurationError: the session is in no transaction.
@@ -64,11 +72,13 @@ class WaitingRequests:
                 f"where the session is, there is no environment {self._environment!r} in the"
                 f" database {self._database.name!r}: take a session of a client of the same cluster"
             )
-        earlier = theirs[AUDIT].find_one({"_id": identity}, {"digest": True}, session=session)
+        wanted = comparable_digest(content)
+        digests = {"digest": True, UNSEEDED: True}
+        earlier = theirs[AUDIT].find_one({"_id": identity}, digests, session=session)
         if earlier is None:
             theirs[AUDIT].insert_one({"_id": identity, **content}, session=session)
-        elif earlier["digest"] != content["digest"]:
-            return str(earlier["digest"])
+        elif (recorded := comparable_digest(earlier)) != wanted:
+            return recorded
         listed = (
             None if touched is None else [{"region": item[0], "key": item[1]} for item in touched]
         )
@@ -77,7 +87,7 @@ class WaitingRequests:
         theirs[PENDING].update_one(
             {"_id": identity}, [{"$set": kept}], upsert=True, session=session
         )
-        return str(content["digest"])
+        return wanted
 
     def in_order(self) -> list[Document]:
         """Return what waits and is not refused, in order, each with `now`, the server's time."""

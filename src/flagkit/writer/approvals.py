@@ -166,9 +166,12 @@ class Approvals(SegmentWorkflows):
                 "break_glass", "is for what cannot wait", "Make the change, or propose it without"
             )
         check_readable(draft.operations)
+        draft.settle(self.store)
         request, content = self._request(draft, asked)
         with self.store.reading() as reading:
-            planned = plan(draft.operations, reading, reading.tip.revision, draft.parts)
+            planned = plan(
+                draft.operations, reading, reading.tip.revision, draft.parts, draft.lists
+            )
             # That a flag has it already holds as long as the proposal does, for its version does.
             draft.sealing.check(planned.changes)
             reading.check_newest(planned.changes)

@@ -212,7 +212,9 @@ class Committer:
         planned, buckets = Plan([], {}), dict[str, int]()
         if done is None:
             draft.terms.check(reading)
-            planned = plan(draft.operations, reading, reading.tip.revision, draft.parts)
+            planned = plan(
+                draft.operations, reading, reading.tip.revision, draft.parts, draft.lists
+            )
             draft.sealing.check(planned.changes)
             reading.check_newest(planned.changes)
             buckets = self._permitted(draft, reading, planned.changes, content)

@@ -23,7 +23,7 @@ SHOWN_LENGTH_MAX: Final = 80
 _SAME_MEANING: Final = "written differently, with the same meaning"
 _OF_THEIR_OWN: Final = {
     *("key", "region", "variants", "prerequisites", "rules", "fallthrough"),
-    *("included", "excluded"),
+    *("seed", "included", "excluded"),
 }
 
 
@@ -98,7 +98,11 @@ def _changed(before: _Document, after: _Document) -> Iterator[str]:
     if "fallthrough" in after:
         yield from _serving("fallthrough", before["fallthrough"], after["fallthrough"])
     for side in ("included", "excluded"):
-        yield from _keys(side, before.get(side), after.get(side))
+        yield from _keys(side, before, after)
+    has_keys = (before.keys() | after.keys()) & {"included", "excluded"}
+    if not has_keys and before.get("seed") != after.get("seed"):
+        # Nothing else may be different, and a change has at least one line.
+        yield "another seed for its keys"
 
 
 def _rules(before: list[_Document], after: list[_Document]) -> Iterator[str]:
@@ -177,11 +181,16 @@ def _needed(document: _Document) -> str | None:
     return ", ".join(needed) or None
 
 
-def _keys(side: str, before: _Document | None, after: _Document | None) -> Iterator[str]:
-    if not is_same(before, after):
-        counts = [0 if keys is None else keys["count"] for keys in (before, after)]
-        also = ", others" if counts[0] == counts[1] else ""
-        yield f"{side}: {counts[0]:,} -> {counts[1]:,} keys{also}"
+def _keys(side: str, before: _Document, after: _Document) -> Iterator[str]:
+    old, new = before.get(side), after.get(side)
+    if is_same(old, new):
+        return
+    counts = [0 if keys is None else keys["count"] for keys in (old, new)]
+    also = ""
+    if counts[0] == counts[1]:
+        # Hashes of two seeds do not tell whether the keys are the same.
+        also = ", others" if before.get("seed") == after.get("seed") else ", hashed anew"
+    yield f"{side}: {counts[0]:,} -> {counts[1]:,} keys{also}"
 
 
 def _step(name: str, before: Any, after: Any, *, hidden: bool = False) -> Iterator[str]:

@@ -3,17 +3,25 @@
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
+import msgspec
 from msgspec import Struct
 
-from flagkit.changes import GRANTS, LIMITS, SEGMENTS, PolicyChange, PolicyId
+from flagkit.changes import GRANTS, LIMITS, SEGMENTS, PolicyChange, PolicyId, parts_of
 from flagkit.encryption import DataKeys
 from flagkit.errors import InvalidDocumentError
 from flagkit.model import EVERYWHERE
 from flagkit.model.grants import Role, checked_actor, checked_grant, checked_role
 from flagkit.model.keys import check_key, check_region
 from flagkit.model.limits import Limit, Whose, checked_limit, checked_whose
-from flagkit.model.segments import decode_segment, encode_segment, keys_of, listed_keys
+from flagkit.model.segments import (
+    decode_segment,
+    encode_segment,
+    keys_of,
+    listed_keys,
+    new_seed,
+)
 from flagkit.storage.preparing import Prepared
+from flagkit.storage.store import Store
 from flagkit.writer.access import GrantRole, RevokeRole
 from flagkit.writer.commits import Commit, PendingChange
 from flagkit.writer.differences import differences
@@ -23,6 +31,7 @@ from flagkit.writer.operations import (
     Create,
     DeleteSegment,
     Edit,
+    Lists,
     Operation,
     ServeVariant,
     SetRollout,
@@ -76,6 +85,8 @@ class Draft:
         self.sealing = Sealing(environment, keys)
         self.operations: list[Operation] = []
         self.parts: dict[str, bytes] = {}
+        self.lists: dict[str, Lists] = {}
+        """The keys that documents of segments list, by the seeds that were made for them."""
         self.commit: Commit | None = None
         self.recorded: list[dict[str, Any]] | None = None
         """What the audit has of the operations, where that is not they themselves."""
@@ -275,7 +286,10 @@ class Draft:
     def update_segment(
         self, segment: Mapping[str, Any], *, expected_version: int | None = None
     ) -> None:
-        """Replace a segment's document, its keys included."""
+        """Replace a segment's document, its keys included.
+
+        Lists of other keys than the segment has are hashed with a new seed.
+        """
         self._set_segment(segment, expected_version, create=False)
 
     def change_members(
@@ -385,6 +399,46 @@ class Draft:
             )
         )
 
+    def unseeded(self) -> list[Operation]:
+        """Return the operations without what is random in them: the seeds of segments."""
+        return [
+            operation.unseeded(self.lists[operation.seed])
+            if isinstance(operation, SetSegment) and operation.seed in self.lists
+            else operation
+            for operation in self.operations
+        ]
+
+    def settle(self, store: Store) -> None:
+        """Keep the seeds of segments that have the listed keys already.
+
+        The process that makes the change compares short lists itself. It does not have long ones,
+        so they are compared here.
+        """
+        long = {
+            place: (operation, lists)
+            for place, operation in enumerate(self.operations)
+            if isinstance(operation, SetSegment)
+            and (lists := self.lists.get(operation.seed)) is not None
+            and lists.keys() != operation.keys.keys()
+        }
+        if not long:
+            return
+        with store.reading() as reading:
+            held = reading.segments({operation.key for operation, _ in long.values()})
+        for place, (operation, lists) in long.items():
+            before = held.get(operation.policy_id)
+            if before is not None:
+                hashed = operation.led_on(before, lists)
+                policy = dict(encode_segment(hashed.segment))
+                if policy == operation.policy:
+                    continue
+                settled = msgspec.structs.replace(operation, policy=policy)
+                self.operations[place] = settled
+                self.lists[settled.seed] = lists
+                for part in parts_of(operation.policy):
+                    self.parts.pop(part, None)
+                self.parts |= hashed.parts
+
     def _set_state(self, verb: Verb, key: str, region: str, expected_version: int | None) -> None:
         self.operations.append(
             SetState(
@@ -400,24 +454,26 @@ class Draft:
     ) -> None:
         listed = listed_keys(document)
         given = {**document, **listed} if listed else document
-        hashed = decode_segment(given, environment=self._environment)
+        hashed = decode_segment(given, environment=self._environment, seed=new_seed())
+        policy = dict(encode_segment(hashed.segment))
         self.parts |= hashed.parts
         few = {
             name: _recorded(keys, name)
             for name, keys in listed.items()
             if len(keys) <= RECORDED_MEMBERS_MAX
         }
-        self.operations.append(
-            SetSegment(
-                policy=dict(encode_segment(hashed.segment)),
-                create=create,
-                keys=few,
-                taken_over=[side for side in ("included", "excluded") if side not in listed],
-                key=hashed.segment.key,
-                region=SEGMENTS,
-                expected_version=expected_version,
-            )
+        operation = SetSegment(
+            policy=policy,
+            create=create,
+            keys=few,
+            taken_over=[side for side in ("included", "excluded") if side not in listed],
+            key=hashed.segment.key,
+            region=SEGMENTS,
+            expected_version=expected_version,
         )
+        self.operations.append(operation)
+        if not operation.takes_over:
+            self.lists[operation.seed] = listed
 
 
 def _recorded(keys: Iterable[object], path: str) -> tuple[str, ...]:

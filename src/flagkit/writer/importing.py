@@ -26,7 +26,13 @@ from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.drafts import Draft
 from flagkit.writer.leading import Lead
-from flagkit.writer.operations import Earlier, Next, Operation, led_at_creation
+from flagkit.writer.operations import (
+    Earlier,
+    Next,
+    Operation,
+    has_same_keys,
+    led_at_creation,
+)
 from flagkit.writer.planning import check_segments, earlier_of
 from flagkit.writer.referring import References
 from flagkit.writer.sealing import Sealing
@@ -163,7 +169,7 @@ class Import:
         self._keys = keys
         self._reassign = reassign
         self._flags: dict[PolicyId, Put] = {}
-        self._segments: dict[str, tuple[Mapping[str, Any], PolicyState]] = {}
+        self._segments: dict[str, Mapping[str, Any]] = {}
 
     def add(self, document: Mapping[str, Any]) -> None:
         """Add a flag by its policy document.
@@ -211,8 +217,7 @@ class Import:
         key = hashed.segment.key
         if key in self._segments:
             raise _twice(f"segment {key!r}")
-        state = state_of(key, SEGMENTS, 1, encode_segment(hashed.segment))
-        self._segments[key] = ({**document, **listed}, state)
+        self._segments[key] = {**document, **listed}
 
     def copy(self) -> "Import":
         """Return an import of the same, to try something with."""
@@ -283,8 +288,8 @@ class Import:
             changed = [*self._changed(reading, found)]
             lacking = [
                 (document, (SEGMENTS, key) in segments)
-                for key, (document, state) in self._segments.items()
-                if (SEGMENTS, key) not in segments or segments[SEGMENTS, key].packed != state.packed
+                for key, document in self._segments.items()
+                if not _is_there(document, segments.get((SEGMENTS, key)))
             ]
             origin = hashlib.sha256(reading.tip.hash.encode())
         for put in changed:
@@ -307,6 +312,18 @@ class Import:
             made = put.next(before, earlier)
             if state_of(put.key, put.region, 1, encode(made)).packed != before.packed:
                 yield put
+
+
+def _is_there(document: Mapping[str, Any], before: PolicyState | None) -> bool:
+    """Tell whether a segment is as its document asks for."""
+    if before is None:
+        return False
+    held = decode_segment(before.policy, stored=True).segment
+    # Hashed with the same seed, equal lists make equal documents.
+    made = decode_segment(document, seed=held.seed).segment
+    if listed_keys(document) and not has_same_keys(made, held):
+        return False
+    return state_of(before.key, SEGMENTS, before.version, encode_segment(made)) == before
 
 
 def _batches(planned: _Planned) -> Iterator[_Batch]:

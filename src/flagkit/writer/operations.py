@@ -4,7 +4,7 @@ Documents are checked when an operation is made, so bad input is refused before 
 written. An operation says the same each time it is tried, on whatever revision it is tried.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol, TypeAlias
 
@@ -22,14 +22,20 @@ from flagkit.model import EVERYWHERE, Flag, Serve, decode, encode
 from flagkit.model.grants import Grants
 from flagkit.model.limits import Limits
 from flagkit.model.segments import (
+    PUBLIC_SEED,
     Hashed,
+    Segment,
     decode_segment,
     edited_keys,
+    encode_segment,
     members_of,
 )
 from flagkit.model.variants import bare_weights, check_variant, variant_with
 from flagkit.writer.leading import Lead
 from flagkit.writer.transitions import Verb, moved
+
+Lists: TypeAlias = Mapping[str, Sequence[Any]]
+"""The keys that a segment's document lists, by `included` and `excluded`."""
 
 
 class Earlier(Protocol):
@@ -58,6 +64,10 @@ class Earlier(Protocol):
 
     def parts(self, names: Iterable[str]) -> Mapping[str, bytes]:
         """Return parts of members, by their SHA-256, as far as they are there."""
+        ...
+
+    def listed(self, seed: str) -> Lists | None:
+        """Return the keys of the document that a seed was made for; None if they are not known."""
         ...
 
 
@@ -266,8 +276,9 @@ class DeleteSegment(Operation, frozen=True, tag="delete_segment", kw_only=True):
 class SetSegment(Operation, frozen=True, tag="set_segment", kw_only=True):
     """Create a segment, or replace it: whichever `create` says.
 
-    `keys` are those that the document listed, if they are few enough to be recorded; `taken_over`
-    names the sides that it did not list.
+    `policy` has a new seed, unless it takes hashed keys over. `keys` are those that the document
+    listed, if they are few enough to be recorded; `taken_over` names the sides that it did not
+    list.
     """
 
     policy: dict[str, Any]
@@ -275,8 +286,21 @@ class SetSegment(Operation, frozen=True, tag="set_segment", kw_only=True):
     keys: dict[str, tuple[str, ...]] = {}
     taken_over: list[str] = []
 
+    @property
+    def seed(self) -> str:
+        """The seed in the document; empty where it is the public one."""
+        return str(self.policy.get("seed", ""))
+
+    @property
+    def takes_over(self) -> bool:
+        """Whether the document has hashed keys of the segment's."""
+        return any(side in self.policy for side in self.taken_over)
+
     def next(self, before: PolicyState | None, earlier: Earlier, /) -> Hashed:
-        """Return the segment with the new document."""
+        """Return the segment with the new document.
+
+        Where the segment has the listed keys already, it keeps its seed.
+        """
         if not self.create:
             self._existing(before, earlier)
         elif before is not None:
@@ -293,7 +317,57 @@ class SetSegment(Operation, frozen=True, tag="set_segment", kw_only=True):
                     "List the keys themselves",
                     subject=f"segment {self.key!r}",
                 )
-        return decode_segment(self.policy)
+        if self.takes_over and self.policy.get("seed") != held.get("seed"):
+            raise InvalidDocumentError(
+                "seed",
+                "is not the one that the segment's keys are hashed with",
+                "Write the seed that `flagkit segments show KEY --output policy` shows, or list the"
+                " keys themselves",
+                subject=f"segment {self.key!r}",
+            )
+        if before is None:
+            return decode_segment(self.policy, stored=True)
+        return self.led_on(before, earlier.listed(self.seed))
+
+    def led_on(self, before: PolicyState, listed: Lists | None) -> Hashed:
+        """Return the segment, with the seed that it had if its keys are the same.
+
+        Args:
+            before: The segment as it is.
+            listed: What the document listed, if that is known. Otherwise `keys` are looked at.
+        """
+        made = decode_segment(self.policy, stored=True)
+        if not self.takes_over:
+            held = decode_segment(before.policy, stored=True).segment
+            same_size = all(
+                now.count == then.count
+                for now, then in (
+                    (made.segment.included, held.included),
+                    (made.segment.excluded, held.excluded),
+                )
+            )
+            if same_size:
+                document = {**self.policy, **(self.keys if listed is None else listed)}
+                again = decode_segment(document, seed=held.seed)
+                if has_same_keys(again.segment, held):
+                    return again
+        return made
+
+    def unseeded(self, listed: Lists) -> "SetSegment":
+        """Return the same operation with the public seed, which is equal each time it is asked."""
+        segment = decode_segment({**self.policy, **listed}).segment
+        return msgspec.structs.replace(self, policy=dict(encode_segment(segment)))
+
+
+def has_same_keys(made: Segment, held: Segment) -> bool:
+    """Tell whether a segment that was hashed with the seed of another one has the same keys.
+
+    Keys that were hashed with the public seed are always others: listed again, they get a new one.
+    """
+    if (made.included, made.excluded) != (held.included, held.excluded):
+        return False
+    has_keys = bool(held.included.count or held.excluded.count)
+    return made.seed == held.seed and not (has_keys and held.seed == PUBLIC_SEED)
 
 
 class ChangeMembers(Operation, frozen=True, tag="change_members", kw_only=True):
@@ -306,9 +380,9 @@ class ChangeMembers(Operation, frozen=True, tag="change_members", kw_only=True):
     def next(self, before: PolicyState | None, earlier: Earlier, /) -> Hashed:
         """Return the segment with the keys where they belong, all others where they are."""
         segment = decode_segment(self._existing(before, earlier).policy, stored=True).segment
-        include = members_of(self.include, "include")
-        exclude = members_of(self.exclude, "exclude")
-        remove = members_of(self.remove, "remove")
+        include = members_of(self.include, "include", segment.seed)
+        exclude = members_of(self.exclude, "exclude", segment.seed)
+        remove = members_of(self.remove, "remove", segment.seed)
         included, made = edited_keys(segment.included, include, exclude | remove, earlier.parts)
         excluded, more = edited_keys(segment.excluded, exclude, include | remove, earlier.parts)
         after = msgspec.structs.replace(segment, included=included, excluded=excluded)

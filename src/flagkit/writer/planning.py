@@ -31,7 +31,7 @@ from flagkit.model.grants import Grants, check_has_admin, decode_grants, encode_
 from flagkit.model.limits import encode_limits
 from flagkit.model.segments import Hashed, encode_segment
 from flagkit.storage.pages import bytes_of
-from flagkit.writer.operations import Earlier, Next, Operation
+from flagkit.writer.operations import Earlier, Lists, Next, Operation
 from flagkit.writer.referring import Neighbours, References
 from flagkit.writer.rollbacks import History, Reinstate, expanded
 
@@ -100,6 +100,7 @@ class _Earlier(Struct, frozen=True):
     made: dict[str, bytes]
     deleted: dict[PolicyId, PolicyState]
     standing: Callable[[PolicyId], PolicyState | None]
+    lists: Mapping[str, Lists] = {}
 
     @property
     def now(self) -> datetime:
@@ -126,14 +127,22 @@ class _Earlier(Struct, frozen=True):
         made = {name: self.made[name] for name in wanted & self.made.keys()}
         return made | dict(self.reading.parts(wanted - made.keys()))
 
+    def listed(self, seed: str) -> Lists | None:
+        return self.lists.get(seed)
+
 
 def plan(
-    operations: Sequence[Operation], reading: Reading, revision: int, parts: Mapping[str, bytes]
+    operations: Sequence[Operation],
+    reading: Reading,
+    revision: int,
+    parts: Mapping[str, bytes],
+    lists: Mapping[str, Lists] | None = None,
 ) -> Plan:
     """Return what the operations do, one after the other, to an environment at a revision.
 
     A policy's version rises by one however many of the operations touch it, and not at all where
-    they leave it as it was. `parts` are those of the members that the operations bring.
+    they leave it as it was. `parts` are those of the members that the operations bring, and `lists`
+    has the keys of segments' documents by the seeds that were made for them, as far as known.
 
     Raises:
         WriteError: an operation cannot follow, or would break a reference.
@@ -154,7 +163,7 @@ def plan(
     def standing(identity: PolicyId) -> PolicyState | None:
         return after.get(identity, found.get(identity))
 
-    earlier = _Earlier(reading, revision, made, {**tombs}, standing)
+    earlier = _Earlier(reading, revision, made, {**tombs}, standing, lists or {})
     for operation in operations:
         identity = operation.policy_id
         before = standing(identity)

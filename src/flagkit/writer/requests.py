@@ -12,7 +12,7 @@ from typing import Any, Final
 from flagkit.changes import Tip
 from flagkit.errors import InvalidDocumentError, NotPendingError, RequestConflictError
 from flagkit.model.values import text
-from flagkit.storage.layout import ERASED
+from flagkit.storage.layout import ERASED, UNSEEDED, comparable_digest
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.drafts import Draft
@@ -24,8 +24,17 @@ _OWN: Final = "flagkit:"
 """Requests of these names are the library's: what was done by them, nobody else can have done."""
 
 
-def content_of(draft: Draft, actor: str, reason: str) -> dict[str, Any]:
+def content_of(draft: Draft, actor: str, reason: str, *, is_new: bool = False) -> dict[str, Any]:
     """Return what the audit is to have of a request.
+
+    The digest covers the seeds of segments, which are random. So a request that may be sent again
+    has another digest besides, without them, which is the same each time.
+
+    Args:
+        draft: What is asked for.
+        actor: Who asks.
+        reason: Why.
+        is_new: Whether nobody can send the request again.
 
     Raises:
         InvalidDocumentError: actor or reason is no text.
@@ -42,6 +51,9 @@ def content_of(draft: Draft, actor: str, reason: str) -> dict[str, Any]:
     if draft.glass:
         content["glass"] = draft.glass
     content["digest"] = request_digest(content)
+    if draft.lists and not is_new:
+        unseeded = draft.recorded or documents_of(draft.unseeded())
+        content[UNSEEDED] = request_digest({**content, "operations": unseeded})
     return content
 
 
@@ -53,7 +65,7 @@ def check_same(request: str, recorded: str, content: Mapping[str, Any], *, done:
     Raises:
         RequestConflictError: it is another.
     """
-    if recorded != content["digest"] and not (done and recorded == ERASED):
+    if recorded != comparable_digest(content) and not (done and recorded == ERASED):
         raise RequestConflictError(
             f"the idempotency key {request!r} was used before, for another request"
         )

@@ -13,6 +13,7 @@ from flagkit.changes import Tip
 from flagkit.encryption import Encryption
 from flagkit.errors import ConfigurationError, InvalidDocumentError
 from flagkit.settings import settings_from
+from flagkit.storage.layout import comparable_digest
 from flagkit.storage.store import Store
 from flagkit.writer.approvals import Approvals
 from flagkit.writer.checkpoints import CheckpointKeeper
@@ -124,6 +125,8 @@ class Writer(Approvals):
                 "Leave one of them out",
             )
         yield change
+        if session is not None:
+            change.settle(self.store)
         request, content = self._request(change, asked)
         if session is None:
             is_new = asked.get("idempotency_key") is None
@@ -196,14 +199,15 @@ class Writer(Approvals):
         with self.store.reading() as reading:
             look = self._committer.look(reading, draft, request, content)
             notes = tuple(notes_on(reading, look.change.policies))
-        check_same(request, str(earlier["digest"]), content, done=look.done is not None)
+        check_same(request, comparable_digest(earlier), content, done=look.done is not None)
         done = None if look.done is None else look.done.revision
         return Preview(reading.tip.revision, look.change.policies, done, notes)
 
     def _request(self, draft: Draft, asked: Asked) -> tuple[str, dict[str, Any]]:
         key = asked.get("idempotency_key")
         request = uuid.uuid4().hex if key is None else checked_key(key)
-        return request, content_of(draft, self._who(asked.get("actor")), asked.get("reason", ""))
+        actor, reason = self._who(asked.get("actor")), asked.get("reason", "")
+        return request, content_of(draft, actor, reason, is_new=key is None)
 
     def _commit(
         self,
