@@ -59,6 +59,23 @@ def test_flags_whose_rollouts_are_decided_are_stale(writer: Writer) -> None:
     )
 
 
+def test_flags_that_time_still_changes_are_not_stale(writer: Writer) -> None:
+    ramp = {"variant": "on", "otherwise": "off", "start": "2026-01-01T00:00:00Z"}
+    windows: dict[str, dict[str, Any]] = {
+        "a.ends": {"until": "2999-01-01T00:00:00Z"},
+        "a.begins": {"from": "2999-01-01T00:00:00Z"},
+        "a.recurs": {"days": ["sat"], "zone": "UTC"},
+        "a.ended": {"until": "2026-01-01T00:00:00Z"},
+        "a.begun": {"from": "2026-01-01T00:00:00Z"},
+    }
+    for key, during in windows.items():
+        rule = {"name": "sale", "during": during, "rollout": 100}
+        writer.create(flag(key, rules=[rule], fallthrough={"serve": "off"}))
+    writer.create(flag("a.ramping", fallthrough={"ramp": ramp | {"end": "2999-01-01T00:00:00Z"}}))
+    writer.create(flag("a.ramped", fallthrough={"ramp": ramp | {"end": "2026-01-02T00:00:00Z"}}))
+    assert {*reasons(writer)} == {"a.ended", "a.begun", "a.ramped"}
+
+
 def test_flags_past_expires_are_stale_at_once_and_archived_ones_after_some_days(
     writer: Writer,
 ) -> None:

@@ -1,11 +1,13 @@
 """Staleness of flags: those whose time seems to be over, for people to look at. Reads alone."""
 
+import math
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from msgspec import Struct
 
 from flagkit.changes import ACCESS, SEGMENTS, PolicyId, PolicyState
-from flagkit.core.schedule import share_at
+from flagkit.core.schedule import share_at, window_changes_after
 from flagkit.model import Flag, Ramp, Rollout, Serves, decode
 from flagkit.model.rollouts import BUCKETS
 from flagkit.storage.layout import FLAGS
@@ -26,8 +28,10 @@ class StaleFlag(Struct, frozen=True):
 def stale_flags(store: Store, days: int, now: datetime | None = None) -> list[StaleFlag]:
     """Return the flags of an environment, sorted, that are over.
 
-    Past their `expires`; or not touched for some days and never changed since they were created,
-    archived, or with each rollout at 0 or 100 %.
+    A flag is over if it is past its `expires`. It also is if nobody touched it for some days, and
+    it is archived, or was never changed since it was created, or has each rollout at 0 or 100 %.
+    A flag that time itself still changes, by a ramp or a window, is not over for the last two
+    reasons.
 
     Args:
         store: Where they are.
@@ -89,12 +93,25 @@ def _left(flag: Flag, version: int, days: int, moment: datetime) -> list[str]:
     for_days = f"for {days} days"
     if flag.state == "archived":
         return [f"archived {for_days}"]
-    reasons = [f"never changed {for_days}"] if version == 1 else []
     served = [rule.serves for rule in flag.rules] + [flag.fallthrough]
+    if _changes_later(flag, served, moment.timestamp()):
+        return []
+    reasons = [f"never changed {for_days}"] if version == 1 else []
     split = [serves for serves in served if isinstance(serves, Rollout | Ramp)]
     if split and all(_is_decided(serves, moment) for serves in split):
         reasons.append(f"at 0 or 100 % {for_days}")
     return reasons
+
+
+def _changes_later(flag: Flag, served: Iterable[Serves], moment: float) -> bool:
+    """Tell whether what a flag serves still changes by time alone: by a ramp, or by a window."""
+    ramps = any(isinstance(serves, Ramp) and serves.points[-1][0] > moment for serves in served)
+    windows = (rule.during for rule in flag.rules if rule.during is not None)
+    return ramps or any(
+        window.recurrence is not None or math.isfinite(window_changes_after(window, moment))
+        for window in windows
+        if moment < window.end
+    )
 
 
 def _is_decided(serves: Serves, moment: datetime) -> bool:
