@@ -35,13 +35,25 @@ def test_files_of_all_kinds_are_imported_together(
     in_yaml.write_text("segments:\n- key: staff\n  included: [ada]\n")
     asked = ("flags", "import", in_lines, str(in_json), str(in_yaml), "--reason", "moved here")
     dry = command.told(*asked, "--dry-run")
-    assert dry == "4 would be created, 0 updated, 0 as asked\n"
+    assert dry == (
+        "segment staff: created\nsegment staff: included: 1 keys\n"
+        "a.one: created\na.one: fallthrough: serves on\n"
+        "a.two: created\na.two: rule staff: serves on\na.two: fallthrough: serves on\n"
+        "a.three: created\na.three: fallthrough: serves on\n"
+        "4 would be created, 0 updated, 0 as asked\n"
+    )
     assert revision(writer) == 0
     assert command.told(*asked) == "4 created, 0 updated, 0 as asked: revisions 1 to 2\n"
     assert {entry.reason for entry in entries(writer.store)} == {"moved here"}
     assert {entry.actor for entry in entries(writer.store)} == {"ada@example.com"}
     assert policy(writer, "a.three")["off"] == "off"
-    assert command.data(*asked) == {"created": 0, "updated": 0, "unchanged": 4, "revisions": []}
+    assert command.data(*asked) == {
+        "created": 0,
+        "updated": 0,
+        "unchanged": 4,
+        "revisions": [],
+        "differences": [],
+    }
 
 
 def test_faults_are_told_with_file_and_line_and_nothing_is_written(

@@ -263,7 +263,10 @@ def test_a_secret_that_is_imported_is_nowhere(
     assert all("this import has no keys" in found.output for found in done)
     done += [run(str(lines), "--dry-run"), run(str(lines)), run(str(lines)), run(str(whole))]
     assert [found.stdout for found in done[2:]] == [
-        "1 would be created, 0 updated, 0 as asked\n",
+        (
+            "pay.key: created\npay.key: fallthrough: serves live\n"
+            "1 would be created, 0 updated, 0 as asked\n"
+        ),
         "1 created, 0 updated, 0 as asked: revision 1\n",
         "0 created, 0 updated, 1 as asked\n",
         "1 created, 1 updated, 0 as asked: revision 2\n",
@@ -281,7 +284,7 @@ def test_a_secret_that_is_imported_is_nowhere(
         moved.add(stored)
         with pytest.raises(InvalidDocumentError, match="another"):
             moved.add({**stored, "key": "pay.copy"})
-    assert again.run(sealing) == moved.look(sealing.store)
+    assert again.run(sealing) == moved.look(sealing)
     for entry in entries(sealing.store):
         said += [repr(entry), *entry.differences, *entry.actions]
     assert verify(sealing.store) == []

@@ -10,9 +10,25 @@ from pymongo.database import Database
 
 from flagkit.changes import SEGMENTS, PolicyState
 from flagkit.cli.policies import segment_document
-from flagkit.errors import BrokenReferenceError, ConfigurationError, InvalidDocumentError
+from flagkit.errors import (
+    AccessDeniedError,
+    BrokenReferenceError,
+    ConfigurationError,
+    GuardError,
+    InvalidDocumentError,
+)
 from flagkit.storage import pages
-from flagkit.writer import Import, Imported, Step, Writer, entries, importing, planning, verify
+from flagkit.writer import (
+    Import,
+    Imported,
+    LargestStep,
+    Step,
+    Writer,
+    entries,
+    importing,
+    planning,
+    verify,
+)
 from tests.test_segments import create_as_earlier
 from tests.test_writer import flag, policy, state
 
@@ -71,9 +87,9 @@ def test_flags_are_created_in_batches_each_of_them_a_revision(writer: Writer) ->
 def test_an_import_for_another_environment_is_refused(writer: Writer) -> None:
     found = Import("staging")
     found.add(flag(environment="staging"))
-    for ask in (found.look, lambda _: found.run(writer)):
+    for ask in (found.look, found.run):
         with pytest.raises(ConfigurationError, match="is for 'staging'"):
-            ask(writer.store)
+            ask(writer)
     assert writer.store.tip().revision == 0
 
 
@@ -85,7 +101,10 @@ def test_what_is_as_asked_for_is_left_alone(writer: Writer) -> None:
     assert found.run(writer).changed == 6
     assert found.run(writer) == Imported(created=0, updated=0, unchanged=6)
     writer.edit("a.f3", lambda document: {**document, "owner": "shop"})
-    assert found.look(writer.store) == Imported(created=0, updated=1, unchanged=5)
+    looked = found.look(writer)
+    assert looked == Imported(
+        created=0, updated=1, unchanged=5, differences=("a.f3: owner removed: shop",)
+    )
     made = found.run(writer)
     assert made.revisions == (5,)
     assert "owner" not in policy(writer, "a.f3")
@@ -121,7 +140,7 @@ def test_an_import_hashes_lists_anew_that_were_hashed_with_the_public_seed(write
     create_as_earlier(writer, listed)
     create_as_earlier(writer, {"key": "all", "when": {}})
     legacy = segment_document(segment_state(writer, "staff"))
-    assert wanted(segments=(legacy,)).look(writer.store).unchanged == 1
+    assert wanted(segments=(legacy,)).look(writer).unchanged == 1
     found = wanted(segments=(listed, {"key": "all", "when": {}}))
     assert found.run(writer) == Imported(created=0, updated=1, unchanged=1, revisions=(3,))
     assert "seed" in segment_document(segment_state(writer, "staff"))
@@ -329,3 +348,80 @@ def test_a_batch_that_lost_a_race_is_planned_again_only_if_it_has_to_be(
     assert len(planned) == plans + 1
     assert policy(writer, "a.f3")["prerequisites"]
     assert verify(writer.store) == []
+
+
+AT_ONCE = [flag(f"a.f{i}") for i in range(6)]
+"""More than one batch."""
+
+
+@pytest.fixture
+def limited(writer: Writer, mongo_uri: str, database: str) -> Iterator[Writer]:
+    """A writer that may not do everything, with a guard; the other one may."""
+    with writer.change() as change:
+        change.grant("tester", "admin")
+        change.grant("ada", "releaser", ["a."])
+        change.create(flag("a.live", fallthrough={"rollout": 1}))
+    guards = [LargestStep(10)]
+    with Writer(mongo_uri, "production", actor="ada", database=database, guards=guards) as limited:
+        yield limited
+
+
+REFUSED: dict[str, tuple[Document, tuple[Document, ...], type[Exception], str]] = {
+    "a role": (flag("b.other"), (), AccessDeniedError, "may not release b.other"),
+    "a role on a segment": (
+        flag("a.more"),
+        ({"key": "b.staff", "included": ["ada"]},),
+        AccessDeniedError,
+        "may not edit b.staff",
+    ),
+    "a guard": (flag("a.live"), (), GuardError, "serves another value to 99 %"),
+    "a guard on what was deleted": (flag("a.gone"), (), GuardError, "serves another value to 99 %"),
+    "hashed keys of another segment": (
+        flag("a.more"),
+        ({"key": "a.staff", "included": {"count": 1, "parts": ["0" * 64]}},),
+        InvalidDocumentError,
+        "List the keys themselves",
+    ),
+    "a size": (
+        # In BSON, each element of a list has its place for a name.
+        flag("a.large", variants={"on": [0] * 600_000, "off": []}),
+        (),
+        InvalidDocumentError,
+        "the limit is 4,194,304",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_all_is_checked_before_the_first_batch_and_in_a_dry_run(
+    case: str, writer: Writer, limited: Writer, direct: Database[Document]
+) -> None:
+    document, segments, kind, problem = REFUSED[case]
+    writer.create(flag("a.gone", fallthrough={"rollout": 1}))
+    writer.archive("a.gone")
+    writer.delete("a.gone")
+    found = wanted(*AT_ONCE, document, segments=segments)
+    names = direct.list_collection_names()
+    before = {name: [*direct[name].find()] for name in names}
+    for ask in (found.look, found.run):
+        with pytest.raises(kind, match=problem):
+            ask(limited)
+    assert {name: [*direct[name].find()] for name in names} == before
+
+
+def test_a_dry_run_shows_the_first_differences(writer: Writer) -> None:
+    writer.create(flag("a.live", fallthrough={"rollout": 1}))
+    looked = wanted(flag("a.live"), flag("a.new")).look(writer)
+    assert looked.differences == (
+        "a.live: fallthrough: on 1 %, off 99 % -> serves on",
+        "a.new: created",
+        "a.new: fallthrough: serves on",
+    )
+
+
+def test_batches_of_other_segments_are_other_requests(writer: Writer) -> None:
+    first = wanted(segments=({"key": "staff", "included": ["ada"]},))
+    second = wanted(segments=({"key": "staff", "included": ["bob"]},))
+    keys = [found._planned(writer, "", None).origin for found in (first, second, first)]
+    assert keys[0] != keys[1]
+    assert keys[0] == keys[2]

@@ -15,7 +15,7 @@ from flagkit.cli.options import Place, place_options, reassign_option, settings_
 from flagkit.cli.output import PROGRAMS, output_option, written
 from flagkit.cli.writing import actor_option, dry_run_option, guards_option, reason_option
 from flagkit.model.grants import checked_actor
-from flagkit.writer.importing import Import, Imported, Step
+from flagkit.writer.importing import DIFFERENCES_MAX, Import, Imported, Step
 from flagkit.writer.sealing import data_keys_of
 from flagkit.writer.writer import Writer
 
@@ -66,10 +66,18 @@ def import_flags(  # noqa: PLR0913 - each is an option
             guards=guards_named(guards),
         ) as writer,
     ):
-        made = found.wanted.look(writer.store) if dry_run else _run(found.wanted, writer, reason)
+        made = (
+            found.wanted.look(writer, reason=reason)
+            if dry_run
+            else _run(found.wanted, writer, reason)
+        )
     if output in PROGRAMS:
         click.echo(written(msgspec.to_builtins(made), output))
     else:
+        for line in made.differences:
+            click.echo(line)
+        if len(made.differences) == DIFFERENCES_MAX:
+            click.echo("and others: these are the first lines")
         click.echo(_told(made, dry_run=dry_run))
 
 

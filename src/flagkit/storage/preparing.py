@@ -22,6 +22,8 @@ STORED_BYTES_MAX = 12 * 1024 * 1024
 """A change larger than this in BSON is refused: a document of MongoDB ends at 16 MiB."""
 POLICY_BYTES_MAX = STORED_BYTES_MAX // 3
 """So that a policy can always be changed by itself, which stores it before and after."""
+_SURELY_FITS_BYTES = POLICY_BYTES_MAX // 16
+"""A null in a list is one byte in MessagePack, and up to nine in BSON."""
 _FAULTS = (BSONError, OverflowError, UnicodeError, TypeError)
 
 
@@ -88,16 +90,29 @@ def fitting(
     except _FAULTS as error:
         raise _unfit(error) from None
     _check_size(size, "change")
-    largest = max(sizes, default=0)
-    if largest > POLICY_BYTES_MAX:
-        raise InvalidDocumentError(
-            "",
-            f"a policy is {largest:,} bytes in MongoDB; the limit is {POLICY_BYTES_MAX:,}",
-            "Shorten its lists: a flag is for rules, not for data",
-        )
+    _check_policy_size(max(sizes, default=0))
     if not same:
         raise InvalidDocumentError("", "would not be read back as it is", "Mend it")
     return ready
+
+
+def check_policy_fits(state: PolicyState) -> None:
+    """Refuse a policy that MongoDB could not store.
+
+    Raises:
+        InvalidDocumentError: it is too large, or holds what BSON does not have.
+    """
+    if len(state.packed) > _SURELY_FITS_BYTES:
+        _check_policy_size(prepared(state).size)
+
+
+def _check_policy_size(size: int) -> None:
+    if size > POLICY_BYTES_MAX:
+        raise InvalidDocumentError(
+            "",
+            f"a policy is {size:,} bytes in MongoDB; the limit is {POLICY_BYTES_MAX:,}",
+            "Shorten its lists: a flag is for rules, not for data",
+        )
 
 
 def check_request_fits(content: Mapping[str, Any]) -> None:

@@ -8,18 +8,18 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from flagkit.changes import PolicyChange, Tip, next_change
+from flagkit.changes import GRANTS, PolicyChange, Tip, next_change
 from flagkit.errors import AccessDeniedError, StoreError, StoreUnavailableError
 from flagkit.storage.foreseen import Foreseen
 from flagkit.storage.pages import split
 from flagkit.storage.preparing import fitting
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
-from flagkit.writer.access import log_denial
+from flagkit.writer.access import check_access, log_denial, needs
 from flagkit.writer.drafts import Draft
 from flagkit.writer.guards import Guard, check_guards, planned_of
 from flagkit.writer.limits import buckets_after
@@ -152,6 +152,27 @@ class Committer:
             return None
         self._project(look, lagging if is_late else None)
         return Made(change.tip)
+
+    @property
+    def has_guards(self) -> bool:
+        """Whether there are guards to ask."""
+        return bool(self._guards)
+
+    def check_changes(
+        self, reading: Reading, changes: Sequence[PolicyChange], actor: str, reason: str
+    ) -> None:
+        """Refuse changes that their actor may not make, or that a guard refuses.
+
+        Nothing is written, and no token is taken.
+
+        Raises:
+            AccessDeniedError, GuardError: refused.
+        """
+        if GRANTS in reading.access:
+            check_access(reading, actor, needs((), changes))
+        if self._guards:
+            planned = planned_of(changes, reading, actor=actor, reason=reason)
+            check_guards(self._guards, planned)
 
     def _help(self) -> None:
         """See to it that ledger and flags have the tip before the head forgets it."""

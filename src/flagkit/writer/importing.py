@@ -10,20 +10,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 
-from flagkit.changes import SEGMENTS, PolicyId, PolicyState, state_of
+from flagkit.changes import SEGMENTS, PolicyChange, PolicyId, PolicyState, state_of
 from flagkit.collector import collector_paused
 from flagkit.encryption import DataKeys
 from flagkit.errors import ConfigurationError, InvalidDocumentError, RateLimitedError
 from flagkit.model import EVERYWHERE, Flag, decode, encode
 from flagkit.model.segments import decode_segment, encode_segment, listed_keys
-from flagkit.storage.preparing import Prepared, prepared
+from flagkit.storage.preparing import Prepared, check_policy_fits, prepared
 from flagkit.storage.reading import Reading
-from flagkit.storage.store import Store
+from flagkit.writer.differences import differences
 from flagkit.writer.drafts import Draft
 from flagkit.writer.leading import Lead
 from flagkit.writer.operations import (
@@ -33,7 +34,7 @@ from flagkit.writer.operations import (
     has_same_keys,
     led_at_creation,
 )
-from flagkit.writer.planning import check_segments, earlier_of
+from flagkit.writer.planning import check_segments, earlier_of, plan
 from flagkit.writer.referring import References
 from flagkit.writer.sealing import Sealing
 from flagkit.writer.workflows import Asked
@@ -43,6 +44,7 @@ BATCH_FLAGS: Final = 1_000
 BATCH_BYTES: Final = 4 * 1024 * 1024
 PAUSE_SECONDS: Final = 0.03
 """Between two batches while others change something, who would else lose races for the head."""
+DIFFERENCES_MAX: Final = 1_000
 TURN_SECONDS: Final = 0.005
 """Between any two, for threads that wait for the same writer's turn."""
 
@@ -74,13 +76,15 @@ class Put(Operation, frozen=True, tag="import", kw_only=True, gc=False):
 class Imported(Struct, frozen=True, kw_only=True):
     """What an import did, or would do: how many flags and segments it creates, and so on.
 
-    `revisions` are those that it made, in order; none in a dry run.
+    `revisions` are those that it made, in order; none in a dry run. `differences` are lines of what
+    a dry run would change, DIFFERENCES_MAX of them at most.
     """
 
     created: int
     updated: int
     unchanged: int
     revisions: tuple[int, ...] = ()
+    differences: tuple[str, ...] = ()
 
     @property
     def changed(self) -> int:
@@ -147,10 +151,11 @@ class _Planned(Struct, frozen=True):
     """What is left to do at a tip, in the order in which it is done."""
 
     origin: str
-    segments: list[tuple[Mapping[str, Any], bool]]
+    segments: list[_Batch]
     flags: list[Put]
     created: AbstractSet[PolicyId]
     counts: Imported
+    changes: list[PolicyChange]
 
 
 class Import:
@@ -225,9 +230,16 @@ class Import:
         other._flags, other._segments = {**self._flags}, {**self._segments}
         return other
 
-    def look(self, store: Store) -> Imported:
-        """Return what an import would do, and write nothing. Raises what `run` does."""
-        return self._planned(store).counts
+    def look(self, writer: Writer, *, reason: str = "", actor: str | None = None) -> Imported:
+        """Return what an import would do, and write nothing.
+
+        It makes every check that `run` makes before its first batch, and raises the same.
+        """
+        planned = self._planned(writer, reason, actor)
+        lines = (line for change in planned.changes for line in differences(change))
+        return msgspec.structs.replace(
+            planned.counts, differences=tuple(islice(lines, DIFFERENCES_MAX))
+        )
 
     def run(
         self,
@@ -239,17 +251,18 @@ class Import:
     ) -> Imported:
         """Import everything that is not as asked for already, in batches.
 
-        Where a limit on changes is reached, it waits. An import that is broken off by an error, or
-        killed, has made whole batches; run again, it goes on.
+        Everything is checked before the first batch: documents, references, sizes, roles, guards.
+        If a limit on changes is reached, the import waits. An import that is interrupted by an
+        error, or killed, has made whole batches. Run it again, and it goes on.
 
         Raises:
             ConfigurationError: the writer is of another environment.
-            BrokenReferenceError: references would not hold, or form a cycle. Nothing was written.
-            WriteError, InvalidDocumentError: refused, for what others changed meanwhile, say.
+            WriteError, InvalidDocumentError: refused, before anything was written; or later,
+                because of what others changed meanwhile.
             StoreUnavailableError: the database cannot be reached.
         """
         with collector_paused():
-            planned = self._planned(writer.store)
+            planned = self._planned(writer, reason, actor)
         batches = [*_batches(planned)]
         done, revisions = 0, list[int]()
         with ThreadPoolExecutor(1, "flagkit-import") as thread:
@@ -272,46 +285,82 @@ class Import:
                     progress(Step(done, planned.counts.changed))
         return msgspec.structs.replace(planned.counts, revisions=tuple(revisions))
 
-    def _planned(self, store: Store) -> _Planned:
+    def _planned(self, writer: Writer, reason: str, actor: str | None) -> _Planned:
         """Check all of it at one revision, and leave out what is as it is asked for."""
-        if store.environment != self._environment:
+        if writer.environment != self._environment:
             raise ConfigurationError(
                 f"this import is for {self._environment!r}, and the writer is of"
-                f" {store.environment!r}: make the import for where it goes"
+                f" {writer.environment!r}: make the import for where it goes"
             )
-        with store.reading() as reading:
+        with writer.store.reading() as reading:
             found = reading.find({key for _, key in self._flags})
             segments = reading.segments(self._segments)
             flags = {identity: put.flag for identity, put in self._flags.items()}
             References(reading, found, flags).check()
             check_segments(reading, flags, dict.fromkeys(self._segments, True))
-            changed = [*self._changed(reading, found)]
             lacking = [
-                (document, (SEGMENTS, key) in segments)
+                _Batch(segment=document, is_there=(SEGMENTS, key) in segments)
                 for key, document in self._segments.items()
                 if not _is_there(document, segments.get((SEGMENTS, key)))
             ]
+            changes = self._changes_of_segments(reading, lacking)
+            changed: list[Put] = []
+            deleted = reading.deleted(flags.keys() - found.keys()) if writer.has_guards else {}
+            for put, change in self._changes_of_flags(reading, found, deleted):
+                changed.append(put)
+                changes.append(change)
+            writer.check_changes(reading, changes, reason=reason, actor=actor)
             origin = hashlib.sha256(reading.tip.hash.encode())
+        for batch in lacking:
+            # A seed is drawn anew each time, and is no part of what is asked for.
+            asked = encode_segment(decode_segment(batch.segment).segment)
+            origin.update(state_of("", SEGMENTS, 1, asked).packed)
         for put in changed:
             origin.update(put.packed)
         new = {put.policy_id for put in changed} - found.keys()
-        created = len(new) + sum(not there for _, there in lacking)
+        created = len(new) + sum(not batch.is_there for batch in lacking)
         everything = len(self._flags) + len(self._segments)
         total = len(changed) + len(lacking)
         counts = Imported(created=created, updated=total - created, unchanged=everything - total)
-        return _Planned(origin.hexdigest()[:32], lacking, _in_order(changed), new, counts)
+        ordered = _in_order(changed)
+        return _Planned(origin.hexdigest()[:32], lacking, ordered, new, counts, changes)
 
-    def _changed(self, reading: Reading, found: Mapping[PolicyId, PolicyState]) -> Iterator[Put]:
+    def _changes_of_segments(
+        self, reading: Reading, batches: Iterable[_Batch]
+    ) -> list[PolicyChange]:
+        """Return what becomes of segments; refuse hashed keys that nobody can check."""
+        draft = Draft(self._environment)
+        for batch in batches:
+            batch.ask(draft, 1, 1, {})
+        if not draft.operations:
+            return []
+        return plan(
+            draft.operations, reading, reading.tip.revision, draft.parts, draft.lists
+        ).changes
+
+    def _changes_of_flags(
+        self,
+        reading: Reading,
+        found: Mapping[PolicyId, PolicyState],
+        deleted: Mapping[PolicyId, PolicyState],
+    ) -> Iterator[tuple[Put, PolicyChange]]:
+        """Yield what becomes of the flags that are not as they are asked for."""
         earlier = earlier_of(reading)
         for identity, put in self._flags.items():
             before = found.get(identity)
-            if before is None:
-                yield put
-                continue
-            # What is refused for what is there, is refused now.
-            made = put.next(before, earlier)
-            if state_of(put.key, put.region, 1, encode(made)).packed != before.packed:
-                yield put
+            packed, version = put.packed, 1
+            if before is not None:
+                # A flag that cannot become this one is refused now.
+                made = put.next(before, earlier)
+                version = before.version + 1
+                packed = state_of(put.key, put.region, version, encode(made)).packed
+                if packed == before.packed:
+                    continue
+            elif identity in deleted:
+                version = deleted[identity].version + 1
+            after = PolicyState(put.key, put.region, version, packed)
+            check_policy_fits(after)
+            yield put, PolicyChange(before, after)
 
 
 def _is_there(document: Mapping[str, Any], before: PolicyState | None) -> bool:
@@ -327,8 +376,7 @@ def _is_there(document: Mapping[str, Any], before: PolicyState | None) -> bool:
 
 
 def _batches(planned: _Planned) -> Iterator[_Batch]:
-    for segment, is_there in planned.segments:
-        yield _Batch(segment=segment, is_there=is_there)
+    yield from planned.segments
     puts: list[Put] = []
     size = 0
     for put in planned.flags:

@@ -6,14 +6,15 @@ What it is asked for becomes a revision by the committer; its other rooms say wh
 import contextlib
 import logging
 import uuid
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, Self, Unpack
 
-from flagkit.changes import Tip
+from flagkit.changes import PolicyChange, Tip
 from flagkit.encryption import Encryption
 from flagkit.errors import ConfigurationError, InvalidDocumentError
 from flagkit.settings import settings_from
 from flagkit.storage.layout import comparable_digest
+from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.approvals import Approvals
 from flagkit.writer.checkpoints import CheckpointKeeper
@@ -150,6 +151,26 @@ class Writer(Approvals):
         change = Draft(self.environment, self.keys)
         yield change
         change.preview = self._preview(change, asked)
+
+    @property
+    def has_guards(self) -> bool:
+        """Whether guards are asked about this writer's changes."""
+        return self._committer.has_guards
+
+    def check_changes(
+        self,
+        reading: Reading,
+        changes: Sequence[PolicyChange],
+        *,
+        reason: str = "",
+        actor: str | None = None,
+    ) -> None:
+        """Refuse changes that the actor may not make, or that a guard refuses. Write nothing.
+
+        Raises:
+            AccessDeniedError, GuardError: refused.
+        """
+        self._committer.check_changes(reading, changes, self._who(actor), reason)
 
     def pending_change(self, request: str) -> PendingChange:
         """Return the pending change of a request's id, be it that another process asked for it."""
