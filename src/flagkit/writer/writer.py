@@ -4,7 +4,6 @@ What it is asked for becomes a revision by the committer; its other rooms say wh
 """
 
 import contextlib
-import logging
 import uuid
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any, Self, Unpack
@@ -14,6 +13,7 @@ from flagkit.encryption import Encryption
 from flagkit.errors import (
     ConfigurationError,
 )
+from flagkit.logs import logger
 from flagkit.settings import settings_from
 from flagkit.storage.store import Store
 from flagkit.writer.approvals import Approvals
@@ -27,7 +27,7 @@ from flagkit.writer.requests import check_same, checked_key, content_of
 from flagkit.writer.sealing import data_keys_of
 from flagkit.writer.workflows import Anyhow, Asked
 
-_log = logging.getLogger("flagkit.writer")
+_log = logger("flagkit.writer")
 
 
 class Writer(Approvals):
