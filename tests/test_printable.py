@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pymongo import MongoClient
 
 from flagkit import errors
 from flagkit.errors import FlagkitError, InvalidDocumentError
 from flagkit.logs import logger
 from flagkit.printable import printable, printable_traceback
 from flagkit.testing import client_from
+from flagkit.writer import Writer
 from tests.hostile import FORGED, HOSTILE, LEGITIMATE, STORABLE, assert_harmless
 
 SOURCE = Path(__file__).parent.parent / "src" / "flagkit"
@@ -227,6 +229,44 @@ def test_a_callback_that_raises_stored_text_makes_no_line(written: io.StringIO) 
     logger("flagkit").warning("%s", caught.value, exc_info=caught.value.__cause__)
     assert client.keys() == []
     assert written.getvalue().count(STAMP) == 1
+
+
+@pytest.mark.mongo
+def test_requests_reasons_and_environments_make_no_line_of_a_log(
+    mongo_uri: str, database: str, written: io.StringIO
+) -> None:
+    document = {"key": "shop.a", "variants": {"on": True, "off": False}, "off": "off"}
+    environment = f"production {STORABLE}"
+    with (
+        Writer(mongo_uri, environment, actor=f"ada {STORABLE}", database=database) as writer,
+        MongoClient[dict[str, Any]](mongo_uri) as mongo,
+    ):
+        writer.create_environment()
+        writer.create({**document, "fallthrough": {"serve": "on"}})
+        with writer.change() as change:
+            change.break_glass(f"why {STORABLE}")
+            change.pause("shop.a")
+        with mongo.start_session() as session, session.start_transaction():
+            pending = writer.resume("shop.a", idempotency_key=f"k {STORABLE}", session=session)
+        writer.archive("shop.a")
+        with pytest.raises(FlagkitError):
+            pending.commit()
+    said = written.getvalue()
+    assert "broke the glass" in said
+    assert "was refused" in said
+    for line in said.removesuffix("\n").split("\n"):
+        assert line.startswith(STAMP)
+        assert_harmless(line)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE))
+)
+def test_a_record_says_what_it_is_of_by_arguments(path: Path) -> None:
+    # A text within the message could hold a percent sign, and be taken for a format.
+    for call in ast.walk(ast.parse(path.read_text())):
+        if isinstance(call, ast.Call) and ast.unparse(call.func).startswith("_log."):
+            assert isinstance(call.args[0], ast.Constant), ast.unparse(call)
 
 
 # The one place

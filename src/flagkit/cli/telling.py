@@ -136,7 +136,7 @@ class _Grid:
             [_lines_of(cell) for cell in (*row, *[""] * (len(columns) - len(row)))] for row in rows
         ]
         self._widths = self._widest(lambda line: [line])
-        self._words = self._widest(str.split)
+        self._words = self._widest(lambda line: line.split(" "))
 
     def _widest(self, parts: Callable[[str], list[str]]) -> list[int]:
         return [
@@ -162,11 +162,15 @@ class _Grid:
         widths = [*self._widths]
         if width is not None:
             room = width - len(_GAP) * (len(widths) - 1)
+            widths = [max(self._least(at), min(widths[at], room)) for at in range(len(widths))]
             while sum(widths) > room:
                 at = max(range(len(widths)), key=lambda at: widths[at] - self._least(at))
                 if widths[at] == self._least(at):
                     break
                 widths[at] -= 1
+            # In the last column, a word that is too wide for the terminal moves nothing else.
+            left = room - sum(widths[:-1])
+            widths[-1] = min(widths[-1], max(left, _NARROWEST))
         yield self._line(self._heads, widths)
         yield _rule() * min(sum(widths) + len(_GAP) * (len(widths) - 1), _RULE_MAX)
         for row in self._rows:
