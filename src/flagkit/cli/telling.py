@@ -21,7 +21,8 @@ LISTED_MAX: Final = 1_000
 """Nobody reads a longer table, and to lay it out takes longer than to read the database."""
 _GAP: Final = "  "
 _RULE_MAX: Final = 120
-_NARROWEST: Final = 20
+_NARROWEST: Final = 12
+"""A column of prose is not folded to fewer characters than this."""
 _PAIR: Final = 2
 _TERMINAL: Final = -1
 
@@ -149,8 +150,9 @@ class _Grid:
         ]
 
     def _least(self, at: int) -> int:
-        """Return how narrow a column may be made: numbers and words stay whole."""
-        return self._widths[at] if self._is_right[at] else self._words[at]
+        """Return how narrow a column may be made: numbers and words stay whole, prose readable."""
+        width = self._widths[at]
+        return width if self._is_right[at] else max(self._words[at], min(width, _NARROWEST))
 
     def fits(self, width: int) -> bool:
         """Tell whether columns can stand side by side; two always do, as a name and what it is."""
