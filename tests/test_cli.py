@@ -26,6 +26,7 @@ from flagkit.errors import BrokenReferenceError, ConfigurationError, InvalidDocu
 from flagkit.model import decode
 from flagkit.testing import client_from
 from flagkit.writer import Writer
+from tests.terminals import run_on_terminal
 
 SHOP = Path(__file__).parents[1] / "examples" / "shop" / "flags.yaml"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "200"}
@@ -276,11 +277,11 @@ def test_demo_interrupted_leaves_nothing_running() -> None:
 
 
 @pytest.mark.mongo
-def test_demo_fits_80_columns_without_a_terminal() -> None:
-    result = run("demo", COLUMNS="80", PYTHONIOENCODING="ascii")
-    assert result.returncode == 0, result
-    assert max(map(len, result.stdout.splitlines())) <= 80
-    assert "\x1b" not in result.stdout
+def test_demo_fits_a_terminal_of_80_columns_and_of_ascii() -> None:
+    shown = run_on_terminal("demo", columns=80, PYTHONIOENCODING="ascii")
+    assert shown.code == 0, shown
+    assert shown.text.isascii()
+    assert max(map(len, shown.lines)) <= 80
 
 
 @pytest.mark.mongo

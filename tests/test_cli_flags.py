@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from pymongo import MongoClient
-from rich.console import Console
 from ruamel.yaml import YAML
 
 from flagkit.changes import PolicyState
@@ -88,7 +87,7 @@ def test_flags_are_listed_in_a_line_each(filled: Command, writer: Writer) -> Non
 
 
 def test_a_long_list_is_cut_for_people(capsys: pytest.CaptureFixture[str]) -> None:
-    Teller(Console()).listing(("flag",), [(f"f{i}",) for i in range(LISTED_MAX + 3)])
+    Teller().listing(("flag",), [(f"f{i}",) for i in range(LISTED_MAX + 3)])
     told = capsys.readouterr().out
     assert told.endswith("and 3 more: name a --namespace, or take --output json\n")
     assert told.split()[1 : LISTED_MAX + 2][-1] == f"f{LISTED_MAX - 1}"

@@ -3,7 +3,6 @@
 What it publishes, flagkit.answers reads: views, whole, by one assignment each.
 """
 
-import logging
 import random
 import threading
 import time
@@ -16,6 +15,7 @@ from flagkit.core.bucketing import Clock
 from flagkit.core.freshness import Freshness
 from flagkit.errors import ClosedError, ConfigurationError, NotReadyError
 from flagkit.forks import Stage, watch
+from flagkit.logs import logger
 from flagkit.model import EVERYWHERE, encode
 from flagkit.origin import Origin, first_view, origin_of
 from flagkit.refresh import Refresher, Source, pace_for
@@ -29,7 +29,7 @@ from flagkit.view import View
 if TYPE_CHECKING:
     from flagkit.refresh_thread import Publish, RefreshThread
 
-_log = logging.getLogger("flagkit")
+_log = logger("flagkit")
 
 
 class Client(Answers):

@@ -296,7 +296,7 @@ class _Mongod(subprocess.Popen[bytes]):
         lines = self._log.read_text(errors="replace").splitlines()[-8:]
         if self.says("error while loading shared libraries"):
             problem += ", shared libraries are missing (Debian: apt-get install libcurl4 libssl3)"
-        return EmbeddedMongoError("\n".join([f"{problem}; its log:", *(lines or ["(empty)"])]))
+        return EmbeddedMongoError(f"{problem}; its log: {' | '.join(lines) or '(empty)'}")
 
 
 def _die_with(parent: int) -> None:

@@ -40,9 +40,18 @@ Evaluation raises none of them: it answers with `Evaluation.error_code`.
 
 import datetime as dt
 
+from flagkit.printable import printable
+
 
 class FlagkitError(Exception):
-    """The base of all that flagkit raises."""
+    """The base of all that flagkit raises.
+
+    `str()` shows control and invisible characters as escapes, for messages quote stored text. So a
+    message is one line, wherever it is printed or logged. `args` and attributes keep the text.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigurationError(FlagkitError, ValueError):
@@ -81,7 +90,7 @@ class InvalidDocumentError(FlagkitError, ValueError):
 
     def __str__(self) -> str:
         place = ": ".join(part for part in (self.subject, self.path or "document") if part)
-        return f"{place}: {self.problem}. {self.remedy}"
+        return printable(f"{place}: {self.problem}. {self.remedy}")
 
     def about(self, subject: str) -> "InvalidDocumentError":
         """Return the same error with the document named."""

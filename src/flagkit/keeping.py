@@ -7,7 +7,6 @@ with pauses as long as they are: neither evaluations nor revisions wait for it.
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Final, TypeAlias, TypeVar
@@ -15,12 +14,13 @@ from typing import Final, TypeAlias, TypeVar
 from flagkit.changes import Change, PolicyId, Tip
 from flagkit.collector import collector_paused
 from flagkit.errors import SnapshotFormatError
+from flagkit.logs import logger
 from flagkit.snapshot import Arena, Record, Snapshot, SnapshotFile, fold, whole
 from flagkit.snapshot.slices import given_back
 
 T = TypeVar("T")
 
-_log = logging.getLogger("flagkit.refresh")
+_log = logger("flagkit.refresh")
 
 PAUSE_SECONDS: Final = 0.0005
 SAVE_BYTES_PER_SECOND: Final = 1024 * 1024

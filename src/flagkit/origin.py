@@ -1,7 +1,6 @@
 """Origin: where a client's flags come from, and what serves in the beginning."""
 
 import functools
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -11,13 +10,14 @@ from flagkit.bootstrap import bootstrap_snapshot
 from flagkit.core.freshness import Freshness
 from flagkit.encryption import DataKeys, Encryption
 from flagkit.errors import SnapshotFormatError
+from flagkit.logs import logger
 from flagkit.refresh import Source
 from flagkit.settings import Settings
 from flagkit.snapshot import Snapshot, SnapshotFile
 from flagkit.unsealing import Unsealing
 from flagkit.view import View
 
-_log = logging.getLogger("flagkit")
+_log = logger("flagkit")
 
 
 class Origin(NamedTuple):

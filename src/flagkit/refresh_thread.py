@@ -9,7 +9,6 @@ import asyncio
 import concurrent.futures
 import concurrent.futures.thread  # pyright: ignore[reportUnusedImport] - forks.py says why
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from flagkit.collector import collector_paused
 from flagkit.core.freshness import Freshness
 from flagkit.errors import ClosedError, FlagkitError, NotReadyError
 from flagkit.keeping import Keeper
+from flagkit.logs import logger
 from flagkit.names_loop import NamesLoop
 from flagkit.refresh import (
     Action,
@@ -44,7 +44,7 @@ from flagkit.registering import Registrar
 from flagkit.snapshot import Arena, Record, Snapshot, SnapshotFile
 from flagkit.unsealing import Unsealing
 
-_log = logging.getLogger("flagkit.refresh")
+_log = logger("flagkit.refresh")
 
 CANCEL_AGAIN_SECONDS = 0.02
 OPEN_AGAIN_SECONDS = 5.0

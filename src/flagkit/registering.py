@@ -5,7 +5,6 @@ It is done beside the refresher's work. Nothing depends on it: where it fails, t
 
 import asyncio
 import contextlib
-import logging
 import math
 import os
 import random
@@ -18,9 +17,10 @@ import msgspec
 
 from flagkit.core.freshness import Freshness
 from flagkit.heartbeat import Heartbeat
+from flagkit.logs import logger
 from flagkit.snapshot import Snapshot
 
-_log = logging.getLogger("flagkit.refresh")
+_log = logger("flagkit.refresh")
 
 BEAT_SECONDS: Final = 10.0
 """Between two heartbeats of a client that nothing happens to; drawn anew from 0.8 to 1.2 of it."""

@@ -7,13 +7,13 @@ flags.
 """
 
 import contextlib
-import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Self, TypeAlias, TypeVar
 
 from flagkit.changes import SEGMENTS, Change, PolicyId
+from flagkit.logs import logger
 from flagkit.model import EVERYWHERE, encode
 from flagkit.model.keys import check_key
 from flagkit.references import References
@@ -21,7 +21,7 @@ from flagkit.snapshot import Record, Snapshot, flag_of, kept_of
 
 T = TypeVar("T")
 
-_log = logging.getLogger("flagkit")
+_log = logger("flagkit")
 
 PAUSE_SECONDS: Final = 0.0005
 SLICE_COUNT: Final = 128

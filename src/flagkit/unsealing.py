@@ -4,7 +4,6 @@ An evaluation asks when it compiles a flag, and must not wait: so data keys are 
 the background, and without them values are withheld. Which is said once.
 """
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -12,13 +11,14 @@ from msgspec.structs import replace
 
 from flagkit.encryption import DataKeys
 from flagkit.errors import EncryptionError, FlagkitError
+from flagkit.logs import logger
 from flagkit.model import Flag
 from flagkit.model.documents import VariantType
 from flagkit.model.sealing import value_of
 from flagkit.model.sensitive import Sealed, Secret, Withheld
 from flagkit.model.values import Value
 
-_log = logging.getLogger("flagkit")
+_log = logger("flagkit")
 
 _UNREAD: Final[Mapping[VariantType, Value]] = {
     "boolean": False,

@@ -6,7 +6,6 @@ touched, by themselves or through a prerequisite, are carried over.
 """
 
 import contextlib
-import logging
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -30,6 +29,7 @@ from flagkit.errors import (
     InvalidContextError,
     InvalidDocumentError,
 )
+from flagkit.logs import logger
 from flagkit.model import EVERYWHERE, Flag
 from flagkit.model.conditions import Condition
 from flagkit.model.flags import segments_of
@@ -37,7 +37,7 @@ from flagkit.model.packing import FAULTS
 from flagkit.snapshot import Record, Snapshot, flag_of, segment_of
 from flagkit.unsealing import Unsealing
 
-_log = logging.getLogger("flagkit")
+_log = logger("flagkit")
 
 COMPILED_MAX = 65_536
 """How many compiled flags a view keeps. Beyond it the newest makes room: O(1), never a stall."""

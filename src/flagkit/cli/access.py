@@ -4,11 +4,10 @@ from typing import Any, Unpack
 
 import click
 import msgspec
-from rich.console import Console
 
 from flagkit.cli.options import HOW_MANY, Place, place_options, store_at, to_option
-from flagkit.cli.output import PROGRAMS, output_option, written
-from flagkit.cli.telling import Teller
+from flagkit.cli.output import PROGRAMS, emit, output_option
+from flagkit.cli.telling import Teller, say
 from flagkit.cli.writing import Asking, changing, writing_options
 from flagkit.model.grants import ROLES, Role
 from flagkit.model.limits import WHOSE, Whose
@@ -37,17 +36,14 @@ def _list(output: str, **place: Unpack[Place]) -> None:
             {"actor": grant.actor, "role": grant.role, "namespaces": [*grant.namespaces]}
             for grant in found
         ]
-        click.echo(written(told, output))
+        emit(told, output)
     elif found:
-        Teller(Console(highlight=False)).table(
+        Teller().table(
             ("actor", "role", "namespaces"),
-            [
-                (grant.actor, grant.role, "\n".join(grant.namespaces) or "everything")
-                for grant in found
-            ],
+            [(grant.actor, grant.role, grant.namespaces or "everything") for grant in found],
         )
     else:
-        click.echo("No role is granted: anybody may change anything.")
+        say("No role is granted: anybody may change anything.")
 
 
 @access.command("grant")
@@ -99,9 +95,9 @@ def _denials(limit: int, output: str, **place: Unpack[Place]) -> None:
         store.tip()
         found = denials(store)[::-1][:limit]
     if output in PROGRAMS:
-        click.echo(written([msgspec.to_builtins(denial) for denial in found], output))
+        emit([msgspec.to_builtins(denial) for denial in found], output)
     elif found:
-        Teller(Console(highlight=False)).table(
+        Teller().table(
             ("time (UTC)", "actor", "denied", "reason"),
             [
                 (
@@ -114,7 +110,7 @@ def _denials(limit: int, output: str, **place: Unpack[Place]) -> None:
             ],
         )
     else:
-        click.echo("Nobody was denied anything.")
+        say("Nobody was denied anything.")
 
 
 @access.group("limits")
@@ -131,15 +127,13 @@ def _show_limits(output: str, **place: Unpack[Place]) -> None:
         found = limits(store)
     held = {whose: getattr(found, whose) for whose in WHOSE}
     if output in PROGRAMS:
-        click.echo(written(msgspec.to_builtins(held), output))
+        emit(msgspec.to_builtins(held), output)
         return
     rows = [(whose, limit.capacity, f"{limit.rate:g}") for whose, limit in held.items() if limit]
     if rows:
-        Teller(Console(highlight=False)).table(
-            ("limit of", "capacity", "a second"), rows, right=("capacity", "a second")
-        )
+        Teller().table(("limit of", "capacity", "a second"), rows, right=("capacity", "a second"))
     else:
-        click.echo("Changes are not limited.")
+        say("Changes are not limited.")
 
 
 @_limits.command("set")

@@ -4,7 +4,9 @@ import click
 import msgspec
 
 from flagkit.cli.options import database_option, uri_option
-from flagkit.cli.output import PROGRAMS, output_option, written
+from flagkit.cli.output import PROGRAMS, emit, output_option
+from flagkit.cli.streams import work_is_done
+from flagkit.cli.telling import say
 from flagkit.settings import connection_from
 from flagkit.storage.administration import Administration
 from flagkit.writer import Erasure, Writer, erase
@@ -40,10 +42,11 @@ def _init(
         with Writer(place[0], environment, actor="", database=place[1]) as writer:
             tip = writer.create_environment()
         done.append(f"{environment}: stands at revision {tip.revision}")
+    work_is_done()
     if output in PROGRAMS:
-        click.echo(written({"done": done}, output))
+        emit({"done": done}, output)
     else:
-        click.echo("\n".join(done or ["Nothing was to be done."]))
+        say(*(done or ["Nothing was to be done."]))
 
 
 @admin.command("erase")
@@ -62,10 +65,12 @@ def _erase(
     revisions are told. Takes the role flagkitAdmin; done again, it goes on where it was broken off.
     """
     found = erase(actor, uri=uri, database=database, dry_run=dry_run)
+    if not dry_run:
+        work_is_done()
     if output in PROGRAMS:
-        click.echo(written(msgspec.to_builtins(found), output))
+        emit(msgspec.to_builtins(found), output)
     else:
-        click.echo("\n".join(_told(actor, found)))
+        say(*_told(actor, found))
 
 
 def _told(actor: str, found: Erasure) -> list[str]:

@@ -7,12 +7,12 @@ from typing import Unpack
 
 import click
 import msgspec
-from rich.console import Console
 
 from flagkit.cli.guarding import guards_named
 from flagkit.cli.options import HOW_MANY, Place, place_options, store_at
-from flagkit.cli.output import PROGRAMS, output_option, written
-from flagkit.cli.telling import Teller
+from flagkit.cli.output import PROGRAMS, emit, output_option
+from flagkit.cli.streams import work_is_done
+from flagkit.cli.telling import Teller, say
 from flagkit.cli.writing import (
     Deciding,
     actor_option,
@@ -42,27 +42,24 @@ def _list(limit: int, output: str, **place: Unpack[Place]) -> None:
     with store_at(**place) as store:
         found = proposals_in(store, limit)
     if output in PROGRAMS:
-        click.echo(written([msgspec.to_builtins(proposal) for proposal in found], output))
+        emit([msgspec.to_builtins(proposal) for proposal in found], output)
     elif found:
-        Teller(Console(highlight=False)).table(
+        Teller().table(
             ("proposal", "state", "actor", "what", "approved by", "reason"),
             [
                 (
                     proposal.id,
                     proposal.state,
                     proposal.actor,
-                    "\n".join(proposal.actions),
-                    "\n".join(
-                        said.actor for said in proposal.verdicts if said.verdict == "approve"
-                    ),
+                    proposal.actions,
+                    [said.actor for said in proposal.verdicts if said.verdict == "approve"],
                     proposal.reason,
                 )
                 for proposal in found
             ],
-            whole=("proposal",),
         )
     else:
-        click.echo("Nothing is proposed.")
+        say("Nothing is proposed.")
 
 
 @approvals.command("show")
@@ -85,6 +82,7 @@ def _approve(proposal: str, **deciding: Unpack[Deciding]) -> None:
     """
     with _writer(deciding) as writer:
         approved = writer.approve(proposal, reason=deciding["reason"])
+        work_is_done()
         tell_proposal(approved, deciding["output"])
 
 

@@ -2,27 +2,24 @@
 
 import contextlib
 
-from rich.console import Console
-from rich.markup import escape
-
+from flagkit.cli.telling import Progress
 from flagkit.settings import Settings
 from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.store import Store
 from flagkit.writer.checkpoints import checkpoint_in_steps
 
 
-def made(settings: Settings, console: Console) -> Checkpoint:
-    """Publish a checkpoint of an environment.
+def made(settings: Settings) -> Checkpoint:
+    """Publish a checkpoint of an environment, and show how far it is on a terminal.
 
     Args:
-        settings: Where it is.
-        console: Shows how far it is, if it is a terminal.
+        settings: Where the environment is.
 
     Raises:
         StoreError, EnvironmentNotFoundError: as `write_checkpoint` does.
     """
     store = Store(settings.uri, environment=settings.environment, database=settings.database)
-    with contextlib.closing(store), console.status("looking at the environment") as status:
+    with contextlib.closing(store), Progress() as progress:
         steps = checkpoint_in_steps(store)
         while True:
             try:
@@ -31,7 +28,7 @@ def made(settings: Settings, console: Console) -> Checkpoint:
                 checkpoint: Checkpoint = done.value
                 return checkpoint
             if step is not None:
-                status.update(escape(step))
+                progress.show(step)
 
 
 def told(checkpoint: Checkpoint, seconds: float) -> str:

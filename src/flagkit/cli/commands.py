@@ -3,14 +3,14 @@
 Every FlagkitError ends as one sentence on stderr and an exit code, never as a traceback.
 """
 
-import json
+import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Unpack
 
 import click
 from click.shell_completion import get_completion_class
-from rich.console import Console
 
 from flagkit import __version__
 from flagkit.cli import checkpoint, demo, standing, waiting
@@ -18,7 +18,7 @@ from flagkit.cli.access import access
 from flagkit.cli.admin import admin
 from flagkit.cli.approvals import approvals
 from flagkit.cli.evaluating import evaluate, replay_digest
-from flagkit.cli.failures import FAULTS_FOUND, failures_told
+from flagkit.cli.failures import FAULTS_FOUND, exit_code_of, failures_told
 from flagkit.cli.flags import flags
 from flagkit.cli.ledger import ledger
 from flagkit.cli.options import (
@@ -29,12 +29,14 @@ from flagkit.cli.options import (
     settings_at,
     uri_option,
 )
-from flagkit.cli.output import PROGRAMS, output_option, written
+from flagkit.cli.output import PROGRAMS, emit, emit_text, output_option
 from flagkit.cli.pending import pending
 from flagkit.cli.policy_files import PolicyFile
 from flagkit.cli.policy_text import json_text, yaml_text
 from flagkit.cli.pruning import prune
 from flagkit.cli.segments import segments
+from flagkit.cli.streams import guarded_streams, work_is_done
+from flagkit.cli.telling import say, warn
 from flagkit.errors import InvalidDocumentError
 from flagkit.model.canonical import digest, segment_digest
 from flagkit.model.schema import schema
@@ -50,6 +52,15 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         with failures_told():
             return super().invoke(ctx)
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run the command, and end the process with its exit code."""
+        run = partial(super().main, *args, standalone_mode=False, **extra)
+        if not standalone_mode:
+            return run()
+        with guarded_streams():
+            code = exit_code_of(run)
+        sys.exit(code)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -94,11 +105,11 @@ def _check(file: Path, environment: str | None) -> bool:
     else:
         doubts = found.doubts
         if not faults:
-            click.echo(f"{file}: {_counted(found)}, all valid")
+            say(f"{file}: {_counted(found)}, all valid")
     for fault in faults:
-        click.echo(str(fault), err=True)
+        say(str(fault), err=True)
     for doubt in doubts:
-        click.echo(f"Warning: {doubt}", err=True)
+        warn(str(doubt))
     return bool(faults)
 
 
@@ -126,19 +137,19 @@ def _format(file: Path, output: str) -> None:
     found = PolicyFile(file)
     if output == "digest":
         for policy in found.policies:
-            click.echo(f"{digest(policy.flag)}  {policy.flag.region}  {policy.flag.key}")
+            say(f"{digest(policy.flag)}  {policy.flag.region}  {policy.flag.key}")
         for segment_policy in found.segments:
             segment = segment_policy.segment
-            click.echo(f"{segment_digest(segment)}  segment  {segment.key}")
+            say(f"{segment_digest(segment)}  segment  {segment.key}")
     else:
         written = json_text if output == "json" else yaml_text
-        click.echo(written(found.policies, found.segments), nl=False)
+        emit_text(written(found.policies, found.segments), output)
 
 
 @flagkit.command("schema")
 def _schema() -> None:
     """Print the JSON schema of policy files, by which editors complete and check them."""
-    click.echo(json.dumps(schema(), indent=2))
+    emit(schema(), "json")
 
 
 @flagkit.command("completion")
@@ -151,7 +162,7 @@ def _completion(shell: str) -> None:
     """
     kind = get_completion_class(shell)
     assert kind is not None, "click knows each of _SHELLS"
-    click.echo(kind(flagkit, {}, "flagkit", _COMPLETE).source())
+    say(*kind(flagkit, {}, "flagkit", _COMPLETE).source().split("\n"))
 
 
 @flagkit.command("checkpoint")
@@ -165,10 +176,11 @@ def _checkpoint(output: str, **place: Unpack[Place]) -> None:
     """
     settings = settings_at(**place)
     started = time.monotonic()
-    made = checkpoint.made(settings, Console(stderr=True))
+    made = checkpoint.made(settings)
+    work_is_done()
     seconds = time.monotonic() - started
     if output not in PROGRAMS:
-        click.echo(checkpoint.told(made, seconds))
+        say(checkpoint.told(made, seconds))
     else:
         found = {
             "checkpoint": made.id,
@@ -178,7 +190,7 @@ def _checkpoint(output: str, **place: Unpack[Place]) -> None:
             "bytes": made.bytes,
             "seconds": round(seconds, 3),
         }
-        click.echo(written(found, output))
+        emit(found, output)
 
 
 @flagkit.command("status")
@@ -194,9 +206,9 @@ def _status(uri: str | None, environment: str | None, database: str | None, outp
     place = connection_from(uri, database)
     found = standing.standing_of(*place, environment)
     if output in PROGRAMS:
-        click.echo(written(standing.document_of(found), output))
+        emit(standing.document_of(found), output)
     else:
-        standing.show(found, place[1], Console(highlight=False))
+        standing.show(found, place[1])
 
 
 @flagkit.group("rollout")
@@ -229,14 +241,14 @@ def _wait(uri: str | None, database: str | None, timeout: float, output: str, **
     goal["environment"] = required("environment", goal["environment"])
     wanted = waiting.Goal(**goal)
     with Survey(*place) as survey:
-        found = waiting.wait_with_bar(survey, wanted, timeout, Console(stderr=True))
+        found = waiting.wait_with_bar(survey, wanted, timeout)
     said = waiting.verdict(found, wanted, timeout)
     if output in PROGRAMS:
-        click.echo(written(waiting.document_of(found, wanted), output))
+        emit(waiting.document_of(found, wanted), output)
     elif found.is_reached:
-        click.echo(said)
+        say(said)
     else:
-        waiting.show_laggards(found, Console(highlight=False))
+        waiting.show_laggards(found)
     if not found.is_reached:
         raise click.ClickException(said)
 
@@ -253,4 +265,4 @@ def _demo(file: Path | None) -> None:
     Loads a policy file, evaluates its flags for 10,000 users, widens a rollout while a client
     watches, pauses a flag and rolls it back, verifies the ledger, and leaves nothing running.
     """
-    demo.run(file or demo.shop_file(), Console(highlight=False))
+    demo.run(file or demo.shop_file())

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-from rich.console import Console
 
 from flagkit import Client, Evaluation
 from flagkit.cli.policy_files import PolicyFile
@@ -58,7 +57,7 @@ def shop_file() -> Path:
     )
 
 
-def run(file: Path, console: Console) -> None:
+def run(file: Path) -> None:
     """Run the demo on a policy file, in at most some seconds.
 
     Raises:
@@ -69,7 +68,7 @@ def run(file: Path, console: Console) -> None:
     policies = PolicyFile(file, ENVIRONMENT)
     if not _seen(policies):
         raise ConfigurationError(f"the policy file {file} has no flags for region {REGION}")
-    tell = Teller(console)
+    tell = Teller()
     tell.step("A MongoDB server of its own")
     with ExitStack() as stack:
         server = stack.enter_context(EmbeddedMongo())
@@ -371,11 +370,11 @@ def _differing(before: Sequence[Evaluation[Any]], after: Sequence[Evaluation[Any
     )
 
 
-def _shortened(actions: Sequence[str]) -> str:
+def _shortened(actions: Sequence[str]) -> list[str]:
     shown = list(actions[:_ACTIONS_SHOWN_MAX])
     if len(actions) > len(shown):
         shown.append(f"and {len(actions) - len(shown)} more")
-    return "\n".join(shown)
+    return shown
 
 
 def _milliseconds(seconds: float) -> str:

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
-
 from flagkit.cli.policy_files import PolicyFile
+from flagkit.cli.telling import say
 from flagkit.errors import InvalidDocumentError
 from flagkit.settings import required
 
@@ -36,4 +35,4 @@ def _check(wanted: Sequence[object], file: Path, kind: str, *, others: int) -> N
             f"{kind}s", "has none", f"Write {kind}s to it{also}", subject=str(file)
         )
     if others:
-        click.echo(f"{file}: {other}s are left alone: `flagkit {other}s` takes them", err=True)
+        say(f"{file}: {other}s are left alone: `flagkit {other}s` takes them", err=True)

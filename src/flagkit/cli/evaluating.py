@@ -12,7 +12,8 @@ import msgspec
 from flagkit.cli.contexts import Who, context_from, context_options, value_of
 from flagkit.cli.failures import FAULTS_FOUND
 from flagkit.cli.options import Place, database_option, place_options, uri_option
-from flagkit.cli.output import PROGRAMS, output_option, written
+from flagkit.cli.output import PROGRAMS, emit, output_option
+from flagkit.cli.telling import say
 from flagkit.errors import InvalidDocumentError
 from flagkit.history import Replayed, client_at, replay
 
@@ -89,9 +90,9 @@ def evaluate(key: str, output: str, **asked: Unpack[_Question]) -> None:
     if output in PROGRAMS:
         document = told.as_dict()
         flags = {"flags": document["flags"]} if explain else {}
-        click.echo(written({**document["evaluation"], "time": document["time"], **flags}, output))
+        emit({**document["evaluation"], "time": document["time"], **flags}, output)
     else:
-        click.echo(str(told))
+        say(*str(told).split("\n"))
     if found.evaluation.error_code is not None:
         raise click.ClickException(f"{found.evaluation.error_code}: the answer is the default")
 
@@ -113,19 +114,17 @@ def replay_digest(
     found = replay(uri, digest, context_from(who), database=database)
     if output in PROGRAMS:
         document = {"is_same": found.is_same, **msgspec.to_builtins(found)}
-        click.echo(written(document, output))
+        emit(document, output)
     else:
-        click.echo(_told(found))
+        say(*_told(found))
     if not found.is_same:
         raise SystemExit(FAULTS_FOUND)
 
 
-def _told(found: Replayed) -> str:
+def _told(found: Replayed) -> list[str]:
     served = "the caller's default" if found.variant is None else repr(found.variant)
     where = f"at revision {found.revision} of {found.environment}, {found.time.isoformat()}"
     said = f"{found.key} was {served} {where}"
     if found.is_same:
-        return f"{said}: so it is"
-    return "\n".join(
-        [f"{said}, says the digest, but:", *(f"  {line}" for line in found.differences)]
-    )
+        return [f"{said}: so it is"]
+    return [f"{said}, says the digest, but:", *(f"  {line}" for line in found.differences)]

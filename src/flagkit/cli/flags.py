@@ -5,7 +5,6 @@ from typing import Any, Unpack
 
 import click
 import msgspec
-from rich.console import Console
 
 from flagkit.cli.documents import flags_in
 from flagkit.cli.importing import import_flags
@@ -23,9 +22,9 @@ from flagkit.cli.options import (
     store_at,
     to_option,
 )
-from flagkit.cli.output import PROGRAMS, output_option, written
+from flagkit.cli.output import PROGRAMS, emit, emit_text, output_option
 from flagkit.cli.policies import flag_document, flag_file, flag_line, rows_of
-from flagkit.cli.telling import Teller
+from flagkit.cli.telling import Teller, say
 from flagkit.cli.writing import Asking, changing, tell_notes, writing_options
 from flagkit.errors import FlagNotFoundError
 from flagkit.model import EVERYWHERE
@@ -62,15 +61,15 @@ def _list(namespace: str, state: str | None, output: str, **place: Unpack[Place]
         if found.key.startswith(namespace) and state in (None, found.policy["state"])
     ]
     if output in PROGRAMS:
-        click.echo(written([msgspec.to_builtins(line) for line in lines], output))
+        emit([msgspec.to_builtins(line) for line in lines], output)
     elif lines:
-        Teller(Console(highlight=False)).listing(
+        Teller().listing(
             ("flag", "region", "version", "state", "type", "serves", "owner"),
             [msgspec.structs.astuple(line) for line in lines],
             right=("version",),
         )
     else:
-        click.echo("No such flag.")
+        say("No such flag.")
 
 
 @flags.command("show")
@@ -95,8 +94,8 @@ def _show(key: str, region: str, output: str, **place: Unpack[Place]) -> None:
         raise FlagNotFoundError(f"there is no flag {key!r} in region {region}{there}")
     if output == "policy":
         standing = state.policy["state"]
-        click.echo(f"# version {state.version} at revision {revision}, {standing}")
-        click.echo(flag_file(state), nl=False)
+        say(f"# version {state.version} at revision {revision}, {standing}")
+        emit_text(flag_file(state), "yaml")
     elif output in PROGRAMS:
         told = {
             "key": key,
@@ -106,12 +105,12 @@ def _show(key: str, region: str, output: str, **place: Unpack[Place]) -> None:
             "overrides": regions,
             "document": flag_document(state),
         }
-        click.echo(written(told, output))
+        emit(told, output)
     else:
-        rows = [("version", f"{state.version} at revision {revision:,}")]
-        rows += [("overrides", ", ".join(regions))] if regions else []
+        rows = [("version", [f"{state.version} at revision {revision:,}"])]
+        rows += [("overrides", [", ".join(regions)])] if regions else []
         rows += rows_of(flag_document(state))
-        Teller(Console(highlight=False)).table(("flag", key), rows)
+        Teller().table(("flag", key), rows)
 
 
 @flags.command("create")
@@ -415,14 +414,14 @@ def _stale(days: int, output: str, **place: Unpack[Place]) -> None:
     with store_at(**place) as store:
         found = stale_flags(store, days)
     if output in PROGRAMS:
-        click.echo(written([msgspec.to_builtins(flag) for flag in found], output))
+        emit([msgspec.to_builtins(flag) for flag in found], output)
     elif found:
-        Teller(Console(highlight=False)).table(
+        Teller().table(
             ("flag", "region", "owner", "why"),
-            [(flag.key, flag.region, flag.owner, "\n".join(flag.reasons)) for flag in found],
+            [(flag.key, flag.region, flag.owner, flag.reasons) for flag in found],
         )
     else:
-        click.echo("No flag is stale.")
+        say("No flag is stale.")
 
 
 def _weights(written: tuple[str, ...]) -> dict[str, float] | float:

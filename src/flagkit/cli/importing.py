@@ -5,14 +5,15 @@ from typing import Unpack
 
 import click
 import msgspec
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from flagkit.cli.failures import FAULTS_FOUND
 from flagkit.cli.guarding import guards_named
 from flagkit.cli.import_files import ImportFiles
 from flagkit.cli.options import Place, place_options, reassign_option, settings_at
-from flagkit.cli.output import PROGRAMS, output_option, written
+from flagkit.cli.output import PROGRAMS, emit, output_option
+from flagkit.cli.streams import work_is_done
+from flagkit.cli.telling import progress_console, say
 from flagkit.cli.writing import actor_option, dry_run_option, guards_option, reason_option
 from flagkit.model.grants import checked_actor
 from flagkit.writer.importing import DIFFERENCES_MAX, Import, Imported, Step
@@ -53,7 +54,7 @@ def import_flags(  # noqa: PLR0913 - each is an option
     wanted = Import(settings.environment, reassign=reassign, keys=data_keys_of(settings))
     found = ImportFiles(files, wanted, settings.environment)
     for fault in found.faults:
-        click.echo(str(fault), err=True)
+        say(str(fault), err=True)
     if found.faults:
         raise SystemExit(FAULTS_FOUND)
     with (
@@ -66,24 +67,24 @@ def import_flags(  # noqa: PLR0913 - each is an option
             guards=guards_named(guards),
         ) as writer,
     ):
-        made = (
-            found.wanted.look(writer, reason=reason)
-            if dry_run
-            else _run(found.wanted, writer, reason)
-        )
+        if dry_run:
+            made = found.wanted.look(writer, reason=reason)
+        else:
+            made = _run(found.wanted, writer, reason)
+            work_is_done()
     if output in PROGRAMS:
-        click.echo(written(msgspec.to_builtins(made), output))
+        emit(msgspec.to_builtins(made), output)
     else:
         for line in made.differences:
-            click.echo(line)
+            say(line)
         if len(made.differences) == DIFFERENCES_MAX:
-            click.echo("and others: these are the first lines")
-        click.echo(_told(made, dry_run=dry_run))
+            say("and others: these are the first lines")
+        say(_told(made, dry_run=dry_run))
 
 
 def _run(wanted: Import, writer: Writer, reason: str) -> Imported:
     columns = ("imported", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
+    console = progress_console()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
 

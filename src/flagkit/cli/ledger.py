@@ -14,12 +14,11 @@ from typing import Any, Final, TypeVar, Unpack
 
 import click
 import msgspec
-from rich.console import Console
 
 from flagkit.cli.failures import FAULTS_FOUND, without_secrets
 from flagkit.cli.options import HOW_MANY, HOW_MANY_MAX, Place, place_options, store_at
-from flagkit.cli.output import PROGRAMS, output_option, written
-from flagkit.cli.telling import Teller
+from flagkit.cli.output import PROGRAMS, emit, emit_text, output_option
+from flagkit.cli.telling import Teller, say
 from flagkit.errors import StoreUnavailableError
 from flagkit.storage.store import Store
 from flagkit.writer.ledger import ACTIONS, Entry, Wanted, begins_after, entries, newer
@@ -87,13 +86,13 @@ def _show(
         shown = [*itertools.islice(entries(store, newest_first=True, **wanted), limit)]
         after = begins_after(store) if len(shown) < limit else 0
     if output in PROGRAMS:
-        click.echo(written([msgspec.to_builtins(entry) for entry in shown], output))
+        emit([msgspec.to_builtins(entry) for entry in shown], output)
     elif shown:
-        _tell(shown, Console(highlight=False))
+        _tell(shown)
     else:
-        click.echo("No such change.")
+        say("No such change.")
     if after:
-        click.echo(f"What came up to revision {after:,} was pruned.", err=True)
+        say(f"What came up to revision {after:,} was pruned.", err=True)
 
 
 @ledger.command("tail")
@@ -122,7 +121,7 @@ def _tail(
         tip = store.tip()
         shown = [*itertools.islice(entries(store, newest_first=True, **wanted), limit)]
         for entry in reversed(shown):
-            click.echo(_line(entry, output))
+            _tell_one(entry, output)
         after = max(0, tip.revision - 1, *(entry.revision for entry in shown[:1]))
         if follow:
             # To be interrupted is how it ends.
@@ -141,22 +140,24 @@ def _follow(store: Store, after: int, output: str, wanted: Wanted) -> None:
             found = []
             if not trouble:
                 trouble = without_secrets(f"Waiting: {error}")
-                click.echo(trouble, err=True)
+                say(trouble, err=True)
         for entry in found:
-            click.echo(_line(entry, output))
+            _tell_one(entry, output)
         time.sleep(_ASK_AGAIN_SECONDS)
 
 
-def _line(entry: Entry, output: str) -> str:
-    """Return an entry as it is told when others follow."""
+def _tell_one(entry: Entry, output: str) -> None:
+    """Tell of an entry that others may follow."""
     if output == "json":
-        return json.dumps(msgspec.to_builtins(entry))
+        emit_text(json.dumps(msgspec.to_builtins(entry)) + "\n", output)
+        return
     if output == "yaml":
-        return written([msgspec.to_builtins(entry)], output)
+        emit([msgspec.to_builtins(entry)], output)
+        return
     who = ", ".join(_people(entry))
     why = ": ".join([who, *_why(entry)])
     head = f"{entry.revision}  {entry.time:%Y-%m-%d %H:%M:%S}  {why}"
-    return "\n    ".join([head, *_lines(entry)])
+    say(head, *(f"    {line}" for line in _lines(entry)))
 
 
 @ledger.command("verify")
@@ -189,15 +190,14 @@ def _verify(anchors: tuple[str, ...], output: str, **place: Unpack[Place]) -> No
             "after": proof.after,
             "problems": [*problems],
         }
-        click.echo(written(told, output))
+        emit(told, output)
     elif not problems:
         since = f" from revision {proof.after + 1:,}, after what was pruned," if proof.after else ""
-        click.echo(f"{tip.environment}: all is well{since} up to revision {tip.revision:,}")
+        say(f"{tip.environment}: all is well{since} up to revision {tip.revision:,}")
         for revision, digest in witness:
-            click.echo(f"anchor: {revision}:{digest}")
+            say(f"anchor: {revision}:{digest}")
     else:
-        for problem in problems:
-            click.echo(problem, err=True)
+        say(*problems, err=True)
     if problems:
         raise SystemExit(FAULTS_FOUND)
 
@@ -211,16 +211,16 @@ def _anchor(text: str) -> tuple[int, str]:
     return int(found[1]), found[2]
 
 
-def _tell(shown: Sequence[Entry], console: Console) -> None:
-    Teller(console).table(
+def _tell(shown: Sequence[Entry]) -> None:
+    Teller().table(
         ("revision", "time (UTC)", "actor", "what", "reason"),
         [
             (
                 entry.revision,
                 f"{entry.time:%Y-%m-%d %H:%M:%S}",
-                "\n".join(_people(entry)),
-                "\n".join(_lines(entry)),
-                "\n".join(_why(entry)),
+                _people(entry),
+                _lines(entry),
+                _why(entry),
             )
             for entry in shown
         ],

@@ -5,12 +5,12 @@ from typing import Any, Final, TypeVar, Unpack
 
 import click
 import msgspec
-from rich.console import Console
 
 from flagkit.cli.guarding import guards_named
 from flagkit.cli.options import Place, place_options
-from flagkit.cli.output import PROGRAMS, output_option, written
-from flagkit.cli.telling import Teller
+from flagkit.cli.output import PROGRAMS, emit, output_option
+from flagkit.cli.streams import work_is_done
+from flagkit.cli.telling import Teller, say
 from flagkit.cli.writing import Deciding, deciding_options, guards_option, tell_commit
 from flagkit.model.grants import checked_actor
 from flagkit.writer import Waiting, Writer
@@ -39,16 +39,16 @@ def _list(output: str, **place: Unpack[Place]) -> None:
     with Writer(**place, actor=_NOBODY) as writer:
         found = writer.pending()
     if output in PROGRAMS:
-        click.echo(written([msgspec.to_builtins(waiting) for waiting in found], output))
+        emit([msgspec.to_builtins(waiting) for waiting in found], output)
     elif found:
-        Teller(Console(highlight=False)).table(
+        Teller().table(
             ("request", "since (UTC)", "actor", "what", "state", "reason"),
             [
                 (
                     waiting.request,
                     f"{waiting.since:%Y-%m-%d %H:%M:%S}",
                     waiting.actor,
-                    "\n".join(waiting.actions),
+                    waiting.actions,
                     _state(waiting),
                     waiting.reason,
                 )
@@ -56,7 +56,7 @@ def _list(output: str, **place: Unpack[Place]) -> None:
             ],
         )
     else:
-        click.echo("Nothing is pending.")
+        say("Nothing is pending.")
 
 
 @pending.command("sweep")
@@ -68,12 +68,13 @@ def _sweep(guards: str | None, output: str, **place: Unpack[Place]) -> None:
     """
     with Writer(**place, actor=_NOBODY, guards=guards_named(guards)) as writer:
         swept = writer.sweep()
+        work_is_done()
         if output in PROGRAMS:
-            click.echo(written(msgspec.to_builtins(swept), output))
+            emit(msgspec.to_builtins(swept), output)
             return
         for commit in swept.commits:
             tell_commit(commit, writer, output)
-    click.echo(f"{len(swept.commits)} made, {swept.refused} refused, {swept.waiting} go on waiting")
+    say(f"{len(swept.commits)} made, {swept.refused} refused, {swept.waiting} go on waiting")
 
 
 @pending.command("commit")

@@ -97,29 +97,29 @@ def segment_file(state: PolicyState) -> str:
     return yaml_text([], [SegmentPolicy(document, decode_segment(document).segment)])
 
 
-def rows_of(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what a document says, field by field, in lines."""
+def rows_of(document: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yield what a document says: the name of each field, and its lines."""
     for name, value in document.items():
         # A seed tells people nothing.
         if name in ("key", "seed"):
             continue
         match name:
             case "variants":
-                yield name, "\n".join(f"{variant}: {_shown(value[variant])}" for variant in value)
+                yield name, [f"{variant}: {_shown(value[variant])}" for variant in value]
             case "prerequisites":
-                needed = (
-                    f"{item['flag']} serves {' or '.join(item['variants'])}" for item in value
+                yield (
+                    name,
+                    [f"{item['flag']} serves {' or '.join(item['variants'])}" for item in value],
                 )
-                yield name, "\n".join(needed)
             case "rules":
                 for rule in value:
-                    yield f"rule {rule['name']}", "\n".join(_rule(rule))
+                    yield f"rule {rule['name']}", [*_rule(rule)]
             case "fallthrough":
-                yield name, told(value)
+                yield name, [told(value)]
             case "included" | "excluded":
-                yield name, f"{value['count']:,} keys"
+                yield name, [f"{value['count']:,} keys"]
             case _:
-                yield name, _shown(value)
+                yield name, [_shown(value)]
 
 
 def _rule(rule: _Document) -> Iterator[str]:

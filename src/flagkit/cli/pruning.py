@@ -4,13 +4,12 @@ from collections.abc import Sequence
 
 import click
 import msgspec
-from rich.console import Console
-from rich.markup import escape
 
 from flagkit.cli.guarding import guards_named
 from flagkit.cli.options import Place, place_options, settings_at, store_at
-from flagkit.cli.output import PROGRAMS, output_option, written
-from flagkit.cli.telling import Teller
+from flagkit.cli.output import PROGRAMS, emit, output_option
+from flagkit.cli.streams import work_is_done
+from flagkit.cli.telling import Progress, Teller, say
 from flagkit.writer.pruning import Pruned, prunable, prune_in_steps
 from flagkit.writer.retention import DAYS_MAX, Retention
 from flagkit.writer.writer import Writer
@@ -69,6 +68,7 @@ def prune(  # noqa: PLR0913, PLR0917 - who, why, and what is asked
             guards=guards_named(guards),
         ) as writer:
             rows = _applied(writer, retention, reason)
+            work_is_done()
             tip = writer.store.tip()
     else:
         with store_at(**asking) as store:
@@ -81,29 +81,29 @@ def prune(  # noqa: PLR0913, PLR0917 - who, why, and what is asked
             "hash": tip.hash,
             "parts": [msgspec.to_builtins(row) for row in rows],
         }
-        click.echo(written(told, output))
+        emit(told, output)
         return
     _tell(rows)
     if applies:
-        click.echo(f"{tip.environment} is at revision {tip.revision:,}")
-        click.echo(f"anchor: {tip.revision}:{tip.hash}")
+        say(f"{tip.environment} is at revision {tip.revision:,}")
+        say(f"anchor: {tip.revision}:{tip.hash}")
     else:
-        click.echo(f"dry run on {tip.environment}: nothing was removed; --apply removes it")
+        say(f"dry run on {tip.environment}: nothing was removed; --apply removes it")
 
 
 def _applied(writer: Writer, retention: Retention, reason: str) -> list[Pruned]:
     steps = prune_in_steps(writer, retention, reason=reason)
-    with Console(stderr=True).status("looking at the environment") as status:
+    with Progress() as progress:
         while True:
             try:
-                status.update(escape(next(steps)))
+                progress.show(next(steps))
             except StopIteration as done:
                 rows: list[Pruned] = done.value
                 return rows
 
 
 def _tell(rows: Sequence[Pruned]) -> None:
-    Teller(Console(highlight=False)).table(
+    Teller().table(
         ("what", "documents", "bytes", "until"),
         [(row.what, f"{row.documents:,}", f"{row.bytes:,}", row.until) for row in rows],
         right=("documents", "bytes"),

@@ -6,7 +6,6 @@ from typing import Any, TextIO, TypeVar, Unpack
 
 import click
 import msgspec
-from rich.console import Console
 
 from flagkit.changes import SEGMENTS
 from flagkit.cli.documents import segments_in
@@ -21,9 +20,9 @@ from flagkit.cli.options import (
     store_at,
     to_option,
 )
-from flagkit.cli.output import PROGRAMS, output_option, written
+from flagkit.cli.output import PROGRAMS, emit, emit_text, output_option
 from flagkit.cli.policies import rows_of, segment_document, segment_file, segment_line
-from flagkit.cli.telling import Teller
+from flagkit.cli.telling import Teller, say
 from flagkit.cli.writing import Asking, changing, writing_options
 from flagkit.errors import ConfigurationError, FlagNotFoundError
 from flagkit.model.keys import check_key
@@ -51,9 +50,9 @@ def _list(namespace: str, output: str, **place: Unpack[Place]) -> None:
         if found.key.startswith(namespace)
     ]
     if output in PROGRAMS:
-        click.echo(written([msgspec.to_builtins(line) for line in lines], output))
+        emit([msgspec.to_builtins(line) for line in lines], output)
     elif lines:
-        Teller(Console(highlight=False)).listing(
+        Teller().listing(
             ("segment", "version", "condition", "by", "included", "excluded", "owner"),
             [
                 (
@@ -65,7 +64,7 @@ def _list(namespace: str, output: str, **place: Unpack[Place]) -> None:
             right=("version", "included", "excluded"),
         )
     else:
-        click.echo("No such segment.")
+        say("No such segment.")
 
 
 @segments.command("show")
@@ -86,8 +85,8 @@ def _show(key: str, output: str, **place: Unpack[Place]) -> None:
     if state is None:
         raise FlagNotFoundError(f"there is no segment {key!r}: `flagkit segments list` has all")
     if output == "policy":
-        click.echo(f"# version {state.version} at revision {revision}")
-        click.echo(segment_file(state), nl=False)
+        say(f"# version {state.version} at revision {revision}")
+        emit_text(segment_file(state), "yaml")
     elif output in PROGRAMS:
         told = {
             "key": key,
@@ -96,12 +95,12 @@ def _show(key: str, output: str, **place: Unpack[Place]) -> None:
             "flags": referring,
             "document": segment_document(state),
         }
-        click.echo(written(told, output))
+        emit(told, output)
     else:
-        rows = [("version", f"{state.version} at revision {revision:,}")]
+        rows = [("version", [f"{state.version} at revision {revision:,}"])]
         rows += rows_of(segment_document(state))
-        rows += [("flags", ", ".join(referring))] if referring else []
-        Teller(Console(highlight=False)).table(("segment", key), rows)
+        rows += [("flags", [", ".join(referring)])] if referring else []
+        Teller().table(("segment", key), rows)
 
 
 @segments.command("create")

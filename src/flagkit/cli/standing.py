@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
-from rich.console import Console
 
 from flagkit.changes import Tip
 from flagkit.cli.telling import Teller
@@ -54,9 +53,9 @@ def tip_in(survey: Survey, environment: str) -> Tip:
     return _named(environment, survey.environments()[1])
 
 
-def show(standing: Standing, database: str, console: Console) -> None:
+def show(standing: Standing, database: str) -> None:
     """Print tables for people."""
-    tell = Teller(console)
+    tell = Teller()
     if standing.environments:
         tell.table(
             ("environment", "revision", "last change", "ago", "epoch", "checkpoint"),

@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgspec import Struct
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flagkit.changes import Tip
 from flagkit.cli.standing import client_document, client_rows, tip_in
-from flagkit.cli.telling import Teller
+from flagkit.cli.telling import Teller, progress_console
 from flagkit.errors import StoreUnavailableError
 from flagkit.storage.registry import Registered
 from flagkit.storage.survey import Survey
@@ -77,7 +76,7 @@ def wait(
         time.sleep(max(min(ASK_AGAIN_SECONDS, ends - time.monotonic()), 0))
 
 
-def wait_with_bar(survey: Survey, goal: Goal, timeout: float, console: Console) -> Progressed:
+def wait_with_bar(survey: Survey, goal: Goal, timeout: float) -> Progressed:
     """Wait as `wait`, with a bar that says how many have it."""
     columns = (
         TextColumn("{task.description}"),
@@ -86,7 +85,7 @@ def wait_with_bar(survey: Survey, goal: Goal, timeout: float, console: Console) 
         TextColumn("clients"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=progress_console()) as progress:
         task = progress.add_task(f"revision {goal.revision}", total=None)
 
         def tell(found: Progressed) -> None:
@@ -114,10 +113,10 @@ def verdict(found: Progressed, goal: Goal, timeout: float) -> str:
     )
 
 
-def show_laggards(found: Progressed, console: Console) -> None:
+def show_laggards(found: Progressed) -> None:
     """Print a table of those that are behind."""
     if found.laggards:
-        Teller(console).table(*client_rows(found.laggards, [found.tip]))
+        Teller().table(*client_rows(found.laggards, [found.tip]))
 
 
 def document_of(found: Progressed, goal: Goal) -> dict[str, Any]:

@@ -10,9 +10,13 @@ from typing import Any, TypeVar, Unpack
 import click
 import msgspec
 
+from flagkit.cli.failures import without_secrets
 from flagkit.cli.guarding import guards_named
 from flagkit.cli.options import Place, place_options
-from flagkit.cli.output import PROGRAMS, output_option, written
+from flagkit.cli.output import PROGRAMS, emit, output_option
+from flagkit.cli.streams import work_is_done
+from flagkit.cli.telling import say, warn
+from flagkit.errors import FlagkitError
 from flagkit.model.canonical import date_text
 from flagkit.model.grants import checked_actor
 from flagkit.writer import Commit, Draft, Preview, Proposal, Writer, entries
@@ -120,6 +124,8 @@ def changing(**asking: Unpack[Asking]) -> Generator[Draft]:
             if asking["break_glass"] is not None:
                 draft.break_glass(asking["break_glass"])
             yield draft
+        if draft.preview is None:
+            work_is_done()
         if draft.preview is not None:
             _tell_preview(draft.preview, writer.environment, asking["output"])
         elif draft.proposal is not None:
@@ -128,7 +134,7 @@ def changing(**asking: Unpack[Asking]) -> Generator[Draft]:
             assert draft.commit is not None, "the block ended without error"
             tell_commit(draft.commit, writer, asking["output"])
             if draft.glass:
-                click.echo(f"Warning: guards were passed by: {draft.glass}", err=True)
+                warn(f"guards were passed by: {draft.glass}")
 
 
 def _collecting(writer: Writer, asking: Asking) -> AbstractContextManager[Draft]:
@@ -147,14 +153,14 @@ def _collecting(writer: Writer, asking: Asking) -> AbstractContextManager[Draft]
 def tell_proposal(proposal: Proposal, output: str) -> None:
     """Tell of a proposal, and what became of it."""
     if output in PROGRAMS:
-        click.echo(written(msgspec.to_builtins(proposal), output))
+        emit(msgspec.to_builtins(proposal), output)
         return
     _tell_lines(proposal.differences or proposal.actions)
-    click.echo(f"{proposal.id}: proposed by {proposal.actor}{_because(proposal.reason)}")
+    say(f"{proposal.id}: proposed by {proposal.actor}{_because(proposal.reason)}")
     for said in proposal.verdicts:
-        click.echo(f"{said.verdict}: {said.actor}{_because(said.reason)}")
+        say(f"{said.verdict}: {said.actor}{_because(said.reason)}")
     became = "" if proposal.revision is None else f" as revision {proposal.revision:,}"
-    click.echo(f"{proposal.state}{became}{_because(proposal.problem)}")
+    say(f"{proposal.state}{became}{_because(proposal.problem)}")
 
 
 def _because(why: str) -> str:
@@ -162,12 +168,16 @@ def _because(why: str) -> str:
 
 
 def tell_commit(commit: Commit, writer: Writer, output: str) -> None:
-    """Tell what a commit did."""
-    lines: Sequence[str] = ()
-    if commit.changed:
+    """Tell what a commit did. Nothing that fails here makes the command fail."""
+    work_is_done()
+    lines: tuple[str, ...] | None = ()
+    try:
         # Of a request that was sent again, the ledger knows what it did the first time.
-        entry = next(entries(writer.store, commit.revision - 1), None)
+        entry = next(entries(writer.store, commit.revision - 1), None) if commit.changed else None
         lines = () if entry is None else entry.differences
+    except FlagkitError as error:
+        lines = None
+        warn(without_secrets(f"the change was made, but its differences cannot be told: {error}"))
     if output in PROGRAMS:
         document = {
             "environment": writer.environment,
@@ -175,13 +185,14 @@ def tell_commit(commit: Commit, writer: Writer, output: str) -> None:
             "time": date_text(commit.time),
             "request": commit.request,
             "changed": commit.changed,
-            "differences": [*lines],
+            "differences": None if lines is None else [*lines],
         }
-        click.echo(written(document, output))
+        emit(document, output)
         return
-    _tell_lines(lines)
+    if lines is not None:
+        _tell_lines(lines)
     made = "" if commit.changed else ", as before: no revision was made"
-    click.echo(f"revision {commit.revision:,} of {writer.environment}{made}")
+    say(f"revision {commit.revision:,} of {writer.environment}{made}")
 
 
 def _tell_preview(preview: Preview, environment: str, output: str) -> None:
@@ -194,22 +205,21 @@ def _tell_preview(preview: Preview, environment: str, output: str) -> None:
             "differences": [*preview.differences],
             "notes": [*preview.notes],
         }
-        click.echo(written(document, output))
+        emit(document, output)
         return
     if preview.done is not None:
-        click.echo(f"nothing: this request was revision {preview.done:,} of {environment}")
+        say(f"nothing: this request was revision {preview.done:,} of {environment}")
         return
     _tell_lines(preview.differences)
     tell_notes(preview.notes)
-    click.echo(f"dry run upon revision {preview.upon:,} of {environment}: nothing was written")
+    say(f"dry run upon revision {preview.upon:,} of {environment}: nothing was written")
 
 
 def tell_notes(notes: Iterable[str], *, err: bool = False) -> None:
     """Tell what people should know before a change is made."""
     for note in notes:
-        click.echo(f"Note: {note}", err=err)
+        say(f"Note: {note}", err=err)
 
 
 def _tell_lines(lines: Sequence[str]) -> None:
-    for line in lines or ("no difference",):
-        click.echo(line)
+    say(*(lines or ["no difference"]))

@@ -11,6 +11,7 @@ from msgspec import Struct
 from flagkit.core.evaluation import Evaluation
 from flagkit.model import EVERYWHERE
 from flagkit.model.rollouts import percent
+from flagkit.printable import printable
 
 T = TypeVar("T")
 
@@ -94,6 +95,8 @@ class FlagTrace(Struct, frozen=True, kw_only=True):
 class Explanation(Struct, frozen=True, kw_only=True):
     """An evaluation and how it came about; `str()` gives it as text.
 
+    The text shows control and invisible characters of what it quotes as escapes.
+
     `flags` are the flag that was asked, first, and the prerequisites that were evaluated for it;
     none where there was nothing to evaluate, where it is off because its snapshot is stale, or
     where the context, the default or the clock misbehaved. `time` is the moment that windows and
@@ -115,7 +118,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
         return plain
 
     def __str__(self) -> str:
-        return "\n".join(_lines(self))
+        return "\n".join(map(printable, _lines(self)))
 
 
 def shown(value: object) -> Any:

@@ -110,6 +110,7 @@ def translated(doing: str, seconds_max: float | None = None) -> Generator[None]:
     Raises:
         StoreUnavailableError: the database cannot be reached, or broke off.
         StoreError: the database refused.
+        ConfigurationError: what was asked for holds a text that cannot be encoded.
     """
     try:
         # None leaves what the connection string says.
@@ -136,6 +137,12 @@ def translated(doing: str, seconds_max: float | None = None) -> Generator[None]:
         raise StoreUnavailableError(f"while {doing}: {error}") from error
     except PyMongoError as error:
         raise StoreError(f"while {doing}: {error}") from error
+    except UnicodeEncodeError as error:
+        # An argument of a command whose bytes are not UTF-8. The message does not quote it.
+        raise ConfigurationError(
+            f"while {doing}: a name or text holds a lone surrogate, which is no character: write"
+            " it in UTF-8"
+        ) from error
 
 
 @contextmanager

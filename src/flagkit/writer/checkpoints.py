@@ -5,7 +5,6 @@ Of a writer's changes none waits for one: a thread of its own makes it, at its o
 
 import contextlib
 import hashlib
-import logging
 import os
 import threading
 import time
@@ -15,12 +14,13 @@ from typing import Final
 
 from flagkit.changes import PolicyState, Tip
 from flagkit.errors import FlagkitError
+from flagkit.logs import logger
 from flagkit.model.segments import packed_part
 from flagkit.snapshot import Arena, record_of, whole
 from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.store import Store
 
-_log = logging.getLogger("flagkit.writer")
+_log = logger("flagkit.writer")
 
 CLOSE_SECONDS: Final = 5.0
 """How long a writer that closes waits for a checkpoint that is being made to be left off."""

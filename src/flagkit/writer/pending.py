@@ -6,7 +6,6 @@ touches the same flags is sequenced in the order in which it was asked for.
 """
 
 import contextlib
-import logging
 import random
 import threading
 import time
@@ -27,6 +26,7 @@ from flagkit.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from flagkit.logs import logger
 from flagkit.storage.preparing import check_request_fits
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
@@ -45,7 +45,7 @@ from flagkit.writer.recorded import (
 from flagkit.writer.requests import drop_of, made_by
 from flagkit.writer.terms import Terms
 
-_log = logging.getLogger("flagkit.writer")
+_log = logger("flagkit.writer")
 
 LOOK_SECONDS: Final = 10.0
 """So often at most a writer looks, after a change of its own, whether anything waits."""

@@ -4,7 +4,6 @@ What it is asked for becomes a revision by the committer; its other rooms say wh
 """
 
 import contextlib
-import logging
 import uuid
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, Self, Unpack
@@ -12,6 +11,7 @@ from typing import Any, Self, Unpack
 from flagkit.changes import PolicyChange, Tip
 from flagkit.encryption import Encryption
 from flagkit.errors import ConfigurationError, InvalidDocumentError
+from flagkit.logs import logger
 from flagkit.settings import settings_from
 from flagkit.storage.layout import comparable_digest
 from flagkit.storage.reading import Reading
@@ -28,7 +28,7 @@ from flagkit.writer.requests import check_same, checked_key, content_of
 from flagkit.writer.sealing import data_keys_of
 from flagkit.writer.workflows import Anyhow, Asked
 
-_log = logging.getLogger("flagkit.writer")
+_log = logger("flagkit.writer")
 
 
 class Writer(Approvals):
