@@ -195,6 +195,16 @@ def archived(stage: Stage) -> str:
     return key
 
 
+def switch(stage: Stage, *, is_on: bool) -> str:
+    """Return the key of a new boolean flag that serves one variant to all."""
+    key = f"{KEY}-{uuid.uuid4().hex[:8]}"
+    variants = {f"on{BAD}": True, f"off{BAD}": False}
+    serves = {"serve": f"{'on' if is_on else 'off'}{BAD}"}
+    document = flag(key, variants=variants, off=f"off{BAD}", rules=[], fallthrough=serves)
+    stage.writer.create(document, reason=BAD)
+    return key
+
+
 REASON = ["--reason", BAD]
 CASES: dict[str, Case] = {
     "flags import": Case(lambda stage: [stage.file(flag(f"shop.{BAD}"))], 3),
@@ -205,6 +215,9 @@ CASES: dict[str, Case] = {
         lambda stage: [stage.file(flag(stage.key(), owner=f"new {BAD}")), *REASON]
     ),
     "flags set-rollout": Case(lambda stage: [stage.key(), f"on{BAD}=40", "off=60"]),
+    "flags serve": Case(lambda stage: [switch(stage, is_on=False), f"on{BAD}", *REASON]),
+    "flags enable": Case(lambda stage: [switch(stage, is_on=False), *REASON]),
+    "flags disable": Case(lambda stage: [switch(stage, is_on=True), *REASON]),
     "flags pause": Case(lambda stage: [stage.key(), *REASON]),
     "flags resume": Case(lambda stage: [stage.key(), *REASON]),
     "flags archive": Case(lambda stage: [stage.key(), *REASON]),
