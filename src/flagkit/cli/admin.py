@@ -37,7 +37,7 @@ def _init(
         if roles:
             done += administration.prepare_roles()
     if environment is not None:
-        with Writer(place[0], environment, actor="", database=place[1]) as writer:
+        with Writer(place[0], environment, actor="flagkit", database=place[1]) as writer:
             tip = writer.create_environment()
         done.append(f"{environment}: stands at revision {tip.revision}")
     if output in PROGRAMS:

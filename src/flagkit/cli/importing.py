@@ -14,7 +14,6 @@ from flagkit.cli.import_files import ImportFiles
 from flagkit.cli.options import Place, place_options, reassign_option, settings_at
 from flagkit.cli.output import PROGRAMS, output_option, written
 from flagkit.cli.writing import actor_option, dry_run_option, guards_option, reason_option
-from flagkit.model.grants import checked_actor
 from flagkit.writer.importing import Import, Imported, Step
 from flagkit.writer.sealing import data_keys_of
 from flagkit.writer.writer import Writer
@@ -61,7 +60,7 @@ def import_flags(  # noqa: PLR0913 - each is an option
         Writer(
             settings.uri,
             settings.environment,
-            actor=checked_actor(actor),
+            actor=actor,
             database=settings.database,
             guards=guards_named(guards),
         ) as writer,

@@ -14,7 +14,6 @@ from flagkit.cli.guarding import guards_named
 from flagkit.cli.options import Place, place_options
 from flagkit.cli.output import PROGRAMS, output_option, written
 from flagkit.model.canonical import date_text
-from flagkit.model.grants import checked_actor
 from flagkit.writer import Commit, Draft, Preview, Proposal, Writer, entries
 from flagkit.writer.workflows import Asked
 
@@ -106,7 +105,7 @@ def changing(**asking: Unpack[Asking]) -> Generator[Draft]:
     with Writer(
         asking["uri"],
         asking["environment"],
-        actor=checked_actor(asking["actor"]),
+        actor=asking["actor"],
         database=asking["database"],
         guards=guards_named(asking["guards"]),
     ) as writer:

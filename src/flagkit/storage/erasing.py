@@ -9,7 +9,6 @@ digest is erased, too: it would tell whoever guesses the name that the guess is 
 import contextlib
 import hmac
 import os
-import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -76,10 +75,17 @@ def erase(database: Database[Document], actor: str, name: str) -> None:
     )
     audit.update_many(theirs, {"$set": {**wordless, **_GONE}})
     _erase_proposals(database[PROPOSALS], actor, name)
-    database[PENDING].update_many(
-        {"trouble": {"$regex": re.escape(actor)}}, {"$set": {"trouble": ERASED}}
-    )
+    _erase_trouble(database[PENDING], actor)
     database[DENIALS].update_many(theirs, {"$set": wordless})
+
+
+def _erase_trouble(pending: Collection[Document], actor: str) -> None:
+    """Remove the errors that name an actor: with quotes and escapes, or as it is."""
+    quoted = repr(actor)
+    forms = {quoted, quoted[1:-1], actor} if actor.strip() else {quoted}
+    for document in pending.find({"trouble": {"$exists": True}}, {"trouble": True}):
+        if any(form in str(document["trouble"]) for form in forms):
+            pending.update_one({"_id": document["_id"]}, {"$set": {"trouble": ERASED}})
 
 
 def _erase_in_operations(asked: Collection[Document], actor: str, name: str) -> None:

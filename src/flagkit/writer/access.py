@@ -16,7 +16,7 @@ from flagkit.changes import ACCESS, GRANTS, SEGMENTS, PolicyChange, PolicyState
 from flagkit.errors import AccessDeniedError, StoreError
 from flagkit.model import EVERYWHERE
 from flagkit.model.documents import METADATA
-from flagkit.model.grants import Grant, Grants, Role, decode_grants
+from flagkit.model.grants import Grant, Grants, Role, checked_actor, decode_grants
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.operations import Earlier, Operation, SetState
@@ -70,8 +70,15 @@ class RevokeRole(Operation, frozen=True, tag="revoke", kw_only=True):
     role: Role | None
 
     def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Grants:
-        """Return the grants without it."""
-        return _held(before).without(self.actor, self.role)
+        """Return the grants without it.
+
+        Raises:
+            InvalidDocumentError: the actor holds no role, and that is no name of an actor.
+        """
+        held = _held(before)
+        if all(grant.actor != self.actor for grant in held.grants):
+            checked_actor(self.actor)
+        return held.without(self.actor, self.role)
 
 
 class Denial(Struct, frozen=True):

@@ -149,7 +149,7 @@ class Approvals(SegmentWorkflows):
         return self._commit(draft, application_of(proposal), content)
 
     def _who(self, actor: str | None) -> str:
-        """Return who asks, where nobody is named."""
+        """Return who asks: the writer's own actor, where nobody is named."""
         raise NotImplementedError
 
     def _request(self, draft: Draft, asked: Asked) -> tuple[str, dict[str, Any]]:

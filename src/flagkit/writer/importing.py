@@ -20,6 +20,7 @@ from flagkit.collector import collector_paused
 from flagkit.encryption import DataKeys
 from flagkit.errors import ConfigurationError, InvalidDocumentError, RateLimitedError
 from flagkit.model import EVERYWHERE, Flag, decode, encode
+from flagkit.model.grants import checked_actor
 from flagkit.model.segments import decode_segment, encode_segment, listed_keys
 from flagkit.storage.preparing import Prepared, prepared
 from flagkit.storage.reading import Reading
@@ -246,6 +247,8 @@ class Import:
             WriteError, InvalidDocumentError: refused, for what others changed meanwhile, say.
             StoreUnavailableError: the database cannot be reached.
         """
+        if actor is not None:
+            checked_actor(actor)
         with collector_paused():
             planned = self._planned(writer.store)
         batches = [*_batches(planned)]

@@ -27,16 +27,17 @@ _OWN: Final = "flagkit:"
 def content_of(draft: Draft, actor: str, reason: str) -> dict[str, Any]:
     """Return what the audit is to have of a request.
 
+    The caller has checked the actor.
+
     Raises:
-        InvalidDocumentError: actor or reason is no text.
+        InvalidDocumentError: the reason is no text.
     """
-    for name, said in (("actor", actor), ("reason", reason)):
-        if not isinstance(said, str):  # pyright: ignore[reportUnnecessaryIsInstance] - not all callers check types
-            raise InvalidDocumentError(name, f"is {said!r}", "Write text")
+    if not isinstance(reason, str):  # pyright: ignore[reportUnnecessaryIsInstance] - not all callers check types
+        raise InvalidDocumentError("reason", f"is {reason!r}", "Write text")
     content: dict[str, Any] = {
         "sent": datetime.now(UTC),
         "actor": actor,
-        "reason": reason,
+        "reason": text(reason, "reason"),
         "operations": draft.recorded or documents_of(draft.operations),
     }
     if draft.glass:
