@@ -24,6 +24,7 @@ from flagkit.storage.store import Store
 from flagkit.writer.access import Need, check_access, log_denial, needs
 from flagkit.writer.commits import Commit
 from flagkit.writer.drafts import Draft
+from flagkit.writer.limits import buckets_after
 from flagkit.writer.operations import Operation
 from flagkit.writer.planning import plan
 from flagkit.writer.proposals import (
@@ -32,6 +33,7 @@ from flagkit.writer.proposals import (
     Proposal,
     Proposed,
     Says,
+    check_closable,
     check_open,
     lesser,
     planned_by,
@@ -47,7 +49,7 @@ from flagkit.writer.recorded import (
     policies_of,
     request_digest,
 )
-from flagkit.writer.requests import application_of
+from flagkit.writer.requests import application_of, closing_of
 from flagkit.writer.segment_workflows import SegmentWorkflows
 from flagkit.writer.workflows import Asked
 
@@ -115,8 +117,11 @@ class Approvals(SegmentWorkflows):
     def reject(self, proposal: str, *, reason: str = "", actor: str | None = None) -> Commit:
         """Close a proposal: it can be applied no more. That stands in the ledger as a revision.
 
+        Asked again by the same actor, it returns the same Commit.
+
         Raises:
             AccessDeniedError: to edit what it touches takes another role.
+            RateLimitedError: the actor has made too many changes; the proposal stays open.
             ProposalNotFoundError, ProposalClosedError: there is nothing to reject.
         """
         return self._close(proposal, "reject", reason, actor)
@@ -200,7 +205,7 @@ class Approvals(SegmentWorkflows):
         who = self._who(actor)
         with self.store.reading() as reading:
             found = read(proposal, reading.said_of(proposal))
-            check_open(reading, found)
+            is_said = check_closable(reading, found, says, who)
             needed: list[Need] = []
             if says == "reject":
                 needed = [
@@ -212,12 +217,16 @@ class Approvals(SegmentWorkflows):
                 raise NotApprovedError(
                     f"{found.actor!r} proposed {proposal}, and {who!r} would withdraw it: reject it"
                 )
-        self._say(found, who, says, reason, reading.now)
+            closing = Closing(found, needed)
+            buckets_after(reading, who, is_limited=closing.is_limited(needed))
+        if not is_said:
+            self._say(found, who, says, reason, reading.now)
         # Whoever has read the proposal before this revision loses the race against it.
         draft = Draft(self.environment)
-        draft.terms = Closing(found, needed)
-        request, content = self._request(Draft(self.environment), {"reason": reason, "actor": who})
-        return self._commit(draft, request, decision(content, f"{says}_proposal", proposal))
+        draft.terms = closing
+        _, content = self._request(Draft(self.environment), {"reason": reason, "actor": who})
+        content = decision(content, f"{says}_proposal", proposal)
+        return self._commit(draft, closing_of(proposal, says), content)
 
     def _say(self, found: Proposed, who: str, says: Says, reason: str, now: datetime) -> None:
         content = {"time": now, "reason": reason, "digest": found.digest}

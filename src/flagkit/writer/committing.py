@@ -232,4 +232,4 @@ class Committer:
                 approvers=approvers,
             )
             check_guards(self._guards, planned)
-        return buckets_after(reading, actor, needed)
+        return buckets_after(reading, actor, is_limited=terms.is_limited(needed))

@@ -5,7 +5,7 @@ Both are looked at in the reading that the commit is compared with, so nothing c
 no newer flag, no revoked role, no rejection.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias
 
@@ -31,7 +31,7 @@ from flagkit.writer.ledger import sentences
 from flagkit.writer.operations import Operation
 from flagkit.writer.planning import Plan, plan
 from flagkit.writer.recorded import digest_of, operations_of
-from flagkit.writer.requests import application_of
+from flagkit.writer.requests import application_of, closing_of
 from flagkit.writer.terms import Terms
 
 Says: TypeAlias = Literal["approve", "reject", "withdraw"]
@@ -167,6 +167,11 @@ class Closing(Terms):
         """Return what it takes to close it."""
         return self._needed
 
+    def is_limited(self, needed: Collection[Need]) -> bool:
+        """Tell that it takes a token: whatever roles it takes, it stops no harm."""
+        del needed
+        return True
+
 
 def read(proposal: str, documents: Sequence[Mapping[str, Any]]) -> Proposed:
     """Return a proposal from its documents, with the verdicts that are bound to it.
@@ -218,6 +223,8 @@ def told(reading: Reading, found: Proposed, *, whole: bool) -> Proposal:
         state = "applied"
     elif closed:
         state = closed[0]
+    elif (ledgered := _closed_by_ledger(reading, found.id)) is not None:
+        state = ledgered
     else:
         try:
             _check_unmoved(reading, found)
@@ -262,9 +269,34 @@ def check_open(reading: Reading, found: Proposed) -> None:
             raise ProposalClosedError(
                 f"{found.id} was {_CLOSED[said.verdict]} by {said.actor!r}: propose it anew"
             )
+    closed = _closed_by_ledger(reading, found.id)
+    if closed is not None:
+        raise ProposalClosedError(f"{found.id} was {closed}: propose it anew")
+
+
+def check_closable(reading: Reading, found: Proposed, says: Says, who: str) -> bool:
+    """Refuse to close a proposal that is not open; return whether `who` has closed it already.
+
+    Then the revision that says so may be missing: the writer may have been killed, or refused for a
+    rate limit.
+    """
+    if any((said.actor, said.verdict) == (who, says) for said in found.verdicts):
+        _check_unapplied(reading, found)
+        return True
+    check_open(reading, found)
+    return False
+
+
+def _closed_by_ledger(reading: Reading, proposal: str) -> State | None:
+    """Return how a proposal was closed by the ledger, whatever became of its documents."""
+    for says, state in _CLOSED.items():
+        if reading.commit_of(closing_of(proposal, says)) is not None:
+            return state
+    return None
 
 
 def _check_unapplied(reading: Reading, found: Proposed) -> None:
+    """Refuse a proposal that was applied."""
     done = reading.commit_of(application_of(found.id))
     if done is not None:
         raise ProposalClosedError(f"{found.id} was applied as revision {done.revision}")

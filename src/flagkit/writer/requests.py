@@ -122,6 +122,11 @@ def drop_of(request: str) -> str:
     return f"{_OWN}drop {request}"
 
 
+def closing_of(proposal: str, says: str) -> str:
+    """Return the request by which a proposal is closed: `says` is reject, or withdraw."""
+    return f"{_OWN}{says} {proposal}"
+
+
 def application_of(proposal: str) -> str:
     """Return the request by which a proposal is applied."""
     return f"{_OWN}apply {proposal}"

@@ -1,11 +1,15 @@
 """Terms: on what a change is made, besides its being right: asked at the revision of the commit."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final
 
 from flagkit.changes import PolicyChange
 from flagkit.storage.reading import Reading
-from flagkit.writer.access import Need, check_access, needs
+from flagkit.writer.access import Action, Need, check_access, needs
 from flagkit.writer.operations import Operation
+
+UNLIMITED: Final[frozenset[Action]] = frozenset(("pause", "grant"))
+"""What takes no token of a rate limit: pauses and changes of access."""
 
 
 class Terms:
@@ -23,6 +27,10 @@ class Terms:
     ) -> list[Need]:
         """Return what roles are asked for."""
         return needs(operations, changes, breaks_glass=breaks_glass)
+
+    def is_limited(self, needed: Collection[Need]) -> bool:
+        """Tell whether the change takes a token: all do but those that stop harm."""
+        return not needed or any(action not in UNLIMITED for action, _ in needed)
 
     def approvers(
         self, reading: Reading, actor: str, needed: Sequence[Need], changes: Sequence[PolicyChange]
