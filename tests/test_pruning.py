@@ -630,12 +630,12 @@ def test_requests_that_were_abandoned_go_and_others_stay(
 
 def test_denials_go_and_that_stands_in_the_ledger(history: Writer) -> None:
     told = {"action": "edit", "key": "a.one", "reason": "", "operations": list[Any]()}
-    history.store.add_denial(NOON, {**told, "actor": "eve"})
-    history.store.add_denial(later(history), {**told, "actor": "mallory"})
+    history.store.denials.add(NOON, {**told, "actor": "eve"})
+    history.store.denials.add(later(history), {**told, "actor": "mallory"})
     wanted = Retention(denials_days=DAYS)
     assert rows(prunable(history.store, wanted, later(history))) == {"denials": 1}
     assert rows(prune(history, wanted, reason="old", now=later(history))) == {"denials": 1}
-    assert [denial["actor"] for denial in history.store.denials()] == ["mallory"]
+    assert [denial["actor"] for denial in history.store.denials.all()] == ["mallory"]
     (*_, last) = entries(history.store)
     assert last.reason == "old"
     assert last.actions[0].startswith("prune denials before ")
@@ -949,7 +949,7 @@ def test_who_is_no_admin_of_everything_writes_nothing_whatever_is_to_go(
     content = {"actor": "a", "reason": "", "operations": [], "digest": "x", "sent": NOON}
     history.store.add_request("abandoned", content)
     told = {"action": "edit", "key": "a.one", "reason": "", "operations": list[Any]()}
-    history.store.add_denial(NOON, {**told, "actor": "eve"})
+    history.store.denials.add(NOON, {**told, "actor": "eve"})
     now = later(history) if kind in {"ledger", "all"} else later(history, LAST)
 
     def held() -> dict[str, list[Any]]:

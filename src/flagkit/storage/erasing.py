@@ -18,6 +18,7 @@ from pymongo.errors import DuplicateKeyError
 
 from flagkit.changes import GRANTS
 from flagkit.errors import StoreUnavailableError
+from flagkit.storage.denials import shortened
 from flagkit.storage.layout import (
     ACCESS,
     AUDIT,
@@ -55,7 +56,7 @@ def mentions(database: Database[Document], actor: str) -> dict[str, int]:
     wanted: dict[str, Document] = {
         AUDIT: {"$or": [theirs, {"applied_by": actor}, *named]},
         PROPOSALS: {"$or": [{"_id.actor": actor}, *named]},
-        DENIALS: theirs,
+        DENIALS: _denied(actor),
     }
     return {name: database[name].count_documents(some) for name, some in wanted.items()}
 
@@ -76,7 +77,12 @@ def erase(database: Database[Document], actor: str, name: str) -> None:
     audit.update_many(theirs, {"$set": {**wordless, **_GONE}})
     _erase_proposals(database[PROPOSALS], actor, name)
     _erase_trouble(database[PENDING], actor)
-    database[DENIALS].update_many(theirs, {"$set": wordless})
+    database[DENIALS].update_many(_denied(actor), {"$set": wordless})
+
+
+def _denied(actor: str) -> Document:
+    """Return the filter of an actor's denials, which may have the beginning of the name alone."""
+    return {"actor": {"$in": [actor, shortened(actor, "actor")]}}
 
 
 def _erase_trouble(pending: Collection[Document], actor: str) -> None:

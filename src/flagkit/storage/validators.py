@@ -9,6 +9,7 @@ brought up to date.
 from collections.abc import Mapping
 from typing import Any, Final
 
+from flagkit.storage.denials import OPERATIONS_MAX, TEXT_LENGTH_MAX
 from flagkit.storage.layout import (
     ACCESS,
     AUDIT,
@@ -172,7 +173,12 @@ VALIDATORS: Final[Mapping[str, Document]] = {
     ),
     DENIALS: _document(
         {"environment": _TEXT, "denial": _TEXT},
-        {"time": _MOMENT, "action": _TEXT, "key": _TEXT, **_ASKED},
+        {
+            "time": _MOMENT,
+            "action": _TEXT,
+            **{name: {**_TEXT, "maxLength": most} for name, most in TEXT_LENGTH_MAX.items()},
+            "operations": {**_LIST, "items": _ANY, "maxItems": OPERATIONS_MAX},
+        },
     ),
     CHECKPOINTS: _document(
         {"environment": _TEXT, "checkpoint": _TEXT},
