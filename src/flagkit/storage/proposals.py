@@ -1,9 +1,9 @@
 """Proposals: changes that wait for another person, and what was said of them. Insert-only.
 
 A document is {_id: {environment, proposal, actor, verdict}, time, reason, digest}. The first one of
-a proposal has the verdict "propose", and also {operations, touched}: `touched` is [{region, key,
-version}], the version null where there was nothing. Those of the others have the digest of the
-proposal that their actors saw.
+a proposal has the verdict "propose", and also {operations, touched, depends}. `touched` is
+[{region, key, version}], the version null where there was nothing. `depends` has the versions
+of what that depends on. Those of the others have the digest of the proposal that their actors saw.
 """
 
 from collections.abc import Iterable, Mapping

@@ -170,6 +170,16 @@ VALIDATORS: Final[Mapping[str, Document]] = {
                 {"region": _TEXT, "key": _TEXT, "version": _kind("int", "long", "null")}
             ),
         },
+        depends={
+            **_LIST,
+            "items": _object(
+                {
+                    **dict.fromkeys(("key", "which", "region"), _TEXT),
+                    "but": {**_LIST, "items": _TEXT},
+                    "versions": {**_LIST, "items": _object({"region": _TEXT, "version": _WHOLE})},
+                }
+            ),
+        },
     ),
     DENIALS: _document(
         {"environment": _TEXT, "denial": _TEXT},

@@ -23,6 +23,7 @@ from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.access import Need, check_access, log_denial, needs
 from flagkit.writer.commits import Commit
+from flagkit.writer.dependencies import dependencies_of, documents_of
 from flagkit.writer.drafts import Draft
 from flagkit.writer.limits import buckets_after
 from flagkit.writer.operations import Operation
@@ -136,7 +137,8 @@ class Approvals(SegmentWorkflows):
         Applied again, it returns the same Commit. The guards of this writer are asked.
 
         Raises:
-            ProposalVoidError: something that it touches has moved since it was proposed.
+            ProposalVoidError: something that it touches, or a segment or prerequisite that this
+                depends on, has moved since it was proposed.
             NotApprovedError: nobody who may make the change, but who proposed it, has approved.
             AccessDeniedError: who proposed it, or who applies it, may not even edit what it
                 touches.
@@ -185,6 +187,7 @@ class Approvals(SegmentWorkflows):
             fitting(change, content)
             named = [*(policies_of(draft.operations) or ()), *(item.id for item in planned.changes)]
             versions = versions_of(reading, dict.fromkeys(named))
+            depends = dependencies_of(reading, planned.changes)
         touched = [
             {"region": region, "key": key, "version": version}
             for (region, key), version in versions.items()
@@ -194,6 +197,7 @@ class Approvals(SegmentWorkflows):
             "reason": content["reason"],
             "operations": content["operations"],
             "touched": touched,
+            "depends": documents_of(depends),
         }
         proposed["digest"] = proposal_digest(content["actor"], proposed)
         self.store.add_parts(draft.parts)

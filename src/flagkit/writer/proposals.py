@@ -1,14 +1,16 @@
 """Proposals: what was proposed and said of it, read and judged at one revision.
 
-A proposal is bound to the versions of what it touches, and an approval to the proposal's digest.
-Both are looked at in the reading that the commit is compared with, so nothing can slip in between:
-no newer flag, no revoked role, no rejection.
+A proposal is bound to the versions of what it touches, and of the segments and prerequisites that
+this depends on. An approval is bound to the proposal's digest. Both are looked at in the reading
+that the commit is compared with, so nothing can slip in between: no newer flag, no revoked role, no
+rejection.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias
 
+import msgspec
 from msgspec import Struct
 
 from flagkit.changes import ACCESS, GRANTS, SEGMENTS, PolicyChange, PolicyId
@@ -26,6 +28,7 @@ from flagkit.storage.proposals import PROPOSE
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.access import Need, check_access, first_denied
+from flagkit.writer.dependencies import Dependency, moved, standing
 from flagkit.writer.differences import differences
 from flagkit.writer.ledger import sentences
 from flagkit.writer.operations import Operation
@@ -108,6 +111,7 @@ class Proposed(Struct, frozen=True):
     time: datetime
     documents: list[dict[str, Any]]
     touched: dict[PolicyId, int | None]
+    depends: tuple[Dependency, ...]
     digest: str
     verdicts: tuple[Verdict, ...]
 
@@ -201,6 +205,7 @@ def read(proposal: str, documents: Sequence[Mapping[str, Any]]) -> Proposed:
         made["time"],
         made["operations"],
         touched,
+        tuple(msgspec.convert(made.get("depends", ()), tuple[Dependency, ...])),
         digest,
         verdicts,
     )
@@ -208,7 +213,10 @@ def read(proposal: str, documents: Sequence[Mapping[str, Any]]) -> Proposed:
 
 def proposal_digest(actor: str, made: Mapping[str, Any]) -> str:
     """Return what binds approvals to a proposal: the hex SHA-256 of all that it says."""
-    return digest_of([actor, made["time"], made["reason"], made["operations"], made["touched"]])
+    # Those of an earlier version have no dependencies.
+    depends = [made["depends"]] if "depends" in made else []
+    said = [actor, made["time"], made["reason"], made["operations"], made["touched"]]
+    return digest_of([*said, *depends])
 
 
 def told(reading: Reading, found: Proposed, *, whole: bool) -> Proposal:
@@ -303,15 +311,19 @@ def _check_unapplied(reading: Reading, found: Proposed) -> None:
 
 
 def _check_unmoved(reading: Reading, found: Proposed) -> None:
-    """Refuse a proposal that touches what has another version now than when it was made."""
+    """Refuse a proposal if what it touches, or depends on, has another version than at first."""
     if found.digest == ERASED:
         raise ProposalClosedError(f"{found.id} is not as it was made, a person in it was erased")
     for identity, version in versions_of(reading, found.touched).items():
         then = found.touched[identity]
         if version != then:
-            there = "is not there any more" if version is None else f"is at version {version}"
-            was = "was not there" if then is None else f"was at {then}"
-            raise ProposalVoidError(identity[1], f"{there}, and {was}", reading.author(identity))
+            problem = moved(then, version)
+            raise ProposalVoidError(identity[1], problem, reading.author(identity))
+    for dependency, now in zip(found.depends, standing(reading, found.depends), strict=True):
+        other = dependency.moved(now)
+        if other is not None:
+            identity, problem = other
+            raise ProposalVoidError(identity[1], problem, reading.author(identity))
 
 
 def _check_same(reading: Reading, found: Proposed, changes: Iterable[PolicyChange]) -> None:
