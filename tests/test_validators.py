@@ -131,6 +131,7 @@ def test_each_collection_has_its_validator_and_its_documents(held: Database[Docu
 def test_a_document_of_a_wrong_form_is_refused(held: Database[Document], collection: str) -> None:
     may_be_missing = {
         *("body", "format", "seal", "segments", "glass", "buckets", "proposal", "applied_by"),
+        "approved",
         *("tries", "not_before", "trouble", "refused", "projected", "unprojected"),
     }
     for found in held[collection].find():

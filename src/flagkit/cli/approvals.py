@@ -48,7 +48,7 @@ def _list(limit: int, output: str, **place: Unpack[Place]) -> None:
             [
                 (
                     proposal.id,
-                    proposal.state,
+                    f"void: {proposal.problem}" if proposal.state == "void" else proposal.state,
                     proposal.actor,
                     "\n".join(proposal.actions),
                     "\n".join(

@@ -41,6 +41,7 @@ _LISTED: Final = ("include", "exclude", "remove", "keys.included", "keys.exclude
 """Where an operation in the audit names an actor, and where it lists keys as they were given."""
 # With all that is altered: what has a digest, and another one, looks as if it was tampered with.
 _GONE: Final = {"digest": ERASED}
+_UNSEALED: Final = {"seal": ERASED}
 
 
 def name_for(database: Database[Document], actor: str) -> str:
@@ -54,7 +55,7 @@ def mentions(database: Database[Document], actor: str) -> dict[str, int]:
     theirs = {"actor": actor}
     named = [{f"operations.{path}": actor} for path in (*_NAMED, *_LISTED)]
     wanted: dict[str, Document] = {
-        AUDIT: {"$or": [theirs, {"applied_by": actor}, *named]},
+        AUDIT: {"$or": [theirs, {"applied_by": actor}, {"approved.by": actor}, *named]},
         PROPOSALS: {"$or": [{"_id.actor": actor}, *named]},
         DENIALS: _denied(actor),
     }
@@ -70,7 +71,12 @@ def erase(database: Database[Document], actor: str, name: str) -> None:
     for collection in (AUDIT, PROPOSALS):
         _erase_in_operations(database[collection], actor, name)
     wordless = {"actor": name, "reason": ""}
-    audit.update_many({"applied_by": actor}, {"$set": {"applied_by": name}})
+    audit.update_many({"applied_by": actor}, {"$set": {"applied_by": name, **_GONE}})
+    audit.update_many(
+        {"approved.by": actor},
+        {"$set": {"approved.by.$[who]": name, **_GONE}},
+        array_filters=[{"who": actor}],
+    )
     audit.update_many(
         {**theirs, "glass": {"$exists": True}}, {"$set": {**wordless, **_GONE, "glass": ERASED}}
     )
@@ -107,13 +113,19 @@ def _erase_in_operations(asked: Collection[Document], actor: str, name: str) -> 
 def _erase_proposals(proposals: Collection[Document], actor: str, name: str) -> None:
     for document in proposals.find({"_id.actor": actor}):
         identity = {**document["_id"], "actor": name}
-        gone = _GONE if identity["verdict"] == PROPOSE else {}
+        gone = _GONE if identity["verdict"] == PROPOSE else _sealless(document)
         with contextlib.suppress(DuplicateKeyError):
             proposals.insert_one({**document, "_id": identity, "reason": "", **gone})
         proposals.delete_one({"_id": document["_id"]})
     # What is said of a proposal is bound to its digest.
     erased = proposals.distinct("_id.proposal", _GONE)
-    proposals.update_many({"_id.proposal": {"$in": erased}}, {"$set": _GONE})
+    theirs = {"_id.proposal": {"$in": erased}}
+    proposals.update_many(theirs, {"$set": _GONE})
+    proposals.update_many({**theirs, "seal": {"$exists": True}}, {"$set": _UNSEALED})
+
+
+def _sealless(document: Document) -> Document:
+    return _UNSEALED if "seal" in document else {}
 
 
 def roles_held(database: Database[Document], actor: str) -> list[str]:

@@ -143,6 +143,7 @@ VALIDATORS: Final[Mapping[str, Document]] = {
         tip=_object(_TIP),
         proposal=_TEXT,
         applied_by=_TEXT,
+        approved=_object({"digest": _TEXT, "by": {**_LIST, "items": _TEXT}}),
     ),
     PENDING: _document(
         {"environment": _TEXT, "request": _TEXT},
@@ -163,6 +164,7 @@ VALIDATORS: Final[Mapping[str, Document]] = {
     PROPOSALS: _document(
         {"environment": _TEXT, "proposal": _TEXT, "actor": _TEXT, "verdict": _TEXT},
         {"time": _MOMENT, "reason": _TEXT, "digest": _TEXT},
+        seal=_TEXT,
         operations={**_LIST, "items": _ANY},
         touched={
             **_LIST,

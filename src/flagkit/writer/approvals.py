@@ -16,6 +16,8 @@ from flagkit.errors import (
     AccessDeniedError,
     InvalidDocumentError,
     NotApprovedError,
+    ProposalClosedError,
+    RequestConflictError,
 )
 from flagkit.storage.preparing import fitting
 from flagkit.storage.proposals import PROPOSE
@@ -42,6 +44,7 @@ from flagkit.writer.proposals import (
     proposal_in,
     proposals_in,
     read,
+    verdict_seal,
     versions_of,
 )
 from flagkit.writer.recorded import (
@@ -152,7 +155,6 @@ class Approvals(SegmentWorkflows):
         _, content = self._request(Draft(self.environment), {"reason": found.reason})
         content |= {"actor": found.actor, "operations": found.documents}
         content["digest"] = request_digest(content)
-        content |= {"proposal": proposal, "applied_by": who}
         return self._commit(draft, application_of(proposal), content)
 
     def _who(self, actor: str | None) -> str:
@@ -229,11 +231,15 @@ class Approvals(SegmentWorkflows):
         draft = Draft(self.environment)
         draft.terms = closing
         _, content = self._request(Draft(self.environment), {"reason": reason, "actor": who})
-        content = decision(content, f"{says}_proposal", proposal)
-        return self._commit(draft, closing_of(proposal, says), content)
+        content = decision(content, f"{says}_proposal", proposal, digest=found.digest)
+        try:
+            return self._commit(draft, closing_of(proposal, says), content)
+        except RequestConflictError:
+            raise ProposalClosedError(f"{proposal} was closed by somebody else meanwhile") from None
 
     def _say(self, found: Proposed, who: str, says: Says, reason: str, now: datetime) -> None:
-        content = {"time": now, "reason": reason, "digest": found.digest}
+        content: dict[str, Any] = {"time": now, "reason": reason, "digest": found.digest}
+        content["seal"] = verdict_seal(found.id, who, says, content)
         self.store.proposals.say(found.id, who, says, content)
 
     def _check_may(

@@ -120,9 +120,8 @@ class Committer:
                 log_denial(self._store, reading.now, error, content["reason"], draft.operations)
                 raise
             lagging, is_late = reading.lagging, reading.lags_by > LAG_MAX
-        if again is None:
-            recorded = self._store.add_request(request, content)
-            check_same(request, recorded, content, done=look.done is not None)
+        if again is None and not self._is_recorded(draft, request, content, look):
+            return None
         if reading.behind is not None:
             self._help()
         if look.done is not None:
@@ -141,6 +140,25 @@ class Committer:
             return None
         self._project(look, lagging if is_late else None)
         return change.tip
+
+    def _is_recorded(
+        self, draft: Draft, request: str, content: Mapping[str, Any], look: Look
+    ) -> bool:
+        """Record a request; return whether it is on record as it would be committed now.
+
+        Raises:
+            RequestConflictError: another one is on record.
+        """
+        terms, is_done = draft.terms, look.done is not None
+        if terms.has_own_request and is_done:
+            return True
+        asked = terms.recorded(content)
+        recorded = self._store.add_request(request, asked)
+        if terms.has_own_request:
+            # Another attempt was first, with other approvals. The next reading has its record.
+            return recorded == str(asked["digest"])
+        check_same(request, recorded, content, done=is_done)
+        return True
 
     def _help(self) -> None:
         """See to it that ledger and flags have the tip before the head forgets it."""

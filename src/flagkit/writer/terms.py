@@ -1,7 +1,7 @@
 """Terms: on what a change is made, besides its being right: asked at the revision of the commit."""
 
-from collections.abc import Collection, Iterable, Sequence
-from typing import Final
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from flagkit.changes import PolicyChange
 from flagkit.storage.reading import Reading
@@ -14,6 +14,9 @@ UNLIMITED: Final[frozenset[Action]] = frozenset(("pause", "grant"))
 
 class Terms:
     """The terms of most changes: their actor has the roles that they take."""
+
+    has_own_request = False
+    """Whether the library names the request, so that what has its name is the same request."""
 
     def check(self, reading: Reading) -> None:
         """Refuse a change that may not be made at all, before it is planned."""
@@ -43,3 +46,7 @@ class Terms:
         del changes
         check_access(reading, actor, needed)
         return ()
+
+    def recorded(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what the audit is to have of a change, now that it meets the terms."""
+        return content
