@@ -129,7 +129,8 @@ def test_whatever_field_is_malformed_the_others_are_told_as_before(
                     assert_of_no_use(writer, first)
         listed = command.data("approvals", "list")
         assert {found["id"] for found in listed} == {first, other}
-        command.told("approvals", "list")
+        table = command.told("approvals", "list")
+        assert table.count(" open ") == table.count("void:") == 1
         assert [*entries(writer.store)]
         prunable(writer.store, Retention(remains_days=1))
     direct.proposals.replace_one(where, document)
@@ -216,6 +217,23 @@ def test_a_forged_proposal_whose_digest_is_right_breaks_nothing(
             writer.approve(first, actor="eve")
         with pytest.raises(FlagkitError):
             writer.apply(first)
+
+
+def test_members_that_a_malformed_proposal_refers_to_do_not_stop_a_pruning(
+    writer: Writer, direct: Database[dict[str, Any]]
+) -> None:
+    with writer.propose() as change:
+        change.create_segment({"key": "staff", "included": ["ada"]})
+    where = {"_id.proposal": change.proposal}
+    made = direct.proposals.find_one(where)
+    assert made is not None
+    for path in (("policy",), ("policy", "included"), ("policy", "included", "parts")):
+        for value in WRONG:
+            altered = edited(made, ("operations", 0, *path), value)
+            direct.proposals.replace_one(where, altered)
+            prunable(writer.store, Retention(remains_days=1))
+            (listed,) = writer.proposals()
+            assert listed.state == "void"
 
 
 def test_two_proposals_of_one_name_are_none(

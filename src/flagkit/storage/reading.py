@@ -309,7 +309,7 @@ class Reading(Past):
         )
         asked = {"_id": {"$in": [document["_id"] for document in waiting]}}
         for collection, wanted in ((AUDIT, asked), (PROPOSALS, proposals_of(environment))):
-            for document in self._database[collection].find(
+            for document in readable(self._database[collection]).find(
                 wanted, {"operations": True}, session=self._session
             ):
                 operations = document.get("operations")

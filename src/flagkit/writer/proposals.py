@@ -64,8 +64,9 @@ class Proposal(Struct, frozen=True):
     """A change that somebody proposed, and what became of it.
 
     `actions` are sentences such as "pause shop.search"; `differences` what would come of it now,
-    in lines, where that was asked for. `state` is open, void (something that it touches has moved
-    since), applied (at `revision`), rejected or withdrawn; `problem` says why it is void.
+    in lines, where that was asked for. `state` is open, void, applied (at `revision`), rejected or
+    withdrawn. A proposal is void once something that it touches or depends on has moved, or if it
+    was changed past the writer; `problem` says why.
     """
 
     id: str
