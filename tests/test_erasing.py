@@ -240,9 +240,38 @@ def test_a_dry_run_changes_nothing(
     assert held() == before
 
 
-def test_what_is_no_name_is_refused(mongo_uri: str) -> None:
+@pytest.mark.parametrize("name", [None, 7, b"ada", "\ud800"])
+def test_what_no_database_can_hold_is_refused(name: Any, mongo_uri: str) -> None:
     with pytest.raises(InvalidDocumentError, match="actor"):
-        erase("", uri=mongo_uri)
+        erase(name, uri=mongo_uri)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", " ", "\t ", "ada\x1b[31m", "a\0b", "\u202eada", "a" * 500, "a\u0301", 'it\'s a "b"', ".*"],
+)
+def test_names_that_are_refused_today_are_erased(
+    name: str, writer: Writer, mongo_uri: str, direct: Database[dict[str, Any]]
+) -> None:
+    writer.create(flag("a.one"))
+    with writer.change() as change:
+        change.grant("tester", "admin")
+    # An earlier version took any name.
+    writer._actor = name
+    with pytest.raises(AccessDeniedError):
+        writer.pause("a.one", reason=WORDS)
+    with direct.client.start_session() as session, session.start_transaction():
+        writer.archive("a.one", reason=WORDS, session=session)
+    writer.sweep()
+    trouble = {"refused": True, "trouble": "another's"}
+    (waiting,) = direct.pending.find()
+    direct.pending.insert_one({**waiting, "_id": waiting["_id"] | {"request": "x"}, **trouble})
+    done = erase(name, uri=mongo_uri, database=direct.name)
+    assert done.documents == {"audit": 1, "proposals": 0, "denials": 2}
+    assert direct.audit.count_documents({"actor": name}) == 0
+    assert direct.denials.count_documents({"actor": name}) == 0
+    assert [denial.actor for denial in denials(writer.store)] == [done.name] * 2
+    assert {found["trouble"] for found in direct.pending.find()} == {"erased", "another's"}
 
 
 def test_the_command_erases_and_tells(history: Writer, mongo_uri: str, database: str) -> None:

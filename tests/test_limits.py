@@ -1,6 +1,6 @@
 """Limits: token buckets that hold over processes, exactly; and that a kill switch always works."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from multiprocessing.connection import Connection
@@ -149,6 +149,71 @@ def test_pauses_and_changes_of_access_are_not_limited(writer: Writer) -> None:
     writer.resume("shop.search")
     assert limits(writer.store) == Limits()
     assert verify(writer.store) == []
+
+
+def _granting(writer: Writer) -> str:
+    with writer.propose(actor="ada") as change:
+        change.grant("tester", "admin")
+    assert change.proposal is not None
+    return change.proposal
+
+
+def _waiting(writer: Writer) -> str:
+    client = writer.store._client
+    with (
+        client.start_session() as session,
+        session.start_transaction(),
+        writer.change(session=session) as change,
+    ):
+        change.grant("tester", "admin")
+    assert change.pending is not None
+    return change.pending.request
+
+
+LIMITED: dict[str, Callable[[Writer], object]] = {
+    "a change": lambda w: w.resume("shop.search", actor="ada"),
+    "a change of nothing": lambda w: w.update_segment({"key": "staff"}, actor="ada"),
+    "a withdrawal": lambda w: w.withdraw(_granting(w), actor="ada"),
+    "a rejection": lambda w: w.reject(_granting(w), actor="ada"),
+    "a drop": lambda w: w.drop_pending(_waiting(w), actor="ada"),
+}
+
+
+@pytest.mark.mongo
+@pytest.mark.parametrize("first", LIMITED)
+def test_all_but_pauses_and_changes_of_access_takes_a_token(first: str, writer: Writer) -> None:
+    """Whatever roles it takes: to reject or to drop a change of access changes none."""
+    writer.create(flag())
+    writer.create_segment({"key": "staff"})
+    limit(writer, actor=(1, 1e-6))
+    LIMITED[first](writer)
+    for does in LIMITED.values():
+        tip = writer.store.tip()
+        with pytest.raises(RateLimitedError, match="of this actor"):
+            does(writer)
+        assert writer.store.tip() == tip
+    writer.pause("shop.search", actor="ada")
+    assert verify(writer.store) == []
+
+
+@pytest.mark.mongo
+def test_what_was_not_closed_for_a_limit_stays_open(writer: Writer) -> None:
+    writer.create(flag())
+    with writer.propose(actor="ada") as change:
+        change.pause("shop.search")
+    proposal = change.proposal
+    assert proposal is not None
+    limit(writer, environment=(1, 1e-6))
+    writer.create(flag("a.new"))
+    for close in (writer.withdraw, writer.reject):
+        with pytest.raises(RateLimitedError):
+            close(proposal, actor="ada")
+        assert writer.proposal(proposal).state == "open"
+    with writer.change() as change:
+        change.lift_limit("environment")
+    commit = writer.withdraw(proposal, actor="ada")
+    assert writer.withdraw(proposal, actor="ada") == commit
+    assert writer.proposal(proposal).state == "withdrawn"
 
 
 @pytest.mark.mongo

@@ -33,11 +33,13 @@ from flagkit.snapshot import whole as whole_of
 from flagkit.storage import pages
 from flagkit.storage import pruning as storage
 from flagkit.storage.forms import head_document, policy_document
+from flagkit.storage.layout import INDEXES
 from flagkit.storage.pages import UNPAGED_POLICIES_MAX
 from flagkit.writer import (
     Pruned,
     Retention,
     Writer,
+    denials,
     entries,
     prunable,
     prune,
@@ -628,12 +630,12 @@ def test_requests_that_were_abandoned_go_and_others_stay(
 
 def test_denials_go_and_that_stands_in_the_ledger(history: Writer) -> None:
     told = {"action": "edit", "key": "a.one", "reason": "", "operations": list[Any]()}
-    history.store.add_denial(NOON, {**told, "actor": "eve"})
-    history.store.add_denial(later(history), {**told, "actor": "mallory"})
+    history.store.denials.add(NOON, {**told, "actor": "eve"})
+    history.store.denials.add(later(history), {**told, "actor": "mallory"})
     wanted = Retention(denials_days=DAYS)
     assert rows(prunable(history.store, wanted, later(history))) == {"denials": 1}
     assert rows(prune(history, wanted, reason="old", now=later(history))) == {"denials": 1}
-    assert [denial["actor"] for denial in history.store.denials()] == ["mallory"]
+    assert [denial["actor"] for denial in history.store.denials.all()] == ["mallory"]
     (*_, last) = entries(history.store)
     assert last.reason == "old"
     assert last.actions[0].startswith("prune denials before ")
@@ -918,6 +920,72 @@ def test_it_takes_an_admin_of_the_environment(
     with Writer(mongo_uri, "production", actor="dana@example.com", database=database) as dana:
         assert rows(prune(dana, LEDGER, now=now)) == {"ledger": CUT_AT, "pages": 0}
     assert verify(history.store) == []
+
+
+KINDS = {
+    "archived": Retention(archived_days=1),
+    "ledger": LEDGER,
+    "audit": Retention(audit_days=1),
+    "denials": Retention(denials_days=1),
+    "remains": Retention(remains_days=1),
+    "all": Retention(
+        archived_days=1, ledger_days=DAYS, audit_days=1, denials_days=1, remains_days=1
+    ),
+}
+
+
+@pytest.mark.parametrize("actor", ["nobody", "ada@example.com", "bob@example.com"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_is_no_admin_of_everything_writes_nothing_whatever_is_to_go(
+    kind: str, actor: str, history: Writer, direct: Database[dict[str, Any]], mongo_uri: str
+) -> None:
+    """Not even a mark, a checkpoint, or what the ledger has of policies."""
+    with history.change() as change:
+        change.grant("tester", "admin")
+        change.grant("ada@example.com", "releaser")
+        change.grant("bob@example.com", "admin", ["a."])
+        change.archive("a.old")
+    history.store.add_parts({sha256(b"12345678").hexdigest(): b"12345678"})
+    content = {"actor": "a", "reason": "", "operations": [], "digest": "x", "sent": NOON}
+    history.store.add_request("abandoned", content)
+    told = {"action": "edit", "key": "a.one", "reason": "", "operations": list[Any]()}
+    history.store.denials.add(NOON, {**told, "actor": "eve"})
+    now = later(history) if kind in {"ledger", "all"} else later(history, LAST)
+
+    def held() -> dict[str, list[Any]]:
+        return {name: [*direct[name].find(sort=[("_id", 1)])] for name in INDEXES}
+
+    with Writer(mongo_uri, "production", actor=actor, database=direct.name) as acting:
+        before = held()
+        logged = len(denials(history.store))
+        with pytest.raises(AccessDeniedError, match="may not grant") as denied:
+            prune(acting, KINDS[kind], reason="tidy", now=now)
+        assert denied.value.roles == ("admin",)
+        after = held()
+        del before["denials"], after["denials"]
+        assert after == before
+        (*_, last) = denials(history.store)
+        assert (last.actor, last.action, last.reason) == (actor, "grant", "tidy")
+        assert len(denials(history.store)) == logged + 1
+    assert rows(prune(history, KINDS[kind], now=now))
+
+
+def test_a_role_that_is_revoked_on_the_way_stops_the_pruning(
+    history: Writer, direct: Database[dict[str, Any]], mongo_uri: str
+) -> None:
+    with history.change() as change:
+        change.grant("tester", "admin")
+        change.grant("dana@example.com", "admin")
+    before = revisions(direct)
+    with Writer(mongo_uri, "production", actor="dana@example.com", database=direct.name) as dana:
+        steps = prune_in_steps(dana, LEDGER, reason="", now=later(history))
+        next(steps)
+        with history.change() as change:
+            change.revoke("dana@example.com")
+        with pytest.raises(AccessDeniedError):
+            for _ in steps:
+                pass
+    assert revisions(direct) == [*before, LAST + 2]
 
 
 # Killed on the way

@@ -131,6 +131,7 @@ def test_each_collection_has_its_validator_and_its_documents(held: Database[Docu
 def test_a_document_of_a_wrong_form_is_refused(held: Database[Document], collection: str) -> None:
     may_be_missing = {
         *("body", "format", "seal", "segments", "glass", "buckets", "proposal", "applied_by"),
+        "approved",
         *("tries", "not_before", "trouble", "refused", "projected", "unprojected"),
     }
     for found in held[collection].find():
@@ -138,8 +139,8 @@ def test_a_document_of_a_wrong_form_is_refused(held: Database[Document], collect
         assert not is_refused(held, collection, document)
         for path in places(document):
             assert is_refused(held, collection, edited(document, path, WRONG)), path
-            if path in (("operations",), ("touched",)) and collection == "proposals":
-                # Verdicts have neither.
+            if path in (("operations",), ("touched",), ("depends",)) and collection == "proposals":
+                # Verdicts have none of them.
                 continue
             if isinstance(path[-1], str) and path[-2:-1] not in (("digests",), ("buckets",)):
                 refused = is_refused(held, collection, edited(document, path))

@@ -245,7 +245,9 @@ class ProposalClosedError(WriteError):
 
 
 class ProposalVoidError(WriteError):
-    """A flag or segment that the proposal touches has moved since: look again, and propose anew.
+    """What the proposal touches, or depends on, has moved since: look again, and propose anew.
+
+    A flag depends on the segments and prerequisites that it refers to, at any depth.
 
     `key` names it. `actor` is who moved it and `time` when, in UTC; None where not known.
     """

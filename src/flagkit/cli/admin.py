@@ -39,7 +39,7 @@ def _init(
         if roles:
             done += administration.prepare_roles()
     if environment is not None:
-        with Writer(place[0], environment, actor="", database=place[1]) as writer:
+        with Writer(place[0], environment, actor="flagkit", database=place[1]) as writer:
             tip = writer.create_environment()
         done.append(f"{environment}: stands at revision {tip.revision}")
     work_is_done()

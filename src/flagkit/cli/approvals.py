@@ -21,7 +21,6 @@ from flagkit.cli.writing import (
     tell_commit,
     tell_proposal,
 )
-from flagkit.model.grants import checked_actor
 from flagkit.writer import Writer
 from flagkit.writer.proposals import proposal_in, proposals_in
 
@@ -49,7 +48,7 @@ def _list(limit: int, output: str, **place: Unpack[Place]) -> None:
             [
                 (
                     proposal.id,
-                    proposal.state,
+                    f"void: {proposal.problem}" if proposal.state == "void" else proposal.state,
                     proposal.actor,
                     proposal.actions,
                     [said.actor for said in proposal.verdicts if said.verdict == "approve"],
@@ -126,7 +125,7 @@ def _apply(
     Exits with 4 if something that it touches has moved since.
     """
     asked = guards_named(guards)
-    with Writer(**place, actor=checked_actor(actor), guards=asked) as writer:
+    with Writer(**place, actor=actor, guards=asked) as writer:
         tell_commit(writer.apply(proposal), writer, output)
 
 
@@ -134,6 +133,6 @@ def _writer(deciding: Deciding) -> Writer:
     return Writer(
         deciding["uri"],
         deciding["environment"],
-        actor=checked_actor(deciding["actor"]),
+        actor=deciding["actor"],
         database=deciding["database"],
     )

@@ -15,7 +15,6 @@ from flagkit.cli.output import PROGRAMS, emit, output_option
 from flagkit.cli.streams import work_is_done
 from flagkit.cli.telling import progress_console, say
 from flagkit.cli.writing import actor_option, dry_run_option, guards_option, reason_option
-from flagkit.model.grants import checked_actor
 from flagkit.writer.importing import DIFFERENCES_MAX, Import, Imported, Step
 from flagkit.writer.sealing import data_keys_of
 from flagkit.writer.writer import Writer
@@ -62,7 +61,7 @@ def import_flags(  # noqa: PLR0913 - each is an option
         Writer(
             settings.uri,
             settings.environment,
-            actor=checked_actor(actor),
+            actor=actor,
             database=settings.database,
             guards=guards_named(guards),
         ) as writer,

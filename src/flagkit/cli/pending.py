@@ -12,7 +12,6 @@ from flagkit.cli.output import PROGRAMS, emit, output_option
 from flagkit.cli.streams import work_is_done
 from flagkit.cli.telling import Teller, say
 from flagkit.cli.writing import Deciding, deciding_options, guards_option, tell_commit
-from flagkit.model.grants import checked_actor
 from flagkit.writer import Waiting, Writer
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -100,7 +99,7 @@ def _drop(request: str, **deciding: Unpack[Deciding]) -> None:
     with Writer(
         deciding["uri"],
         deciding["environment"],
-        actor=checked_actor(deciding["actor"]),
+        actor=deciding["actor"],
         database=deciding["database"],
     ) as writer:
         dropped = writer.drop_pending(request, reason=deciding["reason"])

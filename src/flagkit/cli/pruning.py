@@ -10,6 +10,7 @@ from flagkit.cli.options import Place, place_options, settings_at, store_at
 from flagkit.cli.output import PROGRAMS, emit, output_option
 from flagkit.cli.streams import work_is_done
 from flagkit.cli.telling import Progress, Teller, say
+from flagkit.model.grants import checked_actor
 from flagkit.writer.pruning import Pruned, prunable, prune_in_steps
 from flagkit.writer.retention import DAYS_MAX, Retention
 from flagkit.writer.writer import Writer
@@ -54,16 +55,18 @@ def prune(  # noqa: PLR0913, PLR0917 - who, why, and what is asked
     """
     if not any(days.values()):
         raise click.UsageError("say what, and after how many days: as in --ledger-days 90")
-    if applies and not actor:
+    if applies and actor is None:
         raise click.UsageError("say who removes it: --actor, or FLAGKIT_ACTOR")
     asking = Place(uri=uri, environment=environment, database=database)
     retention = Retention(**days)
-    if applies:
+    if actor is not None:
+        checked_actor(actor)
+    if applies and actor is not None:
         place = settings_at(**asking)
         with Writer(
             place.uri,
             place.environment,
-            actor=str(actor),
+            actor=actor,
             database=place.database,
             guards=guards_named(guards),
         ) as writer:

@@ -18,7 +18,6 @@ from flagkit.cli.streams import work_is_done
 from flagkit.cli.telling import say, warn
 from flagkit.errors import FlagkitError
 from flagkit.model.canonical import date_text
-from flagkit.model.grants import checked_actor
 from flagkit.writer import Commit, Draft, Preview, Proposal, Writer, entries
 from flagkit.writer.workflows import Asked
 
@@ -116,7 +115,7 @@ def changing(**asking: Unpack[Asking]) -> Generator[Draft]:
     with Writer(
         asking["uri"],
         asking["environment"],
-        actor=checked_actor(asking["actor"]),
+        actor=asking["actor"],
         database=asking["database"],
         guards=guards_named(asking["guards"]),
     ) as writer:

@@ -1,6 +1,7 @@
 """Grants: which actors have which roles, and where. An environment has one document of them all."""
 
 import re
+import unicodedata
 from collections.abc import Collection, Mapping
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -15,6 +16,10 @@ Role: TypeAlias = Literal["viewer", "editor", "releaser", "admin"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 ACTOR_LENGTH_MAX: Final = 200
 _NAMESPACE: Final = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+_UNSEEN: Final = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""Characters that are drawn as nothing, though Unicode says that they can be printed."""
 
 
 class Grant(Struct, frozen=True, order=True):
@@ -85,12 +90,64 @@ def _is_namespace(given: object) -> bool:
 
 
 def checked_actor(actor: object) -> str:
-    """Return the name of an actor, or raise InvalidDocumentError."""
-    if not isinstance(actor, str) or not 0 < len(actor) <= ACTOR_LENGTH_MAX:
+    """Return the name of an actor. Every way by which a name comes in calls this function.
+
+    It refuses names that people could take for another name: those with characters that nobody
+    sees, with a blank at either end, or not in Unicode's normal form NFC.
+
+    Raises:
+        InvalidDocumentError: that is no name.
+    """
+    name = granted_actor(actor)
+    unseen = next(filter(_is_unseen, name), None)
+    if unseen is not None:
         raise InvalidDocumentError(
-            "actor", f"is {actor!r}", f"Write a name of at most {ACTOR_LENGTH_MAX} characters"
+            "actor",
+            f"is {name!r}, which has the character U+{ord(unseen):04X}, which nobody sees",
+            "Remove it",
         )
+    if name != name.strip():
+        raise InvalidDocumentError(
+            "actor", f"is {name!r}, which begins or ends with a blank", "Remove the blank"
+        )
+    if not unicodedata.is_normalized("NFC", name):
+        raise InvalidDocumentError(
+            "actor",
+            f"is {name!r}, which looks like another name",
+            "Write it in Unicode's normal form NFC",
+        )
+    return name
+
+
+def granted_actor(actor: object) -> str:
+    """Return a name that may stand in grants, though it may be none that is taken today.
+
+    Raises:
+        InvalidDocumentError: it is too long, or empty, so that no role was ever granted to it.
+    """
+    name = stored_actor(actor)
+    if not 0 < len(name) <= ACTOR_LENGTH_MAX:
+        problem = f"has {len(name):,} characters" if name else "is ''"
+        raise InvalidDocumentError(
+            "actor", problem, f"Write a name of at most {ACTOR_LENGTH_MAX} characters"
+        )
+    return name
+
+
+def stored_actor(actor: object) -> str:
+    """Return a name that the database can hold, though it may be none that is taken today.
+
+    Raises:
+        InvalidDocumentError: no database can hold it.
+    """
+    if not isinstance(actor, str):
+        raise InvalidDocumentError("actor", f"is {actor!r:.100}", "Write a name")
     return text(actor, "actor")
+
+
+def _is_unseen(character: str) -> bool:
+    # Controls, formats, separators other than the plain blank, and what is no character.
+    return not character.isprintable() or _UNSEEN.match(character) is not None
 
 
 def checked_role(role: object) -> Role:

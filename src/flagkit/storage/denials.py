@@ -1,35 +1,98 @@
 """Denials: the log of who was denied what. No revision is made for one, and no client reads it.
 
-A document is {_id: {environment, denial}, time, actor, action, key, reason, operations}.
+A document is {_id: {environment, denial}, time, actor, action, key, reason, operations}. A writer
+may only insert, so the `_id` bounds how many there are: it is one of a few slots that an actor has
+in a minute. A denial that finds all of them taken is not logged.
+
+Each actor has the slots 0 to 7 of one of 256 groups, and then the slots 8 and 9 of another group.
+Both groups follow from a hash of the actor and the minute. So a flood of one actor hides another
+actor's denials only if both groups are the same two, and only for that minute.
 """
 
-import os
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from bson import MaxKey, MinKey
-from pymongo import ASCENDING
 from pymongo.database import Database
+from pymongo.errors import DuplicateKeyError
 
 from flagkit.storage.driver import translated
 from flagkit.storage.layout import DENIALS, Document
 
+FIRST_SLOTS, SECOND_SLOTS = 8, 2
+DENIALS_A_MINUTE_MAX: Final = FIRST_SLOTS + SECOND_SLOTS
+"""So many denials of one actor are logged in a minute."""
+GROUPS: Final = 256
+"""So an environment has at most GROUPS times as many in a minute, by whatever names."""
+TEXT_LENGTH_MAX: Final[Mapping[str, int]] = {"actor": 200, "key": 200, "reason": 1_000}
+"""How many characters are logged of each text; of a longer one the beginning."""
+OPERATIONS_MAX: Final = 100
+"""So many operations of what was denied are logged."""
+_CUT: Final = "..."
 
-def add_denial(
-    database: Database[Document], environment: str, now: datetime, told: Mapping[str, Any]
-) -> None:
-    """Log what is told of a denial at a time of the server's."""
-    identity = _identity(environment, f"{now:%Y%m%dT%H%M%S.%f}Z-{os.urandom(8).hex()}")
-    with translated("logging a denial"):
-        database[DENIALS].insert_one({"_id": identity, "time": now, **told})
+
+class Denials:
+    """The denials of an environment."""
+
+    def __init__(self, database: Database[Document], environment: str) -> None:
+        self._collection = database[DENIALS]
+        self._environment = environment
+        self._minute = ""
+        self._taken: dict[str, int] = {}
+        """By actor, how many slots of this minute are known to be taken."""
+
+    def add(self, now: datetime, told: Mapping[str, Any]) -> bool:
+        """Log what is told of a denial at a time of the server's; return whether there was room."""
+        bounded: Document = {**told}
+        for name in TEXT_LENGTH_MAX:
+            bounded[name] = shortened(told[name], name)
+        bounded["operations"] = [
+            {**operation, "key": shortened(operation["key"], "key")}
+            for operation in told["operations"][:OPERATIONS_MAX]
+        ]
+        minute = f"{now:%Y%m%dT%H%M}Z"
+        if minute != self._minute:
+            self._minute, self._taken = minute, {}
+        taken, actor = self._taken, bounded["actor"]
+        for number, slot in enumerate(_slots(minute, actor)):
+            if number < taken.get(actor, 0):
+                continue
+            taken[actor] = number + 1
+            document = {"_id": _identity(self._environment, slot), "time": now, **bounded}
+            with translated("logging a denial"):
+                try:
+                    self._collection.insert_one(document)
+                except DuplicateKeyError:
+                    continue
+            return True
+        return False
+
+    def all(self) -> list[Document]:
+        """Return what was logged, oldest first."""
+        first, last = (_identity(self._environment, end) for end in (MinKey(), MaxKey()))
+        with translated("reading the denials"):
+            found = self._collection.find({"_id": {"$gte": first, "$lte": last}}).to_list()
+        return sorted(found, key=lambda document: document["time"])
 
 
-def denials_in(database: Database[Document], environment: str) -> list[Document]:
-    """Return what was logged, oldest first."""
-    mine = {"$gte": _identity(environment, MinKey()), "$lte": _identity(environment, MaxKey())}
-    with translated("reading the denials"):
-        return database[DENIALS].find({"_id": mine}, sort=[("_id", ASCENDING)]).to_list()
+def shortened(text: str, name: str) -> str:
+    """Return as much of a text as is logged of it."""
+    # What UTF-8 cannot carry, no document can hold.
+    length = TEXT_LENGTH_MAX[name]
+    whole = text[: length + 1].encode(errors="replace").decode()
+    return whole if len(whole) <= length else whole[: length - len(_CUT)] + _CUT
+
+
+def _slots(minute: str, actor: str) -> Iterator[str]:
+    hashed = hashlib.sha256(f"{minute} {actor}".encode()).digest()
+    for group, numbers in (
+        (hashed[0], range(FIRST_SLOTS)),
+        (hashed[1], range(FIRST_SLOTS, DENIALS_A_MINUTE_MAX)),
+    ):
+        for number in numbers:
+            yield f"{minute}-{group:02x}-{number}"
 
 
 def _identity(environment: str, denial: Any) -> Document:

@@ -9,7 +9,6 @@ digest is erased, too: it would tell whoever guesses the name that the guess is 
 import contextlib
 import hmac
 import os
-import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -19,6 +18,7 @@ from pymongo.errors import DuplicateKeyError
 
 from flagkit.changes import GRANTS
 from flagkit.errors import StoreUnavailableError
+from flagkit.storage.denials import shortened
 from flagkit.storage.layout import (
     ACCESS,
     AUDIT,
@@ -43,6 +43,7 @@ _LISTED: Final = ("include", "exclude", "remove", "keys.included", "keys.exclude
 # With all that is altered: what has a digest, and another one, looks as if it was tampered with.
 _GONE: Final = {"digest": ERASED}
 _UNSEEDED_GONE: Final = {"$unset": {UNSEEDED: ""}}
+_UNSEALED: Final = {"seal": ERASED}
 
 
 def name_for(database: Database[Document], actor: str) -> str:
@@ -56,9 +57,9 @@ def mentions(database: Database[Document], actor: str) -> dict[str, int]:
     theirs = {"actor": actor}
     named = [{f"operations.{path}": actor} for path in (*_NAMED, *_LISTED)]
     wanted: dict[str, Document] = {
-        AUDIT: {"$or": [theirs, {"applied_by": actor}, *named]},
+        AUDIT: {"$or": [theirs, {"applied_by": actor}, {"approved.by": actor}, *named]},
         PROPOSALS: {"$or": [{"_id.actor": actor}, *named]},
-        DENIALS: theirs,
+        DENIALS: _denied(actor),
     }
     return {name: database[name].count_documents(some) for name, some in wanted.items()}
 
@@ -72,16 +73,33 @@ def erase(database: Database[Document], actor: str, name: str) -> None:
     for collection in (AUDIT, PROPOSALS):
         _erase_in_operations(database[collection], actor, name)
     wordless = {"actor": name, "reason": ""}
-    audit.update_many({"applied_by": actor}, {"$set": {"applied_by": name}})
+    audit.update_many({"applied_by": actor}, {"$set": {"applied_by": name, **_GONE}})
+    audit.update_many(
+        {"approved.by": actor},
+        {"$set": {"approved.by.$[who]": name, **_GONE}},
+        array_filters=[{"who": actor}],
+    )
     audit.update_many(
         {**theirs, "glass": {"$exists": True}}, {"$set": {**wordless, **_GONE, "glass": ERASED}}
     )
     audit.update_many(theirs, {"$set": {**wordless, **_GONE}, **_UNSEEDED_GONE})
     _erase_proposals(database[PROPOSALS], actor, name)
-    database[PENDING].update_many(
-        {"trouble": {"$regex": re.escape(actor)}}, {"$set": {"trouble": ERASED}}
-    )
-    database[DENIALS].update_many(theirs, {"$set": wordless})
+    _erase_trouble(database[PENDING], actor)
+    database[DENIALS].update_many(_denied(actor), {"$set": wordless})
+
+
+def _denied(actor: str) -> Document:
+    """Return the filter of an actor's denials, which may have the beginning of the name alone."""
+    return {"actor": {"$in": [actor, shortened(actor, "actor")]}}
+
+
+def _erase_trouble(pending: Collection[Document], actor: str) -> None:
+    """Remove the errors that name an actor: with quotes and escapes, or as it is."""
+    quoted = repr(actor)
+    forms = {quoted, quoted[1:-1], actor} if actor.strip() else {quoted}
+    for document in pending.find({"trouble": {"$exists": True}}, {"trouble": True}):
+        if any(form in str(document["trouble"]) for form in forms):
+            pending.update_one({"_id": document["_id"]}, {"$set": {"trouble": ERASED}})
 
 
 def _erase_in_operations(asked: Collection[Document], actor: str, name: str) -> None:
@@ -99,13 +117,19 @@ def _erase_in_operations(asked: Collection[Document], actor: str, name: str) -> 
 def _erase_proposals(proposals: Collection[Document], actor: str, name: str) -> None:
     for document in proposals.find({"_id.actor": actor}):
         identity = {**document["_id"], "actor": name}
-        gone = _GONE if identity["verdict"] == PROPOSE else {}
+        gone = _GONE if identity["verdict"] == PROPOSE else _sealless(document)
         with contextlib.suppress(DuplicateKeyError):
             proposals.insert_one({**document, "_id": identity, "reason": "", **gone})
         proposals.delete_one({"_id": document["_id"]})
     # What is said of a proposal is bound to its digest.
     erased = proposals.distinct("_id.proposal", _GONE)
-    proposals.update_many({"_id.proposal": {"$in": erased}}, {"$set": _GONE})
+    theirs = {"_id.proposal": {"$in": erased}}
+    proposals.update_many(theirs, {"$set": _GONE})
+    proposals.update_many({**theirs, "seal": {"$exists": True}}, {"$set": _UNSEALED})
+
+
+def _sealless(document: Document) -> Document:
+    return _UNSEALED if "seal" in document else {}
 
 
 def roles_held(database: Database[Document], actor: str) -> list[str]:

@@ -48,7 +48,7 @@ R = TypeVar("R")
 
 
 CODEC: Final[CodecOptions[Document]] = CodecOptions(tz_aware=True)
-_FORM_FAULTS = (
+FORM_FAULTS: Final = (
     *(KeyError, TypeError, ValueError),
     *(AttributeError, AssertionError, OverflowError),
 )
@@ -61,7 +61,7 @@ def judged(read: Callable[P, R]) -> Callable[P, R]:
     def judging(*arguments: P.args, **named: P.kwargs) -> R:
         try:
             return read(*arguments, **named)
-        except _FORM_FAULTS as error:
+        except FORM_FAULTS as error:
             raise StoreError(
                 "a stored document has not the form that it should have: it was changed past the"
                 f" writer ({type(error).__name__}: {error})"

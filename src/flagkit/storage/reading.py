@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from pymongo import ASCENDING
 from pymongo.client_session import ClientSession
@@ -53,6 +53,7 @@ from flagkit.storage.layout import (
     proposals_of,
 )
 from flagkit.storage.past import Past
+from flagkit.storage.proposals import readable
 from flagkit.storage.publishing import newest_first, read_back
 from flagkit.storage.scanning import (
     BATCH_DOCUMENTS,
@@ -289,8 +290,16 @@ class Reading(Past):
     def said_of(self, proposal: str) -> list[Document]:
         """Return the documents of a proposal, the oldest first."""
         wanted = proposals_named(self.tip.environment, [proposal])
-        found = self._database[PROPOSALS].find(wanted, session=self._session)
+        found = readable(self._database[PROPOSALS]).find(wanted, session=self._session)
         return [*found.sort("time", ASCENDING)]
+
+    def asked(self, request: str) -> Document | None:
+        """Return what the audit has of a request."""
+        identity = {"environment": self.tip.environment, "request": request}
+        found: Document | None = self._database[AUDIT].find_one(
+            {"_id": identity}, session=self._session
+        )
+        return found
 
     def awaited(self) -> Iterator[Document]:
         """Yield the operations that are recorded of pending changes and of proposals."""
@@ -300,10 +309,14 @@ class Reading(Past):
         )
         asked = {"_id": {"$in": [document["_id"] for document in waiting]}}
         for collection, wanted in ((AUDIT, asked), (PROPOSALS, proposals_of(environment))):
-            for document in self._database[collection].find(
+            for document in readable(self._database[collection]).find(
                 wanted, {"operations": True}, session=self._session
             ):
-                yield from document.get("operations", ())
+                operations = document.get("operations")
+                # What was changed past the writer keeps nothing, and breaks nothing.
+                if isinstance(operations, list):
+                    listed = cast("list[object]", operations)
+                    yield from (cast("Document", item) for item in listed if isinstance(item, dict))
 
     def _read_through(
         self, documents: Iterable[Document], wanted: Callable[[PolicyState], bool]

@@ -26,7 +26,7 @@ from flagkit.model import EVERYWHERE
 from flagkit.snapshot import Arena
 from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.creating import create_environment
-from flagkit.storage.denials import add_denial, denials_in
+from flagkit.storage.denials import Denials
 from flagkit.storage.driver import (
     OPERATION_MILLISECONDS_MAX,
     configured,
@@ -89,6 +89,8 @@ class Store:
             )
         self.waiting = WaitingRequests(self._database, environment)
         self.proposals = Proposals(self._database, environment)
+        self.denials = Denials(self._database, environment)
+        """Who was denied what."""
         self.pruning = Pruning(self._database, environment)
         """What can go, and how it goes."""
 
@@ -261,14 +263,6 @@ class Store:
         with translated("reading the audit"):
             found = self._database[AUDIT].find({"_id": {"$in": identities}})
             return {document["_id"]["request"]: document for document in found}
-
-    def add_denial(self, now: datetime, told: Mapping[str, Any]) -> None:
-        """Log that somebody was denied something at a time of the server's."""
-        add_denial(self._database, self.environment, now, told)
-
-    def denials(self) -> list[Document]:
-        """Return what was logged of denials, oldest first."""
-        return denials_in(self._database, self.environment)
 
     def active_flags(self, region: str, at: datetime) -> list[str]:
         """Return the keys of the flags that are active in a region at a moment, sorted.

@@ -9,6 +9,7 @@ brought up to date.
 from collections.abc import Mapping
 from typing import Any, Final
 
+from flagkit.storage.denials import OPERATIONS_MAX, TEXT_LENGTH_MAX
 from flagkit.storage.layout import (
     ACCESS,
     AUDIT,
@@ -143,6 +144,7 @@ VALIDATORS: Final[Mapping[str, Document]] = {
         tip=_object(_TIP),
         proposal=_TEXT,
         applied_by=_TEXT,
+        approved=_object({"digest": _TEXT, "by": {**_LIST, "items": _TEXT}}),
     ),
     PENDING: _document(
         {"environment": _TEXT, "request": _TEXT},
@@ -163,6 +165,7 @@ VALIDATORS: Final[Mapping[str, Document]] = {
     PROPOSALS: _document(
         {"environment": _TEXT, "proposal": _TEXT, "actor": _TEXT, "verdict": _TEXT},
         {"time": _MOMENT, "reason": _TEXT, "digest": _TEXT},
+        seal=_TEXT,
         operations={**_LIST, "items": _ANY},
         touched={
             **_LIST,
@@ -170,10 +173,25 @@ VALIDATORS: Final[Mapping[str, Document]] = {
                 {"region": _TEXT, "key": _TEXT, "version": _kind("int", "long", "null")}
             ),
         },
+        depends={
+            **_LIST,
+            "items": _object(
+                {
+                    **dict.fromkeys(("key", "which", "region"), _TEXT),
+                    "but": {**_LIST, "items": _TEXT},
+                    "versions": {**_LIST, "items": _object({"region": _TEXT, "version": _WHOLE})},
+                }
+            ),
+        },
     ),
     DENIALS: _document(
         {"environment": _TEXT, "denial": _TEXT},
-        {"time": _MOMENT, "action": _TEXT, "key": _TEXT, **_ASKED},
+        {
+            "time": _MOMENT,
+            "action": _TEXT,
+            **{name: {**_TEXT, "maxLength": most} for name, most in TEXT_LENGTH_MAX.items()},
+            "operations": {**_LIST, "items": _ANY, "maxItems": OPERATIONS_MAX},
+        },
     ),
     CHECKPOINTS: _document(
         {"environment": _TEXT, "checkpoint": _TEXT},

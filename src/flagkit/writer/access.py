@@ -16,8 +16,9 @@ from flagkit.errors import AccessDeniedError, StoreError
 from flagkit.logs import logger
 from flagkit.model import EVERYWHERE
 from flagkit.model.documents import METADATA
-from flagkit.model.grants import Grant, Grants, Role, decode_grants
+from flagkit.model.grants import Grant, Grants, Role, checked_actor, decode_grants
 from flagkit.model.values import is_same
+from flagkit.storage.denials import OPERATIONS_MAX
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.operations import Earlier, Operation, SetState
@@ -36,8 +37,6 @@ MAY: Final[Mapping[Action, tuple[Role, ...]]] = {
 
 To edit changes nothing that anybody is served, to release does; to break glass passes guards by.
 """
-LOGGED_MAX: Final = 100
-"""So many operations of what was denied are logged."""
 
 Need: TypeAlias = tuple[Action, str]
 """What a change does, and the key that it does it to; of grants, the namespace."""
@@ -72,8 +71,15 @@ class RevokeRole(Operation, frozen=True, tag="revoke", kw_only=True):
     role: Role | None
 
     def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Grants:
-        """Return the grants without it."""
-        return _held(before).without(self.actor, self.role)
+        """Return the grants without it.
+
+        Raises:
+            InvalidDocumentError: the actor holds no role, and that is no name of an actor.
+        """
+        held = _held(before)
+        if all(grant.actor != self.actor for grant in held.grants):
+            checked_actor(self.actor)
+        return held.without(self.actor, self.role)
 
 
 class Denial(Struct, frozen=True):
@@ -104,7 +110,7 @@ def denials(store: Store) -> list[Denial]:
             document["reason"],
             tuple(document["operations"]),
         )
-        for document in store.denials()
+        for document in store.denials.all()
     ]
 
 
@@ -130,14 +136,17 @@ def log_denial(
     reason: str,
     operations: Sequence[Operation],
 ) -> None:
-    """Log what somebody was denied at a time of the server's. Never raises."""
+    """Log what somebody was denied at a time of the server's. Never raises.
+
+    What is logged is bounded: of long texts the beginning, and a few denials of an actor a minute.
+    """
     asked = [
         {"operation": type(operation).__struct_config__.tag, "key": operation.key}
-        for operation in operations[:LOGGED_MAX]
+        for operation in operations[:OPERATIONS_MAX]
     ]
     what = {"actor": denied.actor, "action": denied.action, "key": denied.key}
     try:
-        store.add_denial(now, {**what, "reason": reason, "operations": asked})
+        store.denials.add(now, {**what, "reason": reason, "operations": asked})
     except StoreError as error:
         _log.warning("a denial could not be logged: %s", error)
 

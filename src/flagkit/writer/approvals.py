@@ -16,6 +16,8 @@ from flagkit.errors import (
     AccessDeniedError,
     InvalidDocumentError,
     NotApprovedError,
+    ProposalClosedError,
+    RequestConflictError,
 )
 from flagkit.storage.preparing import fitting
 from flagkit.storage.proposals import PROPOSE
@@ -23,7 +25,9 @@ from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.access import Need, check_access, log_denial, needs
 from flagkit.writer.commits import Commit
+from flagkit.writer.dependencies import dependencies_of, documents_of
 from flagkit.writer.drafts import Draft
+from flagkit.writer.limits import buckets_after
 from flagkit.writer.operations import Operation
 from flagkit.writer.planning import plan
 from flagkit.writer.proposals import (
@@ -32,6 +36,7 @@ from flagkit.writer.proposals import (
     Proposal,
     Proposed,
     Says,
+    check_closable,
     check_open,
     lesser,
     planned_by,
@@ -39,6 +44,7 @@ from flagkit.writer.proposals import (
     proposal_in,
     proposals_in,
     read,
+    verdict_seal,
     versions_of,
 )
 from flagkit.writer.recorded import (
@@ -47,7 +53,7 @@ from flagkit.writer.recorded import (
     policies_of,
     request_digest,
 )
-from flagkit.writer.requests import application_of
+from flagkit.writer.requests import application_of, closing_of
 from flagkit.writer.segment_workflows import SegmentWorkflows
 from flagkit.writer.workflows import Asked
 
@@ -115,8 +121,11 @@ class Approvals(SegmentWorkflows):
     def reject(self, proposal: str, *, reason: str = "", actor: str | None = None) -> Commit:
         """Close a proposal: it can be applied no more. That stands in the ledger as a revision.
 
+        Asked again by the same actor, it returns the same Commit.
+
         Raises:
             AccessDeniedError: to edit what it touches takes another role.
+            RateLimitedError: the actor has made too many changes; the proposal stays open.
             ProposalNotFoundError, ProposalClosedError: there is nothing to reject.
         """
         return self._close(proposal, "reject", reason, actor)
@@ -131,7 +140,8 @@ class Approvals(SegmentWorkflows):
         Applied again, it returns the same Commit. The guards of this writer are asked.
 
         Raises:
-            ProposalVoidError: something that it touches has moved since it was proposed.
+            ProposalVoidError: something that it touches, or a segment or prerequisite that this
+                depends on, has moved since it was proposed.
             NotApprovedError: nobody who may make the change, but who proposed it, has approved.
             AccessDeniedError: who proposed it, or who applies it, may not even edit what it
                 touches.
@@ -145,11 +155,10 @@ class Approvals(SegmentWorkflows):
         _, content = self._request(Draft(self.environment), {"reason": found.reason})
         content |= {"actor": found.actor, "operations": found.documents}
         content["digest"] = request_digest(content)
-        content |= {"proposal": proposal, "applied_by": who}
         return self._commit(draft, application_of(proposal), content)
 
     def _who(self, actor: str | None) -> str:
-        """Return who asks, where nobody is named."""
+        """Return who asks: the writer's own actor, where nobody is named."""
         raise NotImplementedError
 
     def _request(self, draft: Draft, asked: Asked) -> tuple[str, dict[str, Any]]:
@@ -183,6 +192,7 @@ class Approvals(SegmentWorkflows):
             fitting(change, content)
             named = [*(policies_of(draft.operations) or ()), *(item.id for item in planned.changes)]
             versions = versions_of(reading, dict.fromkeys(named))
+            depends = dependencies_of(reading, planned.changes)
         touched = [
             {"region": region, "key": key, "version": version}
             for (region, key), version in versions.items()
@@ -192,6 +202,7 @@ class Approvals(SegmentWorkflows):
             "reason": content["reason"],
             "operations": content["operations"],
             "touched": touched,
+            "depends": documents_of(depends),
         }
         proposed["digest"] = proposal_digest(content["actor"], proposed)
         self.store.add_parts(draft.parts)
@@ -203,7 +214,7 @@ class Approvals(SegmentWorkflows):
         who = self._who(actor)
         with self.store.reading() as reading:
             found = read(proposal, reading.said_of(proposal))
-            check_open(reading, found)
+            is_said = check_closable(reading, found, says, who)
             needed: list[Need] = []
             if says == "reject":
                 needed = [
@@ -215,15 +226,23 @@ class Approvals(SegmentWorkflows):
                 raise NotApprovedError(
                     f"{found.actor!r} proposed {proposal}, and {who!r} would withdraw it: reject it"
                 )
-        self._say(found, who, says, reason, reading.now)
+            closing = Closing(found, needed)
+            buckets_after(reading, who, is_limited=closing.is_limited(needed))
+        if not is_said:
+            self._say(found, who, says, reason, reading.now)
         # Whoever has read the proposal before this revision loses the race against it.
         draft = Draft(self.environment)
-        draft.terms = Closing(found, needed)
-        request, content = self._request(Draft(self.environment), {"reason": reason, "actor": who})
-        return self._commit(draft, request, decision(content, f"{says}_proposal", proposal))
+        draft.terms = closing
+        _, content = self._request(Draft(self.environment), {"reason": reason, "actor": who})
+        content = decision(content, f"{says}_proposal", proposal, digest=found.digest)
+        try:
+            return self._commit(draft, closing_of(proposal, says), content)
+        except RequestConflictError:
+            raise ProposalClosedError(f"{proposal} was closed by somebody else meanwhile") from None
 
     def _say(self, found: Proposed, who: str, says: Says, reason: str, now: datetime) -> None:
-        content = {"time": now, "reason": reason, "digest": found.digest}
+        content: dict[str, Any] = {"time": now, "reason": reason, "digest": found.digest}
+        content["seal"] = verdict_seal(found.id, who, says, content)
         self.store.proposals.say(found.id, who, says, content)
 
     def _check_may(

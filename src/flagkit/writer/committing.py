@@ -15,6 +15,7 @@ from flagkit.changes import GRANTS, PolicyChange, Tip, next_change
 from flagkit.errors import AccessDeniedError, StoreError, StoreUnavailableError
 from flagkit.logs import logger
 from flagkit.storage.foreseen import Foreseen
+from flagkit.storage.layout import comparable_digest
 from flagkit.storage.pages import split
 from flagkit.storage.preparing import fitting
 from flagkit.storage.reading import Reading
@@ -131,9 +132,8 @@ class Committer:
             lagging, is_late = reading.lagging, reading.lags_by > LAG_MAX
         if draft.skips_unchanged and look.done is None and not look.change.policies:
             return Made(reading.tip, changed=False)
-        if again is None:
-            recorded = self._store.add_request(request, content)
-            check_same(request, recorded, content, done=look.done is not None)
+        if again is None and not self._is_recorded(draft, request, content, look):
+            return None
         if reading.behind is not None:
             self._help()
         if look.done is not None:
@@ -173,6 +173,25 @@ class Committer:
         if self._guards:
             planned = planned_of(changes, reading, actor=actor, reason=reason)
             check_guards(self._guards, planned)
+
+    def _is_recorded(
+        self, draft: Draft, request: str, content: Mapping[str, Any], look: Look
+    ) -> bool:
+        """Record a request; return whether it is on record as it would be committed now.
+
+        Raises:
+            RequestConflictError: another one is on record.
+        """
+        terms, is_done = draft.terms, look.done is not None
+        if terms.has_own_request and is_done:
+            return True
+        asked = terms.recorded(content)
+        recorded = self._store.add_request(request, asked)
+        if terms.has_own_request:
+            # Another attempt was first, with other approvals. The next reading has its record.
+            return recorded == comparable_digest(asked)
+        check_same(request, recorded, content, done=is_done)
+        return True
 
     def _help(self) -> None:
         """See to it that ledger and flags have the tip before the head forgets it."""
@@ -265,4 +284,4 @@ class Committer:
                 approvers=approvers,
             )
             check_guards(self._guards, planned)
-        return buckets_after(reading, actor, needed)
+        return buckets_after(reading, actor, is_limited=terms.is_limited(needed))

@@ -10,7 +10,7 @@ from flagkit.changes import GRANTS, LIMITS, SEGMENTS, PolicyChange, PolicyId, pa
 from flagkit.encryption import DataKeys
 from flagkit.errors import InvalidDocumentError
 from flagkit.model import EVERYWHERE
-from flagkit.model.grants import Role, checked_actor, checked_grant, checked_role
+from flagkit.model.grants import Role, checked_grant, checked_role, granted_actor
 from flagkit.model.keys import check_key, check_region
 from flagkit.model.limits import Limit, Whose, checked_limit, checked_whose
 from flagkit.model.segments import (
@@ -355,10 +355,13 @@ class Draft:
         )
 
     def revoke(self, actor: str, role: Role | None = None) -> None:
-        """Take a role from an actor, or all roles."""
+        """Take a role from an actor, or all roles.
+
+        A name that would be refused today can be revoked as long as it holds a role.
+        """
         taken = None if role is None else checked_role(role)
         self.operations.append(
-            RevokeRole(actor=checked_actor(actor), role=taken, key=GRANTS[1], region=GRANTS[0])
+            RevokeRole(actor=granted_actor(actor), role=taken, key=GRANTS[1], region=GRANTS[0])
         )
 
     def break_glass(self, why: str) -> None:

@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from flagkit.errors import WriteError
-from flagkit.model.grants import checked_actor
+from flagkit.model.grants import stored_actor
 from flagkit.settings import connection_from
 from flagkit.storage.administration import Administration
 
@@ -32,17 +32,17 @@ def erase(
     that of the actor's words. Other people's operations that name the actor have the hash, too.
 
     Args:
-        actor: The name.
+        actor: The name, exactly as it is stored. It may be one that no writer takes any more.
         uri: As Writer has it; of a user with the role flagkitAdmin.
         database: As Writer has it.
         dry_run: Only tell what would be erased.
 
     Raises:
         WriteError: the actor still holds a role.
-        InvalidDocumentError: that is no name of an actor.
+        InvalidDocumentError: that is no text that a database can hold.
         StoreError: the database did not answer, or refused. Done again, it goes on.
     """
-    checked_actor(actor)
+    actor = stored_actor(actor)
     with Administration(*connection_from(uri, database)) as administration:
         held = administration.roles_held(actor)
         documents = administration.mentions(actor)

@@ -21,6 +21,7 @@ from flagkit.collector import collector_paused
 from flagkit.encryption import DataKeys
 from flagkit.errors import ConfigurationError, InvalidDocumentError, RateLimitedError
 from flagkit.model import EVERYWHERE, Flag, decode, encode
+from flagkit.model.grants import checked_actor
 from flagkit.model.segments import decode_segment, encode_segment, listed_keys
 from flagkit.storage.preparing import Prepared, check_policy_fits, prepared
 from flagkit.storage.reading import Reading
@@ -261,6 +262,8 @@ class Import:
                 because of what others changed meanwhile.
             StoreUnavailableError: the database cannot be reached.
         """
+        if actor is not None:
+            checked_actor(actor)
         with collector_paused():
             planned = self._planned(writer, reason, actor)
         batches = [*_batches(planned)]

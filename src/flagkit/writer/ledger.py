@@ -100,7 +100,7 @@ def entries(
                 change.tip.hash,
                 request.get("glass", ""),
                 request.get("proposal", ""),
-                _approvers(said.get(request.get("proposal", ""), ()), change.tip.time),
+                _approvers(request, said.get(request.get("proposal", ""), ()), change.tip.time),
                 request.get("applied_by", ""),
             )
 
@@ -122,12 +122,21 @@ def begins_after(store: Store) -> int:
         return 0 if reading.cut is None else reading.cut.tip.revision
 
 
-def _approvers(said: Iterable[Mapping[str, Any]], until: datetime) -> tuple[str, ...]:
-    """Return who had approved of a proposal by a time."""
+def _approvers(
+    request: Mapping[str, Any], said: Iterable[Mapping[str, Any]], until: datetime
+) -> tuple[str, ...]:
+    """Return on whose approval a proposal was applied.
+
+    The audit says it. Of what an earlier version applied, it is who had approved by a time.
+    """
+    if "approved" in request:
+        return tuple(request["approved"]["by"])
     return tuple(
         verdict["_id"]["actor"]
         for verdict in said
-        if verdict["_id"]["verdict"] == "approve" and verdict["time"] <= until
+        if verdict["_id"]["verdict"] == "approve"
+        and isinstance(verdict.get("time"), datetime)
+        and verdict["time"] <= until
     )
 
 

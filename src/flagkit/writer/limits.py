@@ -1,11 +1,11 @@
 """Rate limits: token buckets on changes, kept in the head, which the commit is compared with.
 
-So they hold over processes without a lock, and a commit that loses its race takes no token. What
-stops harm is never limited: pauses and changes of access.
+So they hold over processes without a lock, and a commit that loses its race takes no token. The
+terms of a change say whether it is limited.
 """
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -16,7 +16,6 @@ from flagkit.errors import RateLimitedError
 from flagkit.model.limits import Limit, Limits, Whose, decode_limits
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
-from flagkit.writer.access import Need
 from flagkit.writer.operations import Earlier, Operation
 
 EVERYBODY: Final = "*"
@@ -42,7 +41,7 @@ def limits(store: Store) -> Limits:
         return _held(reading.access.get(LIMITS))
 
 
-def buckets_after(reading: Reading, actor: str, needed: Collection[Need]) -> dict[str, int]:
+def buckets_after(reading: Reading, actor: str, *, is_limited: bool) -> dict[str, int]:
     """Return the buckets as a change leaves them; those that are full are left out.
 
     Raises:
@@ -52,7 +51,7 @@ def buckets_after(reading: Reading, actor: str, needed: Collection[Need]) -> dic
     time = max(reading.now, reading.tip.time)
     now = (time - _EPOCH) // _MICROSECOND
     buckets = {name: full_at for name, full_at in reading.buckets.items() if full_at > now}
-    if {action for action, _ in needed} <= {"pause", "grant"}:
+    if not is_limited:
         return buckets
     return taken(held, buckets, actor_bucket(reading.tip.epoch, actor), now)
 

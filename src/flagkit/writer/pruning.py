@@ -12,9 +12,11 @@ from typing import Any, Final, TypeAlias
 from msgspec import Struct
 
 from flagkit.changes import CUT, Cut, PolicyState, cut_in
-from flagkit.errors import StoreError, WriteError
+from flagkit.errors import AccessDeniedError, StoreError, WriteError
 from flagkit.storage.publishing import CHECKPOINTS_KEPT
+from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
+from flagkit.writer.access import check_access, log_denial
 from flagkit.writer.checkpoints import checkpoint_in_steps
 from flagkit.writer.deleting import Deletable, deleted_in_steps, to_delete
 from flagkit.writer.operations import Earlier, Operation
@@ -96,12 +98,14 @@ def prune(
 ) -> list[Pruned]:
     """Remove what need not be kept any more, and return what went, by kind.
 
-    It takes a user of the database who may remove, and where there are grants an actor who may
-    grant. Killed on the way it has left nothing half-done, and can be run again.
+    It takes a user of the database who may remove, and where there are grants an actor who is an
+    admin of everything. That is checked before anything is written, whatever is to go. Killed on
+    the way it has left nothing half-done, and can be run again.
 
     Raises:
         ConfigurationError: the retention makes no sense.
-        WriteError: the actor may not, or somebody else prunes.
+        AccessDeniedError: the actor is no admin of everything; nothing was written.
+        WriteError: somebody else prunes.
         StoreError: the database's user may not; or the ledger does not prove, so nothing may go; or
             the database cannot be reached.
     """
@@ -132,6 +136,8 @@ def prune_in_steps(
 
 def _pruned(writer: Writer, retention: Retention, reason: str, now: datetime | None) -> Steps:
     store = writer.store
+    with store.reading() as reading:
+        _check_may(writer, reading, reason)
     store.pruning.check_allowed()
     with store.reading() as reading:
         plan = Plan(store.pruning, retention, reading, now)
@@ -140,7 +146,7 @@ def _pruned(writer: Writer, retention: Retention, reason: str, now: datetime | N
     rows = _archived(plan, gone)
     if retention.ledger_days is not None:
         yield from _projected(store)
-    plan = yield from _proved(store, retention, now)
+    plan = yield from _proved(writer, retention, reason, now)
     # Before the cut is known: then they have what the ledger need not have any more.
     for count in store.pruning.carry(plan.carried):
         yield f"what the ledger has of {count:,} policies is kept with them"
@@ -157,6 +163,14 @@ def _pruned(writer: Writer, retention: Retention, reason: str, now: datetime | N
             yield f"{part.what}: {documents:,} documents are removed"
         rows.append(Pruned(part.what, documents, size, part.until))
     return rows
+
+
+def _check_may(writer: Writer, reading: Reading, reason: str) -> None:
+    try:
+        check_access(reading, writer.actor, [("grant", "")])
+    except AccessDeniedError as error:
+        log_denial(writer.store, reading.now, error, reason, ())
+        raise
 
 
 def _archived(plan: Plan, flags: list[Deletable]) -> list[Pruned]:
@@ -178,10 +192,14 @@ def _projected(store: Store) -> Generator[str]:
         yield f"{left:,} pages of revision {lagging:,} are still to be projected"
 
 
-def _proved(store: Store, retention: Retention, now: datetime | None) -> Generator[str, None, Plan]:
+def _proved(
+    writer: Writer, retention: Retention, reason: str, now: datetime | None
+) -> Generator[str, None, Plan]:
     """Return what can go, after the checkpoints have been made that this takes."""
+    store = writer.store
     for _ in range(CHECKPOINTS_KEPT + 1):
         with store.reading() as reading:
+            _check_may(writer, reading, reason)
             plan = Plan(store.pruning, retention, reading, now)
             if not plan.checkpoints_first:
                 plan.prove(reading)

@@ -49,6 +49,13 @@ READABLE: Final = _Readable.__args__
 """The operations that can be read back."""
 
 
+RELIED: Final = ("proposal", "applied_by", "approved")
+"""What the audit has of the application of a proposal, beside what all requests have.
+
+`approved` is {digest, by}: the digest of the proposal, and the approvals that were relied on.
+"""
+
+
 def documents_of(operations: Iterable[Operation]) -> list[dict[str, Any]]:
     """Return what is recorded of operations; of an edit's function, its name."""
     return [
@@ -118,12 +125,13 @@ def request_digest(content: Mapping[str, Any]) -> str:
     """Return the digest of a request by what the audit has of it, or is to have."""
     # Sent again with it, a request is another one: what stands in the audit must have it.
     glass = [content["glass"]] if "glass" in content else []
-    return digest_of([content["actor"], content["operations"], *glass])
+    relied = [content[name] for name in RELIED] if "approved" in content else []
+    return digest_of([content["actor"], content["operations"], *glass, *relied])
 
 
-def decision(content: Mapping[str, Any], verb: str, subject: str) -> dict[str, Any]:
+def decision(content: Mapping[str, Any], verb: str, subject: str, **more: str) -> dict[str, Any]:
     """Return what the audit has of a request that decides something, and changes no flag."""
-    operations = [{"operation": verb, "key": subject, "region": EVERYWHERE}]
+    operations = [{"operation": verb, "key": subject, "region": EVERYWHERE, **more}]
     decided = {**content, "operations": operations}
     return decided | {"digest": request_digest(decided)}
 

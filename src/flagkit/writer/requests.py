@@ -27,6 +27,8 @@ _OWN: Final = "flagkit:"
 def content_of(draft: Draft, actor: str, reason: str, *, is_new: bool = False) -> dict[str, Any]:
     """Return what the audit is to have of a request.
 
+    The caller has checked the actor.
+
     The digest covers the seeds of segments, which are random. So a request that may be sent again
     has another digest besides, without them, which is the same each time.
 
@@ -37,15 +39,14 @@ def content_of(draft: Draft, actor: str, reason: str, *, is_new: bool = False) -
         is_new: Whether nobody can send the request again.
 
     Raises:
-        InvalidDocumentError: actor or reason is no text.
+        InvalidDocumentError: the reason is no text.
     """
-    for name, said in (("actor", actor), ("reason", reason)):
-        if not isinstance(said, str):  # pyright: ignore[reportUnnecessaryIsInstance] - not all callers check types
-            raise InvalidDocumentError(name, f"is {said!r}", "Write text")
+    if not isinstance(reason, str):  # pyright: ignore[reportUnnecessaryIsInstance] - not all callers check types
+        raise InvalidDocumentError("reason", f"is {reason!r}", "Write text")
     content: dict[str, Any] = {
         "sent": datetime.now(UTC),
         "actor": actor,
-        "reason": reason,
+        "reason": text(reason, "reason"),
         "operations": draft.recorded or documents_of(draft.operations),
     }
     if draft.glass:
@@ -131,6 +132,11 @@ def checked_key(key: object) -> str:
 def drop_of(request: str) -> str:
     """Return the request by which a pending one is dropped."""
     return f"{_OWN}drop {request}"
+
+
+def closing_of(proposal: str, says: str) -> str:
+    """Return the request by which a proposal is closed: `says` is reject, or withdraw."""
+    return f"{_OWN}{says} {proposal}"
 
 
 def application_of(proposal: str) -> str:

@@ -3,6 +3,7 @@
 Looks alone: nothing is written here.
 """
 
+import contextlib
 from collections.abc import Callable, Generator
 from datetime import datetime, timedelta
 from functools import partial
@@ -14,6 +15,7 @@ from msgspec import Struct
 
 from flagkit.changes import SEGMENTS, parts_of
 from flagkit.errors import ConfigurationError, StoreError
+from flagkit.storage.forms import FORM_FAULTS
 from flagkit.storage.layout import AUDIT, DENIALS, MEMBERS, PAGES
 from flagkit.storage.pruning import Batches, Carried, Found, Pruning
 from flagkit.storage.publishing import CHECKPOINTS_KEPT
@@ -186,8 +188,10 @@ def _referred(reading: Reading) -> dict[str, set[str]]:
     """
     members = {part for state in reading.all().values() for part in state.parts}
     for operation in reading.awaited():
-        if operation.get("region") == SEGMENTS:
-            members.update(parts_of(operation.get("policy", {})))
+        # What was changed past the writer cannot be made any more, so it keeps nothing.
+        with contextlib.suppress(*FORM_FAULTS):
+            if operation.get("region") == SEGMENTS:
+                members.update(parts_of(operation.get("policy", {})))
     unledgered = [reading.unledgered] if reading.unledgered is not None else []
     for change in chain(reading.changes(), unledgered):
         for policy in change.policies:

@@ -29,6 +29,7 @@ from flagkit.storage.pruning import Carried
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.checkpoints import problem_with
+from flagkit.writer.reliance import check_proposals, check_reliance
 from flagkit.writer.requests import check_requests
 
 _States = Mapping[PolicyId, tuple[int, PolicyState | None]]
@@ -59,7 +60,9 @@ def proof_of(store: Store, anchors: Iterable[tuple[int, str]] = ()) -> Proof:
             after = reading.cut.tip.revision if reading.cut is not None else 0
             walk = Walk(reading)
             walk.run(anchors)
-        return Proof((*walk.problems, *check_requests(store, walk.asked)), after)
+        decided = check_reliance(store, walk.asked)
+        beside = (*check_requests(store, walk.asked), *decided, *check_proposals(store))
+        return Proof((*walk.problems, *beside), after)
     except StoreUnavailableError:
         raise
     except StoreError as error:

@@ -12,6 +12,7 @@ from flagkit.changes import PolicyChange, Tip
 from flagkit.encryption import Encryption
 from flagkit.errors import ConfigurationError, InvalidDocumentError
 from flagkit.logs import logger
+from flagkit.model.grants import checked_actor
 from flagkit.settings import settings_from
 from flagkit.storage.layout import comparable_digest
 from flagkit.storage.reading import Reading
@@ -37,7 +38,8 @@ class Writer(Approvals):
     Args:
         uri: A MongoDB connection string of a replica set; or FLAGKIT_URI.
         environment: Whose flags to change; or FLAGKIT_ENVIRONMENT.
-        actor: Who changes them, for the audit, where a change does not name someone else.
+        actor: Who changes them, for the audit, where a change does not name someone else. A name
+            has 1 to 200 characters: docs/access.md says which.
         database: Where flagkit's collections are; or FLAGKIT_DATABASE, or "flagkit".
         timeout: Seconds within which a change commits or fails.
         checkpoint_every: Publish a checkpoint, in the background, whenever the newest one is so
@@ -49,6 +51,7 @@ class Writer(Approvals):
     Raises:
         ConfigurationError: the URI or the environment is named nowhere, or a setting makes no
             sense.
+        InvalidDocumentError: `actor` is no name of an actor.
     """
 
     def __init__(  # noqa: PLR0913 - where, who, and what is made of it
@@ -63,6 +66,7 @@ class Writer(Approvals):
         guards: Iterable[Guard] = (),
         encryption: Encryption | None = None,
     ) -> None:
+        self._actor = checked_actor(actor)
         if checkpoint_every is not None and checkpoint_every < 1:
             raise ConfigurationError(
                 f"checkpoint_every is {checkpoint_every}: it is a number of revisions, 1 or more"
@@ -78,9 +82,13 @@ class Writer(Approvals):
             None if checkpoint_every is None else CheckpointKeeper(self.store, checkpoint_every)
         )
         self.keys = self._data_keys = data_keys_of(settings)
-        self._actor = actor
         self._committer = Committer(self.store, guards, timeout)
         self._sequencer = Sequencer(self.store, self._commit)
+
+    @property
+    def actor(self) -> str:
+        """Who changes the flags, where a change does not name someone else."""
+        return self._actor
 
     def create_environment(self) -> Tip:
         """Make the environment with its collections, if it is not there; return its tip."""
@@ -212,7 +220,7 @@ class Writer(Approvals):
         self.close()
 
     def _who(self, actor: str | None) -> str:
-        return actor or self._actor
+        return self._actor if actor is None else checked_actor(actor)
 
     def _preview(self, draft: Draft, asked: Asked) -> Preview:
         request, content = self._request(draft, asked)
