@@ -37,7 +37,7 @@ def content_of(draft: Draft, actor: str, reason: str) -> dict[str, Any]:
     content: dict[str, Any] = {
         "sent": datetime.now(UTC),
         "actor": actor,
-        "reason": text(reason, "reason"),
+        "reason": reason,
         "operations": draft.recorded or documents_of(draft.operations),
     }
     if draft.glass:
