@@ -141,7 +141,7 @@ def stored_actor(actor: object) -> str:
         InvalidDocumentError: no database can hold it.
     """
     if not isinstance(actor, str):
-        raise InvalidDocumentError("actor", f"is {actor!r:.100}", "Write a name")
+        raise InvalidDocumentError("actor", f"is {actor!r:.100}", "Write a name as text")
     return text(actor, "actor")
 
 

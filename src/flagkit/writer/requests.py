@@ -46,7 +46,7 @@ def content_of(draft: Draft, actor: str, reason: str, *, is_new: bool = False) -
     content: dict[str, Any] = {
         "sent": datetime.now(UTC),
         "actor": actor,
-        "reason": text(reason, "reason"),
+        "reason": reason,
         "operations": draft.recorded or documents_of(draft.operations),
     }
     if draft.glass:
