@@ -1,5 +1,6 @@
 """Client: what services call. Evaluation never raises; waiting and closing are bounded."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import threading
 from collections import UserDict
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 import flagkit
 from flagkit import Client, Context, ErrorCode, Reason, use_context
+from flagkit.bootstrap import snapshot_from
 from flagkit.errors import (
     ClosedError,
     ConfigurationError,
@@ -24,8 +27,12 @@ from flagkit.errors import (
 )
 from flagkit.model import decode
 from flagkit.origin import Origin
+from flagkit.settings import settings_from
 from flagkit.testing import ManualClock, MemoryHistory, client_from
 from flagkit.view import View
+from flagkit.writer import Writer
+
+NOWHERE = "mongodb://127.0.0.1:1/?replicaSet=rs0&serverSelectionTimeoutMS=100"
 
 EXPRESS_PAY: dict[str, Any] = {
     "key": "checkout.express-pay",
@@ -641,3 +648,145 @@ def test_asking_for_a_policy_while_the_client_closes_ends_at_once() -> None:
         client.close()
         thread.join(20)
         assert not thread.is_alive()
+
+
+@pytest.fixture
+def default_client() -> Iterator[Client]:
+    """The client of the module's functions, without flags, and closed in the end."""
+    client = flagkit.is_enabled.__self__  # type: ignore[attr-defined]
+    yield client
+    client.follow(Origin())
+    client.close()
+
+
+def test_configuring_with_equal_settings_changes_nothing(
+    default_client: Client, mongo_uri: str, database: str, writer: Writer
+) -> None:
+    writer.create(THEME)
+    settings: dict[str, Any] = {
+        "environment": "production",
+        "database": database,
+        "namespaces": ["shop."],
+        "bootstrap": [HALF],
+    }
+    flagkit.configure(mongo_uri, **settings)
+    flagkit.wait_ready()
+    refresh, view = default_client._refresh, default_client._view
+    flagkit.configure(mongo_uri, **{**settings, "namespaces": ("shop.",), "bootstrap": (HALF,)})
+    assert (default_client._refresh, default_client._view) == (refresh, view)
+    flagkit.configure(mongo_uri, **{**settings, "bootstrap": [LIMIT]})
+    assert default_client._refresh is not refresh
+
+
+def test_documents_that_the_caller_has_changed_are_other_settings(default_client: Client) -> None:
+    documents = [{**HALF}]
+    settings: dict[str, Any] = {"environment": "production", "bootstrap": documents}
+    flagkit.configure(NOWHERE, **settings)
+    documents[0]["key"] = "shop.other"
+    flagkit.configure(NOWHERE, **settings)
+    assert default_client.keys() == ["shop.other"]
+
+
+def test_a_client_that_is_configured_again_after_its_end_answers_all_the_time(
+    default_client: Client, history: MemoryHistory
+) -> None:
+    history.commit(THEME)
+    settings = settings_from(NOWHERE, environment="test")
+    default_client.follow(Origin(lambda: history.source, settings=settings))
+    default_client.wait_ready()
+    default_client.close()
+    history.fault = StoreUnavailableError("the database is away")
+    flagkit.configure(NOWHERE, environment="test")
+    flagkit.wait_ready()
+    assert flagkit.value("shop.theme", default="none") == "dark"
+
+
+def test_settings_that_make_no_sense_leave_the_client_as_it_was(
+    default_client: Client, history: MemoryHistory, tmp_path: Path
+) -> None:
+    history.commit(THEME)
+    default_client.follow(Origin(lambda: history.source))
+    default_client.wait_ready()
+    senseless: list[Any] = [str(tmp_path / "none.json"), [{}], {"flags": []}, 5]
+    for bootstrap in senseless:
+        with pytest.raises((ConfigurationError, InvalidDocumentError)):
+            flagkit.configure(NOWHERE, environment="test", bootstrap=bootstrap)
+    default_client.wait_for(history.commit(LIMIT).revision)
+    assert flagkit.value("shop.theme", default="none") == "dark"
+
+
+def test_threads_that_configure_at_once_all_have_their_flags(default_client: Client) -> None:
+    histories = [MemoryHistory(), MemoryHistory()]
+    for history in histories:
+        history.commit(THEME)
+    origins = [
+        Origin(
+            functools.partial(getattr, history, "source"),
+            settings=settings_from(NOWHERE, environment=f"e{number}"),
+        )
+        for number, history in enumerate(histories)
+    ]
+    together = threading.Barrier(12)
+    raised: list[BaseException] = []
+
+    def serve(number: int) -> None:
+        try:
+            together.wait(20)
+            for turn in range(5):
+                default_client.follow(origins[(number + turn) % 2])
+                flagkit.wait_ready()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is to be seen
+            raised.append(error)
+
+    threads = [threading.Thread(target=serve, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert raised == []
+    assert sum(thread.name == "flagkit" for thread in threading.enumerate()) == 1
+
+
+def test_other_threads_wait_subscribe_and_ask_while_the_client_moves(
+    default_client: Client,
+) -> None:
+    histories = [MemoryHistory(), MemoryHistory()]
+    for history in histories:
+        history.commit(HALF)
+    default_client.follow(Origin(lambda: histories[0].source))
+    moved = threading.Event()
+    raised: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            while not moved.is_set():
+                flagkit.on_change("shop.", print).close()
+                flagkit.wait_ready()
+                flagkit.wait_for(1)
+                flagkit.policy("shop.half", metadata=True)
+                flagkit.is_enabled("shop.half", "u")
+                default_client.start()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is to be seen
+            raised.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for history in histories * 20:
+        default_client.follow(Origin(functools.partial(getattr, history, "source")))
+    moved.set()
+    for thread in threads:
+        thread.join(60)
+    assert raised == []
+
+
+def test_a_thread_that_is_left_publishes_nothing_more(running: Client) -> None:
+    refresh = running._refresh
+    assert refresh is not None
+    publish = refresh._publish
+    other = MemoryHistory()
+    other.commit(THEME)
+    running.follow(Origin(lambda: other.source))
+    running.wait_ready()
+    publish(snapshot_from([LIMIT], [], environment="test", region="*"), None)
+    assert running.keys() == ["shop.theme"]

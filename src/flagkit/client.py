@@ -3,12 +3,13 @@
 What it publishes, flagkit.answers reads: views, whole, by one assignment each.
 """
 
+import functools
 import logging
 import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 from flagkit.answers import Answers
 from flagkit.changes import Change
@@ -19,7 +20,7 @@ from flagkit.forks import Stage, watch
 from flagkit.model import EVERYWHERE, encode
 from flagkit.origin import Origin, first_view, origin_of
 from flagkit.refresh import Refresher, Source, pace_for
-from flagkit.settings import Options, settings_from
+from flagkit.settings import Options, Settings, settings_from
 from flagkit.snapshot import Snapshot, SnapshotFile, flag_of
 from flagkit.status import Status
 from flagkit.subscriptions import Callback, Subscription, Subscriptions
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from flagkit.refresh_thread import Publish, RefreshThread
 
 _log = logging.getLogger("flagkit")
+
+CLOSE_SECONDS: Final = 5.0
+"""How long a client waits for its own threads to end, unless the caller says otherwise."""
 
 
 class Client(Answers):
@@ -58,6 +62,7 @@ class Client(Answers):
         "_origin",
         "_refresh",
         "_subscriptions",
+        "_turn",
         "_unsealing",
     )
 
@@ -108,9 +113,14 @@ class Client(Answers):
         Raises:
             NotReadyError, StoreError: with metadata, the database did not answer.
         """
-        refresh = self._refresh
-        if metadata and refresh is not None:
-            return refresh.policy(key, timeout)
+        ends = time.monotonic() + timeout
+        while metadata and (refresh := self._refresh) is not None:
+            try:
+                return refresh.policy(key, max(ends - time.monotonic(), 0))
+            except ClosedError:
+                # Another thread may have moved the client to another source meanwhile.
+                if self._closed or self._refresh is refresh:
+                    raise
         view = self._view
         record = None if view is None else view.snapshot.find(key)
         return None if record is None else encode(flag_of(record))
@@ -185,13 +195,29 @@ class Client(Answers):
         return self
 
     def follow(self, origin: Origin) -> Self:
-        """Start on another source; until its flags are there, callers get their defaults."""
-        self.close()
+        """Start on another source. Until it has flags, callers get their defaults.
+
+        The client stays open meanwhile: other threads may evaluate, wait and subscribe. It does
+        nothing but start the client if the client follows a source of equal settings already.
+
+        Raises:
+            MissingExtraError: what the source takes is not installed; the client stays as it was.
+        """
         freshness = Freshness(origin.max_staleness)
         unsealing = Unsealing(origin.keys)
         view = first_view(origin, freshness, unsealing)
+        if origin.opener is not None:
+            # All that can fail comes before anything is changed.
+            origin.opener()
+            unsealing.prepare()
         with self._arrival:
+            if origin.settings is not None and self._follows(origin.settings):
+                self._closed = False
+                return self.start()
+            left, self._refresh = self._refresh, None
             self._closed = False
+            # From here on, the thread that is left publishes nothing more.
+            self._turn = object()
             self._freshness = freshness
             self._unsealing = unsealing
             self._publish_view(view)
@@ -200,7 +226,26 @@ class Client(Answers):
             self._subscriptions.start()
             if view is not None:
                 self._inform(view.snapshot, None)
-        return self.start()
+            try:
+                self._begin()
+            finally:
+                # Those who wait look at the new source from now on.
+                self._arrival.notify_all()
+        _end(left, CLOSE_SECONDS)
+        return self
+
+    def follow_settings(self, settings: Settings) -> Self:
+        """Start on what settings name, unless the client follows equal settings already.
+
+        Raises:
+            ConfigurationError, InvalidDocumentError, MissingExtraError: the settings make no
+                sense; the client stays as it was.
+        """
+        with self._arrival:
+            if self._follows(settings):
+                self._closed = False
+                return self.start()
+        return self.follow(origin_of(settings))
 
     def wait_ready(self, timeout: float = 10.0) -> None:
         """Wait until flags are there, starting the client if need be.
@@ -244,7 +289,7 @@ class Client(Answers):
         if self._refresh is not None:
             self._begin()
 
-    def close(self, timeout: float = 5.0) -> None:
+    def close(self, timeout: float = CLOSE_SECONDS) -> None:
         """End the background threads, waiting at most `timeout` seconds for them.
 
         Evaluations go on answering from the last snapshot.
@@ -254,8 +299,7 @@ class Client(Answers):
             self._closed = True
             refresh, self._refresh = self._refresh, None
             self._arrival.notify_all()
-        if refresh is not None and not refresh.close(timeout):
-            _log.warning("the refresh thread did not end within %s s; it is left behind", timeout)
+        _end(refresh, timeout)
         if not self._subscriptions.close(max(ends - time.monotonic(), 0)):
             _log.warning("a callback did not end within %s s; its thread is left behind", timeout)
 
@@ -273,37 +317,42 @@ class Client(Answers):
         self._arrival = threading.Condition()
         self._origin = origin
         self._refresh = None
+        self._turn = object()
         self._closed = False
         self._subscriptions = Subscriptions(self.snapshot)
-        self._listeners = (self._subscriptions.tell,)
+        self._listeners = ()
 
     def _begin(self) -> None:
-        if self._origin.opener is not None:
-            # Deferred, as the driver is: a service that only imports flagkit pays for neither.
-            from flagkit.refresh_thread import RefreshThread  # noqa: PLC0415
+        """Start a refresh thread for the origin; the thread before it publishes nothing more."""
+        turn = self._turn = object()
+        if self._origin.opener is None:
+            self._refresh = None
+            return
+        # Deferred, as the driver is: a service that only imports flagkit pays for neither.
+        from flagkit.refresh_thread import RefreshThread  # noqa: PLC0415
 
-            open_source = self._origin.opener()
-            self._unsealing.prepare()
-            self._refresh = RefreshThread(
-                open_source,
-                self._publish,
-                self._freshness,
-                Refresher(
-                    random.Random(),  # noqa: S311 - jitter, not secrets
-                    self.snapshot if self._has_data else None,
-                    pace_for(self._freshness.max_seconds),
-                ),
-                self._origin.file,
-                self._origin.service,
-                unsealing=self._unsealing,
-            )
-            watch(self, Stage.STARTED)
+        open_source = self._origin.opener()
+        self._unsealing.prepare()
+        self._refresh = RefreshThread(
+            open_source,
+            functools.partial(self._publish, turn),
+            self._freshness,
+            Refresher(
+                random.Random(),  # noqa: S311 - jitter, not secrets
+                self.snapshot if self._has_data else None,
+                pace_for(self._freshness.max_seconds),
+            ),
+            self._origin.file,
+            self._origin.service,
+            unsealing=self._unsealing,
+        )
+        watch(self, Stage.STARTED)
 
-    def _publish(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
+    def _publish(self, turn: object, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
         watch(self, Stage.LOADED)
-        view = self._view
-        if view is None or changes is None or not self._has_data:
-            if view is not None and self._has_data:
+        view, has_data = self._view, self._has_data
+        if view is None or changes is None or not has_data:
+            if view is not None and has_data and turn is self._turn:
                 _log.warning(
                     "revision %s was replaced by a new base at revision %s",
                     view.snapshot.tip.revision,
@@ -313,13 +362,23 @@ class Client(Answers):
         else:
             published = view.after(snapshot, changes)
         with self._arrival:
+            if turn is not self._turn:
+                # The client has moved to another source meanwhile.
+                return
             self._publish_view(published)
             self._arrival.notify_all()
-        self._inform(snapshot, changes)
-
-    def _inform(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
+            # Within the lock: nobody is told of this source's flags after those of the next one.
+            self._subscriptions.tell(snapshot, changes)
         for listener in self._listeners:
             listener(snapshot, changes)
+
+    def _inform(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
+        self._subscriptions.tell(snapshot, changes)
+        for listener in self._listeners:
+            listener(snapshot, changes)
+
+    def _follows(self, settings: Settings) -> bool:
+        return self._origin.settings == settings
 
     def _check_open(self) -> None:
         if self._closed:
@@ -337,10 +396,14 @@ class Client(Answers):
                 "nothing is configured: call flagkit.configure(uri, environment=...) first"
             )
         with self._arrival:
-            self._arrival.wait_for(lambda: self._closed or self._has_arrived(arrived), timeout)
-            refresh = self._refresh
-        if not self._has_arrived(arrived):
-            if self._closed:
+            has_come = self._arrival.wait_for(
+                lambda: self._closed or self._has_arrived(arrived), timeout
+            )
+            # Within the lock, for another thread may move the client to another source.
+            has_come = has_come and self._has_arrived(arrived)
+            is_closed, refresh = self._closed, self._refresh
+        if not has_come:
+            if is_closed:
                 raise ClosedError("the client was closed while it was waited for")
             cause = refresh.error if refresh is not None else None
             raise NotReadyError(f"{problem} within {timeout} s" + (f": {cause}" if cause else ""))
@@ -348,3 +411,9 @@ class Client(Answers):
     def _has_arrived(self, arrived: Callable[[View], bool]) -> bool:
         view = self._view
         return view is not None and self._has_data and self._unsealing.is_settled and arrived(view)
+
+
+def _end(refresh: "RefreshThread | None", timeout: float) -> None:
+    """End a refresh thread, waiting at most `timeout` seconds for it."""
+    if refresh is not None and not refresh.close(timeout):
+        _log.warning("the refresh thread did not end within %s s; it is left behind", timeout)

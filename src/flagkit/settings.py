@@ -1,10 +1,11 @@
 """Settings: which database, environment and region: argument, else variable, else default."""
 
+import copy
 import math
 import os
 import re
-from collections.abc import Collection
-from typing import TypedDict, Unpack
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypedDict, Unpack
 
 from msgspec import Struct
 
@@ -94,7 +95,7 @@ def settings_from(uri: str | None = None, **options: Unpack[Options]) -> Setting
         os.fspath(path) or None,
         _namespaces(options.get("namespaces")),
         _max_staleness(options.get("max_staleness")),
-        options.get("bootstrap") or os.environ.get("FLAGKIT_BOOTSTRAP") or None,
+        _bootstrap(options.get("bootstrap") or os.environ.get("FLAGKIT_BOOTSTRAP") or None),
         _service(options.get("register") or os.environ.get("FLAGKIT_REGISTER") or None),
         options.get("encryption") or encryption_by_default(),
     )
@@ -139,6 +140,23 @@ def _namespaces(given: Collection[str] | None) -> tuple[str, ...]:
         if not found or not name.startswith(found[-1]):
             found.append(name)
     return tuple(found)
+
+
+def _bootstrap(given: Bootstrap | None) -> Bootstrap | None:
+    """Return what is given, documents as a copy: the caller may change its own later."""
+    if given is None or isinstance(given, str | os.PathLike):
+        return given
+    documents: Any = given
+    if not isinstance(documents, Iterable) or isinstance(documents, Mapping | bytes):
+        raise ConfigurationError(
+            f"bootstrap is of the type {type(given).__name__}: pass the path of a file, or a list"
+            " of the documents of flags"
+        )
+    listed = list(given)
+    try:
+        return copy.deepcopy(listed)
+    except Exception:  # noqa: BLE001 - such as a mappingproxy; whether it is a document is seen later
+        return listed
 
 
 def _max_staleness(seconds: float | None) -> float:
