@@ -1,12 +1,16 @@
 """Client: what services call. Evaluation never raises; waiting and closing are bounded."""
 
+import asyncio
+import copy
 import functools
 import json
+import pickle
 import subprocess
 import sys
 import threading
 from collections import UserDict
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
@@ -15,11 +19,15 @@ from typing import Any
 import pytest
 
 import flagkit
-from flagkit import Client, Context, ErrorCode, Reason, use_context
+from flagkit import Client, Context, CountingClient, ErrorCode, Reason, use_context
+from flagkit import client as client_module
 from flagkit.bootstrap import snapshot_from
+from flagkit.client import EQUAL_CLIENTS_MAX
+from flagkit.core.contexts import _ambient, attributes_of
 from flagkit.errors import (
     ClosedError,
     ConfigurationError,
+    InvalidArgumentError,
     InvalidContextError,
     InvalidDocumentError,
     NotReadyError,
@@ -217,6 +225,122 @@ def test_the_ambient_context_is_not_another_threads(client: Client) -> None:
         thread.start()
         thread.join()
     assert seen == [False]
+
+
+DE = {"targeting_key": "u", "country": "DE"}
+FR = {"targeting_key": "u", "country": "FR"}
+
+
+def test_a_block_that_is_left_in_another_context_leaves_the_other_alone(client: Client) -> None:
+    here, there = copy_context(), copy_context()
+    block = use_context(DE)
+    here.run(block.__enter__)
+    other = use_context(FR)
+    there.run(other.__enter__)
+    there.run(block.__exit__, None, None, None)
+    assert there.run(attributes_of, None) == FR
+    there.run(other.__exit__, None, None, None)
+    assert there.run(attributes_of, None) == {}
+    # A thread of a pool must not answer the next request for the person of the last one.
+    assert here.run(attributes_of, None) == {}
+    assert not client.is_enabled("checkout.express-pay")
+
+
+@pytest.mark.parametrize("copies", [(0, 1, 1), (0, 0, 1), (0, 1, 0), (1, 1, 1)])
+def test_blocks_that_are_left_elsewhere_never_raise_and_are_over(
+    copies: tuple[int, int, int],
+) -> None:
+    contexts = [copy_context(), copy_context()]
+    outer, inner = use_context(DE), use_context(FR)
+    contexts[0].run(outer.__enter__)
+    contexts[copies[0]].run(inner.__enter__)
+    contexts[copies[1]].run(inner.__exit__, None, None, None)
+    contexts[copies[2]].run(outer.__exit__, None, None, None)
+    assert [context.run(attributes_of, None) for context in contexts] == [{}, {}]
+
+
+def test_a_generator_that_ends_late_takes_its_own_context_alone() -> None:
+    def block(context: dict[str, str]) -> Generator[None]:
+        with use_context(context):
+            yield
+
+    late = block(DE)
+    next(late)
+    with use_context(FR):
+        late.close()
+        assert attributes_of(None) == FR
+    assert attributes_of(None) == {}
+
+
+def test_a_task_goes_on_with_the_context_that_it_was_started_in() -> None:
+    with use_context(DE):
+        task = copy_context()
+    assert task.run(attributes_of, None) == DE
+    with use_context(FR):
+        child = copy_context()
+        block = use_context(DE)
+        block.__enter__()
+        grandchild = copy_context()
+        grandchild.run(block.__exit__, None, None, None)
+    assert (child.run(attributes_of, None), grandchild.run(attributes_of, None)) == (FR, FR)
+    assert attributes_of(None) == {}
+
+
+def test_blocks_left_elsewhere_again_and_again_take_no_memory() -> None:
+    here = copy_context()
+    for _ in range(3):
+        block = use_context(DE)
+        here.run(block.__enter__)
+        copy_context().run(block.__exit__, None, None, None)
+    use = here.run(_ambient.get)
+    assert use.outer is not None
+    assert use.outer.outer is None
+
+
+def test_an_async_generator_may_be_closed_by_another_task() -> None:
+    async def block() -> AsyncIterator[None]:
+        with use_context(DE):
+            yield
+
+    async def story() -> dict[str, Any]:
+        blocks = block()
+
+        async def enter() -> None:
+            await anext(blocks)
+
+        await asyncio.create_task(enter())
+        await blocks.aclose()  # type: ignore[attr-defined]
+        return attributes_of(None)
+
+    assert asyncio.run(story()) == {}
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, pickle.dumps, lambda client: copy.deepcopy({"a": [client]})],
+)
+@pytest.mark.parametrize("kind", [Client, CountingClient])
+def test_a_client_is_neither_copied_nor_sent(
+    copied: Callable[[Client], Any], kind: type[Client], client: Client
+) -> None:
+    assert client.snapshot is not None
+    with pytest.raises(InvalidArgumentError, match=f"a {kind.__name__} cannot be copied"):
+        copied(kind.from_snapshot(client.snapshot))
+
+
+def test_clients_that_are_made_again_and_again_are_told_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_too_many", {})
+    for _ in range(EQUAL_CLIENTS_MAX + 3):
+        with Client(NOWHERE, environment="closed"):
+            pass
+    some = [Client(NOWHERE, environment=f"e{number}").start() for number in range(8)]
+    assert "clients of equal settings" not in caplog.text
+    many = [Client(NOWHERE, environment="many").start() for _ in range(EQUAL_CLIENTS_MAX + 3)]
+    for each in some + many:
+        each.close()
+    assert caplog.text.count("clients of equal settings are open") == 1
 
 
 def test_an_ambient_context_must_be_one() -> None:

@@ -9,13 +9,13 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, Unpack
 
 from flagkit.answers import Answers
 from flagkit.changes import Change
 from flagkit.core.bucketing import Clock
 from flagkit.core.freshness import Freshness
-from flagkit.errors import ClosedError, ConfigurationError, NotReadyError
+from flagkit.errors import ClosedError, ConfigurationError, InvalidArgumentError, NotReadyError
 from flagkit.forks import Stage, watch
 from flagkit.model import EVERYWHERE, encode
 from flagkit.origin import Origin, first_view, origin_of
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from flagkit.refresh_thread import Publish, RefreshThread
 
 _log = logging.getLogger("flagkit")
+
+EQUAL_CLIENTS_MAX: Final = 4
+"""More clients of equal settings in one process are a mistake, such as one for each request."""
 
 CLOSE_SECONDS: Final = 5.0
 """How long a client waits for its own threads to end, unless the caller says otherwise."""
@@ -169,6 +172,8 @@ class Client(Answers):
 
         Raises:
             InvalidDocumentError: no flag can have such a key.
+            InvalidArgumentError: the callback is a coroutine function, which nobody would await,
+                or cannot be called.
             ClosedError: the client was closed.
         """
         with self._arrival:
@@ -297,11 +302,19 @@ class Client(Answers):
         ends = time.monotonic() + timeout
         with self._arrival:
             self._closed = True
+            _started.pop(id(self), None)
             refresh, self._refresh = self._refresh, None
             self._arrival.notify_all()
         _end(refresh, timeout)
         if not self._subscriptions.close(max(ends - time.monotonic(), 0)):
             _log.warning("a callback did not end within %s s; its thread is left behind", timeout)
+
+    def __reduce_ex__(self, _: object) -> NoReturn:
+        raise InvalidArgumentError(
+            f"a {type(self).__name__} cannot be copied, or sent to another process: it has a thread"
+            " and connections of its own. Share the one that is there; in another process, make one"
+            " from the same settings"
+        )
 
     def __enter__(self) -> Self:
         return self.start()
@@ -347,6 +360,7 @@ class Client(Answers):
             unsealing=self._unsealing,
         )
         watch(self, Stage.STARTED)
+        _note_started(self, self._origin.settings)
 
     def _publish(self, turn: object, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
         watch(self, Stage.LOADED)
@@ -417,3 +431,26 @@ def _end(refresh: "RefreshThread | None", timeout: float) -> None:
     """End a refresh thread, waiting at most `timeout` seconds for it."""
     if refresh is not None and not refresh.close(timeout):
         _log.warning("the refresh thread did not end within %s s; it is left behind", timeout)
+
+
+# The settings of the clients that have a thread, by the client's id.
+_started: dict[int, Settings] = {}
+# The client that was one too many, by the word "first": one step, whichever thread is first.
+_too_many: dict[str, int] = {}
+
+
+def _note_started(client: Client, settings: Settings | None) -> None:
+    """Log once for the process that it has many clients of equal settings."""
+    if settings is None or _too_many:
+        return
+    _started[id(client)] = settings
+    count = [*_started.values()].count(settings)
+    if count > EQUAL_CLIENTS_MAX and _too_many.setdefault("first", id(client)) == id(client):
+        _log.warning(
+            "%s clients of equal settings are open in this process, of the environment %s. Each has"
+            " a thread and connections of its own. Make one client when the process starts and"
+            " share it, by flagkit.configure for instance; close every client that you make. This"
+            " is not logged again",
+            count,
+            settings.environment,
+        )

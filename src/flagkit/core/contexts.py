@@ -39,24 +39,54 @@ class Context:
 ContextLike: TypeAlias = str | Mapping[str, Any] | Context | None
 """A targeting key, a mapping with `targeting_key` and attributes, a Context; None: the ambient."""
 
-_NOBODY: Attributes = {}
-_ambient: ContextVar[Attributes] = ContextVar("flagkit_context", default=_NOBODY)
+
+class _Use:
+    """One block of `use_context`: its attributes, and the block that it stands in."""
+
+    __slots__ = ("attributes", "is_over", "outer")
+
+    def __init__(self, attributes: Attributes, outer: "_Use | None" = None) -> None:
+        self.attributes = attributes
+        self.outer = outer
+        # Whether the block was left without taking it out of the context that it was entered in.
+        self.is_over = False
+
+
+_ambient: ContextVar[_Use] = ContextVar("flagkit_context", default=_Use({}))  # noqa: B039 - nobody changes it
 
 
 @contextmanager
 def use_context(context: ContextLike) -> Generator[None]:
     """Make `context` the ambient one, which evaluations without a context of their own use.
 
-    Holds for the block, in this thread or asyncio task and the tasks that it starts.
+    Holds for the block, in this thread or asyncio task and the tasks that it starts. A block may be
+    left in another task or thread than it was entered in, as generators of web frameworks are. It
+    is over then in both, and the ambient context of the other task or thread stays as it is.
 
     Raises:
         InvalidContextError: it is none of the forms of a context.
     """
-    token = _ambient.set(attributes_of(context))
+    use = _Use(attributes_of(context), _current())
+    token = _ambient.set(use)
     try:
         yield
     finally:
-        _ambient.reset(token)
+        if _current() is not use:
+            # Another block stands in this one still, or this is another task or thread.
+            use.is_over = True
+        else:
+            try:
+                _ambient.reset(token)
+            except ValueError:
+                # This is a task that was started in the block.
+                use.is_over = True
+
+
+def _current() -> _Use:
+    use = _ambient.get()
+    while use.is_over and use.outer is not None:
+        use = use.outer
+    return use
 
 
 def attributes_of(context: ContextLike) -> Attributes:
@@ -66,7 +96,7 @@ def attributes_of(context: ContextLike) -> Attributes:
         InvalidContextError: it is none of the forms of a context.
     """
     if context is None:
-        return _ambient.get()
+        return _current().attributes
     if isinstance(context, Context):
         return context.attributes
     if isinstance(context, str):
