@@ -16,6 +16,7 @@ LEVELS = [
     ["model"],
     [
         *(
+            "arguments",
             "core",
             "changes",
             "forks",

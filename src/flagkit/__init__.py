@@ -13,6 +13,7 @@ The module's functions ask one default client, which `configure` sets up. Writin
 from typing import Unpack
 
 from flagkit.answers import BoundClient
+from flagkit.arguments import refusing_unknown
 from flagkit.client import Client
 from flagkit.core.contexts import Context, use_context
 from flagkit.core.evaluation import ErrorCode, Evaluation, Reason
@@ -63,6 +64,7 @@ __all__ = [
 _client = (CountingClient if counts_by_default() else Client).from_source()
 
 
+@refusing_unknown
 def configure(uri: str | None = None, **options: Unpack[Options]) -> Client:
     """Set up the default client and start it; neither connects nor waits in this thread.
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, Unpack
 
 from flagkit.answers import Answers
+from flagkit.arguments import refusing_unknown, seconds
+from flagkit.arguments import revision as as_revision
 from flagkit.changes import Change
 from flagkit.core.bucketing import Clock
 from flagkit.core.freshness import Freshness
@@ -74,6 +76,7 @@ class Client(Answers):
     _listeners: "tuple[Publish, ...]"
     _subscriptions: Subscriptions
 
+    @refusing_unknown
     def __init__(self, uri: str | None = None, **options: Unpack[Options]) -> None:
         self._set_up(origin_of(settings_from(uri, **options)))
 
@@ -115,8 +118,11 @@ class Client(Answers):
 
         Raises:
             NotReadyError, StoreError: with metadata, the database did not answer.
+            InvalidArgumentError: the key is no text, or the timeout no number.
         """
-        ends = time.monotonic() + timeout
+        if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance] - not all callers check types
+            raise InvalidArgumentError(f"key is {key!r}: pass the key of a flag, as text")
+        ends = time.monotonic() + seconds(timeout)
         while metadata and (refresh := self._refresh) is not None:
             try:
                 return refresh.policy(key, max(ends - time.monotonic(), 0))
@@ -261,6 +267,7 @@ class Client(Answers):
         Raises:
             NotReadyError: none came in time; it says what was in the way.
             ConfigurationError: the default client was never configured.
+            InvalidArgumentError: the timeout is no number.
         """
         self._wait(lambda _: True, timeout, "no flags were loaded")
 
@@ -273,11 +280,13 @@ class Client(Answers):
 
         Raises:
             NotReadyError: it did not come in time.
+            InvalidArgumentError: an argument is of another type.
         """
+        wanted = as_revision(revision)
         self._wait(
-            lambda view: view.snapshot.tip.revision >= revision,
+            lambda view: view.snapshot.tip.revision >= wanted,
             timeout,
-            f"revision {revision} did not come",
+            f"revision {wanted} did not come",
         )
 
     def go_on_after_fork(self) -> None:
@@ -299,6 +308,7 @@ class Client(Answers):
 
         Evaluations go on answering from the last snapshot.
         """
+        timeout = seconds(timeout)
         ends = time.monotonic() + timeout
         with self._arrival:
             self._closed = True
@@ -404,6 +414,7 @@ class Client(Answers):
         return self._view is not None and self.snapshot is not self._origin.bootstrap
 
     def _wait(self, arrived: Callable[[View], bool], timeout: float, problem: str) -> None:
+        timeout = seconds(timeout)
         self.start()
         if not self._has_data and self._origin.opener is None:
             raise ConfigurationError(

@@ -8,6 +8,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import pymongo
+from bson.errors import InvalidDocument, InvalidStringData
 from pymongo.client_options import ClientOptions
 from pymongo.errors import ConfigurationError as DriverConfigurationError
 from pymongo.errors import (
@@ -25,6 +26,7 @@ from pymongo.errors import (
 from flagkit.errors import (
     ClosedError,
     ConfigurationError,
+    InvalidArgumentError,
     StoreError,
     StoreUnavailableError,
     StreamsUnavailableError,
@@ -147,6 +149,7 @@ def translated(doing: str, seconds_max: float | None = None) -> Generator[None]:
     Raises:
         StoreUnavailableError: the database cannot be reached, or broke off.
         StoreError: the database refused.
+        InvalidArgumentError: something that was asked for can be in no document.
     """
     try:
         # None leaves what the connection string says.
@@ -173,6 +176,9 @@ def translated(doing: str, seconds_max: float | None = None) -> Generator[None]:
         raise StoreUnavailableError(f"while {doing}: {error}") from error
     except PyMongoError as error:
         raise StoreError(f"while {doing}: {error}") from error
+    except (InvalidDocument, InvalidStringData, OverflowError, UnicodeEncodeError) as error:
+        # Whatever is read or written was asked for by something that no document can hold.
+        raise InvalidArgumentError(f"while {doing}: an argument cannot be sent: {error}") from error
 
 
 @contextmanager

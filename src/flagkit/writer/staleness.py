@@ -1,9 +1,11 @@
 """Staleness of flags: those whose time seems to be over, for people to look at. Reads alone."""
 
 from datetime import datetime, timedelta
+from typing import Final
 
 from msgspec import Struct
 
+from flagkit.arguments import count
 from flagkit.changes import ACCESS, SEGMENTS, PolicyId, PolicyState
 from flagkit.core.schedule import share_at
 from flagkit.model import Flag, Ramp, Rollout, Serves, decode
@@ -23,6 +25,9 @@ class StaleFlag(Struct, frozen=True):
     reasons: tuple[str, ...]
 
 
+DAYS_MAX: Final = 36_500
+
+
 def stale_flags(store: Store, days: int, now: datetime | None = None) -> list[StaleFlag]:
     """Return the flags of an environment, sorted, that are over.
 
@@ -37,7 +42,9 @@ def stale_flags(store: Store, days: int, now: datetime | None = None) -> list[St
     Raises:
         EnvironmentNotFoundError: it was never created.
         StoreError: it was changed past the writer, or could not be read.
+        InvalidArgumentError: the days are no whole number.
     """
+    count(days, "days", DAYS_MAX)
     with store.reading() as reading:
         moment = now or reading.now
         states, still = standing(reading, moment - timedelta(days=days))

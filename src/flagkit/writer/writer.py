@@ -7,8 +7,9 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Generator, Iterable, Mapping
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, cast
 
+from flagkit.arguments import refusing_unknown_in_methods
 from flagkit.changes import Tip
 from flagkit.encryption import Encryption
 from flagkit.errors import (
@@ -30,6 +31,7 @@ from flagkit.writer.workflows import Anyhow, Asked
 _log = logging.getLogger("flagkit.writer")
 
 
+@refusing_unknown_in_methods
 class Writer(Approvals):
     """Makes changes to one environment. May be used from many threads, which then take turns.
 
@@ -62,10 +64,9 @@ class Writer(Approvals):
         guards: Iterable[Guard] = (),
         encryption: Encryption | None = None,
     ) -> None:
-        if checkpoint_every is not None and checkpoint_every < 1:
-            raise ConfigurationError(
-                f"checkpoint_every is {checkpoint_every}: it is a number of revisions, 1 or more"
-            )
+        _check_every(checkpoint_every)
+        _check_timeout(timeout)
+        asked = _guards(guards)
         settings = settings_from(
             uri, environment=environment, database=database, encryption=encryption
         )
@@ -78,7 +79,7 @@ class Writer(Approvals):
         )
         self.keys = self._data_keys = data_keys_of(settings)
         self._actor = actor
-        self._committer = Committer(self.store, guards, timeout)
+        self._committer = Committer(self.store, asked, timeout)
         self._sequencer = Sequencer(self.store, self._commit)
 
     def create_environment(self) -> Tip:
@@ -214,3 +215,25 @@ class Writer(Approvals):
         if self._checkpoints is not None:
             self._checkpoints.saw(tip)
         return Commit(tip.revision, tip.time, request)
+
+
+def _check_every(every: object) -> None:
+    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+        raise ConfigurationError(
+            f"checkpoint_every is {every!r}: it is a number of revisions, 1 or more"
+        )
+
+
+def _check_timeout(timeout: object) -> None:
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
+        raise ConfigurationError(f"timeout is {timeout!r}: it is a number of seconds")
+
+
+def _guards(given: object) -> tuple[Guard, ...]:
+    guards = tuple(cast("Iterable[Guard]", given)) if isinstance(given, Iterable) else (None,)
+    for guard in guards:
+        if not callable(guard):
+            raise ConfigurationError(
+                f"guards is {given!r}: pass a list of functions, see flagkit.writer.guards"
+            )
+    return cast("tuple[Guard, ...]", guards)
