@@ -159,6 +159,7 @@ class Client(Answers):
             error=None if refresh is None or refresh.error is None else str(refresh.error),
             error_count=0 if refresh is None else refresh.error_count,
             counts=self.counts(),
+            file=None if self._origin.file is None else self._origin.file.trouble,
         )
 
     def on_change(self, key: str, callback: Callback) -> Subscription:

@@ -77,7 +77,12 @@ def _kept(file: SnapshotFile) -> Snapshot | None:
     try:
         return file.read()
     except (OSError, SnapshotFormatError) as error:
-        _log.warning("the snapshot file %s is not served: %s", file.path, error)
+        foreign = file.foreign()
+        if foreign is None:
+            _log.warning("the snapshot file %s is not served: %s", file.path, error)
+        else:
+            file.trouble = file.left_alone(foreign)
+            _log.warning("%s", file.trouble)
         return None
 
 
