@@ -1,8 +1,10 @@
 """Arguments: what a call cannot take is refused, before anything is done."""
 
+import copy
 import functools
 import inspect
 import math
+import pickle
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Unpack
@@ -94,6 +96,14 @@ def test_an_unknown_argument_is_compared_with_all_that_a_verb_takes(flag: Writer
         entries(flag.store, kye="a.b")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="Did you mean 'since'"):
         newer(flag.store, 0, sinc=None)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_writer_is_neither_copied_nor_sent(
+    copied: Callable[[Writer], object], writer: Writer
+) -> None:
+    with pytest.raises(InvalidArgumentError, match="a Writer cannot be copied"):
+        copied(writer)
 
 
 def test_a_decorated_function_is_documented_as_before() -> None:

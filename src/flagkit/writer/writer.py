@@ -7,13 +7,14 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Generator, Iterable, Mapping
-from typing import Any, Self, Unpack, cast
+from typing import Any, NoReturn, Self, Unpack, cast
 
 from flagkit.arguments import refusing_unknown_in_methods
 from flagkit.changes import Tip
 from flagkit.encryption import Encryption
 from flagkit.errors import (
     ConfigurationError,
+    InvalidArgumentError,
 )
 from flagkit.settings import settings_from
 from flagkit.storage.store import Store
@@ -175,6 +176,13 @@ class Writer(Approvals):
         if self._checkpoints is not None:
             self._checkpoints.close()
         self.store.close()
+
+    def __reduce_ex__(self, _: object) -> NoReturn:
+        raise InvalidArgumentError(
+            f"a {type(self).__name__} cannot be copied, or sent to another process: it has"
+            " connections of its own. Share the one that is there; in another process, make one"
+            " from the same settings"
+        )
 
     def __enter__(self) -> Self:
         return self
