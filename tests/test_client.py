@@ -297,6 +297,47 @@ def test_blocks_left_elsewhere_again_and_again_take_no_memory() -> None:
     assert use.outer.outer is None
 
 
+def test_a_context_decorates_functions_and_coroutine_functions() -> None:
+    @use_context(DE)
+    def called() -> dict[str, Any]:
+        return attributes_of(None)
+
+    @use_context(DE)
+    async def called_later() -> dict[str, Any]:
+        await asyncio.sleep(0)
+        return attributes_of(None)
+
+    assert [called(), called(), asyncio.run(called_later())] == [DE, DE, DE]
+    assert called_later.__name__ == "called_later"
+    assert attributes_of(None) == {}
+
+
+def test_a_context_does_not_decorate_what_runs_in_between() -> None:
+    def generated() -> Iterator[int]:
+        yield 1
+
+    async def generated_later() -> AsyncIterator[int]:
+        yield 1
+
+    for function in (generated, generated_later):
+        with pytest.raises(InvalidArgumentError, match="is a generator function"):
+            use_context(DE)(function)
+
+
+def test_a_block_may_be_entered_again_and_by_several_threads() -> None:
+    block = use_context(DE)
+    contexts = [copy_context() for _ in range(3)]
+    for context in contexts:
+        context.run(block.__enter__)
+    for context in contexts:
+        assert context.run(attributes_of, None) == DE
+        context.run(block.__exit__, None, None, None)
+        assert context.run(attributes_of, None) == {}
+    with block, block:
+        assert attributes_of(None) == DE
+    assert attributes_of(None) == {}
+
+
 def test_an_async_generator_may_be_closed_by_another_task() -> None:
     async def block() -> AsyncIterator[None]:
         with use_context(DE):
