@@ -75,7 +75,7 @@ def seconds(value: object, name: str = "timeout") -> float:
         raise InvalidArgumentError(
             f"{name} is {value!r}: pass a number of seconds, or math.inf to wait for ever"
         )
-    return float(min(max(value, 0), threading.TIMEOUT_MAX))
+    return min(max(value, 0), threading.TIMEOUT_MAX)
 
 
 def revision(value: object, name: str = "revision") -> int:
