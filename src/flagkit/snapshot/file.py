@@ -110,9 +110,9 @@ class SnapshotFile:
     def left_alone(self, whose: str) -> str:
         """Return what to say of a file that is that of others."""
         return (
-            f"the snapshot file {self.path} is that of others, and is not replaced: {whose}. Give"
-            " clients of other environments, regions, namespaces or databases a path of their own;"
-            " delete the file if nobody uses it any more"
+            f"the snapshot file {self.path} is that of others, and is not replaced: {whose}; give"
+            " clients of other environments, regions, namespaces or databases a path of their own,"
+            " and delete the file if nobody uses it any more"
         )
 
     def _header(self) -> Header | None:
