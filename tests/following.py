@@ -58,13 +58,13 @@ class FollowedClient(Client):
         self.bases: list[tuple[str, int, str]] = []
         super().__init__(uri, environment=ENVIRONMENT, database=database, **more)
 
-    def _publish(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
+    def _publish(self, turn: object, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
         if changes is None:
             self.bases.append(place(snapshot.tip))
         tips = [snapshot.tip] if changes is None else [change.tip for change in changes]
         self.published += map(place, tips)
         self.moments += [time.monotonic()] * len(tips)
-        super()._publish(snapshot, changes)
+        super()._publish(turn, snapshot, changes)
 
 
 def place(tip: Tip) -> tuple[str, int, str]:

@@ -17,6 +17,7 @@ LEVELS = [
     ["model", "policy_json"],
     [
         *(
+            "arguments",
             "core",
             "changes",
             "forks",

@@ -1,22 +1,33 @@
 """Client: what services call. Evaluation never raises; waiting and closing are bounded."""
 
+import asyncio
+import copy
+import functools
 import json
+import pickle
 import subprocess
 import sys
 import threading
 from collections import UserDict
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
 
 import flagkit
-from flagkit import Client, Context, ErrorCode, Reason, use_context
+from flagkit import Client, Context, CountingClient, ErrorCode, Reason, use_context
+from flagkit import client as client_module
+from flagkit.bootstrap import snapshot_from
+from flagkit.client import EQUAL_CLIENTS_MAX
+from flagkit.core.contexts import _ambient, attributes_of
 from flagkit.errors import (
     ClosedError,
     ConfigurationError,
+    InvalidArgumentError,
     InvalidContextError,
     InvalidDocumentError,
     NotReadyError,
@@ -24,8 +35,12 @@ from flagkit.errors import (
 )
 from flagkit.model import decode
 from flagkit.origin import Origin
+from flagkit.settings import settings_from
 from flagkit.testing import ManualClock, MemoryHistory, client_from
 from flagkit.view import View
+from flagkit.writer import Writer
+
+NOWHERE = "mongodb://127.0.0.1:1/?replicaSet=rs0&serverSelectionTimeoutMS=100"
 
 EXPRESS_PAY: dict[str, Any] = {
     "key": "checkout.express-pay",
@@ -210,6 +225,163 @@ def test_the_ambient_context_is_not_another_threads(client: Client) -> None:
         thread.start()
         thread.join()
     assert seen == [False]
+
+
+DE = {"targeting_key": "u", "country": "DE"}
+FR = {"targeting_key": "u", "country": "FR"}
+
+
+def test_a_block_that_is_left_in_another_context_leaves_the_other_alone(client: Client) -> None:
+    here, there = copy_context(), copy_context()
+    block = use_context(DE)
+    here.run(block.__enter__)
+    other = use_context(FR)
+    there.run(other.__enter__)
+    there.run(block.__exit__, None, None, None)
+    assert there.run(attributes_of, None) == FR
+    there.run(other.__exit__, None, None, None)
+    assert there.run(attributes_of, None) == {}
+    # A thread of a pool must not answer the next request for the person of the last one.
+    assert here.run(attributes_of, None) == {}
+    assert not client.is_enabled("checkout.express-pay")
+
+
+@pytest.mark.parametrize("copies", [(0, 1, 1), (0, 0, 1), (0, 1, 0), (1, 1, 1)])
+def test_blocks_that_are_left_elsewhere_never_raise_and_are_over(
+    copies: tuple[int, int, int],
+) -> None:
+    contexts = [copy_context(), copy_context()]
+    outer, inner = use_context(DE), use_context(FR)
+    contexts[0].run(outer.__enter__)
+    contexts[copies[0]].run(inner.__enter__)
+    contexts[copies[1]].run(inner.__exit__, None, None, None)
+    contexts[copies[2]].run(outer.__exit__, None, None, None)
+    assert [context.run(attributes_of, None) for context in contexts] == [{}, {}]
+
+
+def test_a_generator_that_ends_late_takes_its_own_context_alone() -> None:
+    def block(context: dict[str, str]) -> Generator[None]:
+        with use_context(context):
+            yield
+
+    late = block(DE)
+    next(late)
+    with use_context(FR):
+        late.close()
+        assert attributes_of(None) == FR
+    assert attributes_of(None) == {}
+
+
+def test_a_task_goes_on_with_the_context_that_it_was_started_in() -> None:
+    with use_context(DE):
+        task = copy_context()
+    assert task.run(attributes_of, None) == DE
+    with use_context(FR):
+        child = copy_context()
+        block = use_context(DE)
+        block.__enter__()
+        grandchild = copy_context()
+        grandchild.run(block.__exit__, None, None, None)
+    assert (child.run(attributes_of, None), grandchild.run(attributes_of, None)) == (FR, FR)
+    assert attributes_of(None) == {}
+
+
+def test_blocks_left_elsewhere_again_and_again_take_no_memory() -> None:
+    here = copy_context()
+    for _ in range(3):
+        block = use_context(DE)
+        here.run(block.__enter__)
+        copy_context().run(block.__exit__, None, None, None)
+    use = here.run(_ambient.get)
+    assert use.outer is not None
+    assert use.outer.outer is None
+
+
+def test_a_context_decorates_functions_and_coroutine_functions() -> None:
+    @use_context(DE)
+    def called() -> dict[str, Any]:
+        return attributes_of(None)
+
+    @use_context(DE)
+    async def called_later() -> dict[str, Any]:
+        await asyncio.sleep(0)
+        return attributes_of(None)
+
+    assert [called(), called(), asyncio.run(called_later())] == [DE, DE, DE]
+    assert called_later.__name__ == "called_later"
+    assert attributes_of(None) == {}
+
+
+def test_a_context_does_not_decorate_what_runs_in_between() -> None:
+    def generated() -> Iterator[int]:
+        yield 1
+
+    async def generated_later() -> AsyncIterator[int]:
+        yield 1
+
+    for function in (generated, generated_later):
+        with pytest.raises(InvalidArgumentError, match="is a generator function"):
+            use_context(DE)(function)
+
+
+def test_a_block_may_be_entered_again_and_by_several_threads() -> None:
+    block = use_context(DE)
+    contexts = [copy_context() for _ in range(3)]
+    for context in contexts:
+        context.run(block.__enter__)
+    for context in contexts:
+        assert context.run(attributes_of, None) == DE
+        context.run(block.__exit__, None, None, None)
+        assert context.run(attributes_of, None) == {}
+    with block, block:
+        assert attributes_of(None) == DE
+    assert attributes_of(None) == {}
+
+
+def test_an_async_generator_may_be_closed_by_another_task() -> None:
+    async def block() -> AsyncIterator[None]:
+        with use_context(DE):
+            yield
+
+    async def story() -> dict[str, Any]:
+        blocks = block()
+
+        async def enter() -> None:
+            await anext(blocks)
+
+        await asyncio.create_task(enter())
+        await blocks.aclose()  # type: ignore[attr-defined]
+        return attributes_of(None)
+
+    assert asyncio.run(story()) == {}
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, pickle.dumps, lambda client: copy.deepcopy({"a": [client]})],
+)
+@pytest.mark.parametrize("kind", [Client, CountingClient])
+def test_a_client_is_neither_copied_nor_sent(
+    copied: Callable[[Client], Any], kind: type[Client], client: Client
+) -> None:
+    assert client.snapshot is not None
+    with pytest.raises(InvalidArgumentError, match=f"a {kind.__name__} cannot be copied"):
+        copied(kind.from_snapshot(client.snapshot))
+
+
+def test_clients_that_are_made_again_and_again_are_told_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_too_many", {})
+    for _ in range(EQUAL_CLIENTS_MAX + 3):
+        with Client(NOWHERE, environment="closed"):
+            pass
+    some = [Client(NOWHERE, environment=f"e{number}").start() for number in range(8)]
+    assert "clients of equal settings" not in caplog.text
+    many = [Client(NOWHERE, environment="many").start() for _ in range(EQUAL_CLIENTS_MAX + 3)]
+    for each in some + many:
+        each.close()
+    assert caplog.text.count("clients of equal settings are open") == 1
 
 
 def test_an_ambient_context_must_be_one() -> None:
@@ -641,3 +813,145 @@ def test_asking_for_a_policy_while_the_client_closes_ends_at_once() -> None:
         client.close()
         thread.join(20)
         assert not thread.is_alive()
+
+
+@pytest.fixture
+def default_client() -> Iterator[Client]:
+    """The client of the module's functions, without flags, and closed in the end."""
+    client = flagkit.is_enabled.__self__  # type: ignore[attr-defined]
+    yield client
+    client.follow(Origin())
+    client.close()
+
+
+def test_configuring_with_equal_settings_changes_nothing(
+    default_client: Client, mongo_uri: str, database: str, writer: Writer
+) -> None:
+    writer.create(THEME)
+    settings: dict[str, Any] = {
+        "environment": "production",
+        "database": database,
+        "namespaces": ["shop."],
+        "bootstrap": [HALF],
+    }
+    flagkit.configure(mongo_uri, **settings)
+    flagkit.wait_ready()
+    refresh, view = default_client._refresh, default_client._view
+    flagkit.configure(mongo_uri, **{**settings, "namespaces": ("shop.",), "bootstrap": (HALF,)})
+    assert (default_client._refresh, default_client._view) == (refresh, view)
+    flagkit.configure(mongo_uri, **{**settings, "bootstrap": [LIMIT]})
+    assert default_client._refresh is not refresh
+
+
+def test_documents_that_the_caller_has_changed_are_other_settings(default_client: Client) -> None:
+    documents = [{**HALF}]
+    settings: dict[str, Any] = {"environment": "production", "bootstrap": documents}
+    flagkit.configure(NOWHERE, **settings)
+    documents[0]["key"] = "shop.other"
+    flagkit.configure(NOWHERE, **settings)
+    assert default_client.keys() == ["shop.other"]
+
+
+def test_a_client_that_is_configured_again_after_its_end_answers_all_the_time(
+    default_client: Client, history: MemoryHistory
+) -> None:
+    history.commit(THEME)
+    settings = settings_from(NOWHERE, environment="test")
+    default_client.follow(Origin(lambda: history.source, settings=settings))
+    default_client.wait_ready()
+    default_client.close()
+    history.fault = StoreUnavailableError("the database is away")
+    flagkit.configure(NOWHERE, environment="test")
+    flagkit.wait_ready()
+    assert flagkit.value("shop.theme", default="none") == "dark"
+
+
+def test_settings_that_make_no_sense_leave_the_client_as_it_was(
+    default_client: Client, history: MemoryHistory, tmp_path: Path
+) -> None:
+    history.commit(THEME)
+    default_client.follow(Origin(lambda: history.source))
+    default_client.wait_ready()
+    senseless: list[Any] = [str(tmp_path / "none.json"), [{}], {"flags": []}, 5]
+    for bootstrap in senseless:
+        with pytest.raises((ConfigurationError, InvalidDocumentError)):
+            flagkit.configure(NOWHERE, environment="test", bootstrap=bootstrap)
+    default_client.wait_for(history.commit(LIMIT).revision)
+    assert flagkit.value("shop.theme", default="none") == "dark"
+
+
+def test_threads_that_configure_at_once_all_have_their_flags(default_client: Client) -> None:
+    histories = [MemoryHistory(), MemoryHistory()]
+    for history in histories:
+        history.commit(THEME)
+    origins = [
+        Origin(
+            functools.partial(getattr, history, "source"),
+            settings=settings_from(NOWHERE, environment=f"e{number}"),
+        )
+        for number, history in enumerate(histories)
+    ]
+    together = threading.Barrier(12)
+    raised: list[BaseException] = []
+
+    def serve(number: int) -> None:
+        try:
+            together.wait(20)
+            for turn in range(5):
+                default_client.follow(origins[(number + turn) % 2])
+                flagkit.wait_ready()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is to be seen
+            raised.append(error)
+
+    threads = [threading.Thread(target=serve, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert raised == []
+    assert sum(thread.name == "flagkit" for thread in threading.enumerate()) == 1
+
+
+def test_other_threads_wait_subscribe_and_ask_while_the_client_moves(
+    default_client: Client,
+) -> None:
+    histories = [MemoryHistory(), MemoryHistory()]
+    for history in histories:
+        history.commit(HALF)
+    default_client.follow(Origin(lambda: histories[0].source))
+    moved = threading.Event()
+    raised: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            while not moved.is_set():
+                flagkit.on_change("shop.", print).close()
+                flagkit.wait_ready()
+                flagkit.wait_for(1)
+                flagkit.policy("shop.half", metadata=True)
+                flagkit.is_enabled("shop.half", "u")
+                default_client.start()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is to be seen
+            raised.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for history in histories * 20:
+        default_client.follow(Origin(functools.partial(getattr, history, "source")))
+    moved.set()
+    for thread in threads:
+        thread.join(60)
+    assert raised == []
+
+
+def test_a_thread_that_is_left_publishes_nothing_more(running: Client) -> None:
+    refresh = running._refresh
+    assert refresh is not None
+    publish = refresh._publish
+    other = MemoryHistory()
+    other.commit(THEME)
+    running.follow(Origin(lambda: other.source))
+    running.wait_ready()
+    publish(snapshot_from([LIMIT], [], environment="test", region="*"), None)
+    assert running.keys() == ["shop.theme"]

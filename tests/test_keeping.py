@@ -485,3 +485,132 @@ def test_the_path_may_come_from_the_environment(
         monkeypatch.setenv(name, text)
     assert Client().is_enabled("shop.express")
     assert Client(snapshot_path=file.path).is_enabled("shop.express")
+
+
+# A path that several clients name
+
+
+REGIONAL = {**flag(on=False), "region": "eu"}
+
+
+def left_alone(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return troubles(caplog, "is that of others, and is not replaced")
+
+
+def other_file(file: SnapshotFile, **scope: Any) -> SnapshotFile:
+    asked: dict[str, Any] = {"environment": ENVIRONMENT, "region": "*", **scope}
+    return SnapshotFile(file.path, **asked)
+
+
+@pytest.mark.parametrize(
+    ("scope", "whose"),
+    [
+        ({"environment": "staging"}, f"it is of the environment '{ENVIRONMENT}'"),
+        ({"namespaces": ("cart.",)}, "its namespaces are others: all"),
+        ({"region": "us"}, "it is of the region eu"),
+        ({}, "it is of the region eu"),
+    ],
+    ids=["environment", "namespaces", "region", "all regions"],
+)
+def test_a_file_of_others_is_said_once_and_left_alone(
+    scope: dict[str, Any],
+    whose: str,
+    history: MemoryHistory,
+    file: SnapshotFile,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(keeping, "SAVE_SECONDS_MAX", 0.01)
+    monkeypatch.setattr(snapshots, "OVERLAY_MIN", 2)
+    history.commit(REGIONAL)
+    european = other_file(file, region="eu")
+    with Client.from_source(lambda: history.source("eu"), european):
+        eventually(lambda: saved(european) == 2)
+    content = file.path.read_bytes()
+    mine = MemoryHistory(scope.get("environment", ENVIRONMENT))
+    if "environment" not in scope:
+        mine = history
+    region = scope.get("region", "*")
+    with Client.from_source(lambda: mine.source(region), other_file(file, **scope)) as client:
+        for number in range(10):
+            mine.commit(flag(f"shop.f{number}"))
+        client.wait_for(mine.tip.revision)
+        # Changes are folded in memory meanwhile.
+        eventually(lambda: base_of(client)[1] <= 2)
+        eventually(lambda: client.status().file is not None)
+        assert whose in str(client.status().file)
+    assert file.path.read_bytes() == content
+    assert len(left_alone(caplog)) == 1
+    assert whose in left_alone(caplog)[0]
+    assert "writer" not in caplog.text
+
+
+def test_a_file_without_overrides_is_that_of_all_regions(
+    history: MemoryHistory, file: SnapshotFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    for region in ("eu", "*", "us"):
+        theirs = other_file(file, region=region)
+        revision = history.commit(flag()).revision
+        with Client.from_source(lambda region=region: history.source(region), theirs) as client:  # type: ignore[misc]
+            eventually(lambda theirs=theirs, revision=revision: saved(theirs) == revision)  # type: ignore[misc]
+            assert client.status().file is None
+    assert left_alone(caplog) == []
+
+
+def test_a_file_that_lacks_a_region_is_not_called_altered(
+    history: MemoryHistory, file: SnapshotFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    history.commit(REGIONAL)
+    with Client.from_source(history.source, file):
+        eventually(lambda: saved(file) == 2)
+    client = Client.from_source(None, other_file(file, region="eu"))
+    assert client.keys() == []
+    [said] = left_alone(caplog)
+    assert "it has not the overrides of the region eu: it is of *" in said
+    assert client.status().file == said
+
+
+def test_clients_of_two_databases_do_not_replace_the_file_in_turns(
+    history: MemoryHistory,
+    file: SnapshotFile,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(keeping, "FOREIGN_AGAIN_SECONDS", 0.01)
+    other = MemoryHistory()
+    other.commit(flag(on=False))
+    with Client.from_source(history.source, file) as first:
+        eventually(lambda: saved(file) == 1)
+        second = Client.from_source(other.source, other_file(file))
+        with second:
+            header = file.header()
+            eventually(lambda: (file.header() or header).tip.epoch == other.tip.epoch)  # type: ignore[union-attr]
+            first.wait_for(history.commit(flag()).revision)
+            eventually(lambda: first.status().file is not None)
+            second.wait_for(other.commit(flag()).revision)
+            eventually(lambda: saved(file) == 2)
+            assert second.status().file is None
+    kept = file.header()
+    assert kept is not None
+    assert kept.tip.epoch == other.tip.epoch
+    assert len(left_alone(caplog)) == 1
+    assert "such as another database's" in left_alone(caplog)[0]
+
+
+def test_a_path_that_others_have_left_is_written(
+    history: MemoryHistory,
+    file: SnapshotFile,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(keeping, "SAVE_SECONDS_MAX", 0.01)
+    staging = MemoryHistory("staging")
+    staging.commit(flag())
+    theirs = other_file(file, environment="staging")
+    with Client.from_source(staging.source, theirs):
+        eventually(lambda: saved(theirs) == 1)
+    with Client.from_source(history.source, file) as client:
+        eventually(lambda: client.status().file is not None)
+        file.path.unlink()
+        history.commit(flag())
+        eventually(lambda: saved(file) == 2)
+        eventually(lambda: client.status().file is None)

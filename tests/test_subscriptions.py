@@ -1,8 +1,9 @@
 """Subscriptions: callbacks that are told which flags may answer differently."""
 
+import functools
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -11,7 +12,12 @@ import pytest
 import flagkit
 from flagkit import Client, FlagChange
 from flagkit.bootstrap import snapshot_from
-from flagkit.errors import ClosedError, InvalidDocumentError, StoreUnavailableError
+from flagkit.errors import (
+    ClosedError,
+    InvalidArgumentError,
+    InvalidDocumentError,
+    StoreUnavailableError,
+)
 from flagkit.model import EVERYWHERE
 from flagkit.origin import Origin
 from flagkit.testing import MemoryHistory, client_from
@@ -151,10 +157,65 @@ def test_a_key_that_ends_in_a_dot_stands_for_its_namespace(
         assert key == "" or heard.nothing
 
 
-@pytest.mark.parametrize("key", ["Shop.theme", "shop..", ".", "shop theme"])
-def test_what_is_no_key_is_refused(key: str, client: Client) -> None:
+@pytest.mark.parametrize("key", ["Shop.theme", "shop..", ".", "shop theme", None, 0, (), b"a", []])
+def test_what_is_no_key_is_refused(key: Any, client: Client) -> None:
     with pytest.raises(InvalidDocumentError, match="is not a flag key"):
         client.on_change(key, print)
+
+
+async def later(*_: object) -> None:
+    """What somebody has to await."""
+
+
+async def yielding(*_: object) -> AsyncIterator[int]:
+    """What somebody has to iterate over."""
+    yield 1
+
+
+class Later:
+    async def __call__(self, change: FlagChange) -> None:
+        """What somebody has to await."""
+
+    async def told(self, change: FlagChange) -> None:
+        """What somebody has to await."""
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        later,
+        yielding,
+        Later(),
+        Later().told,
+        functools.partial(later, 1),
+        functools.partial(functools.partial(Later().told)),
+        functools.partial(Later()),
+    ],
+)
+def test_a_coroutine_function_is_refused(callback: Any, client: Client) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"asyncio\.run_coroutine_threadsafe"):
+        client.on_change("shop.theme", callback)
+
+
+@pytest.mark.parametrize("callback", [None, "print", 5])
+def test_what_cannot_be_called_is_refused(callback: Any, client: Client) -> None:
+    with pytest.raises(InvalidArgumentError, match="pass a function"):
+        client.on_change("shop.theme", callback)
+
+
+def test_a_coroutine_that_a_callback_returns_is_said_once(
+    client: Client, history: MemoryHistory, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard = Heard()
+    with (
+        client.on_change("shop.theme", lambda change: [later(change)][0]),
+        client.on_change("", heard),
+    ):
+        for document in (LIGHT, THEME):
+            history.commit(document)
+            heard.next()
+    client.close()
+    assert caplog.text.count("InvalidArgumentError: it returned a coroutine") == 1
 
 
 def test_what_rests_on_a_change_is_told_too_though_nobody_has_asked_for_it(

@@ -13,6 +13,7 @@ The module's functions ask one default client, which `configure` sets up. Writin
 from typing import Unpack
 
 from flagkit.answers import BoundClient
+from flagkit.arguments import refusing_unknown
 from flagkit.client import Client
 from flagkit.core.contexts import Context, use_context
 from flagkit.core.evaluation import ErrorCode, Evaluation, Reason
@@ -20,7 +21,6 @@ from flagkit.core.explanation import Explanation
 from flagkit.counting import Counts
 from flagkit.counting_client import CountingClient
 from flagkit.errors import FlagkitError
-from flagkit.origin import origin_of
 from flagkit.settings import Options, counts_by_default, settings_from
 from flagkit.status import Status
 from flagkit.subscriptions import FlagChange, Subscription
@@ -64,18 +64,20 @@ __all__ = [
 _client = (CountingClient if counts_by_default() else Client).from_source()
 
 
+@refusing_unknown
 def configure(uri: str | None = None, **options: Unpack[Options]) -> Client:
     """Set up the default client and start it; neither connects nor waits in this thread.
 
-    Arguments are those of Client, environment variables included. Called again, it moves the
-    default client to the new settings.
+    Arguments are those of Client, environment variables included. Called again with equal settings,
+    it does nothing. Called with others, it moves the default client to them: until their flags are
+    there, callers get their defaults. Other threads may evaluate, wait and subscribe meanwhile.
 
     Raises:
         ConfigurationError: the URI or the environment is named nowhere, or an argument makes no
             sense.
         InvalidDocumentError: what is given as `bootstrap` is not valid.
     """
-    return _client.follow(origin_of(settings_from(uri, **options)))
+    return _client.follow_settings(settings_from(uri, **options))
 
 
 # Bound methods, not functions around them: a wrapper would cost as much as the check itself.

@@ -3,23 +3,26 @@
 What it publishes, flagkit.answers reads: views, whole, by one assignment each.
 """
 
+import functools
 import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, Unpack
 
 from flagkit.answers import Answers
+from flagkit.arguments import refusing_unknown, seconds
+from flagkit.arguments import revision as as_revision
 from flagkit.changes import Change
 from flagkit.core.bucketing import Clock
 from flagkit.core.freshness import Freshness
-from flagkit.errors import ClosedError, ConfigurationError, NotReadyError
+from flagkit.errors import ClosedError, ConfigurationError, InvalidArgumentError, NotReadyError
 from flagkit.forks import Stage, watch
 from flagkit.logs import logger
 from flagkit.model import EVERYWHERE, encode
 from flagkit.origin import Origin, first_view, origin_of
 from flagkit.refresh import Refresher, Source, pace_for
-from flagkit.settings import Options, settings_from
+from flagkit.settings import Options, Settings, settings_from
 from flagkit.snapshot import Snapshot, SnapshotFile, flag_of
 from flagkit.status import Status
 from flagkit.subscriptions import Callback, Subscription, Subscriptions
@@ -30,6 +33,12 @@ if TYPE_CHECKING:
     from flagkit.refresh_thread import Publish, RefreshThread
 
 _log = logger("flagkit")
+
+EQUAL_CLIENTS_MAX: Final = 4
+"""More clients of equal settings in one process are a mistake, such as one for each request."""
+
+CLOSE_SECONDS: Final = 5.0
+"""How long a client waits for its own threads to end, unless the caller says otherwise."""
 
 
 class Client(Answers):
@@ -58,6 +67,7 @@ class Client(Answers):
         "_origin",
         "_refresh",
         "_subscriptions",
+        "_turn",
         "_unsealing",
     )
 
@@ -66,6 +76,7 @@ class Client(Answers):
     _listeners: "tuple[Publish, ...]"
     _subscriptions: Subscriptions
 
+    @refusing_unknown
     def __init__(self, uri: str | None = None, **options: Unpack[Options]) -> None:
         self._set_up(origin_of(settings_from(uri, **options)))
 
@@ -107,10 +118,18 @@ class Client(Answers):
 
         Raises:
             NotReadyError, StoreError: with metadata, the database did not answer.
+            InvalidArgumentError: the key is no text, or the timeout no number.
         """
-        refresh = self._refresh
-        if metadata and refresh is not None:
-            return refresh.policy(key, timeout)
+        if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance] - not all callers check types
+            raise InvalidArgumentError(f"key is {key!r}: pass the key of a flag, as text")
+        ends = time.monotonic() + seconds(timeout)
+        while metadata and (refresh := self._refresh) is not None:
+            try:
+                return refresh.policy(key, max(ends - time.monotonic(), 0))
+            except ClosedError:
+                # Another thread may have moved the client to another source meanwhile.
+                if self._closed or self._refresh is refresh:
+                    raise
         view = self._view
         record = None if view is None else view.snapshot.find(key)
         return None if record is None else encode(flag_of(record))
@@ -140,6 +159,7 @@ class Client(Answers):
             error=None if refresh is None or refresh.error is None else str(refresh.error),
             error_count=0 if refresh is None else refresh.error_count,
             counts=self.counts(),
+            file=None if self._origin.file is None else self._origin.file.trouble,
         )
 
     def on_change(self, key: str, callback: Callback) -> Subscription:
@@ -159,6 +179,8 @@ class Client(Answers):
 
         Raises:
             InvalidDocumentError: no flag can have such a key.
+            InvalidArgumentError: the callback is a coroutine function, which nobody would await,
+                or cannot be called.
             ClosedError: the client was closed.
         """
         with self._arrival:
@@ -185,13 +207,29 @@ class Client(Answers):
         return self
 
     def follow(self, origin: Origin) -> Self:
-        """Start on another source; until its flags are there, callers get their defaults."""
-        self.close()
+        """Start on another source. Until it has flags, callers get their defaults.
+
+        The client stays open meanwhile: other threads may evaluate, wait and subscribe. It does
+        nothing but start the client if the client follows a source of equal settings already.
+
+        Raises:
+            MissingExtraError: what the source takes is not installed; the client stays as it was.
+        """
         freshness = Freshness(origin.max_staleness)
         unsealing = Unsealing(origin.keys)
         view = first_view(origin, freshness, unsealing)
+        if origin.opener is not None:
+            # All that can fail comes before anything is changed.
+            origin.opener()
+            unsealing.prepare()
         with self._arrival:
+            if origin.settings is not None and self._follows(origin.settings):
+                self._closed = False
+                return self.start()
+            left, self._refresh = self._refresh, None
             self._closed = False
+            # From here on, the thread that is left publishes nothing more.
+            self._turn = object()
             self._freshness = freshness
             self._unsealing = unsealing
             self._publish_view(view)
@@ -200,7 +238,26 @@ class Client(Answers):
             self._subscriptions.start()
             if view is not None:
                 self._inform(view.snapshot, None)
-        return self.start()
+            try:
+                self._begin()
+            finally:
+                # Those who wait look at the new source from now on.
+                self._arrival.notify_all()
+        _end(left, CLOSE_SECONDS)
+        return self
+
+    def follow_settings(self, settings: Settings) -> Self:
+        """Start on what settings name, unless the client follows equal settings already.
+
+        Raises:
+            ConfigurationError, InvalidDocumentError, MissingExtraError: the settings make no
+                sense; the client stays as it was.
+        """
+        with self._arrival:
+            if self._follows(settings):
+                self._closed = False
+                return self.start()
+        return self.follow(origin_of(settings))
 
     def wait_ready(self, timeout: float = 10.0) -> None:
         """Wait until flags are there, starting the client if need be.
@@ -211,6 +268,7 @@ class Client(Answers):
         Raises:
             NotReadyError: none came in time; it says what was in the way.
             ConfigurationError: the default client was never configured.
+            InvalidArgumentError: the timeout is no number.
         """
         self._wait(lambda _: True, timeout, "no flags were loaded")
 
@@ -223,11 +281,13 @@ class Client(Answers):
 
         Raises:
             NotReadyError: it did not come in time.
+            InvalidArgumentError: an argument is of another type.
         """
+        wanted = as_revision(revision)
         self._wait(
-            lambda view: view.snapshot.tip.revision >= revision,
+            lambda view: view.snapshot.tip.revision >= wanted,
             timeout,
-            f"revision {revision} did not come",
+            f"revision {wanted} did not come",
         )
 
     def go_on_after_fork(self) -> None:
@@ -244,20 +304,28 @@ class Client(Answers):
         if self._refresh is not None:
             self._begin()
 
-    def close(self, timeout: float = 5.0) -> None:
+    def close(self, timeout: float = CLOSE_SECONDS) -> None:
         """End the background threads, waiting at most `timeout` seconds for them.
 
         Evaluations go on answering from the last snapshot.
         """
+        timeout = seconds(timeout)
         ends = time.monotonic() + timeout
         with self._arrival:
             self._closed = True
+            _started.pop(id(self), None)
             refresh, self._refresh = self._refresh, None
             self._arrival.notify_all()
-        if refresh is not None and not refresh.close(timeout):
-            _log.warning("the refresh thread did not end within %s s; it is left behind", timeout)
+        _end(refresh, timeout)
         if not self._subscriptions.close(max(ends - time.monotonic(), 0)):
             _log.warning("a callback did not end within %s s; its thread is left behind", timeout)
+
+    def __reduce_ex__(self, _: object) -> NoReturn:
+        raise InvalidArgumentError(
+            f"a {type(self).__name__} cannot be copied, or sent to another process: it has a thread"
+            " and connections of its own. Share the one that is there; in another process, make one"
+            " from the same settings"
+        )
 
     def __enter__(self) -> Self:
         return self.start()
@@ -273,37 +341,43 @@ class Client(Answers):
         self._arrival = threading.Condition()
         self._origin = origin
         self._refresh = None
+        self._turn = object()
         self._closed = False
         self._subscriptions = Subscriptions(self.snapshot)
-        self._listeners = (self._subscriptions.tell,)
+        self._listeners = ()
 
     def _begin(self) -> None:
-        if self._origin.opener is not None:
-            # Deferred, as the driver is: a service that only imports flagkit pays for neither.
-            from flagkit.refresh_thread import RefreshThread  # noqa: PLC0415
+        """Start a refresh thread for the origin; the thread before it publishes nothing more."""
+        turn = self._turn = object()
+        if self._origin.opener is None:
+            self._refresh = None
+            return
+        # Deferred, as the driver is: a service that only imports flagkit pays for neither.
+        from flagkit.refresh_thread import RefreshThread  # noqa: PLC0415
 
-            open_source = self._origin.opener()
-            self._unsealing.prepare()
-            self._refresh = RefreshThread(
-                open_source,
-                self._publish,
-                self._freshness,
-                Refresher(
-                    random.Random(),  # noqa: S311 - jitter, not secrets
-                    self.snapshot if self._has_data else None,
-                    pace_for(self._freshness.max_seconds),
-                ),
-                self._origin.file,
-                self._origin.service,
-                unsealing=self._unsealing,
-            )
-            watch(self, Stage.STARTED)
+        open_source = self._origin.opener()
+        self._unsealing.prepare()
+        self._refresh = RefreshThread(
+            open_source,
+            functools.partial(self._publish, turn),
+            self._freshness,
+            Refresher(
+                random.Random(),  # noqa: S311 - jitter, not secrets
+                self.snapshot if self._has_data else None,
+                pace_for(self._freshness.max_seconds),
+            ),
+            self._origin.file,
+            self._origin.service,
+            unsealing=self._unsealing,
+        )
+        watch(self, Stage.STARTED)
+        _note_started(self, self._origin.settings)
 
-    def _publish(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
+    def _publish(self, turn: object, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
         watch(self, Stage.LOADED)
-        view = self._view
-        if view is None or changes is None or not self._has_data:
-            if view is not None and self._has_data:
+        view, has_data = self._view, self._has_data
+        if view is None or changes is None or not has_data:
+            if view is not None and has_data and turn is self._turn:
                 _log.warning(
                     "revision %s was replaced by a new base at revision %s",
                     view.snapshot.tip.revision,
@@ -313,13 +387,23 @@ class Client(Answers):
         else:
             published = view.after(snapshot, changes)
         with self._arrival:
+            if turn is not self._turn:
+                # The client has moved to another source meanwhile.
+                return
             self._publish_view(published)
             self._arrival.notify_all()
-        self._inform(snapshot, changes)
-
-    def _inform(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
+            # Within the lock: nobody is told of this source's flags after those of the next one.
+            self._subscriptions.tell(snapshot, changes)
         for listener in self._listeners:
             listener(snapshot, changes)
+
+    def _inform(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
+        self._subscriptions.tell(snapshot, changes)
+        for listener in self._listeners:
+            listener(snapshot, changes)
+
+    def _follows(self, settings: Settings) -> bool:
+        return self._origin.settings == settings
 
     def _check_open(self) -> None:
         if self._closed:
@@ -331,16 +415,21 @@ class Client(Answers):
         return self._view is not None and self.snapshot is not self._origin.bootstrap
 
     def _wait(self, arrived: Callable[[View], bool], timeout: float, problem: str) -> None:
+        timeout = seconds(timeout)
         self.start()
         if not self._has_data and self._origin.opener is None:
             raise ConfigurationError(
                 "nothing is configured: call flagkit.configure(uri, environment=...) first"
             )
         with self._arrival:
-            self._arrival.wait_for(lambda: self._closed or self._has_arrived(arrived), timeout)
-            refresh = self._refresh
-        if not self._has_arrived(arrived):
-            if self._closed:
+            has_come = self._arrival.wait_for(
+                lambda: self._closed or self._has_arrived(arrived), timeout
+            )
+            # Within the lock, for another thread may move the client to another source.
+            has_come = has_come and self._has_arrived(arrived)
+            is_closed, refresh = self._closed, self._refresh
+        if not has_come:
+            if is_closed:
                 raise ClosedError("the client was closed while it was waited for")
             cause = refresh.error if refresh is not None else None
             raise NotReadyError(f"{problem} within {timeout} s" + (f": {cause}" if cause else ""))
@@ -348,3 +437,32 @@ class Client(Answers):
     def _has_arrived(self, arrived: Callable[[View], bool]) -> bool:
         view = self._view
         return view is not None and self._has_data and self._unsealing.is_settled and arrived(view)
+
+
+def _end(refresh: "RefreshThread | None", timeout: float) -> None:
+    """End a refresh thread, waiting at most `timeout` seconds for it."""
+    if refresh is not None and not refresh.close(timeout):
+        _log.warning("the refresh thread did not end within %s s; it is left behind", timeout)
+
+
+# The settings of the clients that have a thread, by the client's id.
+_started: dict[int, Settings] = {}
+# The client that was one too many, by the word "first": one step, whichever thread is first.
+_too_many: dict[str, int] = {}
+
+
+def _note_started(client: Client, settings: Settings | None) -> None:
+    """Log once for the process that it has many clients of equal settings."""
+    if settings is None or _too_many:
+        return
+    _started[id(client)] = settings
+    count = [*_started.values()].count(settings)
+    if count > EQUAL_CLIENTS_MAX and _too_many.setdefault("first", id(client)) == id(client):
+        _log.warning(
+            "%s clients of equal settings are open in this process, of the environment %s. Each has"
+            " a thread and connections of its own. Make one client when the process starts and"
+            " share it, by flagkit.configure for instance; close every client that you make. This"
+            " is not logged again",
+            count,
+            settings.environment,
+        )

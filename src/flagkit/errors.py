@@ -2,6 +2,7 @@
 
     FlagkitError
       ConfigurationError(ValueError)     a setting is missing or makes no sense
+      InvalidArgumentError(TypeError)    a call was given what it cannot take
       MissingExtraError(ImportError)     an optional part is not installed
       NotReadyError(TimeoutError)        waited for data, and none came in time
       ClosedError(RuntimeError)          used after close
@@ -56,6 +57,10 @@ class FlagkitError(Exception):
 
 class ConfigurationError(FlagkitError, ValueError):
     """A setting is missing or makes no sense."""
+
+
+class InvalidArgumentError(FlagkitError, TypeError):
+    """A call was given what it cannot take: an unknown argument, or one of another type."""
 
 
 class MissingExtraError(FlagkitError, ImportError):

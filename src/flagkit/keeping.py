@@ -27,6 +27,8 @@ SAVE_BYTES_PER_SECOND: Final = 1024 * 1024
 SAVE_SECONDS_MIN, SAVE_SECONDS_MAX = 1.0, 60.0
 """Between two writes of a file; in between, the more the larger it is."""
 CLAIM_AGAIN_SECONDS: Final = 0.2
+FOREIGN_AGAIN_SECONDS: Final = 5.0
+"""Another history is looked at again: others may see first that an environment was made anew."""
 REVISIONS_KEPT_MAX: Final = 32_768
 """As many as come in SAVE_SECONDS_MAX, if there are some 500 a second."""
 
@@ -51,7 +53,10 @@ class Keeper:
         # The hashes of revisions that were seen, and of those that are history no more.
         self._seen: dict[int, str] = {}
         self._lost: dict[int, str] = {}
-        self._trouble: str | None = None
+        self._trouble: str | None = None if file is None else file.trouble
+        # The histories that were seen, and another one that the file was of at the last look.
+        self._epochs: set[str] = set()
+        self._strange: str | None = None
 
     def saw(self, snapshot: Snapshot, changes: Sequence[Change] | None = ()) -> None:
         """Take note of a snapshot, and of the changes that led to it; None where it is a new base.
@@ -61,6 +66,7 @@ class Keeper:
         if changes is None:
             self._seen, self._lost = {}, self._seen
         self._newest = snapshot
+        self._epochs.add(snapshot.tip.epoch)
         for tip in (*(change.tip for change in changes or ()), snapshot.tip):
             self._seen[tip.revision] = tip.hash
         while len(self._seen) > REVISIONS_KEPT_MAX:
@@ -80,7 +86,7 @@ class Keeper:
         try:
             with file.claimed() as mine:
                 # Another may have written it in this very moment.
-                if mine and not self._is_saved(file, snapshot):
+                if mine and not self._is_saved(file, snapshot) and self._whose(file) is None:
                     file.write(whole(fold(snapshot, with_members=True)))
         except Exception as error:  # noqa: BLE001 - the client closes all the same
             self._failed(file, error)
@@ -88,7 +94,11 @@ class Keeper:
     async def _keep(self, snapshot: Snapshot) -> None:
         """Keep a snapshot in the file, if there is one, or else fold it, if that is due."""
         file = self._file
-        if file is not None:
+        if file is not None and self._is_left_alone(file):
+            self._save_after = time.monotonic() + (
+                FOREIGN_AGAIN_SECONDS if self._strange else SAVE_SECONDS_MAX
+            )
+        elif file is not None:
             try:
                 if await self._kept_in(file, snapshot):
                     self._note(None)
@@ -132,7 +142,7 @@ class Keeper:
             return True
         with file.claimed() as mine:
             # What another has written that is newer has to stay.
-            if not mine or self._is_saved(file, snapshot):
+            if not mine or self._is_saved(file, snapshot) or self._whose(file) is not None:
                 return False
             base = await _paced(fold(snapshot, with_members=True))
             writing = asyncio.ensure_future(asyncio.to_thread(file.write, base))
@@ -195,6 +205,28 @@ class Keeper:
         # Newer, unless the database was put back to what it was before.
         return self._lost.get(tip.revision) != tip.hash
 
+    def _whose(self, file: SnapshotFile) -> str | None:
+        """Return whose the file is, if it is not to be replaced by this client."""
+        foreign = file.foreign()
+        if foreign is not None:
+            return foreign
+        header = file.header()
+        if header is None or header.tip.epoch in self._epochs:
+            return None
+        return f"it is of another history of {header.tip.environment!r}, such as another database's"
+
+    def _is_left_alone(self, file: SnapshotFile) -> bool:
+        """Tell whether the file is that of others; say so once."""
+        whose = self._whose(file)
+        if whose is None:
+            self._strange = None
+            return False
+        is_sure = file.foreign() is not None or self._strange == whose
+        self._strange = None if is_sure else whose
+        if is_sure:
+            self._note(file.left_alone(whose))
+        return True
+
     def _failed(self, file: SnapshotFile, error: Exception) -> None:
         self._note(
             f"the snapshot file {file.path} is not written: {_told(error)};"
@@ -208,6 +240,8 @@ class Keeper:
         elif trouble is None and self._trouble is not None:
             _log.info("the snapshot file is written again")
         self._trouble = trouble
+        if self._file is not None:
+            self._file.trouble = trouble
 
 
 def _told(error: Exception) -> str:

@@ -24,7 +24,8 @@ class Origin(NamedTuple):
     """Where a client's flags come from, how old they may be, and the service that it registers for.
 
     `opener` loads, and returns what opens the source. `bootstrap` is served until there is more.
-    `keys` makes what decrypts sensitive values, if something does.
+    `keys` makes what decrypts sensitive values, if something does. `settings` are those that name
+    the origin, None where none do: origins of equal settings are the same.
     """
 
     opener: Callable[[], Callable[[], Source]] | None = None
@@ -33,6 +34,7 @@ class Origin(NamedTuple):
     max_staleness: float = math.inf
     service: str | None = None
     keys: Callable[[], DataKeys] | None = None
+    settings: Settings | None = None
 
 
 def origin_of(settings: Settings) -> Origin:
@@ -48,6 +50,7 @@ def origin_of(settings: Settings) -> Origin:
         settings.max_staleness,
         settings.service,
         _keys_of(settings),
+        settings,
     )
 
 
@@ -74,7 +77,12 @@ def _kept(file: SnapshotFile) -> Snapshot | None:
     try:
         return file.read()
     except (OSError, SnapshotFormatError) as error:
-        _log.warning("the snapshot file %s is not served: %s", file.path, error)
+        foreign = file.foreign()
+        if foreign is None:
+            _log.warning("the snapshot file %s is not served: %s", file.path, error)
+        else:
+            file.trouble = file.left_alone(foreign)
+            _log.warning("%s", file.trouble)
         return None
 
 

@@ -1,10 +1,11 @@
 """Settings: which database, environment and region: argument, else variable, else default."""
 
+import copy
 import math
 import os
 import re
-from collections.abc import Collection
-from typing import TypedDict, Unpack
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypedDict, Unpack, cast
 
 from msgspec import Struct
 
@@ -17,6 +18,7 @@ from flagkit.model.keys import check_region
 DATABASE = "flagkit"
 STALENESS_SECONDS_MIN = 3.0
 """So that the database can be asked, and answer, in between."""
+ENVIRONMENT_LENGTH_MAX = 200
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,199}")
 _SERVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
 _DATABASE_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
@@ -35,7 +37,8 @@ class Options(TypedDict, total=False):
             their tag `region`; without one, the flags for all regions hold, and any member will do.
         database: Where flagkit's collections are; "flagkit" unless said otherwise.
         snapshot_path: A file to keep the flags in. What it holds is served from the beginning, the
-            database being there or not. It may be shared by processes, not by regions.
+            database being there or not. Processes may share it if they have the same
+            environment, region, namespaces and database.
         namespaces: What the keys of flags begin with that are to be kept, such as `checkout.`; all
             flags, if there are none. What they rest on as prerequisites has to be among them.
         max_staleness: Seconds that a snapshot may be older than the database before evaluations
@@ -85,18 +88,17 @@ def settings_from(uri: str | None = None, **options: Unpack[Options]) -> Setting
             it should be.
     """
     found, database = connection_from(uri, options.get("database"))
-    path = options.get("snapshot_path") or os.environ.get("FLAGKIT_SNAPSHOT_PATH") or ""
     return Settings(
         found,
-        required("environment", options.get("environment")),
+        check_environment_name(required("environment", options.get("environment"))),
         _region(options.get("region") or os.environ.get("FLAGKIT_REGION") or EVERYWHERE),
         database,
-        os.fspath(path) or None,
+        _path(options.get("snapshot_path") or os.environ.get("FLAGKIT_SNAPSHOT_PATH")),
         _namespaces(options.get("namespaces")),
         _max_staleness(options.get("max_staleness")),
-        options.get("bootstrap") or os.environ.get("FLAGKIT_BOOTSTRAP") or None,
+        _bootstrap(options.get("bootstrap") or os.environ.get("FLAGKIT_BOOTSTRAP") or None),
         _service(options.get("register") or os.environ.get("FLAGKIT_REGISTER") or None),
-        options.get("encryption") or encryption_by_default(),
+        _encryption(options.get("encryption")),
     )
 
 
@@ -109,7 +111,28 @@ def connection_from(uri: str | None, database: str | None) -> tuple[str, str]:
     found = required("uri", uri)
     if not found.startswith(("mongodb://", "mongodb+srv://")):
         raise ConfigurationError("uri is no connection string: it begins with mongodb://")
+    # It may hold a password, so it is not shown.
+    if not found.isprintable() or " " in found:
+        raise ConfigurationError(
+            "uri has a space, a line's end or another character that nobody sees: take it out, or"
+            " percent-encode it. A value from a file or a secret may end in a line's end"
+        )
     return found, _database(database or os.environ.get("FLAGKIT_DATABASE") or DATABASE)
+
+
+def check_environment_name(name: str) -> str:
+    """Return the name of an environment, if it can be one.
+
+    Raises:
+        ConfigurationError: it has whitespace or characters that nobody sees, or is too long.
+    """
+    if not name.isprintable() or " " in name or len(name) > ENVIRONMENT_LENGTH_MAX:
+        raise ConfigurationError(
+            f"environment is {name!r}: name it without spaces, lines' ends and characters that"
+            f" nobody sees, by at most {ENVIRONMENT_LENGTH_MAX} characters. A value from a file or"
+            " a secret may end in a line's end"
+        )
+    return name
 
 
 def encryption_by_default() -> Encryption | None:
@@ -130,18 +153,65 @@ def _namespaces(given: Collection[str] | None) -> tuple[str, ...]:
         given = [name for name in given if name]
     if isinstance(given, str):
         raise ConfigurationError(f"namespaces is one text: pass a list, such as [{given!r}]")
-    found: list[str] = []
-    for name in sorted(given):
-        if not _NAMESPACE.fullmatch(name):
+    names: Any = given
+    if not isinstance(names, Iterable) or isinstance(names, bytes | Mapping):
+        raise ConfigurationError(f"namespaces is {given!r}: pass a list, such as ['checkout.']")
+    names = list(cast("Iterable[object]", names))
+    for name in names:
+        if not isinstance(name, str) or not _NAMESPACE.fullmatch(name):
             raise ConfigurationError(
                 f"the namespace {name!r} is no beginning of a key: write it as in 'checkout.'"
             )
+    found: list[str] = []
+    for name in sorted(names):
         if not found or not name.startswith(found[-1]):
             found.append(name)
     return tuple(found)
 
 
-def _max_staleness(seconds: float | None) -> float:
+def _path(given: object, name: str = "snapshot_path") -> str | None:
+    """Return the path of a file as text, None for none."""
+    if given is None or given == "":
+        return None
+    path = os.fspath(cast("os.PathLike[str]", given)) if isinstance(given, os.PathLike) else given
+    if not isinstance(path, str):
+        raise ConfigurationError(f"{name} is {given!r}: pass the path of a file, as text or a Path")
+    if not path.isprintable():
+        raise ConfigurationError(
+            f"{name} is {path!r}: name a file without lines' ends and characters that nobody sees"
+        )
+    return path
+
+
+def _encryption(given: object) -> Encryption | None:
+    if given is None:
+        return encryption_by_default()
+    if not isinstance(given, Encryption):
+        raise ConfigurationError(
+            f"encryption is of the type {type(given).__name__}: pass an Encryption, of"
+            " flagkit.encryption"
+        )
+    return given
+
+
+def _bootstrap(given: Bootstrap | None) -> Bootstrap | None:
+    """Return what is given, documents as a copy: the caller may change its own later."""
+    if given is None or isinstance(given, str | os.PathLike):
+        return _path(given, "bootstrap")
+    documents: Any = given
+    if not isinstance(documents, Iterable) or isinstance(documents, Mapping | bytes):
+        raise ConfigurationError(
+            f"bootstrap is of the type {type(given).__name__}: pass the path of a file, or a list"
+            " of the documents of flags"
+        )
+    listed = list(given)
+    try:
+        return copy.deepcopy(listed)
+    except Exception:  # noqa: BLE001 - such as a mappingproxy; whether it is a document is seen later
+        return listed
+
+
+def _max_staleness(seconds: object) -> float:
     variable = os.environ.get("FLAGKIT_MAX_STALENESS_MS")
     try:
         found = float(variable) / 1000 if seconds is None and variable else seconds
@@ -151,6 +221,8 @@ def _max_staleness(seconds: float | None) -> float:
         ) from None
     if found is None:
         return math.inf
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise ConfigurationError(f"max_staleness is {found!r}: pass a number of seconds")
     if not found >= STALENESS_SECONDS_MIN:
         raise ConfigurationError(
             f"max_staleness is {found} s: the database is asked once a second at most, so use"
@@ -159,16 +231,18 @@ def _max_staleness(seconds: float | None) -> float:
     return found
 
 
-def _database(name: str) -> str:
-    if not _DATABASE_NAME.fullmatch(name):
+def _database(name: object) -> str:
+    if not isinstance(name, str) or not _DATABASE_NAME.fullmatch(name):
         raise ConfigurationError(
             f"database {name!r} is no name that MongoDB allows: use letters, digits, - and _"
         )
     return name
 
 
-def _service(name: str | None) -> str | None:
-    if name is not None and not _SERVICE_NAME.fullmatch(name):
+def _service(name: object) -> str | None:
+    if name is None:
+        return None
+    if not isinstance(name, str) or not _SERVICE_NAME.fullmatch(name):
         raise ConfigurationError(
             f"register is {name!r}: name the service by letters, digits, -, _, . and /, 100 at most"
         )
@@ -182,7 +256,7 @@ def _region(region: str) -> str:
         raise ConfigurationError(str(error)) from None
 
 
-def required(name: str, value: str | None) -> str:
+def required(name: str, value: object) -> str:
     """Return a value, else that of the variable of its name.
 
     Raises:
@@ -194,4 +268,6 @@ def required(name: str, value: str | None) -> str:
         raise ConfigurationError(
             f"{name} is missing: pass {name}=, or --{name} to the command, or set {variable}"
         )
+    if not isinstance(found, str):
+        raise ConfigurationError(f"{name} is of the type {type(found).__name__}: pass text")
     return found

@@ -26,6 +26,7 @@ class Status(Struct, frozen=True, kw_only=True):
         error: What keeps it from being current, in words without secrets.
         error_count: How often something did, since it was started, or its process forked.
         counts: Of a client that counts.
+        file: What keeps the snapshot file from being served or written; None while nothing does.
     """
 
     environment: str
@@ -40,3 +41,4 @@ class Status(Struct, frozen=True, kw_only=True):
     error: str | None
     error_count: int
     counts: Counts | None
+    file: str | None = None

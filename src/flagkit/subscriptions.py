@@ -7,12 +7,14 @@ flags.
 """
 
 import contextlib
+import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, Final, Self, TypeAlias, TypeVar
 
 from flagkit.changes import SEGMENTS, Change, PolicyId
+from flagkit.errors import InvalidArgumentError
 from flagkit.logs import logger
 from flagkit.model import EVERYWHERE, encode
 from flagkit.model.keys import check_key
@@ -24,6 +26,10 @@ T = TypeVar("T")
 _log = logger("flagkit")
 
 PAUSE_SECONDS: Final = 0.0005
+_NOBODY_AWAITS: Final = (
+    "callbacks are called in a thread without an event loop. Pass a plain function that calls"
+    " asyncio.run_coroutine_threadsafe(coroutine, loop)"
+)
 SLICE_COUNT: Final = 128
 """So many flags are looked at between two pauses, in which others have the interpreter."""
 
@@ -107,7 +113,7 @@ class Subscription:
     def call(self, change: FlagChange) -> None:
         """Call back. What it raises is said once, and goes no further."""
         try:
-            self.callback(change)
+            _check_returned(self.callback(change))
         except BaseException as error:  # noqa: BLE001 - even an exit, which is for the main thread
             if not self._has_failed:
                 self._has_failed = True
@@ -146,7 +152,9 @@ class Subscriptions:
 
         Raises:
             InvalidDocumentError: there can be no such flag.
+            InvalidArgumentError: the callback is a coroutine function, or cannot be called.
         """
+        _check_callback(callback)
         if not _is_prefix(key):
             check_key(key)
         elif key:
@@ -328,9 +336,33 @@ class _ClosingError(Exception):
     """The thread is to end."""
 
 
-def _is_prefix(key: str) -> bool:
+def _check_callback(callback: object) -> None:
+    if not callable(callback):
+        raise InvalidArgumentError(f"callback is {callback!r}: pass a function of a FlagChange")
+    # Deferred, for it takes some milliseconds to import.
+    import inspect  # noqa: PLC0415
+
+    called: Any = callback
+    while isinstance(called, functools.partial):
+        called = called.func
+    # An object is called by the method of its class.
+    for function in (called, type(called).__call__):
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise InvalidArgumentError(
+                f"callback is {callback!r}, a coroutine function: {_NOBODY_AWAITS}"
+            )
+
+
+def _check_returned(returned: object) -> None:
+    # A lambda may call a coroutine function, for instance.
+    if isinstance(returned, Coroutine):
+        returned.close()
+        raise InvalidArgumentError(f"it returned a coroutine: {_NOBODY_AWAITS}")
+
+
+def _is_prefix(key: object) -> bool:
     # No key ends in a dot, so that one word says both.
-    return not key or key.endswith(".")
+    return isinstance(key, str) and (not key or key.endswith("."))
 
 
 def _state(snapshot: Snapshot | None, policy: PolicyId) -> tuple[str, int, int] | None:

@@ -40,7 +40,7 @@ from flagkit.cli.telling import say, warn
 from flagkit.errors import InvalidDocumentError
 from flagkit.model.canonical import digest, segment_digest
 from flagkit.model.schema import schema
-from flagkit.settings import connection_from, required
+from flagkit.settings import check_environment_name, connection_from, required
 from flagkit.storage.survey import Survey
 
 _SHELLS: Final = ("bash", "zsh", "fish")
@@ -238,7 +238,7 @@ def _wait(uri: str | None, database: str | None, timeout: float, output: str, **
     laggards; also when there is nobody.
     """
     place = connection_from(uri, database)
-    goal["environment"] = required("environment", goal["environment"])
+    goal["environment"] = check_environment_name(required("environment", goal["environment"]))
     wanted = waiting.Goal(**goal)
     with Survey(*place) as survey:
         found = waiting.wait_with_bar(survey, wanted, timeout)

@@ -71,6 +71,10 @@ def checked_grant(actor: object, role: object, namespaces: Collection[str]) -> G
     """
     if isinstance(namespaces, str):
         raise InvalidDocumentError("namespaces", "is one text", f"Pass a list: [{namespaces!r}]")
+    if not isinstance(namespaces, Collection):  # pyright: ignore[reportUnnecessaryIsInstance] - not all callers check types
+        raise InvalidDocumentError(
+            "namespaces", f"is {namespaces!r}", "Pass a list, such as ['shop.']"
+        )
     for i, namespace in enumerate(namespaces):
         if not _is_namespace(namespace):
             raise InvalidDocumentError(

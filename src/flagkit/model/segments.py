@@ -303,7 +303,8 @@ def keys_of(keys: Iterable[object], path: str) -> list[str]:
         InvalidDocumentError: they are no list; or one is no string of at least one character, and
             no integer.
     """
-    if isinstance(keys, _NO_LISTS):
+    listed_by: object = keys
+    if isinstance(listed_by, _NO_LISTS) or not hasattr(listed_by, "__iter__"):
         raise InvalidDocumentError(path, "is not a list of keys", "List strings or integers")
     found: list[str] = []
     for i, listed in enumerate(keys):

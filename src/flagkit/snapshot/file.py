@@ -14,7 +14,9 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from flagkit.changes import SEGMENTS
 from flagkit.errors import HistoryLostError, SnapshotFormatError
+from flagkit.model import EVERYWHERE
 from flagkit.snapshot.arena import Arena, opened
 from flagkit.snapshot.frame import (
     PREFIX_BYTES,
@@ -25,7 +27,7 @@ from flagkit.snapshot.frame import (
     written_prefix,
 )
 from flagkit.snapshot.slices import SLICE_BYTES
-from flagkit.snapshot.snapshots import Snapshot, snapshot_of
+from flagkit.snapshot.snapshots import Snapshot, kept_of, snapshot_of
 
 _READ: Final = {
     "flags": mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0),
@@ -61,6 +63,8 @@ class SnapshotFile:
         self._region = region
         self._namespaces = namespaces
         self._refused: _Identity | None = None
+        self.trouble: str | None = None
+        """What keeps the file from being served or written; None while nothing does."""
 
     def read(self) -> Snapshot | None:
         """Map the file, and return what it holds, checked; None where there is none.
@@ -73,6 +77,8 @@ class SnapshotFile:
             with self._opened() as (descriptor, status):
                 try:
                     return self._snapshot_in(descriptor)
+                except _ForeignError:
+                    raise
                 except SnapshotFormatError:
                     self._refused = _identity(status)
                     raise
@@ -84,6 +90,33 @@ class SnapshotFile:
 
         It is not checked as a whole, yet one that `read` has refused is of no use.
         """
+        header = self._header()
+        return None if header is None or self._misfit(header) is not None else header
+
+    def foreign(self) -> str | None:
+        """Return whose the file is, if it is that of others with another scope; else None.
+
+        It must not be replaced then: they read it. A damaged file is nobody's.
+        """
+        header = self._header()
+        if header is None:
+            return None
+        misfit = self._misfit(header)
+        more = _regions_in(header) - {*kept_of(self._region)}
+        if misfit is None and more:
+            misfit = f"it is of the region {', '.join(sorted(more))}"
+        return misfit
+
+    def left_alone(self, whose: str) -> str:
+        """Return what to say of a file that is that of others."""
+        return (
+            f"the snapshot file {self.path} is that of others, and is not replaced: {whose}; give"
+            " clients of other environments, regions, namespaces or databases a path of their own,"
+            " and delete the file if nobody uses it any more"
+        )
+
+    def _header(self) -> Header | None:
+        """Return what the file says of itself, whoever's it is; None where it is of no use."""
         with (
             contextlib.suppress(OSError, SnapshotFormatError),
             self._opened() as (descriptor, status),
@@ -93,9 +126,7 @@ class SnapshotFile:
             if length != status.st_size or _identity(status) == self._refused:
                 return None
             begin += os.pread(descriptor, min(header_length, length), PREFIX_BYTES)
-            header = header_of(memoryview(begin))
-            self._check_scope(header)
-            return header
+            return header_of(memoryview(begin))
         return None
 
     @contextlib.contextmanager
@@ -174,11 +205,12 @@ class SnapshotFile:
         if os.fstat(descriptor).st_size == 0:
             raise SnapshotFormatError("it is empty")
         base = opened(memoryview(mmap.mmap(descriptor, 0, **_READ)))
-        self._check_scope(base.header)
+        misfit = self._misfit(base.header)
+        if misfit is not None:
+            raise _ForeignError(misfit)
         try:
             return snapshot_of(base, self._region)
         except HistoryLostError as error:
-            # A file of another region has not the overrides of this one.
             raise SnapshotFormatError(str(error)) from None
 
     def _remove_left_over(self) -> None:
@@ -191,12 +223,24 @@ class SnapshotFile:
                 with contextlib.suppress(OSError):
                     found.unlink()
 
-    def _check_scope(self, header: Header) -> None:
+    def _misfit(self, header: Header) -> str | None:
+        """Return why a file that is sound is not for this environment, region and namespaces."""
         if header.tip.environment != self._environment:
-            raise SnapshotFormatError(f"it is of the environment {header.tip.environment!r}")
+            return f"it is of the environment {header.tip.environment!r}"
         if header.namespaces != self._namespaces:
             kept = ", ".join(header.namespaces) or "all"
-            raise SnapshotFormatError(f"its namespaces are others: {kept}")
+            return f"its namespaces are others: {kept}"
+        regions = _regions_in(header)
+        has_overrides = header.tip.digests.get(self._region, 0) != 0
+        if self._namespaces:
+            # Overrides in other namespaces do not tell.
+            lacks = bool(regions - {*kept_of(self._region)})
+        else:
+            lacks = has_overrides and self._region not in regions
+        if lacks and self._region != EVERYWHERE:
+            others = ", ".join(sorted(regions - {EVERYWHERE})) or EVERYWHERE
+            return f"it has not the overrides of the region {self._region}: it is of {others}"
+        return None
 
     def _sync_directory(self) -> None:
         descriptor = os.open(self.path.parent, os.O_RDONLY)
@@ -204,6 +248,14 @@ class SnapshotFile:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+class _ForeignError(SnapshotFormatError):
+    """The file is sound, and of others."""
+
+
+def _regions_in(header: Header) -> set[str]:
+    return {region for region, count in header.counts.items() if count} - {SEGMENTS}
 
 
 def _identity(status: os.stat_result) -> _Identity:

@@ -9,6 +9,7 @@ from pymongo.write_concern import WriteConcern
 from flagkit.storage.creating import prepared
 from flagkit.storage.driver import configured, settings_for, translated
 from flagkit.storage.erasing import chained, erase, mentions, name_for, roles_held
+from flagkit.storage.forms import CODEC
 from flagkit.storage.layout import Document
 from flagkit.storage.roles import prepared_roles
 
@@ -25,6 +26,7 @@ class Administration:
             self._client: MongoClient[Document] = MongoClient(uri, **settings_for(uri))
             self._database = self._client.get_database(
                 database,
+                CODEC,
                 read_concern=ReadConcern("majority"),
                 write_concern=WriteConcern("majority"),
                 read_preference=ReadPreference.PRIMARY,

@@ -8,6 +8,8 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import pymongo
+from bson.errors import InvalidDocument, InvalidStringData
+from pymongo.client_options import ClientOptions
 from pymongo.errors import ConfigurationError as DriverConfigurationError
 from pymongo.errors import (
     ConnectionFailure,
@@ -24,14 +26,18 @@ from pymongo.errors import (
 from flagkit.errors import (
     ClosedError,
     ConfigurationError,
+    InvalidArgumentError,
     StoreError,
     StoreUnavailableError,
     StreamsUnavailableError,
 )
 
 OPERATION_MILLISECONDS_MAX: Final = 20_000
-_SETTINGS: Final[dict[str, Any]] = {
-    "tz_aware": True,
+AWAIT_MILLISECONDS_MAX: Final = 20_000
+"""How long a member holds back an answer without changes, which costs it some 0.4 ms. It proves
+nothing, so the driver's patience with a socket is all that it must not exceed."""
+
+_DEFAULTS: Final[dict[str, Any]] = {
     "appname": "flagkit",
     # A second connection for each member, and twice the heartbeats, tell of changes no sooner than
     # the connections that they break.
@@ -41,6 +47,25 @@ _SETTINGS: Final[dict[str, Any]] = {
     # Longer than a change stream's wait, which is the longest silence that is in order.
     "socketTimeoutMS": 30_000,
 }
+"""What a client has where the connection string does not say otherwise."""
+_ALWAYS: Final[dict[str, Any]] = {
+    # Dates without a zone would not hash as those that were written, for instance.
+    "tz_aware": True,
+    "datetime_conversion": "DATETIME",
+    "uuidRepresentation": "unspecified",
+    "unicode_decode_error_handler": "strict",
+}
+"""How documents are decoded, whatever the connection string says: it is meant for other readers."""
+_LEAST: Final[dict[str, int]] = {
+    "socketTimeoutMS": 2_000,
+    "timeoutMS": 2_000,
+    "serverSelectionTimeoutMS": 1_000,
+    "connectTimeoutMS": 1_000,
+    "waitQueueTimeoutMS": 1_000,
+    # One waits for changes while another asks for the head, one loads, and one reads for a caller.
+    "maxPoolSize": 4,
+}
+"""A lower value would break off what is in order, again and again. 0 stands for no limit."""
 
 _UNAVAILABLE = (ConnectionFailure, ExecutionTimeout, WaitQueueTimeoutError, WTimeoutError)
 # Interrupted, stepped down, shut down, timed out, conflicts, snapshots that are too old or not yet
@@ -76,22 +101,36 @@ _REMEDIES: Final = {
 def settings_for(uri: str) -> dict[str, Any]:
     """Return the settings of a client for a connection string, whose own come first.
 
-    But for `tz_aware`: dates without a zone would not hash as those that were written.
+    Except for how documents are decoded, which is always the same, and for limits that are too low
+    to work with.
     """
-    own = _options(uri) - {"tz_aware"}
-    return {name: value for name, value in _SETTINGS.items() if name.lower() not in own}
+    own = _options(uri)
+    defaults = {name: value for name, value in _DEFAULTS.items() if name.lower() not in own}
+    raised = {
+        name: least for name, least in _LEAST.items() if 0 < _number(own.get(name.lower())) < least
+    }
+    return _ALWAYS | defaults | raised
+
+
+def await_milliseconds(options: ClientOptions) -> int:
+    """Return how long a change stream may wait for news, with the settings that a client has."""
+    limits = [options.timeout, options.pool_options.socket_timeout]
+    # Half of it: the answer has to come back in time, too.
+    halves = [int(limit * 500) for limit in limits if limit]
+    return max(min([AWAIT_MILLISECONDS_MAX, *halves]), 1)
 
 
 @contextmanager
 def configured(uri: str) -> Generator[None]:
     """Raise what is wrong with the settings of a client as a ConfigurationError.
 
-    The driver raises ValueError, TypeError or OSError for ports, names and files, besides its own.
+    The driver raises ValueError, TypeError, KeyError or OSError for ports, names and files, besides
+    its own.
     Its words repeat parts of the URI, so they are left out where that may hold a password.
     """
     try:
         yield
-    except (PyMongoError, ValueError, TypeError, OSError) as error:
+    except (PyMongoError, ValueError, TypeError, LookupError, OSError) as error:
         problem = "the connection settings make no sense"
         if "@" in uri:
             raise ConfigurationError(
@@ -110,7 +149,7 @@ def translated(doing: str, seconds_max: float | None = None) -> Generator[None]:
     Raises:
         StoreUnavailableError: the database cannot be reached, or broke off.
         StoreError: the database refused.
-        ConfigurationError: what was asked for holds a text that cannot be encoded.
+        InvalidArgumentError: something that was asked for can be in no document.
     """
     try:
         # None leaves what the connection string says.
@@ -137,12 +176,10 @@ def translated(doing: str, seconds_max: float | None = None) -> Generator[None]:
         raise StoreUnavailableError(f"while {doing}: {error}") from error
     except PyMongoError as error:
         raise StoreError(f"while {doing}: {error}") from error
-    except UnicodeEncodeError as error:
-        # An argument of a command whose bytes are not UTF-8. The message does not quote it.
-        raise ConfigurationError(
-            f"while {doing}: a name or text holds a lone surrogate, which is no character: write"
-            " it in UTF-8"
-        ) from error
+    except (InvalidDocument, InvalidStringData, OverflowError, UnicodeEncodeError) as error:
+        # Whatever is read or written was asked for by something that no document can hold. The
+        # messages of the driver do not quote it.
+        raise InvalidArgumentError(f"while {doing}: an argument cannot be sent: {error}") from error
 
 
 @contextmanager
@@ -177,6 +214,14 @@ def names_preference(uri: str) -> bool:
     return "readpreference" in _options(uri)
 
 
-def _options(uri: str) -> set[str]:
+def _options(uri: str) -> dict[str, str]:
     # Not by urlsplit, whose errors repeat what stands before the host: the password.
-    return {name.lower() for name, _ in parse_qsl(uri.partition("?")[2])}
+    options = uri.partition("?")[2]
+    separator = ";" if ";" in options and "&" not in options else "&"
+    found = parse_qsl(options, separator=separator)
+    return {name.lower(): value for name, value in found}
+
+
+def _number(text: str | None) -> int:
+    """Return a number that is written in a connection string, 0 where it is none."""
+    return int(text) if text is not None and text.isdecimal() else 0

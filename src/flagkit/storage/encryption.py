@@ -13,7 +13,6 @@ from typing import Any, Final
 from uuid import UUID
 
 from bson.binary import Binary
-from bson.codec_options import CodecOptions
 from pymongo import MongoClient
 from pymongo.encryption import ClientEncryption
 from pymongo.errors import DuplicateKeyError, PyMongoError
@@ -22,6 +21,7 @@ from pymongo.errors import EncryptionError as DriverEncryptionError
 from flagkit.encryption import Encryption
 from flagkit.errors import EncryptionError
 from flagkit.storage.driver import configured, settings_for, translated
+from flagkit.storage.forms import CODEC
 from flagkit.storage.layout import Document
 
 _DETERMINISTIC: Final = "AEAD_AES_256_CBC_HMAC_SHA_512-Deterministic"
@@ -144,7 +144,7 @@ def _client_encryption(
         encryption.kms_providers,
         vault,
         client,
-        CodecOptions(tz_aware=True),
+        CODEC,
         kms_tls_options=encryption.kms_tls_options,
         key_expiration_ms=_FOR_EVER,
     )

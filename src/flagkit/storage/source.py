@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
-from bson.codec_options import CodecOptions
 from bson.timestamp import Timestamp
 from pymongo import ASCENDING, AsyncMongoClient, ReadPreference
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -38,6 +37,7 @@ from flagkit.storage.checkpoints import Checkpoints
 from flagkit.storage.driver import (
     NO_SNAPSHOTS,
     OPERATION_MILLISECONDS_MAX,
+    await_milliseconds,
     configured,
     names_preference,
     problem_of,
@@ -45,7 +45,7 @@ from flagkit.storage.driver import (
     streams_wanted,
     translated,
 )
-from flagkit.storage.forms import policy_state, tip_of
+from flagkit.storage.forms import CODEC, policy_state, tip_of
 from flagkit.storage.layout import (
     CLIENTS,
     FLAGS,
@@ -74,10 +74,6 @@ PARTS_AT_ONCE = 1_000
 CATCH_UP_MAX = 10_000
 """A client further behind than this many revisions loads a new base: it is quicker."""
 
-AWAIT_MILLISECONDS = 20_000
-"""How long a member holds back an answer without changes, which costs it some 0.4 ms. It proves
-nothing, so the driver's patience with a socket is all that it must not exceed."""
-
 EVENTS_AT_ONCE = 128
 """So many revisions are decoded and applied at once: some milliseconds, before others' turn."""
 
@@ -89,7 +85,6 @@ GOODBYE_SECONDS = 0.5
 _BY_ID = [("_id", ASCENDING)]
 _MAJORITY = ReadConcern("majority")
 _LINEARIZABLE = ReadConcern("linearizable")
-_CODEC: CodecOptions[Document] = CodecOptions(tz_aware=True)
 
 
 class MongoSource:
@@ -111,15 +106,17 @@ class MongoSource:
         self._namespaces = namespaces
         with configured(uri):
             self._client: AsyncMongoClient[Document] = AsyncMongoClient(uri, **settings_for(uri))
+            self._await_milliseconds = await_milliseconds(self._client.options)
             near = Nearest(None if region == EVERYWHERE else [{"region": region}, {}])
             self._databases = {
                 Route.NEAR: self._client.get_database(
                     database,
+                    CODEC,
                     read_concern=_MAJORITY,
                     read_preference=self._client.read_preference if names_preference(uri) else near,
                 ),
                 Route.PRIMARY: self._client.get_database(
-                    database, read_concern=_MAJORITY, read_preference=ReadPreference.PRIMARY
+                    database, CODEC, read_concern=_MAJORITY, read_preference=ReadPreference.PRIMARY
                 ),
             }
         self._paging = {route: Paging(read, environment) for route, read in self._databases.items()}
@@ -202,7 +199,7 @@ class MongoSource:
         pipeline = pipeline_of(self._environment, now)
         with translated("opening the change stream"), streams_wanted():
             stream: object = await database[HEADS].aggregate_raw_batches(
-                pipeline, batchSize=EVENTS_AT_ONCE, maxAwaitTimeMS=AWAIT_MILLISECONDS
+                pipeline, batchSize=EVENTS_AT_ONCE, maxAwaitTimeMS=self._await_milliseconds
             )
         # The driver's annotations have it as another kind of cursor.
         self._stream = cast("AsyncRawBatchCommandCursor[Document]", stream)

@@ -42,7 +42,7 @@ from flagkit.storage.foreseen import (
     pipeline,
     projects_lightly,
 )
-from flagkit.storage.forms import head_document, ledger_document, tip_of
+from flagkit.storage.forms import CODEC, head_document, ledger_document, tip_of
 from flagkit.storage.layout import (
     AUDIT,
     CHECKPOINTS,
@@ -83,6 +83,7 @@ class Store:
             # The primary, whatever the URI says: checks must be made on what a commit compares.
             self._database = self._client.get_database(
                 database,
+                CODEC,
                 read_concern=ReadConcern("majority"),
                 write_concern=WriteConcern("majority"),
                 read_preference=ReadPreference.PRIMARY,

@@ -3,17 +3,15 @@
 from typing import Any, Final
 
 import bson
-from bson.codec_options import CodecOptions
 from bson.timestamp import Timestamp
 
 from flagkit.changes import Change
 from flagkit.collector import collector_paused
 from flagkit.errors import StoreUnavailableError
-from flagkit.storage.forms import change_of
+from flagkit.storage.forms import CODEC, change_of
 from flagkit.storage.layout import Document
 from flagkit.storage.pages import names_in
 
-_CODEC: Final[CodecOptions[Document]] = CodecOptions(tz_aware=True)
 _ENDINGS: Final = ("drop", "rename", "dropDatabase", "invalidate")
 
 
@@ -39,7 +37,7 @@ def arrived(batch: bytes) -> tuple[list[Change | Document], Timestamp | None]:
     """
     # What is decoded is gone at the end of this. Met in between, it would count as what stays.
     with collector_paused():
-        events: list[Document] = bson.decode_all(batch, _CODEC)  # pyright: ignore[reportUnknownMemberType] - its mmap has no parameter
+        events: list[Document] = bson.decode_all(batch, CODEC)  # pyright: ignore[reportUnknownMemberType] - its mmap has no parameter
         changes = list(map(_change, events))
         time = events[-1].get("clusterTime") if events else None
         del events

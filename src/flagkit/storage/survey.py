@@ -20,7 +20,7 @@ from flagkit.storage.driver import (
     settings_for,
     translated,
 )
-from flagkit.storage.forms import tip_of
+from flagkit.storage.forms import CODEC, tip_of
 from flagkit.storage.layout import CHECKPOINTS, CLIENTS, HEADS, Document, checkpoints_of
 from flagkit.storage.registry import Registered, living, registered
 
@@ -57,7 +57,10 @@ class Survey:
             self._client: MongoClient[Document] = MongoClient(uri, **settings_for(uri))
             # Without a primary there is most need to look.
             self._database = self._client.get_database(
-                database, read_concern=ReadConcern("majority"), read_preference=PrimaryPreferred()
+                database,
+                CODEC,
+                read_concern=ReadConcern("majority"),
+                read_preference=PrimaryPreferred(),
             )
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from pymongo.read_concern import ReadConcern
 from flagkit.changes import PolicyId
 from flagkit.errors import ConfigurationError, EnvironmentNotFoundError
 from flagkit.storage.driver import translated
+from flagkit.storage.forms import CODEC
 from flagkit.storage.layout import (
     AUDIT,
     HEADS,
@@ -65,7 +66,8 @@ class WaitingRequests:
                 " session.start_transaction(), or with_transaction()"
             )
         identity = self._identity(request)
-        theirs = session.client[self._database.name]
+        # The settings of their client say how their own documents are read.
+        theirs = session.client.get_database(self._database.name, CODEC)
         mine = {"_id": self._environment}
         if theirs[HEADS].find_one(mine, {"_id": True}, session=session) is None:
             raise EnvironmentNotFoundError(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
+from flagkit.arguments import count
 from flagkit.changes import ACCESS, next_change
 from flagkit.encryption import DataKeys
 from flagkit.errors import (
@@ -92,7 +93,7 @@ class Approvals(SegmentWorkflows):
 
     def proposals(self, limit: int = 20) -> list[Proposal]:
         """Return proposals, the newest first, without their differences."""
-        return proposals_in(self.store, limit)
+        return proposals_in(self.store, count(limit, "limit"))
 
     def approve(self, proposal: str, *, reason: str = "", actor: str | None = None) -> Proposal:
         """Approve of what somebody else proposed, as it is; return it.

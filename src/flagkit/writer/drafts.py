@@ -1,7 +1,7 @@
 """Drafts: operations that are collected to become one revision."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from msgspec import Struct
@@ -20,6 +20,7 @@ from flagkit.model.segments import (
     listed_keys,
     new_seed,
 )
+from flagkit.model.values import INT64_MAX, INT64_MIN
 from flagkit.storage.preparing import Prepared
 from flagkit.storage.store import Store
 from flagkit.writer.access import GrantRole, RevokeRole
@@ -137,7 +138,7 @@ class Draft:
         self.operations.append(
             Update(
                 policy=policy,
-                reassign=reassign,
+                reassign=_reassign(reassign),
                 key=key,
                 region=region,
                 expected_version=expected_version,
@@ -161,9 +162,9 @@ class Draft:
         """
         self.operations.append(
             SetRollout(
-                weights=weights if isinstance(weights, int | float) else dict(weights),
-                rule=rule,
-                reassign=reassign,
+                weights=_weights(weights),
+                rule=_rule(rule),
+                reassign=_reassign(reassign),
                 key=check_key(key),
                 region=check_region(region),
                 expected_version=expected_version,
@@ -212,9 +213,9 @@ class Draft:
         """
         self.operations.append(
             Edit(
-                function=self.sealing.sealing(function),
+                function=self.sealing.sealing(_called(function)),
                 environment=self._environment,
-                reassign=reassign,
+                reassign=_reassign(reassign),
                 key=check_key(key),
                 region=check_region(region),
             )
@@ -366,9 +367,7 @@ class Draft:
 
     def break_glass(self, why: str) -> None:
         """Pass the writer's guards by. It is logged as a warning, and stands in the audit."""
-        if not why.strip():
-            raise InvalidDocumentError("why", "is empty", "Write why the guards are passed by")
-        self.glass = why
+        self.glass = _why(why)
 
     def set_limit(self, whose: Whose, *, capacity: int, rate: float) -> None:
         """Limit the changes of each actor, or of the whole environment.
@@ -485,6 +484,45 @@ def _recorded(keys: Iterable[object], path: str) -> tuple[str, ...]:
 
 
 def _revision(to: object) -> int:
-    if not isinstance(to, int):
+    if isinstance(to, bool) or not isinstance(to, int) or not INT64_MIN <= to <= INT64_MAX:
         raise InvalidDocumentError("to", f"is {to!r}", "Write a revision, as in commit.revision")
     return to
+
+
+def _why(text: object) -> str:
+    if not isinstance(text, str) or not text.strip():
+        problem = "is empty" if isinstance(text, str) else f"is {text!r}"
+        raise InvalidDocumentError("why", problem, "Write why the guards are passed by")
+    return text
+
+
+def _rule(name: object) -> str | None:
+    if name is not None and not isinstance(name, str):
+        raise InvalidDocumentError("rule", f"is {name!r}", "Write the name of a rule, or None")
+    return name
+
+
+def _reassign(reassign: object) -> bool:
+    if not isinstance(reassign, bool):
+        raise InvalidDocumentError("reassign", f"is {reassign!r}", "Write True or False")
+    return reassign
+
+
+def _weights(given: object) -> dict[str, float] | float:
+    if isinstance(given, Mapping):
+        return dict(cast("Mapping[str, float]", given))
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise InvalidDocumentError(
+            "weights",
+            f"is {given!r}",
+            'Write weights in percent by variant, such as {"on": 10, "off": 90}, or a percentage',
+        )
+    return given
+
+
+def _called(function: Callable[[dict[str, Any]], Mapping[str, Any]]) -> Callable[..., Any]:
+    if not callable(function):
+        raise InvalidDocumentError(
+            "function", f"is {function!r}", "Pass a function that takes and returns a document"
+        )
+    return function

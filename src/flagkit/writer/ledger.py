@@ -7,7 +7,9 @@ from typing import Any, Final, TypedDict, Unpack
 
 from msgspec import Struct
 
+from flagkit.arguments import near, refusing_unknown, revision
 from flagkit.changes import ACCESS, SEGMENTS
+from flagkit.errors import InvalidArgumentError
 from flagkit.storage.store import Store
 from flagkit.writer.differences import differences
 
@@ -64,13 +66,41 @@ class Wanted(TypedDict, total=False):
     until: datetime | None
 
 
+@refusing_unknown
 def entries(
     store: Store, after: int = 0, *, newest_first: bool = False, **wanted: Unpack[Wanted]
 ) -> Iterator[Entry]:
     """Yield the ledger of an environment after a revision, oldest first, with who and why.
 
     Takes `key`, `actor`, `action`, `since` and `until`, as Wanted has them.
+
+    Raises:
+        InvalidArgumentError: an argument is of another type, or no action has this name.
     """
+    return _entries(store, revision(after, "after"), newest_first=newest_first, **_checked(wanted))
+
+
+def _checked(wanted: Wanted) -> Wanted:
+    types: dict[str, type] = {"key": str, "actor": str, "action": str}
+    types |= {"since": datetime, "until": datetime}
+    for name, value in wanted.items():
+        if value is not None and not isinstance(value, types[name]):
+            raise InvalidArgumentError(
+                f"{name} is {value!r}: pass a value of the type {types[name].__name__}"
+            )
+        if isinstance(value, datetime) and value.tzinfo is None:
+            raise InvalidArgumentError(
+                f"{name} is {value!r}, which has no time zone: pass an aware datetime"
+            )
+    action = wanted.get("action")
+    if action is not None and action not in ACTIONS:
+        raise InvalidArgumentError(f"action is {action!r}. {near(action, ACTIONS)}")
+    return wanted
+
+
+def _entries(
+    store: Store, after: int, *, newest_first: bool, **wanted: Unpack[Wanted]
+) -> Iterator[Entry]:
     actor, action = wanted.get("actor"), wanted.get("action")
     changes = store.changes(
         after,
@@ -105,6 +135,7 @@ def entries(
             )
 
 
+@refusing_unknown
 def newer(store: Store, after: int, **wanted: Unpack[Wanted]) -> tuple[int, list[Entry]]:
     """Return the entries after a revision, as far as there are any, and the one to go on after.
 

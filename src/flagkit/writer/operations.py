@@ -81,6 +81,10 @@ class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
     region: str = EVERYWHERE
     expected_version: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.expected_version is not None:
+            _check_version(self.expected_version)
+
     @property
     def policy_id(self) -> PolicyId:
         """The flag, or segment, that it is about."""
@@ -121,6 +125,13 @@ class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
 
     def _existing_flag(self, before: PolicyState | None, earlier: Earlier) -> Flag:
         return decode(self._existing(before, earlier).policy, stored=True)
+
+
+def _check_version(expected: object) -> None:
+    if isinstance(expected, bool) or not isinstance(expected, int):
+        raise InvalidDocumentError(
+            "expected_version", f"is {expected!r}", "Write the number of a version, or None"
+        )
 
 
 class Create(Operation, frozen=True, tag="create", kw_only=True):

@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Unpack, overload
 
+from flagkit.arguments import refusing_unknown_in_methods
 from flagkit.writer.commits import Commit, PendingChange
 from flagkit.writer.workflows import Anyhow, Asked, Within, Workflows, made
 
 
+@refusing_unknown_in_methods
 class SegmentWorkflows(Workflows):
     """The changes of a single segment, which take what those of flags do."""
 

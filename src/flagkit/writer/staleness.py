@@ -3,9 +3,11 @@
 import math
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from typing import Final
 
 from msgspec import Struct
 
+from flagkit.arguments import count
 from flagkit.changes import ACCESS, SEGMENTS, PolicyId, PolicyState
 from flagkit.core.schedule import share_at, window_changes_after
 from flagkit.model import Flag, Ramp, Rollout, Serves, decode
@@ -25,6 +27,9 @@ class StaleFlag(Struct, frozen=True):
     reasons: tuple[str, ...]
 
 
+DAYS_MAX: Final = 36_500
+
+
 def stale_flags(store: Store, days: int, now: datetime | None = None) -> list[StaleFlag]:
     """Return the flags of an environment, sorted, that are over.
 
@@ -41,7 +46,9 @@ def stale_flags(store: Store, days: int, now: datetime | None = None) -> list[St
     Raises:
         EnvironmentNotFoundError: it was never created.
         StoreError: it was changed past the writer, or could not be read.
+        InvalidArgumentError: the days are no whole number.
     """
+    count(days, "days", DAYS_MAX)
     with store.reading() as reading:
         moment = now or reading.now
         states, still = standing(reading, moment - timedelta(days=days))

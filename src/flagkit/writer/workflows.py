@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, TypedDict, Unpack, overload
 
+from flagkit.arguments import refusing_unknown_in_methods
 from flagkit.errors import InvalidDocumentError
 from flagkit.model import EVERYWHERE
 from flagkit.storage.waiting import Session
@@ -45,6 +46,7 @@ class Anyhow(Asked, total=False):
     session: Session | None
 
 
+@refusing_unknown_in_methods
 class Workflows:
     """The changes of a single flag. Each takes what Asked has, by name, and perhaps a session."""
 

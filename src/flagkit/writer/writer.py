@@ -6,11 +6,12 @@ What it is asked for becomes a revision by the committer; its other rooms say wh
 import contextlib
 import uuid
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import Any, Self, Unpack
+from typing import Any, NoReturn, Self, Unpack, cast
 
+from flagkit.arguments import refusing_unknown_in_methods
 from flagkit.changes import PolicyChange, Tip
 from flagkit.encryption import Encryption
-from flagkit.errors import ConfigurationError, InvalidDocumentError
+from flagkit.errors import ConfigurationError, InvalidArgumentError, InvalidDocumentError
 from flagkit.logs import logger
 from flagkit.model.grants import checked_actor
 from flagkit.settings import settings_from
@@ -32,6 +33,7 @@ from flagkit.writer.workflows import Anyhow, Asked
 _log = logger("flagkit.writer")
 
 
+@refusing_unknown_in_methods
 class Writer(Approvals):
     """Makes changes to one environment. May be used from many threads, which then take turns.
 
@@ -67,10 +69,9 @@ class Writer(Approvals):
         encryption: Encryption | None = None,
     ) -> None:
         self._actor = checked_actor(actor)
-        if checkpoint_every is not None and checkpoint_every < 1:
-            raise ConfigurationError(
-                f"checkpoint_every is {checkpoint_every}: it is a number of revisions, 1 or more"
-            )
+        _check_every(checkpoint_every)
+        _check_timeout(timeout)
+        asked = _guards(guards)
         settings = settings_from(
             uri, environment=environment, database=database, encryption=encryption
         )
@@ -82,7 +83,7 @@ class Writer(Approvals):
             None if checkpoint_every is None else CheckpointKeeper(self.store, checkpoint_every)
         )
         self.keys = self._data_keys = data_keys_of(settings)
-        self._committer = Committer(self.store, guards, timeout)
+        self._committer = Committer(self.store, asked, timeout)
         self._sequencer = Sequencer(self.store, self._commit)
 
     @property
@@ -213,6 +214,13 @@ class Writer(Approvals):
             self._checkpoints.close()
         self.store.close()
 
+    def __reduce_ex__(self, _: object) -> NoReturn:
+        raise InvalidArgumentError(
+            f"a {type(self).__name__} cannot be copied, or sent to another process: it has"
+            " connections of its own. Share the one that is there; in another process, make one"
+            " from the same settings"
+        )
+
     def __enter__(self) -> Self:
         return self
 
@@ -254,3 +262,25 @@ class Writer(Approvals):
         if self._checkpoints is not None:
             self._checkpoints.saw(tip)
         return Commit(tip.revision, tip.time, request, changed)
+
+
+def _check_every(every: object) -> None:
+    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+        raise ConfigurationError(
+            f"checkpoint_every is {every!r}: it is a number of revisions, 1 or more"
+        )
+
+
+def _check_timeout(timeout: object) -> None:
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
+        raise ConfigurationError(f"timeout is {timeout!r}: it is a number of seconds")
+
+
+def _guards(given: object) -> tuple[Guard, ...]:
+    guards = tuple(cast("Iterable[Guard]", given)) if isinstance(given, Iterable) else (None,)
+    for guard in guards:
+        if not callable(guard):
+            raise ConfigurationError(
+                f"guards is {given!r}: pass a list of functions, see flagkit.writer.guards"
+            )
+    return cast("tuple[Guard, ...]", guards)
