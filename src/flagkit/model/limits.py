@@ -31,6 +31,10 @@ class Limit(Struct, frozen=True):
         """Return when a bucket is full again from which a token is taken now."""
         return max(full_at, now) + self._interval
 
+    def full_by(self, now: int) -> int:
+        """Return when a bucket that is empty now is full again: no bucket can have less."""
+        return now + self.capacity * self._interval
+
     def free_at(self, full_at: int) -> int:
         """Return when a bucket has a token."""
         return full_at - (self.capacity - 1) * self._interval

@@ -6,10 +6,11 @@ from pymongo import MongoClient, ReadPreference
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
+from flagkit.storage.bucket_keys import make_bucket_keys
 from flagkit.storage.creating import prepared
 from flagkit.storage.driver import configured, settings_for, translated
 from flagkit.storage.erasing import chained, erase, mentions, name_for, roles_held
-from flagkit.storage.layout import Document
+from flagkit.storage.layout import BUCKET_KEYS, Document
 from flagkit.storage.roles import prepared_roles
 
 
@@ -41,13 +42,15 @@ class Administration:
         self.close()
 
     def prepare(self) -> list[str]:
-        """Make collections and indexes that are not there, mend validators; return what was done.
+        """Make collections, indexes and keys, and mend validators; return what was done.
 
         Raises:
             StoreError: the database did not answer, or refused.
         """
         with translated("preparing the database"):
-            return [*prepared(self._database, mend=True)]
+            done = [*prepared(self._database, mend=True)]
+            made = make_bucket_keys(self._database)
+            return [*done, f"{BUCKET_KEYS}: {made} made"] if made else done
 
     def prepare_roles(self) -> list[str]:
         """Make the roles of the database, or bring them up to date; return what was done.

@@ -7,7 +7,7 @@ there are, the layout says.
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar, cast
 
 import bson
 from bson.codec_options import CodecOptions
@@ -74,6 +74,23 @@ def judged(read: Callable[P, R]) -> Callable[P, R]:
 def tip_of(head: Mapping[str, Any]) -> Tip:
     """Return the tip that a head stands at."""
     return _tip(head["_id"], head)
+
+
+def buckets_in(head: Mapping[str, Any]) -> dict[str, int]:
+    """Return the buckets of the rate limits that a head has.
+
+    Values that are no integers are left out, so that they hold up nobody: who can write such can
+    also remove a bucket.
+    """
+    found = head.get("buckets")
+    if not isinstance(found, Mapping):
+        return {}
+    buckets = cast("Mapping[str, object]", found)
+    return {
+        name: int(full_at)
+        for name, full_at in buckets.items()
+        if isinstance(full_at, int) and not isinstance(full_at, bool)
+    }
 
 
 def tip_fields(tip: Tip) -> Document:

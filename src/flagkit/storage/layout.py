@@ -31,6 +31,7 @@ Document: TypeAlias = dict[str, Any]
 HEADS, LEDGER, AUDIT = "heads", "ledger", "audit"
 FLAGS, SEGMENTS, MEMBERS = "flags", "segments", "members"
 ACCESS, DENIALS = "access", "denials"
+BUCKET_KEYS = "bucket_keys"
 PAGES = "pages"
 CHECKPOINTS, SLICES = "checkpoints", "slices"
 CLIENTS, ERASURES = "clients", "erasures"
@@ -50,6 +51,7 @@ INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
     SEGMENTS: (),
     ACCESS: (),
     DENIALS: (),
+    BUCKET_KEYS: (),
     MEMBERS: (),
     CHECKPOINTS: (),
     SLICES: (),

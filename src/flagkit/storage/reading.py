@@ -25,6 +25,7 @@ from flagkit.snapshot import Arena, check_digests
 from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.foreseen import Foreseen, Found, Remembered
 from flagkit.storage.forms import (
+    buckets_in,
     check_body,
     judged,
     last_state,
@@ -84,7 +85,7 @@ class Reading(Past):
             remembered.take(self._newest)
         self.now: datetime = found.head["now"]
         """The server's time."""
-        self.buckets: Mapping[str, int] = found.head.get("buckets", {})
+        self.buckets: Mapping[str, int] = buckets_in(found.head)
         """By name, when a bucket of the rate limits is full again, in microseconds since 1970."""
         self._remembered = remembered
 

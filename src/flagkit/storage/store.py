@@ -5,6 +5,7 @@ after it may be done by anyone, again, and in any order. No transaction holds a 
 writer would keep.
 """
 
+import contextlib
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -24,6 +25,7 @@ from flagkit.errors import (
 )
 from flagkit.model import EVERYWHERE
 from flagkit.snapshot import Arena
+from flagkit.storage.bucket_keys import found_bucket_key, made_bucket_key
 from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.creating import create_environment
 from flagkit.storage.denials import add_denial, denials_in
@@ -77,6 +79,7 @@ class Store:
     def __init__(self, uri: str, *, environment: str, database: str) -> None:
         self.environment = environment
         self._remembered = Remembered()
+        self._bucket_keys: dict[str, bytes] = {}
         with configured(uri):
             self._client: MongoClient[Document] = MongoClient(uri, **settings_for(uri))
             # The primary, whatever the URI says: checks must be made on what a commit compares.
@@ -99,6 +102,10 @@ class Store:
         """Make collections, indexes and the head at revision 0, where they are not there yet."""
         with translated("creating the environment"):
             created = create_environment(self._database, self.environment, epoch)
+            if created is not None:
+                # Else the first change that needs it makes it.
+                with contextlib.suppress(StoreError):
+                    self.bucket_key(created.epoch, make=True)
         return created or self.tip()
 
     def tip(self) -> Tip:
@@ -133,6 +140,23 @@ class Store:
             if found is None:
                 raise self._unknown()
             yield Reading(self._database, session, found, foreseen, self._remembered)
+
+    def bucket_key(self, epoch: str, *, make: bool) -> bytes | None:
+        """Return the secret by which the buckets of actors are named in a history.
+
+        It is read once. If there is none, it is made, where that is asked for.
+
+        Raises:
+            StoreError: this user may not read it, or something changed it past the writer.
+        """
+        key = self._bucket_keys.get(epoch)
+        if key is None:
+            find = made_bucket_key if make else found_bucket_key
+            with translated("reading the key of the rate limits"):
+                key = find(self._database, self.environment, epoch)
+            if key is not None:
+                self._bucket_keys[epoch] = key
+        return key
 
     def add_request(self, request: str, content: Mapping[str, Any]) -> str:
         """Record who asks for what, and why; return the digest on record, the first one's.

@@ -13,6 +13,7 @@ from flagkit.heartbeat import HOST_LENGTH_MAX, SERVICE_LENGTH_MAX
 from flagkit.storage.layout import (
     ACCESS,
     AUDIT,
+    BUCKET_KEYS,
     CHECKPOINTS,
     CLIENTS,
     DENIALS,
@@ -194,6 +195,7 @@ VALIDATORS: Final[Mapping[str, Document]] = {
     SLICES: _document(
         {"environment": _TEXT, "checkpoint": _TEXT, "slice": _WHOLE}, {"content": _BYTES}
     ),
+    BUCKET_KEYS: _document({"environment": _TEXT, "epoch": _TEXT}, {"key": _BYTES}),
     ERASURES: {"$jsonSchema": _object({"_id": _TEXT, "salt": _BYTES})},
     CLIENTS: _document(
         {"environment": _short(1_000), "instance": _short(100)},

@@ -188,7 +188,7 @@ class Writer(Approvals):
         request, content = self._request(draft, asked)
         earlier = self.store.requests([request]).get(request, content)
         with self.store.reading() as reading:
-            look = self._committer.look(reading, draft, request, content)
+            look = self._committer.look(reading, draft, request, content, is_preview=True)
         check_same(request, str(earlier["digest"]), content, done=look.done is not None)
         done = None if look.done is None else look.done.revision
         return Preview(reading.tip.revision, look.change.policies, done)
