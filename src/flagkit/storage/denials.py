@@ -14,6 +14,7 @@ from pymongo.database import Database
 
 from flagkit.storage.driver import translated
 from flagkit.storage.layout import DENIALS, Document
+from flagkit.storage.malformed import checked
 
 
 def add_denial(
@@ -29,7 +30,8 @@ def denials_in(database: Database[Document], environment: str) -> list[Document]
     """Return what was logged, oldest first."""
     mine = {"$gte": _identity(environment, MinKey()), "$lte": _identity(environment, MaxKey())}
     with translated("reading the denials"):
-        return database[DENIALS].find({"_id": mine}, sort=[("_id", ASCENDING)]).to_list()
+        found = database[DENIALS].find({"_id": mine}, sort=[("_id", ASCENDING)])
+        return [checked(DENIALS, document) for document in found]
 
 
 def _identity(environment: str, denial: Any) -> Document:

@@ -15,8 +15,8 @@ from msgspec import Struct
 
 from flagkit.errors import StoreError
 from flagkit.heartbeat import LIFETIME_SECONDS_MAX, Heartbeat
-from flagkit.storage.forms import judged
 from flagkit.storage.layout import CLIENTS, Document
+from flagkit.storage.malformed import judged
 from flagkit.storage.validators import VALIDATORS
 
 SHOWN_MAX: Final = 200

@@ -44,7 +44,7 @@ from flagkit.storage.foreseen import (
     pipeline,
     projects_lightly,
 )
-from flagkit.storage.forms import head_document, ledger_document, tip_of
+from flagkit.storage.forms import head_document, id_in, ledger_document, tip_of
 from flagkit.storage.layout import (
     AUDIT,
     CHECKPOINTS,
@@ -54,9 +54,11 @@ from flagkit.storage.layout import (
     MEMBERS,
     Document,
     active_in_region,
+    all_of,
     checkpoints_of,
     ledger_id,
 )
+from flagkit.storage.malformed import checked
 from flagkit.storage.pages import Page
 from flagkit.storage.preparing import Prepared
 from flagkit.storage.projecting import (
@@ -173,7 +175,7 @@ class Store:
                 if earlier is None:
                     # Another's insert, which the majority has not got yet.
                     raise StoreUnavailableError("the request is being recorded elsewhere") from None
-                return str(earlier["digest"])
+                return str(checked(AUDIT, earlier)["digest"])
         return str(content["digest"])
 
     def add_parts(self, parts: Mapping[str, bytes]) -> None:
@@ -277,11 +279,20 @@ class Store:
             yield from changes_in(self._database, self.environment, wanted)
 
     def requests(self, requests: Iterable[str]) -> dict[str, Document]:
-        """Return audit documents by request id."""
+        """Return audit documents by request id.
+
+        Raises:
+            StoreError: one has not the form that it should have.
+        """
         identities = [{"environment": self.environment, "request": request} for request in requests]
         with translated("reading the audit"):
             found = self._database[AUDIT].find({"_id": {"$in": identities}})
-            return {document["_id"]["request"]: document for document in found}
+            return {document["_id"]["request"]: checked(AUDIT, document) for document in found}
+
+    def recorded(self) -> Iterator[Document]:
+        """Yield all audit documents of the environment, as they are."""
+        with translated("reading the audit"):
+            yield from self._database[AUDIT].find(all_of(self.environment))
 
     def add_denial(self, now: datetime, told: Mapping[str, Any]) -> None:
         """Log that somebody was denied something at a time of the server's."""
@@ -297,21 +308,21 @@ class Store:
         Active is a flag in state active that is not past its `expires`; an override that is not
         hides the flag for all regions. Answered from the index `active_in_region`, with no scan.
         """
-        key_only = {"_id.key": True}
+        key_only = {"_id": True}
         with translated("asking for active flags"):
             flags = self._database[FLAGS]
             mine = {
-                document["_id"]["key"]
+                id_in(document)[1]
                 for document in flags.find(active_in_region(self.environment, region, at), key_only)
             }
             everywhere = {
-                document["_id"]["key"]
+                id_in(document)[1]
                 for document in flags.find(
                     active_in_region(self.environment, EVERYWHERE, at), key_only
                 )
             }
             overridden = {
-                document["_id"]["key"]
+                id_in(document)[1]
                 for document in flags.find(
                     {
                         "_id.environment": self.environment,
@@ -339,7 +350,7 @@ class Store:
         )
         if found is None:
             raise StoreUnavailableError("the ledger document is being written elsewhere")
-        if found["hash"] != change.tip.hash:
+        if found.get("hash") != change.tip.hash:
             raise StoreError(
                 f"the ledger holds another change as revision {change.revision} of"
                 f" {change.tip.environment!r}: the database was restored or edited"

@@ -20,6 +20,7 @@ from flagkit.changes import PolicyId
 from flagkit.errors import ConfigurationError, EnvironmentNotFoundError
 from flagkit.storage.driver import translated
 from flagkit.storage.layout import AUDIT, HEADS, PENDING, Document, pending_of
+from flagkit.storage.malformed import checked
 
 Session: TypeAlias = ClientSession
 """A session of the caller's own client."""
@@ -67,8 +68,8 @@ class WaitingRequests:
         earlier = theirs[AUDIT].find_one({"_id": identity}, {"digest": True}, session=session)
         if earlier is None:
             theirs[AUDIT].insert_one({"_id": identity, **content}, session=session)
-        elif earlier["digest"] != content["digest"]:
-            return str(earlier["digest"])
+        elif earlier.get("digest") != content["digest"]:
+            return str(earlier.get("digest"))
         listed = (
             None if touched is None else [{"region": item[0], "key": item[1]} for item in touched]
         )
@@ -140,7 +141,7 @@ class WaitingRequests:
                     {"$set": {"now": "$$NOW"}},
                 ]
             )
-            return [*found]
+            return [checked(PENDING, document) for document in found]
 
     def _identity(self, request: str) -> Document:
         return {"environment": self._environment, "request": request}
