@@ -13,14 +13,8 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from flagkit.errors import AccessDeniedError
-from flagkit.storage.denials import (
-    DENIALS_A_MINUTE_MAX,
-    GROUPS,
-    OPERATIONS_MAX,
-    TEXT_LENGTH_MAX,
-    Denials,
-    shortened,
-)
+from flagkit.storage.denials import DENIALS_A_MINUTE_MAX, GROUPS, Denials, shortened
+from flagkit.storage.layout import DENIAL_LENGTH_MAX, DENIAL_OPERATIONS_MAX
 from flagkit.writer import Retention, Writer, denials, erase, prunable, prune
 from flagkit.writer.access import Denial
 from tests.commands import Command
@@ -64,13 +58,13 @@ def test_a_denial_is_small_whatever_was_asked(
     assert len(bson.encode(document)) < 16_384
     assert document["reason"] == "é" * 997 + "..."
     assert document["actor"] == "é" * 200
-    assert len(document["operations"]) == OPERATIONS_MAX
+    assert len(document["operations"]) == DENIAL_OPERATIONS_MAX
 
 
 @given(st.text(max_size=40) | st.text(min_size=190, max_size=210), st.integers(1, 10))
 def test_a_text_is_shortened_to_its_beginning(part: str, times: int) -> None:
     whole = part * times
-    for name, most in TEXT_LENGTH_MAX.items():
+    for name, most in DENIAL_LENGTH_MAX.items():
         short = shortened(whole, name)
         short.encode()
         assert len(short) <= most

@@ -3,17 +3,20 @@
 import asyncio
 import json
 import os
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
+from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 from pymongo import MongoClient
+from pymongo.collection import Collection
 
 from flagkit import Client
 from flagkit.cli.waiting import Goal, Progressed, wait
@@ -25,7 +28,14 @@ from flagkit.refresh import Source
 from flagkit.registering import BEAT_SECONDS_MIN, Registrar
 from flagkit.settings import settings_from
 from flagkit.storage.layout import CLIENTS
-from flagkit.storage.registry import Registered, identity_of, registering
+from flagkit.storage.registry import (
+    SHOWN_MAX,
+    Registered,
+    census_pipeline,
+    identity_of,
+    registering,
+)
+from flagkit.storage.registry import Goal as RegistryGoal
 from flagkit.storage.survey import Survey
 from flagkit.testing import MemoryHistory, MemorySource, client_from
 from flagkit.writer import Writer
@@ -210,6 +220,36 @@ def add(mongo_uri: str, database: str, survey: Survey) -> Iterator[Callable[[Hea
         yield add
 
 
+@pytest.fixture
+def clients(mongo_uri: str, database: str) -> Iterator[Collection[dict[str, Any]]]:
+    with MongoClient[dict[str, Any]](mongo_uri, tz_aware=True) as mongo:
+        yield mongo[database][CLIENTS]
+
+
+FORGERIES: dict[str, Callable[[datetime], dict[str, Any]]] = {
+    "holds for more than a minute": lambda now: {"until": now + timedelta(seconds=62)},
+    "holds forever": lambda _: {"until": datetime(9999, 1, 1, tzinfo=UTC)},
+    "holds until a text": lambda _: {"until": "9999-01-01"},
+    "long service": lambda _: {"service": "x" * 101},
+    "huge host": lambda _: {"host": "x" * 300_000},
+    "long region": lambda _: {"region": "x" * 101},
+    "long epoch": lambda _: {"epoch": "x" * 101},
+    "service is no text": lambda _: {"service": 7},
+    "host is an object": lambda _: {"host": {"$ne": 1}},
+    "process is no number": lambda _: {"pid": True},
+    "process is negative": lambda _: {"pid": -1},
+    "revision is a text": lambda _: {"revision": "99"},
+    "revision has a fraction": lambda _: {"revision": 0.5},
+    "revision is a list": lambda _: {"revision": [99]},
+    "staleness is no number": lambda _: {"staleness": float("nan")},
+    "staleness is infinite": lambda _: {"staleness": float("inf")},
+    "staleness is negative": lambda _: {"staleness": -1.0},
+    "time is a number": lambda _: {"time": 7},
+    "name is a number": lambda _: {"_id": {"environment": "production", "instance": 7}},
+    "name has more": lambda _: {"_id": {"environment": "production", "instance": "x", "y": 1}},
+}
+
+
 def names(clients: list[Registered]) -> list[tuple[str, str]]:
     return [(client.heartbeat.service, client.heartbeat.region) for client in clients]
 
@@ -253,6 +293,63 @@ class TestRegistry:
         assert writer.environment == "production"
         add(replace(LAGGARD, host="$$NOW"))
         assert survey.clients()[0].heartbeat.host == "$$NOW"
+
+    @pytest.mark.parametrize("name", FORGERIES)
+    def test_heartbeats_that_no_client_writes_are_ignored(
+        self,
+        name: str,
+        writer: Writer,
+        survey: Survey,
+        add: Callable[[Heartbeat], None],
+        clients: Collection[dict[str, Any]],
+    ) -> None:
+        add(LAGGARD)
+        [honest] = survey.clients(writer.environment)
+        now = datetime.now(UTC)
+        clients.database.command("collMod", CLIENTS, validationLevel="off")
+        forged = clients.find_one({}, {"_id": False}) or {}
+        identity = {"environment": "production", "instance": "forged"}
+        clients.insert_one(forged | {"_id": identity, "revision": 99} | FORGERIES[name](now))
+        assert [found.heartbeat for found in survey.clients()] == [honest.heartbeat]
+        assert survey.census(writer.environment, "billing").count == 1
+        goal = RegistryGoal("production", None, honest.heartbeat.epoch, 0)
+        assert survey.laggards(goal)[0] == 1
+
+    def test_however_many_clients_there_are_few_are_read_and_all_are_counted(
+        self,
+        writer: Writer,
+        survey: Survey,
+        add: Callable[[Heartbeat], None],
+        clients: Collection[dict[str, Any]],
+    ) -> None:
+        assert writer.environment == "production"
+        add(LAGGARD)
+        one = clients.find_one() or {}
+        clients.insert_many(
+            one | {"_id": {"environment": "production", "instance": str(i)}, "planted": "x" * 999}
+            for i in range(SHOWN_MAX + 9)
+        )
+        found = survey.census("production")
+        assert (len(found.clients), found.count, found.left_out) == (SHOWN_MAX, SHOWN_MAX + 10, 10)
+        reached, behind = survey.laggards(RegistryGoal("production", None, one["epoch"], 7))
+        assert (reached, len(behind.clients), behind.count) == (0, SHOWN_MAX, SHOWN_MAX + 10)
+        (facets,) = clients.aggregate(census_pipeline("production", None))
+        assert "planted" not in str(facets)
+
+    def test_heartbeats_outside_of_the_time_that_counts_are_not_even_looked_at(
+        self, writer: Writer, add: Callable[[Heartbeat], None], clients: Collection[dict[str, Any]]
+    ) -> None:
+        assert writer.environment == "production"
+        add(LAGGARD)
+        one = clients.find_one() or {}
+        forever = one | {"until": datetime(9999, 1, 1, tzinfo=UTC)}
+        clients.insert_many(
+            forever | {"_id": {"environment": "production", "instance": str(i)}} for i in range(500)
+        )
+        command = {"aggregate": CLIENTS, "pipeline": census_pipeline(None, None), "cursor": {}}
+        told = clients.database.command("explain", command, verbosity="executionStats")
+        examined = re.findall(r"'totalDocsExamined': ([0-9]+)", str(told))
+        assert examined == ["1"]
 
     # 3.12 on: forking with threads is what this is about.
     @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
@@ -347,6 +444,44 @@ class TestCommands:
         )
         assert result.returncode == 1
         assert "no client of shop is registered in production" in result.stderr
+
+    def test_a_heartbeat_that_a_reader_forges_neither_ends_a_wait_nor_holds_it_up(
+        self,
+        start: Start,
+        survey: Survey,
+        add: Callable[[Heartbeat], None],
+        clients: Collection[dict[str, Any]],
+    ) -> None:
+        add(LAGGARD)
+        forever = {"until": datetime(9999, 1, 1, tzinfo=UTC)}
+        clients.update_one({}, {"$set": forever | {"revision": 99, "service": "shop"}})
+        wait = ("rollout", "wait", "--revision", "1", "--environment", "production")
+        result = ask(*wait, "--service", "shop", "--timeout", "0")
+        assert (result.returncode, "no client of shop is registered" in result.stderr) == (1, True)
+        clients.update_one({}, {"$set": {"revision": 0}})
+        with start():
+            eventually(survey.clients, bool)
+            assert ask(*wait, "--service", "shop").returncode == 0
+
+    def test_clients_that_are_not_listed_are_counted(
+        self, writer: Writer, add: Callable[[Heartbeat], None], clients: Collection[dict[str, Any]]
+    ) -> None:
+        assert writer.environment == "production"
+        add(LAGGARD)
+        one = clients.find_one() or {}
+        clients.insert_many(
+            one | {"_id": {"environment": "production", "instance": str(i)}}
+            for i in range(SHOWN_MAX + 9)
+        )
+        assert "10 other clients are not listed." in ask("status").stdout
+        told = json.loads(ask("status", "--output", "json").stdout)
+        assert (len(told["clients"]), told["clients_left_out"]) == (SHOWN_MAX, 10)
+        wait = ("rollout", "wait", "--revision", "1", "--environment", "production")
+        result = ask(*wait, "--timeout", "0")
+        assert "10 other clients are not listed." in result.stdout
+        assert f"Error: {SHOWN_MAX + 10} of {SHOWN_MAX + 10} clients" in result.stderr
+        told = json.loads(ask(*wait, "--timeout", "0", "--output", "json").stdout)
+        assert (len(told["laggards"]), told["laggards_left_out"]) == (SHOWN_MAX, 10)
 
     def test_an_environment_that_is_not_there_is_said_to_be_none(self, writer: Writer) -> None:
         assert writer.environment == "production"

@@ -263,6 +263,7 @@ ALLOWED: dict[tuple[str, str], tuple[str, ...]] = {
     (WRITER, "ledger"): ADDS,
     (WRITER, "audit"): ADDS,
     (WRITER, "denials"): ("insert", "merge new"),
+    (WRITER, "bucket_keys"): ADDS,
     (WRITER, "pending"): (*PUTS, "delete", "out"),
     (WRITER, "proposals"): ADDS,
     **{(WRITER, name): PUTS for name in ("flags", "segments", "members", "pages", "access")},
@@ -271,7 +272,7 @@ ALLOWED: dict[tuple[str, str], tuple[str, ...]] = {
     **{(ADMIN, name): PUTS for name in ("flags", "segments", "access", "clients")},
     (ADMIN, "heads"): (*PUTS, "watch"),
     (ADMIN, "ledger"): PUBLISHES,
-    (ADMIN, "erasures"): ADDS,
+    **{(ADMIN, name): ADDS for name in ("erasures", "bucket_keys")},
     **{
         (ADMIN, name): (*PUTS, "delete", "out")
         for name in ("audit", "denials", "members", "pages", "pending", "proposals")

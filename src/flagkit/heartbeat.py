@@ -4,8 +4,12 @@ from typing import Final
 
 from msgspec import Struct
 
-LIFETIME_SECONDS: Final = 60.0
+LIFETIME_SECONDS: Final = 50.0
 """A client that was not heard of for so long is taken for ended: some five heartbeats."""
+LIFETIME_SECONDS_MAX: Final = 60.0
+"""A heartbeat that claims to hold longer is ignored. The rest allows for servers' clocks."""
+SERVICE_LENGTH_MAX: Final = 100
+HOST_LENGTH_MAX: Final = 255
 
 
 class Heartbeat(Struct, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 import msgspec
 
 from flagkit.core.freshness import Freshness
-from flagkit.heartbeat import Heartbeat
+from flagkit.heartbeat import HOST_LENGTH_MAX, Heartbeat
 from flagkit.logs import logger
 from flagkit.snapshot import Snapshot
 
@@ -113,7 +113,7 @@ class Registrar:
         return Heartbeat(
             instance=self._instance,
             service=self._service,
-            host=socket.gethostname(),
+            host=socket.gethostname()[:HOST_LENGTH_MAX],
             pid=os.getpid(),
             environment=snapshot.tip.environment,
             region=snapshot.region,

@@ -234,7 +234,7 @@ def _wait(uri: str | None, database: str | None, timeout: float, output: str, **
     """Wait until all clients that are registered and alive have a revision.
 
     Clients register where they are started with `register=`, or FLAGKIT_REGISTER. One that ended
-    without being closed counts for a minute. Exits with 1 when the time is up, and names the
+    without being closed counts for fifty seconds. Exits with 1 when the time is up, and names the
     laggards; also when there is nobody.
     """
     place = connection_from(uri, database)

@@ -11,7 +11,7 @@ from flagkit.changes import Tip
 from flagkit.cli.telling import Teller
 from flagkit.errors import EnvironmentNotFoundError
 from flagkit.storage.checkpoints import Checkpoint
-from flagkit.storage.registry import Registered
+from flagkit.storage.registry import COUNTED_MAX, Census, Registered
 from flagkit.storage.survey import Member, Survey
 
 _EPOCH_SHOWN_LENGTH = 8
@@ -25,7 +25,7 @@ class Standing(Struct, frozen=True):
     environments: Sequence[Tip]
     checkpoints: Sequence[Checkpoint]
     members: Sequence[Member]
-    clients: Sequence[Registered]
+    clients: Census
 
 
 def standing_of(uri: str, database: str, environment: str | None) -> Standing:
@@ -40,7 +40,7 @@ def standing_of(uri: str, database: str, environment: str | None) -> Standing:
         if environment is not None:
             tips = [_named(environment, tips)]
         checkpoints = survey.checkpoints(environment)
-        return Standing(now, tips, checkpoints, survey.members(), survey.clients(environment))
+        return Standing(now, tips, checkpoints, survey.members(), survey.census(environment))
 
 
 def tip_in(survey: Survey, environment: str) -> Tip:
@@ -83,8 +83,10 @@ def show(standing: Standing, database: str) -> None:
             ],
             right=("behind",),
         )
-    if standing.clients:
-        tell.table(*client_rows(standing.clients, standing.environments))
+    if standing.clients.clients:
+        tell.table(*client_rows(standing.clients.clients, standing.environments))
+    if standing.clients.left_out:
+        tell.say(told_left_out(standing.clients))
 
 
 def client_rows(
@@ -112,6 +114,12 @@ def client_rows(
         for client in clients
     ]
     return columns, rows, ("pid", "revision", "staleness", "heard")
+
+
+def told_left_out(census: Census) -> str:
+    """Return in a sentence how many clients are not listed."""
+    or_more = " or more" if census.count == COUNTED_MAX else ""
+    return f"{census.left_out:,}{or_more} other clients are not listed."
 
 
 def client_document(client: Registered) -> dict[str, Any]:
@@ -149,7 +157,8 @@ def document_of(standing: Standing) -> dict[str, Any]:
             {"name": member.name, "state": member.state or None, "behind": member.behind}
             for member in standing.members
         ],
-        "clients": [client_document(client) for client in standing.clients],
+        "clients": [client_document(client) for client in standing.clients.clients],
+        "clients_left_out": standing.clients.left_out,
     }
 
 

@@ -1,17 +1,18 @@
 """Waiting: until all clients that are registered and alive have a revision, or time is up."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from msgspec import Struct
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flagkit.changes import Tip
-from flagkit.cli.standing import client_document, client_rows, tip_in
-from flagkit.cli.telling import Teller, progress_console
+from flagkit.cli.standing import client_document, client_rows, tip_in, told_left_out
+from flagkit.cli.telling import Teller, progress_console, say
 from flagkit.errors import StoreUnavailableError
-from flagkit.storage.registry import Registered
+from flagkit.storage import registry
+from flagkit.storage.registry import Census
 from flagkit.storage.survey import Survey
 
 ASK_AGAIN_SECONDS = 0.5
@@ -26,16 +27,21 @@ class Goal(Struct, frozen=True):
 
 
 class Progressed(Struct, frozen=True):
-    """How far clients are: of those that are alive, who has the revision and who does not."""
+    """How far the clients are that are alive: how many have the revision, and who does not."""
 
     tip: Tip
-    good: Sequence[Registered]
-    laggards: Sequence[Registered]
+    good: int
+    laggards: Census
+
+    @property
+    def count(self) -> int:
+        """How many clients are alive."""
+        return self.good + self.laggards.count
 
     @property
     def is_reached(self) -> bool:
         """Whether all have it. Where there is nobody, nothing shows that it has arrived."""
-        return bool(self.good) and not self.laggards
+        return bool(self.good) and not self.laggards.count
 
 
 def progressed(survey: Survey, goal: Goal) -> Progressed:
@@ -45,11 +51,9 @@ def progressed(survey: Survey, goal: Goal) -> Progressed:
         EnvironmentNotFoundError: the environment is not there.
         StoreError: the database did not answer, or refused.
     """
-    # First who is there: whoever comes later begins with a newer revision.
-    clients = survey.clients(goal.environment, goal.service)
     tip = tip_in(survey, goal.environment)
-    good = [client for client in clients if _has(client, tip, goal.revision)]
-    return Progressed(tip, good, [client for client in clients if client not in good])
+    wanted = registry.Goal(goal.environment, goal.service, tip.epoch, goal.revision)
+    return Progressed(tip, *survey.laggards(wanted))
 
 
 def wait(
@@ -89,8 +93,7 @@ def wait_with_bar(survey: Survey, goal: Goal, timeout: float) -> Progressed:
         task = progress.add_task(f"revision {goal.revision}", total=None)
 
         def tell(found: Progressed) -> None:
-            total = len(found.good) + len(found.laggards)
-            progress.update(task, total=total or None, completed=len(found.good))
+            progress.update(task, total=found.count or None, completed=found.good)
 
         return wait(survey, goal, timeout, tell)
 
@@ -98,7 +101,7 @@ def wait_with_bar(survey: Survey, goal: Goal, timeout: float) -> Progressed:
 def verdict(found: Progressed, goal: Goal, timeout: float) -> str:
     """Return in a sentence what came of waiting."""
     of_service = "" if goal.service is None else f" of {goal.service}"
-    count = len(found.good) + len(found.laggards)
+    count = found.count
     if not count:
         return (
             f"no client{of_service} is registered in {goal.environment}: have them started with"
@@ -108,15 +111,17 @@ def verdict(found: Progressed, goal: Goal, timeout: float) -> str:
     if found.is_reached:
         return f"{count} {clients} in {goal.environment} at revision {goal.revision} or later"
     return (
-        f"{len(found.laggards)} of {count} {clients} in {goal.environment} did not get to revision"
+        f"{found.laggards.count} of {count} {clients} in {goal.environment} did not get to revision"
         f" {goal.revision} within {timeout:g} s; the head is at {found.tip.revision}"
     )
 
 
 def show_laggards(found: Progressed) -> None:
     """Print a table of those that are behind."""
-    if found.laggards:
-        Teller().table(*client_rows(found.laggards, [found.tip]))
+    if found.laggards.clients:
+        Teller().table(*client_rows(found.laggards.clients, [found.tip]))
+    if found.laggards.left_out:
+        say(told_left_out(found.laggards))
 
 
 def document_of(found: Progressed, goal: Goal) -> dict[str, Any]:
@@ -127,11 +132,7 @@ def document_of(found: Progressed, goal: Goal) -> dict[str, Any]:
         "revision": goal.revision,
         "head": found.tip.revision,
         "reached": found.is_reached,
-        "clients": len(found.good) + len(found.laggards),
-        "laggards": [client_document(client) for client in found.laggards],
+        "clients": found.count,
+        "laggards": [client_document(client) for client in found.laggards.clients],
+        "laggards_left_out": found.laggards.left_out,
     }
-
-
-def _has(client: Registered, tip: Tip, revision: int) -> bool:
-    heartbeat = client.heartbeat
-    return heartbeat.epoch == tip.epoch and heartbeat.revision >= revision

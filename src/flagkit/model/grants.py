@@ -15,6 +15,7 @@ from flagkit.model.values import Value, text
 Role: TypeAlias = Literal["viewer", "editor", "releaser", "admin"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 ACTOR_LENGTH_MAX: Final = 200
+ALTERED: Final = "They were changed past the writer: run flagkit ledger verify"
 _NAMESPACE: Final = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 _UNSEEN: Final = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
@@ -177,8 +178,15 @@ def check_has_admin(grants: Grants) -> None:
 
 
 def decode_grants(document: Mapping[str, Any]) -> Grants:
-    """Return the grants of a stored document."""
-    return Grants(msgspec.convert(document["grants"], tuple[Grant, ...]))
+    """Return the grants of a stored document.
+
+    Raises:
+        InvalidDocumentError: it is no document of grants.
+    """
+    try:
+        return Grants(msgspec.convert(document["grants"], tuple[Grant, ...]))
+    except (KeyError, TypeError, msgspec.ValidationError) as error:
+        raise InvalidDocumentError("grants", f"are none: {error}", ALTERED) from None
 
 
 def encode_grants(grants: Grants) -> dict[str, Value]:

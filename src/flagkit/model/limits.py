@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from flagkit.errors import InvalidDocumentError
+from flagkit.model.grants import ALTERED
 from flagkit.model.values import Value
 
 Whose: TypeAlias = Literal["actor", "environment"]
@@ -30,6 +31,10 @@ class Limit(Struct, frozen=True):
     def taken(self, full_at: int, now: int) -> int:
         """Return when a bucket is full again from which a token is taken now."""
         return max(full_at, now) + self._interval
+
+    def full_by(self, now: int) -> int:
+        """Return when a bucket that is empty now is full again: no bucket can have less."""
+        return now + self.capacity * self._interval
 
     def free_at(self, full_at: int) -> int:
         """Return when a bucket has a token."""
@@ -72,8 +77,19 @@ def checked_limit(capacity: object, rate: object) -> Limit:
 
 
 def decode_limits(document: Mapping[str, Any]) -> Limits:
-    """Return the limits of a stored document."""
-    return msgspec.convert(dict(document), Limits)
+    """Return the limits of a stored document.
+
+    Raises:
+        InvalidDocumentError: it is no document of limits.
+    """
+    try:
+        found = msgspec.convert(dict(document), Limits)
+        for limit in (found.actor, found.environment):
+            if limit is not None:
+                checked_limit(limit.capacity, limit.rate)
+    except (TypeError, ValueError, msgspec.ValidationError) as error:
+        raise InvalidDocumentError("limits", f"are none: {error}", ALTERED) from None
+    return found
 
 
 def encode_limits(limits: Limits) -> dict[str, Value]:

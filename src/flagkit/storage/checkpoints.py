@@ -27,7 +27,7 @@ from flagkit.snapshot.arena import opened
 from flagkit.snapshot.frame import FORMAT
 from flagkit.snapshot.slices import blank, copied
 from flagkit.storage.driver import translated
-from flagkit.storage.forms import judged, tip_fields, tip_in, tip_of
+from flagkit.storage.forms import tip_fields, tip_in, tip_of
 from flagkit.storage.layout import (
     CHECKPOINTS,
     LEDGER,
@@ -38,6 +38,7 @@ from flagkit.storage.layout import (
     ledger_id,
     slice_id,
 )
+from flagkit.storage.malformed import judged
 from flagkit.storage.paging import Paging
 from flagkit.storage.turns import in_turns
 

@@ -19,17 +19,18 @@ from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
 from flagkit.storage.driver import translated
-from flagkit.storage.layout import DENIALS, Document
+from flagkit.storage.layout import (
+    DENIAL_LENGTH_MAX,
+    DENIAL_OPERATIONS_MAX,
+    DENIALS,
+    Document,
+)
 
 FIRST_SLOTS, SECOND_SLOTS = 8, 2
 DENIALS_A_MINUTE_MAX: Final = FIRST_SLOTS + SECOND_SLOTS
 """So many denials of one actor are logged in a minute."""
 GROUPS: Final = 256
 """So an environment has at most GROUPS times as many in a minute, by whatever names."""
-TEXT_LENGTH_MAX: Final[Mapping[str, int]] = {"actor": 200, "key": 200, "reason": 1_000}
-"""How many characters are logged of each text; of a longer one the beginning."""
-OPERATIONS_MAX: Final = 100
-"""So many operations of what was denied are logged."""
 _CUT: Final = "..."
 
 
@@ -46,11 +47,11 @@ class Denials:
     def add(self, now: datetime, told: Mapping[str, Any]) -> bool:
         """Log what is told of a denial at a time of the server's; return whether there was room."""
         bounded: Document = {**told}
-        for name in TEXT_LENGTH_MAX:
+        for name in DENIAL_LENGTH_MAX:
             bounded[name] = shortened(told[name], name)
         bounded["operations"] = [
             {**operation, "key": shortened(operation["key"], "key")}
-            for operation in told["operations"][:OPERATIONS_MAX]
+            for operation in told["operations"][:DENIAL_OPERATIONS_MAX]
         ]
         minute = f"{now:%Y%m%dT%H%M}Z"
         if minute != self._minute:
@@ -80,7 +81,7 @@ class Denials:
 def shortened(text: str, name: str) -> str:
     """Return as much of a text as is logged of it."""
     # What UTF-8 cannot carry, no document can hold.
-    length = TEXT_LENGTH_MAX[name]
+    length = DENIAL_LENGTH_MAX[name]
     whole = text[: length + 1].encode(errors="replace").decode()
     return whole if len(whole) <= length else whole[: length - len(_CUT)] + _CUT
 

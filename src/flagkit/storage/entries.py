@@ -50,7 +50,8 @@ def changes_in(database: Database[Document], environment: str, wanted: Wanted) -
     """Yield the changes that are wanted, in order, up to the head's at least."""
     # Before the ledger, which then has all that the head had but for its own change.
     head = database[HEADS].find_one({"_id": environment})
-    tip = None if head is None else change_of(head, _pages(database, environment, head["change"]))
+    body = None if head is None else head.get("change")
+    tip = None if head is None else change_of(head, _pages(database, environment, body))
     missing = tip if tip is not None and wanted.holds(tip) else None
     for change in _ledgered(database, environment, wanted):
         if missing is not None and wanted.newest_first and change.revision < missing.revision:

@@ -13,7 +13,6 @@ from typing import Final
 from msgspec import Struct
 
 from flagkit.changes import Change, PolicyId, PolicyState
-from flagkit.storage.forms import judged
 from flagkit.storage.layout import (
     FLAGS,
     LEDGER,
@@ -26,6 +25,7 @@ from flagkit.storage.layout import (
     policies_named,
     request_of,
 )
+from flagkit.storage.malformed import judged
 
 POLICIES_MAX: Final = 8
 """Of changes that touch more, policies are not read with the head but in batches after it."""

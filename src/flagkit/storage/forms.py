@@ -4,21 +4,43 @@ What is read is judged: a document of another form was changed past the writer. 
 there are, the layout says.
 """
 
-import functools
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, ParamSpec, TypeVar
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, Final, cast
 
 import bson
 from bson.codec_options import CodecOptions
 
+from flagkit.changes import (
+    CUT,
+    GRANTS,
+    LIMITS,
+    Change,
+    PolicyChange,
+    PolicyId,
+    PolicyState,
+    Tip,
+    cut_in,
+    state_of,
+)
 from flagkit.changes import SEGMENTS as SEGMENTS_REGION
-from flagkit.changes import Change, PolicyChange, PolicyState, Tip, state_of
 from flagkit.errors import StoreError
 from flagkit.model import Flag, decode, packing
 from flagkit.model.flags import segments_of
+from flagkit.model.grants import decode_grants
+from flagkit.model.limits import decode_limits
 from flagkit.snapshot import Record, record_of, seal_of
-from flagkit.storage.layout import FLAGS, Document, collection_of, ledger_id, policy_id
+from flagkit.storage.layout import (
+    ACCESS,
+    FLAGS,
+    HEADS,
+    Document,
+    collection_of,
+    ledger_id,
+    policy_id,
+)
+from flagkit.storage.malformed import checked, judged, judging, typed, whole_number
 from flagkit.storage.pages import joined
 
 
@@ -41,39 +63,46 @@ def head_document(
     return {"_id": tip.environment, **tip_fields(tip), "change": body, **kept}
 
 
-P = ParamSpec("P")
-
-
-R = TypeVar("R")
-
-
 CODEC: Final[CodecOptions[Document]] = CodecOptions(tz_aware=True)
-FORM_FAULTS: Final = (
-    *(KeyError, TypeError, ValueError),
-    *(AttributeError, AssertionError, OverflowError),
-)
-
-
-def judged(read: Callable[P, R]) -> Callable[P, R]:
-    """Raise a StoreError where a stored document has not the form that it should have."""
-
-    @functools.wraps(read)
-    def judging(*arguments: P.args, **named: P.kwargs) -> R:
-        try:
-            return read(*arguments, **named)
-        except FORM_FAULTS as error:
-            raise StoreError(
-                "a stored document has not the form that it should have: it was changed past the"
-                f" writer ({type(error).__name__}: {error})"
-            ) from error
-
-    return judging
 
 
 @judged
 def tip_of(head: Mapping[str, Any]) -> Tip:
     """Return the tip that a head stands at."""
     return _tip(head["_id"], head)
+
+
+def checked_head(head: Document) -> Document:
+    """Return a head that has the form that it should have; what is in its change is not looked at.
+
+    Buckets of rate limits are left out, so that an altered one holds up nobody.
+
+    Raises:
+        StoreError: it has another form.
+    """
+    looked_at = {name: value for name, value in head.items() if name != "buckets"}
+    body = looked_at.get("change")
+    if isinstance(body, Mapping) and isinstance(body.get("policies"), list):  # pyright: ignore[reportUnknownMemberType]
+        looked_at["change"] = {**cast("Document", body), "policies": []}
+    checked(HEADS, looked_at)
+    return head
+
+
+def buckets_in(head: Mapping[str, Any]) -> dict[str, int]:
+    """Return the buckets of the rate limits that a head has.
+
+    Values that are no integers are left out, so that they hold up nobody: who can write such can
+    also remove a bucket.
+    """
+    found = head.get("buckets")
+    if not isinstance(found, Mapping):
+        return {}
+    buckets = cast("Mapping[str, object]", found)
+    return {
+        name: int(full_at)
+        for name, full_at in buckets.items()
+        if isinstance(full_at, int) and not isinstance(full_at, bool)
+    }
 
 
 def tip_fields(tip: Tip) -> Document:
@@ -199,6 +228,80 @@ def members_part(document: Mapping[str, Any]) -> tuple[str, bytes]:
 
 
 @judged
+def id_in(document: Mapping[str, Any]) -> PolicyId:
+    """Return which policy a document of flags, segments or access is of."""
+    identity = document["_id"]
+    return typed(identity["region"], str), typed(identity["key"], str)
+
+
+@judged
+def revision_in(document: Mapping[str, Any]) -> int:
+    """Return the revision that a policy's document, or one of the ledger, has."""
+    return whole_number(document["revision"])
+
+
+@judged
+def version_in(document: Mapping[str, Any]) -> int:
+    """Return the version that a policy's document has."""
+    return whole_number(document["version"])
+
+
+@judged
+def time_in(document: Mapping[str, Any]) -> datetime:
+    """Return the time that a document has."""
+    return typed(document["time"], datetime)
+
+
+@judged
+def is_tombstone(document: Mapping[str, Any]) -> bool:
+    """Tell whether a policy's document is what is left of one that was deleted."""
+    return document["policy"] is None
+
+
+@judged
+def operations_in(document: Mapping[str, Any]) -> list[Document]:
+    """Return the operations that a document has; none where it has no such field."""
+    found: object = document.get("operations", [])
+    if not isinstance(found, list):
+        raise TypeError("operations is no list")
+    return [typed(operation, dict) for operation in cast("list[object]", found)]
+
+
+def prerequisites_of(state: PolicyState) -> list[str]:
+    """Return the flags that a flag rests on.
+
+    Raises:
+        StoreError: its policy has not the form that it should have.
+    """
+    with judging(collection_of(state.region), {"_id": {"key": state.key, "region": state.region}}):
+        return [str(item["flag"]) for item in state.policy.get("prerequisites", ())]
+
+
+def check_access_policy(environment: str, state: PolicyState) -> None:
+    """Read what grants, limits or the cut say, which are read again wherever they are needed.
+
+    Raises:
+        StoreError: it has not the form that it should have.
+    """
+    with judging(ACCESS, {"_id": policy_id(environment, state.key, state.region)}):
+        if state.id == GRANTS:
+            decode_grants(state.policy)
+        elif state.id == LIMITS:
+            decode_limits(state.policy)
+        elif state.id == CUT:
+            cut = cut_in(environment, state.policy)
+            typed(cut.contents, str)
+            typed(cut.tip.time, datetime)
+
+
+@judged
+def part_of_change(document: Mapping[str, Any], policies: tuple[PolicyChange, ...]) -> Change:
+    """Return the change that a document of the ledger holds, with a part of what it did."""
+    request, previous = typed(document["request"], str), typed(document["previous_hash"], str)
+    return Change(tip_in(document), request, previous, policies)
+
+
+@judged
 def policy_state(document: Mapping[str, Any]) -> PolicyState | None:
     """Return the state that a flag's or a segment's document holds; None where it was deleted.
 
@@ -208,9 +311,7 @@ def policy_state(document: Mapping[str, Any]) -> PolicyState | None:
     identity = document["_id"]
     if document["policy"] is None:
         return None
-    state = state_of(
-        identity["key"], identity["region"], int(document["version"]), document["policy"]
-    )
+    state = _state_of(identity, whole_number(document["version"]), document["policy"])
     if document.get("hash") != f"{state.hash:016x}":
         raise StoreError(
             f"{identity['key']} ({identity['region']}) was changed past the writer: undo it"
@@ -230,7 +331,7 @@ def last_state(document: Mapping[str, Any]) -> PolicyState | None:
     identity, last = document["_id"], document.get("last")
     if last is None:
         return None
-    state = state_of(identity["key"], identity["region"], int(document["version"]), last["policy"])
+    state = _state_of(identity, whole_number(document["version"]), last["policy"])
     if last["hash"] != f"{state.hash:016x}":
         raise StoreError(
             f"what {identity['key']} ({identity['region']}) was when it was deleted was changed"
@@ -259,8 +360,14 @@ def check_body(document: Mapping[str, Any], state: PolicyState) -> None:
 
 def _tip(environment: str, fields: Mapping[str, Any]) -> Tip:
     digests = {region: int(digest, 16) for region, digest in fields["digests"].items()}
-    revision = int(fields["revision"])
-    return Tip(environment, fields["epoch"], revision, fields["hash"], fields["time"], digests)
+    return Tip(
+        typed(environment, str),
+        typed(fields["epoch"], str),
+        whole_number(fields["revision"]),
+        typed(fields["hash"], str),
+        typed(fields["time"], datetime),
+        digests,
+    )
 
 
 def _change_body(change: Change, pages: Iterable[str]) -> Document:
@@ -286,20 +393,27 @@ def _side(state: PolicyState | None) -> Document | None:
 
 
 def _change(tip: Tip, body: Mapping[str, Any], pages: Mapping[str, bytes]) -> Change:
+    request, previous = typed(body["request"], str), typed(body["previous_hash"], str)
     if "pages" in body:
-        policies = joined(body["pages"], pages)
-        return Change(tip, body["request"], body["previous_hash"], policies)
+        return Change(tip, request, previous, joined(body["pages"], pages))
     policies = tuple(
         PolicyChange(_state(policy, policy["before"]), _state(policy, policy["after"]))
         for policy in body["policies"]
     )
-    return Change(tip, body["request"], body["previous_hash"], policies)
+    return Change(tip, request, previous, policies)
 
 
 def _state(policy: Mapping[str, Any], side: Mapping[str, Any] | None) -> PolicyState | None:
     if side is None:
         return None
-    return state_of(policy["key"], policy["region"], int(side["version"]), side["policy"])
+    return _state_of(policy, whole_number(side["version"]), side["policy"])
+
+
+def _state_of(identity: Mapping[str, Any], version: int, policy: object) -> PolicyState:
+    if not isinstance(policy, Mapping):
+        raise TypeError("policy is no object")
+    document = cast("Mapping[str, Any]", policy)
+    return state_of(typed(identity["key"], str), typed(identity["region"], str), version, document)
 
 
 def is_kept(state: PolicyState, encoded: bytes) -> bool:

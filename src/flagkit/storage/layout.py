@@ -31,6 +31,7 @@ Document: TypeAlias = dict[str, Any]
 HEADS, LEDGER, AUDIT = "heads", "ledger", "audit"
 FLAGS, SEGMENTS, MEMBERS = "flags", "segments", "members"
 ACCESS, DENIALS = "access", "denials"
+BUCKET_KEYS = "bucket_keys"
 PAGES = "pages"
 CHECKPOINTS, SLICES = "checkpoints", "slices"
 CLIENTS, ERASURES = "clients", "erasures"
@@ -46,12 +47,18 @@ ERASED: Final = "erased"
 UNSEEDED: Final = "unseeded"
 """The field of a request's digest without the random seeds of segments, if it has any."""
 
+DENIAL_LENGTH_MAX: Final[Mapping[str, int]] = {"actor": 200, "key": 200, "reason": 1_000}
+"""How many characters are logged of each text of a denial; of a longer one the beginning."""
+DENIAL_OPERATIONS_MAX: Final = 100
+"""So many operations of what was denied are logged."""
+
 INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
     HEADS: (),
     AUDIT: (),
     SEGMENTS: (),
     ACCESS: (),
     DENIALS: (),
+    BUCKET_KEYS: (),
     MEMBERS: (),
     CHECKPOINTS: (),
     SLICES: (),

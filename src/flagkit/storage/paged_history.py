@@ -7,8 +7,10 @@ from pymongo import ASCENDING, DESCENDING
 from pymongo.client_session import ClientSession
 
 from flagkit.changes import Change, PolicyChange, PolicyId
-from flagkit.storage.forms import tip_in
+from flagkit.errors import HistoryLostError
+from flagkit.storage.forms import part_of_change
 from flagkit.storage.layout import LEDGER, PAGES, Document, ledger_id, page_id, pages_named
+from flagkit.storage.malformed import fault_in, told
 from flagkit.storage.pages import keys_of, names_in, pages_in, policies_on
 
 _KEYS_AT_ONCE: Final = 10_000
@@ -41,19 +43,42 @@ class PagedHistory:
         )
         return {name for document in found for name in names_in(document)}
 
-    def misnamed(self) -> Iterator[str]:
-        """Yield the pages of the ledger that are found by other keys than those of what is on them.
+    def faults(self, newest: Mapping[int, Sequence[str]], lagging: int | None) -> Iterator[str]:
+        """Yield what is wrong with the pages of the ledger.
 
-        Raises:
-            HistoryLostError: a page is missing, or was changed past the writer.
+        Args:
+            newest: The pages of the tip's change, by its revision.
+            lagging: The revision from which on pages need not be projected yet; None if all are.
         """
-        for name in sorted(self.names()):
+        documents = self._database[LEDGER].find(
+            {"_id.environment": self._environment, "pages": {"$exists": True}},
+            {"pages": True},
+            session=self._session,
+        )
+        revisions: dict[str, set[object]] = {}
+        for revision, names in (
+            *((document["_id"].get("revision"), names_in(document)) for document in documents),
+            *newest.items(),
+        ):
+            for name in names:
+                revisions.setdefault(name, set()).add(revision)
+        for name in sorted(revisions):
             page = self._database[PAGES].find_one(
                 {"_id": page_id(self._environment, name)}, session=self._session
             )
-            content = pages_in([] if page is None else [page]).get(name)
-            if page is None or page.get("keys") != keys_of(policies_on(name, content)):
-                yield name
+            fault = None if page is None else fault_in(PAGES, page)
+            if page is not None and fault is not None:
+                yield told(PAGES, page, fault)
+                continue
+            try:
+                policies = policies_on(name, pages_in([] if page is None else [page]).get(name))
+            except HistoryLostError as error:
+                yield str(error)
+                continue
+            if page is None or page["keys"] != keys_of(policies):
+                yield f"the page {name} of a change has other keys than what is on it"
+            elif not _is_projected(page.get("projected"), revisions[name], lagging):
+                yield f"the page {name} of a change is not marked with a revision that it is of"
 
     def projected_count(self, revision: int, names: Sequence[str]) -> int:
         """Return how many of a revision's pages are projected."""
@@ -91,8 +116,7 @@ class PagedHistory:
             names = [name for name in names_in(document) if name in named]
             item = self._on(names).get(policy)
             if item is not None:
-                request, previous = document["request"], document["previous_hash"]
-                return Change(tip_in(document), request, previous, (item,))
+                return part_of_change(document, (item,))
         return None
 
     def at(self, stand: Mapping[PolicyId, int]) -> dict[PolicyId, PolicyChange]:
@@ -166,6 +190,15 @@ class PagedHistory:
         if len(names) == 1:
             return self._read[names[0]]
         return {policy: item for name in names for policy, item in self._read[name].items()}
+
+
+def _is_projected(projected: object, revisions: Collection[object], lagging: int | None) -> bool:
+    """Tell whether a page that some revisions are on is marked as it should be."""
+    if projected is None:
+        return lagging is not None and any(
+            isinstance(revision, int) and revision >= lagging for revision in revisions
+        )
+    return projected in revisions
 
 
 def _some(keys: Sequence[str]) -> Iterable[Sequence[str]]:

@@ -127,4 +127,5 @@ def names_in(body: object) -> list[str]:
     if not isinstance(body, Mapping):
         return []
     names = cast("Mapping[str, object]", body).get("pages")
-    return cast("list[str]", names) if isinstance(names, list) else []
+    listed = cast("list[object]", names) if isinstance(names, list) else []
+    return [name for name in listed if isinstance(name, str)]

@@ -1,7 +1,7 @@
 """Past: what the ledger has of an environment, up to the revision that is read."""
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,7 +10,7 @@ from pymongo import ASCENDING, DESCENDING
 from pymongo.client_session import ClientSession
 
 from flagkit.changes import Change, Cut, PolicyChange, PolicyId, PolicyState, Tip
-from flagkit.errors import RevisionNotFoundError, StoreError
+from flagkit.errors import RevisionNotFoundError, StoreError, StoreUnavailableError
 from flagkit.storage.auditing import audited
 from flagkit.storage.foreseen import (
     ENTRIES,
@@ -23,15 +23,20 @@ from flagkit.storage.foreseen import (
 )
 from flagkit.storage.forms import (
     change_of,
+    checked_head,
+    is_tombstone,
     last_state,
     ledgered,
     policy_state,
+    revision_in,
     sequenced,
     tip_in,
     tip_of,
+    version_in,
 )
 from flagkit.storage.layout import (
     AUDIT,
+    HEADS,
     LEDGER,
     POLICY_HISTORY,
     changed_last,
@@ -41,6 +46,7 @@ from flagkit.storage.layout import (
     ledger_id,
     request_of,
 )
+from flagkit.storage.malformed import checked, fault_in, told
 from flagkit.storage.paged_history import PagedHistory
 from flagkit.storage.pages import names_in
 from flagkit.storage.standing import Standing
@@ -63,19 +69,25 @@ class Past:
         self._answers = found.answers
         self._standing = Standing(database, session, self.tip, foreseen, found)
         self._paged = PagedHistory(database, session, self.tip.environment)
-        self._head = found.head
+        self._head = checked_head(found.head)
         self.pages = names_in(found.head["change"])
         """The pages that the tip's change is on, if it is on any."""
         self._newest, ledgered_already = self._read_newest()
-        change = self._newest
-        self.unledgered = None if ledgered_already else change
+        self.unledgered = None if ledgered_already else self._newest
         """The tip's change, if the ledger has not got it yet."""
-        behind = change is not None and not self.pages and not self._is_projected(change)
-        self.behind = change if behind else self.unledgered
+
+    @functools.cached_property
+    def behind(self) -> Change | None:
         """The tip's change, if the ledger or its flags have not got it yet, or have lost it.
 
         One that is on pages is only about the ledger: its flags are `lagging`.
+
+        Raises:
+            StoreError: the document of such a flag has not the form that it should have.
         """
+        change = self._newest
+        is_behind = change is not None and not self.pages and not self._is_projected(change)
+        return change if is_behind else self.unledgered
 
     @functools.cached_property
     def lagging(self) -> int | None:
@@ -103,13 +115,34 @@ class Past:
         earlier = [*self.changes(self.lagging - 1)]
         return earlier if behind and earlier and earlier[-1] == behind[0] else [*earlier, *behind]
 
+    def head_faults(self) -> Iterator[str]:
+        """Yield what is wrong with a head beside its tip, which the chain is held to."""
+        head, tip = self._head, self.tip
+        fault = fault_in(HEADS, head)
+        if fault is not None:
+            yield told(HEADS, head, fault)
+        document = self._ledger_document(tip.revision)
+        body: Mapping[str, Any] = head["change"] or {}
+        if document is not None and body != {name: document.get(name) for name in body}:
+            yield f"the head has another change than the ledger has as revision {tip.revision}"
+        first = head.get("unprojected")
+        if isinstance(first, int) and not 0 < first <= tip.revision:
+            yield f"the head says that flags lack revision {first}, which there is not"
+
+    def _ledger_document(self, revision: int) -> Mapping[str, Any] | None:
+        identity = ledger_id(self.tip.environment, revision)
+        found: Mapping[str, Any] | None = self._database[LEDGER].find_one(
+            {"_id": identity}, session=self._session
+        )
+        return found
+
     def page_names(self) -> set[str]:
         """Return the names of the pages that the ledger's changes, and the tip's, are on."""
         return self._paged.names().union(self.pages)
 
-    def misnamed_pages(self) -> Iterator[str]:
-        """Yield the pages of the ledger by whose keys what is on them is not found."""
-        return self._paged.misnamed()
+    def page_faults(self) -> Iterator[str]:
+        """Yield what is wrong with the pages that the ledger's changes, and the tip's, are on."""
+        return self._paged.faults({self.tip.revision: self.pages}, self._head.get("unprojected"))
 
     @property
     def lags_by(self) -> timedelta:
@@ -153,15 +186,30 @@ class Past:
         recorded = self._database[AUDIT].find_one({"_id": identity}, session=self._session)
         return None if recorded is None else sequenced(recorded)
 
-    def changes(self, after: int = 0) -> Iterator[Change]:
-        """Yield the ledger's changes after a revision, in order; without the unledgered one."""
+    def changes(self, after: int = 0, faults: list[str] | None = None) -> Iterator[Change]:
+        """Yield the ledger's changes after a revision, in order; without the unledgered one.
+
+        What is wrong with a document is put in `faults`, if that is given, and the next one comes.
+
+        Raises:
+            StoreError: a document was altered, or has not the form that it should have.
+        """
         found = self._database[LEDGER].find(
             ledger_after(self.tip.environment, after),
             sort=[("_id", ASCENDING)],
             session=self._session,
         )
         for document in found:
-            yield audited(document, self._paged.contents(names_in(document)))
+            try:
+                change = audited(document, self._paged.contents(names_in(document)))
+            except StoreUnavailableError:
+                raise
+            except StoreError as error:
+                if faults is None:
+                    raise
+                faults.append(str(error))
+            else:
+                yield change
 
     def revision_at(self, moment: datetime) -> int:
         """Return the last revision that is not later than a moment; 0 if none is."""
@@ -173,7 +221,7 @@ class Past:
             sort=[("_id", DESCENDING)],
             session=self._session,
         )
-        return 0 if found is None else int(found["revision"])
+        return 0 if found is None else revision_in(found)
 
     def strays(self) -> list[Any]:
         """Return what stands in the ledger in the place of a revision and is no revision."""
@@ -191,7 +239,7 @@ class Past:
         """Return the last states of those of some flags and segments that were deleted."""
         wanted = set(policies)
         standing = self._standing.at(wanted)
-        gone = {policy for policy in standing if standing[policy]["policy"] is None}
+        gone = {policy for policy in standing if is_tombstone(standing[policy])}
         last = self._last(gone)
         last |= {policy.id: policy for policy in self._policies_behind() if policy.id in wanted}
         # Of those that were deleted before the ledger was cut, their tombstones tell.
@@ -249,7 +297,7 @@ class Past:
             return None
         identity = {"environment": self.tip.environment, "request": newest[0].request}
         request = self._database[AUDIT].find_one({"_id": identity}, session=self._session)
-        return None if request is None else (request["actor"], newest[0].tip.time)
+        return None if request is None else (checked(AUDIT, request)["actor"], newest[0].tip.time)
 
     def states_before(self, policy: PolicyId) -> Iterator[PolicyState | None]:
         """Yield the states that a flag or a segment had before its present one, newest first.
@@ -312,11 +360,11 @@ class Past:
         standing = self._standing.at([change.id]).get(change.id)
         if standing is None:
             return change.before is None
-        if standing["revision"] > cut.tip.revision:
+        if revision_in(standing) > cut.tip.revision:
             return False
-        if standing["policy"] is None:
-            after = change.after
-            return change.before is None and bool(after and after.version > standing["version"])
+        if is_tombstone(standing):
+            after, version = change.after, version_in(standing)
+            return change.before is None and bool(after and after.version > version)
         return change.before == policy_state(standing)
 
     def _last(self, policies: AbstractSet[PolicyId]) -> dict[PolicyId, PolicyChange]:

@@ -38,6 +38,7 @@ from flagkit.storage.layout import (
     policy_id,
     slices_of,
 )
+from flagkit.storage.malformed import judging
 from flagkit.storage.pages import names_in
 from flagkit.storage.publishing import left_over, remove_left_over
 
@@ -259,7 +260,7 @@ class Pruning:
 
 @contextmanager
 def _pruning() -> Generator[None]:
-    with translated("pruning"):
+    with translated("pruning"), judging():
         try:
             yield
         except OperationFailure as error:

@@ -25,7 +25,6 @@ from flagkit.storage.checkpoints import (
     checkpoint_of,
     manifest,
 )
-from flagkit.storage.forms import judged
 from flagkit.storage.layout import (
     CHECKPOINTS,
     SLICES,
@@ -35,6 +34,7 @@ from flagkit.storage.layout import (
     slice_id,
     slices_of,
 )
+from flagkit.storage.malformed import judged
 
 CHECKPOINTS_KEPT: Final = 2
 """So that a client that has just found the older one can still read it."""
@@ -65,11 +65,10 @@ def published(
         document = {"_id": slice_id(environment, identity, number), "content": part}
         database[SLICES].insert_one(document)
         yield f"{(start + len(part)) / 1e6:,.1f} of {length / 1e6:,.1f} MB are written"
-    counts = base.header.counts.items()
     checkpoint = Checkpoint(
         id=identity,
         tip=base.tip,
-        flags=sum(count for region, count in counts if region != SEGMENTS_REGION),
+        flags=flags_in(base),
         slices=len(starts),
         bytes=length,
         checksum=checksum,
@@ -77,6 +76,12 @@ def published(
     database[CHECKPOINTS].insert_one(manifest(checkpoint))
     _remove_old(database, checkpoint, read_at)
     return checkpoint
+
+
+def flags_in(base: Arena) -> int:
+    """Return how many flags a base has, in all regions."""
+    counts = base.header.counts.items()
+    return sum(count for region, count in counts if region != SEGMENTS_REGION)
 
 
 def newest_first(documents: Iterable[Mapping[str, Any]]) -> list[Checkpoint]:
@@ -100,8 +105,14 @@ def read_back(
         StoreError: slices are missing, or are those of another.
     """
     mine = slices_of(checkpoint.tip.environment, checkpoint.id)
-    found = database[SLICES].find(mine, sort=[("_id", ASCENDING)], session=session)
-    return base_in(checkpoint, _joined(found))
+    found = database[SLICES].find(mine, sort=[("_id", ASCENDING)], session=session).to_list()
+    if [document["_id"].get("slice") for document in found] != [*range(checkpoint.slices)]:
+        raise StoreError("its slices are not those that its manifest counts")
+    content = _joined(found)
+    base = base_in(checkpoint, content)
+    if (len(content), flags_in(base)) != (checkpoint.bytes, checkpoint.flags):
+        raise StoreError("its manifest counts other bytes or flags than it has")
+    return base
 
 
 @judged

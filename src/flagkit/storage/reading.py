@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 from pymongo import ASCENDING
 from pymongo.client_session import ClientSession
@@ -23,14 +23,23 @@ from flagkit.errors import StoreError
 from flagkit.model.segments import unpacked_part
 from flagkit.snapshot import Arena, check_digests
 from flagkit.storage.checkpoints import Checkpoint
+from flagkit.storage.driver import translated
 from flagkit.storage.foreseen import Foreseen, Found, Remembered
 from flagkit.storage.forms import (
+    buckets_in,
+    check_access_policy,
     check_body,
-    judged,
+    id_in,
+    is_tombstone,
     last_state,
     members_part,
+    operations_in,
     policy_state,
+    prerequisites_of,
+    revision_in,
     segments_named,
+    time_in,
+    version_in,
 )
 from flagkit.storage.layout import (
     ACCESS,
@@ -43,6 +52,7 @@ from flagkit.storage.layout import (
     PROPOSALS,
     SEGMENTS,
     Document,
+    all_of,
     checkpoints_of,
     collection_of,
     dependents_of,
@@ -52,6 +62,7 @@ from flagkit.storage.layout import (
     proposals_named,
     proposals_of,
 )
+from flagkit.storage.malformed import checked, fault_in
 from flagkit.storage.past import Past
 from flagkit.storage.proposals import readable
 from flagkit.storage.publishing import newest_first, read_back
@@ -64,6 +75,17 @@ from flagkit.storage.scanning import (
 )
 
 _BY_ID = [("_id", ASCENDING)]
+
+
+class Carried(NamedTuple):
+    """The revision that a policy stands at, and the time of it where the ledger has it no more.
+
+    `lacks_last` tells that it was deleted, and what it was is not there.
+    """
+
+    revision: int
+    time: datetime | None
+    lacks_last: bool
 
 
 class Reading(Past):
@@ -85,7 +107,7 @@ class Reading(Past):
             remembered.take(self._newest)
         self.now: datetime = found.head["now"]
         """The server's time."""
-        self.buckets: Mapping[str, int] = found.head.get("buckets", {})
+        self.buckets: Mapping[str, int] = buckets_in(found.head)
         """By name, when a bucket of the rate limits is full again, in microseconds since 1970."""
         self._remembered = remembered
 
@@ -114,6 +136,8 @@ class Reading(Past):
                 ACCESS, {GRANTS[1], LIMITS[1], CUT[1]} if wanted is not None else set()
             )
             check_digests(digest(held.values()), self.tip, (ACCESS_REGION,))
+            for state in held.values():
+                check_access_policy(self.tip.environment, state)
             self._remembered.access = held
         return held
 
@@ -121,7 +145,7 @@ class Reading(Past):
     def cut(self) -> Cut | None:
         """Up to where the ledger was cut, None if it reaches back to revision 1."""
         state = self.access.get(CUT)
-        return None if state is None else judged(cut_in)(self.tip.environment, state.policy)
+        return None if state is None else cut_in(self.tip.environment, state.policy)
 
     def _find(self, collection: str, wanted: set[str]) -> dict[PolicyId, PolicyState]:
         return self._read_through(
@@ -210,40 +234,84 @@ class Reading(Past):
                 )
 
     def projected(
-        self, collections: Iterable[str] = PROJECTED
+        self, collections: Iterable[str] = PROJECTED, faults: list[str] | None = None
     ) -> dict[PolicyId, tuple[int, PolicyState | None]]:
         """Return what is projected to some collections, as it stands: revisions and states.
 
-        States are None of what was deleted.
+        States are None of what was deleted. What is wrong with a document is put in `faults`, if
+        that is given, and it is left out.
 
         Raises:
-            StoreError: a flag's body is not that of its policy.
+            StoreError: a flag's body is not that of its policy, or a document has not its form.
         """
         found: dict[PolicyId, tuple[int, PolicyState | None]] = {}
-        for document in self._all_documents(collections):
-            state = policy_state(document)
-            if state is not None:
-                check_body(document, state)
-            identity = document["_id"]["region"], document["_id"]["key"]
-            found[identity] = document["revision"], state
+        for collection in collections:
+            for document in self._all_documents([collection]):
+                try:
+                    if faults is not None:
+                        checked(collection, document)
+                    state = policy_state(document)
+                    if state is not None:
+                        check_body(document, state)
+                    found[id_in(document)] = revision_in(document), state
+                except StoreError as error:
+                    if faults is None:
+                        raise
+                    faults.append(str(error))
         return found
 
-    def tombstones(self) -> dict[PolicyId, tuple[int, PolicyState | None]]:
-        """Return the versions of what was deleted, and the last states, where tombstones have them.
+    def carried(self) -> dict[PolicyId, Carried]:
+        """Return what policies have of their last changes that the ledger has no more.
+
+        Documents that have not their form are left out.
+        """
+        found: dict[PolicyId, Carried] = {}
+        for document in self._all_documents(PROJECTED):
+            if fault_in(collection_of(str(document["_id"].get("region"))), document) is None:
+                revision, time = revision_in(document), document.get("time")
+                lacks_last = is_tombstone(document) and "last" not in document
+                found[id_in(document)] = Carried(revision, time, lacks_last=lacks_last)
+        return found
+
+    def documents(self, collection: str) -> Iterator[Document]:
+        """Yield all documents of an environment in a collection, as they are."""
+        found = self._database[collection].find(
+            all_of(self.tip.environment), sort=_BY_ID, session=self._session
+        )
+        with translated(f"reading {collection}"):
+            yield from found
+
+    def recorded(self, request: str) -> Document | None:
+        """Return the audit document of a request, as it is."""
+        identity = {"environment": self.tip.environment, "request": request}
+        found: Document | None = self._database[AUDIT].find_one(
+            {"_id": identity}, session=self._session
+        )
+        return found
+
+    def read_checkpoint(self, checkpoint: Checkpoint) -> Arena:
+        """Return the base of a checkpoint.
 
         Raises:
-            StoreError: one is not what it was.
+            SnapshotFormatError, StoreError: as `read_back` does.
         """
-        return {
-            (document["_id"]["region"], document["_id"]["key"]): (
-                int(document["version"]),
-                last_state(document),
-            )
-            for collection in PROJECTED
+        return read_back(self._database, checkpoint, self._session)
+
+    def tombstones(self, faults: list[str]) -> dict[PolicyId, tuple[int, PolicyState | None]]:
+        """Return the versions of what was deleted, and the last states, where tombstones have them.
+
+        What is wrong with one is put in `faults`, and it is left out.
+        """
+        found: dict[PolicyId, tuple[int, PolicyState | None]] = {}
+        for collection in PROJECTED:
             for document in self._database[collection].find(
                 policies_of(self.tip.environment) | {"policy": None}, session=self._session
-            )
-        }
+            ):
+                try:
+                    found[id_in(document)] = version_in(document), last_state(document)
+                except StoreError as error:
+                    faults.append(str(error))
+        return found
 
     def carried_times(self) -> dict[PolicyId, datetime]:
         """Return when flags were changed last whose last change the ledger has no more."""
@@ -252,10 +320,7 @@ class Reading(Past):
             {"time": True},
             session=self._session,
         )
-        return {
-            (document["_id"]["region"], document["_id"]["key"]): document["time"]
-            for document in found
-        }
+        return {id_in(document): time_in(document) for document in found}
 
     def _all_documents(self, collections: Iterable[str]) -> Iterator[Document]:
         for collection in collections:
@@ -271,8 +336,7 @@ class Reading(Past):
         return self._read_through(
             documents,
             lambda state: (
-                b"prerequisites" in state.packed
-                and any(item["flag"] in wanted for item in state.policy.get("prerequisites", ()))
+                b"prerequisites" in state.packed and not wanted.isdisjoint(prerequisites_of(state))
             ),
         )
 
@@ -312,18 +376,13 @@ class Reading(Past):
             for document in readable(self._database[collection]).find(
                 wanted, {"operations": True}, session=self._session
             ):
-                operations = document.get("operations")
-                # What was changed past the writer keeps nothing, and breaks nothing.
-                if isinstance(operations, list):
-                    listed = cast("list[object]", operations)
-                    yield from (cast("Document", item) for item in listed if isinstance(item, dict))
+                yield from operations_in(document)
 
     def _read_through(
         self, documents: Iterable[Document], wanted: Callable[[PolicyState], bool]
     ) -> dict[PolicyId, PolicyState]:
         states: dict[PolicyId, PolicyState | None] = {
-            (document["_id"]["region"], document["_id"]["key"]): policy_state(document)
-            for document in documents
+            id_in(document): policy_state(document) for document in documents
         }
         for change in self.unprojected:
             states |= {policy.id: policy.after for policy in change.policies}

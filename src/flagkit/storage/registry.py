@@ -1,19 +1,28 @@
-"""Registry: which clients are there, and how far they are. They write, by heartbeats; people read.
+"""Registry: which clients are there, and how far they are. They write heartbeats; people read them.
 
 - clients: {_id: {environment, instance}, service, host, pid, region, epoch, revision, staleness,
   time, until}; as of `time`, and forgotten after `until`, both of the server's clock
 
-Whoever is to write needs insert and update on this collection, and nothing else there.
+A client's user needs insert and update on this collection, and nothing else there. So every reader
+of the database can write what it likes there. The server leaves out heartbeats that claim to hold
+too long or have another form than clients write, and it counts and cuts what is left.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
 
-from flagkit.heartbeat import Heartbeat
-from flagkit.storage.forms import judged
-from flagkit.storage.layout import Document
+from flagkit.errors import StoreError
+from flagkit.heartbeat import LIFETIME_SECONDS_MAX, Heartbeat
+from flagkit.storage.layout import CLIENTS, Document
+from flagkit.storage.malformed import judged
+from flagkit.storage.validators import VALIDATORS
+
+SHOWN_MAX: Final = 200
+"""So many clients are read at most; of the others the server tells how many there are."""
+COUNTED_MAX: Final = 100_000
+"""The server stops counting clients at so many."""
 
 _TOLD: Final = ("service", "host", "pid", "region", "epoch", "revision", "staleness")
 
@@ -47,24 +56,111 @@ def registering(heartbeat: Heartbeat) -> list[Document]:
     return [{"$set": told | {"time": "$$NOW", "until": {"$add": ["$$NOW", milliseconds]}}}]
 
 
-def living(environment: str | None, service: str | None) -> list[Document]:
-    """Return the pipeline that gives the documents of clients that are alive, by service."""
-    chosen: Document = {"$expr": {"$gt": ["$until", "$$NOW"]}}
+class Census(Struct, frozen=True):
+    """The clients that are alive: the first of them, and how many there are.
+
+    `count` ends at COUNTED_MAX.
+    """
+
+    clients: Sequence[Registered]
+    count: int
+
+    @property
+    def left_out(self) -> int:
+        """How many clients are counted and not among `clients`."""
+        return self.count - len(self.clients)
+
+
+class Goal(Struct, frozen=True):
+    """A revision of an epoch, and whose clients are to have it; `service` may be None for all."""
+
+    environment: str
+    service: str | None
+    epoch: str
+    revision: int
+
+
+def census_pipeline(environment: str | None, service: str | None) -> list[Document]:
+    """Return the pipeline that counts the clients that are alive, and gives the first of them."""
+    return [
+        {"$match": _alive(environment, service)},
+        {"$limit": COUNTED_MAX},
+        {"$facet": {"shown": _SHOWN, "counted": _COUNTED}},
+    ]
+
+
+def laggards_pipeline(goal: Goal) -> list[Document]:
+    """Return the pipeline that counts who has a revision and who has not, and gives laggards."""
+    has_it = {"epoch": goal.epoch, "revision": {"$gte": goal.revision}}
+    return [
+        {"$match": _alive(goal.environment, goal.service)},
+        {
+            "$facet": {
+                "good": [{"$match": has_it}, *_COUNTED],
+                "shown": [{"$match": {"$nor": [has_it]}}, *_SHOWN],
+                "counted": [{"$match": {"$nor": [has_it]}}, *_COUNTED],
+            }
+        },
+    ]
+
+
+def census_in(facets: Mapping[str, Sequence[Mapping[str, Any]]]) -> Census:
+    """Return the census that a pipeline gives."""
+    return Census(_registered_in(facets["shown"]), count_in(facets["counted"]))
+
+
+def count_in(counted: Sequence[Mapping[str, Any]]) -> int:
+    """Return what a pipeline counted; it gives no document for none."""
+    return int(counted[0]["count"]) if counted else 0
+
+
+def _alive(environment: str | None, service: str | None) -> Document:
+    """Return the filter of heartbeats that hold now, and are such as clients write.
+
+    The index `until` answers the first part, so that no others are looked at.
+    """
+    latest = {"$add": ["$$NOW", round(LIFETIME_SECONDS_MAX * 1000)]}
+    window = [{"$gt": ["$until", "$$NOW"]}, {"$lte": ["$until", latest]}]
+    form = VALIDATORS[CLIENTS]
+    chosen: Document = {
+        "$expr": {"$and": [*window, form["$expr"]]},
+        "$jsonSchema": form["$jsonSchema"],
+    }
     if environment is not None:
         chosen["_id.environment"] = environment
     if service is not None:
         chosen["service"] = service
-    order = dict.fromkeys(("_id.environment", "service", "region", "revision", "_id"), 1)
-    return [
-        {"$match": chosen},
-        {"$set": {"heard": {"$subtract": ["$$NOW", "$time"]}}},
-        {"$sort": order},
-    ]
+    return chosen
+
+
+_ORDER: Final = ("_id.environment", "service", "region", "revision", "_id")
+_SHOWN: Final[list[Document]] = [
+    {"$sort": dict.fromkeys(_ORDER, 1)},
+    {"$limit": SHOWN_MAX},
+    # Nothing that somebody else put beside these fields is sent.
+    {
+        "$project": {
+            **dict.fromkeys(_TOLD, True),
+            "heard": {"$subtract": ["$$NOW", "$time"]},
+        }
+    },
+]
+_COUNTED: Final[list[Document]] = [{"$count": "count"}]
+
+
+def _registered_in(documents: Iterable[Mapping[str, Any]]) -> list[Registered]:
+    found: list[Registered] = []
+    for document in documents:
+        try:
+            found.append(registered(document))
+        except StoreError:
+            continue
+    return found
 
 
 @judged
 def registered(document: Mapping[str, Any]) -> Registered:
-    """Return the client of a document that `living` gives."""
+    """Return the client of a document that a pipeline gives."""
     identity = document["_id"]
     told = {name: document[name] for name in _TOLD}
     heartbeat = Heartbeat(

@@ -13,6 +13,7 @@ from pymongo.database import Database
 from flagkit.storage.layout import (
     ACCESS,
     AUDIT,
+    BUCKET_KEYS,
     CHECKPOINTS,
     CLIENTS,
     DENIALS,
@@ -64,6 +65,7 @@ ROLES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         ACCESS: _PUT,
         AUDIT: _ADD,
         DENIALS: ("insert",),
+        BUCKET_KEYS: _ADD,
         PENDING: (*_PUT, "remove"),
         PROPOSALS: _ADD,
         CHECKPOINTS: _PUBLISH,
@@ -82,6 +84,8 @@ ROLES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         ACCESS: _PUT,
         AUDIT: (*_PUT, "remove"),
         DENIALS: (*_PUT, "remove"),
+        # Never another key, by which every actor would have a full bucket again.
+        BUCKET_KEYS: _ADD,
         # Never another salt, by which the same person would become another.
         ERASURES: _ADD,
         PENDING: (*_PUT, "remove"),

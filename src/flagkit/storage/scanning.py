@@ -16,7 +16,7 @@ from flagkit.errors import HistoryLostError
 from flagkit.model import packing
 from flagkit.snapshot import Arena, Record, record_of, seal_of
 from flagkit.snapshot.building import Builder
-from flagkit.storage.forms import judged, policy_state
+from flagkit.storage.forms import policy_state
 from flagkit.storage.layout import (
     FLAGS,
     SEGMENTS,
@@ -25,6 +25,7 @@ from flagkit.storage.layout import (
     policies_in,
     policies_of,
 )
+from flagkit.storage.malformed import judged
 
 BATCH_DOCUMENTS: Final = 1_000
 """So many documents are decoded and taken in at once: a few milliseconds."""

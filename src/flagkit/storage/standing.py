@@ -10,7 +10,7 @@ from flagkit.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit.changes import PolicyId, Tip
 from flagkit.model import EVERYWHERE
 from flagkit.storage.foreseen import Foreseen, Found, keys_in
-from flagkit.storage.forms import judged
+from flagkit.storage.forms import id_in, revision_in
 from flagkit.storage.layout import (
     ACCESS,
     FLAGS,
@@ -74,10 +74,9 @@ class Standing:
                 self._read(collection, others)
         return {policy: self._documents[policy] for policy in wanted & self._documents.keys()}
 
-    @judged
     def revisions(self, policies: Iterable[PolicyId]) -> dict[PolicyId, int]:
         """Return at which revisions some policies stand, as far as there are any."""
-        return {policy: int(found["revision"]) for policy, found in self.at(policies).items()}
+        return {policy: revision_in(found) for policy, found in self.at(policies).items()}
 
     def _ask(self, collection: str, keys: set[str]) -> None:
         unknown = keys - self._asked[collection]
@@ -96,8 +95,6 @@ class Standing:
     def _regions_of(self, collection: str) -> list[str]:
         return self._regions if collection == FLAGS else [_REGION_OF[collection]]
 
-    @judged
     def _add(self, documents: Iterable[Document]) -> None:
         for document in documents:
-            identity = document["_id"]
-            self._documents[identity["region"], identity["key"]] = document
+            self._documents[id_in(document)] = document

@@ -5,6 +5,7 @@ after it may be done by anyone, again, and in any order. No transaction holds a 
 writer would keep.
 """
 
+import contextlib
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -24,6 +25,7 @@ from flagkit.errors import (
 )
 from flagkit.model import EVERYWHERE
 from flagkit.snapshot import Arena
+from flagkit.storage.bucket_keys import found_bucket_key, made_bucket_key
 from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.creating import create_environment
 from flagkit.storage.denials import Denials
@@ -42,7 +44,7 @@ from flagkit.storage.foreseen import (
     pipeline,
     projects_lightly,
 )
-from flagkit.storage.forms import CODEC, head_document, ledger_document, tip_of
+from flagkit.storage.forms import CODEC, head_document, id_in, ledger_document, tip_of
 from flagkit.storage.layout import (
     AUDIT,
     CHECKPOINTS,
@@ -52,10 +54,12 @@ from flagkit.storage.layout import (
     MEMBERS,
     Document,
     active_in_region,
+    all_of,
     checkpoints_of,
     comparable_digest,
     ledger_id,
 )
+from flagkit.storage.malformed import checked
 from flagkit.storage.pages import Page
 from flagkit.storage.preparing import Prepared
 from flagkit.storage.projecting import (
@@ -78,6 +82,7 @@ class Store:
     def __init__(self, uri: str, *, environment: str, database: str) -> None:
         self.environment = environment
         self._remembered = Remembered()
+        self._bucket_keys: dict[str, bytes] = {}
         with configured(uri):
             self._client: MongoClient[Document] = MongoClient(uri, **settings_for(uri))
             # The primary, whatever the URI says: checks must be made on what a commit compares.
@@ -103,6 +108,10 @@ class Store:
         """Make collections, indexes and the head at revision 0, where they are not there yet."""
         with translated("creating the environment"):
             created = create_environment(self._database, self.environment, epoch)
+            if created is not None:
+                # Else the first change that needs it makes it.
+                with contextlib.suppress(StoreError):
+                    self.bucket_key(created.epoch, make=True)
         return created or self.tip()
 
     def tip(self) -> Tip:
@@ -138,6 +147,23 @@ class Store:
                 raise self._unknown()
             yield Reading(self._database, session, found, foreseen, self._remembered)
 
+    def bucket_key(self, epoch: str, *, make: bool) -> bytes | None:
+        """Return the secret by which the buckets of actors are named in a history.
+
+        It is read once. If there is none, it is made, where that is asked for.
+
+        Raises:
+            StoreError: this user may not read it, or something changed it past the writer.
+        """
+        key = self._bucket_keys.get(epoch)
+        if key is None:
+            find = made_bucket_key if make else found_bucket_key
+            with translated("reading the key of the rate limits"):
+                key = find(self._database, self.environment, epoch)
+            if key is not None:
+                self._bucket_keys[epoch] = key
+        return key
+
     def add_request(self, request: str, content: Mapping[str, Any]) -> str:
         """Record who asks for what, and why; return the comparable digest on record.
 
@@ -155,7 +181,7 @@ class Store:
                 if earlier is None:
                     # Another's insert, which the majority has not got yet.
                     raise StoreUnavailableError("the request is being recorded elsewhere") from None
-                return comparable_digest(earlier)
+                return comparable_digest(checked(AUDIT, earlier))
         return comparable_digest(content)
 
     def add_parts(self, parts: Mapping[str, bytes]) -> None:
@@ -259,11 +285,20 @@ class Store:
             yield from changes_in(self._database, self.environment, wanted)
 
     def requests(self, requests: Iterable[str]) -> dict[str, Document]:
-        """Return audit documents by request id."""
+        """Return audit documents by request id.
+
+        Raises:
+            StoreError: one has not the form that it should have.
+        """
         identities = [{"environment": self.environment, "request": request} for request in requests]
         with translated("reading the audit"):
             found = self._database[AUDIT].find({"_id": {"$in": identities}})
-            return {document["_id"]["request"]: document for document in found}
+            return {document["_id"]["request"]: checked(AUDIT, document) for document in found}
+
+    def recorded(self) -> Iterator[Document]:
+        """Yield all audit documents of the environment, as they are."""
+        with translated("reading the audit"):
+            yield from self._database[AUDIT].find(all_of(self.environment))
 
     def active_flags(self, region: str, at: datetime) -> list[str]:
         """Return the keys of the flags that are active in a region at a moment, sorted.
@@ -271,21 +306,21 @@ class Store:
         Active is a flag in state active that is not past its `expires`; an override that is not
         hides the flag for all regions. Answered from the index `active_in_region`, with no scan.
         """
-        key_only = {"_id.key": True}
+        key_only = {"_id": True}
         with translated("asking for active flags"):
             flags = self._database[FLAGS]
             mine = {
-                document["_id"]["key"]
+                id_in(document)[1]
                 for document in flags.find(active_in_region(self.environment, region, at), key_only)
             }
             everywhere = {
-                document["_id"]["key"]
+                id_in(document)[1]
                 for document in flags.find(
                     active_in_region(self.environment, EVERYWHERE, at), key_only
                 )
             }
             overridden = {
-                document["_id"]["key"]
+                id_in(document)[1]
                 for document in flags.find(
                     {
                         "_id.environment": self.environment,
@@ -313,7 +348,7 @@ class Store:
         )
         if found is None:
             raise StoreUnavailableError("the ledger document is being written elsewhere")
-        if found["hash"] != change.tip.hash:
+        if found.get("hash") != change.tip.hash:
             raise StoreError(
                 f"the ledger holds another change as revision {change.revision} of"
                 f" {change.tip.environment!r}: the database was restored or edited"

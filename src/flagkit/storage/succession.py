@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from flagkit.changes import PolicyChange, PolicyId
-from flagkit.storage.forms import judged
 from flagkit.storage.layout import Document
+from flagkit.storage.malformed import judged
 
 _GROUPS_MAX: Final = 16
 _POLICIES_AT_ONCE: Final = 1_000

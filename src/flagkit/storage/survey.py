@@ -22,9 +22,18 @@ from flagkit.storage.driver import (
 )
 from flagkit.storage.forms import CODEC, tip_of
 from flagkit.storage.layout import CHECKPOINTS, CLIENTS, HEADS, Document, checkpoints_of
-from flagkit.storage.registry import Registered, living, registered
+from flagkit.storage.registry import (
+    Census,
+    Goal,
+    Registered,
+    census_in,
+    census_pipeline,
+    count_in,
+    laggards_pipeline,
+)
 
 _BY_ID = [("_id", ASCENDING)]
+_TIP = dict.fromkeys(("epoch", "revision", "hash", "time", "digests"), True)
 # Not allowed; no such command, which is so where a proxy or a hosted service stands in between.
 _NOT_TOLD = {13, 59, 115, 8000}
 _NO_REPLICATION = 76
@@ -82,7 +91,7 @@ class Survey:
         with translated("reading the heads"):
             now: datetime = self._hello()["localTime"]
             heads = self._database[HEADS].find(
-                {}, {"change": False}, sort=_BY_ID, max_time_ms=OPERATION_MILLISECONDS_MAX
+                {}, _TIP, sort=_BY_ID, max_time_ms=OPERATION_MILLISECONDS_MAX
             )
             return now, [tip_of(head) for head in heads]
 
@@ -102,21 +111,41 @@ class Survey:
                 found.append(checkpoint_of(manifest))
         return sorted(found, key=lambda each: (each.tip.environment, -each.tip.revision))
 
-    def clients(
-        self, environment: str | None = None, service: str | None = None
-    ) -> list[Registered]:
-        """Return the registered clients that are alive, by environment, service and region.
+    def census(self, environment: str | None = None, service: str | None = None) -> Census:
+        """Return how many registered clients are alive, and the first of them.
+
+        They are in the order of environment, service and region.
 
         Raises:
             StoreError: the database did not answer, or refused.
         """
+        return census_in(self._registry(census_pipeline(environment, service)))
+
+    def clients(
+        self, environment: str | None = None, service: str | None = None
+    ) -> list[Registered]:
+        """Return the first of the registered clients that are alive, as `census` does.
+
+        Raises:
+            StoreError: the database did not answer, or refused.
+        """
+        return [*self.census(environment, service).clients]
+
+    def laggards(self, goal: Goal) -> tuple[int, Census]:
+        """Return how many clients that are alive have reached a goal, and those that have not.
+
+        Raises:
+            StoreError: the database did not answer, or refused.
+        """
+        facets = self._registry(laggards_pipeline(goal))
+        return count_in(facets["good"]), census_in(facets)
+
+    def _registry(self, pipeline: list[Document]) -> Document:
         # Heartbeats do not wait for a majority either.
         clients = self._database[CLIENTS].with_options(read_concern=ReadConcern("local"))
         with translated("reading the registry"):
-            found = clients.aggregate(
-                living(environment, service), maxTimeMS=OPERATION_MILLISECONDS_MAX
-            )
-            return [registered(document) for document in found]
+            (facets,) = clients.aggregate(pipeline, maxTimeMS=OPERATION_MILLISECONDS_MAX)
+        return facets
 
     def members(self) -> list[Member]:
         """Return the members of the replica set; their names alone, where more may not be asked.

@@ -9,12 +9,15 @@ brought up to date.
 from collections.abc import Mapping
 from typing import Any, Final
 
-from flagkit.storage.denials import OPERATIONS_MAX, TEXT_LENGTH_MAX
+from flagkit.heartbeat import HOST_LENGTH_MAX, SERVICE_LENGTH_MAX
 from flagkit.storage.layout import (
     ACCESS,
     AUDIT,
+    BUCKET_KEYS,
     CHECKPOINTS,
     CLIENTS,
+    DENIAL_LENGTH_MAX,
+    DENIAL_OPERATIONS_MAX,
     DENIALS,
     ERASURES,
     FLAGS,
@@ -43,8 +46,15 @@ def _object(required: Mapping[str, Document], *also: str, **optional: Document) 
     }
 
 
+def _short(length: int) -> Document:
+    """Return the form of a text of at most so many characters."""
+    return {"bsonType": ["string"], "maxLength": length}
+
+
 _TEXT: Final = _kind("string")
 _WHOLE: Final = {**_kind("int", "long"), "minimum": 0}
+_SECONDS_MAX: Final = 1e10
+"""No client is alive for so long."""
 _MOMENT: Final = _kind("date")
 _BYTES: Final = _kind("binData")
 _LIST: Final = _kind("array")
@@ -189,8 +199,8 @@ VALIDATORS: Final[Mapping[str, Document]] = {
         {
             "time": _MOMENT,
             "action": _TEXT,
-            **{name: {**_TEXT, "maxLength": most} for name, most in TEXT_LENGTH_MAX.items()},
-            "operations": {**_LIST, "items": _ANY, "maxItems": OPERATIONS_MAX},
+            **{name: {**_TEXT, "maxLength": most} for name, most in DENIAL_LENGTH_MAX.items()},
+            "operations": {**_LIST, "items": _ANY, "maxItems": DENIAL_OPERATIONS_MAX},
         },
     ),
     CHECKPOINTS: _document(
@@ -205,13 +215,20 @@ VALIDATORS: Final[Mapping[str, Document]] = {
     SLICES: _document(
         {"environment": _TEXT, "checkpoint": _TEXT, "slice": _WHOLE}, {"content": _BYTES}
     ),
+    BUCKET_KEYS: _document({"environment": _TEXT, "epoch": _TEXT}, {"key": _BYTES}),
     ERASURES: {"$jsonSchema": _object({"_id": _TEXT, "salt": _BYTES})},
     CLIENTS: _document(
-        {"environment": _TEXT, "instance": _TEXT},
+        {"environment": _short(1_000), "instance": _short(100)},
         {
-            **dict.fromkeys(("service", "host", "region", "epoch"), _TEXT),
+            "service": _short(SERVICE_LENGTH_MAX),
+            "host": _short(HOST_LENGTH_MAX),
+            **dict.fromkeys(("region", "epoch"), _short(100)),
             **dict.fromkeys(("pid", "revision"), _WHOLE),
-            "staleness": _kind("double", "int", "long", "null"),
+            "staleness": {
+                **_kind("double", "int", "long", "null"),
+                "minimum": 0,
+                "maximum": _SECONDS_MAX,
+            },
             "time": _MOMENT,
             "until": _MOMENT,
         },

@@ -29,6 +29,7 @@ from flagkit.storage.layout import (
     comparable_digest,
     pending_of,
 )
+from flagkit.storage.malformed import checked
 
 Session: TypeAlias = ClientSession
 """A session of the caller's own client."""
@@ -152,7 +153,7 @@ class WaitingRequests:
                     {"$set": {"now": "$$NOW"}},
                 ]
             )
-            return [*found]
+            return [checked(PENDING, document) for document in found]
 
     def _identity(self, request: str) -> Document:
         return {"environment": self._environment, "request": request}

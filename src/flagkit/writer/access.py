@@ -18,7 +18,7 @@ from flagkit.model import EVERYWHERE
 from flagkit.model.documents import METADATA
 from flagkit.model.grants import Grant, Grants, Role, checked_actor, decode_grants
 from flagkit.model.values import is_same
-from flagkit.storage.denials import OPERATIONS_MAX
+from flagkit.storage.layout import DENIAL_OPERATIONS_MAX
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.operations import Earlier, Operation, SetState
@@ -142,7 +142,7 @@ def log_denial(
     """
     asked = [
         {"operation": type(operation).__struct_config__.tag, "key": operation.key}
-        for operation in operations[:OPERATIONS_MAX]
+        for operation in operations[:DENIAL_OPERATIONS_MAX]
     ]
     what = {"actor": denied.actor, "action": denied.action, "key": denied.key}
     try:

@@ -228,7 +228,13 @@ class Approvals(SegmentWorkflows):
                     f"{found.actor!r} proposed {proposal}, and {who!r} would withdraw it: reject it"
                 )
             closing = Closing(found, needed)
-            buckets_after(reading, who, is_limited=closing.is_limited(needed))
+            epoch = reading.tip.epoch
+            buckets_after(
+                reading,
+                who,
+                lambda: self.store.bucket_key(epoch, make=False),
+                is_limited=closing.is_limited(needed),
+            )
         if not is_said:
             self._say(found, who, says, reason, reading.now)
         # Whoever has read the proposal before this revision loses the race against it.

@@ -246,8 +246,12 @@ class Committer:
         content: Mapping[str, Any],
         *,
         is_new: bool = False,
+        is_preview: bool = False,
     ) -> Look:
-        """Return what a request would do at a reading's revision, with all checks made."""
+        """Return what a request would do at a reading's revision, with all checks made.
+
+        A preview does not make the key of the rate limits.
+        """
         done = None if is_new else made_by(reading, request)
         planned, buckets = Plan([], {}), dict[str, int]()
         if done is None:
@@ -257,7 +261,9 @@ class Committer:
             )
             draft.sealing.check(planned.changes)
             reading.check_newest(planned.changes)
-            buckets = self._permitted(draft, reading, planned.changes, content)
+            buckets = self._permitted(
+                draft, reading, planned.changes, content, is_preview=is_preview
+            )
         change = next_change(reading.tip, request, reading.now, planned.changes)
         pages = split(change.policies)
         ready = fitting(change, content, pages, planned.flags, draft.ahead)
@@ -269,6 +275,8 @@ class Committer:
         reading: Reading,
         changes: list[PolicyChange],
         content: Mapping[str, Any],
+        *,
+        is_preview: bool = False,
     ) -> dict[str, int]:
         """Refuse what its actor may not do, or guards or limits stop; return the buckets after."""
         actor, reason = content["actor"], content["reason"]
@@ -284,4 +292,10 @@ class Committer:
                 approvers=approvers,
             )
             check_guards(self._guards, planned)
-        return buckets_after(reading, actor, is_limited=terms.is_limited(needed))
+        epoch = reading.tip.epoch
+        return buckets_after(
+            reading,
+            actor,
+            lambda: self._store.bucket_key(epoch, make=not is_preview),
+            is_limited=terms.is_limited(needed),
+        )

@@ -8,8 +8,10 @@ from typing import Any, Final, TypedDict, Unpack
 from msgspec import Struct
 
 from flagkit.arguments import near, refusing_unknown, revision
-from flagkit.changes import ACCESS, SEGMENTS
+from flagkit.changes import ACCESS, SEGMENTS, Change
 from flagkit.errors import InvalidArgumentError
+from flagkit.storage.layout import AUDIT, LEDGER, ledger_id
+from flagkit.storage.malformed import judging
 from flagkit.storage.store import Store
 from flagkit.writer.differences import differences
 
@@ -118,21 +120,43 @@ def _entries(
             operations = request.get("operations", ())
             if actor is not None and request.get("actor") != actor:
                 continue
-            if action is not None and action not in map(_name, operations):
-                continue
-            yield Entry(
-                change.revision,
-                change.tip.time,
-                request.get("actor", ""),
-                request.get("reason", ""),
-                sentences(operations),
-                tuple(line for policy in change.policies for line in differences(policy)),
-                change.tip.hash,
-                request.get("glass", ""),
-                request.get("proposal", ""),
-                _approvers(request, said.get(request.get("proposal", ""), ()), change.tip.time),
-                request.get("applied_by", ""),
-            )
+            with judging(AUDIT, request):
+                if action is not None and action not in map(_name, operations):
+                    continue
+            yield _entry(store.environment, change, request, said)
+
+
+def _entry(
+    environment: str,
+    change: Change,
+    request: Mapping[str, Any],
+    said: Mapping[str, Iterable[Mapping[str, Any]]],
+) -> Entry:
+    """Return the entry of a change, of what the audit has of it, and of what was said of proposals.
+
+    Raises:
+        StoreError: one of them has not the form that it should have.
+    """
+    with judging(LEDGER, {"_id": ledger_id(environment, change.revision)}):
+        lines = tuple(line for policy in change.policies for line in differences(policy))
+    with judging(AUDIT, request):
+        actions = sentences(request.get("operations", ()))
+    proposal = request.get("proposal", "")
+    with judging():
+        approvers = _approvers(request, said.get(proposal, ()), change.tip.time)
+    return Entry(
+        change.revision,
+        change.tip.time,
+        request.get("actor", ""),
+        request.get("reason", ""),
+        actions,
+        lines,
+        change.tip.hash,
+        request.get("glass", ""),
+        proposal,
+        approvers,
+        request.get("applied_by", ""),
+    )
 
 
 @refusing_unknown

@@ -4,8 +4,8 @@ So they hold over processes without a lock, and a commit that loses its race tak
 terms of a change say whether it is limited.
 """
 
-import hashlib
-from collections.abc import Mapping
+import hmac
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -20,6 +20,7 @@ from flagkit.writer.operations import Earlier, Operation
 
 EVERYBODY: Final = "*"
 """The name of the bucket of all actors."""
+_NAME_LENGTH: Final = 16
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -41,11 +42,17 @@ def limits(store: Store) -> Limits:
         return _held(reading.access.get(LIMITS))
 
 
-def buckets_after(reading: Reading, actor: str, *, is_limited: bool) -> dict[str, int]:
+def buckets_after(
+    reading: Reading, actor: str, secret: Callable[[], bytes | None], *, is_limited: bool
+) -> dict[str, int]:
     """Return the buckets as a change leaves them; those that are full are left out.
+
+    `secret` gives the key by which actors' buckets are named; None where none was named yet. It is
+    asked for only where a bucket of an actor is needed.
 
     Raises:
         RateLimitedError: one of them has no token.
+        StoreError: the key cannot be read.
     """
     held = _held(reading.access.get(LIMITS))
     time = max(reading.now, reading.tip.time)
@@ -53,7 +60,12 @@ def buckets_after(reading: Reading, actor: str, *, is_limited: bool) -> dict[str
     buckets = {name: full_at for name, full_at in reading.buckets.items() if full_at > now}
     if not is_limited:
         return buckets
-    return taken(held, buckets, actor_bucket(reading.tip.epoch, actor), now)
+    if held.actor is None:
+        everybody = {name: buckets[name] for name in buckets.keys() & {EVERYBODY}}
+        return taken(held, everybody, "", now)
+    key = secret()
+    mine = "" if key is None else actor_bucket(key, actor)
+    return taken(held, buckets, mine, now)
 
 
 def taken(held: Limits, buckets: Mapping[str, int], mine: str, now: int) -> dict[str, int]:
@@ -76,7 +88,8 @@ def taken(held: Limits, buckets: Mapping[str, int], mine: str, now: int) -> dict
         if limit is None:
             after.pop(name, None)
             continue
-        full_at = buckets.get(name, now)
+        # What is stored may be of another limit, or was changed past the writer.
+        full_at = min(buckets.get(name, now), limit.full_by(now))
         free_at = limit.free_at(full_at)
         if free_at > now:
             wait = (free_at - now) / 1e6
@@ -85,9 +98,9 @@ def taken(held: Limits, buckets: Mapping[str, int], mine: str, now: int) -> dict
     return after
 
 
-def actor_bucket(epoch: str, actor: str) -> str:
-    """Return the name of an actor's bucket. Whoever may read the head is not told who acts."""
-    return hashlib.sha256(f"{epoch} {actor}".encode()).hexdigest()[:16]
+def actor_bucket(key: bytes, actor: str) -> str:
+    """Return the name of an actor's bucket, by which a reader of the head cannot test a guess."""
+    return hmac.digest(key, actor.encode(), "sha256").hex()[:_NAME_LENGTH]
 
 
 def _held(state: PolicyState | None) -> Limits:

@@ -27,6 +27,8 @@ from flagkit.errors import (
     StoreUnavailableError,
 )
 from flagkit.logs import logger
+from flagkit.storage.layout import AUDIT
+from flagkit.storage.malformed import judging
 from flagkit.storage.preparing import check_request_fits
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
@@ -218,7 +220,7 @@ class Sequencer:
                     document["since"],
                     request.get("actor", ""),
                     request.get("reason", ""),
-                    sentences(request.get("operations", ())),
+                    _actions(request),
                     document.get("tries", 0),
                     document.get("not_before"),
                     document.get("trouble", ""),
@@ -367,6 +369,11 @@ def _needs_of(touched: set[PolicyId] | None) -> list[Need]:
     if not touched:
         return [("edit", "")]
     return [("grant", "") if region == GRANTS[0] else ("edit", key) for region, key in touched]
+
+
+def _actions(request: Mapping[str, Any]) -> tuple[str, ...]:
+    with judging(AUDIT, request):
+        return sentences(request.get("operations", ()))
 
 
 def _name(document: Mapping[str, Any]) -> str:

@@ -27,8 +27,8 @@ from flagkit.errors import (
     StoreUnavailableError,
 )
 from flagkit.model.grants import ACTOR_LENGTH_MAX, decode_grants
-from flagkit.storage.forms import FORM_FAULTS
 from flagkit.storage.layout import ERASED
+from flagkit.storage.malformed import FORM_FAULTS
 from flagkit.storage.proposals import PROPOSE
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store

@@ -4,9 +4,8 @@ The hash chain has the request's id. So the audit may lack nothing that the ledg
 asked must be what its digest was made of, unless it was erased.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from itertools import islice
 from typing import Any, Final
 
 from flagkit.changes import Tip
@@ -14,7 +13,6 @@ from flagkit.errors import InvalidDocumentError, NotPendingError, RequestConflic
 from flagkit.model.values import text
 from flagkit.storage.layout import ERASED, UNSEEDED, comparable_digest
 from flagkit.storage.reading import Reading
-from flagkit.storage.store import Store
 from flagkit.writer.drafts import Draft
 from flagkit.writer.recorded import documents_of, request_digest
 
@@ -86,28 +84,6 @@ def made_by(reading: Reading, request: str) -> Tip | None:
             " anew, under another idempotency key"
         )
     return done
-
-
-def check_requests(store: Store, revisions: Iterable[tuple[int, str]]) -> Iterator[str]:
-    """Yield what is wrong with the audit of some revisions, by their requests' ids."""
-    left = iter(revisions)
-    while some := list(islice(left, _AT_ONCE)):
-        found = store.requests(request for _, request in some)
-        for revision, request in some:
-            document = found.get(request)
-            if document is None:
-                yield f"revision {revision}: the audit has lost who asked for it, and why"
-            elif not _is_whole(document):
-                yield f"revision {revision}: what was asked for was altered in the audit"
-
-
-def _is_whole(document: Mapping[str, Any]) -> bool:
-    if document.get("digest") == ERASED:
-        return True
-    try:
-        return request_digest(document) == str(document["digest"])
-    except (KeyError, InvalidDocumentError):
-        return False
 
 
 def checked_key(key: object) -> str:

@@ -15,8 +15,8 @@ from msgspec import Struct
 
 from flagkit.changes import SEGMENTS, parts_of
 from flagkit.errors import ConfigurationError, StoreError
-from flagkit.storage.forms import FORM_FAULTS
 from flagkit.storage.layout import AUDIT, DENIALS, MEMBERS, PAGES
+from flagkit.storage.malformed import FORM_FAULTS
 from flagkit.storage.pruning import Batches, Carried, Found, Pruning
 from flagkit.storage.publishing import CHECKPOINTS_KEPT
 from flagkit.storage.reading import Reading

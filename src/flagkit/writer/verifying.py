@@ -4,33 +4,47 @@ Where the ledger was cut, the proof goes on from the cut: its first change must 
 there, and what was not changed since must be what there was at it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import chain
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from flagkit.changes import (
     ACCESS,
+    SEGMENTS,
     Change,
     Cut,
     PolicyChange,
     PolicyId,
     PolicyState,
     Tip,
+    advance,
     contents_hash,
     digest,
 )
-from flagkit.errors import FlagkitError, SnapshotFormatError, StoreError, StoreUnavailableError
+from flagkit.errors import (
+    ClosedError,
+    EnvironmentNotFoundError,
+    FlagkitError,
+    StoreError,
+    StoreUnavailableError,
+)
 from flagkit.model.segments import check_members, decode_segment
-from flagkit.snapshot import Arena
-from flagkit.storage.checkpoints import Checkpoint
+from flagkit.storage.malformed import judging
 from flagkit.storage.pruning import Carried
 from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
-from flagkit.writer.checkpoints import problem_with
+from flagkit.writer.inspecting import (
+    AuditInspection,
+    CheckpointInspection,
+    carried_problems,
+    denials_problems,
+    members_problems,
+    pending_problems,
+)
 from flagkit.writer.reliance import check_proposals, check_reliance
-from flagkit.writer.requests import check_requests
 
 _States = Mapping[PolicyId, tuple[int, PolicyState | None]]
 
@@ -54,19 +68,29 @@ def verify(store: Store, anchors: Iterable[tuple[int, str]] = ()) -> list[str]:
 
 def proof_of(store: Store, anchors: Iterable[tuple[int, str]] = ()) -> Proof:
     """Verify as `verify` does, and tell also from where on."""
+    problems: list[str] = []
     after = 0
     try:
-        with store.reading() as reading:
+        with store.reading() as reading, judging():
             after = reading.cut.tip.revision if reading.cut is not None else 0
-            walk = Walk(reading)
+            walk = Walk(reading, problems=problems)
             walk.run(anchors)
-        decided = check_reliance(store, walk.asked)
-        beside = (*check_requests(store, walk.asked), *decided, *check_proposals(store))
-        return Proof((*walk.problems, *beside), after)
-    except StoreUnavailableError:
+            carried = reading.carried()
+            problems += carried_problems(carried, after, walk.kept)
+            problems += members_problems(reading)
+            problems += pending_problems(reading)
+            problems += denials_problems(reading)
+            gone = [each for each in carried.values() if each.revision not in walk.kept]
+            audit = AuditInspection(walk.asked, reading.cut, gone)
+        with judging():
+            problems += audit.problems(store)
+            problems += check_reliance(store, walk.asked)
+            problems += check_proposals(store)
+    except (StoreUnavailableError, ClosedError, EnvironmentNotFoundError):
         raise
-    except StoreError as error:
-        return Proof((str(error),), after)
+    except FlagkitError as error:
+        problems.append(str(error))
+    return Proof(tuple(dict.fromkeys(problems)), after)
 
 
 class Walk:
@@ -75,10 +99,17 @@ class Walk:
     Args:
         reading: Of the environment.
         through: A revision at which to note what there was, for the ledger to be cut there.
+        problems: The list that problems are put in, so that those are there that come before an
+            error.
     """
 
-    def __init__(self, reading: Reading, through: int | None = None) -> None:
-        self.problems: list[str] = []
+    def __init__(
+        self,
+        reading: Reading,
+        through: int | None = None,
+        problems: list[str] | None = None,
+    ) -> None:
+        self.problems: list[str] = [] if problems is None else problems
         self.cut: Cut | None = None
         """What a cut at `through` would say."""
         self.carried: list[Carried] = []
@@ -91,44 +122,65 @@ class Walk:
         self._expected: dict[PolicyId, tuple[int, PolicyState | None]] = {}
         self._gone: dict[PolicyId, int] = {}
         self._last: dict[PolicyId, PolicyState | None] = {}
+        self.kept: dict[int, datetime] = {}
+        """The revisions that the ledger has, and when they were made; also those up to a cut."""
         self._times: dict[int, datetime] = {}
-        self._found = reading.projected()
+        self._faults: list[str] = []
+        self._faults_told = 0
+        self._found = reading.projected(faults=self.problems)
         self._unledgered = [reading.unledgered] if reading.unledgered else []
 
     def run(self, anchors: Iterable[tuple[int, str]] = ()) -> None:
         """Go all the way, and note what is wrong."""
         reading, kept = self._reading, {*anchors}
         self.problems += [f"the ledger has {place!r} for a revision" for place in reading.strays()]
-        checkpoints = [*reading.checkpoints()]
+        self.problems += reading.head_faults()
+        checkpoints = CheckpointInspection(reading)
         cut = reading.cut
         if cut is not None:
             self._begin_at(cut)
             kept.discard((cut.tip.revision, cut.tip.hash))
-        for change in chain(reading.changes(), self._unledgered):
+        for change in chain(reading.changes(faults=self._faults), self._unledgered):
             self._step(change, cut)
             kept.discard((change.revision, change.tip.hash))
-            if cut is None or change.revision > cut.tip.revision:
-                self.problems += _check_checkpoints(checkpoints, change.tip, self._expected)
+            if not self._faults and (cut is None or change.revision > cut.tip.revision):
+                # Clients start from checkpoints, and grants are none of theirs.
+                checkpoints.meet(change.tip, self._states())
+        self._tell_faults()
+        checkpoints.end(reading.tip)
+        self.problems += checkpoints.problems
         states = (state for _, state in self._expected.values() if state)
         self.problems += _check_members(reading, states)
         self.problems += [
-            f"the page {name} of a change has other keys than what is on it"
-            for name in reading.misnamed_pages()
+            problem
+            for problem in reading.page_faults()
+            if not any(problem in told for told in self._faults)
         ]
         self._check_anchors(kept, cut)
         self._check_end()
 
+    def _states(self) -> Iterator[PolicyState]:
+        """Yield the flags and segments that there are by now."""
+        return (state for _, state in self._expected.values() if state and state.region != ACCESS)
+
+    def _tell_faults(self) -> bool:
+        """Tell of documents of the ledger that could not be read; return whether there were any."""
+        news = self._faults[self._faults_told :]
+        self.problems += news
+        self._faults_told = len(self._faults)
+        return bool(news)
+
     def _begin_at(self, cut: Cut) -> None:
         """Put together what there was at a cut, and hold it to what the cut says."""
         first: dict[PolicyId, PolicyChange] = {}
-        for change in chain(self._reading.changes(cut.tip.revision), self._unledgered):
+        for change in chain(self._reading.changes(cut.tip.revision, []), self._unledgered):
             for policy in change.policies:
                 first.setdefault(policy.id, policy)
-        tombstones = self._reading.tombstones()
+        tombstones = self._reading.tombstones(self.problems)
         for identity, (revision, state) in self._found.items():
             if identity not in first and revision <= cut.tip.revision:
                 self._expected[identity] = (revision, state)
-                if state is None:
+                if state is None and identity in tombstones:
                     self._gone[identity], self._last[identity] = tombstones[identity]
         for identity, policy in first.items():
             # What is created with a higher version than 1 had a tombstone.
@@ -148,13 +200,23 @@ class Walk:
 
     def _contents(self) -> list[tuple[PolicyId, int, bytes | None]]:
         return [
-            (identity, self._gone[identity], None)
+            (identity, self._gone.get(identity, 0), None)
             if state is None
             else (identity, state.version, state.packed)
             for identity, (_, state) in self._expected.items()
         ]
 
     def _step(self, change: Change, cut: Cut | None) -> None:
+        if self._tell_faults():
+            # Nobody knows what it went on from.
+            undone = [PolicyChange(policy.after, policy.before) for policy in change.policies]
+            self._tip = replace(
+                change.tip,
+                revision=change.revision - 1,
+                hash=change.previous_hash,
+                digests=advance(change.tip.digests, undone),
+            )
+        self.kept[change.revision] = change.tip.time
         if cut is not None and change.revision <= cut.tip.revision:
             # Its removal is not done yet. Only whether it led to the cut is of interest.
             if self._tip is not None:
@@ -171,7 +233,9 @@ class Walk:
         self.asked.append((change.revision, change.request))
         self._times[change.revision] = change.tip.time
         for policy in change.policies:
-            if self._expected.get(policy.id, (0, None))[1] != policy.before:
+            held = self._expected.get(policy.id, (0, None))[1]
+            # What a document did that cannot be read nobody knows.
+            if held != policy.before and not self._faults:
                 self.problems.append(
                     f"revision {change.revision} did not find {policy.id[1]} as it was left"
                 )
@@ -211,12 +275,22 @@ class Walk:
                 )
             self.problems.append(problem)
 
+    def _unprojected(self) -> Sequence[Change]:
+        """Return the changes that flags may lack; none where that cannot be told."""
+        try:
+            return self._reading.unprojected
+        except StoreUnavailableError:
+            raise
+        except StoreError as error:
+            self.problems.append(str(error))
+            return ()
+
     def _check_end(self) -> None:
         """Hold the head, and what is projected, to what the ledger came to."""
         tip, head = self._tip, self._reading.tip
         # What was done last may not be there yet: its writer, or the next one, brings it.
         stages: dict[PolicyId, list[PolicyState | None]] = {}
-        for change in self._reading.unprojected:
+        for change in self._unprojected():
             for policy in change.policies:
                 stages.setdefault(policy.id, [policy.before]).append(policy.after)
         for identity, states in stages.items():
@@ -232,38 +306,20 @@ class Walk:
             self.problems.append(
                 f"the ledger ends in revision {tip.revision}, the head in {head.revision}"
             )
+        if self._faults:
+            return
         for region, key in sorted(self._expected.keys() | self._found.keys()):
             if self._expected.get((region, key)) != self._found.get((region, key)):
                 self.problems.append(f"{key} ({region}) is not as the ledger has it")
 
 
-def _check_checkpoints(
-    checkpoints: Iterable[tuple[Checkpoint, Callable[[], Arena]]],
-    tip: Tip,
-    expected: Mapping[PolicyId, tuple[int, PolicyState | None]],
-) -> list[str]:
-    """Hold the checkpoints of a tip's revision to what the ledger has at it."""
-    problems: list[str] = []
-    for checkpoint, read in checkpoints:
-        if checkpoint.tip.revision != tip.revision:
-            continue
-        try:
-            # Clients start from them, and grants are none of theirs.
-            states = [state for _, state in expected.values() if state and state.region != ACCESS]
-            problem = problem_with(read(), tip, states)
-        except (StoreError, SnapshotFormatError) as error:
-            problem = f"cannot be used: {error}"
-        if problem is not None:
-            problems.append(f"checkpoint {checkpoint.id} {problem}")
-    return problems
-
-
 def _check_members(reading: Reading, states: Iterable[PolicyState]) -> list[str]:
     problems: list[str] = []
     for state in states:
-        if not state.parts:
-            continue
         try:
+            with judging(SEGMENTS, {"_id": {"key": state.key, "region": state.region}}):
+                if not state.parts:
+                    continue
             check_members(decode_segment(state.policy, stored=True).segment, reading.parts)
         except FlagkitError as error:
             problems.append(f"members of {state.key}: {error}")

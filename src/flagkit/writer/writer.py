@@ -234,7 +234,7 @@ class Writer(Approvals):
         request, content = self._request(draft, asked)
         earlier = self.store.requests([request]).get(request, content)
         with self.store.reading() as reading:
-            look = self._committer.look(reading, draft, request, content)
+            look = self._committer.look(reading, draft, request, content, is_preview=True)
             notes = tuple(notes_on(reading, look.change.policies))
         check_same(request, comparable_digest(earlier), content, done=look.done is not None)
         done = None if look.done is None else look.done.revision
