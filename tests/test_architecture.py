@@ -14,6 +14,7 @@ ROOMS = sorted((SOURCE / "flagkit").rglob("*.py"))
 LEVELS = [
     ["errors"],
     ["model"],
+    ["background", "descriptors"],
     [
         *(
             "core",

@@ -1,12 +1,12 @@
 """Origin: where a client's flags come from, and what serves in the beginning."""
 
 import functools
-import logging
 import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from flagkit.background import Log
 from flagkit.bootstrap import bootstrap_snapshot
 from flagkit.core.freshness import Freshness
 from flagkit.encryption import DataKeys, Encryption
@@ -17,7 +17,7 @@ from flagkit.snapshot import Snapshot, SnapshotFile
 from flagkit.unsealing import Unsealing
 from flagkit.view import View
 
-_log = logging.getLogger("flagkit")
+_log = Log("flagkit")
 
 
 class Origin(NamedTuple):

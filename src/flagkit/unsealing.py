@@ -4,12 +4,12 @@ An evaluation asks when it compiles a flag, and must not wait: so data keys are 
 the background, and without them values are withheld. Which is said once.
 """
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from msgspec.structs import replace
 
+from flagkit.background import Log
 from flagkit.encryption import DataKeys
 from flagkit.errors import EncryptionError, FlagkitError
 from flagkit.model import Flag
@@ -18,7 +18,7 @@ from flagkit.model.sealing import value_of
 from flagkit.model.sensitive import Sealed, Secret, Withheld
 from flagkit.model.values import Value
 
-_log = logging.getLogger("flagkit")
+_log = Log("flagkit")
 
 _UNREAD: Final[Mapping[VariantType, Value]] = {
     "boolean": False,

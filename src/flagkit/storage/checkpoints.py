@@ -7,7 +7,6 @@ changed later.
 
 import asyncio
 import contextlib
-import logging
 import sys
 from array import array
 from collections.abc import Awaitable, Callable, Generator, Mapping
@@ -19,6 +18,7 @@ from pymongo import ASCENDING, DESCENDING
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 
+from flagkit.background import Log
 from flagkit.changes import Change, Tip
 from flagkit.errors import SnapshotFormatError, StoreError, StoreUnavailableError
 from flagkit.model import packing
@@ -41,7 +41,7 @@ from flagkit.storage.layout import (
 from flagkit.storage.paging import Paging
 from flagkit.storage.turns import in_turns
 
-_log = logging.getLogger("flagkit.refresh")
+_log = Log("flagkit.refresh")
 
 SLICE_BYTES: Final = 4 * 1024 * 1024
 """How long a slice is: to decode one holds the interpreter for a millisecond or two."""

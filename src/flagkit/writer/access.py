@@ -4,7 +4,6 @@ The grants are read at the revision that the commit is compared with, so no chan
 revocation. An actor is who a writer says it is: docs/access.md says what that is worth.
 """
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias
@@ -12,6 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
+from flagkit.background import Log
 from flagkit.changes import ACCESS, GRANTS, SEGMENTS, PolicyChange, PolicyState
 from flagkit.errors import AccessDeniedError, StoreError
 from flagkit.model import EVERYWHERE
@@ -21,7 +21,7 @@ from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.operations import Earlier, Operation, SetState
 
-_log = logging.getLogger("flagkit.writer")
+_log = Log("flagkit.writer")
 
 Action: TypeAlias = Literal["edit", "pause", "release", "break glass", "grant"]
 MAY: Final[Mapping[Action, tuple[Role, ...]]] = {

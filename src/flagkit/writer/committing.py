@@ -4,7 +4,6 @@ Read and check at one revision; record the request; compare-and-set the head, wh
 project. Lost races are tried again from the reading on. See docs/design.md.
 """
 
-import logging
 import random
 import threading
 import time
@@ -12,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
+from flagkit.background import Log
 from flagkit.changes import PolicyChange, Tip, next_change
 from flagkit.errors import AccessDeniedError, StoreError, StoreUnavailableError
 from flagkit.storage.foreseen import Foreseen
@@ -27,7 +27,7 @@ from flagkit.writer.looks import Look, foreseen_by
 from flagkit.writer.planning import Plan, plan
 from flagkit.writer.requests import check_same, made_by
 
-_log = logging.getLogger("flagkit.writer")
+_log = Log("flagkit.writer")
 
 LOST_RACE_SECONDS, LOST_RACE_SECONDS_MAX = 0.02, 0.16
 """Up to so long who lost a race waits, twice as long for each that it loses, up to the latter."""

@@ -4,11 +4,11 @@ What it is asked for becomes a revision by the committer; its other rooms say wh
 """
 
 import contextlib
-import logging
 import uuid
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any, Self, Unpack
 
+from flagkit.background import Log
 from flagkit.changes import Tip
 from flagkit.encryption import Encryption
 from flagkit.errors import (
@@ -27,7 +27,7 @@ from flagkit.writer.requests import check_same, checked_key, content_of
 from flagkit.writer.sealing import data_keys_of
 from flagkit.writer.workflows import Anyhow, Asked
 
-_log = logging.getLogger("flagkit.writer")
+_log = Log("flagkit.writer")
 
 
 class Writer(Approvals):
