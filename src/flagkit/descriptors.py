@@ -4,12 +4,14 @@ A process that becomes a daemon closes all descriptors, and other files get thei
 objects of the loop must then neither read, nor write, nor close what has these numbers.
 """
 
+import contextlib
+import errno
 import os
 import selectors
 import socket
+import stat
 import time
-import weakref
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 Identity: TypeAlias = tuple[int, int]
 """The device and the inode of an open file, which no other open socket has."""
@@ -22,25 +24,72 @@ class DescriptorsLostError(Exception):
     """The descriptors of a loop were closed, or the process of the loop was forked."""
 
 
-class Sockets:
-    """The sockets of one loop, and what they were when the loop got them."""
+_identities: dict[int, Identity] = {}
+"""By the id of a socket, what it was when it was owned: sockets take no attributes."""
 
-    def __init__(self) -> None:
-        self._known: weakref.WeakKeyDictionary[socket.socket, Identity] = (
-            weakref.WeakKeyDictionary()
-        )
 
-    def add(self, sock: socket.socket) -> None:
-        """Note what a socket is."""
-        identity = identity_of(sock.fileno())
-        if identity is not None:
-            self._known[sock] = identity
+class OwnedSocket(socket.socket):
+    """A socket that is as good as closed once its number leads to another file."""
 
-    def disown(self) -> None:
-        """Let go of all sockets that are something else by now, without closing that."""
-        for sock, identity in list(self._known.items()):
-            if sock.fileno() >= 0 and identity_of(sock.fileno()) != identity:
-                sock.detach()
+    __slots__ = ()
+
+    def send(self, data: Any, flags: int = 0, /) -> int:
+        """Send to what was owned, and to nothing else."""
+        self._check()
+        return super().send(data, flags)
+
+    def sendmsg(self, *args: Any) -> int:
+        """Send to what was owned, and to nothing else."""
+        self._check()
+        return super().sendmsg(*args)
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        """Receive from what was owned, and from nothing else."""
+        self._check()
+        return super().recv(bufsize, flags)
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        """Receive from what was owned, and from nothing else."""
+        self._check()
+        return super().recv_into(buffer, nbytes, flags)
+
+    def shutdown(self, how: int, /) -> None:
+        """Shut down what was owned, and nothing else."""
+        self._check()
+        super().shutdown(how)
+
+    def _check(self) -> None:
+        if self.fileno() >= 0 and identity_of(self.fileno()) != _identities.get(id(self)):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    # What `socket.close` calls, once no file object uses the socket.
+    def _real_close(self) -> None:
+        number, known = self.fileno(), _identities.pop(id(self), None)
+        if number >= 0 and identity_of(number) != known:
+            self.detach()
+        else:
+            super()._real_close()  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+
+    def __del__(self) -> None:
+        # At the exit of the interpreter there may be nothing left to ask with.
+        with contextlib.suppress(Exception):
+            self._real_close()
+
+
+def own(sock: socket.socket) -> None:
+    """Have a socket that is not connected yet be nothing else from now on.
+
+    Raises:
+        OSError: it is something else already.
+    """
+    identity = identity_of(sock.fileno())
+    if identity is None or not stat.S_ISSOCK(os.fstat(sock.fileno()).st_mode):
+        sock.detach()
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    # gevent's sockets are of another class; its hub does not survive what this is about.
+    if type(sock) is socket.socket:
+        _identities[id(sock)] = identity
+        sock.__class__ = OwnedSocket
 
 
 class WatchfulSelector(selectors.PollSelector):
@@ -56,11 +105,16 @@ class WatchfulSelector(selectors.PollSelector):
         self._pid = os.getpid()
 
     @property
+    def is_forked(self) -> bool:
+        """Whether this is a copy, in a process that was forked from the one that opened it."""
+        return os.getpid() != self._pid
+
+    @property
     def is_own(self) -> bool:
         """Whether what is watched is what it was, in the process that it was opened in."""
-        if os.getpid() != self._pid:
-            return False
-        return all(identity_of(number) == known for number, known in self._watched.items())
+        return not self.is_forked and all(
+            identity_of(number) == known for number, known in self._watched.items()
+        )
 
     def watch(self, *socks: socket.socket) -> None:
         """Watch the sockets that stand for all others: a daemon closes all of them, or none."""

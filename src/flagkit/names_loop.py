@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from flagkit.background import Log, is_green, start_helper
-from flagkit.descriptors import Sockets, WatchfulSelector
+from flagkit.descriptors import WatchfulSelector, own
 
 T = TypeVar("T")
 
@@ -47,15 +47,14 @@ class NamesLoop(asyncio.SelectorEventLoop):
     """
 
     def __init__(self) -> None:
-        self._sockets = Sockets()
         self._watchful = WatchfulSelector()
         super().__init__(self._watchful)
         self.set_exception_handler(_note_exception)
-        self._watch_pipe()
+        self._own_pipe()
 
     async def sock_connect(self, sock: socket.socket, address: Any) -> None:
-        """Connect a socket, which belongs to this loop from now on."""
-        self._sockets.add(sock)
+        """Connect a socket, which is this loop's own from now on."""
+        own(sock)
         await super().sock_connect(sock, address)
 
     async def getaddrinfo(
@@ -119,6 +118,10 @@ class NamesLoop(asyncio.SelectorEventLoop):
 
     def end(self) -> None:
         """End all tasks, wait for them, and close the loop. Never raises."""
+        if self._watchful.is_forked:
+            # Its connections are the parent's, which would miss what is sent or received here.
+            _kept.append(self)
+            return
         ends = time.monotonic() + END_SECONDS_MAX
         if not self._watchful.is_own:
             self._replace_lost()
@@ -146,24 +149,19 @@ class NamesLoop(asyncio.SelectorEventLoop):
     def _replace_lost(self) -> None:
         """Let go of descriptors that are no longer the loop's; its tasks see closed connections."""
         self._watchful.watch()
-        self._sockets.disown()
         for key in list(self._watchful.get_map().values()):
             self._watchful.unregister(key.fd)
         with contextlib.suppress(OSError):
-            # What asyncio wakes itself by: without it the loop can neither be run nor closed.
+            # What asyncio wakes itself by: without it other threads cannot tell it anything.
             self._make_self_pipe()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+            self._own_pipe()
 
-    def _watch_pipe(self) -> None:
+    def _own_pipe(self) -> None:
         ends = [vars(self).get(name) for name in ("_ssock", "_csock")]
         pipe = [end for end in ends if isinstance(end, socket.socket)]
         for end in pipe:
-            self._sockets.add(end)
+            own(end)
         self._watchful.watch(*pipe)
-
-    def _write_to_self(self) -> None:
-        # Called by other threads: what has the pipe's number may be another file by now.
-        if self._watchful.is_own:
-            super()._write_to_self()  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
 
 
 def _note_exception(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
