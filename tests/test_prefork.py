@@ -537,9 +537,16 @@ def environment(mongo_uri: str, database: str, writer: Writer) -> dict[str, str]
 
 
 @pytest.mark.mongo
+@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent"])
 def test_workers_of_gunicorn_that_are_forked_from_a_loaded_application_go_on(
-    environment: dict[str, str], writer: Writer, mongo: MongoClient[dict[str, Any]], database: str
+    environment: dict[str, str],
+    writer: Writer,
+    mongo: MongoClient[dict[str, Any]],
+    database: str,
+    kind: str,
 ) -> None:
+    if kind == "gevent":
+        pytest.importorskip(kind)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port: int = listening.getsockname()[1]
 
@@ -552,7 +559,7 @@ def test_workers_of_gunicorn_that_are_forked_from_a_loaded_application_go_on(
 
         command = ["gunicorn", "--preload", "--workers", "4", "--no-control-socket"]
         command += ["--log-level", "warning", "--bind", f"fd://{listening.fileno()}"]
-        command += ["web:application"]
+        command += ["--worker-class", kind, "web:application"]
         with serving(*command, environment=environment, keep=listening.fileno()) as master:
             workers = workers_of(master, 4)
             all_answer(ask, workers, "product", 1)
@@ -568,6 +575,25 @@ def test_workers_of_gunicorn_that_are_forked_from_a_loaded_application_go_on(
             assert first[0]["revision"] >= 1, "the flags of the master were not there at once"
             all_answer(ask, workers - {killed} | {new}, "people", 2)
             eventually(lambda: watchers(mongo, database), lambda found: masters in found)
+
+
+@pytest.mark.mongo
+def test_workers_of_gunicorn_that_load_the_application_among_green_threads_say_why_not(
+    environment: dict[str, str],
+) -> None:
+    pytest.importorskip("gevent")
+    command = ["gunicorn", "--workers", "1", "--no-control-socket", "--worker-class", "gevent"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "--bind", "127.0.0.1:0", "web:application"],
+        cwd=EXAMPLES,
+        env={**ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 3, "a worker that does not boot ends the master"
+    assert "ConfigurationError: gevent has replaced Python's threads" in done.stderr
 
 
 @pytest.mark.mongo

@@ -86,8 +86,8 @@ def own(sock: socket.socket) -> None:
     if identity is None or not stat.S_ISSOCK(os.fstat(sock.fileno()).st_mode):
         sock.detach()
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-    # gevent's sockets are of another class; its hub does not survive what this is about.
-    if type(sock) is socket.socket:
+    # gevent's and eventlet's are of other classes; their hubs do not survive what this is about.
+    if type(sock) is OwnedSocket.__base__ and type(sock).__module__ == "socket":
         _identities[id(sock)] = identity
         sock.__class__ = OwnedSocket
 
