@@ -22,6 +22,8 @@ P = ParamSpec("P")
 PAUSE_SECONDS_MIN: Final = 0.1
 PAUSE_SECONDS_MAX: Final = 30.0
 """The bounds of the pause after an error. Each pause is up to twice as long as the last one."""
+SETTLE_SECONDS: Final = 0.1
+"""How long the threads of a forked child wait: see `settle`."""
 
 
 # What it is before gevent or eventlet replaces it, if they do so after this.
@@ -183,6 +185,19 @@ def start_helper(name: str, work: Callable[[], object]) -> None:
         threading.Thread(target=work, name=name, daemon=True).start()
 
 
+_settled_at = 0.0
+
+
+def settle() -> None:
+    """Have threads of a forked child wait a moment before they open anything.
+
+    A daemon closes all descriptors right after its fork. A socket that is just being made then
+    could not know that its number has another file by now.
+    """
+    global _settled_at  # noqa: PLW0603 - a fork is the whole process's
+    _settled_at = time.monotonic() + SETTLE_SECONDS
+
+
 class Pauses:
     """The lengths of the pauses after errors in a row. A long time without one ends the row."""
 
@@ -289,6 +304,7 @@ class BackgroundThread:
     def _run(self) -> None:
         _state.is_background = True
         call_safely(_guard_loggers)
+        call_safely(self._ending.wait, max(_settled_at - time.monotonic(), 0))
         while self._is_wanted:
             try:
                 self._work_once()

@@ -13,7 +13,7 @@ import weakref
 from enum import IntEnum
 from typing import Protocol
 
-from flagkit.background import silence
+from flagkit.background import settle, silence
 
 
 class Stage(IntEnum):
@@ -55,6 +55,7 @@ def leave_behind(thing: object) -> None:
 
 def _go_on(stage: Stage) -> None:
     if stage == _stages[-1]:
+        settle()
         with silence():
             for client in list(_watched):
                 # Each by itself: what one client cannot do must not keep others from going on.

@@ -35,7 +35,10 @@ def opened_loop() -> "NamesLoop":
         OSError: the process has no descriptors left.
     """
     # Tried before: asyncio can neither close nor free a loop that gets no descriptors half way.
-    for end in socket.socketpair():
+    pair = socket.socketpair()
+    for end in pair:
+        own(end)
+    for end in pair:
         end.close()
     return NamesLoop()
 
@@ -51,6 +54,11 @@ class NamesLoop(asyncio.SelectorEventLoop):
         super().__init__(self._watchful)
         self.set_exception_handler(_note_exception)
         self._own_pipe()
+
+    def __del__(self) -> None:
+        # asyncio closes what is freed, and cannot close what was only half made.
+        with contextlib.suppress(Exception):
+            super().__del__()
 
     async def sock_connect(self, sock: socket.socket, address: Any) -> None:
         """Connect a socket, which is this loop's own from now on."""
