@@ -1,5 +1,6 @@
 """Green threads: gevent and eventlet leave Python's threads alone, or clients say why not."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -124,6 +125,12 @@ def _flag(writer: Writer) -> None:
     writer.create(ON)
 
 
+def need(library: str) -> None:
+    """Skip without a library. Imported here, it would run its hooks after each fork."""
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"needs {library}")
+
+
 def output(patch: str, program: str, *arguments: str) -> list[str]:
     """Return the lines that a program prints in an interpreter of its own, patched first."""
     done = subprocess.run(
@@ -142,7 +149,7 @@ def output(patch: str, program: str, *arguments: str) -> list[str]:
 def test_a_client_is_refused_where_threads_are_green(
     library: str, mongo_uri: str, database: str
 ) -> None:
-    pytest.importorskip(library)
+    need(library)
     found = output(PATCHES[library], REFUSED, mongo_uri, database)
     for words in found[:4]:
         assert words.startswith(f"{library} has replaced Python's threads")
@@ -155,7 +162,7 @@ def test_a_client_is_refused_where_threads_are_green(
 def test_clients_follow_where_all_but_threads_is_green(
     library: str, mongo_uri: str, database: str
 ) -> None:
-    pytest.importorskip(library)
+    need(library)
     found = output(PATCHES[f"{library}-threads"], FOLLOWS, mongo_uri, database)
     assert found == [*["True shop.on"] * 2, "5", *["False None"] * 2, "child None", "[]"]
 
@@ -163,14 +170,14 @@ def test_clients_follow_where_all_but_threads_is_green(
 def test_a_client_that_was_there_before_threads_were_green_goes_on(
     mongo_uri: str, database: str, tmp_path: Path
 ) -> None:
-    pytest.importorskip("gevent")
+    need("gevent")
     # As in workers of `gunicorn -k gevent --preload`.
     found = output("", PATCHED_LATE, mongo_uri, database, str(tmp_path / "flags.snapshot"))
     assert found == ["shop.on True", "watching {}", "refused"]
 
 
 def test_the_embedded_server_runs_where_threads_are_green() -> None:
-    pytest.importorskip("gevent")
+    need("gevent")
     program = """
 from flagkit.embedded import EmbeddedMongo
 from flagkit.writer import Writer

@@ -5,6 +5,7 @@ import errno
 import functools
 import gc
 import http.client
+import importlib.util
 import itertools
 import json
 import multiprocessing
@@ -545,8 +546,8 @@ def test_workers_of_gunicorn_that_are_forked_from_a_loaded_application_go_on(
     database: str,
     kind: str,
 ) -> None:
-    if kind == "gevent":
-        pytest.importorskip(kind)
+    if importlib.util.find_spec(kind if kind == "gevent" else "gunicorn") is None:
+        pytest.skip(f"needs {kind}")
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port: int = listening.getsockname()[1]
 
@@ -581,7 +582,8 @@ def test_workers_of_gunicorn_that_are_forked_from_a_loaded_application_go_on(
 def test_workers_of_gunicorn_that_load_the_application_among_green_threads_say_why_not(
     environment: dict[str, str],
 ) -> None:
-    pytest.importorskip("gevent")
+    if importlib.util.find_spec("gevent") is None:
+        pytest.skip("needs gevent")
     command = ["gunicorn", "--workers", "1", "--no-control-socket", "--worker-class", "gevent"]
     done = subprocess.run(
         [sys.executable, "-m", *command, "--bind", "127.0.0.1:0", "web:application"],
