@@ -14,7 +14,8 @@ ROOMS = sorted((SOURCE / "flagkit").rglob("*.py"))
 LEVELS = [
     ["printable"],
     ["errors", "logs"],
-    ["model", "policy_json"],
+    ["model", "policy_json", "background"],
+    ["descriptors"],
     [
         *(
             "arguments",

@@ -500,7 +500,8 @@ def keen(filled: Writer, mongo_uri: str, database: str) -> Iterator[Writer]:
 def wait_for_thread(writer: Writer) -> None:
     """Wait until the thread that makes a checkpoint has ended, if there is one."""
     assert writer._checkpoints is not None
-    thread = writer._checkpoints._thread
+    background = writer._checkpoints._thread
+    thread = None if background is None else background._thread
     if thread is not None:
         thread.join(PATIENCE_SECONDS)
         assert not thread.is_alive()

@@ -228,3 +228,40 @@ def test_a_resolver_that_never_answers_holds_up_neither_close_nor_the_exit(tmp_p
         # The look-up would take 150 s.
         assert time.monotonic() - started < 30
         assert silent.recv(512), "it was asked"
+
+
+AT_EXIT = """
+import atexit, logging, sys, threading
+import flagkit
+
+logging.basicConfig(level=logging.INFO)
+logging.getLogger("pymongo").setLevel(logging.WARNING)
+if sys.argv[4] == "threading":
+    # Before the threads of pools are joined.
+    threading._register_atexit(flagkit.close)
+elif sys.argv[4] == "atexit":
+    atexit.register(flagkit.close)
+flagkit.configure(sys.argv[1], environment="production", database=sys.argv[2])
+if sys.argv[3] != "at once":
+    flagkit.wait_ready()
+if sys.argv[4] == "exit":
+    flagkit.close()
+"""
+
+
+@pytest.mark.mongo
+@pytest.mark.parametrize("moment", ["at once", "ready"])
+@pytest.mark.parametrize("way", ["atexit", "threading", "exit", "never"])
+def test_a_client_that_is_closed_at_exit_ends_all_its_tasks_and_prints_nothing(
+    writer: Writer, mongo_uri: str, database: str, moment: str, way: str
+) -> None:
+    writer.create(THEME)
+    ended = subprocess.run(
+        [sys.executable, "-c", AT_EXIT, mongo_uri, database, moment, way],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")

@@ -1,13 +1,17 @@
 """Clients after a fork: the child goes on by itself; the parent is left alone."""
 
 import contextlib
+import errno
+import functools
 import gc
 import http.client
+import importlib.util
 import itertools
 import json
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
 import socket
 import subprocess
@@ -534,9 +538,16 @@ def environment(mongo_uri: str, database: str, writer: Writer) -> dict[str, str]
 
 
 @pytest.mark.mongo
+@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent"])
 def test_workers_of_gunicorn_that_are_forked_from_a_loaded_application_go_on(
-    environment: dict[str, str], writer: Writer, mongo: MongoClient[dict[str, Any]], database: str
+    environment: dict[str, str],
+    writer: Writer,
+    mongo: MongoClient[dict[str, Any]],
+    database: str,
+    kind: str,
 ) -> None:
+    if importlib.util.find_spec(kind if kind == "gevent" else "gunicorn") is None:
+        pytest.skip(f"needs {kind}")
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port: int = listening.getsockname()[1]
 
@@ -549,7 +560,7 @@ def test_workers_of_gunicorn_that_are_forked_from_a_loaded_application_go_on(
 
         command = ["gunicorn", "--preload", "--workers", "4", "--no-control-socket"]
         command += ["--log-level", "warning", "--bind", f"fd://{listening.fileno()}"]
-        command += ["web:application"]
+        command += ["--worker-class", kind, "web:application"]
         with serving(*command, environment=environment, keep=listening.fileno()) as master:
             workers = workers_of(master, 4)
             all_answer(ask, workers, "product", 1)
@@ -565,6 +576,26 @@ def test_workers_of_gunicorn_that_are_forked_from_a_loaded_application_go_on(
             assert first[0]["revision"] >= 1, "the flags of the master were not there at once"
             all_answer(ask, workers - {killed} | {new}, "people", 2)
             eventually(lambda: watchers(mongo, database), lambda found: masters in found)
+
+
+@pytest.mark.mongo
+def test_workers_of_gunicorn_that_load_the_application_among_green_threads_say_why_not(
+    environment: dict[str, str],
+) -> None:
+    if importlib.util.find_spec("gevent") is None:
+        pytest.skip("needs gevent")
+    command = ["gunicorn", "--workers", "1", "--no-control-socket", "--worker-class", "gevent"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "--bind", "127.0.0.1:0", "web:application"],
+        cwd=EXAMPLES,
+        env={**ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 3, "a worker that does not boot ends the master"
+    assert "ConfigurationError: gevent has replaced Python's threads" in done.stderr
 
 
 @pytest.mark.mongo
@@ -608,3 +639,222 @@ def test_processes_of_celerys_prefork_pool_go_on(
         all_answer(ask, processes, "product", 1)
         writer.update(PEOPLE)
         all_answer(ask, processes, "people", 2)
+
+
+def starts_no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def opens_no_descriptors(*_: Any) -> None:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+DAEMONS = """
+import gc, logging, os, socket, sys, time
+import flagkit
+
+logging.getLogger("flagkit").setLevel(logging.ERROR)
+flagkit.configure(sys.argv[1], environment="production", database=sys.argv[2], max_staleness=3)
+flagkit.wait_ready()
+
+
+def is_watching():
+    return flagkit.status().state == "watching" and flagkit.status().staleness < 1
+
+
+def is_well():
+    # As soon as it is watching: its thread is about to read and write just then.
+    while flagkit.status().state != "watching":
+        pass
+    os.closerange(3, 1024)
+    # They get the numbers of the loop's sockets. Some are sockets, too.
+    files = [open(os.devnull) for _ in range(4)]
+    pairs = [socket.socketpair() for _ in range(4)]
+    kept = [os.fstat(file.fileno()).st_ino for file in files]
+    # Known to be current: the primary was asked since, by new connections.
+    began = time.monotonic()
+    while flagkit.status().staleness > time.monotonic() - began:
+        if time.monotonic() - began > 20:
+            return flagkit.status()
+    flagkit.close()
+    gc.collect()
+    if [os.fstat(file.fileno()).st_ino for file in files] != kept:
+        return "a file was closed"
+    for pair in pairs:
+        for here, there in (pair, pair[::-1]):
+            here.setblocking(False)
+            try:
+                return "read from a connection: " + repr(here.recv(100))
+            except BlockingIOError:
+                there.sendall(b"x")
+                if here.recv(1) != b"x":
+                    return "it lost what was sent"
+    return True
+
+
+for _ in range(5):
+    while not is_watching():
+        pass
+    child = os.fork()
+    if not child:
+        os.setsid()
+        print(is_well(), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.mongo
+class TestDaemon:
+    """Children whose descriptors are closed, as PEP 3143 has it, or who get none, or no thread."""
+
+    def test_a_child_that_closes_all_descriptors_goes_on_and_keeps_those_it_opens(
+        self, mongo_uri: str, database: str, writer: Writer
+    ) -> None:
+        writer.create(THEME)
+        # In an interpreter of its own: pytest, too, has descriptors that it goes on using.
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-W",
+                "ignore::DeprecationWarning",
+                "-c",
+                DAEMONS,
+                mongo_uri,
+                database,
+            ],
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        assert (done.stdout, done.stderr) == ("True\n" * 5, "")
+
+    @pytest.mark.parametrize("moment", range(5))
+    def test_a_child_that_closes_all_descriptors_at_once_goes_on(
+        self, client: Client, writer: Writer, moment: int
+    ) -> None:
+        def become_a_daemon(says: Connection) -> None:
+            # The client's thread is just being started.
+            for _ in range(moment * 1_000):
+                pass
+            os.closerange(3, says.fileno())
+            os.closerange(says.fileno() + 1, 1024)
+            says.send("closed")
+            client.wait_for(2, SECONDS_MAX)
+            says.send(answer(client))
+
+        with Child(become_a_daemon) as child:
+            assert child.says() == "closed"
+            writer.update(LIGHT)
+            assert child.says() == ("light", 2)
+            assert child.exit_code() == 0
+
+    def test_a_child_of_a_daemon_goes_on(self, client: Client, writer: Writer) -> None:
+        def follow(says: Connection) -> None:
+            os.closerange(3, says.fileno())
+            os.closerange(says.fileno() + 1, 1024)
+            Path(os.devnull).open("rb")  # noqa: SIM115 - it stays open
+
+            def again(says: Connection) -> None:
+                client.wait_for(2, SECONDS_MAX)
+                says.send(answer(client))
+
+            with Child(again) as grandchild:
+                says.send("forked")
+                says.send(grandchild.says())
+            again(says)
+
+        with Child(follow) as child:
+            assert child.says() == "forked"
+            writer.update(LIGHT)
+            assert [child.says(), child.says()] == [("light", 2)] * 2
+            assert child.exit_code() == 0
+
+    @pytest.mark.parametrize("lacking", ["descriptors", "threads"])
+    def test_a_child_that_lacks_what_a_thread_takes_says_so_and_goes_on_when_it_is_there(
+        self,
+        client: Client,
+        mongo_uri: str,
+        database: str,
+        writer: Writer,
+        lacking: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        with Client(mongo_uri, environment="production", database=database) as other:
+            other.wait_ready()
+
+            def lack(says: Connection) -> None:
+                found = [
+                    eventually(one.status, lambda it: it.error is not None)
+                    for one in (client, other)
+                ]
+                says.send([(str(status.state), status.error) for status in found])
+                # It answers all the same, and asks for its thread each time.
+                says.send([answer(one) for one in (client, other)])
+                monkeypatch.undo()
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+                for one in (client, other):
+                    eventually(functools.partial(answer, one), lambda it: it == ("light", 2))
+                says.send([str(one.status().state) for one in (client, other)])
+
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            if lacking == "threads":
+                monkeypatch.setattr(threading.Thread, "start", starts_no_thread)
+                error = "can't start new thread"
+            else:
+                monkeypatch.setattr(socket, "socketpair", opens_no_descriptors)
+                error = "[Errno 24] Too many open files"
+            with Child(lack) as child:
+                monkeypatch.undo()
+                assert child.says() == [("backing off", error)] * 2
+                assert child.says() == [("dark", 1)] * 2
+                writer.update(LIGHT)
+                child.says()
+                assert child.exit_code() == 0
+
+    def test_a_client_that_cannot_go_on_keeps_no_other_from_it(
+        self, client: Client, mongo_uri: str, database: str, writer: Writer
+    ) -> None:
+        with (
+            Client(mongo_uri, environment="production", database=database) as broken,
+            Client(mongo_uri, environment="production", database=database) as last,
+        ):
+            broken.wait_ready()
+            last.wait_ready()
+            broken._subscriptions.go_on_after_fork = opens_no_descriptors  # type: ignore[assignment,method-assign]
+            broken._unsealing.go_on_after_fork = opens_no_descriptors  # type: ignore[method-assign]
+
+            def follow(says: Connection) -> None:
+                for one in (client, last, broken):
+                    one.wait_for(2, SECONDS_MAX)
+                    says.send(answer(one))
+
+            with Child(follow) as child:
+                writer.update(LIGHT)
+                assert [child.says() for _ in range(3)] == [("light", 2)] * 3
+                assert child.exit_code() == 0
+
+
+@pytest.mark.mongo
+def test_a_fork_within_the_refresh_thread_leaves_the_parent_alone(
+    client: Client, writer: Writer
+) -> None:
+    pids: list[int] = []
+
+    def fork(*_: object) -> None:
+        if not pids:
+            pids.append(os.fork())
+
+    client.on_publish(fork)
+    client.wait_for(writer.update(LIGHT).revision)
+    try:
+        [child] = pids
+        # The copy of the thread that is the child's only one goes on into what it may not touch.
+        for _ in range(3):
+            client.wait_for(writer.update(THEME).revision)
+            assert client.status().error is None
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

@@ -160,7 +160,7 @@ def test_however_many_revisions_come_there_is_a_heartbeat_a_second_at_most() -> 
             self.times.append(time.monotonic())
 
     async def revisions(watch: Watch) -> None:
-        registrar = Registrar("shop", Freshness())
+        registrar = Registrar("shop", Freshness(), "1")
         registrar.begin(watch)
         while len(watch.times) < 3:
             registrar.saw(snapshot)

@@ -96,6 +96,7 @@ class Answers:
         if self._counting is not None:
             self._counting.evaluated(hit=view is not None and view.has_compiled(key))
         if view is None:
+            self._look_after()
             return evaluation_of(key, _NOT_READY, default)
         return view.evaluate(key, context, default, max_staleness)
 
@@ -192,7 +193,12 @@ class Answers:
             with contextlib.suppress(Exception):
                 switch = view.switch(key)
                 return switch if isinstance(switch, bool) else switch(context, default)
+        else:
+            self._look_after()
         return default
+
+    def _look_after(self) -> None:
+        """Do what brings flags, if that is not under way. Called while there are none."""
 
 
 class BoundClient:

@@ -13,32 +13,34 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, Unpack
 from flagkit.answers import Answers
 from flagkit.arguments import refusing_unknown, seconds
 from flagkit.arguments import revision as as_revision
+from flagkit.background import Log, call_safely, check_threads_are_real, words_of
 from flagkit.changes import Change
 from flagkit.core.bucketing import Clock
 from flagkit.core.freshness import Freshness
 from flagkit.errors import ClosedError, ConfigurationError, InvalidArgumentError, NotReadyError
-from flagkit.forks import Stage, watch
-from flagkit.logs import logger
+from flagkit.forks import Stage, leave_behind, watch
 from flagkit.model import EVERYWHERE, encode
 from flagkit.origin import Origin, first_view, origin_of
-from flagkit.refresh import Refresher, Source, pace_for
+from flagkit.refresh import Refresher, Source, State, pace_for
 from flagkit.settings import Options, Settings, settings_from
 from flagkit.snapshot import Snapshot, SnapshotFile, flag_of
 from flagkit.status import Status
 from flagkit.subscriptions import Callback, Subscription, Subscriptions
 from flagkit.unsealing import Unsealing
-from flagkit.view import View
+from flagkit.view import UnattendedView, View
 
 if TYPE_CHECKING:
     from flagkit.refresh_thread import Publish, RefreshThread
 
-_log = logger("flagkit")
+_log = Log("flagkit")
 
 EQUAL_CLIENTS_MAX: Final = 4
 """More clients of equal settings in one process are a mistake, such as one for each request."""
 
 CLOSE_SECONDS: Final = 5.0
 """How long a client waits for its own threads to end, unless the caller says otherwise."""
+START_AGAIN_SECONDS: Final = 1.0
+"""So long a client waits before it tries again to make its thread."""
 
 
 class Client(Answers):
@@ -63,10 +65,13 @@ class Client(Answers):
         "_arrival",
         "_closed",
         "_freshness",
+        "_is_wanted",
         "_listeners",
         "_origin",
         "_refresh",
+        "_start_after",
         "_subscriptions",
+        "_trouble",
         "_turn",
         "_unsealing",
     )
@@ -143,21 +148,30 @@ class Client(Answers):
         return self._freshness.age
 
     def status(self) -> Status:
-        """Return where this client stands. Never raises, and never waits."""
+        """Return where this client stands. Never raises, and never waits.
+
+        Threads that are not running are started again, where they should be running.
+        """
+        self._look_after()
         snapshot, refresh = self.snapshot, self._refresh
+        error = self._trouble if refresh is None else refresh.error
+        troubles = {} if refresh is None else refresh.troubles
+        if (trouble := self._subscriptions.trouble) is not None:
+            troubles["changes"] = trouble
         tip = None if snapshot is None else snapshot.tip
         return Status(
             environment="" if tip is None else tip.environment,
             region=EVERYWHERE if snapshot is None else snapshot.region,
-            state=None if refresh is None else refresh.refresher.state,
+            state=self._state,
             epoch="" if tip is None else tip.epoch,
             revision=0 if tip is None else tip.revision,
             head=None if refresh is None else refresh.head_revision,
             staleness=self.staleness,
             is_stale=self._freshness.is_stale,
             breakers={} if refresh is None else refresh.circuits,
-            error=None if refresh is None or refresh.error is None else str(refresh.error),
+            error=None if error is None else words_of(error),
             error_count=0 if refresh is None else refresh.error_count,
+            troubles=troubles,
             counts=self.counts(),
             file=None if self._origin.file is None else self._origin.file.trouble,
         )
@@ -182,28 +196,36 @@ class Client(Answers):
             InvalidArgumentError: the callback is a coroutine function, which nobody would await,
                 or cannot be called.
             ClosedError: the client was closed.
+            ConfigurationError: gevent or eventlet has replaced Python's threads.
         """
+        if self._origin.opener is not None:
+            check_threads_are_real()
         with self._arrival:
             self._check_open()
             watch(self, Stage.STARTED)
-            return self._subscriptions.add(key, callback)
+            subscription = self._subscriptions.add(key, callback)
+        self._look_after()
+        return subscription
 
     def on_publish(self, listener: "Publish") -> None:
         """Have flagkit's own rooms hear of each snapshot: in the refresh thread, which waits."""
         with self._arrival:
-            self._listeners += (listener,)
+            self._listeners += (_guarded(listener),)
 
     def start(self) -> Self:
         """Begin to load and to watch, in a background thread; nothing if that has begun already.
 
         Raises:
             ClosedError: the client was closed.
+            ConfigurationError: gevent or eventlet has replaced Python's threads.
         """
         with self._arrival:
             self._check_open()
             if self._refresh is None:
                 self._begin()
+            self._is_wanted = self._refresh is not None
             self._subscriptions.start()
+        self._look_after()
         return self
 
     def follow(self, origin: Origin) -> Self:
@@ -220,6 +242,7 @@ class Client(Answers):
         view = first_view(origin, freshness, unsealing)
         if origin.opener is not None:
             # All that can fail comes before anything is changed.
+            check_threads_are_real()
             origin.opener()
             unsealing.prepare()
         with self._arrival:
@@ -241,6 +264,8 @@ class Client(Answers):
             try:
                 self._begin()
             finally:
+                self._is_wanted = self._refresh is not None
+                self._attend()
                 # Those who wait look at the new source from now on.
                 self._arrival.notify_all()
         _end(left, CLOSE_SECONDS)
@@ -296,13 +321,21 @@ class Client(Answers):
         Called in the child, by itself; there is no need to.
         """
         self._arrival = threading.Condition()
-        # The thread that is gone may have been about to.
-        self._publish_view(self._view)
-        # First, for its lock may have been held, too, and the thread of refreshing takes it.
-        self._subscriptions.go_on_after_fork(self.snapshot, starts=not self._closed)
-        self._unsealing.go_on_after_fork()
-        if self._refresh is not None:
-            self._begin()
+        # First, for the child must not take the parent's thread for its own, whatever fails below.
+        refresh, self._refresh = self._refresh, None
+        if refresh is not None:
+            leave_behind(refresh)
+            refresh.leave_behind()
+        self._trouble, self._start_after = None, 0.0
+        for renew in (
+            # The thread that is gone may have been about to.
+            lambda: self._publish_view(self._view),
+            # Before the refresh thread, which takes its lock. That may have been held, too.
+            lambda: self._subscriptions.go_on_after_fork(self.snapshot, starts=not self._closed),
+            self._unsealing.go_on_after_fork,
+        ):
+            self._trouble = call_safely(renew) or self._trouble
+        self._look_after()
 
     def close(self, timeout: float = CLOSE_SECONDS) -> None:
         """End the background threads, waiting at most `timeout` seconds for them.
@@ -314,6 +347,8 @@ class Client(Answers):
         with self._arrival:
             self._closed = True
             _started.pop(id(self), None)
+            self._is_wanted = False
+            self._attend()
             refresh, self._refresh = self._refresh, None
             self._arrival.notify_all()
         _end(refresh, timeout)
@@ -343,8 +378,11 @@ class Client(Answers):
         self._refresh = None
         self._turn = object()
         self._closed = False
-        self._subscriptions = Subscriptions(self.snapshot)
-        self._listeners = ()
+        self._is_wanted = False
+        self._trouble = None
+        self._start_after = 0.0
+        self._subscriptions = Subscriptions(self.snapshot, self._look_after)
+        self._listeners = (_guarded(self._subscriptions.tell),)
 
     def _begin(self) -> None:
         """Start a refresh thread for the origin; the thread before it publishes nothing more."""
@@ -352,6 +390,8 @@ class Client(Answers):
         if self._origin.opener is None:
             self._refresh = None
             return
+        # Before asyncio is imported, which lacks modules that eventlet removes.
+        check_threads_are_real()
         # Deferred, as the driver is: a service that only imports flagkit pays for neither.
         from flagkit.refresh_thread import RefreshThread  # noqa: PLC0415
 
@@ -370,8 +410,51 @@ class Client(Answers):
             self._origin.service,
             unsealing=self._unsealing,
         )
+        self._trouble = None
+        self._refresh.start()
         watch(self, Stage.STARTED)
         _note_started(self, self._origin.settings)
+
+    def _look_after(self) -> None:
+        """Start threads that should be running and are not. Never raises, and never waits.
+
+        Called wherever a client without them is still called. A view that asks for it stands in for
+        the client's view meanwhile.
+        """
+        if not self._is_wanted or not self._arrival.acquire(blocking=False):
+            return
+        try:
+            if self._refresh is not None:
+                self._refresh.start()
+            elif time.monotonic() >= self._start_after:
+                error = call_safely(self._begin)
+                if error is not None:
+                    self._start_after = time.monotonic() + START_AGAIN_SECONDS
+                    if self._trouble is None or words_of(self._trouble) != words_of(error):
+                        _log.warning("not current: %s", words_of(error), exc_info=error)
+                    self._trouble = error
+            self._attend()
+        finally:
+            self._arrival.release()
+        self._subscriptions.look_after()
+
+    def _attend(self) -> None:
+        """Publish a view that asks for the threads while they are not running, and then none."""
+        view = self._view
+        if view is None:
+            return
+        if self._is_wanted and (self._refresh is None or not self._refresh.is_running):
+            if not isinstance(view, UnattendedView):
+                self._publish_view(UnattendedView(view, self._look_after))
+        elif isinstance(view, UnattendedView):
+            self._publish_view(view.attended)
+
+    @property
+    def _state(self) -> State | None:
+        refresh = self._refresh
+        if refresh is not None and refresh.is_running:
+            return refresh.refresher.state
+        return State.BACKING_OFF if self._is_wanted else None
 
     def _publish(self, turn: object, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
         watch(self, Stage.LOADED)
@@ -421,17 +504,24 @@ class Client(Answers):
             raise ConfigurationError(
                 "nothing is configured: call flagkit.configure(uri, environment=...) first"
             )
-        with self._arrival:
-            has_come = self._arrival.wait_for(
-                lambda: self._closed or self._has_arrived(arrived), timeout
-            )
-            # Within the lock, for another thread may move the client to another source.
-            has_come = has_come and self._has_arrived(arrived)
-            is_closed, refresh = self._closed, self._refresh
+        ends = time.monotonic() + timeout
+        has_come = False
+        while not self._closed:
+            with self._arrival:
+                # Within the lock, for another thread may move the client to another source.
+                has_come = self._arrival.wait_for(
+                    lambda: self._closed or self._has_arrived(arrived),
+                    max(min(ends - time.monotonic(), START_AGAIN_SECONDS), 0),
+                )
+                has_come = has_come and self._has_arrived(arrived)
+            if has_come or time.monotonic() >= ends:
+                break
+            self._look_after()
+        refresh = self._refresh
         if not has_come:
-            if is_closed:
+            if self._closed:
                 raise ClosedError("the client was closed while it was waited for")
-            cause = refresh.error if refresh is not None else None
+            cause = self._trouble if refresh is None else refresh.error
             raise NotReadyError(f"{problem} within {timeout} s" + (f": {cause}" if cause else ""))
 
     def _has_arrived(self, arrived: Callable[[View], bool]) -> bool:
@@ -466,3 +556,20 @@ def _note_started(client: Client, settings: Settings | None) -> None:
             count,
             settings.environment,
         )
+
+
+def _guarded(listener: "Publish") -> "Publish":
+    """Return a listener that raises nothing: a meter's code is the host's. It is logged once."""
+    has_failed = False
+
+    def tell(snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
+        nonlocal has_failed
+        error = call_safely(listener, snapshot, changes)
+        if error is not None and not has_failed:
+            has_failed = _log.warning(
+                "a listener for new snapshots raised %s; that it does is not said again",
+                words_of(error),
+                exc_info=error,
+            )
+
+    return tell

@@ -204,22 +204,32 @@ def _running_members(path: Path, deadline: float) -> tuple[Member, ...]:
 
 def _start_supervisor(path: Path, server: _Lock, deadline: float) -> None:
     """Start the process that will own the mongods, hand `server` over to it, wait until ready."""
-    with subprocess.Popen(  # noqa: S603 -- this interpreter, this module
-        [sys.executable, "-P", "-m", "flagkit.embedded", path, _find_mongod(), str(deadline)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        pass_fds=[server.fileno()],
-        start_new_session=True,  # Ctrl-C is for the user
-        cwd="/",
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
-    ) as process:
+    # Not the lock itself: where gevent forks, the child runs the hook that closes locks.
+    handed = os.dup(server.fileno())
+    try:
+        process = _supervisor(path, handed, deadline)
+    finally:
+        os.close(handed)
+    with process:
         server.close()  # the lock is the supervisor's now: it keeps the descriptor open
         output = b"the server was not ready in time"
         with contextlib.suppress(subprocess.TimeoutExpired):
             output, _ = process.communicate(timeout=deadline - time.monotonic() + 1.0)
     if not (path / "server.json").exists():
         raise EmbeddedMongoError(output.decode(errors="replace").strip())
+
+
+def _supervisor(path: Path, lock: int, deadline: float) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(  # noqa: S603 -- this interpreter, this module
+        [sys.executable, "-P", "-m", "flagkit.embedded", path, _find_mongod(), str(deadline)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        pass_fds=[lock],
+        start_new_session=True,  # Ctrl-C is for the user
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+    )
 
 
 def _find_mongod() -> Path:

@@ -6,11 +6,14 @@ hook is registered when a client starts, and again when flags have been loaded, 
 them; the newest one acts. There is none before the fork: it would stop the parent.
 """
 
+import contextlib
 import functools
 import os
 import weakref
 from enum import IntEnum
 from typing import Protocol
+
+from flagkit.background import settle, silence
 
 
 class Stage(IntEnum):
@@ -30,6 +33,7 @@ class GoesOn(Protocol):
 
 
 _watched: weakref.WeakSet[GoesOn] = weakref.WeakSet()
+_left_behind: list[object] = []
 _stages = [Stage.NOTHING]
 
 
@@ -41,7 +45,19 @@ def watch(client: GoesOn, stage: Stage) -> None:
         os.register_at_fork(after_in_child=functools.partial(_go_on, stage))
 
 
+def leave_behind(thing: object) -> None:
+    """Keep something of the parent for ever, which would close descriptors if it was freed.
+
+    The child may have closed them, and opened others that have the same numbers.
+    """
+    _left_behind.append(thing)
+
+
 def _go_on(stage: Stage) -> None:
     if stage == _stages[-1]:
-        for client in list(_watched):
-            client.go_on_after_fork()
+        settle()
+        with silence():
+            for client in list(_watched):
+                # Each by itself: what one client cannot do must not keep others from going on.
+                with contextlib.suppress(BaseException):
+                    client.go_on_after_fork()

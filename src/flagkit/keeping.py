@@ -11,16 +11,16 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Final, TypeAlias, TypeVar
 
+from flagkit.background import Log, is_of_the_end, repeat
 from flagkit.changes import Change, PolicyId, Tip
 from flagkit.collector import collector_paused
 from flagkit.errors import SnapshotFormatError
-from flagkit.logs import logger
 from flagkit.snapshot import Arena, Record, Snapshot, SnapshotFile, fold, whole
 from flagkit.snapshot.slices import given_back
 
 T = TypeVar("T")
 
-_log = logger("flagkit.refresh")
+_log = Log("flagkit.refresh")
 
 PAUSE_SECONDS: Final = 0.0005
 SAVE_BYTES_PER_SECOND: Final = 1024 * 1024
@@ -39,6 +39,9 @@ Rebase: TypeAlias = "Callable[[Snapshot, Arena, Mapping[PolicyId, Record | None]
 class Keeper:
     """Folds and saves the snapshots that it is shown. To be used in one asyncio loop.
 
+    Attributes:
+        trouble: What is in the way, in words; None if nothing is.
+
     Args:
         rebase: Called with new bases.
         file: Where to keep them; without one they stay in memory.
@@ -53,7 +56,7 @@ class Keeper:
         # The hashes of revisions that were seen, and of those that are history no more.
         self._seen: dict[int, str] = {}
         self._lost: dict[int, str] = {}
-        self._trouble: str | None = None if file is None else file.trouble
+        self.trouble: str | None = None if file is None else file.trouble
         # The histories that were seen, and another one that the file was of at the last look.
         self._epochs: set[str] = set()
         self._strange: str | None = None
@@ -75,8 +78,11 @@ class Keeper:
 
     async def run(self) -> None:
         """Fold and save for ever."""
-        while True:
-            await self._keep(await self._due())
+        await repeat(self._run, self._run_failed, asyncio.sleep)
+
+    def forget(self) -> None:
+        """Let go of the snapshot that was shown last."""
+        self._newest = None
 
     def save_now(self) -> None:
         """Save the newest snapshot at once, if another has not; a trouble is logged."""
@@ -90,6 +96,13 @@ class Keeper:
                     file.write(whole(fold(snapshot, with_members=True)))
         except Exception as error:  # noqa: BLE001 - the client closes all the same
             self._failed(file, error)
+
+    async def _run(self) -> None:
+        while True:
+            await self._keep(await self._due())
+
+    def _run_failed(self, error: Exception) -> None:
+        self._note(f"what has changed is not kept: {_told(error)}")
 
     async def _keep(self, snapshot: Snapshot) -> None:
         """Keep a snapshot in the file, if there is one, or else fold it, if that is due."""
@@ -228,6 +241,8 @@ class Keeper:
         return True
 
     def _failed(self, file: SnapshotFile, error: Exception) -> None:
+        if is_of_the_end(error):
+            return
         self._note(
             f"the snapshot file {file.path} is not written: {_told(error)};"
             " flags are served from memory"
@@ -235,11 +250,11 @@ class Keeper:
 
     def _note(self, trouble: str | None) -> None:
         """Say a trouble once, and once that it is over."""
-        if trouble is not None and trouble != self._trouble:
+        if trouble is not None and trouble != self.trouble:
             _log.warning("%s", trouble)
-        elif trouble is None and self._trouble is not None:
+        elif trouble is None and self.trouble is not None:
             _log.info("the snapshot file is written again")
-        self._trouble = trouble
+        self.trouble = trouble
         if self._file is not None:
             self._file.trouble = trouble
 

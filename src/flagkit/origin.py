@@ -6,18 +6,18 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from flagkit.background import Log
 from flagkit.bootstrap import bootstrap_snapshot
 from flagkit.core.freshness import Freshness
 from flagkit.encryption import DataKeys, Encryption
 from flagkit.errors import SnapshotFormatError
-from flagkit.logs import logger
 from flagkit.refresh import Source
 from flagkit.settings import Settings
 from flagkit.snapshot import Snapshot, SnapshotFile
 from flagkit.unsealing import Unsealing
 from flagkit.view import View
 
-_log = logger("flagkit")
+_log = Log("flagkit")
 
 
 class Origin(NamedTuple):

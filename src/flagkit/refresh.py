@@ -199,7 +199,7 @@ class Refresher:
         self.applied: Sequence[Change] | None = ()
         self.head: Tip | None = None
         self.current_as_of: float | None = None
-        thresholds = thresholds or Thresholds()
+        self._thresholds = thresholds = thresholds or Thresholds()
         self.breakers: Mapping[Route, Breaker] = {
             route: Breaker(chance, thresholds) for route in Route
         }
@@ -220,6 +220,12 @@ class Refresher:
     def start(self, now: float) -> Action:
         """Return the first action: a base is loaded only where none was given."""
         return self._go_on(now)
+
+    def renewed(self) -> "Refresher":
+        """Return a refresher that goes on from this one's snapshot, and knows nothing else."""
+        renewed = Refresher(self._chance, self.snapshot, self._pace, self._thresholds)
+        renewed.state, renewed.head = State.BACKING_OFF, self.head
+        return renewed
 
     def step(self, event: Event, now: float) -> Action:
         """Take in what came of the last action and return the next. Never raises."""

@@ -10,17 +10,16 @@ import os
 import random
 import socket
 import time
-import uuid
 from typing import Final, Protocol
 
 import msgspec
 
+from flagkit.background import Log, repeat, words_of
 from flagkit.core.freshness import Freshness
 from flagkit.heartbeat import HOST_LENGTH_MAX, Heartbeat
-from flagkit.logs import logger
 from flagkit.snapshot import Snapshot
 
-_log = logger("flagkit.refresh")
+_log = Log("flagkit.refresh")
 
 BEAT_SECONDS: Final = 10.0
 """Between two heartbeats of a client that nothing happens to; drawn anew from 0.8 to 1.2 of it."""
@@ -42,12 +41,21 @@ class Registry(Protocol):
 
 
 class Registrar:
-    """Writes the heartbeats of one client in one process. To be used in one asyncio loop."""
+    """Writes the heartbeats of one client in one process. To be used in one asyncio loop.
 
-    def __init__(self, service: str, freshness: Freshness) -> None:
+    Attributes:
+        trouble: What is in the way, in words; None if nothing is.
+
+    Args:
+        service: The name that the client registers itself by.
+        freshness: How old its snapshot is.
+        instance: A name of this client that no other client has.
+    """
+
+    def __init__(self, service: str, freshness: Freshness, instance: str) -> None:
         self._service = service
         self._freshness = freshness
-        self._instance = uuid.uuid4().hex
+        self._instance = instance
         self._snapshot: Snapshot | None = None
         self._news = asyncio.Event()
         self._chance = random.Random()  # noqa: S311 - jitter, not secrets
@@ -55,7 +63,7 @@ class Registrar:
         self._registry: Registry | None = None
         self._task: asyncio.Future[None] | None = None
         self._is_registered = False
-        self._trouble: str | None = None
+        self.trouble: str | None = None
 
     def saw(self, snapshot: Snapshot) -> None:
         """Take note of what the client answers from."""
@@ -65,7 +73,9 @@ class Registrar:
     def begin(self, registry: Registry) -> None:
         """Begin to write heartbeats."""
         self._registry = registry
-        self._task = asyncio.ensure_future(self._run(registry))
+        self._task = asyncio.ensure_future(
+            repeat(lambda: self._run(registry), self._note, asyncio.sleep)
+        )
 
     async def end(self) -> None:
         """End it, and say farewell, for FAREWELL_SECONDS at most, if the registry was there."""
@@ -125,12 +135,12 @@ class Registrar:
     def _note(self, error: Exception | None) -> None:
         """Say a trouble once, and once that it is over."""
         self._is_registered = error is None
-        trouble = None if error is None else str(error)
-        if trouble is not None and trouble != self._trouble:
+        trouble = None if error is None else words_of(error)
+        if trouble is not None and trouble != self.trouble:
             _log.warning("this client is not registered: %s; it serves flags as ever", trouble)
-        elif trouble is None and self._trouble is not None:
+        elif trouble is None and self.trouble is not None:
             _log.info("this client is registered again")
-        self._trouble = trouble
+        self.trouble = trouble
 
 
 async def _ended(task: asyncio.Future[None]) -> None:

@@ -13,9 +13,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, Final, Self, TypeAlias, TypeVar
 
+from flagkit.background import BackgroundThread, Log, words_of
 from flagkit.changes import SEGMENTS, Change, PolicyId
 from flagkit.errors import InvalidArgumentError
-from flagkit.logs import logger
 from flagkit.model import EVERYWHERE, encode
 from flagkit.model.keys import check_key
 from flagkit.references import References
@@ -23,13 +23,15 @@ from flagkit.snapshot import Record, Snapshot, flag_of, kept_of
 
 T = TypeVar("T")
 
-_log = logger("flagkit")
+_log = Log("flagkit")
 
 PAUSE_SECONDS: Final = 0.0005
 _NOBODY_AWAITS: Final = (
     "callbacks are called in a thread without an event loop. Pass a plain function that calls"
     " asyncio.run_coroutine_threadsafe(coroutine, loop)"
 )
+LOOK_SECONDS: Final = 5.0
+"""So often a thread without news looks after the thread that brings them."""
 SLICE_COUNT: Final = 128
 """So many flags are looked at between two pauses, in which others have the interpreter."""
 
@@ -139,9 +141,13 @@ class Subscriptions:
 
     Args:
         snapshot: What the client answers from, so that only what changes from here on is told.
+        look_after_others: Called in the thread now and then. It must not raise.
     """
 
-    def __init__(self, snapshot: Snapshot | None) -> None:
+    def __init__(
+        self, snapshot: Snapshot | None, look_after_others: Callable[[], object] = lambda: None
+    ) -> None:
+        self._look_after_others = look_after_others
         self._all: tuple[Subscription, ...] = ()
         self._news = threading.Condition()
         self._newest = snapshot
@@ -171,12 +177,25 @@ class Subscriptions:
             self._newest = snapshot
             if self._teller is not None:
                 self._teller.leave(snapshot, changes)
+        self.look_after()
 
     def start(self) -> None:
         """Begin to tell, if somebody is to be told."""
         with self._news:
             if self._all:
                 self._begin()
+
+    def look_after(self) -> None:
+        """Start the thread again if it has died. Never raises."""
+        teller = self._teller
+        if teller is not None:
+            teller.start()
+
+    @property
+    def trouble(self) -> str | None:
+        """What keeps the thread from its work, in words; None if nothing does."""
+        teller = self._teller
+        return None if teller is None else teller.trouble
 
     def go_on_after_fork(self, snapshot: Snapshot | None, *, starts: bool) -> None:
         """Begin anew in a forked child, with what changes from here on."""
@@ -194,7 +213,9 @@ class Subscriptions:
 
     def _begin(self) -> None:
         if self._teller is None:
-            self._teller = _Teller(self._newest, self._news, lambda: self._all)
+            teller = _Teller(self._newest, self._news, lambda: self._all, self._look_after_others)
+            self._teller = teller
+            teller.start()
 
     def _remove(self, subscription: Subscription) -> None:
         with self._news:
@@ -209,7 +230,10 @@ class _Teller:
         told: Snapshot | None,
         news: threading.Condition,
         subscriptions: Callable[[], tuple[Subscription, ...]],
+        look_after_others: Callable[[], object],
     ) -> None:
+        self.trouble: str | None = None
+        self._look_after_others = look_after_others
         self._news = news
         self._subscriptions = subscriptions
         # What was left, not taken in yet: the newest snapshot, and what changed; None for all.
@@ -221,16 +245,19 @@ class _Teller:
         self._followed: tuple[Subscription, ...] = ()
         self._references = References()
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="flagkit-changes", daemon=True)
+        self._thread = BackgroundThread("flagkit-changes", self._run, self._failed)
+
+    def start(self) -> None:
+        """Start the thread, or start it again if it has died. Never raises."""
         self._thread.start()
 
     def leave(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
         """Leave word. To be called with the lock of `news`."""
         self._newest = snapshot
-        if changes is None:
-            self._changed = None
-        elif self._changed is not None:
-            self._changed.update(policy.id for change in changes for policy in change.policies)
+        known, self._changed = self._changed, None
+        if changes is not None and known is not None:
+            known.update(policy.id for change in changes for policy in change.policies)
+            self._changed = known
         self._news.notify_all()
 
     def close(self, timeout: float) -> bool:
@@ -238,18 +265,25 @@ class _Teller:
         with self._news:
             self._closing.set()
             self._news.notify_all()
-        if self._thread is threading.current_thread():
-            return True
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        return self._thread.close(timeout)
 
     def _run(self) -> None:
         with contextlib.suppress(_ClosingError):
             while True:
                 self._take_in()
+                self.trouble = None
                 if self._due:
                     (subscription, key), before = self._due.popitem(last=False)
                     self._call(subscription, key, before)
+
+    def _failed(self, error: Exception) -> None:
+        """Compare all that is followed the next time: what had changed may be forgotten."""
+        with self._news:
+            self._changed = None
+        words = words_of(error)
+        if words != self.trouble:
+            _log.warning("callbacks are not told of changes: %s", words, exc_info=error)
+        self.trouble = words
 
     def _call(self, subscription: Subscription, key: str, before: Record | None) -> None:
         told = self._told
@@ -259,11 +293,17 @@ class _Teller:
     def _take_in(self) -> None:
         """Take in what was left. Waits for it, if nobody is due to be told."""
         with self._news:
-            self._news.wait_for(lambda: self._closing.is_set() or self._due or self._has_news)
+            is_needed = self._news.wait_for(
+                lambda: self._closing.is_set() or self._due or self._has_news, LOOK_SECONDS
+            )
             self._go_on()
             new, changed = self._newest, self._changed
             self._changed = set()
             subscriptions = self._subscriptions()
+        if not is_needed:
+            # Without a thread that refreshes there would never be news.
+            self._look_after_others()
+            return
         self._follow(subscriptions)
         if new is None or new is self._told:
             return

@@ -9,16 +9,16 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from flagkit.background import Log
 from flagkit.encryption import DataKeys
 from flagkit.errors import EncryptionError, FlagkitError
-from flagkit.logs import logger
 from flagkit.model import Flag
 from flagkit.model.documents import VariantType
 from flagkit.model.sealing import value_of
 from flagkit.model.sensitive import Sealed, Secret, Withheld
 from flagkit.model.values import Value
 
-_log = logger("flagkit")
+_log = Log("flagkit")
 
 _UNREAD: Final[Mapping[VariantType, Value]] = {
     "boolean": False,

@@ -7,12 +7,13 @@ touched, by themselves or through a prerequisite, are carried over.
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
 
+from flagkit.background import Log
 from flagkit.changes import SEGMENTS, Change, PolicyId
 from flagkit.core.bucketing import Clock
 from flagkit.core.compiled import Asked, Compiled, compiled_alone, compiled_of, shared_of
@@ -29,7 +30,6 @@ from flagkit.errors import (
     InvalidContextError,
     InvalidDocumentError,
 )
-from flagkit.logs import logger
 from flagkit.model import EVERYWHERE, Flag
 from flagkit.model.conditions import Condition
 from flagkit.model.flags import segments_of
@@ -37,7 +37,7 @@ from flagkit.model.packing import FAULTS
 from flagkit.snapshot import Record, Snapshot, flag_of, segment_of
 from flagkit.unsealing import Unsealing
 
-_log = logger("flagkit")
+_log = Log("flagkit")
 
 COMPILED_MAX = 65_536
 """How many compiled flags a view keeps. Beyond it the newest makes room: O(1), never a stall."""
@@ -329,6 +329,49 @@ class View:
             self.switches.pop(evicted, None)
         self._compiled[key] = compiled
         return compiled
+
+
+class UnattendedView(View):
+    """A view of a client whose background thread is not running: it has the client start it again.
+
+    Evaluations are what such a client is still called for. The view has no switches, so that each
+    check comes by, and the client's hot path needs no test.
+
+    Attributes:
+        attended: The view that it stands for.
+
+    Args:
+        attended: See above. It answers all calls.
+        ask: Called before each answer. It must not raise or wait.
+    """
+
+    __slots__ = ("_ask", "attended")
+
+    def __init__(self, attended: View, ask: Callable[[], object]) -> None:
+        for name in View.__slots__:
+            setattr(self, name, getattr(attended, name))
+        self.switches = {}
+        self.attended = attended
+        self._ask = ask
+
+    def switch(self, key: str) -> bool | Switch:
+        """Return what `is_enabled` asks for a flag, and keep nothing of it."""
+        self._ask()
+        compiled = self.find(key)
+        if compiled is None:
+            raise KeyError(key)
+        return compiled.switch
+
+    def evaluate(
+        self,
+        key: str,
+        context: ContextLike,
+        default: Any,
+        max_staleness: float | None = None,
+    ) -> Evaluation[Any]:
+        """Return the answer of a flag, as View."""
+        self._ask()
+        return super().evaluate(key, context, default, max_staleness)
 
 
 def _valid_until(compiled: Compiled, context: ContextLike, moment: float) -> datetime | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.report import Result, report
-from tests.soak import failover, faults, fleet, fuzz, oracle, rollback, simulation, writers
+from tests.soak import failover, faults, fleet, forks, fuzz, oracle, rollback, simulation, writers
 
 
 class Soak(NamedTuple):
@@ -28,6 +28,7 @@ SOAKS = {
     "failover": Soak(failover.soak, "--kills", 20),
     "faults": Soak(faults.soak, "--seconds", 60),
     "fleet": Soak(fleet.soak, "--clients", 300),
+    "forks": Soak(forks.soak, "--forks", 300),
     "fuzz": Soak(fuzz.soak, "--pairs", 1_000_000),
     "oracle": Soak(oracle.soak, "--pairs", 10_000_000),
     "rollback": Soak(rollback.soak, "--points", 50),

@@ -285,6 +285,7 @@ def following(uri: str, database: str, story: Story) -> "Generator[Any]":
         Freshness(),
         Refresher(random.Random()),
     )
+    thread.start()
     try:
         caught_up(0)
         yield caught_up

@@ -18,9 +18,9 @@ from pymongo import ASCENDING, DESCENDING
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 
+from flagkit.background import Log
 from flagkit.changes import Change, Tip
 from flagkit.errors import SnapshotFormatError, StoreError, StoreUnavailableError
-from flagkit.logs import logger
 from flagkit.model import packing
 from flagkit.snapshot import Arena, Snapshot, snapshot_of
 from flagkit.snapshot.arena import opened
@@ -42,7 +42,7 @@ from flagkit.storage.malformed import judged
 from flagkit.storage.paging import Paging
 from flagkit.storage.turns import in_turns
 
-_log = logger("flagkit.refresh")
+_log = Log("flagkit.refresh")
 
 SLICE_BYTES: Final = 4 * 1024 * 1024
 """How long a slice is: to decode one holds the interpreter for a millisecond or two."""

@@ -11,9 +11,9 @@ from typing import Any, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
+from flagkit.background import Log
 from flagkit.changes import ACCESS, GRANTS, SEGMENTS, PolicyChange, PolicyState
 from flagkit.errors import AccessDeniedError, StoreError
-from flagkit.logs import logger
 from flagkit.model import EVERYWHERE
 from flagkit.model.documents import METADATA
 from flagkit.model.grants import Grant, Grants, Role, checked_actor, decode_grants
@@ -23,7 +23,7 @@ from flagkit.storage.reading import Reading
 from flagkit.storage.store import Store
 from flagkit.writer.operations import Earlier, Operation, SetState
 
-_log = logger("flagkit.writer")
+_log = Log("flagkit.writer")
 
 Action: TypeAlias = Literal["edit", "pause", "release", "break glass", "grant"]
 MAY: Final[Mapping[Action, tuple[Role, ...]]] = {

@@ -4,6 +4,7 @@ Of a writer's changes none waits for one: a thread of its own makes it, at its o
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import threading
@@ -12,15 +13,15 @@ from array import array
 from collections.abc import Collection, Generator
 from typing import Final
 
+from flagkit.background import BackgroundThread, Log, words_of
 from flagkit.changes import PolicyState, Tip
 from flagkit.errors import FlagkitError
-from flagkit.logs import logger
 from flagkit.model.segments import packed_part
 from flagkit.snapshot import Arena, record_of, whole
 from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.store import Store
 
-_log = logger("flagkit.writer")
+_log = Log("flagkit.writer")
 
 CLOSE_SECONDS: Final = 5.0
 """How long a writer that closes waits for a checkpoint that is being made to be left off."""
@@ -79,7 +80,7 @@ class CheckpointKeeper:
     def __init__(self, store: Store, every: int) -> None:
         self._store = store
         self._every = every
-        self._thread: threading.Thread | None = None
+        self._thread: BackgroundThread | None = None
         self._stop = threading.Event()
         # Where the newest checkpoint is, as far as is known; or where one could not be made.
         self._newest = -every
@@ -88,10 +89,14 @@ class CheckpointKeeper:
     def saw(self, tip: Tip) -> None:
         """Take note of where the environment stands, and begin a checkpoint if one is due."""
         thread = self._thread
-        if tip.revision - self._newest < self._every or (thread is not None and thread.is_alive()):
+        if tip.revision - self._newest < self._every or (thread is not None and thread.is_running):
             return
-        self._thread = threading.Thread(
-            target=self._keep, args=(tip,), name="flagkit-checkpoint", daemon=True
+        self._thread = BackgroundThread(
+            "flagkit-checkpoint",
+            functools.partial(self._keep, tip),
+            functools.partial(self._failed, tip),
+            repeats=False,
+            is_real=False,
         )
         self._thread.start()
 
@@ -99,19 +104,19 @@ class CheckpointKeeper:
         """Leave off what is being made, and wait for it, for CLOSE_SECONDS at most."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(CLOSE_SECONDS)
+            self._thread.close(CLOSE_SECONDS)
 
     def _keep(self, tip: Tip) -> None:
         with _claimed() as mine:
             if not mine:
                 return
-            try:
-                self._newest = self._kept_up_with(tip)
-                self._trouble = None
-            except Exception as error:  # noqa: BLE001 - it is nobody's call
-                # Tried again as many revisions later.
-                self._newest = tip.revision
-                self._say(error)
+            self._newest = self._kept_up_with(tip)
+            self._trouble = None
+
+    def _failed(self, tip: Tip, error: Exception) -> None:
+        """Try again as many revisions later."""
+        self._newest = tip.revision
+        self._say(error)
 
     def _kept_up_with(self, tip: Tip) -> int:
         """Return the revision of a checkpoint that is new enough at a tip; make it, if need be."""
@@ -136,11 +141,12 @@ class CheckpointKeeper:
                     return tip.revision
 
     def _say(self, error: Exception) -> None:
-        if self._stop.is_set() or str(error) == self._trouble:
+        words = words_of(error)
+        if self._stop.is_set() or words == self._trouble:
             return
-        self._trouble = str(error)
+        self._trouble = words
         known = isinstance(error, FlagkitError)
-        _log.warning("no checkpoint is made: %s", error, exc_info=None if known else error)
+        _log.warning("no checkpoint is made: %s", words, exc_info=None if known else error)
 
 
 @contextlib.contextmanager

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+from flagkit.background import Log
 from flagkit.changes import GRANTS, PolicyChange, Tip, next_change
 from flagkit.errors import AccessDeniedError, StoreError, StoreUnavailableError
-from flagkit.logs import logger
 from flagkit.storage.foreseen import Foreseen
 from flagkit.storage.layout import comparable_digest
 from flagkit.storage.pages import split
@@ -28,7 +28,7 @@ from flagkit.writer.looks import Look, foreseen_by
 from flagkit.writer.planning import Plan, plan
 from flagkit.writer.requests import check_same, made_by
 
-_log = logger("flagkit.writer")
+_log = Log("flagkit.writer")
 
 LOST_RACE_SECONDS, LOST_RACE_SECONDS_MAX = 0.02, 0.16
 """Up to so long who lost a race waits, twice as long for each that it loses, up to the latter."""

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from flagkit.background import BackgroundThread, Log, words_of
 from flagkit.changes import GRANTS, PolicyId
 from flagkit.errors import (
     ClosedError,
@@ -26,7 +27,6 @@ from flagkit.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from flagkit.logs import logger
 from flagkit.storage.layout import AUDIT
 from flagkit.storage.malformed import judging
 from flagkit.storage.preparing import check_request_fits
@@ -47,7 +47,7 @@ from flagkit.writer.recorded import (
 from flagkit.writer.requests import drop_of, made_by
 from flagkit.writer.terms import Terms
 
-_log = logger("flagkit.writer")
+_log = Log("flagkit.writer")
 
 LOOK_SECONDS: Final = 10.0
 """So often at most a writer looks, after a change of its own, whether anything waits."""
@@ -119,7 +119,7 @@ class Sequencer:
         self._store = store
         self._run = run
         self._looked = -LOOK_SECONDS
-        self._thread: threading.Thread | None = None
+        self._thread: BackgroundThread | None = None
         self._stop = threading.Event()
         self._trouble = ""
 
@@ -244,27 +244,28 @@ class Sequencer:
     def look(self) -> None:
         """Sweep in the background, if anything waits, and if the last look was a while ago."""
         now = time.monotonic()
-        running = self._thread is not None and self._thread.is_alive()
+        running = self._thread is not None and self._thread.is_running
         if running or now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
         try:
             if not self._store.waiting.is_due():
                 return
-        except FlagkitError as error:
-            # What looks is a change that is made already, be its writer closed meanwhile.
+        except Exception as error:  # noqa: BLE001 - what looks is a change that is made already
             self._say(error)
             return
-        self._thread = threading.Thread(
-            target=self._sweep_quietly, name="flagkit-sweep", daemon=True
+        # The next look is the next try.
+        sweeper = BackgroundThread(
+            "flagkit-sweep", self._sweep_in_background, self._say, repeats=False, is_real=False
         )
-        self._thread.start()
+        self._thread = sweeper
+        sweeper.start()
 
     def close(self) -> None:
         """Leave off a sweep, and wait for it, for CLOSE_SECONDS at most."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(CLOSE_SECONDS)
+            self._thread.close(CLOSE_SECONDS)
 
     def _sequence(self, document: Mapping[str, Any], timeout: float | None) -> Commit:
         request = _name(document)
@@ -304,19 +305,17 @@ class Sequencer:
         draft.glass = content.get("glass", "")
         return self._run(draft, request, content, timeout)
 
-    def _sweep_quietly(self) -> None:
-        try:
-            self.sweep()
-            self._trouble = ""
-        except Exception as error:  # noqa: BLE001 - it is nobody's call
-            self._say(error)
+    def _sweep_in_background(self) -> None:
+        self.sweep()
+        self._trouble = ""
 
     def _say(self, error: Exception) -> None:
-        if not self._stop.is_set() and str(error) != self._trouble:
-            self._trouble = str(error)
+        words = words_of(error)
+        if not self._stop.is_set() and words != self._trouble:
+            self._trouble = words
             known = isinstance(error, FlagkitError)
             _log.warning(
-                "pending changes are not swept: %s", error, exc_info=None if known else error
+                "pending changes are not swept: %s", words, exc_info=None if known else error
             )
 
 

@@ -9,10 +9,10 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, Self, Unpack, cast
 
 from flagkit.arguments import refusing_unknown_in_methods
+from flagkit.background import Log
 from flagkit.changes import PolicyChange, Tip
 from flagkit.encryption import Encryption
 from flagkit.errors import ConfigurationError, InvalidArgumentError, InvalidDocumentError
-from flagkit.logs import logger
 from flagkit.model.grants import checked_actor
 from flagkit.settings import settings_from
 from flagkit.storage.layout import comparable_digest
@@ -30,7 +30,7 @@ from flagkit.writer.requests import check_same, checked_key, content_of
 from flagkit.writer.sealing import data_keys_of
 from flagkit.writer.workflows import Anyhow, Asked
 
-_log = logger("flagkit.writer")
+_log = Log("flagkit.writer")
 
 
 @refusing_unknown_in_methods
