@@ -4,7 +4,6 @@ Reads take the published view once into a local, and lock nothing. Evaluation ne
 waits: where it cannot answer, it answers the caller's default.
 """
 
-import contextlib
 from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any, TypeVar, overload
@@ -15,6 +14,7 @@ from flagkit.core.explanation import Explanation
 from flagkit.core.templates import Switch
 from flagkit.counting import Counting, Counts
 from flagkit.explaining import explained
+from flagkit.interruptions import FAILURES_SUPPRESSED, is_interruption
 from flagkit.snapshot import Snapshot
 from flagkit.view import View
 
@@ -42,8 +42,8 @@ class Answers:
             if switch is True or switch is False:
                 return switch
             return switch(context, default)
-        except Exception:  # noqa: BLE001 - not compiled yet, or what a caller passed misbehaves
-            return self._is_enabled_first(key, context, default)
+        except Exception as error:  # noqa: BLE001 - not compiled yet, or what a caller passed misbehaves
+            return self._is_enabled_first(key, context, default, error)
 
     @overload
     def value(self, key: str, context: ContextLike = None, *, default: None) -> Any: ...
@@ -184,12 +184,23 @@ class Answers:
         if view is not None:
             self._switches = view.switches
 
-    def _is_enabled_first(self, key: str, context: ContextLike, default: bool) -> bool:  # noqa: FBT001 - as `is_enabled`
+    def _is_enabled_first(
+        self,
+        key: str,
+        context: ContextLike,
+        default: bool,  # noqa: FBT001 - as `is_enabled`
+        error: Exception,
+    ) -> bool:
+        """Return what `is_enabled` answers after its short way raised an error. Never raises."""
+        # The error of a flag that is not compiled yet has the frame of `is_enabled` alone.
+        trace = error.__traceback__
+        if trace is not None and trace.tb_next is not None and is_interruption(error):
+            raise error
         view = self._view
         if self._counting is not None and (view is None or not view.has_switch(key)):
             self._counting.missed()
         if view is not None:
-            with contextlib.suppress(Exception):
+            with FAILURES_SUPPRESSED:
                 switch = view.switch(key)
                 return switch if isinstance(switch, bool) else switch(context, default)
         return default
@@ -203,7 +214,7 @@ class BoundClient:
     def __init__(self, client: Answers, context: ContextLike) -> None:
         self._client = client
         self._context = context
-        with contextlib.suppress(Exception):
+        with FAILURES_SUPPRESSED:
             # Put together once. What is no context answers INVALID_CONTEXT when it is used.
             self._context = attributes_of(context)
 

@@ -12,6 +12,7 @@ from flagkit.core.contexts import ContextLike, attributes_of
 from flagkit.core.evaluation import Evaluation, Reason, evaluation_of
 from flagkit.core.explanation import Explanation, FlagTrace
 from flagkit.core.tracing import Traced, Tracer
+from flagkit.interruptions import is_interruption
 from flagkit.model import Flag
 from flagkit.model.segments import Segment
 from flagkit.snapshot import Part, segment_of
@@ -45,7 +46,10 @@ def explained(
                 flags = tuple(item.trace for item in traced)
                 break
             evaluation = view.evaluate(key, context, default)
-    except Exception:  # noqa: BLE001 - a caller's odd key, context or default must not hurt it
+    except Exception as error:
+        # A caller's odd key, context or default must not hurt the caller.
+        if is_interruption(error):
+            raise
         flags = ()
     return Explanation(evaluation=evaluation.without_secret(), time=time, flags=flags)
 

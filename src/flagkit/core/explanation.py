@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from flagkit.core.evaluation import Evaluation
+from flagkit.interruptions import is_interruption
 from flagkit.model import EVERYWHERE
 from flagkit.model.rollouts import percent
 
@@ -136,7 +137,10 @@ class _Showing:
     def plain(self, value: object, depth: int) -> Any:
         try:
             return self._plain(value, depth)
-        except Exception:  # noqa: BLE001 - whatever a caller's object does
+        except Exception as error:
+            # Whatever a caller's object does.
+            if is_interruption(error):
+                raise
             # What a type is called, its own metaclass cannot misstate here.
             return self._text(f"an object of {type.__repr__(type(value))}")
 

@@ -21,7 +21,7 @@ from flagkit.changes import (
     Tip,
     parts_of,
 )
-from flagkit.errors import HistoryLostError
+from flagkit.errors import HistoryLostError, InvalidDocumentError
 from flagkit.model import EVERYWHERE, Flag, decode, packing
 from flagkit.model.segments import MEMBER_BYTES, Segment, decode_segment, unpacked_part
 from flagkit.snapshot.arena import Arena
@@ -283,7 +283,10 @@ def record_of(state: PolicyState, flag: Flag | None = None) -> Record:
     else:
         try:
             body = packing.pack(flag or decode(state.policy, stored=True))
-        except Exception as error:  # noqa: BLE001 - whatever is stored, the other flags live
+        except Exception as error:
+            # Whatever is stored, the other flags live.
+            if not packing.is_fault_of(state.packed, error):
+                raise
             body = packing.fault(error)
     return Record(state.region, state.key, state.version, state.hash, body)
 
@@ -310,7 +313,12 @@ def segment_of(record: Record) -> Segment:
         InvalidDocumentError: its document is none.
         msgspec.DecodeError: nor is it MessagePack.
     """
-    return decode_segment(_decode(record.body), stored=True).segment
+    try:
+        return decode_segment(_decode(record.body), stored=True).segment
+    except RecursionError as error:
+        if not packing.is_fault_of(record.body, error):
+            raise
+        raise InvalidDocumentError("", "is nested too deep", "Write the segment anew") from None
 
 
 def parts_in(record: Record) -> tuple[str, ...]:
