@@ -13,7 +13,7 @@ ROOMS = sorted((SOURCE / "flagkit").rglob("*.py"))
 # From the ground up: a room imports only what stands on a lower line.
 LEVELS = [
     ["errors", "interruptions"],
-    ["model"],
+    ["mistakes", "model"],
     [
         *(
             "core",

@@ -16,7 +16,10 @@ from flagkit.core.bucketing import Clock
 from flagkit.core.freshness import Freshness
 from flagkit.errors import ClosedError, ConfigurationError, NotReadyError
 from flagkit.forks import Stage, watch
+from flagkit.interruptions import FAILURES_SUPPRESSED
+from flagkit.mistakes import Mistakes
 from flagkit.model import EVERYWHERE, encode
+from flagkit.model.foreign import native
 from flagkit.origin import Origin, first_view, origin_of
 from flagkit.refresh import Refresher, Source, pace_for
 from flagkit.settings import Options, settings_from
@@ -102,18 +105,27 @@ class Client(Answers):
 
         It is the override of the client's region, if there is one, and the caller's own copy. With
         `metadata`, it is the newest in the database, with owner, description, tags and expires,
-        and `timeout` seconds are waited for it at most; without, nothing is. A client of a
-        snapshot alone has none.
+        and `timeout` seconds are waited for it at most. A client of a snapshot alone has none.
+        Without `metadata` this never raises and never waits: a document that cannot be read, and a
+        key that is no string, are no policy.
 
         Raises:
             NotReadyError, StoreError: with metadata, the database did not answer.
         """
-        refresh = self._refresh
-        if metadata and refresh is not None:
-            return refresh.policy(key, timeout)
-        view = self._view
-        record = None if view is None else view.snapshot.find(key)
-        return None if record is None else encode(flag_of(record))
+        refresh, view = self._refresh, self._view
+        text: object = None
+        wants_metadata = False
+        with FAILURES_SUPPRESSED:
+            text = native(key)
+            wants_metadata = bool(metadata)
+        if type(text) is not str:
+            return None
+        if wants_metadata and refresh is not None:
+            return refresh.policy(text, timeout)
+        with FAILURES_SUPPRESSED:
+            record = None if view is None else view.snapshot.find(text)
+            return None if record is None else encode(flag_of(record))
+        return None
 
     @property
     def staleness(self) -> float:
@@ -267,6 +279,7 @@ class Client(Answers):
 
     def _set_up(self, origin: Origin) -> None:
         self._counting = None
+        self._mistakes = Mistakes()
         self._freshness = Freshness(origin.max_staleness)
         self._unsealing = Unsealing(origin.keys)
         self._publish_view(first_view(origin, self._freshness, self._unsealing))

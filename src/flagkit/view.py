@@ -18,7 +18,7 @@ from flagkit.changes import SEGMENTS, Change, PolicyId
 from flagkit.core.bucketing import Clock
 from flagkit.core.compiled import Asked, Compiled, compiled_alone, compiled_of, shared_of
 from flagkit.core.compiler import off_outcome
-from flagkit.core.contexts import ContextLike
+from flagkit.core.contexts import ContextLike, settled
 from flagkit.core.evaluation import ErrorCode, Evaluation, Outcome, Reason, evaluation_of, failed
 from flagkit.core.freshness import FRESH, Freshness
 from flagkit.core.schedule import NO_DATE
@@ -151,6 +151,12 @@ class View:
         switch = self.switches[key] = compiled.switch
         return switch
 
+    def silence(self, key: str) -> None:
+        """Have the switch of a flag raise nothing from now on where there is nothing to hash."""
+        compiled = self.find(key)
+        if compiled is not None and key in self.switches:
+            self.switches[key] = compiled.silent_switch()
+
     def evaluate(
         self,
         key: str,
@@ -173,6 +179,11 @@ class View:
         if stale and evaluation.error_code is None:
             return msgspec.structs.replace(evaluation, reason=Reason.STALE)
         return evaluation
+
+    def evaluate_all(self, keys: Sequence[str], context: ContextLike) -> dict[str, Evaluation[Any]]:
+        """Return the answers of some flags, apart from those that serve a secret. Never raises."""
+        found = ((key, self.evaluate(key, context, None)) for key in keys)
+        return {key: evaluation for key, evaluation in found if not evaluation.is_sensitive}
 
     def _answer_when_stale(self, key: str, context: ContextLike, default: Any) -> Evaluation[Any]:
         with FAILURES_SUPPRESSED:
@@ -203,6 +214,10 @@ class View:
             # A caller's odd key, context or default must not hurt the caller.
             if is_interruption(error):
                 raise
+            with FAILURES_SUPPRESSED:
+                attributes = settled(context)
+                if attributes is not None:
+                    return self._answer(key, attributes, default)
             return evaluation_of(key, _failure(error), default, version, revision)
 
     def _compile(self, key: str) -> Compiled | None:

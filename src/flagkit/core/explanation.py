@@ -11,6 +11,7 @@ from msgspec import Struct
 from flagkit.core.evaluation import Evaluation
 from flagkit.interruptions import is_interruption
 from flagkit.model import EVERYWHERE
+from flagkit.model.foreign import native
 from flagkit.model.rollouts import percent
 
 T = TypeVar("T")
@@ -146,6 +147,7 @@ class _Showing:
 
     # The methods of the plain types, and not those by which a caller's own types replace them.
     def _plain(self, value: object, depth: int) -> Any:  # noqa: PLR0911 - one for each type
+        value = native(value)
         match value:
             case None | True | False:
                 return value

@@ -40,6 +40,7 @@ OPERATORS: Final = (
     *("$and", "$or", "$nor", "$segment", "$all", "$elemMatch", "$size", "$mod", "$type"),
     *("$regex", "$options", "$startsWith", "$endsWith", "$contains", "$semver"),
     *("$date", "$numberDecimal", "$numberDouble", "$numberInt", "$numberLong", "$uuid", "$binary"),
+    "$oid",
 )
 """Names that stand for numbers in conditions; new ones go to the end."""
 _NUMBERS: Final = {name: number for number, name in enumerate(OPERATORS)}
