@@ -1,5 +1,6 @@
 """Client: what services call. Evaluation never raises; waiting and closing are bounded."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import threading
 from collections import UserDict
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from types import FrameType
 from typing import Any
 
@@ -163,6 +165,37 @@ def test_odd_keys_and_contexts_never_raise(client: Client) -> None:
         assert client.is_enabled("checkout.express-pay", bad) is False
         code = client.evaluate("checkout.express-pay", bad).error_code
         assert code is ErrorCode.INVALID_CONTEXT
+
+
+class Plan(StrEnum):
+    PRO = "pro"
+
+
+def test_a_class_as_a_key_is_no_flag(client: Client) -> None:
+    # Python 3.11 crashes in `key.encode()` once that line has run several times with strings.
+    classes: list[Any] = [str, Plan]
+    for _ in range(100):
+        client.is_enabled("unknown")
+        for key in classes:
+            assert client.is_enabled(key) is False
+            assert client.evaluate(key).error_code is ErrorCode.GENERAL
+
+
+def test_a_policy_that_cannot_be_looked_up_is_none(client: Client) -> None:
+    odd: list[Any] = [None, 5, [], str, object(), "none"]
+    for key in odd:
+        assert client.policy(key) is None
+        assert client.policy(key, metadata=True) is None
+    assert client.policy("shop.half") is not None
+
+
+def test_paths_to_redact_that_never_end_show_nothing() -> None:
+    client = client_from([HALF])
+    odd: list[Any] = [itertools.repeat("email"), 5, [5], None]
+    for redact in odd:
+        found = client.explain("shop.half", {"targeting_key": "u", "email": "e"}, redact=redact)
+        assert found.flags == ()
+        assert found.evaluation.error_code is None
 
 
 def test_a_context_that_raises_is_a_general_error_that_tells_nothing_of_it() -> None:

@@ -6,6 +6,7 @@ policies as written, and shown only where they lead to what was answered.
 
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 from flagkit.core.contexts import ContextLike, attributes_of
@@ -18,6 +19,8 @@ from flagkit.model.segments import Segment
 from flagkit.snapshot import Part, segment_of
 from flagkit.view import View
 
+REDACTED_MAX = 1_000
+"""At most so many paths are redacted. Some iterators never end."""
 EXPLANATIONS_MAX = 3
 """How often an explanation is tried while the clock changes the answer."""
 
@@ -35,7 +38,7 @@ def explained(
     time = datetime.fromtimestamp(0, UTC)
     flags: tuple[FlagTrace, ...] = ()
     try:
-        hidden = (redact,) if isinstance(redact, str) else tuple(redact)
+        hidden = _paths(redact)
         for _ in range(EXPLANATIONS_MAX):
             moment = view.now()
             time = datetime.fromtimestamp(moment, UTC)
@@ -52,6 +55,19 @@ def explained(
             raise
         flags = ()
     return Explanation(evaluation=evaluation.without_secret(), time=time, flags=flags)
+
+
+def _paths(redact: Collection[str]) -> tuple[str, ...]:
+    """Return the paths to redact.
+
+    Raises:
+        TypeError, ValueError: they are no paths, or too many. Nothing may be shown then.
+    """
+    given = (redact,) if isinstance(redact, str) else tuple(islice(redact, REDACTED_MAX + 1))
+    paths = tuple(map(str.__str__, given))
+    if len(paths) > REDACTED_MAX:
+        raise ValueError(f"more than {REDACTED_MAX} paths to redact")
+    return paths
 
 
 def _traced(

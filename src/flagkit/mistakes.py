@@ -13,6 +13,7 @@ _log = logging.getLogger("flagkit")
 TOLD_MAX: Final = 1_000
 """So many mistakes are logged by a client. Callers may make up keys without end."""
 _LENGTH_MAX: Final = 300
+_KEY_LENGTH_MAX: Final = 200
 
 
 class Mistakes:
@@ -32,7 +33,9 @@ class Mistakes:
             problem: What is wrong. It must not say what the context holds.
         """
         with FAILURES_SUPPRESSED:
-            name = key[:_LENGTH_MAX] if type(key) is str else f"a key of type {type(key).__name__}"
+            name = (
+                key[:_KEY_LENGTH_MAX] if type(key) is str else f"a key of type {type(key).__name__}"
+            )
             mistake = (kind, name)
             if mistake in self._told or len(self._told) >= TOLD_MAX:
                 return

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from flagkit.changes import SEGMENTS, Change, PolicyId
+from flagkit.collector import collector_paused
 from flagkit.core.bucketing import Clock
 from flagkit.core.compiled import Asked, Compiled, compiled_alone, compiled_of, shared_of
 from flagkit.core.compiler import off_outcome
@@ -42,6 +43,8 @@ _log = logging.getLogger("flagkit")
 COMPILED_MAX = 65_536
 """How many compiled flags a view keeps. Beyond it the newest makes room: O(1), never a stall."""
 
+KEYS_AT_ONCE = 500
+"""For so many flags the collector is paused at once: others may need it in between."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -182,8 +185,15 @@ class View:
 
     def evaluate_all(self, keys: Sequence[str], context: ContextLike) -> dict[str, Evaluation[Any]]:
         """Return the answers of some flags, apart from those that serve a secret. Never raises."""
-        found = ((key, self.evaluate(key, context, None)) for key in keys)
-        return {key: evaluation for key, evaluation in found if not evaluation.is_sensitive}
+        found: dict[str, Evaluation[Any]] = {}
+        for start in range(0, len(keys), KEYS_AT_ONCE):
+            # What is made here is no garbage: the collector's runs would only walk it.
+            with collector_paused():
+                for key in keys[start : start + KEYS_AT_ONCE]:
+                    evaluation = self.evaluate(key, context, None)
+                    if not evaluation.is_sensitive:
+                        found[key] = evaluation
+        return found
 
     def _answer_when_stale(self, key: str, context: ContextLike, default: Any) -> Evaluation[Any]:
         with FAILURES_SUPPRESSED:
