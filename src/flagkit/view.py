@@ -43,7 +43,7 @@ _log = logging.getLogger("flagkit")
 COMPILED_MAX = 65_536
 """How many compiled flags a view keeps. Beyond it the newest makes room: O(1), never a stall."""
 
-KEYS_AT_ONCE = 500
+KEYS_AT_ONCE = 20_000
 """For so many flags the collector is paused at once: others may need it in between."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
