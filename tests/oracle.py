@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
 import msgspec
+from bson import ObjectId
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions, TypeRegistry
 from bson.decimal128 import Decimal128
@@ -45,6 +46,7 @@ CONDITION_COUNT = 10
 
 NAN = float("nan")
 ID = UUID("00112233-4455-6677-8899-aabbccddeeff")
+OBJECT_ID = ObjectId("507f1f77bcf86cd799439011")
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 AT_MILLISECOND = datetime(2026, 1, 1, 12, 0, 0, 123_000, UTC)
 BEFORE_1970 = datetime(1969, 12, 31, 23, 59, 59, 999_000, UTC)
@@ -57,7 +59,8 @@ SCALARS: tuple[Any, ...] = (
     *map(Decimal, ("1", "0.1", "1.50", "NaN", "-Infinity", "Infinity", "9007199254740993")),
     *map(Decimal, ("1E+6144", "-1E-6176", "0E+9", f"3.{3:3<33}")),
     *("", "a", "b", "ab", "A", "é", "e\u0301", "\uffff", "😀", "x\0y", "1", "a\n"),
-    *(b"", b"a", b"b", b"ab", ID.bytes, ID, UUID(int=1)),
+    *(b"", b"a", b"b", b"ab", ID.bytes, ID, UUID(int=1), OBJECT_ID.binary, OBJECT_ID),
+    *(ObjectId("0" * 24), ObjectId("0" * 23 + "1"), ObjectId("f" * 24)),
     *(NOON, AT_MILLISECOND, BEFORE_1970, datetime(1970, 1, 1, tzinfo=UTC)),
     *(datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_999, UTC)),
 )
@@ -191,7 +194,7 @@ class Draw:
             return [value, self.chance.choice(self.values)][: self.chance.choice((1, 2))]
         return {self.chance.choice(NAMES): value}
 
-    def like(self, value: Any) -> Any:  # noqa: PLR0911 - one for each type
+    def like(self, value: Any) -> Any:  # noqa: C901, PLR0911 - one for each type
         match value:
             case bool():
                 return int(value)
@@ -208,6 +211,12 @@ class Draw:
                 return value.bytes
             case bytes() if len(value) == 16:
                 return UUID(bytes=value)
+            case ObjectId():
+                whole = int.from_bytes(value.binary)
+                after = ObjectId(min(whole + 1, 2**96 - 1).to_bytes(12))
+                return self.chance.choice((value.binary, str(value), after))
+            case bytes() if len(value) == 12:
+                return ObjectId(value)
             case list():
                 changed = [self.like(item) for item in value]
                 return self.chance.choice((value[:1], value[::-1], [value], changed))

@@ -13,9 +13,9 @@ ROOMS = sorted((SOURCE / "flagkit").rglob("*.py"))
 # From the ground up: a room imports only what stands on a lower line.
 LEVELS = [
     ["printable"],
-    ["errors", "logs"],
-    ["model", "policy_json", "background"],
-    ["descriptors"],
+    ["errors", "interruptions", "logs"],
+    ["background"],
+    ["descriptors", "mistakes", "model", "policy_json"],
     [
         *(
             "arguments",

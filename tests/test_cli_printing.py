@@ -10,6 +10,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -28,17 +29,21 @@ from flagkit.cli.streams import guarded_streams, work_is_done
 from flagkit.cli.telling import Teller
 from flagkit.errors import AccessDeniedError
 from flagkit.history import client_at, digest_of
+from flagkit.model import grants
 from flagkit.printable import printable
-from flagkit.writer import Writer
+from flagkit.writer import Writer, access
+from flagkit.writer import writer as writer_module
 from tests.hostile import MARKUP, STORABLE, assert_harmless
 from tests.terminals import Shown, run_on_terminal, show_on_terminal
 
 BAD = STORABLE
 """Whatever may be any text is this."""
-ENVIRONMENT = f"production {BAD}"
+ENVIRONMENT = "production"
 KEY = "checkout.payments.express-pay-for-customers-who-come-back-again"
 """A key that fits no column of a terminal of 80."""
-ACTOR = f"ada {BAD}"
+ACTOR = "ada@example.com"
+OTHERS = (f"dana {BAD}", f"bob {BAD}", f"eve {BAD}")
+"""Actors whose names an earlier build has stored, and who could not come in today."""
 FORGED_LINE = re.compile(r"^(2026-11-29 12:00:00 )?CRITICAL", re.MULTILINE)
 
 
@@ -73,6 +78,15 @@ def flag(key: str, **fields: Any) -> dict[str, Any]:
     }
 
 
+@contextlib.contextmanager
+def as_earlier() -> Iterator[None]:
+    """Let any name come in for an actor, as earlier builds did."""
+    with pytest.MonkeyPatch.context() as patched:
+        for module in (writer_module, access, grants):
+            patched.setattr(module, "checked_actor", str)
+        yield
+
+
 class Stage:
     """A database whose every text is hostile, and the command beside it."""
 
@@ -92,12 +106,13 @@ class Stage:
             {"key": "shop.beta", "owner": BAD, "included": [BAD, "u-1"]}, reason=BAD
         )
         self.writer.create(flag(KEY), reason=BAD)
-        with self.writer.change(reason=BAD) as change:
+        dana, bob, eve = OTHERS
+        with as_earlier(), self.writer.change(reason=BAD, actor=eve) as change:
             change.grant(ACTOR, "admin", [])
-            change.grant(f"dana {BAD}", "admin", [])
-            change.grant(f"bob {BAD}", "editor", ["shop."])
-        with pytest.raises(AccessDeniedError):
-            self.writer.set_rollout(KEY, {"off": 100}, actor=f"eve {BAD}", reason=BAD)
+            change.grant(dana, "admin", [])
+            change.grant(bob, "editor", ["shop."])
+        with as_earlier(), pytest.raises(AccessDeniedError):
+            self.writer.set_rollout(KEY, {"off": 100}, actor=eve, reason=BAD)
         self._register()
 
     def _register(self) -> None:
@@ -106,6 +121,10 @@ class Stage:
         with MongoClient[dict[str, Any]](self.uri, tz_aware=True) as mongo:
             database = mongo[self.database]
             now = mongo.admin.command("hello")["localTime"]
+            # An environment of an earlier build, whose name could not come in today.
+            head = database.heads.find_one()
+            assert head is not None
+            database.heads.insert_one({**head, "_id": f"odd {BAD}"})
             database.clients.with_options().insert_one(
                 {
                     "_id": {"environment": ENVIRONMENT, "instance": "1"},
@@ -117,7 +136,7 @@ class Stage:
                     "revision": 0,
                     "staleness": 0.0,
                     "time": now,
-                    "until": now.replace(year=2999),
+                    "until": now + timedelta(seconds=50),
                 },
                 bypass_document_validation=True,
             )
@@ -141,9 +160,17 @@ class Stage:
         assert change.proposal is not None
         return change.proposal
 
+    def proposed_by_another(self) -> str:
+        key = self.key()
+        with as_earlier(), self.writer.propose(reason=BAD, actor=f"dana {BAD}") as change:
+            change.pause(key)
+        assert change.proposal is not None
+        return change.proposal
+
     def approved(self) -> str:
         proposal = self.proposal()
-        self.writer.approve(proposal, reason=BAD, actor=f"dana {BAD}")
+        with as_earlier():
+            self.writer.approve(proposal, reason=BAD, actor=f"dana {BAD}")
         return proposal
 
     def pending(self) -> str:
@@ -253,7 +280,7 @@ CASES: dict[str, Case] = {
     "access limits lift": case("actor", *REASON),
     "approvals list": Case(lambda stage: [stage.proposal()][1:]),
     "approvals show": Case(lambda stage: [stage.proposal()]),
-    "approvals approve": Case(lambda stage: [stage.proposal(), "--actor", f"dana {BAD}", *REASON]),
+    "approvals approve": Case(lambda stage: [stage.proposed_by_another(), *REASON]),
     "approvals reject": Case(lambda stage: [stage.proposal(), *REASON]),
     "approvals withdraw": Case(lambda stage: [stage.proposal(), *REASON]),
     "approvals apply": Case(lambda stage: [stage.approved()]),

@@ -18,7 +18,7 @@ from flagkit.core.compiler import LEAVES_MAX, compile_flag, compile_switch
 from flagkit.core.contexts import Context, ContextLike, attributes_of, use_context
 from flagkit.core.evaluation import CALLERS_DEFAULT, ErrorCode, Outcome, Reason
 from flagkit.core.matching import attribute, matches
-from flagkit.core.templates import Evaluator, Switch
+from flagkit.core.templates import Evaluator, MissingKeyError, Switch
 from flagkit.errors import InvalidContextError, InvalidDocumentError
 from flagkit.model import Flag, Rollout, Serve, Serves, decode
 from flagkit.model.keys import key_of
@@ -80,9 +80,13 @@ def served(
 ) -> tuple[str | None, Reason, str | None, ErrorCode | None]:
     if isinstance(serves, Serve):
         return (serves.variant, reason, rule, None)
-    key = key_of(attribute(attributes, serves.by))
+    found = attribute(attributes, serves.by)
+    key = key_of(found)
     if key is None:
-        return (None, Reason.ERROR, None, ErrorCode.TARGETING_KEY_MISSING)
+        code = ErrorCode.INVALID_CONTEXT
+        if found is None or found == "":
+            code = ErrorCode.TARGETING_KEY_MISSING
+        return (None, Reason.ERROR, None, code)
     assert isinstance(serves, Rollout), "ramps have tests of their own"
     place = bucket(seed(serves.salt), key)
     variant = next(variant for end, variant in serves.intervals if place < end)
@@ -212,6 +216,11 @@ SPLITS = st.lists(st.sampled_from(["on", "off", "x"]), unique=True, min_size=1).
 def assert_same(switch: bool | Switch, evaluator: Outcome | Evaluator, context: Any) -> None:
     outcome = evaluator if isinstance(evaluator, Outcome) else evaluator(context)
     for default in (True, False):
+        if outcome.error_code is ErrorCode.INVALID_CONTEXT:
+            assert not isinstance(switch, bool)
+            with pytest.raises(InvalidContextError):
+                switch(context, default)
+            continue
         found = switch if isinstance(switch, bool) else switch(context, default)
         assert found is (default if outcome.value is CALLERS_DEFAULT else outcome.value)
 
@@ -284,7 +293,7 @@ def test_a_switch_takes_any_form_of_context() -> None:
     with use_context("u"):
         assert rollout(None, not expected) is expected
     with pytest.raises(InvalidContextError):
-        switch(cast("Any", 5), False)
+        switch(cast("Any", 5.5), False)
 
 
 def test_a_switch_that_is_always_the_same_is_a_boolean() -> None:
@@ -495,6 +504,7 @@ PRO: list[Any] = [
     Defaulting(plan="pro"),
     {"plan": Plan("pro")},
     {"plan": Tier.PRO},
+    {"plan": Level.PRO},
     {"plan": Grade.PRO},
     {"plan": ["free", "pro"]},
     {"plan": ("pro",)},
@@ -504,7 +514,6 @@ NOT_PRO: list[Any] = [
     {},
     Context("pro"),
     Defaulting(),
-    {"plan": Level.PRO},
     {"plan": object()},
     {"plan": {"pro"}},
     {"plan": {"plan": "pro"}},
@@ -544,7 +553,7 @@ def test_huge_integers_compare_exactly(value: int) -> None:
         assert variant(flag_when({"n": {"$in": [constant, 3]}}), {"n": value}) == "off"
 
 
-@pytest.mark.parametrize("context", [1, 1.5, b"user", ["user"], Ellipsis, {"user"}], ids=str)
+@pytest.mark.parametrize("context", [True, 1.5, b"user", ["user"], Ellipsis, {"user"}], ids=str)
 def test_what_is_no_context_raises_its_own_error(context: Any) -> None:
     with pytest.raises(InvalidContextError, match=type(context).__name__):
         function(flag_when({"a": 1}))(context)
@@ -602,10 +611,35 @@ def test_an_integer_is_bucketed_as_its_decimal_form() -> None:
 @pytest.mark.parametrize("key", NO_KEYS, ids=ascii)
 def test_a_rollout_without_a_key_is_the_callers_default(key: Any) -> None:
     outcome = function(SPLIT)({"targeting_key": key})
-    assert outcome.error_code is ErrorCode.TARGETING_KEY_MISSING
     assert (outcome.value, outcome.variant) == (CALLERS_DEFAULT, None)
     assert outcome.reason is Reason.ERROR
-    assert outcome == function(SPLIT)({})
+    if key is None or key == "":
+        assert outcome.error_code is ErrorCode.TARGETING_KEY_MISSING
+        assert outcome == function(SPLIT)({})
+    else:
+        assert outcome.error_code is ErrorCode.INVALID_CONTEXT
+        assert type(key).__name__ in str(outcome.error_message)
+
+
+@pytest.mark.parametrize("by", ["targeting_key", "account.id"])
+def test_a_switch_that_tells_raises_where_there_is_nothing_to_hash(by: str) -> None:
+    weights = {"on": 50, "off": 50}
+    flag = flag_from(variants=BOOLEANS, fallthrough={"rollout": {"by": by, "weights": weights}})
+    telling, silent = compile_switch(flag, tells=True), compile_switch(flag)
+    assert not isinstance(telling, bool)
+    assert not isinstance(silent, bool)
+    context: Any
+    for context in ({}, {by: None}, {by: ""}, {"account": {"id": ""}}, {"account": 5}):
+        with pytest.raises(MissingKeyError):
+            telling(context, True)
+        assert silent(context, True) is True
+    for key in KEYS:
+        context = {"targeting_key": key, "account": {"id": key}}
+        assert telling(context, True) is silent(context, True) is silent(context, False)
+    context = {"targeting_key": 1.5, "account": {"id": 1.5}}
+    for switch in (telling, silent):
+        with pytest.raises(InvalidContextError):
+            switch(context, True)
 
 
 def test_a_rollout_by_another_attribute() -> None:

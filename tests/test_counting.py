@@ -65,7 +65,7 @@ def test_a_hit_is_answered_from_what_is_compiled_and_anything_else_is_a_miss(
 
 def test_a_hit_that_a_context_spoils_is_a_hit(client: CountingClient) -> None:
     client.is_enabled("half", "user")
-    odd: Any = 5
+    odd: Any = 5.5
     assert client.is_enabled("half", odd, default=True)
     assert numbers(client) == (2, 1, 1)
 

@@ -305,7 +305,7 @@ def test_what_cannot_be_answered_is_explained_by_its_error() -> None:
             (),
         )
         assert code in str(found)
-    bad: Any = 5
+    bad: Any = 5.5
     found = client().explain("express", bad)
     assert found.evaluation.error_code is ErrorCode.INVALID_CONTEXT
     assert found.flags == ()

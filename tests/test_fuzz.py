@@ -12,7 +12,7 @@ from flagkit import ErrorCode
 from flagkit.errors import InvalidDocumentError
 from flagkit.model import Flag, decode
 from flagkit.testing import client_from
-from tests.soak.fuzz import run
+from tests.soak.fuzz import METHODS, run, run_calls
 from tests.soak.fuzzing import (
     FLAG_COUNT,
     NO_CONTEXTS,
@@ -36,6 +36,12 @@ def test_no_exception_reaches_a_caller_of_evaluation() -> None:
     assert 0.4 < story.bad / story.documents < 0.6
     # Every way to answer was gone: some answered well, some not for want of one thing or another.
     assert len(story.codes) == 6
+
+
+def test_no_exception_reaches_a_caller_of_any_method_whatever_is_passed() -> None:
+    story = run_calls(10_000, SEED)
+    assert story.raised == []
+    assert story.codes.keys() == {*METHODS}
 
 
 def test_what_is_drawn_as_good_is_valid_and_as_bad_mostly_not(policies: PolicyDraw) -> None:

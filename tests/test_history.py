@@ -10,6 +10,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
+from bson import ObjectId
 from hypothesis import given
 from hypothesis import strategies as st
 from pymongo import MongoClient
@@ -670,6 +671,7 @@ def test_contexts_have_one_hash_if_no_condition_can_tell_them_apart() -> None:
         assert context_hash(one, b"") == context_hash(other, b""), one
     different: list[Any] = [
         *(None, True, False, 0, 1, 1.0, "1", "", [], {}, [1], ["1"], b"1", Decimal(1), noon),
+        *(ObjectId("0" * 24), ObjectId("f" * 24), ObjectId("0" * 24).binary, "0" * 24),
         *(UUID(int=1), UUID(int=1).bytes, 2**70, 10**5000, object(), {"b": 1, "c": 2}),
         *({"c": 2, "b": 1}, {1: 2}, {None: 2}, "\ud800", float("nan"), {1, 2}),
     ]
@@ -680,9 +682,10 @@ def test_contexts_have_one_hash_if_no_condition_can_tell_them_apart() -> None:
 def test_what_is_no_context_has_no_hash() -> None:
     endless: list[Any] = []
     endless.append(endless)
-    for context in (7, {"a": endless}):
+    contexts: list[Any] = [1.5, {"a": endless}]
+    for context in contexts:
         with pytest.raises(InvalidContextError):
-            digest_of(client_from([flag()]), EVALUATION, context)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+            digest_of(client_from([flag()]), EVALUATION, context)
 
 
 EVALUATION = client_from([flag()]).evaluate("shop.search", {})

@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple, TypeAlias
 
 import pytest
+from bson import ObjectId
 
 from flagkit.core import matching
 from flagkit.core.matching import matches
@@ -25,6 +26,7 @@ from tests.oracle import (
     ID,
     NAN,
     NOON,
+    OBJECT_ID,
     Document,
     Documents,
     Question,
@@ -223,6 +225,21 @@ CASES = [
     Case("a UUID", {"a": ID}, [ID, [ID]], [ID.bytes, str(ID)]),
     Case("a UUID's bytes", {"a": ID.bytes}, [ID.bytes], [ID]),
     Case("a UUID orders after its bytes", {"a": {"$lt": ID}}, [ID.bytes, b"\xff"], [ID, "a"]),
+    Case("an ObjectId", {"a": OBJECT_ID}, [OBJECT_ID, [OBJECT_ID]],
+         [OBJECT_ID.binary, str(OBJECT_ID), ObjectId("0" * 24), None]),
+    Case("ObjectIds have an order", {"a": {"$gt": OBJECT_ID}}, [ObjectId("f" * 24)],
+         [OBJECT_ID, ObjectId("0" * 24), b"x" * 99, True, "x", NOON]),
+    Case("ObjectIds are of one kind alone", {"a": {"$lte": OBJECT_ID}},
+         [OBJECT_ID, ObjectId("0" * 24)], [b"", ID, False, 0, None, ..., BEFORE_1970]),
+    Case("ObjectIds are between binaries and booleans in documents",
+         {"a": {"$gt": {"b": OBJECT_ID}}},
+         [{"b": False}, {"b": BEFORE_1970}, {"b": ObjectId("f" * 24)}],
+         [{"b": b"x" * 20}, {"b": ID}, {"b": OBJECT_ID}, {"b": "x"}]),
+    Case("$in of ObjectIds", {"a": {"$in": [OBJECT_ID, [OBJECT_ID]]}}, [OBJECT_ID, [[OBJECT_ID]]],
+         [OBJECT_ID.binary, str(OBJECT_ID)]),
+    Case("$type of ObjectIds", {"a": {"$type": ["objectId"]}}, [OBJECT_ID, [OBJECT_ID]],
+         [OBJECT_ID.binary, str(OBJECT_ID), ID, None, ...]),
+    Case("$type 7", {"a": {"$type": 7}}, [OBJECT_ID], [b"x"]),
     Case("$in of UUIDs, bytes and dates",
          {"a": {"$in": [ID, b"x", AT_MILLISECOND]}},
          [ID, b"x", AT_MILLISECOND + timedelta(microseconds=1), [b"x"]],
@@ -300,7 +317,7 @@ def test_mongod_answers_as_stated(collection: Documents, case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_matcher_and_the_fast_path_answer_as_stated(case: Case) -> None:
-    condition = parse(case.condition, "")
+    condition = parse(normal(case.condition, ""), "")
     assert case.wrong(lambda attributes: matches(condition, attributes)) == []
     assert case.wrong(compiled(condition)) == []
 

@@ -11,12 +11,14 @@ from uuid import UUID
 import bson
 import msgspec
 import pytest
+from bson import ObjectId
 from bson.codec_options import CodecOptions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flagkit.errors import FlagkitError, InvalidDocumentError
 from flagkit.model import Flag, Prerequisite, Rollout, Serve, decode, encode
+from flagkit.model.foreign import Oid
 from flagkit.model.queries import parse
 from flagkit.model.windows import DAYS, Window
 
@@ -160,6 +162,7 @@ def test_subclasses_of_plain_types_are_kept_as_what_they_hold() -> None:
 
 
 ID = UUID("00112233-4455-6677-8899-aabbccddeeff")
+OBJECT_ID = ObjectId("507f1f77bcf86cd799439011")
 EXTENDED: list[tuple[Any, Any, Any]] = [
     # As it is written, as it is stored, and what it is compared as.
     ({"$date": "2026-12-01T09:00:00.0005+01:00"}, MOMENT, MOMENT),
@@ -176,6 +179,8 @@ EXTENDED: list[tuple[Any, Any, Any]] = [
     ({"$uuid": "00112233445566778899AABBCCDDEEFF"}, {"$uuid": str(ID)}, ID),
     (ID, {"$uuid": str(ID)}, ID),
     ({"$binary": {"base64": "ABEiM0RVZneImaq7zN3u/w==", "subType": "04"}}, {"$uuid": str(ID)}, ID),
+    ({"$oid": "507F1f77bcf86cd799439011"}, {"$oid": str(OBJECT_ID)}, Oid(OBJECT_ID.binary)),
+    (OBJECT_ID, {"$oid": str(OBJECT_ID)}, Oid(OBJECT_ID.binary)),
     (b"\1\2", {"$binary": {"base64": "AQI=", "subType": "00"}}, b"\1\2"),
 ]
 
@@ -312,6 +317,7 @@ NOT_EXTENDED: list[Any] = [
     *({"$numberInt": value} for value in ("\u0661\u0662", str(2**31), str(2**40), "")),
     *({"$numberLong": value} for value in ("x", 5, "1_000", "\u0661")),
     *({"$uuid": value} for value in ("x", 5, None, ID, f"urn:uuid:{{{ID}}}", f"{{{ID}}}")),
+    *({"$oid": value} for value in ("x", 5, None, ID.hex, "0" * 23, "0" * 23 + "g", "0" * 25)),
     {"$uuid": f"0-0-1-{str(ID).replace('-', '')[3:]}"},
     *({"$binary": value} for value in ("AQI=", {}, {"base64": "AQI=", "subType": "03"})),
     *(

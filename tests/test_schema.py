@@ -213,7 +213,12 @@ BAD_TESTS: list[dict[str, Any]] = [
     *({"$mod": ["2", 0]}, {"$mod": [2]}),
     *({"$in": "DE"}, {"$in": [{"$gt": 1}]}, {"$type": "String"}, {"$all": [{"$gt": 1}]}),
     *({"$numberInt": "1_000"}, {"$numberDouble": "inf"}, {"$date": "2026-W01-1T00:00:00Z"}),
-    *({"$uuid": "0-0-1"}, {"$binary": {"base64": "AQ=I", "subType": "00"}}),
+    *(
+        {"$oid": "0" * 23},
+        {"$oid": 5},
+        {"$uuid": "0-0-1"},
+        {"$binary": {"base64": "AQ=I", "subType": "00"}},
+    ),
     *({"$elemMatch": {"$x": 1}}, {"$startsWith": ""}, {"$semver": {"$gte": "1.0"}}),
 ]
 REFUSED: list[tuple[dict[str, Any], str]] = [

@@ -4,22 +4,35 @@ Reads take the published view once into a local, and lock nothing. Evaluation ne
 waits: where it cannot answer, it answers the caller's default.
 """
 
-import contextlib
 from collections.abc import Collection
 from datetime import UTC, datetime
-from typing import Any, TypeVar, overload
+from typing import Any, Final, TypeVar, overload
 
+from flagkit.core.compiler import leave_to_caller
 from flagkit.core.contexts import ContextLike, attributes_of
 from flagkit.core.evaluation import ErrorCode, Evaluation, evaluation_of, failed
 from flagkit.core.explanation import Explanation
 from flagkit.core.templates import Switch
 from flagkit.counting import Counting, Counts
 from flagkit.explaining import explained
+from flagkit.interruptions import FAILURES_SUPPRESSED, is_interruption
+from flagkit.mistakes import Mistakes
+from flagkit.model.foreign import native
 from flagkit.snapshot import Snapshot
 from flagkit.view import View
 
 T = TypeVar("T")
 
+_MISTAKES: Final = frozenset(
+    {
+        ErrorCode.FLAG_NOT_FOUND,
+        ErrorCode.TYPE_MISMATCH,
+        ErrorCode.TARGETING_KEY_MISSING,
+        ErrorCode.INVALID_CONTEXT,
+        ErrorCode.GENERAL,
+    }
+)
+"""The errors that callers make. A flag that is broken was logged when it was compiled."""
 _NOT_READY = failed(
     ErrorCode.PROVIDER_NOT_READY,
     "no flags have been loaded yet: flagkit.configure, then wait_ready",
@@ -29,9 +42,10 @@ _NOT_READY = failed(
 class Answers:
     """The evaluations of a client, whatever it is that publishes views to it."""
 
-    __slots__ = ("__weakref__", "_counting", "_switches", "_view")
+    __slots__ = ("__weakref__", "_counting", "_mistakes", "_switches", "_view")
 
     _counting: Counting | None
+    _mistakes: Mistakes
     _view: View | None
     _switches: dict[str, bool | Switch]
 
@@ -42,8 +56,8 @@ class Answers:
             if switch is True or switch is False:
                 return switch
             return switch(context, default)
-        except Exception:  # noqa: BLE001 - not compiled yet, or what a caller passed misbehaves
-            return self._is_enabled_first(key, context, default)
+        except Exception as error:  # noqa: BLE001 - not compiled yet, or what a caller passed misbehaves
+            return self._is_enabled_first(key, context, default, error)
 
     @overload
     def value(self, key: str, context: ContextLike = None, *, default: None) -> Any: ...
@@ -98,7 +112,10 @@ class Answers:
         if view is None:
             self._look_after()
             return evaluation_of(key, _NOT_READY, default)
-        return view.evaluate(key, context, default, max_staleness)
+        evaluation = view.evaluate(key, context, default, max_staleness)
+        if evaluation.error_code is not None and evaluation.error_code in _MISTAKES:
+            self._mistakes.tell(evaluation.error_code, key, evaluation.error_message)
+        return evaluation
 
     def evaluate_all(
         self, context: ContextLike = None, prefix: str = ""
@@ -107,25 +124,25 @@ class Answers:
 
         They are of one revision, as a front end needs to begin with. Values of flags that leave
         the answer to the caller are None. Flags that serve a secret are left out, as no front end
-        may have it. Empty before there are flags.
+        may have it. Empty before there are flags, and where the prefix is no string.
         """
         view = self._view
         if view is None:
             return {}
-        keys = view.snapshot.keys(prefix)
+        keys = self._keys(view, prefix)
         if self._counting is not None:
             for key in keys:
                 self._counting.evaluated(hit=view.has_compiled(key))
-        found = ((key, view.evaluate(key, context, None)) for key in keys)
-        return {key: evaluation for key, evaluation in found if not evaluation.is_sensitive}
+        return view.evaluate_all(keys, context)
 
     def keys(self, prefix: str = "") -> list[str]:
         """Return the keys of all flags that begin with `prefix`, ascending. Never raises.
 
-        Only those are looked at; no flag is decoded. Empty before there are flags.
+        Only those are looked at; no flag is decoded. Empty before there are flags, and where the
+        prefix is no string.
         """
         view = self._view
-        return [] if view is None else view.snapshot.keys(prefix)
+        return [] if view is None else self._keys(view, prefix)
 
     def explain(
         self,
@@ -185,17 +202,63 @@ class Answers:
         if view is not None:
             self._switches = view.switches
 
-    def _is_enabled_first(self, key: str, context: ContextLike, default: bool) -> bool:  # noqa: FBT001 - as `is_enabled`
+    def _is_enabled_first(
+        self,
+        key: str,
+        context: ContextLike,
+        default: bool,  # noqa: FBT001 - as `is_enabled`
+        error: Exception,
+    ) -> bool:
+        """Return what `is_enabled` answers after its short way raised an error. Never raises."""
+        # The error of a flag that is not compiled yet has the frame of `is_enabled` alone.
+        trace = error.__traceback__
+        if trace is not None and trace.tb_next is not None and is_interruption(error):
+            raise error
         view = self._view
         if self._counting is not None and (view is None or not view.has_switch(key)):
             self._counting.missed()
-        if view is not None:
-            with contextlib.suppress(Exception):
-                switch = view.switch(key)
-                return switch if isinstance(switch, bool) else switch(context, default)
-        else:
+        if view is None:
             self._look_after()
+            return default
+        with FAILURES_SUPPRESSED:
+            switch = view.switch(key)
+            if isinstance(switch, bool):
+                return switch
+            if switch is not leave_to_caller:
+                return switch(context, default)
+        return self._is_enabled_at_length(view, key, context, default)
+
+    def _is_enabled_at_length(
+        self,
+        view: View,
+        key: str,
+        context: ContextLike,
+        default: bool,  # noqa: FBT001 - as `is_enabled`
+    ) -> bool:
+        """Return what `is_enabled` answers where a switch could not, and log why."""
+        evaluation = view.evaluate(key, context, None)
+        code, problem = evaluation.error_code, evaluation.error_message
+        if code is None and evaluation.variant is not None:
+            if isinstance(evaluation.value, bool):
+                return evaluation.value
+            code, problem = ErrorCode.TYPE_MISMATCH, f"{key!r} is no boolean flag"
+        if code is not None and code in _MISTAKES:
+            self._mistakes.tell(code, key, problem)
+        if code is ErrorCode.TARGETING_KEY_MISSING:
+            # Many callers have none, and each would come here.
+            with FAILURES_SUPPRESSED:
+                view.silence(key)
         return default
+
+    def _keys(self, view: View, prefix: object) -> list[str]:
+        found: list[str] = []
+        with FAILURES_SUPPRESSED:
+            text = native(prefix)
+            if type(text) is str:
+                return view.snapshot.keys(text)
+            problem = f"the prefix is no string, but has the type {type(prefix).__name__}"
+            self._mistakes.tell("INVALID_PREFIX", "", problem)
+        return found
 
     def _look_after(self) -> None:
         """Do what brings flags, if that is not under way. Called while there are none."""
@@ -209,7 +272,7 @@ class BoundClient:
     def __init__(self, client: Answers, context: ContextLike) -> None:
         self._client = client
         self._context = context
-        with contextlib.suppress(Exception):
+        with FAILURES_SUPPRESSED:
             # Put together once. What is no context answers INVALID_CONTEXT when it is used.
             self._context = attributes_of(context)
 
@@ -238,6 +301,10 @@ class BoundClient:
     ) -> Evaluation[Any]:
         """Return the value of a flag and why it has it. Never raises."""
         return self._client.evaluate(key, self._context, default, max_staleness=max_staleness)
+
+    def evaluate_all(self, prefix: str = "") -> dict[str, Evaluation[Any]]:
+        """Return the evaluations of all flags whose keys begin with `prefix`. Never raises."""
+        return self._client.evaluate_all(self._context, prefix)
 
     def explain(
         self, key: str, default: Any = None, *, redact: Collection[str] = ()

@@ -19,7 +19,10 @@ from flagkit.core.bucketing import Clock
 from flagkit.core.freshness import Freshness
 from flagkit.errors import ClosedError, ConfigurationError, InvalidArgumentError, NotReadyError
 from flagkit.forks import Stage, leave_behind, watch
+from flagkit.interruptions import FAILURES_SUPPRESSED
+from flagkit.mistakes import Mistakes
 from flagkit.model import EVERYWHERE, encode
+from flagkit.model.foreign import native
 from flagkit.origin import Origin, first_view, origin_of
 from flagkit.refresh import Refresher, Source, State, pace_for
 from flagkit.settings import Options, Settings, settings_from
@@ -118,26 +121,34 @@ class Client(Answers):
 
         It is the override of the client's region, if there is one, and the caller's own copy. With
         `metadata`, it is the newest in the database, with owner, description, tags and expires,
-        and `timeout` seconds are waited for it at most; without, nothing is. A client of a
-        snapshot alone has none.
+        and `timeout` seconds are waited for it at most. A client of a snapshot alone has none.
+        Without `metadata` this never raises and never waits: a document that cannot be read, and a
+        key that is no string, are no policy.
 
         Raises:
             NotReadyError, StoreError: with metadata, the database did not answer.
             InvalidArgumentError: the key is no text, or the timeout no number.
         """
-        if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance] - not all callers check types
-            raise InvalidArgumentError(f"key is {key!r}: pass the key of a flag, as text")
         ends = time.monotonic() + seconds(timeout)
-        while metadata and (refresh := self._refresh) is not None:
+        text: object = None
+        wants_metadata = False
+        with FAILURES_SUPPRESSED:
+            text = native(key)
+            wants_metadata = bool(metadata)
+        if type(text) is not str:
+            return None
+        while wants_metadata and (refresh := self._refresh) is not None:
             try:
-                return refresh.policy(key, max(ends - time.monotonic(), 0))
+                return refresh.policy(text, max(ends - time.monotonic(), 0))
             except ClosedError:
                 # Another thread may have moved the client to another source meanwhile.
                 if self._closed or self._refresh is refresh:
                     raise
         view = self._view
-        record = None if view is None else view.snapshot.find(key)
-        return None if record is None else encode(flag_of(record))
+        with FAILURES_SUPPRESSED:
+            record = None if view is None else view.snapshot.find(text)
+            return None if record is None else encode(flag_of(record))
+        return None
 
     @property
     def staleness(self) -> float:
@@ -370,6 +381,7 @@ class Client(Answers):
 
     def _set_up(self, origin: Origin) -> None:
         self._counting = None
+        self._mistakes = Mistakes()
         self._freshness = Freshness(origin.max_staleness)
         self._unsealing = Unsealing(origin.keys)
         self._publish_view(first_view(origin, self._freshness, self._unsealing))

@@ -35,8 +35,8 @@ class CountingClient(Client):
             if switch is True or switch is False:
                 return switch
             return switch(context, default)
-        except Exception:  # noqa: BLE001 - not compiled yet, or what a caller passed misbehaves
-            return self._is_enabled_first(key, context, default)
+        except Exception as error:  # noqa: BLE001 - not compiled yet, or what a caller passed misbehaves
+            return self._is_enabled_first(key, context, default, error)
 
     def counts(self) -> Counts:
         """Return how often flags were asked. Never raises."""

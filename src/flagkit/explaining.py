@@ -6,17 +6,21 @@ policies as written, and shown only where they lead to what was answered.
 
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 from flagkit.core.contexts import ContextLike, attributes_of
 from flagkit.core.evaluation import Evaluation, Reason, evaluation_of
 from flagkit.core.explanation import Explanation, FlagTrace
 from flagkit.core.tracing import Traced, Tracer
+from flagkit.interruptions import is_interruption
 from flagkit.model import Flag
 from flagkit.model.segments import Segment
 from flagkit.snapshot import Part, segment_of
 from flagkit.view import View
 
+REDACTED_MAX = 1_000
+"""At most so many paths are redacted. Some iterators never end."""
 EXPLANATIONS_MAX = 3
 """How often an explanation is tried while the clock changes the answer."""
 
@@ -34,7 +38,7 @@ def explained(
     time = datetime.fromtimestamp(0, UTC)
     flags: tuple[FlagTrace, ...] = ()
     try:
-        hidden = (redact,) if isinstance(redact, str) else tuple(redact)
+        hidden = _paths(redact)
         for _ in range(EXPLANATIONS_MAX):
             moment = view.now()
             time = datetime.fromtimestamp(moment, UTC)
@@ -45,9 +49,25 @@ def explained(
                 flags = tuple(item.trace for item in traced)
                 break
             evaluation = view.evaluate(key, context, default)
-    except Exception:  # noqa: BLE001 - a caller's odd key, context or default must not hurt it
+    except Exception as error:
+        # A caller's odd key, context or default must not hurt the caller.
+        if is_interruption(error):
+            raise
         flags = ()
     return Explanation(evaluation=evaluation.without_secret(), time=time, flags=flags)
+
+
+def _paths(redact: Collection[str]) -> tuple[str, ...]:
+    """Return the paths to redact.
+
+    Raises:
+        TypeError, ValueError: they are no paths, or too many. Nothing may be shown then.
+    """
+    given = (redact,) if isinstance(redact, str) else tuple(islice(redact, REDACTED_MAX + 1))
+    paths = tuple(map(str.__str__, given))
+    if len(paths) > REDACTED_MAX:
+        raise ValueError(f"more than {REDACTED_MAX} paths to redact")
+    return paths
 
 
 def _traced(

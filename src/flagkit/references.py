@@ -8,6 +8,7 @@ import functools
 from collections.abc import Iterable
 
 from flagkit.changes import SEGMENTS, PolicyId
+from flagkit.errors import InvalidDocumentError
 from flagkit.model import EVERYWHERE, packing
 from flagkit.model.flags import segments_of
 from flagkit.snapshot import Snapshot
@@ -79,7 +80,7 @@ def _references_of(snapshot: Snapshot, key: str) -> frozenset[PolicyId]:
 def _references_in(body: bytes) -> frozenset[PolicyId]:
     try:
         flag = packing.unpack("", EVERYWHERE, body)
-    except packing.FAULTS:
+    except InvalidDocumentError:
         # It answers callers' defaults, whatever others do.
         return frozenset()
     found = {(EVERYWHERE, prerequisite.flag) for prerequisite in flag.prerequisites}

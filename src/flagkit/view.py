@@ -15,10 +15,11 @@ import msgspec
 
 from flagkit.background import Log
 from flagkit.changes import SEGMENTS, Change, PolicyId
+from flagkit.collector import collector_paused
 from flagkit.core.bucketing import Clock
 from flagkit.core.compiled import Asked, Compiled, compiled_alone, compiled_of, shared_of
 from flagkit.core.compiler import off_outcome
-from flagkit.core.contexts import ContextLike
+from flagkit.core.contexts import ContextLike, settled
 from flagkit.core.evaluation import ErrorCode, Evaluation, Outcome, Reason, evaluation_of, failed
 from flagkit.core.freshness import FRESH, Freshness
 from flagkit.core.schedule import NO_DATE
@@ -26,10 +27,10 @@ from flagkit.core.segments import bound, meaning
 from flagkit.core.templates import Switch
 from flagkit.errors import (
     BrokenReferenceError,
-    FlagkitError,
     InvalidContextError,
     InvalidDocumentError,
 )
+from flagkit.interruptions import FAILURES_SUPPRESSED, is_interruption
 from flagkit.model import EVERYWHERE, Flag
 from flagkit.model.conditions import Condition
 from flagkit.model.flags import segments_of
@@ -42,6 +43,8 @@ _log = Log("flagkit")
 COMPILED_MAX = 65_536
 """How many compiled flags a view keeps. Beyond it the newest makes room: O(1), never a stall."""
 
+KEYS_AT_ONCE = 20_000
+"""For so many flags the collector is paused at once: others may need it in between."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -119,13 +122,13 @@ class View:
 
     def has_compiled(self, key: str) -> bool:
         """Tell whether a flag is compiled. Never raises."""
-        with contextlib.suppress(Exception):
+        with FAILURES_SUPPRESSED:
             return key in self._compiled
         return False
 
     def has_switch(self, key: str) -> bool:
         """Tell whether a flag's switch is ready. Never raises."""
-        with contextlib.suppress(Exception):
+        with FAILURES_SUPPRESSED:
             return key in self.switches
         return False
 
@@ -151,6 +154,12 @@ class View:
         switch = self.switches[key] = compiled.switch
         return switch
 
+    def silence(self, key: str) -> None:
+        """Have the switch of a flag raise nothing from now on where there is nothing to hash."""
+        compiled = self.find(key)
+        if compiled is not None and key in self.switches:
+            self.switches[key] = compiled.silent_switch()
+
     def evaluate(
         self,
         key: str,
@@ -166,7 +175,7 @@ class View:
         # Before the answer, which can then only be older than this says.
         stale = freshness.is_judged and freshness.is_stale
         if max_staleness is not None and not stale:
-            with contextlib.suppress(Exception):
+            with FAILURES_SUPPRESSED:
                 if freshness.age > max_staleness:
                     stale, answer = True, self._answer_when_stale
         evaluation = answer(key, context, default)
@@ -174,8 +183,20 @@ class View:
             return msgspec.structs.replace(evaluation, reason=Reason.STALE)
         return evaluation
 
+    def evaluate_all(self, keys: Sequence[str], context: ContextLike) -> dict[str, Evaluation[Any]]:
+        """Return the answers of some flags, apart from those that serve a secret. Never raises."""
+        found: dict[str, Evaluation[Any]] = {}
+        for start in range(0, len(keys), KEYS_AT_ONCE):
+            # What is made here is no garbage: the collector's runs would only walk it.
+            with collector_paused():
+                for key in keys[start : start + KEYS_AT_ONCE]:
+                    evaluation = self.evaluate(key, context, None)
+                    if not evaluation.is_sensitive:
+                        found[key] = evaluation
+        return found
+
     def _answer_when_stale(self, key: str, context: ContextLike, default: Any) -> Evaluation[Any]:
-        with contextlib.suppress(Exception):
+        with FAILURES_SUPPRESSED:
             record = self.snapshot.find(key)
             flag = None if record is None else self.opened(record)
             if record is not None and flag is not None and flag.when_stale == "off":
@@ -199,7 +220,14 @@ class View:
                 evaluator = compiled.evaluator
                 outcome = evaluator if isinstance(evaluator, Outcome) else evaluator(context)
             return evaluation_of(key, outcome, default, version, revision, valid_until)
-        except Exception as error:  # noqa: BLE001 - a caller's odd key, context or default must not hurt it
+        except Exception as error:
+            # A caller's odd key, context or default must not hurt the caller.
+            if is_interruption(error):
+                raise
+            with FAILURES_SUPPRESSED:
+                attributes = settled(context)
+                if attributes is not None:
+                    return self._answer(key, attributes, default)
             return evaluation_of(key, _failure(error), default, version, revision)
 
     def _compile(self, key: str) -> Compiled | None:
@@ -253,7 +281,7 @@ class View:
     def _begin(self, record: Record) -> "_Begun":
         try:
             flag = flag_of(record)
-        except FlagkitError as error:
+        except InvalidDocumentError as error:
             return _Begun(record.version, None, error)
         rests_on = [(EVERYWHERE, prerequisite.flag) for prerequisite in flag.prerequisites]
         rests_on += [(SEGMENTS, segment) for segment in segments_of(flag)]
@@ -303,25 +331,53 @@ class View:
     def _keep(
         self, key: str, begun: "_Begun", done: dict[str, Compiled | None], way: list[str]
     ) -> Compiled:
+        """Compile a flag and keep it. One that cannot be compiled is kept as a PARSE_ERROR.
+
+        Only what is wrong with the policies is kept. What is due to the caller's circumstances is
+        raised, and the next call compiles the flag again: a stack or memory that is used up, and an
+        exception that came from a signal handler or another thread.
+        """
         try:
-            if begun.flag is None:
-                raise begun.fault or AssertionError
-            if way:
-                raise _broken("prerequisites", f"form a cycle: {' -> '.join((*way, way[0]))}")
-            found = [self._sound(item.flag, done[item.flag]) for item in begun.flag.prerequisites]
-            if begun.flag.sensitive and self._unsealing.is_waiting:
-                self._withheld.add(key)
-            flag = self._bound(self._unsealing.opened(begun.flag, self.snapshot.tip.environment))
-            if self._is_guarded(flag):
-                guarded = (FRESH, *flag.prerequisites)
-                flag = msgspec.structs.replace(flag, prerequisites=guarded)
-                found.insert(0, Asked(self._freshness.evaluate))
-            compiled = compiled_of(flag, begun.version, found, self.now)
+            compiled = self._made(key, begun, done, way)
         except FAULTS as error:
+            if is_interruption(error) or not self._fails_again(key, str(error), done, way):
+                raise
             # One bad flag answers the caller's default; the others live.
             _log.warning("%s answers callers' defaults: %s", key, error)
             compiled = Compiled(begun.version, failed(ErrorCode.PARSE_ERROR, str(error)))
         return self._kept(key, compiled)
+
+    def _fails_again(
+        self, key: str, problem: str, done: dict[str, Compiled | None], way: list[str]
+    ) -> bool:
+        """Tell whether compiling a flag fails in the same way a second time.
+
+        An exception that another thread injected strikes once. A fault of a policy stays.
+        """
+        record = self.snapshot.find(key)
+        assert record is not None, "it was compiled from there"
+        try:
+            self._made(key, self._begin(record), done, way)
+        except FAULTS as error:
+            return str(error) == problem
+        return False
+
+    def _made(
+        self, key: str, begun: "_Begun", done: dict[str, Compiled | None], way: list[str]
+    ) -> Compiled:
+        if begun.flag is None:
+            raise begun.fault or AssertionError
+        if way:
+            raise _broken("prerequisites", f"form a cycle: {' -> '.join((*way, way[0]))}")
+        found = [self._sound(item.flag, done[item.flag]) for item in begun.flag.prerequisites]
+        if begun.flag.sensitive and self._unsealing.is_waiting:
+            self._withheld.add(key)
+        flag = self._bound(self._unsealing.opened(begun.flag, self.snapshot.tip.environment))
+        if self._is_guarded(flag):
+            guarded = (FRESH, *flag.prerequisites)
+            flag = msgspec.structs.replace(flag, prerequisites=guarded)
+            found.insert(0, Asked(self._freshness.evaluate))
+        return compiled_of(flag, begun.version, found, self.now)
 
     def _kept(self, key: str, compiled: Compiled) -> Compiled:
         if len(self._compiled) >= COMPILED_MAX:
@@ -376,8 +432,12 @@ class UnattendedView(View):
 
 def _valid_until(compiled: Compiled, context: ContextLike, moment: float) -> datetime | None:
     """Return until when an answer is valid; only until now where the calendar ends before that."""
-    with contextlib.suppress(*NO_DATE):
+    try:
         return _date(compiled.changes_after(context, moment))
+    except NO_DATE as error:
+        # Some exceptions of signal handlers are of these types, such as TimeoutError.
+        if is_interruption(error):
+            raise
     with contextlib.suppress(*NO_DATE):
         return _date(moment)
     # The clock itself is out of order: a date that has passed.

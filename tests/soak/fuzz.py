@@ -1,4 +1,4 @@
-"""Random policies and contexts, hostile ones included: evaluation never raises, and is prompt."""
+"""Random policies, contexts and arguments, hostile ones too: nothing raises, and all is prompt."""
 
 import contextlib
 import functools
@@ -6,6 +6,8 @@ import logging
 import random
 import time
 import timeit
+import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -19,14 +21,23 @@ from flagkit.bootstrap import initial_segment
 from flagkit.changes import PolicyState, genesis, state_of
 from flagkit.client import Client
 from flagkit.core import templates
+from flagkit.core.contexts import use_context
 from flagkit.core.evaluation import Evaluation
+from flagkit.counting_client import CountingClient
 from flagkit.errors import InvalidDocumentError
 from flagkit.model import decode, encode
 from flagkit.model.conditions import tests_in
 from flagkit.snapshot import Snapshot, arena_of, flag_of, record_of
 from flagkit.testing import client_from
 from tests.oracle import Document
-from tests.soak.fuzzing import FLAG_COUNT, SEGMENTS, ContextDraw, PolicyDraw, key_of
+from tests.soak.fuzzing import (
+    FLAG_COUNT,
+    SEGMENTS,
+    ArgumentDraw,
+    ContextDraw,
+    PolicyDraw,
+    key_of,
+)
 
 CONTEXT_COUNT = 10
 """How many contexts each document meets."""
@@ -35,6 +46,7 @@ PROMPT_BYTES = 3072
 PROMPT_TESTS = 150
 ATTEMPT_COUNT = 12
 ROUND_PAIRS = 100_000
+CALLS_OF_A_BATCH = 2_000
 
 
 class Story(Struct):
@@ -94,6 +106,91 @@ def _batch(chance: random.Random, story: Story, *, timed: bool) -> None:
                 if elapsed > PROMPT_SECONDS:
                     story.slow.append(f"{elapsed * 1000:.1f} ms: {_described(snapshot, key)}")
         _all_at_once(client, context, story)
+
+
+METHODS = (
+    *("is_enabled", "is_enabled", "value", "evaluate", "evaluate", "evaluate_all", "keys"),
+    *("explain", "policy", "bind", "use_context", "status", "counts", "unknown flags"),
+)
+
+
+def run_calls(calls: int, seed: int) -> Story:
+    """Make so many calls, of every method, with odd arguments in every place."""
+    chance = random.Random(seed)
+    story = Story()
+    logger = logging.getLogger("flagkit")
+    logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            # Coroutines among the arguments are never awaited.
+            warnings.simplefilter("ignore")
+            while story.pairs < calls:
+                _batch_of_calls(chance, story, min(CALLS_OF_A_BATCH, calls - story.pairs))
+    finally:
+        logger.disabled = False
+    return story
+
+
+def _batch_of_calls(chance: random.Random, story: Story, calls: int) -> None:
+    policies = PolicyDraw(chance)
+    packed = {
+        key_of(number): _stored(policies, number, chance, story) for number in range(FLAG_COUNT)
+    }
+    snapshot = _snapshot(packed, [policies.segment(key) for key in SEGMENTS])
+    kind = chance.choice((Client, Client, CountingClient))
+    client = kind.from_source() if chance.random() < 0.02 else kind.from_snapshot(snapshot)
+    draw = ArgumentDraw(chance, ContextDraw(chance, policies.conditions))
+    for _ in range(calls):
+        story.pairs += 1
+        method = chance.choice(METHODS)
+        try:
+            _odd_call(client, method, draw)
+        except Exception as error:  # noqa: BLE001 - what is looked for
+            trace = "".join(traceback.format_tb(error.__traceback__)[-3:])
+            story.raised.append(f"{method} raised {type(error).__name__}: {trace}")
+        story.codes[method] += 1
+
+
+def _odd_call(client: Client, method: str, draw: ArgumentDraw) -> None:  # noqa: C901 - one for each
+    match method:
+        case "is_enabled":
+            client.is_enabled(draw.key(), draw.context(), draw.of(True, False))
+        case "value":
+            client.value(draw.key(), draw.context(), default=draw.of(True, "x", 1, 1.5, None, {}))
+        case "evaluate":
+            default, age = draw.of(True, "x", 1, None, []), draw.of(None, 0, 5.0)
+            found = client.evaluate(draw.key(), draw.context(), default, max_staleness=age)
+            assert type(found) is Evaluation
+        case "evaluate_all":
+            assert type(client.evaluate_all(draw.context(), draw.of("", "fuzz.", "x"))) is dict
+        case "keys":
+            assert type(client.keys(draw.of("", "fuzz.", "x"))) is list
+        case "explain":
+            redact = draw.of((), ("a.b",), "a")
+            explanation = client.explain(draw.key(), draw.context(), draw.of(True), redact=redact)
+            assert str(explanation)
+            assert explanation.as_dict()
+        case "policy":
+            timeout, metadata = draw.of(1.0), draw.of(True, False)
+            client.policy(draw.key(), metadata=metadata, timeout=timeout)
+        case "bind":
+            bound = client.bind(draw.context())
+            bound.is_enabled(draw.key(), draw.of(True))
+            bound.value(draw.key(), default=draw.of(True))
+            bound.evaluate(draw.key(), draw.of(True), max_staleness=draw.of(None, 5.0))
+            bound.evaluate_all(draw.of("fuzz.flag-1"))
+            str(bound.explain(draw.key(), draw.of(True), redact=draw.of(())))
+        case "use_context":
+            with use_context(draw.context()):
+                client.is_enabled(draw.key(), default=draw.of(True))
+                client.evaluate(draw.key(), None, draw.of(True))
+        case "status":
+            assert client.status().revision == client.revision
+        case "counts":
+            client.counts()
+        case _:
+            client.evaluate(draw.odd(), draw.odd(), draw.odd(), max_staleness=draw.odd())
+            client.is_enabled(draw.odd(), draw.odd(), draw.odd())
 
 
 def _snapshot(packed: dict[str, bytes], segments: list[Document]) -> Snapshot:
@@ -239,6 +336,18 @@ def _timed(name: str, call: Callable[[], object]) -> Result:
 def soak(pairs: int, seed: int) -> Iterator[Result]:
     """Fuzz in rounds, each seeded by itself, until there were `pairs`; and look at the limits."""
     yield from at_the_limits()
+    for done in range(0, pairs, ROUND_PAIRS):
+        story = run_calls(min(ROUND_PAIRS, pairs - done), seed + done)
+        for problem in story.raised:
+            print(f"  calls of seed {seed + done}: {problem}")
+        yield Result(
+            benchmark="fuzz",
+            case=f"exceptions, up to call {done + story.pairs:,}",
+            value=len(story.raised),
+            unit="",
+            bound=0,
+            details={"methods": dict(story.codes)},
+        )
     for done in range(0, pairs, ROUND_PAIRS):
         story = run(min(ROUND_PAIRS, pairs - done), seed + done)
         for problem in (*story.raised, *story.slow):

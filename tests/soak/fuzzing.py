@@ -4,11 +4,13 @@ Good documents keep the limits within which an evaluation is prompt (docs/policy
 contexts that are not `OVERSIZED`.
 """
 
+import itertools
 import random
 from collections import ChainMap, UserDict
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -342,6 +344,118 @@ NO_CONTEXTS: tuple[Any, ...] = (
     *(MappingProxyType({"a": 1}), ChainMap({"a": 1}), UserDict(a=1)),
 )
 """Contexts that are none, misbehave, or are given in other forms than a dict."""
+
+
+class Endless(Mapping[str, Any]):
+    """A mapping that never ends."""
+
+    def __getitem__(self, key: str) -> Any:
+        return key
+
+    def __iter__(self) -> Iterator[str]:
+        return map(str, itertools.count())
+
+    def __len__(self) -> int:
+        return 1
+
+
+class Closed:
+    """An object of which nothing can be asked."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError("misbehaved")
+
+
+class Judge(type):
+    """A class of classes that raise where it is asked what belongs to them."""
+
+    def __instancecheck__(cls, _: object) -> bool:
+        raise RuntimeError("misbehaved")
+
+    def __subclasscheck__(cls, _: type) -> bool:
+        raise RuntimeError("misbehaved")
+
+    def __repr__(cls) -> str:
+        raise RuntimeError("misbehaved")
+
+
+class Judged(metaclass=Judge):
+    """An object of such a class."""
+
+
+def _forever() -> Iterator[str]:
+    while True:
+        yield "a"
+
+
+async def _coroutine() -> None:
+    """Do nothing: it is never awaited."""
+
+
+def _recursive() -> dict[Any, Any]:
+    made: dict[Any, Any] = {"key": "value"}
+    made |= {"self": made, "targeting_key": made}
+    return made
+
+
+ARGUMENTS: tuple[Make, ...] = (
+    *(lambda value=value: value for value in (*ODD_VALUES, *NO_CONTEXTS, *SCALARS)),
+    *(itertools.count, _forever, lambda: iter(["a"]), lambda: (c for c in "ab"), _recursive),
+    *(Closed, lambda: Closed, Judged, lambda: Judged, lambda: random, lambda: print, lambda: ...),
+    *(lambda: NotImplemented, lambda: memoryview(b"x"), lambda: range(10**18), lambda: -0.0),
+    *(lambda: float("nan"), lambda: "x" * 100_000, lambda: 2**100_000, lambda: "\ud800" * 300),
+    *(lambda: {"targeting_key": Closed()}, lambda: {"a": Closed(), "targeting_key": "u"}),
+    *(
+        lambda: Text("fuzz.flag-1"),
+        lambda: frozenset({"a"}),
+        lambda: "fuzz.",
+    ),
+    *(lambda: Exception("x"), lambda: KeyError, lambda: LAST, lambda: timedelta.max),
+    *(lambda: Context(7, {"a": Closed()}), lambda: Plan.ON, lambda: Plan),
+)
+"""What may be passed for any argument of any method of a client."""
+SELDOM: tuple[Make, ...] = (Endless, lambda: Context("u", {"a": Endless()}), lambda: [Endless()])
+"""Arguments that take long to see through."""
+
+
+class Plan(StrEnum):
+    """An enumeration, whose members may be keys, attributes and defaults."""
+
+    ON = "on"
+
+
+class ArgumentDraw:
+    """Draws arguments, most of them as they should be, so that calls get far enough."""
+
+    def __init__(self, chance: random.Random, contexts: "ContextDraw") -> None:
+        self.chance = chance
+        self.contexts = contexts
+
+    def odd(self) -> Any:
+        """Return anything."""
+        if self.chance.random() < 0.001:
+            return self.chance.choice(SELDOM)()
+        return self.chance.choice(ARGUMENTS)()
+
+    def key(self) -> Any:
+        """Return the key of a flag, or anything."""
+        return self.odd() if self.chance.random() < 0.3 else self._known_key()
+
+    def _known_key(self) -> str:
+        return key_of(self.chance.randrange(FLAG_COUNT + 1))
+
+    def context(self) -> Any:
+        """Return a context, or anything."""
+        if self.chance.random() < 0.3:
+            return self.odd()
+        context = self.contexts.prompt()
+        if type(context) is dict and self.chance.random() < 0.4:
+            context[self.chance.choice(("targeting_key", "a", "b"))] = self.odd()
+        return context
+
+    def of(self, *usual: Any) -> Any:
+        """Return one of some usual arguments, or anything."""
+        return self.odd() if self.chance.random() < 0.4 else self.chance.choice(usual)
 
 
 class ContextDraw:

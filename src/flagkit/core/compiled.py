@@ -53,7 +53,7 @@ class Shared:
         follows_clock: Whether their answers can change by time alone.
     """
 
-    __slots__ = ("_code", "_switch_code", "constant", "flag", "follows_clock")
+    __slots__ = ("_code", "_silent_code", "_switch_code", "constant", "flag", "follows_clock")
 
     def __init__(self, flag: Flag) -> None:
         self.flag = flag
@@ -61,6 +61,7 @@ class Shared:
         self.follows_clock = follows_clock(flag)
         self._code: Code | None = None
         self._switch_code: Code | None = None
+        self._silent_code: Code | None = None
 
     def evaluator(self, key: str, now: Clock) -> Evaluator:
         """Return the evaluator of the flag of a key; the flag is not constant."""
@@ -75,7 +76,14 @@ class Shared:
             return leave_to_caller
         code = self._switch_code
         if code is None:
-            code = self._switch_code = switch_code_of(self.flag)
+            code = self._switch_code = switch_code_of(self.flag, tells=True)
+        return cast("Switch", code.function(key, now))
+
+    def silent_switch(self, key: str, now: Clock) -> Switch:
+        """Return the silent switch of the flag of a key; the flag is boolean and not constant."""
+        code = self._silent_code
+        if code is None:
+            code = self._silent_code = switch_code_of(self.flag)
         return cast("Switch", code.function(key, now))
 
 
@@ -139,6 +147,10 @@ class Compiled:
             found = self._switch = self._made_switch()
         return found
 
+    def silent_switch(self) -> bool | Switch:
+        """Return the switch that raises nothing where there is nothing to hash."""
+        return self.switch
+
     def changes_after(self, context: ContextLike, moment: float) -> float:
         """Return when it may answer otherwise by time alone, in seconds; infinity if never."""
         attributes = attributes_of(context)
@@ -189,6 +201,12 @@ class _Alone(Compiled):
     def _made_switch(self) -> bool | Switch:
         return self._shared.switch(self._key, self._now)
 
+    def silent_switch(self) -> bool | Switch:
+        """Return the switch that raises nothing where there is nothing to hash."""
+        if self._shared.flag.type != "boolean":
+            return leave_to_caller
+        return self._shared.silent_switch(self._key, self._now)
+
     def _changes_after(self, attributes: Attributes, moment: float) -> float:
         return flag_changes_after(self._shared.flag, self._key, attributes, moment)
 
@@ -216,10 +234,17 @@ class _Resting(Compiled):
         return compile_flag(self._flag, self._evaluators(), self._now)
 
     def _made_switch(self) -> bool | Switch:
+        return self._switch_of_kind(tells=True)
+
+    def silent_switch(self) -> bool | Switch:
+        """Return the switch that raises nothing where there is nothing to hash."""
+        return self._switch_of_kind(tells=False)
+
+    def _switch_of_kind(self, *, tells: bool) -> bool | Switch:
         flag = self._flag
         if self.calls > CALLS_MAX or flag.sensitive:
             return _switch_of(self.evaluator) if flag.type == "boolean" else leave_to_caller
-        return compile_switch(flag, self._evaluators(), self._now)
+        return compile_switch(flag, self._evaluators(), self._now, tells=tells)
 
     def _evaluators(self) -> list[Outcome | Evaluator]:
         return [found.evaluator for found in self.prerequisites]

@@ -98,25 +98,33 @@ def code_of(flag: Flag, prerequisites: Sequence[Outcome | Evaluator] = ()) -> Co
 
 
 def compile_switch(
-    flag: Flag, prerequisites: Sequence[Outcome | Evaluator] = (), now: Clock = time.time
+    flag: Flag,
+    prerequisites: Sequence[Outcome | Evaluator] = (),
+    now: Clock = time.time,
+    *,
+    tells: bool = False,
 ) -> bool | Switch:
     """Compile a flag as `compile_flag` does, into nothing but what callers with a boolean are told.
 
     Returns:
         True or False, if that is always the same, or a function of a context and the caller's
-        default, which raises what an evaluator raises.
+        default. It raises what an evaluator raises; InvalidContextError where an attribute cannot
+        be hashed; and, if it tells, MissingKeyError where there is nothing to hash.
     """
     if flag.type != "boolean":
         return leave_to_caller
     constant = constant_of(flag, prerequisites)
     if constant is None:
-        return cast("Switch", switch_code_of(flag, prerequisites).function(flag.key, now))
+        code = switch_code_of(flag, prerequisites, tells=tells)
+        return cast("Switch", code.function(flag.key, now))
     return leave_to_caller if constant.variant is None else constant.value
 
 
-def switch_code_of(flag: Flag, prerequisites: Sequence[Outcome | Evaluator] = ()) -> Code:
+def switch_code_of(
+    flag: Flag, prerequisites: Sequence[Outcome | Evaluator] = (), *, tells: bool = False
+) -> Code:
     """Return the code of the switch of a boolean flag that is not constant."""
-    return _SwitchWalk(flag).code(prerequisites)
+    return (_TellingWalk if tells else _SwitchWalk)(flag).code(prerequisites)
 
 
 def leave_to_caller(_: ContextLike, default: bool) -> bool:  # noqa: FBT001 - a switch
@@ -147,7 +155,7 @@ def without_key(serves: Rollout | Ramp) -> Outcome:
     return failed(
         ErrorCode.TARGETING_KEY_MISSING,
         f"the rollout is by {'.'.join(serves.by)!r}, where the context has no string"
-        " (or an empty one) and no integer",
+        " (or an empty one), integer, UUID or ObjectId",
     )
 
 
@@ -289,7 +297,7 @@ class _Walk:
 class _SwitchWalk(_Walk):
     """The same walk for a switch, which needs of each variant its boolean alone."""
 
-    answers = "boolean"
+    answers = "silent"
 
     def off(self) -> Shape:
         if self.flag.off is None:
@@ -316,6 +324,12 @@ class _SwitchWalk(_Walk):
         for end, variant in serves.intervals:
             self.constants += (threshold(end), values[variant])
         return ("rollout", by, len(serves.intervals), own)
+
+
+class _TellingWalk(_SwitchWalk):
+    """The same walk for a switch that raises an error where there is nothing to hash."""
+
+    answers = "telling"
 
 
 def _ready(condition: Condition) -> Condition:

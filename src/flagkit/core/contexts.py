@@ -8,11 +8,17 @@ import functools
 from collections.abc import Callable, Mapping
 from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
-from typing import Any, TypeAlias, TypeVar, cast
+from itertools import islice
+from typing import Any, Final, TypeAlias, TypeVar, cast
+from uuid import UUID
 
 from flagkit.errors import InvalidArgumentError, InvalidContextError
+from flagkit.interruptions import is_interruption
 from flagkit.model import TARGETING_KEY
+from flagkit.model.foreign import NATIVE, ObjectIdLike, Oid, native
 
+TargetingKey: TypeAlias = str | int | UUID | ObjectIdLike
+"""What names somebody. A boolean, which is an integer to Python, does not."""
 Attributes: TypeAlias = dict[str, Any]
 
 
@@ -27,7 +33,9 @@ class Context:
     __slots__ = ("attributes",)
 
     def __init__(
-        self, targeting_key: str | None = None, attributes: Mapping[str, Any] | None = None
+        self,
+        targeting_key: TargetingKey | None = None,
+        attributes: Mapping[str, Any] | None = None,
     ) -> None:
         self.attributes: Attributes = dict(attributes or {})
         if targeting_key is not None:
@@ -37,10 +45,13 @@ class Context:
         return f"Context({self.attributes!r})"
 
 
-ContextLike: TypeAlias = str | Mapping[str, Any] | Context | None
+ContextLike: TypeAlias = TargetingKey | Mapping[str, Any] | Context | None
 """A targeting key, a mapping with `targeting_key` and attributes, a Context; None: the ambient."""
 
 
+ATTRIBUTES_MAX: Final = 100_000
+"""A mapping of more attributes than this is no context. Some mappings never end."""
+_KEYS: Final = frozenset({str, int, UUID, Oid})
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -49,7 +60,9 @@ class _Use:
 
     __slots__ = ("attributes", "is_over", "outer")
 
-    def __init__(self, attributes: Attributes, outer: "_Use | None" = None) -> None:
+    def __init__(
+        self, attributes: "Attributes | InvalidContextError", outer: "_Use | None" = None
+    ) -> None:
         self.attributes = attributes
         self.outer = outer
         # Whether the block was left without taking it out of the context that it was entered in.
@@ -67,7 +80,7 @@ class Block(ContextDecorator):
         self._uses: list[tuple[_Use, Token[_Use]]] = []
 
     def __enter__(self) -> None:
-        use = _Use(attributes_of(self._context), _current())
+        use = _Use(_entered(self._context), _current())
         self._uses.append((use, _ambient.set(use)))
 
     def __exit__(self, *_: object) -> None:
@@ -120,13 +133,12 @@ class Block(ContextDecorator):
 def use_context(context: ContextLike) -> Block:
     """Make `context` the ambient one, which evaluations without a context of their own use.
 
-    Holds for the block, in this thread or asyncio task and the tasks that it starts. A block may be
-    left in another task or thread than it was entered in, as generators of web frameworks are. It
-    is over then in both, and the ambient context of the other task or thread stays as it is. As a
-    decorator, it holds for each call of a function or coroutine function.
+    This holds for the block, in this thread or asyncio task and the tasks that it starts. A block
+    may be left in another task or thread than it was entered in, as generators of web frameworks
+    are. It is over then in both, and the ambient context of the other task or thread stays as it
+    is. As a decorator, it holds for each call of a function or coroutine function.
 
-    Raises:
-        InvalidContextError: it is none of the forms of a context.
+    Never raises: where the context is none, evaluations in the block answer INVALID_CONTEXT.
     """
     return Block(context)
 
@@ -138,6 +150,18 @@ def _current() -> _Use:
     return use
 
 
+def _entered(context: ContextLike) -> "Attributes | InvalidContextError":
+    """Return the attributes of a context, or what is wrong with it."""
+    try:
+        return attributes_of(context)
+    except InvalidContextError as error:
+        return error
+    except Exception as error:
+        if is_interruption(error):
+            raise
+        return InvalidContextError(f"the ambient context raised {type(error).__name__}")
+
+
 def attributes_of(context: ContextLike) -> Attributes:
     """Return the attributes of a context, as a plain dict that the caller must not change.
 
@@ -145,13 +169,46 @@ def attributes_of(context: ContextLike) -> Attributes:
         InvalidContextError: it is none of the forms of a context.
     """
     if context is None:
-        return _current().attributes
+        found = _current().attributes
+        if isinstance(found, InvalidContextError):
+            # A new one: each time that an exception is raised its traceback grows.
+            raise InvalidContextError(str(found))
+        return found
     if isinstance(context, Context):
         return context.attributes
     if isinstance(context, str):
         return {TARGETING_KEY: context}
-    if isinstance(context, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - not all callers check types
-        return dict(context)
+    if isinstance(context, dict):
+        # A proxy of one says so, too.
+        context = native(context)
+    if isinstance(context, Mapping):
+        return _copied(context)
+    key = native(context)
+    if type(key) in _KEYS:
+        return {TARGETING_KEY: key}
     raise InvalidContextError(
-        f"a context is a targeting key, a mapping, a Context or None, not {type(context).__name__}"
+        "a context is a targeting key (a string, an integer, a UUID or an ObjectId), a mapping, a"
+        f" Context or None, not {type(context).__name__}"
     )
+
+
+def settled(context: ContextLike) -> Attributes | None:
+    """Return the attributes of a context with native values for foreign ones, None if it has none.
+
+    The code of flags takes what says that it is a string for one. Some proxies do say so, and
+    then fail at an operation that a string has.
+    """
+    attributes = attributes_of(context)
+    found = {name: native(value) for name, value in attributes.items() if type(value) not in NATIVE}
+    if all(found[name] is attributes[name] for name in found):
+        return None
+    return attributes | found
+
+
+def _copied(context: Mapping[str, Any]) -> Attributes:
+    if type(context) is dict:
+        return cast("Attributes", context).copy()
+    copied = {name: context[name] for name in islice(context, ATTRIBUTES_MAX + 1)}
+    if len(copied) > ATTRIBUTES_MAX:
+        raise InvalidContextError(f"the context has more than {ATTRIBUTES_MAX:,} attributes")
+    return copied

@@ -4,12 +4,13 @@ Source: the OpenFeature specification, types (https://openfeature.dev/specificat
 """
 
 from datetime import datetime
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Any, Final, Generic, TypeVar, cast
 
 import msgspec
 from msgspec import Struct
 
+from flagkit.interruptions import is_interruption
 from flagkit.model.sensitive import SENSITIVE, Secret, Withheld
 
 T_co = TypeVar("T_co", covariant=True)
@@ -177,8 +178,22 @@ def _fitted(value: Any, default: Any) -> Any:
         )
     if default is None:
         return CALLERS_DEFAULT if kind in _SENSITIVE else value
-    if isinstance(default, bool) or kind is bool:
+    if isinstance(default, bool) or (kind is bool and not isinstance(default, Enum)):
         return value if isinstance(default, bool) and kind is bool else CALLERS_DEFAULT
     if isinstance(default, float) and kind is int:
         return float(value)
+    if isinstance(default, Enum):
+        return _member_of(type(default), value)
     return value if isinstance(default, kind) else CALLERS_DEFAULT
+
+
+def _member_of(kind: type[Enum], value: Any) -> Any:
+    """Return the member of an enumeration that has a value, CALLERS_DEFAULT if none has."""
+    try:
+        member = kind(value)
+    except ValueError as error:
+        if is_interruption(error):
+            raise
+        return CALLERS_DEFAULT
+    # True is 1 to Python.
+    return member if isinstance(member.value, bool) is isinstance(value, bool) else CALLERS_DEFAULT

@@ -9,7 +9,9 @@ import msgspec
 from msgspec import Struct
 
 from flagkit.core.evaluation import Evaluation
+from flagkit.interruptions import is_interruption
 from flagkit.model import EVERYWHERE
+from flagkit.model.foreign import native
 from flagkit.model.rollouts import percent
 from flagkit.printable import printable
 
@@ -139,12 +141,16 @@ class _Showing:
     def plain(self, value: object, depth: int) -> Any:
         try:
             return self._plain(value, depth)
-        except Exception:  # noqa: BLE001 - whatever a caller's object does
+        except Exception as error:
+            # Whatever a caller's object does.
+            if is_interruption(error):
+                raise
             # What a type is called, its own metaclass cannot misstate here.
             return self._text(f"an object of {type.__repr__(type(value))}")
 
     # The methods of the plain types, and not those by which a caller's own types replace them.
     def _plain(self, value: object, depth: int) -> Any:  # noqa: PLR0911 - one for each type
+        value = native(value)
         match value:
             case None | True | False:
                 return value

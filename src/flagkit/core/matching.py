@@ -34,6 +34,7 @@ from flagkit.model.conditions import (
     Test,
     Version,
 )
+from flagkit.model.foreign import NATIVE, native
 from flagkit.model.order import NUMBER, equal, identity, is_nan, kind, ordered
 from flagkit.model.versions import VersionKey, version_key
 
@@ -51,7 +52,7 @@ _PYTHON: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
     "$lt": operator_module.lt,
     "$lte": operator_module.le,
 }
-_TYPES = ("null", "", "string", "object", "array", "binData", "bool", "date")
+_TYPES = ("null", "", "string", "object", "array", "binData", "objectId", "bool", "date")
 
 
 def matches(condition: Condition, attributes: Any) -> bool:  # noqa: PLR0911 - one for each form
@@ -82,11 +83,14 @@ def attribute(attributes: Mapping[str, Any], path: tuple[str, ...]) -> object:
         if not isinstance(value, dict):
             return None
         value = cast("dict[str, object]", value).get(name)
+        if type(value) not in NATIVE:
+            value = native(value)
     return value
 
 
 def value_passes(test: Test, value: object) -> bool:
     """Tell whether an attribute passes a test, by itself or by an element of it."""
+    value = _native(value)
     if _is_list(value) and not isinstance(test, Size | ElemMatch):
         return any(_passes(test, item) for item in value) or _passes(test, value)
     return _passes(test, value)
@@ -97,10 +101,10 @@ def _reached(node: Node, path: tuple[str, ...], at: int, whole: bool) -> Iterato
 
     A list at the end of the path stands for its elements and itself, or, if `whole`, for itself.
     """
-    value: Any = node.get(path[at], MISSING)
+    value = _native(node.get(path[at], MISSING))
     at += 1
     while at < len(path) and isinstance(value, dict):
-        value = cast("Node", value).get(path[at], MISSING)
+        value = _native(cast("Node", value).get(path[at], MISSING))
         at += 1
     if _is_list(value):
         yield from _spread(value, path, at, whole)
@@ -114,13 +118,13 @@ def _spread(items: Items, path: tuple[str, ...], at: int, whole: bool) -> Iterat
             yield from items
         yield items
         return
-    for item in items:
+    for item in map(_native, items):
         # Only documents are entered by name: a scalar or a list in a list is not even "missing".
         if isinstance(item, dict):
             yield from _reached(cast("Node", item), path, at, whole)
     index = path[at]
     if _INDEX.fullmatch(index) and int(index) < len(items):
-        yield from _indexed(items[int(index)], path, at + 1, whole)
+        yield from _indexed(_native(items[int(index)]), path, at + 1, whole)
 
 
 def _indexed(item: object, path: tuple[str, ...], at: int, whole: bool) -> Iterator[object]:  # noqa: FBT001
@@ -134,6 +138,7 @@ def _indexed(item: object, path: tuple[str, ...], at: int, whole: bool) -> Itera
 
 
 def _passes(test: Test, value: object) -> bool:  # noqa: C901, PLR0911, PLR0912 - one for each test
+    value = _native(value)
     match test:
         case Compare(operator, constant):
             return ordered(operator, None if value is MISSING else value, constant)
@@ -217,11 +222,15 @@ def _remainder(value: Any, divisor: int) -> int | None:
 
 def _documents_in(items: Items) -> Iterator[Node]:
     """Yield the documents among some elements; lists are documents of their indexes, too."""
-    for item in items:
+    for item in map(_native, items):
         if _is_list(item):
             yield {str(i): inner for i, inner in enumerate(item)}
         elif isinstance(item, dict):
             yield cast("Node", item)
+
+
+def _native(value: object) -> Any:
+    return value if type(value) in NATIVE or value is MISSING else native(value)
 
 
 def _is_list(value: object) -> TypeGuard[Items]:

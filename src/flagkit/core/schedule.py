@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 
 from flagkit.core.bucketing import bucket, seed, threshold
 from flagkit.core.matching import attribute, matches
+from flagkit.interruptions import is_interruption
 from flagkit.model import Flag, Ramp, Serves
 from flagkit.model.keys import key_of
 from flagkit.model.windows import DAY_MINUTES, DAYS, Recurrence, Window
@@ -45,9 +46,12 @@ def recurs(recurrence: Recurrence, moment: float) -> bool:
     An hour that daylight saving repeats counts twice, one that it skips never comes. A moment
     before the calendar's year 1, or after 9999, is in no window.
     """
+    zone = _zone(recurrence.zone)
     try:
-        local = datetime.fromtimestamp(moment, _zone(recurrence.zone))
-    except NO_DATE:
+        local = datetime.fromtimestamp(moment, zone)
+    except NO_DATE as error:
+        if is_interruption(error):
+            raise
         return False
     return _holds(recurrence, local.weekday(), local.hour * 60 + local.minute)
 

@@ -1,8 +1,9 @@
 """Templates: the code of each shape of flag, generated once; constants take the places of marks.
 
 A shape is nested tuples: (answers, gates, off, timed, rules, fallthrough, attributes), where
-`answers` is "outcome" for evaluators and "boolean" for switches. `_Source` goes through it in the
-order in which the compiler collected the constants: the n-th constant replaces the n-th mark.
+`answers` is "outcome" for evaluators, "telling" or "silent" for switches. `_Source` goes through it
+in the order in which the compiler collected the constants: the n-th constant replaces the n-th
+mark.
 
 What differs between flags of one policy, and between clocks, is no constant but the default of a
 parameter that no caller passes: so such flags have one code, and each takes a function alone.
@@ -20,37 +21,91 @@ from msgspec import Struct
 
 from flagkit.core.bucketing import Clock, hash_of, seed
 from flagkit.core.contexts import ContextLike, attributes_of
-from flagkit.core.evaluation import Outcome
+from flagkit.core.evaluation import ErrorCode, Outcome, failed
 from flagkit.core.matching import attribute, matches, value_passes
 from flagkit.core.searching import TEXT_MAX
+from flagkit.errors import InvalidContextError
+from flagkit.model.foreign import native
 from flagkit.model.keys import key_of
 from flagkit.model.versions import version_key
 
 Evaluator: TypeAlias = Callable[[ContextLike], Outcome]
 Switch: TypeAlias = Callable[[ContextLike, bool], bool]
-"""Answers for a context with a boolean, which is the caller's default where a flag leaves it so."""
+"""Answers for a context with a boolean, which is the caller's default where a flag leaves it so.
+
+A telling switch raises MissingKeyError where there is no key to hash, so that this can be logged.
+A silent one, which takes its place afterwards, answers the default.
+"""
 Shape: TypeAlias = tuple[Any, ...]
+
+
+class MissingKeyError(Exception):
+    """A context has nothing to hash for a rollout. Callers of flagkit never see this."""
+
+
+def unfit(value: object, path: str | tuple[str, ...]) -> MissingKeyError | InvalidContextError:
+    """Return the error for an attribute that a rollout cannot hash."""
+    found = native(value)
+    if found is None or found == "":
+        return MissingKeyError(path)
+    named = path if isinstance(path, str) else ".".join(path)
+    return InvalidContextError(
+        f"the rollout is by {named!r}, which has the type {type(value).__name__} here: a key is a"
+        " string, an integer of up to 4,200 digits, a UUID or an ObjectId"
+    )
+
+
+def outcome_without_key(value: object, path: str | tuple[str, ...], missing: Outcome) -> Outcome:
+    """Return what an evaluator answers where it cannot hash an attribute."""
+    error = unfit(value, path)
+    if isinstance(error, MissingKeyError):
+        return missing
+    return failed(ErrorCode.INVALID_CONTEXT, str(error))
+
+
+def default_without_key(
+    value: object,
+    path: str | tuple[str, ...],
+    default: bool,  # noqa: FBT001 - a switch's
+) -> bool:
+    """Return what a silent switch answers where there is nothing to hash.
+
+    Raises:
+        InvalidContextError: there is something, which no rollout can hash.
+    """
+    error = unfit(value, path)
+    if isinstance(error, MissingKeyError):
+        return default
+    raise error
+
 
 _SCALARS: Final = frozenset({str, int, float, bool, type(None)})
 _GLOBALS: Final[dict[str, object]] = {
+    "NONE": type(None),
     "SCALARS": _SCALARS,
+    "bool": bool,
     "attribute": attribute,
     "attributes_of": attributes_of,
+    "default_without_key": default_without_key,
     "hash_of": hash_of,
     "key_of": key_of,
     "matches": matches,
+    "outcome_without_key": outcome_without_key,
     "value_passes": value_passes,
+    "unfit": unfit,
     "version_key": version_key,
     "xxh3": xxhash.xxh3_64_intdigest,
 }
 _SLOWLY: Final = "{k} not in SCALARS and value_passes({t}, {a})"
+_SLOWLY_BUT: Final = "({k} not in SCALARS or {k} is KIND) and value_passes({t}, {a})"
 _BY_KIND: Final = {
     "text": f"({{a}} {{op}} {{c}} if {{k}} is str else {_SLOWLY})",
     "number": f"({{a}} {{op}} {{c}} if {{k}} is int or {{k}} is float else {_SLOWLY})",
     "key": f"({{a}} {{op}} {{c}} if {{k}} is str or {{k}} is int else {_SLOWLY})",
-    "true": f"({{a}} is True or {_SLOWLY})",
-    "false": f"({{a}} is False or {_SLOWLY})",
-    "null": f"({{a}} is None or {_SLOWLY})",
+    # Where the other boolean is ruled out, what has the class of one is a proxy.
+    "true": f"({{a}} is True or {{a}} is not False and {_SLOWLY_BUT.replace('KIND', 'bool')})",
+    "false": f"({{a}} is False or {{a}} is not True and {_SLOWLY_BUT.replace('KIND', 'bool')})",
+    "null": f"({{a}} is None or {_SLOWLY_BUT.replace('KIND', 'NONE')})",
     "affix": f"({{a}}.{{op}}({{c}}) if {{k}} is str else {_SLOWLY})",
     "contains": f"({{c}} in {{a}} if {{k}} is str else {_SLOWLY})",
     # By way of a name: calling a mark would be a warning of the compiler's.
@@ -162,7 +217,7 @@ class _Source:
             self.places[mark] = i
         parameters = {
             "context": True,
-            "default": self.answers == "boolean",
+            "default": self.answers != "outcome",
             "own_seed": self.wants_seed,
             "now": self.timed,
         }
@@ -237,8 +292,8 @@ class _Source:
         return "own_seed"
 
     def rollout(self, kind: str, by: int, interval_count: int, hash_seed: str) -> list[str]:
-        missing = "default" if self.answers == "boolean" else self.take(1)[0]
-        body, value, plain = self.hashed_value(by, missing)
+        missing = "default" if self.answers != "outcome" else self.take(1)[0]
+        body, value, plain, path = self.hashed_value(by, missing)
         fast = f"hashed = xxh3({value}.encode(), {hash_seed})"
         match kind:
             case "ramp":
@@ -261,24 +316,33 @@ class _Source:
             f" except UnicodeEncodeError: hashed = hash_of({hash_seed}, {value})",
             "else:",
             f" key = key_of({value})",
-            f" if key is None: return {missing}",
+            f" if key is None: {self.without_key(value, path, missing)}",
             f" hashed = hash_of({hash_seed}, key)",
             *answer,
         ]
 
-    def hashed_value(self, by: int, missing: str) -> tuple[list[str], str, str]:
-        """Return code that fetches what is hashed, its name, and the test for plain strings."""
+    def without_key(self, value: str, path: str, missing: str) -> str:
+        """Return the statement for an attribute that cannot be hashed."""
+        if self.answers == "telling":
+            return f"raise unfit({value}, {path})"
+        kind = "default" if self.answers == "silent" else "outcome"
+        return f"return {kind}_without_key({value}, {path}, {missing})"
+
+    def hashed_value(self, by: int, missing: str) -> tuple[list[str], str, str, str]:
+        """Return code for what is hashed: its fetching, name, test for plain strings, and path."""
+        path = repr(_name_mark(by)) if by >= 0 else self.take(1)[0]
         if by in self.fetched:
-            return [], f"a{by}", f"k{by} is str and a{by}"
+            return [], f"a{by}", f"k{by} is str and a{by}", path
         if by < 0:
-            body = [f"value = attribute(context, {self.take(1)[0]})"]
+            body = [f"value = attribute(context, {path})"]
         else:
+            telling = f"raise unfit(None, {path})"
             # Some 20 ns less than `get`, where there is a key.
             body = [
-                f"try: value = context[{_name_mark(by)!r}]",
-                f"except KeyError: return {missing}",
+                f"try: value = context[{path}]",
+                f"except KeyError: {telling if self.answers == 'telling' else f'return {missing}'}",
             ]
-        return body, "value", "value.__class__ is str and value"
+        return body, "value", "value.__class__ is str and value", path
 
 
 def _name_mark(index: int) -> str:

@@ -23,8 +23,10 @@ from flagkit.core.explanation import (
 from flagkit.core.matching import attribute, matches
 from flagkit.core.schedule import is_open, share_at
 from flagkit.core.segments import among
+from flagkit.core.templates import outcome_without_key
 from flagkit.model import Flag, Ramp, Rule, Serve, Serves
 from flagkit.model.conditions import Condition
+from flagkit.model.foreign import native
 from flagkit.model.keys import key_of
 from flagkit.model.queries import LOGICAL, OPTIONS, SEGMENT, parse
 from flagkit.model.rollouts import BUCKETS, percent, spans
@@ -180,7 +182,8 @@ class Tracer:
             return outcome_of(flag, serves.variant, rule)
         assert rollout is not None, "what rolls out was traced"
         if rollout.variant is None:
-            return without_key(serves)
+            found = attribute(self._attributes, serves.by)
+            return outcome_without_key(found, serves.by, without_key(serves))
         return outcome_of(flag, rollout.variant, rule, split=True)
 
     def _conditions(self, when: Mapping[str, Value]) -> Iterator[ConditionTrace]:
@@ -284,7 +287,7 @@ def _seen(attributes: dict[str, Any], path: str) -> tuple[str | None, object]:
             return ".".join(names[:at]), cast("object", value)
         if not isinstance(value, dict) or name not in value:
             return None, None
-        value = cast("dict[str, Any]", value)[name]
+        value = native(cast("dict[str, Any]", value)[name])
     return path, cast("object", value)
 
 

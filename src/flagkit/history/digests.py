@@ -9,19 +9,33 @@ import base64
 import binascii
 import hashlib
 import hmac
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from msgspec import Struct
 
 from flagkit.core.contexts import ContextLike, attributes_of
 from flagkit.errors import DigestError, InvalidContextError
-from flagkit.model.order import BINARY, DATE, DOCUMENT, LIST, NUMBER, TEXT, identity, kind
+from flagkit.model.foreign import native
+from flagkit.model.order import (
+    BINARY,
+    BOOLEAN,
+    DATE,
+    DOCUMENT,
+    LIST,
+    NUMBER,
+    OBJECT_ID,
+    TEXT,
+    identity,
+    kind,
+)
 
 PREFIX: Final = "fk1."
 """What a digest begins with: its format."""
 HASH_BYTES: Final = 16
 _SEAL_BYTES: Final = 12
+_CODES: Final = {BOOLEAN: 6, DATE: 7, OBJECT_ID: 8}
+"""The numbers of kinds in hashes, where they differ from their order, so that old digests hold."""
 
 
 class Digest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -108,6 +122,7 @@ def _plain(value: object) -> Any:  # noqa: PLR0911 - one for each kind
 
     All that BSON has not is alike but for the type, as it matches nothing.
     """
+    value = native(value)
     place = kind(value)
     match place:
         case None:
@@ -122,11 +137,11 @@ def _plain(value: object) -> Any:  # noqa: PLR0911 - one for each kind
             return [place, [_plain(item) for item in elements]]
         case _ if place == NUMBER:
             return [place, *_number(value)]
-        case _ if place in (DATE, BINARY):
-            parts: Any = identity(value)
-            return list(parts)
+        case _ if place in (DATE, BINARY, OBJECT_ID):
+            _, *parts = cast("tuple[Any, ...]", identity(value))
+            return [_CODES.get(place, place), *parts]
         case _:
-            return [place, value]
+            return [_CODES.get(place, place), value]
 
 
 def _number(value: Any) -> tuple[str, str]:

@@ -1,8 +1,11 @@
 """Keys: the names of flags, segments and regions, and the paths to attributes."""
 
 import re
+from typing import Any, cast
+from uuid import UUID
 
 from flagkit.errors import InvalidDocumentError
+from flagkit.model.foreign import Oid, native
 
 KEY_LENGTH_MAX = 200
 KEY_BITS_MAX = 14_000
@@ -60,14 +63,16 @@ def attribute_path(text: str, path: str) -> tuple[str, ...]:
 def key_of(value: object) -> str | None:
     """Return the string that a bucketing attribute hashes as, or None where it cannot serve.
 
-    Non-empty strings are themselves and integers their decimal form; nothing else names anyone.
+    Non-empty strings are themselves. Integers are their decimal form, UUIDs and ObjectIds their
+    usual text: `00112233-4455-6677-8899-aabbccddeeff`, 24 hexadecimal digits. Nothing else names
+    anyone. Lazy and proxied values count as what they stand for.
     """
-    if isinstance(value, str):
-        return str.__str__(value) or None
-    if (
-        isinstance(value, int)
-        and not isinstance(value, bool)
-        and value.bit_length() <= KEY_BITS_MAX
-    ):
-        return str(int(value))
-    return None
+    found: Any = native(value)
+    kind = cast("type[object]", type(found))
+    if kind is str:
+        return found or None
+    if kind is int:
+        return str(found) if found.bit_length() <= KEY_BITS_MAX else None
+    if issubclass(kind, UUID):
+        return UUID.__str__(found)
+    return str(found) if kind is Oid else None

@@ -10,7 +10,9 @@ from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
-NULL, NUMBER, TEXT, DOCUMENT, LIST, BINARY, BOOLEAN, DATE = range(8)
+from flagkit.model.foreign import Oid, native
+
+NULL, NUMBER, TEXT, DOCUMENT, LIST, BINARY, OBJECT_ID, BOOLEAN, DATE = range(9)
 _KINDS: Mapping[type, int] = {
     type(None): NULL,
     int: NUMBER,
@@ -22,6 +24,7 @@ _KINDS: Mapping[type, int] = {
     tuple: LIST,
     bytes: BINARY,
     UUID: BINARY,
+    Oid: OBJECT_ID,
     bool: BOOLEAN,
     datetime: DATE,
 }
@@ -34,7 +37,8 @@ _NOTHING: Final = object()
 def kind(value: object) -> int | None:
     """Return the place of a value's type in BSON's order; numbers of all types share one.
 
-    Subclasses count as what they derive from. None for types that BSON has not.
+    Subclasses count as what they derive from. None for types that BSON has not. Foreign values
+    have to be made plain before.
     """
     found = _KINDS.get(type(value))
     if found is None:
@@ -63,11 +67,14 @@ def identity(value: Any) -> object:  # noqa: PLR0911 - one for each kind
         return (DATE, _milliseconds(value))
     if place == BINARY:
         return (BINARY, *_binary(value))
+    if place == OBJECT_ID:
+        return (OBJECT_ID, value.content)
     return _NOTHING
 
 
 def compare(left: Any, right: Any) -> int:
-    """Order two values as BSON does: negative, zero or positive. Both must be of known kinds."""
+    """Order two values as BSON does: negative, zero or positive. The left one may be foreign."""
+    left = native(left)
     left_kind, right_kind = kind(left), kind(right)
     if left_kind is None or left_kind != right_kind:
         return (-1 if left_kind is None else left_kind) - (-1 if right_kind is None else right_kind)
@@ -92,6 +99,8 @@ def _compare_alike(place: int, left: Any, right: Any) -> int:
         left, right = _milliseconds(left), _milliseconds(right)
     elif place == BINARY:
         left, right = _binary(left), _binary(right)
+    elif place == OBJECT_ID:
+        left, right = left.content, right.content
     return int(left > right) - int(left < right)
 
 
@@ -151,7 +160,7 @@ def _compare_documents(left: Mapping[Any, Any], right: Mapping[Any, Any]) -> int
     for (left_name, left_value), (right_name, right_value) in zip(
         left.items(), right.items(), strict=False
     ):
-        left_kind, right_kind = kind(left_value), kind(right_value)
+        left_kind, right_kind = kind(native(left_value)), kind(right_value)
         if left_kind != right_kind:
             return compare(left_value, right_value)
         if left_name != right_name:

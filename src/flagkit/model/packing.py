@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from flagkit.errors import FlagkitError, InvalidDocumentError
+from flagkit.interruptions import is_interruption
 from flagkit.model.conditions import ALWAYS
 from flagkit.model.documents import TARGETING_KEY, State, VariantType, WhenStale
 from flagkit.model.flags import (
@@ -29,7 +30,7 @@ from flagkit.model.flags import (
 )
 from flagkit.model.queries import parse
 from flagkit.model.sensitive import Sealed, VariantValue, written
-from flagkit.model.values import Value
+from flagkit.model.values import DEPTH_MAX, Value
 from flagkit.model.windows import Recurrence, Window, check_zone
 
 FORMAT: Final = 1
@@ -39,6 +40,7 @@ OPERATORS: Final = (
     *("$and", "$or", "$nor", "$segment", "$all", "$elemMatch", "$size", "$mod", "$type"),
     *("$regex", "$options", "$startsWith", "$endsWith", "$contains", "$semver"),
     *("$date", "$numberDecimal", "$numberDouble", "$numberInt", "$numberLong", "$uuid", "$binary"),
+    "$oid",
 )
 """Names that stand for numbers in conditions; new ones go to the end."""
 _NUMBERS: Final = {name: number for number, name in enumerate(OPERATORS)}
@@ -52,8 +54,15 @@ _CLASSES: Final[tuple[set[type], ...]] = ({bool}, {str}, {int}, {float}, {dict, 
 _BY_KEY: Final = (TARGETING_KEY,)
 _NO_VARIANT: Final = -1
 
-FAULTS: Final = (FlagkitError, msgspec.MsgspecError, ValueError, RecursionError)
-"""What a document raises that is none; bad UTF-8 is a ValueError."""
+FAULTS: Final = (FlagkitError, msgspec.MsgspecError, ValueError)
+"""The errors that an invalid document raises; bad UTF-8 raises a ValueError.
+
+RecursionError and MemoryError are not among them: valid documents raise these, too, where the
+caller has used up the stack or the memory. See `is_fault_of`.
+"""
+
+NESTING_MAX: Final = 2 * DEPTH_MAX
+"""No valid document is nested deeper than this, in any of its packed forms."""
 
 
 # What counts from the end to Python is out of range here.
@@ -182,8 +191,81 @@ def unpack(key: str, region: str, body: bytes) -> Flag:
         return _flag(key, region, _decode(body))
     except InvalidDocumentError:
         raise
-    except (*FAULTS, ArithmeticError, LookupError, TypeError) as error:
+    except (*FAULTS, ArithmeticError, LookupError, TypeError, RecursionError) as error:
+        if not is_fault_of(body, error):
+            raise
         raise InvalidDocumentError("", f"is no body of a flag: {error}", "Load it anew") from None
+
+
+def is_fault_of(packed: bytes, error: Exception) -> bool:
+    """Tell whether reading a packed document failed because of the document.
+
+    Otherwise it failed because of the circumstances of the caller: the stack or the memory was
+    used up, or a signal handler raised the error. The next attempt may succeed, so such a failure
+    must not be kept.
+    """
+    if isinstance(error, RecursionError):
+        return _is_nested_deeper(packed, NESTING_MAX)
+    return not isinstance(error, MemoryError) and not is_interruption(error)
+
+
+def _is_nested_deeper(packed: bytes, most: int) -> bool:
+    """Tell whether MessagePack has lists and documents in more than `most` levels.
+
+    This does not recurse, so it answers on any stack. Bytes that are no MessagePack may get either
+    answer.
+
+    Source: https://github.com/msgpack/msgpack/blob/master/spec.md.
+    """
+    left: list[int] = []
+    at = 0
+    while at < len(packed):
+        while left and left[-1] == 0:
+            left.pop()
+        if left:
+            left[-1] -= 1
+        first = packed[at]
+        at += 1
+        if first in _SIZED:
+            width, is_container, each, more = _SIZED[first]
+            count = int.from_bytes(packed[at : at + width]) * each + more
+            at += width
+        elif first in _FIXED:
+            count, is_container = _FIXED[first]
+        else:
+            continue
+        if not is_container:
+            at += count
+            continue
+        left.append(count)
+        if len(left) > most:
+            return True
+    return False
+
+
+_SIZED: Final[dict[int, tuple[int, bool, int, int]]] = {
+    **{0xC4 + i: (2**i, False, 1, 0) for i in range(3)},
+    **{0xC7 + i: (2**i, False, 1, 1) for i in range(3)},
+    **{0xD9 + i: (2**i, False, 1, 0) for i in range(3)},
+    **{0xDC + i: (2 ** (i + 1), True, 1, 0) for i in range(2)},
+    **{0xDE + i: (2 ** (i + 1), True, 2, 0) for i in range(2)},
+}
+"""The first bytes of binaries, extensions, texts, lists and documents whose length follows.
+
+For each: the bytes of the length, whether items follow, how many bytes or items each unit of the
+length stands for, and how many more there are.
+"""
+_FIXED: Final[dict[int, tuple[int, bool]]] = {
+    **{0x80 + count: (2 * count, True) for count in range(16)},
+    **{0x90 + count: (count, True) for count in range(16)},
+    **{0xA0 + length: (length, False) for length in range(32)},
+    **{0xCC + i: (2**i, False) for i in range(4)},
+    **{0xD0 + i: (2**i, False) for i in range(4)},
+    **{0xD4 + i: (1 + 2**i, False) for i in range(5)},
+    0xCA: (4, False),
+    0xCB: (8, False),
+}
+"""The first bytes that say the whole length: how much follows, and whether it is items."""
 
 
 def _flag(key: str, region: str, wire: str | _StaleBody) -> Flag:

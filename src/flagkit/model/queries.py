@@ -42,6 +42,7 @@ TYPE_NAMES: Mapping[int, str] = {
     3: "object",
     4: "array",
     5: "binData",
+    7: "objectId",
     8: "bool",
     9: "date",
     10: "null",

@@ -133,6 +133,7 @@ VALUES: Schema = {
             },
             "$numberInt": {"description": "An integer of 32 bits.", **_WRITTEN["$numberInt"]},
             "$numberLong": {"description": "An integer.", **_WRITTEN["$numberLong"]},
+            "$oid": {"description": "An ObjectId.", **_WRITTEN["$oid"]},
             "$uuid": {"description": "A UUID.", **_WRITTEN["$uuid"]},
             "$binary": {"description": "Bytes, or a UUID with the subType 04.", **_BINARY},
         },

@@ -5,7 +5,7 @@ cut to the millisecond, and lists and string-keyed dicts of these. It survives B
 unchanged, which the hash chain of the ledger relies on. Key order is kept: it counts in MongoDB.
 
 Extended values are those that JSON and YAML cannot write, written as MongoDB's Extended JSON. In
-normal form decimals, UUIDs and binaries stay so; `revived` returns what they stand for.
+normal form decimals, UUIDs, ObjectIds and binaries stay so; `revived` returns what they stand for.
 
 Source: https://www.mongodb.com/docs/manual/reference/mongodb-extended-json.
 """
@@ -23,9 +23,10 @@ from uuid import UUID
 import msgspec
 
 from flagkit.errors import InvalidDocumentError
+from flagkit.model.foreign import Oid, native
 
 Value: TypeAlias = "bool | int | float | str | datetime | list[Value] | dict[str, Value] | None"
-Scalar: TypeAlias = bool | int | float | str | datetime | Decimal | UUID | bytes | None
+Scalar: TypeAlias = bool | int | float | str | datetime | Decimal | UUID | Oid | bytes | None
 Constant: TypeAlias = "Scalar | list[Constant] | dict[str, Constant]"
 """What conditions compare with: a value whose extended ones are revived."""
 
@@ -39,6 +40,7 @@ _EXTENDED: Final[Mapping[str, str]] = {
     "$numberDouble": '"NaN"',
     "$numberInt": '"5", of 32 bits; $numberLong has 64',
     "$numberLong": '"5"',
+    "$oid": '"507f1f77bcf86cd799439011", 24 hexadecimal digits',
     "$uuid": '"00112233-4455-6677-8899-aabbccddeeff"',
 }
 """Extended values, by what they are written with: examples."""
@@ -57,6 +59,7 @@ FORMS: Final[Mapping[str, re.Pattern[str]]] = {
         "$numberDouble": _NUMBER,
         "$numberInt": _INTEGER,
         "$numberLong": _INTEGER,
+        "$oid": f"{_HEX}{{24}}",
         "$uuid": f"{_HEX}{{32}}|{_HEX}{{8}}(-{_HEX}{{4}}){{3}}-{_HEX}{{12}}",
     }.items()
 }
@@ -167,7 +170,7 @@ def normal(  # noqa: C901, PLR0911 - one for each type
             return text(value, path)
         case datetime():
             return milliseconds(value, path)
-        case Decimal() | UUID() | bytes() if extended:
+        case Decimal() | UUID() | Oid() | bytes() if extended:
             return _written(value, path)
         case list() | tuple():
             items = cast("list[object] | tuple[object, ...]", value)
@@ -178,6 +181,9 @@ def normal(  # noqa: C901, PLR0911 - one for each type
         case Mapping():
             return _document(cast("Mapping[object, object]", value), path, depth, extended=extended)
         case _:
+            found = native(value)
+            if isinstance(found, Oid) and extended:
+                return _written(found, path)
             raise InvalidDocumentError(
                 path,
                 f"has the type {type(value).__name__}, which cannot stand here",
@@ -289,16 +295,19 @@ _READERS: Final[Mapping[str, Callable[[str], Constant]]] = {
     "$numberDouble": _double,
     "$numberInt": _int32,
     "$numberLong": int,
+    "$oid": lambda text: Oid(bytes.fromhex(text)),
     "$uuid": UUID,
 }
 
 
-def _written(value: Decimal | UUID | bytes, path: str) -> Value:
+def _written(value: Decimal | UUID | Oid | bytes, path: str) -> Value:
     match value:
         case Decimal():
             return {"$numberDecimal": _decimal_text(value, path)}
         case UUID():
             return {"$uuid": str(value)}
+        case Oid():
+            return {"$oid": str(value)}
         case bytes():
             return {"$binary": {"base64": base64.b64encode(value).decode(), "subType": "00"}}
 

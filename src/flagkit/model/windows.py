@@ -3,6 +3,7 @@
 Whether one is open at a moment is core.schedule's to say.
 """
 
+import errno
 import math
 import re
 from collections.abc import Mapping
@@ -13,11 +14,16 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from msgspec import Struct
 
 from flagkit.errors import InvalidDocumentError
+from flagkit.interruptions import is_interruption
 from flagkit.model.documents import HoursDocument, WindowDocument
 from flagkit.model.values import Value, milliseconds
 
 DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 DAY_MINUTES: Final = 24 * 60
+_CIRCUMSTANCES: Final = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EIO, errno.EINTR}
+)
+"""Numbers of system errors that say nothing of the file that was to be opened."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TIME = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])|24:00")
 
@@ -83,10 +89,16 @@ def _recurrence(wire: WindowDocument, path: str) -> Recurrence | None:
 
 
 def check_zone(zone: str, path: str) -> None:
-    """Refuse a time zone that this machine does not know."""
+    """Refuse a time zone that this machine does not know.
+
+    An OSError that says nothing of the zone is raised as it is, such as one for too many open
+    files. So is an error that a signal handler raises.
+    """
     try:
         ZoneInfo(zone)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        if getattr(error, "errno", None) in _CIRCUMSTANCES or is_interruption(error):
+            raise
         raise InvalidDocumentError(
             path,
             f"{zone!r} is not a time zone known here",

@@ -156,7 +156,9 @@ def seed_of(region: str) -> int:
 def hash_of(seed: int, key: str) -> int:
     """Return the hash by which a record is found."""
     try:
-        content = key.encode()
+        # Not `key.encode()`: where a caller passes a class such as `str` for a key, Python 3.11 may
+        # crash in that call.
+        content = str.encode(key)
     except UnicodeEncodeError:
         content = encoded(key)
     return xxhash.xxh3_64_intdigest(content, seed)

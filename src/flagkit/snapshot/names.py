@@ -170,4 +170,4 @@ class NamesWriter:
 
 def encoded(key: str) -> bytes:
     """Return a key in the form in which keys are compared."""
-    return key.encode("utf-8", "surrogatepass")
+    return str.encode(key, "utf-8", "surrogatepass")

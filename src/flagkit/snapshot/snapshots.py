@@ -21,7 +21,7 @@ from flagkit.changes import (
     Tip,
     parts_of,
 )
-from flagkit.errors import HistoryLostError
+from flagkit.errors import HistoryLostError, InvalidDocumentError
 from flagkit.model import EVERYWHERE, Flag, decode, packing
 from flagkit.model.segments import MEMBER_BYTES, Segment, decode_segment, unpacked_part
 from flagkit.snapshot.arena import Arena
@@ -89,17 +89,19 @@ class Snapshot(Struct, frozen=True):
 
     def keys(self, prefix: str = "") -> list[str]:
         """Return the keys of all flags of this region that begin with a prefix, ascending."""
-        found: set[str] = set()
+        found: list[str] = []
         for region in self.regions:
-            found.update(
+            found += [
                 key for key in self.base.keys(region, prefix) if (region, key) not in self.overlay
-            )
-        found.update(
+            ]
+        found += [
             key
             for (region, key), record in self.overlay.items()
             if record is not None and region in self.regions and key.startswith(prefix)
-        )
-        return sorted(found)
+        ]
+        # Nearly all of them are in order. To sort a set of 100,000 would hold up other threads.
+        found.sort()
+        return [*dict.fromkeys(found)]
 
     def apply(self, changes: Sequence[Change]) -> "Snapshot":
         """Return the snapshot after some changes, which must continue this one.
@@ -283,7 +285,10 @@ def record_of(state: PolicyState, flag: Flag | None = None) -> Record:
     else:
         try:
             body = packing.pack(flag or decode(state.policy, stored=True))
-        except Exception as error:  # noqa: BLE001 - whatever is stored, the other flags live
+        except Exception as error:
+            # Whatever is stored, the other flags live.
+            if not packing.is_fault_of(state.packed, error):
+                raise
             body = packing.fault(error)
     return Record(state.region, state.key, state.version, state.hash, body)
 
@@ -310,7 +315,12 @@ def segment_of(record: Record) -> Segment:
         InvalidDocumentError: its document is none.
         msgspec.DecodeError: nor is it MessagePack.
     """
-    return decode_segment(_decode(record.body), stored=True).segment
+    try:
+        return decode_segment(_decode(record.body), stored=True).segment
+    except RecursionError as error:
+        if not packing.is_fault_of(record.body, error):
+            raise
+        raise InvalidDocumentError("", "is nested too deep", "Write the segment anew") from None
 
 
 def parts_in(record: Record) -> tuple[str, ...]:

@@ -34,6 +34,9 @@ class References:
         self._changed = changed
         self._by_key: dict[str, dict[str, Flag]] = {}
         self._learn(found, {key for _, key in changed})
+        for (region, key), flag in changed.items():
+            if flag is not None:
+                self._by_key[key][region] = flag
 
     def check(self) -> None:
         """Raise BrokenReferenceError where a prerequisite would dangle or close a cycle."""
@@ -74,23 +77,18 @@ class References:
         for (region, key), state in states.items():
             if region not in (SEGMENTS, ACCESS) and (region, key) not in self._changed:
                 self._by_key[key][region] = decode(state.policy, stored=True)
-        for (region, key), flag in self._changed.items():
-            regions = self._by_key.setdefault(key, {})
-            if flag is not None:
-                regions[region] = flag
 
     def _gather(self) -> None:
-        """Read all that the changed flags rest on, level by level."""
-        while True:
-            wanted = {
-                prerequisite.flag
-                for regions in self._by_key.values()
-                for flag in regions.values()
-                for prerequisite in flag.prerequisites
-            } - self._by_key.keys()
-            if not wanted:
-                return
+        """Read all that the changed flags depend on, level by level.
+
+        Each flag is looked at once: chains of prerequisites may be thousands of flags long.
+        """
+        level: Iterable[str] = tuple(self._by_key)
+        while wanted := {
+            needed for key in level for needed in self._needed(key) if needed not in self._by_key
+        }:
             self._learn(self._reading.find(wanted), wanted)
+            level = wanted
 
     def _check_prerequisite(self, flag: Flag, index: int) -> None:
         prerequisite = flag.prerequisites[index]

@@ -1,0 +1,56 @@
+"""Interruptions: exceptions that a signal handler raises while flagkit has the thread.
+
+A soft time limit, such as Celery's `SoftTimeLimitExceeded`, is an ordinary Exception that a signal
+handler raises in whatever line the main thread has reached. Evaluation answers with the caller's
+default when it fails, but such an exception is meant for the caller: it has to go on.
+"""
+
+import inspect
+from typing import Final, cast
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Tell whether a signal handler raised an exception, or something that the handler called.
+
+    Python calls a handler with the frame that it interrupts, which is also the frame that the
+    handler returns to. No other function gets its own caller as an argument, apart from trace
+    functions, whose exceptions are not for flagkit either. This looks at the traceback alone, so
+    only failures pay for it. It cannot see handlers that are not written in Python.
+    """
+    step = error.__traceback__
+    while step is not None:
+        frame = step.tb_frame
+        step = step.tb_next
+        caller, code = frame.f_back, frame.f_code
+        count = code.co_argcount
+        has_rest = code.co_flags & inspect.CO_VARARGS
+        if caller is None or not (count or has_rest):
+            continue
+        values = frame.f_locals
+        for name in code.co_varnames[:count]:
+            if values.get(name) is caller:
+                return True
+        if has_rest:
+            rest: object = values.get(code.co_varnames[count + code.co_kwonlyargcount])
+            # By identity: to compare with what a caller passed would run the caller's code.
+            if type(rest) is tuple:
+                for value in cast("tuple[object, ...]", rest):
+                    if value is caller:
+                        return True
+    return False
+
+
+class _Suppression:
+    """A context manager that ends exceptions, apart from interruptions."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        return isinstance(error, Exception) and not is_interruption(error)
+
+
+FAILURES_SUPPRESSED: Final = _Suppression()
+"""Use it as `with FAILURES_SUPPRESSED:` around what must not raise. It may be nested."""
