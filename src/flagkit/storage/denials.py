@@ -53,7 +53,7 @@ class Denials:
             {**operation, "key": shortened(operation["key"], "key")}
             for operation in told["operations"][:DENIAL_OPERATIONS_MAX]
         ]
-        minute = f"{now:%Y%m%dT%H%M}Z"
+        minute = _minute(now)
         if minute != self._minute:
             self._minute, self._taken = minute, {}
         taken, actor = self._taken, bounded["actor"]
@@ -84,6 +84,18 @@ def shortened(text: str, name: str) -> str:
     length = DENIAL_LENGTH_MAX[name]
     whole = text[: length + 1].encode(errors="replace").decode()
     return whole if len(whole) <= length else whole[: length - len(_CUT)] + _CUT
+
+
+def beginnings_of_names(time: datetime) -> tuple[str, ...]:
+    """Return what the name of a denial of some time begins with: its minute.
+
+    Earlier versions gave each denial a name of its own, with the microsecond.
+    """
+    return f"{_minute(time)}-", f"{time:%Y%m%dT%H%M%S.%f}Z-"
+
+
+def _minute(time: datetime) -> str:
+    return f"{time:%Y%m%dT%H%M}Z"
 
 
 def _slots(minute: str, actor: str) -> Iterator[str]:

@@ -18,6 +18,7 @@ from flagkit.model import packing
 from flagkit.snapshot import Arena
 from flagkit.snapshot.frame import FORMAT
 from flagkit.storage.checkpoints import Checkpoint, checkpoint_of
+from flagkit.storage.denials import beginnings_of_names
 from flagkit.storage.forms import sequenced
 from flagkit.storage.layout import (
     AUDIT,
@@ -140,7 +141,7 @@ def denials_problems(reading: Reading) -> Iterator[str]:
             fault = fault_in(DENIALS, document)
             if fault is not None:
                 yield told(DENIALS, document, fault)
-            elif not document["_id"]["denial"].startswith(f"{document['time']:%Y%m%dT%H%M%S.%f}Z-"):
+            elif not document["_id"]["denial"].startswith(beginnings_of_names(document["time"])):
                 yield told(DENIALS, document, "time: is not that of its name")
     except StoreError as error:
         if _NOT_ALLOWED not in str(error):
