@@ -1,13 +1,13 @@
 """Access: who may do what where, all of it as one table; and that a revocation holds at once."""
 
 import contextlib
+import copy
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
 import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
@@ -608,7 +608,7 @@ def drawn_edit(policies: PolicyDraw) -> tuple[Flag | None, Flag | None]:
     """Return a flag, and the same after an edit somewhere in its document; None if not valid."""
     chance = policies.chance
     document = policies.good(0) | {"prerequisites": []}
-    edited = msgspec.msgpack.decode(msgspec.msgpack.encode(document))
+    edited = copy.deepcopy(document)
     match chance.randrange(4):
         case 0:
             edited = with_twins(edited, chance)

@@ -54,15 +54,13 @@ UNFOUND = (
     "pages.projected",
     "audit.sent",
     "audit.reason",
-    "audit.applied_by",
     "audit (cut).sent",
     "audit (cut).reason",
     "audit (cut)._id",
     "audit (cut).tip",
     "audit (erased)",
     "denials",
-    # Another change adds the verification of proposals and verdicts: then they are found.
-    "proposals",
+    "proposals.seal",
     "pending._id",
     "pending.since",
     "pending.place",
@@ -397,10 +395,11 @@ CALLS: dict[str, Callable[[Writer], object]] = {
     "denials": lambda writer: denials(writer.store),
     "stale": lambda writer: stale_flags(writer.store, 1),
     "pending": lambda writer: writer.pending(),
+    "proposals": lambda writer: writer.proposals(),
     "preview": lambda writer: previewed(writer, "a.two"),
 }
-NOT_READ = ("checkpoints", "slices", "clients", "erasures", "keys", "proposals")
-"""Collections that none of these calls reads, or that are not judged yet."""
+NOT_READ = ("checkpoints", "slices", "clients", "erasures", "keys")
+"""Collections that none of these calls reads."""
 
 
 def previewed(writer: Writer, key: str) -> None:

@@ -199,7 +199,6 @@ WAITS: dict[str, Callable[[Client, Any], object]] = {
     "wait_for": lambda client, value: client.wait_for(1, value),
     "a revision": lambda client, value: client.wait_for(value, 0),
     "policy": lambda client, value: client.policy("a.b", metadata=True, timeout=value),
-    "a key": lambda client, value: client.policy(value),
     "close": lambda client, value: client.close(value),
 }
 

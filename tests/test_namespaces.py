@@ -94,7 +94,7 @@ def test_a_scan_reads_the_tips_change_through_for_its_namespaces_alone(
         assert client.keys() == ["checkout.pay", "checkout.risk.check", "checkout.tip"]
 
 
-def test_a_file_of_other_namespaces_is_refused_and_replaced(
+def test_a_file_of_other_namespaces_is_neither_served_nor_replaced(
     written: Writer, opened: Opened, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "flags.snapshot"
@@ -109,7 +109,9 @@ def test_a_file_of_other_namespaces_is_refused_and_replaced(
     assert "its namespaces are others: checkout." in caplog.text
     with other:
         other.wait_for(revision)
-    assert opened("search.", snapshot_path=path).keys() == ["search.beta", "search.fuzzy"]
+    assert opened("search.", snapshot_path=path).keys() == []
+    kept = opened("checkout.", snapshot_path=path).keys()
+    assert kept == ["checkout.pay", "checkout.risk.check"]
 
 
 def test_a_prerequisite_in_no_namespace_is_said(

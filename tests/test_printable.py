@@ -232,13 +232,12 @@ def test_a_callback_that_raises_stored_text_makes_no_line(written: io.StringIO) 
 
 
 @pytest.mark.mongo
-def test_requests_reasons_and_environments_make_no_line_of_a_log(
+def test_requests_and_reasons_make_no_line_of_a_log(
     mongo_uri: str, database: str, written: io.StringIO
 ) -> None:
     document = {"key": "shop.a", "variants": {"on": True, "off": False}, "off": "off"}
-    environment = f"production {STORABLE}"
     with (
-        Writer(mongo_uri, environment, actor=f"ada {STORABLE}", database=database) as writer,
+        Writer(mongo_uri, "production", actor="ada", database=database) as writer,
         MongoClient[dict[str, Any]](mongo_uri) as mongo,
     ):
         writer.create_environment()

@@ -85,7 +85,7 @@ def test_a_rollback_to_where_nothing_is_known(writer: Writer) -> None:
     odd: Any = "1"
     with pytest.raises(InvalidDocumentError, match=r"commit\.revision"):
         writer.rollback(to=odd)
-    with pytest.raises(InvalidDocumentError, match="leave the region out"):
+    with pytest.raises(InvalidDocumentError, match="leave region out"):
         writer.rollback(to=1, region="eu")
 
 

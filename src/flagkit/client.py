@@ -127,9 +127,8 @@ class Client(Answers):
 
         Raises:
             NotReadyError, StoreError: with metadata, the database did not answer.
-            InvalidArgumentError: the key is no text, or the timeout no number.
+            InvalidArgumentError: with metadata, the timeout is no number.
         """
-        ends = time.monotonic() + seconds(timeout)
         text: object = None
         wants_metadata = False
         with FAILURES_SUPPRESSED:
@@ -137,7 +136,9 @@ class Client(Answers):
             wants_metadata = bool(metadata)
         if type(text) is not str:
             return None
+        ends: float | None = None
         while wants_metadata and (refresh := self._refresh) is not None:
+            ends = time.monotonic() + seconds(timeout) if ends is None else ends
             try:
                 return refresh.policy(text, max(ends - time.monotonic(), 0))
             except ClosedError:

@@ -25,6 +25,7 @@ from flagkit.storage.layout import (
     DENIALS,
     Document,
 )
+from flagkit.storage.malformed import checked
 
 FIRST_SLOTS, SECOND_SLOTS = 8, 2
 DENIALS_A_MINUTE_MAX: Final = FIRST_SLOTS + SECOND_SLOTS
@@ -74,7 +75,10 @@ class Denials:
         """Return what was logged, oldest first."""
         first, last = (_identity(self._environment, end) for end in (MinKey(), MaxKey()))
         with translated("reading the denials"):
-            found = self._collection.find({"_id": {"$gte": first, "$lte": last}}).to_list()
+            found = [
+                checked(DENIALS, document)
+                for document in self._collection.find({"_id": {"$gte": first, "$lte": last}})
+            ]
         return sorted(found, key=lambda document: document["time"])
 
 

@@ -1,5 +1,6 @@
 """Reading: an environment at one revision, from one snapshot of the database."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from datetime import datetime
@@ -372,10 +373,15 @@ class Reading(Past):
             pending_of(environment), {"_id": True}, session=self._session
         )
         asked = {"_id": {"$in": [document["_id"] for document in waiting]}}
-        for collection, wanted in ((AUDIT, asked), (PROPOSALS, proposals_of(environment))):
-            for document in readable(self._database[collection]).find(
-                wanted, {"operations": True}, session=self._session
-            ):
+        for document in self._database[AUDIT].find(
+            asked, {"operations": True}, session=self._session
+        ):
+            yield from operations_in(document)
+        for document in readable(self._database[PROPOSALS]).find(
+            proposals_of(environment), {"operations": True}, session=self._session
+        ):
+            # A proposal that was changed past the writer can never be applied, so it needs nothing.
+            with contextlib.suppress(StoreError):
                 yield from operations_in(document)
 
     def _read_through(
