@@ -428,6 +428,7 @@ def test_the_environments_have_every_kind_of_document(
     assert problems_of(writers) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("collection", [*INDEXES, KEYS])
 def test_an_edit_of_any_field_is_found_or_listed_and_breaks_nothing(
     collection: str, held: Database[Document], writers: list[Writer]

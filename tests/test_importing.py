@@ -409,6 +409,25 @@ def test_all_is_checked_before_the_first_batch_and_in_a_dry_run(
     assert {name: [*direct[name].find()] for name in names} == before
 
 
+def test_an_import_draws_no_keys_again_unless_that_is_meant(writer: Writer) -> None:
+    weights = {"a": 50, "b": 50}
+    document = flag(
+        variants={"a": "a", "b": "b", "c": "c"},
+        off="c",
+        fallthrough={"rollout": {"weights": weights}},
+    )
+    writer.create(document)
+    drawn = {**document, "fallthrough": {"rollout": {"weights": weights, "salt": "wave"}}}
+    found = wanted(*AT_ONCE, drawn)
+    for ask in (found.look, found.run):
+        with pytest.raises(InvalidDocumentError, match="draws the keys again: 50 %"):
+            ask(writer)
+    assert writer.store.tip().revision == 1
+    meant = Import("production", reassign=True)
+    meant.add(drawn)
+    assert meant.run(writer).updated == 1
+
+
 def test_a_dry_run_shows_the_first_differences(writer: Writer) -> None:
     writer.create(flag("a.live", fallthrough={"rollout": 1}))
     looked = wanted(flag("a.live"), flag("a.new")).look(writer)
