@@ -335,9 +335,9 @@ def test_demo_without_mongod_is_one_sentence() -> None:
 
 def test_valid_files_are_said_to_be_valid() -> None:
     shop = Path(__file__).parent.parent / "examples" / "shop" / "flags.yaml"
-    result = run("validate", str(shop), str(shop))
+    result = run("validate", str(shop))
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == f"{shop}: 13 flags and 1 segment, all valid\n" * 2
+    assert result.stdout == f"{shop}: 13 flags and 1 segment, all valid\n"
 
 
 def test_what_is_not_valid_is_named_and_the_other_files_are_checked(write: Write) -> None:
@@ -629,7 +629,7 @@ RULE = """  rules:
         ('flags: "\\UFFFFFFFF"', ": document: is not YAML: it escapes a character"),
         ('flags: "\\U00110000"', ": document: is not YAML: it escapes a character"),
         ('"\\e[31m": 1\nflags: []', r":1: '\x1b[31m': is not a known field"),
-        ("flags:\n\t- a", ":2: document: is not YAML: while scanning for the next token"),
+        ("flags:\n\t- a", ":2: document: is not YAML: a tab stands where YAML takes spaces alone"),
         ("flags: []\n---\nflags: []", ":2: document: is not YAML: expected a single"),
         ("flags: \x01", ": document: is not YAML: unacceptable character"),
         ("flags: " + "[" * 900, ": document: is not YAML: it is nested too deep"),

@@ -89,8 +89,30 @@ def test_flags_are_listed_in_a_line_each(filled: Command, writer: Writer) -> Non
 def test_a_long_list_is_cut_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     Teller().listing(("flag",), [(f"f{i}",) for i in range(LISTED_MAX + 3)])
     told = capsys.readouterr().out
-    assert told.endswith("and 3 more: name a --namespace, or take --output json\n")
+    assert told.endswith("and 3 more: go on with --after f999, or take --output json\n")
+    # An override of the last key would be left out.
+    Teller().listing(("flag",), [(f"f{i // 2}",) for i in range(1, LISTED_MAX + 4)])
+    assert "and 3 more: go on with --after f499," in capsys.readouterr().out
     assert told.split()[1 : LISTED_MAX + 2][-1] == f"f{LISTED_MAX - 1}"
+
+
+def test_a_list_is_searched_and_gone_on_with(filled: Command) -> None:
+    def keys(*asked: str) -> list[str]:
+        return [found["key"] for found in filled.data("flags", "list", *asked)]
+
+    assert keys("--match", "hem") == ["shop.theme"]
+    assert keys("--after", "shop.search") == ["shop.theme"]
+    assert keys("--after", "shop.theme") == []
+
+
+def test_a_flag_is_shown_with_the_revision_that_changed_it(filled: Command) -> None:
+    filled.told("flags", "pause", "shop.search")
+    filled.told("flags", "set-rollout", "shop.search", "50", "--rule", "dach")
+    filled.told("flags", "resume", "shop.theme")
+    told = " ".join(filled.told("flags", "show", "shop.search").split())
+    assert "3, changed at revision 4; the newest is 5" in told
+    assert "was edited since it was last active: rule dach: on 10 -> 50 %" in told
+    assert filled.data("flags", "show", "shop.search")["changed"] == 4
 
 
 def test_a_flag_is_shown_with_version_and_overrides(filled: Command, writer: Writer) -> None:
@@ -99,7 +121,7 @@ def test_a_flag_is_shown_with_version_and_overrides(filled: Command, writer: Wri
         " ".join(line.split()) for line in filled.told("flags", "show", "shop.search").splitlines()
     ]
     assert [line for line in lines if line][2:] == [
-        "version 1 at revision 3",
+        "version 1, changed at revision 1; the newest is 3",
         "overrides eu-west-1",
         "state active",
         "variants on: true",

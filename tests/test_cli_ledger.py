@@ -178,3 +178,16 @@ def test_it_waits_for_a_database_that_is_away_and_says_so_once() -> None:
 def test_an_environment_that_is_not_there_is_one_sentence(command: Command) -> None:
     command.variables["FLAGKIT_ENVIRONMENT"] = "nowhere"
     assert "create it once" in command.fault("ledger", "tail")
+
+
+def test_the_lines_of_a_key_that_is_asked_for_are_always_shown(
+    command: Command, writer: Writer
+) -> None:
+    with writer.change() as change:
+        for number in range(60):
+            change.create(flag(f"k.f{number:03}"))
+    assert "k.f050" not in command.told("ledger", "show")
+    for asked in ("show", "tail"):
+        told = command.told("ledger", asked, "--key", "k.f050")
+        assert "k.f050: created" in told
+        assert "and 100 more" in told

@@ -7,7 +7,7 @@ import pytest
 
 from flagkit.changes import SEGMENTS
 from flagkit.cli.policies import segment_document
-from flagkit.writer import Writer
+from flagkit.writer import Writer, entries
 from tests.commands import Command, revision
 from tests.test_writer import flag
 
@@ -142,7 +142,7 @@ def test_members_are_moved(filled: Command, writer: Writer, tmp_path: Path) -> N
     assert filled.ask("segments", "change-members", "shop.beta").exit_code == 2
     path.write_bytes(b"\xff")
     refused = filled.fault("segments", "change-members", "shop.beta", "--exclude-from", str(path))
-    assert f"{path} cannot be read: 'utf-8' codec" in refused
+    assert f"{path} is not UTF-8: 'utf-8' codec" in refused
     assert revision(writer) == 2
 
 
@@ -165,3 +165,20 @@ def test_a_file_without_segments_is_refused(filled: Command) -> None:
     assert refused == (
         "-: segments: has none. Write segments to it; `flagkit flags` takes the flags in it"
     )
+
+
+def test_keys_of_a_file_end_with_newlines_alone(
+    filled: Command, writer: Writer, tmp_path: Path
+) -> None:
+    writer.create_segment({"key": "shop.s", "included": ["seed"]})
+    listed = tmp_path / "keys.txt"
+    listed.write_bytes("\ufeffu-1\r\n\n u-2 \nx\u2028y\nv\x85w".encode())
+    filled.told("segments", "change-members", "shop.s", "--include-from", str(listed))
+    (entry,) = entries(writer.store, 2)
+    assert entry.actions == ("change members of shop.s: 4 included, 0 excluded, 0 removed",)
+    with writer.store.reading() as reading:
+        policy = reading.segments(["shop.s"])["@segments", "shop.s"].policy
+    assert policy["included"]["count"] == 5
+    listed.write_bytes(b"\xff")
+    fault = filled.fault("segments", "change-members", "shop.s", "--include-from", str(listed))
+    assert "is not UTF-8" in fault

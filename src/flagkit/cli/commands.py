@@ -32,6 +32,7 @@ from flagkit.cli.options import (
 from flagkit.cli.output import PROGRAMS, emit, emit_text, output_option
 from flagkit.cli.pending import pending
 from flagkit.cli.policy_files import PolicyFile
+from flagkit.cli.policy_sets import faults_between
 from flagkit.cli.policy_text import json_text, yaml_text
 from flagkit.cli.pruning import prune
 from flagkit.cli.segments import segments
@@ -83,34 +84,38 @@ for _command in (
 @flagkit.command("validate")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--environment", help="What the flags' own environment must be, where they have one.")
-def _validate(files: tuple[Path, ...], environment: str | None) -> None:
+@click.option("--partial", is_flag=True, help="Allow references to what is in none of the files.")
+def _validate(files: tuple[Path, ...], environment: str | None, *, partial: bool) -> None:
     """Check policy files, and say what is wrong with file, line, path and remedy.
 
-    Warns of what is valid, but something else to readers of YAML 1.1. What flags refer to in other
-    flags, the writer checks. Exits with 3 if a file is not valid.
+    All files are checked together: prerequisites and segments must be in one of them, unless
+    --partial says that they may exist elsewhere. Warns of what is valid, but something else to
+    readers of YAML 1.1. Exits with 3 if a file is not valid.
     """
-    found_faults = [_check(file, environment) for file in files]
-    if any(found_faults):
+    valid = [found for file in files if (found := _checked(file, environment)) is not None]
+    faults = [*faults_between(valid, partial=partial)] if len(valid) == len(files) else []
+    for fault in faults:
+        say(str(fault), err=True)
+    for found in valid if not faults else ():
+        say(f"{found.path}: {_counted(found)}, all valid")
+    if faults or len(valid) < len(files):
         raise SystemExit(FAULTS_FOUND)
 
 
-def _check(file: Path, environment: str | None) -> bool:
-    """Say what is to be said of a file, and return whether something is wrong with it."""
+def _checked(file: Path, environment: str | None) -> PolicyFile | None:
+    """Return a file that is valid by itself; say what is wrong with any other."""
     faults: list[InvalidDocumentError] = []
-    doubts: list[InvalidDocumentError] = []
+    found: PolicyFile | None = None
     try:
         found = PolicyFile(file, environment, faults=faults)
     except InvalidDocumentError as error:
         faults.append(error)
-    else:
-        doubts = found.doubts
-        if not faults:
-            say(f"{file}: {_counted(found)}, all valid")
     for fault in faults:
         say(str(fault), err=True)
-    for doubt in doubts:
-        warn(str(doubt))
-    return bool(faults)
+    if found is not None:
+        for doubt in found.doubts:
+            warn(str(doubt))
+    return None if faults else found
 
 
 def _counted(file: PolicyFile) -> str:

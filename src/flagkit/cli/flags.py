@@ -50,15 +50,30 @@ flags.add_command(import_flags)
 @click.option(
     "--state", type=click.Choice(["active", "paused", "archived"]), help="Only those in it."
 )
+@click.option("--match", default="", metavar="TEXT", help="Only keys that contain it.")
+@click.option("--after", metavar="KEY", help="Only keys that come after it, to go on with a list.")
 @output_option("table")
-def _list(namespace: str, state: str | None, output: str, **place: Unpack[Place]) -> None:
-    """List flags, overrides of regions included."""
+def _list(
+    namespace: str,
+    state: str | None,
+    match: str,
+    after: str | None,
+    output: str,
+    **place: Unpack[Place],
+) -> None:
+    """List flags, overrides of regions included, sorted by key.
+
+    For people 1,000 are listed at most; --after goes on with the next ones.
+    """
     with store_at(**place) as store, store.reading() as reading:
         states = reading.all([FLAGS]).values()
     lines = [
         flag_line(found)
         for found in sorted(states, key=lambda found: (found.key, found.region))
-        if found.key.startswith(namespace) and state in (None, found.policy["state"])
+        if found.key.startswith(namespace)
+        and match in found.key
+        and (after is None or found.key > after)
+        and state in (None, found.policy["state"])
     ]
     if output in PROGRAMS:
         emit([msgspec.to_builtins(line) for line in lines], output)
@@ -87,7 +102,9 @@ def _show(key: str, region: str, output: str, **place: Unpack[Place]) -> None:
     with store_at(**place) as store, store.reading() as reading:
         found = reading.find([key])
         revision = reading.tip.revision
-    state = found.get((region, key))
+        state = found.get((region, key))
+        changed = reading.changed_at((region, key))
+        edits = [] if state is None or is_active(state) else [*edits_since_active(reading, state)]
     regions = sorted({other for other, _ in found} - {region, EVERYWHERE})
     if state is None:
         there = f"; there it is: {', '.join(sorted(other for other, _ in found))}" if found else ""
@@ -102,13 +119,16 @@ def _show(key: str, region: str, output: str, **place: Unpack[Place]) -> None:
             "region": region,
             "version": state.version,
             "revision": revision,
+            "changed": changed,
             "overrides": regions,
             "document": flag_document(state),
         }
         emit(told, output)
     else:
-        rows = [("version", [f"{state.version} at revision {revision:,}"])]
+        since = "before the ledger begins" if changed is None else f"at revision {changed:,}"
+        rows = [("version", [f"{state.version}, changed {since}; the newest is {revision:,}"])]
         rows += [("overrides", [", ".join(regions)])] if regions else []
+        rows += [("note", edits)] if edits else []
         rows += rows_of(flag_document(state))
         Teller().table(("flag", key), rows)
 

@@ -88,7 +88,7 @@ def _show(
     if output in PROGRAMS:
         emit([msgspec.to_builtins(entry) for entry in shown], output)
     elif shown:
-        _tell(shown)
+        _tell(shown, wanted.get("key"))
     else:
         say("No such change.")
     if after:
@@ -121,7 +121,7 @@ def _tail(
         tip = store.tip()
         shown = [*itertools.islice(entries(store, newest_first=True, **wanted), limit)]
         for entry in reversed(shown):
-            _tell_one(entry, output)
+            _tell_one(entry, output, wanted.get("key"))
         after = max(0, tip.revision - 1, *(entry.revision for entry in shown[:1]))
         if follow:
             # To be interrupted is how it ends.
@@ -142,11 +142,11 @@ def _follow(store: Store, after: int, output: str, wanted: Wanted) -> None:
                 trouble = without_secrets(f"Waiting: {error}")
                 say(trouble, err=True)
         for entry in found:
-            _tell_one(entry, output)
+            _tell_one(entry, output, wanted.get("key"))
         time.sleep(_ASK_AGAIN_SECONDS)
 
 
-def _tell_one(entry: Entry, output: str) -> None:
+def _tell_one(entry: Entry, output: str, key: str | None) -> None:
     """Tell of an entry that others may follow."""
     if output == "json":
         emit_text(json.dumps(msgspec.to_builtins(entry)) + "\n", output)
@@ -157,7 +157,7 @@ def _tell_one(entry: Entry, output: str) -> None:
     who = ", ".join(_people(entry))
     why = ": ".join([who, *_why(entry)])
     head = f"{entry.revision}  {entry.time:%Y-%m-%d %H:%M:%S}  {why}"
-    say(head, *(f"    {line}" for line in _lines(entry)))
+    say(head, *(f"    {line}" for line in _lines(entry, key)))
 
 
 @ledger.command("verify")
@@ -211,7 +211,7 @@ def _anchor(text: str) -> tuple[int, str]:
     return int(found[1]), found[2]
 
 
-def _tell(shown: Sequence[Entry]) -> None:
+def _tell(shown: Sequence[Entry], key: str | None) -> None:
     Teller().table(
         ("revision", "time (UTC)", "actor", "what", "reason"),
         [
@@ -219,7 +219,7 @@ def _tell(shown: Sequence[Entry]) -> None:
                 entry.revision,
                 f"{entry.time:%Y-%m-%d %H:%M:%S}",
                 _people(entry),
-                _lines(entry),
+                _lines(entry, key),
                 _why(entry),
             )
             for entry in shown
@@ -240,8 +240,14 @@ def _why(entry: Entry) -> list[str]:
     return [*filter(None, [entry.reason, glass])]
 
 
-def _lines(entry: Entry) -> list[str]:
-    """Return what a revision did; what was asked for, where it changed nothing."""
+def _lines(entry: Entry, key: str | None) -> list[str]:
+    """Return what a revision did, or what was asked for if it changed nothing.
+
+    The lines of a key that was asked for come first, so that they are never left out.
+    """
     lines = [*(entry.differences or (f"{action}: no change" for action in entry.actions))]
+    if key is not None:
+        beginnings = (f"{key}: ", f"{key} in ", f"segment {key}: ")
+        lines.sort(key=lambda line: not line.startswith(beginnings))
     more = len(lines) - _LINES_MAX
     return lines if more <= 0 else [*lines[:_LINES_MAX], f"and {more:,} more"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO, TypeVar, Unpack
+from typing import Any, BinaryIO, TypeVar, Unpack
 
 import click
 import msgspec
@@ -39,15 +39,24 @@ def segments() -> None:
 @segments.command("list")
 @place_options
 @click.option("--namespace", default="", help="Only keys that begin with it, such as shop.")
+@click.option("--match", default="", metavar="TEXT", help="Only keys that contain it.")
+@click.option("--after", metavar="KEY", help="Only keys that come after it, to go on with a list.")
 @output_option("table")
-def _list(namespace: str, output: str, **place: Unpack[Place]) -> None:
-    """List the segments of an environment."""
+def _list(
+    namespace: str, match: str, after: str | None, output: str, **place: Unpack[Place]
+) -> None:
+    """List the segments of an environment, sorted by key.
+
+    For people 1,000 are listed at most; --after goes on with the next ones.
+    """
     with store_at(**place) as store, store.reading() as reading:
         states = reading.all([layout.SEGMENTS]).values()
     lines = [
         segment_line(found)
         for found in sorted(states, key=lambda found: found.key)
         if found.key.startswith(namespace)
+        and match in found.key
+        and (after is None or found.key > after)
     ]
     if output in PROGRAMS:
         emit([msgspec.to_builtins(line) for line in lines], output)
@@ -137,8 +146,8 @@ def _members_options(side: str, what: str) -> Callable[[_Command], _Command]:
     one = click.option(f"--{side}", metavar="MEMBER", multiple=True, help=f"{what} Repeatable.")
     many = click.option(
         f"--{side}-from",
-        type=click.File(encoding="utf-8"),
-        help="The same for a file, a key a line; - is standard input.",
+        type=click.File("rb"),
+        help="The same for a file in UTF-8, a key a line; - is standard input.",
     )
     return lambda command: one(many(command))
 
@@ -157,9 +166,9 @@ def _change_members(  # noqa: PLR0913 - options
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     remove: tuple[str, ...],
-    include_from: TextIO | None,
-    exclude_from: TextIO | None,
-    remove_from: TextIO | None,
+    include_from: BinaryIO | None,
+    exclude_from: BinaryIO | None,
+    remove_from: BinaryIO | None,
     **asking: Unpack[Asking],
 ) -> None:
     """Move keys into or out of a segment, at most 10,000 at a time.
@@ -206,12 +215,15 @@ def _delete(keys: tuple[str, ...], expected_version: int | None, **asking: Unpac
             change.delete_segment(key, expected_version=expected_version)
 
 
-def _keys(file: TextIO | None) -> list[str]:
-    """Return the keys of a file, a key a line; empty lines are none."""
+def _keys(file: BinaryIO | None) -> list[str]:
+    """Return the keys of a file, a key a line. Empty lines are none.
+
+    Lines end with a newline alone: other separators of lines may be part of a key.
+    """
     if file is None:
         return []
     try:
-        lines = file.read().splitlines()
+        lines = file.read().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{file.name} cannot be read: {error}") from None
-    return [line for line in map(str.strip, lines) if line]
+        raise ConfigurationError(f"{file.name} is not UTF-8: {error}") from None
+    return [line for line in (line.strip(" \t\r") for line in lines) if line]

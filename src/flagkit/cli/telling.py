@@ -99,7 +99,11 @@ class Teller:
         self.table(columns, rows[:LISTED_MAX], right)
         more = len(rows) - LISTED_MAX
         if more > 0:
-            say(f"and {more:,} more: name a --namespace, or take --output json")
+            # Overrides of one key stand in several rows, which stay together in the next list.
+            last = next(
+                row[0] for row in reversed(rows[:LISTED_MAX]) if row[0] != rows[LISTED_MAX][0]
+            )
+            say(f"and {more:,} more: go on with --after {last}, or take --output json")
 
     def table(
         self,

@@ -80,6 +80,8 @@ def composed(path: str, written: bytes) -> Node:
         fault: Any = error
         where = f"{path}:{fault.problem_mark.line + 1}" if fault.problem_mark else path
         problem = ", ".join(filter(None, (fault.context, fault.problem)))
+        if r"'\t'" in problem:
+            problem = "a tab stands where YAML takes spaces alone: indent with spaces"
         # Neither names nor the lines themselves: what is no YAML may be a secret.
         raise _no_yaml(where, re.sub(r"'[^'<]{2,}'", "a name", problem)) from None
     except YAMLError as error:

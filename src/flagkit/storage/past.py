@@ -310,6 +310,14 @@ class Past:
             yield item.before
             revision = change.revision - 1
 
+    def changed_at(self, policy: PolicyId) -> int | None:
+        """Return the revision that changed a flag or a segment last.
+
+        None if the ledger does not reach back to it.
+        """
+        newest = self._newest_of(policy, self.tip.revision)
+        return None if newest is None else newest[0].revision
+
     def _newest_of(self, policy: PolicyId, revision: int) -> tuple[Change, PolicyChange] | None:
         """Return the last change to a flag or a segment up to a revision, or that part of it."""
         document = next(
