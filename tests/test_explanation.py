@@ -13,7 +13,7 @@ import pytest
 import flagkit
 from flagkit import Client, ErrorCode, Reason
 from flagkit.bootstrap import initial_state
-from flagkit.changes import genesis
+from flagkit.changes import genesis, state_of
 from flagkit.core.bucketing import bucket, seed
 from flagkit.core.explanation import ConditionTrace, FlagTrace
 from flagkit.snapshot import Arena, Record, Snapshot, arena_of, record_of
@@ -534,3 +534,20 @@ def test_over_the_whole_language_it_says_what_evaluate_did() -> None:
                 reasons.add(evaluation.reason)
     assert explained == 150 * 4 * FLAG_COUNT
     assert reasons >= {*Reason} - {Reason.STATIC, Reason.STALE}
+
+
+def test_a_value_that_json_cannot_say_is_shown_as_text() -> None:
+    stored = {
+        "key": "odd",
+        "state": "active",
+        "variants": {"on": {"a": 1, None: 2}},
+        "fallthrough": {"serve": "on"},
+    }
+    snapshot = Snapshot(
+        genesis("test", "epoch", NOON),
+        "*",
+        arena_of(genesis("test", "epoch", NOON), [record_of(state_of("odd", "*", 1, stored))]),
+    )
+    found = Client.from_snapshot(snapshot).explain("odd", ADA)
+    assert isinstance(found.as_dict()["evaluation"], dict)
+    assert str(found)

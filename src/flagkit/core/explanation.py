@@ -196,9 +196,21 @@ def _told(found: Evaluation[Any]) -> Evaluation[Any]:
     return msgspec.structs.replace(
         found,
         flag_key=shown(found.flag_key),
-        value=found.value if found.variant is not None else shown(found.value),
+        value=_plain(found.value) if found.variant is not None else shown(found.value),
         error_message=shown(found.error_message),
     )
+
+
+def _plain(value: Any) -> Any:
+    """Return a variant's value, or its text if JSON cannot say it.
+
+    No writer stores such a value, but what was stored past the writer may hold a null for a name.
+    """
+    try:
+        msgspec.json.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return shown(value)
+    return value
 
 
 def _lines(explanation: Explanation) -> Iterator[str]:
