@@ -82,6 +82,7 @@ PURE = {
 IMPURE = {"asyncio", "socket", "logging", "subprocess", "bson", "pymongo"}
 # Imports inside functions, each deferred for the same reason: `import flagkit` must stay small.
 DEFERRED = {
+    ("bootstrap", "flagkit.policy_json"),
     ("client", "flagkit.refresh_thread"),
     ("origin", "flagkit.storage.source"),
     ("origin", "flagkit.storage.encryption"),

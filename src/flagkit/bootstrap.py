@@ -15,7 +15,6 @@ from flagkit.changes import SEGMENTS, PolicyState, Tip, digest, state_of
 from flagkit.errors import ConfigurationError, InvalidDocumentError, SnapshotFormatError
 from flagkit.model import decode, encode
 from flagkit.model.segments import decode_segment, encode_segment, new_seed
-from flagkit.policy_json import read_policies
 from flagkit.snapshot import Snapshot, SnapshotFile, build, kept_of
 from flagkit.snapshot.frame import MAGIC
 
@@ -33,6 +32,9 @@ def bootstrap_snapshot(given: Bootstrap, environment: str, region: str) -> Snaps
     """
     if not isinstance(given, str | os.PathLike):
         return snapshot_from(given, (), environment=environment, region=region)
+    # Deferred, for the parser takes some milliseconds to import.
+    from flagkit.policy_json import read_policies  # noqa: PLC0415
+
     path = Path(given)
     try:
         content = path.read_bytes()
