@@ -191,3 +191,14 @@ def test_the_lines_of_a_key_that_is_asked_for_are_always_shown(
         told = command.told("ledger", asked, "--key", "k.f050")
         assert "k.f050: created" in told
         assert "and 100 more" in told
+
+
+def test_since_takes_an_age(command: Command, writer: Writer) -> None:
+    writer.create(flag("k.new"))
+    for age in ("90s", "5m", "2h", "3d", "1w"):
+        assert "k.new: created" in command.told("ledger", "show", "--since", age)
+        assert command.told("ledger", "show", "--until", age) == "No such change.\n"
+    for wrong in ("2y", "h", "-2h", "999999999w"):
+        result = command.ask("ledger", "show", "--since", wrong)
+        assert result.exit_code == 2
+        assert "or 2h for two hours ago" in result.stderr

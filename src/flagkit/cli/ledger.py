@@ -9,7 +9,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar, Unpack
 
 import click
@@ -28,6 +28,8 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _LINES_MAX: Final = 20
 _ASK_AGAIN_SECONDS: Final = 0.5
+_AGE = re.compile("([0-9]{1,9})([smhdw])")
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _ANCHOR = re.compile("([1-9][0-9]*):([0-9a-f]{64})")
 
 
@@ -40,11 +42,13 @@ def _moment(_context: object, _parameter: object, text: str | None) -> datetime 
     if text is None:
         return None
     try:
+        if (age := _AGE.fullmatch(text)) is not None:
+            return datetime.now(UTC) - timedelta(**{_UNITS[age[2]]: int(age[1])})
         moment = datetime.fromisoformat(text)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
         raise click.BadParameter(
-            f"{text!r} is no moment: write it like 2026-11-21T10:32Z"
+            f"{text!r} is no moment: write it like 2026-11-21T10:32Z, or 2h for two hours ago"
         ) from None
 
 
@@ -57,7 +61,7 @@ def _wanted_options(command: _Command) -> _Command:
         click.option(
             "--since",
             callback=_moment,
-            help="Only from this moment on, such as 2026-11-21T10:32Z; UTC.",
+            help="Only from this moment on, such as 2026-11-21T10:32Z (UTC), or 2h for two hours ago.",
         ),
         click.option("--action", type=click.Choice(ACTIONS), help="Only where this was asked for."),
         click.option("--actor", help="Only changes by this actor."),
