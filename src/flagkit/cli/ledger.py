@@ -61,7 +61,8 @@ def _wanted_options(command: _Command) -> _Command:
         click.option(
             "--since",
             callback=_moment,
-            help="Only from this moment on, such as 2026-11-21T10:32Z; or 2h ago, as 2h.",
+            help="Only from then on: a moment in UTC such as 2026-11-21T10:32Z, or an age such as"
+            " 2h.",
         ),
         click.option("--action", type=click.Choice(ACTIONS), help="Only where this was asked for."),
         click.option("--actor", help="Only changes by this actor."),
