@@ -110,6 +110,7 @@ def test_a_flood_through_the_writer_ends_by_itself(
     assert len(logged(closed, "ada")) == 1
 
 
+@pytest.mark.slow
 def test_not_even_a_flood_of_names_has_no_end(closed: Writer) -> None:
     held = Denials(closed.store._database, "production")
     rooms = 0

@@ -99,6 +99,7 @@ def edited(document: Any, path: tuple[Any, ...], value: Any) -> Any:
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verdict", ["propose", "approve"])
 def test_whatever_field_is_malformed_the_others_are_told_as_before(
     verdict: str,
@@ -170,6 +171,7 @@ def assert_of_no_use(writer: Writer, proposal: str) -> None:
     assert any(proposal in problem for problem in verify(writer.store))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["environment", "proposal", "actor", "verdict"])
 @pytest.mark.parametrize("value", [REMOVED, None, 7, {}, [], {"x": 1}, "other"], ids=named)
 @pytest.mark.parametrize("verdict", ["propose", "approve"])
