@@ -264,8 +264,8 @@ def _disable(
 ) -> None:
     """Serve the false variant of boolean flags to all.
 
-    This is a release, like any change of what is served. In an emergency use pause: it needs fewer
-    roles, and no guard stops it. All in one revision.
+    This is a release, like any change of what is served. In an emergency use pause: editors may do
+    it, and no guard stops it. All in one revision.
     """
     only_one(keys, expected_version)
     with changing(**asking) as change:

@@ -37,10 +37,9 @@ class Meeting(NamedTuple):
 
     @property
     def is_hashed_anew(self) -> bool:
-        """Whether it is one place with a split, whose keys fall into other buckets than before."""
-        is_split = self.old.is_split and self.new.is_split
-        has_same_place = self.is_same_place and is_split
-        return has_same_place and not has_same_hash(self.old.serves, self.new.serves)
+        """Whether one place goes on splitting keys, but puts them into other buckets."""
+        stays_split = self.is_same_place and self.old.is_split and self.new.is_split
+        return stays_split and not has_same_hash(self.old.serves, self.new.serves)
 
 
 def _test(when: Mapping[str, Value], during: Window | None) -> bytes:
