@@ -13,7 +13,7 @@ from flagkit.writer import Writer
 from tests.commands import Command
 from tests.test_writer import flag
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.every_python, pytest.mark.mongo]
 
 GERMANS = {"name": "germans", "when": {"country": "DE", "age": {"$gte": 18}}, "serve": "on"}
 

@@ -22,6 +22,8 @@ from flagkit.model import patterns
 from flagkit.model.patterns import Boundary, Chars, Choice, Node, Repeat, Sequence, parse_pattern
 from flagkit.model.queries import parse
 
+pytestmark = pytest.mark.every_python
+
 Document: TypeAlias = dict[str, Any]
 Engine: TypeAlias = Callable[[str, str], Search]
 
