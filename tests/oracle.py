@@ -15,7 +15,7 @@ Left out of the generation, and why; docs/policy.md has what flagkit refuses:
 
 import random
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -115,6 +115,19 @@ def found(collection: Documents, condition: Document, first_id: int, count: int)
     return {answer["_id"] - first_id for answer in collection.find(among, {"_id": 1})}
 
 
+def found_by_each(
+    collection: Documents, conditions: Sequence[Document], first_id: int, count: int
+) -> list[set[int]]:
+    """Ask mongod as `found` does, for several conditions in one request, which is much quicker."""
+    facets = {
+        f"{i}": [{"$match": condition}, {"$project": {"_id": 1}}]
+        for i, condition in enumerate(conditions)
+    }
+    among = {"_id": {"$gte": first_id, "$lt": first_id + count}}
+    [answers] = collection.aggregate([{"$match": among}, {"$facet": facets}])
+    return [{answer["_id"] - first_id for answer in answers[name]} for name in facets]
+
+
 def questions(collection: Documents, chance: random.Random, batch_count: int) -> Iterator[Question]:
     """Draw some batches, and yield their questions with mongod's answers."""
     for batch in range(batch_count):
@@ -124,9 +137,10 @@ def questions(collection: Documents, chance: random.Random, batch_count: int) ->
         collection.insert_many(
             {"_id": first_id + i, **document} for i, document in enumerate(documents)
         )
-        for _ in range(CONDITION_COUNT):
-            written = draw.condition()
-            answer = found(collection, as_asked(written), first_id, DOCUMENT_COUNT)
+        conditions = [draw.condition() for _ in range(CONDITION_COUNT)]
+        asked = [as_asked(written) for written in conditions]
+        answers = found_by_each(collection, asked, first_id, DOCUMENT_COUNT)
+        for written, answer in zip(conditions, answers, strict=True):
             # By way of the form in which a policy is stored.
             yield Question(written, parse(normal(written, ""), ""), documents, answer)
 

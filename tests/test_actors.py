@@ -16,6 +16,8 @@ from flagkit.writer import Import, Writer, grants, verify
 from tests.commands import Command
 from tests.test_writer import flag
 
+pytestmark = pytest.mark.every_python
+
 REFUSED: dict[str, Any] = {
     "empty": "",
     "a blank": " ",

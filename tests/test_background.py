@@ -23,6 +23,8 @@ from flagkit.testing import MemoryHistory, MemorySource
 from flagkit.writer import Writer
 from tests.processes import eventually
 
+pytestmark = pytest.mark.every_python
+
 FAULTS: list[BaseException] = [ValueError("broken"), SystemExit(3), KeyboardInterrupt()]
 LOGGERS = ("flagkit", "flagkit.refresh", "flagkit.writer")
 

@@ -1,4 +1,4 @@
-"""The `flagkit` command, as a process of its own, and the reading of policy files."""
+"""The `flagkit` command as a whole, and the reading of policy files."""
 
 import json
 import os
@@ -54,6 +54,21 @@ Write = Callable[[str], Path]
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in this process: starting another one takes longer than most commands."""
+    result = CliRunner().invoke(
+        flagkit_command,
+        arguments,
+        env=ENVIRONMENT | environment,
+        prog_name="flagkit",
+        catch_exceptions=False,
+    )
+    return subprocess.CompletedProcess(
+        arguments, result.exit_code, stdout=result.stdout, stderr=result.stderr
+    )
+
+
+def run_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as a process of its own, where that is what the test is about."""
     return subprocess.run(
         [sys.executable, "-m", "flagkit.cli", *arguments],
         capture_output=True,
@@ -91,14 +106,14 @@ def refused(path: Path, environment: str | None = None) -> str:
 
 
 def test_help_names_the_commands() -> None:
-    result = run("--help")
+    result = run_process("--help")
     assert result.returncode == 0
     assert "demo" in result.stdout
     assert "--file" in run("demo", "--help").stdout
 
 
 def test_version() -> None:
-    result = run("--version")
+    result = run_process("--version")
     assert (result.returncode, result.stdout) == (0, f"flagkit, version {flagkit.__version__}\n")
 
 
@@ -111,7 +126,7 @@ def test_a_noun_alone_is_told_its_verbs(noun: list[str]) -> None:
 
 
 def test_wrong_usage_exits_with_2() -> None:
-    assert run("dema").returncode == 2
+    assert run_process("dema").returncode == 2
     assert run("demo", "--fiel", "x").returncode == 2
 
 
@@ -179,7 +194,7 @@ class TestStatus:
         writer.create(THEME)
         with Writer(mongo_uri, "staging", actor="tester", database=database) as other:
             other.create_environment()
-        result = run("status", "--uri", mongo_uri, "--database", database)
+        result = run_process("status", "--uri", mongo_uri, "--database", database)
         assert (result.returncode, result.stderr) == (0, "")
         assert re.search(r"production +1 +20\d\d-.* UTC +\d+\.\d s", result.stdout)
         assert re.search(r"staging +0 ", result.stdout)
@@ -215,7 +230,7 @@ class TestStatus:
 
 
 def test_a_connection_string_is_needed_and_never_shown() -> None:
-    assert "uri is missing" in assert_one_sentence(run("status", FLAGKIT_URI=""))
+    assert "uri is missing" in assert_one_sentence(run_process("status", FLAGKIT_URI=""))
     uri = "mongodb://dana:secret@127.0.0.1:1/?serverSelectionTimeoutMS=100"
     result = run("status", "--uri", uri)
     assert "no member of the replica set" in assert_one_sentence(result)
@@ -237,7 +252,7 @@ def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> Non
 @pytest.mark.timeout(60)
 def test_demo_shows_the_loop_and_leaves_nothing_running() -> None:
     start = datetime.now(UTC)
-    result = run("demo")
+    result = run_process("demo")
     seconds = (datetime.now(UTC) - start).total_seconds()
     assert (result.returncode, result.stderr) == (0, ""), result
     assert seconds < 20
@@ -343,7 +358,7 @@ def test_valid_files_are_said_to_be_valid() -> None:
 def test_what_is_not_valid_is_named_and_the_other_files_are_checked(write: Write) -> None:
     bad = write("flags:\n- key: a.b\n  variants: {x: 1}\n  fallthrough: {serve: y}\n")
     shop = Path(__file__).parent.parent / "examples" / "shop" / "flags.yaml"
-    result = run("validate", str(bad), str(shop))
+    result = run_process("validate", str(bad), str(shop))
     assert result.returncode == 3
     assert result.stderr.startswith(f"{bad}:4: flag 'a.b': fallthrough.serve: 'y' is not a variant")
     assert "13 flags and 1 segment, all valid" in result.stdout

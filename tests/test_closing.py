@@ -24,6 +24,8 @@ from flagkit.snapshot import Snapshot, SnapshotFile
 from flagkit.testing import ENVIRONMENT, MemoryHistory, MemorySource
 from flagkit.writer import Writer
 
+pytestmark = pytest.mark.every_python
+
 THEME = {"key": "shop.theme", "variants": {"dark": "dark"}, "fallthrough": {"serve": "dark"}}
 SECONDS = 5.0
 

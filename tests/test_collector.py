@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from flagkit.collector import PAUSED_THRESHOLD, collector_paused
 
+pytestmark = pytest.mark.every_python
+
 FIRST, SECOND, THIRD = 700, 10, 10
 
 

@@ -24,6 +24,8 @@ from flagkit.model import Flag, Rollout, Serve, Serves, decode
 from flagkit.model.keys import key_of
 from flagkit.model.values import DEPTH_MAX
 
+pytestmark = pytest.mark.every_python
+
 NOW = datetime(2026, 12, 1, 8, tzinfo=UTC)
 
 

@@ -18,6 +18,8 @@ from flagkit.storage.driver import await_milliseconds, settings_for
 from flagkit.storage.source import MongoSource
 from flagkit.writer import Writer, verify
 
+pytestmark = pytest.mark.every_python
+
 URI = "mongodb://localhost:27017/"
 DATED: dict[str, Any] = {
     "key": "shop.dated",

@@ -13,7 +13,7 @@ from flagkit.writer import Writer
 from tests.commands import Command
 from tests.test_writer import flag
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.every_python, pytest.mark.mongo]
 
 GERMANS = {"name": "germans", "when": {"country": "DE", "age": {"$gte": 18}}, "serve": "on"}
 
@@ -224,4 +224,7 @@ def test_a_digest_that_was_altered_or_has_another_secret_is_refused(
     assert result.exit_code == 0
     assert "s3cret" not in result.output
     assert "made with another secret" in command.fault("replay", kept, *who)
-    assert "this is no digest" in command.fault("replay", kept[:-1], *who)
+    assert "this is no digest" in command.fault("replay", kept[1:], *who)
+    # Without its last letter it may still be the text of some bytes; then the seal is wrong.
+    cut = command.fault("replay", kept[:-1], *who)
+    assert "this is no digest" in cut or "was altered" in cut

@@ -22,6 +22,8 @@ from tests.soak.fuzzing import (
     PolicyDraw,
 )
 
+pytestmark = pytest.mark.every_python
+
 SEED = 20_261_122
 
 

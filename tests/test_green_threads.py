@@ -10,7 +10,7 @@ import pytest
 
 from flagkit.writer import Writer
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.every_python, pytest.mark.mongo]
 
 ENVIRONMENT = {
     **os.environ,

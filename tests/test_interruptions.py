@@ -28,6 +28,8 @@ from flagkit.model.packing import NESTING_MAX, is_fault_of
 from flagkit.snapshot import Snapshot, arena_of, record_of
 from flagkit.testing import client_from
 
+pytestmark = pytest.mark.every_python
+
 BOOLEAN = {"on": True, "off": False}
 ON: dict[str, Any] = {"key": "base", "variants": BOOLEAN, "fallthrough": {"serve": "on"}}
 BERLIN = {"hours": {"from": "08:00", "until": "18:00"}, "zone": "Europe/Berlin"}

@@ -22,6 +22,8 @@ from flagkit.model.foreign import Oid
 from flagkit.model.queries import parse
 from flagkit.model.windows import DAYS, Window
 
+pytestmark = pytest.mark.every_python
+
 BOOLEAN = {"on": True, "off": False}
 MINIMAL = {"key": "f", "variants": BOOLEAN, "fallthrough": {"serve": "off"}}
 MOMENT = datetime(2026, 12, 1, 8, tzinfo=UTC)

@@ -61,6 +61,7 @@ def threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "flagkit"]
 
 
+@pytest.mark.every_python
 def test_a_child_goes_on_from_any_source_and_leaves_the_parent_alone() -> None:
     history = MemoryHistory()
     history.commit(THEME)
@@ -105,6 +106,7 @@ def mongo(mongo_uri: str) -> Iterator[MongoClient[dict[str, Any]]]:
         yield mongo
 
 
+@pytest.mark.every_python
 @pytest.mark.mongo
 class TestFork:
     def test_a_child_answers_at_once_and_follows_what_comes(
@@ -290,6 +292,7 @@ def revisions_arriving(uri: str, database: str, writer: Writer) -> Iterator[None
             process.kill()
 
 
+@pytest.mark.every_python
 @pytest.mark.mongo
 class TestForkInTheMidst:
     def test_no_child_hangs_while_others_evaluate_and_compile_and_revisions_arrive(
@@ -343,6 +346,7 @@ class TestForkInTheMidst:
                     client.wait_ready()
 
 
+@pytest.mark.every_python
 @pytest.mark.parametrize("lock", ["templates", "arrival"])
 def test_a_child_renews_the_locks_that_other_threads_held(lock: str) -> None:
     history = MemoryHistory()
@@ -380,6 +384,7 @@ flagkit.close()
 """
 
 
+@pytest.mark.every_python
 @pytest.mark.mongo
 def test_a_child_that_ends_takes_nothing_along_and_is_not_held_up(
     mongo_uri: str, database: str, writer: Writer
@@ -437,6 +442,7 @@ def said(heard: Connection) -> Evaluation[str]:
     return evaluation
 
 
+@pytest.mark.every_python
 @pytest.mark.mongo
 class TestMultiprocessing:
     @pytest.fixture
@@ -837,6 +843,7 @@ class TestDaemon:
                 assert child.exit_code() == 0
 
 
+@pytest.mark.every_python
 @pytest.mark.mongo
 def test_a_fork_within_the_refresh_thread_leaves_the_parent_alone(
     client: Client, writer: Writer
@@ -849,8 +856,9 @@ def test_a_fork_within_the_refresh_thread_leaves_the_parent_alone(
 
     client.on_publish(fork)
     client.wait_for(writer.update(LIGHT).revision)
+    # Callbacks are called after those who wait for the revision have gone on.
+    [child] = eventually(lambda: pids, bool)
     try:
-        [child] = pids
         # The copy of the thread that is the child's only one goes on into what it may not touch.
         for _ in range(3):
             client.wait_for(writer.update(THEME).revision)

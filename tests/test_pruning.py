@@ -51,7 +51,7 @@ from flagkit.writer.deleting import deleted_in_steps, to_delete
 from flagkit.writer.pruning import prune_in_steps
 from flagkit.writer.verifying import Walk, proof_of
 from tests.test_checkpoints import assert_same, loads, scanned
-from tests.test_pages import MANY, created, killed_before
+from tests.test_pages import created, killed_before
 from tests.test_writer import flag
 
 pytestmark = pytest.mark.mongo
@@ -715,11 +715,20 @@ def test_what_is_left_of_checkpoints_goes(
 
 # Large changes
 
+MANY = 20
+"""Flags of a change that is on pages for their number, with the fixture `low_bound`."""
+
 
 @pytest.fixture
-def large(writer: Writer) -> Writer:
+def low_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put changes of more than ten flags on pages. tests/test_pages.py has the bound itself."""
+    monkeypatch.setattr(pages, "UNPAGED_POLICIES_MAX", 10)
+
+
+@pytest.fixture
+def large(writer: Writer, low_bound: None) -> Writer:  # noqa: ARG001 - changes are on pages
     """Return a writer after two large changes before revision 3, where it is cut, and one after."""
-    created(writer)
+    created(writer, MANY)
     update_many(writer, "second")
     writer.pause("a.f1")
     update_many(writer, "fourth")
@@ -802,8 +811,9 @@ def test_a_rollback_goes_back_to_the_cut_through_pages(large: Writer) -> None:
     assert large.update(flag("a.f8", description="on")).revision == 11
 
 
+@pytest.mark.usefixtures("low_bound")
 def test_flags_that_a_large_change_deleted_go_on_from_their_versions(writer: Writer) -> None:
-    created(writer, state="archived")
+    created(writer, MANY, state="archived")
     with writer.change() as change:
         for i in range(1, MANY):
             change.delete(f"a.f{i}")
@@ -815,13 +825,14 @@ def test_flags_that_a_large_change_deleted_go_on_from_their_versions(writer: Wri
     assert verify(writer.store) == []
 
 
+@pytest.mark.usefixtures("low_bound")
 @pytest.mark.parametrize("step", ["project", "project_own_pages"])
 def test_the_ledger_is_not_cut_past_what_is_not_projected(
     step: str, writer: Writer, direct: Database[dict[str, Any]]
 ) -> None:
     """A dry run leaves it; who prunes brings it to an end first."""
     writer.create(flag("b.first"))
-    killed_before(step, writer, lambda: created(writer))
+    killed_before(step, writer, lambda: created(writer, MANY))
     # At the tip it stays anyhow, be it in the ledger or not.
     tip = later(writer, 1) + timedelta(hours=1)
     assert rows(prunable(writer.store, LEDGER, tip))["pages"] == 0
@@ -837,6 +848,7 @@ def test_the_ledger_is_not_cut_past_what_is_not_projected(
     writer.pause("a.f7")
 
 
+@pytest.mark.usefixtures("low_bound")
 @pytest.mark.parametrize("step", ["project", "project_own_pages"])
 def test_a_tip_that_is_not_projected_is_read_after_a_cut(
     step: str, writer: Writer, direct: Database[dict[str, Any]], mongo_uri: str

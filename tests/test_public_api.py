@@ -8,6 +8,8 @@ import pytest
 import flagkit
 from flagkit import errors, history, testing, writer
 
+pytestmark = pytest.mark.every_python
+
 PACKAGE = Path(flagkit.__file__).parent
 
 

@@ -35,6 +35,8 @@ from flagkit.snapshot import (
     whole,
 )
 
+pytestmark = pytest.mark.every_python
+
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 GENESIS = genesis("production", "epoch", NOON)
 EVERYWHERE: PolicyId = ("*", "f")

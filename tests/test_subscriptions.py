@@ -24,6 +24,8 @@ from flagkit.testing import MemoryHistory, client_from
 from flagkit.writer import Writer
 from tests.processes import SECONDS_MAX, Child, eventually
 
+pytestmark = pytest.mark.every_python
+
 THEME: dict[str, Any] = {
     "key": "shop.theme",
     "variants": {"light": "light", "dark": "dark"},

@@ -21,6 +21,8 @@ from flagkit.testing import ManualClock, MemoryHistory, client_from
 from flagkit.writer import Writer
 from tests.processes import Child, eventually
 
+pytestmark = pytest.mark.every_python
+
 PAGE = Path(__file__).parent.parent / "docs" / "telemetry.md"
 THEME: dict[str, Any] = {
     "key": "shop.theme",

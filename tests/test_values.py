@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from flagkit.errors import InvalidDocumentError
 from flagkit.model.values import DEPTH_MAX, INT64_MAX, is_same, join, name, normal, plain
 
+pytestmark = pytest.mark.every_python
+
 
 class Word(str):
     """A string that is not quite one."""

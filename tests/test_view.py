@@ -23,6 +23,8 @@ from flagkit.snapshot import Snapshot, arena_of, build, record_of
 from flagkit.testing import MemoryHistory
 from flagkit.view import View
 
+pytestmark = pytest.mark.every_python
+
 BOOLEAN = {"on": True, "off": False}
 
 
