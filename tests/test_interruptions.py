@@ -22,6 +22,7 @@ from flagkit.changes import PolicyState, genesis, state_of
 from flagkit.core import compiled as compiled_room
 from flagkit.core import templates
 from flagkit.errors import InvalidDocumentError
+from flagkit.history import digest_of
 from flagkit.interruptions import FAILURES_SUPPRESSED, is_interruption
 from flagkit.model import packing, windows
 from flagkit.model.packing import NESTING_MAX, is_fault_of
@@ -347,6 +348,10 @@ def test_what_a_signal_handler_raises_reaches_the_caller(kind: type[Client]) -> 
         client.bind(Striking())
     with pytest.raises(LIMITS), use_context(Striking()):
         pass
+    evaluation = client.evaluate("alone", CONTEXT)
+    for context in (Striking(), {"targeting_key": "u", "p": StrikingValue()}):
+        with pytest.raises(LIMITS):
+            digest_of(client, evaluation, context)
 
 
 @pytest.mark.parametrize("place", ["_flag", "_rule", "_named"])
