@@ -662,7 +662,7 @@ def test_a_clock_says_when_it_is_and_never_goes_back(clock: Callable[[], datetim
 
 
 def test_time_does_not_run_backwards() -> None:
-    with pytest.raises(ValueError, match="backwards"):
+    with pytest.raises(InvalidArgumentError, match="backwards"):
         ManualClock().advance(-1)
 
 
@@ -991,3 +991,11 @@ def test_a_thread_that_is_left_publishes_nothing_more(running: Client) -> None:
     running.wait_ready()
     publish(snapshot_from([LIMIT], [], environment="test", region="*"), None)
     assert running.keys() == ["shop.theme"]
+
+
+def test_who_waits_for_too_short_learns_that_the_database_has_not_answered() -> None:
+    with (
+        Client("mongodb://127.0.0.1:1/?replicaSet=rs0", environment="e") as client,
+        pytest.raises(NotReadyError, match="within 0 s: the database has not answered yet: wait"),
+    ):
+        client.wait_ready(0)

@@ -1,16 +1,19 @@
 """Counting: exact with any number of threads, read without a trace, anew in each process."""
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from flagkit import Client, CountingClient, Counts
-from flagkit.counting import SAMPLED_EACH, Counting
+from flagkit.counting import SAMPLED_EACH, Counting, Lap
 from flagkit.testing import MemoryHistory, client_from
 
 BOOLEAN = {"on": True, "off": False}
@@ -155,17 +158,85 @@ def test_a_latency_is_counted_below_the_next_power_of_two(duration_ns: int, belo
     assert counting.read().latencies == {below: 1}
 
 
-def test_who_comes_while_a_lap_is_renewed_is_counted_and_does_not_wait(
-    client: CountingClient,
-) -> None:
-    counting = client._counting
-    assert counting is not None
-    # As a signal handler finds it that interrupts the renewal in its own thread.
-    with counting._renewal:
-        for _ in range(SAMPLED_EACH + 10):
-            client.is_enabled("constant")
-    client.is_enabled("constant")
-    assert numbers(client)[0] == SAMPLED_EACH + 11
+class SoftLimitError(Exception):
+    """What a signal handler raises."""
+
+
+def interrupted_at(step: int, call: Callable[[], object]) -> bool:
+    """Raise at one of the instructions of `after_lap`; tell whether the call came so far."""
+    left = step
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
+        nonlocal left
+        if frame.f_code not in (Counting.after_lap.__code__, Lap.next.__code__):
+            return trace
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if left < 0:
+                raise SoftLimitError
+        return trace
+
+    others = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except SoftLimitError:
+        return True
+    finally:
+        sys.settrace(others)
+    return False
+
+
+def test_an_exception_in_the_midst_of_a_renewal_keeps_no_lap_from_the_next_checks() -> None:
+    for step in itertools.count():
+        counting = Counting()
+        for _ in counting.lap.ticks:
+            pass
+        was_interrupted = interrupted_at(step, counting.after_lap)
+        # The check that was interrupted is counted, unless the exception came before that.
+        before = counting.read().evaluations
+        assert SAMPLED_EACH - 1 <= before <= SAMPLED_EACH
+        for _ in counting.after_lap():
+            pass
+        assert counting.read().evaluations == before + SAMPLED_EACH
+        if not was_interrupted:
+            break
+    assert step > 10
+
+
+def test_a_check_that_interrupts_a_renewal_is_counted() -> None:
+    for step in itertools.count():
+        counting = Counting()
+        for _ in counting.lap.ticks:
+            pass
+        interrupted_at(step, counting.after_lap)
+        before = counting.read().evaluations
+        stale = counting.lap
+        for _ in range(3):
+            for _ in counting.after_lap():
+                pass
+        # As a thread does that was stopped before its last step.
+        counting.lap = stale
+        assert counting.read().evaluations == before + 3 * SAMPLED_EACH
+        counting.after_lap()
+        assert counting.read().evaluations == before + 3 * SAMPLED_EACH + 1
+        if step > 60:
+            break
+
+
+def test_threads_that_renew_a_lap_at_once_get_the_same(client: CountingClient) -> None:
+    threads = [
+        threading.Thread(
+            target=lambda: [client.is_enabled("constant") for _ in range(5 * SAMPLED_EACH)]
+        )
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert numbers(client)[0] == 20 * SAMPLED_EACH
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -22,6 +22,7 @@ from flagkit.changes import PolicyState, genesis, state_of
 from flagkit.core import compiled as compiled_room
 from flagkit.core import templates
 from flagkit.errors import InvalidDocumentError
+from flagkit.history import digest_of
 from flagkit.interruptions import FAILURES_SUPPRESSED, is_interruption
 from flagkit.model import packing, windows
 from flagkit.model.packing import NESTING_MAX, is_fault_of
@@ -322,6 +323,64 @@ class StrikingValue:
         return StrikingValue
 
 
+class Failing(Striking):
+    """A context that raises one exception object each time, in a signal handler or not."""
+
+    def __init__(self, error: Exception, *, strikes: bool) -> None:
+        self.error = error
+        self.strikes = strikes
+
+    def __iter__(self) -> Iterator[str]:
+        if self.strikes:
+            strike()
+        raise self.error
+
+
+def test_an_exception_of_a_handler_is_none_when_a_context_raises_it_later() -> None:
+    error = ValueError("raised each time")
+
+    def handle(*_: object) -> None:
+        raise error
+
+    handler_before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        client = new_client()
+        for _ in range(3):
+            with pytest.raises(ValueError, match="raised each time"):
+                client.evaluate("alone", Failing(error, strikes=True))
+            for _ in range(10):
+                found = client.evaluate("alone", Failing(error, strikes=False), False)
+                assert found.error_code == ErrorCode.GENERAL
+    finally:
+        signal.signal(signal.SIGUSR1, handler_before)
+
+
+def test_only_the_newest_steps_of_an_exception_are_looked_at() -> None:
+    error = ValueError("raised each time")
+    seen: list[object] = []
+
+    def count(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code is is_interruption.__code__:
+            if event == "line":
+                seen.append(frame.f_lineno)
+            return count
+        return None
+
+    counts: list[int] = []
+    for _ in range(50):
+        with contextlib.suppress(ValueError):
+            _raise(error)()
+        seen.clear()
+        others = sys.gettrace()
+        sys.settrace(count)
+        try:
+            assert not is_interruption(error)
+        finally:
+            sys.settrace(others)
+        counts.append(len(seen))
+    assert max(counts) <= 2 * counts[0]
+
+
 LIMITS = (SoftLimitError, TimeoutError, ValueError)
 
 
@@ -349,6 +408,10 @@ def test_what_a_signal_handler_raises_reaches_the_caller(kind: type[Client]) -> 
         client.bind(Striking())
     with pytest.raises(LIMITS), use_context(Striking()):
         pass
+    evaluation = client.evaluate("alone", CONTEXT)
+    for context in (Striking(), {"targeting_key": "u", "p": StrikingValue()}):
+        with pytest.raises(LIMITS):
+            digest_of(client, evaluation, context)
 
 
 @pytest.mark.parametrize("place", ["_flag", "_rule", "_named"])

@@ -7,7 +7,8 @@ checker knows better. So each such function of the public API is decorated.
 import functools
 import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, ParamSpec, TypeVar
 
 from flagkit.errors import InvalidArgumentError
@@ -15,6 +16,7 @@ from flagkit.errors import InvalidArgumentError
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T", bound=type)
+V = TypeVar("V")
 
 INT32_MAX: Final = 2**31 - 1
 INT64_MAX: Final = 2**63 - 1
@@ -98,6 +100,72 @@ def count(value: object, name: str, most: int = INT32_MAX) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
         raise InvalidArgumentError(f"{name} is {value!r}: pass a whole number from 0 to {most:,}")
     return value
+
+
+def instance(value: object, kind: type[V], name: str, remedy: str) -> V:
+    """Return a value of a type.
+
+        instance(store, Store, "store", "pass a writer's store, as in writer.store")
+
+    Raises:
+        InvalidArgumentError: the value is of another type. The error does not show the value.
+    """
+    if not isinstance(value, kind):
+        raise InvalidArgumentError(f"{name} is of the type {type(value).__name__}: {remedy}")
+    return value
+
+
+def listed(value: object, name: str, remedy: str) -> list[Any]:
+    """Return the elements of a list, or of another iterable that is no text and no mapping.
+
+    Raises:
+        InvalidArgumentError: the value is none of these. The error does not show the value.
+    """
+    given: Any = value
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | bytearray | Mapping):
+        raise InvalidArgumentError(f"{name} is of the type {type(given).__name__}: {remedy}")
+    return list(given)
+
+
+def texts(value: object, name: str) -> list[str]:
+    """Return the elements of a list of texts.
+
+    Raises:
+        InvalidArgumentError: the value is no list, or an element is no text.
+    """
+    remedy = 'pass a list of texts, such as ["a", "b"]'
+    return [
+        instance(text, str, f"an element of {name}", remedy) for text in listed(value, name, remedy)
+    ]
+
+
+def moment(value: object, name: str = "now") -> datetime | None:
+    """Return a moment in UTC; None for None.
+
+    Raises:
+        InvalidArgumentError: the value is no datetime, or has no time zone, or is beyond the years
+            1 to 9999 in UTC.
+    """
+    if value is None:
+        return None
+    remedy = "pass a datetime with a time zone, such as datetime.now(UTC)"
+    found = instance(value, datetime, name, remedy)
+    if found.tzinfo is None:
+        raise InvalidArgumentError(f"{name} is {found!r}, which has no time zone: {remedy}")
+    try:
+        return found.astimezone(UTC)
+    except OverflowError:
+        raise InvalidArgumentError(
+            f"{name} is {found!r}: pass one of the years 1 to 9999"
+        ) from None
+
+
+def days_before(now: datetime, days: int) -> datetime:
+    """Return the moment that is some days before another; the first one that there is, if none."""
+    try:
+        return now - timedelta(days=days)
+    except OverflowError:
+        return datetime.min.replace(tzinfo=UTC)
 
 
 def _known(function: Callable[..., Any]) -> frozenset[str]:

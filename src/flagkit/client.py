@@ -534,7 +534,9 @@ class Client(Answers):
         if not has_come:
             if self._closed:
                 raise ClosedError("the client was closed while it was waited for")
-            cause = self._trouble if refresh is None else refresh.error
+            cause: object = self._trouble if refresh is None else refresh.error
+            if not cause and not self._has_data:
+                cause = "the database has not answered yet: wait longer, or check the uri"
             raise NotReadyError(f"{problem} within {timeout} s" + (f": {cause}" if cause else ""))
 
     def _has_arrived(self, arrived: Callable[[View], bool]) -> bool:

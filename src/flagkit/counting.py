@@ -1,13 +1,12 @@
 """Counting: how often flags are asked, exactly, and how long it takes, by samples.
 
 A tally is an iterator that one call of C code advances, which the GIL makes one step for all
-threads, and whose length hint tells how far it is, without a step. No lock is waited for: a signal
-handler may ask flags while it interrupts what counts.
+threads, and whose length hint tells how far it is, without a step. There is no lock: a signal
+handler may ask flags while it interrupts what counts, and may raise an exception there.
 """
 
 import itertools
 import operator
-import threading
 from collections.abc import Iterator
 from typing import Final
 
@@ -41,10 +40,11 @@ class Counts(Struct, frozen=True, kw_only=True):
 class Lap:
     """A number of checks, the last of which is timed. `ticks` ends when that one is due."""
 
-    __slots__ = ("before", "ticks")
+    __slots__ = ("_later", "before", "ticks")
 
     def __init__(self, before: int) -> None:
         self.before = before
+        self._later: dict[None, Lap] = {}
         self.ticks: Iterator[None] = itertools.repeat(None, SAMPLED_EACH - 1)
 
     @property
@@ -52,15 +52,24 @@ class Lap:
         """How many checks there were, those before this lap included."""
         return self.before + SAMPLED_EACH - 1 - operator.length_hint(self.ticks)
 
+    @property
+    def later(self) -> "Lap | None":
+        """The next lap, None if no check has asked for it yet."""
+        return self._later.get(None)
+
+    def next(self) -> "Lap":
+        """Return the lap after this one, which has to be over. It is the same for all threads."""
+        # One call of C code: of several threads that make a lap, one puts it in place.
+        return self._later.setdefault(None, Lap(self.count))
+
 
 class Counting:
     """The counts of one client. A check takes a tick of the current lap: `next(lap.ticks)`."""
 
-    __slots__ = ("_evaluations", "_latencies", "_misses", "_renewal", "_timed", "lap")
+    __slots__ = ("_evaluations", "_latencies", "_misses", "_timed", "lap")
 
     def __init__(self) -> None:
         self.lap = Lap(0)
-        self._renewal = threading.Lock()
         self._timed = _tally()
         self._evaluations = _tally()
         self._misses = _tally()
@@ -69,15 +78,12 @@ class Counting:
     def after_lap(self) -> Iterator[None]:
         """Count the check that found no tick left, and return the ticks of the next lap."""
         next(self._timed)
-        # Who does not get the lock need not wait: its check is counted, and others renew the lap.
-        if self._renewal.acquire(blocking=False):
-            try:
-                lap = self.lap
-                if operator.length_hint(lap.ticks) == 0:
-                    self.lap = Lap(lap.count)
-            finally:
-                self._renewal.release()
-        return self.lap.ticks
+        lap = self.lap
+        while operator.length_hint(lap.ticks) == 0:
+            lap = lap.next()
+        # Another thread may be further by now. The next check without a tick finds its lap again.
+        self.lap = lap
+        return lap.ticks
 
     def record(self, duration_ns: int) -> None:
         """Add the time that a check took, in nanoseconds."""
@@ -97,7 +103,10 @@ class Counting:
         """Return the counts."""
         # First the misses: their evaluations have been counted before.
         misses = _count(self._misses)
-        evaluations = self.lap.count + _count(self._timed) + _count(self._evaluations)
+        lap = self.lap
+        while (later := lap.later) is not None:
+            lap = later
+        evaluations = lap.count + _count(self._timed) + _count(self._evaluations)
         counts = enumerate(map(_count, self._latencies))
         return Counts(
             evaluations=evaluations,

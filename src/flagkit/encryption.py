@@ -10,7 +10,7 @@ import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -19,6 +19,7 @@ from flagkit.errors import ConfigurationError, MissingExtraError
 MASTER_KEY_BYTES: Final = 96
 
 
+@runtime_checkable
 class DataKeys(Protocol):
     """The data keys of an environment. Once they were fetched, nothing waits for anything."""
 

@@ -6,6 +6,7 @@ default when it fails, but such an exception is meant for the caller: it has to 
 """
 
 import inspect
+from types import FrameType
 from typing import Final, cast
 
 
@@ -15,13 +16,21 @@ def is_interruption(error: BaseException) -> bool:
     Python calls a handler with the frame that it interrupts, which is also the frame that the
     handler returns to. No other function gets its own caller as an argument, apart from trace
     functions, whose exceptions are not for flagkit either. This looks at the traceback alone, so
-    only failures pay for it. It cannot see handlers that are not written in Python.
+    only failures pay for it. It cannot see handlers that are not written in Python. Where one
+    exception object was raised several times, the last time alone counts.
     """
     step = error.__traceback__
+    before: FrameType | None = None
     while step is not None:
         frame = step.tb_frame
         step = step.tb_next
         caller, code = frame.f_back, frame.f_code
+        # Python puts the steps of an exception that is raised again in front of its earlier ones.
+        # One object that is raised each time would have more and more of them. The earlier ones
+        # begin with a frame that the last one of the newer ones did not call.
+        if before is not None and frame is not before and caller not in (before, None):
+            return False
+        before = frame
         count = code.co_argcount
         has_rest = code.co_flags & inspect.CO_VARARGS
         if caller is None or not (count or has_rest):

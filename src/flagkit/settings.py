@@ -120,12 +120,16 @@ def connection_from(uri: str | None, database: str | None) -> tuple[str, str]:
     return found, _database(database or os.environ.get("FLAGKIT_DATABASE") or DATABASE)
 
 
-def check_environment_name(name: str) -> str:
+def check_environment_name(name: object) -> str:
     """Return the name of an environment, if it can be one.
 
     Raises:
-        ConfigurationError: it has whitespace or characters that nobody sees, or is too long.
+        ConfigurationError: it is no text, is empty or too long, or has whitespace or characters
+            that nobody sees.
     """
+    if not isinstance(name, str) or not name:
+        problem = "empty" if name == "" else f"of the type {type(name).__name__}"
+        raise ConfigurationError(f"environment is {problem}: pass the name of an environment")
     if not name.isprintable() or " " in name or len(name) > ENVIRONMENT_LENGTH_MAX:
         raise ConfigurationError(
             f"environment is {name!r}: name it without spaces, lines' ends and characters that"

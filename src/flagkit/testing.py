@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from flagkit.arguments import instance, listed
+from flagkit.arguments import revision as revision_of
 from flagkit.bootstrap import initial_segment, initial_state, snapshot_from
 from flagkit.changes import (
     Change,
@@ -27,11 +29,13 @@ from flagkit.errors import (
     FlagkitError,
     FlagNotFoundError,
     HistoryLostError,
+    InvalidArgumentError,
 )
 from flagkit.heartbeat import Heartbeat
 from flagkit.model import EVERYWHERE
 from flagkit.model.keys import check_region
 from flagkit.refresh import Route
+from flagkit.settings import check_environment_name
 from flagkit.snapshot import Snapshot, build, kept_of, regions_of
 
 ENVIRONMENT = "test"
@@ -41,7 +45,7 @@ class ManualClock:
     """A clock that moves when told to. Calling it gives the time, an aware datetime."""
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
-        self._now = start
+        self._now = _utc(instance(start, datetime, "start", "pass a datetime"))
 
     def __call__(self) -> datetime:
         """Return the time."""
@@ -51,11 +55,18 @@ class ManualClock:
         """Move on by some seconds.
 
         Raises:
-            ValueError: they are negative.
+            InvalidArgumentError: they are negative, or no number, or lead beyond the year 9999.
         """
-        if seconds < 0:
-            raise ValueError("time does not run backwards")
-        self._now += timedelta(seconds=seconds)
+        remedy = "pass a number of seconds, 0 or more: time does not run backwards"
+        given: Any = seconds
+        if isinstance(given, bool) or not isinstance(given, int | float) or not given >= 0:
+            raise InvalidArgumentError(f"seconds is {seconds!r}: {remedy}")
+        try:
+            self._now += timedelta(seconds=seconds)
+        except OverflowError:
+            raise InvalidArgumentError(
+                f"seconds is {seconds!r}: the clock would pass the year 9999; advance it by fewer"
+            ) from None
 
 
 def client_from(
@@ -76,10 +87,14 @@ def client_from(
 
     Raises:
         InvalidDocumentError: a document is not valid.
+        InvalidArgumentError: an argument is of another type.
     """
     check_region(region)
+    flags = listed(flags, "flags", "pass a list of the documents of flags")
+    segments = listed(segments, "segments", "pass a list of the documents of segments")
+    clock = _seconds(now)
     snapshot = snapshot_from(flags, segments, environment=ENVIRONMENT, region=region)
-    return Client.from_snapshot(snapshot, _seconds(now))
+    return Client.from_snapshot(snapshot, clock)
 
 
 class MemoryHistory:
@@ -94,12 +109,12 @@ class MemoryHistory:
         environment: str = ENVIRONMENT,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        self._now = _moments(now)
         self.fault: FlagkitError | None = None
         self.changes: list[Change] = []
         self.pruned_to = 0
         self.heartbeats: dict[str, Heartbeat] = {}
-        self._genesis = genesis(environment, uuid.uuid4().hex, now())
-        self._now = now
+        self._genesis = genesis(check_environment_name(environment), uuid.uuid4().hex, self._now())
         self._lock = threading.Lock()
         self._wakers: list[Callable[[], object]] = []
 
@@ -109,7 +124,15 @@ class MemoryHistory:
         return self.tip_at(len(self.changes))
 
     def tip_at(self, revision: int) -> Tip:
-        """Return where it stood at a revision."""
+        """Return where it stood at a revision.
+
+        Raises:
+            InvalidArgumentError: there is no such revision.
+        """
+        if revision_of(revision) > len(self.changes):
+            raise InvalidArgumentError(
+                f"revision is {revision}: pass one from 0 to {len(self.changes)}"
+            )
         return self.changes[revision - 1].tip if revision else self._genesis
 
     def commit(
@@ -123,13 +146,16 @@ class MemoryHistory:
         Raises:
             InvalidDocumentError: a document is not valid.
             FlagNotFoundError: a flag to delete is not there.
+            InvalidArgumentError: an argument is of another type.
         """
+        segments = listed(segments, "segments", "pass a list of the documents of segments")
+        ids = [_policy_id(policy) for policy in listed(delete, "delete", _IDS)]
         with self._lock:
             held = self.states_at(self.tip)
-            for policy in delete:
+            for policy in ids:
                 if policy not in held:
                     raise FlagNotFoundError(f"there is no {policy[1]!r} in {policy[0]}")
-            after: dict[PolicyId, PolicyState | None] = dict.fromkeys(delete)
+            after: dict[PolicyId, PolicyState | None] = dict.fromkeys(ids)
             hashed = [initial_segment(document) for document in segments]
             for state in [*map(initial_state, documents), *(state for state, _ in hashed)]:
                 before = held.get(state.id)
@@ -145,28 +171,32 @@ class MemoryHistory:
 
     def prune(self, revision: int) -> None:
         """Forget the ledger up to a revision; the flags stay."""
-        self.pruned_to = revision
+        self.pruned_to = revision_of(revision)
 
     def states_at(self, tip: Tip) -> dict[PolicyId, PolicyState]:
         """Return the states of all flags and segments at a tip."""
         held = {
             policy.id: policy.after
-            for change in self.changes[: tip.revision]
+            for change in self.changes[: _checked(tip).revision]
             for policy in change.policies
         }
         return {policy: state for policy, state in held.items() if state is not None}
 
     def parts_at(self, tip: Tip) -> dict[str, bytes]:
         """Return the parts of members that any revision up to a tip brought."""
-        changes = self.changes[: tip.revision]
+        changes = self.changes[: _checked(tip).revision]
         return {name: part for change in changes for name, part in change.parts.items()}
 
     def source(self, region: str = EVERYWHERE) -> "MemorySource":
         """Return a new source of this history, as one region sees it."""
-        return MemorySource(self, region)
+        return MemorySource(self, check_region(region))
 
     def on_commit(self, wake: Callable[[], object]) -> Callable[[], None]:
         """Have `wake` called after each commit, until what this returns is called."""
+        if not callable(wake):
+            raise InvalidArgumentError(
+                f"wake is of the type {type(wake).__name__}: pass a function without parameters"
+            )
         self._wakers.append(wake)
         return lambda: self._wakers.remove(wake)
 
@@ -253,13 +283,36 @@ class MemorySource:
             raise self._history.fault
 
 
+_IDS = 'pass a list of pairs of a region and a key, such as [("*", "shop.search")]'
+
+
+def _policy_id(given: object) -> PolicyId:
+    pair = listed(given, "an element of delete", _IDS)
+    if len(pair) != 2 or not all(isinstance(part, str) for part in pair):  # noqa: PLR2004 - region and key
+        raise InvalidArgumentError(f"an element of delete is no such pair: {_IDS}")
+    return pair[0], pair[1]
+
+
+def _checked(tip: object) -> Tip:
+    return instance(tip, Tip, "tip", "pass a tip of this history, as in history.tip")
+
+
 def _seconds(now: datetime | Callable[[], datetime] | None) -> Callable[[], float]:
     if now is None:
         return time.time
     if isinstance(now, datetime):
         moment = _utc(now).timestamp()
         return lambda: moment
-    return lambda: _utc(now()).timestamp()
+    moments = _moments(now)
+    return lambda: _utc(moments()).timestamp()
+
+
+def _moments(now: Callable[[], datetime]) -> Callable[[], datetime]:
+    if not callable(now):
+        raise InvalidArgumentError(
+            f"now is of the type {type(now).__name__}: pass a function that returns a datetime"
+        )
+    return now
 
 
 def _utc(moment: datetime) -> datetime:

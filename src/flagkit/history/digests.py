@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from flagkit.core.contexts import ContextLike, attributes_of
 from flagkit.errors import DigestError, InvalidContextError
+from flagkit.interruptions import is_interruption
 from flagkit.model.foreign import native
 from flagkit.model.order import (
     BINARY,
@@ -110,7 +111,9 @@ def context_hash(context: ContextLike, secret: bytes) -> bytes:
         pairs = sorted((_named(name), _encode(_plain(value))) for name, value in attributes)
     except InvalidContextError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever an odd attribute does
+    except Exception as error:
+        if is_interruption(error):
+            raise
         raise InvalidContextError(
             f"the context cannot be hashed: an attribute raised {type(error).__name__}"
         ) from None

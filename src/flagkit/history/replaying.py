@@ -14,11 +14,12 @@ import msgspec
 from msgspec import Struct
 
 from flagkit.answers import Answers
+from flagkit.arguments import instance
 from flagkit.changes import Tip
 from flagkit.core.contexts import ContextLike
 from flagkit.core.evaluation import ErrorCode, Evaluation
 from flagkit.core.freshness import Freshness
-from flagkit.errors import DigestError
+from flagkit.errors import DigestError, InvalidArgumentError
 from flagkit.history.digests import HASH_BYTES, Digest, context_hash, read, written
 from flagkit.history.past_clients import reading_of
 from flagkit.settings import settings_from
@@ -87,6 +88,8 @@ def digest_of(
         InvalidContextError: it is none of the forms of a context, or an attribute misbehaves.
     """
     key = _secret(secret)
+    instance(client, Answers, "client", "pass the client that answered")
+    instance(evaluation, Evaluation, "evaluation", "pass what client.evaluate returned")
     view = client.view
     hashed = context_hash(context, key)
     snapshot = None if view is None else view.snapshot
@@ -135,6 +138,7 @@ def replay(
             `client_at` does.
     """
     key = _secret(secret)
+    instance(digest, str, "digest", "pass the text that digest_of returned")
     said = read(digest, key)
     if not said.revision or not said.hash:
         raise DigestError(
@@ -254,5 +258,14 @@ def _short(tip_hash: str) -> bytes:
 
 
 def _secret(given: str | bytes | None) -> bytes:
+    if given is not None and not isinstance(given, str | bytes):  # pyright: ignore[reportUnnecessaryIsInstance] - not all callers check types
+        raise InvalidArgumentError(
+            f"secret is of the type {type(given).__name__}: pass text or bytes, or None"
+        )
     found = given or os.environ.get("FLAGKIT_DIGEST_SECRET") or b""
-    return found.encode() if isinstance(found, str) else found
+    try:
+        return found.encode() if isinstance(found, str) else found
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(
+            "secret holds a lone surrogate, which UTF-8 cannot carry: pass bytes, or other text"
+        ) from None

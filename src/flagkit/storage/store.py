@@ -17,6 +17,7 @@ from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
+from flagkit.arguments import instance
 from flagkit.changes import Change, PolicyId, Tip
 from flagkit.errors import (
     EnvironmentNotFoundError,
@@ -74,6 +75,15 @@ from flagkit.storage.pruning import Pruning
 from flagkit.storage.publishing import newest_first, published
 from flagkit.storage.reading import Reading
 from flagkit.storage.waiting import WaitingRequests
+
+
+def checked_store(store: object) -> "Store":
+    """Return what is given as a store, if it is one.
+
+    Raises:
+        InvalidArgumentError: it is something else.
+    """
+    return instance(store, Store, "store", "pass a writer's store, as in writer.store")
 
 
 class Store:

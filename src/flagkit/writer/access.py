@@ -20,7 +20,7 @@ from flagkit.model.grants import Grant, Grants, Role, checked_actor, decode_gran
 from flagkit.model.values import is_same
 from flagkit.storage.layout import DENIAL_OPERATIONS_MAX
 from flagkit.storage.reading import Reading
-from flagkit.storage.store import Store
+from flagkit.storage.store import Store, checked_store
 from flagkit.writer.operations import Earlier, Operation, SetState
 
 _log = Log("flagkit.writer")
@@ -95,7 +95,7 @@ class Denial(Struct, frozen=True):
 
 def grants(store: Store) -> tuple[Grant, ...]:
     """Return the grants of an environment, ordered by actor and role; none where it is open."""
-    with store.reading() as reading:
+    with checked_store(store).reading() as reading:
         return _held(reading.access.get(GRANTS)).grants
 
 
@@ -110,7 +110,7 @@ def denials(store: Store) -> list[Denial]:
             document["reason"],
             tuple(document["operations"]),
         )
-        for document in store.denials.all()
+        for document in checked_store(store).denials.all()
     ]
 
 

@@ -39,6 +39,7 @@ from flagkit.writer.proposals import (
     Says,
     check_closable,
     check_open,
+    checked_proposal,
     lesser,
     planned_by,
     proposal_digest,
@@ -104,7 +105,7 @@ class Approvals(SegmentWorkflows):
             ProposalNotFoundError, ProposalClosedError, ProposalVoidError: there is nothing to
                 approve of.
         """
-        who = self._who(actor)
+        who, proposal = self._who(actor), checked_proposal(proposal)
         with self.store.reading() as reading:
             found = read(proposal, reading.said_of(proposal))
             check_open(reading, found)
@@ -148,7 +149,7 @@ class Approvals(SegmentWorkflows):
                 touches.
             ProposalNotFoundError, ProposalClosedError: there is nothing to apply.
         """
-        who = self._who(actor)
+        who, proposal = self._who(actor), checked_proposal(proposal)
         found = read(proposal, self.store.proposals.said([proposal])[proposal])
         draft = Draft(self.environment)
         draft.operations = [*found.operations]
@@ -212,7 +213,7 @@ class Approvals(SegmentWorkflows):
         return proposal
 
     def _close(self, proposal: str, says: Says, reason: str, actor: str | None) -> Commit:
-        who = self._who(actor)
+        who, proposal = self._who(actor), checked_proposal(proposal)
         with self.store.reading() as reading:
             found = read(proposal, reading.said_of(proposal))
             is_said = check_closable(reading, found, says, who)

@@ -19,7 +19,7 @@ from flagkit.errors import FlagkitError
 from flagkit.model.segments import packed_part
 from flagkit.snapshot import Arena, record_of, whole
 from flagkit.storage.checkpoints import Checkpoint
-from flagkit.storage.store import Store
+from flagkit.storage.store import Store, checked_store
 
 _log = Log("flagkit.writer")
 
@@ -38,7 +38,7 @@ def write_checkpoint(store: Store) -> Checkpoint:
         EnvironmentNotFoundError: it was never created.
         StoreError: it was changed past the writer, or could not be read or written.
     """
-    return whole(checkpoint_in_steps(store))
+    return whole(checkpoint_in_steps(checked_store(store)))
 
 
 def checkpoint_in_steps(store: Store) -> Generator[str | None, None, Checkpoint]:

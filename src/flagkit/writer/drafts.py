@@ -189,8 +189,8 @@ class Draft:
         """
         self.operations.append(
             ServeVariant(
-                variant=variant,
-                rule=rule,
+                variant=_variant(variant),
+                rule=_rule(rule),
                 key=check_key(key),
                 region=check_region(region),
                 expected_version=expected_version,
@@ -500,6 +500,16 @@ def _rule(name: object) -> str | None:
     if name is not None and not isinstance(name, str):
         raise InvalidDocumentError("rule", f"is {name!r}", "Write the name of a rule, or None")
     return name
+
+
+def _variant(variant: object) -> str | bool:
+    if not isinstance(variant, str | bool):
+        raise InvalidDocumentError(
+            "variant",
+            f"is of the type {type(variant).__name__}",
+            "Write the name of a variant, or True or False",
+        )
+    return variant
 
 
 def _reassign(reassign: object) -> bool:

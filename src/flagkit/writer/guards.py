@@ -7,10 +7,12 @@ switch is not theirs to stop, nor is a change of access.
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, cast, get_args
 
 from msgspec import Struct
 
+from flagkit.arguments import count as count_of
+from flagkit.arguments import texts
 from flagkit.changes import ACCESS, SEGMENTS, PolicyChange, PolicyState
 from flagkit.core.schedule import is_open, window_changes_after
 from flagkit.errors import ConfigurationError, GuardError
@@ -156,7 +158,7 @@ class LargestStep:
     """
 
     def __init__(self, step: float) -> None:
-        if not 0 < step <= 100:  # noqa: PLR2004 - percent
+        if not _is_number(step) or not 0 < step <= 100:  # noqa: PLR2004 - percent
             raise ConfigurationError(f"LargestStep({step!r}): write percent, above 0, up to 100")
         self._step: Final = step
 
@@ -229,12 +231,15 @@ class Approval:
         for name, given in (("environments", environments), ("namespaces", namespaces)):
             if isinstance(given, str):
                 raise ConfigurationError(f"Approval({name}={given!r}): pass a list, [{given!r}]")
+        environments = texts(environments, "environments")
+        namespaces = texts(namespaces, "namespaces")
+        actions = cast("Collection[ApprovedAction]", texts(actions, "actions"))
         known = get_args(ApprovedAction)
         if not actions or not set(actions) <= set(known):
             raise ConfigurationError(
                 f"Approval(actions={actions!r}): what takes an approval is {' or '.join(known)}"
             )
-        if count < 1:
+        if count_of(count, "count") < 1:
             raise ConfigurationError(f"Approval(count={count!r}): 1 or more have to approve")
         self._environments: Final = frozenset(environments)
         self._namespaces: Final = tuple(namespaces)
@@ -274,6 +279,7 @@ class Required:
 
     def __init__(self, *names: RequiredName) -> None:
         known = get_args(RequiredName)
+        texts(names, "names")
         if unknown := set(names).difference(known):
             raise ConfigurationError(
                 f"Required({min(unknown)!r}): what can be required is {', '.join(known)}"
@@ -291,6 +297,10 @@ class Required:
                     continue
                 return Refusal(name, "is missing", f"Write {name} in the document")
         return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _date(moment: float) -> datetime | None:

@@ -16,13 +16,20 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from flagkit.arguments import instance
 from flagkit.changes import SEGMENTS, PolicyChange, PolicyId, PolicyState, state_of
 from flagkit.collector import collector_paused
 from flagkit.encryption import DataKeys
-from flagkit.errors import ConfigurationError, InvalidDocumentError, RateLimitedError
+from flagkit.errors import (
+    ConfigurationError,
+    InvalidArgumentError,
+    InvalidDocumentError,
+    RateLimitedError,
+)
 from flagkit.model import EVERYWHERE, Flag, decode, encode
 from flagkit.model.grants import checked_actor
 from flagkit.model.segments import decode_segment, encode_segment, listed_keys
+from flagkit.settings import check_environment_name
 from flagkit.storage.preparing import Prepared, check_policy_fits, prepared
 from flagkit.storage.reading import Reading
 from flagkit.writer.differences import differences
@@ -166,14 +173,22 @@ class Import:
         environment: Where they go.
         reassign: Whether keys may pass from one treated variant to another, as Draft.update has it.
         keys: The writer's `keys`, for flags with sensitive variants; without, those are refused.
+
+    Raises:
+        ConfigurationError: `environment` is no name of an environment.
+        InvalidArgumentError: `reassign` or `keys` is of another type.
     """
 
     def __init__(
         self, environment: str, *, reassign: bool = False, keys: DataKeys | None = None
     ) -> None:
-        self._environment = environment
+        self._environment = check_environment_name(environment)
+        if not isinstance(keys, DataKeys | None):  # pyright: ignore[reportUnnecessaryIsInstance] - not all callers check types
+            raise InvalidArgumentError(
+                f"keys is of the type {type(keys).__name__}: pass those of a writer, writer.keys"
+            )
         self._keys = keys
-        self._reassign = reassign
+        self._reassign = instance(reassign, bool, "reassign", "pass True or False")
         self._flags: dict[PolicyId, Put] = {}
         self._segments: dict[str, Mapping[str, Any]] = {}
 
@@ -219,7 +234,8 @@ class Import:
             InvalidDocumentError: it is not valid, or there twice.
         """
         listed = listed_keys(document)
-        hashed = decode_segment({**document, **listed}, environment=self._environment)
+        given = {**document, **listed} if listed else document
+        hashed = decode_segment(given, environment=self._environment)
         key = hashed.segment.key
         if key in self._segments:
             raise _twice(f"segment {key!r}")
@@ -264,6 +280,10 @@ class Import:
         """
         if actor is not None:
             checked_actor(actor)
+        if progress is not None and not callable(progress):
+            raise InvalidArgumentError(
+                f"progress is of the type {type(progress).__name__}: pass a function of a Step"
+            )
         with collector_paused():
             planned = self._planned(writer, reason, actor)
         batches = [*_batches(planned)]
@@ -290,6 +310,7 @@ class Import:
 
     def _planned(self, writer: Writer, reason: str, actor: str | None) -> _Planned:
         """Check all of it at one revision, and leave out what is as it is asked for."""
+        instance(writer, Writer, "writer", "pass a Writer, of flagkit.writer")
         if writer.environment != self._environment:
             raise ConfigurationError(
                 f"this import is for {self._environment!r}, and the writer is of"

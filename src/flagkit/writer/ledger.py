@@ -12,7 +12,7 @@ from flagkit.changes import ACCESS, SEGMENTS, Change
 from flagkit.errors import InvalidArgumentError
 from flagkit.storage.layout import AUDIT, LEDGER, ledger_id
 from flagkit.storage.malformed import judging
-from flagkit.storage.store import Store
+from flagkit.storage.store import Store, checked_store
 from flagkit.writer.differences import differences
 
 _CHUNK = 500
@@ -79,6 +79,7 @@ def entries(
     Raises:
         InvalidArgumentError: an argument is of another type, or no action has this name.
     """
+    checked_store(store)
     return _entries(store, revision(after, "after"), newest_first=newest_first, **_checked(wanted))
 
 

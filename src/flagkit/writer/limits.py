@@ -15,7 +15,7 @@ from flagkit.changes import LIMITS, PolicyState
 from flagkit.errors import RateLimitedError
 from flagkit.model.limits import Limit, Limits, Whose, decode_limits
 from flagkit.storage.reading import Reading
-from flagkit.storage.store import Store
+from flagkit.storage.store import Store, checked_store
 from flagkit.writer.operations import Earlier, Operation
 
 EVERYBODY: Final = "*"
@@ -38,7 +38,7 @@ class SetLimit(Operation, frozen=True, tag="set_limit", kw_only=True):
 
 def limits(store: Store) -> Limits:
     """Return the limits of an environment."""
-    with store.reading() as reading:
+    with checked_store(store).reading() as reading:
         return _held(reading.access.get(LIMITS))
 
 

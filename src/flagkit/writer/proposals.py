@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, TypeAlias, cast
 import msgspec
 from msgspec import Struct
 
+from flagkit.arguments import instance
 from flagkit.changes import ACCESS, GRANTS, SEGMENTS, PolicyChange, PolicyId
 from flagkit.errors import (
     ClosedError,
@@ -88,8 +89,18 @@ def proposal_in(store: Store, proposal: str) -> Proposal:
         ProposalNotFoundError: there is none of that name.
         StoreError: it was changed past the writer.
     """
+    name = checked_proposal(proposal)
     with store.reading() as reading:
-        return told(reading, read(proposal, reading.said_of(proposal)), whole=True)
+        return told(reading, read(name, reading.said_of(name)), whole=True)
+
+
+def checked_proposal(proposal: object) -> str:
+    """Return the name of a proposal, if it is text.
+
+    Raises:
+        InvalidArgumentError: it is something else.
+    """
+    return instance(proposal, str, "proposal", "pass its name, as in Proposal.id")
 
 
 def proposals_in(store: Store, limit: int = 20) -> list[Proposal]:

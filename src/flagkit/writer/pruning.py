@@ -11,11 +11,12 @@ from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
 
+from flagkit.arguments import instance, moment
 from flagkit.changes import CUT, Cut, PolicyState, cut_in
 from flagkit.errors import AccessDeniedError, StoreError, WriteError
 from flagkit.storage.publishing import CHECKPOINTS_KEPT
 from flagkit.storage.reading import Reading
-from flagkit.storage.store import Store
+from flagkit.storage.store import Store, checked_store
 from flagkit.writer.access import check_access, log_denial
 from flagkit.writer.checkpoints import checkpoint_in_steps
 from flagkit.writer.deleting import Deletable, deleted_in_steps, to_delete
@@ -82,8 +83,9 @@ def prunable(store: Store, retention: Retention, now: datetime | None = None) ->
         EnvironmentNotFoundError: it was never created.
         StoreError: the ledger does not prove, so nothing may go; or it could not be read.
     """
-    with store.reading() as reading:
-        plan = Plan(store.pruning, retention, reading, now)
+    retention, asked = _checked(retention), moment(now)
+    with checked_store(store).reading() as reading:
+        plan = Plan(store.pruning, retention, reading, asked)
         plan.prove(reading)
         flags = [] if plan.archived_before is None else to_delete(reading, plan.archived_before)
     rows = _archived(plan, flags)
@@ -118,11 +120,18 @@ def prune(
             return pruned
 
 
+def _checked(retention: object) -> Retention:
+    return instance(retention, Retention, "retention", "pass a Retention, of flagkit.writer")
+
+
 def prune_in_steps(
     writer: Writer, retention: Retention, *, reason: str, now: datetime | None = None
 ) -> Steps:
     """Do what `prune` does in short steps, and pause after each; yields how far it is."""
-    steps = _pruned(writer, retention, reason, now)
+    instance(writer, Writer, "writer", "pass a Writer, of flagkit.writer")
+    # The audit takes the reason after the first flags are gone.
+    instance(reason, str, "reason", "pass text")
+    steps = _pruned(writer, _checked(retention), reason, moment(now))
     while True:
         started = time.perf_counter()
         try:

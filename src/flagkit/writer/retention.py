@@ -5,7 +5,7 @@ Looks alone: nothing is written here.
 
 import contextlib
 from collections.abc import Callable, Generator
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from itertools import chain
 from typing import Final
@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from flagkit.arguments import days_before
 from flagkit.changes import SEGMENTS, parts_of
 from flagkit.errors import ConfigurationError, StoreError
 from flagkit.storage.layout import AUDIT, DENIALS, MEMBERS, PAGES
@@ -71,7 +72,7 @@ class Plan:
     ) -> None:
         self.now = now or reading.now
         before = {
-            name: None if days is None else self.now - timedelta(days=_checked(name, days))
+            name: None if days is None else days_before(self.now, _checked(name, days))
             for name, days in msgspec.structs.asdict(retention).items()
         }
         self.archived_before = before["archived_days"]
@@ -209,8 +210,10 @@ def _told(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _checked(name: str, days: int) -> int:
+def _checked(name: str, days: object) -> int:
     # What is younger may be in the hands of somebody who is at work on it.
-    if not 1 <= days <= DAYS_MAX:
-        raise ConfigurationError(f"{name} is {days}: it is a number of days, 1 to {DAYS_MAX:,}")
+    if isinstance(days, bool) or not isinstance(days, int) or not 1 <= days <= DAYS_MAX:
+        raise ConfigurationError(
+            f"{name} is {days!r}: it is a whole number of days, 1 to {DAYS_MAX:,}"
+        )
     return days

@@ -2,19 +2,19 @@
 
 import math
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 from msgspec import Struct
 
-from flagkit.arguments import count
+from flagkit.arguments import count, days_before, moment
 from flagkit.changes import ACCESS, SEGMENTS, PolicyId, PolicyState
 from flagkit.core.schedule import share_at, window_changes_after
 from flagkit.model import Flag, Ramp, Rollout, Serves, decode
 from flagkit.model.rollouts import BUCKETS
 from flagkit.storage.layout import FLAGS
 from flagkit.storage.reading import Reading
-from flagkit.storage.store import Store
+from flagkit.storage.store import Store, checked_store
 
 
 class StaleFlag(Struct, frozen=True):
@@ -46,18 +46,19 @@ def stale_flags(store: Store, days: int, now: datetime | None = None) -> list[St
     Raises:
         EnvironmentNotFoundError: it was never created.
         StoreError: it was changed past the writer, or could not be read.
-        InvalidArgumentError: the days are no whole number.
+        InvalidArgumentError: the days are no whole number, or `now` has no time zone.
     """
     count(days, "days", DAYS_MAX)
-    with store.reading() as reading:
-        moment = now or reading.now
-        states, still = standing(reading, moment - timedelta(days=days))
+    asked = moment(now)
+    with checked_store(store).reading() as reading:
+        then = asked or reading.now
+        states, still = standing(reading, days_before(then, days))
     stale: list[StaleFlag] = []
     for (region, key), state in sorted(states.items()):
         flag = decode(state.policy, stored=True)
-        reasons = [*_expired(flag, moment)]
+        reasons = [*_expired(flag, then)]
         if (region, key) in still:
-            reasons += _left(flag, state.version, days, moment)
+            reasons += _left(flag, state.version, days, then)
         if reasons:
             owner = str(flag.metadata.get("owner", ""))
             stale.append(StaleFlag(key, region, state.version, owner, tuple(reasons)))

@@ -11,6 +11,8 @@ from itertools import chain
 from msgspec import Struct
 from msgspec.structs import replace
 
+from flagkit.arguments import instance, listed
+from flagkit.arguments import revision as revision_of
 from flagkit.changes import (
     ACCESS,
     SEGMENTS,
@@ -28,6 +30,7 @@ from flagkit.errors import (
     ClosedError,
     EnvironmentNotFoundError,
     FlagkitError,
+    InvalidArgumentError,
     StoreError,
     StoreUnavailableError,
 )
@@ -35,7 +38,7 @@ from flagkit.model.segments import check_members, decode_segment
 from flagkit.storage.malformed import judging
 from flagkit.storage.pruning import Carried
 from flagkit.storage.reading import Reading
-from flagkit.storage.store import Store
+from flagkit.storage.store import Store, checked_store
 from flagkit.writer.inspecting import (
     AuditInspection,
     CheckpointInspection,
@@ -62,19 +65,26 @@ def verify(store: Store, anchors: Iterable[tuple[int, str]] = ()) -> list[str]:
     The chain proves that the ledger was not altered, shortened or reordered on its way to the head.
     Whoever can rewrite all of it, head included, is found only against a hash kept elsewhere:
     `anchors` are such revisions and hashes.
+
+    Raises:
+        InvalidArgumentError: an anchor is no pair of a revision and its hash.
+        EnvironmentNotFoundError: the environment was never created.
+        StoreUnavailableError: the database cannot be reached.
     """
     return [*proof_of(store, anchors).problems]
 
 
 def proof_of(store: Store, anchors: Iterable[tuple[int, str]] = ()) -> Proof:
     """Verify as `verify` does, and tell also from where on."""
+    checked_store(store)
+    kept = _anchors(anchors)
     problems: list[str] = []
     after = 0
     try:
         with store.reading() as reading, judging():
             after = reading.cut.tip.revision if reading.cut is not None else 0
             walk = Walk(reading, problems=problems)
-            walk.run(anchors)
+            walk.run(kept)
             carried = reading.carried()
             problems += carried_problems(carried, after, walk.kept)
             problems += members_problems(reading)
@@ -91,6 +101,18 @@ def proof_of(store: Store, anchors: Iterable[tuple[int, str]] = ()) -> Proof:
     except FlagkitError as error:
         problems.append(str(error))
     return Proof(tuple(dict.fromkeys(problems)), after)
+
+
+def _anchors(given: object) -> list[tuple[int, str]]:
+    remedy = 'pass a list of revisions and their hashes, such as [(17, "4f0c...")]'
+    anchors: list[tuple[int, str]] = []
+    for anchor in listed(given, "anchors", remedy):
+        pair = listed(anchor, "an element of anchors", remedy)
+        if len(pair) != 2:  # noqa: PLR2004 - a revision and a hash
+            raise InvalidArgumentError(f"an element of anchors has {len(pair)} elements: {remedy}")
+        number = revision_of(pair[0], "the revision of an anchor")
+        anchors.append((number, instance(pair[1], str, "the hash of an anchor", remedy)))
+    return anchors
 
 
 class Walk:
