@@ -14,6 +14,8 @@ import time
 from collections.abc import Sequence
 from typing import Final, cast
 
+import msgspec
+
 from flagkit.core.bucketing import Clock
 from flagkit.core.compiler import (
     code_of,
@@ -48,20 +50,43 @@ class Shared:
     """What flags of one body share that rest on no others: all but their keys and versions.
 
     Attributes:
-        flag: The flag of the body under no key.
+        flag: The flag of the body under no key. Its rules are without their `when`, which holds
+            most of a flag's lists and dicts: the compiler reads the parsed condition.
         constant: Their outcome, where that is always the same.
         follows_clock: Whether their answers can change by time alone.
     """
 
-    __slots__ = ("_code", "_silent_code", "_switch_code", "constant", "flag", "follows_clock")
+    __slots__ = (
+        "_code",
+        "_compiled",
+        "_silent_code",
+        "_switch_code",
+        "constant",
+        "flag",
+        "follows_clock",
+    )
 
     def __init__(self, flag: Flag) -> None:
+        if flag.rules:
+            rules = tuple([msgspec.structs.replace(rule, when={}) for rule in flag.rules])
+            flag = msgspec.structs.replace(flag, rules=rules)
         self.flag = flag
         self.constant = constant_of(flag)
         self.follows_clock = follows_clock(flag)
         self._code: Code | None = None
         self._switch_code: Code | None = None
         self._silent_code: Code | None = None
+        self._compiled: Compiled | None = None
+
+    def compiled(self, version: int, key: str, now: Clock) -> "Compiled":
+        """Return the flag of a key, compiled. Constant flags of one version share an object."""
+        constant = self.constant
+        if constant is None:
+            return _Alone(version, self, key, now)
+        found = self._compiled
+        if found is None or found.version != version:
+            found = self._compiled = Compiled(version, constant)
+        return found
 
     def evaluator(self, key: str, now: Clock) -> Evaluator:
         """Return the evaluator of the flag of a key; the flag is not constant."""
@@ -273,8 +298,7 @@ def compiled_alone(version: int, shared: Shared, key: str, now: Clock = time.tim
         key: Its key.
         now: The clock of its windows.
     """
-    constant = shared.constant
-    return _Alone(version, shared, key, now) if constant is None else Compiled(version, constant)
+    return shared.compiled(version, key, now)
 
 
 def compiled_of(
