@@ -613,6 +613,39 @@ def test_an_evaluation_of_all_flags_leaves_the_collector_as_the_application_has_
         gc.set_threshold(*before)
 
 
+def test_a_chain_of_prerequisites_is_taken_once_in_an_evaluation_of_all_flags() -> None:
+    length, calls = 500, 0
+
+    def now() -> datetime:
+        nonlocal calls
+        calls += 1
+        return datetime(2026, 1, 1, tzinfo=UTC)
+
+    window = {"from": "2025-01-01T00:00:00Z", "until": "2027-01-01T00:00:00Z"}
+    rule = {"name": "pro", "when": {"plan": "pro"}, "during": window, "serve": "on"}
+    client = client_from(
+        (
+            {
+                "key": f"chain.flag-{i}",
+                "variants": {"on": True, "off": False},
+                "off": "off",
+                "prerequisites": [{"flag": f"chain.flag-{i - 1}", "variants": ["on"]}] * (i > 0),
+                "rules": [rule],
+                "fallthrough": {"serve": "off"},
+            }
+            for i in range(length)
+        ),
+        now=now,
+    )
+    for plan, value in (("pro", True), ("free", False)):
+        calls = 0
+        found = client.evaluate_all({"plan": plan})
+        assert {evaluation.value for evaluation in found.values()} == {value}
+        assert calls < 70 * length
+        one = client.evaluate("chain.flag-499", {"plan": plan})
+        assert one == found["chain.flag-499"]
+
+
 def test_the_collector_frees_a_default_that_holds_its_own_evaluation(client: Client) -> None:
     class Holder:
         evaluation: object = None

@@ -50,8 +50,7 @@ class Shared:
     """What flags of one body share that rest on no others: all but their keys and versions.
 
     Attributes:
-        flag: The flag of the body under no key. Its rules are without their `when`, which holds
-            most of a flag's lists and dicts: the compiler reads the parsed condition.
+        flag: The flag of the body under no key, without its conditions as they were written.
         constant: Their outcome, where that is always the same.
         follows_clock: Whether their answers can change by time alone.
     """
@@ -67,10 +66,7 @@ class Shared:
     )
 
     def __init__(self, flag: Flag) -> None:
-        if flag.rules:
-            rules = tuple([msgspec.structs.replace(rule, when={}) for rule in flag.rules])
-            flag = msgspec.structs.replace(flag, rules=rules)
-        self.flag = flag
+        self.flag = flag = _without_written_conditions(flag)
         self.constant = constant_of(flag)
         self.follows_clock = follows_clock(flag)
         self._code: Code | None = None
@@ -110,6 +106,17 @@ class Shared:
         if code is None:
             code = self._silent_code = switch_code_of(self.flag)
         return cast("Switch", code.function(key, now))
+
+
+def _without_written_conditions(flag: Flag) -> Flag:
+    """Return a flag with nothing but the parsed conditions of its rules, which compiling reads.
+
+    The conditions as they were written hold most of the lists and dicts that a flag has.
+    """
+    if not flag.rules:
+        return flag
+    rules = tuple([msgspec.structs.replace(rule, when={}) for rule in flag.rules])
+    return msgspec.structs.replace(flag, rules=rules)
 
 
 def shared_of(body: bytes) -> Shared | None:
@@ -249,7 +256,7 @@ class _Resting(Compiled):
         self.calls = 1 + sum([found.calls for found in prerequisites])
         waits = [found for found in prerequisites if found.follows_clock]
         self.follows_clock = bool(waits) or follows_clock(flag)
-        self._flag = flag
+        self._flag = flag = _without_written_conditions(flag)
         self._now = now
         if self.calls > CALLS_MAX:
             # Not on demand, which would nest as deep as a chain is long.

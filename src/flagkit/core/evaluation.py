@@ -157,7 +157,7 @@ def evaluation_of(
     value = outcome.value
     if value is CALLERS_DEFAULT:
         value = default
-    else:
+    elif type(value) is not type(default) or type(value) not in _PLAIN:
         value = _fitted(value, default)
         if value is CALLERS_DEFAULT:
             if type(outcome.value) in _SENSITIVE:
