@@ -8,7 +8,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from benchmarks import evaluate, imports, kept, load, refresh, segments, snapshot, startup, write
+from benchmarks import (
+    evaluate,
+    imports,
+    kept,
+    load,
+    refresh,
+    segments,
+    snapshot,
+    stalls,
+    startup,
+    write,
+)
 from benchmarks.apart import ApartError
 from benchmarks.page import PAGE, page_of
 from benchmarks.peers import suite as peers
@@ -29,6 +40,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "refresh": refresh.run,
     "import": imports.run,
     "segments": segments.run,
+    "stalls": stalls.run,
     "write": write.run,
     "load": load.run,
     "peers": peers.run,

@@ -3,12 +3,14 @@
 import asyncio
 import copy
 import functools
+import gc
 import itertools
 import json
 import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from collections import UserDict
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextvars import copy_context
@@ -18,14 +20,25 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import msgspec
 import pytest
 
 import flagkit
-from flagkit import Client, Context, CountingClient, ErrorCode, Reason, use_context
+from flagkit import (
+    Client,
+    Context,
+    CountingClient,
+    ErrorCode,
+    Evaluation,
+    Reason,
+    use_context,
+    view,
+)
 from flagkit import client as client_module
 from flagkit.bootstrap import snapshot_from
 from flagkit.client import EQUAL_CLIENTS_MAX
 from flagkit.core.contexts import _ambient, attributes_of
+from flagkit.core.evaluation import Outcome, evaluation_of
 from flagkit.errors import (
     ClosedError,
     ConfigurationError,
@@ -548,6 +561,129 @@ def test_all_flags_of_a_namespace_are_evaluated_at_one_revision(client: Client) 
     bad: Any = 5.5
     codes = {found.error_code for found in client.evaluate_all(bad, prefix="shop.half").values()}
     assert codes == {ErrorCode.INVALID_CONTEXT}
+
+
+def test_the_collector_tracks_few_objects_of_an_evaluation_of_all_flags() -> None:
+    client = client_from(
+        {
+            "key": f"many.flag-{i}",
+            "variants": {"on": True, "off": False},
+            "rules": [
+                {"name": "dach", "when": {"country": {"$in": ["DE", "CH"]}}, "serve": "on"},
+                {"name": "adult", "when": {"age": {"$gte": 18}, "plan": f"p{i}"}, "serve": "on"},
+            ][: 2 * (i % 10 == 0)],
+            "fallthrough": {"serve": "off"},
+        }
+        for i in range(2_000)
+    )
+    gc.collect()
+    before = len(gc.get_objects())
+    found = client.evaluate_all({"country": "DE"})
+    gc.collect()
+    # Of the 2,000 flags 200 are compiled; a plain one needs nothing of its own.
+    assert len(gc.get_objects()) - before < 2_000
+    assert not any(map(gc.is_tracked, found.values()))
+    assert [evaluation.value for evaluation in found.values()].count(True) == 200
+
+
+@pytest.mark.parametrize("threshold", [700, 0, 2_000_000])
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_an_evaluation_of_all_flags_leaves_the_collector_as_the_application_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+    is_enabled: bool,
+    threshold: int,
+) -> None:
+    monkeypatch.setattr(view, "OBJECTS_AT_ONCE", 5)
+    client = client_from(
+        {"key": f"many.flag-{i}", "variants": {"a": [i]}, "fallthrough": {"serve": "a"}}
+        for i in range(200)
+    )
+    before = gc.get_threshold()
+    try:
+        gc.set_threshold(threshold, *before[1:])
+        if not is_enabled:
+            gc.disable()
+        assert [found.value for found in client.evaluate_all().values()] == [
+            [i] for i in sorted(range(200), key=str)
+        ]
+        assert gc.isenabled() is is_enabled
+        assert gc.get_threshold() == (threshold, *before[1:])
+    finally:
+        gc.enable()
+        gc.set_threshold(*before)
+
+
+def test_a_chain_of_prerequisites_is_taken_once_in_an_evaluation_of_all_flags() -> None:
+    length, calls = 500, 0
+
+    def now() -> datetime:
+        nonlocal calls
+        calls += 1
+        return datetime(2026, 1, 1, tzinfo=UTC)
+
+    window = {"from": "2025-01-01T00:00:00Z", "until": "2027-01-01T00:00:00Z"}
+    rule = {"name": "pro", "when": {"plan": "pro"}, "during": window, "serve": "on"}
+    client = client_from(
+        (
+            {
+                "key": f"chain.flag-{i}",
+                "variants": {"on": True, "off": False},
+                "off": "off",
+                "prerequisites": [{"flag": f"chain.flag-{i - 1}", "variants": ["on"]}] * (i > 0),
+                "rules": [rule],
+                "fallthrough": {"serve": "off"},
+            }
+            for i in range(length)
+        ),
+        now=now,
+    )
+    for plan, value in (("pro", True), ("free", False)):
+        calls = 0
+        found = client.evaluate_all({"plan": plan})
+        assert {evaluation.value for evaluation in found.values()} == {value}
+        assert calls < 70 * length
+        one = client.evaluate("chain.flag-499", {"plan": plan})
+        assert one == found["chain.flag-499"]
+
+
+def test_the_collector_frees_a_default_that_holds_its_own_evaluation(client: Client) -> None:
+    class Holder:
+        evaluation: object = None
+
+    holder = Holder()
+    holder.evaluation = client.evaluate("shop.unknown", default=holder)
+    freed = weakref.ref(holder)
+    del holder
+    gc.collect()
+    assert freed() is None
+
+
+def test_the_collector_frees_an_object_that_holds_its_own_evaluation(client: Client) -> None:
+    class Member:
+        pass
+
+    evaluation = client.evaluate_all(prefix="shop.banner")["shop.banner"]
+    member = Member()
+    evaluation.value["itself"] = [evaluation, member]
+    freed = weakref.ref(member)
+    del evaluation, member
+    gc.collect()
+    assert freed() is None
+
+
+@pytest.mark.parametrize("value", [True, "text", 1.5, None, [1], {"a": 1}])
+def test_evaluations_are_equal_where_their_fields_are(value: Any) -> None:
+    own = Evaluation(flag_key="a.b", value=value, variant=None, reason=Reason.STATIC)
+    found = evaluation_of("a.b", Outcome(reason=Reason.STATIC), value)
+    assert own == found
+    assert found == own
+    assert own != msgspec.structs.replace(found, version=2)
+    assert own != msgspec.structs.astuple(found)
+    assert repr(own) == repr(found)
+    for copied in (copy.copy(found), pickle.loads(pickle.dumps(found))):
+        assert copied == own
+    if not isinstance(value, list | dict):
+        assert hash(own) == hash(found)
 
 
 def test_a_client_of_documents_refuses_a_region_that_is_none() -> None:

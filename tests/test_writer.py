@@ -848,3 +848,31 @@ def test_a_long_chain_of_prerequisites_is_checked_at_once(writer: Writer) -> Non
             change.create(needing(f"a.f{i}", f"a.f{i - 1}"))
     with pytest.raises(BrokenReferenceError, match="cycle"):
         writer.update(needing("a.f0", "a.f999"))
+
+
+def test_a_chain_of_5_000_prerequisites_is_accepted_unless_it_closes_a_cycle(
+    writer: Writer, mongo_uri: str, database: str
+) -> None:
+    def link(number: int, *needed: int) -> dict[str, Any]:
+        return {
+            "key": f"chain.flag-{number}",
+            "variants": {"on": True, "off": False},
+            "off": "off",
+            "prerequisites": [{"flag": f"chain.flag-{i}", "variants": ["on"]} for i in needed],
+            "rules": [{"name": "pro", "when": {"plan": "pro"}, "serve": "on"}],
+            "fallthrough": {"serve": "off"},
+        }
+
+    with writer.change() as draft:
+        draft.create(link(0))
+        for number in range(1, 5_000):
+            draft.create(link(number, number - 1))
+    first = "chain.flag-0"
+    with pytest.raises(BrokenReferenceError, match="form a cycle"):
+        writer.update(link(0, 4_999))
+    with Client(mongo_uri, environment="production", database=database) as client:
+        client.wait_ready()
+        assert client.is_enabled("chain.flag-4999", {"plan": "pro"})
+        assert not client.is_enabled("chain.flag-4999", {"plan": "free"}, default=True)
+        client.wait_for(writer.pause(first).revision)
+        assert client.evaluate("chain.flag-4999", {"plan": "pro"}).variant == "off"

@@ -6,10 +6,11 @@ touched, by themselves or through a prerequisite, are carried over.
 """
 
 import contextlib
+import gc
 import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -22,6 +23,7 @@ from flagkit.core.compiler import off_outcome
 from flagkit.core.contexts import ContextLike, settled
 from flagkit.core.evaluation import ErrorCode, Evaluation, Outcome, Reason, evaluation_of, failed
 from flagkit.core.freshness import FRESH, Freshness
+from flagkit.core.prerequisites import Step
 from flagkit.core.schedule import NO_DATE
 from flagkit.core.segments import bound, meaning
 from flagkit.core.templates import Switch
@@ -43,8 +45,13 @@ _log = Log("flagkit")
 COMPILED_MAX = 65_536
 """How many compiled flags a view keeps. Beyond it the newest makes room: O(1), never a stall."""
 
-KEYS_AT_ONCE = 20_000
-"""For so many flags the collector is paused at once: others may need it in between."""
+OBJECTS_AT_ONCE: Final = 5_000
+"""`evaluate_all` lets the garbage collector run after about so many new objects: for about 1 ms.
+
+With fewer, the collector would run more often, and more of its runs would walk the whole heap.
+"""
+KEYS_AT_ONCE: Final = 64
+"""After so many flags `evaluate_all` counts the new objects. A flag of five rules makes 40."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -166,10 +173,12 @@ class View:
         context: ContextLike,
         default: Any,
         max_staleness: float | None = None,
+        known: dict[Step, Outcome] | None = None,
     ) -> Evaluation[Any]:
         """Return the answer of a flag to a caller with a default. Never raises.
 
-        With `max_staleness` it is judged by that, too. What it rests on is not.
+        With `max_staleness` it is judged by that, too. What it rests on is not. `known` has what
+        prerequisites were found to answer to the same context, and takes in more.
         """
         freshness, answer = self._freshness, self._answer
         # Before the answer, which can then only be older than this says.
@@ -178,7 +187,7 @@ class View:
             with FAILURES_SUPPRESSED:
                 if freshness.age > max_staleness:
                     stale, answer = True, self._answer_when_stale
-        evaluation = answer(key, context, default)
+        evaluation = answer(key, context, default, known)
         if stale and evaluation.error_code is None:
             return msgspec.structs.replace(evaluation, reason=Reason.STALE)
         return evaluation
@@ -186,25 +195,36 @@ class View:
     def evaluate_all(self, keys: Sequence[str], context: ContextLike) -> dict[str, Evaluation[Any]]:
         """Return the answers of some flags, apart from those that serve a secret. Never raises."""
         found: dict[str, Evaluation[Any]] = {}
-        for start in range(0, len(keys), KEYS_AT_ONCE):
-            # What is made here is no garbage: the collector's runs would only walk it.
+        known: dict[Step, Outcome] = {}
+        start = 0
+        while start < len(keys):
+            # Most of what is made here stays. Runs of the collector would free next to nothing, and
+            # some of them would walk all that the process has, while no other thread runs.
             with collector_paused():
-                for key in keys[start : start + KEYS_AT_ONCE]:
-                    evaluation = self.evaluate(key, context, None)
-                    if not evaluation.is_sensitive:
-                        found[key] = evaluation
+                is_due = False
+                while start < len(keys) and not is_due:
+                    for key in keys[start : start + KEYS_AT_ONCE]:
+                        evaluation = self.evaluate(key, context, None, None, known)
+                        if not evaluation.is_sensitive:
+                            found[key] = evaluation
+                    start += KEYS_AT_ONCE
+                    is_due = gc.get_count()[0] > OBJECTS_AT_ONCE
         return found
 
-    def _answer_when_stale(self, key: str, context: ContextLike, default: Any) -> Evaluation[Any]:
+    def _answer_when_stale(
+        self, key: str, context: ContextLike, default: Any, known: dict[Step, Outcome] | None
+    ) -> Evaluation[Any]:
         with FAILURES_SUPPRESSED:
             record = self.snapshot.find(key)
             flag = None if record is None else self.opened(record)
             if record is not None and flag is not None and flag.when_stale == "off":
                 revision = self.snapshot.tip.revision
                 return evaluation_of(key, off_outcome(flag), default, record.version, revision)
-        return self._answer(key, context, default)
+        return self._answer(key, context, default, known)
 
-    def _answer(self, key: str, context: ContextLike, default: Any) -> Evaluation[Any]:
+    def _answer(
+        self, key: str, context: ContextLike, default: Any, known: dict[Step, Outcome] | None
+    ) -> Evaluation[Any]:
         """Return the answer of a flag, whatever its age. Never raises."""
         version, revision = 0, self.snapshot.tip.revision
         valid_until = None
@@ -218,7 +238,12 @@ class View:
                     # Before the answer, which can then only be newer than this says.
                     valid_until = _valid_until(compiled, context, self.now())
                 evaluator = compiled.evaluator
-                outcome = evaluator if isinstance(evaluator, Outcome) else evaluator(context)
+                if isinstance(evaluator, Outcome):
+                    outcome = evaluator
+                elif known is not None and isinstance(evaluator, Step):
+                    outcome = evaluator.outcome(context, known)
+                else:
+                    outcome = evaluator(context)
             return evaluation_of(key, outcome, default, version, revision, valid_until)
         except Exception as error:
             # A caller's odd key, context or default must not hurt the caller.
@@ -227,7 +252,7 @@ class View:
             with FAILURES_SUPPRESSED:
                 attributes = settled(context)
                 if attributes is not None:
-                    return self._answer(key, attributes, default)
+                    return self._answer(key, attributes, default, known)
             return evaluation_of(key, _failure(error), default, version, revision)
 
     def _compile(self, key: str) -> Compiled | None:
@@ -424,10 +449,11 @@ class UnattendedView(View):
         context: ContextLike,
         default: Any,
         max_staleness: float | None = None,
+        known: dict[Step, Outcome] | None = None,
     ) -> Evaluation[Any]:
         """Return the answer of a flag, as View."""
         self._ask()
-        return super().evaluate(key, context, default, max_staleness)
+        return super().evaluate(key, context, default, max_staleness, known)
 
 
 def _valid_until(compiled: Compiled, context: ContextLike, moment: float) -> datetime | None:

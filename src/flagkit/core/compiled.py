@@ -14,6 +14,8 @@ import time
 from collections.abc import Sequence
 from typing import Final, cast
 
+import msgspec
+
 from flagkit.core.bucketing import Clock
 from flagkit.core.compiler import (
     code_of,
@@ -48,20 +50,39 @@ class Shared:
     """What flags of one body share that rest on no others: all but their keys and versions.
 
     Attributes:
-        flag: The flag of the body under no key.
+        flag: The flag of the body under no key, without its conditions as they were written.
         constant: Their outcome, where that is always the same.
         follows_clock: Whether their answers can change by time alone.
     """
 
-    __slots__ = ("_code", "_silent_code", "_switch_code", "constant", "flag", "follows_clock")
+    __slots__ = (
+        "_code",
+        "_compiled",
+        "_silent_code",
+        "_switch_code",
+        "constant",
+        "flag",
+        "follows_clock",
+    )
 
     def __init__(self, flag: Flag) -> None:
-        self.flag = flag
+        self.flag = flag = _without_written_conditions(flag)
         self.constant = constant_of(flag)
         self.follows_clock = follows_clock(flag)
         self._code: Code | None = None
         self._switch_code: Code | None = None
         self._silent_code: Code | None = None
+        self._compiled: Compiled | None = None
+
+    def compiled(self, version: int, key: str, now: Clock) -> "Compiled":
+        """Return the flag of a key, compiled. Constant flags of one version share an object."""
+        constant = self.constant
+        if constant is None:
+            return _Alone(version, self, key, now)
+        found = self._compiled
+        if found is None or found.version != version:
+            found = self._compiled = Compiled(version, constant)
+        return found
 
     def evaluator(self, key: str, now: Clock) -> Evaluator:
         """Return the evaluator of the flag of a key; the flag is not constant."""
@@ -85,6 +106,17 @@ class Shared:
         if code is None:
             code = self._silent_code = switch_code_of(self.flag)
         return cast("Switch", code.function(key, now))
+
+
+def _without_written_conditions(flag: Flag) -> Flag:
+    """Return a flag with nothing but the parsed conditions of its rules, which compiling reads.
+
+    The conditions as they were written hold most of the lists and dicts that a flag has.
+    """
+    if not flag.rules:
+        return flag
+    rules = tuple([msgspec.structs.replace(rule, when={}) for rule in flag.rules])
+    return msgspec.structs.replace(flag, rules=rules)
 
 
 def shared_of(body: bytes) -> Shared | None:
@@ -224,7 +256,7 @@ class _Resting(Compiled):
         self.calls = 1 + sum([found.calls for found in prerequisites])
         waits = [found for found in prerequisites if found.follows_clock]
         self.follows_clock = bool(waits) or follows_clock(flag)
-        self._flag = flag
+        self._flag = flag = _without_written_conditions(flag)
         self._now = now
         if self.calls > CALLS_MAX:
             # Not on demand, which would nest as deep as a chain is long.
@@ -273,8 +305,7 @@ def compiled_alone(version: int, shared: Shared, key: str, now: Clock = time.tim
         key: Its key.
         now: The clock of its windows.
     """
-    constant = shared.constant
-    return _Alone(version, shared, key, now) if constant is None else Compiled(version, constant)
+    return shared.compiled(version, key, now)
 
 
 def compiled_of(

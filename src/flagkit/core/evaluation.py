@@ -51,9 +51,14 @@ CALLERS_DEFAULT: Final = _CallersDefault()
 _SENSITIVE: Final = frozenset({Secret, Withheld})
 """No default is of these types: so that plain values need not be looked at for them."""
 
+_PLAIN: Final = frozenset({bool, str, int, float, type(None)})
+"""The types of values that refer to no other objects."""
 
-class Outcome(Struct, frozen=True, kw_only=True):
+
+class Outcome(Struct, frozen=True, kw_only=True, gc=False):
     """One of the answers that a flag can give, made once when the flag is compiled.
+
+    Its value comes from a document and so is in no cycle: the garbage collector need not track it.
 
     `value` is CALLERS_DEFAULT where the flag leaves it to the caller. `rule` is the name of the
     targeting rule that decided.
@@ -72,8 +77,11 @@ def failed(code: ErrorCode, message: str) -> Outcome:
     return Outcome(reason=Reason.ERROR, error_code=code, error_message=message)
 
 
-class Evaluation(Struct, Generic[T_co], frozen=True, kw_only=True):
+class Evaluation(Struct, Generic[T_co], frozen=True, kw_only=True, gc=False):
     """The answer to one question: a flag's value for a context, and why.
+
+    The garbage collector does not track evaluations, because `evaluate_all` makes as many as there
+    are flags. An evaluation whose value could be in a cycle is a `_TrackedEvaluation`.
 
     `variant` is None where the value is the caller's default. `rule` names the targeting rule that
     decided, if one did. `version` is the flag's, `revision` the environment's; both are 0 where
@@ -99,9 +107,18 @@ class Evaluation(Struct, Generic[T_co], frozen=True, kw_only=True):
     valid_until: datetime | None = None
     is_sensitive: bool = False
 
+    def __eq__(self, other: object) -> bool:
+        # Struct's own comparison takes an evaluation and a tracked one for different.
+        if not isinstance(other, Evaluation):
+            return NotImplemented
+        return msgspec.structs.astuple(self) == msgspec.structs.astuple(cast("Struct", other))
+
+    def __hash__(self) -> int:
+        return hash(msgspec.structs.astuple(self))
+
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
-        return f"{type(self).__name__}({fields})"
+        return f"Evaluation({fields})"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         """Return the fields, as rich prints them."""
@@ -117,6 +134,17 @@ class Evaluation(Struct, Generic[T_co], frozen=True, kw_only=True):
         return cast("Evaluation[Any]", msgspec.structs.replace(self, value=SENSITIVE))
 
 
+class _TrackedEvaluation(Evaluation[T_co], Generic[T_co], frozen=True, kw_only=True, gc=True):
+    """An evaluation that the garbage collector tracks: its value can refer to the evaluation.
+
+    Callers can put an evaluation into their own default, or into their copy of an object.
+    """
+
+
+_UNTRACKED: Final = cast("type[Evaluation[Any]]", Evaluation)
+_TRACKED: Final = cast("type[Evaluation[Any]]", _TrackedEvaluation)
+
+
 def evaluation_of(
     key: str,
     outcome: Outcome,
@@ -129,7 +157,7 @@ def evaluation_of(
     value = outcome.value
     if value is CALLERS_DEFAULT:
         value = default
-    else:
+    elif type(value) is not type(default) or type(value) not in _PLAIN:
         value = _fitted(value, default)
         if value is CALLERS_DEFAULT:
             if type(outcome.value) in _SENSITIVE:
@@ -143,7 +171,8 @@ def evaluation_of(
                 f"{key!r} serves {outcome.variant!r}, which is not of the type of the default, "
                 f"{type(default).__name__}",
             )
-    return Evaluation(
+    kind = _UNTRACKED if type(value) in _PLAIN else _TRACKED
+    return kind(
         flag_key=key,
         value=value,
         variant=outcome.variant,

@@ -24,9 +24,16 @@ class Step(Struct, frozen=True, eq=False):
 
     def __call__(self, context: ContextLike) -> Outcome:
         """Return the outcome for a context, as any evaluator does."""
+        return self.outcome(context, {})
+
+    def outcome(self, context: ContextLike, outcomes: "dict[Step, Outcome]") -> Outcome:
+        """Return the outcome for a context, and add it to the outcomes that are known for it.
+
+        Who asks many flags for one context passes the same `outcomes` each time. Each step of a
+        chain is then taken once, and not once for each flag that depends on it.
+        """
         attributes = attributes_of(context)
-        outcomes: dict[Step, Outcome] = {}
-        waiting = [(self, 0)]
+        waiting = [] if self in outcomes else [(self, 0)]
         while waiting:
             step, place = waiting.pop()
             for at in range(place, len(step.prerequisites)):

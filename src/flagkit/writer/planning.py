@@ -23,6 +23,7 @@ from flagkit.changes import (
     Tip,
     state_of,
 )
+from flagkit.collector import collector_paused
 from flagkit.errors import BrokenReferenceError, InvalidDocumentError, RevisionNotFoundError
 from flagkit.model import EVERYWHERE, Flag, decode, encode
 from flagkit.model.decoding import check_size
@@ -191,7 +192,9 @@ def plan(
         check_has_admin(decode_grants(grants.policy))
     whole = any(isinstance(operation, Reinstate) for operation in operations)
     _check_size(changes, "Roll back flag by flag" if whole else "Split it up")
-    References(reading, found, flags).check()
+    # A long chain of prerequisites makes many objects, which stay until the change is committed.
+    with collector_paused():
+        References(reading, found, flags).check()
     check_segments(reading, flags, {key: after[SEGMENTS, key] is not None for key in segment_keys})
     states = [state for state in after.values() if state is not None]
     left = {identity: flag for identity, flag in flags.items() if flag is not None}
