@@ -149,7 +149,11 @@ class Approvals(SegmentWorkflows):
             ProposalNotFoundError, ProposalClosedError: there is nothing to apply.
         """
         who = self._who(actor)
-        found = read(proposal, self.store.proposals.said([proposal])[proposal])
+        said = self.store.proposals.said([proposal])[proposal]
+        if not said:
+            # An environment that does not exist has no proposals, either.
+            self.store.tip()
+        found = read(proposal, said)
         draft = Draft(self.environment)
         draft.operations = [*found.operations]
         draft.terms = Application(found, who)
