@@ -9,6 +9,7 @@ from hypothesis import settings
 from pymongo import MongoClient
 from pymongo.database import Database
 
+from flagkit.cli import patience
 from flagkit.embedded import EmbeddedMongo
 from flagkit.storage.creating import prepared
 from flagkit.storage.layout import INDEXES
@@ -17,6 +18,8 @@ from flagkit.writer import Writer
 # A shared, noisy machine: a slow example is no failure.
 settings.register_profile("flagkit", deadline=None)
 settings.load_profile("flagkit")
+# For the same reason a slow answer shall not add a line to what commands print in this process.
+patience.SILENCE_SECONDS = 20.0
 
 
 @pytest.fixture(scope="session")

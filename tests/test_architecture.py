@@ -14,7 +14,7 @@ ROOMS = sorted((SOURCE / "flagkit").rglob("*.py"))
 LEVELS = [
     ["printable"],
     ["errors", "interruptions", "logs"],
-    ["background"],
+    ["background", "suggestions"],
     ["descriptors", "mistakes", "model", "policy_json"],
     [
         *(
@@ -76,7 +76,17 @@ OWNERS = {
     "opentelemetry": {"telemetry"},
 }
 PURE = {
-    *("printable", "errors", "model", "policy_json", "core", "changes", "snapshot", "breaker"),
+    *(
+        "printable",
+        "errors",
+        "suggestions",
+        "model",
+        "policy_json",
+        "core",
+        "changes",
+        "snapshot",
+        "breaker",
+    ),
     "refresh",
 }
 IMPURE = {"asyncio", "socket", "logging", "subprocess", "bson", "pymongo"}

@@ -219,8 +219,8 @@ class TestStatus:
         found = json.loads(run("status", "--output", "json", **variables).stdout)
         assert [checkpoint["revision"] for checkpoint in found["checkpoints"]] == [revision]
         result = run("status", "--environment", "prod", **variables)
-        assert "'prod' is not in this database" in assert_one_sentence(result)
-        assert "there: production" in result.stderr
+        assert "'prod' is not in the database" in assert_one_sentence(result)
+        assert "Did you mean 'production'?" in result.stderr
 
     def test_a_database_without_environments_is_said_to_have_none(
         self, mongo_uri: str, database: str

@@ -113,3 +113,38 @@ def test_what_does_not_hold_together_is_told_with_file_and_line(
     assert fault.startswith(f"{path}:")
     assert "prerequisites[0].flag: 'a.c' does not exist" in fault
     assert revision(writer) == 0
+
+
+def test_one_command_loads_the_example_shop_into_an_empty_database(
+    mongo_uri: str, database: str
+) -> None:
+    command = Command(mongo_uri, database)
+    shop = str(Path(__file__).parent.parent / "examples" / "shop" / "flags.yaml")
+    refused = command.fault("flags", "import", shop)
+    assert "create it once" in refused
+    assert "--create-environment" in command.ask("flags", "import", "--help").stdout
+    told = command.told("flags", "import", shop, "--create-environment")
+    assert " created, 0 updated, 0 as asked: revision" in told
+    assert "checkout.express-pay" in [flag["key"] for flag in command.data("flags", "list")]
+    assert [found["key"] for found in command.data("segments", "list")] == ["beta-testers"]
+    again = command.told("flags", "import", shop, "--create-environment")
+    assert again.startswith("0 created, 0 updated")
+
+
+def test_a_dry_run_creates_no_environment(mongo_uri: str, database: str, tmp_path: Path) -> None:
+    path = tmp_path / "flags.yaml"
+    path.write_text("flags: []")
+    asked = ("flags", "import", str(path), "--create-environment", "--dry-run")
+    result = Command(mongo_uri, database).ask(*asked)
+    assert result.exit_code == 2
+    assert "does not go with --dry-run" in result.stderr
+
+
+def test_a_file_that_is_not_valid_creates_no_environment(
+    mongo_uri: str, database: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "flags.yaml"
+    path.write_text("flags: [{key: A}]")
+    command = Command(mongo_uri, database)
+    assert command.ask("flags", "import", str(path), "--create-environment").exit_code == 3
+    assert "which has none yet" in command.fault("flags", "list")

@@ -177,7 +177,7 @@ def test_it_waits_for_a_database_that_is_away_and_says_so_once() -> None:
 
 def test_an_environment_that_is_not_there_is_one_sentence(command: Command) -> None:
     command.variables["FLAGKIT_ENVIRONMENT"] = "nowhere"
-    assert "create it once" in command.fault("ledger", "tail")
+    assert "which has 'production': check the name" in command.fault("ledger", "tail")
 
 
 def test_the_lines_of_a_key_that_is_asked_for_are_always_shown(

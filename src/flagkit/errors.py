@@ -115,7 +115,7 @@ class WriteError(FlagkitError):
 
 
 class EnvironmentNotFoundError(WriteError, LookupError):
-    """The environment has no head: it was never created in this database."""
+    """The environment is not in this database: it was never created, or its name is mistyped."""
 
 
 class FlagExistsError(WriteError):

@@ -25,11 +25,13 @@ from flagkit.cli.options import (
     Place,
     database_option,
     environment_option,
+    noted_uri,
     place_options,
     settings_at,
     uri_option,
 )
 from flagkit.cli.output import PROGRAMS, emit, emit_text, output_option
+from flagkit.cli.patience import waiting_told
 from flagkit.cli.pending import pending
 from flagkit.cli.policy_files import PolicyFile
 from flagkit.cli.policy_sets import faults_between
@@ -51,7 +53,7 @@ _COMPLETE: Final = "_FLAGKIT_COMPLETE"
 
 class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
-        with failures_told():
+        with failures_told(), waiting_told(partial(noted_uri, ctx)):
             return super().invoke(ctx)
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:

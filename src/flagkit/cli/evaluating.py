@@ -11,11 +11,14 @@ import msgspec
 
 from flagkit.cli.contexts import Who, context_from, context_options, value_of
 from flagkit.cli.failures import FAULTS_FOUND
-from flagkit.cli.options import Place, database_option, place_options, uri_option
+from flagkit.cli.options import Place, database_option, place_options, store_at, uri_option
 from flagkit.cli.output import PROGRAMS, emit, output_option
 from flagkit.cli.telling import say
+from flagkit.core.evaluation import ErrorCode
 from flagkit.errors import InvalidDocumentError
 from flagkit.history import Replayed, client_at, replay
+from flagkit.model import EVERYWHERE
+from flagkit.suggestions import suggested
 
 
 class _Question(Place, Who):
@@ -94,7 +97,15 @@ def evaluate(key: str, output: str, **asked: Unpack[_Question]) -> None:
     else:
         say(*str(told).split("\n"))
     if found.evaluation.error_code is not None:
-        raise click.ClickException(f"{found.evaluation.error_code}: the answer is the default")
+        sentence = f"{found.evaluation.error_code}: the answer is the default"
+        if found.evaluation.error_code is ErrorCode.FLAG_NOT_FOUND:
+            with store_at(**_place_of(asked)) as store, store.reading() as reading:
+                sentence = suggested(sentence, key, reading.keys_near((EVERYWHERE, key)))
+        raise click.ClickException(sentence)
+
+
+def _place_of(asked: _Question) -> Place:
+    return Place(uri=asked["uri"], environment=asked["environment"], database=asked["database"])
 
 
 @click.command("replay")

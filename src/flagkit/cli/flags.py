@@ -30,6 +30,7 @@ from flagkit.errors import FlagNotFoundError
 from flagkit.model import EVERYWHERE
 from flagkit.model.keys import check_key
 from flagkit.storage.layout import FLAGS
+from flagkit.suggestions import suggested
 from flagkit.writer.notes import edits_since_active
 from flagkit.writer.retention import DAYS_MAX
 from flagkit.writer.served import is_active
@@ -105,10 +106,13 @@ def _show(key: str, region: str, output: str, **place: Unpack[Place]) -> None:
         state = found.get((region, key))
         changed = reading.changed_at((region, key))
         edits = [] if state is None or is_active(state) else [*edits_since_active(reading, state)]
+        near = set[str]() if found else reading.keys_near((region, key))
     regions = sorted({other for other, _ in found} - {region, EVERYWHERE})
     if state is None:
         there = f"; there it is: {', '.join(sorted(other for other, _ in found))}" if found else ""
-        raise FlagNotFoundError(f"there is no flag {key!r} in region {region}{there}")
+        raise FlagNotFoundError(
+            suggested(f"there is no flag {key!r} in region {region}{there}", key, near)
+        )
     if output == "policy":
         standing = state.policy["state"]
         say(f"# version {state.version} at revision {revision}, {standing}")

@@ -24,6 +24,9 @@ from flagkit.writer.writer import Writer
 @click.argument(
     "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
+@click.option(
+    "--create-environment", is_flag=True, help="Create the environment first if it does not exist."
+)
 @reassign_option
 @place_options
 @actor_option
@@ -38,6 +41,7 @@ def import_flags(  # noqa: PLR0913 - each is an option
     guards: str | None,
     output: str,
     *,
+    create_environment: bool,
     reassign: bool,
     dry_run: bool,
     **place: Unpack[Place],
@@ -49,6 +53,8 @@ def import_flags(  # noqa: PLR0913 - each is an option
     Flags that are as asked for already are left alone: an import that was broken off is resumed by
     running it again. Exits with 3 if a file is not valid.
     """
+    if create_environment and dry_run:
+        raise click.UsageError("--create-environment does not go with --dry-run: it writes")
     settings = settings_at(**place)
     wanted = Import(settings.environment, reassign=reassign, keys=data_keys_of(settings))
     found = ImportFiles(files, wanted, settings.environment)
@@ -66,6 +72,8 @@ def import_flags(  # noqa: PLR0913 - each is an option
             guards=guards_named(guards),
         ) as writer,
     ):
+        if create_environment:
+            writer.create_environment()
         if dry_run:
             made = found.wanted.look(writer, reason=reason)
         else:

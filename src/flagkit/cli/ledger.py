@@ -15,12 +15,15 @@ from typing import Any, Final, TypeVar, Unpack
 import click
 import msgspec
 
+from flagkit.changes import SEGMENTS
 from flagkit.cli.failures import FAULTS_FOUND, without_secrets
 from flagkit.cli.options import HOW_MANY, HOW_MANY_MAX, Place, place_options, store_at
 from flagkit.cli.output import PROGRAMS, emit, emit_text, output_option
 from flagkit.cli.telling import Teller, say
 from flagkit.errors import StoreUnavailableError
+from flagkit.model import EVERYWHERE
 from flagkit.storage.store import Store
+from flagkit.suggestions import suggested
 from flagkit.writer.ledger import ACTIONS, Entry, Wanted, begins_after, entries, newer
 from flagkit.writer.verifying import proof_of
 
@@ -90,14 +93,25 @@ def _show(
         store.tip()
         shown = [*itertools.islice(entries(store, newest_first=True, **wanted), limit)]
         after = begins_after(store) if len(shown) < limit else 0
+        nothing = "" if shown else _told_nothing(store, wanted.get("key"))
     if output in PROGRAMS:
         emit([msgspec.to_builtins(entry) for entry in shown], output)
     elif shown:
         _tell(shown, wanted.get("key"))
     else:
-        say("No such change.")
+        say(nothing)
     if after:
         say(f"What came up to revision {after:,} was pruned.", err=True)
+
+
+def _told_nothing(store: Store, key: str | None) -> str:
+    """Return the line for people if no entry is wanted, with the keys that are near to a key."""
+    if key is None:
+        return "No such change."
+    with store.reading() as reading:
+        known = {*reading.keys_near((EVERYWHERE, key)), *reading.keys_near((SEGMENTS, key))}
+    said = suggested("No such change", key, known)
+    return said if said.endswith("?") else f"{said}."
 
 
 @ledger.command("tail")

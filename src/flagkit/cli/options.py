@@ -1,6 +1,7 @@
 """Options that several commands have, said once, and what becomes of them."""
 
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypedDict, TypeVar, Unpack
@@ -16,8 +17,24 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 HOW_MANY_MAX: Final = 1_000_000
 HOW_MANY: Final = click.IntRange(1, HOW_MANY_MAX)
 
+_URI: Final = "flagkit.uri"
+
+
+def noted_uri(context: click.Context) -> str | None:
+    """Return the connection string that the command has, None if it needs no database."""
+    found: str | None = context.meta.get(_URI)
+    return found
+
+
+def _note_uri(context: click.Context, _parameter: object, uri: str | None) -> str | None:
+    context.meta[_URI] = uri or os.environ.get("FLAGKIT_URI")
+    return uri
+
+
 uri_option = click.option(
-    "--uri", help="MongoDB connection string; by default FLAGKIT_URI, where others do not see it."
+    "--uri",
+    callback=_note_uri,
+    help="MongoDB connection string; by default FLAGKIT_URI, where others do not see it.",
 )
 environment_option = click.option(
     "--environment", help="Whose flags; by default FLAGKIT_ENVIRONMENT."

@@ -9,6 +9,7 @@ from flagkit.cli.policy_files import PolicyFile
 from flagkit.errors import InvalidDocumentError
 from flagkit.model import EVERYWHERE, Flag
 from flagkit.model.flags import segments_of
+from flagkit.suggestions import suggested
 from flagkit.writer.referring import References
 
 
@@ -22,6 +23,10 @@ class _Nothing:
     def dependents(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         del keys
         return {}
+
+    def keys_near(self, policy: PolicyId) -> Iterable[str]:
+        del policy
+        return ()
 
 
 def faults_between(files: Sequence[PolicyFile], *, partial: bool) -> Iterator[InvalidDocumentError]:
@@ -75,10 +80,12 @@ def _missing(flag: Flag, keys: set[str], segments: set[str]) -> Iterator[Invalid
         if needed.flag not in keys:
             path = f"prerequisites[{i}].flag"
             problem = f"{needed.flag!r} is in none of the files"
-            yield InvalidDocumentError(path, problem, remedy, subject=subject)
+            known = suggested(remedy, needed.flag, keys - {flag.key})
+            yield InvalidDocumentError(path, problem, known, subject=subject)
     for key in sorted(segments_of(flag) - segments):
         problem = f"refer to the segment {key!r}, which is in none of the files"
-        yield InvalidDocumentError("rules", problem, remedy, subject=subject)
+        known = suggested(remedy, key, segments)
+        yield InvalidDocumentError("rules", problem, known, subject=subject)
 
 
 def _among(flag: Flag, keys: set[str]) -> Flag:

@@ -27,6 +27,7 @@ from flagkit.cli.writing import Asking, changing, writing_options
 from flagkit.errors import ConfigurationError, FlagNotFoundError
 from flagkit.model.keys import check_key
 from flagkit.storage import layout
+from flagkit.suggestions import suggested
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -91,8 +92,10 @@ def _show(key: str, output: str, **place: Unpack[Place]) -> None:
         state = reading.segments([key]).get((SEGMENTS, key))
         referring = sorted({flag for _, flag in reading.referring([key])})
         revision = reading.tip.revision
+        near = set[str]() if state else reading.keys_near((SEGMENTS, key))
     if state is None:
-        raise FlagNotFoundError(f"there is no segment {key!r}: `flagkit segments list` has all")
+        sentence = f"there is no segment {key!r}: `flagkit segments list` has all"
+        raise FlagNotFoundError(suggested(sentence, key, near))
     if output == "policy":
         say(f"# version {state.version} at revision {revision}")
         emit_text(segment_file(state), "yaml")

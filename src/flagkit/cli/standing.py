@@ -9,10 +9,10 @@ from msgspec import Struct
 
 from flagkit.changes import Tip
 from flagkit.cli.telling import Teller
-from flagkit.errors import EnvironmentNotFoundError
 from flagkit.storage.checkpoints import Checkpoint
 from flagkit.storage.registry import COUNTED_MAX, Census, Registered
 from flagkit.storage.survey import Member, Survey
+from flagkit.suggestions import environment_not_found
 
 _EPOCH_SHOWN_LENGTH = 8
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
@@ -38,7 +38,7 @@ def standing_of(uri: str, database: str, environment: str | None) -> Standing:
     with Survey(uri, database) as survey:
         now, tips = survey.environments()
         if environment is not None:
-            tips = [_named(environment, tips)]
+            tips = [_named(environment, tips, database)]
         checkpoints = survey.checkpoints(environment)
         return Standing(now, tips, checkpoints, survey.members(), survey.census(environment))
 
@@ -50,7 +50,7 @@ def tip_in(survey: Survey, environment: str) -> Tip:
         EnvironmentNotFoundError: it is not there.
         StoreError: the database did not answer, or refused.
     """
-    return _named(environment, survey.environments()[1])
+    return _named(environment, survey.environments()[1], survey.database)
 
 
 def show(standing: Standing, database: str) -> None:
@@ -172,14 +172,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / _MINUTE:.0f} min"
 
 
-def _named(environment: str, tips: Sequence[Tip]) -> Tip:
+def _named(environment: str, tips: Sequence[Tip], database: str) -> Tip:
     for tip in tips:
         if tip.environment == environment:
             return tip
-    known = ", ".join(tip.environment for tip in tips) or "none"
-    raise EnvironmentNotFoundError(
-        f"the environment {environment!r} is not in this database; there: {known}"
-    )
+    raise environment_not_found(environment, database, [tip.environment for tip in tips])
 
 
 def _newest(checkpoints: Sequence[Checkpoint], tip: Tip) -> str:

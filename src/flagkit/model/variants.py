@@ -7,6 +7,7 @@ from flagkit.errors import InvalidDocumentError
 from flagkit.model.documents import VariantType
 from flagkit.model.sensitive import Sealed, Secret, VariantValue, sealed_in
 from flagkit.model.values import Value, join
+from flagkit.suggestions import suggested
 
 _SIMPLE: Final[Mapping[type, VariantType]] = {bool: "boolean", str: "string", int: "integer"}
 """Classes of which every value can be a variant's."""
@@ -121,7 +122,9 @@ def check_variant(name: str, variants: Mapping[str, object], path: str) -> None:
     """Refuse the name of a variant that a flag has not."""
     if name not in variants:
         raise InvalidDocumentError(
-            path, f"{name!r} is not a variant of this flag", f"Use one of: {', '.join(variants)}"
+            path,
+            f"{name!r} is not a variant of this flag",
+            suggested(f"Use one of: {', '.join(variants)}", name, variants),
         )
 
 

@@ -4,7 +4,7 @@ import contextlib
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 import pymongo
@@ -110,6 +110,28 @@ def settings_for(uri: str) -> dict[str, Any]:
         name: least for name, least in _LEAST.items() if 0 < _number(own.get(name.lower())) < least
     }
     return _ALWAYS | defaults | raised
+
+
+class Limits(NamedTuple):
+    """How many seconds the driver waits; None stands for no limit.
+
+    `operation` limits a whole operation, if the connection string says so. `selection` limits the
+    search for a server, and `answer` the time that a server takes to answer.
+    """
+
+    operation: float | None
+    selection: float
+    answer: float | None
+
+
+def limits_of(uri: str) -> Limits:
+    """Return how long a client with a connection string and these settings waits."""
+    own, settings = _options(uri), settings_for(uri)
+    operation, selection, answer = (
+        settings[name] if name in settings else _number(own.get(name.lower()))
+        for name in ("timeoutMS", "serverSelectionTimeoutMS", "socketTimeoutMS")
+    )
+    return Limits(operation / 1000 or None, selection / 1000, answer / 1000 or None)
 
 
 def await_milliseconds(options: ClientOptions) -> int:

@@ -308,6 +308,14 @@ def policies_named(environment: str, keys: list[str]) -> Document:
     return {"$or": [{"_id": _between(environment, key, key)} for key in keys]}
 
 
+def policies_around(environment: str, key: str, *, is_after: bool) -> Document:
+    """Return the filter of flags, or segments, from a key on, or before it; a range of `_id`s."""
+    if is_after:
+        return {"_id": _between(environment, key, MaxKey())}
+    first, last = policy_id(environment, MinKey(), MinKey()), policy_id(environment, key, MinKey())
+    return {"_id": {"$gte": first, "$lt": last}}
+
+
 def _those_of(keys: Iterable[str]) -> Document:
     """Return the expression for what a ledger document has on policies of some keys."""
     return {

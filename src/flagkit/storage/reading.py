@@ -2,11 +2,12 @@
 
 import contextlib
 import functools
+import string
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from pymongo import ASCENDING
+from pymongo import ASCENDING, DESCENDING
 from pymongo.client_session import ClientSession
 
 from flagkit.changes import ACCESS as ACCESS_REGION
@@ -20,7 +21,10 @@ from flagkit.changes import (
     cut_in,
     digest,
 )
+from flagkit.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit.errors import StoreError
+from flagkit.model import EVERYWHERE
+from flagkit.model.keys import KEY_LENGTH_MAX
 from flagkit.model.segments import unpacked_part
 from flagkit.snapshot import Arena, check_digests
 from flagkit.storage.checkpoints import Checkpoint
@@ -59,7 +63,9 @@ from flagkit.storage.layout import (
     dependents_of,
     parts_named,
     pending_of,
+    policies_around,
     policies_of,
+    policy_id,
     proposals_named,
     proposals_of,
 )
@@ -76,6 +82,10 @@ from flagkit.storage.scanning import (
 )
 
 _BY_ID = [("_id", ASCENDING)]
+KEYS_AROUND_MAX: Final = 5_000
+"""So many keys on either side of a mistyped one are looked at for what was meant."""
+_MISTYPED_LENGTH_MAX: Final = 64
+_KEY_CHARACTERS: Final = f"{string.ascii_lowercase}{string.digits}-_."
 
 
 class Carried(NamedTuple):
@@ -341,6 +351,48 @@ class Reading(Past):
             ),
         )
 
+    def keys_near(self, policy: PolicyId) -> set[str]:
+        """Return keys of flags, or of segments, among them those that are near to a mistyped one.
+
+        All keys of a small environment are returned. Of a large one, it is KEYS_AROUND_MAX on
+        either side of the key in their order, and what a single typing mistake can be meant as.
+        """
+        region, key = policy[0], policy[1].lower()
+        found: dict[PolicyId, bool] = {}
+        if not key.isprintable() or len(key) > KEY_LENGTH_MAX:
+            return set()
+        collection = self._database[collection_of(region)]
+        environment = self.tip.environment
+        is_there: Document = {"policy": {"$ne": None}}
+        is_whole = True
+        for is_after, order in ((True, ASCENDING), (False, DESCENDING)):
+            count = 0
+            for document in collection.find(
+                policies_around(environment, key, is_after=is_after) | is_there,
+                {"_id": True},
+                sort=[("_id", order)],
+                limit=KEYS_AROUND_MAX,
+                session=self._session,
+            ):
+                count += 1
+                found[id_in(document)] = True
+            is_whole = is_whole and count < KEYS_AROUND_MAX
+        if not is_whole and len(key) <= _MISTYPED_LENGTH_MAX:
+            stored = SEGMENTS_REGION if region == SEGMENTS_REGION else EVERYWHERE
+            meant = [policy_id(environment, other, stored) for other in _meant_by(key)]
+            for document in collection.find(
+                {"_id": {"$in": meant}} | is_there, {"_id": True}, session=self._session
+            ):
+                found[id_in(document)] = True
+        for change in self.unprojected:
+            found |= {each.id: each.after is not None for each in change.policies}
+        wanted = collection_of(region)
+        return {
+            other
+            for (place, other), is_kept in found.items()
+            if is_kept and collection_of(place) == wanted
+        }
+
     def referring(self, segments: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of the flags whose rules refer to one of some segments."""
         wanted = set(segments)
@@ -397,3 +449,14 @@ class Reading(Past):
             for identity, state in states.items()
             if state is not None and wanted(state)
         }
+
+
+def _meant_by(key: str) -> set[str]:
+    """Return all texts that one mistake makes a key of: a character too many, too few or wrong."""
+    parts = [(key[:at], key[at:]) for at in range(len(key) + 1)]
+    found = {f"{head}{tail[1:]}" for head, tail in parts if tail}
+    found |= {f"{head}{tail[1]}{tail[0]}{tail[2:]}" for head, tail in parts if tail[1:]}
+    for character in _KEY_CHARACTERS:
+        found |= {f"{head}{character}{tail[1:]}" for head, tail in parts if tail}
+        found |= {f"{head}{character}{tail}" for head, tail in parts}
+    return found - {key, ""}

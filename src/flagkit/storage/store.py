@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from pymongo import MongoClient, ReadPreference, ReplaceOne
 from pymongo.database import Database
@@ -75,6 +75,10 @@ from flagkit.storage.pruning import Pruning
 from flagkit.storage.publishing import newest_first, published
 from flagkit.storage.reading import Reading
 from flagkit.storage.waiting import WaitingRequests
+from flagkit.suggestions import environment_not_found
+
+ENVIRONMENTS_ASKED_MAX: Final = 10_000
+"""So many environments are looked at for one that a mistyped name could mean."""
 
 
 def checked_store(store: object) -> "Store":
@@ -365,7 +369,7 @@ class Store:
             )
 
     def _unknown(self) -> EnvironmentNotFoundError:
-        return EnvironmentNotFoundError(
-            f"the environment {self.environment!r} is not in the database {self._database.name!r}:"
-            " create it once with Writer.create_environment(), or flagkit admin init --environment"
-        )
+        with translated("looking for environments"):
+            heads = self._database[HEADS].find({}, {"_id": True}, limit=ENVIRONMENTS_ASKED_MAX)
+            known = [head["_id"] for head in heads if isinstance(head["_id"], str)]
+        return environment_not_found(self.environment, self._database.name, known)

@@ -62,6 +62,8 @@ class Survey:
     """
 
     def __init__(self, uri: str, database: str) -> None:
+        self.database = database
+        """The name of the database."""
         with configured(uri):
             self._client: MongoClient[Document] = MongoClient(uri, **settings_for(uri))
             # Without a primary there is most need to look.

@@ -150,7 +150,11 @@ class Approvals(SegmentWorkflows):
             ProposalNotFoundError, ProposalClosedError: there is nothing to apply.
         """
         who, proposal = self._who(actor), checked_proposal(proposal)
-        found = read(proposal, self.store.proposals.said([proposal])[proposal])
+        said = self.store.proposals.said([proposal])[proposal]
+        if not said:
+            # An environment that does not exist has no proposals, either.
+            self.store.tip()
+        found = read(proposal, said)
         draft = Draft(self.environment)
         draft.operations = [*found.operations]
         draft.terms = Application(found, who)

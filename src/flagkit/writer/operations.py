@@ -31,6 +31,7 @@ from flagkit.model.segments import (
     members_of,
 )
 from flagkit.model.variants import bare_weights, check_variant, variant_with
+from flagkit.suggestions import suggested
 from flagkit.writer.leading import Lead
 from flagkit.writer.transitions import Verb, moved
 
@@ -56,6 +57,10 @@ class Earlier(Protocol):
 
     def everywhere(self, key: str) -> PolicyState | None:
         """Return the state of the flag of all regions, which an override of one region hides."""
+        ...
+
+    def keys_near(self, policy: PolicyId) -> Iterable[str]:
+        """Return keys of flags, or of segments, among them those that are near to a key."""
         ...
 
     def author(self, policy: PolicyId) -> tuple[str, datetime] | None:
@@ -108,9 +113,9 @@ class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
         if before is None:
             what = "segment" if self.region == SEGMENTS else "flag"
             where = "" if self.region in (EVERYWHERE, SEGMENTS) else f" in region {self.region}"
-            raise FlagNotFoundError(
-                f"there is no {what} {self.key!r}{where}: check the key, or create it first"
-            )
+            sentence = f"there is no {what} {self.key!r}{where}: check the key, or create it first"
+            near = earlier.keys_near(self.policy_id)
+            raise FlagNotFoundError(suggested(sentence, self.key, near))
         self._check_version(before, earlier)
         return before
 
@@ -420,7 +425,9 @@ def _part_of(document: Mapping[str, Any], rule: str | None, key: str) -> dict[st
     parts: dict[str, dict[str, Any]] = {part["name"]: part for part in document.get("rules", [])}
     if rule not in parts:
         raise InvalidDocumentError(
-            "rule", f"{rule!r} is not a rule of {key}", f"It has: {', '.join(parts) or 'no rules'}"
+            "rule",
+            f"{rule!r} is not a rule of {key}",
+            suggested(f"It has: {', '.join(parts) or 'no rules'}", rule, parts),
         )
     return parts[rule]
 

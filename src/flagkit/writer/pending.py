@@ -184,7 +184,10 @@ class Sequencer:
         commits: list[Commit] = []
         refused, waiting = 0, 0
         held: list[set[PolicyId] | None] = []
-        for document in self._store.waiting.in_order():
+        documents = self._store.waiting.in_order()
+        if not documents:
+            self._store.tip()
+        for document in documents:
             if self._stop.is_set():
                 break
             not_before, touched = document.get("not_before"), _touched(document)
@@ -210,6 +213,9 @@ class Sequencer:
     def waiting(self) -> list[Waiting]:
         """Return what waits, and what was refused, in order."""
         documents = self._store.waiting.all()
+        if not documents:
+            # Nothing waits in an environment that does not exist, either.
+            self._store.tip()
         requests = self._store.requests(map(_name, documents))
         found: list[Waiting] = []
         for document in documents:
@@ -233,6 +239,7 @@ class Sequencer:
         """Make sure that a request never becomes a revision; this is a revision itself."""
         document = self._store.waiting.find(request)
         if document is None:
+            self._store.tip()
             raise NotPendingError(f"there is no pending change {request!r}: see Writer.pending()")
         draft = Draft(self._store.environment)
         draft.terms = _Drop(request, _needs_of(_touched(document)))

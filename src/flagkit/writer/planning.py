@@ -32,6 +32,7 @@ from flagkit.model.grants import Grants, check_has_admin, decode_grants, encode_
 from flagkit.model.limits import encode_limits
 from flagkit.model.segments import Hashed, encode_segment
 from flagkit.storage.pages import bytes_of
+from flagkit.suggestions import suggested
 from flagkit.writer.operations import Earlier, Lists, Next, Operation
 from flagkit.writer.referring import Neighbours, References
 from flagkit.writer.rollbacks import History, Reinstate, expanded
@@ -119,6 +120,9 @@ class _Earlier(Struct, frozen=True):
 
     def everywhere(self, key: str) -> PolicyState | None:
         return self.standing((EVERYWHERE, key))
+
+    def keys_near(self, policy: PolicyId) -> Iterable[str]:
+        return self.reading.keys_near(policy)
 
     def author(self, policy: PolicyId) -> tuple[str, datetime] | None:
         return self.reading.author(policy)
@@ -262,12 +266,21 @@ def check_segments(
         missing |= gone
     for (_, flag), keys in sorted(named.items()):
         if lacking := keys & missing:
+            segment = min(lacking)
+            remedy = (
+                "Change them before, or in the same change"
+                if segment in gone
+                else suggested(
+                    "Create it before, or in the same change",
+                    segment,
+                    [*here, *reading.keys_near((SEGMENTS, segment))],
+                )
+            )
             raise BrokenReferenceError(
                 "rules",
-                f"refer to the segment {min(lacking)!r}, which does not exist"
-                + (" any more" if min(lacking) in gone else ""),
-                f"{'Change them' if min(lacking) in gone else 'Create it'} before, or in the same"
-                " change",
+                f"refer to the segment {segment!r}, which does not exist"
+                + (" any more" if segment in gone else ""),
+                remedy,
                 subject=f"flag {flag!r}",
             )
 

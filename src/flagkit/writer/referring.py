@@ -6,6 +6,7 @@ from typing import NoReturn, Protocol
 from flagkit.changes import ACCESS, SEGMENTS, PolicyId, PolicyState
 from flagkit.errors import BrokenReferenceError
 from flagkit.model import EVERYWHERE, Flag, decode
+from flagkit.suggestions import suggested
 
 
 class Neighbours(Protocol):
@@ -17,6 +18,10 @@ class Neighbours(Protocol):
 
     def dependents(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of the flags that have one of `keys` as a direct prerequisite."""
+        ...
+
+    def keys_near(self, policy: PolicyId) -> Iterable[str]:
+        """Return keys of flags, or of segments, among them those that are near to a key."""
         ...
 
 
@@ -96,11 +101,17 @@ class References:
         regions = self._by_key[prerequisite.flag]
         if EVERYWHERE not in regions and flag.region not in regions:
             gone = any(key == prerequisite.flag for _, key in self._changed)
+            remedy = f"{'Remove' if gone else 'Create'} it before, or in the same change"
+            if not gone:
+                others = {key for _, key in self._changed} - {flag.key}
+                near = self._reading.keys_near((EVERYWHERE, prerequisite.flag))
+                known = [key for key in (*others, *near) if key != flag.key]
+                remedy = suggested(remedy, prerequisite.flag, known)
             raise BrokenReferenceError(
                 f"{path}.flag",
                 f"{prerequisite.flag!r} does not exist{' any more' if gone else ''}"
                 f"{_in_region(flag.region)}",
-                f"{'Remove' if gone else 'Create'} it before, or in the same change",
+                remedy,
                 subject=f"flag {flag.key!r}",
             )
         for region, other in regions.items():
@@ -110,10 +121,11 @@ class References:
                 continue
             unknown = set(prerequisite.variants) - other.variants.keys()
             if unknown:
+                variant = min(unknown)
                 raise BrokenReferenceError(
                     f"{path}.variants",
-                    f"{min(unknown)!r} is no variant of {prerequisite.flag!r}{_in_region(region)}",
-                    f"It has: {', '.join(other.variants)}",
+                    f"{variant!r} is no variant of {prerequisite.flag!r}{_in_region(region)}",
+                    suggested(f"It has: {', '.join(other.variants)}", variant, other.variants),
                     subject=f"flag {flag.key!r}",
                 )
 

@@ -6,7 +6,7 @@ What it is asked for becomes a revision by the committer; its other rooms say wh
 import contextlib
 import uuid
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import Any, NoReturn, Self, Unpack, cast
+from typing import Any, Final, NoReturn, Self, Unpack, cast
 
 from flagkit.arguments import refusing_unknown_in_methods
 from flagkit.background import Log
@@ -31,6 +31,9 @@ from flagkit.writer.sealing import data_keys_of
 from flagkit.writer.workflows import Anyhow, Asked
 
 _log = Log("flagkit.writer")
+
+TIMEOUT_SECONDS: Final = 30.0
+"""By default, how long a change is attempted again while the database cannot be reached."""
 
 
 @refusing_unknown_in_methods
@@ -63,7 +66,7 @@ class Writer(Approvals):
         *,
         actor: str,
         database: str | None = None,
-        timeout: float = 30.0,
+        timeout: float = TIMEOUT_SECONDS,
         checkpoint_every: int | None = None,
         guards: Iterable[Guard] = (),
         encryption: Encryption | None = None,
