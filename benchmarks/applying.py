@@ -24,14 +24,14 @@ from benchmarks.catalogue import ENVIRONMENT, Stored
 from benchmarks.report import Plan, Result, measured
 from benchmarks.revisions import changes
 from benchmarks.timing import ratios
-from flagkit.embedded import EmbeddedMongo
-from flagkit.model import EVERYWHERE
-from flagkit.refresh import Arrived, CatchUp, CaughtUp, Refresher, State
-from flagkit.settings import DATABASE
-from flagkit.storage.forms import head_document
-from flagkit.storage.layout import HEADS
-from flagkit.storage.source import MongoSource
-from flagkit.view import View
+from flagkit._core.evaluation.evaluator import View
+from flagkit._core.model import EVERYWHERE
+from flagkit._core.storage.documents import head_document
+from flagkit._core.storage.layout import HEADS
+from flagkit._core.storage.source import MongoSource
+from flagkit.client.refresher import Arrived, CatchUp, CaughtUp, Refresher, State
+from flagkit.config import DATABASE
+from flagkit.testing.embedded import EmbeddedMongo
 
 FLAG_COUNT: Final = 10_000
 OTHERS_COUNT: Final = 0

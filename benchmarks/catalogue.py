@@ -22,10 +22,10 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 from msgspec import Struct
 
 from benchmarks.cases import FLAGS
-from flagkit.changes import DIGEST_MODULUS, PolicyState, Tip, state_of
-from flagkit.client import Client
-from flagkit.model import EVERYWHERE, decode, encode, packing
-from flagkit.snapshot import Record, SnapshotFile, arena_of
+from flagkit._core.model import EVERYWHERE, decode, encode, packing
+from flagkit._core.model.changes import DIGEST_MODULUS, PolicyState, Tip, state_of
+from flagkit._core.snapshot import Record, SnapshotFile, arena_of
+from flagkit.client.client import Client
 
 Document: TypeAlias = dict[str, Any]
 T = TypeVar("T")

@@ -12,13 +12,13 @@ from pymongo import MongoClient, ReplaceOne
 
 from benchmarks.cases import FLAGS, W1
 from benchmarks.catalogue import ENVIRONMENT, Entry, documents, entry, tip_of
-from flagkit.changes import Change, PolicyChange, Tip, next_change
-from flagkit.model import packing
-from flagkit.settings import DATABASE
-from flagkit.snapshot import seal_of
-from flagkit.storage.forms import head_document, ledger_document, policy_document
-from flagkit.storage.layout import FLAGS as FLAGS_COLLECTION
-from flagkit.storage.layout import HEADS, LEDGER, Document, policy_id
+from flagkit._core.model import packing
+from flagkit._core.model.changes import Change, PolicyChange, Tip, next_change
+from flagkit._core.snapshot import seal_of
+from flagkit._core.storage.documents import head_document, ledger_document, policy_document
+from flagkit._core.storage.layout import FLAGS as FLAGS_COLLECTION
+from flagkit._core.storage.layout import HEADS, LEDGER, Document, policy_id
+from flagkit.config import DATABASE
 
 INSERTED_AT_ONCE: Final = 10_000
 

@@ -20,8 +20,7 @@ from benchmarks import catalogue
 from benchmarks.cases import CASES, CONTEXT, FLAGS, HASHES, VARIANTS, W1, W2, W3, Case
 from benchmarks.report import Plan, Result, measured, percentile
 from benchmarks.timing import in_turn, ratios, timer
-from flagkit.client import Client
-from flagkit.counting_client import CountingClient
+from flagkit.client.client import Client, CountingClient
 from flagkit.testing import client_from
 
 COUNTING_BOUND_NANOSECONDS: Final = 40.0

@@ -21,9 +21,9 @@ from pymongo.write_concern import WriteConcern
 
 from benchmarks import catalogue, switching
 from benchmarks.report import Plan, Result, measured, percentile
-from flagkit.embedded import EmbeddedMongo
-from flagkit.settings import DATABASE
-from flagkit.storage.layout import FLAGS
+from flagkit._core.storage.layout import FLAGS
+from flagkit.config import DATABASE
+from flagkit.testing.embedded import EmbeddedMongo
 from flagkit.writer import Import, Writer
 
 FLAG_COUNT: Final = 100_000

@@ -32,12 +32,12 @@ from benchmarks.cases import CONTEXT
 from benchmarks.catalogue import ENVIRONMENT, ROLLOUT, Stored
 from benchmarks.report import Plan, Result, measured, percentile
 from benchmarks.revisions import changes
-from flagkit.changes import Change, Tip
-from flagkit.client import Client
-from flagkit.embedded import EmbeddedMongo
-from flagkit.settings import DATABASE
-from flagkit.storage.forms import head_document, ledger_document
-from flagkit.storage.layout import HEADS, LEDGER
+from flagkit._core.model.changes import Change, Tip
+from flagkit._core.storage.documents import head_document, ledger_document
+from flagkit._core.storage.layout import HEADS, LEDGER
+from flagkit.client.client import Client
+from flagkit.config import DATABASE
+from flagkit.testing.embedded import EmbeddedMongo
 
 BATCHES_A_SECOND: Final = 1_000
 CHECKS_A_BATCH: Final = 50

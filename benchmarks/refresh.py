@@ -25,11 +25,11 @@ from pymongo import MongoClient
 from benchmarks import applying, open_loop
 from benchmarks.apart import Companion
 from benchmarks.report import Plan, Result, measured, percentile
-from flagkit.client import Client
-from flagkit.embedded import EmbeddedMongo
+from flagkit._core.storage.layout import HEADS
+from flagkit.client.client import Client
+from flagkit.config import DATABASE
 from flagkit.errors import NotReadyError
-from flagkit.settings import DATABASE
-from flagkit.storage.layout import HEADS
+from flagkit.testing.embedded import EmbeddedMongo
 from flagkit.writer import Writer
 
 BOUND_MILLISECONDS: Final = 50.0

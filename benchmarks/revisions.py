@@ -13,7 +13,7 @@ from typing import Any, Final
 from benchmarks import catalogue
 from benchmarks.cases import FLAGS, W2
 from benchmarks.catalogue import SHARES, Document, entry
-from flagkit.changes import Change, PolicyChange, PolicyState, Tip, next_change
+from flagkit._core.model.changes import Change, PolicyChange, PolicyState, Tip, next_change
 
 CHANGED: Final[Mapping[str, Any]] = next(flag for flag in FLAGS if flag["key"] == W2)
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from benchmarks.report import Plan, Result, measured
-from flagkit.core.segments import Members
-from flagkit.model.segments import hashed_keys, members_of, new_seed, unpacked_part
+from flagkit._core.evaluation.matching import Members
+from flagkit._core.model.segments import hashed_keys, members_of, new_seed, unpacked_part
 
 MEMBER_COUNT: Final = 1_000_000
 ASKED_COUNT: Final = 20_000

@@ -16,7 +16,7 @@ from benchmarks.apart import apart
 from benchmarks.cases import CONTEXT
 from benchmarks.catalogue import Document, Stored
 from benchmarks.report import Plan, Result, measured
-from flagkit.client import Client
+from flagkit.client.client import Client
 from flagkit.testing import client_from
 
 FLAG_COUNT: Final = 100_000

@@ -27,13 +27,13 @@ from benchmarks.catalogue import ENVIRONMENT, Stored
 from benchmarks.report import FLAG_COUNT, Plan, Result, measured
 from benchmarks.revisions import changes
 from benchmarks.timing import ratios, waited_seconds
-from flagkit.changes import Tip
-from flagkit.client import Client
-from flagkit.embedded import EmbeddedMongo
-from flagkit.settings import DATABASE
-from flagkit.storage.layout import FLAGS, policies_of
-from flagkit.storage.scanning import BATCH_DOCUMENTS, PROJECTIONS
-from flagkit.storage.store import Store
+from flagkit._core.model.changes import Tip
+from flagkit._core.storage.layout import FLAGS, policies_of
+from flagkit._core.storage.scan import BATCH_DOCUMENTS, PROJECTIONS
+from flagkit._core.storage.store import Store
+from flagkit.client.client import Client
+from flagkit.config import DATABASE
+from flagkit.testing.embedded import EmbeddedMongo
 from flagkit.writer import write_checkpoint
 
 TAIL: Final = 1_000

@@ -17,11 +17,11 @@ from pymongo import MongoClient
 from pymongo.client_session import ClientSession
 
 from benchmarks.report import Plan, Result, measured, percentile
-from flagkit.changes import Change, Tip
-from flagkit.embedded import EmbeddedMongo
-from flagkit.settings import DATABASE
-from flagkit.storage.layout import HEADS, LEDGER
-from flagkit.storage.store import Store
+from flagkit._core.model.changes import Change, Tip
+from flagkit._core.storage.layout import HEADS, LEDGER
+from flagkit._core.storage.store import Store
+from flagkit.config import DATABASE
+from flagkit.testing.embedded import EmbeddedMongo
 from flagkit.writer import Writer
 from flagkit.writer.guards import LargestStep
 

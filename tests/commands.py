@@ -5,7 +5,7 @@ from typing import Any
 
 from click.testing import CliRunner, Result
 
-from flagkit.cli.commands import flagkit
+from flagkit.cli.main import flagkit
 from flagkit.writer import Writer
 
 

@@ -9,10 +9,10 @@ from hypothesis import settings
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from flagkit.cli import patience
-from flagkit.embedded import EmbeddedMongo
-from flagkit.storage.creating import prepared
-from flagkit.storage.layout import INDEXES
+from flagkit._core.storage.layout import INDEXES
+from flagkit._core.storage.provision import prepared
+from flagkit.cli import wait_notice as patience
+from flagkit.testing.embedded import EmbeddedMongo
 from flagkit.writer import Writer
 
 # A shared, noisy machine: a slow example is no failure.

@@ -20,8 +20,8 @@ from collections.abc import Generator, Iterable, Sequence
 from typing import Any, Self
 
 from flagkit import Client, Reason
-from flagkit.changes import Change, Tip
-from flagkit.snapshot import Record, Snapshot, kept_of, record_of
+from flagkit._core.model.changes import Change, Tip
+from flagkit._core.snapshot import Record, Snapshot, kept_of, record_of
 from flagkit.writer import Writer
 from tests.members import wait
 

@@ -1,6 +1,6 @@
 """Replica sets whose members are killed, suspended, cut off and brought back by tests.
 
-Other than those of `flagkit.embedded`, which live as long as somebody uses them. Each member has a
+Those of `flagkit.embedded` live as long as somebody uses them; these do not. Each member has a
 proxy before it, if need be, by which clients and the other members know it: so it may come back on
 another port, and be cut off from either. To be used in the main thread: members end with it.
 """
@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from flagkit.embedded import _FLAGS, _LISTENING, _find_mongod
+from flagkit.testing.embedded import _FLAGS, _LISTENING, _find_mongod
 from tests.proxy import HOST, Proxy
 
 SECONDS_MAX = 30.0

@@ -30,12 +30,11 @@ from bson.decimal128 import Decimal128
 from pymongo import MongoClient, WriteConcern
 from pymongo.collection import Collection
 
-from flagkit.core.compiler import compile_flag
-from flagkit.core.evaluation import Outcome
-from flagkit.model import Rule, Serve, decode
-from flagkit.model.conditions import Condition
-from flagkit.model.queries import TYPE_NAMES, parse
-from flagkit.model.values import normal
+from flagkit._core.evaluation.compiler import compile_flag
+from flagkit._core.evaluation.result import Outcome
+from flagkit._core.model import Rule, Serve, decode
+from flagkit._core.model.conditions import TYPE_NAMES, Condition, parse
+from flagkit._core.model.values import normal
 
 Document: TypeAlias = dict[str, Any]
 Attributes: TypeAlias = Mapping[str, Any]

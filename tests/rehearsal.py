@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from flagkit.changes import SEGMENTS, PolicyId, PolicyState
+from flagkit._core.model.changes import SEGMENTS, PolicyId, PolicyState
 from flagkit.errors import InvalidDocumentError, WriteError
 from flagkit.writer import Draft, Writer
 

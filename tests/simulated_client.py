@@ -10,13 +10,9 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from flagkit.changes import Tip
-from flagkit.errors import (
-    HistoryLostError,
-    StoreUnavailableError,
-    StreamsUnavailableError,
-)
-from flagkit.refresh import (
+from flagkit._core.model.changes import Tip
+from flagkit._core.snapshot import Snapshot
+from flagkit.client.refresher import (
     Action,
     Arrived,
     AskHead,
@@ -33,7 +29,11 @@ from flagkit.refresh import (
     Wait,
     Watch,
 )
-from flagkit.snapshot import Snapshot
+from flagkit.errors import (
+    HistoryLostError,
+    StoreUnavailableError,
+    StreamsUnavailableError,
+)
 from tests.simulated_set import Entry, Member, ReplicaSet
 from tests.simulated_step import Step, told
 from tests.simulated_stream import ENDED, Stream, Weather

@@ -7,23 +7,24 @@ the primary's ledger said.
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from flagkit.breaker import Circuit, Thresholds
-from flagkit.changes import Change, Tip
-from flagkit.refresh import (
+from flagkit._core.evaluation.evaluator import View
+from flagkit._core.model.changes import Change, Tip
+from flagkit._core.snapshot import Snapshot
+from flagkit.client.refresher import (
     Arrived,
     CatchUp,
+    Circuit,
     Event,
     HeadSeen,
     Load,
     Loaded,
     Pace,
     Route,
+    Thresholds,
     Wait,
     Watch,
 )
-from flagkit.snapshot import Snapshot
 from flagkit.testing import ManualClock
-from flagkit.view import View
 from tests.simulated_client import STEPS_KEPT, Around, SimulatedClient
 from tests.simulated_set import KEYS
 

@@ -12,8 +12,7 @@ from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
 
-from flagkit.bootstrap import initial_segment, initial_state
-from flagkit.changes import (
+from flagkit._core.model.changes import (
     Change,
     PolicyChange,
     PolicyId,
@@ -22,7 +21,8 @@ from flagkit.changes import (
     genesis,
     next_change,
 )
-from flagkit.snapshot import Snapshot, build, kept_of
+from flagkit._core.snapshot import Snapshot, build, kept_of
+from flagkit.client.sources import initial_segment, initial_state
 from flagkit.testing import ENVIRONMENT
 
 States: TypeAlias = Mapping[PolicyId, PolicyState]

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from flagkit.changes import Tip
-from flagkit.refresh import (
+from flagkit._core.model.changes import Tip
+from flagkit.client.refresher import (
     Action,
     Arrived,
     CatchUp,

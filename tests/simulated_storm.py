@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Final, Protocol
 
-from flagkit.snapshot import Snapshot
+from flagkit._core.snapshot import Snapshot
 from flagkit.testing import ManualClock
 from tests.simulated_client import STREAM_SECONDS_MAX, Around, SimulatedClient
 from tests.simulated_set import Member, ReplicaSet

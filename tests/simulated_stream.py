@@ -8,9 +8,9 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from flagkit.changes import Change
+from flagkit._core.model.changes import Change
+from flagkit.client.refresher import Arrived, Failed
 from flagkit.errors import StoreUnavailableError
-from flagkit.refresh import Arrived, Failed
 from tests.simulated_set import Entry, Member
 
 ENDED: Final = Failed(StoreUnavailableError("the change stream has ended"))

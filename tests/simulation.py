@@ -14,9 +14,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from flagkit.breaker import Circuit
-from flagkit.refresh import Event, Pace, Refresher, Route, State
-from flagkit.snapshot import Snapshot
+from flagkit._core.snapshot import Snapshot
+from flagkit.client.refresher import Circuit, Event, Pace, Refresher, Route, State
 from flagkit.testing import ManualClock
 from tests.simulated_client import CALL_SECONDS_MAX, GOOD_CALL_SECONDS_MAX, SimulatedClient
 from tests.simulated_rules import THRESHOLDS, Rules

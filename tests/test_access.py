@@ -12,8 +12,11 @@ import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from flagkit.changes import Change, PolicyChange, Tip, state_of
-from flagkit.client import Client
+from flagkit._core.model import Flag, decode, encode
+from flagkit._core.model.access import ROLES, Grant, Role
+from flagkit._core.model.changes import Change, PolicyChange, Tip, state_of
+from flagkit._core.model.values import is_same
+from flagkit.client.client import Client
 from flagkit.errors import (
     AccessDeniedError,
     FlagkitError,
@@ -22,9 +25,6 @@ from flagkit.errors import (
     StoreError,
     WriteError,
 )
-from flagkit.model import Flag, decode, encode
-from flagkit.model.grants import ROLES, Grant, Role
-from flagkit.model.values import is_same
 from flagkit.testing import client_from
 from flagkit.writer import (
     Draft,
@@ -36,7 +36,7 @@ from flagkit.writer import (
     write_checkpoint,
 )
 from flagkit.writer.access import MAY, Action, action_of
-from flagkit.writer.differences import differences
+from flagkit.writer.ledger import differences
 from tests.soak.fuzzing import SEGMENTS, PolicyDraw
 from tests.test_writer import flag
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymongo import MongoClient
 
+from flagkit._core.model.access import checked_actor
+from flagkit._core.storage.layout import INDEXES
 from flagkit.errors import InvalidDocumentError
-from flagkit.model.grants import checked_actor
-from flagkit.storage.layout import INDEXES
 from flagkit.writer import Import, Writer, grants, verify
 from tests.commands import Command
 from tests.test_writer import flag

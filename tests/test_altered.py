@@ -18,12 +18,12 @@ import pytest
 from pymongo import DeleteOne, MongoClient, ReplaceOne
 from pymongo.database import Database
 
-from flagkit.encryption import Encryption
+from flagkit._core.secrets import Encryption
+from flagkit._core.source import Heartbeat
+from flagkit._core.storage import pages
+from flagkit._core.storage.client_registry import identity_of, registering
+from flagkit._core.storage.layout import INDEXES, KEYS
 from flagkit.errors import AccessDeniedError, FlagkitError
-from flagkit.heartbeat import Heartbeat
-from flagkit.storage import pages
-from flagkit.storage.layout import INDEXES, KEYS
-from flagkit.storage.registry import identity_of, registering
 from flagkit.writer import (
     Retention,
     Writer,

@@ -23,8 +23,8 @@ from flagkit.errors import (
     StoreError,
 )
 from flagkit.writer import Approval, Draft, Freeze, Writer, denials, entries, verify
+from flagkit.writer.approvals import proposal_digest
 from flagkit.writer.ledger import DECISIONS
-from flagkit.writer.proposals import proposal_digest
 from tests.test_writer import flag, policy
 
 pytestmark = pytest.mark.mongo

@@ -10,13 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.catalogue import documents
-from flagkit.changes import DIGEST_MODULUS, PolicyId, genesis
-from flagkit.model import decode, packing
-from flagkit.snapshot import Arena, Record, arena, arena_of, building, folding, whole
-from flagkit.snapshot.arena import hash_of
-from flagkit.snapshot.folding import folded
-from flagkit.snapshot.lengths import encoded_length, length_at
-from flagkit.snapshot.names import BLOCK_KEYS, BLOCK_KEYS_MAX, Names, NamesWriter, encoded
+from flagkit._core.model import decode, packing
+from flagkit._core.model.changes import DIGEST_MODULUS, PolicyId, genesis
+from flagkit._core.snapshot import Arena, Record, arena, arena_of, whole
+from flagkit._core.snapshot import builder as building
+from flagkit._core.snapshot import compaction as folding
+from flagkit._core.snapshot.arena import (
+    BLOCK_KEYS,
+    BLOCK_KEYS_MAX,
+    Names,
+    NamesWriter,
+    encoded,
+    hash_of,
+)
+from flagkit._core.snapshot.compaction import folded
+from flagkit._core.snapshot.layout import encoded_length, length_at
 
 TIP = genesis("production", "epoch", datetime(2026, 1, 1, tzinfo=UTC))
 REGIONS = ("*", "eu", "@segments")

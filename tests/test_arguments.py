@@ -13,9 +13,9 @@ import pytest
 
 import flagkit
 from flagkit import Client
-from flagkit.arguments import refusing_unknown
+from flagkit._core.arguments import refusing_unknown
+from flagkit.config import Options
 from flagkit.errors import FlagkitError, InvalidArgumentError
-from flagkit.settings import Options
 from flagkit.testing import MemoryHistory
 from flagkit.writer import Draft, Writer, entries, stale_flags
 from flagkit.writer.ledger import newer

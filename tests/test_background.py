@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagkit import Client, background
-from flagkit.background import BackgroundThread, Log, Pauses, words_of
+from flagkit import Client
+from flagkit._core import background
+from flagkit._core.background import BackgroundThread, Log, Pauses, words_of
+from flagkit._core.snapshot import Snapshot, SnapshotFile
+from flagkit.client.refresher import Route, State
+from flagkit.client.sources import Origin
 from flagkit.errors import FlagkitError
-from flagkit.origin import Origin
-from flagkit.refresh import Route, State
-from flagkit.snapshot import Snapshot, SnapshotFile
 from flagkit.testing import MemoryHistory, MemorySource
 from flagkit.writer import Writer
 from tests.processes import eventually

@@ -44,14 +44,14 @@ from benchmarks.report import (
 )
 from benchmarks.revisions import changes
 from benchmarks.timing import Call
-from flagkit.changes import PolicyChange
-from flagkit.core import templates
-from flagkit.embedded import EmbeddedMongo
-from flagkit.settings import DATABASE
-from flagkit.snapshot import fold, whole
-from flagkit.storage.forms import policy_document
-from flagkit.storage.layout import HEADS
+from flagkit._core.evaluation import compiler as templates
+from flagkit._core.model.changes import PolicyChange
+from flagkit._core.snapshot import fold, whole
+from flagkit._core.storage.documents import policy_document
+from flagkit._core.storage.layout import HEADS
+from flagkit.config import DATABASE
 from flagkit.testing import client_from
+from flagkit.testing.embedded import EmbeddedMongo
 
 
 def result(value: float, bound: float | None = 2.0, case: str = "W1") -> Result:

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from flagkit.bootstrap import bootstrap_snapshot, snapshot_from
-from flagkit.client import Client
-from flagkit.core.evaluation import ErrorCode
+from flagkit._core.evaluation.result import ErrorCode
+from flagkit._core.model import EVERYWHERE
+from flagkit._core.snapshot import SnapshotFile, whole
+from flagkit._core.snapshot.snapshot import fold
+from flagkit.client.client import Client
+from flagkit.client.sources import Origin, bootstrap_snapshot, snapshot_from
 from flagkit.errors import ConfigurationError, InvalidDocumentError, NotReadyError
-from flagkit.model import EVERYWHERE
-from flagkit.origin import Origin
-from flagkit.snapshot import SnapshotFile, whole
-from flagkit.snapshot.snapshots import fold
 from flagkit.testing import MemoryHistory
 
 SEARCH: Mapping[str, Any] = {

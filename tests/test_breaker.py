@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagkit.breaker import Breaker, Circuit, Thresholds
+from flagkit.client.refresher import Breaker, Circuit, Thresholds
 
 THRESHOLDS = Thresholds(failure_count=3, first_seconds=1.0, max_seconds=30.0, lag_seconds=60.0)
 

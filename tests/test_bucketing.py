@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagkit.core.bucketing import HASHES, bucket, hash_of, seed, threshold
-from flagkit.model.keys import key_of
-from flagkit.model.rollouts import BUCKETS
+from flagkit._core.evaluation.bucketing import HASHES, bucket, hash_of, seed, threshold
+from flagkit._core.model.keys import key_of
+from flagkit._core.model.rollouts import BUCKETS
 
 GOLDEN = Path(__file__).parent / "golden" / "buckets.json"
 
@@ -108,7 +108,7 @@ def test_similar_salts_have_unlike_seeds() -> None:
 def test_another_process_has_the_same_buckets(hash_seed: str) -> None:
     program = (
         "import json, sys\n"
-        "from flagkit.core.bucketing import bucket, seed\n"
+        "from flagkit._core.evaluation.bucketing import bucket, seed\n"
         "vectors = json.load(sys.stdin)\n"
         "print([bucket(seed(vector['salt']), vector['key']) for vector in vectors])\n"
     )

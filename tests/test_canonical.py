@@ -19,15 +19,15 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from ruamel.yaml import YAML
 
-from flagkit.cli.policy_files import Policy, PolicyFile
-from flagkit.cli.policy_text import json_text, yaml_text
-from flagkit.core.matching import matches
+from flagkit._core.evaluation.matching import matches
+from flagkit._core.model import Flag, Rollout, Serves, decode
+from flagkit._core.model.canonical import _CONSTANTS, canonical, digest, segment_digest
+from flagkit._core.model.conditions import OPERATORS
+from flagkit._core.model.rollouts import allocate
+from flagkit._core.model.segments import decode_segment
 from flagkit.errors import InvalidDocumentError
-from flagkit.model import Flag, Rollout, Serves, decode
-from flagkit.model.canonical import _CONSTANTS, canonical, digest, segment_digest
-from flagkit.model.queries import OPERATORS
-from flagkit.model.rollouts import allocate
-from flagkit.model.segments import decode_segment
+from flagkit.policy_files.dump import json_text, yaml_text
+from flagkit.policy_files.reader import Policy, PolicyFile
 from tests.oracle import Draw
 from tests.test_model import MOMENT, document, documents, rollout, rule, same, when
 

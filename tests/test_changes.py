@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from flagkit.changes import (
+from flagkit._core.model.changes import (
     DIGEST_MODULUS,
     Change,
     PolicyChange,

@@ -16,18 +16,18 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from flagkit import Client
+from flagkit._core.snapshot import Snapshot, SnapshotFile, fold, whole
+from flagkit._core.storage import checkpoints as publishing
+from flagkit._core.storage import checkpoints as reading
+from flagkit._core.storage.source import MongoSource
+from flagkit._core.storage.store import Store
+from flagkit.client.refresher import Route
 from flagkit.errors import (
     ConfigurationError,
     EnvironmentNotFoundError,
     SnapshotFormatError,
     StoreError,
 )
-from flagkit.refresh import Route
-from flagkit.snapshot import Snapshot, SnapshotFile, fold, whole
-from flagkit.storage import checkpoints as reading
-from flagkit.storage import publishing
-from flagkit.storage.source import MongoSource
-from flagkit.storage.store import Store
 from flagkit.writer import Checkpoint, Writer, checkpoints, write_checkpoint
 
 pytestmark = pytest.mark.mongo

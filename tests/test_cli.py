@@ -18,12 +18,12 @@ from ruamel.yaml import YAML
 
 import flagkit
 from flagkit import Context
-from flagkit.cli.commands import flagkit as flagkit_command
-from flagkit.cli.policy_files import PolicyFile
-from flagkit.cli.population import users
-from flagkit.cli.standing import duration
+from flagkit._core.model import decode
+from flagkit.cli.commands.demo import users
+from flagkit.cli.commands.status import duration
+from flagkit.cli.main import flagkit as flagkit_command
 from flagkit.errors import BrokenReferenceError, ConfigurationError, InvalidDocumentError
-from flagkit.model import decode
+from flagkit.policy_files.reader import PolicyFile
 from flagkit.testing import client_from
 from flagkit.writer import Writer
 from tests.terminals import run_on_terminal

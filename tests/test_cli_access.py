@@ -2,9 +2,8 @@
 
 import pytest
 
+from flagkit._core.model.access import Grant, Limit, Limits
 from flagkit.errors import AccessDeniedError
-from flagkit.model.grants import Grant
-from flagkit.model.limits import Limit, Limits
 from flagkit.writer import Writer, grants, limits
 from tests.commands import Command, revision
 from tests.test_writer import flag

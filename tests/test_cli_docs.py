@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 import pytest
 
-from flagkit.cli.commands import flagkit
-from flagkit.cli.failures import CONFLICT, FAILED, FAULTS_FOUND
-from flagkit.cli.writing import writing_options
+from flagkit.cli.changes import writing_options
+from flagkit.cli.errors import CONFLICT, FAILED, FAULTS_FOUND
+from flagkit.cli.main import flagkit
 from flagkit.writer import Writer
 from tests.commands import Command
 

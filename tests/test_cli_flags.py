@@ -7,9 +7,8 @@ import pytest
 from pymongo import MongoClient
 from ruamel.yaml import YAML
 
-from flagkit.changes import PolicyState
-from flagkit.cli.policies import flag_document
-from flagkit.cli.telling import LISTED_MAX, Teller
+from flagkit._core.model.changes import PolicyState
+from flagkit.cli.output import LISTED_MAX, Teller, flag_document
 from flagkit.writer import Writer, entries
 from tests.commands import Command, revision
 from tests.test_writer import flag

@@ -23,14 +23,13 @@ from hypothesis import strategies as st
 from pymongo import MongoClient
 from ruamel.yaml import YAML
 
-from flagkit.cli.commands import flagkit
-from flagkit.cli.failures import exit_code_of
-from flagkit.cli.streams import guarded_streams, work_is_done
-from flagkit.cli.telling import Teller
+from flagkit._core.model import access as grants
+from flagkit._core.printable import printable
+from flagkit.cli.errors import exit_code_of
+from flagkit.cli.main import flagkit
+from flagkit.cli.output import Teller, guarded_streams, work_is_done
 from flagkit.errors import AccessDeniedError
 from flagkit.history import client_at, digest_of
-from flagkit.model import grants
-from flagkit.printable import printable
 from flagkit.writer import Writer, access
 from flagkit.writer import writer as writer_module
 from tests.hostile import MARKUP, STORABLE, assert_harmless

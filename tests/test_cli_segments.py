@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from flagkit.changes import SEGMENTS
-from flagkit.cli.policies import segment_document
+from flagkit._core.model.changes import SEGMENTS
+from flagkit.cli.output import segment_document
 from flagkit.writer import Writer, entries
 from tests.commands import Command, revision
 from tests.test_writer import flag

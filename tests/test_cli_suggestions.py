@@ -8,7 +8,7 @@ import click
 import pytest
 from pymongo import MongoClient
 
-from flagkit.cli.commands import flagkit
+from flagkit.cli.main import flagkit
 from flagkit.history import client_at, digest_of
 from flagkit.writer import Writer
 from tests.commands import Command

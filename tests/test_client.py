@@ -24,21 +24,16 @@ import msgspec
 import pytest
 
 import flagkit
-from flagkit import (
-    Client,
-    Context,
-    CountingClient,
-    ErrorCode,
-    Evaluation,
-    Reason,
-    use_context,
-    view,
-)
-from flagkit import client as client_module
-from flagkit.bootstrap import snapshot_from
-from flagkit.client import EQUAL_CLIENTS_MAX
-from flagkit.core.contexts import _ambient, attributes_of
-from flagkit.core.evaluation import Outcome, evaluation_of
+from flagkit import Client, Context, CountingClient, ErrorCode, Evaluation, Reason, use_context
+from flagkit._core.evaluation import evaluator as view
+from flagkit._core.evaluation.context import _ambient, attributes_of
+from flagkit._core.evaluation.evaluator import View
+from flagkit._core.evaluation.result import Outcome, evaluation_of
+from flagkit._core.model import decode
+from flagkit.client import client as client_module
+from flagkit.client.client import EQUAL_CLIENTS_MAX
+from flagkit.client.sources import Origin, snapshot_from
+from flagkit.config import settings_from
 from flagkit.errors import (
     ClosedError,
     ConfigurationError,
@@ -47,11 +42,7 @@ from flagkit.errors import (
     NotReadyError,
     StoreUnavailableError,
 )
-from flagkit.model import decode
-from flagkit.origin import Origin
-from flagkit.settings import settings_from
 from flagkit.testing import ManualClock, MemoryHistory, client_from
-from flagkit.view import View
 from flagkit.writer import Writer
 
 NOWHERE = "mongodb://127.0.0.1:1/?replicaSet=rs0&serverSelectionTimeoutMS=100"

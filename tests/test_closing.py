@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from flagkit.changes import Change, Tip
-from flagkit.client import Client
+from flagkit._core.model.changes import Change, Tip
+from flagkit._core.snapshot import Snapshot, SnapshotFile
+from flagkit.client.client import Client
+from flagkit.client.refresher import Route, State
+from flagkit.client.sources import Origin
 from flagkit.errors import ConfigurationError, InvalidDocumentError, StreamsUnavailableError
-from flagkit.origin import Origin
-from flagkit.refresh import Route, State
-from flagkit.snapshot import Snapshot, SnapshotFile
 from flagkit.testing import ENVIRONMENT, MemoryHistory, MemorySource
 from flagkit.writer import Writer
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagkit.collector import PAUSED_THRESHOLD, collector_paused
+from flagkit._core.cooperative import PAUSED_THRESHOLD, collector_paused
 
 pytestmark = pytest.mark.every_python
 

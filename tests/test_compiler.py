@@ -12,17 +12,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flagkit.core import compiler
-from flagkit.core.bucketing import bucket, hash_of, seed
-from flagkit.core.compiler import LEAVES_MAX, compile_flag, compile_switch
-from flagkit.core.contexts import Context, ContextLike, attributes_of, use_context
-from flagkit.core.evaluation import CALLERS_DEFAULT, ErrorCode, Outcome, Reason
-from flagkit.core.matching import attribute, matches
-from flagkit.core.templates import Evaluator, MissingKeyError, Switch
+from flagkit._core.evaluation import compiler
+from flagkit._core.evaluation.bucketing import bucket, hash_of, seed
+from flagkit._core.evaluation.compiler import (
+    LEAVES_MAX,
+    Evaluator,
+    MissingKeyError,
+    Switch,
+    compile_flag,
+    compile_switch,
+)
+from flagkit._core.evaluation.context import Context, ContextLike, attributes_of, use_context
+from flagkit._core.evaluation.matching import attribute, matches
+from flagkit._core.evaluation.result import CALLERS_DEFAULT, ErrorCode, Outcome, Reason
+from flagkit._core.model import Flag, Rollout, Serve, Serves, decode
+from flagkit._core.model.keys import key_of
+from flagkit._core.model.values import DEPTH_MAX
 from flagkit.errors import InvalidContextError, InvalidDocumentError
-from flagkit.model import Flag, Rollout, Serve, Serves, decode
-from flagkit.model.keys import key_of
-from flagkit.model.values import DEPTH_MAX
 
 pytestmark = pytest.mark.every_python
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flagkit import Client, CountingClient, Counts
-from flagkit.counting import SAMPLED_EACH, Counting, Lap
+from flagkit.client.counters import SAMPLED_EACH, Counting, Lap
 from flagkit.testing import MemoryHistory, client_from
 
 BOOLEAN = {"on": True, "off": False}

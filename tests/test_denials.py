@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pymongo import MongoClient
 from pymongo.database import Database
 
+from flagkit._core.storage.layout import DENIAL_LENGTH_MAX, DENIAL_OPERATIONS_MAX
+from flagkit._core.storage.requests import DENIALS_A_MINUTE_MAX, GROUPS, Denials, shortened
 from flagkit.errors import AccessDeniedError
-from flagkit.storage.denials import DENIALS_A_MINUTE_MAX, GROUPS, Denials, shortened
-from flagkit.storage.layout import DENIAL_LENGTH_MAX, DENIAL_OPERATIONS_MAX
 from flagkit.writer import Retention, Writer, denials, erase, prunable, prune
 from flagkit.writer.access import Denial
 from tests.commands import Command
@@ -122,7 +122,7 @@ def test_not_even_a_flood_of_names_has_no_end(closed: Writer) -> None:
 @settings(max_examples=30)
 @given(st.text(max_size=20), st.text(max_size=20))
 def test_two_actors_seldom_have_the_same_slots(one: str, other: str) -> None:
-    from flagkit.storage.denials import _slots  # noqa: PLC0415 - of this test alone
+    from flagkit._core.storage.requests import _slots  # noqa: PLC0415 - of this test alone
 
     shared = {*_slots("20261201T1200Z", one)} & {*_slots("20261201T1200Z", other)}
     assert one == other or len(shared) < DENIALS_A_MINUTE_MAX

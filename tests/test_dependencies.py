@@ -221,7 +221,7 @@ def test_nothing_moves_between_the_look_and_the_commit(
 
 
 def test_a_proposal_of_an_earlier_version_has_no_dependencies(shop: Writer) -> None:
-    from flagkit.writer.proposals import proposal_digest  # noqa: PLC0415 - of this test alone
+    from flagkit.writer.approvals import proposal_digest  # noqa: PLC0415 - of this test alone
 
     proposal = proposed(shop, off())
     collection = shop.store._database.proposals

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from flagkit.changes import SEGMENTS, PolicyChange, PolicyState, state_of
-from flagkit.model import EVERYWHERE, decode, encode
-from flagkit.model.segments import decode_segment, encode_segment
-from flagkit.writer.differences import differences
+from flagkit._core.model import EVERYWHERE, decode, encode
+from flagkit._core.model.changes import SEGMENTS, PolicyChange, PolicyState, state_of
+from flagkit._core.model.segments import decode_segment, encode_segment
+from flagkit.writer.ledger import differences
 
 KEY = "shop.search"
 RULE = {"name": "dach", "when": {"country": "DE"}, "rollout": 10}

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from flagkit.cli.policy_files import PolicyFile
-from flagkit.model import decode, encode
-from flagkit.model.queries import LOGICAL_OPERATORS, OPERATORS, OPTIONS
-from flagkit.model.segments import decode_segment, encode_segment
-from flagkit.storage.roles import ALL, ROLES
+from flagkit._core.model import decode, encode
+from flagkit._core.model.conditions import LOGICAL_OPERATORS, OPERATORS, OPTIONS
+from flagkit._core.model.segments import decode_segment, encode_segment
+from flagkit._core.storage.provision import ALL, ROLES
+from flagkit.policy_files.reader import PolicyFile
 from flagkit.testing import client_from
-from flagkit.writer.transitions import TRANSITIONS
+from flagkit.writer.operations import TRANSITIONS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]

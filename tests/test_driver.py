@@ -11,11 +11,11 @@ from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
 
 from flagkit import Client
+from flagkit._core.model import EVERYWHERE
+from flagkit._core.storage.driver import await_milliseconds, settings_for
+from flagkit._core.storage.source import MongoSource
+from flagkit.client.refresher import Route
 from flagkit.errors import ConfigurationError
-from flagkit.model import EVERYWHERE
-from flagkit.refresh import Route
-from flagkit.storage.driver import await_milliseconds, settings_for
-from flagkit.storage.source import MongoSource
 from flagkit.writer import Writer, verify
 
 pytestmark = pytest.mark.every_python

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from pymongo import MongoClient, WriteConcern
 
-from flagkit.embedded import EmbeddedMongo
 from flagkit.errors import ConfigurationError, EmbeddedMongoError
+from flagkit.testing.embedded import EmbeddedMongo
 
 pytestmark = pytest.mark.mongo
 
@@ -27,7 +27,7 @@ Client = MongoClient[dict[str, Any]]
 
 USER = """
 import json, sys
-from flagkit.embedded import EmbeddedMongo
+from flagkit.testing.embedded import EmbeddedMongo
 with EmbeddedMongo(*sys.argv[1:]) as server:
     print(json.dumps([str(server.path), server.uri, server.members]), flush=True)
     sys.stdin.read()
@@ -35,7 +35,7 @@ with EmbeddedMongo(*sys.argv[1:]) as server:
 
 FORKING_USER = """
 import os
-from flagkit.embedded import EmbeddedMongo
+from flagkit.testing.embedded import EmbeddedMongo
 read_end, write_end = os.pipe()
 with EmbeddedMongo() as server:
     child = os.fork()

@@ -32,11 +32,19 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from pymongo import MongoClient
 from pymongo.encryption import ClientEncryption
 
-from flagkit import Client, CountingClient, ErrorCode, refresh_thread
-from flagkit.bootstrap import snapshot_from
-from flagkit.changes import state_of
-from flagkit.cli.commands import flagkit
-from flagkit.encryption import Encryption, local_encryption
+from flagkit import Client, CountingClient, ErrorCode
+from flagkit._core.evaluation.evaluator import View
+from flagkit._core.model import decode, encode
+from flagkit._core.model.changes import state_of
+from flagkit._core.model.packing import pack, unpack
+from flagkit._core.model.sensitive import Sealed
+from flagkit._core.secrets import Encryption, Unsealing, local_encryption, sealed, value_of
+from flagkit._core.snapshot import flag_of
+from flagkit._core.snapshot.snapshot import record_of
+from flagkit._core.storage.encryption import MongoDataKeys
+from flagkit.cli.main import flagkit
+from flagkit.client import refresh_thread
+from flagkit.client.sources import snapshot_from
 from flagkit.errors import (
     ConfigurationError,
     EncryptionError,
@@ -46,17 +54,8 @@ from flagkit.errors import (
     RequestConflictError,
 )
 from flagkit.history import client_at, digest_of, replay
-from flagkit.model import decode, encode
-from flagkit.model.packing import pack, unpack
-from flagkit.model.sealing import sealed, value_of
-from flagkit.model.sensitive import Sealed
-from flagkit.snapshot import flag_of
-from flagkit.snapshot.snapshots import record_of
-from flagkit.storage.encryption import MongoDataKeys
-from flagkit.telemetry import instrument
+from flagkit.integrations.opentelemetry import instrument
 from flagkit.testing import client_from
-from flagkit.unsealing import Unsealing
-from flagkit.view import View
 from flagkit.writer import Import, Writer, entries, verify, write_checkpoint
 from tests.processes import Child, eventually
 
@@ -976,7 +975,7 @@ def test_settings_that_the_driver_refuses_are_not_repeated(where: dict[str, Any]
 def test_what_is_missing_is_named_where_it_is_first_wanted() -> None:
     program = (
         "import sys; sys.modules['pymongocrypt'] = None\n"
-        "from flagkit.encryption import Encryption\n"
+        "from flagkit._core.secrets import Encryption\n"
         "from flagkit.errors import MissingExtraError\n"
         "try: Encryption(kms_providers={})\n"
         "except MissingExtraError as error: print(error)\n"
@@ -990,7 +989,7 @@ def test_what_is_missing_is_named_where_it_is_first_wanted() -> None:
 
 def test_importing_flagkit_or_its_writer_loads_no_cryptography() -> None:
     program = (
-        "import sys, flagkit.writer, flagkit.client, flagkit.storage.source\n"
+        "import sys, flagkit.writer, flagkit.client.client, flagkit._core.storage.source\n"
         "print([name for name in ('pymongocrypt', 'pymongo.encryption') if name in sys.modules])"
     )
     done = subprocess.run(

@@ -9,7 +9,8 @@ from click.testing import CliRunner
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from flagkit.cli.commands import flagkit
+from flagkit._core.storage.layout import INDEXES
+from flagkit.cli.main import flagkit
 from flagkit.errors import (
     AccessDeniedError,
     InvalidDocumentError,
@@ -18,9 +19,8 @@ from flagkit.errors import (
     VersionConflictError,
     WriteError,
 )
-from flagkit.storage.layout import INDEXES
 from flagkit.writer import Commit, Erasure, Writer, denials, entries, erase, verify
-from flagkit.writer.recorded import request_digest
+from flagkit.writer.operations import request_digest
 from tests.test_writer import flag
 
 pytestmark = pytest.mark.mongo

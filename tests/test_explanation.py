@@ -12,11 +12,11 @@ import pytest
 
 import flagkit
 from flagkit import Client, ErrorCode, Reason
-from flagkit.bootstrap import initial_state
-from flagkit.changes import genesis, state_of
-from flagkit.core.bucketing import bucket, seed
-from flagkit.core.explanation import ConditionTrace, FlagTrace
-from flagkit.snapshot import Arena, Record, Snapshot, arena_of, record_of
+from flagkit._core.evaluation.bucketing import bucket, seed
+from flagkit._core.evaluation.explanation import ConditionTrace, FlagTrace
+from flagkit._core.model.changes import genesis, state_of
+from flagkit._core.snapshot import Arena, Record, Snapshot, arena_of, record_of
+from flagkit.client.sources import initial_state
 from flagkit.testing import client_from
 from tests.soak.fuzzing import FLAG_COUNT, SEGMENTS, PolicyDraw
 

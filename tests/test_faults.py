@@ -17,12 +17,11 @@ from pymongo import WriteConcern
 from pymongo.errors import AutoReconnect
 
 from flagkit import Client, ErrorCode
-from flagkit.breaker import Thresholds
-from flagkit.changes import genesis, next_change
+from flagkit._core.model.changes import genesis, next_change
+from flagkit._core.storage.documents import head_document, ledger_document
+from flagkit._core.storage.layout import INDEXES
+from flagkit.client.refresher import Pace, State, Thresholds
 from flagkit.errors import NotReadyError
-from flagkit.refresh import Pace, State
-from flagkit.storage.forms import head_document, ledger_document
-from flagkit.storage.layout import INDEXES
 from flagkit.writer import Writer, verify
 from tests.following import (
     ENVIRONMENT,

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from flagkit.bootstrap import initial_segment, initial_state
-from flagkit.changes import Tip, digest
+from flagkit._core.model.changes import Tip, digest
+from flagkit._core.snapshot import Snapshot, SnapshotFile, build, fold, segment_of, whole
+from flagkit._core.snapshot import layout as frame
+from flagkit.client.sources import initial_segment, initial_state
 from flagkit.errors import SnapshotFormatError
-from flagkit.snapshot import Snapshot, SnapshotFile, build, fold, frame, segment_of, whole
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 ON: Mapping[str, Any] = {
@@ -205,7 +206,7 @@ def test_a_file_without_the_overrides_of_the_region_is_refused(file: SnapshotFil
 
 def test_one_process_at_a_time_may_write(file: SnapshotFile) -> None:
     asking = (
-        "import sys; from flagkit.snapshot import SnapshotFile\n"
+        "import sys; from flagkit._core.snapshot import SnapshotFile\n"
         "with SnapshotFile(sys.argv[1], 'production', '*').claimed() as mine: print(mine)"
     )
 
@@ -256,7 +257,7 @@ def test_where_there_is_no_directory_nothing_can_be_written(tmp_path: Path) -> N
 
 MEASURE = """
 import sys
-from flagkit.snapshot import SnapshotFile
+from flagkit._core.snapshot import SnapshotFile
 snapshot = SnapshotFile(sys.argv[1], "production", "*").read()
 found, private = False, 0
 for line in open("/proc/self/smaps"):

@@ -13,12 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from flagkit.changes import PolicyId, genesis
-from flagkit.snapshot import Arena, Record, arena_of, folding, whole
-from flagkit.snapshot.folding import EDIT_RUN, GAPS_MIN, RUN_SLICE, _Edit, _Edits, folded
-from flagkit.snapshot.frame import Columns
-from flagkit.snapshot.names import BLOCK_KEYS
-from flagkit.snapshot.slices import (
+from flagkit._core.model.changes import PolicyId, genesis
+from flagkit._core.snapshot import Arena, Record, arena_of, whole
+from flagkit._core.snapshot import compaction as folding
+from flagkit._core.snapshot.arena import BLOCK_KEYS
+from flagkit._core.snapshot.chunks import (
     SLICE_BYTES,
     SORTED_AT_ONCE,
     Chunks,
@@ -27,6 +26,8 @@ from flagkit.snapshot.slices import (
     copied,
     given_back,
 )
+from flagkit._core.snapshot.compaction import EDIT_RUN, GAPS_MIN, RUN_SLICE, _Edit, _Edits, folded
+from flagkit._core.snapshot.layout import Columns
 from tests.test_arena import KEYS, MODELS, RECORDS, TIP, Model, assert_same
 
 NEXT = replace(genesis("production", "epoch", datetime(2026, 1, 2, tzinfo=UTC)), revision=7)

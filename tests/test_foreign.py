@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flagkit import Client, Context, ErrorCode, use_context
-from flagkit.core.bucketing import bucket, seed
-from flagkit.model.foreign import NATIVE, Oid, native
-from flagkit.model.keys import key_of
+from flagkit._core.evaluation.bucketing import bucket, seed
+from flagkit._core.model.foreign import NATIVE, Oid, native
+from flagkit._core.model.keys import key_of
 from flagkit.testing import client_from
 
 ID = UUID("00112233-4455-6677-8899-aabbccddeeff")

@@ -17,13 +17,16 @@ import xxhash
 from hypothesis import given
 from msgspec.structs import replace
 
-from flagkit.changes import Tip
+from flagkit._core.model import decode, encode, packing
+from flagkit._core.model.changes import Tip
+from flagkit._core.snapshot import Arena, Record, arena, arena_of, whole
+from flagkit._core.snapshot import builder as building
+from flagkit._core.snapshot import compaction as folding
+from flagkit._core.snapshot import layout as frame
+from flagkit._core.snapshot.arena import opened
+from flagkit._core.snapshot.compaction import folded
+from flagkit._core.snapshot.layout import checksum_of, header_of, prefix_of, written_prefix
 from flagkit.errors import SnapshotFormatError
-from flagkit.model import decode, encode, packing
-from flagkit.snapshot import Arena, Record, arena, arena_of, building, folding, frame, whole
-from flagkit.snapshot.arena import opened
-from flagkit.snapshot.folding import folded
-from flagkit.snapshot.frame import checksum_of, header_of, prefix_of, written_prefix
 from tests.soak.fuzzing import FLAG_COUNT, PolicyDraw
 from tests.test_arena import MODELS, TIP, Model
 from tests.test_model import documents

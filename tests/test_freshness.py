@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 
-from flagkit.bootstrap import snapshot_from
-from flagkit.core.evaluation import ErrorCode, Reason
-from flagkit.core.freshness import Freshness
-from flagkit.core.prerequisites import CALLS_MAX
-from flagkit.explaining import explained
-from flagkit.model import EVERYWHERE
-from flagkit.view import View
+from flagkit._core.evaluation.compiled_flag import CALLS_MAX
+from flagkit._core.evaluation.evaluator import Freshness, View
+from flagkit._core.evaluation.explanation import explained
+from flagkit._core.evaluation.result import ErrorCode, Reason
+from flagkit._core.model import EVERYWHERE
+from flagkit.client.sources import snapshot_from
 
 ADA = {"targeting_key": "ada", "plan": "pro"}
 VARIANTS = {"on": True, "off": False}

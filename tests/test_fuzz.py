@@ -9,8 +9,8 @@ from datetime import datetime
 import pytest
 
 from flagkit import ErrorCode
+from flagkit._core.model import Flag, decode
 from flagkit.errors import InvalidDocumentError
-from flagkit.model import Flag, decode
 from flagkit.testing import client_from
 from tests.soak.fuzz import METHODS, run, run_calls
 from tests.soak.fuzzing import (

@@ -179,7 +179,7 @@ def test_a_client_that_was_there_before_threads_were_green_goes_on(
 def test_the_embedded_server_runs_where_threads_are_green() -> None:
     need("gevent")
     program = """
-from flagkit.embedded import EmbeddedMongo
+from flagkit.testing.embedded import EmbeddedMongo
 from flagkit.writer import Writer
 with EmbeddedMongo() as server:
     with Writer(server.uri, "production", actor="tester") as writer:

@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from flagkit._core.model import decode, encode
+from flagkit._core.model.segments import decode_segment, encode_segment
 from flagkit.errors import (
     AccessDeniedError,
     ConfigurationError,
@@ -16,8 +18,6 @@ from flagkit.errors import (
     InvalidDocumentError,
     RequestConflictError,
 )
-from flagkit.model import decode, encode
-from flagkit.model.segments import decode_segment, encode_segment
 from flagkit.writer import (
     Draft,
     Freeze,

@@ -17,8 +17,8 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from flagkit import Client, Context, ErrorCode, Evaluation, Explanation, use_context
-from flagkit.changes import PolicyChange, next_change
-from flagkit.core.freshness import Freshness
+from flagkit._core.evaluation.evaluator import Freshness, View
+from flagkit._core.model.changes import PolicyChange, next_change
 from flagkit.errors import (
     ConfigurationError,
     DigestError,
@@ -29,10 +29,17 @@ from flagkit.errors import (
     RevisionNotFoundError,
     WriteError,
 )
-from flagkit.history import client_at, digest_of, replay
-from flagkit.history.digests import PREFIX, Digest, context_hash, read, written
+from flagkit.history import (
+    PREFIX,
+    Digest,
+    client_at,
+    context_hash,
+    digest_of,
+    read,
+    replay,
+    written,
+)
 from flagkit.testing import ManualClock, client_from
-from flagkit.view import View
 from flagkit.writer import Draft, Writer, write_checkpoint
 from flagkit.writer.operations import SetState
 from flagkit.writer.planning import plan

@@ -8,8 +8,9 @@ import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from flagkit.changes import SEGMENTS, PolicyState
-from flagkit.cli.policies import segment_document
+from flagkit._core.model.changes import SEGMENTS, PolicyState
+from flagkit._core.storage import pages
+from flagkit.cli.output import segment_document
 from flagkit.errors import (
     AccessDeniedError,
     BrokenReferenceError,
@@ -17,18 +18,8 @@ from flagkit.errors import (
     GuardError,
     InvalidDocumentError,
 )
-from flagkit.storage import pages
-from flagkit.writer import (
-    Import,
-    Imported,
-    LargestStep,
-    Step,
-    Writer,
-    entries,
-    importing,
-    planning,
-    verify,
-)
+from flagkit.writer import Import, Imported, LargestStep, Step, Writer, entries, planning, verify
+from flagkit.writer import bulk_import as importing
 from tests.test_segments import create_as_earlier
 from tests.test_writer import flag, policy, state
 
@@ -342,7 +333,7 @@ def test_a_batch_that_lost_a_race_is_planned_again_only_if_it_has_to_be(
 
     compare_and_set = writer.store.compare_and_set
     monkeypatch.setattr(writer.store, "compare_and_set", lost_at_first)
-    monkeypatch.setattr("flagkit.writer.committing.plan", plan_and_note)
+    monkeypatch.setattr("flagkit.writer.commit.plan", plan_and_note)
     wanted(needing("a.f3", "b.needed"), flag("a.f4")).run(writer)
     # The other writer has plans, too.
     assert len(planned) == plans + 1

@@ -18,15 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flagkit import Client, CountingClient, ErrorCode, use_context
-from flagkit.changes import PolicyState, genesis, state_of
-from flagkit.core import compiled as compiled_room
-from flagkit.core import templates
+from flagkit._core.evaluation import compiled_flag as compiled_room
+from flagkit._core.evaluation import compiler as templates
+from flagkit._core.interruptions import FAILURES_SUPPRESSED, is_interruption
+from flagkit._core.model import packing, windows
+from flagkit._core.model.changes import PolicyState, genesis, state_of
+from flagkit._core.model.packing import NESTING_MAX, is_fault_of
+from flagkit._core.snapshot import Snapshot, arena_of, record_of
 from flagkit.errors import InvalidDocumentError
 from flagkit.history import digest_of
-from flagkit.interruptions import FAILURES_SUPPRESSED, is_interruption
-from flagkit.model import packing, windows
-from flagkit.model.packing import NESTING_MAX, is_fault_of
-from flagkit.snapshot import Snapshot, arena_of, record_of
 from flagkit.testing import client_from
 
 pytestmark = pytest.mark.every_python

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
-from flagkit import Client, keeping
-from flagkit.changes import Change
+from flagkit import Client
+from flagkit._core.model.changes import Change
+from flagkit._core.snapshot import Arena, Snapshot, SnapshotFile, fold, whole
+from flagkit._core.snapshot import snapshot as snapshots
+from flagkit.client import persistence as keeping
+from flagkit.client.refresher import Route
 from flagkit.errors import StoreUnavailableError
-from flagkit.refresh import Route
-from flagkit.snapshot import Arena, Snapshot, SnapshotFile, fold, snapshots, whole
 from flagkit.testing import ENVIRONMENT, MemoryHistory
 
 PATIENCE_SECONDS = 20.0

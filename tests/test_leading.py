@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from flagkit import Client, Reason
+from flagkit._core.model import Flag, decode, encode
+from flagkit._core.model.rollouts import BUCKETS
 from flagkit.errors import InvalidDocumentError
-from flagkit.model import Flag, decode, encode
-from flagkit.model.rollouts import BUCKETS
 from flagkit.testing import client_from
-from flagkit.writer.assignments import Moved, meetings, moves
-from flagkit.writer.leading import Lead
+from flagkit.writer.assignments import Lead, Moved, meetings, moves
 
 NOW = datetime(2026, 12, 1, 12, tzinfo=UTC)
 VARIANTS = {"a": "red", "b": "blue", "control": "grey"}

@@ -11,19 +11,19 @@ from msgspec.structs import astuple, replace
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from flagkit.changes import PolicyChange, PolicyId, genesis, next_change, state_of
-from flagkit.snapshot import Record, snapshot_of, whole
-from flagkit.snapshot.building import Builder
-from flagkit.snapshot.folding import folded
-from flagkit.storage.forms import (
+from flagkit._core.model.changes import PolicyChange, PolicyId, genesis, next_change, state_of
+from flagkit._core.snapshot import Record, snapshot_of, whole
+from flagkit._core.snapshot.builder import Builder
+from flagkit._core.snapshot.compaction import folded
+from flagkit._core.storage.documents import (
     head_document,
     ledger_document,
     policy_document,
     policy_state,
 )
 from flagkit.writer import Retention, Writer, entries, prune, verify, write_checkpoint
+from flagkit.writer.bulk_import import Import
 from flagkit.writer.checkpoints import problem_with
-from flagkit.writer.importing import Import
 from flagkit.writer.ledger import ACTIONS, DECISIONS, Wanted
 from tests.test_writer import flag
 

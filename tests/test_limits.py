@@ -24,18 +24,18 @@ from pymongo.monitoring import (
     CommandSucceededEvent,
 )
 
+from flagkit._core.model.access import Limit, Limits
+from flagkit._core.storage import driver
+from flagkit._core.storage.admin import Administration
+from flagkit._core.storage.provision import READER, ROLES
 from flagkit.errors import (
     AccessDeniedError,
     InvalidDocumentError,
     RateLimitedError,
     StoreError,
 )
-from flagkit.model.limits import Limit, Limits
-from flagkit.storage import driver
-from flagkit.storage.administration import Administration
-from flagkit.storage.roles import READER, ROLES
 from flagkit.writer import Draft, Writer, entries, erase, limits, verify
-from flagkit.writer.limits import EVERYBODY, taken
+from flagkit.writer.access import EVERYBODY, taken
 from tests.processes import Child
 from tests.test_writer import flag
 

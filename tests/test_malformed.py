@@ -9,13 +9,11 @@ from click.testing import CliRunner, Result
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from flagkit.cli.commands import flagkit
-from flagkit.cli.failures import FAULTS_FOUND
+from flagkit._core.model.access import decode_grants, decode_limits
+from flagkit._core.storage.validation import VALIDATORS, fault_in, judging
+from flagkit.cli.errors import FAULTS_FOUND
+from flagkit.cli.main import flagkit
 from flagkit.errors import FlagkitError, InvalidDocumentError, StoreError
-from flagkit.model.grants import decode_grants
-from flagkit.model.limits import decode_limits
-from flagkit.storage.malformed import fault_in, judging
-from flagkit.storage.validators import VALIDATORS
 from flagkit.writer import Writer, denials, entries, verify
 from tests.test_writer import flag
 

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple, TypeAlias
 import pytest
 from bson import ObjectId
 
-from flagkit.core import matching
-from flagkit.core.matching import matches
-from flagkit.model import decode, queries, versions
-from flagkit.model.conditions import And, Compare, Condition, Exists, Field, Nor, Or
-from flagkit.model.queries import parse
-from flagkit.model.values import normal
+from flagkit._core.evaluation import matching
+from flagkit._core.evaluation.matching import matches
+from flagkit._core.model import conditions as queries
+from flagkit._core.model import decode
+from flagkit._core.model import values as versions
+from flagkit._core.model.conditions import And, Compare, Condition, Exists, Field, Nor, Or, parse
+from flagkit._core.model.values import normal
 from tests.oracle import (
     AT_MILLISECOND,
     BEFORE_1970,

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from flagkit import Client, CountingClient
-from flagkit.core.bucketing import bucket, seed
-from flagkit.mistakes import TOLD_MAX
+from flagkit._core.evaluation.bucketing import bucket, seed
+from flagkit._core.evaluation.evaluator import View
+from flagkit.client.mistakes import TOLD_MAX
 from flagkit.testing import MemoryHistory, client_from
-from flagkit.view import View
 
 BOOLEAN = {"on": True, "off": False}
 HALF = {"key": "half", "variants": BOOLEAN, "fallthrough": {"rollout": 50}}

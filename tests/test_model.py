@@ -16,11 +16,11 @@ from bson.codec_options import CodecOptions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flagkit._core.model import Flag, Prerequisite, Rollout, Serve, decode, encode
+from flagkit._core.model.conditions import parse
+from flagkit._core.model.foreign import Oid
+from flagkit._core.model.windows import DAYS, Window
 from flagkit.errors import FlagkitError, InvalidDocumentError
-from flagkit.model import Flag, Prerequisite, Rollout, Serve, decode, encode
-from flagkit.model.foreign import Oid
-from flagkit.model.queries import parse
-from flagkit.model.windows import DAYS, Window
 
 pytestmark = pytest.mark.every_python
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from flagkit.client import Client
+from flagkit.client.client import Client
+from flagkit.config import settings_from
 from flagkit.errors import ConfigurationError
-from flagkit.settings import settings_from
 from flagkit.writer import Writer
 
 pytestmark = pytest.mark.mongo

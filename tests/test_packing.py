@@ -12,19 +12,19 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from flagkit.changes import genesis
-from flagkit.client import Client
-from flagkit.core.compiler import compile_flag
-from flagkit.core.evaluation import Outcome
+from flagkit._core.evaluation.compiler import compile_flag
+from flagkit._core.evaluation.result import Outcome
+from flagkit._core.model import Flag, decode, encode
+from flagkit._core.model.changes import genesis
+from flagkit._core.model.conditions import LOGICAL_OPERATORS, OPTIONS
+from flagkit._core.model.conditions import OPERATORS as QUERY_OPERATORS
+from flagkit._core.model.flags import segments_of
+from flagkit._core.model.packing import FORMAT, OPERATORS, fault, pack, unpack
+from flagkit._core.model.values import FORMS
+from flagkit._core.model.windows import Recurrence, Window
+from flagkit._core.snapshot import Record, Snapshot, arena_of
+from flagkit.client.client import Client
 from flagkit.errors import InvalidDocumentError
-from flagkit.model import Flag, decode, encode
-from flagkit.model.flags import segments_of
-from flagkit.model.packing import FORMAT, OPERATORS, fault, pack, unpack
-from flagkit.model.queries import LOGICAL_OPERATORS, OPTIONS
-from flagkit.model.queries import OPERATORS as QUERY_OPERATORS
-from flagkit.model.values import FORMS
-from flagkit.model.windows import Recurrence, Window
-from flagkit.snapshot import Record, Snapshot, arena_of
 from tests.soak.fuzzing import FLAG_COUNT, ContextDraw, PolicyDraw
 from tests.test_model import MOMENT, document, documents, rollout, rule, same, when
 

@@ -15,7 +15,7 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from flagkit import Client
-from flagkit.changes import (
+from flagkit._core.model.changes import (
     FORMAT,
     PolicyChange,
     PolicyState,
@@ -23,11 +23,11 @@ from flagkit.changes import (
     list_header,
     next_change,
 )
+from flagkit._core.storage import pages
+from flagkit._core.storage.pages import PAGE_POLICIES
+from flagkit._core.storage.source import MongoSource
+from flagkit.client.refresher import Route
 from flagkit.errors import HistoryLostError, StoreError
-from flagkit.refresh import Route
-from flagkit.storage import pages
-from flagkit.storage.pages import PAGE_POLICIES
-from flagkit.storage.source import MongoSource
 from flagkit.writer import Writer, entries, verify, write_checkpoint
 from tests.test_writer import flag, policy
 
@@ -224,7 +224,7 @@ def created_again(writer: Writer) -> int:
 def test_a_change_that_lags_for_long_is_projected_by_who_comes_by(
     writer: Writer, direct: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flagkit.writer.committing.LAG_MAX", timedelta(-1))
+    monkeypatch.setattr("flagkit.writer.commit.LAG_MAX", timedelta(-1))
     killed_before("project_own_pages", writer, lambda: created(writer, PAGE_POLICIES + 200))
     for expected in (PAGE_POLICIES, PAGE_POLICIES + 200):
         writer.pause("a.f7")

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagkit.cli import patience
-from flagkit.cli.commands import flagkit
-from flagkit.cli.patience import hosts_in, line_of
-from flagkit.storage.driver import limits_of
+from flagkit._core.storage.driver import limits_of
+from flagkit.cli import wait_notice as patience
+from flagkit.cli.main import flagkit
+from flagkit.cli.wait_notice import hosts_in, line_of
 from tests.members import Members
 
 LOCAL = "mongodb://localhost"

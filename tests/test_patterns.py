@@ -13,14 +13,23 @@ import pytest
 from pymongo import MongoClient
 from pymongo.collection import Collection
 
-from flagkit.core import automata, positions, searching
-from flagkit.core.automata import Automaton
-from flagkit.core.positions import Positions
-from flagkit.core.searching import TEXT_MAX, Search, found_in, search_for
+from flagkit._core import regex as searching
+from flagkit._core.model.conditions import parse
+from flagkit._core.regex import TEXT_MAX, Search, found_in, search_for
+from flagkit._core.regex import automaton as automata
+from flagkit._core.regex import automaton as positions
+from flagkit._core.regex import parser as patterns
+from flagkit._core.regex.automaton import Automaton, Positions
+from flagkit._core.regex.parser import (
+    Boundary,
+    Chars,
+    Choice,
+    Node,
+    Repeat,
+    Sequence,
+    parse_pattern,
+)
 from flagkit.errors import InvalidDocumentError
-from flagkit.model import patterns
-from flagkit.model.patterns import Boundary, Chars, Choice, Node, Repeat, Sequence, parse_pattern
-from flagkit.model.queries import parse
 
 pytestmark = pytest.mark.every_python
 

@@ -16,7 +16,8 @@ from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.write_concern import WriteConcern
 
-from flagkit.changes import Change, Tip
+from flagkit._core.model.changes import Change, Tip
+from flagkit._core.storage import requests as waiting
 from flagkit.errors import (
     AccessDeniedError,
     ConfigurationError,
@@ -29,7 +30,6 @@ from flagkit.errors import (
     StoreError,
     VersionConflictError,
 )
-from flagkit.storage import waiting
 from flagkit.writer import (
     Draft,
     Freeze,

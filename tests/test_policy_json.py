@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from flagkit.bootstrap import bootstrap_snapshot
-from flagkit.cli.import_files import ImportFiles
-from flagkit.cli.policy_files import PolicyFile
+from flagkit._core.strict_json import read_json, read_policies
+from flagkit.cli.commands.flags_import import ImportFiles
+from flagkit.client.sources import bootstrap_snapshot
 from flagkit.errors import FlagkitError, InvalidDocumentError
-from flagkit.policy_json import read_json, read_policies
+from flagkit.policy_files.reader import PolicyFile
 from flagkit.writer import Import
 from tests.test_writer import flag
 
@@ -131,5 +131,5 @@ def test_what_is_read_is_what_json_says() -> None:
 
 def test_a_bootstrap_needs_nothing_of_the_command() -> None:
     names = "('ruamel', 'click')"
-    code = f"import sys, flagkit.bootstrap; sys.exit(any(n in sys.modules for n in {names}))"
+    code = f"import sys, flagkit.client.sources; sys.exit(any(n in sys.modules for n in {names}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

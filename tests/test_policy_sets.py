@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from flagkit.cli.commands import flagkit
+from flagkit.cli.main import flagkit
 
 BASE = """
 - key: a.base

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
-from flagkit.client import Client
-from flagkit.embedded import _FLAGS
-from flagkit.refresh import State
-from flagkit.storage.layout import FLAGS, HEADS, LEDGER, MEMBERS, PAGES, SEGMENTS
+from flagkit._core.storage.layout import FLAGS, HEADS, LEDGER, MEMBERS, PAGES, SEGMENTS
+from flagkit.client.client import Client
+from flagkit.client.refresher import State
+from flagkit.testing.embedded import _FLAGS
 from flagkit.writer import Writer
 from tests.members import Member, Members
 

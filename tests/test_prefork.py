@@ -29,9 +29,9 @@ from pymongo import MongoClient
 
 import flagkit
 from flagkit import Client, ErrorCode, Evaluation
-from flagkit.core import templates
+from flagkit._core.evaluation import compiler as templates
+from flagkit.client.sources import Origin
 from flagkit.errors import ClosedError
-from flagkit.origin import Origin
 from flagkit.testing import MemoryHistory, client_from
 from flagkit.writer import Writer
 from tests.processes import SECONDS_MAX, Child, eventually, ports, sockets, watchers

@@ -5,11 +5,16 @@ from datetime import UTC, datetime
 import bson
 import pytest
 
-from flagkit.changes import PolicyChange, PolicyState, genesis, next_change, state_of
+from flagkit._core.model import decode, encode
+from flagkit._core.model.changes import PolicyChange, PolicyState, genesis, next_change, state_of
+from flagkit._core.storage.documents import (
+    POLICY_BYTES_MAX,
+    Prepared,
+    fitting,
+    policy_document,
+    prepared,
+)
 from flagkit.errors import InvalidDocumentError
-from flagkit.model import decode, encode
-from flagkit.storage.forms import policy_document
-from flagkit.storage.preparing import POLICY_BYTES_MAX, Prepared, fitting, prepared
 from tests.test_writer import flag
 
 NOW = datetime(2026, 12, 1, tzinfo=UTC)

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from pymongo import MongoClient
 
 from flagkit import errors
+from flagkit._core.background import logger
+from flagkit._core.printable import printable, printable_traceback
 from flagkit.errors import FlagkitError, InvalidDocumentError
-from flagkit.logs import logger
-from flagkit.printable import printable, printable_traceback
 from flagkit.testing import client_from
 from flagkit.writer import Writer
 from tests.hostile import FORGED, HOSTILE, LEGITIMATE, STORABLE, assert_harmless

@@ -12,7 +12,7 @@ from pymongo.database import Database
 
 from flagkit.errors import FlagkitError, NotApprovedError, StoreError
 from flagkit.writer import Proposal, Retention, Writer, denials, entries, prunable, verify
-from flagkit.writer.proposals import proposal_digest
+from flagkit.writer.approvals import proposal_digest
 from tests.commands import Command
 from tests.test_writer import flag
 

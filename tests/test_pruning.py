@@ -17,8 +17,15 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from flagkit import Client
-from flagkit.changes import CUT, PolicyChange, genesis, next_change, state_of
-from flagkit.cli.commands import flagkit
+from flagkit._core.model import decode, encode
+from flagkit._core.model.changes import CUT, PolicyChange, genesis, next_change, state_of
+from flagkit._core.snapshot import whole as whole_of
+from flagkit._core.storage import pages
+from flagkit._core.storage import pruning as storage
+from flagkit._core.storage.documents import head_document, policy_document
+from flagkit._core.storage.layout import INDEXES
+from flagkit._core.storage.pages import UNPAGED_POLICIES_MAX
+from flagkit.cli.main import flagkit
 from flagkit.errors import (
     AccessDeniedError,
     ConfigurationError,
@@ -28,13 +35,6 @@ from flagkit.errors import (
     StoreError,
 )
 from flagkit.history import client_at
-from flagkit.model import decode, encode
-from flagkit.snapshot import whole as whole_of
-from flagkit.storage import pages
-from flagkit.storage import pruning as storage
-from flagkit.storage.forms import head_document, policy_document
-from flagkit.storage.layout import INDEXES
-from flagkit.storage.pages import UNPAGED_POLICIES_MAX
 from flagkit.writer import (
     Pruned,
     Retention,
@@ -47,9 +47,8 @@ from flagkit.writer import (
     verify,
     write_checkpoint,
 )
-from flagkit.writer.deleting import deleted_in_steps, to_delete
-from flagkit.writer.pruning import prune_in_steps
-from flagkit.writer.verifying import Walk, proof_of
+from flagkit.writer.retention import deleted_in_steps, prune_in_steps, to_delete
+from flagkit.writer.verification import Walk, proof_of
 from tests.test_checkpoints import assert_same, loads, scanned
 from tests.test_pages import created, killed_before
 from tests.test_writer import flag
@@ -1011,7 +1010,7 @@ def test_killed_anywhere_and_run_again_it_is_done(
     There are large changes, too, and their writers died before they were projected.
     """
     monkeypatch.setattr(storage, "BATCH_DOCUMENTS", 3)
-    monkeypatch.setattr("flagkit.writer.pruning.PAUSE_SECONDS_MIN", 0.0)
+    monkeypatch.setattr("flagkit.writer.retention.PAUSE_SECONDS_MIN", 0.0)
     monkeypatch.setattr(pages, "UNPAGED_POLICIES_MAX", 1)
     monkeypatch.setattr(pages, "PAGE_POLICIES", 1)
     writer.create(flag("b.f0"), idempotency_key="b0")

@@ -13,18 +13,19 @@ from hypothesis import strategies as st
 
 from flagkit.errors import InvalidDocumentError
 from flagkit.writer import Draft
-from flagkit.writer.importing import Put
-from flagkit.writer.operations import Edit, Operation
-from flagkit.writer.pruning import Prune
-from flagkit.writer.recorded import (
+from flagkit.writer.bulk_import import Put
+from flagkit.writer.operations import (
     READABLE,
+    Edit,
+    Operation,
+    Reinstate,
     check_readable,
     digest_of,
     documents_of,
     operations_of,
     policies_of,
 )
-from flagkit.writer.rollbacks import Reinstate
+from flagkit.writer.retention import Prune
 from tests.test_writer import flag
 
 KEYS = st.from_regex(r"[a-z]{1,5}\.[a-z]{1,5}", fullmatch=True)

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from flagkit.breaker import Circuit, Thresholds
-from flagkit.changes import Change, PolicyChange, Tip, next_change
-from flagkit.errors import HistoryLostError, StoreUnavailableError, StreamsUnavailableError
-from flagkit.refresh import (
+from flagkit._core.model.changes import Change, PolicyChange, Tip, next_change
+from flagkit._core.snapshot import Snapshot, build
+from flagkit.client.refresher import (
     Action,
     Arrived,
     AskHead,
     CatchUp,
     CaughtUp,
+    Circuit,
     Due,
     Event,
     Failed,
@@ -28,10 +28,11 @@ from flagkit.refresh import (
     Refresher,
     Route,
     State,
+    Thresholds,
     Wait,
     Watch,
 )
-from flagkit.snapshot import Snapshot, build
+from flagkit.errors import HistoryLostError, StoreUnavailableError, StreamsUnavailableError
 from flagkit.testing import MemoryHistory
 
 NEAR, PRIMARY = Route.NEAR, Route.PRIMARY

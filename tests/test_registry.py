@@ -19,24 +19,24 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 
 from flagkit import Client
-from flagkit.cli.waiting import Goal, Progressed, wait
-from flagkit.core.freshness import Freshness
-from flagkit.errors import ConfigurationError, StoreError, StoreUnavailableError
-from flagkit.heartbeat import LIFETIME_SECONDS, Heartbeat
-from flagkit.origin import Origin
-from flagkit.refresh import Source
-from flagkit.registering import BEAT_SECONDS_MIN, Registrar
-from flagkit.settings import settings_from
-from flagkit.storage.layout import CLIENTS
-from flagkit.storage.registry import (
+from flagkit._core.evaluation.evaluator import Freshness
+from flagkit._core.source import LIFETIME_SECONDS, Heartbeat
+from flagkit._core.storage.client_registry import (
     SHOWN_MAX,
     Registered,
     census_pipeline,
     identity_of,
     registering,
 )
-from flagkit.storage.registry import Goal as RegistryGoal
-from flagkit.storage.survey import Survey
+from flagkit._core.storage.client_registry import Goal as RegistryGoal
+from flagkit._core.storage.database_status import Survey
+from flagkit._core.storage.layout import CLIENTS
+from flagkit.cli.commands.status import Goal, Progressed, wait
+from flagkit.client.refresher import Source
+from flagkit.client.registration import BEAT_SECONDS_MIN, Registrar
+from flagkit.client.sources import Origin
+from flagkit.config import settings_from
+from flagkit.errors import ConfigurationError, StoreError, StoreUnavailableError
 from flagkit.testing import MemoryHistory, MemorySource, client_from
 from flagkit.writer import Writer
 from tests.members import Members

@@ -14,9 +14,9 @@ from flagkit.errors import (
     RequestConflictError,
 )
 from flagkit.writer import Retention, Writer, entries, erase, prune, verify
-from flagkit.writer.proposals import proposal_digest
-from flagkit.writer.recorded import request_digest
-from flagkit.writer.requests import application_of
+from flagkit.writer.approvals import proposal_digest
+from flagkit.writer.commit import application_of
+from flagkit.writer.operations import request_digest
 from tests.test_writer import flag
 
 pytestmark = pytest.mark.mongo

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
-from flagkit.changes import next_change
-from flagkit.client import Client
+from flagkit._core.model.changes import next_change
+from flagkit.client.client import Client
 from flagkit.errors import InvalidDocumentError, RevisionNotFoundError
 from flagkit.writer import Writer, entries, planning, verify
 from flagkit.writer.operations import SetState

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from flagkit.errors import InvalidDocumentError
-from flagkit.model.rollouts import (
+from flagkit._core.model.rollouts import (
     BUCKETS,
     Intervals,
     allocate,
@@ -17,6 +16,7 @@ from flagkit.model.rollouts import (
     spans,
     weight,
 )
+from flagkit.errors import InvalidDocumentError
 
 
 def on(percentage: float) -> dict[str, int]:

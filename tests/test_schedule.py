@@ -14,17 +14,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flagkit import Client
-from flagkit.core import schedule
-from flagkit.core.schedule import (
+from flagkit._core.evaluation import schedule
+from flagkit._core.evaluation.schedule import (
     flag_changes_after,
     is_open,
     ramp_changes_after,
     share_at,
     window_changes_after,
 )
-from flagkit.model import Ramp, decode
-from flagkit.model.rollouts import BUCKETS
-from flagkit.model.windows import DAY_MINUTES, Recurrence, Window
+from flagkit._core.model import Ramp, decode
+from flagkit._core.model.rollouts import BUCKETS
+from flagkit._core.model.windows import DAY_MINUTES, Recurrence, Window
 from flagkit.testing import ManualClock, client_from
 
 BERLIN = "Europe/Berlin"

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
 
-from flagkit.cli.commands import flagkit
-from flagkit.cli.policy_files import PolicyFile
+from flagkit._core.model import decode, encode
+from flagkit._core.model.canonical import canonical, date_text, extended
+from flagkit._core.model.segments import decode_segment
+from flagkit.cli.main import flagkit
 from flagkit.errors import InvalidDocumentError
-from flagkit.model import decode, encode
-from flagkit.model.canonical import canonical, date_text, extended
-from flagkit.model.schema import schema
-from flagkit.model.segments import decode_segment
+from flagkit.policy_files.json_schema import schema
+from flagkit.policy_files.reader import PolicyFile
 from tests.oracle import Draw
 from tests.test_docs import blocks
 from tests.test_model import BAD, EXTENDED, MOMENT, document, documents, rollout, rule, when

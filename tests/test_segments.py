@@ -17,25 +17,12 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from flagkit import Client, ErrorCode, Reason
-from flagkit.bootstrap import initial_state
-from flagkit.changes import SEGMENTS, Tip, digest, state_of
-from flagkit.core.matching import matches
-from flagkit.core.segments import Members, meaning
-from flagkit.errors import (
-    BrokenReferenceError,
-    FlagExistsError,
-    FlagkitError,
-    FlagNotFoundError,
-    HistoryLostError,
-    InvalidDocumentError,
-    RequestConflictError,
-    StoreError,
-    VersionConflictError,
-)
-from flagkit.model import segments as room
-from flagkit.model.canonical import segment_digest
-from flagkit.model.conditions import Condition
-from flagkit.model.segments import (
+from flagkit._core.evaluation.matching import Members, matches, meaning
+from flagkit._core.model import segments as room
+from flagkit._core.model.canonical import segment_digest
+from flagkit._core.model.changes import SEGMENTS, Tip, digest, state_of
+from flagkit._core.model.conditions import Condition
+from flagkit._core.model.segments import (
     NOBODY,
     PUBLIC_SEED,
     Hashed,
@@ -50,14 +37,26 @@ from flagkit.model.segments import (
     part_of,
     unpacked_part,
 )
-from flagkit.refresh import Route
-from flagkit.snapshot import build, segment_of
-from flagkit.storage.source import MongoSource
+from flagkit._core.snapshot import build, segment_of
+from flagkit._core.storage.source import MongoSource
+from flagkit.client.refresher import Route
+from flagkit.client.sources import initial_state
+from flagkit.errors import (
+    BrokenReferenceError,
+    FlagExistsError,
+    FlagkitError,
+    FlagNotFoundError,
+    HistoryLostError,
+    InvalidDocumentError,
+    RequestConflictError,
+    StoreError,
+    VersionConflictError,
+)
 from flagkit.testing import MemoryHistory, client_from
 from flagkit.writer import Commit, Draft, Writer, entries, verify
+from flagkit.writer.commit import content_of
 from flagkit.writer.guards import Planned
 from flagkit.writer.operations import SetSegment
-from flagkit.writer.requests import content_of
 
 
 def flag(when: Mapping[str, Any], key: str = "f") -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The simulation: no rule breaks in any weather, and what is broken on purpose is found.
 
-`SIMULATION_SEED=7 pytest tests/test_simulation.py` runs that seed alone. Two thousand seeds are the
-soak's: `python -m tests.soak simulation`.
+`SIMULATION_SEED=7 pytest tests/test_simulation.py` runs that seed alone.
+`python -m tests.soak simulation` runs two thousand seeds.
 """
 
 import os
@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 import pytest
 from msgspec.structs import replace
 
-from flagkit import refresh
-from flagkit.breaker import Breaker
-from flagkit.changes import Change, Tip
+from flagkit._core.model.changes import Change, Tip
+from flagkit.client import refresher as refresh
+from flagkit.client.refresher import Action, Breaker, HeadSeen, Refresher, Route, State
 from flagkit.errors import HistoryLostError
-from flagkit.refresh import Action, HeadSeen, Refresher, Route, State
 from tests import simulation
 from tests.simulated_client import Answer, SimulatedClient
 from tests.simulated_set import Member, ReplicaSet

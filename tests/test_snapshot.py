@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from flagkit.changes import (
+from flagkit._core.model.changes import (
     Change,
     PolicyChange,
     PolicyId,
@@ -18,8 +18,7 @@ from flagkit.changes import (
     next_change,
     state_of,
 )
-from flagkit.errors import HistoryLostError
-from flagkit.snapshot import (
+from flagkit._core.snapshot import (
     Record,
     Snapshot,
     arena_of,
@@ -31,9 +30,10 @@ from flagkit.snapshot import (
     record_of,
     regions_of,
     snapshot_of,
-    snapshots,
     whole,
 )
+from flagkit._core.snapshot import snapshot as snapshots
+from flagkit.errors import HistoryLostError
 
 pytestmark = pytest.mark.every_python
 

@@ -14,17 +14,14 @@ from pymongo import MongoClient, WriteConcern
 from pymongo.errors import OperationFailure
 
 from flagkit import Client
-from flagkit.changes import Change
-from flagkit.collector import PAUSED_THRESHOLD
-from flagkit.errors import (
-    ConfigurationError,
-    FlagkitError,
-    HistoryLostError,
-    NotReadyError,
-    StoreError,
-)
-from flagkit.model import packing
-from flagkit.refresh import (
+from flagkit._core.cooperative import PAUSED_THRESHOLD
+from flagkit._core.model import packing
+from flagkit._core.model.changes import Change
+from flagkit._core.snapshot import Record, Snapshot
+from flagkit._core.storage.driver import translated
+from flagkit._core.storage.layout import FLAGS, SEGMENTS
+from flagkit._core.storage.source import MongoSource
+from flagkit.client.refresher import (
     AskHead,
     CatchUp,
     CaughtUp,
@@ -36,10 +33,13 @@ from flagkit.refresh import (
     Wait,
     Watch,
 )
-from flagkit.snapshot import Record, Snapshot
-from flagkit.storage.driver import translated
-from flagkit.storage.layout import FLAGS, SEGMENTS
-from flagkit.storage.source import MongoSource
+from flagkit.errors import (
+    ConfigurationError,
+    FlagkitError,
+    HistoryLostError,
+    NotReadyError,
+    StoreError,
+)
 from flagkit.testing import MemoryHistory
 from flagkit.writer import Writer, verify
 

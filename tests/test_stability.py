@@ -22,10 +22,13 @@ import flagkit.history
 import flagkit.testing
 import flagkit.writer
 from benchmarks.catalogue import documents
-from flagkit.changes import Tip
-from flagkit.model import decode, packing, schema
-from flagkit.snapshot import Arena, Record, arena_of, folding, frame, whole
-from flagkit.storage import validators
+from flagkit._core.model import decode, packing
+from flagkit._core.model.changes import Tip
+from flagkit._core.snapshot import Arena, Record, arena_of, whole
+from flagkit._core.snapshot import compaction as folding
+from flagkit._core.snapshot import layout as frame
+from flagkit._core.storage import validation as validators
+from flagkit.policy_files import json_schema as schema
 from flagkit.writer import operations
 
 GOLDEN = Path(__file__).parent / "golden" / "stability.json"

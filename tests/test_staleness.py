@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from flagkit.changes import next_change
+from flagkit._core.model.changes import next_change
 from flagkit.writer import Writer
 from flagkit.writer.operations import SetState
 from flagkit.writer.planning import plan
-from flagkit.writer.staleness import StaleFlag, stale_flags
+from flagkit.writer.stale_flags import StaleFlag, stale_flags
 from tests.test_cli import in_environment, run
 from tests.test_writer import flag
 

@@ -4,11 +4,10 @@ import math
 
 import pytest
 
-from flagkit.breaker import Circuit
-from flagkit.client import Client
+from flagkit.client.client import Client
+from flagkit.client.refresher import Circuit, State
+from flagkit.config import settings_from
 from flagkit.errors import ConfigurationError, StoreUnavailableError
-from flagkit.refresh import State
-from flagkit.settings import settings_from
 from flagkit.testing import MemoryHistory, client_from
 
 URI = "mongodb://127.0.0.1:1/"

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
-from flagkit.storage.foreseen import Foreseen, pipeline
-from flagkit.storage.layout import (
+from flagkit._core.storage.layout import (
     FLAGS,
     HEADS,
     LEDGER,
@@ -19,6 +18,7 @@ from flagkit.storage.layout import (
     ledger_after,
     policies_named,
 )
+from flagkit._core.storage.prefetch import Foreseen, pipeline
 from flagkit.writer import Writer
 from tests.test_writer import flag, needing
 

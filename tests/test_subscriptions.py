@@ -11,15 +11,14 @@ import pytest
 
 import flagkit
 from flagkit import Client, FlagChange
-from flagkit.bootstrap import snapshot_from
+from flagkit._core.model import EVERYWHERE
+from flagkit.client.sources import Origin, snapshot_from
 from flagkit.errors import (
     ClosedError,
     InvalidArgumentError,
     InvalidDocumentError,
     StoreUnavailableError,
 )
-from flagkit.model import EVERYWHERE
-from flagkit.origin import Origin
 from flagkit.testing import MemoryHistory, client_from
 from flagkit.writer import Writer
 from tests.processes import SECONDS_MAX, Child, eventually

@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagkit.changes import SEGMENTS
-from flagkit.errors import BrokenReferenceError, FlagNotFoundError, InvalidDocumentError
-from flagkit.model import EVERYWHERE
-from flagkit.storage import reading as reading_module
-from flagkit.suggestions import (
+from flagkit._core.model import EVERYWHERE
+from flagkit._core.model.changes import SEGMENTS
+from flagkit._core.storage import reader as reading_module
+from flagkit._core.suggestions import (
     ENVIRONMENTS_LISTED_MAX,
     NAME_LENGTH_MAX,
     SUGGESTED_MAX,
@@ -19,6 +18,7 @@ from flagkit.suggestions import (
     nearest,
     suggested,
 )
+from flagkit.errors import BrokenReferenceError, FlagNotFoundError, InvalidDocumentError
 from flagkit.writer import Writer
 
 NAMES = st.lists(st.text(max_size=30), max_size=8)

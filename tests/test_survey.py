@@ -7,8 +7,8 @@ import pytest
 from pymongo import MongoClient
 
 from flagkit import Client
-from flagkit.storage.layout import CHECKPOINTS
-from flagkit.storage.survey import Member, Survey
+from flagkit._core.storage.database_status import Member, Survey
+from flagkit._core.storage.layout import CHECKPOINTS
 from flagkit.writer import Writer
 from flagkit.writer.checkpoints import checkpoint_in_steps
 from tests.members import Members

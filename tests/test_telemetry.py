@@ -16,7 +16,7 @@ from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricR
 
 from flagkit import Client, CountingClient
 from flagkit.errors import StoreUnavailableError
-from flagkit.telemetry import PROPAGATION_BOUNDS, instrument
+from flagkit.integrations.opentelemetry import PROPAGATION_BOUNDS, instrument
 from flagkit.testing import ManualClock, MemoryHistory, client_from
 from flagkit.writer import Writer
 from tests.processes import Child, eventually

@@ -10,13 +10,13 @@ from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import WriteError
 
+from flagkit._core.source import Heartbeat
+from flagkit._core.storage import pages
+from flagkit._core.storage.client_registry import identity_of, registering
+from flagkit._core.storage.layout import INDEXES
+from flagkit._core.storage.provision import prepared
+from flagkit._core.storage.validation import VALIDATORS
 from flagkit.errors import AccessDeniedError
-from flagkit.heartbeat import Heartbeat
-from flagkit.storage import pages
-from flagkit.storage.creating import prepared
-from flagkit.storage.layout import INDEXES
-from flagkit.storage.registry import identity_of, registering
-from flagkit.storage.validators import VALIDATORS
 from flagkit.writer import Writer, erase, write_checkpoint
 from tests.test_writer import flag
 

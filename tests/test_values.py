@@ -12,8 +12,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from flagkit._core.model.values import (
+    DEPTH_MAX,
+    INT64_MAX,
+    check_name,
+    is_same,
+    join,
+    normal,
+    plain,
+)
 from flagkit.errors import InvalidDocumentError
-from flagkit.model.values import DEPTH_MAX, INT64_MAX, is_same, join, name, normal, plain
 
 pytestmark = pytest.mark.every_python
 
@@ -67,7 +75,7 @@ def nested(depth: int) -> Any:
 
 def slowly(fields: dict[Any, Any]) -> dict[str, Any]:
     return {
-        name(key, ""): normal(value, join("", key), 1, extended=key != "variants")
+        check_name(key, ""): normal(value, join("", key), 1, extended=key != "variants")
         for key, value in fields.items()
     }
 

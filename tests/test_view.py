@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flagkit import view as room
-from flagkit.changes import PolicyState, Tip, genesis, state_of
-from flagkit.core import compiled as compiled_room
-from flagkit.core.bucketing import bucket, seed
-from flagkit.core.evaluation import CALLERS_DEFAULT, ErrorCode, Outcome, Reason
-from flagkit.core.prerequisites import Step
-from flagkit.core.schedule import flag_changes_after
-from flagkit.model import decode
-from flagkit.snapshot import Snapshot, arena_of, build, record_of
+from flagkit._core.evaluation import compiled_flag as compiled_room
+from flagkit._core.evaluation import evaluator as room
+from flagkit._core.evaluation.bucketing import bucket, seed
+from flagkit._core.evaluation.compiled_flag import Step
+from flagkit._core.evaluation.evaluator import View
+from flagkit._core.evaluation.result import CALLERS_DEFAULT, ErrorCode, Outcome, Reason
+from flagkit._core.evaluation.schedule import flag_changes_after
+from flagkit._core.model import decode
+from flagkit._core.model.changes import PolicyState, Tip, genesis, state_of
+from flagkit._core.snapshot import Snapshot, arena_of, build, record_of
 from flagkit.testing import MemoryHistory
-from flagkit.view import View
 
 pytestmark = pytest.mark.every_python
 

@@ -8,8 +8,9 @@ import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from flagkit.changes import next_change
-from flagkit.client import Client
+from flagkit._core.model.changes import next_change
+from flagkit._core.model.documents import State
+from flagkit.client.client import Client
 from flagkit.errors import (
     BrokenReferenceError,
     FlagExistsError,
@@ -20,11 +21,9 @@ from flagkit.errors import (
     StoreError,
     VersionConflictError,
 )
-from flagkit.model.documents import State
 from flagkit.writer import Commit, Writer, entries, verify
-from flagkit.writer.operations import SetState
+from flagkit.writer.operations import EARLIER, TRANSITIONS, WRITTEN, SetState, Standing
 from flagkit.writer.planning import plan
-from flagkit.writer.transitions import EARLIER, TRANSITIONS, WRITTEN, Standing
 from tests.test_writer import flag, needing, policy, state
 
 pytestmark = pytest.mark.mongo

@@ -15,7 +15,8 @@ import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from flagkit.changes import (
+from flagkit._core.model import decode, encode
+from flagkit._core.model.changes import (
     ACCESS,
     SEGMENTS,
     Change,
@@ -25,7 +26,10 @@ from flagkit.changes import (
     next_change,
     state_of,
 )
-from flagkit.client import Client
+from flagkit._core.model.flags import DOCUMENT_BYTES_MAX
+from flagkit._core.model.rollouts import spans
+from flagkit._core.storage.prefetch import POLICIES_MAX, projects_lightly
+from flagkit.client.client import Client
 from flagkit.errors import (
     BrokenReferenceError,
     ClosedError,
@@ -39,15 +43,10 @@ from flagkit.errors import (
     StoreUnavailableError,
     VersionConflictError,
 )
-from flagkit.model import decode, encode
-from flagkit.model.decoding import DOCUMENT_BYTES_MAX
-from flagkit.model.rollouts import spans
-from flagkit.storage.foreseen import POLICIES_MAX, projects_lightly
 from flagkit.writer import Writer, planning, verify
-from flagkit.writer.drafts import Draft
-from flagkit.writer.operations import SetState
+from flagkit.writer.draft import Draft
+from flagkit.writer.operations import SetState, request_digest
 from flagkit.writer.planning import plan
-from flagkit.writer.recorded import request_digest
 
 pytestmark = pytest.mark.mongo
 

@@ -11,9 +11,11 @@ from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
-from flagkit.core import matching
-from flagkit.model import order, queries, values
-from flagkit.model.conditions import (
+from flagkit._core.evaluation import matching
+from flagkit._core.model import conditions as queries
+from flagkit._core.model import values
+from flagkit._core.model import values as order
+from flagkit._core.model.conditions import (
     ALWAYS,
     And,
     Condition,
@@ -25,7 +27,7 @@ from flagkit.model.conditions import (
     Size,
     Test,
 )
-from flagkit.model.values import Constant
+from flagkit._core.model.values import Constant
 
 EAST = timezone(timedelta(hours=5, minutes=30))
 
@@ -214,7 +216,7 @@ right_matches = matching.matches
 right_revived = values.revived
 right_identity = order.identity
 right_exists = queries._exists
-right_binary = order._binary
+right_binary = order._binary_order
 right_compare = order.compare
 right_documents = order._compare_documents
 right_indexed = matching._indexed
@@ -260,8 +262,8 @@ WRONG: dict[str, Wrong] = {
     "microseconds are not cut": Wrong(order, "_milliseconds", microseconds),
     "dates before 1970 are cut upwards": Wrong(order, "_milliseconds", milliseconds_towards_zero),
     "a naive date is local": Wrong(order, "_milliseconds", milliseconds_of_local_time),
-    "bytes order by content first": Wrong(order, "_binary", binary_without_length),
-    "a UUID equals its bytes": Wrong(order, "_binary", binary_without_subtype),
+    "bytes order by content first": Wrong(order, "_binary_order", binary_without_length),
+    "a UUID equals its bytes": Wrong(order, "_binary_order", binary_without_subtype),
     "an index is no name where there is such an element": Wrong(
         matching, "_spread", spread_by_name_or_index
     ),

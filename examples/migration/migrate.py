@@ -15,8 +15,8 @@ from pymongo import MongoClient
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 
-from flagkit.client import Client
-from flagkit.embedded import EmbeddedMongo
+from flagkit.client.client import Client
+from flagkit.testing.embedded import EmbeddedMongo
 from flagkit.writer import Commit, PendingChange, Writer
 
 FLAG = "orders.in-cents"

@@ -12,18 +12,15 @@ The module's functions ask one default client, which `configure` sets up. Writin
 
 from typing import Unpack
 
-from flagkit.answers import BoundClient
-from flagkit.arguments import refusing_unknown
-from flagkit.client import Client
-from flagkit.core.contexts import Context, use_context
-from flagkit.core.evaluation import ErrorCode, Evaluation, Reason
-from flagkit.core.explanation import Explanation
-from flagkit.counting import Counts
-from flagkit.counting_client import CountingClient
+from flagkit._core.arguments import refusing_unknown
+from flagkit._core.evaluation.context import Context, use_context
+from flagkit._core.evaluation.explanation import Explanation
+from flagkit._core.evaluation.result import ErrorCode, Evaluation, Reason
+from flagkit.client.client import BoundClient, Client, CountingClient, Status
+from flagkit.client.counters import Counts
+from flagkit.client.subscriptions import FlagChange, Subscription
+from flagkit.config import Options, counts_by_default, settings_from
 from flagkit.errors import FlagkitError
-from flagkit.settings import Options, counts_by_default, settings_from
-from flagkit.status import Status
-from flagkit.subscriptions import FlagChange, Subscription
 
 __version__ = "0.1.0"
 

@@ -41,7 +41,7 @@ Evaluation raises none of them: it answers with `Evaluation.error_code`.
 
 import datetime as dt
 
-from flagkit.printable import printable
+from flagkit._core.printable import printable
 
 
 class FlagkitError(Exception):

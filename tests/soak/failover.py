@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from benchmarks.report import Result
-from flagkit.changes import Change
+from flagkit._core.model.changes import Change
 from flagkit.writer import Writer, verify
 from tests.following import ENVIRONMENT, Follower, place
 from tests.members import Members

@@ -1,4 +1,7 @@
-"""Faults that last: tests/test_faults.py with longer outages, and how soon clients were current."""
+"""Faults that last: tests/test_faults.py with longer outages.
+
+It reports how soon clients were current again.
+"""
 
 import os
 from collections.abc import Iterator

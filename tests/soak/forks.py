@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.report import Result
 from flagkit import Client
-from flagkit.embedded import EmbeddedMongo
+from flagkit.testing.embedded import EmbeddedMongo
 from flagkit.writer import Writer
 
 FOLLOW_SECONDS_MAX = 20.0

@@ -17,17 +17,16 @@ import msgspec
 from msgspec import Struct
 
 from benchmarks.report import Result
-from flagkit.bootstrap import initial_segment
-from flagkit.changes import PolicyState, genesis, state_of
-from flagkit.client import Client
-from flagkit.core import templates
-from flagkit.core.contexts import use_context
-from flagkit.core.evaluation import Evaluation
-from flagkit.counting_client import CountingClient
+from flagkit._core.evaluation import compiler as templates
+from flagkit._core.evaluation.context import use_context
+from flagkit._core.evaluation.result import Evaluation
+from flagkit._core.model import decode, encode
+from flagkit._core.model.changes import PolicyState, genesis, state_of
+from flagkit._core.model.conditions import tests_in
+from flagkit._core.snapshot import Snapshot, arena_of, flag_of, record_of
+from flagkit.client.client import Client, CountingClient
+from flagkit.client.sources import initial_segment
 from flagkit.errors import InvalidDocumentError
-from flagkit.model import decode, encode
-from flagkit.model.conditions import tests_in
-from flagkit.snapshot import Snapshot, arena_of, flag_of, record_of
 from flagkit.testing import client_from
 from tests.oracle import Document
 from tests.soak.fuzzing import (

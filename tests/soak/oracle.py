@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 
 from benchmarks.report import Result
-from flagkit.core.matching import matches
-from flagkit.embedded import EmbeddedMongo
+from flagkit._core.evaluation.matching import matches
+from flagkit.testing.embedded import EmbeddedMongo
 from tests.oracle import (
     CONDITION_COUNT,
     DOCUMENT_COUNT,

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from benchmarks.report import Result
 from flagkit import Client
-from flagkit.changes import PolicyId
-from flagkit.embedded import EmbeddedMongo
+from flagkit._core.model.changes import PolicyId
+from flagkit.testing.embedded import EmbeddedMongo
 from flagkit.writer import Import, Writer, verify
 from tests.rehearsal import Rehearsal
 

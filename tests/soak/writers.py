@@ -21,13 +21,13 @@ from typing import Any
 from msgspec import Struct
 
 from benchmarks.report import Result
-from flagkit.changes import Change
-from flagkit.core.freshness import Freshness
-from flagkit.refresh import Refresher
-from flagkit.refresh_thread import RefreshThread
-from flagkit.snapshot import Snapshot, record_of
-from flagkit.storage.source import MongoSource
-from flagkit.storage.store import Store
+from flagkit._core.evaluation.evaluator import Freshness
+from flagkit._core.model.changes import Change
+from flagkit._core.snapshot import Snapshot, record_of
+from flagkit._core.storage.source import MongoSource
+from flagkit._core.storage.store import Store
+from flagkit.client.refresh_thread import RefreshThread
+from flagkit.client.refresher import Refresher
 from flagkit.writer import Writer, verify
 from tests.members import Members
 from tests.soak import writing

@@ -14,9 +14,9 @@ import uuid
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from flagkit.changes import Change, Tip
+from flagkit._core.model.changes import Change, Tip
+from flagkit._core.storage.store import Store
 from flagkit.errors import WriteError
-from flagkit.storage.store import Store
 from flagkit.writer import Commit, Draft, Writer
 
 

@@ -1,4 +1,4 @@
-"""The `flagkit` command, whose parts need the extra `cli`; this entry to it needs none of them."""
+"""The `flagkit` command. Its parts need the extra `cli`; this entry point needs none of them."""
 
 import sys
 
@@ -13,7 +13,7 @@ def main() -> None:
     """
     try:
         # Deferred, so that a missing extra is a sentence and no traceback.
-        from flagkit.cli.commands import flagkit  # noqa: PLC0415
+        from flagkit.cli.main import flagkit  # noqa: PLC0415
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRA:

@@ -1,4 +1,4 @@
-"""Lets `python -m flagkit.cli` be the `flagkit` command."""
+"""Run the `flagkit` command with `python -m flagkit.cli`."""
 
 from flagkit.cli import main
 

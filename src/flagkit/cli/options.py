@@ -1,16 +1,23 @@
-"""Options that several commands have, said once, and what becomes of them."""
+"""Options that commands share: the environment, the context of an evaluation, and guards."""
 
 import contextlib
+import importlib
+import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypedDict, TypeVar, Unpack
+from typing import Any, Final, NoReturn, TypedDict, TypeVar, Unpack, cast
 
 import click
 
-from flagkit.model import EVERYWHERE
-from flagkit.settings import Settings, settings_from
-from flagkit.storage.store import Store
+from flagkit._core.model import EVERYWHERE, TARGETING_KEY
+from flagkit._core.model.values import normal, revived
+from flagkit._core.storage.store import Store
+from flagkit.config import Settings, settings_from
+from flagkit.errors import ConfigurationError, InvalidDocumentError
+from flagkit.policy_files.yaml import NodeReading, composed
+from flagkit.writer import Guard
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -110,3 +117,118 @@ def only_one(keys: tuple[str, ...], expected_version: int | None) -> None:
     """Refuse an expected version of several policies."""
     if expected_version is not None and len(keys) > 1:
         raise click.UsageError("--expected-version is of one key, and there are several")
+
+
+def guards_named(place: str | None) -> tuple[Guard, ...]:
+    """Return the guards at `module:name`, which is a guard or several; none without a place.
+
+    Raises:
+        ConfigurationError: there are none.
+    """
+    if not place:
+        return ()
+    module, _, name = place.partition(":")
+    try:
+        found: Any = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(
+            f"the guards {place!r} cannot be loaded: {error}: write module:name, and have"
+            " PYTHONPATH lead to the module"
+        ) from error
+    guards: tuple[Any, ...] = tuple(found) if hasattr(found, "__iter__") else (found,)
+    if not all(map(callable, guards)):
+        raise ConfigurationError(f"the guards {place!r} are none: a guard is a function")
+    return guards
+
+
+_ContextCommand = TypeVar("_ContextCommand", bound=Callable[..., Any])
+
+_STANDARD_INPUT = "-"
+
+
+class Who(TypedDict):
+    """What the options say of who asks."""
+
+    user: str | None
+    attributes: dict[str, Any]
+    file: str | None
+
+
+def value_of(text: str) -> Any:
+    """Return what a text says as JSON, MongoDB's Extended JSON included; else itself."""
+    try:
+        found = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        return text
+    return revived(normal(found, ""))
+
+
+def _no_number(name: str) -> NoReturn:
+    """Leave NaN and Infinity, which JSON has not, to be text."""
+    raise ValueError(name)
+
+
+def context_options(command: _ContextCommand) -> _ContextCommand:
+    """Give a command the options that say who asks, which `context_from` takes."""
+    user = click.option("--user", metavar="ID", help="The targeting key.")
+    attribute = click.option(
+        "--attribute",
+        "attributes",
+        metavar="NAME=VALUE",
+        multiple=True,
+        callback=_attributes,
+        help="An attribute, as JSON or else as text: age=42, plan=pro, zip='\"42\"'; repeatable.",
+    )
+    file = click.option(
+        "--context",
+        "file",
+        metavar="FILE",
+        help="A mapping of attributes, in YAML or JSON; - for standard input. What the other"
+        " options say comes before it.",
+    )
+    return user(attribute(file(command)))
+
+
+def context_from(who: Who) -> dict[str, Any]:
+    """Return the context that options tell of.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+        InvalidDocumentError: it is no mapping of attributes, or what MongoDB has not is in it.
+    """
+    context = {} if who["file"] is None else _read(who["file"])
+    key = {} if who["user"] is None else {TARGETING_KEY: who["user"]}
+    return context | who["attributes"] | key
+
+
+def _attributes(_context: object, _parameter: object, pairs: tuple[str, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        if not name or not separator:
+            raise click.BadParameter(f"{pair!r} names no attribute: write NAME=VALUE")
+        try:
+            found[name] = value_of(text)
+        except InvalidDocumentError as error:
+            raise click.BadParameter(f"{name}: {error.problem}. {error.remedy}") from None
+    return found
+
+
+def _read(file: str) -> dict[str, Any]:
+    name = "<stdin>" if file == _STANDARD_INPUT else file
+    try:
+        standard = file == _STANDARD_INPUT
+        content = sys.stdin.buffer.read() if standard else Path(file).read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"the context {file} cannot be read: {error.strerror}") from error
+    root = composed(name, content)
+    found = None if root is None else NodeReading(name).value(root)
+    if not isinstance(found, dict):
+        raise InvalidDocumentError(
+            "", "is no mapping of attributes", "Write them as name: value", subject=name
+        )
+    try:
+        attributes = cast("dict[str, object]", found)
+        return cast("dict[str, Any]", revived(normal(attributes, "")))
+    except InvalidDocumentError as error:
+        raise error.about(name) from None

@@ -1,18 +1,43 @@
-"""Output: what commands tell programs, as JSON or YAML of the same data.
+"""The output of the command: text, tables, JSON and YAML, readable without colour.
 
-Both have escapes of their own, so what is written here does not pass `printable`.
+Everything written for people passes `printable`, so foreign text adds no line and no column, and
+controls no terminal. JSON and YAML have escapes of their own.
+
+A pipe may be closed, a disk full, and a terminal unable to show a character. A command that has
+already made a change then continues silently, because its exit code says whether it made the
+change.
 """
 
+import contextlib
+import errno
+import io
+import itertools
 import json
+import os
 import re
+import shutil
 import sys
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, Self, TextIO, TypeAlias, TypeVar, cast
 
 import click
+from msgspec import Struct
+from rich.cells import cell_len
+from rich.console import Console
+from rich.status import Status
+from rich.text import Text
 
-from flagkit.cli.policy_text import yaml_of
-from flagkit.model.canonical import extended
+from flagkit._core.model import decode
+from flagkit._core.model.canonical import extended
+from flagkit._core.model.changes import PolicyState
+from flagkit._core.model.segments import decode_segment, encode_segment
+from flagkit._core.model.values import Value
+from flagkit._core.printable import printable
+from flagkit.policy_files.dump import yaml_of, yaml_text
+from flagkit.policy_files.reader import Policy, SegmentPolicy
+from flagkit.writer.ledger import told
+from flagkit.writer.operations import as_written
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -66,3 +91,468 @@ def _is_encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+LISTED_MAX: Final = 1_000
+"""Nobody reads a longer table, and to lay it out takes longer than to read the database."""
+_GAP: Final = "  "
+_RULE_MAX: Final = 120
+_NARROWEST: Final = 12
+"""A column of prose is not folded to fewer characters than this."""
+_PAIR: Final = 2
+_TERMINAL: Final = -1
+
+
+def say(*lines: str, err: bool = False) -> None:
+    """Write lines, each of them printable: to standard output, or to standard error.
+
+    What a line quotes cannot end the line.
+    """
+    stream = sys.stderr if err else sys.stdout
+    stream.write("".join(f"{printable(line)}\n" for line in lines))
+    stream.flush()
+
+
+def warn(text: str) -> None:
+    """Write a warning to standard error."""
+    say(f"Warning: {text}", err=True)
+
+
+def progress_console() -> Console:
+    """Return what shows progress: on standard error, and as plain text."""
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+class Progress:
+    """A line on a terminal that says what is being done, for a `with` block."""
+
+    def __init__(self) -> None:
+        # The spinner is one of ASCII, which any terminal shows.
+        self._status = Status(
+            "looking at the environment", console=progress_console(), spinner="line"
+        )
+
+    def show(self, step: str) -> None:
+        """Say what is being done now."""
+        self._status.update(Text(printable(step)))
+
+    def __enter__(self) -> Self:
+        self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
+
+
+class Teller:
+    """Writes numbered steps, short paragraphs, and tables that need no colour.
+
+    Args:
+        width: How wide tables are at most; None where no line of a table may be broken. By default
+            it is the width of the terminal that standard output is, and None if it is none.
+    """
+
+    def __init__(self, width: int | None = _TERMINAL) -> None:
+        self._console = Console(highlight=False, markup=False, emoji=False)
+        self._width = _width_of_terminal() if width == _TERMINAL else width
+        self._steps = 0
+
+    def step(self, title: str) -> None:
+        """Begin the next step."""
+        self._steps += 1
+        say("")
+        self._emphasize(f"{self._steps}. {printable(title)}", "bold cyan")
+
+    def say(self, text: str) -> None:
+        """Write a paragraph."""
+        line = printable(text)
+        say(*([line] if self._width is None else _wrapped(line, self._width)))
+
+    def listing(
+        self, columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()
+    ) -> None:
+        """Print a table, of LISTED_MAX rows at most, and how many there are besides."""
+        self.table(columns, rows[:LISTED_MAX], right)
+        more = len(rows) - LISTED_MAX
+        if more > 0:
+            # Overrides of one key stand in several rows, which stay together in the next list.
+            last = next(
+                row[0] for row in reversed(rows[:LISTED_MAX]) if row[0] != rows[LISTED_MAX][0]
+            )
+            say(f"and {more:,} more: go on with --after {last}, or take --output json")
+
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[object]],
+        right: Sequence[str] = (),
+    ) -> None:
+        """Print a table; the columns in `right` hold numbers.
+
+        A cell that is a list or tuple has several lines. No word is ever broken or cut, so keys can
+        be searched for and copied. Where there is no terminal no line is broken. On a terminal that
+        is too narrow for the longest words, each row is told field by field instead.
+        """
+        grid = _Grid(columns, rows, right)
+        if self._width is not None and not grid.fits(self._width):
+            say(*grid.fields(self._width), "")
+            return
+        head, *body = grid.lines(self._width)
+        self._emphasize(head, "bold")
+        say(*body, "")
+
+    def _emphasize(self, line: str, style: str) -> None:
+        self._console.print(Text(line, style), soft_wrap=True)
+
+
+class _Grid:
+    """Cells of printable lines, in rows and columns."""
+
+    def __init__(
+        self, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str]
+    ) -> None:
+        self._heads = [printable(column) for column in columns]
+        self._is_right = [column in right for column in columns]
+        self._rows = [
+            [_lines_of(cell) for cell in (*row, *[""] * (len(columns) - len(row)))] for row in rows
+        ]
+        self._widths = self._widest(lambda line: [line])
+        self._words = self._widest(lambda line: line.split(" "))
+
+    def _widest(self, parts: Callable[[str], list[str]]) -> list[int]:
+        return [
+            max(
+                cell_len(head),
+                *(cell_len(part) for row in self._rows for line in row[at] for part in parts(line)),
+                0,
+            )
+            for at, head in enumerate(self._heads)
+        ]
+
+    def _least(self, at: int) -> int:
+        """Return how narrow a column may be made: numbers and words stay whole, prose readable."""
+        width = self._widths[at]
+        return width if self._is_right[at] else max(self._words[at], min(width, _NARROWEST))
+
+    def fits(self, width: int) -> bool:
+        """Tell whether columns can stand side by side; two always do, as a name and what it is."""
+        least = sum(map(self._least, range(len(self._heads))))
+        return len(self._heads) <= _PAIR or least + len(_GAP) * (len(self._heads) - 1) <= width
+
+    def lines(self, width: int | None) -> Iterator[str]:
+        """Yield the lines of a table: its head, a rule, and the rows."""
+        widths = [*self._widths]
+        if width is not None:
+            room = width - len(_GAP) * (len(widths) - 1)
+            widths = [max(self._least(at), min(widths[at], room)) for at in range(len(widths))]
+            while sum(widths) > room:
+                at = max(range(len(widths)), key=lambda at: widths[at] - self._least(at))
+                if widths[at] == self._least(at):
+                    break
+                widths[at] -= 1
+            # In the last column, a word that is too wide for the terminal moves nothing else.
+            left = room - sum(widths[:-1])
+            widths[-1] = min(widths[-1], max(left, _NARROWEST))
+        yield self._line(self._heads, widths)
+        yield _table_rule() * min(sum(widths) + len(_GAP) * (len(widths) - 1), _RULE_MAX)
+        for row in self._rows:
+            cells = [
+                [part for line in cell for part in _wrapped(line, widths[at])]
+                for at, cell in enumerate(row)
+            ]
+            for parts in itertools.zip_longest(*cells, fillvalue=""):
+                yield self._line(parts, widths)
+
+    def _line(self, parts: Sequence[str], widths: Sequence[int]) -> str:
+        padded = (
+            f"{' ' * (width - cell_len(part))}{part}"
+            if is_right
+            else f"{part}{' ' * (width - cell_len(part))}"
+            for part, width, is_right in zip(parts, widths, self._is_right, strict=True)
+        )
+        return _GAP.join(padded).rstrip(" ")
+
+    def fields(self, width: int) -> Iterator[str]:
+        """Yield a line or more for each cell of each row, beginning with what its column is."""
+        label = max(map(cell_len, self._heads))
+        room = max(width - label - len(_GAP), _NARROWEST)
+        for number, row in enumerate(self._rows):
+            if number:
+                yield ""
+            for head, cell in zip(self._heads, row, strict=True):
+                names = itertools.chain([head], itertools.repeat(""))
+                for part in (part for line in cell for part in _wrapped(line, room)):
+                    if part:
+                        yield f"{(name := next(names))}{' ' * (label - cell_len(name))}{_GAP}{part}"
+
+
+def _lines_of(cell: object) -> list[str]:
+    if isinstance(cell, list | tuple):
+        lines = cast("Sequence[object]", cell)
+        return [printable(str(line)) for line in lines]
+    return [printable(str(cell))]
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    """Return a line in parts of at most a width, each broken at a space, and no word broken."""
+    if cell_len(line) <= width:
+        return [line]
+    parts: list[str] = []
+    part, used = "", 0
+    for word in line.split(" "):
+        length = cell_len(word)
+        if part and used + 1 + length > width:
+            parts.append(part)
+            part, used = word, length
+        else:
+            part, used = (f"{part} {word}", used + 1 + length) if part else (word, length)
+    return [*parts, part]
+
+
+def _table_rule() -> str:
+    """Return what a line is drawn with."""
+    return "─" if (sys.stdout.encoding or "utf-8").lower().startswith("utf") else "-"
+
+
+def _width_of_terminal() -> int | None:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+_Document: TypeAlias = dict[str, Any]
+
+
+class FlagLine(Struct, frozen=True):
+    """A flag in a line; `serves` says in short what it serves to whom."""
+
+    key: str
+    region: str
+    version: int
+    state: str
+    type: str
+    serves: str
+    owner: str
+
+
+class SegmentLine(Struct, frozen=True):
+    """A segment in a line; `by` is the attribute that is looked up among its keys."""
+
+    key: str
+    version: int
+    condition: bool
+    by: str
+    included: int
+    excluded: int
+    owner: str
+
+
+def flag_line(state: PolicyState) -> FlagLine:
+    """Return a flag in a line."""
+    flag = decode(state.policy, stored=True)
+    serves = told(state.policy["fallthrough"])
+    if flag.rules:
+        rules = "1 rule" if len(flag.rules) == 1 else f"{len(flag.rules)} rules"
+        serves = f"{rules}, else {serves}"
+    owner = str(flag.metadata.get("owner", ""))
+    return FlagLine(state.key, state.region, state.version, flag.state, flag.type, serves, owner)
+
+
+def segment_line(state: PolicyState) -> SegmentLine:
+    """Return a segment in a line."""
+    segment = decode_segment(state.policy, stored=True).segment
+    return SegmentLine(
+        state.key,
+        state.version,
+        segment.when is not None,
+        ".".join(segment.by),
+        segment.included.count,
+        segment.excluded.count,
+        str(segment.metadata.get("owner", "")),
+    )
+
+
+def flag_document(state: PolicyState) -> _Document:
+    """Return a flag's document as people write it."""
+    return as_written(decode(state.policy, stored=True))
+
+
+def segment_document(state: PolicyState) -> _Document:
+    """Return a segment's document; of its keys there are only hashes."""
+    return encode_segment(decode_segment(state.policy, stored=True).segment)
+
+
+def flag_file(state: PolicyState) -> str:
+    """Return a policy file of a flag, to change and to update it with.
+
+    It has no state: whoever pauses the flag before the update is not to be undone by it.
+    """
+    document = flag_document(state)
+    del document["state"]
+    return yaml_text([Policy(document, decode(document))])
+
+
+def segment_file(state: PolicyState) -> str:
+    """Return a policy file of a segment, to change and to update it with."""
+    document = segment_document(state)
+    return yaml_text([], [SegmentPolicy(document, decode_segment(document).segment)])
+
+
+def rows_of(document: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yield what a document says: the name of each field, and its lines."""
+    for name, value in document.items():
+        # A seed tells people nothing.
+        if name in ("key", "seed"):
+            continue
+        match name:
+            case "variants":
+                yield name, [f"{variant}: {_shown(value[variant])}" for variant in value]
+            case "prerequisites":
+                yield (
+                    name,
+                    [f"{item['flag']} serves {' or '.join(item['variants'])}" for item in value],
+                )
+            case "rules":
+                for rule in value:
+                    yield f"rule {rule['name']}", [*_rule(rule)]
+            case "fallthrough":
+                yield name, [told(value)]
+            case "included" | "excluded":
+                yield name, [f"{value['count']:,} keys"]
+            case _:
+                yield name, [_shown(value)]
+
+
+def _rule(rule: _Document) -> Iterator[str]:
+    for name in ("when", "during"):
+        if name in rule:
+            yield f"{name} {_shown(rule[name])}"
+    yield told(rule)
+
+
+def _shown(value: Value) -> str:
+    return value if isinstance(value, str) else json.dumps(extended(value), ensure_ascii=False)
+
+
+_UNENCODABLE: Final = "backslashreplace"
+"""Shows a character that the terminal's encoding lacks as `printable` shows escapes."""
+
+
+class OutputLostError(click.ClickException):
+    """Standard output cannot be written, and nothing but output was asked for.
+
+    `is_silent` tells whether nobody needs to hear of it: the reader of a pipe has left.
+    """
+
+    def __init__(self, error: OSError | ValueError) -> None:
+        self.is_silent = isinstance(error, BrokenPipeError)
+        why = error.strerror if isinstance(error, OSError) else "it is closed"
+        super().__init__(f"standard output cannot be written: {why}")
+
+
+class _Work:
+    """Whether the command that runs has done something that stays."""
+
+    is_done = False
+
+
+_work: Final = _Work()
+
+
+def work_is_done() -> None:
+    """Note that the command has done all that it was asked to do, but for telling of it.
+
+    From here on neither output that is lost nor an error makes the command fail. A command calls
+    this between the last change that it makes and the first line that it prints.
+    """
+    _work.is_done = True
+
+
+def was_work_done() -> bool:
+    """Tell whether the command has noted that its work is done."""
+    return _work.is_done
+
+
+@contextlib.contextmanager
+def guarded_streams() -> Generator[None]:
+    """Guard standard output and error for the block."""
+    _work.is_done = False
+    before = sys.stdout, sys.stderr
+    sys.stdout = cast("TextIO", _Guarded(before[0], is_output=True))
+    sys.stderr = cast("TextIO", _Guarded(before[1], is_output=False))
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+# Click writes past a stream that has an attribute `buffer`, if the encoding is ASCII.
+class _Guarded(io.TextIOBase):
+    """A text stream whose writes fail only where output is all that was asked for."""
+
+    def __init__(self, stream: TextIO | None, *, is_output: bool) -> None:
+        self._stream = stream
+        self._is_output = is_output
+        self._is_lost = False
+
+    def write(self, text: str | bytes, /) -> int:
+        """Write a text, with escapes for the characters that the encoding lacks."""
+        if isinstance(text, bytes):
+            # Click writes completions as bytes, to whatever takes them.
+            text = text.decode()
+        self._attempt(partial(self._write, text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._flush)
+
+    def _flush(self) -> None:
+        self._there.flush()
+
+    def _write(self, text: str) -> None:
+        try:
+            self._there.write(text)
+        except UnicodeEncodeError:
+            encoding = self._there.encoding
+            self._there.write(text.encode(encoding, _UNENCODABLE).decode(encoding))
+
+    def isatty(self) -> bool:
+        with contextlib.suppress(OSError, ValueError):
+            return self._stream is not None and self._stream.isatty()
+        return False
+
+    def fileno(self) -> int:
+        return self._there.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        # A stream that holds texts, as in tests, has none.
+        return (self._stream and self._stream.encoding) or "utf-8"
+
+    @property
+    def _there(self) -> TextIO:
+        # Python has no stream where the process was started with a closed one.
+        if self._stream is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return self._stream
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        """Do something with the stream; the first failure is the last attempt."""
+        if self._is_lost:
+            return
+        try:
+            action()
+        except (OSError, ValueError) as error:
+            self._is_lost = True
+            self._discard()
+            if self._is_output and not _work.is_done:
+                raise OutputLostError(error) from error
+
+    def _discard(self) -> None:
+        """Send what is left in buffers nowhere, or the interpreter would fail at its exit."""
+        with contextlib.suppress(OSError, ValueError):
+            number = self._there.fileno()
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, number)
+            os.close(nowhere)

@@ -1,21 +1,17 @@
-"""Writing flags: versioned changes, each in the ledger. Who only reads never loads this."""
+"""Write flags: versioned changes, each recorded in the ledger. Clients never load this package."""
 
-from flagkit.storage.checkpoints import Checkpoint
-from flagkit.writer.access import Denial, denials, grants
+from flagkit._core.storage.checkpoints import Checkpoint
+from flagkit.writer.access import Denial, denials, grants, limits
+from flagkit.writer.approvals import Proposal, Verdict
+from flagkit.writer.bulk_import import Import, Imported, Step
 from flagkit.writer.checkpoints import write_checkpoint
-from flagkit.writer.commits import Commit, PendingChange
-from flagkit.writer.drafts import Draft, Preview
-from flagkit.writer.erasing import Erasure, erase
+from flagkit.writer.draft import Commit, Draft, PendingChange, Preview
 from flagkit.writer.guards import Approval, Freeze, Guard, LargestStep, Planned, Refusal, Required
-from flagkit.writer.importing import Import, Imported, Step
 from flagkit.writer.ledger import Entry, entries
-from flagkit.writer.limits import limits
 from flagkit.writer.pending import Swept, Waiting
-from flagkit.writer.proposals import Proposal, Verdict
-from flagkit.writer.pruning import Pruned, prunable, prune
-from flagkit.writer.retention import Retention
-from flagkit.writer.staleness import StaleFlag, stale_flags
-from flagkit.writer.verifying import verify
+from flagkit.writer.retention import Erasure, Pruned, Retention, erase, prunable, prune
+from flagkit.writer.stale_flags import StaleFlag, stale_flags
+from flagkit.writer.verification import verify
 from flagkit.writer.writer import Writer
 
 __all__ = [

@@ -1,26 +1,40 @@
-"""Access: who may do what, asked of the planned change, and the log of those who may not.
+"""Authorization of a planned change: roles, approvals and rate limits, and the log of denials.
 
-The grants are read at the revision that the commit is compared with, so no change can slip past a
-revocation. An actor is who a writer says it is: docs/access.md says what that is worth.
+The required role depends on what a change does, not on the method that made it. Grants and limits
+are read at the revision that the commit is compared with, so no change slips past a revocation.
+Limits hold over processes without a lock, and a commit that loses its race takes no token.
+
+An actor is whoever the writer says it is; docs/access.md says what that is worth.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+import hmac
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
-from flagkit.background import Log
-from flagkit.changes import ACCESS, GRANTS, SEGMENTS, PolicyChange, PolicyState
-from flagkit.errors import AccessDeniedError, StoreError
-from flagkit.model import EVERYWHERE
-from flagkit.model.documents import METADATA
-from flagkit.model.grants import Grant, Grants, Role, checked_actor, decode_grants
-from flagkit.model.values import is_same
-from flagkit.storage.layout import DENIAL_OPERATIONS_MAX
-from flagkit.storage.reading import Reading
-from flagkit.storage.store import Store, checked_store
+from flagkit._core.background import Log
+from flagkit._core.model import EVERYWHERE
+from flagkit._core.model.access import (
+    Grant,
+    Grants,
+    Limit,
+    Limits,
+    Role,
+    Whose,
+    checked_actor,
+    decode_grants,
+    decode_limits,
+)
+from flagkit._core.model.changes import ACCESS, GRANTS, LIMITS, SEGMENTS, PolicyChange, PolicyState
+from flagkit._core.model.documents import METADATA
+from flagkit._core.model.values import is_same
+from flagkit._core.storage.layout import DENIAL_OPERATIONS_MAX
+from flagkit._core.storage.reader import Reading
+from flagkit._core.storage.store import Store, checked_store
+from flagkit.errors import AccessDeniedError, RateLimitedError, StoreError
 from flagkit.writer.operations import Earlier, Operation, SetState
 
 _log = Log("flagkit.writer")
@@ -247,3 +261,136 @@ def _off(policy: Mapping[str, Any]) -> list[Any]:
 
 def _held(state: PolicyState | None) -> Grants:
     return Grants() if state is None else decode_grants(state.policy)
+
+
+EVERYBODY: Final = "*"
+"""The name of the bucket of all actors."""
+_NAME_LENGTH: Final = 16
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class SetLimit(Operation, frozen=True, tag="set_limit", kw_only=True):
+    """Limit the changes of each actor, or of an environment; None lifts the limit."""
+
+    whose: Whose
+    limit: Limit | None
+
+    def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Limits:
+        """Return the limits with this one."""
+        return msgspec.structs.replace(_held_limits(before), **{self.whose: self.limit})
+
+
+def limits(store: Store) -> Limits:
+    """Return the limits of an environment."""
+    with checked_store(store).reading() as reading:
+        return _held_limits(reading.access.get(LIMITS))
+
+
+def buckets_after(
+    reading: Reading, actor: str, secret: Callable[[], bytes | None], *, is_limited: bool
+) -> dict[str, int]:
+    """Return the buckets as a change leaves them; those that are full are left out.
+
+    `secret` gives the key by which actors' buckets are named; None where none was named yet. It is
+    asked for only where a bucket of an actor is needed.
+
+    Raises:
+        RateLimitedError: one of them has no token.
+        StoreError: the key cannot be read.
+    """
+    held = _held_limits(reading.access.get(LIMITS))
+    time = max(reading.now, reading.tip.time)
+    now = (time - _EPOCH) // _MICROSECOND
+    buckets = {name: full_at for name, full_at in reading.buckets.items() if full_at > now}
+    if not is_limited:
+        return buckets
+    if held.actor is None:
+        everybody = {name: buckets[name] for name in buckets.keys() & {EVERYBODY}}
+        return taken(held, everybody, "", now)
+    key = secret()
+    mine = "" if key is None else actor_bucket(key, actor)
+    return taken(held, buckets, mine, now)
+
+
+def taken(held: Limits, buckets: Mapping[str, int], mine: str, now: int) -> dict[str, int]:
+    """Return buckets with a token taken from the actor's, and one from all actors'.
+
+    Args:
+        held: The limits.
+        buckets: By name, when each is full again, in microseconds since 1970.
+        mine: The name of the actor's.
+        now: In microseconds since 1970.
+
+    Raises:
+        RateLimitedError: one of them has no token.
+    """
+    after = {**buckets}
+    for name, whose, limit in (
+        (mine, "actor", held.actor),
+        (EVERYBODY, "environment", held.environment),
+    ):
+        if limit is None:
+            after.pop(name, None)
+            continue
+        # What is stored may be of another limit, or was changed past the writer.
+        full_at = min(buckets.get(name, now), limit.full_by(now))
+        free_at = limit.free_at(full_at)
+        if free_at > now:
+            wait = (free_at - now) / 1e6
+            raise RateLimitedError(whose, _EPOCH + free_at * _MICROSECOND, wait)
+        after[name] = limit.taken(full_at, now)
+    return after
+
+
+def actor_bucket(key: bytes, actor: str) -> str:
+    """Return the name of an actor's bucket, by which a reader of the head cannot test a guess."""
+    return hmac.digest(key, actor.encode(), "sha256").hex()[:_NAME_LENGTH]
+
+
+def _held_limits(state: PolicyState | None) -> Limits:
+    return Limits() if state is None else decode_limits(state.policy)
+
+
+UNLIMITED: Final[frozenset[Action]] = frozenset(("pause", "grant"))
+"""What takes no token of a rate limit: pauses and changes of access."""
+
+
+class Terms:
+    """The terms of most changes: their actor has the roles that they take."""
+
+    has_own_request = False
+    """Whether the library names the request, so that what has its name is the same request."""
+
+    def check(self, reading: Reading) -> None:
+        """Refuse a change that may not be made at all, before it is planned."""
+
+    def needed(
+        self,
+        operations: Sequence[Operation],
+        changes: Iterable[PolicyChange],
+        *,
+        breaks_glass: bool,
+    ) -> list[Need]:
+        """Return what roles are asked for."""
+        return needs(operations, changes, breaks_glass=breaks_glass)
+
+    def is_limited(self, needed: Collection[Need]) -> bool:
+        """Tell whether the change takes a token: all do but those that stop harm."""
+        return not needed or any(action not in UNLIMITED for action, _ in needed)
+
+    def approvers(
+        self, reading: Reading, actor: str, needed: Sequence[Need], changes: Sequence[PolicyChange]
+    ) -> tuple[str, ...]:
+        """Return who approved of a planned change, or refuse it.
+
+        Raises:
+            AccessDeniedError: its actor may not make it.
+        """
+        del changes
+        check_access(reading, actor, needed)
+        return ()
+
+    def recorded(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what the audit is to have of a change, now that it meets the terms."""
+        return content

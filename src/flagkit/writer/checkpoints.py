@@ -1,6 +1,6 @@
-"""Checkpoints: bases that are published now and then, so that new clients need no scan.
+"""Publishes a checkpoint now and then, so that new clients need no scan.
 
-Of a writer's changes none waits for one: a thread of its own makes it, at its own pace.
+A background thread writes checkpoints at its own pace. No change waits for it.
 """
 
 import contextlib
@@ -13,13 +13,13 @@ from array import array
 from collections.abc import Collection, Generator
 from typing import Final
 
-from flagkit.background import BackgroundThread, Log, words_of
-from flagkit.changes import PolicyState, Tip
+from flagkit._core.background import BackgroundThread, Log, words_of
+from flagkit._core.model.changes import PolicyState, Tip
+from flagkit._core.model.segments import packed_part
+from flagkit._core.snapshot import Arena, record_of, whole
+from flagkit._core.storage.checkpoints import Checkpoint
+from flagkit._core.storage.store import Store, checked_store
 from flagkit.errors import FlagkitError
-from flagkit.model.segments import packed_part
-from flagkit.snapshot import Arena, record_of, whole
-from flagkit.storage.checkpoints import Checkpoint
-from flagkit.storage.store import Store, checked_store
 
 _log = Log("flagkit.writer")
 

@@ -1,7 +1,7 @@
-"""Guards: what a writer's owner has to say about a planned change, before it is committed.
+"""Guards: functions of the owner of a writer that check each planned change.
 
-They are functions of one process, asked at the revision that the commit is compared with. The kill
-switch is not theirs to stop, nor is a change of access.
+They run in the writer's process, at the revision that the commit is compared with. They cannot stop
+the kill switch or a change of access.
 """
 
 import math
@@ -11,20 +11,20 @@ from typing import Any, Final, Literal, TypeAlias, cast, get_args
 
 from msgspec import Struct
 
-from flagkit.arguments import count as count_of
-from flagkit.arguments import texts
-from flagkit.changes import ACCESS, SEGMENTS, PolicyChange, PolicyState
-from flagkit.core.schedule import is_open, window_changes_after
+from flagkit._core.arguments import count as count_of
+from flagkit._core.arguments import texts
+from flagkit._core.evaluation.schedule import is_open, window_changes_after
+from flagkit._core.model import decode
+from flagkit._core.model.changes import ACCESS, SEGMENTS, PolicyChange, PolicyState
+from flagkit._core.model.documents import WindowDocument
+from flagkit._core.model.flags import convert, values_of
+from flagkit._core.model.rollouts import percent
+from flagkit._core.model.windows import window
+from flagkit._core.storage.reader import Reading
 from flagkit.errors import ConfigurationError, GuardError
-from flagkit.model import decode
-from flagkit.model.decoding import convert, values_of
-from flagkit.model.documents import WindowDocument
-from flagkit.model.rollouts import percent
-from flagkit.model.windows import window
-from flagkit.storage.reading import Reading
 from flagkit.writer.access import Action, action_of
-from flagkit.writer.served import Served, served_by
-from flagkit.writer.steps import Step
+from flagkit.writer.assignments import Step
+from flagkit.writer.effects import Served, served_by
 
 
 class Planned(Struct, frozen=True, kw_only=True):

@@ -1,27 +1,29 @@
-"""Operations: what a writer may ask for, each a step from a policy's state to the next one.
+"""Operations: what a writer can be asked for. Each maps the state of a policy to the next state.
 
-Documents are checked when an operation is made, so bad input is refused before anything is read or
-written. An operation says the same each time it is tried, on whatever revision it is tried.
+docs/writing.md has the same table for people, and a test compares the two. An operation checks its
+documents when it is made, so bad input is refused before anything is read or written. Its result is
+the same on every attempt, whatever the revision.
+
+A rollback restores content and salts, never version, time or actor, and is checked like any change.
+
+The audit form of an operation reads back as an equal operation with an equal digest. The function
+of an edit cannot be stored, so the audit has only its name.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
-from flagkit.changes import ACCESS, SEGMENTS, Cut, PolicyId, PolicyState
-from flagkit.errors import (
-    FlagExistsError,
-    FlagNotFoundError,
-    InvalidDocumentError,
-    VersionConflictError,
-)
-from flagkit.model import EVERYWHERE, Flag, Serve, decode, encode
-from flagkit.model.grants import Grants
-from flagkit.model.limits import Limits
-from flagkit.model.segments import (
+from flagkit._core.model import EVERYWHERE, Flag, Serve, decode, encode
+from flagkit._core.model.access import Grants, Limits, decode_grants
+from flagkit._core.model.changes import ACCESS, SEGMENTS, Change, Cut, PolicyId, PolicyState
+from flagkit._core.model.documents import State
+from flagkit._core.model.flags import bare_weights, check_variant, variant_with
+from flagkit._core.model.segments import (
     PUBLIC_SEED,
     Hashed,
     Segment,
@@ -30,10 +32,67 @@ from flagkit.model.segments import (
     encode_segment,
     members_of,
 )
-from flagkit.model.variants import bare_weights, check_variant, variant_with
-from flagkit.suggestions import suggested
-from flagkit.writer.leading import Lead
-from flagkit.writer.transitions import Verb, moved
+from flagkit._core.suggestions import suggested
+from flagkit.errors import (
+    FlagExistsError,
+    FlagNotFoundError,
+    InvalidDocumentError,
+    RevisionNotFoundError,
+    VersionConflictError,
+)
+from flagkit.writer.access import GrantRole, RevokeRole, SetLimit
+from flagkit.writer.assignments import Lead
+
+Verb: TypeAlias = Literal["pause", "resume", "archive", "restore", "delete"]
+Standing: TypeAlias = Literal["active", "paused", "archived", "absent"]
+"""A flag's state, or that there is none; a deleted flag is absent, too."""
+
+WRITTEN: Final = "as written"
+"""The state that the document says; an update of one that says none leaves it as it is."""
+EARLIER: Final = "as it was"
+
+TRANSITIONS: Final[Mapping[str, Mapping[Standing, str]]] = {
+    "create": {"absent": WRITTEN},
+    "update": {"active": WRITTEN, "paused": WRITTEN, "archived": WRITTEN},
+    "pause": {"active": "paused", "paused": "paused"},
+    "resume": {"active": "active", "paused": "active"},
+    "archive": {"active": "archived", "paused": "archived", "archived": "archived"},
+    "restore": {"paused": "paused", "archived": "paused"},
+    "delete": {"archived": "absent"},
+    "rollback": {"active": EARLIER, "paused": EARLIER, "archived": EARLIER, "absent": EARLIER},
+}
+"""By verb and standing, what a flag's state becomes; what is not here is refused."""
+
+_REMEDIES: Final[Mapping[tuple[Verb, State], str]] = {
+    ("pause", "archived"): "Restore it first: it is paused then",
+    ("resume", "archived"): "Restore it first, then resume it",
+    ("restore", "active"): "It needs no restoring; to switch it off, pause it",
+    ("delete", "active"): "Archive it first: it serves its off variant then, to who still asks",
+    ("delete", "paused"): "Archive it first",
+}
+
+
+def moved(verb: Verb, key: str, state: State) -> Standing:
+    """Return what a flag's state becomes by a verb.
+
+    Raises:
+        InvalidDocumentError: it may not become that from where it is.
+    """
+    after = TRANSITIONS[verb].get(state)
+    if after is None:
+        raise InvalidDocumentError(
+            "state", f"of {key} is {state}", _REMEDIES[verb, state], subject=f"flag {key!r}"
+        )
+    return _STANDINGS[after]
+
+
+_STANDINGS: Final[Mapping[str, Standing]] = {
+    "active": "active",
+    "paused": "paused",
+    "archived": "archived",
+    "absent": "absent",
+}
+
 
 Lists: TypeAlias = Mapping[str, Sequence[Any]]
 """The keys that a segment's document lists, by `included` and `excluded`."""
@@ -463,3 +522,226 @@ def as_written(flag: Flag) -> dict[str, Any]:
     for part in (*document.get("rules", ()), document["fallthrough"]):
         part.get("rollout", {}).pop("intervals", None)
     return document
+
+
+class History(Protocol):
+    """The changes that led to where an environment stands."""
+
+    def changes(self, after: int = 0) -> Iterable[Change]:
+        """Yield those after a revision, in order; without the unledgered one."""
+        ...
+
+    def check_told(self, revision: int) -> None:
+        """Refuse to tell what was at a revision if the ledger does not reach back to it."""
+        ...
+
+    @property
+    def unledgered(self) -> Change | None:
+        """The newest change, if it is not among the others yet."""
+        ...
+
+
+class Rollback(Operation, frozen=True, tag="rollback", kw_only=True):
+    """Give a flag, or a segment, the content that it had at a revision; deleted ones come back.
+
+    A deleted one has the version that it had last.
+    """
+
+    to: int
+
+    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Next:
+        """Return the flag, segment or grants as it was; never its version, which goes on."""
+        last = earlier.last(self.policy_id) if before is None else None
+        if last is None:
+            self._existing(before, earlier)
+        else:
+            self._check_version(last, earlier)
+        then = earlier.at(self.policy_id, self.to)
+        if then is None:
+            if self.region == ACCESS:
+                raise RevisionNotFoundError(f"nothing was granted yet at revision {self.to}")
+            raise RevisionNotFoundError(f"{self.key!r} did not exist at revision {self.to}")
+        return _decoded(self.region, then.policy)
+
+
+class RollbackAll(Operation, frozen=True, tag="rollback_all", kw_only=True):
+    """Give a whole environment the content that it had at a revision; see `expanded`."""
+
+    key: str = ""
+    to: int
+
+
+class Reinstate(Operation, frozen=True, tag="reinstate", kw_only=True):
+    """Give a flag, or a segment, some content, or delete it if there is none. Never recorded."""
+
+    policy: dict[str, Any] | None
+
+    def next(self, _before: PolicyState | None, _earlier: Earlier, /) -> Next | None:
+        """Return the flag, or segment, of that content."""
+        return None if self.policy is None else _decoded(self.region, self.policy)
+
+
+def expanded(
+    operations: Sequence[Operation], history: History, revision: int
+) -> Sequence[Operation]:
+    """Return operations on single flags and segments, whatever some operations are on.
+
+    Args:
+        operations: What is asked for.
+        history: What led to where the environment stands.
+        revision: Where that is.
+
+    Raises:
+        RevisionNotFoundError: an environment is to be as at a revision that there is not, or not
+            any more.
+        InvalidDocumentError: with it something else is asked for.
+    """
+    whole = next((asked for asked in operations if isinstance(asked, RollbackAll)), None)
+    if whole is None:
+        return operations
+    if len(operations) > 1:
+        raise InvalidDocumentError(
+            "", "rolls back the environment, and does more", "Make two changes of it"
+        )
+    if not 0 <= whole.to <= revision:
+        raise RevisionNotFoundError(f"there is no revision {whole.to}: the newest is {revision}")
+    history.check_told(whole.to)
+    then: dict[PolicyId, PolicyState | None] = {}
+    unledgered = history.unledgered
+    later = () if unledgered is None or unledgered.revision <= whole.to else (unledgered,)
+    for changes in (history.changes(whole.to), later):
+        for change in changes:
+            for policy in change.policies:
+                if policy.id[0] == ACCESS:
+                    # Who was revoked since does not come back with the flags.
+                    continue
+                # What the first change after the revision found is what was there at it.
+                then.setdefault(policy.id, policy.before)
+    return [
+        Reinstate(key=key, region=region, policy=None if state is None else state.policy)
+        for (region, key), state in then.items()
+    ]
+
+
+def _decoded(region: str, policy: dict[str, Any]) -> Next:
+    if region == ACCESS:
+        return decode_grants(policy)
+    decoded = decode_segment if region == SEGMENTS else decode
+    return decoded(policy, stored=True)
+
+
+_Readable: TypeAlias = (
+    Create
+    | Update
+    | SetRollout
+    | ServeVariant
+    | SetState
+    | SetSegment
+    | ChangeMembers
+    | DeleteSegment
+    | Rollback
+    | RollbackAll
+    | GrantRole
+    | RevokeRole
+    | SetLimit
+)
+READABLE: Final = _Readable.__args__
+"""The operations that can be read back."""
+
+
+RELIED: Final = ("proposal", "applied_by", "approved")
+"""What the audit has of the application of a proposal, beside what all requests have.
+
+`approved` is {digest, by}: the digest of the proposal, and the approvals that were relied on.
+"""
+
+
+def documents_of(operations: Iterable[Operation]) -> list[dict[str, Any]]:
+    """Return what is recorded of operations; of an edit's function, its name."""
+    return [
+        msgspec.to_builtins(operation, builtin_types=(datetime,), enc_hook=_name_of)
+        for operation in operations
+    ]
+
+
+def operations_of(documents: object) -> list[Operation]:
+    """Return the operations that were recorded.
+
+    Raises:
+        InvalidDocumentError: they were changed past the writer, or one is an edit.
+    """
+    try:
+        return [*msgspec.convert(documents, list[_Readable])]
+    except msgspec.ValidationError as error:
+        raise InvalidDocumentError(
+            "operations", f"cannot be read back: {error}", "Ask for it anew"
+        ) from None
+
+
+def check_readable(operations: Sequence[Operation]) -> None:
+    """Refuse operations that another process could not read back.
+
+    Raises:
+        InvalidDocumentError: with what to ask for instead.
+    """
+    for operation in operations:
+        if isinstance(operation, Edit):
+            raise InvalidDocumentError(
+                "edit",
+                "has a function, which another process cannot be given",
+                "Read the flag, and update it with expected_version",
+                subject=f"flag {operation.key!r}",
+            )
+    if operations_of(documents_of(operations)) != [*operations]:
+        raise InvalidDocumentError(
+            "", "would not be read back as it is", "Use plain numbers, texts, lists and mappings"
+        )
+
+
+def policies_of(operations: Iterable[Operation]) -> list[PolicyId] | None:
+    """Return the flags and segments that operations are on; None if it is all of them."""
+    found: dict[PolicyId, None] = {}
+    for operation in operations:
+        if isinstance(operation, RollbackAll):
+            return None
+        found[operation.policy_id] = None
+    return [*found]
+
+
+def digest_of(asked: object) -> str:
+    """Return the hex SHA-256 of what is asked for, the same when it is read back.
+
+    Raises:
+        InvalidDocumentError: it has what cannot be recorded.
+    """
+    try:
+        content = msgspec.msgpack.encode(asked, enc_hook=_plain)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidDocumentError("", f"cannot be recorded: {error}", "Mend it") from None
+    return hashlib.sha256(content).hexdigest()
+
+
+def request_digest(content: Mapping[str, Any]) -> str:
+    """Return the digest of a request by what the audit has of it, or is to have."""
+    # Sent again with it, a request is another one: what stands in the audit must have it.
+    glass = [content["glass"]] if "glass" in content else []
+    relied = [content[name] for name in RELIED] if "approved" in content else []
+    return digest_of([content["actor"], content["operations"], *glass, *relied])
+
+
+def decision(content: Mapping[str, Any], verb: str, subject: str, **more: str) -> dict[str, Any]:
+    """Return what the audit has of a request that decides something, and changes no flag."""
+    operations = [{"operation": verb, "key": subject, "region": EVERYWHERE, **more}]
+    decided = {**content, "operations": operations}
+    return decided | {"digest": request_digest(decided)}
+
+
+def _plain(value: object) -> int:
+    # The driver reads long integers as a subclass of int.
+    if not isinstance(value, int):
+        raise TypeError(f"{type(value).__name__} is none of the types that it may have")
+    return int(value)
+
+
+def _name_of(function: Any) -> str:
+    return str(getattr(function, "__qualname__", type(function).__qualname__))

@@ -1,8 +1,8 @@
-"""Pending: changes that are asked for in a transaction of the caller's, and sequenced after it.
+"""Pending changes: requested inside the caller's transaction, and sequenced after its commit.
 
-The transaction has the request alone, so it takes no revision and no lock. Any writer sequences it
-then, by the request's id: the compare-and-set does it once, whoever tries, and however often. What
-touches the same flags is sequenced in the order in which it was asked for.
+The transaction inserts only the request, so it takes no revision and no lock. Any writer sequences
+the request later by its id. The compare-and-set applies it once, whoever tries and however often.
+Changes of the same flags keep the order in which they were requested.
 """
 
 import contextlib
@@ -15,8 +15,14 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from flagkit.background import BackgroundThread, Log, words_of
-from flagkit.changes import GRANTS, PolicyId
+from flagkit._core.background import BackgroundThread, Log, words_of
+from flagkit._core.model.changes import GRANTS, PolicyId
+from flagkit._core.storage.documents import check_request_fits
+from flagkit._core.storage.layout import AUDIT
+from flagkit._core.storage.reader import Reading
+from flagkit._core.storage.requests import Session
+from flagkit._core.storage.store import Store
+from flagkit._core.storage.validation import judging
 from flagkit.errors import (
     ClosedError,
     FlagkitError,
@@ -27,25 +33,17 @@ from flagkit.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from flagkit.storage.layout import AUDIT
-from flagkit.storage.malformed import judging
-from flagkit.storage.preparing import check_request_fits
-from flagkit.storage.reading import Reading
-from flagkit.storage.store import Store
-from flagkit.storage.waiting import Session
-from flagkit.writer.access import Need
-from flagkit.writer.commits import Commit, PendingChange
-from flagkit.writer.drafts import Draft
+from flagkit.writer.access import Need, Terms
+from flagkit.writer.commit import drop_of, made_by
+from flagkit.writer.draft import Commit, Draft, PendingChange
 from flagkit.writer.ledger import sentences
-from flagkit.writer.recorded import (
+from flagkit.writer.operations import (
     check_readable,
     decision,
     operations_of,
     policies_of,
     request_digest,
 )
-from flagkit.writer.requests import drop_of, made_by
-from flagkit.writer.terms import Terms
 
 _log = Log("flagkit.writer")
 

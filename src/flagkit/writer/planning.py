@@ -1,7 +1,7 @@
-"""Planning: from operations and a reading of the environment to the next revision, checked whole.
+"""Planning: operations and a read of the environment become the next revision, checked as a whole.
 
-Pure but for what it asks the reading: every check is made at the one revision that the commit will
-be compared with, so nothing can slip in between.
+All checks use the one revision that the commit is compared with. Planning is pure except for what
+it asks the reader: it checks references, cycles and sizes.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +10,16 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from flagkit.changes import (
+from flagkit._core.cooperative import collector_paused
+from flagkit._core.model import EVERYWHERE, Flag, decode, encode
+from flagkit._core.model.access import (
+    Grants,
+    check_has_admin,
+    decode_grants,
+    encode_grants,
+    encode_limits,
+)
+from flagkit._core.model.changes import (
     ACCESS,
     CUT,
     GRANTS,
@@ -23,19 +32,13 @@ from flagkit.changes import (
     Tip,
     state_of,
 )
-from flagkit.collector import collector_paused
+from flagkit._core.model.flags import check_size, segments_of
+from flagkit._core.model.references import Neighbours, References
+from flagkit._core.model.segments import Hashed, encode_segment
+from flagkit._core.storage.pages import bytes_of
+from flagkit._core.suggestions import suggested
 from flagkit.errors import BrokenReferenceError, InvalidDocumentError, RevisionNotFoundError
-from flagkit.model import EVERYWHERE, Flag, decode, encode
-from flagkit.model.decoding import check_size
-from flagkit.model.flags import segments_of
-from flagkit.model.grants import Grants, check_has_admin, decode_grants, encode_grants
-from flagkit.model.limits import encode_limits
-from flagkit.model.segments import Hashed, encode_segment
-from flagkit.storage.pages import bytes_of
-from flagkit.suggestions import suggested
-from flagkit.writer.operations import Earlier, Lists, Next, Operation
-from flagkit.writer.referring import Neighbours, References
-from flagkit.writer.rollbacks import History, Reinstate, expanded
+from flagkit.writer.operations import Earlier, History, Lists, Next, Operation, Reinstate, expanded
 
 CHANGE_BYTES_MAX = 256 * 1024 * 1024
 """Documents before and after; the writer has all of them in memory, some four times."""

@@ -1,34 +1,28 @@
-"""Writer: versioned changes to an environment, each one numbered, recorded and visible whole.
-
-What it is asked for becomes a revision by the committer; its other rooms say what can be asked for.
-"""
+"""`Writer`: makes versioned changes to an environment, each recorded and visible as a whole."""
 
 import contextlib
 import uuid
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, Final, NoReturn, Self, Unpack, cast
 
-from flagkit.arguments import refusing_unknown_in_methods
-from flagkit.background import Log
-from flagkit.changes import PolicyChange, Tip
-from flagkit.encryption import Encryption
+from flagkit._core.arguments import refusing_unknown_in_methods
+from flagkit._core.background import Log
+from flagkit._core.model.access import checked_actor
+from flagkit._core.model.changes import PolicyChange, Tip
+from flagkit._core.secrets import Encryption
+from flagkit._core.storage.layout import comparable_digest
+from flagkit._core.storage.reader import Reading
+from flagkit._core.storage.store import Store
+from flagkit.config import settings_from
 from flagkit.errors import ConfigurationError, InvalidArgumentError, InvalidDocumentError
-from flagkit.model.grants import checked_actor
-from flagkit.settings import settings_from
-from flagkit.storage.layout import comparable_digest
-from flagkit.storage.reading import Reading
-from flagkit.storage.store import Store
 from flagkit.writer.approvals import Approvals
 from flagkit.writer.checkpoints import CheckpointKeeper
-from flagkit.writer.commits import Commit, PendingChange
-from flagkit.writer.committing import Committer
-from flagkit.writer.drafts import Draft, Preview
+from flagkit.writer.commit import Committer, check_same, checked_key, content_of
+from flagkit.writer.draft import Commit, Draft, PendingChange, Preview, data_keys_of
+from flagkit.writer.effects import notes_on
 from flagkit.writer.guards import Guard
-from flagkit.writer.notes import notes_on
 from flagkit.writer.pending import Sequencer, Swept, Waiting
-from flagkit.writer.requests import check_same, checked_key, content_of
-from flagkit.writer.sealing import data_keys_of
-from flagkit.writer.workflows import Anyhow, Asked
+from flagkit.writer.shortcuts import Anyhow, Asked
 
 _log = Log("flagkit.writer")
 

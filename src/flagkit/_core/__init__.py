@@ -1,0 +1,1 @@
+"""The private engine: everything here may change without notice."""

@@ -1,0 +1,327 @@
+"""asyncio helpers: the event loop of a background thread, and cooperative sliced work.
+
+The loop resolves host names in daemon threads of its own. A resolver that does not answer takes 10
+s or more and cannot be interrupted; asyncio's own pool would delay the exit of the process until it
+answers.
+
+The loop ends all its tasks before it is closed. If the process became a daemon and closed its
+descriptors, other files may have received their numbers. The loop then neither reads, writes nor
+closes them.
+"""
+
+import _socket
+import asyncio
+import contextlib
+import errno
+import os
+import selectors
+import socket
+import stat
+import time
+from collections.abc import Callable, Generator
+from typing import Any, Final, TypeAlias, TypeVar
+
+from flagkit._core.background import Log, is_green, start_helper
+
+T = TypeVar("T")
+
+
+async def in_turns(slices: Generator[None, None, T]) -> T:
+    """Return what work in slices comes to."""
+    while True:
+        try:
+            next(slices)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        await asyncio.sleep(0)
+
+
+Identity: TypeAlias = tuple[int, int]
+"""The device and the inode of an open file, which no other open socket has."""
+
+LOOK_SECONDS: Final = 1.0
+"""At most so long after its descriptors were closed a loop that waits ends."""
+
+
+class DescriptorsLostError(Exception):
+    """The descriptors of a loop were closed, or the process of the loop was forked."""
+
+
+_identities: dict[int, Identity] = {}
+"""By the id of a socket, what it was when it was owned: sockets take no attributes."""
+
+
+class OwnedSocket(socket.socket):
+    """A socket that is as good as closed once its number leads to another file."""
+
+    __slots__ = ()
+
+    def send(self, data: Any, flags: int = 0, /) -> int:
+        """Send to what was owned, and to nothing else."""
+        self._check()
+        return super().send(data, flags)
+
+    def sendmsg(self, *args: Any) -> int:
+        """Send to what was owned, and to nothing else."""
+        self._check()
+        return super().sendmsg(*args)
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        """Receive from what was owned, and from nothing else."""
+        self._check()
+        return super().recv(bufsize, flags)
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        """Receive from what was owned, and from nothing else."""
+        self._check()
+        return super().recv_into(buffer, nbytes, flags)
+
+    def shutdown(self, how: int, /) -> None:
+        """Shut down what was owned, and nothing else."""
+        self._check()
+        super().shutdown(how)
+
+    def _check(self) -> None:
+        if self.fileno() >= 0 and identity_of(self.fileno()) != _identities.get(id(self)):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    # What `socket.close` calls, once no file object uses the socket.
+    def _real_close(self) -> None:
+        number, known = self.fileno(), _identities.pop(id(self), None)
+        if number >= 0 and identity_of(number) != known:
+            self.detach()
+        else:
+            super()._real_close()  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+
+    def __del__(self) -> None:
+        # At the exit of the interpreter there may be nothing left to ask with.
+        with contextlib.suppress(Exception):
+            self._real_close()
+
+
+def own(sock: socket.socket) -> None:
+    """Have a socket that is not connected yet be nothing else from now on.
+
+    Raises:
+        OSError: it is something else already.
+    """
+    identity = identity_of(sock.fileno())
+    if identity is None or not stat.S_ISSOCK(os.fstat(sock.fileno()).st_mode):
+        sock.detach()
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    # gevent's and eventlet's are of other classes; their hubs do not survive what this is about.
+    if type(sock) is OwnedSocket.__base__ and type(sock).__module__ == "socket":
+        _identities[id(sock)] = identity
+        sock.__class__ = OwnedSocket
+
+
+class WatchfulSelector(selectors.PollSelector):
+    """A selector that raises DescriptorsLostError once sockets of its loop are something else.
+
+    It polls, since epoll has a descriptor of its own. That can be lost as well, and it is shared
+    with the process that a fork has left.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watched: dict[int, Identity | None] = {}
+        self._pid = os.getpid()
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is a copy, in a process that was forked from the one that opened it."""
+        return os.getpid() != self._pid
+
+    @property
+    def is_own(self) -> bool:
+        """Whether what is watched is what it was, in the process that it was opened in."""
+        return not self.is_forked and all(
+            identity_of(number) == known for number, known in self._watched.items()
+        )
+
+    def watch(self, *socks: socket.socket) -> None:
+        """Watch the sockets that stand for all others: a daemon closes all of them, or none."""
+        self._watched = {sock.fileno(): identity_of(sock.fileno()) for sock in socks}
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Return what is ready; see selectors.BaseSelector."""
+        ends = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = LOOK_SECONDS if ends is None else ends - time.monotonic()
+            ready = super().select(min(left, LOOK_SECONDS))
+            # Before what is ready is read and written.
+            if not self.is_own:
+                raise DescriptorsLostError("the process closed the descriptors of flagkit's thread")
+            if ready or (ends is not None and time.monotonic() >= ends):
+                return ready
+
+
+def identity_of(number: int) -> Identity | None:
+    """Return what a descriptor leads to; None if it is closed."""
+    try:
+        found = os.fstat(number)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+R = TypeVar("R")
+
+_log = Log("flagkit.refresh")
+
+END_SECONDS_MAX: Final = 5.0
+"""How long a loop that ends waits for its tasks."""
+CANCEL_AGAIN_SECONDS: Final = 0.02
+
+_kept: "list[NamesLoop]" = []
+"""Loops that cannot be closed. Python would close their descriptors if it freed them."""
+
+
+def opened_loop() -> "NamesLoop":
+    """Return a new loop.
+
+    Raises:
+        OSError: the process has no descriptors left.
+    """
+    # Tried before: asyncio can neither close nor free a loop that gets no descriptors half way.
+    pair = socket.socketpair()
+    for end in pair:
+        own(end)
+    for end in pair:
+        end.close()
+    return NamesLoop()
+
+
+class NamesLoop(asyncio.SelectorEventLoop):
+    """An event loop whose look-ups of names end with the process, if they must.
+
+    Running it raises DescriptorsLostError once the process has closed its descriptors.
+    """
+
+    def __init__(self) -> None:
+        self._watchful = WatchfulSelector()
+        super().__init__(self._watchful)
+        self.set_exception_handler(_note_exception)
+        self._own_pipe()
+
+    def __del__(self) -> None:
+        # asyncio closes what is freed, and cannot close what was only half made.
+        with contextlib.suppress(Exception):
+            super().__del__()
+
+    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
+        """Connect a socket, which is this loop's own from now on."""
+        own(sock)
+        await super().sock_connect(sock, address)
+
+    async def getaddrinfo(
+        self,
+        host: "bytes | str | None",
+        port: "bytes | str | int | None",
+        *,
+        family: int = 0,
+        type: int = 0,  # noqa: A002 - as the base class has it
+        proto: int = 0,
+        flags: int = 0,
+    ) -> list[Any]:
+        """Return what socket.getaddrinfo does."""
+        found: asyncio.Future[list[Any]] = self.create_future()
+
+        def tell(say: Callable[[Any], None], what: object) -> None:
+            def say_if_wanted() -> None:
+                if not found.done():
+                    say(what)
+
+            # Who has been cancelled, or whose loop is closed, does not want to know.
+            with contextlib.suppress(RuntimeError):
+                self.call_soon_threadsafe(say_if_wanted)
+
+        def look_up() -> None:
+            # A green look-up would never end: nothing runs the hub of this thread.
+            getaddrinfo = _socket.getaddrinfo if is_green("socket") else socket.getaddrinfo
+            try:
+                addresses = getaddrinfo(host, port, family, type, proto, flags)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is the caller's
+                tell(found.set_exception, error)
+            else:
+                tell(found.set_result, addresses)
+
+        start_helper("flagkit-names", look_up)
+        return await found
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., R], *args: Any
+    ) -> asyncio.Future[R]:
+        """Call a function in a thread of a pool, or of its own where pools have green threads."""
+        if executor is not None or not is_green("threading"):
+            return super().run_in_executor(executor, func, *args)
+        found: asyncio.Future[R] = self.create_future()
+
+        def tell(say: Callable[[Any], None], what: object) -> None:
+            if not found.done():
+                say(what)
+
+        def work() -> None:
+            with contextlib.suppress(RuntimeError):
+                try:
+                    result = func(*args)
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is the caller's
+                    self.call_soon_threadsafe(tell, found.set_exception, error)
+                else:
+                    self.call_soon_threadsafe(tell, found.set_result, result)
+
+        start_helper("flagkit-work", work)
+        return found
+
+    def end(self) -> None:
+        """End all tasks, wait for them, and close the loop. Never raises."""
+        if self._watchful.is_forked:
+            # Its connections are the parent's, which would miss what is sent or received here.
+            _kept.append(self)
+            return
+        ends = time.monotonic() + END_SECONDS_MAX
+        if not self._watchful.is_own:
+            self._replace_lost()
+        while time.monotonic() < ends:
+            # A task that raises an exit ends the loop's run, and only its own.
+            with contextlib.suppress(BaseException):
+                self.run_until_complete(self._end_tasks(ends))
+                break
+        try:
+            self.close()
+        except Exception as error:  # noqa: BLE001 - it is left behind, then
+            _log.debug("an event loop cannot be closed", exc_info=error)
+            _kept.append(self)
+
+    async def _end_tasks(self, ends: float) -> None:
+        mine = asyncio.current_task()
+        while time.monotonic() < ends and (tasks := asyncio.all_tasks() - {mine}):
+            # Again and again: the driver swallows a cancellation now and then.
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=CANCEL_AGAIN_SECONDS)
+        generators = asyncio.ensure_future(self.shutdown_asyncgens())
+        await asyncio.wait({generators}, timeout=max(ends - time.monotonic(), 0))
+
+    def _replace_lost(self) -> None:
+        """Let go of descriptors that are no longer the loop's; its tasks see closed connections."""
+        self._watchful.watch()
+        for key in list(self._watchful.get_map().values()):
+            self._watchful.unregister(key.fd)
+        with contextlib.suppress(OSError):
+            # What asyncio wakes itself by: without it other threads cannot tell it anything.
+            self._make_self_pipe()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+            self._own_pipe()
+
+    def _own_pipe(self) -> None:
+        ends = [vars(self).get(name) for name in ("_ssock", "_csock")]
+        pipe = [end for end in ends if isinstance(end, socket.socket)]
+        for end in pipe:
+            own(end)
+        self._watchful.watch(*pipe)
+
+
+def _note_exception(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what no task sees. asyncio's own handler would raise what the host's log filters do."""
+    _log.debug("%s", context.get("message"), exc_info=context.get("exception"))

@@ -1,0 +1,71 @@
+"""Long CPU work without stalls: pauses of the garbage collector, and work in slices.
+
+A full collection walks every object of the process. That takes 40 ms or more, and no other thread
+runs meanwhile. While a pause lasts, new objects do not trigger collections.
+
+A pause raises the collector's first threshold. It never calls `gc.disable`, because the application
+owns that switch.
+"""
+
+import gc
+import os
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Final
+
+PAUSED_THRESHOLD: Final = 1_000_003
+"""The first threshold in a pause: more objects than a pause makes that stay.
+
+It is no number that somebody else sets. It is no larger, for an application that reads it in a
+pause may set it again later.
+"""
+
+_lock = threading.RLock()
+_pauses: set[object] = set()
+_threshold_before = gc.get_threshold()[0]
+
+
+@contextmanager
+def collector_paused() -> Generator[None]:
+    """Pause the collector for the block, and leave it as the application wants it."""
+    pause = object()
+    _begin(pause)
+    try:
+        yield
+    finally:
+        _end(pause)
+
+
+def _begin(pause: object) -> None:
+    global _threshold_before  # noqa: PLW0603 - the collector is the process's, too
+    with _lock:
+        threshold = gc.get_threshold()[0]
+        # 0 stands for never.
+        if not _pauses and 0 < threshold < PAUSED_THRESHOLD:
+            _threshold_before = threshold
+            _set_threshold(PAUSED_THRESHOLD)
+        _pauses.add(pause)
+
+
+def _end(pause: object) -> None:
+    with _lock:
+        _pauses.discard(pause)
+        # Another value was set by the application meanwhile, and stays.
+        if not _pauses and gc.get_threshold()[0] == PAUSED_THRESHOLD:
+            _set_threshold(_threshold_before)
+
+
+def _set_threshold(first: int) -> None:
+    gc.set_threshold(first, *gc.get_threshold()[1:])
+
+
+def _resume_in_child() -> None:
+    global _lock  # noqa: PLW0603 - another thread of the parent may hold it
+    _lock = threading.RLock()
+    # The threads that paused it are not there to put it back.
+    for pause in [*_pauses]:
+        _end(pause)
+
+
+os.register_at_fork(after_in_child=_resume_in_child)

@@ -1,0 +1,1 @@
+"""Evaluation: pure functions of (flag, context, now), without I/O, locks or a clock."""

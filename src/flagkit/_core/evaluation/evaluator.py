@@ -1,0 +1,551 @@
+"""The evaluator: a snapshot with its compiled flags, published by one assignment.
+
+An evaluator answers for exactly one revision. A compilation that began before a change stores its
+result in the old evaluator, never in the new one. The new evaluator takes over the compiled flags
+that the change does not affect, neither directly nor through a prerequisite.
+"""
+
+import contextlib
+import gc
+import math
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from flagkit._core.background import Log
+from flagkit._core.cooperative import collector_paused
+from flagkit._core.evaluation.bucketing import Clock
+from flagkit._core.evaluation.compiled_flag import (
+    Asked,
+    Compiled,
+    Step,
+    compiled_alone,
+    compiled_of,
+    shared_of,
+)
+from flagkit._core.evaluation.compiler import Switch, off_outcome
+from flagkit._core.evaluation.context import ContextLike, settled
+from flagkit._core.evaluation.matching import bound, meaning
+from flagkit._core.evaluation.result import (
+    ErrorCode,
+    Evaluation,
+    Outcome,
+    Reason,
+    evaluation_of,
+    failed,
+)
+from flagkit._core.evaluation.schedule import NO_DATE
+from flagkit._core.interruptions import FAILURES_SUPPRESSED, is_interruption
+from flagkit._core.model import EVERYWHERE, Flag
+from flagkit._core.model.changes import SEGMENTS, Change, PolicyId
+from flagkit._core.model.conditions import Condition
+from flagkit._core.model.flags import Prerequisite, segments_of
+from flagkit._core.model.packing import FAULTS
+from flagkit._core.secrets import Unsealing
+from flagkit._core.snapshot import Record, Snapshot, flag_of, segment_of
+from flagkit.errors import (
+    BrokenReferenceError,
+    InvalidContextError,
+    InvalidDocumentError,
+)
+
+FRESH: Final = Prerequisite("@fresh", ("fresh",))
+"""What a flag rests on that is off when its snapshot is stale. No flag has this key."""
+_FRESH: Final = Outcome(variant="fresh", reason=Reason.STATIC)
+_STALE: Final = Outcome(variant="stale", reason=Reason.STATIC)
+
+
+class Freshness:
+    """As of when a snapshot is known to be current, and what counts as stale.
+
+    Args:
+        max_seconds: The greatest age that is not stale.
+        now: A monotonic clock: what sets the system's time must not make a snapshot younger.
+    """
+
+    __slots__ = ("_now", "as_of", "max_seconds")
+
+    def __init__(self, max_seconds: float = math.inf, now: Clock = time.monotonic) -> None:
+        self.max_seconds = max_seconds
+        self.as_of = -math.inf
+        """When the database was asked for the last revision that the snapshot has reached."""
+        self._now = now
+
+    @property
+    def age(self) -> float:
+        """Seconds since the snapshot is known to have been current; infinity if it never was."""
+        return self._now() - self.as_of
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the snapshot is older than it may be."""
+        return self.age > self.max_seconds
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there is an age that is too old."""
+        return self.max_seconds < math.inf
+
+    def evaluate(self, _: ContextLike) -> Outcome:
+        """Return what a flag that is off when it is stale has for its first prerequisite."""
+        return _STALE if self.is_stale else _FRESH
+
+
+_log = Log("flagkit")
+
+COMPILED_MAX = 65_536
+"""How many compiled flags a view keeps. Beyond it the newest makes room: O(1), never a stall."""
+
+OBJECTS_AT_ONCE: Final = 5_000
+"""`evaluate_all` lets the garbage collector run after about so many new objects: for about 1 ms.
+
+With fewer, the collector would run more often, and more of its runs would walk the whole heap.
+"""
+KEYS_AT_ONCE: Final = 64
+"""After so many flags `evaluate_all` counts the new objects. A flag of five rules makes 40."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class View:
+    """A snapshot and what was compiled from it. `switches` is for the hot path of `is_enabled`."""
+
+    __slots__ = (
+        "_compiled",
+        "_dependents",
+        "_freshness",
+        "_meanings",
+        "_unsealing",
+        "_withheld",
+        "now",
+        "snapshot",
+        "switches",
+    )
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        now: Clock,
+        freshness: Freshness | None = None,
+        unsealing: Unsealing | None = None,
+    ) -> None:
+        self.snapshot = snapshot
+        self.now = now
+        self._freshness = freshness or Freshness()
+        self._unsealing = unsealing or Unsealing()
+        # Flags that were compiled before the keys to them were there.
+        self._withheld: set[str] = set()
+        self.switches: dict[str, bool | Switch] = {}
+        self._compiled: dict[str, Compiled] = {}
+        self._meanings: dict[str, Condition] = {}
+        # By a prerequisite's or a segment's id, the flags that were ever compiled against it. A
+        # flag stands for its key in all regions. Shared by successive views: an entry too many
+        # costs a compile, one too few would be a wrong answer.
+        self._dependents: dict[PolicyId, set[str]] = {}
+
+    def after(self, snapshot: Snapshot, changes: Sequence[Change]) -> "View":
+        """Return the view of a later snapshot, with the evaluators that no change touches."""
+        view = View(snapshot, self.now, self._freshness, self._unsealing)
+        view._dependents = self._dependents
+        view._compiled = self._compiled.copy()
+        view.switches = self.switches.copy()
+        view._meanings = self._meanings.copy()
+        changed = [policy.id for change in changes for policy in change.policies]
+        stale = [(SEGMENTS if region == SEGMENTS else EVERYWHERE, key) for region, key in changed]
+        if self._unsealing.is_waiting:
+            view._withheld = self._withheld
+        else:
+            # After the copy, for a flag is noted before it is kept.
+            stale += [(EVERYWHERE, key) for key in tuple(self._withheld)]
+        dropped: set[PolicyId] = set()
+        while stale:
+            policy = stale.pop()
+            if policy in dropped:
+                continue
+            dropped.add(policy)
+            region, key = policy
+            if region == SEGMENTS:
+                view._meanings.pop(key, None)
+            else:
+                view._compiled.pop(key, None)
+                view.switches.pop(key, None)
+            # A copy made in one step: a compile may add to the set meanwhile.
+            dependents = tuple(self._dependents.get(policy, ()))
+            stale += [(EVERYWHERE, flag) for flag in dependents]
+        return view
+
+    def find(self, key: str) -> Compiled | None:
+        """Return a flag, compiled on first use, or None if there is no such flag."""
+        compiled = self._compiled.get(key)
+        return compiled if compiled is not None else self._compile(key)
+
+    def has_compiled(self, key: str) -> bool:
+        """Tell whether a flag is compiled. Never raises."""
+        with FAILURES_SUPPRESSED:
+            return key in self._compiled
+        return False
+
+    def has_switch(self, key: str) -> bool:
+        """Tell whether a flag's switch is ready. Never raises."""
+        with FAILURES_SUPPRESSED:
+            return key in self.switches
+        return False
+
+    def opened(self, record: Record) -> Flag:
+        """Return the flag of a record, with what is sensitive in it as far as it can be read.
+
+        Raises:
+            InvalidDocumentError: its document is none.
+        """
+        return self._unsealing.opened(flag_of(record), self.snapshot.tip.environment)
+
+    def switch(self, key: str) -> bool | Switch:
+        """Return what `is_enabled` asks for a flag that it has not asked before.
+
+        Raises:
+            KeyError: there is no such flag.
+        """
+        compiled = self.find(key)
+        if compiled is None:
+            raise KeyError(key)
+        if len(self.switches) >= COMPILED_MAX:
+            self.switches.popitem()
+        switch = self.switches[key] = compiled.switch
+        return switch
+
+    def silence(self, key: str) -> None:
+        """Have the switch of a flag raise nothing from now on where there is nothing to hash."""
+        compiled = self.find(key)
+        if compiled is not None and key in self.switches:
+            self.switches[key] = compiled.silent_switch()
+
+    def evaluate(
+        self,
+        key: str,
+        context: ContextLike,
+        default: Any,
+        max_staleness: float | None = None,
+        known: dict[Step, Outcome] | None = None,
+    ) -> Evaluation[Any]:
+        """Return the answer of a flag to a caller with a default. Never raises.
+
+        With `max_staleness` it is judged by that, too. What it rests on is not. `known` has what
+        prerequisites were found to answer to the same context, and takes in more.
+        """
+        freshness, answer = self._freshness, self._answer
+        # Before the answer, which can then only be older than this says.
+        stale = freshness.is_judged and freshness.is_stale
+        if max_staleness is not None and not stale:
+            with FAILURES_SUPPRESSED:
+                if freshness.age > max_staleness:
+                    stale, answer = True, self._answer_when_stale
+        evaluation = answer(key, context, default, known)
+        if stale and evaluation.error_code is None:
+            return msgspec.structs.replace(evaluation, reason=Reason.STALE)
+        return evaluation
+
+    def evaluate_all(self, keys: Sequence[str], context: ContextLike) -> dict[str, Evaluation[Any]]:
+        """Return the answers of some flags, apart from those that serve a secret. Never raises."""
+        found: dict[str, Evaluation[Any]] = {}
+        known: dict[Step, Outcome] = {}
+        start = 0
+        while start < len(keys):
+            # Most of what is made here stays. Runs of the collector would free next to nothing, and
+            # some of them would walk all that the process has, while no other thread runs.
+            with collector_paused():
+                is_due = False
+                while start < len(keys) and not is_due:
+                    for key in keys[start : start + KEYS_AT_ONCE]:
+                        evaluation = self.evaluate(key, context, None, None, known)
+                        if not evaluation.is_sensitive:
+                            found[key] = evaluation
+                    start += KEYS_AT_ONCE
+                    is_due = gc.get_count()[0] > OBJECTS_AT_ONCE
+        return found
+
+    def _answer_when_stale(
+        self, key: str, context: ContextLike, default: Any, known: dict[Step, Outcome] | None
+    ) -> Evaluation[Any]:
+        with FAILURES_SUPPRESSED:
+            record = self.snapshot.find(key)
+            flag = None if record is None else self.opened(record)
+            if record is not None and flag is not None and flag.when_stale == "off":
+                revision = self.snapshot.tip.revision
+                return evaluation_of(key, off_outcome(flag), default, record.version, revision)
+        return self._answer(key, context, default, known)
+
+    def _answer(
+        self, key: str, context: ContextLike, default: Any, known: dict[Step, Outcome] | None
+    ) -> Evaluation[Any]:
+        """Return the answer of a flag, whatever its age. Never raises."""
+        version, revision = 0, self.snapshot.tip.revision
+        valid_until = None
+        try:
+            compiled = self.find(key)
+            if compiled is None:
+                outcome = _not_found(key)
+            else:
+                version = compiled.version
+                if compiled.follows_clock:
+                    # Before the answer, which can then only be newer than this says.
+                    valid_until = _valid_until(compiled, context, self.now())
+                evaluator = compiled.evaluator
+                if isinstance(evaluator, Outcome):
+                    outcome = evaluator
+                elif known is not None and isinstance(evaluator, Step):
+                    outcome = evaluator.outcome(context, known)
+                else:
+                    outcome = evaluator(context)
+            return evaluation_of(key, outcome, default, version, revision, valid_until)
+        except Exception as error:
+            # A caller's odd key, context or default must not hurt the caller.
+            if is_interruption(error):
+                raise
+            with FAILURES_SUPPRESSED:
+                attributes = settled(context)
+                if attributes is not None:
+                    return self._answer(key, attributes, default, known)
+            return evaluation_of(key, _failure(error), default, version, revision)
+
+    def _compile(self, key: str) -> Compiled | None:
+        record = self.snapshot.find(key)
+        if record is None:
+            return None
+        alone = self._compile_alone(record)
+        return alone if alone is not None else self._compile_resting(record)
+
+    def _compile_alone(self, record: Record) -> Compiled | None:
+        """Compile a flag that rests on nothing; return None of any other."""
+        shared = shared_of(record.body)
+        if shared is None or self._is_guarded(shared.flag):
+            return None
+        compiled = compiled_alone(record.version, shared, record.key, self.now)
+        return self._kept(record.key, compiled)
+
+    def _compile_resting(self, record: Record) -> Compiled | None:
+        """Compile a flag after all that it rests on; without nesting, however long the chains."""
+        done: dict[str, Compiled | None] = {}
+        begun = {record.key: self._begin(record)}
+        waiting = [record.key]
+        while waiting:
+            current = waiting[-1]
+            if current in done or current in self._compiled:
+                done.setdefault(current, self._compiled.get(current))
+                waiting.pop()
+                continue
+            if current not in begun:
+                found = self.snapshot.find(current)
+                alone = None if found is None else self._compile_alone(found)
+                if found is None or alone is not None:
+                    done[current] = alone
+                    continue
+                begun[current] = self._begin(found)
+            flag = begun[current].flag
+            wanted = [] if flag is None else [item.flag for item in flag.prerequisites]
+            missing = [name for name in wanted if name not in done]
+            if missing and begun.keys().isdisjoint(missing):
+                waiting += missing
+                continue
+            # What was begun and is not done leads here: to rest on it is to go round in a circle.
+            way = [name for name in begun if name not in done] if missing else []
+            done[current] = self._keep(current, begun[current], done, way)
+        return done[record.key]
+
+    def _is_guarded(self, flag: Flag) -> bool:
+        """Tell whether a flag rests on the freshness of its snapshot."""
+        return flag.when_stale == "off" and self._freshness.is_judged
+
+    def _begin(self, record: Record) -> "_Begun":
+        try:
+            flag = flag_of(record)
+        except InvalidDocumentError as error:
+            return _Begun(record.version, None, error)
+        rests_on = [(EVERYWHERE, prerequisite.flag) for prerequisite in flag.prerequisites]
+        rests_on += [(SEGMENTS, segment) for segment in segments_of(flag)]
+        for policy in rests_on:
+            self._dependents.setdefault(policy, set()).add(flag.key)
+        return _Begun(record.version, flag, None)
+
+    def _bound(self, flag: Flag) -> Flag:
+        """Return a flag with the meanings of the segments that it refers to."""
+        names = segments_of(flag)
+        if not names:
+            return flag
+        meanings = {name: self._meaning(name) for name in names}
+        rules = tuple(
+            msgspec.structs.replace(rule, condition=bound(rule.condition, meanings))
+            for rule in flag.rules
+        )
+        return msgspec.structs.replace(flag, rules=rules)
+
+    def _meaning(self, key: str) -> Condition:
+        found = self._meanings.get(key)
+        if found is None:
+            record = self.snapshot.segment(key)
+            if record is None:
+                raise _broken("rules", f"refer to the segment {key}, which does not exist")
+            segment = segment_of(record)
+            try:
+                found = self._meanings[key] = meaning(segment, self.snapshot.parts)
+            except KeyError:
+                raise _broken("rules", f"refer to {key}, members of which are missing") from None
+        return found
+
+    def _sound(self, key: str, compiled: Compiled | None) -> Compiled:
+        if compiled is None:
+            if not self.snapshot.keeps((EVERYWHERE, key)):
+                raise InvalidDocumentError(
+                    "prerequisites",
+                    f"name {key}, which is in none of the namespaces that this client keeps",
+                    "Add one to namespaces=",
+                )
+            raise _broken("prerequisites", f"name {key}, which does not exist")
+        constant = compiled.constant
+        if constant is not None and constant.error_code is ErrorCode.PARSE_ERROR:
+            raise _broken("prerequisites", f"name {key}, which is broken itself")
+        return compiled
+
+    def _keep(
+        self, key: str, begun: "_Begun", done: dict[str, Compiled | None], way: list[str]
+    ) -> Compiled:
+        """Compile a flag and keep it. One that cannot be compiled is kept as a PARSE_ERROR.
+
+        Only what is wrong with the policies is kept. What is due to the caller's circumstances is
+        raised, and the next call compiles the flag again: a stack or memory that is used up, and an
+        exception that came from a signal handler or another thread.
+        """
+        try:
+            compiled = self._made(key, begun, done, way)
+        except FAULTS as error:
+            if is_interruption(error) or not self._fails_again(key, str(error), done, way):
+                raise
+            # One bad flag answers the caller's default; the others live.
+            _log.warning("%s answers callers' defaults: %s", key, error)
+            compiled = Compiled(begun.version, failed(ErrorCode.PARSE_ERROR, str(error)))
+        return self._kept(key, compiled)
+
+    def _fails_again(
+        self, key: str, problem: str, done: dict[str, Compiled | None], way: list[str]
+    ) -> bool:
+        """Tell whether compiling a flag fails in the same way a second time.
+
+        An exception that another thread injected strikes once. A fault of a policy stays.
+        """
+        record = self.snapshot.find(key)
+        assert record is not None, "it was compiled from there"
+        try:
+            self._made(key, self._begin(record), done, way)
+        except FAULTS as error:
+            return str(error) == problem
+        return False
+
+    def _made(
+        self, key: str, begun: "_Begun", done: dict[str, Compiled | None], way: list[str]
+    ) -> Compiled:
+        if begun.flag is None:
+            raise begun.fault or AssertionError
+        if way:
+            raise _broken("prerequisites", f"form a cycle: {' -> '.join((*way, way[0]))}")
+        found = [self._sound(item.flag, done[item.flag]) for item in begun.flag.prerequisites]
+        if begun.flag.sensitive and self._unsealing.is_waiting:
+            self._withheld.add(key)
+        flag = self._bound(self._unsealing.opened(begun.flag, self.snapshot.tip.environment))
+        if self._is_guarded(flag):
+            guarded = (FRESH, *flag.prerequisites)
+            flag = msgspec.structs.replace(flag, prerequisites=guarded)
+            found.insert(0, Asked(self._freshness.evaluate))
+        return compiled_of(flag, begun.version, found, self.now)
+
+    def _kept(self, key: str, compiled: Compiled) -> Compiled:
+        if len(self._compiled) >= COMPILED_MAX:
+            evicted, _ = self._compiled.popitem()
+            self.switches.pop(evicted, None)
+        self._compiled[key] = compiled
+        return compiled
+
+
+class UnattendedView(View):
+    """A view of a client whose background thread is not running: it has the client start it again.
+
+    Evaluations are what such a client is still called for. The view has no switches, so that each
+    check comes by, and the client's hot path needs no test.
+
+    Attributes:
+        attended: The view that it stands for.
+
+    Args:
+        attended: See above. It answers all calls.
+        ask: Called before each answer. It must not raise or wait.
+    """
+
+    __slots__ = ("_ask", "attended")
+
+    def __init__(self, attended: View, ask: Callable[[], object]) -> None:
+        for name in View.__slots__:
+            setattr(self, name, getattr(attended, name))
+        self.switches = {}
+        self.attended = attended
+        self._ask = ask
+
+    def switch(self, key: str) -> bool | Switch:
+        """Return what `is_enabled` asks for a flag, and keep nothing of it."""
+        self._ask()
+        compiled = self.find(key)
+        if compiled is None:
+            raise KeyError(key)
+        return compiled.switch
+
+    def evaluate(
+        self,
+        key: str,
+        context: ContextLike,
+        default: Any,
+        max_staleness: float | None = None,
+        known: dict[Step, Outcome] | None = None,
+    ) -> Evaluation[Any]:
+        """Return the answer of a flag, as View."""
+        self._ask()
+        return super().evaluate(key, context, default, max_staleness, known)
+
+
+def _valid_until(compiled: Compiled, context: ContextLike, moment: float) -> datetime | None:
+    """Return until when an answer is valid; only until now where the calendar ends before that."""
+    try:
+        return _date(compiled.changes_after(context, moment))
+    except NO_DATE as error:
+        # Some exceptions of signal handlers are of these types, such as TimeoutError.
+        if is_interruption(error):
+            raise
+    with contextlib.suppress(*NO_DATE):
+        return _date(moment)
+    # The clock itself is out of order: a date that has passed.
+    return _EPOCH
+
+
+def _date(moment: float) -> datetime | None:
+    return None if moment == math.inf else datetime.fromtimestamp(moment, UTC)
+
+
+def _not_found(key: str) -> Outcome:
+    return failed(ErrorCode.FLAG_NOT_FOUND, f"there is no flag {key!r}")
+
+
+def _failure(error: Exception) -> Outcome:
+    if isinstance(error, InvalidContextError):
+        return failed(ErrorCode.INVALID_CONTEXT, str(error))
+    # The type alone: the message may hold what the context holds.
+    return failed(ErrorCode.GENERAL, f"evaluation raised {type(error).__name__}")
+
+
+class _Begun(NamedTuple):
+    """A flag that waits for its prerequisites; without `flag`, the fault of its document."""
+
+    version: int
+    flag: Flag | None
+    fault: Exception | None
+
+
+def _broken(path: str, problem: str) -> BrokenReferenceError:
+    return BrokenReferenceError(path, problem, "The writer refuses this: write them anew")

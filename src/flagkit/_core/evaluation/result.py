@@ -1,0 +1,228 @@
+"""The result of an evaluation: value, variant and reason, in OpenFeature's words.
+
+Source: the OpenFeature specification, types (https://openfeature.dev/specification/types).
+"""
+
+from datetime import datetime
+from enum import Enum, StrEnum
+from typing import Any, Final, Generic, TypeVar, cast
+
+import msgspec
+from msgspec import Struct
+
+from flagkit._core.interruptions import is_interruption
+from flagkit._core.model.sensitive import SENSITIVE, Secret, Withheld
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Reason(StrEnum):
+    """Why an evaluation has the value that it has."""
+
+    STATIC = "STATIC"
+    DEFAULT = "DEFAULT"
+    TARGETING_MATCH = "TARGETING_MATCH"
+    SPLIT = "SPLIT"
+    DISABLED = "DISABLED"
+    STALE = "STALE"
+    ERROR = "ERROR"
+
+
+class ErrorCode(StrEnum):
+    """What kept an evaluation from answering better than with the caller's default."""
+
+    PROVIDER_NOT_READY = "PROVIDER_NOT_READY"
+    FLAG_NOT_FOUND = "FLAG_NOT_FOUND"
+    PARSE_ERROR = "PARSE_ERROR"
+    TYPE_MISMATCH = "TYPE_MISMATCH"
+    TARGETING_KEY_MISSING = "TARGETING_KEY_MISSING"
+    INVALID_CONTEXT = "INVALID_CONTEXT"
+    GENERAL = "GENERAL"
+
+
+class _CallersDefault:
+    """The value of an outcome that leaves the answer to the caller's default."""
+
+    def __repr__(self) -> str:
+        return "CALLERS_DEFAULT"
+
+
+CALLERS_DEFAULT: Final = _CallersDefault()
+_SENSITIVE: Final = frozenset({Secret, Withheld})
+"""No default is of these types: so that plain values need not be looked at for them."""
+
+_PLAIN: Final = frozenset({bool, str, int, float, type(None)})
+"""The types of values that refer to no other objects."""
+
+
+class Outcome(Struct, frozen=True, kw_only=True, gc=False):
+    """One of the answers that a flag can give, made once when the flag is compiled.
+
+    Its value comes from a document and so is in no cycle: the garbage collector need not track it.
+
+    `value` is CALLERS_DEFAULT where the flag leaves it to the caller. `rule` is the name of the
+    targeting rule that decided.
+    """
+
+    value: Any = CALLERS_DEFAULT
+    variant: str | None = None
+    reason: Reason
+    rule: str | None = None
+    error_code: ErrorCode | None = None
+    error_message: str | None = None
+
+
+def failed(code: ErrorCode, message: str) -> Outcome:
+    """Return the outcome of an evaluation that cannot answer."""
+    return Outcome(reason=Reason.ERROR, error_code=code, error_message=message)
+
+
+class Evaluation(Struct, Generic[T_co], frozen=True, kw_only=True, gc=False):
+    """The answer to one question: a flag's value for a context, and why.
+
+    The garbage collector does not track evaluations, because `evaluate_all` makes as many as there
+    are flags. An evaluation whose value could be in a cycle is a `_TrackedEvaluation`.
+
+    `variant` is None where the value is the caller's default. `rule` names the targeting rule that
+    decided, if one did. `version` is the flag's, `revision` the environment's; both are 0 where
+    there is none. With reason ERROR, `error_code` and `error_message` say what went wrong; with
+    STALE, the answer is from a snapshot that is older than it may be.
+
+    `valid_until` is when the answer may change by time alone, in UTC; None where it cannot. It may
+    come early, never late.
+
+    With `is_sensitive`, the value is a secret: it is not printed with the rest, and whoever passes
+    evaluations on has to leave it out.
+    """
+
+    flag_key: str
+    value: T_co
+    variant: str | None
+    reason: Reason
+    rule: str | None = None
+    error_code: ErrorCode | None = None
+    error_message: str | None = None
+    version: int = 0
+    revision: int = 0
+    valid_until: datetime | None = None
+    is_sensitive: bool = False
+
+    def __eq__(self, other: object) -> bool:
+        # Struct's own comparison takes an evaluation and a tracked one for different.
+        if not isinstance(other, Evaluation):
+            return NotImplemented
+        return msgspec.structs.astuple(self) == msgspec.structs.astuple(cast("Struct", other))
+
+    def __hash__(self) -> int:
+        return hash(msgspec.structs.astuple(self))
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"Evaluation({fields})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Return the fields, as rich prints them."""
+        shown = msgspec.structs.asdict(self)
+        if self.is_sensitive:
+            shown["value"] = Secret(None)
+        return [*shown.items()]
+
+    def without_secret(self) -> "Evaluation[Any]":
+        """Return it as it may be shown."""
+        if not self.is_sensitive:
+            return self
+        return cast("Evaluation[Any]", msgspec.structs.replace(self, value=SENSITIVE))
+
+
+class _TrackedEvaluation(Evaluation[T_co], Generic[T_co], frozen=True, kw_only=True, gc=True):
+    """An evaluation that the garbage collector tracks: its value can refer to the evaluation.
+
+    Callers can put an evaluation into their own default, or into their copy of an object.
+    """
+
+
+_UNTRACKED: Final = cast("type[Evaluation[Any]]", Evaluation)
+_TRACKED: Final = cast("type[Evaluation[Any]]", _TrackedEvaluation)
+
+
+def evaluation_of(
+    key: str,
+    outcome: Outcome,
+    default: Any,
+    version: int = 0,
+    revision: int = 0,
+    valid_until: datetime | None = None,
+) -> Evaluation[Any]:
+    """Return what a caller with a default is told of an outcome."""
+    value = outcome.value
+    if value is CALLERS_DEFAULT:
+        value = default
+    elif type(value) is not type(default) or type(value) not in _PLAIN:
+        value = _fitted(value, default)
+        if value is CALLERS_DEFAULT:
+            if type(outcome.value) in _SENSITIVE:
+                open_outcome = _opened(outcome)
+                found = evaluation_of(key, open_outcome, default, version, revision, valid_until)
+                is_told = found.variant is not None and found.error_code is None
+                return msgspec.structs.replace(found, is_sensitive=is_told)
+            value = default
+            outcome = failed(
+                ErrorCode.TYPE_MISMATCH,
+                f"{key!r} serves {outcome.variant!r}, which is not of the type of the default, "
+                f"{type(default).__name__}",
+            )
+    kind = _UNTRACKED if type(value) in _PLAIN else _TRACKED
+    return kind(
+        flag_key=key,
+        value=value,
+        variant=outcome.variant,
+        reason=outcome.reason,
+        rule=outcome.rule,
+        error_code=outcome.error_code,
+        error_message=outcome.error_message,
+        version=version,
+        revision=revision,
+        valid_until=valid_until,
+    )
+
+
+def _opened(outcome: Outcome) -> Outcome:
+    """Return the outcome of a sensitive variant with its value, or with what withholds it."""
+    value: Secret | Withheld = outcome.value
+    if isinstance(value, Secret):
+        return msgspec.structs.replace(outcome, value=value.value)
+    code = ErrorCode.PROVIDER_NOT_READY if value.is_passing else ErrorCode.PARSE_ERROR
+    return failed(code, value.problem)
+
+
+def _fitted(value: Any, default: Any) -> Any:
+    """Return a variant's value in the type of the default, CALLERS_DEFAULT where it has another."""
+    kind = cast("type[object]", type(value))
+    if kind is dict or kind is list:
+        # Its own copy, so that nobody can change the snapshot.
+        return (
+            msgspec.to_builtins(value)
+            if default is None or isinstance(default, kind)
+            else CALLERS_DEFAULT
+        )
+    if default is None:
+        return CALLERS_DEFAULT if kind in _SENSITIVE else value
+    if isinstance(default, bool) or (kind is bool and not isinstance(default, Enum)):
+        return value if isinstance(default, bool) and kind is bool else CALLERS_DEFAULT
+    if isinstance(default, float) and kind is int:
+        return float(value)
+    if isinstance(default, Enum):
+        return _member_of(type(default), value)
+    return value if isinstance(default, kind) else CALLERS_DEFAULT
+
+
+def _member_of(kind: type[Enum], value: Any) -> Any:
+    """Return the member of an enumeration that has a value, CALLERS_DEFAULT if none has."""
+    try:
+        member = kind(value)
+    except ValueError as error:
+        if is_interruption(error):
+            raise
+        return CALLERS_DEFAULT
+    # True is 1 to Python.
+    return member if isinstance(member.value, bool) is isinstance(value, bool) else CALLERS_DEFAULT

@@ -1,0 +1,223 @@
+"""Time windows and ramps: their state at a moment, and the moment of their next change.
+
+Pure functions of a moment, in seconds since 1970.
+"""
+
+import bisect
+import functools
+import itertools
+import math
+import operator
+from datetime import datetime, timedelta
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+from flagkit._core.evaluation.bucketing import bucket, seed, threshold
+from flagkit._core.evaluation.matching import attribute, matches
+from flagkit._core.interruptions import is_interruption
+from flagkit._core.model import Flag, Ramp, Serves
+from flagkit._core.model.keys import key_of
+from flagkit._core.model.windows import DAY_MINUTES, DAYS, Recurrence, Window
+
+_DAY_SECONDS: Final = 86_400
+_LOOK_AHEAD_DAYS: Final = 16
+"""Two weeks and a bit: daylight saving may skip the hours of one week, never of two."""
+_EPOCH_WEEKDAY: Final = 3
+"""1970 began on a Thursday."""
+_TURNS_KEPT_MAX: Final = 16_384
+"""How many recurrences have their next turn at hand: some megabytes, 64 flags full of them."""
+_MICROSECOND: Final = 1_000_000
+NO_DATE: Final = (OverflowError, ValueError, OSError)
+"""What `datetime` raises for a moment that no calendar has."""
+
+# ZoneInfo itself keeps eight zones at most, and reads the file of any other anew.
+_zone = functools.cache(ZoneInfo)
+
+
+def is_open(window: Window, moment: float) -> bool:
+    """Tell whether a window is open."""
+    again = window.recurrence
+    return window.start <= moment < window.end and (again is None or recurs(again, moment))
+
+
+def recurs(recurrence: Recurrence, moment: float) -> bool:
+    """Tell whether a recurring window is open, by what a clock on the wall shows.
+
+    An hour that daylight saving repeats counts twice, one that it skips never comes. A moment
+    before the calendar's year 1, or after 9999, is in no window.
+    """
+    zone = _zone(recurrence.zone)
+    try:
+        local = datetime.fromtimestamp(moment, zone)
+    except NO_DATE as error:
+        if is_interruption(error):
+            raise
+        return False
+    return _holds(recurrence, local.weekday(), local.hour * 60 + local.minute)
+
+
+def _holds(recurrence: Recurrence, day: int, minute: int) -> bool:
+    if recurrence.start < recurrence.end:
+        return day in recurrence.days and recurrence.start <= minute < recurrence.end
+    if minute < recurrence.end:
+        return (day - 1) % len(DAYS) in recurrence.days
+    return day in recurrence.days and minute >= recurrence.start
+
+
+def window_changes_after(window: Window, moment: float) -> float:
+    """Return when a window opens or closes next, infinity if never.
+
+    Before the window begins that is when it does, although its first hours may come later.
+
+    Raises:
+        OverflowError, ValueError, OSError: the calendar ends before it can be told.
+    """
+    if moment >= window.end:
+        return math.inf
+    if moment < window.start:
+        return window.start
+    change = math.inf if window.recurrence is None else _turns_after(window.recurrence, moment)
+    if change < window.end:
+        return change
+    return window.end if is_open(window, moment) else math.inf
+
+
+def _turns_after(recurrence: Recurrence, moment: float) -> float:
+    """Return when a recurring window opens or closes next, found once for all moments until then.
+
+    Raises:
+        OverflowError, ValueError, OSError: as in `window_changes_after`.
+    """
+    kept = _kept(recurrence)
+    since, until = kept[0]
+    if not since <= moment < until:
+        until = _next_turn(recurrence, moment)
+        # One assignment: other threads see the pair before or this one, both true.
+        kept[0] = (moment, until)
+    return until
+
+
+@functools.lru_cache(maxsize=_TURNS_KEPT_MAX)
+def _kept(_: Recurrence) -> list[tuple[float, float]]:
+    """Return the place of a recurrence's last turn, and of a moment since when it is the next."""
+    return [(math.inf, math.inf)]
+
+
+def _next_turn(recurrence: Recurrence, moment: float) -> float:
+    zone = _zone(recurrence.zone)
+    now_open = recurs(recurrence, moment)
+    hours = sorted({recurrence.start % DAY_MINUTES, recurrence.end % DAY_MINUTES})
+    start = math.floor(moment)
+    for _ in range(_LOOK_AHEAD_DAYS):
+        end, offset = _steady(zone, start)
+        today = (start + offset) // _DAY_SECONDS
+        for day, minute in itertools.product((today, today + 1), hours):
+            turn = day * _DAY_SECONDS + minute * 60 - offset
+            weekday = (day + _EPOCH_WEEKDAY) % len(DAYS)
+            if moment < turn < end and _holds(recurrence, weekday, minute) != now_open:
+                return float(turn)
+        if recurs(recurrence, end) != now_open:
+            return float(end)
+        start = end
+    return math.inf
+
+
+def _steady(zone: ZoneInfo, start: int) -> tuple[int, int]:
+    """Return until when a zone keeps its offset from UTC, at most a day on, and the offset."""
+
+    def offset(second: int) -> timedelta | None:
+        return datetime.fromtimestamp(second, zone).utcoffset()
+
+    before, end = offset(start), start + _DAY_SECONDS
+    if offset(end) != before:
+        seconds = range(start, end)
+        end = start + bisect.bisect_left(seconds, x=True, key=lambda at: offset(at) != before)
+    return end, (before or timedelta()) // timedelta(seconds=1)
+
+
+def share_at(ramp: Ramp, moment: float) -> int:
+    """Return the share of BUCKETS that a ramp has at a moment."""
+    place = bisect.bisect_right(ramp.points, moment, key=operator.itemgetter(0))
+    if place == 0:
+        return 0 if ramp.stepped else ramp.points[0][1]
+    start, share = ramp.points[place - 1]
+    if place < len(ramp.points) and not ramp.stepped:
+        end, last = ramp.points[place]
+        share += math.floor((last - share) * (moment - start) / (end - start))
+    return share
+
+
+def threshold_at(ramp: Ramp, moment: float) -> int:
+    """Return the least hash that a ramp leaves out at a moment."""
+    return threshold(share_at(ramp, moment))
+
+
+def ramp_changes_after(ramp: Ramp, place: int, moment: float) -> float:
+    """Return when a ramp takes a bucket in, or leaves it out, after a moment; else infinity."""
+    inside = place < share_at(ramp, moment)
+    start = moment
+    for end, _ in ramp.points:
+        if end <= moment:
+            continue
+        if (place < share_at(ramp, end)) != inside:
+            return end if ramp.stepped else _crossing(ramp, place, start, end)
+        start = end
+    return math.inf
+
+
+def _crossing(ramp: Ramp, place: int, start: float, end: float) -> float:
+    """Return when an even ramp reaches a bucket between two moments, at most 1 us early.
+
+    By halves, since the inverse of its formula would be off by a rounding from what evaluations do.
+    """
+    inside = place < share_at(ramp, start)
+    ticks = range(math.floor(start * _MICROSECOND) + 1, round(end * _MICROSECOND) + 1)
+    turned = bisect.bisect_left(
+        ticks, x=True, key=lambda tick: (place < share_at(ramp, tick / _MICROSECOND)) != inside
+    )
+    # It may have turned since the tick before.
+    return ticks[max(turned - 1, 0)] / _MICROSECOND
+
+
+def flag_changes_after(flag: Flag, key: str, attributes: dict[str, Any], moment: float) -> float:
+    """Return when a flag, its prerequisites aside, may answer otherwise by time alone.
+
+    Infinity if never. Conditions do not depend on time: rules whose condition does not hold are
+    passed over.
+
+    Args:
+        flag: The flag, or one that differs in its key alone.
+        key: The flag's key.
+        attributes: Of who asks.
+        moment: In seconds since 1970.
+    """
+
+    def serves_changes_after(serves: Serves) -> float:
+        if not isinstance(serves, Ramp):
+            return math.inf
+        hashed = key_of(attribute(attributes, serves.by))
+        if hashed is None:
+            return math.inf
+        salt = key if serves.salt == flag.key else serves.salt
+        return ramp_changes_after(serves, bucket(seed(salt), hashed), moment)
+
+    soonest = math.inf
+    if flag.state != "active":
+        return soonest
+    for rule in flag.rules:
+        if not matches(rule.condition, attributes):
+            continue
+        if rule.during is not None:
+            soonest = min(soonest, window_changes_after(rule.during, moment))
+            if not is_open(rule.during, moment):
+                continue
+        return min(soonest, serves_changes_after(rule.serves))
+    return min(soonest, serves_changes_after(flag.fallthrough))
+
+
+def follows_clock(flag: Flag) -> bool:
+    """Tell whether a flag's answers can change by time alone."""
+    for rule in flag.rules:
+        if rule.during is not None or isinstance(rule.serves, Ramp):
+            return True
+    return isinstance(flag.fallthrough, Ramp)

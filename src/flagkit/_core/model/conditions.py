@@ -1,0 +1,551 @@
+"""Conditions: MongoDB query documents, checked and parsed into a tree.
+
+This module defines the operators and the constants that they accept. `evaluation.matching` defines
+what they mean, and `evaluation.compiler` makes the common ones fast. Negations (`$ne`, `$nin`,
+`$not`, `$exists: false`) are `Nor` around the positive test, because MongoDB negates the whole path
+and never a single element.
+"""
+
+import difflib
+from collections.abc import Callable, Container, Iterable, Mapping
+from decimal import Decimal
+from typing import Literal, TypeAlias
+
+from msgspec import Struct
+
+from flagkit._core.model.keys import attribute_path, check_key
+from flagkit._core.model.values import (
+    BOOLEAN,
+    NUMBER,
+    Constant,
+    Value,
+    VersionKey,
+    identity,
+    is_nan,
+    join,
+    kind,
+    revived,
+    version_key,
+)
+from flagkit._core.regex.parser import parse_pattern
+from flagkit.errors import InvalidDocumentError
+
+PATTERN_TESTS, SEGMENT_TESTS = 40, 32
+Ordering: TypeAlias = Literal["$eq", "$gt", "$gte", "$lt", "$lte"]
+
+
+class Compare(Struct, frozen=True, gc=False):
+    """A test against one constant, by MongoDB's order within the constant's type."""
+
+    operator: Ordering
+    value: Constant
+
+
+class In(Struct, frozen=True, gc=False):
+    """A test for equality with any of some constants.
+
+    `scalars` are the identities (`order.identity`) of those that are neither lists nor documents:
+    there may be many thousands. `wholes` are the others.
+    """
+
+    scalars: frozenset[object]
+    wholes: tuple[Constant, ...]
+
+
+class Exists(Struct, frozen=True, gc=False):
+    """A test for presence; null is present."""
+
+
+class Size(Struct, frozen=True, gc=False):
+    """A test for a list of some length. It looks at the list itself, never at its elements."""
+
+    count: int
+
+
+class Mod(Struct, frozen=True, gc=False):
+    """A test for a remainder, with C's sign; both are integers of 64 bits."""
+
+    divisor: int
+    remainder: int
+
+
+class HasType(Struct, frozen=True, gc=False):
+    """A test for any of some BSON types, by their names."""
+
+    names: frozenset[str]
+
+
+class ElemMatch(Struct, frozen=True, gc=False):
+    """A test for a list with an element for which a condition holds.
+
+    The condition is on the element itself (its fields have empty paths) if `by_value`, else on the
+    documents, and the lists as documents, among the elements.
+    """
+
+    condition: "Condition"
+    by_value: bool
+
+
+class Affix(Struct, frozen=True, gc=False):
+    """A test for a string that begins with, ends with or contains any of some others."""
+
+    operator: Literal["$startsWith", "$endsWith", "$contains"]
+    texts: tuple[str, ...]
+
+
+class Version(Struct, frozen=True, gc=False):
+    """A test for a semantic version in some order to others, given by their keys.
+
+    What is no version passes none of them, `$ne` and `$nin` included.
+    """
+
+    operator: str
+    keys: tuple[VersionKey, ...]
+
+
+class Pattern(Struct, frozen=True, gc=False):
+    """A test for a string that has a pattern in it, which `patterns.parse_pattern` can parse."""
+
+    source: str
+    options: str
+
+
+class Found(Struct, frozen=True, gc=False):
+    """A test for a string that a pattern is found in, which is ready to be searched for."""
+
+    search: Callable[[str], object]
+
+
+class Among(Struct, frozen=True, gc=False):
+    """A test for a key among the members of a segment; strings and integers are keys."""
+
+    members: Container[object]
+
+
+Test: TypeAlias = (
+    Compare
+    | In
+    | Exists
+    | Size
+    | Mod
+    | HasType
+    | ElemMatch
+    | Affix
+    | Version
+    | Pattern
+    | Found
+    | Among
+)
+
+
+class Field(Struct, frozen=True, gc=False):
+    """A test of what a dotted path reaches; true if any of the values reached passes."""
+
+    path: tuple[str, ...]
+    test: Test
+
+
+class And(Struct, frozen=True, gc=False):
+    """All of some conditions; true when there are none."""
+
+    conditions: "tuple[Condition, ...]"
+
+
+class Or(Struct, frozen=True, gc=False):
+    """At least one of some conditions."""
+
+    conditions: "tuple[Condition, ...]"
+
+
+class Nor(Struct, frozen=True, gc=False):
+    """None of some conditions."""
+
+    conditions: "tuple[Condition, ...]"
+
+
+class InSegment(Struct, frozen=True, gc=False):
+    """A reference to a segment, in whose place its meaning is put before anything is matched."""
+
+    key: str
+
+
+Condition: TypeAlias = And | Or | Nor | Field | InSegment
+ALWAYS = And(())
+NEVER = Nor((ALWAYS,))
+
+
+def segments_in(condition: Condition) -> set[str]:
+    """Return the keys of the segments that a condition refers to."""
+    match condition:
+        case InSegment(key):
+            return {key}
+        case Field():
+            return set()
+        case And(conditions) | Or(conditions) | Nor(conditions):
+            return {key for item in conditions for key in segments_in(item)}
+
+
+def tests_in(condition: Condition) -> int:
+    """Return how many steps a condition may take, each about as long as the others.
+
+    Each test is one, each part that joins some, and each constant that is tried by itself. A
+    search goes through a text, and is PATTERN_TESTS; a segment has tests of its own, and is
+    SEGMENT_TESTS.
+    """
+    match condition:
+        case Field(_, ElemMatch(inner, _)):
+            return 1 + tests_in(inner)
+        case Field(_, In(_, items) | Affix(_, items) | Version(_, items)):
+            return 1 + len(items)
+        case Field(_, Pattern()):
+            return PATTERN_TESTS
+        case InSegment():
+            return SEGMENT_TESTS
+        case Field():
+            return 1
+        case And(conditions) | Or(conditions) | Nor(conditions):
+            return 1 + sum(map(tests_in, conditions))
+
+
+TYPE_NAMES: Mapping[int, str] = {
+    1: "double",
+    2: "string",
+    3: "object",
+    4: "array",
+    5: "binData",
+    7: "objectId",
+    8: "bool",
+    9: "date",
+    10: "null",
+    16: "int",
+    18: "long",
+    19: "decimal",
+}
+"""The BSON types that a context may hold, by MongoDB's numbers."""
+_NUMBERS = {"double", "int", "long", "decimal"}
+_TYPES = {"number", *TYPE_NAMES.values()}
+
+
+def parse(document: Value, path: str) -> Condition:
+    """Parse a condition document, given in normal form (`values.normal`, which bounds its depth).
+
+    Raises:
+        InvalidDocumentError: it is not one; the path leads to the fault.
+    """
+    return _parse(revived(document), path)
+
+
+def _parse(document: Constant, path: str) -> Condition:
+    if not isinstance(document, dict):
+        raise InvalidDocumentError(
+            path, "is not a document", "Write `attribute: value` or `attribute: {$operator: value}`"
+        )
+    return _all_of(_member(key, value, join(path, key)) for key, value in document.items())
+
+
+def _all_of(conditions: Iterable[Condition]) -> Condition:
+    found = tuple(conditions)
+    return found[0] if len(found) == 1 else And(found)
+
+
+def _member(key: str, value: Constant, path: str) -> Condition:
+    if key in LOGICAL:
+        return LOGICAL[key](_branches(value, path))
+    if key == SEGMENT:
+        return _segments(value, path)
+    if key.startswith("$"):
+        raise _unknown(key, path, (*LOGICAL, SEGMENT))
+    parts = attribute_path(key, path)
+    if isinstance(value, dict):
+        first = next(iter(value), "")
+        if first.startswith("$"):
+            return _tests(parts, value, path)
+        if (meant := _SYMBOLS.get(first, f"${first}")) in _OPERATORS:
+            raise InvalidDocumentError(
+                join(path, first),
+                "is no operator",
+                f"Did you mean {meant}? For equality with a document write $eq: {{{first}: ...}}",
+            )
+    return Field(parts, Compare("$eq", value))
+
+
+def _segments(value: Constant, path: str) -> Condition:
+    keys = [value] if isinstance(value, str) else value
+    if not isinstance(keys, list) or not keys:
+        raise InvalidDocumentError(
+            path, "names no segment", f"Write {SEGMENT}: KEY, or a list of keys"
+        )
+    found = [
+        InSegment(check_key(key, path if key is value else f"{path}[{i}]", "segment"))
+        for i, key in enumerate(keys)
+    ]
+    return found[0] if len(found) == 1 else Or(tuple(found))
+
+
+def _branches(value: Constant, path: str) -> tuple[Condition, ...]:
+    if not isinstance(value, list) or not value:
+        raise InvalidDocumentError(
+            path, "is not a list of conditions, or is empty", "List at least one condition"
+        )
+    return tuple(_parse(branch, f"{path}[{i}]") for i, branch in enumerate(value))
+
+
+def _tests(parts: tuple[str, ...], operators: Mapping[str, Constant], path: str) -> Condition:
+    if OPTIONS in operators and "$regex" not in operators:
+        raise InvalidDocumentError(
+            join(path, OPTIONS), "has no $regex", "Write both in one document"
+        )
+    conditions: list[Condition] = []
+    for operator, constant in operators.items():
+        if operator == OPTIONS:
+            continue
+        build = _OPERATORS.get(operator)
+        if build is None:
+            raise _unknown(operator, join(path, operator), (*_OPERATORS, OPTIONS))
+        given = [constant, operators.get(OPTIONS, "")] if operator == "$regex" else constant
+        conditions.append(build(parts, operator, given, join(path, operator)))
+    return _all_of(conditions)
+
+
+def _misplaced(path: str) -> InvalidDocumentError:
+    return InvalidDocumentError(
+        path,
+        f"has {SEGMENT} within an attribute, but a segment looks at the whole context",
+        f"Write {SEGMENT} beside the attributes",
+    )
+
+
+def _unknown(operator: str, path: str, known: Iterable[str]) -> InvalidDocumentError:
+    if operator == SEGMENT:
+        return _misplaced(path)
+    names = sorted(known)
+    close = difflib.get_close_matches(operator, names, n=1, cutoff=0.7)
+    remedy = f"Did you mean {close[0]}? " if close else ""
+    return InvalidDocumentError(
+        path, f"unknown operator {operator!r}", f"{remedy}Known here: {' '.join(names)}"
+    )
+
+
+def _compare(parts: tuple[str, ...], operator: str, constant: Constant, _: str) -> Condition:
+    return Field(parts, Compare(_ORDERINGS[operator], constant))
+
+
+def _not_equal(parts: tuple[str, ...], _: str, constant: Constant, path: str) -> Condition:
+    return Nor((_compare(parts, "$eq", constant, path),))
+
+
+def _in(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
+    if not isinstance(constant, list):
+        raise InvalidDocumentError(path, "is not a list", f"Write {operator}: [value, ...]")
+    for i, value in enumerate(constant):
+        if isinstance(value, dict) and next(iter(value), "").startswith("$"):
+            raise InvalidDocumentError(
+                f"{path}[{i}]", "is an operator", f"{operator} lists plain values; use $or instead"
+            )
+    wholes = tuple(value for value in constant if isinstance(value, list | dict))
+    scalars = (identity(value) for value in constant if not isinstance(value, list | dict))
+    return Field(parts, In(frozenset(scalars), wholes))
+
+
+def _not_in(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
+    return Nor((_in(parts, operator, constant, path),))
+
+
+def _exists(parts: tuple[str, ...], _: str, constant: Constant, __: str) -> Condition:
+    field = Field(parts, Exists())
+    # MongoDB's truth, not Python's: 0 and null are false; "" and [] are true.
+    absent = constant is None or (kind(constant) in (NUMBER, BOOLEAN) and constant == 0)
+    return Nor((field,)) if absent else field
+
+
+def _not(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
+    if not isinstance(constant, dict) or not constant:
+        raise InvalidDocumentError(
+            path, "is not a document of operators", f"Write {operator}: {{$operator: value}}"
+        )
+    return Nor((_tests(parts, constant, path),))
+
+
+def _size(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
+    count = _whole(constant)
+    if count is None or not 0 <= count < 2**31:
+        raise InvalidDocumentError(path, "is not a length", f"Write {operator}: 2")
+    return Field(parts, Size(count))
+
+
+def _mod(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
+    numbers = constant if isinstance(constant, list) else []
+    found = [_integer(number) for number in numbers]
+    truncated = [number for number in found if number is not None]
+    if len(numbers) != 2 or len(truncated) != 2 or truncated[0] == 0:  # noqa: PLR2004 - a pair
+        raise InvalidDocumentError(
+            path, "is not a divisor and a remainder", f"Write {operator}: [4, 0]"
+        )
+    return Field(parts, Mod(*truncated))
+
+
+def _has_type(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
+    wanted = constant if isinstance(constant, list) else [constant]
+    names: set[str] = set()
+    for value in wanted:
+        name = value if isinstance(value, str) else TYPE_NAMES.get(_whole(value) or 0)
+        if name not in _TYPES:
+            raise InvalidDocumentError(
+                path, f"{value!r} is not a type", f"Known here: {' '.join(sorted(_TYPES))}"
+            )
+        names |= _NUMBERS if name == "number" else {name}
+    if not names:
+        raise InvalidDocumentError(path, "names no type", f"Write {operator}: string")
+    return Field(parts, HasType(frozenset(names)))
+
+
+def _elem_match(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
+    if not isinstance(constant, dict):
+        raise InvalidDocumentError(
+            path, "is not a document", f"Write {operator}: {{field: value}} or {{$gt: 1}}"
+        )
+    first = next(iter(constant), "")
+    if first.startswith("$") and first not in (*LOGICAL, SEGMENT):
+        return Field(parts, ElemMatch(_tests((), constant, path), by_value=True))
+    condition = _parse(constant, path)
+    if segments_in(condition):
+        raise _misplaced(path)
+    return Field(parts, ElemMatch(condition, by_value=False))
+
+
+def _all(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
+    if not isinstance(constant, list):
+        raise InvalidDocumentError(path, "is not a list", f"Write {operator}: [value, ...]")
+    operators = [next(iter(value), "") for value in constant if isinstance(value, dict)]
+    inner = [name for name in operators if name.startswith("$")]
+    if inner and (len(inner) != len(constant) or set(inner) != {"$elemMatch"}):
+        raise InvalidDocumentError(
+            path, "mixes operators and values", f"{operator} lists values, or $elemMatch alone"
+        )
+    conditions = [
+        _tests(parts, value, f"{path}[{i}]")
+        if inner and isinstance(value, dict)
+        else Field(parts, Compare("$eq", value))
+        for i, value in enumerate(constant)
+    ]
+    # All of nothing never holds, in MongoDB.
+    return _all_of(conditions) if conditions else NEVER
+
+
+def _affix(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
+    texts = constant if isinstance(constant, list) else [constant]
+    found = tuple(text for text in texts if isinstance(text, str) and text)
+    if not texts or len(found) != len(texts):
+        raise InvalidDocumentError(
+            path, "is not a string or a list of strings, or one is empty", f'Write {operator}: "x"'
+        )
+    return Field(parts, Affix(_AFFIXES[operator], found))
+
+
+def _regex(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
+    """Build the test for `$regex`, whose constant comes in a list with that of `$options`."""
+    source, options = constant if isinstance(constant, list) else (None, None)
+    if not isinstance(source, str):
+        raise InvalidDocumentError(path, "is not a string", f'Write {operator}: "^[a-z]+$"')
+    if not isinstance(options, str) or not set(options) <= set("imsx"):
+        raise InvalidDocumentError(
+            f"{path.removesuffix(operator)}{OPTIONS}",
+            f"is {options!r}, not a string of i, m, s and x",
+            'Write $options: "i" to ignore case',
+        )
+    parse_pattern(source, options, path)
+    return Field(parts, Pattern(source, "".join(sorted({*options}))))
+
+
+def _version(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
+    if not isinstance(constant, dict) or not constant:
+        raise InvalidDocumentError(
+            path, "is not a document of comparisons", f'Write {operator}: {{$gte: "2.3.0"}}'
+        )
+    tests: list[Condition] = []
+    for comparison, value in constant.items():
+        place = join(path, comparison)
+        if comparison not in _VERSION_OPERATORS:
+            raise _unknown(comparison, place, _VERSION_OPERATORS)
+        values = value if isinstance(value, list) else [value]
+        if isinstance(value, list) is not (comparison in ("$in", "$nin")):
+            raise InvalidDocumentError(
+                place, "is a list, or is none", "Only $in and $nin have lists"
+            )
+        keys = [version_key(item) if isinstance(item, str) else None for item in values]
+        found = tuple(key for key in keys if key is not None)
+        if len(found) != len(keys):
+            wrong = values[keys.index(None)]
+            raise InvalidDocumentError(
+                place, f"{wrong!r} is not a version", 'Write all three numbers, quoted: "2.3.0"'
+            )
+        tests.append(Field(parts, Version(comparison, found)))
+    return _all_of(tests)
+
+
+def _integer(value: Constant) -> int | None:
+    """Return what is left of a number of 64 bits without its fraction; a boolean is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or is_nan(value):
+        return None
+    return int(value) if -(2**63) < value < 2**63 else None
+
+
+def _whole(value: Constant) -> int | None:
+    """Return a number as an integer if it is one."""
+    integer = _integer(value)
+    return integer if integer == value else None
+
+
+SEGMENT = "$segment"
+OPTIONS = "$options"
+LOGICAL: Mapping[str, Callable[[tuple[Condition, ...]], Condition]] = {
+    "$and": And,
+    "$or": Or,
+    "$nor": Nor,
+}
+_ORDERINGS: Mapping[str, Ordering] = {
+    "$eq": "$eq",
+    "$gt": "$gt",
+    "$gte": "$gte",
+    "$lt": "$lt",
+    "$lte": "$lte",
+}
+_AFFIXES: Mapping[str, Literal["$startsWith", "$endsWith", "$contains"]] = {
+    "$startsWith": "$startsWith",
+    "$endsWith": "$endsWith",
+    "$contains": "$contains",
+}
+_VERSION_OPERATORS = (*_ORDERINGS, "$ne", "$in", "$nin")
+_SYMBOLS: Mapping[str, str] = {
+    "==": "$eq",
+    "=": "$eq",
+    "!=": "$ne",
+    ">": "$gt",
+    ">=": "$gte",
+    "<": "$lt",
+    "<=": "$lte",
+}
+_OPERATORS: Mapping[str, Callable[[tuple[str, ...], str, Constant, str], Condition]] = {
+    **dict.fromkeys(_ORDERINGS, _compare),
+    "$ne": _not_equal,
+    "$in": _in,
+    "$nin": _not_in,
+    "$exists": _exists,
+    "$size": _size,
+    "$mod": _mod,
+    "$type": _has_type,
+    "$elemMatch": _elem_match,
+    "$all": _all,
+    "$startsWith": _affix,
+    "$endsWith": _affix,
+    "$contains": _affix,
+    "$regex": _regex,
+    "$semver": _version,
+    "$not": _not,
+}
+OPERATORS = tuple(_OPERATORS)
+"""The operators of an attribute."""
+LOGICAL_OPERATORS = (*LOGICAL, SEGMENT)
+"""The operators that stand where an attribute could."""
+VERSION_OPERATORS = _VERSION_OPERATORS
+"""The comparisons within `$semver`."""

@@ -1,0 +1,664 @@
+"""Flags: rules, rollouts, ramps and variants, decoded from a policy document and checked.
+
+`decode` refuses an unknown field and names its path. It cannot check references to other flags; the
+writer does, because only the writer sees the whole environment.
+"""
+
+import difflib
+import re
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from itertools import pairwise
+from typing import Final, TypeAlias, TypeVar, cast, get_args
+
+import msgspec
+from msgspec import Struct
+
+from flagkit._core.model.conditions import ALWAYS, Condition, parse, segments_in, tests_in
+from flagkit._core.model.documents import (
+    DOCUMENTS,
+    EVERYWHERE,
+    TARGETING_KEY,
+    FlagDocument,
+    PrerequisiteDocument,
+    RampDocument,
+    RolloutDocument,
+    ServesDocument,
+    State,
+    StepDocument,
+    VariantType,
+    WhenStale,
+)
+from flagkit._core.model.keys import attribute_path, check_key, check_region
+from flagkit._core.model.rollouts import (
+    BUCKETS,
+    Intervals,
+    allocate,
+    percent,
+    shares,
+    spans,
+    weight,
+)
+from flagkit._core.model.sensitive import Sealed, Secret, VariantValue, hidden, sealed_in, written
+from flagkit._core.model.values import Value, check_name, join, milliseconds, normal, plain
+from flagkit._core.model.windows import Window, date, encode_window, window
+from flagkit._core.suggestions import suggested
+from flagkit.errors import InvalidDocumentError
+
+
+class Prerequisite(Struct, frozen=True, gc=False):
+    """Another flag that must serve one of some variants first."""
+
+    flag: str
+    variants: tuple[str, ...]
+
+
+class Serve(Struct, frozen=True, gc=False):
+    """One variant for everyone who gets here."""
+
+    variant: str
+
+
+class Rollout(Struct, frozen=True, gc=False):
+    """Weights over variants, kept as intervals of buckets.
+
+    `by` is the path of the attribute that is hashed; `salt` seeds the hash.
+    """
+
+    by: tuple[str, ...]
+    salt: str
+    weights: dict[str, int]
+    intervals: Intervals
+
+
+class Ramp(Struct, frozen=True, gc=False):
+    """A rollout of one variant whose share follows the clock, from bucket 0 upwards.
+
+    `points` are ascending (seconds since 1970, share of BUCKETS) pairs. Between two of them the
+    share runs on evenly, or, if `stepped`, stays that of the earlier one. Before the first it is
+    the first's, or none if `stepped`; after the last it is the last's.
+    """
+
+    by: tuple[str, ...]
+    salt: str
+    variant: str
+    otherwise: str
+    points: tuple[tuple[float, int], ...]
+    stepped: bool
+
+
+Serves: TypeAlias = Serve | Rollout | Ramp
+"""What a targeting rule or the fallthrough serves."""
+
+
+class Rule(Struct, frozen=True, gc=False):
+    """A targeting rule: who and when it is for, and what it serves.
+
+    `when` is `condition` as written.
+    """
+
+    name: str
+    when: dict[str, Value]
+    condition: Condition
+    during: Window | None
+    serves: Serves
+
+
+class Flag(Struct, frozen=True, kw_only=True, gc=False):
+    """A named decision with typed variants, checked; `decode` is the way to one.
+
+    The values of the variants named by `sensitive` are of `model.sensitive`, all others are plain.
+    """
+
+    key: str
+    region: str
+    state: State
+    type: VariantType
+    variants: dict[str, VariantValue]
+    sensitive: tuple[str, ...] = ()
+    off: str | None
+    prerequisites: tuple[Prerequisite, ...]
+    rules: tuple[Rule, ...]
+    fallthrough: Serves
+    when_stale: WhenStale = "hold"
+    metadata: dict[str, Value]
+
+
+def segments_of(flag: Flag) -> set[str]:
+    """Return the keys of the segments that a flag's rules refer to."""
+    return {key for rule in flag.rules for key in segments_in(rule.condition)}
+
+
+def encode(flag: Flag) -> dict[str, Value]:
+    """Return the document of a flag: defaults left out, rollouts with their intervals.
+
+    Raises:
+        InvalidDocumentError: a sensitive value is not encrypted.
+    """
+    document: dict[str, Value] = {"key": flag.key}
+    if flag.region != EVERYWHERE:
+        document["region"] = flag.region
+    document["state"] = flag.state
+    # Only those that are named as sensitive stand in a document as anything but themselves.
+    document["variants"] = cast("dict[str, Value]", {**flag.variants})
+    if flag.sensitive:
+        document["variants"] = {
+            name: written(value, join("variants", name)) for name, value in flag.variants.items()
+        }
+        document["sensitive"] = [*flag.sensitive]
+    if flag.off is not None:
+        document["off"] = flag.off
+    if flag.prerequisites:
+        document["prerequisites"] = [
+            {"flag": item.flag, "variants": list(item.variants)} for item in flag.prerequisites
+        ]
+    if flag.rules:
+        document["rules"] = [_encode_rule(rule, flag.key) for rule in flag.rules]
+    document["fallthrough"] = _encode_serves(flag.fallthrough, flag.key)
+    if flag.when_stale != "hold":
+        document["when_stale"] = flag.when_stale
+    return document | flag.metadata
+
+
+def _encode_rule(rule: Rule, key: str) -> dict[str, Value]:
+    document: dict[str, Value] = {"name": rule.name}
+    if rule.when:
+        document["when"] = rule.when
+    if rule.during is not None:
+        document["during"] = {**encode_window(rule.during)}
+    return document | _encode_serves(rule.serves, key)
+
+
+def _encode_serves(serves: Serves, key: str) -> dict[str, Value]:
+    if isinstance(serves, Serve):
+        return {"serve": serves.variant}
+    rollout: dict[str, Value] = {}
+    if serves.by != (TARGETING_KEY,):
+        rollout["by"] = ".".join(serves.by)
+    if serves.salt != key:
+        rollout["salt"] = serves.salt
+    if isinstance(serves, Ramp):
+        return {"ramp": rollout | _encode_ramp(serves)}
+    rollout["weights"] = {name: percent(share) for name, share in serves.weights.items()}
+    rollout["intervals"] = [[end, variant] for end, variant in serves.intervals]
+    return {"rollout": rollout}
+
+
+def _encode_ramp(ramp: Ramp) -> dict[str, Value]:
+    document: dict[str, Value] = {"variant": ramp.variant, "otherwise": ramp.otherwise}
+    if ramp.stepped:
+        document["steps"] = [
+            {"at": date(at), "percent": percent(share)} for at, share in ramp.points
+        ]
+        return document
+    (start, first), (end, last) = ramp.points
+    ends: dict[str, Value] = {"start": date(start), "end": date(end)}
+    return document | {"from": percent(first), "to": percent(last)} | ends
+
+
+_SIMPLE: Final[Mapping[type, VariantType]] = {bool: "boolean", str: "string", int: "integer"}
+"""Classes of which every value can be a variant's."""
+
+
+def typed_variants(
+    variants: dict[str, Value], sensitive: Collection[str] = ()
+) -> tuple[VariantType, dict[str, VariantValue]]:
+    """Return the type that all variants have, and the variants; integers among floats are floats.
+
+    Those named by `sensitive` are Sealed or, where they are not encrypted yet, Secret.
+
+    Raises:
+        InvalidDocumentError: there are none, or of several types, or of none that variants have.
+    """
+    if not variants:
+        raise InvalidDocumentError("variants", "is empty", "Name at least one variant")
+    classes = {*map(type, variants.values())}
+    simple = _SIMPLE.get(classes.pop()) if len(classes) == 1 and not sensitive else None
+    if simple is not None:
+        return simple, {**variants}
+    sealed = _sealed(variants, sensitive)
+    found: dict[str, VariantType] = {
+        name: sealed[name].type if name in sealed else variant_type(value, f"variants.{name}")
+        for name, value in variants.items()
+    }
+    kind = _common_type(found)
+    typed: dict[str, VariantValue] = {**variants}
+    if kind == "float":
+        plain = variants.keys() - sealed.keys()
+        typed |= {name: float(cast("float", variants[name])) for name in variants if name in plain}
+    typed |= {name: Sealed(value.ciphertext, kind) for name, value in sealed.items()}
+    for i, name in enumerate(sensitive):
+        check_variant(name, variants, f"sensitive[{i}]")
+        if name not in sealed:
+            typed[name] = Secret(cast("Value", typed[name]))
+    return kind, typed
+
+
+def _sealed(variants: dict[str, Value], sensitive: Collection[str]) -> dict[str, Sealed]:
+    """Return those that are encrypted."""
+    found: dict[str, Sealed] = {}
+    for name, value in variants.items():
+        sealed = sealed_in(value, f"variants.{name}")
+        if sealed is not None:
+            found[name] = sealed
+            if name not in sensitive:
+                raise InvalidDocumentError(
+                    f"variants.{name}", "is encrypted", "Name the variant in `sensitive`"
+                )
+    return found
+
+
+def _common_type(found: Mapping[str, VariantType]) -> VariantType:
+    if set(found.values()) == {"integer", "float"}:
+        return "float"
+    first, kind = next(iter(found.items()))
+    for name, other in found.items():
+        if other != kind:
+            raise InvalidDocumentError(
+                f"variants.{name}",
+                f"is of type {other}, but {first} is of type {kind}",
+                "Give all variants of a flag the same type; quote on, off, yes and no, which YAML"
+                " 1.1 readers take for booleans"
+                if {other, kind} == {"boolean", "string"}
+                else "Give all variants of a flag the same type",
+            )
+    return kind
+
+
+def variant_type(value: Value, path: str) -> VariantType:
+    """Return the type of a variant's value.
+
+    Raises:
+        InvalidDocumentError: it has none that variants have.
+    """
+    match value:
+        case bool():
+            return "boolean"
+        case str():
+            return "string"
+        case int():
+            return "integer"
+        case float() if value - value == 0:
+            return "float"
+        case dict() | list():
+            _check_json(value, path)
+            return "object"
+        case _:
+            raise InvalidDocumentError(
+                path,
+                f"is {value!r}, which is no variant",
+                f"Use one of these types: {', '.join(get_args(VariantType))}; quote a date",
+            )
+
+
+def _check_json(value: Value, path: str) -> None:
+    match value:
+        case dict():
+            for name, item in value.items():
+                _check_json(item, join(path, name))
+        case list():
+            for i, item in enumerate(value):
+                _check_json(item, f"{path}[{i}]")
+        case None:
+            pass
+        case _:
+            variant_type(value, path)
+
+
+def check_variant(name: str, variants: Mapping[str, object], path: str) -> None:
+    """Refuse the name of a variant that a flag has not."""
+    if name not in variants:
+        raise InvalidDocumentError(
+            path,
+            f"{name!r} is not a variant of this flag",
+            suggested(f"Use one of: {', '.join(variants)}", name, variants),
+        )
+
+
+def variant_with(value: bool, variants: Mapping[str, object], path: str) -> str:  # noqa: FBT001 - a value
+    """Return the name of the variant of a boolean flag that has a value.
+
+    Raises:
+        InvalidDocumentError: the flag is not boolean, or has not exactly one such variant.
+    """
+    names = [name for name, found in variants.items() if found is value]
+    if len(names) != 1:
+        raise InvalidDocumentError(
+            path,
+            f"{str(value).lower()} is the value of {len(names)} variants of this flag",
+            f"Name the variant: {', '.join(variants)}",
+        )
+    return names[0]
+
+
+def bare_weights(
+    share: float | None, variants: Mapping[str, object], path: str
+) -> dict[str, int | float]:
+    """Return the weights that a bare percentage stands for: the share of the true variant.
+
+    Raises:
+        InvalidDocumentError: it is none, or the variants are not one true and one false.
+    """
+    names = {value: name for name, value in variants.items() if isinstance(value, bool)}
+    if len(names) != len(variants) or len(names) != 2 or share is None:  # noqa: PLR2004 - true, false
+        raise InvalidDocumentError(
+            path,
+            f"{share!r} alone does not say which variants",
+            "Write weights; a bare percentage is for flags with one true and one false variant",
+        )
+    if not 0 <= share <= 100:  # noqa: PLR2004 - percent
+        raise InvalidDocumentError(path, f"is {share!r}", "Write a percentage from 0 to 100")
+    return {names[True]: share, names[False]: round(100 - share, 9)}
+
+
+T = TypeVar("T", bound=Struct)
+
+DOCUMENT_BYTES_MAX = 1024 * 1024
+RULES_MAX = 256
+TESTS_MAX = 2048
+"""How many tests the conditions of one flag may be, as conditions.tests_in counts them."""
+_CHOICES = {"state": get_args(State), "when_stale": get_args(WhenStale)}
+_MISREAD = {
+    "bool": "on, off, yes and no for booleans",
+    "int": "22:00 for the number 1320",
+    "float": "1.0 and 22:00:00.5 for numbers",
+}
+"""What text becomes that is not quoted, and an example of it."""
+_DATE_REMEDY = "Write it like 2026-12-01T08:00:00Z"
+_KINDS = {
+    "array": ("a list", "Write its members in brackets, as in [a, b]"),
+    "object": ("a document", "Write fields, each with its value"),
+    "str": ("text", "Write text, in quotes"),
+    "int": ("a whole number", "Write it without a fraction and without quotes"),
+    "float": ("a number", "Write a number, without quotes"),
+    "bool": ("a boolean", ""),
+    "datetime": ("a date", _DATE_REMEDY),
+    "null": ("null", ""),
+    "bytes": ("binary data", ""),
+    "ext": ("an extension", ""),
+}
+"""What msgspec's types are called here, and what to write where they belong."""
+
+
+def decode(document: object, *, environment: str | None = None, stored: bool = False) -> Flag:
+    """Check a policy document and return its flag.
+
+    Args:
+        document: A mapping in the shape of the YAML form; its rollouts may have intervals.
+        stored: Whether it was checked when it was written: it is then in normal form, and its size
+            is not judged again, so that a flag at the limit can still be paused.
+        environment: What the document's own `environment` must be, where it has one.
+
+    Raises:
+        InvalidDocumentError: with the path of the fault and the remedy.
+    """
+    try:
+        if stored:
+            wire = convert(document, FlagDocument)
+        else:
+            values = values_of(document)
+            check_size(values)
+            wire = convert(values, FlagDocument)
+        check_environment(wire.environment, environment)
+        return _flag(wire)
+    except InvalidDocumentError as error:
+        raise hidden(error, document).about(_subject(document)) from None
+
+
+def _subject(document: object) -> str:
+    if not isinstance(document, Mapping):
+        return ""
+    key = cast("Mapping[object, object]", document).get("key")
+    return f"flag {key!r}" if isinstance(key, str) else ""
+
+
+def values_of(document: object) -> dict[str, Value]:
+    """Return the fields of a document in normal form."""
+    if not isinstance(document, Mapping):
+        raise InvalidDocumentError("", "is not a document", "Write a mapping of fields")
+    fields = cast("Mapping[object, object]", document)
+    if (values := plain(fields)) is not None:
+        return values
+    # The values of variants are the callers' data, in which nothing stands for anything else.
+    return {
+        check_name(key, ""): normal(value, join("", key), 1, extended=key != "variants")
+        for key, value in fields.items()
+    }
+
+
+def check_environment(written: str | None, environment: str | None) -> None:
+    """Refuse a document that is written for another environment."""
+    if environment is not None and written not in (None, environment):
+        raise InvalidDocumentError(
+            "environment",
+            f"is {written!r}, but this goes to {environment!r}",
+            "Remove the field, or write to the other environment",
+        )
+
+
+def check_size(values: dict[str, Value]) -> None:
+    """Refuse a document that is over the limit.
+
+    Raises:
+        InvalidDocumentError: it names the largest part.
+    """
+    size = len(msgspec.msgpack.encode(values))
+    if size > DOCUMENT_BYTES_MAX:
+        raise InvalidDocumentError(
+            max(values, key=lambda name: len(msgspec.msgpack.encode(values[name]))),
+            f"makes the document {size:,} bytes long; the limit is {DOCUMENT_BYTES_MAX:,}",
+            "Shorten this part: a flag is for rules, not for data",
+        )
+
+
+def convert(values: object, shape: type[T]) -> T:
+    """Return fields as the shape of document that they must have."""
+    try:
+        return msgspec.convert(values, shape)
+    except msgspec.ValidationError as error:
+        raise _located(str(error), shape) from None
+
+
+def _located(message: str, shape: type[Struct]) -> InvalidDocumentError:
+    # The place is the last one named: what is quoted before it may hold anything.
+    parts = re.fullmatch(r"(.*) - at `\$\.?(.*)`", message, re.DOTALL)
+    problem, path = parts.groups() if parts else (message, "")
+    missing = re.fullmatch(r"Object missing required field `(.*)`", problem)
+    if missing:
+        remedy = "Write fallthrough: {serve: VARIANT}" if "fall" in missing[1] else "Add it"
+        return InvalidDocumentError(join(path, missing[1]), "is missing", remedy)
+    found = re.fullmatch(r"Object contains unknown field `(.*)`", problem, re.DOTALL)
+    if found is None:
+        return _mistyped(path, problem)
+    document = DOCUMENTS.get(re.sub(r"\[\d+\]", "", path).rpartition(".")[2], shape)
+    known = [field.encode_name for field in msgspec.structs.fields(document)]
+    close = difflib.get_close_matches(found[1], known, n=1)
+    remedy = (f"Did you mean {close[0]}? " if close else "") + f"Known here: {', '.join(known)}"
+    return InvalidDocumentError(join(path, found[1]), "is not a known field", remedy)
+
+
+def _mistyped(path: str, problem: str) -> InvalidDocumentError:
+    remedy = "docs/policy.md has the form of a flag"
+    found = re.fullmatch(r"Expected `(.*)`, got `(\w+)`", problem)
+    if found:
+        # Null may stand for any field that can be left out; it is not what is to be written.
+        wanted = sorted(name for name in found[1].split(" | ") if name != "null")
+        if "float" in wanted:
+            wanted.remove("int")
+        names = " or ".join(_KINDS[name][0] for name in wanted)
+        problem = f"is {_KINDS[found[2]][0]}, where {names} belongs"
+        remedy = _KINDS[wanted[0]][1]
+        if wanted == ["str"] and found[2] in _MISREAD:
+            # Where text belongs, YAML 1.1 is the usual culprit.
+            remedy = f"Quote it: YAML 1.1 readers take {_MISREAD[found[2]]}"
+    elif "datetime" in problem:
+        problem, remedy = "is no date", _DATE_REMEDY
+    elif "of length" in problem:
+        problem, remedy = "is not [END, VARIANT]", "Leave the intervals out: the writer keeps them"
+    elif path in _CHOICES:
+        remedy = f"Use one of: {', '.join(_CHOICES[path])}"
+    return InvalidDocumentError(path, problem, remedy)
+
+
+def _flag(wire: FlagDocument) -> Flag:
+    key = check_key(wire.key)
+    kind, variants = typed_variants(wire.variants, wire.sensitive)
+    if wire.off is not None:
+        check_variant(wire.off, variants, "off")
+    if len(wire.rules) > RULES_MAX:
+        raise InvalidDocumentError(
+            "rules", f"are {len(wire.rules)}; the limit is {RULES_MAX}", "Join rules with $or"
+        )
+    rules: dict[str, Rule] = {}
+    for i, rule in enumerate(wire.rules):
+        path = f"rules[{i}]"
+        if rule.name in rules:
+            raise InvalidDocumentError(
+                f"{path}.name", f"{rule.name!r} is the name of two rules", "Name each rule once"
+            )
+        serves = _serves(rule, path, key, variants)
+        condition = parse(rule.when, f"{path}.when") if rule.when else ALWAYS
+        during = None if rule.during is None else window(rule.during, f"{path}.during")
+        rules[rule.name] = Rule(rule.name, rule.when, condition, during, serves)
+    check_tests({f"rules[{i}].when": rule.condition for i, rule in enumerate(rules.values())})
+    return Flag(
+        key=key,
+        region=check_region(wire.region),
+        state=wire.state,
+        type=kind,
+        variants=variants,
+        sensitive=tuple(dict.fromkeys(wire.sensitive)),
+        off=wire.off,
+        prerequisites=_prerequisites(wire.prerequisites, key),
+        rules=tuple(rules.values()),
+        fallthrough=_serves(wire.fallthrough, "fallthrough", key, variants),
+        when_stale=wire.when_stale,
+        metadata=metadata(wire.owner, wire.description, wire.tags, wire.expires),
+    )
+
+
+def check_tests(conditions: Mapping[str, Condition], tests_max: int = TESTS_MAX) -> None:
+    """Refuse conditions, given by their paths, that are more tests than are allowed together."""
+    count = 0
+    for path, condition in conditions.items():
+        count += tests_in(condition)
+        if count > tests_max:
+            raise InvalidDocumentError(
+                path,
+                f"brings the tests to {count:,}; the limit is {tests_max:,}",
+                "Use $in for one of many values; it counts once",
+            )
+
+
+def metadata(
+    owner: str | None,
+    description: str | None,
+    tags: list[str] | None,
+    expires: datetime | None = None,
+) -> dict[str, Value]:
+    """Return what of the metadata there is."""
+    until = expires and milliseconds(expires, "expires")
+    listed: list[Value] | None = [*tags] if tags else None
+    found = {"owner": owner, "description": description, "tags": listed, "expires": until}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _prerequisites(items: list[PrerequisiteDocument], key: str) -> tuple[Prerequisite, ...]:
+    for i, item in enumerate(items):
+        check_key(item.flag, f"prerequisites[{i}].flag")
+        if item.flag == key:
+            raise InvalidDocumentError(
+                f"prerequisites[{i}].flag", "is the flag itself", "Name another flag"
+            )
+        if not item.variants:
+            raise InvalidDocumentError(
+                f"prerequisites[{i}].variants", "is empty", "Name the variants that must be served"
+            )
+    return tuple(Prerequisite(item.flag, tuple(item.variants)) for item in items)
+
+
+def _serves(wire: ServesDocument, path: str, key: str, variants: dict[str, VariantValue]) -> Serves:
+    if (wire.serve, wire.rollout, wire.ramp).count(None) != 2:  # noqa: PLR2004 - one of three
+        raise InvalidDocumentError(
+            path, "must say what it serves, once", "Write one of serve:, rollout: and ramp:"
+        )
+    if wire.ramp is not None:
+        return _ramp(wire.ramp, f"{path}.ramp", key, variants)
+    if wire.serve is not None:
+        check_variant(wire.serve, variants, f"{path}.serve")
+        return Serve(wire.serve)
+    rollout = wire.rollout
+    if not isinstance(rollout, RolloutDocument):
+        rollout = RolloutDocument(bare_weights(rollout, variants, f"{path}.rollout"))
+    return _rollout(rollout, f"{path}.rollout", key, variants)
+
+
+def _rollout(
+    wire: RolloutDocument, path: str, key: str, variants: dict[str, VariantValue]
+) -> Rollout:
+    for variant in wire.weights:
+        check_variant(variant, variants, f"{path}.weights.{variant}")
+    weights = shares(wire.weights, f"{path}.weights")
+    intervals = allocate(weights)
+    if wire.intervals is not None:
+        intervals = tuple(wire.intervals)
+        _check_intervals(intervals, weights, f"{path}.intervals")
+    return Rollout(*_hashed(wire, path, key), weights, intervals)
+
+
+def _hashed(
+    wire: RolloutDocument | RampDocument, path: str, key: str
+) -> tuple[tuple[str, ...], str]:
+    """Return by what is hashed, and the salt."""
+    by = attribute_path(wire.by, f"{path}.by")
+    if wire.salt == "":
+        raise InvalidDocumentError(f"{path}.salt", "is empty", "Leave it out for the flag's key")
+    return by, wire.salt or key
+
+
+def _ramp(wire: RampDocument, path: str, key: str, variants: dict[str, VariantValue]) -> Ramp:
+    check_variant(wire.variant, variants, f"{path}.variant")
+    check_variant(wire.otherwise, variants, f"{path}.otherwise")
+    if wire.variant == wire.otherwise:
+        raise InvalidDocumentError(f"{path}.otherwise", "is the same variant", "Name another one")
+    line = (wire.first, wire.last, wire.start, wire.end)
+    if wire.steps is not None and line == (None, None, None, None):
+        points = _steps(wire.steps, f"{path}.steps")
+    elif wire.steps is None and wire.start is not None and wire.end is not None:
+        points = (
+            _point(wire.start, wire.first or 0, f"{path}.start", f"{path}.from"),
+            _point(wire.end, 100 if wire.last is None else wire.last, f"{path}.end", f"{path}.to"),
+        )
+    else:
+        raise InvalidDocumentError(
+            path, "must say when", "Write start: and end:, with from: and to:, or else steps:"
+        )
+    times = [at for at, _ in points]
+    if any(later <= earlier for earlier, later in pairwise(times)):
+        raise InvalidDocumentError(path, "does not go forward in time", "Write the later date last")
+    by, salt = _hashed(wire, path, key)
+    return Ramp(by, salt, wire.variant, wire.otherwise, points, wire.steps is not None)
+
+
+def _steps(steps: list[StepDocument], path: str) -> tuple[tuple[float, int], ...]:
+    if not steps:
+        raise InvalidDocumentError(path, "are none", "Write at least one {at:, percent:}")
+    return tuple(
+        _point(step.at, step.percent, f"{path}[{i}].at", f"{path}[{i}].percent")
+        for i, step in enumerate(steps)
+    )
+
+
+def _point(at: datetime, percent: float, at_path: str, percent_path: str) -> tuple[float, int]:
+    return milliseconds(at, at_path).timestamp(), weight(percent, percent_path)
+
+
+def _check_intervals(intervals: Intervals, weights: dict[str, int], path: str) -> None:
+    remedy = "Leave the intervals out: they are kept by the writer"
+    owned = dict.fromkeys(weights, 0)
+    for start, end, variant in spans(intervals):
+        if not start < end <= BUCKETS or variant not in weights:
+            raise InvalidDocumentError(path, f"are wrong at [{end}, {variant!r}]", remedy)
+        owned[variant] += end - start
+    if owned != weights:
+        raise InvalidDocumentError(path, "do not agree with the weights", remedy)

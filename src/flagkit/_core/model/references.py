@@ -1,0 +1,172 @@
+"""References between flags: prerequisites that must exist after a change and must form no cycle.
+
+A change loads only the flags that it touches and the flags around them.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NoReturn, Protocol
+
+from flagkit._core.model import EVERYWHERE, Flag, decode
+from flagkit._core.model.changes import ACCESS, SEGMENTS, PolicyId, PolicyState
+from flagkit._core.suggestions import suggested
+from flagkit.errors import BrokenReferenceError
+
+
+class Neighbours(Protocol):
+    """What is known of the flags around a change."""
+
+    def find(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
+        """Return the states of some flags, in all regions."""
+        ...
+
+    def dependents(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
+        """Return the states of the flags that have one of `keys` as a direct prerequisite."""
+        ...
+
+    def keys_near(self, policy: PolicyId) -> Iterable[str]:
+        """Return keys of flags, or of segments, among them those that are near to a key."""
+        ...
+
+
+class References:
+    """The flags that a change touches and those around them, in their next state."""
+
+    def __init__(
+        self,
+        reading: Neighbours,
+        found: Mapping[PolicyId, PolicyState],
+        changed: Mapping[PolicyId, Flag | None],
+    ) -> None:
+        self._reading = reading
+        self._found = found
+        self._changed = changed
+        self._by_key: dict[str, dict[str, Flag]] = {}
+        self._learn(found, {key for _, key in changed})
+        for (region, key), flag in changed.items():
+            if flag is not None:
+                self._by_key[key][region] = flag
+
+    def check(self) -> None:
+        """Raise BrokenReferenceError where a prerequisite would dangle or close a cycle."""
+        self._gather()
+        for flag in filter(None, self._changed.values()):
+            for i in range(len(flag.prerequisites)):
+                self._check_prerequisite(flag, i)
+        changed_keys = {key for _, key in self._changed}
+        # Nobody rests on what was not there in any region.
+        there = {key for _, key in self._found}
+        lessened = {
+            identity[1]
+            for identity in self._changed
+            if identity[1] in there and self._is_lessened(identity)
+        }
+        dependents = self._reading.dependents(lessened) if lessened else {}
+        for identity, state in dependents.items():
+            if identity not in self._changed:
+                flag = decode(state.policy, stored=True)
+                for i, prerequisite in enumerate(flag.prerequisites):
+                    if prerequisite.flag in changed_keys:
+                        self._check_prerequisite(flag, i)
+        self._check_cycles(
+            {key for (_, key), flag in self._changed.items() if flag and flag.prerequisites}
+        )
+
+    def _is_lessened(self, identity: PolicyId) -> bool:
+        """Tell whether flags that rest on a changed one may miss something: all others do not."""
+        before, after = self._found.get(identity), self._changed[identity]
+        if before is None or after is None:
+            # A new override hides what there was.
+            return True
+        return not before.policy.get("variants", {}).keys() <= after.variants.keys()
+
+    def _learn(self, states: Mapping[PolicyId, PolicyState], keys: Iterable[str]) -> None:
+        for key in keys:
+            self._by_key[key] = {}
+        for (region, key), state in states.items():
+            if region not in (SEGMENTS, ACCESS) and (region, key) not in self._changed:
+                self._by_key[key][region] = decode(state.policy, stored=True)
+
+    def _gather(self) -> None:
+        """Read all that the changed flags depend on, level by level.
+
+        Each flag is looked at once: chains of prerequisites may be thousands of flags long.
+        """
+        level: Iterable[str] = tuple(self._by_key)
+        while wanted := {
+            needed for key in level for needed in self._needed(key) if needed not in self._by_key
+        }:
+            self._learn(self._reading.find(wanted), wanted)
+            level = wanted
+
+    def _check_prerequisite(self, flag: Flag, index: int) -> None:
+        prerequisite = flag.prerequisites[index]
+        path = f"prerequisites[{index}]"
+        regions = self._by_key[prerequisite.flag]
+        if EVERYWHERE not in regions and flag.region not in regions:
+            gone = any(key == prerequisite.flag for _, key in self._changed)
+            remedy = f"{'Remove' if gone else 'Create'} it before, or in the same change"
+            if not gone:
+                others = {key for _, key in self._changed} - {flag.key}
+                near = self._reading.keys_near((EVERYWHERE, prerequisite.flag))
+                known = [key for key in (*others, *near) if key != flag.key]
+                remedy = suggested(remedy, prerequisite.flag, known)
+            raise BrokenReferenceError(
+                f"{path}.flag",
+                f"{prerequisite.flag!r} does not exist{' any more' if gone else ''}"
+                f"{_in_region(flag.region)}",
+                remedy,
+                subject=f"flag {flag.key!r}",
+            )
+        for region, other in regions.items():
+            # Where this flag is an override, what counts is the other flag as its region sees it.
+            hidden = region == EVERYWHERE and flag.region in regions
+            if flag.region != EVERYWHERE and (hidden or region not in (EVERYWHERE, flag.region)):
+                continue
+            unknown = set(prerequisite.variants) - other.variants.keys()
+            if unknown:
+                variant = min(unknown)
+                raise BrokenReferenceError(
+                    f"{path}.variants",
+                    f"{variant!r} is no variant of {prerequisite.flag!r}{_in_region(region)}",
+                    suggested(f"It has: {', '.join(other.variants)}", variant, other.variants),
+                    subject=f"flag {flag.key!r}",
+                )
+
+    def _check_cycles(self, keys: Iterable[str]) -> None:
+        """Follow prerequisites, of all regions alike; a way back to where it came by is a cycle."""
+        done: set[str] = set()
+        for start in sorted(keys):
+            way: dict[str, Iterator[str]] = {}
+            following = [start] if start not in done else []
+            while following:
+                key = following.pop()
+                way[key] = iter(self._needed(key))
+                while way:
+                    last = next(reversed(way))
+                    needed = next((name for name in way[last] if name not in done), None)
+                    if needed is None:
+                        way.popitem()
+                        done.add(last)
+                        continue
+                    if needed in way:
+                        self._refuse_cycle([*way], needed)
+                    following.append(needed)
+                    break
+
+    def _needed(self, key: str) -> Iterator[str]:
+        for flag in self._by_key[key].values():
+            for prerequisite in flag.prerequisites:
+                yield prerequisite.flag
+
+    def _refuse_cycle(self, way: list[str], start: str) -> NoReturn:
+        cycle = way[way.index(start) :]
+        raise BrokenReferenceError(
+            "prerequisites",
+            f"form a cycle: {' -> '.join((*cycle, start))}",
+            "Remove one of these prerequisites",
+            subject=f"flag {start!r}",
+        )
+
+
+def _in_region(region: str) -> str:
+    return "" if region == EVERYWHERE else f" in region {region}"

@@ -1,0 +1,122 @@
+"""Sensitive values: values of variants that are stored encrypted and never shown.
+
+A document holds `{$encrypted: {type, base64}}`. A flag holds one of the three types here, and only
+one of them contains the value. `_core.secrets` encrypts and decrypts.
+"""
+
+import base64
+from collections.abc import Mapping
+from typing import Any, Final, TypeAlias, cast, get_args
+
+from msgspec import Struct
+
+from flagkit._core.model.documents import VariantType
+from flagkit._core.model.values import FORMS, Value, join
+from flagkit.errors import InvalidDocumentError
+
+SENSITIVE: Final = "(sensitive)"
+"""What is shown in the place of a value."""
+ENCRYPTED: Final = "$encrypted"
+_BASE64: Final = FORMS["$binary"]
+
+
+class Sealed(Struct, frozen=True):
+    """A value as it is stored: encrypted. `type` is its flag's, for readers without a key."""
+
+    ciphertext: bytes
+    type: VariantType
+
+
+class Secret:
+    """A value in the clear, which does not show in what is printed of it."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Value) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return SENSITIVE
+
+
+class Withheld(Struct, frozen=True):
+    """A value that could not be decrypted, and why. `is_passing` if it may be, in a while."""
+
+    problem: str
+    is_passing: bool
+
+
+VariantValue: TypeAlias = "Value | Sealed | Secret | Withheld"
+
+
+def written(value: VariantValue, path: str) -> Value:
+    """Return a variant's value as documents have it.
+
+    Raises:
+        InvalidDocumentError: it is sensitive, and not encrypted.
+    """
+    match value:
+        case Sealed(ciphertext, kind):
+            text = base64.b64encode(ciphertext).decode()
+            return {ENCRYPTED: {"type": kind, "base64": text}}
+        case Secret() | Withheld():
+            raise InvalidDocumentError(
+                path,
+                "is sensitive, and not encrypted",
+                "Write it by a Writer that has encryption=, as docs/secrets.md says; or, if it is"
+                " none, leave it out of `sensitive`",
+            )
+        case _:
+            return value
+
+
+def sealed_in(value: Value, path: str) -> Sealed | None:
+    """Return what a variant's value in a document is if it is encrypted, None if it is not.
+
+    Raises:
+        InvalidDocumentError: it looks so, and is not.
+    """
+    if not isinstance(value, dict) or value.keys() != {ENCRYPTED}:
+        return None
+    found = value[ENCRYPTED]
+    if isinstance(found, Mapping):
+        fields = cast("Mapping[str, Any]", found)
+        kind, text = fields.get("type"), fields.get("base64")
+        known = len(fields) == 2 and kind in get_args(VariantType)  # noqa: PLR2004 - the two
+        if known and isinstance(text, str) and _BASE64.fullmatch(text):
+            return Sealed(base64.b64decode(text), cast("VariantType", kind))
+    raise InvalidDocumentError(
+        join(path, ENCRYPTED),
+        "is nothing that flagkit has encrypted",
+        "Write the value itself, or what `policy` returns, as it is",
+    )
+
+
+def hidden(error: InvalidDocumentError, document: object) -> InvalidDocumentError:
+    """Return the fault of a document, without what it says of values that are sensitive."""
+    place = sensitive_place(error.path, document)
+    if place is None:
+        return error
+    return InvalidDocumentError(
+        place,
+        "is not what the value of this variant may be; it is sensitive, so no more is said",
+        "Leave it out of `sensitive`, with an invented value, to be told what is wrong with that",
+    )
+
+
+def sensitive_place(path: str, document: object) -> str | None:
+    """Return the path of the sensitive variant that a path leads into, None if it leads to none."""
+    if not path.startswith("variants.") or not isinstance(document, Mapping):
+        return None
+    named = cast("Mapping[object, object]", document).get("sensitive")
+    if not named:
+        return None
+    if isinstance(named, list | tuple):
+        for name in cast("list[object]", named):
+            place = join("variants", name)
+            if path == place or path.startswith((f"{place}.", f"{place}[")):
+                return place
+        if all(isinstance(name, str) for name in cast("list[object]", named)):
+            return None
+    # Which ones are meant cannot be told: any may be.
+    return "variants"

@@ -1,0 +1,364 @@
+"""A linear-time automaton for a parsed pattern.
+
+A position is a character of the pattern after repetitions are expanded. A border is the pair of
+characters around a place in the text. A boundary such as `$` is a set of borders, so it needs no
+step of its own: each position knows which positions may follow it at which borders.
+
+A search holds the set of positions that the text so far can end with, as the bits of an integer,
+and takes one step for each character. States, steps and successors are cached. All automata
+together keep the newest KEPT_MAX entries. Threads share them without a lock, because two threads
+that compute the same entry get the same result.
+
+Source: Glushkov, "The abstract theory of automata", 1961.
+"""
+
+import functools
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, TypeAlias, TypeVar
+
+from msgspec import Struct
+
+from flagkit._core.regex.parser import (
+    LAST,
+    Boundary,
+    Chars,
+    Choice,
+    Node,
+    Place,
+    Ranges,
+    Repeat,
+    Sequence,
+)
+
+BORDERS = 20
+NOTHING, NEWLINE, WORD, OTHER, LAST_NEWLINE = range(5)
+"""What stands on a side of a border. The last is, on its right, a newline that ends the text."""
+
+Edges: TypeAlias = dict[int, int]
+"""The positions that are reached, by the borders at which they are: bits of integers, both."""
+
+
+def border(before: int, after: int) -> int:
+    """Return the number of a border."""
+    return before * 5 + after
+
+
+def _borders(holds: Callable[[int, int], bool]) -> int:
+    return sum(
+        1 << border(before, after)
+        for before in (NOTHING, NEWLINE, WORD, OTHER)
+        for after in (NOTHING, NEWLINE, WORD, OTHER, LAST_NEWLINE)
+        if holds(before, after)
+    )
+
+
+ALL: Final = _borders(lambda _, __: True)
+START: Final = _borders(lambda before, _: before == NOTHING)
+PLACES: Final[Mapping[Place, int]] = {
+    "start": START,
+    # After a newline that ends the text, MongoDB has no line.
+    "line start": START | _borders(lambda before, after: before == NEWLINE and after != NOTHING),
+    "end": _borders(lambda _, after: after in (NOTHING, LAST_NEWLINE)),
+    "line end": _borders(lambda _, after: after in (NOTHING, LAST_NEWLINE, NEWLINE)),
+    "word edge": _borders(lambda before, after: (before == WORD) != (after == WORD)),
+    "no word edge": _borders(lambda before, after: (before == WORD) == (after == WORD)),
+}
+
+
+class Part(Struct, frozen=True):
+    """What a part of a pattern begins and ends with, and at which borders it may be empty."""
+
+    first: Edges
+    last: Edges
+    empty: int
+
+
+_EMPTY = Part({}, {}, ALL)
+_NEVER = Part({}, {}, 0)
+
+
+class Positions:
+    """The positions of a pattern: `characters` of each, `follow` of each, and the `whole`.
+
+    If `plain`, a search that tries one way after the other never gets to one place in the text by
+    two ways: no two positions with a character in common can come next, none follows another for
+    two reasons, and nothing is empty for two reasons.
+
+    Source of `plain`: Brüggemann-Klein, "Unambiguity of extended regular expressions", 1993.
+    """
+
+    def __init__(self, tree: Node) -> None:
+        self.characters: list[Ranges] = []
+        self.follow: list[Edges] = []
+        self.plain = True
+        self.endless = False
+        self.whole = self.part(tree)
+        self.bounds, self.members = _members(self.characters)
+        nexts = {all_of(edges) for edges in (self.whole.first, *self.follow)}
+        self.plain = self.plain and not any(
+            (members & positions).bit_count() > 1
+            for members in set(self.members)
+            for positions in nexts
+        )
+
+    @property
+    def anchored(self) -> bool:
+        """Whether all that is found is found at the start of the text."""
+        return not any(borders & ~START for borders in (self.whole.empty, *self.whole.first))
+
+    def part(self, node: Node) -> Part:
+        """Add the positions of a part of the pattern."""
+        match node:
+            case Chars(ranges):
+                edges = {ALL: 1 << len(self.characters)}
+                self.characters.append(ranges)
+                self.follow.append({})
+                return Part(edges, edges, 0)
+            case Boundary(place):
+                return Part({}, {}, PLACES[place])
+            case Sequence(parts):
+                return functools.reduce(self.join, map(self.part, parts), _EMPTY)
+            case Choice(branches):
+                return functools.reduce(self.either, map(self.part, branches), _NEVER)
+            case Repeat(inner, least, most):
+                if most is None:
+                    return self.endlessly(inner, least)
+                # x{2,4} is xx(x(x)?)?: written so, none follows another for two reasons.
+                whole = _EMPTY
+                for i in range(most, 0, -1):
+                    whole = self.join(self.part(inner), whole)
+                    if i > least:
+                        whole = self.either(whole, _EMPTY)
+                return whole
+
+    def endlessly(self, node: Node, least: int) -> Part:
+        """Return a part that is there at least so often: the last one as often as it likes."""
+        before = functools.reduce(self.join, (self.part(node) for _ in range(least - 1)), _EMPTY)
+        loop = self.part(node)
+        self.endless = True
+        self.plain &= not loop.empty
+        self.connect(loop.last, loop.first)
+        return self.join(before, loop if least else self.either(loop, _EMPTY))
+
+    def join(self, left: Part, right: Part) -> Part:
+        """Return two parts in sequence."""
+        self.connect(left.last, right.first)
+        return Part(
+            _either(left.first, _at_borders(right.first, left.empty)),
+            _either(right.last, _at_borders(left.last, right.empty)),
+            left.empty & right.empty,
+        )
+
+    def either(self, left: Part, right: Part) -> Part:
+        """Return one part or the other."""
+        self.plain &= not (left.empty and right.empty)
+        return Part(
+            _either(left.first, right.first),
+            _either(left.last, right.last),
+            left.empty | right.empty,
+        )
+
+    def connect(self, last: Edges, first: Edges) -> None:
+        """Let positions follow others, where both may."""
+        for last_at, ends in last.items():
+            for first_at, starts in first.items():
+                if not last_at & first_at:
+                    continue
+                for position in bits(ends):
+                    edges = self.follow[position]
+                    self.plain &= not all_of(edges) & starts
+                    edges[last_at & first_at] = edges.get(last_at & first_at, 0) | starts
+
+
+def _members(characters: Iterable[Ranges]) -> tuple[list[int], list[int]]:
+    """Return bounds of code points, and the positions that have what is before and after each."""
+    sharing: dict[Ranges, int] = {}
+    for i, ranges in enumerate(characters):
+        sharing[ranges] = sharing.get(ranges, 0) | 1 << i
+    changes: dict[int, int] = {}
+    for ranges, positions in sharing.items():
+        for low, high in ranges:
+            changes[low] = changes.get(low, 0) ^ positions
+            changes[high + 1] = changes.get(high + 1, 0) ^ positions
+    bounds = sorted(changes)
+    members = [0]
+    for bound in bounds:
+        members.append(members[-1] ^ changes[bound])
+    return bounds, members
+
+
+def all_of(edges: Edges) -> int:
+    """Return the positions that are reached at any border."""
+    found = 0
+    for positions in edges.values():
+        found |= positions
+    return found
+
+
+def bits(number: int) -> Iterator[int]:
+    """Yield the places of the bits of a number."""
+    while number:
+        low = number & -number
+        yield low.bit_length() - 1
+        number ^= low
+
+
+def _at_borders(edges: Edges, borders: int) -> Edges:
+    found: Edges = {}
+    for at, positions in edges.items():
+        if at & borders:
+            found[at & borders] = found.get(at & borders, 0) | positions
+    return found
+
+
+def _either(left: Edges, right: Edges) -> Edges:
+    found = dict(left)
+    for at, positions in right.items():
+        found[at] = found.get(at, 0) | positions
+    return found
+
+
+_Key = TypeVar("_Key")
+_Kept = TypeVar("_Kept")
+
+KEPT_MAX = 32_768
+_ASCII = 128
+_BEYOND = chr(_ASCII)
+_END = ""
+_LAST = "\n$"
+_AFTER: Final = {_END: NOTHING, _LAST: LAST_NEWLINE, "\n": NEWLINE} | dict.fromkeys(
+    "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz", WORD
+)
+
+_kept: deque[tuple[dict[Any, Any], object]] = deque()
+"""The tables and keys of all that is kept, the oldest first."""
+
+
+def _keep(table: dict[_Key, _Kept], key: _Key, value: _Kept) -> _Kept:
+    """Put a value into a table, in the place of the oldest of all if there are too many."""
+    if len(_kept) >= KEPT_MAX:
+        oldest, its_key = _kept.popleft()
+        oldest.pop(its_key, None)
+    _kept.append((table, key))
+    table[key] = value
+    return value
+
+
+class _State(dict[str, "_State"]):
+    """A set of positions, and what stands before the next character; by it, the next state."""
+
+    __slots__ = ("automaton", "before", "positions")
+
+    def __init__(self, automaton: "Automaton | None", positions: int, before: int) -> None:
+        self.automaton = automaton
+        self.positions = positions
+        self.before = before
+
+    def __missing__(self, symbol: str) -> "_State":
+        assert self.automaton is not None, "the search ends where it has found"
+        return self.automaton.step(self, symbol)
+
+
+class _Unions(dict[str, int]):
+    """What can come after some of four positions, at one border; by the bits of these, in hex."""
+
+    __slots__ = ("at", "automaton", "first")
+
+    def __init__(self, automaton: "Automaton", at: int, first: int) -> None:
+        self.automaton = automaton
+        self.at = at
+        self.first = first
+
+    def __missing__(self, digit: str) -> int:
+        found = 0
+        for position in bits(int(digit, 16) << self.first):
+            found |= _at(self.automaton.follow[position], self.at)
+        return _keep(self, digit, found)
+
+
+_FOUND: Final = _State(None, 0, NOTHING)
+
+
+class Automaton:
+    """A pattern that can be searched for."""
+
+    def __init__(self, positions: Positions) -> None:
+        self.follow = positions.follow
+        self.first = [_at(positions.whole.first, at) for at in range(BORDERS)]
+        self.last = [_at(positions.whole.last, at) for at in range(BORDERS)]
+        self.empty = positions.whole.empty
+        self.bounds, self.members = positions.bounds, positions.members
+        # One character stands for all that no position and no border tells from it, so a state has
+        # few steps, whatever the text.
+        alike: dict[tuple[int, int], str] = {}
+        for symbol in map(chr, range(_ASCII)):
+            alike.setdefault(self._kind(symbol), symbol)
+        self.ascii = "".join(alike[self._kind(chr(code))] for code in range(_ASCII))
+        self.beyond = [chr(min(max(bound, _ASCII), LAST)) for bound in (0, *self.bounds)]
+        self.start = _State(self, 0, NOTHING)
+        self.states: dict[tuple[int, int], _State] = {}
+        self.unions: dict[int, list[_Unions]] = {}
+
+    def search(self, text: str) -> bool:
+        """Tell whether a text has the pattern in it."""
+        state = self.start
+        last = text.endswith("\n")
+        if last:
+            text = text[:-1]
+        symbols: Iterable[str] = text.translate(self.ascii)
+        if not text.isascii():
+            symbols = [
+                symbol if symbol < _BEYOND else self.beyond[bisect_right(self.bounds, ord(symbol))]
+                for symbol in symbols
+            ]
+        for character in symbols:
+            state = state[character]
+            if state is _FOUND:
+                return True
+        if last:
+            state = state[_LAST]
+        return state is _FOUND or state[_END] is _FOUND
+
+    def _kind(self, symbol: str) -> tuple[int, int]:
+        return bisect_right(self.bounds, ord(symbol)), _AFTER.get(symbol, OTHER)
+
+    def step(self, state: _State, symbol: str) -> _State:
+        """Work out the state after a symbol, and keep it."""
+        after = _AFTER.get(symbol, OTHER)
+        at = border(state.before, after)
+        if state.positions & self.last[at] or self.empty >> at & 1:
+            reached = _FOUND
+        elif symbol == _END:
+            reached = self.start  # Any but _FOUND.
+        else:
+            members = self.members[bisect_right(self.bounds, ord(symbol[0]))]
+            positions = self.nexts(state.positions, at) & members
+            before = NEWLINE if after == LAST_NEWLINE else after
+            known = self.states.get((positions, before))
+            if known is None:
+                known = _State(self, positions, before)
+                _keep(self.states, (positions, before), known)
+            reached = known
+        return _keep(state, symbol, reached)
+
+    def nexts(self, positions: int, at: int) -> int:
+        """Return what can come after some positions, or first, at a border."""
+        found = self.first[at]
+        # By four positions at once: one by one, a step would take several times as long.
+        unions = self.unions.get(at)
+        if unions is None:
+            starts = range(0, len(self.follow) + 1, 4)
+            unions = self.unions[at] = [_Unions(self, at, start) for start in starts]
+        for union, digit in zip(unions, reversed(f"{positions:0{len(unions)}x}"), strict=True):
+            found |= union[digit]
+        return found
+
+
+def _at(edges: Edges, at: int) -> int:
+    found = 0
+    for borders, positions in edges.items():
+        if borders >> at & 1:
+            found |= positions
+    return found

@@ -1,0 +1,257 @@
+"""Compaction: an arena and its overlay become one new arena, in slices and off the hot path.
+
+Whole runs between the edited places are copied. Bodies that nothing refers to stay behind. The
+arena is rebuilt once they may be half of all bodies, or if an edit does not fit in.
+"""
+
+import heapq
+import operator
+from array import array
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import astuple, replace
+
+from flagkit._core.model.changes import DIGEST_MODULUS, PolicyId, Tip
+from flagkit._core.snapshot.arena import BLOCK_KEYS, Arena, Names, encoded, hash_of, seed_of
+from flagkit._core.snapshot.builder import BODIES_BYTES_MAX, Builder, fill_directory, version_bytes
+from flagkit._core.snapshot.chunks import Chunks, Slices, ascending, copied
+from flagkit._core.snapshot.layout import (
+    Buffer,
+    Columns,
+    Header,
+    Plan,
+    Record,
+    allocated,
+    directory_bits,
+    encoded_length,
+)
+
+GAPS_MIN: Final = 64 * 1024
+"""Bodies are not packed anew for gaps of fewer bytes."""
+BLOCKS_MIN: Final = 1024
+"""Nor are keys, for fewer blocks of them."""
+EDITS_SLICE: Final = 32
+RECORDS_SLICE: Final = 128
+RUN_SLICE: Final = 64 * 1024
+"""So many records are copied at once: over a megabyte."""
+NEWS_SLICE: Final = 1024
+EDIT_RUN: Final = 256
+"""An edit takes as long as to copy so many records."""
+
+
+class _Edit(Struct, frozen=True, order=True, gc=False):
+    """What becomes of the record at a place of the base, or before it where it has none yet."""
+
+    hash: int
+    id: PolicyId
+    place: int
+    there: bool
+    record: Record | None
+
+
+class _Edits:
+    """What changes in a base, and what that comes to."""
+
+    def __init__(self, base: Arena) -> None:
+        header = base.header
+        self.base = base
+        self.edits: deque[_Edit] = deque()
+        self.names: dict[str, list[tuple[bytes, bool]]] = {region: [] for region in base.names}
+        self.counts, self.digests = {**header.counts}, {**header.digests}
+        self.offsets: dict[bytes, int] = {}
+        self.bodies_end = len(base.columns.bodies)
+        self.fits = not header.colliding and not _fallen_apart(header)
+        """Whether they can be merged into the base as it is."""
+
+    def gather(self, changed: Mapping[PolicyId, Record | None]) -> Slices:
+        """Take in all that has changed."""
+        seeds: dict[str, int] = {}
+        for done, ((region, key), record) in enumerate(changed.items(), 1):
+            if region not in seeds:
+                seeds[region] = seed_of(region)
+            self._add(hash_of(seeds[region], key), (region, key), record)
+            if done % EDITS_SLICE == 0:
+                yield
+        header = self.base.header
+        if self.bodies_end > min(BODIES_BYTES_MAX, 2 * header.packed_bytes + GAPS_MIN):
+            self.fits = False
+
+    def _add(self, key_hash: int, identity: PolicyId, record: Record | None) -> None:
+        base, (region, key) = self.base, identity
+        hashes, place = base.columns.hashes, base.place_of(key_hash)
+        found = place < len(hashes) and hashes[place] == key_hash
+        there = found and region in base.names and encoded(key) in base.names[region]
+        if found and not there and record is not None:
+            # Another key has this hash: what builds anew knows how to keep both.
+            self.fits = False
+        if not there and record is None:
+            return
+        self.edits.append(_Edit(key_hash, identity, place, there, record))
+        before = base.columns.states[place] if there else 0
+        state = 0
+        if record is not None:
+            state = record.hash
+            if version_bytes(record.version) > base.header.version_bytes:
+                self.fits = False
+            if record.body not in self.offsets:
+                self.offsets[record.body] = self.bodies_end
+                self.bodies_end += len(_stored(record.body))
+        if there != (record is not None):
+            self.names.setdefault(region, []).append((encoded(key), not there))
+            self.counts[region] = self.counts.get(region, 0) + (1 if record else -1)
+        digest = self.digests.get(region, 0) - before + state
+        self.digests[region] = digest % DIGEST_MODULUS
+
+    def sort(self) -> Slices:
+        """Put them in the order of their hashes; two of one hash do not fit in."""
+        ordered = yield from ascending([*self.edits])
+        self.edits.clear()
+        last = -1
+        for done, edit in enumerate(ordered, 1):
+            if edit.hash == last:
+                self.fits = False
+            last = edit.hash
+            self.edits.append(edit)
+            if done % EDITS_SLICE == 0:
+                yield
+
+    def let_go(self) -> Slices:
+        """Free them, a few at a time: thousands at once take milliseconds."""
+        while self.edits:
+            for _ in range(min(NEWS_SLICE, len(self.edits))):
+                self.edits.pop()
+            yield
+
+
+def folded(
+    base: Arena, tip: Tip, changed: Mapping[PolicyId, Record | None], parts: Mapping[str, Buffer]
+) -> Generator[None, None, Arena]:
+    """Return the arena of a tip, in slices.
+
+    Args:
+        base: The records as they were.
+        tip: Where they stand now.
+        changed: All records that are others now than in the base; None where they are gone.
+        parts: All members that segments refer to now.
+    """
+    edits = _Edits(base)
+    yield from edits.gather(changed)
+    yield from edits.sort()
+    if edits.fits:
+        return (yield from _merged(edits, tip, parts))
+    yield from edits.let_go()
+    return (yield from _rebuilt(base, tip, changed, parts))
+
+
+def _fallen_apart(header: Header) -> bool:
+    """Tell whether blocks of keys have become so small that they are to be made anew."""
+    blocks = sum(starts.length for starts, _ in header.names.values()) // 4
+    return blocks > max(BLOCKS_MIN, 2 * sum(header.counts.values()) // BLOCK_KEYS)
+
+
+def _merged(edits: _Edits, tip: Tip, parts: Mapping[str, Buffer]) -> Generator[None, None, Arena]:
+    old = edits.base.columns
+    names = yield from _names(edits)
+    record_count = sum(edits.counts.values())
+    header = replace(
+        edits.base.header,
+        tip=tip,
+        counts={region: count for region, count in edits.counts.items() if count},
+        digests={region: digest for region, digest in edits.digests.items() if digest},
+        directory_bits=directory_bits(record_count),
+        sections={},
+    )
+    plan = Plan(record_count, edits.bodies_end, names, parts)
+    content, new = yield from allocated(header, plan)
+    del names, plan
+    yield from copied(old.bodies, new.bodies[: len(old.bodies)])
+    yield from _added(edits, new)
+    yield from _columns(old, new, edits)
+    yield from fill_directory(new, header.directory_bits)
+    return Arena(content)
+
+
+def _names(edits: _Edits) -> Generator[None, None, dict[str, tuple[Buffer, Chunks]]]:
+    found: dict[str, tuple[Buffer, Chunks]] = {}
+    for region, mine in edits.names.items():
+        names = edits.base.names.get(region) or Names(memoryview(array("I")), memoryview(b""))
+        edited = yield from names.edited(mine)
+        if edited[0]:
+            found[region] = edited
+    return found
+
+
+def _added(edits: _Edits, new: Columns) -> Slices:
+    """Write the bodies that are new behind those of the base."""
+    for done, (body, offset) in enumerate(edits.offsets.items(), 1):
+        stored = _stored(body)
+        new.bodies[offset : offset + len(stored)] = stored
+        if done % EDITS_SLICE == 0:
+            yield
+
+
+def _columns(old: Columns, new: Columns, edits: _Edits) -> Slices:
+    pairs = (
+        (old.hashes, new.hashes),
+        (old.states, new.states),
+        (old.versions, new.versions),
+        (old.offsets, new.offsets),
+    )
+    read = written = work = 0
+    while True:
+        # Taken out one by one, as in `let_go`.
+        edit = edits.edits.popleft() if edits.edits else None
+        end = len(old.hashes) if edit is None else edit.place
+        while read < end:
+            run = min(end - read, RUN_SLICE - work)
+            for source, target in pairs:
+                target[written : written + run] = source[read : read + run]
+            read, written, work = read + run, written + run, work + run
+            if work >= RUN_SLICE:
+                yield
+                work = 0
+        if edit is None:
+            return
+        read += edit.there
+        record = edit.record
+        if record is not None:
+            new.hashes[written] = edit.hash
+            new.states[written] = record.hash
+            new.versions[written] = record.version
+            new.offsets[written] = edits.offsets[record.body]
+            written += 1
+        work = min(work + EDIT_RUN, RUN_SLICE - 1)
+
+
+def _rebuilt(
+    base: Arena, tip: Tip, changed: Mapping[PolicyId, Record | None], parts: Mapping[str, Buffer]
+) -> Generator[None, None, Arena]:
+    builder = Builder(base.header.namespaces)
+    news: dict[str, list[str]] = {region: [] for region in base.header.counts}
+    for done, ((region, key), record) in enumerate(changed.items(), 1):
+        if record is not None:
+            news.setdefault(region, []).append(key)
+        if done % NEWS_SLICE == 0:
+            yield
+    for region in sorted(news):
+        keys = yield from ascending(news[region])
+        for done, record in enumerate(_with_news(base, region, keys, changed), 1):
+            builder.add(*astuple(record))
+            if done % RECORDS_SLICE == 0:
+                yield
+    return (yield from builder.finished(tip, parts))
+
+
+def _with_news(
+    base: Arena, region: str, keys: Iterator[str], changed: Mapping[PolicyId, Record | None]
+) -> Iterator[Record]:
+    kept = (record for record in base.records(region) if record.id not in changed)
+    news = (record for key in keys if (record := changed[region, key]) is not None)
+    return heapq.merge(kept, news, key=operator.attrgetter("key"))
+
+
+def _stored(body: bytes) -> bytes:
+    return encoded_length(len(body)) + body

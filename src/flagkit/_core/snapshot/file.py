@@ -1,0 +1,263 @@
+"""The snapshot file on the local disk, which processes map and share.
+
+A file is only replaced whole: written under another name, synced and renamed, then its directory is
+synced. A file that is truncated while it is mapped would kill its readers with SIGBUS, so nothing
+writes to it in place.
+"""
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import stat
+from collections.abc import Generator
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from flagkit._core.model import EVERYWHERE
+from flagkit._core.model.changes import SEGMENTS
+from flagkit._core.snapshot.arena import Arena, opened
+from flagkit._core.snapshot.chunks import SLICE_BYTES
+from flagkit._core.snapshot.layout import (
+    PREFIX_BYTES,
+    Header,
+    checksum_of,
+    header_of,
+    prefix_of,
+    written_prefix,
+)
+from flagkit._core.snapshot.snapshot import Snapshot, kept_of, snapshot_of
+from flagkit.errors import HistoryLostError, SnapshotFormatError
+
+_READ: Final = {
+    "flags": mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0),
+    "prot": mmap.PROT_READ,
+}
+
+_Identity: TypeAlias = tuple[int, int, int, int]
+"""What tells a file from one that has replaced it."""
+
+# What is claimed in this process, by path and process: a forked child has claimed nothing.
+_claims: dict[tuple[str, int], object] = {}
+
+
+class SnapshotFile:
+    """Where a snapshot of one environment, as one region sees it, is kept.
+
+    Of some `namespaces` only, which keys of flags begin with, if there are any.
+
+    `path` is the file's. Beside it are, at times, a lock (`PATH.lock`) and files that are being
+    written (`.NAME.*.tmp`).
+    """
+
+    def __init__(
+        self,
+        path: "str | os.PathLike[str]",
+        environment: str,
+        region: str,
+        namespaces: tuple[str, ...] = (),
+    ) -> None:
+        # One lock for one file, by whichever of its names.
+        self.path = Path(os.path.realpath(path))
+        self._environment = environment
+        self._region = region
+        self._namespaces = namespaces
+        self._refused: _Identity | None = None
+        self.trouble: str | None = None
+        """What keeps the file from being served or written; None while nothing does."""
+
+    def read(self) -> Snapshot | None:
+        """Map the file, and return what it holds, checked; None where there is none.
+
+        Raises:
+            SnapshotFormatError: it is damaged, foreign or of another format.
+            OSError: it cannot be read.
+        """
+        try:
+            with self._opened() as (descriptor, status):
+                try:
+                    return self._snapshot_in(descriptor)
+                except _ForeignError:
+                    raise
+                except SnapshotFormatError:
+                    self._refused = _identity(status)
+                    raise
+        except FileNotFoundError:
+            return None
+
+    def header(self) -> Header | None:
+        """Return what the file says of itself; None where there is none that is of any use.
+
+        It is not checked as a whole, yet one that `read` has refused is of no use.
+        """
+        header = self._header()
+        return None if header is None or self._misfit(header) is not None else header
+
+    def foreign(self) -> str | None:
+        """Return whose the file is, if it is that of others with another scope; else None.
+
+        It must not be replaced then: they read it. A damaged file is nobody's.
+        """
+        header = self._header()
+        if header is None:
+            return None
+        misfit = self._misfit(header)
+        more = _regions_in(header) - {*kept_of(self._region)}
+        if misfit is None and more:
+            misfit = f"it is of the region {', '.join(sorted(more))}"
+        return misfit
+
+    def left_alone(self, whose: str) -> str:
+        """Return what to say of a file that is that of others."""
+        return (
+            f"the snapshot file {self.path} is that of others, and is not replaced: {whose}; give"
+            " clients of other environments, regions, namespaces or databases a path of their own,"
+            " and delete the file if nobody uses it any more"
+        )
+
+    def _header(self) -> Header | None:
+        """Return what the file says of itself, whoever's it is; None where it is of no use."""
+        with (
+            contextlib.suppress(OSError, SnapshotFormatError),
+            self._opened() as (descriptor, status),
+        ):
+            begin = os.pread(descriptor, PREFIX_BYTES, 0)
+            _, length, header_length = prefix_of(memoryview(begin))
+            if length != status.st_size or _identity(status) == self._refused:
+                return None
+            begin += os.pread(descriptor, min(header_length, length), PREFIX_BYTES)
+            return header_of(memoryview(begin))
+        return None
+
+    @contextlib.contextmanager
+    def claimed(self) -> Generator[bool]:
+        """Give whether this one may write for the block: one at a time may, of all processes.
+
+        Raises:
+            OSError: there can be no lock.
+        """
+        # Within the process the lock would not tell, and would be lost when it is opened again.
+        claim, mine = (os.fspath(self.path), os.getpid()), object()
+        if _claims.setdefault(claim, mine) is not mine:
+            yield False
+            return
+        try:
+            with self._locked() as locked:
+                yield locked
+        finally:
+            del _claims[claim]
+
+    @contextlib.contextmanager
+    def _locked(self) -> Generator[bool]:
+        # Not flock, which a forked child would hold, too.
+        descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(descriptor)
+
+    def write(self, base: Arena) -> None:
+        """Replace the file by an arena, which has to have all members. To be called when claimed.
+
+        Raises:
+            OSError: it cannot be written; the file is as it was.
+        """
+        directory, name = self.path.parent, self.path.name
+        if self.path.exists() and not self.path.is_file():
+            # A device, say, that a privileged process could replace.
+            raise FileExistsError(errno.EEXIST, "it is no regular file")
+        self._remove_left_over()
+        # Not by tempfile, the import of which takes a tenth of that of flagkit.
+        temporary = directory / f".{name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                _, length, header_length = prefix_of(base.content)
+                file.write(written_prefix(checksum_of(base.content), length, header_length))
+                for start in range(PREFIX_BYTES, length, SLICE_BYTES):
+                    file.write(base.content[start : start + SLICE_BYTES])
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(self.path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        self._sync_directory()
+
+    @contextlib.contextmanager
+    def _opened(self) -> Generator[tuple[int, os.stat_result]]:
+        # Whoever opens a pipe to read waits for one that writes, unless it says otherwise.
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise SnapshotFormatError("it is no regular file")
+            yield descriptor, status
+        finally:
+            os.close(descriptor)
+
+    def _snapshot_in(self, descriptor: int) -> Snapshot:
+        if os.fstat(descriptor).st_size == 0:
+            raise SnapshotFormatError("it is empty")
+        base = opened(memoryview(mmap.mmap(descriptor, 0, **_READ)))
+        misfit = self._misfit(base.header)
+        if misfit is not None:
+            raise _ForeignError(misfit)
+        try:
+            return snapshot_of(base, self._region)
+        except HistoryLostError as error:
+            raise SnapshotFormatError(str(error)) from None
+
+    def _remove_left_over(self) -> None:
+        """Remove what killed writers of this file left, and nothing of other files' writers."""
+        begin, end = f".{self.path.name}.", ".tmp"
+        for found in self.path.parent.iterdir():
+            random = found.name.removeprefix(begin).removesuffix(end)
+            if f"{begin}{random}{end}" == found.name and "." not in random:
+                # What cannot be removed may stay.
+                with contextlib.suppress(OSError):
+                    found.unlink()
+
+    def _misfit(self, header: Header) -> str | None:
+        """Return why a file that is sound is not for this environment, region and namespaces."""
+        if header.tip.environment != self._environment:
+            return f"it is of the environment {header.tip.environment!r}"
+        if header.namespaces != self._namespaces:
+            kept = ", ".join(header.namespaces) or "all"
+            return f"its namespaces are others: {kept}"
+        regions = _regions_in(header)
+        has_overrides = header.tip.digests.get(self._region, 0) != 0
+        if self._namespaces:
+            # Overrides in other namespaces do not tell.
+            lacks = bool(regions - {*kept_of(self._region)})
+        else:
+            lacks = has_overrides and self._region not in regions
+        if lacks and self._region != EVERYWHERE:
+            others = ", ".join(sorted(regions - {EVERYWHERE})) or EVERYWHERE
+            return f"it has not the overrides of the region {self._region}: it is of {others}"
+        return None
+
+    def _sync_directory(self) -> None:
+        descriptor = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class _ForeignError(SnapshotFormatError):
+    """The file is sound, and of others."""
+
+
+def _regions_in(header: Header) -> set[str]:
+    return {region for region, count in header.counts.items() if count} - {SEGMENTS}
+
+
+def _identity(status: os.stat_result) -> _Identity:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

@@ -1,0 +1,282 @@
+"""The byte layout of an arena: prefix, header, sections and varints.
+
+docs/snapshot-format.md describes it. A reader refuses another FORMAT and ignores unknown header
+fields. A field that older readers may ignore is a new header field; anything else is a new FORMAT.
+"""
+
+import sys
+from collections.abc import Generator, Mapping
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+import msgspec
+import xxhash
+from msgspec import Struct
+
+from flagkit._core.model import packing
+from flagkit._core.model.changes import PolicyId, Tip
+from flagkit._core.snapshot.chunks import SLICE_BYTES, Chunks, blank, copied
+from flagkit.errors import SnapshotFormatError
+
+MAGIC: Final = b"flagkit"
+FORMAT: Final = 1
+PREFIX_BYTES: Final = 32
+"""Magic, format, checksum, length of the content, length of the header."""
+ALIGNMENT: Final = 8
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
+class Record(Struct, frozen=True, order=True, array_like=True, gc=False):
+    """A policy at one version: the hash of its state, and its body, or a segment's document.
+
+    Nothing for the collector of cycles, which would walk the heap for every few thousand that come.
+    """
+
+    region: str
+    key: str
+    version: int
+    hash: int
+    body: bytes
+
+    @property
+    def id(self) -> PolicyId:
+        """What tells this policy from others."""
+        return (self.region, self.key)
+
+
+def seal_of(key: str, version: int, state_hash: int, body: bytes) -> str:
+    """Return what binds a body to the state that it was made from: 16 hexadecimal digits.
+
+    Whoever has the body, and not the document, proves by it that they belong together.
+    """
+    seed = xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogatepass"), state_hash ^ version)
+    return xxhash.xxh3_64_hexdigest(body, seed)
+
+
+class Section(NamedTuple):
+    """Where a part of an arena lies: its offset from the end of the header, and its length."""
+
+    offset: int
+    length: int
+
+
+class Header(Struct, frozen=True, kw_only=True):
+    """What an arena says of itself.
+
+    `counts` are the records of each region. `digests` are theirs, as the tip has them. `colliding`
+    are the records that share their hash with another. `packed_bytes` is how long the bodies were
+    when they were last stored without gaps. Of flags, those are there whose keys begin with one of
+    `namespaces`; all, if there are none.
+    """
+
+    tip: Tip
+    counts: dict[str, int]
+    digests: dict[str, int]
+    byte_order: str = sys.byteorder
+    packing: int = packing.FORMAT
+    directory_bits: int = 0
+    version_bytes: int = 1
+    packed_bytes: int = 0
+    sections: dict[str, Section] = {}
+    names: dict[str, tuple[Section, Section]] = {}
+    parts: dict[str, Section] = {}
+    colliding: tuple[Record, ...] = ()
+    namespaces: tuple[str, ...] = ()
+
+
+_decode_header = msgspec.msgpack.Decoder(Header).decode
+_encode_header = msgspec.msgpack.Encoder().encode
+VERSION_CODES: Final[Mapping[int, Literal["B", "H", "I", "Q"]]] = {
+    1: "B",
+    2: "H",
+    4: "I",
+    8: "Q",
+}
+
+
+class Columns(NamedTuple):
+    """The sections of an arena, as numbers where they are numbers; in it or still to be filled.
+
+    `directory` has, for each value of a hash's leading bits, the place of the first record that has
+    it or a greater one. The others but `bodies` have a number for each record.
+    """
+
+    directory: memoryview
+    hashes: memoryview
+    states: memoryview
+    versions: memoryview
+    offsets: memoryview
+    bodies: memoryview
+
+
+class Plan(NamedTuple):
+    """How large the parts of an arena are that is to be made, and the parts that are there."""
+
+    record_count: int
+    bodies_bytes: int
+    names: Mapping[str, tuple[Buffer, Chunks]]
+    parts: Mapping[str, Buffer]
+
+
+def allocated(header: Header, plan: Plan) -> Generator[None, None, tuple[memoryview, Columns]]:
+    """Return the bytes of an arena to be filled, and its columns, in slices.
+
+    Names and parts are in place; of the names' chunks nothing is left.
+    """
+    count = plan.record_count
+    sizes = {
+        "directory": 4 * (2**header.directory_bits + 1),
+        "hashes": 8 * count,
+        "states": 8 * count,
+        "versions": header.version_bytes * count,
+        "offsets": 4 * count,
+        "bodies": plan.bodies_bytes,
+    }
+    end = 0
+    placed: list[tuple[Section, Buffer | Chunks]] = []
+
+    def place(size: int, content: Buffer | Chunks = b"") -> Section:
+        nonlocal end
+        section = Section(aligned(end), size)
+        end = section.offset + size
+        placed.append((section, content))
+        return section
+
+    header = msgspec.structs.replace(
+        header,
+        sections={name: place(size) for name, size in sizes.items()},
+        names={
+            region: (place(len(starts), starts), place(len(text), text))
+            for region, (starts, text) in plan.names.items()
+        },
+        parts={name: place(len(part), part) for name, part in plan.parts.items()},
+    )
+    encoded = _encode_header(header)
+    start = aligned(PREFIX_BYTES + len(encoded))
+    content = blank(start + end)
+    content[:PREFIX_BYTES] = written_prefix(0, start + end, len(encoded))
+    content[PREFIX_BYTES : PREFIX_BYTES + len(encoded)] = encoded
+    data = content[start:]
+    for section, part in placed:
+        target = part_of(data, section)
+        if isinstance(part, Chunks):
+            yield from part.moved(target)
+        else:
+            yield from copied(memoryview(part), target)
+    return content, columns_of(header, data)
+
+
+def columns_of(header: Header, data: memoryview) -> Columns:
+    """Return the columns of an arena from what follows its header."""
+
+    def section(name: str) -> memoryview:
+        return part_of(data, header.sections[name])
+
+    return Columns(
+        section("directory").cast("I"),
+        section("hashes").cast("Q"),
+        section("states").cast("Q"),
+        section("versions").cast(VERSION_CODES[header.version_bytes]),
+        section("offsets").cast("I"),
+        section("bodies"),
+    )
+
+
+def directory_bits(count: int) -> int:
+    """Return by how many leading bits the directory of some records goes: some 16 to a value."""
+    return max(0, min(20, (count // 16).bit_length()))
+
+
+def checksum_of(content: memoryview) -> int:
+    """Return the XXH3-64 of all that follows the checksum in an arena."""
+    state = xxhash.xxh3_64()
+    for start in range(16, len(content), SLICE_BYTES):
+        state.update(content[start : start + SLICE_BYTES])
+    return state.intdigest()
+
+
+def prefix_of(content: memoryview) -> tuple[int, int, int]:
+    """Return the checksum that some bytes claim, their length and that of the header.
+
+    Raises:
+        SnapshotFormatError: they do not begin as an arena does, or are of another format.
+    """
+    if len(content) < PREFIX_BYTES or content[:7].tobytes() != MAGIC:
+        raise SnapshotFormatError("it is no snapshot of flagkit's")
+    if content[7] != FORMAT:
+        raise SnapshotFormatError(f"it has format {content[7]}; this version reads {FORMAT}")
+    checksum, length, header = (
+        int.from_bytes(content[at : at + 8], "little") for at in (8, 16, 24)
+    )
+    return checksum, length, header
+
+
+def written_prefix(checksum: int, length: int, header: int) -> bytes:
+    """Return the first bytes of an arena."""
+    numbers = b"".join(number.to_bytes(8, "little") for number in (checksum, length, header))
+    return MAGIC + bytes([FORMAT]) + numbers
+
+
+def data_of(content: memoryview) -> memoryview:
+    """Return what follows the header."""
+    return content[aligned(PREFIX_BYTES + prefix_of(content)[2]) :]
+
+
+def aligned(offset: int) -> int:
+    """Return the next offset at which a section may begin."""
+    return -(-offset // ALIGNMENT) * ALIGNMENT
+
+
+def header_of(content: memoryview) -> Header:
+    """Return the header of some bytes.
+
+    Raises:
+        SnapshotFormatError: they are no arena that can be read here.
+    """
+    _, _, header_length = prefix_of(content)
+    try:
+        header = _decode_header(content[PREFIX_BYTES : PREFIX_BYTES + header_length])
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise SnapshotFormatError(f"its header is damaged: {error}") from None
+    if header.byte_order != sys.byteorder:
+        raise SnapshotFormatError(f"it was written on a {header.byte_order}-endian machine")
+    if header.packing != packing.FORMAT:
+        raise SnapshotFormatError(
+            f"its bodies have format {header.packing}; this version reads {packing.FORMAT}"
+        )
+    return header
+
+
+def part_of(content: memoryview, section: Section) -> memoryview:
+    """Return the bytes of a section."""
+    return content[section.offset : section.offset + section.length]
+
+
+LENGTH_SHORT_MAX: Final = 0x7F
+"""The greatest length that takes one byte."""
+_MORE: Final = 0x80
+
+
+def encoded_length(length: int) -> bytes:
+    """Return a length as it is stored, in one byte if it is below 128."""
+    encoded = bytearray()
+    while length >= _MORE:
+        encoded.append(length & (_MORE - 1) | _MORE)
+        length >>= 7
+    encoded.append(length)
+    return bytes(encoded)
+
+
+def length_at(content: memoryview, at: int) -> tuple[int, int]:
+    """Return the length that is stored at a place, and the place after it."""
+    length = content[at]
+    if length < _MORE:
+        return length, at + 1
+    length, shift = length & (_MORE - 1), 7
+    while True:
+        at += 1
+        group = content[at]
+        length |= (group & (_MORE - 1)) << shift
+        if group < _MORE:
+            return length, at + 1
+        shift += 7

@@ -1,0 +1,1 @@
+"""MongoDB: collections, documents, indexes, reads and commits. Knows no policy language."""

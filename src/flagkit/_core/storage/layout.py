@@ -1,0 +1,357 @@
+"""The collections, the fields of their documents, and their indexes.
+
+- heads: {_id: environment, epoch, revision, hash, time, digests, change, buckets}; the truth
+- ledger: {_id: {environment, revision}} and the fields of a head and of its change
+- flags, segments, access: {_id: {environment, key, region}, revision, version, policy, hash}
+- members: {_id: {environment, part}, hashes}; hashed keys of segments, by their SHA-256
+- audit: {_id: {environment, request}, sent, actor, reason, operations, digest, unseeded}
+- pages: {_id: {environment, page}, keys, content, projected, unreferred}; parts of large changes
+- checkpoints, slices: {_id: {environment, checkpoint}} and a tip; parts of a snapshot's bytes
+
+A change is {request, previous_hash, policies}. Each policy has {version, policy} before and after,
+or null. A large change has `pages`, their SHA-256, in place of `policies`. A head has `unprojected`
+while the collections of policies may lack changes from that revision on.
+
+The modules `client_registry`, `requests`, `admin` and `provision` describe the other collections.
+"""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, Final, TypeAlias
+
+from bson import MaxKey, MinKey
+from pymongo import ASCENDING, DESCENDING, IndexModel
+
+from flagkit._core.model.changes import ACCESS as ACCESS_REGION
+from flagkit._core.model.changes import SEGMENTS as SEGMENTS_REGION
+from flagkit._core.model.changes import PolicyId
+
+Document: TypeAlias = dict[str, Any]
+
+HEADS, LEDGER, AUDIT = "heads", "ledger", "audit"
+FLAGS, SEGMENTS, MEMBERS = "flags", "segments", "members"
+ACCESS, DENIALS = "access", "denials"
+BUCKET_KEYS = "bucket_keys"
+PAGES = "pages"
+CHECKPOINTS, SLICES = "checkpoints", "slices"
+CLIENTS, ERASURES = "clients", "erasures"
+KEYS = "keys"
+"""The driver's own collection, of data keys, which is there where something is encrypted."""
+PENDING, PROPOSALS = "pending", "proposals"
+PROJECTED = (FLAGS, SEGMENTS, ACCESS)
+_COLLECTIONS = {SEGMENTS_REGION: SEGMENTS, ACCESS_REGION: ACCESS}
+POLICY_HISTORY: Final = "policy_history"
+
+ERASED: Final = "erased"
+"""What stands in the audit in the place of a digest, once a request is not as it was made."""
+UNSEEDED: Final = "unseeded"
+"""The field of a request's digest without the random seeds of segments, if it has any."""
+
+DENIAL_LENGTH_MAX: Final[Mapping[str, int]] = {"actor": 200, "key": 200, "reason": 1_000}
+"""How many characters are logged of each text of a denial; of a longer one the beginning."""
+DENIAL_OPERATIONS_MAX: Final = 100
+"""So many operations of what was denied are logged."""
+
+INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
+    HEADS: (),
+    AUDIT: (),
+    SEGMENTS: (),
+    ACCESS: (),
+    DENIALS: (),
+    BUCKET_KEYS: (),
+    MEMBERS: (),
+    CHECKPOINTS: (),
+    SLICES: (),
+    ERASURES: (),
+    PENDING: (),
+    PROPOSALS: (),
+    CLIENTS: (IndexModel([("until", ASCENDING)], name="until", expireAfterSeconds=0),),
+    LEDGER: (
+        IndexModel(
+            [("_id.environment", ASCENDING), ("request", ASCENDING)], name="request", unique=True
+        ),
+        IndexModel(
+            [
+                ("_id.environment", ASCENDING),
+                ("policies.key", ASCENDING),
+                ("_id.revision", ASCENDING),
+            ],
+            name=POLICY_HISTORY,
+        ),
+        IndexModel(
+            [("_id.environment", ASCENDING), ("pages", ASCENDING)],
+            name="pages",
+            partialFilterExpression={"pages": {"$exists": True}},
+        ),
+    ),
+    PAGES: (
+        IndexModel([("_id.environment", ASCENDING), ("keys", ASCENDING)], name="page_of_policy"),
+    ),
+    FLAGS: (
+        IndexModel(
+            [
+                ("_id.environment", ASCENDING),
+                ("_id.region", ASCENDING),
+                ("policy.state", ASCENDING),
+                ("policy.expires", ASCENDING),
+                ("_id.key", ASCENDING),
+            ],
+            name="active_in_region",
+        ),
+        IndexModel(
+            [("_id.environment", ASCENDING), ("policy.prerequisites.flag", ASCENDING)],
+            name="dependents",
+            partialFilterExpression={"policy.prerequisites.flag": {"$exists": True}},
+        ),
+        IndexModel(
+            [("_id.environment", ASCENDING), ("segments", ASCENDING)],
+            name="referring",
+            partialFilterExpression={"segments": {"$exists": True}},
+        ),
+    ),
+}
+
+
+def ledger_id(environment: str, revision: Any) -> Document:
+    """Return a ledger document's `_id`. Field order counts: ranges compare whole `_id`s."""
+    return {"environment": environment, "revision": revision}
+
+
+def policy_id(environment: str, key: Any, region: Any) -> Document:
+    """Return a flag's or segment's `_id`. Field order counts: ranges compare whole `_id`s."""
+    return {"environment": environment, "key": key, "region": region}
+
+
+def slice_id(environment: str, checkpoint: Any, number: Any) -> Document:
+    """Return the `_id` of a slice. Field order counts: ranges compare whole `_id`s."""
+    return {"environment": environment, "checkpoint": checkpoint, "slice": number}
+
+
+def checkpoint_id(environment: str, checkpoint: Any) -> Document:
+    """Return a manifest's `_id`. Field order counts: ranges compare whole `_id`s."""
+    return {"environment": environment, "checkpoint": checkpoint}
+
+
+def checkpoints_of(environment: str) -> Document:
+    """Return the filter of all manifests of an environment, a range of the `_id` index."""
+    return {
+        "_id": {
+            "$gte": checkpoint_id(environment, MinKey()),
+            "$lte": checkpoint_id(environment, MaxKey()),
+        }
+    }
+
+
+def slices_of(environment: str, checkpoint: str | None = None) -> Document:
+    """Return the filter of the slices of a checkpoint, or of all; a range of the `_id` index."""
+    first, last = (MinKey(), MaxKey()) if checkpoint is None else (checkpoint, checkpoint)
+    return {
+        "_id": {
+            "$gte": slice_id(environment, first, MinKey()),
+            "$lte": slice_id(environment, last, MaxKey()),
+        }
+    }
+
+
+def parts_named(environment: str, parts: Iterable[str]) -> Document:
+    """Return the filter of some parts of members."""
+    return {"_id": {"$in": [{"environment": environment, "part": part} for part in parts]}}
+
+
+def page_id(environment: str, page: Any) -> Document:
+    """Return a page's `_id`. Field order counts: ranges compare whole `_id`s."""
+    return {"environment": environment, "page": page}
+
+
+def pages_named(environment: str, pages: Iterable[str]) -> Document:
+    """Return the filter of some pages."""
+    return {"_id": {"$in": [page_id(environment, page) for page in pages]}}
+
+
+def pending_of(environment: str) -> Document:
+    """Return the filter of all that waits in an environment, a range of the `_id` index."""
+    return _named(environment, "request")
+
+
+def proposals_of(environment: str) -> Document:
+    """Return the filter of all proposals of an environment, a range of the `_id` index."""
+    return _named(environment, "proposal")
+
+
+def _named(environment: str, kind: str) -> Document:
+    first, last = ({"environment": environment, kind: end} for end in (MinKey(), MaxKey()))
+    return {"_id": {"$gte": first, "$lte": last}}
+
+
+def proposals_named(environment: str, proposals: Iterable[str]) -> Document:
+    """Return the filter of some proposals, with all that was said; ranges of the `_id` index."""
+    return {
+        "$or": [
+            {
+                "_id": {
+                    "$gte": {"environment": environment, "proposal": name, "actor": MinKey()},
+                    "$lte": {"environment": environment, "proposal": name, "actor": MaxKey()},
+                }
+            }
+            for name in proposals
+        ]
+    }
+
+
+def ledger_after(environment: str, revision: int) -> Document:
+    """Return the filter of an environment's ledger after a revision, a range of the `_id` index."""
+    # Whatever number a revision is, a string comes after it in BSON's order.
+    return {"_id": {"$gt": ledger_id(environment, revision), "$lt": ledger_id(environment, "")}}
+
+
+def ledger_through(environment: str, revision: int) -> Document:
+    """Return the filter of an environment's ledger up to a revision, a range of `_id`s."""
+    return {"_id": {"$gt": ledger_id(environment, 0), "$lte": ledger_id(environment, revision)}}
+
+
+def all_of(environment: str) -> Document:
+    """Return the filter of all that an environment has in a collection, a range of `_id`s."""
+    # Of whatever field comes second, a value of the last of all types comes after it.
+    after = {"environment": environment, "": MaxKey()}
+    return {"_id": {"$gte": {"environment": environment}, "$lte": after}}
+
+
+def ledger_of(
+    key: str | None, since: datetime | None, until: datetime | None, pages: Iterable[str] = ()
+) -> Document:
+    """Return the filter of changes to a flag or segment, from a moment on and before another.
+
+    `pages` are those that name it.
+    """
+    times = {"$gte": since, "$lt": until}
+    bounds = {operator: moment for operator, moment in times.items() if moment is not None}
+    found: Document = {} if key is None else {"policies.key": key}
+    if named := [*pages]:
+        found = {"$or": [found, {"pages": {"$in": named}}]}
+    return found | {"time": bounds} if bounds else found
+
+
+def request_of(environment: str, request: str) -> Document:
+    """Return the filter of the ledger's document of a request; answered from an index."""
+    return {"_id.environment": environment, "request": request}
+
+
+def changed_last(environment: str, policy: PolicyId, until: int | None = None) -> list[Document]:
+    """Return the pipeline for the last change to a policy, of which it keeps that part alone.
+
+    `until` is the last revision that is asked for. The index `policy_history` has it in its order.
+    """
+    region, key = policy
+    itself = {"$and": [_is("$$this.key", key), _is("$$this.region", region)]}
+    return [
+        {
+            "$match": {
+                "_id.environment": environment,
+                "policies": {"$elemMatch": {"key": key, "region": region}},
+                "_id.revision": {"$gt": 0} if until is None else {"$lte": until},
+            }
+        },
+        {"$sort": {"_id.revision": DESCENDING}},
+        {"$limit": 1},
+        # Not what else it changed: of bulk changes that is too much for each of their flags.
+        {"$set": {"policies": {"$filter": {"input": "$policies", "cond": itself}}}},
+    ]
+
+
+def changes_at(environment: str, revisions: Iterable[int], keys: Iterable[str]) -> list[Document]:
+    """Return the pipeline for the ledger's changes at some revisions, to policies of some keys."""
+    identities = [ledger_id(environment, revision) for revision in sorted(set(revisions))]
+    mine = {"_id": {"$in": identities}, "policies": {"$exists": True}}
+    return [{"$match": mine}, {"$set": {"policies": _those_of(keys)}}]
+
+
+def changes_beyond(environment: str, keys: Mapping[int, Iterable[str]]) -> list[Document]:
+    """Return the pipeline for what the ledger changed of keys after revisions, each with its own.
+
+    It gives ids alone, and is to be answered from the index `policy_history`.
+    """
+    later = [
+        {
+            "_id.environment": environment,
+            "policies.key": {"$in": sorted(some)},
+            "_id.revision": {"$gt": revision},
+        }
+        for revision, some in keys.items()
+    ]
+    wanted = {key for some in keys.values() for key in some}
+    named = {"key": "$$this.key", "region": "$$this.region"}
+    ids = {"$map": {"input": _those_of(wanted), "in": named}}
+    return [{"$match": {"$or": later}}, {"$project": {"policies": ids}}]
+
+
+def dependents_of(environment: str, keys: Iterable[str]) -> Document:
+    """Return the filter of the flags that rest on others; answered from the index `dependents`."""
+    return {
+        "_id.environment": environment,
+        "policy.prerequisites.flag": {"$in": sorted(keys)},
+    }
+
+
+def policies_of(environment: str) -> Document:
+    """Return the filter of all flags, or segments, of an environment, a range of `_id`s."""
+    return {"_id": _between(environment, MinKey(), MaxKey())}
+
+
+def policies_in(environment: str, namespaces: Iterable[str]) -> Document:
+    """Return the filter of the flags whose keys begin with one of some; ranges of `_id`s."""
+    # What keys are made of comes before a tilde.
+    return {"$or": [{"_id": _between(environment, name, f"{name}~")} for name in namespaces]}
+
+
+def policies_named(environment: str, keys: list[str]) -> Document:
+    """Return the filter of some flags in all regions, or segments; ranges of the `_id` index."""
+    return {"$or": [{"_id": _between(environment, key, key)} for key in keys]}
+
+
+def policies_around(environment: str, key: str, *, is_after: bool) -> Document:
+    """Return the filter of flags, or segments, from a key on, or before it; a range of `_id`s."""
+    if is_after:
+        return {"_id": _between(environment, key, MaxKey())}
+    first, last = policy_id(environment, MinKey(), MinKey()), policy_id(environment, key, MinKey())
+    return {"_id": {"$gte": first, "$lt": last}}
+
+
+def _those_of(keys: Iterable[str]) -> Document:
+    """Return the expression for what a ledger document has on policies of some keys."""
+    return {
+        "$filter": {
+            "input": "$policies",
+            "cond": {"$in": ["$$this.key", {"$literal": sorted(keys)}]},
+        }
+    }
+
+
+def _is(field: str, text: str) -> Document:
+    return {"$eq": [field, {"$literal": text}]}
+
+
+def _between(environment: str, first: Any, last: Any) -> Document:
+    return {
+        "$gte": policy_id(environment, first, MinKey()),
+        "$lte": policy_id(environment, last, MaxKey()),
+    }
+
+
+def active_in_region(environment: str, region: str, at: datetime) -> Document:
+    """Return the filter of flags written for one region, active and not past `expires`."""
+    return {
+        "_id.environment": environment,
+        "_id.region": region,
+        "policy.state": "active",
+        "policy.expires": {"$not": {"$lte": at}},
+    }
+
+
+def collection_of(region: str) -> str:
+    """Return the collection in which a policy stands."""
+    return _COLLECTIONS.get(region, FLAGS)
+
+
+def comparable_digest(request: Mapping[str, Any]) -> str:
+    """Return the digest that tells whether two requests of one id ask for the same."""
+    return str(request.get(UNSEEDED, request["digest"]))

@@ -1,0 +1,287 @@
+"""What `flagkit admin init` creates: collections, indexes, validators and database roles.
+
+Creating an environment creates what is missing. Only an administrator changes what exists in
+another version; two versions of writers would otherwise change it to and fro.
+
+- bucket_keys: {_id: {environment, epoch}, key}; 32 random bytes that readers of flags may not read
+
+Bucket keys name the rate-limit buckets of actors in the head, which every reader may read. A plain
+hash would let a reader confirm a guessed actor name. A key never changes: a new key would give
+every actor a full bucket.
+
+One table defines the roles, and docs/access.md has the same table. MongoDB's roles know collections
+but not keys, so the writer checks who may change which flags.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any, Final
+
+from pymongo.database import Database
+from pymongo.errors import DuplicateKeyError, OperationFailure
+
+from flagkit._core.model.changes import Tip, genesis
+from flagkit._core.storage.documents import head_document
+from flagkit._core.storage.driver import NO_REPLICA_SET
+from flagkit._core.storage.layout import (
+    ACCESS,
+    AUDIT,
+    BUCKET_KEYS,
+    CHECKPOINTS,
+    CLIENTS,
+    DENIALS,
+    ERASURES,
+    FLAGS,
+    HEADS,
+    INDEXES,
+    KEYS,
+    LEDGER,
+    MEMBERS,
+    PAGES,
+    PENDING,
+    PROPOSALS,
+    SEGMENTS,
+    SLICES,
+    Document,
+)
+from flagkit._core.storage.validation import validation
+from flagkit.errors import StoreError, StoreUnavailableError
+
+_EXISTS: Final = 48
+_NOT_ALLOWED: Final = 13
+
+
+def create_environment(database: Database[Document], environment: str, epoch: str) -> Tip | None:
+    """Make an environment with its collections; return its tip, None if it was there before.
+
+    Raises:
+        StoreError: this is no replica set, the environment has lost its head, or the user may not
+            make collections.
+    """
+    hello = database.command("hello", codec_options=database.codec_options)
+    if "setName" not in hello:
+        raise StoreError(NO_REPLICA_SET)
+    try:
+        for _ in prepared(database):
+            pass
+    except OperationFailure as error:
+        if error.code != _NOT_ALLOWED:
+            raise
+        if database[HEADS].find_one({"_id": environment}) is None:
+            raise StoreError(
+                f"this user may not make the environment {environment!r}: have an administrator"
+                f" run flagkit admin init --environment {environment}"
+            ) from error
+        return None
+    # The ledger first: another may create the environment, and change it, in between.
+    left_over = database[LEDGER].find_one({"_id.environment": environment})
+    if left_over and database[HEADS].find_one({"_id": environment}) is None:
+        raise StoreError(
+            f"{environment!r} has a ledger and no head: restore the head, or remove the"
+            " environment's ledger, flags and audit"
+        )
+    tip = genesis(environment, epoch, hello["localTime"])
+    try:
+        database[HEADS].insert_one(head_document(tip, None))
+    except DuplicateKeyError:
+        return None
+    return tip
+
+
+def prepared(database: Database[Document], *, mend: bool = False) -> Iterator[str]:
+    """Make collections and indexes that are not there; yield what was done, in words.
+
+    Args:
+        database: Whose.
+        mend: Also bring validators up to date.
+    """
+    there = {found["name"]: found.get("options", {}) for found in database.list_collections()}
+    for name, indexes in INDEXES.items():
+        wanted = validation(name)
+        if name not in there:
+            if _created(database, name, wanted):
+                yield f"{name}: created, with its validator"
+        elif mend and any(there[name].get(option) != value for option, value in wanted.items()):
+            database.command("collMod", name, **wanted)
+            yield f"{name}: validator brought up to date"
+        if indexes:
+            made: dict[str, Any] = database.command(
+                "createIndexes", name, indexes=[index.document for index in indexes]
+            )
+            count = made["numIndexesAfter"] - made["numIndexesBefore"]
+            if count and name in there:
+                yield f"{name}: {count} {'index' if count == 1 else 'indexes'} created"
+
+
+def _created(database: Database[Document], name: str, options: dict[str, Any]) -> bool:
+    try:
+        database.command("create", name, **options)
+    except OperationFailure as error:
+        if error.code != _EXISTS:
+            raise
+        # Of several that do this at once, all but one find it done.
+        return False
+    return True
+
+
+READER, WRITER, ADMIN = "flagkitReader", "flagkitWriter", "flagkitAdmin"
+ALL: Final = ""
+"""In the place of a collection: each one of the database."""
+
+_READ: Final = ("find",)
+_WATCH: Final = ("find", "changeStream")
+_ADD: Final = ("find", "insert")
+_PUT: Final = ("find", "insert", "update")
+_PUBLISH: Final = ("find", "insert", "remove")
+
+ROLES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
+    READER: {
+        HEADS: _WATCH,
+        LEDGER: _READ,
+        FLAGS: _READ,
+        SEGMENTS: _READ,
+        MEMBERS: _READ,
+        PAGES: _READ,
+        CHECKPOINTS: _READ,
+        SLICES: _READ,
+        # Where clients tell where they stand.
+        CLIENTS: _PUT,
+        KEYS: _READ,
+    },
+    WRITER: {
+        HEADS: (*_WATCH, "update"),
+        LEDGER: _ADD,
+        FLAGS: _PUT,
+        SEGMENTS: _PUT,
+        MEMBERS: _PUT,
+        PAGES: _PUT,
+        ACCESS: _PUT,
+        AUDIT: _ADD,
+        DENIALS: ("insert",),
+        BUCKET_KEYS: _ADD,
+        PENDING: (*_PUT, "remove"),
+        PROPOSALS: _ADD,
+        CHECKPOINTS: _PUBLISH,
+        SLICES: _PUBLISH,
+        CLIENTS: _READ,
+        KEYS: _READ,
+    },
+    ADMIN: {
+        ALL: ("listCollections", "createCollection", "createIndex", "collMod"),
+        HEADS: (*_WATCH, "insert", "update"),
+        LEDGER: (*_ADD, "remove"),
+        FLAGS: _PUT,
+        SEGMENTS: _PUT,
+        MEMBERS: (*_PUT, "remove"),
+        PAGES: (*_PUT, "remove"),
+        ACCESS: _PUT,
+        AUDIT: (*_PUT, "remove"),
+        DENIALS: (*_PUT, "remove"),
+        # Never another key, by which every actor would have a full bucket again.
+        BUCKET_KEYS: _ADD,
+        # Never another salt, by which the same person would become another.
+        ERASURES: _ADD,
+        PENDING: (*_PUT, "remove"),
+        PROPOSALS: (*_PUT, "remove"),
+        CHECKPOINTS: _PUBLISH,
+        SLICES: _PUBLISH,
+        CLIENTS: _PUT,
+        KEYS: _PUT,
+    },
+}
+"""By role and collection, MongoDB's actions; nothing else is allowed."""
+
+
+def prepared_roles(database: Database[Document]) -> Iterator[str]:
+    """Make the roles of a database, or bring them up to date; yield what was done, in words."""
+    named = [{"role": role, "db": database.name} for role in ROLES]
+    told = database.command("rolesInfo", named, showPrivileges=True)
+    there = {found["role"]: found["privileges"] for found in told["roles"]}
+    for role, collections in ROLES.items():
+        wanted = [
+            {"resource": {"db": database.name, "collection": collection}, "actions": [*actions]}
+            for collection, actions in collections.items()
+        ]
+        if role not in there:
+            database.command("createRole", role, privileges=wanted, roles=[])
+            yield f"{role}: created"
+            continue
+        # By differences, which an owner of this database may do; to update it takes one of all.
+        lacking, excess = _less(wanted, there[role]), _less(there[role], wanted)
+        if lacking:
+            database.command("grantPrivilegesToRole", role, privileges=lacking)
+        if excess:
+            database.command("revokePrivilegesFromRole", role, privileges=excess)
+        if lacking or excess:
+            yield f"{role}: brought up to date"
+
+
+def _less(some: list[Document], others: list[Document]) -> list[Document]:
+    """Return some privileges without the actions that others have on the same resources."""
+    found: list[Document] = []
+    for privilege in some:
+        resource = privilege["resource"]
+        known = [other["actions"] for other in others if other["resource"] == resource]
+        actions = [name for name in privilege["actions"] if name not in chain(*known)]
+        if actions:
+            found.append({"resource": resource, "actions": actions})
+    return found
+
+
+KEY_BYTES: Final = 32
+
+
+def found_bucket_key(database: Database[Document], environment: str, epoch: str) -> bytes | None:
+    """Return the key of an environment's history, None if it has none yet.
+
+    Raises:
+        StoreError: something changed it past the writer.
+    """
+    document = database[BUCKET_KEYS].find_one({"_id": _identity(environment, epoch)})
+    if document is None:
+        return None
+    key = document.get("key")
+    if not isinstance(key, bytes) or len(key) != KEY_BYTES:
+        raise StoreError(
+            f"{BUCKET_KEYS} {document['_id']}: key is not {KEY_BYTES} bytes: it was changed past"
+            " the writer. An administrator of the database removes the document: the next change"
+            " makes a new one"
+        )
+    return key
+
+
+def made_bucket_key(database: Database[Document], environment: str, epoch: str) -> bytes:
+    """Return the key of an environment's history, which is made if it has none yet.
+
+    Of several that make it at once, all end with the same one.
+
+    Raises:
+        StoreError: something changed it past the writer.
+        StoreUnavailableError: another is making it, and the majority has not got it yet.
+    """
+    found = found_bucket_key(database, environment, epoch)
+    if found is None:
+        made = {"_id": _identity(environment, epoch), "key": os.urandom(KEY_BYTES)}
+        with contextlib.suppress(DuplicateKeyError):
+            database[BUCKET_KEYS].insert_one(made)
+        found = found_bucket_key(database, environment, epoch)
+    if found is None:
+        raise StoreUnavailableError("the key of the rate limits is being made elsewhere")
+    return found
+
+
+def make_bucket_keys(database: Database[Document]) -> int:
+    """Make the keys of all environments that have none; return how many were made."""
+    count = 0
+    for head in database[HEADS].find({}, {"epoch": True}):
+        place = head["_id"], str(head.get("epoch"))
+        if found_bucket_key(database, *place) is None:
+            made_bucket_key(database, *place)
+            count += 1
+    return count
+
+
+def _identity(environment: str, epoch: str) -> Document:
+    return {"environment": environment, "epoch": epoch}

@@ -1,0 +1,290 @@
+"""Finds what can be deleted from the database, and deletes it in small batches.
+
+Callers decide what may be deleted. Every deletion can be interrupted and started again. It needs a
+database user who may update and remove; the user of a writer may not.
+"""
+
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import islice
+from typing import Any, Final, NamedTuple, TypeAlias, cast
+
+from pymongo import ASCENDING, UpdateOne
+from pymongo.database import Database
+from pymongo.errors import OperationFailure
+
+from flagkit._core.model.changes import PolicyId, PolicyState
+from flagkit._core.storage.checkpoints import left_over, remove_left_over
+from flagkit._core.storage.driver import translated
+from flagkit._core.storage.layout import (
+    AUDIT,
+    CHECKPOINTS,
+    DENIALS,
+    HEADS,
+    LEDGER,
+    MEMBERS,
+    PAGES,
+    PENDING,
+    PROJECTED,
+    SLICES,
+    Document,
+    all_of,
+    checkpoint_id,
+    collection_of,
+    ledger_after,
+    ledger_through,
+    policy_id,
+    slices_of,
+)
+from flagkit._core.storage.pages import names_in
+from flagkit._core.storage.validation import judging
+from flagkit.errors import StoreError
+
+BATCH_DOCUMENTS: Final = 100
+"""So many are removed, or updated, at once: between batches writers have their turn."""
+_NOT_ALLOWED: Final = 13
+_REMOVED_FROM: Final = (LEDGER, AUDIT, DENIALS, MEMBERS, PAGES, CHECKPOINTS, SLICES)
+_UPDATED: Final = (*PROJECTED, AUDIT, MEMBERS, PAGES)
+_TIP: Final = ("epoch", "revision", "hash", "time", "digests")
+
+PARTS: Final[Mapping[str, str]] = {MEMBERS: "part", PAGES: "page"}
+"""Collections of parts, which others refer to by hash; and what of their `_id`s that is."""
+REQUESTS_NAMED: Final[Mapping[str, str]] = {
+    LEDGER: "request",
+    HEADS: "change.request",
+    PENDING: "_id.request",
+}
+"""Where requests are named that became of something, or still may. Others were abandoned."""
+
+
+class Found(NamedTuple):
+    """A document that can go: its `_id`, and how many bytes of BSON it is."""
+
+    id: Any
+    bytes: int
+
+
+Batches: TypeAlias = Iterator[list[Found]]
+
+
+class Carried(NamedTuple):
+    """A policy whose last change goes with the ledger: what of that must stay with the policy."""
+
+    id: PolicyId
+    revision: int
+    time: datetime
+    last: PolicyState | None
+    """What it was, if it was deleted."""
+
+
+class Pruning:
+    """What can go of one environment. The iterators yield after each batch, for others' turn."""
+
+    def __init__(self, database: Database[Document], environment: str) -> None:
+        self._database = database
+        self._environment = environment
+
+    def check_allowed(self) -> None:
+        """Refuse if the database's user may not update and remove what can be pruned.
+
+        Raises:
+            StoreError: it may not; nothing was written.
+        """
+        nothing: Document = {"_id": None}
+        with _pruning():
+            for name in _UPDATED:
+                self._database[name].update_many(nothing, {"$set": {"time": None}})
+            for name in _REMOVED_FROM:
+                self._database[name].delete_many(nothing)
+
+    def carry(self, carried: Iterable[Carried]) -> Iterator[int]:
+        """Leave with policies what only the ledger has of their last changes."""
+        items = iter(carried)
+        while batch := [*islice(items, BATCH_DOCUMENTS)]:
+            for collection in PROJECTED:
+                updates = [
+                    UpdateOne(
+                        {
+                            "_id": policy_id(self._environment, item.id[1], item.id[0]),
+                            "revision": item.revision,
+                        },
+                        {"$set": _kept_of(item)},
+                    )
+                    for item in batch
+                    if collection_of(item.id[0]) == collection
+                ]
+                with _pruning():
+                    if updates:
+                        self._database[collection].bulk_write(updates, ordered=False)
+            yield len(batch)
+
+    def ledger(self, revision: int) -> Batches:
+        """Yield the ledger's documents up to a revision, the oldest first."""
+        return self._found(LEDGER, ledger_through(self._environment, revision))
+
+    def remove_ledger(self, documents: Sequence[Found]) -> None:
+        """Remove some of them, after their audit documents have been told what became of them."""
+        chosen = {"_id": {"$in": [found.id for found in documents]}}
+        with _pruning():
+            changes = self._database[LEDGER].find(chosen, dict.fromkeys(("request", *_TIP), True))
+            self._database[AUDIT].bulk_write(
+                [
+                    UpdateOne(
+                        {"_id": self._request_id(change["request"])},
+                        {"$set": {"tip": {name: change[name] for name in _TIP}}},
+                    )
+                    for change in changes
+                ],
+                ordered=False,
+            )
+            self._database[LEDGER].delete_many(chosen)
+
+    def pages(self, revision: int) -> Batches:
+        """Yield the pages that only changes up to a revision are on, which is in the past.
+
+        They go after the ledger's documents, or else these could not be read any more.
+        """
+        projected = all_of(self._environment) | {"projected": {"$lte": revision}}
+        for batch in self._found(PAGES, projected):
+            kept = self._named_after(revision, [found.id["page"] for found in batch])
+            yield [found for found in batch if found.id["page"] not in kept]
+
+    def _named_after(self, revision: int, pages: Sequence[str]) -> set[str]:
+        """Return the pages, of some and maybe more, that a change after a revision is on."""
+        named = {**ledger_after(self._environment, revision), "pages": {"$in": pages}}
+        with _pruning():
+            bodies: list[Any] = self._database[LEDGER].find(named, {"pages": True}).to_list()
+            head = self._database[HEADS].find_one(self._mine(HEADS), {"change": True})
+        bodies += [head["change"]] if head is not None else []
+        return {name for body in bodies for name in names_in(body)}
+
+    def audit_of(self, revision: int, before: datetime) -> Batches:
+        """Yield audit documents of changes before a moment that a cut at a revision would cut."""
+        wanted = ledger_through(self._environment, revision) | {"time": {"$lt": before}}
+        with _pruning():
+            found = self._database[LEDGER].find(wanted, {"request": True})
+            while changes := found.to_list(BATCH_DOCUMENTS):
+                identities = [self._request_id(change["request"]) for change in changes]
+                yield from self._found(AUDIT, {"_id": {"$in": identities}})
+
+    def expired(self, before: datetime) -> Batches:
+        """Yield audit documents of changes before a moment that the ledger has no more."""
+        return self._found(AUDIT, all_of(self._environment) | {"tip.time": {"$lt": before}})
+
+    def abandoned(self, before: datetime) -> Batches:
+        """Yield requests that were sent before a moment and never became a change."""
+        sent = {"sent": {"$lt": before}, "tip": {"$exists": False}}
+        for batch in self._found(AUDIT, all_of(self._environment) | sent):
+            requests = [found.id["request"] for found in batch]
+            named: set[object] = set()
+            with _pruning():
+                for collection, path in REQUESTS_NAMED.items():
+                    mine = self._mine(collection) | {path: {"$in": requests}}
+                    for document in self._database[collection].find(mine, {path: True}):
+                        named |= {*_values(document, path.split("."))}
+            yield [found for found in batch if found.id["request"] not in named]
+
+    def denials(self, before: datetime) -> Batches:
+        """Yield what was logged of denials before a moment."""
+        return self._found(DENIALS, all_of(self._environment) | {"time": {"$lt": before}})
+
+    def remove(self, collection: str, documents: Sequence[Found], **guard: Any) -> None:
+        """Remove documents, as long as they are still as the guard says."""
+        with _pruning():
+            chosen = {"_id": {"$in": [found.id for found in documents]}}
+            self._database[collection].delete_many(chosen | guard)
+
+    def unreferred(self, collection: str, referred: AbstractSet[str], before: datetime) -> Batches:
+        """Yield parts that are not referred to, and that were marked so before a moment."""
+        marked = all_of(self._environment) | {"unreferred": {"$lt": before}}
+        for batch in self._found(collection, marked):
+            yield [found for found in batch if found.id[PARTS[collection]] not in referred]
+
+    def mark_unreferred(self, collection: str, referred: AbstractSet[str], now: datetime) -> None:
+        """Mark the parts that are not referred to, and no others.
+
+        A part may have been written for a change that is not committed yet: so it is not removed
+        when it is first met with. A writer that stores it again takes the mark away.
+        """
+        parts, name = self._database[collection], PARTS[collection]
+        with _pruning():
+            found = parts.find(all_of(self._environment), {"unreferred": True})
+            while batch := found.to_list(BATCH_DOCUMENTS):
+                new, wrong = list[Any](), list[Any]()
+                for document in batch:
+                    identity, is_marked = document["_id"], "unreferred" in document
+                    if is_marked == (identity[name] in referred):
+                        (wrong if is_marked else new).append(identity)
+                if new:
+                    parts.update_many({"_id": {"$in": new}}, {"$set": {"unreferred": now}})
+                if wrong:
+                    parts.update_many({"_id": {"$in": wrong}}, {"$unset": {"unreferred": True}})
+
+    def checkpoint_rests(self, epoch: str, now: datetime) -> Batches:
+        """Yield what is left of checkpoints that are not kept, each by itself."""
+        with _pruning():
+            rests = left_over(self._database, self._environment, epoch, now)
+        for rest in rests:
+            itself = {"_id": checkpoint_id(self._environment, rest)}
+            slices = self._found(SLICES, slices_of(self._environment, rest))
+            batches = [*self._found(CHECKPOINTS, itself), *slices]
+            yield [found for batch in batches for found in batch]
+
+    def remove_checkpoints(self, documents: Sequence[Found]) -> None:
+        """Remove all that is left of the checkpoints that some documents are of."""
+        with _pruning():
+            for rest in {found.id["checkpoint"] for found in documents}:
+                remove_left_over(self._database, self._environment, rest)
+
+    def _found(self, collection: str, wanted: Document) -> Batches:
+        with _pruning():
+            found = self._database[collection].aggregate(
+                [
+                    {"$match": wanted},
+                    {"$sort": {"_id": ASCENDING}},
+                    {"$project": {"bytes": {"$bsonSize": "$$ROOT"}}},
+                ],
+                batchSize=BATCH_DOCUMENTS,
+            )
+            while batch := found.to_list(BATCH_DOCUMENTS):
+                yield [Found(document["_id"], document["bytes"]) for document in batch]
+
+    def _mine(self, collection: str) -> Document:
+        return {"_id": self._environment} if collection == HEADS else all_of(self._environment)
+
+    def _request_id(self, request: str) -> Document:
+        return {"environment": self._environment, "request": request}
+
+
+@contextmanager
+def _pruning() -> Generator[None]:
+    with translated("pruning"), judging():
+        try:
+            yield
+        except OperationFailure as error:
+            if error.code != _NOT_ALLOWED:
+                raise
+            raise StoreError(
+                "this user of the database may not prune: that takes one who may update and remove"
+                f" in {', '.join(sorted({*_REMOVED_FROM, *_UPDATED}))}, which a writer may not"
+            ) from error
+
+
+def _kept_of(carried: Carried) -> Document:
+    if carried.last is None:
+        return {"time": carried.time}
+    last = {"policy": carried.last.policy, "hash": f"{carried.last.hash:016x}"}
+    return {"time": carried.time, "last": last}
+
+
+def _values(part: object, path: Sequence[str]) -> Iterator[object]:
+    """Yield what stands at a path of a document, in all items of lists on the way."""
+    if isinstance(part, list):
+        for item in cast("list[object]", part):
+            yield from _values(item, path)
+    elif not path:
+        yield part
+    elif isinstance(part, Mapping):
+        yield from _values(cast("Mapping[str, object]", part).get(path[0]), path[1:])

@@ -1,0 +1,455 @@
+"""Reads one environment at one revision, from one snapshot session of the database."""
+
+import contextlib
+import functools
+import string
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from pymongo import ASCENDING, DESCENDING
+from pymongo.client_session import ClientSession
+
+from flagkit._core.model import EVERYWHERE
+from flagkit._core.model.changes import ACCESS as ACCESS_REGION
+from flagkit._core.model.changes import (
+    CUT,
+    GRANTS,
+    LIMITS,
+    Cut,
+    PolicyId,
+    PolicyState,
+    cut_in,
+    digest,
+)
+from flagkit._core.model.changes import SEGMENTS as SEGMENTS_REGION
+from flagkit._core.model.keys import KEY_LENGTH_MAX
+from flagkit._core.model.segments import unpacked_part
+from flagkit._core.snapshot import Arena, check_digests
+from flagkit._core.storage.checkpoints import Checkpoint, newest_first, read_back
+from flagkit._core.storage.documents import (
+    buckets_in,
+    check_access_policy,
+    check_body,
+    id_in,
+    is_tombstone,
+    last_state,
+    members_part,
+    operations_in,
+    policy_state,
+    prerequisites_of,
+    revision_in,
+    segments_named,
+    time_in,
+    version_in,
+)
+from flagkit._core.storage.driver import translated
+from flagkit._core.storage.layout import (
+    ACCESS,
+    AUDIT,
+    CHECKPOINTS,
+    FLAGS,
+    MEMBERS,
+    PENDING,
+    PROJECTED,
+    PROPOSALS,
+    SEGMENTS,
+    Document,
+    all_of,
+    checkpoints_of,
+    collection_of,
+    dependents_of,
+    parts_named,
+    pending_of,
+    policies_around,
+    policies_of,
+    policy_id,
+    proposals_named,
+    proposals_of,
+)
+from flagkit._core.storage.policy_history import Past
+from flagkit._core.storage.prefetch import Foreseen, Found, Remembered
+from flagkit._core.storage.requests import readable
+from flagkit._core.storage.scan import BATCH_DOCUMENTS, PROJECTIONS, Scan, completed, without_body
+from flagkit._core.storage.validation import checked, fault_in
+from flagkit.errors import StoreError
+
+_BY_ID = [("_id", ASCENDING)]
+KEYS_AROUND_MAX: Final = 5_000
+"""So many keys on either side of a mistyped one are looked at for what was meant."""
+_MISTYPED_LENGTH_MAX: Final = 64
+_KEY_CHARACTERS: Final = f"{string.ascii_lowercase}{string.digits}-_."
+
+
+class CarriedFlag(NamedTuple):
+    """The revision that a policy stands at, and the time of it where the ledger has it no more.
+
+    `lacks_last` tells that it was deleted, and what it was is not there.
+    """
+
+    revision: int
+    time: datetime | None
+    lacks_last: bool
+
+
+class Reading(Past):
+    """An environment at one revision.
+
+    What the tip's change did is read through where it is not yet projected.
+    """
+
+    def __init__(
+        self,
+        database: Any,
+        session: ClientSession,
+        found: Found,
+        foreseen: Foreseen,
+        remembered: Remembered,
+    ) -> None:
+        super().__init__(database, session, found, foreseen)
+        if self._newest is not None:
+            remembered.take(self._newest)
+        self.now: datetime = found.head["now"]
+        """The server's time."""
+        self.buckets: Mapping[str, int] = buckets_in(found.head)
+        """By name, when a bucket of the rate limits is full again, in microseconds since 1970."""
+        self._remembered = remembered
+
+    def find(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
+        """Return the states of some flags, in all regions."""
+        return self._find(FLAGS, set(keys))
+
+    def segments(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
+        """Return the states of some segments."""
+        return self._find(SEGMENTS, set(keys))
+
+    @property
+    def access(self) -> Mapping[PolicyId, PolicyState]:
+        """The states of the grants, the limits and the cut, as far as there are any.
+
+        Raises:
+            HistoryLostError: they are not those of this revision: something changed them past the
+                writer.
+        """
+        # What was read before is no other where the digest is the same, for it is of all of it. An
+        # environment that has none pays no query.
+        wanted = self.tip.digests.get(ACCESS_REGION)
+        held = self._remembered.access
+        if digest(held.values()).get(ACCESS_REGION) != wanted:
+            held = self._find(
+                ACCESS, {GRANTS[1], LIMITS[1], CUT[1]} if wanted is not None else set()
+            )
+            check_digests(digest(held.values()), self.tip, (ACCESS_REGION,))
+            for state in held.values():
+                check_access_policy(self.tip.environment, state)
+            self._remembered.access = held
+        return held
+
+    @property
+    def cut(self) -> Cut | None:
+        """Up to where the ledger was cut, None if it reaches back to revision 1."""
+        state = self.access.get(CUT)
+        return None if state is None else cut_in(self.tip.environment, state.policy)
+
+    def _find(self, collection: str, wanted: set[str]) -> dict[PolicyId, PolicyState]:
+        return self._read_through(
+            self._standing.of(collection, wanted),
+            lambda state: state.key in wanted and collection_of(state.region) == collection,
+        )
+
+    def parts(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Return parts of members, by their SHA-256, as far as they are there."""
+        wanted = set(names)
+        if not wanted:
+            return {}
+        found = self._database[MEMBERS].find(
+            parts_named(self.tip.environment, wanted), session=self._session
+        )
+        return dict(map(members_part, found))
+
+    def known_parts(self, names: Iterable[str]) -> set[str]:
+        """Return those of some parts of members that are there."""
+        wanted = set(names)
+        if not wanted:
+            return set()
+        found = self._database[MEMBERS].find(
+            parts_named(self.tip.environment, wanted), {"_id": True}, session=self._session
+        )
+        return {document["_id"]["part"] for document in found}
+
+    def all(self, collections: Iterable[str] = PROJECTED) -> dict[PolicyId, PolicyState]:
+        """Return the states of all that is in some collections: flags, in all regions, and so on.
+
+        No other collections are read: who reads flags may not be allowed to.
+        """
+        wanted = {*collections}
+        return self._read_through(
+            self._all_documents(wanted), lambda state: collection_of(state.region) in wanted
+        )
+
+    def base(self) -> Generator[str | None, None, Arena]:
+        """Return the base of all regions, with all members and without grants, in slices.
+
+        Yields now and then how far it is.
+
+        Raises:
+            HistoryLostError: they do not add up to the tip's digests: something changed them past
+                the writer.
+            StoreError: members of segments are missing, or were changed past the writer.
+        """
+        scan, count = Scan(self.tip, self.unprojected, None), 0
+        for collection, projection in PROJECTIONS.items():
+            found = self._database[collection].find(
+                scan.filter(collection),
+                projection,
+                sort=_BY_ID,
+                session=self._session,
+                batch_size=BATCH_DOCUMENTS,
+            )
+            while documents := found.to_list(BATCH_DOCUMENTS):
+                lacking = without_body(documents)
+                if lacking is not None:
+                    whole = self._database[collection].find(lacking, session=self._session)
+                    documents = completed(documents, whole)
+                scan.take(collection, documents)
+                count += len(documents)
+                yield f"{count:,} flags and segments are read"
+        parts = self.parts(scan.parts)
+        if parts.keys() != scan.parts:
+            raise StoreError("members of segments are missing: they were removed past the writer")
+        base = yield from scan.finished(
+            {name: unpacked_part(part).tobytes() for name, part in parts.items()}
+        )
+        found = base.header.digests
+        places = (found.keys() | self.tip.digests.keys()) - {ACCESS_REGION}
+        check_digests(found, self.tip, places)
+        return base
+
+    def checkpoints(self) -> Iterator[tuple[Checkpoint, Callable[[], Arena]]]:
+        """Yield the checkpoints of this epoch that can be read here, and what reads their bases."""
+        found = self._database[CHECKPOINTS].find(
+            checkpoints_of(self.tip.environment), session=self._session
+        )
+        for checkpoint in newest_first(found):
+            if checkpoint.tip.epoch == self.tip.epoch and checkpoint.is_readable:
+                yield (
+                    checkpoint,
+                    functools.partial(read_back, self._database, checkpoint, self._session),
+                )
+
+    def projected(
+        self, collections: Iterable[str] = PROJECTED, faults: list[str] | None = None
+    ) -> dict[PolicyId, tuple[int, PolicyState | None]]:
+        """Return what is projected to some collections, as it stands: revisions and states.
+
+        States are None of what was deleted. What is wrong with a document is put in `faults`, if
+        that is given, and it is left out.
+
+        Raises:
+            StoreError: a flag's body is not that of its policy, or a document has not its form.
+        """
+        found: dict[PolicyId, tuple[int, PolicyState | None]] = {}
+        for collection in collections:
+            for document in self._all_documents([collection]):
+                try:
+                    if faults is not None:
+                        checked(collection, document)
+                    state = policy_state(document)
+                    if state is not None:
+                        check_body(document, state)
+                    found[id_in(document)] = revision_in(document), state
+                except StoreError as error:
+                    if faults is None:
+                        raise
+                    faults.append(str(error))
+        return found
+
+    def carried(self) -> dict[PolicyId, CarriedFlag]:
+        """Return what policies have of their last changes that the ledger has no more.
+
+        Documents that have not their form are left out.
+        """
+        found: dict[PolicyId, CarriedFlag] = {}
+        for document in self._all_documents(PROJECTED):
+            if fault_in(collection_of(str(document["_id"].get("region"))), document) is None:
+                revision, time = revision_in(document), document.get("time")
+                lacks_last = is_tombstone(document) and "last" not in document
+                found[id_in(document)] = CarriedFlag(revision, time, lacks_last=lacks_last)
+        return found
+
+    def documents(self, collection: str) -> Iterator[Document]:
+        """Yield all documents of an environment in a collection, as they are."""
+        found = self._database[collection].find(
+            all_of(self.tip.environment), sort=_BY_ID, session=self._session
+        )
+        with translated(f"reading {collection}"):
+            yield from found
+
+    def recorded(self, request: str) -> Document | None:
+        """Return the audit document of a request, as it is."""
+        identity = {"environment": self.tip.environment, "request": request}
+        found: Document | None = self._database[AUDIT].find_one(
+            {"_id": identity}, session=self._session
+        )
+        return found
+
+    def read_checkpoint(self, checkpoint: Checkpoint) -> Arena:
+        """Return the base of a checkpoint.
+
+        Raises:
+            SnapshotFormatError, StoreError: as `read_back` does.
+        """
+        return read_back(self._database, checkpoint, self._session)
+
+    def tombstones(self, faults: list[str]) -> dict[PolicyId, tuple[int, PolicyState | None]]:
+        """Return the versions of what was deleted, and the last states, where tombstones have them.
+
+        What is wrong with one is put in `faults`, and it is left out.
+        """
+        found: dict[PolicyId, tuple[int, PolicyState | None]] = {}
+        for collection in PROJECTED:
+            for document in self._database[collection].find(
+                policies_of(self.tip.environment) | {"policy": None}, session=self._session
+            ):
+                try:
+                    found[id_in(document)] = version_in(document), last_state(document)
+                except StoreError as error:
+                    faults.append(str(error))
+        return found
+
+    def carried_times(self) -> dict[PolicyId, datetime]:
+        """Return when flags were changed last whose last change the ledger has no more."""
+        found = self._database[FLAGS].find(
+            policies_of(self.tip.environment) | {"time": {"$exists": True}},
+            {"time": True},
+            session=self._session,
+        )
+        return {id_in(document): time_in(document) for document in found}
+
+    def _all_documents(self, collections: Iterable[str]) -> Iterator[Document]:
+        for collection in collections:
+            yield from self._database[collection].find(
+                policies_of(self.tip.environment), session=self._session
+            )
+
+    def dependents(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
+        """Return the states of the flags that have one of `keys` as a direct prerequisite."""
+        wanted = set(keys)
+        asked = dependents_of(self.tip.environment, wanted)
+        documents = self._database[FLAGS].find(asked, session=self._session)
+        return self._read_through(
+            documents,
+            lambda state: (
+                b"prerequisites" in state.packed and not wanted.isdisjoint(prerequisites_of(state))
+            ),
+        )
+
+    def keys_near(self, policy: PolicyId) -> set[str]:
+        """Return keys of flags, or of segments, among them those that are near to a mistyped one.
+
+        All keys of a small environment are returned. Of a large one, it is KEYS_AROUND_MAX on
+        either side of the key in their order, and what a single typing mistake can be meant as.
+        """
+        region, key = policy[0], policy[1].lower()
+        found: dict[PolicyId, bool] = {}
+        if not key.isprintable() or len(key) > KEY_LENGTH_MAX:
+            return set()
+        collection = self._database[collection_of(region)]
+        environment = self.tip.environment
+        is_there: Document = {"policy": {"$ne": None}}
+        is_whole = True
+        for is_after, order in ((True, ASCENDING), (False, DESCENDING)):
+            count = 0
+            for document in collection.find(
+                policies_around(environment, key, is_after=is_after) | is_there,
+                {"_id": True},
+                sort=[("_id", order)],
+                limit=KEYS_AROUND_MAX,
+                session=self._session,
+            ):
+                count += 1
+                found[id_in(document)] = True
+            is_whole = is_whole and count < KEYS_AROUND_MAX
+        if not is_whole and len(key) <= _MISTYPED_LENGTH_MAX:
+            stored = SEGMENTS_REGION if region == SEGMENTS_REGION else EVERYWHERE
+            meant = [policy_id(environment, other, stored) for other in _meant_by(key)]
+            for document in collection.find(
+                {"_id": {"$in": meant}} | is_there, {"_id": True}, session=self._session
+            ):
+                found[id_in(document)] = True
+        for change in self.unprojected:
+            found |= {each.id: each.after is not None for each in change.policies}
+        wanted = collection_of(region)
+        return {
+            other
+            for (place, other), is_kept in found.items()
+            if is_kept and collection_of(place) == wanted
+        }
+
+    def referring(self, segments: Iterable[str]) -> dict[PolicyId, PolicyState]:
+        """Return the states of the flags whose rules refer to one of some segments."""
+        wanted = set(segments)
+        documents = self._database[FLAGS].find(
+            {"_id.environment": self.tip.environment, "segments": {"$in": sorted(wanted)}},
+            session=self._session,
+        )
+        return self._read_through(
+            documents, lambda state: not wanted.isdisjoint(segments_named(state))
+        )
+
+    def said_of(self, proposal: str) -> list[Document]:
+        """Return the documents of a proposal, the oldest first."""
+        wanted = proposals_named(self.tip.environment, [proposal])
+        found = readable(self._database[PROPOSALS]).find(wanted, session=self._session)
+        return [*found.sort("time", ASCENDING)]
+
+    def asked(self, request: str) -> Document | None:
+        """Return what the audit has of a request."""
+        identity = {"environment": self.tip.environment, "request": request}
+        found: Document | None = self._database[AUDIT].find_one(
+            {"_id": identity}, session=self._session
+        )
+        return found
+
+    def awaited(self) -> Iterator[Document]:
+        """Yield the operations that are recorded of pending changes and of proposals."""
+        environment = self.tip.environment
+        waiting = self._database[PENDING].find(
+            pending_of(environment), {"_id": True}, session=self._session
+        )
+        asked = {"_id": {"$in": [document["_id"] for document in waiting]}}
+        for document in self._database[AUDIT].find(
+            asked, {"operations": True}, session=self._session
+        ):
+            yield from operations_in(document)
+        for document in readable(self._database[PROPOSALS]).find(
+            proposals_of(environment), {"operations": True}, session=self._session
+        ):
+            # A proposal that was changed past the writer can never be applied, so it needs nothing.
+            with contextlib.suppress(StoreError):
+                yield from operations_in(document)
+
+    def _read_through(
+        self, documents: Iterable[Document], wanted: Callable[[PolicyState], bool]
+    ) -> dict[PolicyId, PolicyState]:
+        states: dict[PolicyId, PolicyState | None] = {
+            id_in(document): policy_state(document) for document in documents
+        }
+        for change in self.unprojected:
+            states |= {policy.id: policy.after for policy in change.policies}
+        return {
+            identity: state
+            for identity, state in states.items()
+            if state is not None and wanted(state)
+        }
+
+
+def _meant_by(key: str) -> set[str]:
+    """Return all texts that one mistake makes a key of: a character too many, too few or wrong."""
+    parts = [(key[:at], key[at:]) for at in range(len(key) + 1)]
+    found = {f"{head}{tail[1:]}" for head, tail in parts if tail}
+    found |= {f"{head}{tail[1]}{tail[0]}{tail[2:]}" for head, tail in parts if tail[1:]}
+    for character in _KEY_CHARACTERS:
+        found |= {f"{head}{character}{tail[1:]}" for head, tail in parts if tail}
+        found |= {f"{head}{character}{tail}" for head, tail in parts}
+    return found - {key, ""}

@@ -1,0 +1,181 @@
+"""Builds a base from the documents of all policies, batch by batch. Does no I/O itself.
+
+The documents may lack the change of the tip and a large change before it, so the scan reads through
+unprojected changes. It takes the packed body of a flag, and the policy only if the body is missing.
+"""
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, Final, TypeAlias
+
+from msgspec.structs import astuple
+
+from flagkit._core.model import packing
+from flagkit._core.model.changes import ACCESS, Change, PolicyState, Tip
+from flagkit._core.model.changes import SEGMENTS as SEGMENTS_REGION
+from flagkit._core.snapshot import Arena, Record, record_of, seal_of
+from flagkit._core.snapshot.builder import Builder
+from flagkit._core.storage.documents import policy_state
+from flagkit._core.storage.layout import (
+    FLAGS,
+    SEGMENTS,
+    Document,
+    collection_of,
+    policies_in,
+    policies_of,
+)
+from flagkit._core.storage.validation import judged
+from flagkit.errors import HistoryLostError
+
+BATCH_DOCUMENTS: Final = 1_000
+"""So many documents are decoded and taken in at once: a few milliseconds."""
+PROJECTIONS: Final[Mapping[str, Document | None]] = {
+    FLAGS: dict.fromkeys(("version", "hash", "body", "format", "seal"), True),
+    SEGMENTS: None,
+}
+"""What clients need, and the projections to what is read of it."""
+
+_Place: TypeAlias = tuple[bytes, bytes]
+"""Where a policy stands in the order of `_id`s: its key and region."""
+
+
+class Scan:
+    """What is read of an environment, at the revision of a head.
+
+    Args:
+        tip: Where the environment stands in the snapshot of the database that documents are from.
+        unprojected: The changes that they may lack, in order.
+        kept: The regions that are wanted, the one of segments included; None for all.
+        namespaces: What the keys of flags that are wanted begin with; none for all.
+
+    Raises:
+        HistoryLostError: one of the changes was altered past the writer.
+    """
+
+    def __init__(
+        self,
+        tip: Tip,
+        unprojected: Sequence[Change],
+        kept: Sequence[str] | None,
+        namespaces: tuple[str, ...] = (),
+    ) -> None:
+        self.tip = tip
+        self.parts: set[str] = set()
+        """The parts of members that segments refer to, once all documents have been taken."""
+        self._kept = kept
+        self._namespaces = namespaces
+        self._builder = Builder(namespaces)
+        self._waiting: dict[str, list[tuple[_Place, Record | None]]] = {
+            collection: [] for collection in PROJECTIONS
+        }
+        if not all(change.is_sealed for change in unprojected):
+            raise HistoryLostError("the head was changed past the writer")
+        newest = {item.id: item.after for change in unprojected for item in change.policies}
+        for (region, key), state in newest.items():
+            if self._wants(region, key):
+                record = None if state is None else self._record_of(state)
+                self._waiting[collection_of(region)].append((_place(key, region), record))
+        for waiting in self._waiting.values():
+            waiting.sort(key=itemgetter(0), reverse=True)
+
+    def filter(self, collection: str) -> Document:
+        """Return the filter of what is to be taken from one of PROJECTIONS, sorted by `_id`."""
+        environment = self.tip.environment
+        regions = {} if self._kept is None else {"_id.region": {"$in": [*self._kept]}}
+        if self._namespaces and collection == FLAGS:
+            return {**policies_in(environment, self._namespaces), **regions}
+        return {**policies_of(environment), **regions}
+
+    def _wants(self, region: str, key: str) -> bool:
+        if region == ACCESS or (self._kept is not None and region not in self._kept):
+            return False
+        return region == SEGMENTS_REGION or not self._namespaces or key.startswith(self._namespaces)
+
+    @judged
+    def take(self, collection: str, documents: Sequence[Mapping[str, Any]]) -> None:
+        """Take the next documents of one of PROJECTIONS, by ascending `_id`s.
+
+        Raises:
+            HistoryLostError: something changed one past the writer.
+        """
+        if not documents:
+            return
+        waiting = self._waiting[collection]
+        if not waiting or waiting[-1][0] > _place_of(documents[-1]):
+            self._add(documents)
+            return
+        merged: dict[_Place, Mapping[str, Any] | Record | None] = {
+            _place_of(document): document for document in documents
+        }
+        last = max(merged)
+        while waiting and waiting[-1][0] <= last:
+            place, record = waiting.pop()
+            merged[place] = record
+        for _, found in sorted(merged.items(), key=itemgetter(0)):
+            if isinstance(found, Record):
+                self._builder.add(*astuple(found))
+            elif found is not None:
+                self._add((found,))
+
+    def finished(self, parts: Mapping[str, bytes]) -> Generator[None, None, Arena]:
+        """Return the base, in slices, once all documents have been taken."""
+        for waiting in self._waiting.values():
+            while waiting:
+                _, record = waiting.pop()
+                if record is not None:
+                    self._builder.add(*astuple(record))
+        return (yield from self._builder.finished(self.tip, parts))
+
+    def _add(self, documents: Sequence[Mapping[str, Any]]) -> None:
+        add = self._builder.add
+        for document in documents:
+            identity = document["_id"]
+            if document["hash"] is None:
+                continue
+            if document.get("format") != packing.FORMAT:
+                state = policy_state(document)
+                if state is not None:
+                    add(*astuple(self._record_of(state)))
+                continue
+            key, version, body = identity["key"], document["version"], document["body"]
+            state_hash = int(document["hash"], 16)
+            if seal_of(key, version, state_hash, body) != document["seal"]:
+                raise HistoryLostError(f"{key} was changed past the writer")
+            add(identity["region"], key, version, state_hash, body)
+
+    def _record_of(self, state: PolicyState) -> Record:
+        if state.region == SEGMENTS_REGION:
+            self.parts.update(state.parts)
+        return record_of(state)
+
+
+@judged
+def without_body(documents: Iterable[Mapping[str, Any]]) -> Document | None:
+    """Return the filter of those of some documents whose policy has to be read; None if none has.
+
+    They are older, or newer writers wrote them in another format.
+    """
+    found = [
+        document["_id"]
+        for document in documents
+        if document.get("format") != packing.FORMAT
+        and document["hash"] is not None
+        and "policy" not in document
+    ]
+    return {"_id": {"$in": found}} if found else None
+
+
+def completed(
+    documents: Iterable[Mapping[str, Any]], read: Iterable[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Return documents with those that were read whole in their places."""
+    whole = {_place_of(document): document for document in read}
+    return [whole.get(_place_of(document), document) for document in documents]
+
+
+def _place(key: str, region: str) -> _Place:
+    return key.encode("utf-8", "surrogatepass"), region.encode("utf-8", "surrogatepass")
+
+
+def _place_of(document: Mapping[str, Any]) -> _Place:
+    return _place(document["_id"]["key"], document["_id"]["region"])

@@ -1,0 +1,505 @@
+"""The writer's side of the database: requests, the compare-and-set of the head, and projection.
+
+The compare-and-set of the head is the commit. What precedes it may be abandoned. What follows it
+can be done by anyone, again, and in any order. No transaction holds a lock that a killed writer
+would keep.
+
+A change on pages enters the ledger first and is projected page by page. Readers read through it and
+need not wait. A projected page holds the revision.
+"""
+
+import contextlib
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Final, TypeAlias
+
+from pymongo import InsertOne, MongoClient, ReadPreference, ReplaceOne
+from pymongo.database import Database
+from pymongo.errors import BulkWriteError, DuplicateKeyError
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from flagkit._core.arguments import instance
+from flagkit._core.model import EVERYWHERE
+from flagkit._core.model.changes import Change, PolicyChange, PolicyId, Tip
+from flagkit._core.snapshot import Arena
+from flagkit._core.storage.checkpoints import Checkpoint, newest_first, published
+from flagkit._core.storage.documents import (
+    CODEC,
+    Prepared,
+    head_document,
+    id_in,
+    ledger_document,
+    policy_document,
+    tip_of,
+)
+from flagkit._core.storage.driver import (
+    OPERATION_MILLISECONDS_MAX,
+    configured,
+    settings_for,
+    translated,
+)
+from flagkit._core.storage.layout import (
+    AUDIT,
+    CHECKPOINTS,
+    FLAGS,
+    HEADS,
+    LEDGER,
+    MEMBERS,
+    PAGES,
+    PROJECTED,
+    Document,
+    active_in_region,
+    all_of,
+    checkpoints_of,
+    collection_of,
+    comparable_digest,
+    ledger_id,
+    page_id,
+    pages_named,
+)
+from flagkit._core.storage.ledger import Wanted, changes_in
+from flagkit._core.storage.pages import Page, names_in, page_document, pages_in, policies_on
+from flagkit._core.storage.prefetch import (
+    NOTHING,
+    Foreseen,
+    Remembered,
+    found_in,
+    pipeline,
+    projects_lightly,
+)
+from flagkit._core.storage.provision import create_environment, found_bucket_key, made_bucket_key
+from flagkit._core.storage.pruning import Pruning
+from flagkit._core.storage.reader import Reading
+from flagkit._core.storage.requests import Denials, Proposals, WaitingRequests
+from flagkit._core.storage.validation import checked
+from flagkit._core.suggestions import environment_not_found
+from flagkit.errors import (
+    EnvironmentNotFoundError,
+    StoreError,
+    StoreUnavailableError,
+)
+
+_Write: TypeAlias = ReplaceOne[Document] | InsertOne[Document]
+_DUPLICATE_KEY: Final = 11000
+PAGES_AT_ONCE: Final = 8
+"""So many pages are stored in one call: a megabyte each."""
+
+
+def project_policies(
+    database: Database[Document],
+    environment: str,
+    revision: int,
+    policies: Sequence[PolicyChange],
+    ready: Mapping[PolicyId, Prepared] | None = None,
+) -> None:
+    """Bring what a revision did to policies to where they are read.
+
+    `ready` is what was prepared of them, as far as it was.
+    """
+    known = ready or {}
+    writes: dict[str, list[_Write]] = {collection: [] for collection in PROJECTED}
+    for policy in policies:
+        identity = policy.id
+        made = known.get(identity)
+        fields = None if made is None else made.fields
+        document = policy_document(environment, revision, policy, fields)
+        writes[collection_of(identity[0])].append(_write(document))
+    for collection, some in writes.items():
+        with duplicates_passed():
+            if some:
+                database[collection].bulk_write(some, ordered=False)
+
+
+def _write(document: Document) -> _Write:
+    # A newer state stays: the guard finds nothing to replace, and what is inserted meets its `_id`.
+    if document["version"] == 1 and document["hash"] is not None:
+        # There never was another, so there is nothing to look for.
+        return InsertOne(document)
+    older = {"_id": document["_id"], "revision": {"$lt": document["revision"]}}
+    return ReplaceOne(older, document, upsert=True)
+
+
+def add_pages(database: Database[Document], environment: str, pages: Mapping[str, Page]) -> None:
+    """Store the pages of a change that is to be committed."""
+    names = [*pages]
+    for first in range(0, len(names), PAGES_AT_ONCE):
+        some = names[first : first + PAGES_AT_ONCE]
+        replacements = [
+            ReplaceOne(
+                {
+                    "_id": page_id(environment, name),
+                    # What nothing referred to is marked to be pruned: it is not any more.
+                    "$or": [
+                        {"content": {"$ne": pages[name].content}},
+                        {"unreferred": {"$exists": True}},
+                    ],
+                },
+                page_document(environment, name, pages[name]),
+                upsert=True,
+            )
+            for name in some
+        ]
+        with duplicates_passed():
+            database[PAGES].bulk_write(replacements, ordered=False)
+
+
+def project_own_pages(
+    database: Database[Document],
+    environment: str,
+    revision: int,
+    pages: Mapping[str, Page],
+    ready: Mapping[PolicyId, Prepared],
+) -> None:
+    """Project the pages of a revision that were just written."""
+    for name, page in pages.items():
+        project_policies(database, environment, revision, page.policies, ready)
+        _mark(database, environment, revision, name)
+
+
+def project_pages(
+    database: Database[Document], environment: str, revision: int, limit: int | None = None
+) -> int:
+    """Project the pages of a revision of the ledger that are not yet, `limit` at most.
+
+    Returns how many are left.
+
+    Raises:
+        StoreError: one is missing, or was changed past the writer.
+    """
+    names = _unprojected(database, environment, revision)
+    for name in names[:limit]:
+        found = database[PAGES].find_one({"_id": page_id(environment, name)})
+        content = pages_in([] if found is None else [found]).get(name)
+        project_policies(database, environment, revision, policies_on(name, content))
+        _mark(database, environment, revision, name)
+    return len(names[limit:]) if limit is not None else 0
+
+
+def _mark(database: Database[Document], environment: str, revision: int, name: str) -> None:
+    database[PAGES].update_one(
+        {"_id": page_id(environment, name)}, {"$set": {"projected": revision}}
+    )
+
+
+def _unprojected(database: Database[Document], environment: str, revision: int) -> list[str]:
+    document = database[LEDGER].find_one({"_id": ledger_id(environment, revision)}, {"pages": True})
+    if document is None:
+        raise StoreError(f"the ledger of {environment!r} has lost revision {revision}")
+    names = names_in(document)
+    projected = database[PAGES].find(
+        pages_named(environment, names) | {"projected": revision}, {"_id": True}
+    )
+    done = {found["_id"]["page"] for found in projected}
+    return [name for name in names if name not in done]
+
+
+@contextmanager
+def duplicates_passed() -> Generator[None]:
+    """Pass over documents that are there already, in a bulk of unordered writes."""
+    try:
+        yield
+    except BulkWriteError as error:
+        if error.details["writeConcernErrors"]:
+            raise StoreUnavailableError("the majority has not got it yet") from error
+        if any(fault["code"] != _DUPLICATE_KEY for fault in error.details["writeErrors"]):
+            raise
+
+
+ENVIRONMENTS_ASKED_MAX: Final = 10_000
+"""So many environments are looked at for one that a mistyped name could mean."""
+
+
+def checked_store(store: object) -> "Store":
+    """Return what is given as a store, if it is one.
+
+    Raises:
+        InvalidArgumentError: it is something else.
+    """
+    return instance(store, Store, "store", "pass a writer's store, as in writer.store")
+
+
+class Store:
+    """One environment in the database, for writers and auditors. May be used from many threads."""
+
+    def __init__(self, uri: str, *, environment: str, database: str) -> None:
+        self.environment = environment
+        self._remembered = Remembered()
+        self._bucket_keys: dict[str, bytes] = {}
+        with configured(uri):
+            self._client: MongoClient[Document] = MongoClient(uri, **settings_for(uri))
+            # The primary, whatever the URI says: checks must be made on what a commit compares.
+            self._database = self._client.get_database(
+                database,
+                CODEC,
+                read_concern=ReadConcern("majority"),
+                write_concern=WriteConcern("majority"),
+                read_preference=ReadPreference.PRIMARY,
+            )
+        self.waiting = WaitingRequests(self._database, environment)
+        self.proposals = Proposals(self._database, environment)
+        self.denials = Denials(self._database, environment)
+        """Who was denied what."""
+        self.pruning = Pruning(self._database, environment)
+        """What can go, and how it goes."""
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def create_environment(self, epoch: str) -> Tip:
+        """Make collections, indexes and the head at revision 0, where they are not there yet."""
+        with translated("creating the environment"):
+            created = create_environment(self._database, self.environment, epoch)
+            if created is not None:
+                # Else the first change that needs it makes it.
+                with contextlib.suppress(StoreError):
+                    self.bucket_key(created.epoch, make=True)
+        return created or self.tip()
+
+    def tip(self) -> Tip:
+        """Return where the environment stands.
+
+        Raises:
+            EnvironmentNotFoundError: it was never created.
+        """
+        with translated("reading the head"):
+            head = self._database[HEADS].find_one({"_id": self.environment})
+        if head is None:
+            raise self._unknown()
+        return tip_of(head)
+
+    @contextmanager
+    def reading(self, foreseen: Foreseen = NOTHING) -> "Generator[Reading]":
+        """Give a reading of the environment at one revision, for the block.
+
+        What is foreseen is read at once, all else when it is asked for.
+        """
+        policies = self._remembered.policies(foreseen)
+        with (
+            translated("reading the environment"),
+            self._client.start_session(snapshot=True) as session,
+        ):
+            documents = self._database[HEADS].aggregate(
+                pipeline(self.environment, foreseen, policies),
+                session=session,
+                maxTimeMS=OPERATION_MILLISECONDS_MAX,
+            )
+            found = found_in(documents, policies)
+            if found is None:
+                raise self._unknown()
+            yield Reading(self._database, session, found, foreseen, self._remembered)
+
+    def bucket_key(self, epoch: str, *, make: bool) -> bytes | None:
+        """Return the secret by which the buckets of actors are named in a history.
+
+        It is read once. If there is none, it is made, where that is asked for.
+
+        Raises:
+            StoreError: this user may not read it, or something changed it past the writer.
+        """
+        key = self._bucket_keys.get(epoch)
+        if key is None:
+            find = made_bucket_key if make else found_bucket_key
+            with translated("reading the key of the rate limits"):
+                key = find(self._database, self.environment, epoch)
+            if key is not None:
+                self._bucket_keys[epoch] = key
+        return key
+
+    def add_request(self, request: str, content: Mapping[str, Any]) -> str:
+        """Record who asks for what, and why; return the comparable digest on record.
+
+        That is the digest of the first one to record it.
+
+        `content` has `digest`, and whatever else audit documents have.
+        """
+        identity = {"environment": self.environment, "request": request}
+        audit = self._database[AUDIT]
+        with translated("recording the request"):
+            try:
+                audit.insert_one({"_id": identity, **content})
+            except DuplicateKeyError:
+                earlier = audit.find_one({"_id": identity})
+                if earlier is None:
+                    # Another's insert, which the majority has not got yet.
+                    raise StoreUnavailableError("the request is being recorded elsewhere") from None
+                return comparable_digest(checked(AUDIT, earlier))
+        return comparable_digest(content)
+
+    def add_parts(self, parts: Mapping[str, bytes]) -> None:
+        """Store parts of members, by their SHA-256, in the place of any that were altered."""
+        identities = [{"environment": self.environment, "part": name} for name in parts]
+        replacements = [
+            ReplaceOne(
+                {
+                    "_id": identity,
+                    # What nothing referred to is marked to be pruned: it is not any more.
+                    "$or": [{"hashes": {"$ne": hashes}}, {"unreferred": {"$exists": True}}],
+                },
+                {"_id": identity, "hashes": hashes},
+                upsert=True,
+            )
+            for identity, hashes in zip(identities, parts.values(), strict=True)
+        ]
+        with translated("storing members"), duplicates_passed():
+            if replacements:
+                self._database[MEMBERS].bulk_write(replacements, ordered=False)
+
+    def add_pages(self, pages: Mapping[str, Page]) -> None:
+        """Store the pages that a change is on, by their SHA-256."""
+        with translated("storing a large change"):
+            add_pages(self._database, self.environment, pages)
+
+    def compare_and_set(
+        self,
+        tip: Tip,
+        change: Change,
+        buckets: Mapping[str, int] | None = None,
+        pages: Collection[str] = (),
+        unprojected: int | None = None,
+    ) -> bool:
+        """Commit a change if the head still stands at `tip`; return whether it did.
+
+        The buckets are those of the rate limits, as the change leaves them. `pages` are what the
+        change is on, if it is large. `unprojected` is the first revision that flags may lack.
+        """
+        expected = {"_id": tip.environment, "revision": tip.revision, "hash": tip.hash}
+        expected["epoch"] = tip.epoch
+        with translated("committing"):
+            head = head_document(change.tip, change, buckets, pages, unprojected)
+            done = self._database[HEADS].replace_one(expected, head).matched_count == 1
+        if done:
+            self._remembered.take(change)
+        return done
+
+    def project(
+        self, change: Change, pages: Collection[str] = (), *, is_mine: bool = False
+    ) -> None:
+        """Bring a committed change to where it is read, wherever it is not there yet.
+
+        Who has committed it says that it is theirs; whoever is about to commit the next one needs
+        all of it to have reached a majority. Of one on pages only the ledger is done here.
+        """
+        # What a failover takes back, the next reading misses.
+        projected = self._database
+        if is_mine and projects_lightly(change):
+            projected = projected.with_options(
+                write_concern=WriteConcern(1), read_concern=ReadConcern("local")
+            )
+        with translated("projecting a change"):
+            if not pages:
+                project_policies(projected, self.environment, change.revision, change.policies)
+            try:
+                projected[LEDGER].insert_one(ledger_document(change, pages))
+            except DuplicateKeyError:
+                self._check_same(projected, change)
+
+    def project_own_pages(
+        self, revision: int, pages: Mapping[str, Page], ready: Mapping[PolicyId, Prepared]
+    ) -> None:
+        """Bring a large change that was just committed to where it is read, page by page.
+
+        `ready` is what was prepared of it.
+        """
+        with translated("projecting a large change"):
+            project_own_pages(self._database, self.environment, revision, pages, ready)
+
+    def project_pages(self, revision: int, limit: int | None = None) -> int:
+        """Bring a large change to where it is read, or some pages; return how many are left."""
+        with translated("projecting a large change"):
+            return project_pages(self._database, self.environment, revision, limit)
+
+    def changes(
+        self,
+        after: int = 0,
+        *,
+        key: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        newest_first: bool = False,
+    ) -> Iterator[Change]:
+        """Yield the ledger's changes after a revision, in order, or the newest first.
+
+        Only those of a flag or segment, from a moment on, or before another, where these are given.
+        """
+        wanted = Wanted(after, key, since, until, newest_first)
+        with translated("reading the ledger"):
+            yield from changes_in(self._database, self.environment, wanted)
+
+    def requests(self, requests: Iterable[str]) -> dict[str, Document]:
+        """Return audit documents by request id.
+
+        Raises:
+            StoreError: one has not the form that it should have.
+        """
+        identities = [{"environment": self.environment, "request": request} for request in requests]
+        with translated("reading the audit"):
+            found = self._database[AUDIT].find({"_id": {"$in": identities}})
+            return {document["_id"]["request"]: checked(AUDIT, document) for document in found}
+
+    def recorded(self) -> Iterator[Document]:
+        """Yield all audit documents of the environment, as they are."""
+        with translated("reading the audit"):
+            yield from self._database[AUDIT].find(all_of(self.environment))
+
+    def active_flags(self, region: str, at: datetime) -> list[str]:
+        """Return the keys of the flags that are active in a region at a moment, sorted.
+
+        Active is a flag in state active that is not past its `expires`; an override that is not
+        hides the flag for all regions. Answered from the index `active_in_region`, with no scan.
+        """
+        key_only = {"_id": True}
+        with translated("asking for active flags"):
+            flags = self._database[FLAGS]
+            mine = {
+                id_in(document)[1]
+                for document in flags.find(active_in_region(self.environment, region, at), key_only)
+            }
+            everywhere = {
+                id_in(document)[1]
+                for document in flags.find(
+                    active_in_region(self.environment, EVERYWHERE, at), key_only
+                )
+            }
+            overridden = {
+                id_in(document)[1]
+                for document in flags.find(
+                    {
+                        "_id.environment": self.environment,
+                        "_id.region": region,
+                        "policy.state": {"$ne": None},
+                    },
+                    key_only,
+                )
+            }
+        return sorted(mine | (everywhere - overridden))
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Return what there is to start from, the newest revision first."""
+        with translated("looking for checkpoints"):
+            return newest_first(self._database[CHECKPOINTS].find(checkpoints_of(self.environment)))
+
+    def publish(self, base: Arena, read_at: datetime) -> Generator[str, None, Checkpoint]:
+        """Write a base as the newest checkpoint, as `published` does."""
+        with translated("writing a checkpoint"):
+            return (yield from published(self._database, base, read_at))
+
+    def _check_same(self, database: Database[Document], change: Change) -> None:
+        found = database[LEDGER].find_one(
+            {"_id": ledger_id(change.tip.environment, change.revision)}, {"hash": True}
+        )
+        if found is None:
+            raise StoreUnavailableError("the ledger document is being written elsewhere")
+        if found.get("hash") != change.tip.hash:
+            raise StoreError(
+                f"the ledger holds another change as revision {change.revision} of"
+                f" {change.tip.environment!r}: the database was restored or edited"
+            )
+
+    def _unknown(self) -> EnvironmentNotFoundError:
+        with translated("looking for environments"):
+            heads = self._database[HEADS].find({}, {"_id": True}, limit=ENVIRONMENTS_ASKED_MAX)
+            known = [head["_id"] for head in heads if isinstance(head["_id"], str)]
+        return environment_not_found(self.environment, self._database.name, known)

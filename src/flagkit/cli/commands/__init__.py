@@ -1,0 +1,1 @@
+"""The commands of `flagkit`, one module for each noun."""

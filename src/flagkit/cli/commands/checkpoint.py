@@ -1,0 +1,40 @@
+"""`flagkit checkpoint`: write a checkpoint and show the progress on stderr."""
+
+import contextlib
+
+from flagkit._core.storage.checkpoints import Checkpoint
+from flagkit._core.storage.store import Store
+from flagkit.cli.output import Progress
+from flagkit.config import Settings
+from flagkit.writer.checkpoints import checkpoint_in_steps
+
+
+def made(settings: Settings) -> Checkpoint:
+    """Publish a checkpoint of an environment, and show how far it is on a terminal.
+
+    Args:
+        settings: Where the environment is.
+
+    Raises:
+        StoreError, EnvironmentNotFoundError: as `write_checkpoint` does.
+    """
+    store = Store(settings.uri, environment=settings.environment, database=settings.database)
+    with contextlib.closing(store), Progress() as progress:
+        steps = checkpoint_in_steps(store)
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as done:
+                checkpoint: Checkpoint = done.value
+                return checkpoint
+            if step is not None:
+                progress.show(step)
+
+
+def told(checkpoint: Checkpoint, seconds: float) -> str:
+    """Return in a line what was made."""
+    flags = "flag" if checkpoint.flags == 1 else "flags"
+    return (
+        f"{checkpoint.id}: {checkpoint.flags:,} {flags} of {checkpoint.tip.environment} at revision"
+        f" {checkpoint.tip.revision:,}, {checkpoint.bytes / 1e6:,.1f} MB, in {seconds:,.1f} s"
+    )

@@ -1,0 +1,426 @@
+"""`flagkit demo`: the whole cycle on real parts, step by step, with computed numbers.
+
+It works on any policy file: it widens the first rollout and pauses the first kill switch that it
+finds. It checks what it claims, and exits with code 3 if a claim does not hold.
+"""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from flagkit import Client, Context, Evaluation
+from flagkit._core.model import EVERYWHERE, Flag, Rollout
+from flagkit._core.model.rollouts import BUCKETS, percent
+from flagkit.cli.output import Teller
+from flagkit.errors import ConfigurationError
+from flagkit.policy_files.reader import PolicyFile
+from flagkit.testing.embedded import EmbeddedMongo
+from flagkit.writer import Commit, Writer, entries, verify
+
+_SEED = 2026
+_CITIES = {
+    "DE": ("Berlin", "Hamburg", "Cologne"),
+    "AT": ("Vienna", "Graz"),
+    "CH": ("Zurich", "Basel"),
+    "FR": ("Paris", "Lyon", "Lille"),
+    "US": ("Boston", "Denver"),
+}
+_COUNTRY_WEIGHTS = (50, 12, 8, 20, 10)
+_PLANS = ("free", "plus", "business")
+_PLAN_WEIGHTS = (70, 22, 8)
+
+
+def users(count: int) -> list[Context]:
+    """Return `count` customers of a shop, as contexts: keys "u-00000" and up, and attributes.
+
+    Users are the same whatever the count.
+    """
+    draw = random.Random(_SEED)  # noqa: S311 - invented people, no secrets
+    return [_user(number, draw) for number in range(count)]
+
+
+def _user(number: int, draw: random.Random) -> Context:
+    country = draw.choices(tuple(_CITIES), _COUNTRY_WEIGHTS)[0]
+    plan = draw.choices(_PLANS, _PLAN_WEIGHTS)[0]
+    staff = draw.random() < 0.01  # noqa: PLR2004 - one in a hundred
+    key = f"u-{number:05}"
+    attributes: dict[str, Any] = {
+        "country": country,
+        "city": draw.choice(_CITIES[country]),
+        "plan": plan,
+        "staff": staff,
+        "email": f"{key}@{'shop' if staff else 'mail'}.example",
+        "age": draw.randint(16, 90),
+        "orders": int(draw.expovariate(0.4)),
+        "app_build": draw.randint(2000, 2600),
+    }
+    if draw.random() < 0.03:  # noqa: PLR2004 - three in a hundred
+        attributes["risk"] = "high"
+    if plan == "business":
+        contract = "legacy" if draw.random() < 0.2 else "standard"  # noqa: PLR2004 - one in five
+        attributes["company"] = {"id": f"c-{draw.randrange(200):03}", "contract": contract}
+    return Context(key, attributes)
+
+
+ENVIRONMENT = "production"
+REGION = "eu-west-1"
+USERS_COUNT = 10_000
+_STEPS_PERCENT = (25, 50)
+_KILL_SWITCH = "kill-switch"
+_ACTIONS_SHOWN_MAX = 2
+_HASH_SHOWN_LENGTH = 8
+
+
+class CheckFailedError(click.ClickException):
+    """Something that the demo shows did not turn out as flagkit promises."""
+
+    exit_code = 3
+
+
+def shop_file() -> Path:
+    """Return the policy file of the example shop: the wheel's copy, or the clone's own.
+
+    Raises:
+        ConfigurationError: neither is there.
+    """
+    packaged = Path(__file__).with_name("shop.yaml")
+    cloned = Path(__file__).parents[3] / "examples" / "shop" / "flags.yaml"
+    for place in (packaged, cloned):
+        if place.is_file():
+            return place
+    raise ConfigurationError(
+        f"the example's policy file is missing (looked for {packaged} and {cloned}):"
+        " name one with --file"
+    )
+
+
+def run(file: Path) -> None:
+    """Run the demo on a policy file, in at most some seconds.
+
+    Raises:
+        FlagkitError: a part is missing or the file is not valid; nothing stays running.
+        CheckFailedError: a promise was not kept.
+    """
+    start = time.perf_counter()
+    policies = PolicyFile(file, ENVIRONMENT)
+    if not _seen(policies):
+        raise ConfigurationError(f"the policy file {file} has no flags for region {REGION}")
+    tell = Teller()
+    tell.step("A MongoDB server of its own")
+    with ExitStack() as stack:
+        server = stack.enter_context(EmbeddedMongo())
+        member = server.members[0]
+        tell.say(
+            f"mongod runs as process {member.pid} on port {member.port}, with its data in"
+            f" {server.path}, after {time.perf_counter() - start:.1f} s."
+        )
+        writer = stack.enter_context(Writer(server.uri, ENVIRONMENT, actor="demo"))
+        client = Client(server.uri, environment=ENVIRONMENT, region=REGION)
+        stack.callback(client.close)
+        demo = _Demo(tell, policies, writer, client)
+        demo.load()
+        demo.evaluate()
+        demo.widen()
+        demo.pause_and_roll_back()
+        demo.show_ledger()
+    tell.step("The end")
+    if server.path.exists():
+        raise CheckFailedError(f"the server's directory {server.path} is still there")
+    tell.say(
+        f"The server has stopped and its data is removed. All of it took"
+        f" {time.perf_counter() - start:.1f} s."
+    )
+
+
+class _Landing(NamedTuple):
+    """A commit and its times, in seconds from the start of the writer's call."""
+
+    commit: Commit
+    returned: float
+    visible: float
+
+
+class _Demo:
+    """The steps, in order, on one writer, one client and the same users."""
+
+    def __init__(self, tell: Teller, file: PolicyFile, writer: Writer, client: Client) -> None:
+        self._tell = tell
+        self._file = file
+        self._writer = writer
+        self._client = client
+        self._users = users(USERS_COUNT)
+        self._flags = _seen(file)
+
+    def load(self) -> None:
+        """Write all flags as one revision, and start the client."""
+        self._tell.step("The policy file becomes revision 1")
+        self._writer.create_environment()
+        start = time.perf_counter()
+        with (
+            self._file.locating(),
+            self._writer.change(reason=f"Load {self._file.path.name}") as change,
+        ):
+            for segment in self._file.segments:
+                change.create_segment(segment.document)
+            for policy in self._file.policies:
+                change.create(policy.document)
+        written = time.perf_counter()
+        self._client.wait_ready()
+        ready = time.perf_counter()
+        self._tell.say(
+            f"{self._file.path.name} holds flags: {len(self._file.policies)}. The writer"
+            f" checked and committed them together, in {_milliseconds(written - start)}. Each"
+            " change to an environment makes the next revision, which is seen whole or not at all."
+        )
+        self._tell.say(
+            f"A client in region {REGION} had its snapshot of revision {self._client.revision} in"
+            f" {_milliseconds(ready - written)}. From here on it answers from memory; a change"
+            " stream brings it each new revision."
+        )
+
+    def evaluate(self) -> None:
+        """Evaluate each flag for each user."""
+        self._tell.step(f"Every flag for {USERS_COUNT:,} users")
+        rows: list[tuple[object, ...]] = []
+        seconds = 0.0
+        for key, flag in self._flags.items():
+            start = time.perf_counter()
+            evaluations = self._ask(key)
+            seconds += time.perf_counter() - start
+            answers = Counter((_variant(it), _reason(it), it.rule or "") for it in evaluations)
+            for i, ((variant, reason, rule), users_count) in enumerate(answers.most_common()):
+                name, kind = ("", "") if i else (key, flag.type)
+                rows.append((name, kind, variant, f"{users_count:,}", reason, rule))
+        columns = ("flag", "type", "variant", "users", "reason", "rule")
+        self._tell.table(columns, rows, ["users"])
+        count = len(self._flags) * USERS_COUNT
+        self._tell.say(
+            f"{count:,} evaluations, {count / seconds:,.0f} a second in one thread: each is a"
+            " function call, without a query and without a lock."
+        )
+        self._tell.say(
+            "The reasons: STATIC, the flag says the same to all; TARGETING_MATCH, the rule decided;"
+            " DEFAULT, no rule did; DISABLED, the flag is paused or a prerequisite is not met;"
+            " SPLIT, a rollout decided. A rollout hashes flag and user into one of"
+            f" {BUCKETS:,} buckets, each of which belongs to a variant. So a user has the same"
+            " variant on every machine, and nothing is stored about anyone."
+        )
+
+    def widen(self) -> None:
+        """Raise the share of a rollout step by step, and count who came in and who fell out."""
+        found = [
+            (flag, share) for flag in self._flags.values() if (share := _share(flag)) is not None
+        ]
+        if not found:
+            self._tell.step("A rollout is widened")
+            self._tell.say("No boolean flag has a fallthrough with a rollout to widen: left out.")
+            return
+        flag, share = found[0]
+        steps = [step for step in _STEPS_PERCENT if step > share] or [100]
+        self._tell.step(f"{flag.key} goes from {share} % to {steps[-1]} %")
+        inside = self._enabled(flag.key)
+        rows: list[tuple[object, ...]] = [(self._client.revision, f"{share} %", f"{len(inside):,}")]
+        first, gone = inside, 0
+        for step in steps:
+            landing = self._time(
+                partial(
+                    self._writer.set_rollout,
+                    flag.key,
+                    step,
+                    region=flag.region,
+                    reason=f"Widen to {step} %",
+                )
+            )
+            before, inside = inside, self._enabled(flag.key)
+            came, left = len(inside - before), len(before - inside)
+            gone += left
+            rows.append(
+                (
+                    landing.commit.revision,
+                    f"{step} %",
+                    f"{len(inside):,}",
+                    f"+{came:,}",
+                    left,
+                    _milliseconds(landing.visible),
+                    _milliseconds(landing.returned),
+                )
+            )
+        columns = ("revision", "share", "users on", "came in", "taken out", "visible", "returned")
+        self._tell.table(columns, rows, columns)
+        self._tell.say(
+            f"{len(inside - first):,} users came in, {gone:,} were taken out: the true variant took"
+            " over buckets and gave none away. The times run from the start of the writer's call:"
+            " `visible` until the watching client answered from the revision, `returned` until the"
+            " call ended. The commit lies within the call, so that commit to visible took less"
+            " than `visible` says."
+        )
+        if gone:
+            raise CheckFailedError(f"widening {flag.key} took {gone} users out")
+
+    def pause_and_roll_back(self) -> None:
+        """Pause a flag, show what it and its dependents serve, and go back to before."""
+        flag = self._switch()
+        if flag is None:
+            self._tell.step("A flag is paused")
+            self._tell.say("No active flag has an `off` variant to serve while paused: left out.")
+            return
+        self._tell.step(f"{flag.key} is paused, and rolled back")
+        keys = [flag.key] + [
+            other.key
+            for other in self._flags.values()
+            if any(item.flag == flag.key for item in other.prerequisites)
+        ]
+        good = self._client.revision
+        before = [self._ask(key) for key in keys]
+        paused = self._time(
+            lambda: self._writer.pause(flag.key, region=flag.region, reason="Fire drill")
+        )
+        during = [self._ask(key) for key in keys]
+        restored = self._time(
+            lambda: self._writer.rollback(
+                flag.key, to=good, region=flag.region, reason="End of the drill"
+            )
+        )
+        after = [self._ask(key) for key in keys]
+        self._tell.table(
+            (
+                "flag",
+                f"revision {good}",
+                f"{paused.commit.revision}: paused",
+                f"{restored.commit.revision}: rolled back",
+            ),
+            zip(keys, map(_served, before), map(_served, during), map(_served, after), strict=True),
+        )
+        differing = sum(map(_differing, before, after))
+        self._tell.say(
+            "A paused flag serves its `off` variant, and so does a flag that has it as a"
+            f" prerequisite. This was visible {_milliseconds(paused.visible)} after the call began."
+            f" Rolling back to revision {good} made revision {restored.commit.revision}, for"
+            " history is only ever added to; it was visible after"
+            f" {_milliseconds(restored.visible)}, and {differing:,} answers differ from before."
+        )
+        if differing or any(answer.variant != flag.off for answer in during[0]):
+            raise CheckFailedError(f"{flag.key} was not paused, or not as before when rolled back")
+
+    def show_ledger(self) -> None:
+        """Verify the ledger and print it."""
+        self._tell.step("The ledger")
+        problems = verify(self._writer.store)
+        if problems:
+            raise CheckFailedError(f"the ledger does not verify: {'; '.join(problems)}")
+        rows = [
+            (
+                entry.revision,
+                entry.time.strftime("%H:%M:%S"),
+                entry.actor,
+                entry.reason,
+                _shortened(entry.actions),
+                entry.hash[:_HASH_SHOWN_LENGTH],
+            )
+            for entry in entries(self._writer.store)
+        ]
+        columns = ("rev.", "UTC", "actor", "reason", "actions", "hash")
+        self._tell.table(columns, rows, ["rev."])
+        self._tell.say(
+            f"Verified: revisions 1 to {len(rows)} without a gap, each hash over the one before,"
+            " and the flags in the database are those that the last one left."
+        )
+
+    def _switch(self) -> Flag | None:
+        """Return the flag to pause: a kill switch if there is one, else any that can be paused."""
+        able = [
+            flag for flag in self._flags.values() if flag.state == "active" and flag.off is not None
+        ]
+        marked = [flag for flag in able if _KILL_SWITCH in _tags(flag)]
+        return next(iter(marked + able), None)
+
+    def _ask(self, key: str) -> list[Evaluation[Any]]:
+        evaluate = self._client.evaluate
+        return [evaluate(key, user) for user in self._users]
+
+    def _enabled(self, key: str) -> set[int]:
+        """Return the places of the users for whom a boolean flag is on."""
+        is_enabled = self._client.is_enabled
+        return {place for place, user in enumerate(self._users) if is_enabled(key, user)}
+
+    def _time(self, write: Callable[[], Commit]) -> _Landing:
+        """Make a change, and take the times of its return and of the client's serving it.
+
+        Another thread waits for the client, since that may have a revision before the call returns.
+        """
+        expected = self._client.revision + 1
+
+        def seen() -> float:
+            self._client.wait_for(expected)
+            return time.perf_counter()
+
+        with ThreadPoolExecutor(1) as pool:
+            visible = pool.submit(seen)
+            start = time.perf_counter()
+            commit = write()
+            returned = time.perf_counter()
+            return _Landing(commit, returned - start, visible.result() - start)
+
+
+def _seen(file: PolicyFile) -> dict[str, Flag]:
+    """Return the flags that the client's region sees: an override hides the flag for all."""
+    flags = [policy.flag for policy in file.policies]
+    return {
+        flag.key: flag for region in (EVERYWHERE, REGION) for flag in flags if flag.region == region
+    }
+
+
+def _share(flag: Flag) -> float | None:
+    """Return the percentage that a flag's fallthrough rolls out, None if that cannot be widened."""
+    rollout = flag.fallthrough
+    on = {name for name, value in flag.variants.items() if value is True}
+    off = {name for name, value in flag.variants.items() if value is False}
+    if flag.state != "active" or not isinstance(rollout, Rollout) or (len(on), len(off)) != (1, 1):
+        return None
+    share = sum(rollout.weights.get(variant, 0) for variant in on)
+    return percent(share) if share < BUCKETS else None
+
+
+def _tags(flag: Flag) -> list[Any]:
+    tags = flag.metadata.get("tags")
+    return tags if isinstance(tags, list) else []
+
+
+def _variant(evaluation: Evaluation[Any]) -> str:
+    return evaluation.variant if evaluation.variant is not None else "(caller's default)"
+
+
+def _reason(evaluation: Evaluation[Any]) -> str:
+    return " ".join(word for word in (evaluation.reason, evaluation.error_code) if word)
+
+
+def _served(evaluations: Sequence[Evaluation[Any]]) -> str:
+    """Return how often each variant was served, most often first."""
+    counts = Counter(map(_variant, evaluations))
+    return ", ".join(f"{variant} {count:,}" for variant, count in counts.most_common())
+
+
+def _differing(before: Sequence[Evaluation[Any]], after: Sequence[Evaluation[Any]]) -> int:
+    return sum(
+        (one.variant, one.reason, one.rule) != (two.variant, two.reason, two.rule)
+        for one, two in zip(before, after, strict=True)
+    )
+
+
+def _shortened(actions: Sequence[str]) -> list[str]:
+    shown = list(actions[:_ACTIONS_SHOWN_MAX])
+    if len(actions) > len(shown):
+        shown.append(f"and {len(actions) - len(shown)} more")
+    return shown
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms"

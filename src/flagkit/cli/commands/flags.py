@@ -1,0 +1,480 @@
+"""`flagkit flags`: show and change the flags of an environment."""
+
+from pathlib import Path
+from typing import Any, Unpack
+
+import click
+import msgspec
+
+from flagkit._core.model import EVERYWHERE
+from flagkit._core.model.keys import check_key
+from flagkit._core.storage.layout import FLAGS
+from flagkit._core.suggestions import suggested
+from flagkit.cli.changes import Asking, changing, flags_in, tell_notes, writing_options
+from flagkit.cli.commands.flags_import import import_flags
+from flagkit.cli.options import (
+    Place,
+    expected_version_option,
+    file_argument,
+    key_argument,
+    keys_argument,
+    only_one,
+    place_options,
+    reassign_option,
+    region_option,
+    rule_option,
+    store_at,
+    to_option,
+)
+from flagkit.cli.output import (
+    PROGRAMS,
+    Teller,
+    emit,
+    emit_text,
+    flag_document,
+    flag_file,
+    flag_line,
+    output_option,
+    rows_of,
+    say,
+)
+from flagkit.errors import FlagNotFoundError
+from flagkit.writer.effects import edits_since_active, is_active
+from flagkit.writer.retention import DAYS_MAX
+from flagkit.writer.stale_flags import stale_flags
+
+
+@click.group("flags")
+def flags() -> None:
+    """Look at the flags of an environment, and change them."""
+
+
+flags.add_command(import_flags)
+
+
+@flags.command("list")
+@place_options
+@click.option("--namespace", default="", help="Only keys that begin with it, such as checkout.")
+@click.option(
+    "--state", type=click.Choice(["active", "paused", "archived"]), help="Only those in it."
+)
+@click.option("--match", default="", metavar="TEXT", help="Only keys that contain it.")
+@click.option("--after", metavar="KEY", help="Only keys that come after it, to go on with a list.")
+@output_option("table")
+def _list(
+    namespace: str,
+    state: str | None,
+    match: str,
+    after: str | None,
+    output: str,
+    **place: Unpack[Place],
+) -> None:
+    """List flags, overrides of regions included, sorted by key.
+
+    For people 1,000 are listed at most; --after goes on with the next ones.
+    """
+    with store_at(**place) as store, store.reading() as reading:
+        states = reading.all([FLAGS]).values()
+    lines = [
+        flag_line(found)
+        for found in sorted(states, key=lambda found: (found.key, found.region))
+        if found.key.startswith(namespace)
+        and match in found.key
+        and (after is None or found.key > after)
+        and state in (None, found.policy["state"])
+    ]
+    if output in PROGRAMS:
+        emit([msgspec.to_builtins(line) for line in lines], output)
+    elif lines:
+        Teller().listing(
+            ("flag", "region", "version", "state", "type", "serves", "owner"),
+            [msgspec.structs.astuple(line) for line in lines],
+            right=("version",),
+        )
+    else:
+        say("No such flag.")
+
+
+@flags.command("show")
+@key_argument
+@region_option
+@place_options
+@output_option("table", "policy")
+def _show(key: str, region: str, output: str, **place: Unpack[Place]) -> None:
+    """Show a flag: its document, version and overrides.
+
+    `--output policy` is a policy file, to edit and to pass to `flagkit flags update`; without the
+    state, which an update then leaves as it is.
+    """
+    check_key(key)
+    with store_at(**place) as store, store.reading() as reading:
+        found = reading.find([key])
+        revision = reading.tip.revision
+        state = found.get((region, key))
+        changed = reading.changed_at((region, key))
+        edits = [] if state is None or is_active(state) else [*edits_since_active(reading, state)]
+        near = set[str]() if found else reading.keys_near((region, key))
+    regions = sorted({other for other, _ in found} - {region, EVERYWHERE})
+    if state is None:
+        there = f"; there it is: {', '.join(sorted(other for other, _ in found))}" if found else ""
+        raise FlagNotFoundError(
+            suggested(f"there is no flag {key!r} in region {region}{there}", key, near)
+        )
+    if output == "policy":
+        standing = state.policy["state"]
+        say(f"# version {state.version} at revision {revision}, {standing}")
+        emit_text(flag_file(state), "yaml")
+    elif output in PROGRAMS:
+        told = {
+            "key": key,
+            "region": region,
+            "version": state.version,
+            "revision": revision,
+            "changed": changed,
+            "overrides": regions,
+            "document": flag_document(state),
+        }
+        emit(told, output)
+    else:
+        since = "before the ledger begins" if changed is None else f"at revision {changed:,}"
+        rows = [("version", [f"{state.version}, changed {since}; the newest is {revision:,}"])]
+        rows += [("overrides", [", ".join(regions)])] if regions else []
+        rows += [("note", edits)] if edits else []
+        rows += rows_of(flag_document(state))
+        Teller().table(("flag", key), rows)
+
+
+@flags.command("create")
+@file_argument
+@writing_options
+def _create(file: Path, **asking: Unpack[Asking]) -> None:
+    """Create the flags of a policy file, all in one revision.
+
+    FILE is YAML or JSON, or - for standard input.
+    """
+    found = flags_in(file, asking["environment"])
+    with found.locating(), changing(**asking) as change:
+        for policy in found.policies:
+            change.create(policy.document)
+
+
+@flags.command("update")
+@file_argument
+@expected_version_option
+@reassign_option
+@writing_options
+def _update(
+    file: Path, expected_version: int | None, *, reassign: bool, **asking: Unpack[Asking]
+) -> None:
+    """Replace the documents of flags by those of a policy file.
+
+    All in one revision. FILE is YAML or JSON, or - for standard input. A flag whose document has no
+    state stays as it is, paused or not.
+    """
+    found = flags_in(file, asking["environment"])
+    only_one(tuple(policy.flag.key for policy in found.policies), expected_version)
+    with found.locating(), changing(**asking) as change:
+        for policy in found.policies:
+            change.update(policy.document, expected_version=expected_version, reassign=reassign)
+
+
+@flags.command("set-rollout")
+@key_argument
+@click.argument("weights", metavar="PERCENT | VARIANT=PERCENT...", nargs=-1, required=True)
+@rule_option
+@region_option
+@expected_version_option
+@reassign_option
+@writing_options
+def _set_rollout(
+    key: str,
+    weights: tuple[str, ...],
+    rule: str | None,
+    region: str,
+    expected_version: int | None,
+    *,
+    reassign: bool,
+    **asking: Unpack[Asking],
+) -> None:
+    """Set the weights of a rollout, in percent.
+
+    A bare percentage is the share of the true variant of a boolean flag; of others, each variant is
+    given its own, as in a=20 b=80.
+    """
+    parsed = _weights(weights)
+    with changing(**asking) as change:
+        change.set_rollout(
+            key,
+            parsed,
+            rule=rule,
+            region=region,
+            expected_version=expected_version,
+            reassign=reassign,
+        )
+
+
+@flags.command("serve")
+@key_argument
+@click.argument("variant")
+@rule_option
+@region_option
+@expected_version_option
+@writing_options
+def _serve(
+    key: str,
+    variant: str,
+    rule: str | None,
+    region: str,
+    expected_version: int | None,
+    **asking: Unpack[Asking],
+) -> None:
+    """Serve another variant to all, where a flag serves one variant.
+
+    A rollout has weights instead: see set-rollout.
+    """
+    with changing(**asking) as change:
+        change.serve(key, variant, rule=rule, region=region, expected_version=expected_version)
+
+
+@flags.command("enable")
+@keys_argument
+@rule_option
+@region_option
+@expected_version_option
+@writing_options
+def _enable(
+    keys: tuple[str, ...],
+    rule: str | None,
+    region: str,
+    expected_version: int | None,
+    **asking: Unpack[Asking],
+) -> None:
+    """Serve the true variant of boolean flags to all.
+
+    For flags whose fallthrough, or whose rule, serves one variant. Rules still decide first for
+    their own contexts. All in one revision.
+    """
+    only_one(keys, expected_version)
+    with changing(**asking) as change:
+        for key in keys:
+            change.serve(key, True, rule=rule, region=region, expected_version=expected_version)
+
+
+@flags.command("disable")
+@keys_argument
+@rule_option
+@region_option
+@expected_version_option
+@writing_options
+def _disable(
+    keys: tuple[str, ...],
+    rule: str | None,
+    region: str,
+    expected_version: int | None,
+    **asking: Unpack[Asking],
+) -> None:
+    """Serve the false variant of boolean flags to all.
+
+    This is a release, like any change of what is served. In an emergency use pause: editors may do
+    it, and no guard stops it. All in one revision.
+    """
+    only_one(keys, expected_version)
+    with changing(**asking) as change:
+        for key in keys:
+            change.serve(key, False, rule=rule, region=region, expected_version=expected_version)
+
+
+@flags.command("pause")
+@keys_argument
+@region_option
+@expected_version_option
+@writing_options
+def _pause(
+    keys: tuple[str, ...], region: str, expected_version: int | None, **asking: Unpack[Asking]
+) -> None:
+    """Pause flags: they serve their off variants.
+
+    All in one revision.
+    """
+    only_one(keys, expected_version)
+    with changing(**asking) as change:
+        for key in keys:
+            change.pause(key, region=region, expected_version=expected_version)
+
+
+@flags.command("resume")
+@keys_argument
+@region_option
+@expected_version_option
+@writing_options
+def _resume(
+    keys: tuple[str, ...], region: str, expected_version: int | None, **asking: Unpack[Asking]
+) -> None:
+    """Make paused flags active again.
+
+    If a flag was edited since it was last active, the command says so first. All in one revision.
+    """
+    only_one(keys, expected_version)
+    edited = {} if asking["dry_run"] else _tell_edits(keys, region, asking)
+    if asking["idempotency_key"] is not None:
+        # A request that is sent again has to be the same one.
+        edited = {}
+    with changing(**asking) as change:
+        for key in keys:
+            # Another edit in between makes it a conflict: nobody was told of that one.
+            version = expected_version or edited.get(key)
+            change.resume(key, region=region, expected_version=version)
+
+
+def _tell_edits(keys: tuple[str, ...], region: str, asking: Asking) -> dict[str, int]:
+    """Tell how flags were edited since they were last active; return the versions of those."""
+    place = Place(uri=asking["uri"], environment=asking["environment"], database=asking["database"])
+    versions: dict[str, int] = {}
+    with store_at(**place) as store, store.reading() as reading:
+        found = reading.find(map(check_key, keys))
+        for key in keys:
+            state = found.get((region, key))
+            if state is not None and not is_active(state):
+                edits = [*edits_since_active(reading, state)]
+                tell_notes(edits, err=True)
+                if edits:
+                    versions[key] = state.version
+    return versions
+
+
+@flags.command("archive")
+@keys_argument
+@region_option
+@expected_version_option
+@writing_options
+def _archive(
+    keys: tuple[str, ...], region: str, expected_version: int | None, **asking: Unpack[Asking]
+) -> None:
+    """Archive flags whose time is over.
+
+    They serve their off variants, and neither pause nor resume. All in one revision.
+    """
+    only_one(keys, expected_version)
+    with changing(**asking) as change:
+        for key in keys:
+            change.archive(key, region=region, expected_version=expected_version)
+
+
+@flags.command("restore")
+@keys_argument
+@region_option
+@expected_version_option
+@writing_options
+def _restore(
+    keys: tuple[str, ...], region: str, expected_version: int | None, **asking: Unpack[Asking]
+) -> None:
+    """Make archived flags paused ones.
+
+    All in one revision.
+    """
+    only_one(keys, expected_version)
+    with changing(**asking) as change:
+        for key in keys:
+            change.restore(key, region=region, expected_version=expected_version)
+
+
+@flags.command("delete")
+@keys_argument
+@region_option
+@expected_version_option
+@writing_options
+def _delete(
+    keys: tuple[str, ...], region: str, expected_version: int | None, **asking: Unpack[Asking]
+) -> None:
+    """Delete archived flags.
+
+    Checks answer with their callers' defaults. All in one revision.
+    """
+    only_one(keys, expected_version)
+    with changing(**asking) as change:
+        for key in keys:
+            change.delete(key, region=region, expected_version=expected_version)
+
+
+@flags.command("rollback")
+@click.argument("key", required=False)
+@click.option("--all", "whole", is_flag=True, help="The whole environment, segments included.")
+@to_option
+@region_option
+@expected_version_option
+@writing_options
+def _rollback(
+    key: str | None,
+    to: int,
+    region: str,
+    expected_version: int | None,
+    *,
+    whole: bool,
+    **asking: Unpack[Asking],
+) -> None:
+    """Give a flag, or everything, the content of a revision.
+
+    It is a new revision. With --all, what was created since is deleted, and what was
+    deleted comes back; grants and limits stay as they are.
+    """
+    if whole == (key is not None):
+        raise click.UsageError("name a flag, or pass --all: one of them")
+    if whole and region != EVERYWHERE:
+        raise click.UsageError("--all is of all regions: leave --region out")
+    if whole and expected_version is not None:
+        raise click.UsageError("--expected-version is of one flag: leave it out with --all")
+    with changing(**asking) as change:
+        if key is None:
+            change.rollback_all(to=to)
+        else:
+            change.rollback(key, to=to, region=region, expected_version=expected_version)
+
+
+@flags.command("stale")
+@place_options
+@click.option(
+    "--days", type=click.IntRange(0, DAYS_MAX), default=30, show_default=True, help="How long."
+)
+@output_option("table")
+def _stale(days: int, output: str, **place: Unpack[Place]) -> None:
+    """List flags whose time seems to be over.
+
+    Those past their `expires`; and those that nobody touched for some days, and that never changed,
+    are archived, or have each rollout at 0 or 100 %.
+    """
+    with store_at(**place) as store:
+        found = stale_flags(store, days)
+    if output in PROGRAMS:
+        emit([msgspec.to_builtins(flag) for flag in found], output)
+    elif found:
+        Teller().table(
+            ("flag", "region", "owner", "why"),
+            [(flag.key, flag.region, flag.owner, flag.reasons) for flag in found],
+        )
+    else:
+        say("No flag is stale.")
+
+
+def _weights(written: tuple[str, ...]) -> dict[str, float] | float:
+    if len(written) == 1 and "=" not in written[0]:
+        return _percent(written[0])
+    found: dict[str, Any] = {}
+    for part in written:
+        variant, equals, percent = part.rpartition("=")
+        if not equals or variant in found:
+            problem = "is there twice" if equals else "is no weight"
+            raise click.BadParameter(
+                f"{part!r} {problem}: write a percentage, or variants as in a=20 b=80",
+                param_hint="WEIGHTS",
+            )
+        found[variant] = _percent(percent)
+    return found
+
+
+def _percent(written: str) -> float:
+    try:
+        return float(written)
+    except ValueError:
+        raise click.BadParameter(
+            f"{written!r} is no percentage: write a number, such as 12.5", param_hint="WEIGHTS"
+        ) from None

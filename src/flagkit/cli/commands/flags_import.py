@@ -1,0 +1,227 @@
+"""`flagkit flags import`: import flags and segments from files, by the hundred thousand.
+
+A file is a policy file in YAML or JSON, or JSON lines with one document each. JSON is read in one
+pass, and a second time only to find the line of a fault.
+"""
+
+import contextlib
+from codecs import BOM_UTF8
+from collections.abc import Generator, Iterable
+from pathlib import Path
+from typing import Any, Final, Unpack
+
+import click
+import msgspec
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from flagkit._core.cooperative import collector_paused
+from flagkit._core.strict_json import read_json, read_policies
+from flagkit.cli.changes import actor_option, dry_run_option, guards_option, reason_option
+from flagkit.cli.errors import FAULTS_FOUND
+from flagkit.cli.options import Place, guards_named, place_options, reassign_option, settings_at
+from flagkit.cli.output import PROGRAMS, emit, output_option, progress_console, say, work_is_done
+from flagkit.errors import ConfigurationError, InvalidDocumentError
+from flagkit.policy_files.reader import PolicyFile
+from flagkit.writer.bulk_import import DIFFERENCES_MAX, Import, Imported, Step
+from flagkit.writer.draft import data_keys_of
+from flagkit.writer.writer import Writer
+
+_LINES: Final = {".jsonl", ".ndjson"}
+FAULTS_MAX: Final = 100
+"""So many faults are told of, and no more is looked at then."""
+
+
+class ImportFiles:
+    """Some files, whose flags and segments are in an import then.
+
+    Args:
+        paths: Where they are. What ends in .jsonl or .ndjson is JSON lines.
+        wanted: Takes what is valid.
+        environment: What the documents' own `environment` must be, where they have one.
+
+    Attributes:
+        wanted: What is in them.
+        faults: What is wrong with documents, the first fault of each.
+    """
+
+    def __init__(self, paths: Iterable[Path], wanted: Import, environment: str) -> None:
+        self.faults: list[InvalidDocumentError] = []
+        self.wanted = wanted
+        self._environment = environment
+        self._files: list[PolicyFile] = []
+        self._json: list[Path] = []
+        self._lines: dict[str, str] = {}
+        with collector_paused():
+            for path in paths:
+                if path.suffix in _LINES:
+                    self._read_lines(path)
+                elif path.suffix != ".json" or not self._read_json(path):
+                    self._read(path)
+
+    @contextlib.contextmanager
+    def locating(self) -> Generator[None]:
+        """Name file and line in an InvalidDocumentError of the block that is about one of these."""
+        try:
+            yield
+        except InvalidDocumentError as error:
+            if error.subject in self._lines:
+                raise error.about(f"{self._lines[error.subject]}: {error.subject}") from error
+            files = [*self._files, *(PolicyFile(path) for path in self._json)]
+            with contextlib.ExitStack() as stack:
+                for file in files:
+                    stack.enter_context(file.locating())
+                raise
+
+    def _read(self, path: Path) -> None:
+        try:
+            file = PolicyFile(path, self._environment, faults=self.faults)
+        except InvalidDocumentError as error:
+            self.faults.append(error)
+            return
+        self._files.append(file)
+        for segment in file.segments:
+            self._add_from(file, self.wanted.add_segment, segment.document)
+        for policy in file.policies:
+            self._add_from(file, self.wanted.add, policy.document)
+
+    def _add_from(self, file: PolicyFile, add: Any, document: dict[str, Any]) -> None:
+        try:
+            with file.locating():
+                add(document)
+        except InvalidDocumentError as error:
+            self.faults.append(error)
+
+    def _read_json(self, path: Path) -> bool:
+        """Take in a policy file in JSON, unless something is wrong with it; return whether."""
+        try:
+            fields = read_policies(_content(path), str(path))
+        except InvalidDocumentError:
+            return False
+        before = self.wanted.copy()
+        try:
+            for document in fields.get("segments", []):
+                self.wanted.add_segment(document)
+            for document in fields.get("flags", []):
+                self.wanted.add(document)
+        except InvalidDocumentError:
+            self.wanted = before
+            return False
+        self._json.append(path)
+        return True
+
+    def _read_lines(self, path: Path) -> None:
+        for number, line in enumerate(_content(path).removeprefix(BOM_UTF8).split(b"\n"), 1):
+            if not line.strip() or len(self.faults) >= FAULTS_MAX:
+                continue
+            where = f"{path}:{number}"
+            try:
+                document = read_json(line, str(path), number)
+            except InvalidDocumentError as error:
+                self.faults.append(error)
+                continue
+            try:
+                self.wanted.add(document)
+            except InvalidDocumentError as error:
+                self.faults.append(error.about(f"{where}: {error.subject}".removesuffix(": ")))
+                continue
+            self._lines[f"flag {document['key']!r}"] = where
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"the file {path} cannot be read: {error.strerror}") from error
+
+
+@click.command("import")
+@click.argument(
+    "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option(
+    "--create-environment", is_flag=True, help="Create the environment first if it does not exist."
+)
+@reassign_option
+@place_options
+@actor_option
+@reason_option
+@guards_option
+@dry_run_option
+@output_option("text")
+def import_flags(  # noqa: PLR0913 - each is an option
+    files: tuple[Path, ...],
+    actor: str,
+    reason: str,
+    guards: str | None,
+    output: str,
+    *,
+    create_environment: bool,
+    reassign: bool,
+    dry_run: bool,
+    **place: Unpack[Place],
+) -> None:
+    """Create or update the flags and segments of files, in batches.
+
+    Each batch is one revision. FILE is a policy file, in YAML or JSON; or JSON lines (.jsonl), a
+    flag in each line, which is the quickest to read. All is checked before anything is written.
+    Flags that are as asked for already are left alone: an import that was broken off is resumed by
+    running it again. Exits with 3 if a file is not valid.
+    """
+    if create_environment and dry_run:
+        raise click.UsageError("--create-environment does not go with --dry-run: it writes")
+    settings = settings_at(**place)
+    wanted = Import(settings.environment, reassign=reassign, keys=data_keys_of(settings))
+    found = ImportFiles(files, wanted, settings.environment)
+    for fault in found.faults:
+        say(str(fault), err=True)
+    if found.faults:
+        raise SystemExit(FAULTS_FOUND)
+    with (
+        found.locating(),
+        Writer(
+            settings.uri,
+            settings.environment,
+            actor=actor,
+            database=settings.database,
+            guards=guards_named(guards),
+        ) as writer,
+    ):
+        if create_environment:
+            writer.create_environment()
+        if dry_run:
+            made = found.wanted.look(writer, reason=reason)
+        else:
+            made = _run(found.wanted, writer, reason)
+            work_is_done()
+    if output in PROGRAMS:
+        emit(msgspec.to_builtins(made), output)
+    else:
+        for line in made.differences:
+            say(line)
+        if len(made.differences) == DIFFERENCES_MAX:
+            say("and others: these are the first lines")
+        say(_told(made, dry_run=dry_run))
+
+
+def _run(wanted: Import, writer: Writer, reason: str) -> Imported:
+    columns = ("imported", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = progress_console()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(step: Step) -> None:
+            bar.update(task, completed=step.done, total=step.total)
+
+        return wanted.run(writer, reason=reason, progress=show)
+
+
+def _told(made: Imported, *, dry_run: bool) -> str:
+    verb = "would be " if dry_run else ""
+    counts = (
+        f"{made.created:,} {verb}created, {made.updated:,} updated, {made.unchanged:,} as asked"
+    )
+    if not made.revisions:
+        return counts
+    first, last = made.revisions[0], made.revisions[-1]
+    span = f"revision {first:,}" if first == last else f"revisions {first:,} to {last:,}"
+    return f"{counts}: {span}"

@@ -1,0 +1,240 @@
+"""`flagkit segments`: show and change the segments of an environment."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, Unpack
+
+import click
+import msgspec
+
+from flagkit._core.model.changes import SEGMENTS
+from flagkit._core.model.keys import check_key
+from flagkit._core.storage import layout
+from flagkit._core.suggestions import suggested
+from flagkit.cli.changes import Asking, changing, segments_in, writing_options
+from flagkit.cli.options import (
+    Place,
+    expected_version_option,
+    file_argument,
+    key_argument,
+    keys_argument,
+    only_one,
+    place_options,
+    store_at,
+    to_option,
+)
+from flagkit.cli.output import (
+    PROGRAMS,
+    Teller,
+    emit,
+    emit_text,
+    output_option,
+    rows_of,
+    say,
+    segment_document,
+    segment_file,
+    segment_line,
+)
+from flagkit.errors import ConfigurationError, FlagNotFoundError
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+@click.group("segments")
+def segments() -> None:
+    """Look at the segments of an environment, and change them."""
+
+
+@segments.command("list")
+@place_options
+@click.option("--namespace", default="", help="Only keys that begin with it, such as shop.")
+@click.option("--match", default="", metavar="TEXT", help="Only keys that contain it.")
+@click.option("--after", metavar="KEY", help="Only keys that come after it, to go on with a list.")
+@output_option("table")
+def _list(
+    namespace: str, match: str, after: str | None, output: str, **place: Unpack[Place]
+) -> None:
+    """List the segments of an environment, sorted by key.
+
+    For people 1,000 are listed at most; --after goes on with the next ones.
+    """
+    with store_at(**place) as store, store.reading() as reading:
+        states = reading.all([layout.SEGMENTS]).values()
+    lines = [
+        segment_line(found)
+        for found in sorted(states, key=lambda found: found.key)
+        if found.key.startswith(namespace)
+        and match in found.key
+        and (after is None or found.key > after)
+    ]
+    if output in PROGRAMS:
+        emit([msgspec.to_builtins(line) for line in lines], output)
+    elif lines:
+        Teller().listing(
+            ("segment", "version", "condition", "by", "included", "excluded", "owner"),
+            [
+                (
+                    *(line.key, line.version, "yes" if line.condition else "", line.by),
+                    *(f"{line.included:,}", f"{line.excluded:,}", line.owner),
+                )
+                for line in lines
+            ],
+            right=("version", "included", "excluded"),
+        )
+    else:
+        say("No such segment.")
+
+
+@segments.command("show")
+@key_argument
+@place_options
+@output_option("table", "policy")
+def _show(key: str, output: str, **place: Unpack[Place]) -> None:
+    """Show a segment: its document, version, and flags.
+
+    Of its keys only hashes are kept, so what is shown is how many there are.
+    `--output policy` is a policy file, to edit and to pass to `flagkit segments update`.
+    """
+    check_key(key, kind="segment")
+    with store_at(**place) as store, store.reading() as reading:
+        state = reading.segments([key]).get((SEGMENTS, key))
+        referring = sorted({flag for _, flag in reading.referring([key])})
+        revision = reading.tip.revision
+        near = set[str]() if state else reading.keys_near((SEGMENTS, key))
+    if state is None:
+        sentence = f"there is no segment {key!r}: `flagkit segments list` has all"
+        raise FlagNotFoundError(suggested(sentence, key, near))
+    if output == "policy":
+        say(f"# version {state.version} at revision {revision}")
+        emit_text(segment_file(state), "yaml")
+    elif output in PROGRAMS:
+        told = {
+            "key": key,
+            "version": state.version,
+            "revision": revision,
+            "flags": referring,
+            "document": segment_document(state),
+        }
+        emit(told, output)
+    else:
+        rows = [("version", [f"{state.version} at revision {revision:,}"])]
+        rows += rows_of(segment_document(state))
+        rows += [("flags", [", ".join(referring)])] if referring else []
+        Teller().table(("segment", key), rows)
+
+
+@segments.command("create")
+@file_argument
+@writing_options
+def _create(file: Path, **asking: Unpack[Asking]) -> None:
+    """Create the segments of a policy file, all in one revision.
+
+    FILE is YAML or JSON, or - for standard input.
+    """
+    found = segments_in(file, asking["environment"])
+    with found.locating(), changing(**asking) as change:
+        for policy in found.segments:
+            change.create_segment(policy.document)
+
+
+@segments.command("update")
+@file_argument
+@expected_version_option
+@writing_options
+def _update(file: Path, expected_version: int | None, **asking: Unpack[Asking]) -> None:
+    """Replace the documents of segments by those of a policy file.
+
+    Keys included, and all in one revision. FILE is YAML or JSON, or - for standard input.
+    """
+    found = segments_in(file, asking["environment"])
+    only_one(tuple(policy.segment.key for policy in found.segments), expected_version)
+    with found.locating(), changing(**asking) as change:
+        for policy in found.segments:
+            change.update_segment(policy.document, expected_version=expected_version)
+
+
+def _members_options(side: str, what: str) -> Callable[[_Command], _Command]:
+    one = click.option(f"--{side}", metavar="MEMBER", multiple=True, help=f"{what} Repeatable.")
+    many = click.option(
+        f"--{side}-from",
+        type=click.File("rb"),
+        help="The same for a file in UTF-8, a key a line; - is standard input.",
+    )
+    return lambda command: one(many(command))
+
+
+@segments.command("change-members")
+@key_argument
+@_members_options("include", "A key to put into the included ones.")
+@_members_options("exclude", "A key to put into the excluded ones.")
+@_members_options("remove", "A key to take out of both.")
+@expected_version_option
+@writing_options
+def _change_members(  # noqa: PLR0913 - options
+    key: str,
+    expected_version: int | None,
+    *,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    remove: tuple[str, ...],
+    include_from: BinaryIO | None,
+    exclude_from: BinaryIO | None,
+    remove_from: BinaryIO | None,
+    **asking: Unpack[Asking],
+) -> None:
+    """Move keys into or out of a segment, at most 10,000 at a time.
+
+    The audit has them as they are.
+    """
+    moved = {
+        "include": [*include, *_keys(include_from)],
+        "exclude": [*exclude, *_keys(exclude_from)],
+        "remove": [*remove, *_keys(remove_from)],
+    }
+    if not any(moved.values()):
+        raise click.UsageError("no key is given: pass --include, --exclude or --remove")
+    with changing(**asking) as change:
+        change.change_members(key, expected_version=expected_version, **moved)
+
+
+@segments.command("rollback")
+@key_argument
+@to_option
+@expected_version_option
+@writing_options
+def _rollback(key: str, to: int, expected_version: int | None, **asking: Unpack[Asking]) -> None:
+    """Give a segment the content of a revision, keys included.
+
+    It is a new revision.
+    """
+    with changing(**asking) as change:
+        change.rollback_segment(key, to=to, expected_version=expected_version)
+
+
+@segments.command("delete")
+@keys_argument
+@expected_version_option
+@writing_options
+def _delete(keys: tuple[str, ...], expected_version: int | None, **asking: Unpack[Asking]) -> None:
+    """Delete segments that no flag refers to.
+
+    All in one revision.
+    """
+    only_one(keys, expected_version)
+    with changing(**asking) as change:
+        for key in keys:
+            change.delete_segment(key, expected_version=expected_version)
+
+
+def _keys(file: BinaryIO | None) -> list[str]:
+    """Return the keys of a file, a key a line. Empty lines are none.
+
+    Lines end with a newline alone: other separators of lines may be part of a key.
+    """
+    if file is None:
+        return []
+    try:
+        lines = file.read().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{file.name} is not UTF-8: {error}") from None
+    return [line for line in (line.strip(" \t\r") for line in lines) if line]

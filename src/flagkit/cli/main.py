@@ -1,0 +1,283 @@
+"""The root command, and the commands that need no database: validate, format, schema, completion.
+
+A FlagkitError ends as one sentence on stderr and an exit code, never as a traceback.
+"""
+
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Unpack
+
+import click
+from click.shell_completion import get_completion_class
+
+from flagkit import __version__
+from flagkit._core.model.canonical import digest, segment_digest
+from flagkit._core.storage.database_status import Survey
+from flagkit.cli.commands import checkpoint, demo
+from flagkit.cli.commands import status as standing
+from flagkit.cli.commands import status as waiting
+from flagkit.cli.commands.access import access
+from flagkit.cli.commands.admin import admin
+from flagkit.cli.commands.approvals import approvals
+from flagkit.cli.commands.evaluate import evaluate, replay_digest
+from flagkit.cli.commands.flags import flags
+from flagkit.cli.commands.ledger import ledger
+from flagkit.cli.commands.pending import pending
+from flagkit.cli.commands.prune import prune
+from flagkit.cli.commands.segments import segments
+from flagkit.cli.errors import FAULTS_FOUND, exit_code_of, failures_told
+from flagkit.cli.options import (
+    Place,
+    database_option,
+    environment_option,
+    noted_uri,
+    place_options,
+    settings_at,
+    uri_option,
+)
+from flagkit.cli.output import (
+    PROGRAMS,
+    emit,
+    emit_text,
+    guarded_streams,
+    output_option,
+    say,
+    warn,
+    work_is_done,
+)
+from flagkit.cli.wait_notice import waiting_told
+from flagkit.config import check_environment_name, connection_from, required
+from flagkit.errors import InvalidDocumentError
+from flagkit.policy_files.dump import json_text, yaml_text
+from flagkit.policy_files.json_schema import schema
+from flagkit.policy_files.reader import PolicyFile, faults_between
+
+_SHELLS: Final = ("bash", "zsh", "fish")
+_COMPLETE: Final = "_FLAGKIT_COMPLETE"
+"""The variable by which such a script asks click."""
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        with failures_told(), waiting_told(partial(noted_uri, ctx)):
+            return super().invoke(ctx)
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run the command, and end the process with its exit code."""
+        run = partial(super().main, *args, standalone_mode=False, **extra)
+        if not standalone_mode:
+            return run()
+        with guarded_streams():
+            code = exit_code_of(run)
+        sys.exit(code)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="flagkit")
+def flagkit() -> None:
+    """Feature flags and rollouts, evaluated in process and kept in MongoDB.
+
+    FLAGKIT_URI and FLAGKIT_ENVIRONMENT say where, FLAGKIT_ACTOR who changes something; or --uri,
+    --environment and --actor, after the command.
+    """
+
+
+for _command in (
+    *(flags, segments, access, approvals, pending, admin, ledger, prune),
+    *(evaluate, replay_digest),
+):
+    flagkit.add_command(_command)
+
+
+@flagkit.command("validate")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--environment", help="What the flags' own environment must be, where they have one.")
+@click.option("--partial", is_flag=True, help="Allow references to what is in none of the files.")
+def _validate(files: tuple[Path, ...], environment: str | None, *, partial: bool) -> None:
+    """Check policy files, and say what is wrong with file, line, path and remedy.
+
+    All files are checked together: prerequisites and segments must be in one of them, unless
+    --partial says that they may exist elsewhere. Warns of what is valid, but something else to
+    readers of YAML 1.1. Exits with 3 if a file is not valid.
+    """
+    valid = [found for file in files if (found := _checked(file, environment)) is not None]
+    faults = [*faults_between(valid, partial=partial)] if len(valid) == len(files) else []
+    for fault in faults:
+        say(str(fault), err=True)
+    for found in valid if not faults else ():
+        say(f"{found.path}: {_counted(found)}, all valid")
+    if faults or len(valid) < len(files):
+        raise SystemExit(FAULTS_FOUND)
+
+
+def _checked(file: Path, environment: str | None) -> PolicyFile | None:
+    """Return a file that is valid by itself; say what is wrong with any other."""
+    faults: list[InvalidDocumentError] = []
+    found: PolicyFile | None = None
+    try:
+        found = PolicyFile(file, environment, faults=faults)
+    except InvalidDocumentError as error:
+        faults.append(error)
+    for fault in faults:
+        say(str(fault), err=True)
+    if found is not None:
+        for doubt in found.doubts:
+            warn(str(doubt))
+    return None if faults else found
+
+
+def _counted(file: PolicyFile) -> str:
+    counts = {"flag": len(file.policies), "segment": len(file.segments)}
+    named = [f"{count} {name if count == 1 else f'{name}s'}" for name, count in counts.items()]
+    return " and ".join(named if file.segments else named[:1])
+
+
+@flagkit.command("format")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=click.Choice(["yaml", "json", "digest"]),
+    default="yaml",
+    show_default=True,
+    help="A policy file; or a line for each policy: digest, region (or segment) and key.",
+)
+def _format(file: Path, output: str) -> None:
+    """Print a policy file in canonical form: what says the same is written the same.
+
+    Flags stay in their order, and comments go. Flags of one digest mean the same, in whatever words
+    and format they were written.
+    """
+    found = PolicyFile(file)
+    if output == "digest":
+        for policy in found.policies:
+            say(f"{digest(policy.flag)}  {policy.flag.region}  {policy.flag.key}")
+        for segment_policy in found.segments:
+            segment = segment_policy.segment
+            say(f"{segment_digest(segment)}  segment  {segment.key}")
+    else:
+        written = json_text if output == "json" else yaml_text
+        emit_text(written(found.policies, found.segments), output)
+
+
+@flagkit.command("schema")
+def _schema() -> None:
+    """Print the JSON schema of policy files, by which editors complete and check them."""
+    emit(schema(), "json")
+
+
+@flagkit.command("completion")
+@click.argument("shell", type=click.Choice(_SHELLS))
+def _completion(shell: str) -> None:
+    """Print what makes a shell complete commands and options.
+
+    In ~/.bashrc: eval "$(flagkit completion bash)". In ~/.zshrc: eval "$(flagkit completion zsh)".
+    For fish: flagkit completion fish > ~/.config/fish/completions/flagkit.fish.
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None, "click knows each of _SHELLS"
+    say(*kind(flagkit, {}, "flagkit", _COMPLETE).source().split("\n"))
+
+
+@flagkit.command("checkpoint")
+@place_options
+@output_option("text")
+def _checkpoint(output: str, **place: Unpack[Place]) -> None:
+    """Publish all flags of an environment, for new clients to start from.
+
+    Clients start from the newest checkpoint and go on from the ledger; without one they read every
+    flag, which takes some seconds at hundreds of thousands. The newest two are kept.
+    """
+    settings = settings_at(**place)
+    started = time.monotonic()
+    made = checkpoint.made(settings)
+    work_is_done()
+    seconds = time.monotonic() - started
+    if output not in PROGRAMS:
+        say(checkpoint.told(made, seconds))
+    else:
+        found = {
+            "checkpoint": made.id,
+            "environment": made.tip.environment,
+            "revision": made.tip.revision,
+            "flags": made.flags,
+            "bytes": made.bytes,
+            "seconds": round(seconds, 3),
+        }
+        emit(found, output)
+
+
+@flagkit.command("status")
+@uri_option
+@click.option("--environment", help="The only one to tell of; by default all.")
+@database_option
+@output_option("table")
+def _status(uri: str | None, environment: str | None, database: str | None, output: str) -> None:
+    """Tell where environments, the members of the replica set and registered clients stand.
+
+    How far members are behind, only a user with the role clusterMonitor may ask.
+    """
+    place = connection_from(uri, database)
+    found = standing.standing_of(*place, environment)
+    if output in PROGRAMS:
+        emit(standing.document_of(found), output)
+    else:
+        standing.show(found, place[1])
+
+
+@flagkit.group("rollout")
+def _rollout() -> None:
+    """Follow revisions on their way to the clients."""
+
+
+@_rollout.command("wait")
+@uri_option
+@click.option("--revision", type=click.IntRange(min=0), required=True, help="What is waited for.")
+@environment_option
+@click.option("--service", help="The only service that is waited for; by default all.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=120.0,
+    show_default=True,
+    help="Seconds to wait at most.",
+)
+@database_option
+@output_option("text")
+def _wait(uri: str | None, database: str | None, timeout: float, output: str, **goal: Any) -> None:
+    """Wait until all clients that are registered and alive have a revision.
+
+    Clients register where they are started with `register=`, or FLAGKIT_REGISTER. One that ended
+    without being closed counts for fifty seconds. Exits with 1 when the time is up, and names the
+    laggards; also when there is nobody.
+    """
+    place = connection_from(uri, database)
+    goal["environment"] = check_environment_name(required("environment", goal["environment"]))
+    wanted = waiting.Goal(**goal)
+    with Survey(*place) as survey:
+        found = waiting.wait_with_bar(survey, wanted, timeout)
+    said = waiting.verdict(found, wanted, timeout)
+    if output in PROGRAMS:
+        emit(waiting.progress_document(found, wanted), output)
+    elif found.is_reached:
+        say(said)
+    else:
+        waiting.show_laggards(found)
+    if not found.is_reached:
+        raise click.ClickException(said)
+
+
+@flagkit.command("demo")
+@click.option(
+    "--file",
+    type=click.Path(path_type=Path),
+    help="The policy file to load, in YAML or JSON; by default that of the example shop.",
+)
+def _demo(file: Path | None) -> None:
+    """Show the whole loop on a real MongoDB server of its own.
+
+    Loads a policy file, evaluates its flags for 10,000 users, widens a rollout while a client
+    watches, pauses a flag and rolls it back, verifies the ledger, and leaves nothing running.
+    """
+    demo.run(file or demo.shop_file())

@@ -1,0 +1,111 @@
+"""The line that says what a command waits for, if the database does not answer soon.
+
+The driver reports commands that it has sent. It does not report its search for a server or the
+opening of a connection. A thread therefore looks at the stack of the command: while one call of the
+driver continues, the command waits for the database.
+"""
+
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final
+
+from flagkit._core.background import start_helper
+from flagkit._core.storage.driver import limits_of
+from flagkit.cli.output import say
+from flagkit.writer.writer import TIMEOUT_SECONDS
+
+SILENCE_SECONDS = 0.7
+"""A command that waits longer for one answer says so. It has taken time to start before that."""
+_LOOK_SECONDS: Final = 0.05
+_DRIVER: Final = "pymongo."
+_HOSTS: Final = re.compile(r"[A-Za-z0-9_.:,%\[\]-]{1,500}")
+
+
+@contextmanager
+def waiting_told(place: Callable[[], str | None]) -> Generator[None]:
+    """Say on standard error what this thread waits for in the block, once at most.
+
+    Nothing is said if each call of the driver ends within SILENCE_SECONDS.
+
+    Args:
+        place: Returns the connection string once it is known. Only its hosts are printed.
+    """
+    watched = threading.get_ident()
+    ended = threading.Event()
+    is_over = threading.Event()
+
+    def look() -> None:
+        try:
+            _look(watched, place, ended)
+        finally:
+            is_over.set()
+
+    start_helper("flagkit-patience", look)
+    try:
+        yield
+    finally:
+        ended.set()
+        is_over.wait(1)
+
+
+def _look(thread: int, place: Callable[[], str | None], ended: threading.Event) -> None:
+    call: FrameType | None = None
+    since = 0.0
+    while not ended.wait(_LOOK_SECONDS):
+        now = time.monotonic()
+        found = _call_of_driver(thread)
+        if found is None or found is not call:
+            call, since = found, now
+        elif now - since >= SILENCE_SECONDS:
+            uri = place()
+            if uri is not None:
+                say(line_of(uri), err=True)
+            return
+
+
+def _call_of_driver(thread: int) -> FrameType | None:
+    """Return the outermost frame of the call of the driver that a thread is in, if it is in one."""
+    frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage] - it is documented
+    frame = frames.get(thread)
+    found: FrameType | None = None
+    while frame is not None:
+        if str(frame.f_globals.get("__name__", "")).startswith(_DRIVER):
+            found = frame
+        frame = frame.f_back
+    return found
+
+
+def line_of(uri: str) -> str:
+    """Return the line that says which database does not answer, and how long it is waited for."""
+    limits = limits_of(uri)
+    hosts = hosts_in(uri)
+    where = f"the database at {hosts}" if hosts else "the database"
+    if limits.operation is not None:
+        patience = f"after {limits.operation:g} s"
+    else:
+        answer = "never" if limits.answer is None else f"after {limits.answer:g} s"
+        patience = (
+            f"after {limits.selection:g} s if no server can be reached, {answer} if a server does"
+            " not answer"
+        )
+    return (
+        f"Waiting for {where}: it has not answered yet. An attempt is given up {patience}; a change"
+        f" is attempted again for {TIMEOUT_SECONDS:g} s."
+    )
+
+
+def hosts_in(uri: str) -> str:
+    """Return the hosts of a connection string, without anything that may be a password.
+
+    If it has a sign that was not percent-encoded, nothing tells what is a host: then it is empty.
+    """
+    _, _, rest = uri.partition("://")
+    authority, *others = re.split(r"[/?]", rest, maxsplit=1)
+    hosts = authority.rpartition("@")[2]
+    is_plain = authority.count("@") <= 1 and not any("@" in other for other in others)
+    return hosts if is_plain and _HOSTS.fullmatch(hosts) else ""

@@ -1,0 +1,1 @@
+"""The client and the parts that keep it current. Users import `Client` from `flagkit`."""

@@ -1,0 +1,988 @@
+"""`Client`: answers evaluations from memory and keeps its snapshot current.
+
+An evaluation reads the published evaluator once into a local variable and takes no lock. It never
+raises and never waits: where it cannot answer, it returns the caller's default.
+
+`CountingClient` is a class of its own, so that clients that do not count have no test for it.
+"""
+
+import functools
+import random
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar, Unpack, overload
+
+from msgspec import Struct
+
+from flagkit._core.arguments import refusing_unknown, seconds
+from flagkit._core.arguments import revision as as_revision
+from flagkit._core.background import Log, call_safely, check_threads_are_real, words_of
+from flagkit._core.evaluation.bucketing import Clock
+from flagkit._core.evaluation.compiler import Switch, leave_to_caller
+from flagkit._core.evaluation.context import ContextLike, attributes_of
+from flagkit._core.evaluation.evaluator import Freshness, UnattendedView, View
+from flagkit._core.evaluation.explanation import Explanation, explained
+from flagkit._core.evaluation.result import ErrorCode, Evaluation, evaluation_of, failed
+from flagkit._core.interruptions import FAILURES_SUPPRESSED, is_interruption
+from flagkit._core.model import EVERYWHERE, encode
+from flagkit._core.model.changes import Change
+from flagkit._core.model.foreign import native
+from flagkit._core.secrets import Unsealing
+from flagkit._core.snapshot import Snapshot, SnapshotFile, flag_of
+from flagkit.client.counters import Counting, Counts
+from flagkit.client.fork import Stage, leave_behind, watch
+from flagkit.client.mistakes import Mistakes
+from flagkit.client.refresher import Circuit, Refresher, Source, State, pace_for
+from flagkit.client.sources import Origin, first_view, origin_of
+from flagkit.client.subscriptions import Callback, Subscription, Subscriptions
+from flagkit.config import Options, Settings, settings_from
+from flagkit.errors import ClosedError, ConfigurationError, InvalidArgumentError, NotReadyError
+
+T = TypeVar("T")
+
+_MISTAKES: Final = frozenset(
+    {
+        ErrorCode.FLAG_NOT_FOUND,
+        ErrorCode.TYPE_MISMATCH,
+        ErrorCode.TARGETING_KEY_MISSING,
+        ErrorCode.INVALID_CONTEXT,
+        ErrorCode.GENERAL,
+    }
+)
+"""The errors that callers make. A flag that is broken was logged when it was compiled."""
+_NOT_READY = failed(
+    ErrorCode.PROVIDER_NOT_READY,
+    "no flags have been loaded yet: flagkit.configure, then wait_ready",
+)
+
+
+class Answers:
+    """The evaluations of a client, whatever it is that publishes views to it."""
+
+    __slots__ = ("__weakref__", "_counting", "_mistakes", "_switches", "_view")
+
+    _counting: Counting | None
+    _mistakes: Mistakes
+    _view: View | None
+    _switches: dict[str, bool | Switch]
+
+    def is_enabled(self, key: str, context: ContextLike = None, default: bool = False) -> bool:  # noqa: FBT001, FBT002 - as every peer has it
+        """Return the value of a boolean flag, or `default` where there is none. Never raises."""
+        try:
+            switch = self._switches[key]
+            if switch is True or switch is False:
+                return switch
+            return switch(context, default)
+        except Exception as error:  # noqa: BLE001 - not compiled yet, or what a caller passed misbehaves
+            return self._is_enabled_first(key, context, default, error)
+
+    @overload
+    def value(self, key: str, context: ContextLike = None, *, default: None) -> Any: ...
+    @overload
+    def value(self, key: str, context: ContextLike = None, *, default: T) -> T: ...
+    def value(self, key: str, context: ContextLike = None, *, default: Any) -> Any:
+        """Return a flag's value, if it has the type of `default`, else `default`. Never raises.
+
+        An integer serves where a float is asked for. With None as the default, any type does.
+        Objects are the caller's own copies.
+        """
+        return self.evaluate(key, context, default).value
+
+    @overload
+    def evaluate(
+        self,
+        key: str,
+        context: ContextLike = None,
+        default: None = None,
+        *,
+        max_staleness: float | None = None,
+    ) -> Evaluation[Any]: ...
+    @overload
+    def evaluate(
+        self, key: str, context: ContextLike, default: T, *, max_staleness: float | None = None
+    ) -> Evaluation[T]: ...
+    @overload
+    def evaluate(
+        self,
+        key: str,
+        context: ContextLike = None,
+        *,
+        default: T,
+        max_staleness: float | None = None,
+    ) -> Evaluation[T]: ...
+    def evaluate(
+        self,
+        key: str,
+        context: ContextLike = None,
+        default: Any = None,
+        *,
+        max_staleness: float | None = None,
+    ) -> Evaluation[Any]:
+        """Return the value of a flag and why it has it; as `value` otherwise. Never raises.
+
+        Older than `max_staleness` seconds it has the reason STALE, and a flag with
+        `when_stale: off` serves `off`; what it rests on is judged by what the client was told.
+        """
+        view = self._view
+        if self._counting is not None:
+            self._counting.evaluated(hit=view is not None and view.has_compiled(key))
+        if view is None:
+            self._look_after()
+            return evaluation_of(key, _NOT_READY, default)
+        evaluation = view.evaluate(key, context, default, max_staleness)
+        if evaluation.error_code is not None and evaluation.error_code in _MISTAKES:
+            self._mistakes.tell(evaluation.error_code, key, evaluation.error_message)
+        return evaluation
+
+    def evaluate_all(
+        self, context: ContextLike = None, prefix: str = ""
+    ) -> dict[str, Evaluation[Any]]:
+        """Return the evaluations of all flags whose keys begin with `prefix`, by key. Never raises.
+
+        They are of one revision, as a front end needs to begin with. Values of flags that leave
+        the answer to the caller are None. Flags that serve a secret are left out, as no front end
+        may have it. Empty before there are flags, and where the prefix is no string.
+        """
+        view = self._view
+        if view is None:
+            return {}
+        keys = self._keys(view, prefix)
+        if self._counting is not None:
+            for key in keys:
+                self._counting.evaluated(hit=view.has_compiled(key))
+        return view.evaluate_all(keys, context)
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """Return the keys of all flags that begin with `prefix`, ascending. Never raises.
+
+        Only those are looked at; no flag is decoded. Empty before there are flags, and where the
+        prefix is no string.
+        """
+        view = self._view
+        return [] if view is None else self._keys(view, prefix)
+
+    def explain(
+        self,
+        key: str,
+        context: ContextLike = None,
+        default: Any = None,
+        *,
+        redact: Collection[str] = (),
+    ) -> Explanation:
+        """Return an evaluation with all that led to it, as data and as text. Never raises.
+
+        Args:
+            key: The flag's key.
+            context: Who asks.
+            default: The caller's default.
+            redact: Paths of attributes that are not to be shown, such as `email`.
+        """
+        view = self._view
+        if view is None:
+            evaluation = evaluation_of(key, _NOT_READY, default)
+            return Explanation(evaluation=evaluation, time=datetime.now(UTC))
+        return explained(view, key, context, default, redact)
+
+    def counts(self) -> Counts | None:
+        """Return how often flags were asked, None of a client that does not count. Never raises."""
+        return self._counting.read() if self._counting is not None else None
+
+    def bind(self, context: ContextLike) -> "BoundClient":
+        """Return this client with a context that need not be passed again. Never raises."""
+        return BoundClient(self, context)
+
+    @property
+    def revision(self) -> int:
+        """The revision that evaluations answer from, 0 before there is any."""
+        view = self._view
+        return view.snapshot.tip.revision if view is not None else 0
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """What evaluations answer from, None before there is any."""
+        view = self._view
+        return view.snapshot if view is not None else None
+
+    @property
+    def view(self) -> View | None:
+        """The snapshot with its clock, None before there is any; for flagkit's own rooms."""
+        return self._view
+
+    def _publish_view(self, view: View | None) -> None:
+        """Have evaluations answer from a view from now on, of one revision whole.
+
+        All at once, for what answers is `_view` alone: `_switches` is its short way, and while it
+        is closed nobody is answered from another revision than `_view`'s.
+        """
+        self._switches = {}
+        self._view = view
+        if view is not None:
+            self._switches = view.switches
+
+    def _is_enabled_first(
+        self,
+        key: str,
+        context: ContextLike,
+        default: bool,  # noqa: FBT001 - as `is_enabled`
+        error: Exception,
+    ) -> bool:
+        """Return what `is_enabled` answers after its short way raised an error. Never raises."""
+        # The error of a flag that is not compiled yet has the frame of `is_enabled` alone.
+        trace = error.__traceback__
+        if trace is not None and trace.tb_next is not None and is_interruption(error):
+            raise error
+        view = self._view
+        if self._counting is not None and (view is None or not view.has_switch(key)):
+            self._counting.missed()
+        if view is None:
+            self._look_after()
+            return default
+        with FAILURES_SUPPRESSED:
+            switch = view.switch(key)
+            if isinstance(switch, bool):
+                return switch
+            if switch is not leave_to_caller:
+                return switch(context, default)
+        return self._is_enabled_at_length(view, key, context, default)
+
+    def _is_enabled_at_length(
+        self,
+        view: View,
+        key: str,
+        context: ContextLike,
+        default: bool,  # noqa: FBT001 - as `is_enabled`
+    ) -> bool:
+        """Return what `is_enabled` answers where a switch could not, and log why."""
+        evaluation = view.evaluate(key, context, None)
+        code, problem = evaluation.error_code, evaluation.error_message
+        if code is None and evaluation.variant is not None:
+            if isinstance(evaluation.value, bool):
+                return evaluation.value
+            code, problem = ErrorCode.TYPE_MISMATCH, f"{key!r} is no boolean flag"
+        if code is not None and code in _MISTAKES:
+            self._mistakes.tell(code, key, problem)
+        if code is ErrorCode.TARGETING_KEY_MISSING:
+            # Many callers have none, and each would come here.
+            with FAILURES_SUPPRESSED:
+                view.silence(key)
+        return default
+
+    def _keys(self, view: View, prefix: object) -> list[str]:
+        found: list[str] = []
+        with FAILURES_SUPPRESSED:
+            text = native(prefix)
+            if type(text) is str:
+                return view.snapshot.keys(text)
+            problem = f"the prefix is no string, but has the type {type(prefix).__name__}"
+            self._mistakes.tell("INVALID_PREFIX", "", problem)
+        return found
+
+    def _look_after(self) -> None:
+        """Do what brings flags, if that is not under way. Called while there are none."""
+
+
+class BoundClient:
+    """A client and a context. Its methods are the client's, without the context."""
+
+    __slots__ = ("_client", "_context")
+
+    def __init__(self, client: Answers, context: ContextLike) -> None:
+        self._client = client
+        self._context = context
+        with FAILURES_SUPPRESSED:
+            # Put together once. What is no context answers INVALID_CONTEXT when it is used.
+            self._context = attributes_of(context)
+
+    def is_enabled(self, key: str, default: bool = False) -> bool:  # noqa: FBT001, FBT002 - as Client
+        """Return the value of a boolean flag, or `default` where there is none. Never raises."""
+        return self._client.is_enabled(key, self._context, default)
+
+    @overload
+    def value(self, key: str, *, default: None) -> Any: ...
+    @overload
+    def value(self, key: str, *, default: T) -> T: ...
+    def value(self, key: str, *, default: Any) -> Any:
+        """Return a flag's value, if it has the type of `default`, else `default`. Never raises."""
+        return self._client.value(key, self._context, default=default)
+
+    @overload
+    def evaluate(
+        self, key: str, default: None = None, *, max_staleness: float | None = None
+    ) -> Evaluation[Any]: ...
+    @overload
+    def evaluate(
+        self, key: str, default: T, *, max_staleness: float | None = None
+    ) -> Evaluation[T]: ...
+    def evaluate(
+        self, key: str, default: Any = None, *, max_staleness: float | None = None
+    ) -> Evaluation[Any]:
+        """Return the value of a flag and why it has it. Never raises."""
+        return self._client.evaluate(key, self._context, default, max_staleness=max_staleness)
+
+    def evaluate_all(self, prefix: str = "") -> dict[str, Evaluation[Any]]:
+        """Return the evaluations of all flags whose keys begin with `prefix`. Never raises."""
+        return self._client.evaluate_all(self._context, prefix)
+
+    def explain(
+        self, key: str, default: Any = None, *, redact: Collection[str] = ()
+    ) -> Explanation:
+        """Return an evaluation with all that led to it. Never raises."""
+        return self._client.explain(key, self._context, default, redact=redact)
+
+
+class Status(Struct, frozen=True, kw_only=True):
+    """Where a client stands at a moment.
+
+    Attributes:
+        environment: Whose flags it serves; empty before any are there.
+        region: Whose overrides it applies; "*" for none.
+        state: What its refresher does; None of a client that has none, or is not started. A client
+            whose thread is not running is backing off: it starts the thread again after a pause.
+        epoch: The history that it follows.
+        revision: The revision that it answers from; 0 before there is any.
+        head: The newest revision that the primary told; None if it has not.
+        staleness: Seconds since it was known to be current; infinity if it never was.
+        is_stale: Whether that is more than `max_staleness`.
+        breakers: What its ways to the database let through: to near members, to the primary, and
+            the question for the head.
+        error: What keeps it from being current, in words without secrets.
+        error_count: How often something did, since it was started, or its process forked.
+        troubles: What is in the way of other background work, by its name: `keeping` the snapshot
+            file, `registering`, fetching `keys`, telling callbacks of `changes`. The client serves
+            current flags all the same.
+        counts: Of a client that counts.
+        file: What keeps the snapshot file from being served or written; None while nothing does.
+    """
+
+    environment: str
+    region: str
+    state: State | None
+    epoch: str
+    revision: int
+    head: int | None
+    staleness: float
+    is_stale: bool
+    breakers: Mapping[str, Circuit]
+    error: str | None
+    error_count: int
+    troubles: Mapping[str, str]
+    counts: Counts | None
+    file: str | None = None
+
+
+if TYPE_CHECKING:
+    from flagkit.client.refresh_thread import Publish, RefreshThread
+
+_log = Log("flagkit")
+
+EQUAL_CLIENTS_MAX: Final = 4
+"""More clients of equal settings in one process are a mistake, such as one for each request."""
+
+CLOSE_SECONDS: Final = 5.0
+"""How long a client waits for its own threads to end, unless the caller says otherwise."""
+START_AGAIN_SECONDS: Final = 1.0
+"""So long a client waits before it tries again to make its thread."""
+
+
+class Client(Answers):
+    """Answers for the flags of one environment, as one region sees them.
+
+    The constructor neither connects nor waits; `start` begins to load and to watch, in one
+    background thread, and `with` does both `start` and `close`. Until flags are there, and where
+    they cannot answer, callers get their defaults. All methods may be called from any thread. After
+    a fork, the child's client goes on by itself, with a thread and connections of its own.
+
+    Args:
+        uri: A MongoDB connection string of a replica set; or FLAGKIT_URI.
+        **options: See flagkit.settings.Options.
+
+    Raises:
+        ConfigurationError: the URI or the environment is named nowhere, or an argument makes no
+            sense.
+        InvalidDocumentError: what is given as `bootstrap` is not valid.
+    """
+
+    __slots__ = (
+        "_arrival",
+        "_closed",
+        "_freshness",
+        "_is_wanted",
+        "_listeners",
+        "_origin",
+        "_refresh",
+        "_start_after",
+        "_subscriptions",
+        "_trouble",
+        "_turn",
+        "_unsealing",
+    )
+
+    _refresh: "RefreshThread | None"
+    _origin: Origin
+    _listeners: "tuple[Publish, ...]"
+    _subscriptions: Subscriptions
+
+    @refusing_unknown
+    def __init__(self, uri: str | None = None, **options: Unpack[Options]) -> None:
+        self._set_up(origin_of(settings_from(uri, **options)))
+
+    @classmethod
+    def from_source(
+        cls, open_source: Callable[[], Source] | None = None, file: SnapshotFile | None = None
+    ) -> Self:
+        """Return a client of any source, such as a simulated one; `start` opens it.
+
+        Without one, the client answers callers' defaults until `follow` gives it one.
+        """
+        client = cls.__new__(cls)
+        client._set_up(Origin(None if open_source is None else lambda: open_source, file))
+        return client
+
+    @classmethod
+    def from_snapshot(
+        cls, snapshot: Snapshot, now: Clock = time.time, unsealing: Unsealing | None = None
+    ) -> Self:
+        """Return a client that answers from one snapshot for ever, with no database and no thread.
+
+        `now` gives the time of evaluations, in seconds since 1970 in UTC, `unsealing` opens what is
+        sensitive.
+        """
+        client = cls.__new__(cls)
+        client._set_up(Origin())
+        client._publish_view(View(snapshot, now, client._freshness, unsealing))
+        return client
+
+    def policy(
+        self, key: str, *, metadata: bool = False, timeout: float = 5.0
+    ) -> dict[str, Any] | None:
+        """Return the policy document that a flag is evaluated by, None if there is no such flag.
+
+        It is the override of the client's region, if there is one, and the caller's own copy. With
+        `metadata`, it is the newest in the database, with owner, description, tags and expires,
+        and `timeout` seconds are waited for it at most. A client of a snapshot alone has none.
+        Without `metadata` this never raises and never waits: a document that cannot be read, and a
+        key that is no string, are no policy.
+
+        Raises:
+            NotReadyError, StoreError: with metadata, the database did not answer.
+            InvalidArgumentError: with metadata, the timeout is no number.
+        """
+        text: object = None
+        wants_metadata = False
+        with FAILURES_SUPPRESSED:
+            text = native(key)
+            wants_metadata = bool(metadata)
+        if type(text) is not str:
+            return None
+        ends: float | None = None
+        while wants_metadata and (refresh := self._refresh) is not None:
+            ends = time.monotonic() + seconds(timeout) if ends is None else ends
+            try:
+                return refresh.policy(text, max(ends - time.monotonic(), 0))
+            except ClosedError:
+                # Another thread may have moved the client to another source meanwhile.
+                if self._closed or self._refresh is refresh:
+                    raise
+        view = self._view
+        with FAILURES_SUPPRESSED:
+            record = None if view is None else view.snapshot.find(text)
+            return None if record is None else encode(flag_of(record))
+        return None
+
+    @property
+    def staleness(self) -> float:
+        """Seconds since flags were known to be the database's; infinity if they never were.
+
+        That is since the primary was asked, with an answer that has been caught up with.
+        """
+        return self._freshness.age
+
+    def status(self) -> Status:
+        """Return where this client stands. Never raises, and never waits.
+
+        Threads that are not running are started again, where they should be running.
+        """
+        self._look_after()
+        snapshot, refresh = self.snapshot, self._refresh
+        error = self._trouble if refresh is None else refresh.error
+        troubles = {} if refresh is None else refresh.troubles
+        if (trouble := self._subscriptions.trouble) is not None:
+            troubles["changes"] = trouble
+        tip = None if snapshot is None else snapshot.tip
+        return Status(
+            environment="" if tip is None else tip.environment,
+            region=EVERYWHERE if snapshot is None else snapshot.region,
+            state=self._state,
+            epoch="" if tip is None else tip.epoch,
+            revision=0 if tip is None else tip.revision,
+            head=None if refresh is None else refresh.head_revision,
+            staleness=self.staleness,
+            is_stale=self._freshness.is_stale,
+            breakers={} if refresh is None else refresh.circuits,
+            error=None if error is None else words_of(error),
+            error_count=0 if refresh is None else refresh.error_count,
+            troubles=troubles,
+            counts=self.counts(),
+            file=None if self._origin.file is None else self._origin.file.trouble,
+        )
+
+    def on_change(self, key: str, callback: Callback) -> Subscription:
+        """Have a callback called whenever a flag may answer differently than before.
+
+        That is if it was edited, or something that it rests on, by prerequisites or segments. All
+        callbacks of a client share a thread of their own; changes that come meanwhile are told as
+        one. What they raise is logged, once. Not told is what the clock changes: see `valid_until`
+        of evaluations.
+
+        Args:
+            key: A flag's key; or "checkout." for all flags of that namespace, "" for all flags.
+            callback: Takes a FlagChange, of a revision that evaluations answer from by then.
+
+        Returns:
+            What ends it by `close`, or as a context manager. Else it ends with the client.
+
+        Raises:
+            InvalidDocumentError: no flag can have such a key.
+            InvalidArgumentError: the callback is a coroutine function, which nobody would await,
+                or cannot be called.
+            ClosedError: the client was closed.
+            ConfigurationError: gevent or eventlet has replaced Python's threads.
+        """
+        if self._origin.opener is not None:
+            check_threads_are_real()
+        with self._arrival:
+            self._check_open()
+            watch(self, Stage.STARTED)
+            subscription = self._subscriptions.add(key, callback)
+        self._look_after()
+        return subscription
+
+    def on_publish(self, listener: "Publish") -> None:
+        """Have flagkit's own rooms hear of each snapshot: in the refresh thread, which waits."""
+        with self._arrival:
+            self._listeners += (_guarded(listener),)
+
+    def start(self) -> Self:
+        """Begin to load and to watch, in a background thread; nothing if that has begun already.
+
+        Raises:
+            ClosedError: the client was closed.
+            ConfigurationError: gevent or eventlet has replaced Python's threads.
+        """
+        with self._arrival:
+            self._check_open()
+            if self._refresh is None:
+                self._begin()
+            self._is_wanted = self._refresh is not None
+            self._subscriptions.start()
+        self._look_after()
+        return self
+
+    def follow(self, origin: Origin) -> Self:
+        """Start on another source. Until it has flags, callers get their defaults.
+
+        The client stays open meanwhile: other threads may evaluate, wait and subscribe. It does
+        nothing but start the client if the client follows a source of equal settings already.
+
+        Raises:
+            MissingExtraError: what the source takes is not installed; the client stays as it was.
+        """
+        freshness = Freshness(origin.max_staleness)
+        unsealing = Unsealing(origin.keys)
+        view = first_view(origin, freshness, unsealing)
+        if origin.opener is not None:
+            # All that can fail comes before anything is changed.
+            check_threads_are_real()
+            origin.opener()
+            unsealing.prepare()
+        with self._arrival:
+            if origin.settings is not None and self._follows(origin.settings):
+                self._closed = False
+                return self.start()
+            left, self._refresh = self._refresh, None
+            self._closed = False
+            # From here on, the thread that is left publishes nothing more.
+            self._turn = object()
+            self._freshness = freshness
+            self._unsealing = unsealing
+            self._publish_view(view)
+            self._origin = origin
+            # Before any other revision can be told, and to who was told of what was before.
+            self._subscriptions.start()
+            if view is not None:
+                self._inform(view.snapshot, None)
+            try:
+                self._begin()
+            finally:
+                self._is_wanted = self._refresh is not None
+                self._attend()
+                # Those who wait look at the new source from now on.
+                self._arrival.notify_all()
+        _end(left, CLOSE_SECONDS)
+        return self
+
+    def follow_settings(self, settings: Settings) -> Self:
+        """Start on what settings name, unless the client follows equal settings already.
+
+        Raises:
+            ConfigurationError, InvalidDocumentError, MissingExtraError: the settings make no
+                sense; the client stays as it was.
+        """
+        with self._arrival:
+            if self._follows(settings):
+                self._closed = False
+                return self.start()
+        return self.follow(origin_of(settings))
+
+    def wait_ready(self, timeout: float = 10.0) -> None:
+        """Wait until flags are there, starting the client if need be.
+
+        Args:
+            timeout: Seconds to wait at most.
+
+        Raises:
+            NotReadyError: none came in time; it says what was in the way.
+            ConfigurationError: the default client was never configured.
+            InvalidArgumentError: the timeout is no number.
+        """
+        self._wait(lambda _: True, timeout, "no flags were loaded")
+
+    def wait_for(self, revision: int, timeout: float = 10.0) -> None:
+        """Wait until evaluations answer from `revision` or a later one: read your own writes.
+
+        Args:
+            revision: As a writer's Commit has it.
+            timeout: Seconds to wait at most.
+
+        Raises:
+            NotReadyError: it did not come in time.
+            InvalidArgumentError: an argument is of another type.
+        """
+        wanted = as_revision(revision)
+        self._wait(
+            lambda view: view.snapshot.tip.revision >= wanted,
+            timeout,
+            f"revision {wanted} did not come",
+        )
+
+    def go_on_after_fork(self) -> None:
+        """Replace what has not survived a fork: the thread, and a lock that it may have held.
+
+        Called in the child, by itself; there is no need to.
+        """
+        self._arrival = threading.Condition()
+        # First, for the child must not take the parent's thread for its own, whatever fails below.
+        refresh, self._refresh = self._refresh, None
+        if refresh is not None:
+            leave_behind(refresh)
+            refresh.leave_behind()
+        self._trouble, self._start_after = None, 0.0
+        for renew in (
+            # The thread that is gone may have been about to.
+            lambda: self._publish_view(self._view),
+            # Before the refresh thread, which takes its lock. That may have been held, too.
+            lambda: self._subscriptions.go_on_after_fork(self.snapshot, starts=not self._closed),
+            self._unsealing.go_on_after_fork,
+        ):
+            self._trouble = call_safely(renew) or self._trouble
+        self._look_after()
+
+    def close(self, timeout: float = CLOSE_SECONDS) -> None:
+        """End the background threads, waiting at most `timeout` seconds for them.
+
+        Evaluations go on answering from the last snapshot.
+        """
+        timeout = seconds(timeout)
+        ends = time.monotonic() + timeout
+        with self._arrival:
+            self._closed = True
+            _started.pop(id(self), None)
+            self._is_wanted = False
+            self._attend()
+            refresh, self._refresh = self._refresh, None
+            self._arrival.notify_all()
+        _end(refresh, timeout)
+        if not self._subscriptions.close(max(ends - time.monotonic(), 0)):
+            _log.warning("a callback did not end within %s s; its thread is left behind", timeout)
+
+    def __reduce_ex__(self, _: object) -> NoReturn:
+        raise InvalidArgumentError(
+            f"a {type(self).__name__} cannot be copied, or sent to another process: it has a thread"
+            " and connections of its own. Share the one that is there; in another process, make one"
+            " from the same settings"
+        )
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _set_up(self, origin: Origin) -> None:
+        self._counting = None
+        self._mistakes = Mistakes()
+        self._freshness = Freshness(origin.max_staleness)
+        self._unsealing = Unsealing(origin.keys)
+        self._publish_view(first_view(origin, self._freshness, self._unsealing))
+        self._arrival = threading.Condition()
+        self._origin = origin
+        self._refresh = None
+        self._turn = object()
+        self._closed = False
+        self._is_wanted = False
+        self._trouble = None
+        self._start_after = 0.0
+        self._subscriptions = Subscriptions(self.snapshot, self._look_after)
+        self._listeners = (_guarded(self._subscriptions.tell),)
+
+    def _begin(self) -> None:
+        """Start a refresh thread for the origin; the thread before it publishes nothing more."""
+        turn = self._turn = object()
+        if self._origin.opener is None:
+            self._refresh = None
+            return
+        # Before asyncio is imported, which lacks modules that eventlet removes.
+        check_threads_are_real()
+        # Deferred, as the driver is: a service that only imports flagkit pays for neither.
+        from flagkit.client.refresh_thread import RefreshThread  # noqa: PLC0415
+
+        open_source = self._origin.opener()
+        self._unsealing.prepare()
+        self._refresh = RefreshThread(
+            open_source,
+            functools.partial(self._publish, turn),
+            self._freshness,
+            Refresher(
+                random.Random(),  # noqa: S311 - jitter, not secrets
+                self.snapshot if self._has_data else None,
+                pace_for(self._freshness.max_seconds),
+            ),
+            self._origin.file,
+            self._origin.service,
+            unsealing=self._unsealing,
+        )
+        self._trouble = None
+        self._refresh.start()
+        watch(self, Stage.STARTED)
+        _note_started(self, self._origin.settings)
+
+    def _look_after(self) -> None:
+        """Start threads that should be running and are not. Never raises, and never waits.
+
+        Called wherever a client without them is still called. A view that asks for it stands in for
+        the client's view meanwhile.
+        """
+        if not self._is_wanted or not self._arrival.acquire(blocking=False):
+            return
+        try:
+            if self._refresh is not None:
+                self._refresh.start()
+            elif time.monotonic() >= self._start_after:
+                error = call_safely(self._begin)
+                if error is not None:
+                    self._start_after = time.monotonic() + START_AGAIN_SECONDS
+                    if self._trouble is None or words_of(self._trouble) != words_of(error):
+                        _log.warning("not current: %s", words_of(error), exc_info=error)
+                    self._trouble = error
+            self._attend()
+        finally:
+            self._arrival.release()
+        self._subscriptions.look_after()
+
+    def _attend(self) -> None:
+        """Publish a view that asks for the threads while they are not running, and then none."""
+        view = self._view
+        if view is None:
+            return
+        if self._is_wanted and (self._refresh is None or not self._refresh.is_running):
+            if not isinstance(view, UnattendedView):
+                self._publish_view(UnattendedView(view, self._look_after))
+        elif isinstance(view, UnattendedView):
+            self._publish_view(view.attended)
+
+    @property
+    def _state(self) -> State | None:
+        refresh = self._refresh
+        if refresh is not None and refresh.is_running:
+            return refresh.refresher.state
+        return State.BACKING_OFF if self._is_wanted else None
+
+    def _publish(self, turn: object, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
+        watch(self, Stage.LOADED)
+        view, has_data = self._view, self._has_data
+        if view is None or changes is None or not has_data:
+            if view is not None and has_data and turn is self._turn:
+                _log.warning(
+                    "revision %s was replaced by a new base at revision %s",
+                    view.snapshot.tip.revision,
+                    snapshot.tip.revision,
+                )
+            published = View(snapshot, time.time, self._freshness, self._unsealing)
+        else:
+            published = view.after(snapshot, changes)
+        with self._arrival:
+            if turn is not self._turn:
+                # The client has moved to another source meanwhile.
+                return
+            self._publish_view(published)
+            self._arrival.notify_all()
+            # Within the lock: nobody is told of this source's flags after those of the next one.
+            self._subscriptions.tell(snapshot, changes)
+        for listener in self._listeners:
+            listener(snapshot, changes)
+
+    def _inform(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
+        self._subscriptions.tell(snapshot, changes)
+        for listener in self._listeners:
+            listener(snapshot, changes)
+
+    def _follows(self, settings: Settings) -> bool:
+        return self._origin.settings == settings
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("this client was closed: make a new one")
+
+    @property
+    def _has_data(self) -> bool:
+        """Whether what is answered from is more than what it was told to begin with."""
+        return self._view is not None and self.snapshot is not self._origin.bootstrap
+
+    def _wait(self, arrived: Callable[[View], bool], timeout: float, problem: str) -> None:
+        timeout = seconds(timeout)
+        self.start()
+        if not self._has_data and self._origin.opener is None:
+            raise ConfigurationError(
+                "nothing is configured: call flagkit.configure(uri, environment=...) first"
+            )
+        ends = time.monotonic() + timeout
+        has_come = False
+        while not self._closed:
+            with self._arrival:
+                # Within the lock, for another thread may move the client to another source.
+                has_come = self._arrival.wait_for(
+                    lambda: self._closed or self._has_arrived(arrived),
+                    max(min(ends - time.monotonic(), START_AGAIN_SECONDS), 0),
+                )
+                has_come = has_come and self._has_arrived(arrived)
+            if has_come or time.monotonic() >= ends:
+                break
+            self._look_after()
+        refresh = self._refresh
+        if not has_come:
+            if self._closed:
+                raise ClosedError("the client was closed while it was waited for")
+            cause: object = self._trouble if refresh is None else refresh.error
+            if not cause and not self._has_data:
+                cause = "the database has not answered yet: wait longer, or check the uri"
+            raise NotReadyError(f"{problem} within {timeout} s" + (f": {cause}" if cause else ""))
+
+    def _has_arrived(self, arrived: Callable[[View], bool]) -> bool:
+        view = self._view
+        return view is not None and self._has_data and self._unsealing.is_settled and arrived(view)
+
+
+def _end(refresh: "RefreshThread | None", timeout: float) -> None:
+    """End a refresh thread, waiting at most `timeout` seconds for it."""
+    if refresh is not None and not refresh.close(timeout):
+        _log.warning("the refresh thread did not end within %s s; it is left behind", timeout)
+
+
+# The settings of the clients that have a thread, by the client's id.
+_started: dict[int, Settings] = {}
+# The client that was one too many, by the word "first": one step, whichever thread is first.
+_too_many: dict[str, int] = {}
+
+
+def _note_started(client: Client, settings: Settings | None) -> None:
+    """Log once for the process that it has many clients of equal settings."""
+    if settings is None or _too_many:
+        return
+    _started[id(client)] = settings
+    count = [*_started.values()].count(settings)
+    if count > EQUAL_CLIENTS_MAX and _too_many.setdefault("first", id(client)) == id(client):
+        _log.warning(
+            "%s clients of equal settings are open in this process, of the environment %s. Each has"
+            " a thread and connections of its own. Make one client when the process starts and"
+            " share it, by flagkit.configure for instance; close every client that you make. This"
+            " is not logged again",
+            count,
+            settings.environment,
+        )
+
+
+def _guarded(listener: "Publish") -> "Publish":
+    """Return a listener that raises nothing: a meter's code is the host's. It is logged once."""
+    has_failed = False
+
+    def tell(snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
+        nonlocal has_failed
+        error = call_safely(listener, snapshot, changes)
+        if error is not None and not has_failed:
+            has_failed = _log.warning(
+                "a listener for new snapshots raised %s; that it does is not said again",
+                words_of(error),
+                exc_info=error,
+            )
+
+    return tell
+
+
+class CountingClient(Client):
+    """A client that counts: `counts` tells how often flags were asked, and how long it takes.
+
+    Arguments and methods are those of Client. A child that was forked counts from its own zero.
+    """
+
+    __slots__ = ("_ticks",)
+
+    _ticks: Iterator[None]
+
+    def is_enabled(self, key: str, context: ContextLike = None, default: bool = False) -> bool:  # noqa: FBT001, FBT002 - as every peer has it
+        """Return the value of a boolean flag, or `default` where there is none. Never raises."""
+        try:
+            # One step of an iterator counts a check; a call to do so would cost twice as much.
+            for _ in self._ticks:
+                break
+            else:
+                return self._is_enabled_timed(key, context, default)
+            switch = self._switches[key]
+            if switch is True or switch is False:
+                return switch
+            return switch(context, default)
+        except Exception as error:  # noqa: BLE001 - not compiled yet, or what a caller passed misbehaves
+            return self._is_enabled_first(key, context, default, error)
+
+    def counts(self) -> Counts:
+        """Return how often flags were asked. Never raises."""
+        return self._counted().read()
+
+    def go_on_after_fork(self) -> None:
+        """Replace what has not survived a fork, and count anew."""
+        self._count_from_zero()
+        super().go_on_after_fork()
+
+    def _set_up(self, origin: Origin) -> None:
+        super()._set_up(origin)
+        self._count_from_zero()
+        # Not only once it is started: a client of a snapshot is not, and counts.
+        watch(self, Stage.STARTED)
+
+    def _counted(self) -> Counting:
+        assert self._counting is not None, "it is what makes a client one that counts"
+        return self._counting
+
+    def _count_from_zero(self) -> None:
+        self._counting = Counting()
+        self._ticks = self._counting.lap.ticks
+
+    def _is_enabled_timed(self, key: str, context: ContextLike, default: bool) -> bool:  # noqa: FBT001 - as `is_enabled`
+        counting = self._counted()
+        # Perhaps older ticks than another thread has put here: they have ended, and lead here.
+        self._ticks = counting.after_lap()
+        began = time.perf_counter_ns()
+        enabled = Client.is_enabled(self, key, context, default)
+        counting.record(time.perf_counter_ns() - began)
+        return enabled

@@ -1,0 +1,461 @@
+"""The background thread of a client: acts for the refresher and publishes snapshots.
+
+It runs an asyncio loop of its own, because only the cancellation of a coroutine ends a pending read
+at once in any state of the connection. The blocked `getMore` of a change stream outlives both
+`killCursors` and the close of its client.
+"""
+
+import asyncio
+import concurrent.futures
+import concurrent.futures.thread  # pyright: ignore[reportUnusedImport] - forks.py says why
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from flagkit._core.aio import DescriptorsLostError, NamesLoop, opened_loop
+from flagkit._core.background import BackgroundThread, Log, is_of_the_end, repeat, words_of
+from flagkit._core.cooperative import collector_paused
+from flagkit._core.evaluation.evaluator import Freshness
+from flagkit._core.model.changes import Change, PolicyId
+from flagkit._core.secrets import Unsealing
+from flagkit._core.snapshot import Arena, Record, Snapshot, SnapshotFile
+from flagkit.client.persistence import Keeper
+from flagkit.client.refresher import (
+    Action,
+    Arrived,
+    AskHead,
+    CatchUp,
+    CaughtUp,
+    Circuit,
+    Due,
+    Event,
+    Failed,
+    HeadSeen,
+    Load,
+    Loaded,
+    Refresher,
+    Source,
+    State,
+    Wait,
+    Watch,
+)
+from flagkit.client.registration import Registrar
+from flagkit.errors import ClosedError, FlagkitError, NotReadyError
+
+_log = Log("flagkit.refresh")
+
+CANCEL_AGAIN_SECONDS = 0.02
+OPEN_AGAIN_SECONDS = 5.0
+KEYS_SECONDS_MAX = 3.0
+"""So long are data keys waited for, by who waits for flags; in the background, for ever."""
+KEYS_AGAIN_SECONDS = 5.0
+
+Publish: TypeAlias = Callable[[Snapshot, "Sequence[Change] | None"], None]
+"""Takes a new snapshot, and the changes that led to it from the last one: None for a new base."""
+
+
+class RefreshThread:
+    """A thread that obeys a refresher. After any error it begins anew from the last snapshot.
+
+    Attributes:
+        refresher: The refresher that it obeys.
+        error: The error that keeps it from being current; None while nothing does.
+        error_count: The number of such errors.
+
+    Args:
+        open_source: Makes the source, within the thread. The thread tries again if it raises.
+        publish: Called in the thread.
+        freshness: Told as of when the snapshot is known to be current.
+        refresher: It goes on from its snapshot, of the same source, if it has one.
+        file: The file to keep snapshots in, if there is one.
+        service: The name by which the client registers itself, if it does.
+        unsealing: Whose keys are to be fetched, if it has any.
+    """
+
+    _task: asyncio.Task[None]
+    _source: asyncio.Future[Source]
+
+    def __init__(  # noqa: PLR0913 - all that one thread does
+        self,
+        open_source: Callable[[], Source],
+        publish: Publish,
+        freshness: Freshness,
+        refresher: Refresher,
+        file: SnapshotFile | None = None,
+        service: str | None = None,
+        *,
+        unsealing: Unsealing | None = None,
+    ) -> None:
+        self.error: Exception | None = None
+        self.error_count = 0
+        self._said = ""
+        self.refresher = refresher
+        self._open_source = open_source
+        self._publish = publish
+        self._is_published = True
+        self._freshness = freshness
+        self._file = file
+        self._service = service
+        self._instance = uuid.uuid4().hex
+        self._unsealing = unsealing or Unsealing()
+        self._now = time.monotonic
+        # Questions, and the wish to close, reach a loop while this lock is held, or none.
+        self._asking = threading.Condition()
+        self._closing = False
+        self._loop: NamesLoop | None = None
+        self._begin_anew()
+        self._thread = BackgroundThread("flagkit", self._run_loop, self._failed)
+
+    def start(self) -> None:
+        """Start the thread, or start it again if it has died, after a pause. Never raises."""
+        self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread is alive."""
+        return self._thread.is_running
+
+    @property
+    def troubles(self) -> dict[str, str]:
+        """What is in the way of work beside the refresher's, by the name of the work."""
+        registrar = self._registrar
+        found = {
+            "keeping": self._keeper.trouble,
+            "registering": None if registrar is None else registrar.trouble,
+            "keys": self._keys_trouble,
+        }
+        return {work: trouble for work, trouble in found.items() if trouble is not None}
+
+    @property
+    def head_revision(self) -> int | None:
+        """The newest revision that the primary told, None if it has not."""
+        head = self.refresher.head
+        return None if head is None else head.revision
+
+    @property
+    def circuits(self) -> dict[str, Circuit]:
+        """What the breakers let through at this moment."""
+        now, refresher = self._now(), self.refresher
+        circuits = {
+            route.value: breaker.circuit(now) for route, breaker in refresher.breakers.items()
+        }
+        return circuits | {"head": refresher.head_breaker.circuit(now)}
+
+    def close(self, timeout: float) -> bool:
+        """End the thread. Waits at most `timeout` seconds; returns whether the end was seen."""
+        with self._asking:
+            self._closing = True
+            self._asking.notify_all()
+            if self._loop is not None:
+                # A loop that closed in this very moment has nothing left to cancel.
+                with contextlib.suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(self._cancel, self._loop)
+        return self._thread.close(timeout)
+
+    def leave_behind(self) -> None:
+        """Forget the parent's snapshot in a forked child, which has no thread of this."""
+        self.refresher.snapshot = None
+        self._keeper.forget()
+
+    def policy(self, key: str, timeout: float) -> dict[str, Any] | None:
+        """Return the newest document of a flag, read by the thread.
+
+        Raises:
+            NotReadyError: it could not be read in time.
+            StoreError: it could not be read.
+        """
+        found: concurrent.futures.Future[dict[str, Any] | None] = concurrent.futures.Future()
+        ends = time.monotonic() + timeout
+        with self._asking:
+            self._asking.wait_for(lambda: self._closing or self._loop is not None, timeout)
+            if self._closing:
+                raise _closed()
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._answer, key, found)
+        try:
+            return found.result(max(ends - time.monotonic(), 0))
+        except TimeoutError:
+            raise NotReadyError(f"{key!r} could not be read within {timeout} s") from self.error
+
+    def _answer(self, key: str, found: "concurrent.futures.Future[dict[str, Any] | None]") -> None:
+        task = asyncio.ensure_future(self._read_policy(key, found))
+        self._readings.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._readings.discard(task)
+            # A task that is cancelled before its first step has told nobody.
+            if not found.done():
+                again = NotReadyError("the flag could not be read: the refresh thread begins anew")
+                found.set_exception(_closed() if self._closing else again)
+
+        task.add_done_callback(ended)
+
+    async def _read_policy(
+        self, key: str, found: "concurrent.futures.Future[dict[str, Any] | None]"
+    ) -> None:
+        try:
+            found.set_result(await (await asyncio.shield(self._source)).policy(key))
+        except Exception as error:  # noqa: BLE001 - it is the caller's
+            found.set_exception(error)
+
+    def _run_loop(self) -> None:
+        """Run a loop of its own until the client is closed; raise whatever ends it before."""
+        loop = opened_loop()
+        try:
+            with self._asking:
+                if self._closing:
+                    return
+                self._begin_anew()
+                self._source = loop.create_future()
+                self._task = loop.create_task(self._run(self._source))
+                self._loop = loop
+                self._asking.notify_all()
+            try:
+                loop.run_until_complete(self._task)
+            except asyncio.CancelledError:
+                if not self._closing:
+                    raise
+        finally:
+            with self._asking:
+                # What is asked from here on is refused; what was asked before has its task.
+                self._loop = None
+            loop.end()
+
+    def _begin_anew(self) -> None:
+        """Make what belongs to one loop."""
+        self._watching: asyncio.Future[Sequence[Change]] | None = None
+        self._obeying = True
+        self._readings: set[asyncio.Future[None]] = set()
+        self._keys_trouble: str | None = None
+        self._keeper = Keeper(self._rebase, self._file)
+        service = self._service
+        self._registrar = (
+            None if service is None else Registrar(service, self._freshness, self._instance)
+        )
+
+    async def _run(self, opened: asyncio.Future[Source]) -> None:
+        source = await self._opened()
+        opened.set_result(source)
+        refresher = self.refresher
+        if self._registrar is not None:
+            self._registrar.begin(source)
+        if refresher.snapshot is not None:
+            self._saw(refresher.snapshot, ())
+        beside = [
+            asyncio.ensure_future(self._keeper.run()),
+            asyncio.ensure_future(repeat(self._fetch_keys, self._keys_failed, asyncio.sleep)),
+        ]
+        try:
+            action = refresher.start(self._now())
+            reached = False
+            while True:
+                event = await self._event_of(source, action)
+                action = self._action_after(event)
+                # Once more when the source has been reached: only now all modules are loaded.
+                first = not reached and refresher.state is State.WATCHING
+                reached = reached or first
+                self._tell(again=first)
+                self._vouch(event)
+        finally:
+            self._obeying = False
+            for task in beside:
+                task.cancel()
+            await self._stop_watching()
+            last = () if self._registrar is None else (self._registrar.end(),)
+            await asyncio.gather(*last, *beside, return_exceptions=True)
+            await asyncio.gather(source.close(), return_exceptions=True)
+            if self._closing:
+                refresher.close()
+                self._keeper.save_now()
+
+    def _tell(self, *, again: bool) -> None:
+        """Publish the snapshot that the last step led to, if any or if `again`."""
+        # Not a local of `_run`, which would keep its base in memory while it waits for the next.
+        snapshot, applied = self.refresher.snapshot, self.refresher.applied
+        if snapshot is not None and (applied != () or again or not self._is_published):
+            with collector_paused():
+                self._publish_safely(snapshot, applied)
+            self._saw(snapshot, applied)
+
+    def _vouch(self, event: Event) -> None:
+        """Tell how current the published snapshot is, by what has happened."""
+        if not self._is_published:
+            return
+        if self.refresher.current_as_of is not None:
+            self._freshness.as_of = self.refresher.current_as_of
+        if isinstance(event, Arrived | HeadSeen):
+            # Not before: a stream that is refused again and again must not be said each time.
+            self._note(None)
+
+    def _saw(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
+        self._keeper.saw(snapshot, changes)
+        if self._registrar is not None:
+            self._registrar.saw(snapshot)
+
+    def _rebase(
+        self, folded: Snapshot, base: Arena, overlay: Mapping[PolicyId, Record | None]
+    ) -> None:
+        """Go on from a base that has what is the same in another form."""
+        snapshot = self.refresher.snapshot
+        # A new one may have been loaded meanwhile.
+        if snapshot is not None and snapshot.base is folded.base:
+            rebased = self.refresher.snapshot = snapshot.rebased(base, overlay)
+            self._publish_safely(rebased, ())
+            self._keeper.saw(rebased)
+
+    def _publish_safely(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
+        """Publish a snapshot. What fails is tried again with each step, since the thread goes on.
+
+        Without the changes that led to it nothing of the last view is carried over.
+        """
+        for led_by in (changes, None) if self._is_published else (None,):
+            try:
+                self._publish(snapshot, led_by)
+            except Exception as error:  # noqa: BLE001 - there may be no memory left, for example
+                self._is_published = False
+                self._note(error)
+            else:
+                self._is_published = True
+                return
+
+    async def _fetch_keys(self) -> None:
+        """Fetch the data keys, for as long as it takes; say once what is in the way."""
+        unsealing = self._unsealing
+        if not unsealing.is_waiting:
+            return
+        while unsealing.is_waiting:
+            # In a thread of its own: the driver's encryption knows no other way to wait.
+            fetched = asyncio.ensure_future(asyncio.to_thread(unsealing.fetch))
+            try:
+                await asyncio.wait({fetched}, timeout=KEYS_SECONDS_MAX)
+                if not fetched.done():
+                    self._settle_keys()
+                await fetched
+            except Exception as error:  # noqa: BLE001 - whatever fails, all other flags are served
+                words = words_of(error)
+                if words != self._keys_trouble and not is_of_the_end(error):
+                    cause = None if isinstance(error, FlagkitError) else error
+                    _log.warning("sensitive values are not served: %s", words, exc_info=cause)
+                self._keys_trouble = words
+                self._settle_keys()
+                await asyncio.sleep(KEYS_AGAIN_SECONDS)
+            finally:
+                fetched.cancel()
+                await asyncio.gather(fetched, return_exceptions=True)
+        self._keys_trouble = None
+        self._settle_keys()
+
+    def _settle_keys(self) -> None:
+        """Have those go on that wait for keys, and answer from flags as they can be read now."""
+        if self._unsealing.is_settled and self._unsealing.is_waiting:
+            return
+        self._unsealing.is_settled = True
+        snapshot = self.refresher.snapshot
+        if snapshot is not None:
+            self._publish_safely(snapshot, ())
+
+    async def _opened(self) -> Source:
+        while True:
+            try:
+                return self._open_source()
+            except Exception as error:  # noqa: BLE001 - as below
+                self._note(error)
+                await asyncio.sleep(OPEN_AGAIN_SECONDS)
+
+    def _cancel(self, loop: NamesLoop) -> None:
+        """Cancel what is being obeyed in a loop, again and again until it ends."""
+        # The driver swallows a cancellation now and then: some 2 % of those that come within 6 ms
+        # of the start.
+        if self._obeying:
+            self._task.cancel()
+            loop.call_later(CANCEL_AGAIN_SECONDS, self._cancel, loop)
+
+    async def _event_of(self, source: Source, action: Action) -> Event:
+        """Obey an action; return what came of it."""
+        try:
+            return await self._obey(source, action)
+        except Exception as error:  # noqa: BLE001 - whatever fails, the thread goes on
+            self._note(error)
+            return Failed(error)
+
+    def _action_after(self, event: Event) -> Action:
+        """Return the action that follows an event."""
+        try:
+            with collector_paused():
+                return self.refresher.step(event, self._now())
+        except Exception as error:  # noqa: BLE001 - whatever is stored, the thread goes on
+            self._note(error)
+            return self.refresher.step(Failed(error), self._now())
+
+    async def _obey(self, source: Source, action: Action) -> Event:
+        match action:
+            case Load(route):
+                await self._stop_watching()
+                return Loaded(await source.load(route))
+            case CatchUp(tip, route, reopen):
+                if reopen:
+                    await self._stop_watching()
+                    await source.open(route)
+                return CaughtUp(await source.catch_up(tip, route))
+            case AskHead():
+                asked = self._now()
+                return HeadSeen(await source.head(), asked)
+            case Watch(until):
+                return await self._watch(source, until)
+            case Wait(until):
+                await self._stop_watching()
+                await asyncio.sleep(until - self._now())
+                return Due()
+
+    async def _watch(self, source: Source, until: float) -> Event:
+        """Wait for what the stream brings. What is asked meanwhile does not disturb it."""
+        if self._watching is None:
+            self._watching = asyncio.ensure_future(source.watch())
+        watching = self._watching
+        done, _ = await asyncio.wait({watching}, timeout=max(until - self._now(), 0))
+        if not done:
+            return Due()
+        self._watching = None
+        return Arrived(watching.result())
+
+    async def _stop_watching(self) -> None:
+        while self._watching is not None:
+            # Again and again, as in `_cancel`.
+            self._watching.cancel()
+            await asyncio.wait({self._watching}, timeout=CANCEL_AGAIN_SECONDS)
+            if self._watching.done():
+                # What it brought is had from the ledger; that it failed matters no more.
+                if not self._watching.cancelled():
+                    self._watching.exception()
+                self._watching = None
+
+    def _failed(self, error: Exception) -> None:
+        """Note an error that has ended the loop, or kept the thread from being started."""
+        self.refresher = self.refresher.renewed()
+        self._note(error)
+
+    def _keys_failed(self, error: Exception) -> None:
+        self._keys_trouble = words_of(error)
+
+    def _note(self, error: Exception | None) -> None:
+        """Log a trouble once, and once that it is over."""
+        before, self.error = self.error, error
+        if error is None:
+            if before is not None:
+                _log.info("current again")
+            self._said = ""
+            return
+        self.error_count += 1
+        words = words_of(error)
+        if words == self._said or is_of_the_end(error):
+            return
+        known = isinstance(error, FlagkitError | DescriptorsLostError)
+        if _log.warning("not current: %s", words, exc_info=None if known else error):
+            self._said = words
+
+
+def _closed() -> ClosedError:
+    return ClosedError("this client was closed: make a new one")

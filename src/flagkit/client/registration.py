@@ -1,0 +1,153 @@
+"""Sends heartbeats, so that a client appears in the registry if it is asked to.
+
+The sender runs beside the refresher, and nothing depends on it. It logs a failure once.
+"""
+
+import asyncio
+import contextlib
+import math
+import os
+import random
+import socket
+import time
+from typing import Final, Protocol
+
+import msgspec
+
+from flagkit._core.background import Log, repeat, words_of
+from flagkit._core.evaluation.evaluator import Freshness
+from flagkit._core.snapshot import Snapshot
+from flagkit._core.source import HOST_LENGTH_MAX, Heartbeat
+
+_log = Log("flagkit.refresh")
+
+BEAT_SECONDS: Final = 10.0
+"""Between two heartbeats of a client that nothing happens to; drawn anew from 0.8 to 1.2 of it."""
+BEAT_SECONDS_MIN: Final = 1.0
+"""Between any two heartbeats, however many revisions come."""
+CANCEL_AGAIN_SECONDS: Final = 0.02
+SPREAD_SECONDS: Final = 0.25
+"""A fleet that gets a revision at once tells of it within so long."""
+FAREWELL_SECONDS: Final = 1.0
+"""So long is waited at most for the last one."""
+
+
+class Registry(Protocol):
+    """Where heartbeats are written to."""
+
+    async def beat(self, heartbeat: Heartbeat) -> None:
+        """Put a heartbeat in the place of the last one of its client."""
+        ...
+
+
+class Registrar:
+    """Writes the heartbeats of one client in one process. To be used in one asyncio loop.
+
+    Attributes:
+        trouble: What is in the way, in words; None if nothing is.
+
+    Args:
+        service: The name that the client registers itself by.
+        freshness: How old its snapshot is.
+        instance: A name of this client that no other client has.
+    """
+
+    def __init__(self, service: str, freshness: Freshness, instance: str) -> None:
+        self._service = service
+        self._freshness = freshness
+        self._instance = instance
+        self._snapshot: Snapshot | None = None
+        self._news = asyncio.Event()
+        self._chance = random.Random()  # noqa: S311 - jitter, not secrets
+        self._is_ending = False
+        self._registry: Registry | None = None
+        self._task: asyncio.Future[None] | None = None
+        self._is_registered = False
+        self.trouble: str | None = None
+
+    def saw(self, snapshot: Snapshot) -> None:
+        """Take note of what the client answers from."""
+        self._snapshot = snapshot
+        self._news.set()
+
+    def begin(self, registry: Registry) -> None:
+        """Begin to write heartbeats."""
+        self._registry = registry
+        self._task = asyncio.ensure_future(
+            repeat(lambda: self._run(registry), self._note, asyncio.sleep)
+        )
+
+    async def end(self) -> None:
+        """End it, and say farewell, for FAREWELL_SECONDS at most, if the registry was there."""
+        registry, task, snapshot = self._registry, self._task, self._snapshot
+        if registry is None or task is None:
+            return
+        self._is_ending = True
+        await _ended(task)
+        if snapshot is not None and self._is_registered:
+            farewell = msgspec.structs.replace(self._heartbeat(snapshot), lifetime=0.0)
+            telling = asyncio.ensure_future(registry.beat(farewell))
+            await asyncio.wait({telling}, timeout=FAREWELL_SECONDS)
+            await _ended(telling)
+
+    async def _run(self, registry: Registry) -> None:
+        last = -math.inf
+        # Not for ever: a cancellation may be swallowed.
+        while not self._is_ending:
+            snapshot = await self._due(last)
+            last = time.monotonic()
+            # Before it is told: who closes meanwhile has to take it back.
+            self._is_registered = True
+            try:
+                await registry.beat(self._heartbeat(snapshot))
+            except Exception as error:  # noqa: BLE001 - whatever fails, flags are served
+                self._note(error)
+            else:
+                self._note(None)
+
+    async def _due(self, last: float) -> Snapshot:
+        """Wait until a heartbeat is due, and return what it is to tell of."""
+        regular = last + BEAT_SECONDS * self._chance.uniform(0.8, 1.2)
+        # Not wait_for, which on 3.11 forgets that it was cancelled if news come meanwhile.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(regular - time.monotonic() if self._snapshot else None):
+                await self._news.wait()
+        earliest = last + BEAT_SECONDS_MIN - time.monotonic()
+        await asyncio.sleep(max(earliest, 0) + self._chance.uniform(0, SPREAD_SECONDS))
+        self._news.clear()
+        assert self._snapshot is not None, "news are of a snapshot"
+        return self._snapshot
+
+    def _heartbeat(self, snapshot: Snapshot) -> Heartbeat:
+        age = self._freshness.age
+        return Heartbeat(
+            instance=self._instance,
+            service=self._service,
+            host=socket.gethostname()[:HOST_LENGTH_MAX],
+            pid=os.getpid(),
+            environment=snapshot.tip.environment,
+            region=snapshot.region,
+            epoch=snapshot.tip.epoch,
+            revision=snapshot.tip.revision,
+            staleness=age if age < math.inf else None,
+        )
+
+    def _note(self, error: Exception | None) -> None:
+        """Say a trouble once, and once that it is over."""
+        self._is_registered = error is None
+        trouble = None if error is None else words_of(error)
+        if trouble is not None and trouble != self.trouble:
+            _log.warning("this client is not registered: %s; it serves flags as ever", trouble)
+        elif trouble is None and self.trouble is not None:
+            _log.info("this client is registered again")
+        self.trouble = trouble
+
+
+async def _ended(task: asyncio.Future[None]) -> None:
+    """Cancel a task until it ends: the driver swallows a cancellation now and then."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=CANCEL_AGAIN_SECONDS)
+    if not task.cancelled():
+        # Whether it failed matters no more.
+        task.exception()

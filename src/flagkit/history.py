@@ -1,0 +1,499 @@
+"""Past answers: evaluate flags as of a revision, and prove an answer later.
+
+An evaluation digest covers the answer and everything it follows from: environment, revision and its
+hash, region, key, moment, and a hash of the context. It leaves out the value, which follows from
+the variant and the revision; a hash of a secret that can be guessed would reveal it.
+
+An evaluation costs nothing extra: a digest uses what is known, or computes it on request.
+"""
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import hmac
+import math
+import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NoReturn, cast
+
+import msgspec
+from msgspec import Struct
+
+from flagkit._core.arguments import instance
+from flagkit._core.evaluation.context import ContextLike, attributes_of
+from flagkit._core.evaluation.evaluator import Freshness, View
+from flagkit._core.evaluation.result import ErrorCode, Evaluation
+from flagkit._core.interruptions import is_interruption
+from flagkit._core.model.changes import Tip
+from flagkit._core.model.foreign import native
+from flagkit._core.model.values import (
+    BINARY,
+    BOOLEAN,
+    DATE,
+    DOCUMENT,
+    LIST,
+    NUMBER,
+    OBJECT_ID,
+    TEXT,
+    identity,
+    kind,
+)
+from flagkit._core.secrets import Encryption, Unread, Unsealing
+from flagkit._core.snapshot import Snapshot, arena_of
+from flagkit._core.storage.ledger import as_of, snapshot_at, tip_at
+from flagkit._core.storage.reader import Reading
+from flagkit._core.storage.store import Store
+from flagkit.client.client import Answers, Client
+from flagkit.client.sources import unsealing_of
+from flagkit.config import Settings, settings_from
+from flagkit.errors import DigestError, InvalidArgumentError, InvalidContextError
+
+
+def client_at(
+    uri: str | None = None,
+    environment: str | None = None,
+    *,
+    at: datetime | int | None = None,
+    region: str | None = None,
+    database: str | None = None,
+    encryption: Encryption | None = None,
+) -> Client:
+    """Return a client that evaluates as an environment was, with the clock of that moment.
+
+    Flags, segments and prerequisites are of one revision. Windows, ramps, and `valid_until` of
+    evaluations are as of the moment. The connection is closed by the time that this returns. What
+    is not given is taken from the environment variables of flagkit.settings.Options.
+
+    Args:
+        uri: A MongoDB connection string of a replica set.
+        environment: Whose flags.
+        at: A moment, with a time zone: the last revision that was not later, by the server's time,
+            and the clock at that moment. Or a revision: the clock is at its own time. Without it,
+            the newest revision, and the server's time of now.
+        region: Whose overrides to apply.
+        database: Where flagkit's collections are.
+        encryption: What the values of sensitive variants are encrypted by; where it is of no use,
+            that is logged, and callers get their defaults for these.
+
+    Raises:
+        ConfigurationError: an argument makes no sense; a moment without a time zone, or still to
+            come, does not.
+        EnvironmentNotFoundError: there is no such environment.
+        RevisionNotFoundError: there is no such revision, or none was made by then.
+        HistoryLostError: the ledger does not reach back so far, or something of then was altered,
+            or is not there any more.
+        StoreError: the database did not answer, or refused.
+    """
+    settings = settings_from(
+        uri, environment=environment, region=region, database=database, encryption=encryption
+    )
+    with reading_of(settings) as reading:
+        snapshot, moment = as_of(reading, at, settings.region)
+    seconds = moment.timestamp()
+    unsealing = unsealing_of(settings)
+    unsealing.fetch_or_say()
+    return Client.from_snapshot(snapshot, lambda: seconds, unsealing)
+
+
+@contextmanager
+def reading_of(settings: Settings) -> "Generator[Reading]":
+    """Give a reading of an environment, for the block."""
+    store = Store(settings.uri, environment=settings.environment, database=settings.database)
+    with contextlib.closing(store), store.reading() as reading:
+        yield reading
+
+
+PREFIX: Final = "fk1."
+"""What a digest begins with: its format."""
+HASH_BYTES: Final = 16
+_SEAL_BYTES: Final = 12
+_CODES: Final = {BOOLEAN: 6, DATE: 7, OBJECT_ID: 8}
+"""The numbers of kinds in hashes, where they differ from their order, so that old digests hold."""
+
+
+class Digest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a digest says, in the order in which it is written.
+
+    `moment` is in microseconds since 1970. `anchor` is a revision of the history at or after
+    `revision`, and `hash` the beginning of its hash, by which another history is told from this
+    one. `context` is a hash. `default` names the type of the caller's default, where the answer
+    was that it did not fit.
+    """
+
+    environment: str
+    region: str
+    namespaces: tuple[str, ...]
+    key: str
+    revision: int
+    anchor: int
+    hash: bytes
+    moment: int
+    context: bytes
+    variant: str | None
+    reason: str
+    error_code: str | None
+    default: str
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoder = msgspec.msgpack.Decoder(Digest)
+
+
+def written(digest: Digest, secret: bytes) -> str:
+    """Return a digest as text, sealed with a secret, or with none if that is empty."""
+    payload = _encode(digest)
+    return _text(payload + _seal(payload, secret))
+
+
+def read(text: str, secret: bytes) -> Digest:
+    """Return what a text says.
+
+    Raises:
+        DigestError: it is no digest, was altered, or was sealed with another secret.
+    """
+    try:
+        content = base64.urlsafe_b64decode(text.removeprefix(PREFIX) + "==")
+    except (binascii.Error, ValueError):
+        content = b""
+    payload, seal = content[:-_SEAL_BYTES], content[-_SEAL_BYTES:]
+    # The last letter has bits that say nothing, and letters of no meaning are passed over.
+    if not payload or _text(content) != text:
+        raise DigestError("this is no digest, or not all of one: one begins with fk1.")
+    if not hmac.compare_digest(seal, _seal(payload, secret)):
+        raise DigestError(
+            "this digest was altered, or was made with another secret than the one given here"
+        )
+    try:
+        return _decoder.decode(payload)
+    except msgspec.MsgspecError:
+        raise DigestError("this digest says what no digest says: it was forged") from None
+
+
+def context_hash(context: ContextLike, secret: bytes) -> bytes:
+    """Return the hash of a context, keyed by a secret unless that is empty.
+
+    Contexts that conditions and rollouts cannot tell apart may have different hashes; those that
+    they can, have. The order of attributes does not count, that within documents does.
+
+    Raises:
+        InvalidContextError: it is none of the forms of a context, or an attribute misbehaves.
+    """
+    try:
+        attributes = attributes_of(context).items()
+        pairs = sorted((_named(name), _encode(_plain(value))) for name, value in attributes)
+    except InvalidContextError:
+        raise
+    except Exception as error:
+        if is_interruption(error):
+            raise
+        raise InvalidContextError(
+            f"the context cannot be hashed: an attribute raised {type(error).__name__}"
+        ) from None
+    return _hash(_encode(pairs), secret, HASH_BYTES, b"flagkit.context")
+
+
+def _plain(value: object) -> Any:  # noqa: PLR0911 - one for each kind
+    """Return a value with its kind, for MessagePack: dates to the millisecond, as BSON has them.
+
+    All that BSON has not is alike but for the type, as it matches nothing.
+    """
+    value = native(value)
+    place = kind(value)
+    match place:
+        case None:
+            return type(value).__name__
+        case _ if place == TEXT:
+            return [place, _named(value)]
+        case _ if place == DOCUMENT:
+            items: Any = value
+            return [place, [[_named(name), _plain(item)] for name, item in items.items()]]
+        case _ if place == LIST:
+            elements: Any = value
+            return [place, [_plain(item) for item in elements]]
+        case _ if place == NUMBER:
+            return [place, *_number(value)]
+        case _ if place in (DATE, BINARY, OBJECT_ID):
+            _, *parts = cast("tuple[Any, ...]", identity(value))
+            return [_CODES.get(place, place), *parts]
+        case _:
+            return [_CODES.get(place, place), value]
+
+
+def _number(value: Any) -> tuple[str, str]:
+    """Return a number's type, which conditions may ask for, and its text."""
+    if isinstance(value, int):
+        # Of any length: Python refuses to write long ones in decimal.
+        return "integer", f"{int(value):x}"
+    if isinstance(value, float):
+        return "float", float(value).hex()
+    return "decimal", str(value)
+
+
+def _named(name: object) -> bytes:
+    """Return a text in UTF-8, lone surrogates included; of what is none, its type."""
+    if isinstance(name, str):
+        return str.encode(name, "utf-8", "surrogatepass")
+    return b"\0" + type(name).__name__.encode()
+
+
+def _text(content: bytes) -> str:
+    return PREFIX + base64.urlsafe_b64encode(content).decode().rstrip("=")
+
+
+def _seal(payload: bytes, secret: bytes) -> bytes:
+    return _hash(PREFIX.encode() + payload, secret, _SEAL_BYTES, b"flagkit.digest")
+
+
+def _hash(content: bytes, secret: bytes, size: int, purpose: bytes) -> bytes:
+    # A key of BLAKE2b has 64 bytes at most, and a secret may be longer.
+    key = hashlib.blake2b(secret).digest() if secret else b""
+    return hashlib.blake2b(content, digest_size=size, key=key, person=purpose).digest()
+
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_TICK: Final = timedelta(microseconds=1)
+
+
+class _Odd:
+    """The default of a caller whose default is of no type that a variant can have."""
+
+
+_DEFAULTS: Final[dict[str, Any]] = {
+    kind.__name__: kind() for kind in (bool, int, float, str, dict, list)
+}
+"""By the name of their type, defaults that stand for a caller's."""
+
+
+class Replayed(Struct, frozen=True, kw_only=True):
+    """What came of a replay.
+
+    `key`, `environment`, `region`, `revision` and `time` are those of the digest, `variant` what it
+    says was served. `evaluation` is what the flag answers, as of then, to the context that was
+    given. `differences` has a sentence for each thing that is not as the digest says.
+    """
+
+    environment: str
+    region: str
+    key: str
+    revision: int
+    time: datetime
+    variant: str | None
+    evaluation: Evaluation[Any]
+    differences: tuple[str, ...]
+
+    @property
+    def is_same(self) -> bool:
+        """Whether the same context got the same answer, from the same history."""
+        return not self.differences
+
+
+def digest_of(
+    client: Answers,
+    evaluation: Evaluation[Any],
+    context: ContextLike = None,
+    *,
+    secret: str | bytes | None = None,
+) -> str:
+    """Return a short text that stands for an evaluation, to be logged, and replayed later.
+
+    It holds no attributes: of the context there is a hash. Anybody who has it, and guesses the
+    context, can find that the guess is right, unless the hash is keyed by a secret. Without one, a
+    digest can be forged, too: it proves something to those who trust the log that it comes from.
+
+    Args:
+        client: The one that answered.
+        evaluation: Its answer.
+        context: Who asked.
+        secret: A key of the hashes, needed again for the replay; or FLAGKIT_DIGEST_SECRET, or none.
+
+    Raises:
+        InvalidContextError: it is none of the forms of a context, or an attribute misbehaves.
+    """
+    key = _secret(secret)
+    instance(client, Answers, "client", "pass the client that answered")
+    instance(evaluation, Evaluation, "evaluation", "pass what client.evaluate returned")
+    view = client.view
+    hashed = context_hash(context, key)
+    snapshot = None if view is None else view.snapshot
+    moment = datetime.now(UTC) if view is None else _moment(view, evaluation, context)
+    unfit = evaluation.error_code is ErrorCode.TYPE_MISMATCH
+    digest = Digest(
+        environment="" if snapshot is None else snapshot.tip.environment,
+        region="" if snapshot is None else snapshot.region,
+        namespaces=() if snapshot is None else snapshot.namespaces,
+        key=evaluation.flag_key,
+        revision=evaluation.revision,
+        anchor=0 if snapshot is None else snapshot.tip.revision,
+        hash=b"" if snapshot is None else _short(snapshot.tip.hash),
+        moment=(moment - _EPOCH) // _TICK,
+        context=hashed,
+        variant=evaluation.variant,
+        reason=evaluation.reason,
+        error_code=evaluation.error_code,
+        default=type(evaluation.value).__name__ if unfit else "",
+    )
+    return written(digest, key)
+
+
+def replay(
+    uri: str | None,
+    digest: str,
+    context: ContextLike = None,
+    *,
+    database: str | None = None,
+    secret: str | bytes | None = None,
+) -> Replayed:
+    """Evaluate once more what a digest is of, at its revision and moment, and compare.
+
+    Args:
+        uri: A MongoDB connection string of a replica set; or FLAGKIT_URI.
+        digest: As `digest_of` returned it.
+        context: Who asked, with the same attributes.
+        database: Where flagkit's collections are.
+        secret: As it was given to `digest_of`.
+
+    Raises:
+        DigestError: it is no digest, was altered, was made with another secret, or is of an answer
+            that came from no revision.
+        InvalidContextError: the context is none.
+        EnvironmentNotFoundError, RevisionNotFoundError, HistoryLostError, StoreError: as
+            `client_at` does.
+    """
+    key = _secret(secret)
+    instance(digest, str, "digest", "pass the text that digest_of returned")
+    said = read(digest, key)
+    if not said.revision or not said.hash:
+        raise DigestError(
+            "this digest is of an answer that came from no revision of a database: there were no"
+            " flags yet, or the flags were documents or a bootstrap file"
+        )
+    hashed = context_hash(context, key)
+    settings = settings_from(
+        uri, environment=said.environment, region=said.region, database=database
+    )
+    with reading_of(settings) as reading:
+        snapshot = snapshot_at(reading, said.revision, said.region)
+        anchored = said.anchor == said.revision
+        anchor = snapshot.tip if anchored else tip_at(reading, said.anchor)
+    found = _answer(_narrowed(snapshot, said.namespaces), said, context)
+    return Replayed(
+        environment=said.environment,
+        region=said.region,
+        key=said.key,
+        revision=said.revision,
+        time=_EPOCH + said.moment * _TICK,
+        variant=said.variant,
+        evaluation=found,
+        differences=tuple(_differences(said, anchor, hashed, found)),
+    )
+
+
+def _differences(
+    said: Digest, anchor: Tip | None, hashed: bytes, found: Evaluation[Any]
+) -> Iterator[str]:
+    """Yield a sentence for each thing that is not as a digest says."""
+    if anchor is None or _short(anchor.hash) != said.hash:
+        yield f"the history is another: revision {said.anchor} is not the one that was then"
+    if hashed != said.context:
+        yield "the context is another: its hash is not the one of then"
+    if not _is_as(said, found):
+        then = _told(said.variant, said.reason, said.error_code)
+        now = _told(found.variant, found.reason, found.error_code)
+        yield f"the answer is another: then {then}, now {now}"
+
+
+def _moment(view: View, evaluation: Evaluation[Any], context: ContextLike) -> datetime:
+    """Return a moment at which the answer was what it was: now, or one before it changed."""
+    now, until = datetime.fromtimestamp(view.now(), UTC), evaluation.valid_until
+    if until is None or now < until:
+        return now
+    # It may have changed since, and it may not have: `until` comes early, and before the answer.
+    before = until - _TICK
+    if view.snapshot.tip.revision == evaluation.revision:
+        default = evaluation.value if evaluation.variant is None else None
+        for moment in (before, until + _TICK):
+            then = _view(view.snapshot, moment, Freshness())
+            found = then.evaluate(evaluation.flag_key, context, default)
+            if (found.variant, found.reason) == (evaluation.variant, evaluation.reason):
+                return moment
+    return before
+
+
+def _answer(snapshot: Snapshot, said: Digest, context: ContextLike) -> Evaluation[Any]:
+    """Return what a flag answers as of a digest: as it says, if a client of any age can."""
+    first: Evaluation[Any] | None = None
+    for found in _answers(snapshot, said, context):
+        if _is_as(said, found):
+            return found
+        first = found if first is None else first
+    assert first is not None, "one at least is asked"
+    return first
+
+
+def _answers(snapshot: Snapshot, said: Digest, context: ContextLike) -> Iterator[Evaluation[Any]]:
+    """Yield the answers of a client that is fresh, of one that is stale, and of one by a call."""
+    default = _DEFAULTS.get(said.default, _Odd()) if said.default else None
+    moment = _EPOCH + said.moment * _TICK
+    # Which variant a client with keys served takes none to tell; another had not got any, or yet.
+    unsealings: list[Unsealing] = [Unread()]
+    if said.error_code in (ErrorCode.PARSE_ERROR, ErrorCode.PROVIDER_NOT_READY):
+        unsealings += [Unsealing(), Unsealing(_never)]
+    for unsealing in unsealings:
+        # A past client is older than anything: its age is infinite.
+        for stale_after, max_staleness in ((math.inf, None), (0.0, None), (math.inf, 0.0)):
+            view = _view(snapshot, moment, Freshness(stale_after), unsealing)
+            yield view.evaluate(said.key, context, default, max_staleness)
+
+
+def _view(
+    snapshot: Snapshot, moment: datetime, freshness: Freshness, unsealing: Unsealing | None = None
+) -> View:
+    seconds = moment.timestamp()
+    return View(snapshot, lambda: seconds, freshness, unsealing or Unread())
+
+
+def _never() -> NoReturn:
+    raise AssertionError("no keys are fetched for a replay")
+
+
+def _is_as(said: Digest, found: Evaluation[Any]) -> bool:
+    answer = found.variant, str(found.reason), found.error_code
+    return answer == (said.variant, said.reason, said.error_code)
+
+
+def _told(variant: str | None, reason: str, error_code: str | None) -> str:
+    served = "the caller's default" if variant is None else repr(variant)
+    return f"{served} ({', '.join(filter(None, (reason, error_code)))})"
+
+
+def _narrowed(snapshot: Snapshot, namespaces: tuple[str, ...]) -> Snapshot:
+    """Return a snapshot as a client has it that keeps some namespaces only."""
+    if not namespaces:
+        return snapshot
+    narrow = msgspec.structs.replace(snapshot, namespaces=namespaces)
+    kept = (record for record in snapshot.records() if narrow.keeps(record.id))
+    return msgspec.structs.replace(narrow, base=arena_of(snapshot.tip, kept), overlay={})
+
+
+def _short(tip_hash: str) -> bytes:
+    return bytes.fromhex(tip_hash)[:HASH_BYTES]
+
+
+def _secret(given: str | bytes | None) -> bytes:
+    if given is not None and not isinstance(given, str | bytes):  # pyright: ignore[reportUnnecessaryIsInstance] - not all callers check types
+        raise InvalidArgumentError(
+            f"secret is of the type {type(given).__name__}: pass text or bytes, or None"
+        )
+    found = given or os.environ.get("FLAGKIT_DIGEST_SECRET") or b""
+    try:
+        return found.encode() if isinstance(found, str) else found
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(
+            "secret holds a lone surrogate, which UTF-8 cannot carry: pass bytes, or other text"
+        ) from None
+
+
+__all__ = ["Replayed", "client_at", "digest_of", "replay"]

@@ -1,0 +1,197 @@
+"""OpenTelemetry instruments for the state of clients. Needs only the API package.
+
+`import flagkit` does not load this module. Attributes are the environment and the region, and never
+the key of a flag, because their number has no bound.
+"""
+
+import functools
+import math
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, TypeAlias
+
+from opentelemetry import metrics
+from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
+
+from flagkit import Client, Status, __version__
+from flagkit._core.model.changes import Change
+from flagkit._core.snapshot import Snapshot
+from flagkit.client.refresher import Circuit, State
+
+PROPAGATION_BOUNDS: Final = (
+    *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
+)
+"""The histogram's bounds, in seconds: what a stream takes, what polling takes, and outages."""
+
+Readings: TypeAlias = Iterable[tuple[float, dict[str, str]]]
+Reader: TypeAlias = Callable[[Status], Readings]
+"""Returns what an instrument has of a client: values, with attributes of their own."""
+
+
+def instrument(client: Client, meter_provider: MeterProvider | None = None) -> None:
+    """Have a client measured, for as long as it lives. Harmless again; due again after a fork.
+
+    Several clients share the instruments, and are told apart by environment and region. In a forked
+    child no delays are recorded before it is called there.
+
+    Args:
+        client: What to measure. Evaluations are those of a client that counts.
+        meter_provider: Whose meter to use; OpenTelemetry's own by default, which may be set later.
+    """
+    with _making:
+        made = _of_the_global if meter_provider is None else _made.get(meter_provider)
+        if made is None:
+            provider = meter_provider or metrics.get_meter_provider()
+            made = _Instruments(provider.get_meter("flagkit", __version__))
+            _keep(made, meter_provider)
+        made.add(client)
+
+
+class _Instruments:
+    """All instruments of one meter. A meter takes the callbacks of a name but once."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._clients: tuple[weakref.ref[Client], ...] = ()
+        self._pid = 0
+        self._propagation = meter.create_histogram(
+            "flagkit.propagation.duration",
+            unit="s",
+            description="From a change's commit, by the server's clock, to its application here.",
+            explicit_bucket_boundaries_advisory=PROPAGATION_BOUNDS,
+        )
+        for name, unit, description, read in _GAUGES:
+            observe = functools.partial(self._observe, read)
+            meter.create_observable_gauge(name, [observe], unit, description)
+        for name, unit, description, read in _COUNTERS:
+            observe = functools.partial(self._observe, read)
+            meter.create_observable_counter(name, [observe], unit, description)
+        for name, unit, description, read in _SUMS:
+            observe = functools.partial(self._observe, read)
+            meter.create_observable_up_down_counter(name, [observe], unit, description)
+
+    def add(self, client: Client) -> None:
+        """Measure a client from now on, in this process, unless it is measured already."""
+        self._pid = os.getpid()
+        living = tuple(known for known in self._clients if known() is not None)
+        if all(known() is not client for known in living):
+            known = weakref.ref(client)
+            client.on_publish(functools.partial(self._applied, known))
+            living += (known,)
+        self._clients = living
+
+    def _observe(self, read: Reader, _: CallbackOptions) -> Iterator[Observation]:
+        for known in self._clients:
+            client = known()
+            if client is not None:
+                status = client.status()
+                own = _attributes(status.environment, status.region)
+                for value, more in read(status):
+                    yield Observation(value, own | more)
+
+    def _applied(
+        self, known: weakref.ref[Client], snapshot: Snapshot, changes: Sequence[Change] | None
+    ) -> None:
+        # A lock of the SDK's, held at the fork, would stop a child's refresh thread for ever.
+        client = known() if os.getpid() == self._pid else None
+        # Before it was current for the first time, the delay would be that of the start.
+        if client is None or client.staleness == math.inf:
+            return
+        now = time.time()
+        own = _attributes(snapshot.tip.environment, snapshot.region)
+        for change in changes or ():
+            # Two clocks: this one may be behind.
+            self._propagation.record(max(now - change.tip.time.timestamp(), 0.0), own)
+
+
+_making = threading.Lock()
+_made: weakref.WeakKeyDictionary[MeterProvider, _Instruments] = weakref.WeakKeyDictionary()
+_of_the_global: _Instruments | None = None
+
+
+def _keep(made: _Instruments, meter_provider: MeterProvider | None) -> None:
+    global _of_the_global  # noqa: PLW0603 - as OpenTelemetry has its provider
+    if meter_provider is None:
+        _of_the_global = made
+    else:
+        _made[meter_provider] = made
+
+
+def _attributes(environment: str, region: str) -> dict[str, str]:
+    # Before any flags are there, whose they will be is not known.
+    named = {"flagkit.environment": environment} if environment else {}
+    return named | {"flagkit.region": region}
+
+
+def _revision(status: Status) -> Readings:
+    yield status.revision, {}
+
+
+def _head(status: Status) -> Readings:
+    if status.head is not None:
+        yield status.head, {}
+
+
+def _staleness(status: Status) -> Readings:
+    if status.staleness < math.inf:
+        yield status.staleness, {}
+
+
+def _stale(status: Status) -> Readings:
+    yield int(status.is_stale), {}
+
+
+def _states(status: Status) -> Readings:
+    if status.state is not None:
+        for state in State:
+            yield int(state is status.state), {"flagkit.state": state.value}
+
+
+def _breakers(status: Status) -> Readings:
+    for breaker, circuit in status.breakers.items():
+        for known in Circuit:
+            more = {"flagkit.breaker": breaker, "flagkit.breaker.state": known.value}
+            yield int(known is circuit), more
+
+
+def _errors(status: Status) -> Readings:
+    yield status.error_count, {}
+
+
+def _evaluations(status: Status) -> Readings:
+    if status.counts is not None:
+        yield status.counts.evaluations, {}
+
+
+def _hits(status: Status) -> Readings:
+    if status.counts is not None:
+        yield status.counts.hits, {}
+
+
+def _misses(status: Status) -> Readings:
+    if status.counts is not None:
+        yield status.counts.misses, {}
+
+
+_Row: TypeAlias = tuple[str, str, str, Reader]
+
+_GAUGES: Final[tuple[_Row, ...]] = (
+    ("flagkit.revision", "{revision}", "What evaluations answer from.", _revision),
+    ("flagkit.head.revision", "{revision}", "The newest that the primary told.", _head),
+    ("flagkit.staleness", "s", "Since flags were known to be the database's.", _staleness),
+)
+_COUNTERS: Final[tuple[_Row, ...]] = (
+    ("flagkit.evaluations", "{evaluation}", "Flags evaluated.", _evaluations),
+    ("flagkit.hits", "{evaluation}", "Those of a flag that was compiled already.", _hits),
+    ("flagkit.misses", "{evaluation}", "All other evaluations.", _misses),
+    ("flagkit.errors", "{error}", "What kept a client from being current.", _errors),
+)
+# Sums of ones and zeros: over a fleet, the number of clients.
+_SUMS: Final[tuple[_Row, ...]] = (
+    ("flagkit.state", "{client}", "1 for the state that a client is in, else 0.", _states),
+    ("flagkit.stale", "{client}", "1 if older than `max_staleness`, else 0.", _stale),
+    ("flagkit.breaker.state", "{breaker}", "1 for the state of a breaker, else 0.", _breakers),
+)

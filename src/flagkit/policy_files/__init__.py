@@ -1,0 +1,1 @@
+"""Read, check and write policy files. The parts for YAML need the extra `cli`."""

@@ -1,0 +1,138 @@
+"""Writes flags and segments as a policy file, in YAML or JSON, that reads as the same policies.
+
+The YAML is a small subset on which readers of YAML 1.1 and 1.2 agree. Anything ambiguous is in
+double quotes. Comments of an original file are lost.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from datetime import datetime
+from io import StringIO
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.representer import RoundTripRepresenter
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+from flagkit._core.model.canonical import canonical, canonical_segment, date_text, extended
+from flagkit._core.model.segments import listed_keys
+from flagkit._core.model.values import Value
+from flagkit.policy_files.reader import Policy, SegmentPolicy
+
+_WIDTH = 2**31
+"""Lines are as long as what is on them: YAML does not read a name that is folded."""
+_PLAIN = re.compile(r"[A-Za-z_$][A-Za-z0-9_$@./+-]*( [A-Za-z0-9_$@./+-]+)*")
+_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+"""What some YAML reader takes for something other than text, in lower case."""
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+"""What JSON may hold as it is, but YAML may not, or changes."""
+
+
+def yaml_text(policies: Iterable[Policy], segments: Iterable[SegmentPolicy] = ()) -> str:
+    """Return a policy file in YAML with policies in canonical form."""
+    return yaml_of(_lists(policies, segments))
+
+
+def yaml_of(value: Value) -> str:
+    """Return a value in YAML: names are strings, the outermost ones in block style."""
+    yaml: Any = YAML()
+    yaml.Representer = _Representer
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.width = _WIDTH
+    styled: Any = _styled(value)
+    if value:
+        styled.fa.set_block_style()
+    stream = StringIO()
+    yaml.dump(styled, stream)
+    return stream.getvalue()
+
+
+def json_text(policies: Iterable[Policy], segments: Iterable[SegmentPolicy] = ()) -> str:
+    """Return a policy file in JSON with policies in canonical form; dates are Extended JSON."""
+    return _json(extended(_lists(policies, segments)), indent=2) + "\n"
+
+
+def _lists(policies: Iterable[Policy], segments: Iterable[SegmentPolicy]) -> dict[str, Any]:
+    lists: dict[str, Any] = {"flags": [_written(policy) for policy in policies]}
+    named = [_written_segment(policy) for policy in segments]
+    return lists | {"segments": named} if named else lists
+
+
+def _written_segment(policy: SegmentPolicy) -> dict[str, Any]:
+    """Return the canonical document with the keys themselves, sorted, and what a writer heeds."""
+    document = canonical_segment(policy.segment)
+    for side, keys in listed_keys(policy.document).items():
+        document.pop(side, None)
+        if keys:
+            document[side] = sorted({str(key) for key in keys})
+    kept = {name: policy.document[name] for name in ("environment",) if name in policy.document}
+    return {"key": policy.segment.key} | kept | document
+
+
+def _written(policy: Policy) -> dict[str, Any]:
+    """Return the canonical document, with what it leaves out and a writer heeds."""
+    kept = {name: policy.document[name] for name in ("environment", "state")
+            if name in policy.document}  # fmt: skip
+    return {"key": policy.flag.key} | kept | canonical(policy.flag)
+
+
+class _Representer(RoundTripRepresenter):
+    """Writes dates and floats so that readers of YAML 1.1 and 1.2 take them for the same."""
+
+
+def _represent_date(representer: Any, value: datetime) -> Any:
+    text = date_text(value).replace(".000Z", "Z")
+    return representer.represent_scalar("tag:yaml.org,2002:timestamp", text)
+
+
+def _represent_float(representer: Any, value: float) -> Any:
+    # Without a point, YAML 1.1 takes 1e+22 for text.
+    text = re.sub(r"^(-?\d+)e", r"\1.0e", repr(value))
+    if not math.isfinite(value):
+        text = ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
+    return representer.represent_scalar("tag:yaml.org,2002:float", text)
+
+
+_Representer.add_representer(datetime, _represent_date)  # pyright: ignore[reportUnknownMemberType]
+_Representer.add_representer(float, _represent_float)  # pyright: ignore[reportUnknownMemberType]
+
+
+def _styled(value: Value) -> Any:
+    """Return a value with the styles that it is to be written in."""
+    match value:
+        case str():
+            plain = _PLAIN.fullmatch(value) and value.lower() not in _WORDS
+            return value if plain else DoubleQuotedScalarString(value)
+        case dict():
+            styled = {_styled(name): _styled(item) for name, item in value.items()}
+            return _in_style(CommentedMap(styled), value)
+        case list():
+            return _in_style(CommentedSeq(map(_styled, value)), value)
+        case _:
+            return value
+
+
+def _in_style(node: Any, value: Value) -> Any:
+    """Return a node that is written on one line if its value is simple enough."""
+    if _is_flat(value):
+        node.fa.set_flow_style()
+    return node
+
+
+def _is_flat(value: Value, within: int = 2) -> bool:
+    """Tell whether a value is simple enough for one line: scalars, and lists of them."""
+    match value:
+        case dict():
+            return within == 2 and all(_is_flat(item, 1) for item in value.values())  # noqa: PLR2004 - outermost
+        case list():
+            return within > 0 and all(_is_flat(item, 0) for item in value)
+        case _:
+            return True
+
+
+def _json(value: Value, indent: int | None = None) -> str:
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -1,1 +1,0 @@
-"""MongoDB: collections, documents, indexes, reading, committing. Knows no policy language."""

@@ -1,0 +1,321 @@
+"""Clients without a database, for the tests of services and of flagkit.
+
+`client_from` is all that most tests need. `MemoryHistory` is a whole history in memory; its sources
+pass the same contract tests as those of MongoDB. `ManualClock` is a clock that moves only when
+told.
+"""
+
+import asyncio
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from flagkit._core.arguments import instance, listed
+from flagkit._core.arguments import revision as revision_of
+from flagkit._core.model import EVERYWHERE
+from flagkit._core.model.changes import (
+    Change,
+    PolicyChange,
+    PolicyId,
+    PolicyState,
+    Tip,
+    genesis,
+    next_change,
+)
+from flagkit._core.model.keys import check_region
+from flagkit._core.snapshot import Snapshot, build, kept_of, regions_of
+from flagkit._core.source import Heartbeat
+from flagkit.client.client import Client
+from flagkit.client.refresher import Route
+from flagkit.client.sources import initial_segment, initial_state, snapshot_from
+from flagkit.config import check_environment_name
+from flagkit.errors import (
+    FlagkitError,
+    FlagNotFoundError,
+    HistoryLostError,
+    InvalidArgumentError,
+)
+
+ENVIRONMENT = "test"
+
+
+class ManualClock:
+    """A clock that moves when told to. Calling it gives the time, an aware datetime."""
+
+    def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
+        self._now = _utc(instance(start, datetime, "start", "pass a datetime"))
+
+    def __call__(self) -> datetime:
+        """Return the time."""
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Move on by some seconds.
+
+        Raises:
+            InvalidArgumentError: they are negative, or no number, or lead beyond the year 9999.
+        """
+        remedy = "pass a number of seconds, 0 or more: time does not run backwards"
+        given: Any = seconds
+        if isinstance(given, bool) or not isinstance(given, int | float) or not given >= 0:
+            raise InvalidArgumentError(f"seconds is {seconds!r}: {remedy}")
+        try:
+            self._now += timedelta(seconds=seconds)
+        except OverflowError:
+            raise InvalidArgumentError(
+                f"seconds is {seconds!r}: the clock would pass the year 9999; advance it by fewer"
+            ) from None
+
+
+def client_from(
+    flags: Iterable[Mapping[str, Any]],
+    segments: Iterable[Mapping[str, Any]] = (),
+    now: datetime | Callable[[], datetime] | None = None,
+    *,
+    region: str = EVERYWHERE,
+) -> Client:
+    """Return a client of plain policy documents, with no database and no thread.
+
+    Args:
+        flags: Policy documents, in the shape of the YAML form.
+        segments: Documents of segments, with their keys.
+        now: The time of evaluations: a moment, or what gives it, in UTC where it has no zone. The
+            system's time by default.
+        region: Whose overrides to apply.
+
+    Raises:
+        InvalidDocumentError: a document is not valid.
+        InvalidArgumentError: an argument is of another type.
+    """
+    check_region(region)
+    flags = listed(flags, "flags", "pass a list of the documents of flags")
+    segments = listed(segments, "segments", "pass a list of the documents of segments")
+    clock = _seconds(now)
+    snapshot = snapshot_from(flags, segments, environment=ENVIRONMENT, region=region)
+    return Client.from_snapshot(snapshot, clock)
+
+
+class MemoryHistory:
+    """A history in memory, which any number of sources read: `commit` adds a revision.
+
+    May be used from any thread. While `fault` is set, every read of a source raises it.
+    `heartbeats` has those of the clients that are alive, by instance.
+    """
+
+    def __init__(
+        self,
+        environment: str = ENVIRONMENT,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._now = _moments(now)
+        self.fault: FlagkitError | None = None
+        self.changes: list[Change] = []
+        self.pruned_to = 0
+        self.heartbeats: dict[str, Heartbeat] = {}
+        self._genesis = genesis(check_environment_name(environment), uuid.uuid4().hex, self._now())
+        self._lock = threading.Lock()
+        self._wakers: list[Callable[[], object]] = []
+
+    @property
+    def tip(self) -> Tip:
+        """Where the history stands."""
+        return self.tip_at(len(self.changes))
+
+    def tip_at(self, revision: int) -> Tip:
+        """Return where it stood at a revision.
+
+        Raises:
+            InvalidArgumentError: there is no such revision.
+        """
+        if revision_of(revision) > len(self.changes):
+            raise InvalidArgumentError(
+                f"revision is {revision}: pass one from 0 to {len(self.changes)}"
+            )
+        return self.changes[revision - 1].tip if revision else self._genesis
+
+    def commit(
+        self,
+        *documents: Mapping[str, Any],
+        segments: Iterable[Mapping[str, Any]] = (),
+        delete: Sequence[PolicyId] = (),
+    ) -> Change:
+        """Add a revision that creates or updates flags and segments, and deletes some by id.
+
+        Raises:
+            InvalidDocumentError: a document is not valid.
+            FlagNotFoundError: a flag to delete is not there.
+            InvalidArgumentError: an argument is of another type.
+        """
+        segments = listed(segments, "segments", "pass a list of the documents of segments")
+        ids = [_policy_id(policy) for policy in listed(delete, "delete", _IDS)]
+        with self._lock:
+            held = self.states_at(self.tip)
+            for policy in ids:
+                if policy not in held:
+                    raise FlagNotFoundError(f"there is no {policy[1]!r} in {policy[0]}")
+            after: dict[PolicyId, PolicyState | None] = dict.fromkeys(ids)
+            hashed = [initial_segment(document) for document in segments]
+            for state in [*map(initial_state, documents), *(state for state, _ in hashed)]:
+                before = held.get(state.id)
+                version = before.version + 1 if before else 1
+                after[state.id] = PolicyState(state.key, state.region, version, state.packed)
+            edits = [PolicyChange(held.get(policy), state) for policy, state in after.items()]
+            parts = {name: part for _, made in hashed for name, part in made.items()}
+            change = next_change(self.tip, uuid.uuid4().hex, self._now(), edits, parts)
+            self.changes.append(change)
+        for wake in self._wakers:
+            wake()
+        return change
+
+    def prune(self, revision: int) -> None:
+        """Forget the ledger up to a revision; the flags stay."""
+        self.pruned_to = revision_of(revision)
+
+    def states_at(self, tip: Tip) -> dict[PolicyId, PolicyState]:
+        """Return the states of all flags and segments at a tip."""
+        held = {
+            policy.id: policy.after
+            for change in self.changes[: _checked(tip).revision]
+            for policy in change.policies
+        }
+        return {policy: state for policy, state in held.items() if state is not None}
+
+    def parts_at(self, tip: Tip) -> dict[str, bytes]:
+        """Return the parts of members that any revision up to a tip brought."""
+        changes = self.changes[: _checked(tip).revision]
+        return {name: part for change in changes for name, part in change.parts.items()}
+
+    def source(self, region: str = EVERYWHERE) -> "MemorySource":
+        """Return a new source of this history, as one region sees it."""
+        return MemorySource(self, check_region(region))
+
+    def on_commit(self, wake: Callable[[], object]) -> Callable[[], None]:
+        """Have `wake` called after each commit, until what this returns is called."""
+        if not callable(wake):
+            raise InvalidArgumentError(
+                f"wake is of the type {type(wake).__name__}: pass a function without parameters"
+            )
+        self._wakers.append(wake)
+        return lambda: self._wakers.remove(wake)
+
+
+class MemorySource:
+    """A refresher's source whose history lives in memory. To be used in one asyncio loop."""
+
+    def __init__(self, history: MemoryHistory, region: str = EVERYWHERE) -> None:
+        self._history = history
+        self._region = region
+        self._watched_to = 0
+        self._arrived = asyncio.Event()
+        self._stop_watching: Callable[[], None] = lambda: None
+
+    async def load(self, route: Route) -> Snapshot:  # noqa: ARG002 - memory is near
+        """Read everything, at one revision."""
+        self._check()
+        tip = self._history.tip
+        kept = kept_of(self._region)
+        states = self._history.states_at(tip).values()
+        return build(
+            tip,
+            self._region,
+            [state for state in states if state.region in kept],
+            self._history.parts_at(tip),
+        )
+
+    async def open(self, route: Route) -> None:  # noqa: ARG002 - as in `load`
+        """Begin to watch."""
+        self._check()
+        self._stop_watching()
+        loop, arrived = asyncio.get_running_loop(), self._arrived
+        self._watched_to = self._history.tip.revision
+        self._stop_watching = self._history.on_commit(
+            lambda: loop.call_soon_threadsafe(arrived.set)
+        )
+
+    async def head(self) -> Tip:
+        """Return where the history stands."""
+        self._check()
+        return self._history.tip
+
+    async def catch_up(self, tip: Tip, route: Route) -> Sequence[Change]:  # noqa: ARG002 - as in `load`
+        """Return every change after `tip`."""
+        self._check()
+        history = self._history
+        if tip.revision > history.tip.revision or history.tip_at(tip.revision) != tip:
+            raise HistoryLostError(f"revision {tip.revision} is of another history")
+        if tip.revision < history.pruned_to:
+            raise HistoryLostError(f"the ledger does not reach back to revision {tip.revision}")
+        return history.changes[tip.revision :]
+
+    async def watch(self) -> Sequence[Change]:
+        """Wait for changes."""
+        self._check()
+        self._arrived.clear()
+        if self._watched_to == self._history.tip.revision:
+            await self._arrived.wait()
+            self._check()
+        news = self._history.changes[self._watched_to :]
+        self._watched_to += len(news)
+        return news
+
+    async def policy(self, key: str) -> dict[str, Any] | None:
+        """Read the newest document of a flag as the region sees it."""
+        self._check()
+        held = self._history.states_at(self._history.tip)
+        states = (held.get((region, key)) for region in regions_of(self._region))
+        return next((state.policy for state in states if state is not None), None)
+
+    async def beat(self, heartbeat: Heartbeat) -> None:
+        """Put a heartbeat in the place of the last one of its client."""
+        self._check()
+        self._history.heartbeats[heartbeat.instance] = heartbeat
+        if not heartbeat.lifetime:
+            del self._history.heartbeats[heartbeat.instance]
+
+    async def close(self) -> None:
+        """Free everything."""
+        self._stop_watching()
+
+    def _check(self) -> None:
+        if self._history.fault is not None:
+            raise self._history.fault
+
+
+_IDS = 'pass a list of pairs of a region and a key, such as [("*", "shop.search")]'
+
+
+def _policy_id(given: object) -> PolicyId:
+    pair = listed(given, "an element of delete", _IDS)
+    if len(pair) != 2 or not all(isinstance(part, str) for part in pair):  # noqa: PLR2004 - region and key
+        raise InvalidArgumentError(f"an element of delete is no such pair: {_IDS}")
+    return pair[0], pair[1]
+
+
+def _checked(tip: object) -> Tip:
+    return instance(tip, Tip, "tip", "pass a tip of this history, as in history.tip")
+
+
+def _seconds(now: datetime | Callable[[], datetime] | None) -> Callable[[], float]:
+    if now is None:
+        return time.time
+    if isinstance(now, datetime):
+        moment = _utc(now).timestamp()
+        return lambda: moment
+    moments = _moments(now)
+    return lambda: _utc(moments()).timestamp()
+
+
+def _moments(now: Callable[[], datetime]) -> Callable[[], datetime]:
+    if not callable(now):
+        raise InvalidArgumentError(
+            f"now is of the type {type(now).__name__}: pass a function that returns a datetime"
+        )
+    return now
+
+
+def _utc(moment: datetime) -> datetime:
+    """Return a date with a zone: one without is in UTC, as an attribute is."""
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

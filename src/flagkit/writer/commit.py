@@ -1,0 +1,479 @@
+"""The commit protocol: a request becomes a revision as a whole, exactly once, or not at all.
+
+An attempt reads and checks at one revision, records the request, compares and sets the head (which
+is the commit), and projects. A lost race starts again with the read. Planning a batch of an import
+takes tens of milliseconds, so a retry reuses what it can; otherwise an import would lose every
+race.
+
+The hash chain covers the id of the request. So the audit must have everything that the ledger has,
+and a request must match its digest unless it was erased.
+
+docs/architecture/commit-protocol.md describes the protocol.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from typing import Any, Final, NamedTuple
+
+from flagkit._core.background import Log
+from flagkit._core.model import Flag
+from flagkit._core.model.changes import (
+    ACCESS,
+    GRANTS,
+    SEGMENTS,
+    Change,
+    PolicyChange,
+    PolicyId,
+    PolicyState,
+    Tip,
+    next_change,
+)
+from flagkit._core.model.values import text
+from flagkit._core.storage.documents import Prepared, fitting
+from flagkit._core.storage.layout import ERASED, UNSEEDED, comparable_digest
+from flagkit._core.storage.pages import Page, split
+from flagkit._core.storage.prefetch import Foreseen
+from flagkit._core.storage.reader import Reading
+from flagkit._core.storage.store import Store
+from flagkit.errors import (
+    AccessDeniedError,
+    InvalidDocumentError,
+    NotPendingError,
+    RequestConflictError,
+    StoreError,
+    StoreUnavailableError,
+)
+from flagkit.writer.access import buckets_after, check_access, log_denial, needs
+from flagkit.writer.draft import Draft
+from flagkit.writer.guards import Guard, check_guards, planned_of
+from flagkit.writer.operations import documents_of, request_digest
+from flagkit.writer.planning import Plan, plan
+
+
+class Look(NamedTuple):
+    """What a request would do: where it led to, if it was done; else the next change."""
+
+    done: Tip | None
+    change: Change
+    parts: Mapping[str, bytes]
+    buckets: Mapping[str, int]
+    pages: Mapping[str, Page]
+    flags: Mapping[PolicyId, Flag]
+    ready: Mapping[PolicyId, Prepared]
+    upon: Tip
+
+    def holds(self, reading: Reading, request: str) -> bool:
+        """Tell whether it may be committed as it is, upon the revision of a reading."""
+        if reading.tip.epoch != self.upon.epoch or reading.commit_of(request) is not None:
+            return False
+        unledgered = () if reading.unledgered is None else (reading.unledgered,)
+        return still_holds(self.flags, chain(reading.changes(self.upon.revision), unledgered))
+
+
+def foreseen_by(draft: Draft, request: str | None) -> Foreseen:
+    """Return what a draft will ask for, and the request, where it may have been committed."""
+    return Foreseen(request, frozenset(operation.policy_id for operation in draft.operations))
+
+
+def still_holds(flags: Mapping[PolicyId, Flag], between: Iterable[Change]) -> bool:
+    """Tell whether flags may be written as they were planned, after what came in between.
+
+    They may, if nothing was changed that a check of theirs has seen: they themselves, what they
+    rest on, segments, access; and if no other flag came to rest on something else.
+    """
+    seen = {key for _, key in flags}
+    seen.update(needed.flag for flag in flags.values() for needed in flag.prerequisites)
+    return all(
+        policy.id[0] not in (ACCESS, SEGMENTS)
+        and policy.id[1] not in seen
+        and _needed(policy.before) == _needed(policy.after)
+        for change in between
+        for policy in change.policies
+    )
+
+
+def _needed(state: PolicyState | None) -> object:
+    if state is None or b"prerequisites" not in state.packed:
+        return None
+    return state.policy.get("prerequisites")
+
+
+_AT_ONCE: Final = 500
+KEY_LENGTH_MAX: Final = 1_000
+_OWN: Final = "flagkit:"
+"""Requests of these names are the library's: what was done by them, nobody else can have done."""
+
+
+def content_of(draft: Draft, actor: str, reason: str, *, is_new: bool = False) -> dict[str, Any]:
+    """Return what the audit is to have of a request.
+
+    The caller has checked the actor.
+
+    The digest covers the seeds of segments, which are random. So a request that may be sent again
+    has another digest besides, without them, which is the same each time.
+
+    Args:
+        draft: What is asked for.
+        actor: Who asks.
+        reason: Why.
+        is_new: Whether nobody can send the request again.
+
+    Raises:
+        InvalidDocumentError: the reason is no text.
+    """
+    if not isinstance(reason, str):  # pyright: ignore[reportUnnecessaryIsInstance] - not all callers check types
+        raise InvalidDocumentError("reason", f"is {reason!r}", "Write text")
+    content: dict[str, Any] = {
+        "sent": datetime.now(UTC),
+        "actor": actor,
+        "reason": reason,
+        "operations": draft.recorded or documents_of(draft.operations),
+    }
+    if draft.glass:
+        content["glass"] = draft.glass
+    content["digest"] = request_digest(content)
+    if draft.lists and not is_new:
+        unseeded = draft.recorded or documents_of(draft.unseeded())
+        content[UNSEEDED] = request_digest({**content, "operations": unseeded})
+    return content
+
+
+def check_same(request: str, recorded: str, content: Mapping[str, Any], *, done: bool) -> None:
+    """Refuse what is another request than the one on record, by the digests.
+
+    Of one that was erased nobody can tell. If it was done, it is not done again.
+
+    Raises:
+        RequestConflictError: it is another.
+    """
+    if recorded != comparable_digest(content) and not (done and recorded == ERASED):
+        raise RequestConflictError(
+            f"the idempotency key {request!r} was used before, for another request"
+        )
+
+
+def made_by(reading: Reading, request: str) -> Tip | None:
+    """Return the tip that a request led to, None if it has not been committed.
+
+    Raises:
+        NotPendingError: it never will be, for it waited and was dropped.
+    """
+    done = reading.commit_of(request)
+    dropped = None if done is not None else reading.commit_of(drop_of(request))
+    if dropped is not None:
+        raise NotPendingError(
+            f"the pending change {request!r} was dropped at revision {dropped.revision}: ask for it"
+            " anew, under another idempotency key"
+        )
+    return done
+
+
+def checked_key(key: object) -> str:
+    """Return an idempotency key, if it can be one."""
+    if not isinstance(key, str) or not key:
+        raise InvalidDocumentError(
+            "idempotency_key", f"is {key!r}", "Write a string that names the request"
+        )
+    if key.startswith(_OWN):
+        raise InvalidDocumentError(
+            "idempotency_key", f"is {key!r}", f"Write one that does not begin with {_OWN}"
+        )
+    if len(key) > KEY_LENGTH_MAX:
+        raise InvalidDocumentError(
+            "idempotency_key",
+            f"has {len(key):,} characters",
+            f"Write {KEY_LENGTH_MAX:,} at most",
+        )
+    return text(key, "idempotency_key")
+
+
+def drop_of(request: str) -> str:
+    """Return the request by which a pending one is dropped."""
+    return f"{_OWN}drop {request}"
+
+
+def closing_of(proposal: str, says: str) -> str:
+    """Return the request by which a proposal is closed: `says` is reject, or withdraw."""
+    return f"{_OWN}{says} {proposal}"
+
+
+def application_of(proposal: str) -> str:
+    """Return the request by which a proposal is applied."""
+    return f"{_OWN}apply {proposal}"
+
+
+_log = Log("flagkit.writer")
+
+LOST_RACE_SECONDS, LOST_RACE_SECONDS_MAX = 0.02, 0.16
+"""Up to so long who lost a race waits, twice as long for each that it loses, up to the latter."""
+UNAVAILABLE_SECONDS_MAX = 0.5
+LAG_MAX = timedelta(seconds=2)
+"""How long a large change may be projected before others help."""
+
+
+class Made(NamedTuple):
+    """The tip that a request led to, and whether it changed anything or was skipped."""
+
+    tip: Tip
+    changed: bool = True
+
+
+class Committer:
+    """Commits the drafts of one writer, of whose threads one has its turn at a time.
+
+    Args:
+        store: Where to.
+        guards: Are asked about each change.
+        timeout: Seconds within which a change commits or fails.
+    """
+
+    def __init__(self, store: Store, guards: Iterable[Guard], timeout: float) -> None:
+        self._store = store
+        self._guards = tuple(guards)
+        self._timeout = timeout
+        # Threads of one process would only make each other lose races for the head.
+        self._turn = threading.Lock()
+
+    def commit(
+        self,
+        draft: Draft,
+        request: str,
+        content: Mapping[str, Any],
+        timeout: float | None = None,
+        *,
+        is_new: bool = False,
+    ) -> Made:
+        """Make a revision of a draft, under a request's id; return the tip that it made.
+
+        A draft that skips what changes nothing makes no revision then. The tip is the newest one.
+
+        Args:
+            draft: What is asked for.
+            request: The id.
+            content: What the audit is to have of it.
+            timeout: Seconds, if other than the writer's.
+            is_new: Whether nobody can have sent the request before.
+
+        Raises:
+            WriteError, InvalidDocumentError: refused; nothing was written.
+            StoreUnavailableError: the database cannot be reached, or others were always first.
+        """
+        foreseen = foreseen_by(draft, None if is_new else request)
+        lost: list[Look] = []
+        losses = -1
+        seconds = self._timeout if timeout is None else timeout
+        deadline = time.monotonic() + seconds
+        with self._turn:
+            while True:
+                try:
+                    made = self._attempt(draft, request, content, foreseen, lost)
+                    losses += 1
+                    pause = min(LOST_RACE_SECONDS * 2**losses, LOST_RACE_SECONDS_MAX)
+                except StoreUnavailableError:
+                    # Unsure whether it was committed: the next reading looks for the request.
+                    if time.monotonic() > deadline:
+                        raise
+                    made, pause = None, UNAVAILABLE_SECONDS_MAX
+                if made is not None:
+                    return made
+                foreseen = foreseen_by(draft, request)
+                if time.monotonic() > deadline:
+                    raise StoreUnavailableError(
+                        f"other writers won every race for {seconds:g} s: nothing was changed"
+                    )
+                time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not secrets
+
+    def _attempt(
+        self,
+        draft: Draft,
+        request: str,
+        content: Mapping[str, Any],
+        foreseen: Foreseen,
+        lost: list[Look],
+    ) -> Made | None:
+        """Try once. Return the tip that the request led to; None if it was `lost` to another."""
+        with self._store.reading(foreseen) as reading:
+            # Nothing that rests on all of the history, as a rollback does.
+            earlier = lost.pop() if lost and draft.recorded is not None else None
+            again = earlier and self._again(reading, earlier, draft, request, content)
+            try:
+                look = again or self.look(
+                    reading, draft, request, content, is_new=foreseen.request is None
+                )
+            except AccessDeniedError as error:
+                log_denial(self._store, reading.now, error, content["reason"], draft.operations)
+                raise
+            lagging, is_late = reading.lagging, reading.lags_by > LAG_MAX
+        if draft.skips_unchanged and look.done is None and not look.change.policies:
+            return Made(reading.tip, changed=False)
+        if again is None and not self._is_recorded(draft, request, content, look):
+            return None
+        if reading.behind is not None:
+            self._help()
+        if look.done is not None:
+            return Made(look.done)
+        change, pages = look.change, look.pages
+        if pages and lagging is not None:
+            # One large change at a time is carried on; who makes the next one can wait.
+            self._store.project_pages(lagging)
+            return None
+        if again is None:
+            self._store.add_parts(look.parts)
+            self._store.add_pages(pages)
+        lost.append(look)
+        unprojected = change.revision if pages else lagging
+        if not self._store.compare_and_set(reading.tip, change, look.buckets, pages, unprojected):
+            return None
+        self._project(look, lagging if is_late else None)
+        return Made(change.tip)
+
+    @property
+    def has_guards(self) -> bool:
+        """Whether there are guards to ask."""
+        return bool(self._guards)
+
+    def check_changes(
+        self, reading: Reading, changes: Sequence[PolicyChange], actor: str, reason: str
+    ) -> None:
+        """Refuse changes that their actor may not make, or that a guard refuses.
+
+        Nothing is written, and no token is taken.
+
+        Raises:
+            AccessDeniedError, GuardError: refused.
+        """
+        if GRANTS in reading.access:
+            check_access(reading, actor, needs((), changes))
+        if self._guards:
+            planned = planned_of(changes, reading, actor=actor, reason=reason)
+            check_guards(self._guards, planned)
+
+    def _is_recorded(
+        self, draft: Draft, request: str, content: Mapping[str, Any], look: Look
+    ) -> bool:
+        """Record a request; return whether it is on record as it would be committed now.
+
+        Raises:
+            RequestConflictError: another one is on record.
+        """
+        terms, is_done = draft.terms, look.done is not None
+        if terms.has_own_request and is_done:
+            return True
+        asked = terms.recorded(content)
+        recorded = self._store.add_request(request, asked)
+        if terms.has_own_request:
+            # Another attempt was first, with other approvals. The next reading has its record.
+            return recorded == comparable_digest(asked)
+        check_same(request, recorded, content, done=is_done)
+        return True
+
+    def _help(self) -> None:
+        """See to it that ledger and flags have the tip before the head forgets it."""
+        # Who committed it did not wait for a majority, which has it by now, with the request; or is
+        # dead.
+        with self._store.reading() as reading:
+            behind, pages = reading.behind, reading.pages
+        if behind is not None:
+            self._store.project(behind, pages)
+
+    def _project(self, look: Look, late: int | None) -> None:
+        """Bring what was committed to where it is read, and a page of what was not, for too long.
+
+        That is a change on pages, whose writer may be dead; so it comes to an end.
+        """
+        change, pages = look.change, look.pages
+        try:
+            self._store.project(change, pages, is_mine=True)
+            if pages:
+                self._store.project_own_pages(change.revision, pages, look.ready)
+            elif late is not None:
+                self._store.project_pages(late, 1)
+        except StoreError as error:
+            # It is committed all the same, and the next writer projects it.
+            _log.warning(
+                "revision %s is committed and not yet projected: %s", change.revision, error
+            )
+
+    def _again(
+        self,
+        reading: Reading,
+        lost: Look,
+        draft: Draft,
+        request: str,
+        content: Mapping[str, Any],
+    ) -> Look | None:
+        """Return what was planned upon an earlier revision, if it still holds upon this one."""
+        if not lost.holds(reading, request):
+            return None
+        policies = lost.change.policies
+        return lost._replace(
+            change=next_change(reading.tip, request, reading.now, policies),
+            buckets=self._permitted(draft, reading, [*policies], content),
+            upon=reading.tip,
+        )
+
+    def look(
+        self,
+        reading: Reading,
+        draft: Draft,
+        request: str,
+        content: Mapping[str, Any],
+        *,
+        is_new: bool = False,
+        is_preview: bool = False,
+    ) -> Look:
+        """Return what a request would do at a reading's revision, with all checks made.
+
+        A preview does not make the key of the rate limits.
+        """
+        done = None if is_new else made_by(reading, request)
+        planned, buckets = Plan([], {}), dict[str, int]()
+        if done is None:
+            draft.terms.check(reading)
+            planned = plan(
+                draft.operations, reading, reading.tip.revision, draft.parts, draft.lists
+            )
+            draft.sealing.check(planned.changes)
+            reading.check_newest(planned.changes)
+            buckets = self._permitted(
+                draft, reading, planned.changes, content, is_preview=is_preview
+            )
+        change = next_change(reading.tip, request, reading.now, planned.changes)
+        pages = split(change.policies)
+        ready = fitting(change, content, pages, planned.flags, draft.ahead)
+        return Look(done, change, planned.parts, buckets, pages, planned.flags, ready, reading.tip)
+
+    def _permitted(
+        self,
+        draft: Draft,
+        reading: Reading,
+        changes: list[PolicyChange],
+        content: Mapping[str, Any],
+        *,
+        is_preview: bool = False,
+    ) -> dict[str, int]:
+        """Refuse what its actor may not do, or guards or limits stop; return the buckets after."""
+        actor, reason = content["actor"], content["reason"]
+        terms, glass = draft.terms, bool(draft.glass)
+        needed = terms.needed(draft.operations, changes, breaks_glass=glass)
+        approvers = terms.approvers(reading, actor, needed, changes)
+        if self._guards and not glass:
+            planned = planned_of(
+                changes,
+                reading,
+                actor=actor,
+                reason=reason,
+                approvers=approvers,
+            )
+            check_guards(self._guards, planned)
+        epoch = reading.tip.epoch
+        return buckets_after(
+            reading,
+            actor,
+            lambda: self._store.bucket_key(epoch, make=not is_preview),
+            is_limited=terms.is_limited(needed),
+        )

@@ -1,0 +1,704 @@
+"""Drafts: operations that are collected and become one revision.
+
+A draft encrypts sensitive values at once, so neither an operation nor the audit holds them in the
+clear.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import datetime
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+
+import msgspec
+from msgspec import Struct
+
+from flagkit._core.model import EVERYWHERE, Flag, decode, encode
+from flagkit._core.model.access import (
+    Limit,
+    Role,
+    Whose,
+    checked_grant,
+    checked_limit,
+    checked_role,
+    checked_whose,
+    granted_actor,
+)
+from flagkit._core.model.changes import GRANTS, LIMITS, SEGMENTS, PolicyChange, PolicyId, parts_of
+from flagkit._core.model.keys import check_key, check_region
+from flagkit._core.model.segments import (
+    decode_segment,
+    encode_segment,
+    keys_of,
+    listed_keys,
+    new_seed,
+)
+from flagkit._core.model.sensitive import Sealed, Secret
+from flagkit._core.model.values import INT64_MAX, INT64_MIN
+from flagkit._core.secrets import DataKeys, sealed
+from flagkit._core.storage.documents import Prepared
+from flagkit._core.storage.store import Store
+from flagkit.config import Settings
+from flagkit.errors import InvalidDocumentError
+from flagkit.writer.access import GrantRole, RevokeRole, SetLimit, Terms
+from flagkit.writer.ledger import differences
+from flagkit.writer.operations import (
+    ChangeMembers,
+    Create,
+    DeleteSegment,
+    Edit,
+    Lists,
+    Operation,
+    Rollback,
+    RollbackAll,
+    ServeVariant,
+    SetRollout,
+    SetSegment,
+    SetState,
+    Update,
+    VariantNamed,
+    Verb,
+    checked_policy,
+)
+
+if TYPE_CHECKING:
+    from flagkit._core.storage.encryption import MongoDataKeys
+
+_Document: TypeAlias = Mapping[str, Any]
+
+
+class Sealing:
+    """Encrypts for one draft, where there are keys; where there are none, what is encrypted stays.
+
+    Whether that is right, nobody without keys can tell: so it has to be what the flag has already.
+    """
+
+    def __init__(self, environment: str, keys: DataKeys | None = None) -> None:
+        self._environment = environment
+        self._keys = keys
+        self._unproven: set[tuple[str, str, str, bytes]] = set()
+
+    def sealed(self, document: _Document) -> _Document:
+        """Return a policy document with all that is sensitive in it encrypted.
+
+        Raises:
+            InvalidDocumentError: it is not valid, or there are no keys to encrypt it with.
+            EncryptionError, StoreError: the keys cannot be had.
+        """
+        if not _names_secrets(document):
+            return document
+        flag = decode(document, environment=self._environment)
+        if self._keys is None:
+            self._check_encrypted(flag)
+        else:
+            self._keys.fetch()
+            flag = sealed(flag, self._environment, self._keys.seal, self._keys.unseal)
+        policy = dict(encode(flag))
+        if "state" not in document:
+            # To an update, that it is left out says something.
+            del policy["state"]
+        return policy
+
+    def sealing(
+        self, function: Callable[[dict[str, Any]], _Document]
+    ) -> Callable[[dict[str, Any]], _Document]:
+        """Return a function whose documents are sealed, of the same name."""
+
+        @wraps(function, updated=())
+        def made(document: dict[str, Any]) -> _Document:
+            return self.sealed(function(document))
+
+        return made
+
+    def check(self, changes: Iterable[PolicyChange]) -> None:
+        """Refuse what came encrypted, and was neither checked nor is what a flag has already."""
+        for change in changes if self._unproven else ():
+            before = None if change.before is None else decode(change.before.policy, stored=True)
+            for region, key, variant, ciphertext in sorted(self._unproven):
+                if (region, key) != change.id:
+                    continue
+                held = None if before is None else before.variants.get(variant)
+                if not isinstance(held, Sealed) or held.ciphertext != ciphertext:
+                    raise InvalidDocumentError(
+                        f"variants.{variant}",
+                        "is encrypted, and is not what the flag has there",
+                        "Give the writer encryption=, by which it can check it, or leave it as"
+                        " it is",
+                        subject=f"flag {key!r}",
+                    )
+
+    def check_proven(self) -> None:
+        """Refuse what came encrypted and was not checked, where nobody can ask what a flag has."""
+        for _, key, variant, _ in sorted(self._unproven):
+            raise InvalidDocumentError(
+                f"variants.{variant}",
+                "is encrypted, and who makes the change later cannot tell whether it is right",
+                "Give the writer encryption=, or make the change outside of a transaction",
+                subject=f"flag {key!r}",
+            )
+
+    def _check_encrypted(self, flag: Flag) -> None:
+        for name in flag.sensitive:
+            value = flag.variants[name]
+            if isinstance(value, Secret):
+                raise InvalidDocumentError(
+                    f"variants.{name}",
+                    "is sensitive, and this writer cannot encrypt it",
+                    "Give it encryption=, or set FLAGKIT_LOCAL_KEY_PATH; docs/secrets.md says how",
+                    subject=f"flag {flag.key!r}",
+                )
+            if isinstance(value, Sealed):
+                self._unproven.add((flag.region, flag.key, name, value.ciphertext))
+
+
+def _names_secrets(document: object) -> bool:
+    # What is no document is refused by who takes it for one.
+    if not isinstance(document, Mapping):
+        return False
+    return bool(cast("Mapping[object, object]", document).get("sensitive"))
+
+
+def data_keys_of(settings: Settings) -> "MongoDataKeys | None":
+    """Return the data keys that settings lead to; None if they say nothing of encryption."""
+    if settings.encryption is None:
+        return None
+    # Deferred: it loads the driver's cryptography, which takes longer than all the rest.
+    from flagkit._core.storage.encryption import MongoDataKeys  # noqa: PLC0415
+
+    return MongoDataKeys(
+        settings.uri,
+        settings.encryption,
+        environment=settings.environment,
+        database=settings.database,
+    )
+
+
+class Commit(Struct, frozen=True):
+    """A committed change: its revision, the server's time of it (UTC), and the request's id.
+
+    `changed` is False if nothing had to be changed and the change was to be skipped then. The
+    revision and its time are those of the newest revision in that case.
+    """
+
+    revision: int
+    time: datetime
+    request: str
+    changed: bool = True
+
+
+class PendingChange:
+    """A change that was asked for in a transaction.
+
+    `request` names it: `writer.pending_change(request)` is the same in any other process.
+    """
+
+    def __init__(self, request: str, commit: Callable[[str, float], Commit]) -> None:
+        self.request = request
+        self._commit = commit
+
+    def commit(self, timeout: float = 30.0) -> Commit:
+        """Sequence the change, once its transaction is committed; return its Commit.
+
+        Pending changes of the same flags that were asked for before it are sequenced before it.
+        Called again, or where a sweep was first, it returns the same Commit.
+
+        Raises:
+            NotPendingError: its transaction is not committed, or was aborted; or it was dropped.
+            WriteError, InvalidDocumentError: it was refused. What passes with time (a rate limit,
+                a freeze) is tried again by sweeps; anything else only by `commit`.
+            StoreUnavailableError: the database cannot be reached. The change is not lost.
+        """
+        return self._commit(self.request, timeout)
+
+    def __repr__(self) -> str:
+        return f"PendingChange({self.request!r})"
+
+
+CHANGED_MEMBERS_MAX: Final = 10_000
+RECORDED_MEMBERS_MAX: Final = 1_000
+"""Longer lists of a segment's keys are recorded by their hashes alone."""
+_SIDES: Final = ("include", "exclude", "remove")
+
+
+class Preview(Struct, frozen=True):
+    """What a change would do, had it been made upon a revision.
+
+    `done` is the revision that the same request, by its idempotency key, has led to already: then
+    it would do nothing. `notes` are consequences that the differences do not show: edits of a
+    flag that would be resumed, made since it was last active; and flags that would open because a
+    prerequisite of theirs is paused.
+    """
+
+    upon: int
+    changes: tuple[PolicyChange, ...]
+    done: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """What it would do in lines, as the ledger would have them."""
+        return tuple(line for change in self.changes for line in differences(change))
+
+
+class Draft:
+    """Several operations that become one revision; `commit` is there once the block has ended.
+
+    Of a block that was only looked at, it is `preview` that is there; in a transaction of the
+    caller's, `pending`; and where it was proposed, `proposal`, which is its id.
+
+    Each method checks what it is given at once, and changes nothing before the end of the block.
+    """
+
+    def __init__(self, environment: str, keys: DataKeys | None = None) -> None:
+        self.sealing = Sealing(environment, keys)
+        self.operations: list[Operation] = []
+        self.parts: dict[str, bytes] = {}
+        self.lists: dict[str, Lists] = {}
+        """The keys that documents of segments list, by the seeds that were made for them."""
+        self.commit: Commit | None = None
+        self.recorded: list[dict[str, Any]] | None = None
+        """What the audit has of the operations, where that is not they themselves."""
+        self.ahead: Mapping[PolicyId, Prepared] = {}
+        """What was prepared already of the states that it will likely come to."""
+        self.preview: Preview | None = None
+        self.pending: PendingChange | None = None
+        self.proposal: str | None = None
+        self.terms = Terms()
+        self.glass = ""
+        """Why the guards are passed by; empty where they are not."""
+        self.skips_unchanged = False
+        """Whether it makes no revision if it leaves everything as it is."""
+        self._environment = environment
+
+    def create(self, flag: Mapping[str, Any]) -> None:
+        """Create a flag from its policy document."""
+        policy, key, region = checked_policy(self.sealing.sealed(flag), self._environment)
+        self.operations.append(Create(policy=policy, key=key, region=region))
+
+    def put(
+        self,
+        operations: Iterable[Operation],
+        recorded: dict[str, Any],
+        ahead: Mapping[PolicyId, Prepared],
+    ) -> None:
+        """Do what was checked before; the audit has `recorded` of it, as one operation."""
+        self.operations += operations
+        self.ahead = ahead
+        self.recorded = [recorded]
+
+    def update(
+        self,
+        flag: Mapping[str, Any],
+        *,
+        expected_version: int | None = None,
+        reassign: bool = False,
+    ) -> None:
+        """Replace a flag's policy document; the document's key and region say which.
+
+        Without `state` in it, the flag stays paused if it is. Weights that move keys from one
+        treated variant to another are refused, unless `reassign` says that this is meant. Not
+        treated is the `off` variant, or else the false one.
+        """
+        policy, key, region = checked_policy(self.sealing.sealed(flag), self._environment)
+        if "state" not in flag:
+            del policy["state"]
+        self.operations.append(
+            Update(
+                policy=policy,
+                reassign=_reassign(reassign),
+                key=key,
+                region=region,
+                expected_version=expected_version,
+            )
+        )
+
+    def set_rollout(
+        self,
+        key: str,
+        weights: Mapping[str, float] | float,
+        *,
+        rule: str | None = None,
+        region: str = EVERYWHERE,
+        expected_version: int | None = None,
+        reassign: bool = False,
+    ) -> None:
+        """Change the weights, in percent, of a rule's rollout, or of the fallthrough's.
+
+        A bare percentage is the share of the true variant of a boolean flag. For `reassign` see
+        `update`.
+        """
+        self.operations.append(
+            SetRollout(
+                weights=_weights(weights),
+                rule=_rule(rule),
+                reassign=_reassign(reassign),
+                key=check_key(key),
+                region=check_region(region),
+                expected_version=expected_version,
+            )
+        )
+
+    def serve(
+        self,
+        key: str,
+        variant: VariantNamed,
+        *,
+        rule: str | None = None,
+        region: str = EVERYWHERE,
+        expected_version: int | None = None,
+    ) -> None:
+        """Serve another variant to all, in a rule or the fallthrough that serves one variant.
+
+        True and False stand for the variant of a boolean flag that has this value.
+
+        That is a release. The kill switch is `pause`. A paused or archived flag is refused, since
+        it serves its `off` variant whatever its rules say.
+        """
+        self.operations.append(
+            ServeVariant(
+                variant=_variant(variant),
+                rule=_rule(rule),
+                key=check_key(key),
+                region=check_region(region),
+                expected_version=expected_version,
+            )
+        )
+
+    def edit(
+        self,
+        key: str,
+        function: Callable[[dict[str, Any]], Mapping[str, Any]],
+        *,
+        region: str = EVERYWHERE,
+        reassign: bool = False,
+    ) -> None:
+        """Replace a flag's policy document by what a function makes of it.
+
+        Where another writer was first, the function is asked again, with the newer document: it is
+        to be quick, and to do nothing else. What it is given has weights and no intervals, and is
+        its own to change. For `reassign` see `update`.
+        """
+        self.operations.append(
+            Edit(
+                function=self.sealing.sealing(_called(function)),
+                environment=self._environment,
+                reassign=_reassign(reassign),
+                key=check_key(key),
+                region=check_region(region),
+            )
+        )
+
+    def pause(
+        self, key: str, *, region: str = EVERYWHERE, expected_version: int | None = None
+    ) -> None:
+        """Pause a flag: it serves its `off` variant."""
+        self._set_state("pause", key, region, expected_version)
+
+    def resume(
+        self, key: str, *, region: str = EVERYWHERE, expected_version: int | None = None
+    ) -> None:
+        """Make a paused flag active again."""
+        self._set_state("resume", key, region, expected_version)
+
+    def archive(
+        self, key: str, *, region: str = EVERYWHERE, expected_version: int | None = None
+    ) -> None:
+        """Archive a flag: it serves its `off` variant, and neither pauses nor resumes."""
+        self._set_state("archive", key, region, expected_version)
+
+    def restore(
+        self, key: str, *, region: str = EVERYWHERE, expected_version: int | None = None
+    ) -> None:
+        """Make an archived flag a paused one."""
+        self._set_state("restore", key, region, expected_version)
+
+    def delete(
+        self, key: str, *, region: str = EVERYWHERE, expected_version: int | None = None
+    ) -> None:
+        """Delete an archived flag: checks answer with their callers' defaults.
+
+        Created again, it goes on from the version that it had, its rollouts from their salts.
+        """
+        self._set_state("delete", key, region, expected_version)
+
+    def rollback(
+        self,
+        key: str,
+        *,
+        to: int,
+        region: str = EVERYWHERE,
+        expected_version: int | None = None,
+    ) -> None:
+        """Give a flag the content that it had at revision `to`; a deleted one comes back."""
+        self.operations.append(
+            Rollback(
+                to=_revision(to),
+                key=check_key(key),
+                region=check_region(region),
+                expected_version=expected_version,
+            )
+        )
+
+    def rollback_all(self, *, to: int) -> None:
+        """Give all flags and segments the content that they had at revision `to`.
+
+        What was created since is deleted, what was deleted comes back. Nothing else may be in the
+        same change.
+        """
+        self.operations.append(RollbackAll(to=_revision(to)))
+
+    def create_segment(self, segment: Mapping[str, Any]) -> None:
+        """Create a segment from its document; `included` and `excluded` list keys of any number."""
+        self._set_segment(segment, None, create=True)
+
+    def update_segment(
+        self, segment: Mapping[str, Any], *, expected_version: int | None = None
+    ) -> None:
+        """Replace a segment's document, its keys included.
+
+        Lists of other keys than the segment has are hashed with a new seed.
+        """
+        self._set_segment(segment, expected_version, create=False)
+
+    def change_members(
+        self,
+        key: str,
+        *,
+        include: Iterable[str | int] = (),
+        exclude: Iterable[str | int] = (),
+        remove: Iterable[str | int] = (),
+        expected_version: int | None = None,
+    ) -> None:
+        """Move keys into a segment's included ones, its excluded ones, or out of both.
+
+        The audit has them as they are, so they are at most CHANGED_MEMBERS_MAX at a time.
+        """
+        sides = [
+            _recorded(keys, name)
+            for keys, name in zip((include, exclude, remove), _SIDES, strict=True)
+        ]
+        operation = ChangeMembers(
+            include=sides[0],
+            exclude=sides[1],
+            remove=sides[2],
+            key=check_key(key, kind="segment"),
+            region=SEGMENTS,
+            expected_version=expected_version,
+        )
+        if sum(map(len, sides)) > CHANGED_MEMBERS_MAX:
+            raise InvalidDocumentError(
+                "", f"has more than {CHANGED_MEMBERS_MAX:,} keys", "Make several changes of them"
+            )
+        if sum(map(len, sides)) != len(set[str]().union(*sides)):
+            raise InvalidDocumentError(
+                "", "has a key on two sides", "Include, exclude or remove it"
+            )
+        self.operations.append(operation)
+
+    def rollback_segment(self, key: str, *, to: int, expected_version: int | None = None) -> None:
+        """Give a segment the content that it had at revision `to`, its keys included."""
+        self.operations.append(
+            Rollback(
+                to=_revision(to),
+                key=check_key(key, kind="segment"),
+                region=SEGMENTS,
+                expected_version=expected_version,
+            )
+        )
+
+    def grant(self, actor: str, role: Role, namespaces: Collection[str] = ()) -> None:
+        """Grant a role on the keys that begin with one of `namespaces`, or on all.
+
+        It replaces what the actor has of this role.
+        """
+        grant = checked_grant(actor, role, namespaces)
+        self.operations.append(
+            GrantRole(
+                actor=grant.actor,
+                role=grant.role,
+                namespaces=grant.namespaces,
+                key=GRANTS[1],
+                region=GRANTS[0],
+            )
+        )
+
+    def revoke(self, actor: str, role: Role | None = None) -> None:
+        """Take a role from an actor, or all roles.
+
+        A name that would be refused today can be revoked as long as it holds a role.
+        """
+        taken = None if role is None else checked_role(role)
+        self.operations.append(
+            RevokeRole(actor=granted_actor(actor), role=taken, key=GRANTS[1], region=GRANTS[0])
+        )
+
+    def break_glass(self, why: str) -> None:
+        """Pass the writer's guards by. It is logged as a warning, and stands in the audit."""
+        self.glass = _why(why)
+
+    def set_limit(self, whose: Whose, *, capacity: int, rate: float) -> None:
+        """Limit the changes of each actor, or of the whole environment.
+
+        In every t seconds there are then at most `capacity` + `rate` * t of them, pauses and
+        changes of access not counted.
+        """
+        self._set_limit(whose, checked_limit(capacity, rate))
+
+    def lift_limit(self, whose: Whose) -> None:
+        """Limit them no more."""
+        self._set_limit(whose, None)
+
+    def _set_limit(self, whose: Whose, limit: Limit | None) -> None:
+        region, key = LIMITS
+        self.operations.append(
+            SetLimit(whose=checked_whose(whose), limit=limit, key=key, region=region)
+        )
+
+    def rollback_grants(self, *, to: int) -> None:
+        """Give back all roles as they were granted at revision `to`."""
+        self.operations.append(Rollback(to=_revision(to), key=GRANTS[1], region=GRANTS[0]))
+
+    def delete_segment(self, key: str, *, expected_version: int | None = None) -> None:
+        """Delete a segment that no flag refers to."""
+        self.operations.append(
+            DeleteSegment(
+                key=check_key(key, kind="segment"),
+                region=SEGMENTS,
+                expected_version=expected_version,
+            )
+        )
+
+    def unseeded(self) -> list[Operation]:
+        """Return the operations without what is random in them: the seeds of segments."""
+        return [
+            operation.unseeded(self.lists[operation.seed])
+            if isinstance(operation, SetSegment) and operation.seed in self.lists
+            else operation
+            for operation in self.operations
+        ]
+
+    def settle(self, store: Store) -> None:
+        """Keep the seeds of segments that have the listed keys already.
+
+        The process that makes the change compares short lists itself. It does not have long ones,
+        so they are compared here.
+        """
+        long = {
+            place: (operation, lists)
+            for place, operation in enumerate(self.operations)
+            if isinstance(operation, SetSegment)
+            and (lists := self.lists.get(operation.seed)) is not None
+            and lists.keys() != operation.keys.keys()
+        }
+        if not long:
+            return
+        with store.reading() as reading:
+            held = reading.segments({operation.key for operation, _ in long.values()})
+        for place, (operation, lists) in long.items():
+            before = held.get(operation.policy_id)
+            if before is not None:
+                hashed = operation.led_on(before, lists)
+                policy = dict(encode_segment(hashed.segment))
+                if policy == operation.policy:
+                    continue
+                settled = msgspec.structs.replace(operation, policy=policy)
+                self.operations[place] = settled
+                self.lists[settled.seed] = lists
+                for part in parts_of(operation.policy):
+                    self.parts.pop(part, None)
+                self.parts |= hashed.parts
+
+    def _set_state(self, verb: Verb, key: str, region: str, expected_version: int | None) -> None:
+        self.operations.append(
+            SetState(
+                verb=verb,
+                key=check_key(key),
+                region=check_region(region),
+                expected_version=expected_version,
+            )
+        )
+
+    def _set_segment(
+        self, document: Mapping[str, Any], expected_version: int | None, *, create: bool
+    ) -> None:
+        listed = listed_keys(document)
+        given = {**document, **listed} if listed else document
+        hashed = decode_segment(given, environment=self._environment, seed=new_seed())
+        policy = dict(encode_segment(hashed.segment))
+        self.parts |= hashed.parts
+        few = {
+            name: _recorded(keys, name)
+            for name, keys in listed.items()
+            if len(keys) <= RECORDED_MEMBERS_MAX
+        }
+        operation = SetSegment(
+            policy=policy,
+            create=create,
+            keys=few,
+            taken_over=[side for side in ("included", "excluded") if side not in listed],
+            key=hashed.segment.key,
+            region=SEGMENTS,
+            expected_version=expected_version,
+        )
+        self.operations.append(operation)
+        if not operation.takes_over:
+            self.lists[operation.seed] = listed
+
+
+def _recorded(keys: Iterable[object], path: str) -> tuple[str, ...]:
+    """Return keys as the audit has them: sorted, each once, for a request may be sent again."""
+    return tuple(sorted(set(keys_of(keys, path))))
+
+
+def _revision(to: object) -> int:
+    if isinstance(to, bool) or not isinstance(to, int) or not INT64_MIN <= to <= INT64_MAX:
+        raise InvalidDocumentError("to", f"is {to!r}", "Write a revision, as in commit.revision")
+    return to
+
+
+def _why(text: object) -> str:
+    if not isinstance(text, str) or not text.strip():
+        problem = "is empty" if isinstance(text, str) else f"is {text!r}"
+        raise InvalidDocumentError("why", problem, "Write why the guards are passed by")
+    return text
+
+
+def _rule(name: object) -> str | None:
+    if name is not None and not isinstance(name, str):
+        raise InvalidDocumentError("rule", f"is {name!r}", "Write the name of a rule, or None")
+    return name
+
+
+def _variant(variant: object) -> str | bool:
+    if not isinstance(variant, str | bool):
+        raise InvalidDocumentError(
+            "variant",
+            f"is of the type {type(variant).__name__}",
+            "Write the name of a variant, or True or False",
+        )
+    return variant
+
+
+def _reassign(reassign: object) -> bool:
+    if not isinstance(reassign, bool):
+        raise InvalidDocumentError("reassign", f"is {reassign!r}", "Write True or False")
+    return reassign
+
+
+def _weights(given: object) -> dict[str, float] | float:
+    if isinstance(given, Mapping):
+        return dict(cast("Mapping[str, float]", given))
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise InvalidDocumentError(
+            "weights",
+            f"is {given!r}",
+            'Write weights in percent by variant, such as {"on": 10, "off": 90}, or a percentage',
+        )
+    return given
+
+
+def _called(function: Callable[[dict[str, Any]], Mapping[str, Any]]) -> Callable[..., Any]:
+    if not callable(function):
+        raise InvalidDocumentError(
+            "function", f"is {function!r}", "Pass a function that takes and returns a document"
+        )
+    return function
