@@ -11,7 +11,7 @@ from pymongo.database import Database
 
 from flagkit._core.storage.layout import INDEXES
 from flagkit._core.storage.provision import prepared
-from flagkit.cli import wait_notice as patience
+from flagkit.cli import wait_notice
 from flagkit.testing.embedded import EmbeddedMongo
 from flagkit.writer import Writer
 
@@ -19,7 +19,7 @@ from flagkit.writer import Writer
 settings.register_profile("flagkit", deadline=None)
 settings.load_profile("flagkit")
 # For the same reason a slow answer shall not add a line to what commands print in this process.
-patience.SILENCE_SECONDS = 20.0
+wait_notice.SILENCE_SECONDS = 20.0
 
 
 @pytest.fixture(scope="session")

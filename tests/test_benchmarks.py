@@ -44,7 +44,7 @@ from benchmarks.report import (
 )
 from benchmarks.revisions import changes
 from benchmarks.timing import Call
-from flagkit._core.evaluation import compiler as templates
+from flagkit._core.evaluation import compiler
 from flagkit._core.model.changes import PolicyChange
 from flagkit._core.snapshot import fold, whole
 from flagkit._core.storage.documents import policy_document
@@ -353,7 +353,7 @@ def test_shapes_are_flags_that_go_on_to_their_rollout() -> None:
 
 def test_no_two_shapes_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     known = cachetools.FIFOCache[Any, Any](4096)
-    monkeypatch.setattr(templates, "_templates", known)
+    monkeypatch.setattr(compiler, "_templates", known)
     conditions = list(shapes())
     asked = client_from(shaped(f"shapes.flag-{i}", [when]) for i, when in enumerate(conditions))
     for i in range(len(conditions)):

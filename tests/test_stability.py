@@ -24,11 +24,9 @@ import flagkit.writer
 from benchmarks.catalogue import documents
 from flagkit._core.model import decode, packing
 from flagkit._core.model.changes import Tip
-from flagkit._core.snapshot import Arena, Record, arena_of, whole
-from flagkit._core.snapshot import compaction as folding
-from flagkit._core.snapshot import layout as frame
-from flagkit._core.storage import validation as validators
-from flagkit.policy_files import json_schema as schema
+from flagkit._core.snapshot import Arena, Record, arena_of, compaction, layout, whole
+from flagkit._core.storage import validation
+from flagkit.policy_files import json_schema
 from flagkit.writer import operations
 
 GOLDEN = Path(__file__).parent / "golden" / "stability.json"
@@ -61,7 +59,7 @@ def audit_fields() -> dict[str, Any]:
 
 def stored_fields() -> dict[str, Any]:
     """Return the form of each collection's documents, as the server holds writers to it."""
-    return {name: dict(form) for name, form in validators.VALIDATORS.items()}
+    return {name: dict(form) for name, form in validation.VALIDATORS.items()}
 
 
 def arena() -> Arena:
@@ -75,18 +73,18 @@ def arena() -> Arena:
     records.append(Record("eu", override.key, 2, 900, override.body))
     part = b"".join(number.to_bytes(8, "little") for number in (1, 2, 2**64 - 1))
     found = arena_of(tip, sorted(records, key=lambda record: (record.region, record.key)))
-    return whole(folding.folded(found, tip, {}, {hashlib.sha256(part).hexdigest(): part}))
+    return whole(compaction.folded(found, tip, {}, {hashlib.sha256(part).hexdigest(): part}))
 
 
 def snapshot_digest() -> str:
     found = arena()
-    _, length, header_length = frame.prefix_of(found.content)
-    prefix = frame.written_prefix(frame.checksum_of(found.content), length, header_length)
+    _, length, header_length = layout.prefix_of(found.content)
+    prefix = layout.written_prefix(layout.checksum_of(found.content), length, header_length)
     return hashlib.sha256(prefix + found.content[len(prefix) :].tobytes()).hexdigest()
 
 
 def schema_digest() -> str:
-    return hashlib.sha256(msgspec.json.encode(schema.schema(), order="sorted")).hexdigest()
+    return hashlib.sha256(msgspec.json.encode(json_schema.schema(), order="sorted")).hexdigest()
 
 
 def loaded_modules() -> list[str]:

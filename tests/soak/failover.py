@@ -15,9 +15,9 @@ from typing import Any
 from benchmarks.report import Result
 from flagkit._core.model.changes import Change
 from flagkit.writer import Writer, verify
-from tests.following import ENVIRONMENT, Follower, place
-from tests.members import Members
 from tests.soak.steady import Acknowledged, SteadyWriter, stocked
+from tests.support.followers import ENVIRONMENT, Follower, place
+from tests.support.replica_set import Members
 
 REVISIONS_PER_SECOND = 50
 WRITERS = 3

@@ -1,4 +1,4 @@
-"""Faults that last: tests/test_faults.py with longer outages.
+"""Faults that last: tests/client/test_faults.py with longer outages.
 
 It reports how soon clients were current again.
 """
@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.report import Result
 
-TESTS = Path(__file__).parent.parent / "test_faults.py"
+TESTS = Path(__file__).parent.parent / "client" / "test_faults.py"
 
 
 class Recoveries:

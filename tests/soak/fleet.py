@@ -13,9 +13,9 @@ from pathlib import Path
 
 from benchmarks.report import Result
 from flagkit.writer import Writer
-from tests.following import FLAG_COUNT, Follower, flag
-from tests.members import Member, Members
 from tests.soak.steady import SteadyWriter, stocked
+from tests.support.followers import FLAG_COUNT, Follower, flag
+from tests.support.replica_set import Member, Members
 
 PROCESSES = 3
 START_SECONDS = 120.0

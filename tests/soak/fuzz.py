@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from benchmarks.report import Result
-from flagkit._core.evaluation import compiler as templates
+from flagkit._core.evaluation import compiler
 from flagkit._core.evaluation.context import use_context
 from flagkit._core.evaluation.result import Evaluation
 from flagkit._core.model import decode, encode
@@ -28,7 +28,6 @@ from flagkit.client.client import Client, CountingClient
 from flagkit.client.sources import initial_segment
 from flagkit.errors import InvalidDocumentError
 from flagkit.testing import client_from
-from tests.oracle import Document
 from tests.soak.fuzzing import (
     FLAG_COUNT,
     SEGMENTS,
@@ -37,6 +36,7 @@ from tests.soak.fuzzing import (
     PolicyDraw,
     key_of,
 )
+from tests.support.mongod_oracle import Document
 
 CONTEXT_COUNT = 10
 """How many contexts each document meets."""
@@ -257,7 +257,7 @@ def _call(
 
 def _fresh(snapshot: Snapshot) -> Client:
     """Return a client that has compiled nothing yet, and no flag of any shape before."""
-    templates._templates.clear()
+    compiler._templates.clear()
     return Client.from_snapshot(snapshot)
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 from flagkit import Context
-from tests.oracle import SCALARS, Document, Draw
+from tests.support.mongod_oracle import SCALARS, Document, Draw
 
 FLAG_COUNT = 20
 """The flags of one client; prerequisites are among them."""

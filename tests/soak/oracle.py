@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from benchmarks.report import Result
 from flagkit._core.evaluation.matching import matches
 from flagkit.testing.embedded import EmbeddedMongo
-from tests.oracle import (
+from tests.support.mongod_oracle import (
     CONDITION_COUNT,
     DOCUMENT_COUNT,
     attribute_documents,

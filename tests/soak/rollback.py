@@ -11,7 +11,7 @@ from flagkit import Client
 from flagkit._core.model.changes import PolicyId
 from flagkit.testing.embedded import EmbeddedMongo
 from flagkit.writer import Import, Writer, verify
-from tests.rehearsal import Rehearsal
+from tests.support.random_history import Rehearsal
 
 KEYS = 100
 CHANGES_PER_POINT = 20

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from benchmarks.report import Result
-from tests.simulation import (
+from tests.support.simulation.run import (
     CONVERGED_SECONDS_MAX,
     SETTLED_SECONDS_MAX,
     BrokenRuleError,

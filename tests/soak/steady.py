@@ -7,7 +7,7 @@ from typing import Self, TypeAlias
 
 from flagkit.errors import StoreUnavailableError
 from flagkit.writer import Writer
-from tests.following import ENVIRONMENT, FLAG_COUNT, flag
+from tests.support.followers import ENVIRONMENT, FLAG_COUNT, flag
 
 Acknowledged: TypeAlias = tuple[str, int, float]
 """A request, the revision that it led to, and when that was known, on the monotonic clock."""

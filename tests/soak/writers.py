@@ -29,8 +29,8 @@ from flagkit._core.storage.store import Store
 from flagkit.client.refresh_thread import RefreshThread
 from flagkit.client.refresher import Refresher
 from flagkit.writer import Writer, verify
-from tests.members import Members
 from tests.soak import writing
+from tests.support.replica_set import Members
 
 ENVIRONMENT = "soak"
 STUCK_SECONDS = 60

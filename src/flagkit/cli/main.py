@@ -16,8 +16,8 @@ from flagkit import __version__
 from flagkit._core.model.canonical import digest, segment_digest
 from flagkit._core.storage.database_status import Survey
 from flagkit.cli.commands import checkpoint, demo
-from flagkit.cli.commands import status as standing
-from flagkit.cli.commands import status as waiting
+from flagkit.cli.commands import status
+from flagkit.cli.commands import status
 from flagkit.cli.commands.access import access
 from flagkit.cli.commands.admin import admin
 from flagkit.cli.commands.approvals import approvals
@@ -219,11 +219,11 @@ def _status(uri: str | None, environment: str | None, database: str | None, outp
     How far members are behind, only a user with the role clusterMonitor may ask.
     """
     place = connection_from(uri, database)
-    found = standing.standing_of(*place, environment)
+    found = status.standing_of(*place, environment)
     if output in PROGRAMS:
-        emit(standing.document_of(found), output)
+        emit(status.document_of(found), output)
     else:
-        standing.show(found, place[1])
+        status.show(found, place[1])
 
 
 @flagkit.group("rollout")
@@ -254,16 +254,16 @@ def _wait(uri: str | None, database: str | None, timeout: float, output: str, **
     """
     place = connection_from(uri, database)
     goal["environment"] = check_environment_name(required("environment", goal["environment"]))
-    wanted = waiting.Goal(**goal)
+    wanted = status.Goal(**goal)
     with Survey(*place) as survey:
-        found = waiting.wait_with_bar(survey, wanted, timeout)
-    said = waiting.verdict(found, wanted, timeout)
+        found = status.wait_with_bar(survey, wanted, timeout)
+    said = status.verdict(found, wanted, timeout)
     if output in PROGRAMS:
-        emit(waiting.progress_document(found, wanted), output)
+        emit(status.progress_document(found, wanted), output)
     elif found.is_reached:
         say(said)
     else:
-        waiting.show_laggards(found)
+        status.show_laggards(found)
     if not found.is_reached:
         raise click.ClickException(said)
 

@@ -25,7 +25,7 @@ from flagkit._core.model.rollouts import BUCKETS
 from flagkit._core.model.sensitive import ENCRYPTED
 from flagkit._core.model.values import FORMS, LENGTH_MAX, VERSION
 from flagkit._core.model.windows import DAYS, TIME
-from flagkit._core.regex import parser as patterns
+from flagkit._core.regex import parser
 
 Schema: TypeAlias = dict[str, Any]
 Entry: TypeAlias = "str | tuple[str, Schema]"
@@ -350,7 +350,7 @@ _COMPARISONS = {
 OPERATOR_FIELDS: Mapping[str, Entry] = {
     "$regex": (
         "A string has the regular expression in it.",
-        {"type": "string", "maxLength": patterns.LENGTH_MAX},
+        {"type": "string", "maxLength": parser.LENGTH_MAX},
     ),
     "$options": (
         "Of $regex: i, m, s and x.",

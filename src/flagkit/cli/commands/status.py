@@ -10,7 +10,7 @@ from msgspec import Struct
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flagkit._core.model.changes import Tip
-from flagkit._core.storage import client_registry as registry
+from flagkit._core.storage import client_registry
 from flagkit._core.storage.checkpoints import Checkpoint
 from flagkit._core.storage.client_registry import COUNTED_MAX, Census, Registered
 from flagkit._core.storage.database_status import Member, Survey
@@ -242,7 +242,7 @@ def progressed(survey: Survey, goal: Goal) -> Progressed:
         StoreError: the database did not answer, or refused.
     """
     tip = tip_in(survey, goal.environment)
-    wanted = registry.Goal(goal.environment, goal.service, tip.epoch, goal.revision)
+    wanted = client_registry.Goal(goal.environment, goal.service, tip.epoch, goal.revision)
     return Progressed(tip, *survey.laggards(wanted))
 
 

@@ -1,0 +1,357 @@
+"""Reliance: what revisions relied on is proved: altered, forged and removed approvals are found."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from flagkit.errors import (
+    NotApprovedError,
+    ProposalClosedError,
+    RequestConflictError,
+)
+from flagkit.writer import Retention, Writer, entries, erase, prune, verify
+from flagkit.writer.approvals import proposal_digest
+from flagkit.writer.commit import application_of
+from flagkit.writer.operations import request_digest
+from tests.writer.test_writer import flag
+
+pytestmark = pytest.mark.mongo
+
+Direct = Database[dict[str, Any]]
+
+
+@pytest.fixture
+def direct(mongo_uri: str, database: str) -> Iterator[Direct]:
+    with MongoClient[dict[str, Any]](mongo_uri, tz_aware=True) as client:
+        yield client[database]
+
+
+def proposed(writer: Writer, key: str, actor: str = "ada") -> str:
+    with writer.propose(actor=actor, reason="launch") as change:
+        change.create(flag(key))
+    assert change.proposal is not None
+    return change.proposal
+
+
+@pytest.fixture
+def decided(writer: Writer) -> dict[str, str]:
+    """Return proposals that were applied, rejected and withdrawn, and one that is open."""
+    found = {name: proposed(writer, f"a.{name}") for name in ("applied", "rejected", "withdrawn")}
+    for who in ("bob", "carol"):
+        writer.approve(found["applied"], actor=who)
+    writer.apply(found["applied"], actor="dana")
+    writer.reject(found["rejected"], actor="eve", reason="no")
+    writer.withdraw(found["withdrawn"], actor="ada")
+    found["open"] = proposed(writer, "a.open")
+    writer.approve(found["open"], actor="bob")
+    assert verify(writer.store) == []
+    return found
+
+
+def test_the_audit_says_what_an_application_relied_on(
+    decided: dict[str, str], writer: Writer, direct: Direct
+) -> None:
+    request = application_of(decided["applied"])
+    asked = writer.store.requests([request])[request]
+    made = direct.proposals.find_one({"_id.proposal": decided["applied"], "_id.verdict": "propose"})
+    assert made is not None
+    assert asked["approved"] == {"digest": made["digest"], "by": ["bob", "carol"]}
+    assert asked["digest"] == request_digest(asked)
+    first = next(entries(writer.store))
+    assert (first.approvers, first.applier) == (("bob", "carol"), "dana")
+
+
+Tamper = Callable[[Direct, dict[str, str]], object]
+
+
+def said(name: str, verdict: str, **more: str) -> Callable[[dict[str, str]], dict[str, Any]]:
+    named = {f"_id.{field}": value for field, value in more.items()}
+    return lambda ids: {"_id.proposal": ids[name], "_id.verdict": verdict, **named}
+
+
+def gone(name: str, verdict: str, **more: str) -> Tamper:
+    return lambda db, ids: db.proposals.delete_one(said(name, verdict, **more)(ids))
+
+
+def all_gone(name: str) -> Tamper:
+    return lambda db, ids: db.proposals.delete_many({"_id.proposal": ids[name]})
+
+
+def other(name: str, verdict: str, **fields: Any) -> Tamper:
+    return lambda db, ids: db.proposals.update_one(said(name, verdict)(ids), {"$set": fields})
+
+
+def made_anew(db: Direct, ids: dict[str, str]) -> None:
+    """Alter a proposal with all that is said of it, so that every digest there fits."""
+    where = said("applied", "propose")(ids)
+    made = db.proposals.find_one(where)
+    assert made is not None
+    made["operations"][0]["policy"]["owner"] = "mallory"
+    made["digest"] = proposal_digest("ada", made)
+    db.proposals.replace_one(where, made)
+    db.proposals.update_many(
+        {"_id.proposal": ids["applied"], "_id.verdict": "approve"},
+        {"$set": {"digest": made["digest"]}, "$unset": {"seal": True}},
+    )
+
+
+def audited(name: str, request: Callable[[str], str], change: dict[str, Any]) -> Tamper:
+    return lambda db, ids: db.audit.update_one({"_id.request": request(ids[name])}, change)
+
+
+def inserted(name: str, actor: str, verdict: str) -> Tamper:
+    def tamper(db: Direct, ids: dict[str, str]) -> None:
+        made = db.proposals.find_one(said(name, "propose")(ids))
+        assert made is not None
+        identity = {**made["_id"], "actor": actor, "verdict": verdict}
+        fields = {field: made[field] for field in ("time", "reason", "digest")}
+        db.proposals.insert_one({"_id": identity, **fields})
+
+    return tamper
+
+
+TAMPERING: dict[str, tuple[Tamper, str]] = {
+    "an applied proposal is removed": (
+        gone("applied", "propose"),
+        "revision 1 applied the proposal {applied}, which was removed",
+    ),
+    "it is removed with all that was said": (
+        all_gone("applied"),
+        "revision 1 applied the proposal {applied}, which was removed",
+    ),
+    "an approval is removed": (
+        gone("applied", "approve", actor="carol"),
+        "revision 1 applied the proposal {applied}, on the approval of 'carol', which is not",
+    ),
+    "an approval is of another digest": (
+        other("applied", "approve", digest="0" * 64),
+        "revision 1 applied the proposal {applied}, on the approval of",
+    ),
+    "an approval's words are altered": (
+        other("applied", "approve", reason="I never said so"),
+        "said of it is not as it was said",
+    ),
+    "an applied proposal is altered": (
+        other("applied", "propose", reason="another"),
+        "the proposal {applied} was changed past the writer",
+    ),
+    "it is altered so that all digests fit": (
+        made_anew,
+        "revision 1 applied the proposal {applied}, which was another one then",
+    ),
+    "the audit has other approvals": (
+        audited("applied", application_of, {"$set": {"approved.by": ["bob"]}}),
+        "revision 1: what was asked for was altered in the audit",
+    ),
+    "the audit has no approvals": (
+        audited("applied", application_of, {"$unset": {"approved": True}}),
+        "revision 1: what was asked for was altered in the audit",
+    ),
+    "the audit has another who applied it": (
+        audited("applied", application_of, {"$set": {"applied_by": "mallory"}}),
+        "revision 1: what was asked for was altered in the audit",
+    ),
+    "a rejected proposal is removed": (
+        all_gone("rejected"),
+        "revision 2 rejected the proposal {rejected}, which was removed",
+    ),
+    "a rejection is removed": (
+        gone("rejected", "reject"),
+        "revision 2 rejected the proposal {rejected}, which 'eve' said, and that is not there",
+    ),
+    "a withdrawal is removed": (
+        gone("withdrawn", "withdraw"),
+        "revision 3 withdrew the proposal {withdrawn}, which 'ada' said, and that is not there",
+    ),
+    "an open proposal is removed, and not what was said": (
+        gone("open", "propose"),
+        "the proposal {open} was removed, and what was said of it is there",
+    ),
+    "an open proposal is altered": (
+        other("open", "propose", touched=[]),
+        "the proposal {open} was changed past the writer",
+    ),
+    "an approval of one's own is forged": (
+        inserted("open", "ada", "approve"),
+        "'ada' cannot have said approve of the proposal {open}, which 'ada' made",
+    ),
+    "another's withdrawal is forged": (
+        inserted("open", "eve", "withdraw"),
+        "'eve' cannot have said withdraw of the proposal {open}, which 'ada' made",
+    ),
+}
+
+
+@pytest.mark.parametrize("tampering", TAMPERING)
+def test_what_was_altered_forged_or_removed_is_found(
+    tampering: str, decided: dict[str, str], writer: Writer, direct: Direct
+) -> None:
+    tamper, problem = TAMPERING[tampering]
+    tamper(direct, decided)
+    found = verify(writer.store)
+    assert any(problem.format(**decided) in told for told in found), found
+
+
+def test_what_no_revision_relies_on_may_vanish_unseen(
+    decided: dict[str, str], writer: Writer, direct: Direct
+) -> None:
+    direct.proposals.delete_one(said("open", "approve")(decided))
+    assert verify(writer.store) == []
+    direct.proposals.delete_one(said("open", "propose")(decided))
+    assert verify(writer.store) == []
+
+
+def test_a_proposal_stays_closed_though_its_rejection_was_removed(
+    decided: dict[str, str], writer: Writer, direct: Direct
+) -> None:
+    for name, verdict in (("rejected", "reject"), ("withdrawn", "withdraw")):
+        direct.proposals.delete_one(said(name, verdict)(decided))
+        assert writer.proposal(decided[name]).state == name
+        with pytest.raises(ProposalClosedError):
+            writer.approve(decided[name], actor="bob")
+        with pytest.raises(ProposalClosedError):
+            writer.apply(decided[name])
+
+
+def test_an_application_and_closings_of_an_earlier_version_still_prove(
+    decided: dict[str, str], writer: Writer, direct: Direct
+) -> None:
+    request = application_of(decided["applied"])
+    asked = direct.audit.find_one({"_id.request": request})
+    assert asked is not None
+    del asked["approved"]
+    asked["digest"] = request_digest(asked)
+    direct.audit.replace_one({"_id": asked["_id"]}, asked)
+    direct.proposals.update_many({}, {"$unset": {"seal": True}})
+    assert verify(writer.store) == []
+    assert next(entries(writer.store)).approvers == ("bob", "carol")
+    for who in ("bob", "carol"):
+        direct.proposals.delete_one(said("applied", "approve", actor=who)(decided))
+    (problem,) = verify(writer.store)
+    assert problem.endswith("and nobody has approved of it")
+
+
+def test_persons_are_erased_and_all_of_it_still_proves(
+    decided: dict[str, str], writer: Writer, direct: Direct, mongo_uri: str
+) -> None:
+    names = {
+        who: erase(who, uri=mongo_uri, database=direct.name).name
+        for who in ("carol", "dana", "eve", "ada", "bob")
+    }
+    assert verify(writer.store) == []
+    held = str([[*direct[name].find()] for name in ("audit", "proposals")])
+    assert not any(f"'{who}'" in held for who in names)
+    first = next(entries(writer.store))
+    assert (first.actor, first.applier) == (names["ada"], names["dana"])
+    assert first.approvers == (names["bob"], names["carol"])
+    # What is removed after that is found as before.
+    direct.proposals.delete_one(said("applied", "approve", actor=names["carol"])(decided))
+    (problem,) = verify(writer.store)
+    assert f"on the approval of '{names['carol']}'" in problem
+
+
+def test_what_was_decided_before_a_cut_is_not_asked_for(
+    decided: dict[str, str], writer: Writer
+) -> None:
+    now = writer.store.tip().time + timedelta(days=9)
+    prune(writer, Retention(ledger_days=1, audit_days=1), now=now)
+    assert verify(writer.store) == []
+    assert writer.proposal(decided["rejected"]).state == "rejected"
+
+
+def test_an_attempt_that_came_to_nothing_binds_the_next_one(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The audit is written before the commit, and cannot be altered: what it says must be true."""
+    with writer.change() as change:
+        change.grant("tester", "admin")
+        for who in ("ada", "bob", "carol"):
+            change.grant(who, "releaser")
+
+    def killed(proposal: str) -> None:
+        monkeypatch.setattr(writer.store, "compare_and_set", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            writer.apply(proposal, actor="bob")
+        monkeypatch.undo()
+
+    one, two = proposed(writer, "a.one"), proposed(writer, "a.two")
+    for proposal in (one, two):
+        writer.approve(proposal, actor="bob")
+        killed(proposal)
+        writer.approve(proposal, actor="carol")
+    # More approvals do no harm.
+    commit = writer.apply(one, actor="carol")
+    assert writer.apply(one) == commit
+    (entry,) = entries(writer.store, commit.revision - 1)
+    assert (entry.approvers, entry.applier) == (("bob",), "bob")
+    with writer.change() as change:
+        change.revoke("bob")
+    with pytest.raises(NotApprovedError, match="on the approval of bob, which does not count"):
+        writer.apply(two, actor="carol")
+    assert verify(writer.store) == []
+
+
+def test_two_attempts_at_once_record_one_truth(
+    writer: Writer, mongo_uri: str, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proposal = proposed(writer, "a.one")
+    writer.approve(proposal, actor="bob")
+    add_request = writer.store.add_request
+
+    def late(*asked: Any) -> str:
+        monkeypatch.undo()
+        with Writer(mongo_uri, "production", actor="dana", database=database) as other_writer:
+            other_writer.approve(proposal, actor="carol")
+            monkeypatch.setattr(other_writer.store, "compare_and_set", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                other_writer.apply(proposal)
+        return add_request(*asked)
+
+    monkeypatch.setattr(writer.store, "add_request", late)
+    writer.apply(proposal)
+    (entry,) = entries(writer.store)
+    assert (entry.approvers, entry.applier) == (("bob", "carol"), "dana")
+    assert verify(writer.store) == []
+
+
+def test_what_somebody_put_in_the_place_of_an_application_is_refused(
+    writer: Writer, direct: Direct
+) -> None:
+    proposal = proposed(writer, "a.one")
+    writer.approve(proposal, actor="bob")
+    writer.create(flag("a.other"))
+    asked = direct.audit.find_one()
+    assert asked is not None
+    for more in ({}, {"approved": {"digest": "x", "by": []}}):
+        identity = {"environment": "production", "request": application_of(proposal)}
+        direct.audit.delete_one({"_id": identity})
+        forged = {**asked, **more, "proposal": proposal, "applied_by": "x", "_id": identity}
+        direct.audit.insert_one(forged)
+        with pytest.raises(RequestConflictError, match="another request in the place of"):
+            writer.apply(proposal)
+
+
+@pytest.mark.parametrize("closes", ["reject", "withdraw"])
+def test_two_who_close_a_proposal_at_once_make_one_revision(
+    closes: str, writer: Writer, mongo_uri: str, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proposal = proposed(writer, "a.one")
+    say = writer.store.proposals.say
+
+    def late(*asked: Any) -> None:
+        # It has read the proposal while it was open.
+        monkeypatch.undo()
+        with Writer(mongo_uri, "production", actor="ada", database=database) as ada:
+            getattr(ada, closes)(proposal)
+        say(*asked)
+
+    monkeypatch.setattr(writer.store.proposals, "say", late)
+    with pytest.raises(ProposalClosedError):
+        writer.reject(proposal)
+    assert writer.store.tip().revision == 1
+    assert [entry.actor for entry in entries(writer.store)] == ["ada"]
+    assert verify(writer.store) == []
