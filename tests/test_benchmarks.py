@@ -44,9 +44,10 @@ from benchmarks.report import (
 )
 from benchmarks.revisions import changes
 from benchmarks.timing import Call
+from flagkit._core.cooperative import whole
 from flagkit._core.evaluation import compiler
 from flagkit._core.model.changes import PolicyChange
-from flagkit._core.snapshot import fold, whole
+from flagkit._core.snapshot import fold
 from flagkit._core.storage.documents import policy_document
 from flagkit._core.storage.layout import HEADS
 from flagkit.config import DATABASE

@@ -22,9 +22,10 @@ import flagkit.history
 import flagkit.testing
 import flagkit.writer
 from benchmarks.catalogue import documents
+from flagkit._core.cooperative import whole
 from flagkit._core.model import decode, packing
 from flagkit._core.model.changes import Tip
-from flagkit._core.snapshot import Arena, Record, arena_of, compaction, layout, whole
+from flagkit._core.snapshot import Arena, Record, arena_of, compaction, layout
 from flagkit._core.storage import validation
 from flagkit.policy_files import json_schema
 from flagkit.writer import operations

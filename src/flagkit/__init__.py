@@ -24,12 +24,15 @@ from flagkit.errors import FlagkitError
 
 __version__ = "0.1.0"
 
+from flagkit._core.secrets import Encryption, local_encryption
+
 __all__ = [
     "BoundClient",
     "Client",
     "Context",
     "CountingClient",
     "Counts",
+    "Encryption",
     "ErrorCode",
     "Evaluation",
     "Explanation",
@@ -47,6 +50,7 @@ __all__ = [
     "explain",
     "is_enabled",
     "keys",
+    "local_encryption",
     "on_change",
     "policy",
     "status",

@@ -5,14 +5,13 @@ import math
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, TypeAlias, TypedDict, Unpack, cast
 
 from msgspec import Struct
 
 from flagkit._core.model import EVERYWHERE
 from flagkit._core.model.keys import check_region
 from flagkit._core.secrets import Encryption, local_encryption
-from flagkit.client.sources import Bootstrap
 from flagkit.errors import ConfigurationError, InvalidDocumentError
 
 DATABASE = "flagkit"
@@ -22,6 +21,13 @@ ENVIRONMENT_LENGTH_MAX = 200
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,199}")
 _SERVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
 _DATABASE_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
+
+
+Documents: TypeAlias = Iterable[Mapping[str, Any]]
+
+
+Bootstrap: TypeAlias = str | os.PathLike[str] | Documents
+"""The path of a policy file in JSON or of a snapshot file; or documents of flags."""
 
 
 class Options(TypedDict, total=False):
@@ -192,8 +198,7 @@ def _encryption(given: object) -> Encryption | None:
         return encryption_by_default()
     if not isinstance(given, Encryption):
         raise ConfigurationError(
-            f"encryption is of the type {type(given).__name__}: pass an Encryption, of"
-            " flagkit.encryption"
+            f"encryption is of the type {type(given).__name__}: pass a flagkit.Encryption"
         )
     return given
 

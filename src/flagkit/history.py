@@ -65,7 +65,7 @@ def client_at(
 
     Flags, segments and prerequisites are of one revision. Windows, ramps, and `valid_until` of
     evaluations are as of the moment. The connection is closed by the time that this returns. What
-    is not given is taken from the environment variables of flagkit.settings.Options.
+    is not given is taken from the environment variables of flagkit.config.Options.
 
     Args:
         uri: A MongoDB connection string of a replica set.

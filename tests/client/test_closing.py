@@ -17,8 +17,9 @@ import pytest
 
 from flagkit._core.model.changes import Change, Tip
 from flagkit._core.snapshot import Snapshot, SnapshotFile
+from flagkit._core.source import Route
 from flagkit.client.client import Client
-from flagkit.client.refresher import Route, State
+from flagkit.client.refresher import State
 from flagkit.client.sources import Origin
 from flagkit.errors import ConfigurationError, InvalidDocumentError, StreamsUnavailableError
 from flagkit.testing import ENVIRONMENT, MemoryHistory, MemorySource

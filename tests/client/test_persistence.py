@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from flagkit import Client
+from flagkit._core.cooperative import whole
 from flagkit._core.model.changes import Change
-from flagkit._core.snapshot import Arena, Snapshot, SnapshotFile, fold, whole
+from flagkit._core.snapshot import Arena, Snapshot, SnapshotFile, fold
 from flagkit._core.snapshot import snapshot as snapshots
+from flagkit._core.source import Route
 from flagkit.client import persistence as keeping
-from flagkit.client.refresher import Route
 from flagkit.errors import StoreUnavailableError
 from flagkit.testing import ENVIRONMENT, MemoryHistory
 

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from flagkit._core.model.changes import Change, PolicyChange, Tip, next_change
 from flagkit._core.snapshot import Snapshot, build
+from flagkit._core.source import Route
 from flagkit.client.refresher import (
     Action,
     Arrived,
@@ -26,7 +27,6 @@ from flagkit.client.refresher import (
     Loaded,
     Pace,
     Refresher,
-    Route,
     State,
     Thresholds,
     Wait,

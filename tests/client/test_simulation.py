@@ -11,8 +11,9 @@ import pytest
 from msgspec.structs import replace
 
 from flagkit._core.model.changes import Change, Tip
+from flagkit._core.source import Route
 from flagkit.client import refresher
-from flagkit.client.refresher import Action, Breaker, HeadSeen, Refresher, Route, State
+from flagkit.client.refresher import Action, Breaker, HeadSeen, Refresher, State
 from flagkit.errors import HistoryLostError
 from tests.support.simulation import run as simulation
 from tests.support.simulation.client import Answer, SimulatedClient

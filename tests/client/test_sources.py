@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from flagkit._core.cooperative import whole
 from flagkit._core.evaluation.result import ErrorCode
 from flagkit._core.model import EVERYWHERE
-from flagkit._core.snapshot import SnapshotFile, whole
+from flagkit._core.snapshot import SnapshotFile
 from flagkit._core.snapshot.snapshot import fold
 from flagkit.client.client import Client
 from flagkit.client.sources import Origin, bootstrap_snapshot, snapshot_from

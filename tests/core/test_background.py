@@ -17,7 +17,8 @@ from flagkit import Client
 from flagkit._core import background
 from flagkit._core.background import BackgroundThread, Log, Pauses, words_of
 from flagkit._core.snapshot import Snapshot, SnapshotFile
-from flagkit.client.refresher import Route, State
+from flagkit._core.source import Route
+from flagkit.client.refresher import State
 from flagkit.client.sources import Origin
 from flagkit.errors import FlagkitError
 from flagkit.testing import MemoryHistory, MemorySource

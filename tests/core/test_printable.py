@@ -276,14 +276,12 @@ WAYS_OUT = re.compile(
     r"sys\.(?:std|__std)(?:out|err)|traceback\.print|os\.write|rich\.(?:markup|table)"
 )
 ALLOWED = {
-    "logs.py": {"getLogger"},
+    "_core/background.py": {"getLogger"},
     # What the starter of a server reads, which is an error's text.
-    "embedded.py": {"print("},
-    "cli/streams.py": {"sys.stdout", "sys.stderr"},
-    "cli/telling.py": {"sys.stdout", "sys.stderr", "Console"},
-    "cli/output.py": {"sys.stdout"},
+    "testing/embedded.py": {"print("},
+    "cli/output.py": {"sys.stdout", "sys.stderr", "Console"},
     # What is in a buffer is written before the exit code is known.
-    "cli/failures.py": {"sys.stdout"},
+    "cli/errors.py": {"sys.stdout"},
 }
 
 
@@ -298,4 +296,6 @@ def code_of(path: Path) -> str:
 def test_no_module_has_a_way_of_its_own_to_a_log_or_a_terminal(path: Path) -> None:
     name = str(path.relative_to(SOURCE))
     found = set(WAYS_OUT.findall(code_of(path)))
-    assert found == ALLOWED.get(name, set()), f"{name}: take flagkit.logs, or flagkit.cli.telling"
+    assert found == ALLOWED.get(name, set()), (
+        f"{name}: take flagkit._core.background.Log, or flagkit.cli.output"
+    )

@@ -38,8 +38,8 @@ from flagkit._core.model.segments import (
     unpacked_part,
 )
 from flagkit._core.snapshot import build, segment_of
+from flagkit._core.source import Route
 from flagkit._core.storage.source import MongoSource
-from flagkit.client.refresher import Route
 from flagkit.client.sources import initial_state
 from flagkit.errors import (
     BrokenReferenceError,

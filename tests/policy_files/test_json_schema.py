@@ -68,9 +68,9 @@ def is_json(made: object) -> bool:
 
 
 def test_the_shipped_schema_is_the_generated_one() -> None:
-    shipped = files("flagkit").joinpath("flagkit.schema.json").read_text("utf-8")
+    shipped = files("flagkit.policy_files").joinpath("flagkit.schema.json").read_text("utf-8")
     printed = CliRunner().invoke(flagkit, ["schema"], catch_exceptions=False).output
-    assert shipped == printed, "run: flagkit schema > src/flagkit/flagkit.schema.json"
+    assert shipped == printed, "run: flagkit schema > src/flagkit/policy_files/flagkit.schema.json"
     assert json.loads(printed) == SCHEMA
 
 

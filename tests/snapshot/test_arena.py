@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.catalogue import documents
+from flagkit._core.cooperative import whole
 from flagkit._core.model import decode, packing
 from flagkit._core.model.changes import DIGEST_MODULUS, PolicyId, genesis
-from flagkit._core.snapshot import Arena, Record, arena, arena_of, builder, compaction, whole
+from flagkit._core.snapshot import Arena, Record, arena, arena_of, builder, compaction
 from flagkit._core.snapshot.arena import (
     BLOCK_KEYS,
     BLOCK_KEYS_MAX,

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from flagkit._core.cooperative import whole
 from flagkit._core.model.changes import PolicyId, genesis
-from flagkit._core.snapshot import Arena, Record, arena_of, compaction, whole
+from flagkit._core.snapshot import Arena, Record, arena_of, compaction
 from flagkit._core.snapshot.arena import BLOCK_KEYS
 from flagkit._core.snapshot.chunks import (
     SLICE_BYTES,

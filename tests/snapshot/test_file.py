@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from flagkit._core.cooperative import whole
 from flagkit._core.model.changes import Tip, digest
-from flagkit._core.snapshot import Snapshot, SnapshotFile, build, fold, layout, segment_of, whole
+from flagkit._core.snapshot import Snapshot, SnapshotFile, build, fold, layout, segment_of
 from flagkit.client.sources import initial_segment, initial_state
 from flagkit.errors import SnapshotFormatError
 
@@ -166,7 +167,7 @@ REFUSED: Mapping[str, tuple[Callable[[bytes], bytes], str]] = {
     "no snapshot": (lambda _: b"#!/bin/sh\n" * 100, "no snapshot of flagkit's"),
     "a newer format": (
         lambda content: content[:7] + bytes([layout.FORMAT + 1]) + content[8:],
-        f"it has format {frame.FORMAT + 1}; this version reads {frame.FORMAT}",
+        f"it has format {layout.FORMAT + 1}; this version reads {layout.FORMAT}",
     ),
 }
 

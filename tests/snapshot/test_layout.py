@@ -17,18 +17,10 @@ import xxhash
 from hypothesis import given
 from msgspec.structs import replace
 
+from flagkit._core.cooperative import whole
 from flagkit._core.model import decode, encode, packing
 from flagkit._core.model.changes import Tip
-from flagkit._core.snapshot import (
-    Arena,
-    Record,
-    arena,
-    arena_of,
-    builder,
-    compaction,
-    layout,
-    whole,
-)
+from flagkit._core.snapshot import Arena, Record, arena, arena_of, builder, compaction, layout
 from flagkit._core.snapshot.arena import opened
 from flagkit._core.snapshot.compaction import folded
 from flagkit._core.snapshot.layout import checksum_of, header_of, prefix_of, written_prefix
@@ -323,7 +315,7 @@ def test_the_page_has_all_fields_sections_and_operators() -> None:
         assert f"| `{section}` |" in PAGE
     listed = re.findall(r"(\d+) (\$\w+)", PAGE)
     assert listed == [(str(number), name) for number, name in enumerate(packing.OPERATORS)]
-    assert f"This is format {frame.FORMAT}, with bodies of format {packing.FORMAT}." in PAGE
+    assert f"This is format {layout.FORMAT}, with bodies of format {packing.FORMAT}." in PAGE
 
 
 # What is refused

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from flagkit._core.cooperative import whole
 from flagkit._core.model.changes import (
     Change,
     PolicyChange,
@@ -30,7 +31,6 @@ from flagkit._core.snapshot import (
     record_of,
     regions_of,
     snapshot_of,
-    whole,
 )
 from flagkit._core.snapshot import snapshot as snapshots
 from flagkit.errors import HistoryLostError

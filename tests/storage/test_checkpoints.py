@@ -16,12 +16,13 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from flagkit import Client
-from flagkit._core.snapshot import Snapshot, SnapshotFile, fold, whole
+from flagkit._core.cooperative import whole
+from flagkit._core.snapshot import Snapshot, SnapshotFile, fold
+from flagkit._core.source import Route
 from flagkit._core.storage import checkpoints as publishing
 from flagkit._core.storage import checkpoints as reading
 from flagkit._core.storage.source import MongoSource
 from flagkit._core.storage.store import Store
-from flagkit.client.refresher import Route
 from flagkit.errors import (
     ConfigurationError,
     EnvironmentNotFoundError,

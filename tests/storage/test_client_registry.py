@@ -20,7 +20,7 @@ from pymongo.collection import Collection
 
 from flagkit import Client
 from flagkit._core.evaluation.evaluator import Freshness
-from flagkit._core.source import LIFETIME_SECONDS, Heartbeat
+from flagkit._core.source import LIFETIME_SECONDS, Heartbeat, Source
 from flagkit._core.storage.client_registry import (
     SHOWN_MAX,
     Registered,
@@ -32,7 +32,6 @@ from flagkit._core.storage.client_registry import Goal as RegistryGoal
 from flagkit._core.storage.database_status import Survey
 from flagkit._core.storage.layout import CLIENTS
 from flagkit.cli.commands.status import Goal, Progressed, wait
-from flagkit.client.refresher import Source
 from flagkit.client.registration import BEAT_SECONDS_MIN, Registrar
 from flagkit.client.sources import Origin
 from flagkit.config import settings_from

@@ -12,9 +12,9 @@ from pymongo import MongoClient
 
 from flagkit import Client
 from flagkit._core.model import EVERYWHERE
+from flagkit._core.source import Route
 from flagkit._core.storage.driver import await_milliseconds, settings_for
 from flagkit._core.storage.source import MongoSource
-from flagkit.client.refresher import Route
 from flagkit.errors import ConfigurationError
 from flagkit.writer import Writer, verify
 

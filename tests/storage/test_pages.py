@@ -23,10 +23,10 @@ from flagkit._core.model.changes import (
     list_header,
     next_change,
 )
+from flagkit._core.source import Route
 from flagkit._core.storage import pages
 from flagkit._core.storage.pages import PAGE_POLICIES
 from flagkit._core.storage.source import MongoSource
-from flagkit.client.refresher import Route
 from flagkit.errors import HistoryLostError, StoreError
 from flagkit.writer import Writer, entries, verify, write_checkpoint
 from tests.writer.test_writer import flag, policy

@@ -15,13 +15,13 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
 from flagkit import Client, FlagkitError
+from flagkit._core.source import Route
 from flagkit._core.storage import pages
 from flagkit._core.storage.database_status import Survey
 from flagkit._core.storage.layout import INDEXES, KEYS
 from flagkit._core.storage.provision import ADMIN, ALL, READER, ROLES, WRITER
 from flagkit._core.storage.source import MongoSource
 from flagkit.cli.main import flagkit
-from flagkit.client.refresher import Route
 from flagkit.errors import AccessDeniedError, HistoryLostError, RateLimitedError, StoreError
 from flagkit.history import client_at, digest_of, replay
 from flagkit.writer import (

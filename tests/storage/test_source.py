@@ -18,21 +18,11 @@ from flagkit._core.cooperative import PAUSED_THRESHOLD
 from flagkit._core.model import packing
 from flagkit._core.model.changes import Change
 from flagkit._core.snapshot import Record, Snapshot
+from flagkit._core.source import Route, Source
 from flagkit._core.storage.driver import translated
 from flagkit._core.storage.layout import FLAGS, SEGMENTS
 from flagkit._core.storage.source import MongoSource
-from flagkit.client.refresher import (
-    AskHead,
-    CatchUp,
-    CaughtUp,
-    Due,
-    Failed,
-    Refresher,
-    Route,
-    Source,
-    Wait,
-    Watch,
-)
+from flagkit.client.refresher import AskHead, CatchUp, CaughtUp, Due, Failed, Refresher, Wait, Watch
 from flagkit.errors import (
     ConfigurationError,
     FlagkitError,

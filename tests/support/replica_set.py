@@ -1,8 +1,8 @@
 """Replica sets whose members are killed, suspended, cut off and brought back by tests.
 
-Those of `flagkit.embedded` live as long as somebody uses them; these do not. A member may have a
-proxy before it, by which clients and the other members know it. It may then come back on another
-port, and be cut off from either. Use it in the main thread, because members end with it.
+Those of `flagkit.testing.embedded` live as long as somebody uses them. These do not. A member may
+have a proxy before it, by which clients and the other members know it. It may then come back on
+another port, and be cut off from either. Use it in the main thread, because members end with it.
 """
 
 import contextlib

@@ -18,6 +18,7 @@ from flagkit.writer.operations import (
     READABLE,
     Edit,
     Operation,
+    Prune,
     Reinstate,
     check_readable,
     digest_of,
@@ -25,7 +26,6 @@ from flagkit.writer.operations import (
     operations_of,
     policies_of,
 )
-from flagkit.writer.retention import Prune
 from tests.writer.test_writer import flag
 
 KEYS = st.from_regex(r"[a-z]{1,5}\.[a-z]{1,5}", fullmatch=True)

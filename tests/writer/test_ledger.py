@@ -11,8 +11,9 @@ from msgspec.structs import astuple, replace
 from pymongo import MongoClient
 from pymongo.database import Database
 
+from flagkit._core.cooperative import whole
 from flagkit._core.model.changes import PolicyChange, PolicyId, genesis, next_change, state_of
-from flagkit._core.snapshot import Record, snapshot_of, whole
+from flagkit._core.snapshot import Record, snapshot_of
 from flagkit._core.snapshot.builder import Builder
 from flagkit._core.snapshot.compaction import folded
 from flagkit._core.storage.documents import (

@@ -17,9 +17,9 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from flagkit import Client
+from flagkit._core.cooperative import whole as whole_of
 from flagkit._core.model import decode, encode
 from flagkit._core.model.changes import CUT, PolicyChange, genesis, next_change, state_of
-from flagkit._core.snapshot import whole as whole_of
 from flagkit._core.storage import pages
 from flagkit._core.storage import pruning as storage
 from flagkit._core.storage.documents import head_document, policy_document

@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 PAUSED_THRESHOLD: Final = 1_000_003
 """The first threshold in a pause: more objects than a pause makes that stay.
@@ -69,3 +69,16 @@ def _resume_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_resume_in_child)
+
+
+T = TypeVar("T")
+
+
+def whole(slices: Generator[object, None, T]) -> T:
+    """Return what work in slices comes to, done at once."""
+    while True:
+        try:
+            next(slices)
+        except StopIteration as done:
+            result: T = done.value
+            return result

@@ -3,9 +3,14 @@
 A heartbeat says what a client reports to the registry, and how long that report holds.
 """
 
-from typing import Final
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any, Final, Protocol
 
 from msgspec import Struct
+
+from flagkit._core.model.changes import Change, Tip
+from flagkit._core.snapshot import Snapshot
 
 LIFETIME_SECONDS: Final = 50.0
 """A client that was not heard of for so long is taken for ended: some five heartbeats."""
@@ -41,3 +46,54 @@ class Heartbeat(Struct, frozen=True, kw_only=True):
     revision: int
     staleness: float | None
     lifetime: float = LIFETIME_SECONDS
+
+
+class Route(StrEnum):
+    """Which members of the replica set are asked."""
+
+    NEAR = "near"
+    PRIMARY = "primary"
+
+
+class Source(Protocol):
+    """Where snapshots and changes come from. All its errors are FlagkitErrors."""
+
+    async def load(self, route: Route) -> Snapshot:
+        """Read everything, at one revision."""
+        ...
+
+    async def open(self, route: Route) -> None:
+        """Begin to watch, anew where a watch was open: later changes are had from `watch`.
+
+        Raises:
+            StreamsUnavailableError: changes cannot be watched here, only asked for.
+        """
+        ...
+
+    async def head(self) -> Tip:
+        """Return where the environment stands, as the primary has it from a majority."""
+        ...
+
+    async def catch_up(self, tip: Tip, route: Route) -> Sequence[Change]:
+        """Return every change after `tip`, in order.
+
+        Raises:
+            HistoryLostError: the history does not reach back to the tip, or is another one.
+        """
+        ...
+
+    async def watch(self) -> Sequence[Change]:
+        """Wait for changes; it may return without any now and then, which proves nothing."""
+        ...
+
+    async def policy(self, key: str) -> dict[str, Any] | None:
+        """Read the newest document of a flag as the region sees it, with its metadata."""
+        ...
+
+    async def beat(self, heartbeat: Heartbeat) -> None:
+        """Put a heartbeat in the place of the last one of its client."""
+        ...
+
+    async def close(self) -> None:
+        """Free everything. Nothing is called after it."""
+        ...

@@ -15,9 +15,7 @@ from click.shell_completion import get_completion_class
 from flagkit import __version__
 from flagkit._core.model.canonical import digest, segment_digest
 from flagkit._core.storage.database_status import Survey
-from flagkit.cli.commands import checkpoint, demo
-from flagkit.cli.commands import status
-from flagkit.cli.commands import status
+from flagkit.cli.commands import checkpoint, demo, status
 from flagkit.cli.commands.access import access
 from flagkit.cli.commands.admin import admin
 from flagkit.cli.commands.approvals import approvals

@@ -31,10 +31,11 @@ from flagkit._core.model.changes import Change
 from flagkit._core.model.foreign import native
 from flagkit._core.secrets import Unsealing
 from flagkit._core.snapshot import Snapshot, SnapshotFile, flag_of
+from flagkit._core.source import Source
 from flagkit.client.counters import Counting, Counts
 from flagkit.client.fork import Stage, leave_behind, watch
 from flagkit.client.mistakes import Mistakes
-from flagkit.client.refresher import Circuit, Refresher, Source, State, pace_for
+from flagkit.client.refresher import Circuit, Refresher, State, pace_for
 from flagkit.client.sources import Origin, first_view, origin_of
 from flagkit.client.subscriptions import Callback, Subscription, Subscriptions
 from flagkit.config import Options, Settings, settings_from
@@ -396,7 +397,7 @@ class Client(Answers):
 
     Args:
         uri: A MongoDB connection string of a replica set; or FLAGKIT_URI.
-        **options: See flagkit.settings.Options.
+        **options: See flagkit.config.Options.
 
     Raises:
         ConfigurationError: the URI or the environment is named nowhere, or an argument makes no

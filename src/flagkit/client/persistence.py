@@ -12,9 +12,9 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Final, TypeAlias, TypeVar
 
 from flagkit._core.background import Log, is_of_the_end, repeat
-from flagkit._core.cooperative import collector_paused
+from flagkit._core.cooperative import collector_paused, whole
 from flagkit._core.model.changes import Change, PolicyId, Tip
-from flagkit._core.snapshot import Arena, Record, Snapshot, SnapshotFile, fold, whole
+from flagkit._core.snapshot import Arena, Record, Snapshot, SnapshotFile, fold
 from flagkit._core.snapshot.chunks import given_back
 from flagkit.errors import SnapshotFormatError
 

@@ -22,6 +22,7 @@ from flagkit._core.evaluation.evaluator import Freshness
 from flagkit._core.model.changes import Change, PolicyId
 from flagkit._core.secrets import Unsealing
 from flagkit._core.snapshot import Arena, Record, Snapshot, SnapshotFile
+from flagkit._core.source import Source
 from flagkit.client.persistence import Keeper
 from flagkit.client.refresher import (
     Action,
@@ -37,7 +38,6 @@ from flagkit.client.refresher import (
     Load,
     Loaded,
     Refresher,
-    Source,
     State,
     Wait,
     Watch,

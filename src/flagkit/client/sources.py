@@ -9,10 +9,10 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from flagkit._core.background import Log
 from flagkit._core.evaluation.evaluator import Freshness, View
@@ -22,13 +22,9 @@ from flagkit._core.model.segments import decode_segment, encode_segment, new_see
 from flagkit._core.secrets import DataKeys, Encryption, Unsealing
 from flagkit._core.snapshot import Snapshot, SnapshotFile, build, kept_of
 from flagkit._core.snapshot.layout import MAGIC
-from flagkit.client.refresher import Source
-from flagkit.config import Settings
+from flagkit._core.source import Source
+from flagkit.config import Bootstrap, Documents, Settings
 from flagkit.errors import ConfigurationError, InvalidDocumentError, SnapshotFormatError
-
-Documents: TypeAlias = Iterable[Mapping[str, Any]]
-Bootstrap: TypeAlias = str | os.PathLike[str] | Documents
-"""The path of a policy file in JSON or of a snapshot file; or documents of flags."""
 
 
 def bootstrap_snapshot(given: Bootstrap, environment: str, region: str) -> Snapshot:

@@ -27,9 +27,8 @@ from flagkit._core.model.changes import (
 )
 from flagkit._core.model.keys import check_region
 from flagkit._core.snapshot import Snapshot, build, kept_of, regions_of
-from flagkit._core.source import Heartbeat
+from flagkit._core.source import Heartbeat, Route
 from flagkit.client.client import Client
-from flagkit.client.refresher import Route
 from flagkit.client.sources import initial_segment, initial_state, snapshot_from
 from flagkit.config import check_environment_name
 from flagkit.errors import (

@@ -221,7 +221,15 @@ def _start_supervisor(path: Path, server: _Lock, deadline: float) -> None:
 
 def _supervisor(path: Path, lock: int, deadline: float) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(  # noqa: S603 -- this interpreter, this module
-        [sys.executable, "-P", "-m", "flagkit.embedded", path, _find_mongod(), str(deadline)],
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "flagkit.testing.embedded",
+            path,
+            _find_mongod(),
+            str(deadline),
+        ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -20,13 +20,9 @@ from flagkit._core.model import EVERYWHERE
 from flagkit._core.model.access import (
     Grant,
     Grants,
-    Limit,
     Limits,
     Role,
-    Whose,
-    checked_actor,
     decode_grants,
-    decode_limits,
 )
 from flagkit._core.model.changes import ACCESS, GRANTS, LIMITS, SEGMENTS, PolicyChange, PolicyState
 from flagkit._core.model.documents import METADATA
@@ -35,7 +31,7 @@ from flagkit._core.storage.layout import DENIAL_OPERATIONS_MAX
 from flagkit._core.storage.reader import Reading
 from flagkit._core.storage.store import Store, checked_store
 from flagkit.errors import AccessDeniedError, RateLimitedError, StoreError
-from flagkit.writer.operations import Earlier, Operation, SetState
+from flagkit.writer.operations import Operation, SetState, get_grants, get_limits
 
 _log = Log("flagkit.writer")
 
@@ -66,36 +62,6 @@ class _Inactive(Struct):
 _decode_inactive = msgspec.msgpack.Decoder(_Inactive).decode
 
 
-class GrantRole(Operation, frozen=True, tag="grant", kw_only=True):
-    """Grant a role, in the place of what the actor has of it."""
-
-    actor: str
-    role: Role
-    namespaces: tuple[str, ...]
-
-    def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Grants:
-        """Return the grants with this one."""
-        return _held(before).with_grant(Grant(self.actor, self.role, self.namespaces))
-
-
-class RevokeRole(Operation, frozen=True, tag="revoke", kw_only=True):
-    """Take a role from an actor, or all roles."""
-
-    actor: str
-    role: Role | None
-
-    def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Grants:
-        """Return the grants without it.
-
-        Raises:
-            InvalidDocumentError: the actor holds no role, and that is no name of an actor.
-        """
-        held = _held(before)
-        if all(grant.actor != self.actor for grant in held.grants):
-            checked_actor(self.actor)
-        return held.without(self.actor, self.role)
-
-
 class Denial(Struct, frozen=True):
     """Somebody who was denied something: the server's time, who, what, and to which key."""
 
@@ -110,7 +76,7 @@ class Denial(Struct, frozen=True):
 def grants(store: Store) -> tuple[Grant, ...]:
     """Return the grants of an environment, ordered by actor and role; none where it is open."""
     with checked_store(store).reading() as reading:
-        return _held(reading.access.get(GRANTS)).grants
+        return get_grants(reading.access.get(GRANTS)).grants
 
 
 def denials(store: Store) -> list[Denial]:
@@ -200,7 +166,7 @@ def _need_of_nothing(operation: Operation) -> Need:
 
 def _needs_of(change: PolicyChange) -> list[Need]:
     if change.id == GRANTS:
-        differing = _held(change.before).scopes() ^ _held(change.after).scopes()
+        differing = get_grants(change.before).scopes() ^ get_grants(change.after).scopes()
         return [("grant", namespace) for namespace in sorted({item[2] for item in differing})]
     region, key = change.id
     return [(action_of(change), "" if region == ACCESS else key)]
@@ -259,10 +225,6 @@ def _off(policy: Mapping[str, Any]) -> list[Any]:
     return [] if off is None else [off, policy["variants"][off]]
 
 
-def _held(state: PolicyState | None) -> Grants:
-    return Grants() if state is None else decode_grants(state.policy)
-
-
 EVERYBODY: Final = "*"
 """The name of the bucket of all actors."""
 _NAME_LENGTH: Final = 16
@@ -270,21 +232,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-class SetLimit(Operation, frozen=True, tag="set_limit", kw_only=True):
-    """Limit the changes of each actor, or of an environment; None lifts the limit."""
-
-    whose: Whose
-    limit: Limit | None
-
-    def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Limits:
-        """Return the limits with this one."""
-        return msgspec.structs.replace(_held_limits(before), **{self.whose: self.limit})
-
-
 def limits(store: Store) -> Limits:
     """Return the limits of an environment."""
     with checked_store(store).reading() as reading:
-        return _held_limits(reading.access.get(LIMITS))
+        return get_limits(reading.access.get(LIMITS))
 
 
 def buckets_after(
@@ -299,7 +250,7 @@ def buckets_after(
         RateLimitedError: one of them has no token.
         StoreError: the key cannot be read.
     """
-    held = _held_limits(reading.access.get(LIMITS))
+    held = get_limits(reading.access.get(LIMITS))
     time = max(reading.now, reading.tip.time)
     now = (time - _EPOCH) // _MICROSECOND
     buckets = {name: full_at for name, full_at in reading.buckets.items() if full_at > now}
@@ -346,10 +297,6 @@ def taken(held: Limits, buckets: Mapping[str, int], mine: str, now: int) -> dict
 def actor_bucket(key: bytes, actor: str) -> str:
     """Return the name of an actor's bucket, by which a reader of the head cannot test a guess."""
     return hmac.digest(key, actor.encode(), "sha256").hex()[:_NAME_LENGTH]
-
-
-def _held_limits(state: PolicyState | None) -> Limits:
-    return Limits() if state is None else decode_limits(state.policy)
 
 
 UNLIMITED: Final[frozenset[Action]] = frozenset(("pause", "grant"))

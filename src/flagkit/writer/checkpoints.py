@@ -14,9 +14,10 @@ from collections.abc import Collection, Generator
 from typing import Final
 
 from flagkit._core.background import BackgroundThread, Log, words_of
+from flagkit._core.cooperative import whole
 from flagkit._core.model.changes import PolicyState, Tip
 from flagkit._core.model.segments import packed_part
-from flagkit._core.snapshot import Arena, record_of, whole
+from flagkit._core.snapshot import Arena, record_of
 from flagkit._core.storage.checkpoints import Checkpoint
 from flagkit._core.storage.store import Store, checked_store
 from flagkit.errors import FlagkitError

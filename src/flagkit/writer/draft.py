@@ -39,18 +39,21 @@ from flagkit._core.storage.documents import Prepared
 from flagkit._core.storage.store import Store
 from flagkit.config import Settings
 from flagkit.errors import InvalidDocumentError
-from flagkit.writer.access import GrantRole, RevokeRole, SetLimit, Terms
+from flagkit.writer.access import Terms
 from flagkit.writer.ledger import differences
 from flagkit.writer.operations import (
     ChangeMembers,
     Create,
     DeleteSegment,
     Edit,
+    GrantRole,
     Lists,
     Operation,
+    RevokeRole,
     Rollback,
     RollbackAll,
     ServeVariant,
+    SetLimit,
     SetRollout,
     SetSegment,
     SetState,

@@ -19,8 +19,18 @@ import msgspec
 from msgspec import Struct
 
 from flagkit._core.model import EVERYWHERE, Flag, Serve, decode, encode
-from flagkit._core.model.access import Grants, Limits, decode_grants
-from flagkit._core.model.changes import ACCESS, SEGMENTS, Change, Cut, PolicyId, PolicyState
+from flagkit._core.model.access import (
+    Grant,
+    Grants,
+    Limit,
+    Limits,
+    Role,
+    Whose,
+    checked_actor,
+    decode_grants,
+    decode_limits,
+)
+from flagkit._core.model.changes import ACCESS, SEGMENTS, Change, Cut, PolicyId, PolicyState, cut_in
 from flagkit._core.model.documents import State
 from flagkit._core.model.flags import bare_weights, check_variant, variant_with
 from flagkit._core.model.segments import (
@@ -39,8 +49,8 @@ from flagkit.errors import (
     InvalidDocumentError,
     RevisionNotFoundError,
     VersionConflictError,
+    WriteError,
 )
-from flagkit.writer.access import GrantRole, RevokeRole, SetLimit
 from flagkit.writer.assignments import Lead
 
 Verb: TypeAlias = Literal["pause", "resume", "archive", "restore", "delete"]
@@ -628,6 +638,84 @@ def _decoded(region: str, policy: dict[str, Any]) -> Next:
         return decode_grants(policy)
     decoded = decode_segment if region == SEGMENTS else decode
     return decoded(policy, stored=True)
+
+
+class GrantRole(Operation, frozen=True, tag="grant", kw_only=True):
+    """Grant a role, in the place of what the actor has of it."""
+
+    actor: str
+    role: Role
+    namespaces: tuple[str, ...]
+
+    def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Grants:
+        """Return the grants with this one."""
+        return get_grants(before).with_grant(Grant(self.actor, self.role, self.namespaces))
+
+
+class RevokeRole(Operation, frozen=True, tag="revoke", kw_only=True):
+    """Take a role from an actor, or all roles."""
+
+    actor: str
+    role: Role | None
+
+    def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Grants:
+        """Return the grants without it.
+
+        Raises:
+            InvalidDocumentError: the actor holds no role, and that is no name of an actor.
+        """
+        held = get_grants(before)
+        if all(grant.actor != self.actor for grant in held.grants):
+            checked_actor(self.actor)
+        return held.without(self.actor, self.role)
+
+
+def get_grants(state: PolicyState | None) -> Grants:
+    """Return the grants that a state holds, none where there is no state."""
+    return Grants() if state is None else decode_grants(state.policy)
+
+
+class SetLimit(Operation, frozen=True, tag="set_limit", kw_only=True):
+    """Limit the changes of each actor, or of an environment; None lifts the limit."""
+
+    whose: Whose
+    limit: Limit | None
+
+    def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Limits:
+        """Return the limits with this one."""
+        return msgspec.structs.replace(get_limits(before), **{self.whose: self.limit})
+
+
+def get_limits(state: PolicyState | None) -> Limits:
+    """Return the limits that a state holds, none where there is no state."""
+    return Limits() if state is None else decode_limits(state.policy)
+
+
+class Prune(Operation, frozen=True, tag="prune", kw_only=True):
+    """Cut the ledger as `policy` says, if it says so, and put on record what else goes.
+
+    `to` is where the ledger is cut. `removed` has the moments before which other things go.
+    """
+
+    to: int
+    policy: dict[str, Any] | None
+    removed: dict[str, str]
+    environment: str
+
+    def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Cut | None:
+        """Return the new cut; the one that there is, if there is no new one.
+
+        Raises:
+            WriteError: the ledger was cut as far, or further.
+        """
+        held = None if before is None else cut_in(self.environment, before.policy)
+        if self.policy is None:
+            return held
+        if held is not None and held.tip.revision >= self.to:
+            raise WriteError(
+                f"the ledger was pruned up to revision {held.tip.revision} meanwhile: look again"
+            )
+        return cut_in(self.environment, self.policy)
 
 
 _Readable: TypeAlias = (

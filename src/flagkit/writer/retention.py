@@ -11,14 +11,14 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from itertools import chain, islice
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
 from flagkit._core.arguments import days_before, instance, moment
 from flagkit._core.model.access import stored_actor
-from flagkit._core.model.changes import CUT, SEGMENTS, Cut, PolicyId, PolicyState, cut_in, parts_of
+from flagkit._core.model.changes import CUT, SEGMENTS, PolicyId, PolicyState, parts_of
 from flagkit._core.storage.admin import Administration
 from flagkit._core.storage.checkpoints import CHECKPOINTS_KEPT
 from flagkit._core.storage.layout import AUDIT, DENIALS, MEMBERS, PAGES
@@ -37,7 +37,7 @@ from flagkit.errors import (
 )
 from flagkit.writer.access import check_access, log_denial
 from flagkit.writer.checkpoints import checkpoint_in_steps
-from flagkit.writer.operations import Earlier, Operation
+from flagkit.writer.operations import Prune
 from flagkit.writer.stale_flags import standing
 from flagkit.writer.verification import Walk
 from flagkit.writer.writer import Writer
@@ -348,33 +348,6 @@ class Pruned(Struct, frozen=True):
 
 
 Steps: TypeAlias = Generator[str, None, list[Pruned]]
-
-
-class Prune(Operation, frozen=True, tag="prune", kw_only=True):
-    """Cut the ledger as `policy` says, if it says so, and put on record what else goes.
-
-    `to` is where the ledger is cut. `removed` has the moments before which other things go.
-    """
-
-    to: int
-    policy: dict[str, Any] | None
-    removed: dict[str, str]
-    environment: str
-
-    def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Cut | None:
-        """Return the new cut; the one that there is, if there is no new one.
-
-        Raises:
-            WriteError: the ledger was cut as far, or further.
-        """
-        held = None if before is None else cut_in(self.environment, before.policy)
-        if self.policy is None:
-            return held
-        if held is not None and held.tip.revision >= self.to:
-            raise WriteError(
-                f"the ledger was pruned up to revision {held.tip.revision} meanwhile: look again"
-            )
-        return cut_in(self.environment, self.policy)
 
 
 def prunable(store: Store, retention: Retention, now: datetime | None = None) -> list[Pruned]:

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 from flagkit._core.model.changes import Tip
 from flagkit._core.snapshot import Snapshot
+from flagkit._core.source import Route
 from flagkit.client.refresher import (
     Action,
     Arrived,
@@ -25,7 +26,6 @@ from flagkit.client.refresher import (
     Load,
     Loaded,
     Refresher,
-    Route,
     Wait,
     Watch,
 )

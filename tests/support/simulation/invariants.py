@@ -10,6 +10,7 @@ from typing import Final, Protocol
 from flagkit._core.evaluation.evaluator import View
 from flagkit._core.model.changes import Change, Tip
 from flagkit._core.snapshot import Snapshot
+from flagkit._core.source import Route
 from flagkit.client.refresher import (
     Arrived,
     CatchUp,
@@ -19,7 +20,6 @@ from flagkit.client.refresher import (
     Load,
     Loaded,
     Pace,
-    Route,
     Thresholds,
     Wait,
     Watch,

@@ -15,7 +15,8 @@ import msgspec
 from msgspec import Struct
 
 from flagkit._core.snapshot import Snapshot
-from flagkit.client.refresher import Circuit, Event, Pace, Refresher, Route, State
+from flagkit._core.source import Route
+from flagkit.client.refresher import Circuit, Event, Pace, Refresher, State
 from flagkit.testing import ManualClock
 from tests.support.simulation.client import CALL_SECONDS_MAX, GOOD_CALL_SECONDS_MAX, SimulatedClient
 from tests.support.simulation.faults import Storm

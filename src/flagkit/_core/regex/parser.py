@@ -14,8 +14,10 @@ from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct
 
-from flagkit._core.model.values import DEPTH_MAX
 from flagkit.errors import InvalidDocumentError
+
+DEPTH_MAX: Final = 32
+"""As deep as documents may nest."""
 
 LENGTH_MAX = 1_000
 SIZE_MAX = 128

@@ -17,7 +17,6 @@ from flagkit._core.snapshot.snapshot import (
     regions_of,
     segment_of,
     snapshot_of,
-    whole,
 )
 
 __all__ = [
@@ -38,5 +37,4 @@ __all__ = [
     "seal_of",
     "segment_of",
     "snapshot_of",
-    "whole",
 ]

@@ -7,11 +7,12 @@ overlay. `"*"` and the override of a region both stay, so that the end of an ove
 
 import hashlib
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from typing import TypeAlias, TypeVar, cast
+from typing import TypeAlias, cast
 
 import msgspec
 from msgspec import Struct
 
+from flagkit._core.cooperative import whole
 from flagkit._core.model import EVERYWHERE, Flag, decode, packing
 from flagkit._core.model.changes import (
     SEGMENTS,
@@ -39,7 +40,6 @@ Part: TypeAlias = Sequence[int]
 Overlay: TypeAlias = Mapping[PolicyId, Record | None]
 """Records changed since the base; None where one was deleted."""
 
-T = TypeVar("T")
 
 _decode = msgspec.msgpack.Decoder().decode
 
@@ -263,16 +263,6 @@ def check_digests(found: Digests, tip: Tip, places: Iterable[str]) -> None:
                 f"the policies of {place!r} are not those of revision {tip.revision}"
                 f" of {tip.environment!r}: they were changed past the writer"
             )
-
-
-def whole(slices: Generator[object, None, T]) -> T:
-    """Return what work in slices comes to, done at once."""
-    while True:
-        try:
-            next(slices)
-        except StopIteration as done:
-            result: T = done.value
-            return result
 
 
 def record_of(state: PolicyState, flag: Flag | None = None) -> Record:

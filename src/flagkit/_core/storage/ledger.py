@@ -20,6 +20,7 @@ from msgspec import Struct
 from pymongo import ASCENDING, DESCENDING
 from pymongo.database import Database
 
+from flagkit._core.cooperative import whole
 from flagkit._core.model.changes import DIGEST_MODULUS, Change, PolicyId, PolicyState, Tip
 from flagkit._core.snapshot import (
     Arena,
@@ -29,7 +30,6 @@ from flagkit._core.snapshot import (
     kept_of,
     record_of,
     snapshot_of,
-    whole,
 )
 from flagkit._core.storage.checkpoints import FLAGS_PER_REVISION, Checkpoint
 from flagkit._core.storage.documents import change_of, ledgered

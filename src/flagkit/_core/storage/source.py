@@ -27,7 +27,7 @@ from flagkit._core.model import EVERYWHERE
 from flagkit._core.model.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit._core.model.changes import Change, Tip, parts_added
 from flagkit._core.snapshot import Snapshot, check_digests, kept_of, regions_of
-from flagkit._core.source import Heartbeat
+from flagkit._core.source import Heartbeat, Route
 from flagkit._core.storage.change_stream import Paging, arrived, pipeline_of
 from flagkit._core.storage.checkpoints import Checkpoints
 from flagkit._core.storage.client_registry import identity_of, registering
@@ -55,7 +55,6 @@ from flagkit._core.storage.layout import (
     policies_named,
 )
 from flagkit._core.storage.scan import BATCH_DOCUMENTS, PROJECTIONS, Scan, completed, without_body
-from flagkit.client.refresher import Route
 from flagkit.errors import (
     HistoryLostError,
     StoreError,

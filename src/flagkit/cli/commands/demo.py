@@ -92,7 +92,7 @@ def shop_file() -> Path:
         ConfigurationError: neither is there.
     """
     packaged = Path(__file__).with_name("shop.yaml")
-    cloned = Path(__file__).parents[3] / "examples" / "shop" / "flags.yaml"
+    cloned = Path(__file__).parents[4] / "examples" / "shop" / "flags.yaml"
     for place in (packaged, cloned):
         if place.is_file():
             return place
