@@ -16,7 +16,12 @@ from flagkit.testing import client_from
 from flagkit.writer.operations import TRANSITIONS
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 def blocks(language: str) -> list[Any]:
@@ -25,7 +30,7 @@ def blocks(language: str) -> list[Any]:
         for number, code in enumerate(
             re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
         ):
-            found.append(pytest.param(code, id=f"{page.name}-{number}"))
+            found.append(pytest.param(code, id=f"{name_of(page)}-{number}"))
     return found
 
 
@@ -60,14 +65,51 @@ def test_the_first_example_of_the_readme_is_a_flag() -> None:
     assert len(PolicyFile(ROOT / "examples" / "shop" / "flags.yaml").policies) >= 12
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub makes of the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", text):
         if not target.startswith("http"):
-            assert (page.parent / target).exists(), target
+            found = (page.parent / target).resolve() if target else page
+            assert found.exists(), target
+            assert not anchor or found.suffix != ".md" or anchor in anchors(found), anchor
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_overview_of_the_architecture_is_short() -> None:
+    assert len((DOCS / "architecture" / "index.md").read_text().split()) <= 2_500
+
+
+def test_the_overview_of_the_architecture_lists_each_page() -> None:
+    index = (DOCS / "architecture" / "index.md").read_text()
+    for page in (DOCS / "architecture").glob("*.md"):
+        assert page.name == "index.md" or page.name in index, page.name
+
+
+def test_the_index_of_decisions_lists_each_of_them_in_order() -> None:
+    pages = sorted(page for page in (DOCS / "decisions").glob("*.md") if page.name != "index.md")
+    index = (DOCS / "decisions" / "index.md").read_text()
+    listed = re.findall(r"^- \[(\d{3})\]\(([\w.-]+)\) (.+)$", index, re.MULTILINE)
+    assert [name for _, name, _ in listed] == [page.name for page in pages]
+    assert [int(number) for number, _, _ in listed] == [*range(1, len(pages) + 1)]
+    for page, (number, _, title) in zip(pages, listed, strict=True):
+        assert page.read_text().startswith(f"# {number}. {title}\n"), page.name
+
+
+def test_each_decision_has_its_sections() -> None:
+    for page in (DOCS / "decisions").glob("[0-9]*.md"):
+        sections = re.findall(r"^## (.+)$", page.read_text(), re.MULTILINE)
+        assert sections[:3] == ["Context", "Decision", "Rejected"], page.name
+        assert 60 <= len(page.read_text().split()) <= 200, page.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_no_page_tells_to_install_another_projects_package(page: Path) -> None:
     assert not re.search(r"pip install (-\S+ )*['\"]?flagkit(?!-mongodb)", page.read_text())
 

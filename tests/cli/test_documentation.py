@@ -16,7 +16,7 @@ from tests.support.cli_runner import Command
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "cli.md"
-PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -78,7 +78,7 @@ def test_each_command_has_an_example_on_the_page(names: tuple[str, ...]) -> None
     assert [call for call in called(PAGE) if call[: len(names)] == names]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_calls_have_only_options_that_there_are(page: Path) -> None:
     for call in called(page):
         names = next(names for names in COMMANDS if call[: len(names)] == names)
