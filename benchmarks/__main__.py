@@ -20,17 +20,17 @@ from benchmarks import (
     startup,
     write,
 )
-from benchmarks.apart import ApartError
-from benchmarks.page import PAGE, page_of
+from benchmarks.apart import WorkerError
+from benchmarks.page import PAGE, render_page
 from benchmarks.peers import suite as peers
-from benchmarks.plot import IMAGE, curves_of, draw
-from benchmarks.report import FLAG_COUNT, QUICK_FLAG_COUNT, Line, Plan, report
+from benchmarks.plot import IMAGE, build_curves, draw
+from benchmarks.report import FLAG_COUNT, QUICK_FLAG_COUNT, Line, MeasurementPlan, report
 from flagkit.errors import FlagkitError
 
 QUICK_TOLERANCE = 1.1
 """A quick run is too short, on a machine that others use, to tell the last tenth of a ratio."""
 
-Benchmark: TypeAlias = Callable[[Plan], Iterator[Line]]
+Benchmark: TypeAlias = Callable[[MeasurementPlan], Iterator[Line]]
 """Takes how to measure, and measures as results are asked for."""
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -57,14 +57,14 @@ def main(
     Returns:
         The exit code: 0 if all bounds are kept, 1 if one is missed or a part could not run.
     """
-    options = _parser(benchmarks).parse_args(arguments)
+    options = _build_parser(benchmarks).parse_args(arguments)
     if options.names == [PLOT]:
-        found = list(kept.read(kept.path_of_release()))
-        draw(curves_of(found), IMAGE)
-        PAGE.write_text(page_of(PAGE.read_text(), found))
+        found = list(kept.read_results(kept.get_release_path()))
+        draw(build_curves(found), IMAGE)
+        PAGE.write_text(render_page(PAGE.read_text(), found))
         return 0
     flag_count = options.flags or (QUICK_FLAG_COUNT if options.quick else FLAG_COUNT)
-    plan = Plan(options.quick, flag_count)
+    plan = MeasurementPlan(options.quick, flag_count)
     names = list(benchmarks) if "all" in options.names else options.names
     to_keep = io.StringIO()
     with contextlib.ExitStack() as stack:
@@ -72,17 +72,17 @@ def main(
         results = (result for name in names for result in benchmarks[name](plan))
         try:
             good = report(results, lines, QUICK_TOLERANCE if plan.quick else 1.0)
-        except (FlagkitError, ApartError) as error:
+        except (FlagkitError, WorkerError) as error:
             print(f"could not go on: {error}", file=sys.stderr)
             return 1
     if options.keep:
-        kept.keep(to_keep.getvalue(), names, options.keep)
+        kept.store_results(to_keep.getvalue(), names, options.keep)
     if not good:
         print("a bound was missed", file=sys.stderr)
     return 0 if good else 1
 
 
-def _parser(benchmarks: Mapping[str, Benchmark]) -> argparse.ArgumentParser:
+def _build_parser(benchmarks: Mapping[str, Benchmark]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "names",
@@ -106,7 +106,7 @@ def _parser(benchmarks: Mapping[str, Benchmark]) -> argparse.ArgumentParser:
         "--keep",
         type=Path,
         nargs="?",
-        const=kept.path_of_release(),
+        const=kept.get_release_path(),
         metavar="FILE",
         help="put results in the place of those that are kept of this version",
     )

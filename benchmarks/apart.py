@@ -20,11 +20,11 @@ T = TypeVar("T")
 PATIENCE_SECONDS: Final = 1800.0
 
 
-class ApartError(Exception):
+class WorkerError(Exception):
     """The work failed, or its process died; it says how."""
 
 
-def apart(work: Callable[..., T], *arguments: object, network: bool = False) -> T:
+def run_in_subprocess(work: Callable[..., T], *arguments: object, network: bool = False) -> T:
     """Return what `work` returns in a spawned process; it and its arguments are pickled.
 
     Without a network, unless one is asked for.
@@ -34,26 +34,28 @@ def apart(work: Callable[..., T], *arguments: object, network: bool = False) -> 
     """
     spawning = multiprocessing.get_context("spawn")
     ours, theirs = spawning.Pipe()
-    process = spawning.Process(target=_work, args=(theirs, work, arguments, network), daemon=True)
+    process = spawning.Process(
+        target=_run_work, args=(theirs, work, arguments, network), daemon=True
+    )
     process.start()
     theirs.close()
     try:
         if not ours.poll(PATIENCE_SECONDS):
-            raise ApartError(f"it took more than {PATIENCE_SECONDS:g} s")
+            raise WorkerError(f"it took more than {PATIENCE_SECONDS:g} s")
         fault, result = ours.recv()
     except EOFError:
-        raise ApartError("its process died") from None
+        raise WorkerError("its process died") from None
     finally:
         process.kill()
         process.join()
         ours.close()
     if fault is not None:
-        raise ApartError(fault)
+        raise WorkerError(fault)
     found: T = result
     return found
 
 
-class Companion:
+class WorkerProcess:
     """A spawned process that is talked with, network and all; it ends with the block.
 
     `work` takes some arguments, which are pickled, and its end of a pipe.
@@ -80,8 +82,8 @@ class Companion:
             if self._connection.poll(patience_seconds):
                 return self._connection.recv()
         except EOFError:
-            raise ApartError("its process died") from None
-        raise ApartError(f"it took more than {patience_seconds:g} s")
+            raise WorkerError("its process died") from None
+        raise WorkerError(f"it took more than {patience_seconds:g} s")
 
     def end(self) -> None:
         """End it, whatever it does."""
@@ -96,28 +98,28 @@ class Companion:
         self.end()
 
 
-def resident_bytes() -> int:
+def measure_resident_bytes() -> int:
     """Return the memory of this process, after what is not needed has been given back."""
-    _give_back()
+    _release_memory()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def private_bytes() -> int:
+def measure_private_bytes() -> int:
     """Return the memory of this process that no other shares, after what is not needed is gone."""
-    _give_back()
+    _release_memory()
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
 
 
-def _give_back() -> None:
+def _release_memory() -> None:
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
-def _work(
+def _run_work(
     connection: Connection,
     work: Callable[..., Any],
     arguments: tuple[object, ...],
@@ -128,7 +130,7 @@ def _work(
     os.dup2(nowhere, 2)
     logging.disable()
     if not network:
-        socket.socket.connect = _refuse  # type: ignore[assignment, method-assign]
+        socket.socket.connect = _refuse_connection  # type: ignore[assignment, method-assign]
     answer: tuple[str | None, object]
     try:
         answer = (None, work(*arguments))
@@ -139,5 +141,5 @@ def _work(
     os._exit(0)
 
 
-def _refuse(_: socket.socket, address: object) -> NoReturn:
+def _refuse_connection(_: socket.socket, address: object) -> NoReturn:
     raise OSError(f"there is no network in benchmarks: {address}")

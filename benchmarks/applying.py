@@ -19,17 +19,17 @@ from pymongo import MongoClient, ReplaceOne
 from pymongo.collection import Collection
 
 from benchmarks import catalogue
-from benchmarks.apart import Companion
-from benchmarks.catalogue import ENVIRONMENT, Stored
-from benchmarks.report import Plan, Result, measured
-from benchmarks.revisions import changes
-from benchmarks.timing import ratios
-from flagkit._core.evaluation.evaluator import View
+from benchmarks.apart import WorkerProcess
+from benchmarks.catalogue import ENVIRONMENT, StoredCatalogue
+from benchmarks.report import MeasurementPlan, Result, measure_with_retries
+from benchmarks.revisions import iter_changes
+from benchmarks.timing import compute_ratios
+from flagkit._core.evaluation.evaluator import Evaluator
 from flagkit._core.model import EVERYWHERE
-from flagkit._core.storage.documents import head_document
+from flagkit._core.storage.documents import encode_head
 from flagkit._core.storage.layout import HEADS
 from flagkit._core.storage.source import MongoSource
-from flagkit.client.refresher import Arrived, CatchUp, CaughtUp, Refresher, State
+from flagkit.client.refresher import CatchUp, CatchUpDone, ChangesReceived, Refresher, RefreshState
 from flagkit.config import DATABASE
 from flagkit.testing.embedded import EmbeddedMongo
 
@@ -40,49 +40,49 @@ BOUND: Final = 0.5
 WRITTEN_AT_ONCE: Final = 1_000
 PATIENCE_SECONDS: Final = 60.0
 
-Drain: TypeAlias = Callable[[str, Stored, Connection], None]
+Drain: TypeAlias = Callable[[str, StoredCatalogue, Connection], None]
 """Takes a URI and what the history begins with; sends None when it has its stream, receives the
 last revision when all are there, and sends in how many seconds it had them."""
 
 
-def run(plan: Plan) -> Iterator[Result]:
+def run(plan: MeasurementPlan) -> Iterator[Result]:
     """Measure on a server of one member."""
-    stored = catalogue.stored(FLAG_COUNT)
+    stored = catalogue.store_catalogue(FLAG_COUNT)
     with EmbeddedMongo() as server, MongoClient[dict[str, Any]](server.uri) as mongo:
         heads = mongo[DATABASE][HEADS]
         count, rounds = (2_000, 5) if plan.quick else (10_000, 7)
-        yield from measured(lambda: _measure(server.uri, heads, stored, count, rounds))
+        yield from measure_with_retries(lambda: _measure(server.uri, heads, stored, count, rounds))
 
 
-def drain_with_client(uri: str, stored: Stored, connection: Connection) -> None:
+def drain_with_client(uri: str, stored: StoredCatalogue, connection: Connection) -> None:
     """Drain the stream as a client does."""
     asyncio.run(_drain_with_client(uri, stored, connection))
 
 
-async def _drain_with_client(uri: str, stored: Stored, connection: Connection) -> None:
-    snapshot = stored.client().snapshot
+async def _drain_with_client(uri: str, stored: StoredCatalogue, connection: Connection) -> None:
+    snapshot = stored.create_client().snapshot
     assert snapshot is not None, "it is of a file"
     source = MongoSource(uri, environment=ENVIRONMENT, region=EVERYWHERE, database=DATABASE)
     refresher = Refresher(random.Random(), snapshot)
-    view = View(snapshot, time.time)
+    view = Evaluator(snapshot, time.time)
     action = refresher.start(time.monotonic())
     assert isinstance(action, CatchUp), "it has a snapshot"
     await source.open(action.route)
-    caught_up = CaughtUp(await source.catch_up(action.tip, action.route))
+    caught_up = CatchUpDone(await source.catch_up(action.tip, action.route))
     refresher.step(caught_up, time.monotonic())
     connection.send(None)
     last = connection.recv()
     start = time.perf_counter()
     while view.snapshot.tip.revision < last:
-        refresher.step(Arrived(await source.watch()), time.monotonic())
-        assert refresher.state is State.WATCHING, "nothing is missing"
+        refresher.step(ChangesReceived(await source.watch()), time.monotonic())
+        assert refresher.state is RefreshState.WATCHING, "nothing is missing"
         assert refresher.snapshot is not None, "it began with one"
-        view = view.after(refresher.snapshot, refresher.applied or ())
+        view = view.advance(refresher.snapshot, refresher.applied or ())
     connection.send(time.perf_counter() - start)
     await source.close()
 
 
-def drain_with_watcher(uri: str, _: Stored, connection: Connection) -> None:
+def drain_with_watcher(uri: str, _: StoredCatalogue, connection: Connection) -> None:
     """Drain the stream with the driver alone."""
     with MongoClient[dict[str, Any]](uri) as mongo, mongo[DATABASE][HEADS].watch() as stream:
         connection.send(None)
@@ -95,17 +95,23 @@ def drain_with_watcher(uri: str, _: Stored, connection: Connection) -> None:
 
 
 def _measure(
-    uri: str, heads: Collection[dict[str, Any]], stored: Stored, count: int, round_count: int
+    uri: str,
+    heads: Collection[dict[str, Any]],
+    stored: StoredCatalogue,
+    count: int,
+    round_count: int,
 ) -> list[Result]:
     found: dict[Drain, list[float]] = {drain_with_client: [], drain_with_watcher: []}
     for number in range(round_count):
         order = list(found) if number % 2 else list(reversed(found))
-        for drain, seconds in zip(order, _drained(uri, heads, stored, count, order), strict=True):
+        for drain, seconds in zip(
+            order, _iter_drains(uri, heads, stored, count, order), strict=True
+        ):
             found[drain].append(count / seconds)
     ours, bare = found.values()
     details: dict[str, object] = {"revisions": count, "round_count": round_count}
     figures = [
-        ("applying / a bare watcher", ratios(ours, bare), "x", BOUND),
+        ("applying / a bare watcher", compute_ratios(ours, bare), "x", BOUND),
         ("revisions applied", ours, "1/s", None),
         ("revisions that a bare watcher reads", bare, "1/s", None),
     ]
@@ -123,21 +129,25 @@ def _measure(
     ]
 
 
-def _drained(
-    uri: str, heads: Collection[dict[str, Any]], stored: Stored, count: int, order: list[Drain]
+def _iter_drains(
+    uri: str,
+    heads: Collection[dict[str, Any]],
+    stored: StoredCatalogue,
+    count: int,
+    order: list[Drain],
 ) -> Iterator[float]:
     """Yield the seconds of each, one after the other, over the same backlog."""
     tip = stored.tip
-    heads.replace_one({"_id": ENVIRONMENT}, head_document(tip, None), upsert=True)
-    companions = [Companion(drain, uri, stored) for drain in order]
+    heads.replace_one({"_id": ENVIRONMENT}, encode_head(tip, None), upsert=True)
+    companions = [WorkerProcess(drain, uri, stored) for drain in order]
     try:
         for companion in companions:
             companion.receive(PATIENCE_SECONDS)
-        history = changes(tip, stored.count, OTHERS_COUNT)
+        history = iter_changes(tip, stored.count, OTHERS_COUNT)
         written = 0
         while written < count:
             some = list(itertools.islice(history, min(WRITTEN_AT_ONCE, count - written)))
-            documents = [head_document(change.tip, change) for change in some]
+            documents = [encode_head(change.tip, change) for change in some]
             heads.bulk_write([ReplaceOne({"_id": ENVIRONMENT}, head) for head in documents])
             written += len(some)
         for companion in companions:

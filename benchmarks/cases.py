@@ -77,12 +77,12 @@ _NO_VERSION: tuple[int, ...] = ()
 _ASIA, _NORTH, _EUROZONE = frozenset(ASIA), frozenset(NORTH), frozenset(EUROZONE)
 
 
-def by_hand_1(key: str, _context: dict[str, Any], default: bool = False) -> bool:  # noqa: FBT001, FBT002 - as the client's
+def check_w1_by_hand(key: str, _context: dict[str, Any], default: bool = False) -> bool:  # noqa: FBT001, FBT002 - as the client's
     """Answer for W1."""
     return _SWITCHES.get(key, default)
 
 
-def by_hand_2(key: str, context: dict[str, Any], default: bool = False) -> bool:  # noqa: FBT001, FBT002 - as the client's
+def check_w2_by_hand(key: str, context: dict[str, Any], default: bool = False) -> bool:  # noqa: FBT001, FBT002 - as the client's
     """Answer for W2."""
     rollout = _ROLLOUTS.get(key)
     user = context.get("targeting_key")
@@ -92,7 +92,7 @@ def by_hand_2(key: str, context: dict[str, Any], default: bool = False) -> bool:
     return xxh3_64_intdigest(user.encode(), seed) < share
 
 
-def by_hand_3(key: str, context: dict[str, Any], default: bool = False) -> bool:  # noqa: FBT001, FBT002, PLR0911 - as the client's; rule by rule
+def check_w3_by_hand(key: str, context: dict[str, Any], default: bool = False) -> bool:  # noqa: FBT001, FBT002, PLR0911 - as the client's; rule by rule
     """Answer for W3."""
     rollout = _ROLLOUTS.get(key)
     if rollout is None:
@@ -119,7 +119,7 @@ def by_hand_3(key: str, context: dict[str, Any], default: bool = False) -> bool:
     return False
 
 
-class Case(Struct, frozen=True):
+class Workload(Struct, frozen=True):
     """A flag, the function that does the same by hand, and how often its cost flagkit may take."""
 
     name: str
@@ -128,8 +128,8 @@ class Case(Struct, frozen=True):
     bound: float
 
 
-CASES: Final = (
-    Case("W1", W1, by_hand_1, 1.5),
-    Case("W2", W2, by_hand_2, 1.4),
-    Case("W3", W3, by_hand_3, 0.8),
+WORKLOADS: Final = (
+    Workload("W1", W1, check_w1_by_hand, 1.5),
+    Workload("W2", W2, check_w2_by_hand, 1.4),
+    Workload("W3", W3, check_w3_by_hand, 0.8),
 )

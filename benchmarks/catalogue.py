@@ -23,8 +23,8 @@ from msgspec import Struct
 
 from benchmarks.cases import FLAGS
 from flagkit._core.model import EVERYWHERE, decode, encode, packing
-from flagkit._core.model.changes import DIGEST_MODULUS, PolicyState, Tip, state_of
-from flagkit._core.snapshot import Record, SnapshotFile, arena_of
+from flagkit._core.model.changes import DIGEST_MODULUS, PolicyState, Tip, build_state
+from flagkit._core.snapshot import Record, SnapshotFile, build_arena
 from flagkit.client.client import Client
 
 Document: TypeAlias = dict[str, Any]
@@ -89,7 +89,7 @@ ON_SHARE: Final = 0.7
 """How many of the plain flags are on."""
 
 
-def documents(count: int, seed: int = SEED) -> Iterator[Document]:
+def iter_documents(count: int, seed: int = SEED) -> Iterator[Document]:
     """Yield the policy documents of a catalogue, lazily; a shorter one is a longer one's beginning.
 
     Raises:
@@ -98,73 +98,81 @@ def documents(count: int, seed: int = SEED) -> Iterator[Document]:
     if count > _KEY_COUNT:
         raise ValueError(f"a catalogue has at most {_KEY_COUNT} flags, not {count}")
     chance = Random(seed)
-    return (_document(i, chance) for i in range(count))
+    return (_build_document(i, chance) for i in range(count))
 
 
-def _document(index: int, chance: Random) -> Document:
-    key = _key(index, chance)
+def _build_document(index: int, chance: Random) -> Document:
+    key = _build_key(index, chance)
     body: Document = {"serve": "on" if chance.random() < ON_SHARE else "off"}
     rules: list[Document] = []
     kind = KINDS[index % len(KINDS)]
     if kind == ROLLOUT:
-        body = {"rollout": _one(SHARES, chance)}
+        body = {"rollout": _choose_one(SHARES, chance)}
     elif kind == RULES:
         body = {"serve": "off"}
-        rules = _rules(chance)
+        rules = _build_rules(chance)
     document: Document = {"key": key, "variants": {"on": True, "off": False}, "off": "off"}
     return document | ({"rules": rules} if rules else {}) | {"fallthrough": body}
 
 
-def _key(index: int, chance: Random) -> str:
+def _build_key(index: int, chance: Random) -> str:
     rest = (index * _STEP + _START) % _KEY_COUNT
     rest, product = divmod(rest, len(PRODUCTS))
     rest, team = divmod(rest, len(TEAMS))
     thing, manner = divmod(rest, len(MANNERS))
-    feature = f"{MANNERS[manner]}-{THINGS[thing]}{_one(ENDINGS, chance)}"
+    feature = f"{MANNERS[manner]}-{THINGS[thing]}{_choose_one(ENDINGS, chance)}"
     return f"{PRODUCTS[product]}.{TEAMS[team]}.{feature}"
 
 
-def _rules(chance: Random) -> list[Document]:
+def _build_rules(chance: Random) -> list[Document]:
     conditions: list[tuple[str, Document]] = [
-        ("launch", {"country": {"$in": _some(COUNTRIES, 10, chance)}} | _since(chance)),
-        ("upgraded", _since(chance) | {"plan": _one(PLANS, chance)}),
-        ("seniors", {"country": {"$in": _some(COUNTRIES, 10, chance)}} | _from_age(chance)),
-        ("trial", {"plan": _one(PLANS, chance)} | _since(chance)),
+        (
+            "launch",
+            {"country": {"$in": _choose_some(COUNTRIES, 10, chance)}}
+            | _build_version_condition(chance),
+        ),
+        ("upgraded", _build_version_condition(chance) | {"plan": _choose_one(PLANS, chance)}),
+        (
+            "seniors",
+            {"country": {"$in": _choose_some(COUNTRIES, 10, chance)}}
+            | _build_age_condition(chance),
+        ),
+        ("trial", {"plan": _choose_one(PLANS, chance)} | _build_version_condition(chance)),
     ]
     turn = int(chance.random() * len(conditions))
     rules: list[Document] = [
         {"name": name, "when": condition, "serve": "on"}
         for name, condition in (*conditions[turn:], *conditions[:turn])
     ]
-    last = {"country": {"$in": _some(COUNTRIES, 10, chance)}} | _from_age(chance)
-    return [*rules, {"name": "rest", "when": last, "rollout": _one(SHARES, chance)}]
+    last = {"country": {"$in": _choose_some(COUNTRIES, 10, chance)}} | _build_age_condition(chance)
+    return [*rules, {"name": "rest", "when": last, "rollout": _choose_one(SHARES, chance)}]
 
 
-def _since(chance: Random) -> Document:
+def _build_version_condition(chance: Random) -> Document:
     major, minor, patch = (int(chance.random() * end) for end in (9, 30, 10))
     return {"app_version": {"$semver": {"$gte": f"{major}.{minor}.{patch}"}}}
 
 
-def _from_age(chance: Random) -> Document:
-    return {"age": {"$gte": _one(AGES, chance)}}
+def _build_age_condition(chance: Random) -> Document:
+    return {"age": {"$gte": _choose_one(AGES, chance)}}
 
 
-def _one(of: Sequence[T], chance: Random) -> T:
+def _choose_one(of: Sequence[T], chance: Random) -> T:
     return of[int(chance.random() * len(of))]
 
 
-def _some(of: Sequence[T], count: int, chance: Random) -> list[T]:
+def _choose_some(of: Sequence[T], count: int, chance: Random) -> list[T]:
     rest = list(of)
     return [rest.pop(int(chance.random() * len(rest))) for _ in range(count)]
 
 
-class Stored(Struct, frozen=True):
+class StoredCatalogue(Struct, frozen=True):
     """A catalogue and the flags of W1 to W3 in a snapshot file."""
 
     path: Path
     count: int
 
-    def client(self) -> Client:
+    def create_client(self) -> Client:
         """Return a client that serves them from the mapped file, which is verified first."""
         snapshot = SnapshotFile(self.path, ENVIRONMENT, EVERYWHERE).read()
         assert snapshot is not None, "it was written"
@@ -173,29 +181,29 @@ class Stored(Struct, frozen=True):
     @property
     def tip(self) -> Tip:
         """Where their environment stands."""
-        header = SnapshotFile(self.path, ENVIRONMENT, EVERYWHERE).header()
+        header = SnapshotFile(self.path, ENVIRONMENT, EVERYWHERE).read_header()
         assert header is not None, "it was written"
         return header.tip
 
 
 @functools.cache
-def stored(count: int) -> Stored:
+def store_catalogue(count: int) -> StoredCatalogue:
     """Return a catalogue of so many flags, written once a process and removed with it."""
-    file = SnapshotFile(Path(_directory().name, f"{count}.flagkit"), ENVIRONMENT, EVERYWHERE)
-    records = [entry(document).record for document in chain(FLAGS, documents(count))]
-    with file.claimed() as mine:
+    file = SnapshotFile(Path(_create_directory().name, f"{count}.flagkit"), ENVIRONMENT, EVERYWHERE)
+    records = [build_entry(document).record for document in chain(FLAGS, iter_documents(count))]
+    with file.claim() as mine:
         assert mine, "nobody else knows the directory"
-        file.write(arena_of(tip_of(record.hash for record in records), records))
-    return Stored(file.path, count)
+        file.write(build_arena(build_tip(record.hash for record in records), records))
+    return StoredCatalogue(file.path, count)
 
 
-def tip_of(hashes: Iterable[int]) -> Tip:
+def build_tip(hashes: Iterable[int]) -> Tip:
     """Return where an environment stands in which flags are whose states have some hashes."""
     digests = {EVERYWHERE: sum(hashes) % DIGEST_MODULUS}
     return Tip(ENVIRONMENT, "catalogue", 1, "", datetime(2026, 11, 22, tzinfo=UTC), digests)
 
 
-class Entry(NamedTuple):
+class CatalogueEntry(NamedTuple):
     """A flag as it is stored: its policy document, its state, and what clients keep of it."""
 
     policy: Document
@@ -203,48 +211,48 @@ class Entry(NamedTuple):
     record: Record
 
 
-def entry(document: Mapping[str, Any], version: int = 1) -> Entry:
+def build_entry(document: Mapping[str, Any], version: int = 1) -> CatalogueEntry:
     """Return a flag of a catalogue as it is stored at a version."""
     key = document["key"]
     rest = {name: part for name, part in document.items() if name != "key"}
     # Nine of ten flags are alike but for their keys, and need not be checked one by one.
-    policy, body = (_checked if "rules" in rest else _alike)(key, json.dumps(rest))
+    policy, body = (_encode_body if "rules" in rest else _encode_body_once)(key, json.dumps(rest))
     policy = {**policy, "key": key}
-    state = state_of(key, EVERYWHERE, version, policy)
-    return Entry(policy, state, Record(EVERYWHERE, key, version, state.hash, body))
+    state = build_state(key, EVERYWHERE, version, policy)
+    return CatalogueEntry(policy, state, Record(EVERYWHERE, key, version, state.hash, body))
 
 
-def _checked(key: str, rest: str) -> tuple[Document, bytes]:
+def _encode_body(key: str, rest: str) -> tuple[Document, bytes]:
     flag = decode({"key": key, **json.loads(rest)})
     return encode(flag), packing.pack(flag)
 
 
-_made: dict[str, tuple[Document, bytes]] = {}
+_encoded_bodies: dict[str, tuple[Document, bytes]] = {}
 
 
-def _alike(key: str, rest: str) -> tuple[Document, bytes]:
+def _encode_body_once(key: str, rest: str) -> tuple[Document, bytes]:
     """Return what `_checked` does, of a flag whose body does not have its key."""
-    made = _made.get(rest)
+    made = _encoded_bodies.get(rest)
     if made is None:
-        made = _made[rest] = _checked(key, rest)
+        made = _encoded_bodies[rest] = _encode_body(key, rest)
     return made
 
 
-def keys_of(kind: str, count: int) -> Iterator[str]:
+def iter_keys(kind: str, count: int) -> Iterator[str]:
     """Yield the keys of all flags of a kind in a catalogue."""
     kinds = (KINDS[i % len(KINDS)] for i in range(count))
     return (
         document["key"]
-        for document, found in zip(documents(count), kinds, strict=True)
+        for document, found in zip(iter_documents(count), kinds, strict=True)
         if found == kind
     )
 
 
-def lines_of(flags: Iterable[Document]) -> Iterator[bytes]:
+def iter_lines(flags: Iterable[Document]) -> Iterator[bytes]:
     """Yield documents as lines of JSON, the form that the catalogue's digest is of."""
     return (f"{json.dumps(flag)}\n".encode() for flag in flags)
 
 
 @functools.cache
-def _directory() -> "tempfile.TemporaryDirectory[str]":
+def _create_directory() -> "tempfile.TemporaryDirectory[str]":
     return tempfile.TemporaryDirectory(prefix="flagkit-benchmarks-")

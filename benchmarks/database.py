@@ -11,13 +11,13 @@ from typing import Any, Final
 from pymongo import MongoClient, ReplaceOne
 
 from benchmarks.cases import FLAGS, W1
-from benchmarks.catalogue import ENVIRONMENT, Entry, documents, entry, tip_of
+from benchmarks.catalogue import ENVIRONMENT, CatalogueEntry, build_entry, build_tip, iter_documents
 from flagkit._core.model import packing
-from flagkit._core.model.changes import Change, PolicyChange, Tip, next_change
-from flagkit._core.snapshot import seal_of
-from flagkit._core.storage.documents import head_document, ledger_document, policy_document
+from flagkit._core.model.changes import Change, PolicyChange, Tip, build_next_change
+from flagkit._core.snapshot import compute_seal
+from flagkit._core.storage.documents import encode_head, encode_ledger, encode_policy_document
 from flagkit._core.storage.layout import FLAGS as FLAGS_COLLECTION
-from flagkit._core.storage.layout import HEADS, LEDGER, Document, policy_id
+from flagkit._core.storage.layout import HEADS, LEDGER, Document, build_policy_id
 from flagkit.config import DATABASE
 
 INSERTED_AT_ONCE: Final = 10_000
@@ -28,35 +28,35 @@ def insert(uri: str, flag_count: int) -> Tip:
     hashes: list[int] = []
 
     def inserted() -> Iterator[Document]:
-        for flag in chain(FLAGS, documents(flag_count)):
+        for flag in chain(FLAGS, iter_documents(flag_count)):
             if flag["key"] != W1:
-                found = entry(flag)
+                found = build_entry(flag)
                 hashes.append(found.record.hash)
-                yield document_of(found)
+                yield encode_entry(found)
 
     with MongoClient[dict[str, Any]](uri, w=1) as mongo:
         flags, rest = mongo[DATABASE][FLAGS_COLLECTION], inserted()
         while some := list(islice(rest, INSERTED_AT_ONCE)):
             flags.insert_many(some, ordered=False)
-    before = tip_of(hashes)
-    last = PolicyChange(None, entry(_flag(W1)).state)
-    change = next_change(before, "request-w1", before.time, [last])
+    before = build_tip(hashes)
+    last = PolicyChange(None, build_entry(_get_flag(W1)).state)
+    change = build_next_change(before, "request-w1", before.time, [last])
     commit(uri, [change])
     return change.tip
 
 
-def document_of(found: Entry) -> Document:
+def encode_entry(found: CatalogueEntry) -> Document:
     """Return the document of a flag, as the layout has it, without packing its policy again."""
     record = found.record
     return {
-        "_id": policy_id(ENVIRONMENT, record.key, record.region),
+        "_id": build_policy_id(ENVIRONMENT, record.key, record.region),
         "revision": 1,
         "version": record.version,
         "policy": found.policy,
         "hash": f"{record.hash:016x}",
         "body": record.body,
         "format": packing.FORMAT,
-        "seal": seal_of(record.key, record.version, record.hash, record.body),
+        "seal": compute_seal(record.key, record.version, record.hash, record.body),
     }
 
 
@@ -65,17 +65,17 @@ def commit(uri: str, changes: list[Change]) -> None:
     with MongoClient[dict[str, Any]](uri, w="majority") as mongo:
         database = mongo[DATABASE]
         documents = [
-            policy_document(ENVIRONMENT, change.revision, policy)
+            encode_policy_document(ENVIRONMENT, change.revision, policy)
             for change in changes
             for policy in change.policies
         ]
         database[FLAGS_COLLECTION].bulk_write(
             [ReplaceOne({"_id": document["_id"]}, document, upsert=True) for document in documents]
         )
-        database[LEDGER].insert_many(map(ledger_document, changes))
-        head = head_document(changes[-1].tip, changes[-1])
+        database[LEDGER].insert_many(map(encode_ledger, changes))
+        head = encode_head(changes[-1].tip, changes[-1])
         database[HEADS].replace_one({"_id": ENVIRONMENT}, head, upsert=True)
 
 
-def _flag(key: str) -> Mapping[str, Any]:
+def _get_flag(key: str) -> Mapping[str, Any]:
     return next(flag for flag in FLAGS if flag["key"] == key)

@@ -17,9 +17,9 @@ from typing import Any, Final
 from xxhash import xxh3_64_intdigest
 
 from benchmarks import catalogue
-from benchmarks.cases import CASES, CONTEXT, FLAGS, HASHES, VARIANTS, W1, W2, W3, Case
-from benchmarks.report import Plan, Result, measured, percentile
-from benchmarks.timing import in_turn, ratios, timer
+from benchmarks.cases import CONTEXT, FLAGS, HASHES, VARIANTS, W1, W2, W3, WORKLOADS, Workload
+from benchmarks.report import MeasurementPlan, Result, compute_percentile, measure_with_retries
+from benchmarks.timing import compute_ratios, create_timer, time_interleaved
 from flagkit.client.client import Client, CountingClient
 from flagkit.testing import client_from
 
@@ -53,87 +53,95 @@ But for the version: the compiler has it tested last.
 """
 
 
-def client() -> Client:
+def create_client() -> Client:
     """Return the client that W1 to W3 are measured on."""
     return client_from(FLAGS)
 
 
-def run(plan: Plan) -> Iterator[Result]:
+def run(plan: MeasurementPlan) -> Iterator[Result]:
     """Measure hot flags, many hot keys, one hot flag among many, and cold flags among many."""
     round_count = 15 if plan.quick else 75
-    asked = client()
-    for case in CASES:
-        yield from measured(functools.partial(_beside_hand, asked, case, round_count))
-        yield from measured(functools.partial(_counting, asked, case, plan, round_count))
-    hot = hot_keys(random.Random(SEED))
-    table = by_hand_table(hot)
-    many_keys = client_from(rollout_of(key) for key in hot)
-    yield from measured(lambda: _over_keys(many_keys, table, hot, max(round_count // 5, 5)))
-    few = catalogue.stored(FEW_FLAGS).client()
-    many = catalogue.stored(plan.flag_count).client()
-    yield from measured(lambda: _among_many(few, many, plan, round_count))
-    yield from _cold(many, plan)
-    yield from _cold_of_own_bodies()
-    yield from measured(functools.partial(_first_shapes(), plan))
+    asked = create_client()
+    for case in WORKLOADS:
+        yield from measure_with_retries(
+            functools.partial(_measure_by_hand, asked, case, round_count)
+        )
+        yield from measure_with_retries(
+            functools.partial(_measure_counting, asked, case, plan, round_count)
+        )
+    hot = shuffle_hot_keys(random.Random(SEED))
+    table = build_by_hand_table(hot)
+    many_keys = client_from(build_rollout(key) for key in hot)
+    yield from measure_with_retries(
+        lambda: _measure_hot_keys(many_keys, table, hot, max(round_count // 5, 5))
+    )
+    few = catalogue.store_catalogue(FEW_FLAGS).create_client()
+    many = catalogue.store_catalogue(plan.flag_count).create_client()
+    yield from measure_with_retries(lambda: _measure_catalogue_size(few, many, plan, round_count))
+    yield from _measure_cold(many, plan)
+    yield from _measure_cold_bodies()
+    yield from measure_with_retries(functools.partial(_build_shape_benchmark(), plan))
 
 
-def _beside_hand(asked: Client, case: Case, round_count: int) -> list[Result]:
+def _measure_by_hand(asked: Client, case: Workload, round_count: int) -> list[Result]:
     names = {"key": case.key, "context": dict(CONTEXT)}
-    ours, by_hand, look_up = in_turn(
+    ours, by_hand, look_up = time_interleaved(
         (
-            timer("client.is_enabled(key, context)", client=asked, **names),
-            timer("by_hand(key, context)", by_hand=case.by_hand, **names),
-            timer("table[key]", table=dict.fromkeys((W1, W2, W3), True), **names),
+            create_timer("client.is_enabled(key, context)", client=asked, **names),
+            create_timer("by_hand(key, context)", by_hand=case.by_hand, **names),
+            create_timer("table[key]", table=dict.fromkeys((W1, W2, W3), True), **names),
         ),
         round_count,
     )
-    to_hand = ratios(ours, by_hand)
+    to_hand = compute_ratios(ours, by_hand)
     details: dict[str, object] = {
         "flagkit_ns": statistics.median(ours),
         "by_hand_ns": statistics.median(by_hand),
         "dict_look_up_ns": statistics.median(look_up),
         "round_count": round_count,
-        "quartiles": [percentile(to_hand, 25), percentile(to_hand, 75)],
+        "quartiles": [compute_percentile(to_hand, 25), compute_percentile(to_hand, 75)],
     }
-    to_look_up = statistics.median(ratios(ours, look_up))
+    to_look_up = statistics.median(compute_ratios(ours, look_up))
     return [
-        _result(f"{case.name} flagkit / by hand", to_hand, "x", case.bound, details),
-        _result(f"{case.name} flagkit", ours, "ns"),
-        _result(f"{case.name} by hand", by_hand, "ns"),
-        _result(f"{case.name} a dict look-up", look_up, "ns"),
-        _result(f"{case.name} flagkit / a dict look-up", [to_look_up], "x"),
+        _build_result(f"{case.name} flagkit / by hand", to_hand, "x", case.bound, details),
+        _build_result(f"{case.name} flagkit", ours, "ns"),
+        _build_result(f"{case.name} by hand", by_hand, "ns"),
+        _build_result(f"{case.name} a dict look-up", look_up, "ns"),
+        _build_result(f"{case.name} flagkit / a dict look-up", [to_look_up], "x"),
     ]
 
 
-def _counting(asked: Client, case: Case, plan: Plan, round_count: int) -> list[Result]:
+def _measure_counting(
+    asked: Client, case: Workload, plan: MeasurementPlan, round_count: int
+) -> list[Result]:
     assert asked.snapshot is not None, "it is of a snapshot"
     names = {"key": case.key, "context": dict(CONTEXT)}
     statement = "client.is_enabled(key, context)"
-    plain, counted = in_turn(
+    plain, counted = time_interleaved(
         [
-            timer(statement, client=client, **names)
+            create_timer(statement, client=client, **names)
             for client in (asked, CountingClient.from_snapshot(asked.snapshot))
         ],
         round_count,
     )
     added = [with_counts - without for with_counts, without in zip(counted, plain, strict=True)]
     bound = None if plan.quick else COUNTING_BOUND_NANOSECONDS
-    return [_result(f"{case.name} counting adds", added, "ns", bound)]
+    return [_build_result(f"{case.name} counting adds", added, "ns", bound)]
 
 
-def hot_keys(chance: random.Random) -> list[str]:
+def shuffle_hot_keys(chance: random.Random) -> list[str]:
     """Return keys of the catalogue, in no order."""
-    keys = [document["key"] for document in catalogue.documents(HOT_KEY_COUNT)]
+    keys = [document["key"] for document in catalogue.iter_documents(HOT_KEY_COUNT)]
     chance.shuffle(keys)
     return keys
 
 
-def rollout_of(key: str) -> dict[str, Any]:
+def build_rollout(key: str) -> dict[str, Any]:
     """Return W2 under another key."""
     return {"key": key, "variants": VARIANTS, "fallthrough": {"rollout": 50}}
 
 
-def by_hand_table(
+def build_by_hand_table(
     keys: Sequence[str],
 ) -> Callable[[str, dict[str, Any]], bool]:
     """Return what is written by hand for W2 under many keys: a seed and a share for each."""
@@ -150,7 +158,7 @@ def by_hand_table(
     return by_hand
 
 
-def _over_keys(
+def _measure_hot_keys(
     asked: Client,
     by_hand: Callable[[str, dict[str, Any]], bool],
     keys: Sequence[str],
@@ -158,9 +166,9 @@ def _over_keys(
 ) -> list[Result]:
     context = dict(CONTEXT)
     loop = "for key in keys: check(key, context)"
-    times = in_turn(
+    times = time_interleaved(
         [
-            timer(loop, check=check, keys=keys, context=context)
+            create_timer(loop, check=check, keys=keys, context=context)
             for check in (asked.is_enabled, by_hand)
         ],
         round_count,
@@ -168,30 +176,36 @@ def _over_keys(
     ours, theirs = ([value / len(keys) for value in values] for values in times)
     name = f"W2 over {len(keys):,} keys"
     return [
-        _result(f"{name}, flagkit / by hand", ratios(ours, theirs), "x", HOT_KEYS_BOUND),
-        _result(f"{name}, flagkit", ours, "ns"),
-        _result(f"{name}, by hand", theirs, "ns"),
+        _build_result(
+            f"{name}, flagkit / by hand", compute_ratios(ours, theirs), "x", HOT_KEYS_BOUND
+        ),
+        _build_result(f"{name}, flagkit", ours, "ns"),
+        _build_result(f"{name}, by hand", theirs, "ns"),
     ]
 
 
-def _among_many(few: Client, many: Client, plan: Plan, round_count: int) -> list[Result]:
+def _measure_catalogue_size(
+    few: Client, many: Client, plan: MeasurementPlan, round_count: int
+) -> list[Result]:
     context = dict(CONTEXT)
     statement = "client.is_enabled(key, context)"
-    among_many, among_few = in_turn(
-        [timer(statement, client=asked, key=W2, context=context) for asked in (many, few)],
+    among_many, among_few = time_interleaved(
+        [create_timer(statement, client=asked, key=W2, context=context) for asked in (many, few)],
         round_count,
     )
     name = f"W2 of {plan.flag_count:,} flags"
     return [
-        _result(f"{name} / of {FEW_FLAGS:,}", ratios(among_many, among_few), "x", SIZE_BOUND),
-        _result(name, among_many, "ns"),
+        _build_result(
+            f"{name} / of {FEW_FLAGS:,}", compute_ratios(among_many, among_few), "x", SIZE_BOUND
+        ),
+        _build_result(name, among_many, "ns"),
     ]
 
 
-def _cold(asked: Client, plan: Plan) -> Iterator[Result]:
+def _measure_cold(asked: Client, plan: MeasurementPlan) -> Iterator[Result]:
     """Measure first calls of flags that are rollouts, whose shape is known since the first."""
     asked.is_enabled(W2, CONTEXT)
-    keys = catalogue.keys_of(catalogue.ROLLOUT, plan.flag_count)
+    keys = catalogue.iter_keys(catalogue.ROLLOUT, plan.flag_count)
     # Flags are cold once, so each attempt takes the next of them, spread over the catalogue.
     count = min(COLD_COUNT, plan.flag_count // 20)
     shuffled = list(islice(keys, plan.flag_count))
@@ -199,14 +213,14 @@ def _cold(asked: Client, plan: Plan) -> Iterator[Result]:
     cold = iter(shuffled)
 
     def attempt() -> list[Result]:
-        found = [first_call(asked, key) for key in islice(cold, count)]
+        found = [time_first_call(asked, key) for key in islice(cold, count)]
         details: dict[str, object] = {"flag_count": plan.flag_count, "asked": len(found)}
         name = f"W2 cold, of {plan.flag_count:,}"
         return [
             Result(
                 benchmark="evaluate",
                 case=f"{name}, p{percent}",
-                value=percentile(found, percent),
+                value=compute_percentile(found, percent),
                 unit="us",
                 # Of a full catalogue only: those of a small one promise nothing.
                 bound=None if plan.quick else bound,
@@ -218,35 +232,37 @@ def _cold(asked: Client, plan: Plan) -> Iterator[Result]:
             )
         ]
 
-    yield from measured(attempt)
+    yield from measure_with_retries(attempt)
 
 
-def _cold_of_own_bodies() -> Iterator[Result]:
+def _measure_cold_bodies() -> Iterator[Result]:
     """Measure first calls of rollouts no two of which have the same share."""
     flags = [
-        rollout_of(f"own.flag-{i}") | {"fallthrough": {"rollout": i / 1000}}
+        build_rollout(f"own.flag-{i}") | {"fallthrough": {"rollout": i / 1000}}
         for i in range(1, COLD_COUNT + 1)
     ]
     asked = client_from(flags)
-    found = [first_call(asked, flag["key"]) for flag in flags]
+    found = [time_first_call(asked, flag["key"]) for flag in flags]
     for percent in (50, 99):
         name = f"W2 cold, of a body of its own, p{percent}"
-        yield _result(name, [percentile(found, percent)], "us", details={"asked": len(found)})
+        yield _build_result(
+            name, [compute_percentile(found, percent)], "us", details={"asked": len(found)}
+        )
 
 
-def _first_shapes() -> Callable[[Plan], list[Result]]:
+def _build_shape_benchmark() -> Callable[[MeasurementPlan], list[Result]]:
     """Return what measures first calls of flags whose shapes nobody has met before."""
-    rules = iter(shapes())
+    rules = iter(iter_shapes())
 
-    def attempt(plan: Plan) -> list[Result]:
+    def attempt(plan: MeasurementPlan) -> list[Result]:
         results: list[Result] = []
         for rule_count, bound in ((1, SHAPE_BOUND_MICROSECONDS), (5, None)):
             flags = [
-                shaped(f"shapes.flag-{i}", list(islice(rules, rule_count)))
+                build_shaped_flag(f"shapes.flag-{i}", list(islice(rules, rule_count)))
                 for i in range(SHAPE_COUNT)
             ]
             asked = client_from(flags)
-            found = [first_call(asked, flag["key"]) for flag in flags]
+            found = [time_first_call(asked, flag["key"]) for flag in flags]
             results.append(
                 Result(
                     benchmark="evaluate",
@@ -254,7 +270,7 @@ def _first_shapes() -> Callable[[Plan], list[Result]]:
                     value=statistics.median(found),
                     unit="us",
                     bound=None if plan.quick else bound,
-                    details={"asked": len(found), "p99": percentile(found, 99)},
+                    details={"asked": len(found), "p99": compute_percentile(found, 99)},
                 )
             )
         return results
@@ -262,7 +278,7 @@ def _first_shapes() -> Callable[[Plan], list[Result]]:
     return attempt
 
 
-def shapes() -> Iterator[Mapping[str, Any]]:
+def iter_shapes() -> Iterator[Mapping[str, Any]]:
     """Yield conditions of two tests; no two are of one shape."""
     for one, other in permutations(CONDITIONS, 2):
         if "app_version" in one:
@@ -271,23 +287,23 @@ def shapes() -> Iterator[Mapping[str, Any]]:
             yield {operator: [one, other]}
 
 
-def shaped(key: str, conditions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def build_shaped_flag(key: str, conditions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return W2 behind some rules."""
     rules = [
         {"name": f"rule-{i}", "when": condition, "serve": "on"}
         for i, condition in enumerate(conditions)
     ]
-    return rollout_of(key) | {"rules": rules}
+    return build_rollout(key) | {"rules": rules}
 
 
-def first_call(asked: Client, key: str) -> float:
+def time_first_call(asked: Client, key: str) -> float:
     """Return the microseconds of a check."""
     start = time.thread_time_ns()
     asked.is_enabled(key, CONTEXT)
     return (time.thread_time_ns() - start) / 1000
 
 
-def _result(
+def _build_result(
     case: str,
     values: Sequence[float],
     unit: str,

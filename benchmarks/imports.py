@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from benchmarks.report import Plan, Result, measured
+from benchmarks.report import MeasurementPlan, Result, measure_with_retries
 
 BOUND_MILLISECONDS: Final = 60.0
 SLOWEST_COUNT: Final = 6
@@ -42,43 +42,43 @@ print(*(sys.modules.keys() - before))
 _IMPORT_TIME = re.compile(r"import time: +(\d+) \| +(\d+) \| +(\S+)")
 
 
-def run(plan: Plan) -> Iterator[Result]:
+def run(plan: MeasurementPlan) -> Iterator[Result]:
     """Measure the import."""
     # Also writes what is to be written into the caches of bytecode.
-    packages = [name for name in loaded_modules() if name.partition(".")[0] in PACKAGES]
-    yield from measured(lambda: _measure(packages, plan))
-    for name, milliseconds in slowest(_python("import flagkit", "-X", "importtime")):
+    packages = [name for name in list_loaded_modules() if name.partition(".")[0] in PACKAGES]
+    yield from measure_with_retries(lambda: _measure(packages, plan))
+    for name, milliseconds in list_slowest(_run_python("import flagkit", "-X", "importtime")):
         yield Result(benchmark="import", case=f"of it {name} itself", value=milliseconds, unit="ms")
 
 
-def loaded_modules(module: str = "flagkit") -> list[str]:
+def list_loaded_modules(module: str = "flagkit") -> list[str]:
     """Return the modules that an import loads in a fresh interpreter."""
-    return _python(_LOADED.format(module)).splitlines()[-1].split()
+    return _run_python(_LOADED.format(module)).splitlines()[-1].split()
 
 
-def timed_import(modules: str) -> tuple[float, float]:
+def time_import(modules: str) -> tuple[float, float]:
     """Return the milliseconds of an import, with and without waits for a processor."""
-    elapsed, own = map(float, _python(_TIME.format(modules)).splitlines()[-1].split())
+    elapsed, own = map(float, _run_python(_TIME.format(modules)).splitlines()[-1].split())
     return elapsed, own
 
 
-def slowest(report: str) -> list[tuple[str, float]]:
+def list_slowest(report: str) -> list[tuple[str, float]]:
     """Return the modules that took longest by themselves, in ms, from what -X importtime prints."""
     found = [(match[3], int(match[1]) / 1000) for match in _IMPORT_TIME.finditer(report)]
     started = next((i for i, (name, _) in enumerate(found) if name == "site"), -1)
     return sorted(found[started + 1 :], key=lambda item: -item[1])[:SLOWEST_COUNT]
 
 
-def _measure(packages: Sequence[str], plan: Plan) -> list[Result]:
+def _measure(packages: Sequence[str], plan: MeasurementPlan) -> list[Result]:
     round_count = 5 if plan.quick else 15
     elapsed: list[float] = []
     ours: list[float] = []
     floor: list[float] = []
     for _ in range(round_count):
-        with_waits, without = timed_import("flagkit")
+        with_waits, without = time_import("flagkit")
         elapsed.append(with_waits)
         ours.append(without)
-        floor.append(timed_import(", ".join(packages))[1])
+        floor.append(time_import(", ".join(packages))[1])
     ratios = [mine / theirs for mine, theirs in zip(ours, floor, strict=True)]
     figures = [
         ("flagkit", statistics.median(ours), "ms", None if plan.quick else BOUND_MILLISECONDS),
@@ -107,7 +107,7 @@ def _measure(packages: Sequence[str], plan: Plan) -> list[Result]:
     ]
 
 
-def _python(code: str, *options: str) -> str:
+def _run_python(code: str, *options: str) -> str:
     """Return what a fresh interpreter prints, to either stream."""
     environment = dict(os.environ)
     environment.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -11,15 +11,15 @@ import flagkit
 DIRECTORY: Final = Path(__file__).parent / "results"
 
 
-def path_of_release() -> Path:
+def get_release_path() -> Path:
     """Return where the results of this version are kept."""
     return DIRECTORY / f"{flagkit.__version__}.jsonl"
 
 
-def keep(lines: str, benchmarks: Collection[str], path: Path) -> None:
+def store_results(lines: str, benchmarks: Collection[str], path: Path) -> None:
     """Put lines in the place of those that were kept of the same benchmarks; others stay."""
     others = (
-        [line for line in read(path) if line["benchmark"] not in benchmarks]
+        [line for line in read_results(path) if line["benchmark"] not in benchmarks]
         if path.exists()
         else []
     )
@@ -27,7 +27,7 @@ def keep(lines: str, benchmarks: Collection[str], path: Path) -> None:
     path.write_text("".join(f"{msgspec.json.encode(line).decode()}\n" for line in others) + lines)
 
 
-def read(path: Path) -> Iterator[dict[str, Any]]:
+def read_results(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of a file of results.
 
     Raises:

@@ -20,7 +20,7 @@ from pymongo import MongoClient
 from pymongo.write_concern import WriteConcern
 
 from benchmarks import catalogue, switching
-from benchmarks.report import Plan, Result, measured, percentile
+from benchmarks.report import MeasurementPlan, Result, compute_percentile, measure_with_retries
 from flagkit._core.storage.layout import FLAGS
 from flagkit.config import DATABASE
 from flagkit.testing.embedded import EmbeddedMongo
@@ -37,27 +37,31 @@ MEMBER_COUNTS: Final = (1, 3)
 Document = dict[str, Any]
 
 
-def run(plan: Plan) -> Iterator[Result]:
+def run(plan: MeasurementPlan) -> Iterator[Result]:
     """Measure on one member and on three."""
-    flags = [*catalogue.documents(min(plan.flag_count, FLAG_COUNT))]
+    flags = [*catalogue.iter_documents(min(plan.flag_count, FLAG_COUNT))]
     for member_count in MEMBER_COUNTS:
-        yield from measured(functools.partial(_with_members, member_count, flags, plan))
+        yield from measure_with_retries(
+            functools.partial(_measure_members, member_count, flags, plan)
+        )
 
 
-def _with_members(member_count: int, flags: Sequence[Document], plan: Plan) -> Sequence[Result]:
-    return [*_results(member_count, flags, quick=plan.quick)]
+def _measure_members(
+    member_count: int, flags: Sequence[Document], plan: MeasurementPlan
+) -> Sequence[Result]:
+    return [*_iter_results(member_count, flags, quick=plan.quick)]
 
 
-def _results(member_count: int, flags: Sequence[Document], *, quick: bool) -> Iterator[Result]:
+def _iter_results(member_count: int, flags: Sequence[Document], *, quick: bool) -> Iterator[Result]:
     where = f"{member_count} member{'s' if member_count > 1 else ''}"
     ratio_bound = QUICK_RATIO_BOUND if quick else RATIO_BOUND
     switch_bound = QUICK_SWITCH_BOUND if quick else SWITCH_BOUND
     with EmbeddedMongo(members=member_count) as server:
-        seconds = _imported(server.uri, flags)
+        seconds = _time_import(server.uri, flags)
         with MongoClient[Document](server.uri) as client:
-            written = _documents(client)
-            alone, alone_bytes = _bare(client, {FLAGS: written[FLAGS]})
-            whole, whole_bytes = _bare(client, written)
+            written = _read_documents(client)
+            alone, alone_bytes = _time_bare_inserts(client, {FLAGS: written[FLAGS]})
+            whole, whole_bytes = _time_bare_inserts(client, written)
     told: dict[str, object] = {"flags": len(flags), "seconds": round(seconds, 2)}
     for of, bare, size in (
         ("all that it writes", whole, whole_bytes),
@@ -73,10 +77,10 @@ def _results(member_count: int, flags: Sequence[Document], *, quick: bool) -> It
             details=told | {"bare_seconds": round(bare, 2), "bytes": size},
         )
     with EmbeddedMongo(members=member_count) as server:
-        took = _beside(server.uri, flags)
+        took = _time_kill_switch(server.uri, flags)
     for name, value, bound in (
-        ("p50", percentile(took, 50), None),
-        ("p99", percentile(took, 99), switch_bound),
+        ("p50", compute_percentile(took, 50), None),
+        ("p99", compute_percentile(took, 99), switch_bound),
         ("longest", max(took), None),
     ):
         yield Result(
@@ -89,7 +93,7 @@ def _results(member_count: int, flags: Sequence[Document], *, quick: bool) -> It
         )
 
 
-def _imported(uri: str, flags: Sequence[Document]) -> float:
+def _time_import(uri: str, flags: Sequence[Document]) -> float:
     """Import flags, and return how many seconds that took."""
     with Writer(uri, catalogue.ENVIRONMENT, actor="load") as writer:
         writer.create_environment()
@@ -101,12 +105,14 @@ def _imported(uri: str, flags: Sequence[Document]) -> float:
         return time.monotonic() - started
 
 
-def _documents(client: MongoClient[Document]) -> dict[str, list[Document]]:
+def _read_documents(client: MongoClient[Document]) -> dict[str, list[Document]]:
     database = client[DATABASE]
     return {name: [*database[name].find()] for name in database.list_collection_names()}
 
 
-def _bare(client: MongoClient[Document], written: dict[str, list[Document]]) -> tuple[float, int]:
+def _time_bare_inserts(
+    client: MongoClient[Document], written: dict[str, list[Document]]
+) -> tuple[float, int]:
     """Insert documents, and return how many seconds that took, and how many bytes they have."""
     client.drop_database("bare")
     majority = WriteConcern("majority")
@@ -121,7 +127,7 @@ def _bare(client: MongoClient[Document], written: dict[str, list[Document]]) -> 
     return seconds, sum(len(bson.encode(each)) for some in filled.values() for each in some)
 
 
-def _beside(uri: str, flags: Sequence[Document]) -> list[float]:
+def _time_kill_switch(uri: str, flags: Sequence[Document]) -> list[float]:
     """Import flags beside a kill switch; return how many milliseconds each of its calls took."""
     switch = {"key": switching.KEY, "variants": {"on": True, "off": False}, "off": "off"}
     with Writer(uri, catalogue.ENVIRONMENT, actor="load") as writer:
@@ -136,7 +142,7 @@ def _beside(uri: str, flags: Sequence[Document]) -> list[float]:
     with process:
         assert process.stdout is not None, "it is a pipe"
         process.stdout.readline()
-        _imported(uri, flags)
+        _time_import(uri, flags)
         told, _ = process.communicate("")
     took: list[float] = json.loads(told)
     return took

@@ -27,13 +27,13 @@ from msgspec import Struct
 from pymongo import MongoClient
 
 from benchmarks import catalogue
-from benchmarks.apart import Companion
+from benchmarks.apart import WorkerProcess
 from benchmarks.cases import CONTEXT
-from benchmarks.catalogue import ENVIRONMENT, ROLLOUT, Stored
-from benchmarks.report import Plan, Result, measured, percentile
-from benchmarks.revisions import changes
+from benchmarks.catalogue import ENVIRONMENT, ROLLOUT, StoredCatalogue
+from benchmarks.report import MeasurementPlan, Result, compute_percentile, measure_with_retries
+from benchmarks.revisions import iter_changes
 from flagkit._core.model.changes import Change, Tip
-from flagkit._core.storage.documents import head_document, ledger_document
+from flagkit._core.storage.documents import encode_head, encode_ledger
 from flagkit._core.storage.layout import HEADS, LEDGER
 from flagkit.client.client import Client
 from flagkit.config import DATABASE
@@ -63,7 +63,7 @@ SERVED_BOUND: Final = 0.9
 APPLIED_BOUND: Final = 0.9 * REVISIONS_A_SECOND
 
 
-class Loop(Struct, frozen=True):
+class LoopTiming(Struct, frozen=True):
     """What a thread met with: for how long it went on, and how late it was done with each batch."""
 
     seconds: float
@@ -74,16 +74,16 @@ class Loop(Struct, frozen=True):
         """How many checks it made."""
         return len(self.late_seconds) * CHECKS_A_BATCH / self.seconds
 
-    def stall(self, percent: float = 100) -> float:
+    def get_stall(self, percent: float = 100) -> float:
         """Return the longest time from when a batch was due until it was done, in ms."""
-        return percentile(self.late_seconds, percent) * 1000
+        return compute_percentile(self.late_seconds, percent) * 1000
 
 
-class Served(Struct, frozen=True):
+class ServiceTiming(Struct, frozen=True):
     """What a service met with, idle and busy, and what its client did meanwhile."""
 
-    idle: Loop
-    busy: Loop
+    idle: LoopTiming
+    busy: LoopTiming
     applied_count: int
     fold_count: int
     compaction_count: int
@@ -93,17 +93,17 @@ class Served(Struct, frozen=True):
     """How many of them walked all objects."""
 
 
-class Bases:
+class BaseCounter:
     """The bases that a client has had: how many were folded, and how many were built anew."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self.fold_count = self.compaction_count = 0
-        self._last = self._found()
+        self._last = self._read_base()
 
-    def are_both_seen(self) -> bool:
+    def has_seen_both(self) -> bool:
         """Look at the client; tell whether it has folded and has built anew."""
-        found = self._found()
+        found = self._read_base()
         if found != self._last:
             # Merged, the base would have kept what it had.
             if found[1] != self._last[1]:
@@ -113,7 +113,7 @@ class Bases:
             self._last = found
         return self.fold_count > 0 and self.compaction_count > 0
 
-    def _found(self) -> tuple[int, int]:
+    def _read_base(self) -> tuple[int, int]:
         """Return which base it is, and in how many bytes it has versions."""
         snapshot = self._client.snapshot
         assert snapshot is not None, "it has a file"
@@ -121,84 +121,86 @@ class Bases:
         return header.tip.revision, header.version_bytes
 
 
-class Collections:
+class GcTimer:
     """The runs of the collector of cycles, which stops all threads: their processor's time."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.full_count = 0
         self._began = 0.0
-        gc.callbacks.append(self._note)
+        gc.callbacks.append(self._on_collection)
 
-    def _note(self, phase: str, told: Mapping[str, int]) -> None:
+    def _on_collection(self, phase: str, info: Mapping[str, int]) -> None:
         if phase == "start":
             self._began = time.thread_time()
         else:
             self.seconds.append(time.thread_time() - self._began)
-            self.full_count += told["generation"] == FULL
+            self.full_count += info["generation"] == FULL
 
 
-def run(plan: Plan) -> Iterator[Result]:
+def run(plan: MeasurementPlan) -> Iterator[Result]:
     """Measure at the full number of flags."""
-    stored = catalogue.stored(plan.flag_count)
-    yield from measured(lambda: _measure(stored, plan))
+    stored = catalogue.store_catalogue(plan.flag_count)
+    yield from measure_with_retries(lambda: _measure(stored, plan))
 
 
-def feed(tip: Tip, flag_count: int, connection: Connection) -> None:
+def feed_revisions(tip: Tip, flag_count: int, connection: Connection) -> None:
     """Have a database; send its URI; once told to, feed revisions until told to stop."""
     os.nice(LOWER_PRIORITY)
     with EmbeddedMongo() as server, MongoClient[dict[str, Any]](server.uri, w=1) as mongo:
         heads, ledger = mongo[DATABASE][HEADS], mongo[DATABASE][LEDGER]
-        heads.insert_one(head_document(tip, None))
+        heads.insert_one(encode_head(tip, None))
         connection.send(server.uri)
         connection.recv()
-        history = changes(tip, flag_count, OTHERS_COUNT)
+        history = iter_changes(tip, flag_count, OTHERS_COUNT)
         ahead: list[Change] = []
         start = time.perf_counter()
         for number in itertools.count():
             if not ahead:
                 ahead = list(itertools.islice(history, LEDGERED_AT_ONCE))
                 # Before their heads, where nobody looks for them.
-                ledger.insert_many(map(ledger_document, ahead))
+                ledger.insert_many(map(encode_ledger, ahead))
                 ahead.reverse()
             time.sleep(max(0.0, start + number / REVISIONS_A_SECOND - time.perf_counter()))
             if connection.poll():
                 break
             change = ahead.pop()
-            heads.replace_one({"_id": ENVIRONMENT}, head_document(change.tip, change))
+            heads.replace_one({"_id": ENVIRONMENT}, encode_head(change.tip, change))
         connection.send(None)
         connection.recv()
 
 
-def serve(uri: str, path: str, stored: Stored, idle_seconds: float, connection: Connection) -> None:
+def run_service(
+    uri: str, path: str, stored: StoredCatalogue, idle_seconds: float, connection: Connection
+) -> None:
     """Check flags with nothing beside it; start the client, say so, and check on."""
     client = Client(uri, environment=ENVIRONMENT, snapshot_path=path)
-    keys = _hot_keys(stored.count)
-    idle = _on_schedule(client, keys, lambda: False, idle_seconds)
+    keys = _list_hot_keys(stored.count)
+    idle = _run_loop(client, keys, lambda: False, idle_seconds)
     with client:
         # A service has long walked what a start leaves, the driver's modules included.
         time.sleep(SETTLED_SECONDS)
         gc.collect()
-        first, bases, collections = client.revision, Bases(client), Collections()
+        first, bases, collections = client.revision, BaseCounter(client), GcTimer()
         connection.send(None)
-        busy = _on_schedule(client, keys, bases.are_both_seen, LOOP_SECONDS_MAX)
+        busy = _run_loop(client, keys, bases.has_seen_both, LOOP_SECONDS_MAX)
         applied = client.revision - first
         counts = bases.fold_count, bases.compaction_count
         runs = collections.seconds, collections.full_count
-        connection.send(Served(idle, busy, applied, *counts, *runs))
+        connection.send(ServiceTiming(idle, busy, applied, *counts, *runs))
 
 
-def control(stored: Stored, connection: Connection) -> None:
+def run_control(stored: StoredCatalogue, connection: Connection) -> None:
     """Check flags until told to stop, with nothing beside it."""
-    client = stored.client()
-    keys = _hot_keys(stored.count)
+    client = stored.create_client()
+    keys = _list_hot_keys(stored.count)
     connection.recv()
-    connection.send(_on_schedule(client, keys, connection.poll, LOOP_SECONDS_MAX))
+    connection.send(_run_loop(client, keys, connection.poll, LOOP_SECONDS_MAX))
 
 
-def _on_schedule(
+def _run_loop(
     client: Client, keys: Sequence[str], enough: Callable[[], bool], seconds_max: float
-) -> Loop:
+) -> LoopTiming:
     context, turn = dict(CONTEXT), itertools.cycle(keys)
     for key in keys:
         client.is_enabled(key, context)
@@ -216,39 +218,41 @@ def _on_schedule(
         late.append(time.perf_counter() - due)
         if not over and enough():
             over, end = True, due + AFTERWARDS_SECONDS
-    return Loop(time.perf_counter() - start, late)
+    return LoopTiming(time.perf_counter() - start, late)
 
 
-def _hot_keys(count: int) -> list[str]:
-    keys = list(itertools.islice(catalogue.keys_of(ROLLOUT, count), HOT_MAX))
+def _list_hot_keys(count: int) -> list[str]:
+    keys = list(itertools.islice(catalogue.iter_keys(ROLLOUT, count), HOT_MAX))
     random.Random(SEED).shuffle(keys)
     return keys
 
 
-def _measure(stored: Stored, plan: Plan) -> list[Result]:
+def _measure(stored: StoredCatalogue, plan: MeasurementPlan) -> list[Result]:
     tip = stored.tip
     with (
         tempfile.TemporaryDirectory(prefix="flagkit-benchmarks-") as directory,
-        Companion(feed, tip, stored.count) as feeder,
-        Companion(control, stored) as other,
+        WorkerProcess(feed_revisions, tip, stored.count) as feeder,
+        WorkerProcess(run_control, stored) as other,
     ):
         path = shutil.copy(stored.path, Path(directory, "flags.snapshot"))
         uri = feeder.receive(PATIENCE_SECONDS)
         idle_seconds = 1.0 if plan.quick else 5.0
-        with Companion(serve, uri, str(path), stored, idle_seconds) as service:
+        with WorkerProcess(run_service, uri, str(path), stored, idle_seconds) as service:
             service.receive(PATIENCE_SECONDS)
             feeder.send(None)
             other.send(None)
-            served: Served = service.receive(LOOP_SECONDS_MAX + PATIENCE_SECONDS)
+            served: ServiceTiming = service.receive(LOOP_SECONDS_MAX + PATIENCE_SECONDS)
             other.send(None)
-            beside: Loop = other.receive(PATIENCE_SECONDS)
+            beside: LoopTiming = other.receive(PATIENCE_SECONDS)
             feeder.send(None)
             feeder.receive(PATIENCE_SECONDS)
             feeder.send(None)
-    return _results(served, beside, plan)
+    return _build_results(served, beside, plan)
 
 
-def _results(served: Served, beside: Loop, plan: Plan) -> list[Result]:
+def _build_results(
+    served: ServiceTiming, beside: LoopTiming, plan: MeasurementPlan
+) -> list[Result]:
     idle, busy = served.idle, served.busy
     # Seconds are the machine's, so that CI judges ratios alone, and that the work was done.
     stall, applied = (None, None) if plan.quick else (STALL_BOUND_MILLISECONDS, APPLIED_BOUND)
@@ -256,14 +260,14 @@ def _results(served: Served, beside: Loop, plan: Plan) -> list[Result]:
         "flag_count": plan.flag_count,
         "seconds": busy.seconds,
         "checks_a_second": busy.checks_a_second,
-        "late_p99_ms": busy.stall(99),
+        "late_p99_ms": busy.get_stall(99),
         "collections": len(served.collections),
         "full_collections": served.full_count,
     }
     figures = [
-        ("longest stall", busy.stall(), "ms", stall, False),
-        ("longest stall of a control", beside.stall(), "ms", None, False),
-        ("longest stall before", idle.stall(), "ms", None, False),
+        ("longest stall", busy.get_stall(), "ms", stall, False),
+        ("longest stall of a control", beside.get_stall(), "ms", None, False),
+        ("longest stall before", idle.get_stall(), "ms", None, False),
         (
             "longest collection of cycles",
             max(served.collections, default=0.0) * 1000,
@@ -271,8 +275,8 @@ def _results(served: Served, beside: Loop, plan: Plan) -> list[Result]:
             None,
             False,
         ),
-        ("stall, p99.9", busy.stall(99.9), "ms", None, False),
-        ("stall of a control, p99.9", beside.stall(99.9), "ms", None, False),
+        ("stall, p99.9", busy.get_stall(99.9), "ms", None, False),
+        ("stall of a control, p99.9", beside.get_stall(99.9), "ms", None, False),
         (
             "checks served / before",
             busy.checks_a_second / idle.checks_a_second,

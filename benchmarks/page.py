@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from benchmarks.plot import CHECKS, MEMORY
-from benchmarks.report import rounded
+from benchmarks.report import format_rounded
 
 PAGE: Final = Path(__file__).parent.parent / "docs" / "performance.md"
 COSTS: Final = ("W1", "W2", "W3", MEMORY, "load", "import", "packages")
 """What a row of the peers' table tells of a library; cases begin with these words."""
 _TABLE: Final = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-Kept: TypeAlias = Mapping[str, Any]
+ResultLine: TypeAlias = Mapping[str, Any]
 Row: TypeAlias = Sequence[str]
 
 
-def page_of(text: str, lines: Iterable[Kept]) -> str:
+def render_page(text: str, lines: Iterable[ResultLine]) -> str:
     """Return a page with its tables made anew.
 
     Raises:
@@ -29,14 +29,14 @@ def page_of(text: str, lines: Iterable[Kept]) -> str:
     """
     kept = list(lines)
     tables = {
-        "bounds": lambda: _bounds(kept),
-        "sizes": lambda: _sizes(kept),
-        "peers": lambda: _peers(kept),
+        "bounds": lambda: _build_bounds_table(kept),
+        "sizes": lambda: _build_sizes_table(kept),
+        "peers": lambda: _build_peers_table(kept),
     }
-    return _TABLE.sub(lambda found: found[1] + _text(tables[found[2]]()) + found[3], text)
+    return _TABLE.sub(lambda found: found[1] + _format_table(tables[found[2]]()) + found[3], text)
 
 
-def _bounds(kept: Sequence[Kept]) -> list[Row]:
+def _build_bounds_table(kept: Sequence[ResultLine]) -> list[Row]:
     rows: list[Row] = [("benchmark", "what", "measured", "bound", "")]
     for line in kept:
         if line.get("bound") is not None:
@@ -45,7 +45,7 @@ def _bounds(kept: Sequence[Kept]) -> list[Row]:
                 (
                     line["benchmark"],
                     line["case"],
-                    f"{rounded(line['value'])} {line['unit']}".rstrip(),
+                    f"{format_rounded(line['value'])} {line['unit']}".rstrip(),
                     f"{sign} {line['bound']:g} {line['unit']}".rstrip(),
                     "" if line["ok"] else "missed",
                 )
@@ -53,10 +53,10 @@ def _bounds(kept: Sequence[Kept]) -> list[Row]:
     return rows
 
 
-def _sizes(kept: Sequence[Kept]) -> list[Row]:
+def _build_sizes_table(kept: Sequence[ResultLine]) -> list[Row]:
     whats = (MEMORY, *CHECKS)
     found = {
-        (line["flag_count"], line["what"]): rounded(line["value"])
+        (line["flag_count"], line["what"]): format_rounded(line["value"])
         for line in kept
         if line["benchmark"] == "snapshot" and "what" in line
     }
@@ -65,7 +65,7 @@ def _sizes(kept: Sequence[Kept]) -> list[Row]:
     return [head, *((f"{count:,}", *(found[count, what] for what in whats)) for count in counts)]
 
 
-def _peers(kept: Sequence[Kept]) -> list[Row]:
+def _build_peers_table(kept: Sequence[ResultLine]) -> list[Row]:
     head = ("", "W1, us", "W2, us", "W3, us", "bytes a flag", "load, s", "import, ms", "packages")
     found: dict[str, dict[str, str]] = {"flagkit": {}}
     versions: dict[str, str] = {}
@@ -77,9 +77,9 @@ def _peers(kept: Sequence[Kept]) -> list[Row]:
         if cost.startswith("load of"):
             cost = "load"
         versions[name] = line["version"]
-        found.setdefault(name, {})[cost] = rounded(line["value"])
+        found.setdefault(name, {})[cost] = format_rounded(line["value"])
         if "flagkit_ns" in line:
-            found["flagkit"].setdefault(cost, rounded(line["flagkit_ns"] / 1000))
+            found["flagkit"].setdefault(cost, format_rounded(line["flagkit_ns"] / 1000))
     rows = [
         (f"{name} {versions.get(name, '')}", *(costs.get(cost, "") for cost in COSTS))
         for name, costs in found.items()
@@ -87,7 +87,7 @@ def _peers(kept: Sequence[Kept]) -> list[Row]:
     return [head, *rows]
 
 
-def _text(rows: Sequence[Row]) -> str:
+def _format_table(rows: Sequence[Row]) -> str:
     head, *body = rows
     lines = [head, ["---"] * len(head), *body]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

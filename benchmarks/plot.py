@@ -31,7 +31,7 @@ class Curves(Struct, frozen=True):
     peer_checks: Mapping[str, float]
 
 
-def curves_of(lines: Iterable[Mapping[str, Any]]) -> Curves:
+def build_curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
     """Return what is to be drawn of kept results."""
     costs: dict[str, list[Point]] = {what: [] for what in (MEMORY, *CHECKS)}
     peer_memory: dict[str, Point] = {}

@@ -23,8 +23,8 @@ from msgspec import Struct
 from pymongo import MongoClient
 
 from benchmarks import applying, open_loop
-from benchmarks.apart import Companion
-from benchmarks.report import Plan, Result, measured, percentile
+from benchmarks.apart import WorkerProcess
+from benchmarks.report import MeasurementPlan, Result, compute_percentile, measure_with_retries
 from flagkit._core.storage.layout import HEADS
 from flagkit.client.client import Client
 from flagkit.config import DATABASE
@@ -49,22 +49,22 @@ Follower: TypeAlias = Callable[[str, range, Connection], None]
 """Takes a URI and revisions; sends None when it follows, and at the end when it saw each, in ns."""
 
 
-class Commit(Struct, frozen=True):
+class TimedCommit(Struct, frozen=True):
     """A change as its writer saw it, in nanoseconds of the monotonic clock."""
 
     revision: int
-    called: int
-    returned: int
+    called_at: int
+    returned_at: int
 
 
-def run(plan: Plan) -> Iterator[Result]:
+def run(plan: MeasurementPlan) -> Iterator[Result]:
     """Measure how soon, how fast, and how smoothly."""
-    yield from _visible(plan)
+    yield from _measure_visibility(plan)
     yield from applying.run(plan)
     yield from open_loop.run(plan)
 
 
-def _visible(plan: Plan) -> Iterator[Result]:
+def _measure_visibility(plan: MeasurementPlan) -> Iterator[Result]:
     """Measure on a server of one member."""
     with (
         EmbeddedMongo() as server,
@@ -72,7 +72,7 @@ def _visible(plan: Plan) -> Iterator[Result]:
     ):
         writer.create_environment()
         writer.create(FLAG)
-        yield from measured(lambda: _measure(server.uri, writer, plan))
+        yield from measure_with_retries(lambda: _measure(server.uri, writer, plan))
 
 
 def follow_with_client(uri: str, revisions: range, parent: Connection) -> None:
@@ -104,36 +104,36 @@ def follow_with_stream(uri: str, revisions: range, parent: Connection) -> None:
     parent.send(seen)
 
 
-def _measure(uri: str, writer: Writer, plan: Plan) -> list[Result]:
+def _measure(uri: str, writer: Writer, plan: MeasurementPlan) -> list[Result]:
     change_count = 100 if plan.quick else 500
     first = writer.create_environment().revision + 1
     revisions = range(first, first + WARM_UP_COUNT + change_count)
     with ExitStack() as stack:
         ready = [
-            stack.enter_context(Companion(follower, uri, revisions))
+            stack.enter_context(WorkerProcess(follower, uri, revisions))
             for follower in (follow_with_client, follow_with_stream)
         ]
         for process in ready:
             process.receive(PATIENCE_SECONDS)
-        commits = _write(writer, revisions)[WARM_UP_COUNT:]
+        commits = _write_revisions(writer, revisions)[WARM_UP_COUNT:]
         client, stream = (process.receive(PATIENCE_SECONDS) for process in ready)
     bound = None if plan.quick else BOUND_MILLISECONDS
-    return _results(commits, client, stream, bound)
+    return _build_results(commits, client, stream, bound)
 
 
-def _write(writer: Writer, revisions: range) -> list[Commit]:
+def _write_revisions(writer: Writer, revisions: range) -> list[TimedCommit]:
     chance = random.Random(len(revisions))
-    commits: list[Commit] = []
+    commits: list[TimedCommit] = []
     for revision in revisions:
         time.sleep(chance.uniform(0, REST_SECONDS_MAX))
         called = time.monotonic_ns()
         commit = writer.set_rollout(KEY, 1 + revision % 99)
-        commits.append(Commit(commit.revision, called, time.monotonic_ns()))
+        commits.append(TimedCommit(commit.revision, called, time.monotonic_ns()))
     return commits
 
 
-def _results(
-    commits: Sequence[Commit],
+def _build_results(
+    commits: Sequence[TimedCommit],
     client: Mapping[int, int],
     stream: Mapping[int, int],
     visible_bound: float | None,
@@ -144,17 +144,17 @@ def _results(
         return Result(
             benchmark="refresh",
             case=f"{what}, p{percent}",
-            value=percentile(values, percent) / 1e6,
+            value=compute_percentile(values, percent) / 1e6,
             unit="ms",
             bound=bound,
             details=details,
         )
 
     def since_call(seen: Mapping[int, int]) -> list[int]:
-        return [seen[commit.revision] - commit.called for commit in commits]
+        return [seen[commit.revision] - commit.called_at for commit in commits]
 
     def since_return(seen: Mapping[int, int]) -> list[int]:
-        return [seen[commit.revision] - commit.returned for commit in commits]
+        return [seen[commit.revision] - commit.returned_at for commit in commits]
 
     behind = [client[commit.revision] - stream[commit.revision] for commit in commits]
     return [
@@ -168,6 +168,10 @@ def _results(
         line("return to a bare stream", 99, since_return(stream)),
         line("client after a bare stream", 50, behind),
         line("client after a bare stream", 99, behind),
-        line("the writer's call", 50, [commit.returned - commit.called for commit in commits]),
-        line("the writer's call", 99, [commit.returned - commit.called for commit in commits]),
+        line(
+            "the writer's call", 50, [commit.returned_at - commit.called_at for commit in commits]
+        ),
+        line(
+            "the writer's call", 99, [commit.returned_at - commit.called_at for commit in commits]
+        ),
     ]

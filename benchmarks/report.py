@@ -28,7 +28,7 @@ _PACKAGES = ("pymongo", "xxhash", "msgspec", "cachetools", "opentelemetry-api")
 _ROW = "{:<9} {:<40} {:>10} {:<6} {:>8}  {}"
 
 
-class Plan(Struct, frozen=True):
+class MeasurementPlan(Struct, frozen=True):
     """How to measure: seldom and small, as CI does, or as results are made; and among how many.
 
     `flag_count` is the size of the largest catalogue.
@@ -41,8 +41,8 @@ class Plan(Struct, frozen=True):
 class Result(Struct, frozen=True, kw_only=True):
     """One figure. It is good if it is not above its bound, or has none.
 
-    With `at_least` it is good if it is not below it. `missed` are the values of earlier attempts,
-    which missed the bound.
+    With `at_least` it is good if it is not below it. `count_miss` are the values of earlier
+    attempts, which missed the bound.
     """
 
     benchmark: str
@@ -68,7 +68,7 @@ class Result(Struct, frozen=True, kw_only=True):
         return self.value <= self.bound * tolerance
 
 
-class Skipped(Struct, frozen=True, kw_only=True):
+class SkippedBenchmark(Struct, frozen=True, kw_only=True):
     """What could not be measured, and why. It is good if nothing is wrong, and only missing."""
 
     benchmark: str
@@ -81,10 +81,10 @@ class Skipped(Struct, frozen=True, kw_only=True):
         return self.ok
 
 
-Line: TypeAlias = Result | Skipped
+Line: TypeAlias = Result | SkippedBenchmark
 
 
-def measured(measure: Callable[[], Sequence[Result]]) -> Sequence[Result]:
+def measure_with_retries(measure: Callable[[], Sequence[Result]]) -> Sequence[Result]:
     """Return what `measure` finds, from its first attempt to keep all bounds, else from its last.
 
     A noisy neighbour spoils an attempt; what is too slow spoils all of them.
@@ -103,7 +103,7 @@ def measured(measure: Callable[[], Sequence[Result]]) -> Sequence[Result]:
     ]
 
 
-def percentile(values: Iterable[float], percent: float) -> float:
+def compute_percentile(values: Iterable[float], percent: float) -> float:
     """Return the value that `percent` of 100 of all values do not exceed, by nearest rank."""
     ordered = sorted(values)
     return ordered[max(math.ceil(percent / 100 * len(ordered)), 1) - 1]
@@ -118,31 +118,31 @@ def report(results: Iterable[Line], lines: TextIO | None = None, tolerance: floa
     good = True
     for result in results:
         good = good and result.is_within(tolerance)
-        print(row_of(result), flush=True)
+        print(format_row(result), flush=True)
         if lines is not None:
-            lines.write(f"{line_of(result)}\n")
+            lines.write(f"{encode_line(result)}\n")
             lines.flush()
     return good
 
 
-def row_of(result: Line) -> str:
+def format_row(result: Line) -> str:
     """Return a result as a row of the table."""
-    if isinstance(result, Skipped):
+    if isinstance(result, SkippedBenchmark):
         return f"{result.benchmark:<9} {result.case}: could not run: {result.reason}"
     verdict = "" if result.bound is None else "yes" if result.ok else "NO"
     if result.missed:
-        verdict += f" (missed before: {', '.join(map(rounded, result.missed))})"
+        verdict += f" (missed before: {', '.join(map(format_rounded, result.missed))})"
     bound = "" if result.bound is None else f"{'>= ' * result.at_least}{result.bound:g}"
     row = _ROW.format(
-        result.benchmark, result.case, rounded(result.value), result.unit, bound, verdict
+        result.benchmark, result.case, format_rounded(result.value), result.unit, bound, verdict
     )
     return row.rstrip()
 
 
-def line_of(result: Line) -> str:
+def encode_line(result: Line) -> str:
     """Return a result as one line of JSON."""
-    if isinstance(result, Skipped):
-        return msgspec.json.encode(msgspec.structs.asdict(result) | surroundings()).decode()
+    if isinstance(result, SkippedBenchmark):
+        return msgspec.json.encode(msgspec.structs.asdict(result) | describe_environment()).decode()
     fields = {
         "benchmark": result.benchmark,
         "case": result.case,
@@ -153,38 +153,38 @@ def line_of(result: Line) -> str:
         "ok": result.ok,
         "missed": result.missed,
         **result.details,
-        **surroundings(),
+        **describe_environment(),
     }
     return msgspec.json.encode(fields).decode()
 
 
 @functools.cache
-def surroundings() -> dict[str, object]:
+def describe_environment() -> dict[str, object]:
     """Return what results depend on: versions, the machine, and the commit if it is known."""
     return {
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "flagkit": flagkit.__version__,
-        **{name.removesuffix("-api"): _version(name) for name in _PACKAGES},
+        **{name.removesuffix("-api"): _get_version(name) for name in _PACKAGES},
         "machine": platform.machine(),
         "system": platform.system(),
         "cpu_count": os.cpu_count(),
-        "commit": _commit(),
+        "commit": _find_commit(),
     }
 
 
-def rounded(value: float) -> str:
+def format_rounded(value: float) -> str:
     """Return a figure as tables have it, with three digits."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def _version(package: str) -> str | None:
+def _get_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-def _commit() -> str | None:
+def _find_commit() -> str | None:
     try:
         found = subprocess.run(
             ["git", "rev-parse", "HEAD"],  # noqa: S607 - wherever git is, it says the same

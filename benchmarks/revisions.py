@@ -12,13 +12,13 @@ from typing import Any, Final
 
 from benchmarks import catalogue
 from benchmarks.cases import FLAGS, W2
-from benchmarks.catalogue import SHARES, Document, entry
-from flagkit._core.model.changes import Change, PolicyChange, PolicyState, Tip, next_change
+from benchmarks.catalogue import SHARES, Document, build_entry
+from flagkit._core.model.changes import Change, PolicyChange, PolicyState, Tip, build_next_change
 
 CHANGED: Final[Mapping[str, Any]] = next(flag for flag in FLAGS if flag["key"] == W2)
 
 
-def changes(tip: Tip, flag_count: int, others_count: int) -> Iterator[Change]:
+def iter_changes(tip: Tip, flag_count: int, others_count: int) -> Iterator[Change]:
     """Yield the changes after a tip for ever.
 
     Args:
@@ -27,24 +27,24 @@ def changes(tip: Tip, flag_count: int, others_count: int) -> Iterator[Change]:
         others_count: How many flags a revision changes beside W2.
     """
     held: dict[str, PolicyState] = {}
-    others = itertools.cycle(_rollouts(flag_count))
+    others = itertools.cycle(_iter_rollouts(flag_count))
     shares = itertools.cycle(SHARES)
     while True:
         flags = [CHANGED, *itertools.islice(others, others_count)]
-        edits = [_edit(flag, held, next(shares)) for flag in flags]
-        change = next_change(tip, f"request-{tip.revision + 1}", tip.time, edits)
+        edits = [_build_edit(flag, held, next(shares)) for flag in flags]
+        change = build_next_change(tip, f"request-{tip.revision + 1}", tip.time, edits)
         tip = change.tip
         yield change
 
 
-def _edit(flag: Mapping[str, Any], held: dict[str, PolicyState], share: int) -> PolicyChange:
+def _build_edit(flag: Mapping[str, Any], held: dict[str, PolicyState], share: int) -> PolicyChange:
     key = flag["key"]
-    before = held.get(key) or entry(flag).state
+    before = held.get(key) or build_entry(flag).state
     changed = {**flag, "fallthrough": {"rollout": share}}
-    after = held[key] = entry(changed, before.version + 1).state
+    after = held[key] = build_entry(changed, before.version + 1).state
     return PolicyChange(before, after)
 
 
-def _rollouts(flag_count: int) -> Iterator[Document]:
-    documents = catalogue.documents(flag_count)
+def _iter_rollouts(flag_count: int) -> Iterator[Document]:
+    documents = catalogue.iter_documents(flag_count)
     return (flag for flag in documents if "rollout" in flag["fallthrough"])

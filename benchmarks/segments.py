@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from benchmarks.report import Plan, Result, measured
-from flagkit._core.evaluation.matching import Members
-from flagkit._core.model.segments import hashed_keys, members_of, new_seed, unpacked_part
+from benchmarks.report import MeasurementPlan, Result, measure_with_retries
+from flagkit._core.evaluation.matching import MemberSet
+from flagkit._core.model.segments import build_keys, decode_part, generate_seed, hash_keys
 
 MEMBER_COUNT: Final = 1_000_000
 ASKED_COUNT: Final = 20_000
@@ -16,14 +16,14 @@ BOUND_MICROSECONDS: Final = 2.0
 BOUND_BYTES: Final = 8.1
 
 
-def run(plan: Plan) -> Iterator[Result]:
+def run(plan: MeasurementPlan) -> Iterator[Result]:
     """Measure look-ups of random keys, of which half are members."""
-    seed = new_seed()
+    seed = generate_seed()
     users = (f"user-{i}" for i in range(MEMBER_COUNT))
-    keys, stored = hashed_keys(members_of(users, "included", seed))
-    parts = [unpacked_part(stored[name]) for name in keys.parts]
-    members = Members(parts, seed)
-    yield from measured(lambda: _measure(members, plan))
+    keys, stored = build_keys(hash_keys(users, "included", seed))
+    parts = [decode_part(stored[name]) for name in keys.parts]
+    members = MemberSet(parts, seed)
+    yield from measure_with_retries(lambda: _measure(members, plan))
     size = sum(part.itemsize * len(part) for part in parts) + sum(map(len, keys.parts))
     yield Result(
         benchmark="segments",
@@ -34,7 +34,7 @@ def run(plan: Plan) -> Iterator[Result]:
     )
 
 
-def _measure(members: Members, plan: Plan) -> list[Result]:
+def _measure(members: MemberSet, plan: MeasurementPlan) -> list[Result]:
     round_count = 5 if plan.quick else 25
     chance = random.Random(20261122)
     asked = [f"user-{chance.randrange(2 * MEMBER_COUNT)}" for _ in range(ASKED_COUNT)]

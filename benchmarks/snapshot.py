@@ -17,12 +17,12 @@ from typing import Final
 from msgspec import Struct
 
 from benchmarks import catalogue
-from benchmarks.apart import apart, private_bytes, resident_bytes
+from benchmarks.apart import measure_private_bytes, measure_resident_bytes, run_in_subprocess
 from benchmarks.cases import CONTEXT, FLAGS, W2
-from benchmarks.catalogue import ROLLOUT, Stored
-from benchmarks.evaluate import first_call
-from benchmarks.report import FLAG_COUNT, Plan, Result
-from benchmarks.timing import in_turn, timer
+from benchmarks.catalogue import ROLLOUT, StoredCatalogue
+from benchmarks.evaluate import time_first_call
+from benchmarks.report import FLAG_COUNT, MeasurementPlan, Result
+from benchmarks.timing import create_timer, time_interleaved
 from flagkit.testing import client_from
 
 COUNTS: Final = (1_000, 10_000, 100_000, 1_000_000)
@@ -33,7 +33,7 @@ BYTES_BOUND: Final = 70.0
 WORKER_BYTES_BOUND: Final = 2.0
 
 
-class Size(Struct, frozen=True):
+class SizeTiming(Struct, frozen=True):
     """What was found at one size: bytes a flag in memory, and nanoseconds a check."""
 
     bytes_a_flag: float
@@ -42,37 +42,41 @@ class Size(Struct, frozen=True):
     cold: float
 
 
-def run(plan: Plan) -> Iterator[Result]:
+def run(plan: MeasurementPlan) -> Iterator[Result]:
     """Measure each size up to the largest that is asked for, and there a further worker."""
     for count in COUNTS:
         if count <= plan.flag_count:
-            stored = catalogue.stored(count)
-            yield from _results(count, apart(size_of, stored, 5 if plan.quick else 25))
-    yield _further_worker(plan.flag_count)
+            stored = catalogue.store_catalogue(count)
+            yield from _build_results(
+                count, run_in_subprocess(measure_size, stored, 5 if plan.quick else 25)
+            )
+    yield _measure_further_worker(plan.flag_count)
 
 
-def size_of(stored: Stored, round_count: int) -> Size:
+def measure_size(stored: StoredCatalogue, round_count: int) -> SizeTiming:
     """Load a catalogue and ask it; in a process that has done nothing else."""
     client_from(FLAGS).is_enabled(W2, CONTEXT)
-    before = resident_bytes()
-    client = stored.client()
+    before = measure_resident_bytes()
+    client = stored.create_client()
     client.is_enabled(W2, CONTEXT)
-    grown = resident_bytes() - before
-    keys = list(catalogue.keys_of(ROLLOUT, stored.count))
+    grown = measure_resident_bytes() - before
+    keys = list(catalogue.iter_keys(ROLLOUT, stored.count))
     random.Random(SEED).shuffle(keys)
-    cold = [first_call(client, key) for key in islice(keys, COLD_MAX)]
+    cold = [time_first_call(client, key) for key in islice(keys, COLD_MAX)]
     hot_keys = keys[:HOT_MAX]
     for key in hot_keys:
         client.is_enabled(key, CONTEXT)
     names = {"client": client, "context": dict(CONTEXT)}
-    hot, at_random = in_turn(
+    hot, at_random = time_interleaved(
         [
-            timer("client.is_enabled(key, context)", key=W2, **names),
-            timer("for key in keys: client.is_enabled(key, context)", keys=hot_keys, **names),
+            create_timer("client.is_enabled(key, context)", key=W2, **names),
+            create_timer(
+                "for key in keys: client.is_enabled(key, context)", keys=hot_keys, **names
+            ),
         ],
         round_count,
     )
-    return Size(
+    return SizeTiming(
         grown / stored.count,
         statistics.median(hot),
         statistics.median(at_random) / len(hot_keys),
@@ -80,19 +84,19 @@ def size_of(stored: Stored, round_count: int) -> Size:
     )
 
 
-def private_growth(stored: Stored) -> int:
+def measure_private_growth(stored: StoredCatalogue) -> int:
     """Return the private bytes that a process grows by when it loads a catalogue and asks it."""
     client_from(FLAGS).is_enabled(W2, CONTEXT)
-    before = private_bytes()
-    client = stored.client()
+    before = measure_private_bytes()
+    client = stored.create_client()
     client.is_enabled(W2, CONTEXT)
-    return private_bytes() - before
+    return measure_private_bytes() - before
 
 
-def _further_worker(count: int) -> Result:
-    stored = catalogue.stored(count)
-    first = stored.client()
-    grown = apart(private_growth, stored)
+def _measure_further_worker(count: int) -> Result:
+    stored = catalogue.store_catalogue(count)
+    first = stored.create_client()
+    grown = run_in_subprocess(measure_private_growth, stored)
     assert first.snapshot is not None, "it has the file mapped until here"
     return Result(
         benchmark="snapshot",
@@ -104,7 +108,7 @@ def _further_worker(count: int) -> Result:
     )
 
 
-def _results(count: int, found: Size) -> Iterator[Result]:
+def _build_results(count: int, found: SizeTiming) -> Iterator[Result]:
     figures = [
         # Of a full catalogue only: in a small one the directory and the header weigh more.
         ("bytes a flag", found.bytes_a_flag, "B", BYTES_BOUND if count >= FLAG_COUNT else None),

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from benchmarks import catalogue
-from benchmarks.apart import apart
+from benchmarks.apart import run_in_subprocess
 from benchmarks.cases import CONTEXT
-from benchmarks.catalogue import Document, Stored
-from benchmarks.report import Plan, Result, measured
+from benchmarks.catalogue import Document, StoredCatalogue
+from benchmarks.report import MeasurementPlan, Result, measure_with_retries
 from flagkit.client.client import Client
 from flagkit.testing import client_from
 
@@ -29,55 +29,55 @@ Found = tuple[float, float]
 """How many milliseconds the other thread was late at most, and how many seconds the work took."""
 
 
-def run(plan: Plan) -> Iterator[Result]:
+def run(plan: MeasurementPlan) -> Iterator[Result]:
     """Measure all flags of a catalogue, at first and again, and a chain of prerequisites."""
     count = min(plan.flag_count, QUICK_FLAG_COUNT if plan.quick else FLAG_COUNT)
     rounds = 3 if plan.quick else 5
-    stored = catalogue.stored(count)
-    yield from measured(
-        lambda: _compared(
+    stored = catalogue.store_catalogue(count)
+    yield from measure_with_retries(
+        lambda: _compare_with_loop(
             (f"all of {count:,}, at first", f"all of {count:,}, again"),
-            lambda: apart(late_beside_evaluations, stored),
+            lambda: run_in_subprocess(measure_delay_during_evaluations, stored),
             rounds,
         )
     )
-    yield from measured(
-        lambda: _compared(
+    yield from measure_with_retries(
+        lambda: _compare_with_loop(
             (f"a chain of {CHAIN_LENGTH:,}, at first", f"a chain of {CHAIN_LENGTH:,}, again"),
-            lambda: apart(late_beside_a_chain, CHAIN_LENGTH),
+            lambda: run_in_subprocess(measure_delay_during_chain, CHAIN_LENGTH),
             rounds,
         )
     )
 
 
-def late_beside_evaluations(stored: Stored) -> list[Found]:
+def measure_delay_during_evaluations(stored: StoredCatalogue) -> list[Found]:
     """Return how late another thread is while all flags are evaluated at first, and again."""
-    client = stored.client()
+    client = stored.create_client()
     # The result is kept, as services keep it, and freed when the next one takes its place.
     kept: list[object] = []
     found: list[Found] = []
     for _ in range(2):
-        found.append(late_beside(lambda: kept.append(client.evaluate_all(CONTEXT))))
-        found.append(late_beside(kept.clear))
+        found.append(measure_delay(lambda: kept.append(client.evaluate_all(CONTEXT))))
+        found.append(measure_delay(kept.clear))
     first, freed_first, again, freed_again = found
-    return [_longest(first, freed_first), _longest(again, freed_again)]
+    return [_select_longest(first, freed_first), _select_longest(again, freed_again)]
 
 
-def late_beside_a_chain(length: int) -> list[Found]:
+def measure_delay_during_chain(length: int) -> list[Found]:
     """Return how late another thread is while the end of a chain is evaluated, at first and again.
 
     Raises:
         ValueError: the chain is not evaluated right.
     """
-    client: Client = client_from(chain(length))
+    client: Client = client_from(iter_chain(length))
     last = f"chain.flag-{length - 1}"
-    found = [late_beside(lambda: client.evaluate(last, CONTEXT)) for _ in range(2)]
+    found = [measure_delay(lambda: client.evaluate(last, CONTEXT)) for _ in range(2)]
     if client.evaluate(last, CONTEXT).variant != "on":
         raise ValueError(f"{last} answers {client.evaluate(last, CONTEXT)}")
     return found
 
 
-def chain(length: int) -> Iterator[Document]:
+def iter_chain(length: int) -> Iterator[Document]:
     """Yield flags, each with the one before it for its prerequisite; none is constant."""
     for i in range(length):
         flag: Document = {
@@ -92,7 +92,7 @@ def chain(length: int) -> Iterator[Document]:
         yield flag
 
 
-def late_beside_loop(seconds: float) -> Found:
+def measure_delay_during_loop(seconds: float) -> Found:
     """Return how late another thread is beside a loop of Python."""
 
     def loop() -> None:
@@ -102,10 +102,10 @@ def late_beside_loop(seconds: float) -> Found:
             for i in range(1_000):
                 total += i
 
-    return late_beside(loop)
+    return measure_delay(loop)
 
 
-def late_beside(work: Callable[[], object]) -> Found:
+def measure_delay(work: Callable[[], object]) -> Found:
     """Return how late another thread is while this one does some work."""
     late = [0.0]
     ended = threading.Event()
@@ -129,17 +129,21 @@ def late_beside(work: Callable[[], object]) -> Found:
     return max(late) * 1000, seconds
 
 
-def _longest(one: Found, other: Found) -> Found:
+def _select_longest(one: Found, other: Found) -> Found:
     return max(one[0], other[0]), one[1]
 
 
-def _compared(cases: Sequence[str], work: Callable[[], list[Found]], rounds: int) -> list[Result]:
+def _compare_with_loop(
+    cases: Sequence[str], work: Callable[[], list[Found]], rounds: int
+) -> list[Result]:
     above: list[list[float]] = [[] for _ in cases]
     seconds: list[list[float]] = [[] for _ in cases]
     controls: list[float] = []
     for _ in range(rounds):
         found = work()
-        control, _ = apart(late_beside_loop, max(sum(took for _, took in found), 0.5))
+        control, _ = run_in_subprocess(
+            measure_delay_during_loop, max(sum(took for _, took in found), 0.5)
+        )
         controls.append(control)
         for i, (late, took) in enumerate(found):
             above[i].append(late - control)
@@ -148,19 +152,19 @@ def _compared(cases: Sequence[str], work: Callable[[], list[Found]], rounds: int
         result
         for i, case in enumerate(cases)
         for result in (
-            _result(
+            _build_result(
                 f"{case}, late above a control",
                 above[i],
                 "ms",
                 BOUND_MILLISECONDS,
                 {"round_count": rounds, "control_ms": statistics.median(controls)},
             ),
-            _result(case, seconds[i], "s"),
+            _build_result(case, seconds[i], "s"),
         )
     ]
 
 
-def _result(
+def _build_result(
     case: str,
     values: Sequence[float],
     unit: str,

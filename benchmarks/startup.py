@@ -21,14 +21,14 @@ from typing import Any, Final
 from pymongo import ASCENDING, MongoClient
 
 from benchmarks import catalogue, database
-from benchmarks.apart import apart
-from benchmarks.cases import CONTEXT, W2, by_hand_2
-from benchmarks.catalogue import ENVIRONMENT, Stored
-from benchmarks.report import FLAG_COUNT, Plan, Result, measured
-from benchmarks.revisions import changes
-from benchmarks.timing import ratios, waited_seconds
+from benchmarks.apart import run_in_subprocess
+from benchmarks.cases import CONTEXT, W2, check_w2_by_hand
+from benchmarks.catalogue import ENVIRONMENT, StoredCatalogue
+from benchmarks.report import FLAG_COUNT, MeasurementPlan, Result, measure_with_retries
+from benchmarks.revisions import iter_changes
+from benchmarks.timing import compute_ratios, read_waited_seconds
 from flagkit._core.model.changes import Tip
-from flagkit._core.storage.layout import FLAGS, policies_of
+from flagkit._core.storage.layout import FLAGS, filter_policies
 from flagkit._core.storage.scan import BATCH_DOCUMENTS, PROJECTIONS
 from flagkit._core.storage.store import Store
 from flagkit.client.client import Client
@@ -46,25 +46,25 @@ PATIENCE_SECONDS: Final = 600.0
 NOWHERE: Final = "mongodb://127.0.0.1:1/?replicaSet=none"
 
 
-def run(plan: Plan) -> Iterator[Result]:
+def run(plan: MeasurementPlan) -> Iterator[Result]:
     """Measure each at the largest number of flags."""
-    stored = catalogue.stored(plan.flag_count)
-    yield from measured(lambda: _from_file(stored, plan))
+    stored = catalogue.store_catalogue(plan.flag_count)
+    yield from measure_with_retries(lambda: _measure_file(stored, plan))
     with EmbeddedMongo() as server:
         tip = database.insert(server.uri, plan.flag_count)
-        yield from measured(lambda: _from_scan(server.uri, plan))
-        yield from _from_checkpoint(server.uri, tip, plan)
+        yield from measure_with_retries(lambda: _measure_scan(server.uri, plan))
+        yield from _measure_checkpoint(server.uri, tip, plan)
 
 
-def start_from_file(stored: Stored) -> tuple[float, float]:
+def start_from_file(stored: StoredCatalogue) -> tuple[float, float]:
     """Return the seconds until a client of a file answers, and how many of them it waited."""
     start = time.perf_counter()
-    waited = waited_seconds()
+    waited = read_waited_seconds()
     client = Client(NOWHERE, environment=ENVIRONMENT, snapshot_path=stored.path)
     answer = client.is_enabled(W2, CONTEXT)
-    waited = waited_seconds() - waited
+    waited = read_waited_seconds() - waited
     seconds = time.perf_counter() - start
-    _check(client, answer)
+    _check_answer(client, answer)
     return seconds, waited
 
 
@@ -73,10 +73,10 @@ def start_from_scan(uri: str, round_count: int) -> list[tuple[float, float]]:
     found: list[tuple[float, float]] = []
     for number in range(round_count):
         if number % 2:
-            drained = _drained(uri)
-            found.append((_started(uri), drained))
+            drained = _time_drain(uri)
+            found.append((_time_start(uri), drained))
         else:
-            found.append((_started(uri), _drained(uri)))
+            found.append((_time_start(uri), _time_drain(uri)))
     return found
 
 
@@ -95,21 +95,21 @@ def start_from_checkpoint(uri: str, checkpoint: int, revision: int) -> float:
     return seconds
 
 
-def _started(uri: str) -> float:
+def _time_start(uri: str) -> float:
     start = time.perf_counter()
     with Client(uri, environment=ENVIRONMENT) as client:
         client.wait_ready(PATIENCE_SECONDS)
         answer = client.is_enabled(W2, CONTEXT)
         seconds = time.perf_counter() - start
-        _check(client, answer)
+        _check_answer(client, answer)
     return seconds
 
 
-def _drained(uri: str) -> float:
+def _time_drain(uri: str) -> float:
     start = time.perf_counter()
     with MongoClient[dict[str, Any]](uri) as mongo:
         found = mongo[DATABASE][FLAGS].find_raw_batches(
-            policies_of(ENVIRONMENT),
+            filter_policies(ENVIRONMENT),
             PROJECTIONS[FLAGS],
             sort=[("_id", ASCENDING)],
             batch_size=BATCH_DOCUMENTS,
@@ -119,48 +119,52 @@ def _drained(uri: str) -> float:
         return time.perf_counter() - start
 
 
-def _check(client: Client, answer: bool) -> None:  # noqa: FBT001 - it is an answer
-    expected = by_hand_2(W2, CONTEXT)
+def _check_answer(client: Client, answer: bool) -> None:  # noqa: FBT001 - it is an answer
+    expected = check_w2_by_hand(W2, CONTEXT)
     if answer is not expected or client.evaluate(W2, CONTEXT, default=not expected).value != answer:
         raise AssertionError(f"{W2} answered {answer}")
 
 
-def _from_file(stored: Stored, plan: Plan) -> list[Result]:
-    found = [apart(start_from_file, stored) for _ in range(3 if plan.quick else 7)]
+def _measure_file(stored: StoredCatalogue, plan: MeasurementPlan) -> list[Result]:
+    found = [run_in_subprocess(start_from_file, stored) for _ in range(3 if plan.quick else 7)]
     bound = FILE_BOUND_MILLISECONDS if plan.flag_count >= FLAG_COUNT else None
     own = statistics.median(seconds - waited for seconds, waited in found) * 1000
     elapsed = statistics.median(seconds for seconds, _ in found) * 1000
     name = f"from a file, of {plan.flag_count:,}"
     return [
-        _result(name, own, "ms", bound),
-        _result(f"{name}, with waits", elapsed, "ms"),
+        _build_result(name, own, "ms", bound),
+        _build_result(f"{name}, with waits", elapsed, "ms"),
     ]
 
 
-def _from_scan(uri: str, plan: Plan) -> list[Result]:
-    found = apart(start_from_scan, uri, 9 if plan.quick else 3, network=True)
+def _measure_scan(uri: str, plan: MeasurementPlan) -> list[Result]:
+    found = run_in_subprocess(start_from_scan, uri, 9 if plan.quick else 3, network=True)
     scans, drains = zip(*found, strict=True)
     name = f"from a scan, of {plan.flag_count:,}"
     return [
-        _result(f"{name} / a drain", statistics.median(ratios(scans, drains)), "x", SCAN_BOUND),
-        _result(name, statistics.median(scans), "s"),
-        _result(f"a bare drain, of {plan.flag_count:,}", statistics.median(drains), "s"),
+        _build_result(
+            f"{name} / a drain", statistics.median(compute_ratios(scans, drains)), "x", SCAN_BOUND
+        ),
+        _build_result(name, statistics.median(scans), "s"),
+        _build_result(f"a bare drain, of {plan.flag_count:,}", statistics.median(drains), "s"),
     ]
 
 
-def _from_checkpoint(uri: str, tip: Tip, plan: Plan) -> Iterator[Result]:
+def _measure_checkpoint(uri: str, tip: Tip, plan: MeasurementPlan) -> Iterator[Result]:
     with closing(Store(uri, environment=ENVIRONMENT, database=DATABASE)) as store:
         write_checkpoint(store)
     tail = min(TAIL, plan.flag_count // TAIL_FLAGS)
-    database.commit(uri, list(islice(changes(tip, plan.flag_count, others_count=0), tail)))
+    database.commit(uri, list(islice(iter_changes(tip, plan.flag_count, others_count=0), tail)))
 
     def attempt() -> list[Result]:
         found = [
-            apart(start_from_checkpoint, uri, tip.revision, tip.revision + tail, network=True)
+            run_in_subprocess(
+                start_from_checkpoint, uri, tip.revision, tip.revision + tail, network=True
+            )
             for _ in range(3 if plan.quick else 7)
         ]
         return [
-            _result(
+            _build_result(
                 f"from a checkpoint + {tail:,}, of {plan.flag_count:,}",
                 statistics.median(found),
                 "s",
@@ -168,8 +172,8 @@ def _from_checkpoint(uri: str, tip: Tip, plan: Plan) -> Iterator[Result]:
             )
         ]
 
-    yield from measured(attempt)
+    yield from measure_with_retries(attempt)
 
 
-def _result(case: str, value: float, unit: str, bound: float | None = None) -> Result:
+def _build_result(case: str, value: float, unit: str, bound: float | None = None) -> Result:
     return Result(benchmark="startup", case=case, value=value, unit=unit, bound=bound)

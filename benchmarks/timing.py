@@ -22,17 +22,17 @@ class Call(Struct, frozen=True):
         """Make the call."""
         return self.function(*self.arguments)
 
-    def timer(self) -> timeit.Timer:
+    def create_timer(self) -> timeit.Timer:
         """Return a timer of the call, all names being local variables, as in a service's code."""
         names = [f"argument_{i}" for i in range(len(self.arguments))]
-        return timer(
+        return create_timer(
             f"function({', '.join(names)})",
             function=self.function,
             **dict(zip(names, self.arguments, strict=True)),
         )
 
 
-def waited_seconds() -> float:
+def read_waited_seconds() -> float:
     """Return how long this process's main thread has waited for a processor that others had.
 
     Nothing where the system does not count it.
@@ -43,14 +43,14 @@ def waited_seconds() -> float:
         return 0.0
 
 
-def timer(statement: str, **names: object) -> timeit.Timer:
+def create_timer(statement: str, **names: object) -> timeit.Timer:
     """Return a timer of a statement whose names are local variables, as in a service's function."""
     given = [f"{name} = given[{name!r}]" for name in names]
     # Processor time: what others do on the machine's cores is no part of a check.
     return timeit.Timer(statement, "\n".join(given), time.process_time, {"given": names})
 
 
-def in_turn(timers: Sequence[timeit.Timer], round_count: int) -> list[list[float]]:
+def time_interleaved(timers: Sequence[timeit.Timer], round_count: int) -> list[list[float]]:
     """Return nanoseconds a call for each timer, round by round: all slow down together."""
     counts = []
     for measured in timers:
@@ -63,6 +63,6 @@ def in_turn(timers: Sequence[timeit.Timer], round_count: int) -> list[list[float
     return times
 
 
-def ratios(values: Sequence[float], bases: Sequence[float]) -> list[float]:
+def compute_ratios(values: Sequence[float], bases: Sequence[float]) -> list[float]:
     """Return values by what they are measured against, round by round."""
     return [value / base for value, base in zip(values, bases, strict=True)]

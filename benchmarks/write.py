@@ -16,7 +16,7 @@ import bson
 from pymongo import MongoClient
 from pymongo.client_session import ClientSession
 
-from benchmarks.report import Plan, Result, measured, percentile
+from benchmarks.report import MeasurementPlan, Result, compute_percentile, measure_with_retries
 from flagkit._core.model.changes import Change, Tip
 from flagkit._core.storage.layout import HEADS, LEDGER
 from flagkit._core.storage.store import Store
@@ -39,28 +39,28 @@ BARE, FLOOR, COMMIT, WHOLE = "bare", "floor", "call to commit", "whole call"
 class TimedStore(Store):
     """A store that notes when a commit was acknowledged, in nanoseconds of the monotonic clock."""
 
-    committed = 0
+    committed_at = 0
 
     def compare_and_set(self, tip: Tip, change: Change, *kept: Any) -> bool:
         """Commit a change, and note when that was done."""
         done = super().compare_and_set(tip, change, *kept)
-        self.committed = time.monotonic_ns()
+        self.committed_at = time.monotonic_ns()
         return done
 
 
-def timed(store: Store) -> TimedStore:
+def use_timed_store(store: Store) -> TimedStore:
     """Have a writer's store note when its commits were acknowledged."""
     store.__class__ = TimedStore
     assert isinstance(store, TimedStore)
     return store
 
 
-class Pair:
+class WritePair:
     """A change and the bare transaction beside it, in one database, each made when it is asked."""
 
     def __init__(self, uri: str) -> None:
         self._writer = Writer(uri, ENVIRONMENT, actor=ACTOR, guards=[LargestStep(100)])
-        self._store = timed(self._writer.store)
+        self._store = use_timed_store(self._writer.store)
         self._mongo = MongoClient[dict[str, Any]](uri, w="majority")
         self._prepare()
 
@@ -69,25 +69,25 @@ class Pair:
         self._writer.close()
         self._mongo.close()
 
-    def change(self, number: int) -> tuple[int, int]:
+    def time_change(self, number: int) -> tuple[int, int]:
         """Make a change; return how long it took to its commit, and in all."""
         called = time.monotonic_ns()
-        self._writer.set_rollout(_key(number), 1 + number % 99)
+        self._writer.set_rollout(_build_key(number), 1 + number % 99)
         returned = time.monotonic_ns()
-        return self._store.committed - called, returned - called
+        return self._store.committed_at - called, returned - called
 
-    def bare(self, number: int) -> int:
+    def time_bare(self, number: int) -> int:
         """Make a bare transaction; return how long it took."""
         called = time.monotonic_ns()
         with self._mongo.start_session() as session, session.start_transaction():
-            self._two_documents(number, session)
+            self._write_two_documents(number, session)
         return time.monotonic_ns() - called
 
-    def floor(self, number: int) -> int:
+    def time_floor(self, number: int) -> int:
         """Read, insert and replace a document, one after the other; return how long it took."""
         called = time.monotonic_ns()
         self._mongo[BARE]["replaced"].find_one({"_id": 0})
-        self._two_documents(-number)
+        self._write_two_documents(-number)
         return time.monotonic_ns() - called
 
     def _prepare(self) -> None:
@@ -96,7 +96,7 @@ class Pair:
             for number in range(FLAG_COUNT):
                 change.create(
                     {
-                        "key": _key(number),
+                        "key": _build_key(number),
                         "variants": {"on": True, "off": False},
                         "fallthrough": {"rollout": 0},
                     }
@@ -104,7 +104,7 @@ class Pair:
         with self._writer.change() as change:
             change.grant(ACTOR, "admin")
             change.set_limit("actor", capacity=10_000, rate=1_000)
-        self._writer.set_rollout(_key(0), 50)
+        self._writer.set_rollout(_build_key(0), 50)
         database = self._mongo[DATABASE]
         self._sizes = [
             len(bson.encode(next(database[name].find(sort=[("_id", -1)], limit=1))))
@@ -113,46 +113,48 @@ class Pair:
         self._mongo[BARE].create_collection("inserted")
         self._mongo[BARE]["replaced"].insert_one({"_id": 0})
 
-    def _two_documents(self, number: int, session: ClientSession | None = None) -> None:
+    def _write_two_documents(self, number: int, session: ClientSession | None = None) -> None:
         replaced, inserted = ({"_id": 0, "text": "x" * size} for size in self._sizes)
         bare = self._mongo[BARE]
         bare["inserted"].insert_one(inserted | {"_id": number}, session=session)
         bare["replaced"].replace_one({"_id": 0}, replaced | {"number": number}, session=session)
 
 
-def run(plan: Plan) -> Iterator[Result]:
+def run(plan: MeasurementPlan) -> Iterator[Result]:
     """Measure on one member and on three."""
     for member_count in MEMBER_COUNTS:
         with EmbeddedMongo(members=member_count) as server:
-            yield from _with_members(server.uri, member_count, plan)
+            yield from _measure_members(server.uri, member_count, plan)
 
 
-def _with_members(uri: str, member_count: int, plan: Plan) -> Sequence[Result]:
-    pair, turns = Pair(uri), count(1)
+def _measure_members(uri: str, member_count: int, plan: MeasurementPlan) -> Sequence[Result]:
+    pair, turns = WritePair(uri), count(1)
     try:
-        return measured(lambda: _measure(pair, turns, member_count, quick=plan.quick))
+        return measure_with_retries(lambda: _measure(pair, turns, member_count, quick=plan.quick))
     finally:
         pair.close()
 
 
 def _measure(
-    pair: Pair, turns: Iterator[int], member_count: int, *, quick: bool
+    pair: WritePair, turns: Iterator[int], member_count: int, *, quick: bool
 ) -> Sequence[Result]:
     turn_count = 40 if quick else 1_000
     bare: list[int] = []
     floor: list[int] = []
     changes: list[tuple[int, int]] = []
     for number in islice(turns, WARM_UP_COUNT + turn_count):
-        bare.append(pair.bare(number))
-        floor.append(pair.floor(number))
-        changes.append(pair.change(number))
+        bare.append(pair.time_bare(number))
+        floor.append(pair.time_floor(number))
+        changes.append(pair.time_change(number))
     commits, wholes = zip(*changes, strict=True)
     times = {BARE: bare, FLOOR: floor, COMMIT: commits, WHOLE: wholes}
     counted = {what: some[WARM_UP_COUNT:] for what, some in times.items()}
-    return _results(counted, member_count, quick=quick)
+    return _build_results(counted, member_count, quick=quick)
 
 
-def _results(found: Mapping[str, Sequence[int]], member_count: int, *, quick: bool) -> list[Result]:
+def _build_results(
+    found: Mapping[str, Sequence[int]], member_count: int, *, quick: bool
+) -> list[Result]:
     details: dict[str, object] = {"turn_count": len(found[BARE]), "member_count": member_count}
     where = "one member" if member_count == 1 else f"{member_count} members"
 
@@ -163,9 +165,9 @@ def _results(found: Mapping[str, Sequence[int]], member_count: int, *, quick: bo
             benchmark="write", case=case, value=value, unit=unit, bound=bound, details=details
         )
 
-    p50 = {what: percentile(values, 50) for what, values in found.items()}
+    p50 = {what: compute_percentile(values, 50) for what, values in found.items()}
     times = [
-        line(f"{what}, p{percent}", percentile(values, percent) / 1e6, "ms")
+        line(f"{what}, p{percent}", compute_percentile(values, percent) / 1e6, "ms")
         for what, values in found.items()
         for percent in (50, 99)
     ]
@@ -176,5 +178,5 @@ def _results(found: Mapping[str, Sequence[int]], member_count: int, *, quick: bo
     return times + ratios
 
 
-def _key(number: int) -> str:
+def _build_key(number: int) -> str:
     return f"benchmark.flag-{number % FLAG_COUNT}"

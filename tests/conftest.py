@@ -10,7 +10,7 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from flagkit._core.storage.layout import INDEXES
-from flagkit._core.storage.provision import prepared
+from flagkit._core.storage.provision import provision_database
 from flagkit.cli import wait_notice
 from flagkit.testing.embedded import EmbeddedMongo
 from flagkit.writer import Writer
@@ -56,7 +56,7 @@ def _emptied_again(database: Database[dict[str, Any]]) -> bool:
     """Remove all documents, if the test has left collections, validators and indexes alone."""
     if {found["name"] for found in database.list_collections()} != {*INDEXES}:
         return False
-    if [*prepared(database, mend=True)]:
+    if [*provision_database(database, mend=True)]:
         return False
     for name in INDEXES:
         database[name].delete_many({})

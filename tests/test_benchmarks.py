@@ -18,37 +18,44 @@ from pymongo import MongoClient
 
 from benchmarks import applying, catalogue, database, open_loop, snapshot, startup
 from benchmarks.__main__ import QUICK_TOLERANCE, main
-from benchmarks.apart import ApartError, Companion, apart
-from benchmarks.cases import ASIA, CASES, CONTEXT, EUROZONE, FLAGS, NORTH, W1, W2, W3, Case
-from benchmarks.catalogue import PLAIN, ROLLOUT, RULES, documents, keys_of, lines_of
-from benchmarks.evaluate import by_hand_table, client, hot_keys, rollout_of, shaped, shapes
-from benchmarks.imports import slowest
-from benchmarks.kept import path_of_release, read
-from benchmarks.page import PAGE, page_of
-from benchmarks.peers.comparing import WrongAnswerError, check, checked, payload_of
-from benchmarks.peers.flags import Peer, Step, plain
-from benchmarks.peers.flags import Test as PlainTest
+from benchmarks.apart import WorkerError, WorkerProcess, run_in_subprocess
+from benchmarks.cases import ASIA, CONTEXT, EUROZONE, FLAGS, NORTH, W1, W2, W3, WORKLOADS, Workload
+from benchmarks.catalogue import PLAIN, ROLLOUT, RULES, iter_documents, iter_keys, iter_lines
+from benchmarks.evaluate import (
+    build_by_hand_table,
+    build_rollout,
+    build_shaped_flag,
+    create_client,
+    iter_shapes,
+    shuffle_hot_keys,
+)
+from benchmarks.imports import list_slowest
+from benchmarks.kept import get_release_path, read_results
+from benchmarks.page import PAGE, render_page
+from benchmarks.peers.comparing import WrongAnswerError, check_answers, check_peer, iter_payload
+from benchmarks.peers.flags import AttributeTest as PlainTest
+from benchmarks.peers.flags import Peer, RolloutStep, to_plain_flag
 from benchmarks.peers.suite import PEERS
 from benchmarks.peers.suite import run as run_peers
-from benchmarks.plot import curves_of, draw
+from benchmarks.plot import build_curves, draw
 from benchmarks.report import (
     ATTEMPTS_MAX,
     FLAG_COUNT,
     QUICK_FLAG_COUNT,
-    Plan,
+    MeasurementPlan,
     Result,
-    Skipped,
-    measured,
-    percentile,
+    SkippedBenchmark,
+    compute_percentile,
+    measure_with_retries,
     report,
 )
-from benchmarks.revisions import changes
+from benchmarks.revisions import iter_changes
 from benchmarks.timing import Call
-from flagkit._core.cooperative import whole
+from flagkit._core.cooperative import run_slices
 from flagkit._core.evaluation import compiler
 from flagkit._core.model.changes import PolicyChange
-from flagkit._core.snapshot import fold
-from flagkit._core.storage.documents import policy_document
+from flagkit._core.snapshot import compact_snapshot
+from flagkit._core.storage.documents import encode_policy_document
 from flagkit._core.storage.layout import HEADS
 from flagkit.config import DATABASE
 from flagkit.testing import client_from
@@ -75,10 +82,10 @@ def contexts(count: int) -> Iterator[dict[str, Any]]:
         yield {name: value for name, value in context.items() if chance.random() < 0.85}
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", WORKLOADS, ids=lambda case: case.name)
 @pytest.mark.parametrize("default", [False, True])
-def test_by_hand_is_the_same_logic(case: Case, default: bool) -> None:
-    asked = client()
+def test_by_hand_is_the_same_logic(case: Workload, default: bool) -> None:
+    asked = create_client()
     answers = [
         (asked.is_enabled(case.key, context, default), case.by_hand(case.key, context, default))
         for context in contexts(1000)
@@ -87,15 +94,15 @@ def test_by_hand_is_the_same_logic(case: Case, default: bool) -> None:
     assert len(set(answers)) == (1 if case.name == "W1" else 2)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_by_hand_looks_the_flag_up(case: Case) -> None:
+@pytest.mark.parametrize("case", WORKLOADS, ids=lambda case: case.name)
+def test_by_hand_looks_the_flag_up(case: Workload) -> None:
     for default in (False, True):
         assert case.by_hand("no.such.flag", CONTEXT, default) is default
-        assert client().is_enabled("no.such.flag", CONTEXT, default) is default
+        assert create_client().is_enabled("no.such.flag", CONTEXT, default) is default
 
 
 def test_w3_is_decided_by_the_fifth_rule_and_a_rollout() -> None:
-    found = client().evaluate(CASES[2].key, CONTEXT)
+    found = create_client().evaluate(WORKLOADS[2].key, CONTEXT)
     assert (found.rule, found.reason) == ("adults", "SPLIT")
 
 
@@ -129,7 +136,7 @@ def test_a_bound_can_be_the_least_that_is_good(value: float, ok: bool) -> None:
 def test_what_could_not_run_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], ok: bool
 ) -> None:
-    skipped = Skipped(benchmark="peers", case="Eppo", reason="it is not installed", ok=ok)
+    skipped = SkippedBenchmark(benchmark="peers", case="Eppo", reason="it is not installed", ok=ok)
     arguments = ["--json", str(tmp_path / "lines")]
     assert main(arguments, {"peers": lambda _plan: iter([skipped])}) == (0 if ok else 1)
     assert "Eppo: could not run: it is not installed" in capsys.readouterr().out
@@ -155,7 +162,7 @@ def test_kept_results_are_replaced_benchmark_by_benchmark(tmp_path: Path) -> Non
 
     both = {name: benchmark(name) for name in ("one", "two")}
     assert main(["--keep", str(path)], both) == main(["one", "--keep", str(path)], both) == 0
-    found = [(line["benchmark"], line["value"]) for line in read(path)]
+    found = [(line["benchmark"], line["value"]) for line in read_results(path)]
     assert found == [("two", 1.1), ("one", 1.2)]
 
 
@@ -187,7 +194,7 @@ def lines_of_snapshots_and_peers() -> Iterator[dict[str, Any]]:
 
 def test_curves_are_of_snapshots_and_peers() -> None:
     points = [(1_000, 2), (10_000, 2)]
-    found = curves_of(lines_of_snapshots_and_peers())
+    found = build_curves(lines_of_snapshots_and_peers())
     assert found.costs["one hot flag"] == points
     assert set(found.costs) == {
         "bytes a flag",
@@ -200,7 +207,7 @@ def test_curves_are_of_snapshots_and_peers() -> None:
 
 def test_the_page_says_what_is_kept() -> None:
     text = PAGE.read_text()
-    assert page_of(text, read(path_of_release())) == text
+    assert render_page(text, read_results(get_release_path())) == text
 
 
 def test_tables_are_made_of_results() -> None:
@@ -211,27 +218,30 @@ def test_tables_are_made_of_results() -> None:
     missed = {"benchmark": "evaluate", "case": "W2 flagkit / by hand", **bound}
     counted = {"value": 1, "unit": "", "bound": 1, "at_least": True, "ok": True}
     counted |= {"benchmark": "refresh", "case": "folds"}
-    found = page_of(page, [*lines_of_snapshots_and_peers(), missed, counted])
+    found = render_page(page, [*lines_of_snapshots_and_peers(), missed, counted])
     assert "| refresh | folds | 1 | at least 1 |  |" in found
     assert "| 1,000 | 1 | 2 | 3 | 4 |" in found
     assert "| evaluate | W2 flagkit / by hand | 2.5 x | at most 2 x | missed |" in found
     assert "what was there" not in found
-    assert page_of(found, lines_of_snapshots_and_peers()) != found
+    assert render_page(found, lines_of_snapshots_and_peers()) != found
 
 
 def test_curves_are_drawn(tmp_path: Path) -> None:
     if find_spec("matplotlib") is None:
         pytest.skip("matplotlib is not installed")
-    assert apart(draw, curves_of(lines_of_snapshots_and_peers()), tmp_path / "plot.png") is None
+    assert (
+        run_in_subprocess(draw, build_curves(lines_of_snapshots_and_peers()), tmp_path / "plot.png")
+        is None
+    )
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_benchmarks_asked_for_run_as_asked() -> None:
-    ran: list[tuple[str, Plan]] = []
-    full, quick = Plan(), Plan(quick=True, flag_count=QUICK_FLAG_COUNT)
+    ran: list[tuple[str, MeasurementPlan]] = []
+    full, quick = MeasurementPlan(), MeasurementPlan(quick=True, flag_count=QUICK_FLAG_COUNT)
 
     def benchmark(name: str) -> Any:
-        def run(plan: Plan) -> Iterator[Result]:
+        def run(plan: MeasurementPlan) -> Iterator[Result]:
             ran.append((name, plan))
             return iter(())
 
@@ -242,34 +252,34 @@ def test_the_benchmarks_asked_for_run_as_asked() -> None:
     assert main(["all"], all_of_them) == 0
     assert ran == [("one", full), ("two", full), ("two", quick), ("one", full), ("two", full)]
     assert main(["one", "--flags", "5000"], all_of_them) == 0
-    assert ran[-1] == ("one", Plan(flag_count=5000))
+    assert ran[-1] == ("one", MeasurementPlan(flag_count=5000))
     with pytest.raises(SystemExit):
         main(["three"], all_of_them)
 
 
 def test_an_attempt_that_misses_is_repeated_and_told() -> None:
     values = iter([3.0, 2.5, 1.9])
-    assert measured(lambda: [result(next(values))]) == [
+    assert measure_with_retries(lambda: [result(next(values))]) == [
         Result(benchmark="evaluate", case="W1", value=1.9, unit="x", bound=2.0, missed=(3.0, 2.5))
     ]
 
 
 def test_what_is_too_slow_stays_so() -> None:
     values = iter([3.0] * ATTEMPTS_MAX)
-    (found,) = measured(lambda: [result(next(values))])
+    (found,) = measure_with_retries(lambda: [result(next(values))])
     assert not found.ok
     assert next(values, None) is None
 
 
 def test_a_good_attempt_is_enough() -> None:
     values = iter([1.0])
-    assert measured(lambda: [result(next(values))]) == [result(1.0)]
+    assert measure_with_retries(lambda: [result(next(values))]) == [result(1.0)]
 
 
 def test_percentiles_are_by_nearest_rank() -> None:
     values = list(range(1, 101))
-    assert [percentile(values, p) for p in (0, 1, 50, 99, 100)] == [1, 1, 50, 99, 100]
-    assert percentile([7], 99) == 7
+    assert [compute_percentile(values, p) for p in (0, 1, 50, 99, 100)] == [1, 1, 50, 99, 100]
+    assert compute_percentile([7], 99) == 7
 
 
 def test_slowest_modules_leave_out_the_interpreters_own() -> None:
@@ -280,26 +290,26 @@ def test_slowest_modules_leave_out_the_interpreters_own() -> None:
         "import time:       500 |        500 |   msgspec\n"
         "import time:      1500 |       2000 | flagkit\n"
     )
-    assert slowest(report) == [("flagkit", 1.5), ("msgspec", 0.5)]
+    assert list_slowest(report) == [("flagkit", 1.5), ("msgspec", 0.5)]
 
 
 def test_a_catalogue_never_changes() -> None:
-    digest = hashlib.sha256(b"".join(lines_of(documents(1000)))).hexdigest()
+    digest = hashlib.sha256(b"".join(iter_lines(iter_documents(1000)))).hexdigest()
     assert digest == "f3c917425ab817801b4c810f1b357db9f56cd364217b1ea7d8f1f1999a1c0d7a"
 
 
 def test_a_catalogue_begins_as_a_longer_one() -> None:
-    assert list(documents(100)) == list(islice(documents(FLAG_COUNT), 100))
+    assert list(iter_documents(100)) == list(islice(iter_documents(FLAG_COUNT), 100))
 
 
 def test_a_catalogue_is_of_the_shares_and_keys_that_it_says() -> None:
-    flags = list(documents(10_000))
+    flags = list(iter_documents(10_000))
     forms = Counter(
         RULES if "rules" in flag else ROLLOUT if "rollout" in flag["fallthrough"] else PLAIN
         for flag in flags
     )
     assert forms == {PLAIN: 6000, ROLLOUT: 3000, RULES: 1000}
-    assert all(len(list(keys_of(kind, 10_000))) == count for kind, count in forms.items())
+    assert all(len(list(iter_keys(kind, 10_000))) == count for kind, count in forms.items())
     lengths = [len(flag["key"]) for flag in flags]
     assert len({flag["key"] for flag in flags}) == len(flags)
     assert sum(lengths) / len(lengths) == pytest.approx(32.2, abs=0.1)
@@ -308,7 +318,7 @@ def test_a_catalogue_is_of_the_shares_and_keys_that_it_says() -> None:
 
 
 def test_flags_of_five_rules_differ_in_constants_and_hardly_in_shape() -> None:
-    ruled = [flag for flag in documents(10_000) if "rules" in flag]
+    ruled = [flag for flag in iter_documents(10_000) if "rules" in flag]
     assert {len(flag["rules"]) for flag in ruled} == {5}
     assert {len(rule["when"]) for flag in ruled for rule in flag["rules"]} == {2}
     assert len({json.dumps(flag["rules"]) for flag in ruled}) == len(ruled)
@@ -317,13 +327,13 @@ def test_flags_of_five_rules_differ_in_constants_and_hardly_in_shape() -> None:
 
 def test_a_catalogue_has_no_more_flags_than_keys() -> None:
     with pytest.raises(ValueError, match="at most 3000000 flags"):
-        documents(3_000_001)
+        iter_documents(3_000_001)
 
 
 def test_a_stored_catalogue_answers() -> None:
-    stored = catalogue.stored(1000).client()
-    fresh = client_from(chain(FLAGS, documents(1000)))
-    keys = [flag["key"] for flag in chain(FLAGS, documents(1000))]
+    stored = catalogue.store_catalogue(1000).create_client()
+    fresh = client_from(chain(FLAGS, iter_documents(1000)))
+    keys = [flag["key"] for flag in chain(FLAGS, iter_documents(1000))]
     assert [stored.evaluate(key, CONTEXT) for key in keys] == [
         fresh.evaluate(key, CONTEXT) for key in keys
     ]
@@ -335,8 +345,8 @@ def test_a_stored_catalogue_answers() -> None:
 
 
 def test_the_table_of_many_keys_is_the_same_logic() -> None:
-    keys = hot_keys(random.Random(1))[:200]
-    by_hand, asked = by_hand_table(keys), client_from(rollout_of(key) for key in keys)
+    keys = shuffle_hot_keys(random.Random(1))[:200]
+    by_hand, asked = build_by_hand_table(keys), client_from(build_rollout(key) for key in keys)
     for context in contexts(20):
         assert [by_hand(key, context) for key in keys] == [
             asked.is_enabled(key, context) for key in keys
@@ -345,8 +355,8 @@ def test_the_table_of_many_keys_is_the_same_logic() -> None:
 
 
 def test_shapes_are_flags_that_go_on_to_their_rollout() -> None:
-    conditions = list(shapes())
-    flags = [shaped(f"shapes.flag-{i}", [when]) for i, when in enumerate(conditions)]
+    conditions = list(iter_shapes())
+    flags = [build_shaped_flag(f"shapes.flag-{i}", [when]) for i, when in enumerate(conditions)]
     asked = client_from(flags)
     reasons = {asked.evaluate(flag["key"], CONTEXT).reason for flag in flags}
     assert reasons == {"TARGETING_MATCH", "SPLIT"}
@@ -355,22 +365,24 @@ def test_shapes_are_flags_that_go_on_to_their_rollout() -> None:
 def test_no_two_shapes_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     known = cachetools.FIFOCache[Any, Any](4096)
     monkeypatch.setattr(compiler, "_templates", known)
-    conditions = list(shapes())
-    asked = client_from(shaped(f"shapes.flag-{i}", [when]) for i, when in enumerate(conditions))
+    conditions = list(iter_shapes())
+    asked = client_from(
+        build_shaped_flag(f"shapes.flag-{i}", [when]) for i, when in enumerate(conditions)
+    )
     for i in range(len(conditions)):
         asked.is_enabled(f"shapes.flag-{i}", CONTEXT)
     assert len(known) == len(conditions) == 243
 
 
 def test_a_catalogue_can_be_told_to_peers() -> None:
-    flags = {flag.key: flag for flag in map(plain, chain(FLAGS, documents(1000)))}
-    assert flags[W1].steps == (Step((), 100.0),)
-    assert flags[W2].steps == (Step((), 50.0),)
+    flags = {flag.key: flag for flag in map(to_plain_flag, chain(FLAGS, iter_documents(1000)))}
+    assert flags[W1].steps == (RolloutStep((), 100.0),)
+    assert flags[W2].steps == (RolloutStep((), 50.0),)
     *rules, adults, fallthrough = flags[W3].steps
     assert [step.percent for step in rules] == [100.0] * 4
     country = PlainTest("country", "among", EUROZONE)
-    assert adults == Step((country, PlainTest("age", "number from", 18)), 30.0)
-    assert fallthrough == Step((), 0.0)
+    assert adults == RolloutStep((country, PlainTest("age", "number from", 18)), 30.0)
+    assert fallthrough == RolloutStep((), 0.0)
 
 
 @pytest.mark.parametrize(
@@ -391,19 +403,19 @@ def test_a_catalogue_can_be_told_to_peers() -> None:
 def test_what_not_all_peers_can_be_told_is_refused(part: dict[str, Any]) -> None:
     rules = [{"when": {"plan": "team"}, "rollout": 10}]
     with pytest.raises(ValueError, match=r"no peer|not the same"):
-        plain({"key": "some.flag", "rules": rules, "fallthrough": {"serve": "off"}} | part)
+        to_plain_flag({"key": "some.flag", "rules": rules, "fallthrough": {"serve": "off"}} | part)
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
 def test_a_payload_has_each_flag_once(peer: Peer) -> None:
-    flags = list(chain(FLAGS, documents(100)))
-    payload = json.loads("".join(payload_of(peer, flags)))
+    flags = list(chain(FLAGS, iter_documents(100)))
+    payload = json.loads("".join(iter_payload(peer, flags)))
     (told,) = (
         part
         for part in payload.values()
         if part and not isinstance(part, str | int) and len(part) > 1
     )
-    keys = list(told) if peer.keyed else [flag["name"] for flag in told]
+    keys = list(told) if peer.is_keyed else [flag["name"] for flag in told]
     assert keys == [flag["key"] for flag in flags]
 
 
@@ -411,7 +423,7 @@ def test_a_payload_has_each_flag_once(peer: Peer) -> None:
 def test_a_peer_that_is_installed_answers_as_flagkit_does(peer: Peer) -> None:
     if find_spec(peer.module) is None:
         pytest.skip(f"{peer.distribution} is not installed")
-    assert apart(checked, peer) is None
+    assert run_in_subprocess(check_peer, peer) is None
 
 
 def ask_flagkit(flags: Any) -> Any:
@@ -424,14 +436,14 @@ def ask_flagkit(flags: Any) -> Any:
 
 
 def test_a_peer_that_answers_rightly_is_compared() -> None:
-    check(ask_flagkit(FLAGS))
+    check_answers(ask_flagkit(FLAGS))
 
 
 @pytest.mark.parametrize("key", [W1, W2, W3])
 def test_a_peer_that_answers_wrongly_is_not_compared(key: str) -> None:
     off = [{**flag, "state": "paused"} if flag["key"] == key else flag for flag in FLAGS]
     with pytest.raises(WrongAnswerError, match=key):
-        check(ask_flagkit(off))
+        check_answers(ask_flagkit(off))
 
 
 def test_a_peer_that_is_not_installed_is_left_out() -> None:
@@ -439,21 +451,21 @@ def test_a_peer_that_is_not_installed_is_left_out() -> None:
         name="Nobody",
         distribution="nobodys-flags",
         module="no_such_module_of_nobody",
-        native=lambda flag: {"key": flag.key},
+        to_native=lambda flag: {"key": flag.key},
         before="[",
         after="]",
-        keyed=False,
+        is_keyed=False,
         load=lambda _: ask_flagkit(FLAGS),
     )
-    *ours, last = run_peers(Plan(quick=True, flag_count=1000), [missing])
-    assert last == Skipped(
+    *ours, last = run_peers(MeasurementPlan(quick=True, flag_count=1000), [missing])
+    assert last == SkippedBenchmark(
         benchmark="peers", case="Nobody", reason="nobodys-flags is not installed"
     )
     assert {type(line) for line in ours} == {Result}
 
 
 def test_sizes_are_measured_up_to_the_one_asked_for() -> None:
-    *found, further_worker = snapshot.run(Plan(quick=True, flag_count=1000))
+    *found, further_worker = snapshot.run(MeasurementPlan(quick=True, flag_count=1000))
     assert {line.details["flag_count"] for line in (*found, further_worker)} == {1000}
     assert further_worker.value < found[0].value
     assert [line.details["what"] for line in found] == [
@@ -466,10 +478,10 @@ def test_sizes_are_measured_up_to_the_one_asked_for() -> None:
 
 
 def test_revisions_go_on_from_a_catalogue() -> None:
-    stored = catalogue.stored(1000)
-    before = stored.client().snapshot
+    stored = catalogue.store_catalogue(1000)
+    before = stored.create_client().snapshot
     assert before is not None
-    made = list(islice(changes(stored.tip, stored.count, others_count=3), 500))
+    made = list(islice(iter_changes(stored.tip, stored.count, others_count=3), 500))
     assert all(len({policy.id for policy in change.policies}) == 4 for change in made)
     assert all(any(policy.id[1] == W2 for policy in change.policies) for change in made)
     after = before.apply(made)
@@ -479,19 +491,19 @@ def test_revisions_go_on_from_a_catalogue() -> None:
     assert record.version == 501
     # Which is why the next fold builds anew.
     assert before.base.header.version_bytes == 1
-    assert whole(fold(after)).header.version_bytes == 2
+    assert run_slices(compact_snapshot(after)).header.version_bytes == 2
 
 
 def test_a_flag_is_inserted_as_a_writer_leaves_it() -> None:
-    for flag in chain(FLAGS, documents(100)):
-        found = catalogue.entry(flag)
-        expected = policy_document(catalogue.ENVIRONMENT, 1, PolicyChange(None, found.state))
-        assert database.document_of(found) == expected
+    for flag in chain(FLAGS, iter_documents(100)):
+        found = catalogue.build_entry(flag)
+        expected = encode_policy_document(catalogue.ENVIRONMENT, 1, PolicyChange(None, found.state))
+        assert database.encode_entry(found) == expected
 
 
 @pytest.mark.mongo
 def test_starts_are_measured_on_flags_that_answer() -> None:
-    found = list(startup.run(Plan(quick=True, flag_count=1000)))
+    found = list(startup.run(MeasurementPlan(quick=True, flag_count=1000)))
     assert [line.case for line in found] == [
         "from a file, of 1,000",
         "from a file, of 1,000, with waits",
@@ -505,7 +517,7 @@ def test_starts_are_measured_on_flags_that_answer() -> None:
 
 @pytest.mark.mongo
 def test_client_and_watcher_drain_the_same_backlog() -> None:
-    stored = catalogue.stored(1000)
+    stored = catalogue.store_catalogue(1000)
     with EmbeddedMongo() as server, MongoClient[dict[str, Any]](server.uri) as mongo:
         heads = mongo[DATABASE][HEADS]
         found = applying._measure(server.uri, heads, stored, count=1500, round_count=2)
@@ -518,8 +530,8 @@ def test_client_and_watcher_drain_the_same_backlog() -> None:
 
 @pytest.mark.mongo
 def test_a_service_is_checked_until_its_client_has_folded_and_built_anew() -> None:
-    plan = Plan(quick=True, flag_count=1000)
-    found = open_loop._measure(catalogue.stored(1000), plan)
+    plan = MeasurementPlan(quick=True, flag_count=1000)
+    found = open_loop._measure(catalogue.store_catalogue(1000), plan)
     values = {line.case.removeprefix("open loop, "): line.value for line in found}
     assert values["folds"] >= 1
     assert values["compactions"] == 1
@@ -532,15 +544,15 @@ def told_back(connection: Any) -> None:
 
 
 def test_a_companion_is_talked_with() -> None:
-    with Companion(told_back) as companion:
+    with WorkerProcess(told_back) as companion:
         companion.send("anything")
         assert companion.receive(20) == "anything"
-        with pytest.raises(ApartError, match="its process died"):
+        with pytest.raises(WorkerError, match="its process died"):
             companion.receive(20)
 
 
 def test_a_companion_that_falls_silent_is_told() -> None:
-    with Companion(told_back) as companion, pytest.raises(ApartError, match="more than 0 s"):
+    with WorkerProcess(told_back) as companion, pytest.raises(WorkerError, match="more than 0 s"):
         companion.receive(0)
 
 
@@ -549,23 +561,23 @@ def connected(port: int) -> None:
 
 
 def test_work_apart_returns_or_says_what_went_wrong() -> None:
-    assert apart(divmod, 17, 5) == (3, 2)
-    with pytest.raises(ApartError, match="ZeroDivisionError"):
-        apart(divmod, 1, 0)
-    with pytest.raises(ApartError, match="its process died"):
-        apart(os._exit, 1)
+    assert run_in_subprocess(divmod, 17, 5) == (3, 2)
+    with pytest.raises(WorkerError, match="ZeroDivisionError"):
+        run_in_subprocess(divmod, 1, 0)
+    with pytest.raises(WorkerError, match="its process died"):
+        run_in_subprocess(os._exit, 1)
 
 
 def test_work_apart_has_no_network_unless_asked_for() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        with pytest.raises(ApartError, match="no network"):
-            apart(connected, port)
-        assert apart(connected, port, network=True) is None
+        with pytest.raises(WorkerError, match="no network"):
+            run_in_subprocess(connected, port)
+        assert run_in_subprocess(connected, port, network=True) is None
 
 
 def test_work_apart_is_not_heard(capfd: pytest.CaptureFixture[str]) -> None:
-    assert apart(print, "a library's greetings") is None
+    assert run_in_subprocess(print, "a library's greetings") is None
     assert capfd.readouterr().out == ""
 
 

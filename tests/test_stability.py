@@ -21,11 +21,11 @@ import flagkit
 import flagkit.history
 import flagkit.testing
 import flagkit.writer
-from benchmarks.catalogue import documents
-from flagkit._core.cooperative import whole
+from benchmarks.catalogue import iter_documents
+from flagkit._core.cooperative import run_slices
 from flagkit._core.model import decode, packing
 from flagkit._core.model.changes import Tip
-from flagkit._core.snapshot import Arena, Record, arena_of, compaction, layout
+from flagkit._core.snapshot import Arena, Record, build_arena, compaction, layout
 from flagkit._core.storage import validation
 from flagkit.policy_files import json_schema
 from flagkit.writer import operations
@@ -68,24 +68,30 @@ def arena() -> Arena:
     tip = Tip("production", "epoch", 7, "ab" * 32, datetime(2026, 1, 1, 12, tzinfo=UTC), {"*": 1})
     records = [
         Record("*", flag.key, version, version + 7, packing.pack(flag))
-        for version, flag in enumerate(map(decode, islice(documents(FLAG_COUNT), FLAG_COUNT)), 1)
+        for version, flag in enumerate(
+            map(decode, islice(iter_documents(FLAG_COUNT), FLAG_COUNT)), 1
+        )
     ]
     override = records[3]
     records.append(Record("eu", override.key, 2, 900, override.body))
     part = b"".join(number.to_bytes(8, "little") for number in (1, 2, 2**64 - 1))
-    found = arena_of(tip, sorted(records, key=lambda record: (record.region, record.key)))
-    return whole(compaction.folded(found, tip, {}, {hashlib.sha256(part).hexdigest(): part}))
+    found = build_arena(tip, sorted(records, key=lambda record: (record.region, record.key)))
+    return run_slices(
+        compaction.compact_arena(found, tip, {}, {hashlib.sha256(part).hexdigest(): part})
+    )
 
 
 def snapshot_digest() -> str:
     found = arena()
-    _, length, header_length = layout.prefix_of(found.content)
-    prefix = layout.written_prefix(layout.checksum_of(found.content), length, header_length)
+    _, length, header_length = layout.read_prefix(found.content)
+    prefix = layout.encode_prefix(layout.compute_checksum(found.content), length, header_length)
     return hashlib.sha256(prefix + found.content[len(prefix) :].tobytes()).hexdigest()
 
 
 def schema_digest() -> str:
-    return hashlib.sha256(msgspec.json.encode(json_schema.schema(), order="sorted")).hexdigest()
+    return hashlib.sha256(
+        msgspec.json.encode(json_schema.build_schema(), order="sorted")
+    ).hexdigest()
 
 
 def loaded_modules() -> list[str]:

@@ -14,7 +14,7 @@ from flagkit import Client, CountingClient, history
 from flagkit import writer as writing
 from flagkit.errors import FlagkitError
 from flagkit.testing import ManualClock, MemoryHistory, client_from
-from flagkit.writer import Draft, Import, Planned, Retention, Writer
+from flagkit.writer import Draft, Import, PlannedChange, Retention, Writer
 
 NOWHERE = "mongodb://127.0.0.1:1/?replicaSet=rs0"
 FLAG: dict[str, Any] = {
@@ -199,8 +199,8 @@ def test_an_import_refuses_wrong_types(name: str, stocked: Writer) -> None:
     assert problems(Call(ask, arguments, used)) == []
 
 
-def planned() -> Planned:
-    return Planned(
+def planned() -> PlannedChange:
+    return PlannedChange(
         environment="production",
         region="*",
         key="a.b",
@@ -236,7 +236,7 @@ def test_the_functions_of_the_writer_refuse_wrong_types(
 @pytest.mark.parametrize("name", Retention.__struct_fields__)
 def test_a_retention_has_whole_days(name: str, stocked: Writer) -> None:
     def ask(days: object) -> None:
-        writing.prunable(stocked.store, Retention(**{name: days}))  # type: ignore[arg-type]
+        writing.list_prunable(stocked.store, Retention(**{name: days}))  # type: ignore[arg-type]
 
     assert problems(Call(ask, {"days": 5}, used)) == []
 
@@ -299,7 +299,7 @@ EVALUATIONS = {
 def followed() -> Client:
     memory = MemoryHistory()
     memory.commit(FLAG)
-    return Client.from_source(memory.source)
+    return Client.from_source(memory.create_source)
 
 
 INTERNAL = {"follow", "follow_settings", "from_snapshot", "from_source", "go_on_after_fork"}
@@ -379,4 +379,4 @@ def test_an_error_names_the_argument_and_the_fix(
 def test_days_that_lead_before_the_first_date_are_taken(stocked: Writer) -> None:
     first = datetime.min.replace(tzinfo=UTC)
     assert writing.stale_flags(stocked.store, 36_500, first) == []
-    assert writing.prunable(stocked.store, Retention(denials_days=100_000), first)
+    assert writing.list_prunable(stocked.store, Retention(denials_days=100_000), first)

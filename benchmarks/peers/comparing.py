@@ -1,6 +1,6 @@
 """Comparing: whether a peer answers rightly, how long it takes beside flagkit, and what it needs.
 
-What stands here but `payload_of` runs in a peer's own process.
+What stands here but `iter_payload` runs in a peer's own process.
 """
 
 import json
@@ -12,11 +12,11 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from benchmarks.apart import resident_bytes
-from benchmarks.cases import ASIA, CONTEXT, EUROZONE, FLAGS, NORTH, W1, W2, W3, Case
-from benchmarks.catalogue import Stored
-from benchmarks.peers.flags import Ask, Peer, plain
-from benchmarks.timing import Call, in_turn
+from benchmarks.apart import measure_resident_bytes
+from benchmarks.cases import ASIA, CONTEXT, EUROZONE, FLAGS, NORTH, W1, W2, W3, Workload
+from benchmarks.catalogue import StoredCatalogue
+from benchmarks.peers.flags import Ask, Peer, to_plain_flag
+from benchmarks.timing import Call, time_interleaved
 from flagkit.testing import client_from
 
 USER_COUNT: Final = 2_000
@@ -30,7 +30,7 @@ class WrongAnswerError(Exception):
     """A peer does not answer as the flags say."""
 
 
-class Loaded(Struct, frozen=True):
+class LoadCost(Struct, frozen=True):
     """What it takes to have flags: bytes that the process grew by, and seconds to the first answer.
 
     The processor's seconds, of all threads.
@@ -40,18 +40,18 @@ class Loaded(Struct, frozen=True):
     seconds: float
 
 
-def payload_of(peer: Peer, flags: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+def iter_payload(peer: Peer, flags: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the text of a peer's own document of some flags."""
     yield peer.before
     for i, document in enumerate(flags):
-        flag = plain(document)
-        text = json.dumps(peer.native(flag))
-        name = f"{json.dumps(flag.key)}: " if peer.keyed else ""
+        flag = to_plain_flag(document)
+        text = json.dumps(peer.to_native(flag))
+        name = f"{json.dumps(flag.key)}: " if peer.is_keyed else ""
         yield f"{', ' if i else ''}{name}{text}"
     yield peer.after
 
 
-def contexts() -> Iterator[dict[str, Any]]:
+def iter_contexts() -> Iterator[dict[str, Any]]:
     """Yield contexts of all sorts, with all attributes."""
     chance = random.Random(SEED)
     for i in range(CONTEXT_COUNT):
@@ -64,14 +64,14 @@ def contexts() -> Iterator[dict[str, Any]]:
         }
 
 
-def check(ask: Ask) -> None:
+def check_answers(ask: Ask) -> None:
     """Hold a peer's answers to flagkit's, and its shares to their percentages.
 
     Raises:
         WrongAnswerError: one is another.
     """
     ours = client_from(FLAGS)
-    for context in contexts():
+    for context in iter_contexts():
         for key in (W1, W3):
             expected = ours.evaluate(key, context)
             # Each library has its own users in a rollout.
@@ -84,55 +84,57 @@ def check(ask: Ask) -> None:
             raise WrongAnswerError(f"{key} is on for {found:g} %, not {percent:g} %")
 
 
-def checked(peer: Peer) -> None:
+def check_peer(peer: Peer) -> None:
     """Load W1 to W3 into a peer, and check it.
 
     Raises:
         WrongAnswerError: it answers something else.
     """
-    check(peer.load("".join(payload_of(peer, FLAGS)).encode()))
+    check_answers(peer.load("".join(iter_payload(peer, FLAGS)).encode()))
 
 
-def timed(peer: Peer, case: Case, round_count: int) -> list[list[float]]:
+def time_peer(peer: Peer, case: Workload, round_count: int) -> list[list[float]]:
     """Return flagkit's nanoseconds a check and the peer's, round by round.
 
     Raises:
         WrongAnswerError: the peer answers something else.
     """
-    ask = peer.load("".join(payload_of(peer, FLAGS)).encode())
-    check(ask)
+    ask = peer.load("".join(iter_payload(peer, FLAGS)).encode())
+    check_answers(ask)
     context = dict(CONTEXT)
     ours = Call(client_from(FLAGS).is_enabled, (case.key, context))
-    return in_turn([ours.timer(), ask(case.key, context).timer()], round_count)
+    return time_interleaved(
+        [ours.create_timer(), ask(case.key, context).create_timer()], round_count
+    )
 
 
-def loaded(peer: Peer, path: Path) -> Loaded:
+def measure_peer_load(peer: Peer, path: Path) -> LoadCost:
     """Load a payload of many flags, among them W1.
 
     Raises:
         WrongAnswerError: W1 is not on.
     """
     # What is made once, whatever the number of flags, is not counted.
-    peer.load("".join(payload_of(peer, FLAGS)).encode())(W1, CONTEXT)()
+    peer.load("".join(iter_payload(peer, FLAGS)).encode())(W1, CONTEXT)()
     payload = path.read_bytes()
     size = len(payload)
-    before = resident_bytes() - size
+    before = measure_resident_bytes() - size
     start = time.process_time()
     ask = peer.load(payload)
     if ask(W1, CONTEXT)() is not True:
         raise WrongAnswerError(f"{W1} is not on among many")
     seconds = time.process_time() - start
     del payload
-    return Loaded(resident_bytes() - before, seconds)
+    return LoadCost(measure_resident_bytes() - before, seconds)
 
 
-def loaded_here(stored: Stored) -> Loaded:
+def measure_own_load(stored: StoredCatalogue) -> LoadCost:
     """Load a catalogue into flagkit, from a snapshot file, whose pages are counted as memory."""
     client_from(FLAGS).is_enabled(W1, CONTEXT)
-    before = resident_bytes()
+    before = measure_resident_bytes()
     start = time.process_time()
-    client = stored.client()
+    client = stored.create_client()
     if client.is_enabled(W1, CONTEXT) is not True:
         raise WrongAnswerError(f"{W1} is not on among many")
     seconds = time.process_time() - start
-    return Loaded(resident_bytes() - before, seconds)
+    return LoadCost(measure_resident_bytes() - before, seconds)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Final
 
-from benchmarks.peers.flags import FULL, Ask, Peer, PlainFlag, Step, Test
+from benchmarks.peers.flags import FULL, Ask, AttributeTest, Peer, PlainFlag, RolloutStep
 from benchmarks.timing import Call
 
 SHARDS: Final = 10_000
@@ -16,7 +16,7 @@ OPERATORS: Final = {
 }
 
 
-def native(flag: PlainFlag) -> Mapping[str, Any]:
+def to_native(flag: PlainFlag) -> Mapping[str, Any]:
     """Return a flag with an allocation for each step."""
     return {
         "key": flag.key,
@@ -27,21 +27,21 @@ def native(flag: PlainFlag) -> Mapping[str, Any]:
             "off": {"key": "off", "value": False},
         },
         "totalShards": SHARDS,
-        "allocations": [_allocation(flag.key, i, step) for i, step in enumerate(flag.steps)],
+        "allocations": [_build_allocation(flag.key, i, step) for i, step in enumerate(flag.steps)],
     }
 
 
-def _allocation(key: str, index: int, step: Step) -> dict[str, Any]:
-    rules = [{"conditions": [_condition(test) for test in step.tests]}] if step.tests else []
+def _build_allocation(key: str, index: int, step: RolloutStep) -> dict[str, Any]:
+    rules = [{"conditions": [_build_condition(test) for test in step.tests]}] if step.tests else []
     return {
         "key": f"allocation-{index}",
         "rules": rules,
-        "splits": _splits(key, step.percent),
+        "splits": _build_splits(key, step.percent),
         "doLog": False,
     }
 
 
-def _splits(key: str, percent: float) -> list[dict[str, Any]]:
+def _build_splits(key: str, percent: float) -> list[dict[str, Any]]:
     everyone: dict[str, Any] = {"variationKey": "on" if percent == FULL else "off", "shards": []}
     if percent in (0, FULL):
         return [everyone]
@@ -49,7 +49,7 @@ def _splits(key: str, percent: float) -> list[dict[str, Any]]:
     return [{"variationKey": "on", "shards": [{"salt": key, "ranges": ranges}]}, everyone]
 
 
-def _condition(test: Test) -> dict[str, Any]:
+def _build_condition(test: AttributeTest) -> dict[str, Any]:
     value = [test.operand] if test.operator == "equals" else test.operand
     return {"attribute": test.attribute, "operator": OPERATORS[test.operator], "value": value}
 
@@ -79,10 +79,10 @@ PEER: Final = Peer(
     name="Eppo",
     distribution="eppo-server-sdk",
     module="eppo_client",
-    native=native,
+    to_native=to_native,
     before='{"createdAt": "2026-11-22T00:00:00.000Z", "format": "SERVER",'
     ' "environment": {"name": "benchmark"}, "flags": {',
     after="}}",
-    keyed=True,
+    is_keyed=True,
     load=load,
 )

@@ -19,7 +19,7 @@ Ask: TypeAlias = Callable[[str, Mapping[str, Any]], Call]
 FULL: Final = 100.0
 
 
-class Test(Struct, frozen=True):
+class AttributeTest(Struct, frozen=True):
     """A condition on one attribute."""
 
     attribute: str
@@ -27,10 +27,10 @@ class Test(Struct, frozen=True):
     operand: Any
 
 
-class Step(Struct, frozen=True):
+class RolloutStep(Struct, frozen=True):
     """A percentage that is on where all tests hold."""
 
-    tests: tuple[Test, ...]
+    tests: tuple[AttributeTest, ...]
     percent: float
 
 
@@ -38,58 +38,59 @@ class PlainFlag(Struct, frozen=True):
     """A boolean flag. The last of its steps has no tests."""
 
     key: str
-    steps: tuple[Step, ...]
+    steps: tuple[RolloutStep, ...]
 
 
 class Peer(Struct, frozen=True):
     """A library that is measured.
 
-    `native` makes its document of a flag, `before` and `after` stand around all of them in a
-    payload, as an object by key if `keyed`, else as a list. `load` takes the payload, as it comes
-    from the network.
+    `to_native` makes its document of a flag, `before` and `after` stand around all of them in a
+    payload, as an object by key if `is_keyed`, else as a list. `load` takes the payload, as it
+    comes from the network.
     """
 
     name: str
     distribution: str
     module: str
-    native: Callable[[PlainFlag], Mapping[str, Any]]
+    to_native: Callable[[PlainFlag], Mapping[str, Any]]
     before: str
     after: str
-    keyed: bool
+    is_keyed: bool
     load: Callable[[bytes], Ask]
 
 
-def plain(document: Mapping[str, Any]) -> PlainFlag:
+def to_plain_flag(document: Mapping[str, Any]) -> PlainFlag:
     """Return a policy document in the simple form.
 
     Raises:
         ValueError: it says more than that form can.
     """
     steps = [
-        Step(tuple(_tests(rule["when"])), _percent(rule)) for rule in document.get("rules", ())
+        RolloutStep(tuple(_list_tests(rule["when"])), _get_percent(rule))
+        for rule in document.get("rules", ())
     ]
-    last = Step((), _percent(document["fallthrough"]))
+    last = RolloutStep((), _get_percent(document["fallthrough"]))
     if any(step.percent != FULL for step in steps[:-1]) or (steps and last.percent > 0):
         raise ValueError(f"{document['key']} is not the same where any rule counts")
     return PlainFlag(document["key"], (*steps, last))
 
 
-def _tests(condition: Mapping[str, Any]) -> Iterator[Test]:
+def _list_tests(condition: Mapping[str, Any]) -> Iterator[AttributeTest]:
     for attribute, test in condition.items():
         match test:
             case {"$in": operand, **rest} if not rest:
-                yield Test(attribute, "among", operand)
+                yield AttributeTest(attribute, "among", operand)
             case {"$semver": {"$gte": operand, **rest}} if not rest:
-                yield Test(attribute, "version from", operand)
+                yield AttributeTest(attribute, "version from", operand)
             case {"$gte": operand, **rest} if not rest:
-                yield Test(attribute, "number from", operand)
+                yield AttributeTest(attribute, "number from", operand)
             case str():
-                yield Test(attribute, "equals", test)
+                yield AttributeTest(attribute, "equals", test)
             case _:
                 raise ValueError(f"no peer was told of {test}")
 
 
-def _percent(serves: Mapping[str, Any]) -> float:
+def _get_percent(serves: Mapping[str, Any]) -> float:
     if "rollout" in serves:
         return float(serves["rollout"])
     return FULL if serves["serve"] == "on" else 0.0

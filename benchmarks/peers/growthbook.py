@@ -5,31 +5,31 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Final
 
-from benchmarks.peers.flags import FULL, Ask, Peer, PlainFlag, Step, Test
+from benchmarks.peers.flags import FULL, Ask, AttributeTest, Peer, PlainFlag, RolloutStep
 from benchmarks.timing import Call
 
 
-def native(flag: PlainFlag) -> Mapping[str, Any]:
+def to_native(flag: PlainFlag) -> Mapping[str, Any]:
     """Return a feature with a rule for each step that is on for someone."""
     *rules, last = flag.steps
     if not rules and last.percent in (0, FULL):
         return {"defaultValue": last.percent == FULL}
     return {
         "defaultValue": False,
-        "rules": [_rule(flag.key, step) for step in flag.steps if step.percent > 0],
+        "rules": [_build_rule(flag.key, step) for step in flag.steps if step.percent > 0],
     }
 
 
-def _rule(key: str, step: Step) -> dict[str, Any]:
+def _build_rule(key: str, step: RolloutStep) -> dict[str, Any]:
     rule: dict[str, Any] = {"force": True}
     if step.tests:
-        rule["condition"] = {test.attribute: _condition(test) for test in step.tests}
+        rule["condition"] = {test.attribute: _build_condition(test) for test in step.tests}
     if step.percent < FULL:
         rule |= {"coverage": step.percent / FULL, "hashAttribute": "id", "seed": key}
     return rule
 
 
-def _condition(test: Test) -> Any:
+def _build_condition(test: AttributeTest) -> Any:
     match test.operator:
         case "among":
             return {"$in": test.operand}
@@ -57,9 +57,9 @@ PEER: Final = Peer(
     name="GrowthBook",
     distribution="growthbook",
     module="growthbook",
-    native=native,
+    to_native=to_native,
     before='{"status": 200, "features": {',
     after="}}",
-    keyed=True,
+    is_keyed=True,
     load=load,
 )

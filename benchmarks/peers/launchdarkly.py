@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Final
 
-from benchmarks.peers.flags import FULL, Ask, Peer, PlainFlag, Step, Test
+from benchmarks.peers.flags import FULL, Ask, AttributeTest, Peer, PlainFlag, RolloutStep
 from benchmarks.timing import Call
 
 ON, OFF = 0, 1
 WEIGHT_OF_PERCENT: Final = 1000
 
 
-def native(flag: PlainFlag) -> Mapping[str, Any]:
+def to_native(flag: PlainFlag) -> Mapping[str, Any]:
     """Return a flag with a rule for each step but the last, which is its fallthrough."""
     *rules, last = flag.steps
     return {
@@ -25,13 +25,13 @@ def native(flag: PlainFlag) -> Mapping[str, Any]:
         "rules": [
             {
                 "id": f"rule-{i}",
-                "clauses": [_clause(test) for test in step.tests],
+                "clauses": [_build_clause(test) for test in step.tests],
                 "trackEvents": False,
             }
-            | _serves(step)
+            | _build_serving(step)
             for i, step in enumerate(rules)
         ],
-        "fallthrough": _serves(last),
+        "fallthrough": _build_serving(last),
         "offVariation": OFF,
         "variations": [True, False],
         "salt": flag.key,
@@ -43,7 +43,7 @@ def native(flag: PlainFlag) -> Mapping[str, Any]:
     }
 
 
-def _serves(step: Step) -> dict[str, Any]:
+def _build_serving(step: RolloutStep) -> dict[str, Any]:
     if step.percent in (0, FULL):
         return {"variation": ON if step.percent == FULL else OFF}
     weights = (step.percent, FULL - step.percent)
@@ -54,7 +54,7 @@ def _serves(step: Step) -> dict[str, Any]:
     return {"rollout": {"contextKind": "user", "bucketBy": "key", "variations": variations}}
 
 
-def _clause(test: Test) -> dict[str, Any]:
+def _build_clause(test: AttributeTest) -> dict[str, Any]:
     told: dict[str, Any]
     match test.operator:
         case "among":
@@ -93,9 +93,9 @@ PEER: Final = Peer(
     name="LaunchDarkly",
     distribution="launchdarkly-server-sdk",
     module="ldclient",
-    native=native,
+    to_native=to_native,
     before='{"segments": {}, "flags": {',
     after="}}",
-    keyed=True,
+    is_keyed=True,
     load=load,
 )

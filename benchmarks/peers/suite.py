@@ -13,14 +13,20 @@ from typing import Final
 from msgspec import Struct
 
 from benchmarks import catalogue
-from benchmarks.apart import ApartError, apart
-from benchmarks.cases import CASES, FLAGS, Case
-from benchmarks.imports import loaded_modules, timed_import
+from benchmarks.apart import WorkerError, run_in_subprocess
+from benchmarks.cases import FLAGS, WORKLOADS, Workload
+from benchmarks.imports import list_loaded_modules, time_import
 from benchmarks.peers import eppo, growthbook, launchdarkly, unleash
-from benchmarks.peers.comparing import Loaded, loaded, loaded_here, payload_of, timed
+from benchmarks.peers.comparing import (
+    LoadCost,
+    iter_payload,
+    measure_own_load,
+    measure_peer_load,
+    time_peer,
+)
 from benchmarks.peers.flags import Peer
-from benchmarks.report import Line, Plan, Result, Skipped, measured
-from benchmarks.timing import ratios
+from benchmarks.report import Line, MeasurementPlan, Result, SkippedBenchmark, measure_with_retries
+from benchmarks.timing import compute_ratios
 
 PEERS: Final = (eppo.PEER, growthbook.PEER, unleash.PEER, launchdarkly.PEER)
 TIMES_FASTER: Final[Mapping[str, Mapping[str, float]]] = {
@@ -42,31 +48,33 @@ class _Library(Struct, frozen=True):
 _OURS: Final = _Library("flagkit", "flagkit-mongodb", "flagkit")
 
 
-def run(plan: Plan, peers: Sequence[Peer] = PEERS) -> Iterator[Line]:
+def run(plan: MeasurementPlan, peers: Sequence[Peer] = PEERS) -> Iterator[Line]:
     """Measure flagkit, and each peer that can be imported."""
     count = min(QUICK_LOADED_COUNT if plan.quick else LOADED_COUNT, plan.flag_count)
-    found = apart(loaded_here, catalogue.stored(count))
-    yield from _needs(_OURS, found, count, plan)
+    found = run_in_subprocess(measure_own_load, catalogue.store_catalogue(count))
+    yield from _measure_needs(_OURS, found, count, plan)
     round_count = 10 if plan.quick else 50
     for peer in peers:
         if find_spec(peer.module) is None:
-            yield _skipped(peer, f"{peer.distribution} is not installed")
+            yield _build_skipped(peer, f"{peer.distribution} is not installed")
             continue
         try:
-            for case in CASES:
-                yield from measured(functools.partial(_speed, peer, case, round_count))
+            for case in WORKLOADS:
+                yield from measure_with_retries(
+                    functools.partial(_measure_speed, peer, case, round_count)
+                )
             library = _Library(peer.name, peer.distribution, peer.module)
-            yield from _needs(library, _load(peer, count), count, plan)
-        except ApartError as error:
-            yield _skipped(peer, str(error), ok=False)
+            yield from _measure_needs(library, _measure_load(peer, count), count, plan)
+        except WorkerError as error:
+            yield _build_skipped(peer, str(error), ok=False)
 
 
-def _skipped(peer: Peer, reason: str, *, ok: bool = True) -> Skipped:
-    return Skipped(benchmark="peers", case=peer.name, reason=reason, ok=ok)
+def _build_skipped(peer: Peer, reason: str, *, ok: bool = True) -> SkippedBenchmark:
+    return SkippedBenchmark(benchmark="peers", case=peer.name, reason=reason, ok=ok)
 
 
-def _speed(peer: Peer, case: Case, round_count: int) -> list[Result]:
-    ours, theirs = apart(timed, peer, case, round_count)
+def _measure_speed(peer: Peer, case: Workload, round_count: int) -> list[Result]:
+    ours, theirs = run_in_subprocess(time_peer, peer, case, round_count)
     bound = TIMES_FASTER.get(peer.name, {}).get(case.name)
     details: dict[str, object] = {
         "flagkit_ns": statistics.median(ours),
@@ -74,44 +82,48 @@ def _speed(peer: Peer, case: Case, round_count: int) -> list[Result]:
         "version": version(peer.distribution),
         "round_count": round_count,
     }
-    faster = ratios(theirs, ours)
+    faster = compute_ratios(theirs, ours)
     name = f"{peer.name} {case.name}"
     return [
-        _result(f"{name} / flagkit", faster, "x", details, bound),
-        _result(name, [nanoseconds / 1000 for nanoseconds in theirs], "us", details),
+        _build_result(f"{name} / flagkit", faster, "x", details, bound),
+        _build_result(name, [nanoseconds / 1000 for nanoseconds in theirs], "us", details),
     ]
 
 
-def _load(peer: Peer, count: int) -> Loaded:
+def _measure_load(peer: Peer, count: int) -> LoadCost:
     with tempfile.TemporaryDirectory(prefix="flagkit-benchmarks-") as directory:
         path = Path(directory, "payload.json")
         with path.open("w") as file:
-            file.writelines(payload_of(peer, chain(FLAGS, catalogue.documents(count))))
-        return apart(loaded, peer, path)
+            file.writelines(iter_payload(peer, chain(FLAGS, catalogue.iter_documents(count))))
+        return run_in_subprocess(measure_peer_load, peer, path)
 
 
-def _needs(library: _Library, found: Loaded, count: int, plan: Plan) -> Iterator[Result]:
+def _measure_needs(
+    library: _Library, found: LoadCost, count: int, plan: MeasurementPlan
+) -> Iterator[Result]:
     """Yield what a library takes up: of memory, of time to load and to import, of packages."""
     name = library.name
     # Itself, whatever an installation that is edited in place says of it, and what it loads.
-    packages = sorted({library.distribution, *packages_of(loaded_modules(library.module))})
+    packages = sorted({library.distribution, *list_packages(list_loaded_modules(library.module))})
     details: dict[str, object] = {"flag_count": count, "version": version(library.distribution)}
-    yield _result(f"{name} bytes a flag, of {count:,}", [found.grown_bytes / count], "B", details)
-    yield _result(f"{name} load of {count:,}", [found.seconds], "s", details)
-    times = [timed_import(library.module)[1] for _ in range(3 if plan.quick else 9)]
-    yield _result(f"{name} import", times, "ms", details)
+    yield _build_result(
+        f"{name} bytes a flag, of {count:,}", [found.grown_bytes / count], "B", details
+    )
+    yield _build_result(f"{name} load of {count:,}", [found.seconds], "s", details)
+    times = [time_import(library.module)[1] for _ in range(3 if plan.quick else 9)]
+    yield _build_result(f"{name} import", times, "ms", details)
     details = {"packages": packages, "version": version(library.distribution)}
-    yield _result(f"{name} packages", [len(packages)], "", details)
+    yield _build_result(f"{name} packages", [len(packages)], "", details)
 
 
-def packages_of(modules: Sequence[str]) -> list[str]:
+def list_packages(modules: Sequence[str]) -> list[str]:
     """Return the installed packages that some modules are of, sorted."""
     installed = packages_distributions()
     roots = {module.partition(".")[0] for module in modules}
     return sorted({name for root in roots for name in installed.get(root, ())})
 
 
-def _result(
+def _build_result(
     case: str,
     values: Sequence[float],
     unit: str,

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Final
 
-from benchmarks.peers.flags import Ask, Peer, PlainFlag, Step, Test
+from benchmarks.peers.flags import Ask, AttributeTest, Peer, PlainFlag, RolloutStep
 from benchmarks.timing import Call
 
 
-def native(flag: PlainFlag) -> Mapping[str, Any]:
+def to_native(flag: PlainFlag) -> Mapping[str, Any]:
     """Return a feature, on where any of its strategies is."""
     return {
         "name": flag.key,
@@ -18,11 +18,11 @@ def native(flag: PlainFlag) -> Mapping[str, Any]:
         "impressionData": False,
         "project": "default",
         "variants": [],
-        "strategies": [_strategy(flag.key, step) for step in flag.steps if step.percent > 0],
+        "strategies": [_build_strategy(flag.key, step) for step in flag.steps if step.percent > 0],
     }
 
 
-def _strategy(key: str, step: Step) -> dict[str, Any]:
+def _build_strategy(key: str, step: RolloutStep) -> dict[str, Any]:
     return {
         "name": "flexibleRollout",
         "parameters": {
@@ -30,12 +30,12 @@ def _strategy(key: str, step: Step) -> dict[str, Any]:
             "stickiness": "userId",
             "groupId": key,
         },
-        "constraints": [_constraint(test) for test in step.tests],
+        "constraints": [_build_constraint(test) for test in step.tests],
         "variants": [],
     }
 
 
-def _constraint(test: Test) -> dict[str, Any]:
+def _build_constraint(test: AttributeTest) -> dict[str, Any]:
     told: dict[str, Any]
     match test.operator:
         case "among":
@@ -99,9 +99,9 @@ PEER: Final = Peer(
     name="Unleash",
     distribution="UnleashClient",
     module="UnleashClient",
-    native=native,
+    to_native=to_native,
     before='{"version": 2, "features": [',
     after="]}",
-    keyed=False,
+    is_keyed=False,
     load=load,
 )

@@ -12,14 +12,14 @@ The module's functions ask one default client, which `configure` sets up. Writin
 
 from typing import Unpack
 
-from flagkit._core.arguments import refusing_unknown
+from flagkit._core.arguments import refuse_unknown_arguments
 from flagkit._core.evaluation.context import Context, use_context
 from flagkit._core.evaluation.explanation import Explanation
 from flagkit._core.evaluation.result import ErrorCode, Evaluation, Reason
 from flagkit.client.client import BoundClient, Client, CountingClient, Status
 from flagkit.client.counters import Counts
 from flagkit.client.subscriptions import FlagChange, Subscription
-from flagkit.config import Options, counts_by_default, settings_from
+from flagkit.config import Options, resolve_settings, should_count
 from flagkit.errors import FlagkitError
 
 __version__ = "0.1.0"
@@ -62,10 +62,10 @@ __all__ = [
 
 # Told by the environment, before anything is configured: a check is bound to it at import, and
 # would otherwise have to ask each time whether it is to be counted.
-_client = (CountingClient if counts_by_default() else Client).from_source()
+_client = (CountingClient if should_count() else Client).from_source()
 
 
-@refusing_unknown
+@refuse_unknown_arguments
 def configure(uri: str | None = None, **options: Unpack[Options]) -> Client:
     """Set up the default client and start it; neither connects nor waits in this thread.
 
@@ -78,7 +78,7 @@ def configure(uri: str | None = None, **options: Unpack[Options]) -> Client:
             sense.
         InvalidDocumentError: what is given as `bootstrap` is not valid.
     """
-    return _client.follow_settings(settings_from(uri, **options))
+    return _client.follow_settings(resolve_settings(uri, **options))
 
 
 # Bound methods, not functions around them: a wrapper would cost as much as the check itself.

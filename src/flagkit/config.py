@@ -86,35 +86,35 @@ class Settings(Struct, frozen=True):
         return f"Settings({self.environment!r}, {self.region!r}, {self.database!r})"
 
 
-def settings_from(uri: str | None = None, **options: Unpack[Options]) -> Settings:
+def resolve_settings(uri: str | None = None, **options: Unpack[Options]) -> Settings:
     """Return settings from arguments, else from variables, FLAGKIT_URI and those of Options.
 
     Raises:
         ConfigurationError: the URI or the environment is named nowhere, or something is not what
             it should be.
     """
-    found, database = connection_from(uri, options.get("database"))
+    found, database = resolve_connection(uri, options.get("database"))
     return Settings(
         found,
-        check_environment_name(required("environment", options.get("environment"))),
-        _region(options.get("region") or os.environ.get("FLAGKIT_REGION") or EVERYWHERE),
+        check_environment_name(require_value("environment", options.get("environment"))),
+        _check_region(options.get("region") or os.environ.get("FLAGKIT_REGION") or EVERYWHERE),
         database,
-        _path(options.get("snapshot_path") or os.environ.get("FLAGKIT_SNAPSHOT_PATH")),
-        _namespaces(options.get("namespaces")),
-        _max_staleness(options.get("max_staleness")),
-        _bootstrap(options.get("bootstrap") or os.environ.get("FLAGKIT_BOOTSTRAP") or None),
-        _service(options.get("register") or os.environ.get("FLAGKIT_REGISTER") or None),
-        _encryption(options.get("encryption")),
+        _check_path(options.get("snapshot_path") or os.environ.get("FLAGKIT_SNAPSHOT_PATH")),
+        _normalize_namespaces(options.get("namespaces")),
+        _check_max_staleness(options.get("max_staleness")),
+        _copy_bootstrap(options.get("bootstrap") or os.environ.get("FLAGKIT_BOOTSTRAP") or None),
+        _check_service(options.get("register") or os.environ.get("FLAGKIT_REGISTER") or None),
+        _check_encryption(options.get("encryption")),
     )
 
 
-def connection_from(uri: str | None, database: str | None) -> tuple[str, str]:
+def resolve_connection(uri: str | None, database: str | None) -> tuple[str, str]:
     """Return the connection string and the database's name from arguments, else from variables.
 
     Raises:
         ConfigurationError: the URI is named nowhere, or one of them is not what it should be.
     """
-    found = required("uri", uri)
+    found = require_value("uri", uri)
     if not found.startswith(("mongodb://", "mongodb+srv://")):
         raise ConfigurationError("uri is no connection string: it begins with mongodb://")
     # It may hold a password, so it is not shown.
@@ -123,7 +123,7 @@ def connection_from(uri: str | None, database: str | None) -> tuple[str, str]:
             "uri has a space, a line's end or another character that nobody sees: take it out, or"
             " percent-encode it. A value from a file or a secret may end in a line's end"
         )
-    return found, _database(database or os.environ.get("FLAGKIT_DATABASE") or DATABASE)
+    return found, _check_database(database or os.environ.get("FLAGKIT_DATABASE") or DATABASE)
 
 
 def check_environment_name(name: object) -> str:
@@ -145,18 +145,18 @@ def check_environment_name(name: object) -> str:
     return name
 
 
-def encryption_by_default() -> Encryption | None:
+def load_default_encryption() -> Encryption | None:
     """Return the encryption by the master key that FLAGKIT_LOCAL_KEY_PATH names, if it does."""
     path = os.environ.get("FLAGKIT_LOCAL_KEY_PATH")
     return local_encryption(path) if path else None
 
 
-def counts_by_default() -> bool:
+def should_count() -> bool:
     """Tell whether FLAGKIT_COUNTING asks the default client to count: by 1, true, yes or on."""
     return os.environ.get("FLAGKIT_COUNTING", "").lower() in {"1", "true", "yes", "on"}
 
 
-def _namespaces(given: Collection[str] | None) -> tuple[str, ...]:
+def _normalize_namespaces(given: Collection[str] | None) -> tuple[str, ...]:
     """Return them in one form: sorted, and none within another."""
     if given is None:
         given = [name.strip() for name in os.environ.get("FLAGKIT_NAMESPACES", "").split(",")]
@@ -179,7 +179,7 @@ def _namespaces(given: Collection[str] | None) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _path(given: object, name: str = "snapshot_path") -> str | None:
+def _check_path(given: object, name: str = "snapshot_path") -> str | None:
     """Return the path of a file as text, None for none."""
     if given is None or given == "":
         return None
@@ -193,9 +193,9 @@ def _path(given: object, name: str = "snapshot_path") -> str | None:
     return path
 
 
-def _encryption(given: object) -> Encryption | None:
+def _check_encryption(given: object) -> Encryption | None:
     if given is None:
-        return encryption_by_default()
+        return load_default_encryption()
     if not isinstance(given, Encryption):
         raise ConfigurationError(
             f"encryption is of the type {type(given).__name__}: pass a flagkit.Encryption"
@@ -203,10 +203,10 @@ def _encryption(given: object) -> Encryption | None:
     return given
 
 
-def _bootstrap(given: Bootstrap | None) -> Bootstrap | None:
+def _copy_bootstrap(given: Bootstrap | None) -> Bootstrap | None:
     """Return what is given, documents as a copy: the caller may change its own later."""
     if given is None or isinstance(given, str | os.PathLike):
-        return _path(given, "bootstrap")
+        return _check_path(given, "bootstrap")
     documents: Any = given
     if not isinstance(documents, Iterable) or isinstance(documents, Mapping | bytes):
         raise ConfigurationError(
@@ -220,7 +220,7 @@ def _bootstrap(given: Bootstrap | None) -> Bootstrap | None:
         return listed
 
 
-def _max_staleness(seconds: object) -> float:
+def _check_max_staleness(seconds: object) -> float:
     variable = os.environ.get("FLAGKIT_MAX_STALENESS_MS")
     try:
         found = float(variable) / 1000 if seconds is None and variable else seconds
@@ -240,7 +240,7 @@ def _max_staleness(seconds: object) -> float:
     return found
 
 
-def _database(name: object) -> str:
+def _check_database(name: object) -> str:
     if not isinstance(name, str) or not _DATABASE_NAME.fullmatch(name):
         raise ConfigurationError(
             f"database {name!r} is no name that MongoDB allows: use letters, digits, - and _"
@@ -248,7 +248,7 @@ def _database(name: object) -> str:
     return name
 
 
-def _service(name: object) -> str | None:
+def _check_service(name: object) -> str | None:
     if name is None:
         return None
     if not isinstance(name, str) or not _SERVICE_NAME.fullmatch(name):
@@ -258,14 +258,14 @@ def _service(name: object) -> str | None:
     return name
 
 
-def _region(region: str) -> str:
+def _check_region(region: str) -> str:
     try:
         return check_region(region)
     except InvalidDocumentError as error:
         raise ConfigurationError(str(error)) from None
 
 
-def required(name: str, value: object) -> str:
+def require_value(name: str, value: object) -> str:
     """Return a value, else that of the variable of its name.
 
     Raises:

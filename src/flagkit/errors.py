@@ -41,7 +41,7 @@ Evaluation raises none of them: it answers with `Evaluation.error_code`.
 
 import datetime as dt
 
-from flagkit._core.printable import printable
+from flagkit._core.printable import to_printable
 
 
 class FlagkitError(Exception):
@@ -52,7 +52,7 @@ class FlagkitError(Exception):
     """
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return to_printable(super().__str__())
 
 
 class ConfigurationError(FlagkitError, ValueError):
@@ -95,7 +95,7 @@ class InvalidDocumentError(FlagkitError, ValueError):
 
     def __str__(self) -> str:
         place = ": ".join(part for part in (self.subject, self.path or "document") if part)
-        return printable(f"{place}: {self.problem}. {self.remedy}")
+        return to_printable(f"{place}: {self.problem}. {self.remedy}")
 
     def about(self, subject: str) -> "InvalidDocumentError":
         """Return the same error with the document named."""

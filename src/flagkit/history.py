@@ -23,12 +23,12 @@ import msgspec
 from msgspec import Struct
 
 from flagkit._core.arguments import instance
-from flagkit._core.evaluation.context import ContextLike, attributes_of
-from flagkit._core.evaluation.evaluator import Freshness, View
+from flagkit._core.evaluation.context import ContextLike, get_attributes
+from flagkit._core.evaluation.evaluator import Evaluator, Staleness
 from flagkit._core.evaluation.result import ErrorCode, Evaluation
 from flagkit._core.interruptions import is_interruption
 from flagkit._core.model.changes import Tip
-from flagkit._core.model.foreign import native
+from flagkit._core.model.foreign import to_native
 from flagkit._core.model.values import (
     BINARY,
     BOOLEAN,
@@ -38,17 +38,17 @@ from flagkit._core.model.values import (
     NUMBER,
     OBJECT_ID,
     TEXT,
-    identity,
-    kind,
+    get_kind,
+    to_identity,
 )
-from flagkit._core.secrets import Encryption, Unread, Unsealing
-from flagkit._core.snapshot import Snapshot, arena_of
-from flagkit._core.storage.ledger import as_of, snapshot_at, tip_at
-from flagkit._core.storage.reader import Reading
+from flagkit._core.secrets import Encryption, PlaceholderDecrypter, VariantDecrypter
+from flagkit._core.snapshot import Snapshot, build_arena
+from flagkit._core.storage.ledger import find_tip, load_historical_snapshot, load_revision_snapshot
+from flagkit._core.storage.reader import EnvironmentReader
 from flagkit._core.storage.store import Store
-from flagkit.client.client import Answers, Client
-from flagkit.client.sources import unsealing_of
-from flagkit.config import Settings, settings_from
+from flagkit.client.client import BaseClient, Client
+from flagkit.client.sources import build_decrypter
+from flagkit.config import Settings, resolve_settings
 from flagkit.errors import DigestError, InvalidArgumentError, InvalidContextError
 
 
@@ -87,22 +87,22 @@ def client_at(
             or is not there any more.
         StoreError: the database did not answer, or refused.
     """
-    settings = settings_from(
+    settings = resolve_settings(
         uri, environment=environment, region=region, database=database, encryption=encryption
     )
-    with reading_of(settings) as reading:
-        snapshot, moment = as_of(reading, at, settings.region)
+    with open_settings_reader(settings) as reading:
+        snapshot, moment = load_historical_snapshot(reading, at, settings.region)
     seconds = moment.timestamp()
-    unsealing = unsealing_of(settings)
-    unsealing.fetch_or_say()
+    unsealing = build_decrypter(settings)
+    unsealing.fetch_or_warn()
     return Client.from_snapshot(snapshot, lambda: seconds, unsealing)
 
 
 @contextmanager
-def reading_of(settings: Settings) -> "Generator[Reading]":
+def open_settings_reader(settings: Settings) -> "Generator[EnvironmentReader]":
     """Give a reading of an environment, for the block."""
     store = Store(settings.uri, environment=settings.environment, database=settings.database)
-    with contextlib.closing(store), store.reading() as reading:
+    with contextlib.closing(store), store.open_reader() as reading:
         yield reading
 
 
@@ -114,7 +114,7 @@ _CODES: Final = {BOOLEAN: 6, DATE: 7, OBJECT_ID: 8}
 """The numbers of kinds in hashes, where they differ from their order, so that old digests hold."""
 
 
-class Digest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class EvaluationDigest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What a digest says, in the order in which it is written.
 
     `moment` is in microseconds since 1970. `anchor` is a revision of the history at or after
@@ -139,16 +139,16 @@ class Digest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decoder = msgspec.msgpack.Decoder(Digest)
+_decoder = msgspec.msgpack.Decoder(EvaluationDigest)
 
 
-def written(digest: Digest, secret: bytes) -> str:
+def encode_digest(digest: EvaluationDigest, secret: bytes) -> str:
     """Return a digest as text, sealed with a secret, or with none if that is empty."""
     payload = _encode(digest)
-    return _text(payload + _seal(payload, secret))
+    return _format_base64(payload + _compute_seal(payload, secret))
 
 
-def read(text: str, secret: bytes) -> Digest:
+def decode_digest(text: str, secret: bytes) -> EvaluationDigest:
     """Return what a text says.
 
     Raises:
@@ -160,9 +160,9 @@ def read(text: str, secret: bytes) -> Digest:
         content = b""
     payload, seal = content[:-_SEAL_BYTES], content[-_SEAL_BYTES:]
     # The last letter has bits that say nothing, and letters of no meaning are passed over.
-    if not payload or _text(content) != text:
+    if not payload or _format_base64(content) != text:
         raise DigestError("this is no digest, or not all of one: one begins with fk1.")
-    if not hmac.compare_digest(seal, _seal(payload, secret)):
+    if not hmac.compare_digest(seal, _compute_seal(payload, secret)):
         raise DigestError(
             "this digest was altered, or was made with another secret than the one given here"
         )
@@ -172,7 +172,7 @@ def read(text: str, secret: bytes) -> Digest:
         raise DigestError("this digest says what no digest says: it was forged") from None
 
 
-def context_hash(context: ContextLike, secret: bytes) -> bytes:
+def hash_context(context: ContextLike, secret: bytes) -> bytes:
     """Return the hash of a context, keyed by a secret unless that is empty.
 
     Contexts that conditions and rollouts cannot tell apart may have different hashes; those that
@@ -182,8 +182,10 @@ def context_hash(context: ContextLike, secret: bytes) -> bytes:
         InvalidContextError: it is none of the forms of a context, or an attribute misbehaves.
     """
     try:
-        attributes = attributes_of(context).items()
-        pairs = sorted((_named(name), _encode(_plain(value))) for name, value in attributes)
+        attributes = get_attributes(context).items()
+        pairs = sorted(
+            (_encode_name(name), _encode(_to_plain(value))) for name, value in attributes
+        )
     except InvalidContextError:
         raise
     except Exception as error:
@@ -192,37 +194,37 @@ def context_hash(context: ContextLike, secret: bytes) -> bytes:
         raise InvalidContextError(
             f"the context cannot be hashed: an attribute raised {type(error).__name__}"
         ) from None
-    return _hash(_encode(pairs), secret, HASH_BYTES, b"flagkit.context")
+    return _compute_hash(_encode(pairs), secret, HASH_BYTES, b"flagkit.context")
 
 
-def _plain(value: object) -> Any:  # noqa: PLR0911 - one for each kind
+def _to_plain(value: object) -> Any:  # noqa: PLR0911 - one for each kind
     """Return a value with its kind, for MessagePack: dates to the millisecond, as BSON has them.
 
     All that BSON has not is alike but for the type, as it matches nothing.
     """
-    value = native(value)
-    place = kind(value)
+    value = to_native(value)
+    place = get_kind(value)
     match place:
         case None:
             return type(value).__name__
         case _ if place == TEXT:
-            return [place, _named(value)]
+            return [place, _encode_name(value)]
         case _ if place == DOCUMENT:
             items: Any = value
-            return [place, [[_named(name), _plain(item)] for name, item in items.items()]]
+            return [place, [[_encode_name(name), _to_plain(item)] for name, item in items.items()]]
         case _ if place == LIST:
             elements: Any = value
-            return [place, [_plain(item) for item in elements]]
+            return [place, [_to_plain(item) for item in elements]]
         case _ if place == NUMBER:
-            return [place, *_number(value)]
+            return [place, *_encode_number(value)]
         case _ if place in (DATE, BINARY, OBJECT_ID):
-            _, *parts = cast("tuple[Any, ...]", identity(value))
+            _, *parts = cast("tuple[Any, ...]", to_identity(value))
             return [_CODES.get(place, place), *parts]
         case _:
             return [_CODES.get(place, place), value]
 
 
-def _number(value: Any) -> tuple[str, str]:
+def _encode_number(value: Any) -> tuple[str, str]:
     """Return a number's type, which conditions may ask for, and its text."""
     if isinstance(value, int):
         # Of any length: Python refuses to write long ones in decimal.
@@ -232,22 +234,22 @@ def _number(value: Any) -> tuple[str, str]:
     return "decimal", str(value)
 
 
-def _named(name: object) -> bytes:
+def _encode_name(name: object) -> bytes:
     """Return a text in UTF-8, lone surrogates included; of what is none, its type."""
     if isinstance(name, str):
         return str.encode(name, "utf-8", "surrogatepass")
     return b"\0" + type(name).__name__.encode()
 
 
-def _text(content: bytes) -> str:
+def _format_base64(content: bytes) -> str:
     return PREFIX + base64.urlsafe_b64encode(content).decode().rstrip("=")
 
 
-def _seal(payload: bytes, secret: bytes) -> bytes:
-    return _hash(PREFIX.encode() + payload, secret, _SEAL_BYTES, b"flagkit.digest")
+def _compute_seal(payload: bytes, secret: bytes) -> bytes:
+    return _compute_hash(PREFIX.encode() + payload, secret, _SEAL_BYTES, b"flagkit.digest")
 
 
-def _hash(content: bytes, secret: bytes, size: int, purpose: bytes) -> bytes:
+def _compute_hash(content: bytes, secret: bytes, size: int, purpose: bytes) -> bytes:
     # A key of BLAKE2b has 64 bytes at most, and a secret may be longer.
     key = hashlib.blake2b(secret).digest() if secret else b""
     return hashlib.blake2b(content, digest_size=size, key=key, person=purpose).digest()
@@ -257,7 +259,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _TICK: Final = timedelta(microseconds=1)
 
 
-class _Odd:
+class _UnsupportedDefault:
     """The default of a caller whose default is of no type that a variant can have."""
 
 
@@ -267,7 +269,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
 """By the name of their type, defaults that stand for a caller's."""
 
 
-class Replayed(Struct, frozen=True, kw_only=True):
+class ReplayResult(Struct, frozen=True, kw_only=True):
     """What came of a replay.
 
     `key`, `environment`, `region`, `revision` and `time` are those of the digest, `variant` what it
@@ -291,7 +293,7 @@ class Replayed(Struct, frozen=True, kw_only=True):
 
 
 def digest_of(
-    client: Answers,
+    client: BaseClient,
     evaluation: Evaluation[Any],
     context: ContextLike = None,
     *,
@@ -312,22 +314,22 @@ def digest_of(
     Raises:
         InvalidContextError: it is none of the forms of a context, or an attribute misbehaves.
     """
-    key = _secret(secret)
-    instance(client, Answers, "client", "pass the client that answered")
+    key = _read_secret(secret)
+    instance(client, BaseClient, "client", "pass the client that answered")
     instance(evaluation, Evaluation, "evaluation", "pass what client.evaluate returned")
-    view = client.view
-    hashed = context_hash(context, key)
+    view = client.evaluator
+    hashed = hash_context(context, key)
     snapshot = None if view is None else view.snapshot
-    moment = datetime.now(UTC) if view is None else _moment(view, evaluation, context)
+    moment = datetime.now(UTC) if view is None else _find_moment(view, evaluation, context)
     unfit = evaluation.error_code is ErrorCode.TYPE_MISMATCH
-    digest = Digest(
+    digest = EvaluationDigest(
         environment="" if snapshot is None else snapshot.tip.environment,
         region="" if snapshot is None else snapshot.region,
         namespaces=() if snapshot is None else snapshot.namespaces,
         key=evaluation.flag_key,
         revision=evaluation.revision,
         anchor=0 if snapshot is None else snapshot.tip.revision,
-        hash=b"" if snapshot is None else _short(snapshot.tip.hash),
+        hash=b"" if snapshot is None else _shorten_hash(snapshot.tip.hash),
         moment=(moment - _EPOCH) // _TICK,
         context=hashed,
         variant=evaluation.variant,
@@ -335,7 +337,7 @@ def digest_of(
         error_code=evaluation.error_code,
         default=type(evaluation.value).__name__ if unfit else "",
     )
-    return written(digest, key)
+    return encode_digest(digest, key)
 
 
 def replay(
@@ -345,7 +347,7 @@ def replay(
     *,
     database: str | None = None,
     secret: str | bytes | None = None,
-) -> Replayed:
+) -> ReplayResult:
     """Evaluate once more what a digest is of, at its revision and moment, and compare.
 
     Args:
@@ -362,24 +364,24 @@ def replay(
         EnvironmentNotFoundError, RevisionNotFoundError, HistoryLostError, StoreError: as
             `client_at` does.
     """
-    key = _secret(secret)
+    key = _read_secret(secret)
     instance(digest, str, "digest", "pass the text that digest_of returned")
-    said = read(digest, key)
+    said = decode_digest(digest, key)
     if not said.revision or not said.hash:
         raise DigestError(
             "this digest is of an answer that came from no revision of a database: there were no"
             " flags yet, or the flags were documents or a bootstrap file"
         )
-    hashed = context_hash(context, key)
-    settings = settings_from(
+    hashed = hash_context(context, key)
+    settings = resolve_settings(
         uri, environment=said.environment, region=said.region, database=database
     )
-    with reading_of(settings) as reading:
-        snapshot = snapshot_at(reading, said.revision, said.region)
+    with open_settings_reader(settings) as reading:
+        snapshot = load_revision_snapshot(reading, said.revision, said.region)
         anchored = said.anchor == said.revision
-        anchor = snapshot.tip if anchored else tip_at(reading, said.anchor)
-    found = _answer(_narrowed(snapshot, said.namespaces), said, context)
-    return Replayed(
+        anchor = snapshot.tip if anchored else find_tip(reading, said.anchor)
+    found = _find_answer(_narrow_snapshot(snapshot, said.namespaces), said, context)
+    return ReplayResult(
         environment=said.environment,
         region=said.region,
         key=said.key,
@@ -387,102 +389,111 @@ def replay(
         time=_EPOCH + said.moment * _TICK,
         variant=said.variant,
         evaluation=found,
-        differences=tuple(_differences(said, anchor, hashed, found)),
+        differences=tuple(_iter_differences(said, anchor, hashed, found)),
     )
 
 
-def _differences(
-    said: Digest, anchor: Tip | None, hashed: bytes, found: Evaluation[Any]
+def _iter_differences(
+    digest: EvaluationDigest, anchor: Tip | None, hashed: bytes, found: Evaluation[Any]
 ) -> Iterator[str]:
     """Yield a sentence for each thing that is not as a digest says."""
-    if anchor is None or _short(anchor.hash) != said.hash:
-        yield f"the history is another: revision {said.anchor} is not the one that was then"
-    if hashed != said.context:
+    if anchor is None or _shorten_hash(anchor.hash) != digest.hash:
+        yield f"the history is another: revision {digest.anchor} is not the one that was then"
+    if hashed != digest.context:
         yield "the context is another: its hash is not the one of then"
-    if not _is_as(said, found):
-        then = _told(said.variant, said.reason, said.error_code)
-        now = _told(found.variant, found.reason, found.error_code)
+    if not _matches(digest, found):
+        then = _format_answer(digest.variant, digest.reason, digest.error_code)
+        now = _format_answer(found.variant, found.reason, found.error_code)
         yield f"the answer is another: then {then}, now {now}"
 
 
-def _moment(view: View, evaluation: Evaluation[Any], context: ContextLike) -> datetime:
+def _find_moment(
+    evaluator: Evaluator, evaluation: Evaluation[Any], context: ContextLike
+) -> datetime:
     """Return a moment at which the answer was what it was: now, or one before it changed."""
-    now, until = datetime.fromtimestamp(view.now(), UTC), evaluation.valid_until
+    now, until = datetime.fromtimestamp(evaluator.now(), UTC), evaluation.valid_until
     if until is None or now < until:
         return now
     # It may have changed since, and it may not have: `until` comes early, and before the answer.
     before = until - _TICK
-    if view.snapshot.tip.revision == evaluation.revision:
+    if evaluator.snapshot.tip.revision == evaluation.revision:
         default = evaluation.value if evaluation.variant is None else None
         for moment in (before, until + _TICK):
-            then = _view(view.snapshot, moment, Freshness())
+            then = _build_evaluator(evaluator.snapshot, moment, Staleness())
             found = then.evaluate(evaluation.flag_key, context, default)
             if (found.variant, found.reason) == (evaluation.variant, evaluation.reason):
                 return moment
     return before
 
 
-def _answer(snapshot: Snapshot, said: Digest, context: ContextLike) -> Evaluation[Any]:
+def _find_answer(
+    snapshot: Snapshot, digest: EvaluationDigest, context: ContextLike
+) -> Evaluation[Any]:
     """Return what a flag answers as of a digest: as it says, if a client of any age can."""
     first: Evaluation[Any] | None = None
-    for found in _answers(snapshot, said, context):
-        if _is_as(said, found):
+    for found in _iter_answers(snapshot, digest, context):
+        if _matches(digest, found):
             return found
         first = found if first is None else first
     assert first is not None, "one at least is asked"
     return first
 
 
-def _answers(snapshot: Snapshot, said: Digest, context: ContextLike) -> Iterator[Evaluation[Any]]:
+def _iter_answers(
+    snapshot: Snapshot, digest: EvaluationDigest, context: ContextLike
+) -> Iterator[Evaluation[Any]]:
     """Yield the answers of a client that is fresh, of one that is stale, and of one by a call."""
-    default = _DEFAULTS.get(said.default, _Odd()) if said.default else None
-    moment = _EPOCH + said.moment * _TICK
+    default = _DEFAULTS.get(digest.default, _UnsupportedDefault()) if digest.default else None
+    moment = _EPOCH + digest.moment * _TICK
     # Which variant a client with keys served takes none to tell; another had not got any, or yet.
-    unsealings: list[Unsealing] = [Unread()]
-    if said.error_code in (ErrorCode.PARSE_ERROR, ErrorCode.PROVIDER_NOT_READY):
-        unsealings += [Unsealing(), Unsealing(_never)]
+    unsealings: list[VariantDecrypter] = [PlaceholderDecrypter()]
+    if digest.error_code in (ErrorCode.PARSE_ERROR, ErrorCode.PROVIDER_NOT_READY):
+        unsealings += [VariantDecrypter(), VariantDecrypter(_raise_never)]
     for unsealing in unsealings:
         # A past client is older than anything: its age is infinite.
         for stale_after, max_staleness in ((math.inf, None), (0.0, None), (math.inf, 0.0)):
-            view = _view(snapshot, moment, Freshness(stale_after), unsealing)
-            yield view.evaluate(said.key, context, default, max_staleness)
+            view = _build_evaluator(snapshot, moment, Staleness(stale_after), unsealing)
+            yield view.evaluate(digest.key, context, default, max_staleness)
 
 
-def _view(
-    snapshot: Snapshot, moment: datetime, freshness: Freshness, unsealing: Unsealing | None = None
-) -> View:
+def _build_evaluator(
+    snapshot: Snapshot,
+    moment: datetime,
+    staleness: Staleness,
+    decrypter: VariantDecrypter | None = None,
+) -> Evaluator:
     seconds = moment.timestamp()
-    return View(snapshot, lambda: seconds, freshness, unsealing or Unread())
+    return Evaluator(snapshot, lambda: seconds, staleness, decrypter or PlaceholderDecrypter())
 
 
-def _never() -> NoReturn:
+def _raise_never() -> NoReturn:
     raise AssertionError("no keys are fetched for a replay")
 
 
-def _is_as(said: Digest, found: Evaluation[Any]) -> bool:
+def _matches(digest: EvaluationDigest, found: Evaluation[Any]) -> bool:
     answer = found.variant, str(found.reason), found.error_code
-    return answer == (said.variant, said.reason, said.error_code)
+    return answer == (digest.variant, digest.reason, digest.error_code)
 
 
-def _told(variant: str | None, reason: str, error_code: str | None) -> str:
+def _format_answer(variant: str | None, reason: str, error_code: str | None) -> str:
     served = "the caller's default" if variant is None else repr(variant)
     return f"{served} ({', '.join(filter(None, (reason, error_code)))})"
 
 
-def _narrowed(snapshot: Snapshot, namespaces: tuple[str, ...]) -> Snapshot:
+def _narrow_snapshot(snapshot: Snapshot, namespaces: tuple[str, ...]) -> Snapshot:
     """Return a snapshot as a client has it that keeps some namespaces only."""
     if not namespaces:
         return snapshot
     narrow = msgspec.structs.replace(snapshot, namespaces=namespaces)
-    kept = (record for record in snapshot.records() if narrow.keeps(record.id))
-    return msgspec.structs.replace(narrow, base=arena_of(snapshot.tip, kept), overlay={})
+    kept = (record for record in snapshot.iter_records() if narrow.is_in_scope(record.id))
+    return msgspec.structs.replace(narrow, base=build_arena(snapshot.tip, kept), overlay={})
 
 
-def _short(tip_hash: str) -> bytes:
+def _shorten_hash(tip_hash: str) -> bytes:
     return bytes.fromhex(tip_hash)[:HASH_BYTES]
 
 
-def _secret(given: str | bytes | None) -> bytes:
+def _read_secret(given: str | bytes | None) -> bytes:
     if given is not None and not isinstance(given, str | bytes):  # pyright: ignore[reportUnnecessaryIsInstance] - not all callers check types
         raise InvalidArgumentError(
             f"secret is of the type {type(given).__name__}: pass text or bytes, or None"
@@ -496,4 +507,4 @@ def _secret(given: str | bytes | None) -> bytes:
         ) from None
 
 
-__all__ = ["Replayed", "client_at", "digest_of", "replay"]
+__all__ = ["ReplayResult", "client_at", "digest_of", "replay"]

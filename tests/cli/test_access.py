@@ -5,7 +5,7 @@ import pytest
 from flagkit._core.model.access import Grant, Limit, Limits
 from flagkit.errors import AccessDeniedError
 from flagkit.writer import Writer, grants, limits
-from tests.support.cli_runner import Command, revision
+from tests.support.cli_runner import CommandRunner, fetch_revision
 from tests.writer.test_writer import flag
 
 pytestmark = pytest.mark.mongo
@@ -14,12 +14,14 @@ ADMIN = Grant("ada@example.com", "admin")
 
 
 @pytest.fixture
-def command(mongo_uri: str, database: str, writer: Writer) -> Command:
-    assert revision(writer) == 0
-    return Command(mongo_uri, database)
+def command(mongo_uri: str, database: str, writer: Writer) -> CommandRunner:
+    assert fetch_revision(writer) == 0
+    return CommandRunner(mongo_uri, database)
 
 
-def test_roles_are_granted_listed_revoked_and_rolled_back(command: Command, writer: Writer) -> None:
+def test_roles_are_granted_listed_revoked_and_rolled_back(
+    command: CommandRunner, writer: Writer
+) -> None:
     assert command.told("access", "list") == "No role is granted: anybody may change anything.\n"
     refused = command.fault("access", "grant", "bob@example.com", "editor")
     assert "would leave no admin" in refused
@@ -51,7 +53,9 @@ def test_roles_are_granted_listed_revoked_and_rolled_back(command: Command, writ
     assert len(grants(writer.store)) == 3
 
 
-def test_who_may_not_is_told_so_and_denials_are_shown(command: Command, writer: Writer) -> None:
+def test_who_may_not_is_told_so_and_denials_are_shown(
+    command: CommandRunner, writer: Writer
+) -> None:
     assert command.told("access", "denials") == "Nobody was denied anything.\n"
     writer.create(flag())
     command.told("access", "grant", "ada@example.com", "admin")
@@ -74,7 +78,7 @@ def test_who_may_not_is_told_so_and_denials_are_shown(command: Command, writer: 
     assert found[2]["operations"] == [{"operation": "set_state", "key": "shop.search"}]
 
 
-def test_changes_are_limited_and_limited_no_more(command: Command, writer: Writer) -> None:
+def test_changes_are_limited_and_limited_no_more(command: CommandRunner, writer: Writer) -> None:
     assert command.told("access", "limits", "show") == "Changes are not limited.\n"
     told = command.told("access", "limits", "set", "actor", "--capacity", "1", "--rate", "0.001")
     assert told.startswith("limit of actor added: ")
@@ -97,12 +101,12 @@ def test_changes_are_limited_and_limited_no_more(command: Command, writer: Write
     )
 
 
-def test_roles_and_limits_that_are_none_are_wrong_usage(command: Command) -> None:
+def test_roles_and_limits_that_are_none_are_wrong_usage(command: CommandRunner) -> None:
     assert command.ask("access", "grant", "bob@example.com", "owner").exit_code == 2
     assert command.ask("access", "limits", "lift", "everybody").exit_code == 2
 
 
-def test_an_environment_that_is_not_there_is_said_not_to_be(command: Command) -> None:
+def test_an_environment_that_is_not_there_is_said_not_to_be(command: CommandRunner) -> None:
     for arguments in (
         ("access", "list"),
         ("access", "denials"),

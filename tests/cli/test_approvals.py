@@ -6,7 +6,7 @@ import pytest
 from pymongo import MongoClient
 
 from flagkit.writer import Approval, Writer, entries
-from tests.support.cli_runner import Command, revision
+from tests.support.cli_runner import CommandRunner, fetch_revision
 from tests.writer.test_writer import flag
 
 pytestmark = pytest.mark.mongo
@@ -16,12 +16,12 @@ GUARDED = ("--guards", "tests.cli.test_approvals:GUARDS")
 
 
 @pytest.fixture
-def command(mongo_uri: str, database: str, writer: Writer) -> Command:
+def command(mongo_uri: str, database: str, writer: Writer) -> CommandRunner:
     writer.create(flag())
-    return Command(mongo_uri, database)
+    return CommandRunner(mongo_uri, database)
 
 
-def proposed(command: Command) -> str:
+def proposed(command: CommandRunner) -> str:
     """Propose to archive a flag, as ada, and return the proposal's id."""
     told = command.told("flags", "archive", "shop.search", "--propose", "--reason", "its time")
     line, proposal, state = told.splitlines()
@@ -31,12 +31,14 @@ def proposed(command: Command) -> str:
     return proposal.partition(":")[0]
 
 
-def test_a_change_is_proposed_approved_of_and_applied(command: Command, writer: Writer) -> None:
+def test_a_change_is_proposed_approved_of_and_applied(
+    command: CommandRunner, writer: Writer
+) -> None:
     fault = command.fault("flags", "archive", "shop.search", *GUARDED)
     assert "takes the approval of another person in production. Propose it" in fault
     assert "--propose" in fault
     proposal = proposed(command)
-    assert revision(writer) == 1
+    assert fetch_revision(writer) == 1
     own = command.fault("approvals", "approve", proposal)
     assert "somebody else has to approve" in own
     early = command.fault("approvals", "apply", proposal, *GUARDED)
@@ -58,13 +60,15 @@ def test_a_change_is_proposed_approved_of_and_applied(command: Command, writer: 
     assert (entry["proposal"], entry["approvers"]) == (proposal, ["bob@example.com"])
 
 
-def test_what_is_to_be_copied_is_not_broken_at_80_columns(command: Command) -> None:
+def test_what_is_to_be_copied_is_not_broken_at_80_columns(command: CommandRunner) -> None:
     command.variables["COLUMNS"] = "80"
     proposal = proposed(command)
     assert f"\n{proposal} " in command.told("approvals", "list")
 
 
-def test_a_proposal_that_is_void_or_closed_is_a_conflict(command: Command, writer: Writer) -> None:
+def test_a_proposal_that_is_void_or_closed_is_a_conflict(
+    command: CommandRunner, writer: Writer
+) -> None:
     proposal = proposed(command)
     command.told("approvals", "approve", proposal, "--actor", "bob@example.com")
     writer.pause("shop.search")
@@ -83,12 +87,12 @@ def test_a_proposal_that_is_void_or_closed_is_a_conflict(command: Command, write
     assert "bob@example.com" in table
 
 
-def proposed_again(command: Command) -> str:
+def proposed_again(command: CommandRunner) -> str:
     found: str = command.data("flags", "archive", "shop.search", "--propose")["id"]
     return found
 
 
-def test_to_propose_goes_with_no_dry_run(command: Command) -> None:
+def test_to_propose_goes_with_no_dry_run(command: CommandRunner) -> None:
     for option in (["--dry-run"], ["--idempotency-key", "k"]):
         result = command.ask("flags", "archive", "shop.search", "--propose", *option)
         assert result.exit_code == 2
@@ -100,7 +104,7 @@ def test_to_propose_goes_with_no_dry_run(command: Command) -> None:
 
 
 def test_pending_changes_are_listed_swept_committed_and_dropped(
-    command: Command, writer: Writer, mongo_uri: str
+    command: CommandRunner, writer: Writer, mongo_uri: str
 ) -> None:
     assert command.told("pending", "list") == "Nothing is pending.\n"
     with MongoClient[dict[str, Any]](mongo_uri) as mine, mine.start_session() as session:

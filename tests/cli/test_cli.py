@@ -19,8 +19,8 @@ from ruamel.yaml import YAML
 import flagkit
 from flagkit import Context
 from flagkit._core.model import decode
-from flagkit.cli.commands.demo import users
-from flagkit.cli.commands.status import duration
+from flagkit.cli.commands.demo import build_users
+from flagkit.cli.commands.status import format_duration
 from flagkit.cli.main import flagkit as flagkit_command
 from flagkit.errors import BrokenReferenceError, ConfigurationError, InvalidDocumentError
 from flagkit.policy_files.reader import PolicyFile
@@ -242,7 +242,7 @@ def test_a_connection_string_is_needed_and_never_shown() -> None:
     [(-1, "0.0 s"), (0.44, "0.4 s"), (12.3, "12 s"), (300, "5 min"), (7300, "2 h"), (9e5, "10 d")],
 )
 def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
+    assert format_duration(seconds) == said
 
 
 # The demo
@@ -421,7 +421,7 @@ def test_floats_that_programs_take_for_text_are_warned_of_and_what_has_a_tag_is_
         f"{FLAG.replace(', y: 2', '')}  rules: [{{name: r, when: {{a: {constants}}}, serve: x}}]"
     )
     place = f"{path}:5: flags[0].rules[0].when.a"
-    assert [str(doubt) for doubt in PolicyFile(path).doubts] == [
+    assert [str(doubt) for doubt in PolicyFile(path).warnings] == [
         f"{place}[{i}]: {written} is a number, but text to readers of YAML 1.1."
         " Write a point, and the exponent with its sign, as in 1.0e+3"
         for i, written in enumerate(["1e3", "1.5e3", "1e+3"])
@@ -495,8 +495,8 @@ def test_formatting_what_is_not_valid_is_one_sentence(write: Write) -> None:
 
 
 def test_the_users_of_the_demo_are_always_the_same() -> None:
-    first = users(1)[0]
-    assert users(3)[0].attributes == first.attributes
+    first = build_users(1)[0]
+    assert build_users(3)[0].attributes == first.attributes
     assert first.attributes == {
         "targeting_key": "u-00000",
         "country": "DE",
@@ -708,10 +708,10 @@ def test_errors_of_the_writer_are_located(write: Write) -> None:
     fault = BrokenReferenceError("prerequisites[0].flag", "'c' does not exist", "Create it")
     with (
         pytest.raises(BrokenReferenceError, match=r"flags\.yaml:5: flag 'a.b': prereq"),
-        file.locating(),
+        file.locate_errors(),
     ):
         raise fault.about("flag 'a.b'")
-    with pytest.raises(BrokenReferenceError, match=r"^flag 'other': prereq"), file.locating():
+    with pytest.raises(BrokenReferenceError, match=r"^flag 'other': prereq"), file.locate_errors():
         raise fault.about("flag 'other'")
 
 
@@ -726,7 +726,7 @@ def test_a_checkpoint_is_told_in_a_line_or_as_json(
     writer.create({"key": "a.one", "variants": {"on": True}, "fallthrough": serve})
     where = ("--environment", "production", "--database", database)
     result = run("checkpoint", "--uri", mongo_uri, *where)
-    (first,) = writer.store.checkpoints()
+    (first,) = writer.store.list_checkpoints()
     assert (result.returncode, result.stderr) == (0, "")
     said = f"{first.id}: 1 flag of production at revision 1, 0.0 MB, in "
     assert result.stdout.startswith(said)
@@ -737,7 +737,9 @@ def test_a_checkpoint_is_told_in_a_line_or_as_json(
         "FLAGKIT_DATABASE": database,
     }
     found = json.loads(run("checkpoint", "--output", "json", **variables).stdout)
-    (second,) = {made.id: made for made in writer.store.checkpoints() if made != first}.values()
+    (second,) = {
+        made.id: made for made in writer.store.list_checkpoints() if made != first
+    }.values()
     assert found.pop("seconds") > 0
     assert found == {
         "checkpoint": second.id,
@@ -760,7 +762,7 @@ def test_what_keeps_a_checkpoint_from_being_made_is_one_sentence(
     nobody = "mongodb://ada:s3cret@127.0.0.1:1/?serverSelectionTimeoutMS=50"
     result = run("checkpoint", "--uri", nobody, "--environment", "production")
     assert "s3cret" not in assert_one_sentence(result)
-    assert writer.store.checkpoints() == []
+    assert writer.store.list_checkpoints() == []
 
 
 def in_environment(mongo_uri: str, database: str) -> dict[str, str]:

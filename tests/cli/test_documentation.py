@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 import pytest
 
-from flagkit.cli.changes import writing_options
+from flagkit.cli.changes import change_options
 from flagkit.cli.errors import CONFLICT, FAILED, FAULTS_FOUND
 from flagkit.cli.main import flagkit
 from flagkit.writer import Writer
-from tests.support.cli_runner import Command
+from tests.support.cli_runner import CommandRunner
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "cli.md"
@@ -64,7 +64,7 @@ def test_the_examples_print_what_the_page_says(
         [written] = blocks(PAGE, f"yaml {re.escape(name)}")
         (tmp_path / name).write_text(written)
     monkeypatch.chdir(tmp_path)
-    command = Command(mongo_uri, database)
+    command = CommandRunner(mongo_uri, database)
     command.variables["COLUMNS"] = "100"
     for line, printed in examples():
         result = command.ask(*shlex.split(line)[1:])
@@ -88,7 +88,7 @@ def test_calls_have_only_options_that_there_are(page: Path) -> None:
 
 def test_the_page_names_what_all_commands_that_change_something_share() -> None:
     page = PAGE.read_text()
-    shared = writing_options(click.command()(lambda: None)).params
+    shared = change_options(click.command()(lambda: None)).params
     for parameter in shared:
         assert parameter.opts[0] in page
         assert parameter.envvar is None or f"`{parameter.envvar}`" in page

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from flagkit.history import client_at, digest_of
 from flagkit.writer import Writer
-from tests.support.cli_runner import Command
+from tests.support.cli_runner import CommandRunner
 from tests.writer.test_writer import flag
 
 pytestmark = [pytest.mark.every_python, pytest.mark.mongo]
@@ -19,20 +19,20 @@ GERMANS = {"name": "germans", "when": {"country": "DE", "age": {"$gte": 18}}, "s
 
 
 @pytest.fixture
-def command(writer: Writer, mongo_uri: str, database: str) -> Command:
+def command(writer: Writer, mongo_uri: str, database: str) -> CommandRunner:
     """Return the command, where shop.search is revision 1, and paused since revision 2."""
     writer.create(flag(rules=[GERMANS], fallthrough={"rollout": 30}))
     writer.pause("shop.search")
-    return Command(mongo_uri, database)
+    return CommandRunner(mongo_uri, database)
 
 
-def test_an_answer_is_told_of_now_and_of_then(command: Command, writer: Writer) -> None:
+def test_an_answer_is_told_of_now_and_of_then(command: CommandRunner, writer: Writer) -> None:
     who = ("--user", "ada", "--attribute", "country=DE", "--attribute", "age=42")
     now = command.told("eval", "shop.search", *who)
     assert now.startswith("shop.search is False: 'off', DISABLED\n  at revision 2, 20")
     then = command.told("eval", "shop.search", *who, "--at", "1")
     assert then.startswith("shop.search is True: 'on', TARGETING_MATCH by rule 'germans'\n")
-    made = [change.tip.time for change in writer.store.changes()]
+    made = [change.tip.time for change in writer.store.iter_changes()]
     last = command.data("eval", "shop.search", *who, "--at", made[1].isoformat())
     assert (last["revision"], last["reason"]) == (2, "DISABLED")
     assert last["time"] == made[1].isoformat().replace("+00:00", "Z")
@@ -42,7 +42,7 @@ def test_an_answer_is_told_of_now_and_of_then(command: Command, writer: Writer) 
     assert "flags" not in first
 
 
-def test_it_is_explained_as_the_client_does(command: Command) -> None:
+def test_it_is_explained_as_the_client_does(command: CommandRunner) -> None:
     who = ("--user", "ada", "--attribute", "country=AT", "--at", "1", "--explain")
     told = command.told("eval", "shop.search", *who)
     place = command.variables
@@ -55,7 +55,7 @@ def test_it_is_explained_as_the_client_does(command: Command) -> None:
     assert yaml.load(written) == data
 
 
-def test_a_region_and_a_default_are_taken(command: Command, writer: Writer) -> None:
+def test_a_region_and_a_default_are_taken(command: CommandRunner, writer: Writer) -> None:
     writer.create(flag(region="eu"))
     assert command.data("eval", "shop.search")["value"] is False
     assert command.data("eval", "shop.search", "--region", "eu")["value"] is True
@@ -79,7 +79,7 @@ def test_a_region_and_a_default_are_taken(command: Command, writer: Writer) -> N
     ],
 )
 def test_a_context_is_read_from_a_file_or_from_standard_input(
-    written: str, expected: bool, command: Command, tmp_path: Path
+    written: str, expected: bool, command: CommandRunner, tmp_path: Path
 ) -> None:
     path = tmp_path / "context.yaml"
     path.write_text(f"targeting_key: user-9\n{written}" if written[0] != "{" else written)
@@ -103,7 +103,7 @@ def test_a_context_is_read_from_a_file_or_from_standard_input(
     assert json.loads(over)["rule"] is None
 
 
-def test_attributes_are_json_or_text(command: Command) -> None:
+def test_attributes_are_json_or_text(command: CommandRunner) -> None:
     shown: list[Any] = []
     for text in ("42", '"42"', "pro", "true", "[1, 2]", "NaN", "2.3.0", "", "a=b", "{"):
         data = command.data(
@@ -136,7 +136,9 @@ def test_attributes_are_json_or_text(command: Command) -> None:
         (("--output", "text", "more"), "unexpected extra argument"),
     ],
 )
-def test_wrong_usage_exits_with_2(command: Command, arguments: tuple[str, ...], words: str) -> None:
+def test_wrong_usage_exits_with_2(
+    command: CommandRunner, arguments: tuple[str, ...], words: str
+) -> None:
     result = command.ask("eval", "shop.search", *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert words in result.stderr
@@ -153,7 +155,7 @@ def test_wrong_usage_exits_with_2(command: Command, arguments: tuple[str, ...], 
     ],
 )
 def test_what_cannot_be_answered_exits_with_1(
-    command: Command, arguments: tuple[str, ...], words: str
+    command: CommandRunner, arguments: tuple[str, ...], words: str
 ) -> None:
     assert words in command.fault("eval", "shop.search", *arguments)
 
@@ -168,11 +170,13 @@ def test_what_cannot_be_answered_exits_with_1(
         ("a: 1\na: 2", "<stdin>:2: a: is there twice"),
     ],
 )
-def test_a_context_that_is_none_is_refused(command: Command, written: str, words: str) -> None:
+def test_a_context_that_is_none_is_refused(
+    command: CommandRunner, written: str, words: str
+) -> None:
     assert words in command.fault("eval", "shop.search", "--context", "-", stdin=written)
 
 
-def test_no_password_is_printed(command: Command) -> None:
+def test_no_password_is_printed(command: CommandRunner) -> None:
     uri = "mongodb://ada:hunter2@127.0.0.1:1/?replicaSet=rs0&serverSelectionTimeoutMS=1"
     for arguments in (("eval", "shop.search"), ("replay", "fk1.AAAA"), ("eval",)):
         result = command.ask(*arguments, "--uri", uri)
@@ -181,7 +185,7 @@ def test_no_password_is_printed(command: Command) -> None:
 
 
 @pytest.fixture
-def digest(command: Command) -> Callable[[str], str]:
+def digest(command: CommandRunner) -> Callable[[str], str]:
     """Return what makes a digest of the answer at revision 1, with a secret."""
     place = command.variables
 
@@ -196,7 +200,7 @@ def digest(command: Command) -> Callable[[str], str]:
 
 
 def test_a_replay_says_whether_the_answer_is_the_same(
-    command: Command, digest: Callable[[str], str]
+    command: CommandRunner, digest: Callable[[str], str]
 ) -> None:
     kept = digest("")
     who = ("--user", "ada", "--attribute", "age=42", "--attribute")
@@ -216,7 +220,7 @@ def test_a_replay_says_whether_the_answer_is_the_same(
 
 
 def test_a_digest_that_was_altered_or_has_another_secret_is_refused(
-    command: Command, digest: Callable[[str], str]
+    command: CommandRunner, digest: Callable[[str], str]
 ) -> None:
     who = ("--user", "ada", "--attribute", "age=42", "--attribute", "country=DE")
     kept = digest("s3cret")

@@ -8,9 +8,9 @@ from pymongo import MongoClient
 from ruamel.yaml import YAML
 
 from flagkit._core.model.changes import PolicyState
-from flagkit.cli.output import LISTED_MAX, Teller, flag_document
+from flagkit.cli.output import LISTED_MAX, Printer, build_flag_document
 from flagkit.writer import Writer, entries
-from tests.support.cli_runner import Command, revision
+from tests.support.cli_runner import CommandRunner, fetch_revision
 from tests.writer.test_writer import flag
 
 pytestmark = pytest.mark.mongo
@@ -35,13 +35,13 @@ flags:
 
 
 @pytest.fixture
-def command(mongo_uri: str, database: str, writer: Writer) -> Command:
+def command(mongo_uri: str, database: str, writer: Writer) -> CommandRunner:
     assert writer.environment == "production"
-    return Command(mongo_uri, database)
+    return CommandRunner(mongo_uri, database)
 
 
 @pytest.fixture
-def filled(command: Command) -> Command:
+def filled(command: CommandRunner) -> CommandRunner:
     """Two flags, at revisions 1 and 2."""
     command.told("flags", "create", "-", stdin=SEARCH)
     command.told("flags", "create", "-", stdin=THEME)
@@ -49,20 +49,20 @@ def filled(command: Command) -> Command:
 
 
 def state(writer: Writer, key: str = "shop.search", region: str = "*") -> PolicyState | None:
-    with writer.store.reading() as reading:
-        return reading.find([key]).get((region, key))
+    with writer.store.open_reader() as reading:
+        return reading.find_flags([key]).get((region, key))
 
 
 def document(writer: Writer, key: str = "shop.search", region: str = "*") -> dict[str, Any]:
     found = state(writer, key, region)
     assert found is not None
-    return flag_document(found)
+    return build_flag_document(found)
 
 
 # What is told
 
 
-def test_flags_are_listed_in_a_line_each(filled: Command, writer: Writer) -> None:
+def test_flags_are_listed_in_a_line_each(filled: CommandRunner, writer: Writer) -> None:
     writer.create(flag("shop.search", region="eu-west-1"))
     told = filled.told("flags", "list").splitlines()[2:5]
     assert [" ".join(line.split()) for line in told] == [
@@ -86,16 +86,16 @@ def test_flags_are_listed_in_a_line_each(filled: Command, writer: Writer) -> Non
 
 
 def test_a_long_list_is_cut_for_people(capsys: pytest.CaptureFixture[str]) -> None:
-    Teller().listing(("flag",), [(f"f{i}",) for i in range(LISTED_MAX + 3)])
+    Printer().print_listing(("flag",), [(f"f{i}",) for i in range(LISTED_MAX + 3)])
     told = capsys.readouterr().out
     assert told.endswith("and 3 more: go on with --after f999, or take --output json\n")
     # An override of the last key would be left out.
-    Teller().listing(("flag",), [(f"f{i // 2}",) for i in range(1, LISTED_MAX + 4)])
+    Printer().print_listing(("flag",), [(f"f{i // 2}",) for i in range(1, LISTED_MAX + 4)])
     assert "and 3 more: go on with --after f499," in capsys.readouterr().out
     assert told.split()[1 : LISTED_MAX + 2][-1] == f"f{LISTED_MAX - 1}"
 
 
-def test_a_list_is_searched_and_gone_on_with(filled: Command) -> None:
+def test_a_list_is_searched_and_gone_on_with(filled: CommandRunner) -> None:
     def keys(*asked: str) -> list[str]:
         return [found["key"] for found in filled.data("flags", "list", *asked)]
 
@@ -104,7 +104,7 @@ def test_a_list_is_searched_and_gone_on_with(filled: Command) -> None:
     assert keys("--after", "shop.theme") == []
 
 
-def test_a_flag_is_shown_with_the_revision_that_changed_it(filled: Command) -> None:
+def test_a_flag_is_shown_with_the_revision_that_changed_it(filled: CommandRunner) -> None:
     filled.told("flags", "pause", "shop.search")
     filled.told("flags", "set-rollout", "shop.search", "50", "--rule", "dach")
     filled.told("flags", "resume", "shop.theme")
@@ -114,7 +114,7 @@ def test_a_flag_is_shown_with_the_revision_that_changed_it(filled: Command) -> N
     assert filled.data("flags", "show", "shop.search")["changed"] == 4
 
 
-def test_a_flag_is_shown_with_version_and_overrides(filled: Command, writer: Writer) -> None:
+def test_a_flag_is_shown_with_version_and_overrides(filled: CommandRunner, writer: Writer) -> None:
     writer.create(flag("shop.search", region="eu-west-1"))
     lines = [
         " ".join(line.split()) for line in filled.told("flags", "show", "shop.search").splitlines()
@@ -139,7 +139,7 @@ def test_a_flag_is_shown_with_version_and_overrides(filled: Command, writer: Wri
     ) == filled.data("flags", "show", "shop.search")
 
 
-def test_what_is_not_there_is_said_not_to_be(filled: Command) -> None:
+def test_what_is_not_there_is_said_not_to_be(filled: CommandRunner) -> None:
     assert filled.fault("flags", "show", "shop.none").startswith("there is no flag 'shop.none'")
     told = filled.fault("flags", "show", "shop.search", "--region", "eu-west-1")
     assert told == "there is no flag 'shop.search' in region eu-west-1; there it is: *"
@@ -147,7 +147,7 @@ def test_what_is_not_there_is_said_not_to_be(filled: Command) -> None:
 
 
 def test_a_flag_that_is_shown_as_a_policy_file_may_be_edited_and_updated(
-    filled: Command, writer: Writer
+    filled: CommandRunner, writer: Writer
 ) -> None:
     filled.told(
         "flags", "set-rollout", "shop.theme", "light=20", "dark=40", "blue=40", "--reassign"
@@ -168,7 +168,7 @@ def test_a_flag_that_is_shown_as_a_policy_file_may_be_edited_and_updated(
 # What is changed
 
 
-def test_each_verb_does_what_it_says(filled: Command, writer: Writer) -> None:
+def test_each_verb_does_what_it_says(filled: CommandRunner, writer: Writer) -> None:
     for verb, expected in [
         ("pause", "paused"),
         ("resume", "active"),
@@ -181,7 +181,7 @@ def test_each_verb_does_what_it_says(filled: Command, writer: Writer) -> None:
             if verb != "resume"
             else (filled.told("flags", verb, "shop.search"))
         )
-        assert told.endswith(f"revision {revision(writer)} of production\n")
+        assert told.endswith(f"revision {fetch_revision(writer)} of production\n")
         assert document(writer)["state"] == expected
     assert document(writer, "shop.theme")["state"] == "archived"
     assert filled.told("flags", "delete", "shop.search", "shop.theme") == (
@@ -190,7 +190,9 @@ def test_each_verb_does_what_it_says(filled: Command, writer: Writer) -> None:
     assert state(writer) is None
 
 
-def test_a_percentage_is_of_a_rule_or_of_the_fallthrough(filled: Command, writer: Writer) -> None:
+def test_a_percentage_is_of_a_rule_or_of_the_fallthrough(
+    filled: CommandRunner, writer: Writer
+) -> None:
     told = filled.told("flags", "set-rollout", "shop.search", "12.5", "--rule", "dach")
     assert told == (
         "shop.search: rule dach: on 10 -> 12.5 %, off 90 -> 87.5 %\nrevision 3 of production\n"
@@ -214,21 +216,23 @@ def test_a_percentage_is_of_a_rule_or_of_the_fallthrough(filled: Command, writer
     ],
 )
 def test_weights_that_are_none_are_wrong_usage(
-    command: Command, weights: list[str], problem: str
+    command: CommandRunner, weights: list[str], problem: str
 ) -> None:
     result = command.ask("flags", "set-rollout", "shop.search", *weights)
     assert result.exit_code == 2
     assert problem in result.stderr
 
 
-def test_an_override_of_a_region_is_changed_by_itself(filled: Command, writer: Writer) -> None:
+def test_an_override_of_a_region_is_changed_by_itself(
+    filled: CommandRunner, writer: Writer
+) -> None:
     writer.create(flag("shop.search", region="eu-west-1"))
     told = filled.told("flags", "pause", "shop.search", "--region", "eu-west-1")
     assert told.startswith("shop.search in eu-west-1: state: active -> paused\n")
     assert document(writer)["state"] == "active"
 
 
-def test_a_flag_or_everything_is_rolled_back(filled: Command, writer: Writer) -> None:
+def test_a_flag_or_everything_is_rolled_back(filled: CommandRunner, writer: Writer) -> None:
     filled.told("flags", "pause", "shop.search")
     told = filled.told("flags", "rollback", "shop.search", "--to", "2", "--reason", "too soon")
     assert told == "shop.search: state: paused -> active\nrevision 4 of production\n"
@@ -239,11 +243,11 @@ def test_a_flag_or_everything_is_rolled_back(filled: Command, writer: Writer) ->
     for wrong in (("shop.search", "--all"), (), ("--all", "--region", "eu-west-1")):
         assert filled.ask("flags", "rollback", *wrong, "--to", "1").exit_code == 2
     assert filled.ask("flags", "rollback", "shop.search").exit_code == 2
-    assert revision(writer) == 5
+    assert fetch_revision(writer) == 5
 
 
 def test_all_flags_of_a_file_are_one_revision(
-    command: Command, writer: Writer, tmp_path: Path
+    command: CommandRunner, writer: Writer, tmp_path: Path
 ) -> None:
     shop = Path(__file__).parents[2] / "examples" / "shop" / "flags.yaml"
     refused = command.ask("flags", "create", str(shop))
@@ -253,7 +257,7 @@ def test_all_flags_of_a_file_are_one_revision(
     result = command.ask("flags", "create", str(shop), "--reason", "launch")
     assert result.exit_code == 0
     assert result.stderr == f"{shop}: segments are left alone: `flagkit segments` takes them\n"
-    assert revision(writer) == 2
+    assert fetch_revision(writer) == 2
     assert len(command.data("flags", "list")) == 13
     path = tmp_path / "none.yaml"
     path.write_text("segments: []")
@@ -261,7 +265,7 @@ def test_all_flags_of_a_file_are_one_revision(
 
 
 def test_a_fault_in_a_document_is_named_by_file_line_path_and_remedy(
-    filled: Command, tmp_path: Path, writer: Writer
+    filled: CommandRunner, tmp_path: Path, writer: Writer
 ) -> None:
     path = tmp_path / "flags.yaml"
     path.write_text(SEARCH.replace("rollout: 10", "rollout: 110"))
@@ -276,29 +280,29 @@ def test_a_fault_in_a_document_is_named_by_file_line_path_and_remedy(
     staging = SEARCH + "    environment: staging\n"
     assert "<stdin>:10: " in filled.fault("flags", "create", "-", stdin=staging)
     assert "cannot be read: No such" in filled.fault("flags", "create", str(tmp_path / "none.yaml"))
-    assert revision(writer) == 2
+    assert fetch_revision(writer) == 2
 
 
 # What all commands that change something share
 
 
-def test_who_asks_and_why_stands_in_the_audit(filled: Command, writer: Writer) -> None:
+def test_who_asks_and_why_stands_in_the_audit(filled: CommandRunner, writer: Writer) -> None:
     filled.told("flags", "pause", "shop.search", "--reason", "incident 7")
     filled.told("flags", "resume", "shop.search", "--actor", "bob@example.com")
     found = [(entry.actor, entry.reason) for entry in entries(writer.store, 2)]
     assert found == [("ada@example.com", "incident 7"), ("bob@example.com", "")]
 
 
-def test_who_asks_must_be_said(command: Command, writer: Writer) -> None:
+def test_who_asks_must_be_said(command: CommandRunner, writer: Writer) -> None:
     for nobody in (None, ""):
         result = command.ask("flags", "pause", "shop.search", FLAGKIT_ACTOR=nobody)
         assert result.exit_code == 2
         assert "Missing option '--actor' (env var: 'FLAGKIT_ACTOR')" in result.stderr
     assert "actor: is ''. Write a name" in command.fault("flags", "pause", "a.b", "--actor", "")
-    assert revision(writer) == 0
+    assert fetch_revision(writer) == 0
 
 
-def test_where_must_be_said(command: Command) -> None:
+def test_where_must_be_said(command: CommandRunner) -> None:
     for name in ("uri", "environment"):
         result = command.ask("flags", "list", **{f"FLAGKIT_{name.upper()}": None})
         assert result.exit_code == 1
@@ -306,7 +310,7 @@ def test_where_must_be_said(command: Command) -> None:
 
 
 def test_a_dry_run_shows_what_would_be_and_writes_nothing(
-    filled: Command, mongo_uri: str, database: str
+    filled: CommandRunner, mongo_uri: str, database: str
 ) -> None:
     with MongoClient[dict[str, Any]](mongo_uri) as client:
         stored = client[database]
@@ -337,7 +341,9 @@ EDITED = (
 )
 
 
-def test_to_resume_a_flag_that_was_edited_says_so_first(filled: Command, writer: Writer) -> None:
+def test_to_resume_a_flag_that_was_edited_says_so_first(
+    filled: CommandRunner, writer: Writer
+) -> None:
     filled.told("flags", "pause", "shop.search")
     filled.told("flags", "resume", "shop.search")
     filled.told("flags", "pause", "shop.search")
@@ -349,7 +355,7 @@ def test_to_resume_a_flag_that_was_edited_says_so_first(filled: Command, writer:
     assert document(writer)["state"] == "active"
 
 
-def test_a_note_does_not_make_a_request_another_one(filled: Command) -> None:
+def test_a_note_does_not_make_a_request_another_one(filled: CommandRunner) -> None:
     filled.told("flags", "pause", "shop.search")
     filled.told("flags", "set-rollout", "shop.search", "50", "--rule", "dach")
     again = ("flags", "resume", "shop.search", "--idempotency-key", "deploy-7")
@@ -358,7 +364,7 @@ def test_a_note_does_not_make_a_request_another_one(filled: Command) -> None:
     assert filled.told(*again) == first.stdout
 
 
-def test_a_dry_run_tells_which_flags_open(filled: Command, writer: Writer) -> None:
+def test_a_dry_run_tells_which_flags_open(filled: CommandRunner, writer: Writer) -> None:
     writer.create(
         flag("shop.fallback", prerequisites=[{"flag": "shop.search", "variants": ["off"]}])
     )
@@ -372,13 +378,13 @@ def test_a_dry_run_tells_which_flags_open(filled: Command, writer: Writer) -> No
 
 
 @pytest.mark.parametrize("verb", [["pause"], ["resume"], ["rollback", "--to", "1"]])
-def test_verbs_of_state_take_an_expected_version(filled: Command, verb: list[str]) -> None:
+def test_verbs_of_state_take_an_expected_version(filled: CommandRunner, verb: list[str]) -> None:
     asked = ("flags", *verb, "shop.search", "--expected-version")
     assert "version 1" in filled.fault(*asked, "2", code=4)
     filled.told(*asked, "1")
 
 
-def test_flags_are_enabled_and_disabled(filled: Command, writer: Writer) -> None:
+def test_flags_are_enabled_and_disabled(filled: CommandRunner, writer: Writer) -> None:
     assert filled.told("flags", "enable", "shop.search") == (
         "shop.search: fallthrough: serves off -> serves on\nrevision 3 of production\n"
     )
@@ -390,7 +396,7 @@ def test_flags_are_enabled_and_disabled(filled: Command, writer: Writer) -> None
     assert "set_rollout" in filled.fault("flags", "enable", "shop.search", "--rule", "dach")
 
 
-def test_what_changes_nothing_makes_no_revision_if_that_is_asked_for(filled: Command) -> None:
+def test_what_changes_nothing_makes_no_revision_if_that_is_asked_for(filled: CommandRunner) -> None:
     asked = ("flags", "disable", "shop.search", "--skip-unchanged")
     assert filled.told(*asked) == (
         "no difference\nrevision 2 of production, as before: no revision was made\n"
@@ -399,13 +405,13 @@ def test_what_changes_nothing_makes_no_revision_if_that_is_asked_for(filled: Com
     assert filled.told("flags", "disable", "shop.search").endswith("\nrevision 3 of production\n")
 
 
-def test_a_rollback_of_everything_takes_no_version(filled: Command) -> None:
+def test_a_rollback_of_everything_takes_no_version(filled: CommandRunner) -> None:
     result = filled.ask("flags", "rollback", "--all", "--to", "1", "--expected-version", "1")
     assert result.exit_code == 2
     assert "--expected-version is of one flag" in result.stderr
 
 
-def test_a_request_that_is_sent_again_tells_the_same(filled: Command, writer: Writer) -> None:
+def test_a_request_that_is_sent_again_tells_the_same(filled: CommandRunner, writer: Writer) -> None:
     again = ("flags", "pause", "shop.search", "--idempotency-key", "deploy-7")
     first = filled.data(*again)
     assert first["differences"] == ["shop.search: state: active -> paused"]
@@ -420,10 +426,10 @@ def test_a_request_that_is_sent_again_tells_the_same(filled: Command, writer: Wr
     taken = ("flags", "resume", "shop.search", "--idempotency-key", "deploy-7")
     assert "was used before" in filled.fault(*taken, code=4)
     assert "was used before" in filled.fault(*taken, "--dry-run", code=4)
-    assert revision(writer) == 4
+    assert fetch_revision(writer) == 4
 
 
-def test_another_version_than_expected_is_a_conflict(filled: Command, writer: Writer) -> None:
+def test_another_version_than_expected_is_a_conflict(filled: CommandRunner, writer: Writer) -> None:
     command = ("flags", "archive", "shop.search", "--expected-version")
     refused = filled.fault(*command, "7", code=4)
     assert refused.startswith("shop.search is at version 1, which 'ada@example.com' wrote at ")
@@ -432,7 +438,7 @@ def test_another_version_than_expected_is_a_conflict(filled: Command, writer: Wr
     both = SEARCH + THEME.removeprefix("\nflags:\n")
     result = filled.ask("flags", "update", "-", "--expected-version", "1", stdin=both)
     assert result.exit_code == 2
-    assert revision(writer) == 2
+    assert fetch_revision(writer) == 2
     filled.told(*command, "1")
 
 
@@ -446,7 +452,7 @@ NONE = [1]
 
 
 def test_guards_are_asked_and_glass_is_broken(
-    filled: Command, writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    filled: CommandRunner, writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "shop_rules.py").write_text(RULES)
     monkeypatch.syspath_prepend(tmp_path)
@@ -458,12 +464,12 @@ def test_guards_are_asked_and_glass_is_broken(
     for place in ("shop_rules", "shop_rules:none", "no_rules:GUARDS", ":x"):
         assert f"{place!r} cannot be loaded" in filled.fault(*archive, "--guards", place)
     assert "a guard is a function" in filled.fault(*archive, "--guards", "shop_rules:NONE")
-    assert revision(writer) == 2
+    assert fetch_revision(writer) == 2
     assert filled.ask(*archive, "--break-glass", "incident 7").exit_code == 0
     filled.told("flags", "restore", "shop.search", "--reason", "it is over")
 
 
-def test_broken_glass_is_warned_of_and_recorded(filled: Command, writer: Writer) -> None:
+def test_broken_glass_is_warned_of_and_recorded(filled: CommandRunner, writer: Writer) -> None:
     result = filled.ask("flags", "archive", "shop.search", "--break-glass", "incident 7")
     assert result.exit_code == 0
     assert result.stderr == "Warning: guards were passed by: incident 7\n"
@@ -490,13 +496,13 @@ def test_broken_glass_is_warned_of_and_recorded(filled: Command, writer: Writer)
     ids=" ".join,
 )
 def test_programs_are_told_the_same_in_either_form(
-    filled: Command, reading: tuple[str, ...]
+    filled: CommandRunner, reading: tuple[str, ...]
 ) -> None:
     written = filled.told(*reading, "--output", "yaml")
     assert YAML(typ="safe").load(written) == filled.data(*reading)
 
 
-def test_no_password_is_shown(filled: Command) -> None:
+def test_no_password_is_shown(filled: CommandRunner) -> None:
     for where in (
         "mongodb://dana:s3cret@127.0.0.1:1/?serverSelectionTimeoutMS=50",
         "mongodb://dana:s3/cret@127.0.0.1:1/",

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 
 from flagkit.writer import Writer, entries
-from tests.support.cli_runner import Command, revision
+from tests.support.cli_runner import CommandRunner, fetch_revision
 from tests.writer.test_writer import flag, policy
 
 pytestmark = pytest.mark.mongo
 
 
 @pytest.fixture
-def command(writer: Writer, mongo_uri: str, database: str) -> Command:
-    assert writer.store.tip().revision == 0
-    return Command(mongo_uri, database)
+def command(writer: Writer, mongo_uri: str, database: str) -> CommandRunner:
+    assert writer.store.read_tip().revision == 0
+    return CommandRunner(mongo_uri, database)
 
 
 def lines(path: Path, *documents: Any) -> str:
@@ -25,7 +25,7 @@ def lines(path: Path, *documents: Any) -> str:
 
 
 def test_files_of_all_kinds_are_imported_together(
-    command: Command, writer: Writer, tmp_path: Path
+    command: CommandRunner, writer: Writer, tmp_path: Path
 ) -> None:
     ruled = {"name": "staff", "when": {"$segment": "staff"}, "serve": "on"}
     in_lines = lines(tmp_path / "flags.jsonl", flag("a.one"), flag("a.two", rules=[ruled]))
@@ -42,7 +42,7 @@ def test_files_of_all_kinds_are_imported_together(
         "a.three: created\na.three: fallthrough: serves on\n"
         "4 would be created, 0 updated, 0 as asked\n"
     )
-    assert revision(writer) == 0
+    assert fetch_revision(writer) == 0
     assert command.told(*asked) == "4 created, 0 updated, 0 as asked: revisions 1 to 2\n"
     assert {entry.reason for entry in entries(writer.store)} == {"moved here"}
     assert {entry.actor for entry in entries(writer.store)} == {"ada@example.com"}
@@ -57,7 +57,7 @@ def test_files_of_all_kinds_are_imported_together(
 
 
 def test_faults_are_told_with_file_and_line_and_nothing_is_written(
-    command: Command, writer: Writer, tmp_path: Path
+    command: CommandRunner, writer: Writer, tmp_path: Path
 ) -> None:
     twice = '{"key": "a.d", "key": "a.d"}'
     in_lines = tmp_path / "flags.jsonl"
@@ -82,10 +82,10 @@ def test_faults_are_told_with_file_and_line_and_nothing_is_written(
     for line, start in zip(told, starts, strict=True):
         assert line.startswith(start), told
     assert "is there twice" in told[2]
-    assert revision(writer) == 0
+    assert fetch_revision(writer) == 0
 
 
-def test_what_is_nested_too_deep_is_a_fault(command: Command, tmp_path: Path) -> None:
+def test_what_is_nested_too_deep_is_a_fault(command: CommandRunner, tmp_path: Path) -> None:
     for name, content in (
         ("flags.jsonl", '{"a":' * 50_000 + "1" + "}" * 50_000),
         ("flags.json", "[" * 50_000 + "]" * 50_000),
@@ -98,7 +98,7 @@ def test_what_is_nested_too_deep_is_a_fault(command: Command, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["flags.jsonl", "flags.json", "flags.yaml"])
 def test_what_does_not_hold_together_is_told_with_file_and_line(
-    name: str, command: Command, writer: Writer, tmp_path: Path
+    name: str, command: CommandRunner, writer: Writer, tmp_path: Path
 ) -> None:
     path, resting = (
         tmp_path / name,
@@ -112,13 +112,13 @@ def test_what_does_not_hold_together_is_told_with_file_and_line(
     fault = command.fault("flags", "import", str(path))
     assert fault.startswith(f"{path}:")
     assert "prerequisites[0].flag: 'a.c' does not exist" in fault
-    assert revision(writer) == 0
+    assert fetch_revision(writer) == 0
 
 
 def test_one_command_loads_the_example_shop_into_an_empty_database(
     mongo_uri: str, database: str
 ) -> None:
-    command = Command(mongo_uri, database)
+    command = CommandRunner(mongo_uri, database)
     shop = str(Path(__file__).parents[2] / "examples" / "shop" / "flags.yaml")
     refused = command.fault("flags", "import", shop)
     assert "create it once" in refused
@@ -135,7 +135,7 @@ def test_a_dry_run_creates_no_environment(mongo_uri: str, database: str, tmp_pat
     path = tmp_path / "flags.yaml"
     path.write_text("flags: []")
     asked = ("flags", "import", str(path), "--create-environment", "--dry-run")
-    result = Command(mongo_uri, database).ask(*asked)
+    result = CommandRunner(mongo_uri, database).ask(*asked)
     assert result.exit_code == 2
     assert "does not go with --dry-run" in result.stderr
 
@@ -145,6 +145,6 @@ def test_a_file_that_is_not_valid_creates_no_environment(
 ) -> None:
     path = tmp_path / "flags.yaml"
     path.write_text("flags: [{key: A}]")
-    command = Command(mongo_uri, database)
+    command = CommandRunner(mongo_uri, database)
     assert command.ask("flags", "import", str(path), "--create-environment").exit_code == 3
     assert "which has none yet" in command.fault("flags", "list")

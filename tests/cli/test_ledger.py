@@ -13,23 +13,23 @@ import pytest
 from ruamel.yaml import YAML
 
 from flagkit.writer import Writer
-from tests.support.cli_runner import Command
-from tests.support.replica_set import Members
+from tests.support.cli_runner import CommandRunner
+from tests.support.replica_set import MongodReplicaSet
 from tests.writer.test_writer import flag
 
 pytestmark = pytest.mark.mongo
 
 
 @pytest.fixture
-def command(mongo_uri: str, database: str, writer: Writer) -> Command:
+def command(mongo_uri: str, database: str, writer: Writer) -> CommandRunner:
     del writer  # there is an environment
-    return Command(mongo_uri, database)
+    return CommandRunner(mongo_uri, database)
 
 
 class Follower:
     """A `flagkit ledger tail --follow` of its own."""
 
-    def __init__(self, command: Command, *arguments: str) -> None:
+    def __init__(self, command: CommandRunner, *arguments: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "flagkit.cli", "ledger", "tail", "--follow", *arguments],
             stdout=subprocess.PIPE,
@@ -55,7 +55,7 @@ class Follower:
 
 
 @contextmanager
-def following(command: Command, *arguments: str) -> Iterator[Follower]:
+def following(command: CommandRunner, *arguments: str) -> Iterator[Follower]:
     follower = Follower(command, *arguments)
     with follower.process as process:
         try:
@@ -78,14 +78,14 @@ def following(command: Command, *arguments: str) -> Iterator[Follower]:
     ],
 )
 def test_what_is_beyond_all_numbers_and_dates_is_wrong_usage(
-    arguments: tuple[str, ...], command: Command
+    arguments: tuple[str, ...], command: CommandRunner
 ) -> None:
     result = command.ask(*arguments)
     assert result.exit_code == 2, result.output
     assert "Invalid value" in result.stderr
 
 
-def test_the_newest_are_told_the_newest_last(command: Command, writer: Writer) -> None:
+def test_the_newest_are_told_the_newest_last(command: CommandRunner, writer: Writer) -> None:
     assert command.told("ledger", "tail") == ""
     writer.create(flag("a.one"), reason="launch")
     writer.pause("a.one", actor="ana", reason="incident 7")
@@ -100,9 +100,9 @@ def test_the_newest_are_told_the_newest_last(command: Command, writer: Writer) -
     assert command.told("ledger", "tail", "--action", "archive") == ""
 
 
-def test_it_is_told_where_the_glass_was_broken(command: Command, writer: Writer) -> None:
+def test_it_is_told_where_the_glass_was_broken(command: CommandRunner, writer: Writer) -> None:
     with writer.change(reason="fix") as change:
-        change.break_glass("incident 7")
+        change.bypass_guards("incident 7")
         change.create(flag("shop.search"))
     assert "broke the glass: incident 7" in command.told("ledger", "show")
     [head, *_] = command.told("ledger", "tail").splitlines()
@@ -110,7 +110,7 @@ def test_it_is_told_where_the_glass_was_broken(command: Command, writer: Writer)
 
 
 def test_people_are_told_the_first_differences_and_programs_all(
-    command: Command, writer: Writer
+    command: CommandRunner, writer: Writer
 ) -> None:
     with writer.change() as change:
         for number in range(25):
@@ -124,7 +124,7 @@ def test_people_are_told_the_first_differences_and_programs_all(
         assert command.told(*asked, "--output", "yaml").count(": created") == 25
 
 
-def test_programs_are_told_a_line_or_an_item_each(command: Command, writer: Writer) -> None:
+def test_programs_are_told_a_line_or_an_item_each(command: CommandRunner, writer: Writer) -> None:
     for key in ("a.one", "a.two"):
         writer.create(flag(key))
     lines = command.told("ledger", "tail", "--output", "json").splitlines()
@@ -134,7 +134,7 @@ def test_programs_are_told_a_line_or_an_item_each(command: Command, writer: Writ
 
 
 def test_it_follows_what_is_changed_until_it_is_interrupted(
-    command: Command, writer: Writer
+    command: CommandRunner, writer: Writer
 ) -> None:
     writer.create(flag("a.one"))
     with following(command, "--output", "json") as follower:
@@ -147,7 +147,7 @@ def test_it_follows_what_is_changed_until_it_is_interrupted(
         assert follower.stdout.read() == follower.stderr.read() == ""
 
 
-def test_it_follows_only_what_is_asked_for(command: Command, writer: Writer) -> None:
+def test_it_follows_only_what_is_asked_for(command: CommandRunner, writer: Writer) -> None:
     writer.create(flag("a.one"))
     with following(command, "--output", "json", "--actor", "ana", "--limit", "0") as follower:
         writer.pause("a.one")
@@ -159,8 +159,8 @@ def test_it_follows_only_what_is_asked_for(command: Command, writer: Writer) -> 
 
 
 def test_it_waits_for_a_database_that_is_away_and_says_so_once() -> None:
-    with Members() as members:
-        command = Command(members.uri("serverSelectionTimeoutMS=300"), "flagkit")
+    with MongodReplicaSet() as members:
+        command = CommandRunner(members.uri("serverSelectionTimeoutMS=300"), "flagkit")
         with Writer(members.uri(), "production", actor="dana") as writer:
             writer.create_environment()
             writer.create(flag("a.one"))
@@ -175,13 +175,13 @@ def test_it_waits_for_a_database_that_is_away_and_says_so_once() -> None:
                 assert follower.revision() == 2
 
 
-def test_an_environment_that_is_not_there_is_one_sentence(command: Command) -> None:
+def test_an_environment_that_is_not_there_is_one_sentence(command: CommandRunner) -> None:
     command.variables["FLAGKIT_ENVIRONMENT"] = "nowhere"
     assert "which has 'production': check the name" in command.fault("ledger", "tail")
 
 
 def test_the_lines_of_a_key_that_is_asked_for_are_always_shown(
-    command: Command, writer: Writer
+    command: CommandRunner, writer: Writer
 ) -> None:
     with writer.change() as change:
         for number in range(60):
@@ -193,7 +193,7 @@ def test_the_lines_of_a_key_that_is_asked_for_are_always_shown(
         assert "and 100 more" in told
 
 
-def test_since_takes_an_age(command: Command, writer: Writer) -> None:
+def test_since_takes_an_age(command: CommandRunner, writer: Writer) -> None:
     writer.create(flag("k.new"))
     for age in ("90s", "5m", "2h", "3d", "1w"):
         assert "k.new: created" in command.told("ledger", "show", "--since", age)

@@ -23,16 +23,16 @@ from hypothesis import strategies as st
 from pymongo import MongoClient
 from ruamel.yaml import YAML
 
-from flagkit._core.model import access as grants
-from flagkit._core.printable import printable
-from flagkit.cli.errors import exit_code_of
+from flagkit._core.model import access
+from flagkit._core.printable import to_printable
+from flagkit.cli.errors import run_command
 from flagkit.cli.main import flagkit
-from flagkit.cli.output import Teller, guarded_streams, work_is_done
+from flagkit.cli.output import Printer, guard_streams, mark_work_done
 from flagkit.errors import AccessDeniedError
 from flagkit.history import client_at, digest_of
-from flagkit.writer import Writer, access, writer
+from flagkit.writer import Writer, writer
 from tests.support.hostile import MARKUP, STORABLE, assert_harmless
-from tests.support.terminals import Shown, run_on_terminal, show_on_terminal
+from tests.support.terminals import TerminalOutput, run_on_terminal, show_on_terminal
 
 BAD = STORABLE
 """Whatever may be any text is this."""
@@ -82,8 +82,8 @@ def flag(key: str, **fields: Any) -> dict[str, Any]:
 def as_earlier() -> Iterator[None]:
     """Let any name come in for an actor, as earlier builds did."""
     with pytest.MonkeyPatch.context() as patched:
-        for module in (writer, access, grants):
-            patched.setattr(module, "checked_actor", str)
+        for module in (writer, access):
+            patched.setattr(module, "check_actor", str)
         yield
 
 
@@ -117,7 +117,7 @@ class Stage:
 
     def _register(self) -> None:
         """Add a client, past the validators, for its service cannot be any text otherwise."""
-        tip = self.writer.store.tip()
+        tip = self.writer.store.read_tip()
         with MongoClient[dict[str, Any]](self.uri, tz_aware=True) as mongo:
             database = mongo[self.database]
             now = mongo.admin.command("hello")["localTime"]
@@ -190,9 +190,9 @@ class Stage:
         answer = client.evaluate(KEY, {"targeting_key": BAD}, BAD)
         return digest_of(client, answer, {"targeting_key": BAD})
 
-    def piped(self, *arguments: str) -> Shown:
+    def piped(self, *arguments: str) -> TerminalOutput:
         result = CliRunner().invoke(flagkit, arguments, env=self.variables)
-        return Shown(result.exit_code, result.output)
+        return TerminalOutput(result.exit_code, result.output)
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +249,7 @@ CASES: dict[str, Case] = {
     "flags restore": Case(lambda stage: [archived(stage)]),
     "flags delete": Case(lambda stage: [archived(stage)]),
     "flags rollback": Case(
-        lambda stage: [stage.key(), "--to", str(stage.writer.store.tip().revision)]
+        lambda stage: [stage.key(), "--to", str(stage.writer.store.read_tip().revision)]
     ),
     "flags stale": case("--days", "0"),
     "segments list": case(),
@@ -338,7 +338,7 @@ QUIET = {
 """Commands that print keys and words of their own alone."""
 
 
-def assert_text_alone(shown: Shown, *, is_telling: bool) -> None:
+def assert_text_alone(shown: TerminalOutput, *, is_telling: bool) -> None:
     """Check that what a command printed has no line and no escape of somebody else's making."""
     assert "Traceback" not in shown.text
     for line in shown.lines:
@@ -456,27 +456,27 @@ CELLS = st.text(st.sampled_from("ab\u691c \n\x1b[]:\u202e"), max_size=30)
 )
 def test_a_table_breaks_no_word_and_no_number(rows: list[Any], width: int | None) -> None:
     with contextlib.redirect_stdout(io.StringIO()) as told:
-        Teller(width).table(("key", "count", "what"), rows, right=("count",))
+        Printer(width).print_table(("key", "count", "what"), rows, right=("count",))
     lines = told.getvalue().split("\n")
     for line in lines:
         assert_harmless(line)
     found = " ".join(lines).split()
     for key, count, what in rows:
         for text in (key, str(count), *what):
-            assert not set(printable(text).split(" ")) - {""} - set(found)
+            assert not set(to_printable(text).split(" ")) - {""} - set(found)
 
 
 def test_a_wide_table_is_folded_at_spaces_and_a_wider_one_told_field_by_field(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     rows = [("shop.search", "it goes on and on"), ("shop.theme", "")]
-    Teller(31).table(("key", "why", "more"), [(*row, "x") for row in rows])
+    Printer(31).print_table(("key", "why", "more"), [(*row, "x") for row in rows])
     assert capsys.readouterr().out.split("\n") == [
         *("key          why           more", "\u2500" * 31),
         *("shop.search  it goes on    x", "             and on"),
         *("shop.theme                 x", "", ""),
     ]
-    Teller(26).table(("key", "why", "more"), [(*row, "x") for row in rows])
+    Printer(26).print_table(("key", "why", "more"), [(*row, "x") for row in rows])
     assert capsys.readouterr().out.split("\n") == [
         *("key   shop.search", "why   it goes on and on", "more  x", ""),
         *("key   shop.theme", "more  x", "", ""),
@@ -502,7 +502,7 @@ CHANGES = {name: found for name, found in CASES.items() if name not in READERS} 
     "segments delete": Case(lambda stage: [segment(stage)]),
     "access grant": Case(lambda stage: [uuid.uuid4().hex, "editor"]),  # noqa: ARG005 - as all
     "access revoke": Case(lambda stage: [granted(stage)]),
-    "access rollback": Case(lambda stage: ["--to", str(stage.writer.store.tip().revision)]),
+    "access rollback": Case(lambda stage: ["--to", str(stage.writer.store.read_tip().revision)]),
     "admin erase": case("nobody"),
     "prune": case("--denials-days", "1", "--apply"),
 }
@@ -618,7 +618,7 @@ class TestLostOutput:
         ],
     )
     def test_a_process_ends_well_with_its_change_made(self, how: str, stage: Stage) -> None:
-        before = stage.writer.store.tip().revision
+        before = stage.writer.store.read_tip().revision
         percent = before % 90 + 1.5
         call = shlex.join([sys.executable, "-m", "flagkit.cli", "flags", "set-rollout", KEY])
         weights = shlex.join([f"on{BAD}={percent}", f"off={100 - percent}", "--reassign"])
@@ -631,7 +631,7 @@ class TestLostOutput:
             env={**os.environ, **stage.variables, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         assert (ended.returncode, ended.stderr) == (0, "")
-        assert f"on{printable(BAD)} {percent:g} %" in stage.piped("flags", "show", KEY).text
+        assert f"on{to_printable(BAD)} {percent:g} %" in stage.piped("flags", "show", KEY).text
 
     def test_following_ends_with_the_reader_of_its_pipe(self, stage: Stage) -> None:
         with subprocess.Popen(
@@ -699,12 +699,12 @@ def test_whatever_fails_after_the_work_is_told_and_no_failure(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(error: BaseException) -> None:
-        work_is_done()
+        mark_work_done()
         raise error
 
     for error in (click.ClickException(BAD), ValueError(BAD), KeyboardInterrupt(), click.Abort()):
-        with guarded_streams():
-            assert exit_code_of(partial(fail, error)) == 0
+        with guard_streams():
+            assert run_command(partial(fail, error)) == 0
     told = capsys.readouterr().err
     assert "Warning: it was done, but not all of it could be told" in told
     for line in told.split("\n"):
@@ -718,8 +718,8 @@ def test_a_fault_of_the_command_is_a_traceback_without_lines_of_others(
     def fail() -> None:
         raise ValueError(f"{BAD} mongodb://u:secret@host/")
 
-    with guarded_streams():
-        assert exit_code_of(fail) == 1
+    with guard_streams():
+        assert run_command(fail) == 1
     told = capsys.readouterr().err
     assert told.startswith("Traceback (most recent call last):\n")
     assert "secret" not in told

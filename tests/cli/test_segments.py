@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from flagkit._core.model.changes import SEGMENTS
-from flagkit.cli.output import segment_document
+from flagkit.cli.output import build_segment_document
 from flagkit.writer import Writer, entries
-from tests.support.cli_runner import Command, revision
+from tests.support.cli_runner import CommandRunner, fetch_revision
 from tests.writer.test_writer import flag
 
 pytestmark = pytest.mark.mongo
@@ -25,10 +25,10 @@ segments:
 
 
 @pytest.fixture
-def filled(mongo_uri: str, database: str, writer: Writer) -> Command:
+def filled(mongo_uri: str, database: str, writer: Writer) -> CommandRunner:
     """Two segments, at revision 1."""
-    assert revision(writer) == 0
-    command = Command(mongo_uri, database)
+    assert fetch_revision(writer) == 0
+    command = CommandRunner(mongo_uri, database)
     assert command.told("segments", "create", "-", stdin=BETA) == (
         "segment shop.beta: created\n"
         "segment shop.beta: included: 3 keys\n"
@@ -39,11 +39,11 @@ def filled(mongo_uri: str, database: str, writer: Writer) -> Command:
 
 
 def document(writer: Writer, key: str = "shop.beta") -> dict[str, Any]:
-    with writer.store.reading() as reading:
-        return segment_document(reading.segments([key])[SEGMENTS, key])
+    with writer.store.open_reader() as reading:
+        return build_segment_document(reading.find_segments([key])[SEGMENTS, key])
 
 
-def test_segments_are_listed_in_a_line_each(filled: Command, writer: Writer) -> None:
+def test_segments_are_listed_in_a_line_each(filled: CommandRunner, writer: Writer) -> None:
     writer.create(flag())
     told = filled.told("segments", "list").splitlines()[2:4]
     assert [" ".join(line.split()) for line in told] == [
@@ -64,7 +64,7 @@ def test_segments_are_listed_in_a_line_each(filled: Command, writer: Writer) -> 
     assert filled.told("segments", "list", "--namespace", "x") == "No such segment.\n"
 
 
-def test_a_segment_is_shown_with_its_flags(filled: Command, writer: Writer) -> None:
+def test_a_segment_is_shown_with_its_flags(filled: CommandRunner, writer: Writer) -> None:
     rule = {"name": "beta", "when": {"$segment": "shop.beta"}, "serve": "on"}
     writer.create(flag(rules=[rule]))
     lines = [
@@ -84,7 +84,7 @@ def test_a_segment_is_shown_with_its_flags(filled: Command, writer: Writer) -> N
 
 
 def test_a_segment_that_is_shown_as_a_policy_file_may_be_edited_and_updated(
-    filled: Command, writer: Writer
+    filled: CommandRunner, writer: Writer
 ) -> None:
     written = filled.told("segments", "show", "shop.beta", "--output", "policy")
     edited = written.replace("owner: shop", "owner: search")
@@ -95,7 +95,7 @@ def test_a_segment_that_is_shown_as_a_policy_file_may_be_edited_and_updated(
 
 
 def test_a_segment_that_is_shown_as_a_policy_file_has_the_seed_of_its_keys(
-    filled: Command, writer: Writer, tmp_path: Path
+    filled: CommandRunner, writer: Writer, tmp_path: Path
 ) -> None:
     seed = document(writer)["seed"]
     assert seed not in filled.told("segments", "show", "shop.beta")
@@ -124,7 +124,7 @@ def test_a_segment_that_is_shown_as_a_policy_file_has_the_seed_of_its_keys(
     assert document(writer) == held
 
 
-def test_members_are_moved(filled: Command, writer: Writer, tmp_path: Path) -> None:
+def test_members_are_moved(filled: CommandRunner, writer: Writer, tmp_path: Path) -> None:
     path = tmp_path / "keys.txt"
     path.write_text("u-3\n\n u-4 \r\nu-5")
     told = filled.told(
@@ -143,10 +143,10 @@ def test_members_are_moved(filled: Command, writer: Writer, tmp_path: Path) -> N
     path.write_bytes(b"\xff")
     refused = filled.fault("segments", "change-members", "shop.beta", "--exclude-from", str(path))
     assert f"{path} is not UTF-8: 'utf-8' codec" in refused
-    assert revision(writer) == 2
+    assert fetch_revision(writer) == 2
 
 
-def test_segments_are_rolled_back_and_deleted(filled: Command, writer: Writer) -> None:
+def test_segments_are_rolled_back_and_deleted(filled: CommandRunner, writer: Writer) -> None:
     before = document(writer)
     filled.told("segments", "change-members", "shop.beta", "--remove", "u-1")
     filled.told("segments", "rollback", "shop.beta", "--to", "1")
@@ -159,7 +159,7 @@ def test_segments_are_rolled_back_and_deleted(filled: Command, writer: Writer) -
     )
 
 
-def test_a_file_without_segments_is_refused(filled: Command) -> None:
+def test_a_file_without_segments_is_refused(filled: CommandRunner) -> None:
     theme = "flags: [{key: a.b, variants: {x: 1}, fallthrough: {serve: x}}]"
     refused = filled.fault("segments", "create", "-", stdin=theme)
     assert refused == (
@@ -168,7 +168,7 @@ def test_a_file_without_segments_is_refused(filled: Command) -> None:
 
 
 def test_keys_of_a_file_end_with_newlines_alone(
-    filled: Command, writer: Writer, tmp_path: Path
+    filled: CommandRunner, writer: Writer, tmp_path: Path
 ) -> None:
     writer.create_segment({"key": "shop.s", "included": ["seed"]})
     listed = tmp_path / "keys.txt"
@@ -176,8 +176,8 @@ def test_keys_of_a_file_end_with_newlines_alone(
     filled.told("segments", "change-members", "shop.s", "--include-from", str(listed))
     (entry,) = entries(writer.store, 2)
     assert entry.actions == ("change members of shop.s: 4 included, 0 excluded, 0 removed",)
-    with writer.store.reading() as reading:
-        policy = reading.segments(["shop.s"])["@segments", "shop.s"].policy
+    with writer.store.open_reader() as reading:
+        policy = reading.find_segments(["shop.s"])["@segments", "shop.s"].policy
     assert policy["included"]["count"] == 5
     listed.write_bytes(b"\xff")
     fault = filled.fault("segments", "change-members", "shop.s", "--include-from", str(listed))

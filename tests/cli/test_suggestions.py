@@ -11,7 +11,7 @@ from pymongo import MongoClient
 from flagkit.cli.main import flagkit
 from flagkit.history import client_at, digest_of
 from flagkit.writer import Writer
-from tests.support.cli_runner import Command
+from tests.support.cli_runner import CommandRunner
 
 pytestmark = pytest.mark.mongo
 
@@ -27,11 +27,11 @@ SEGMENT = {"key": "shop.beta", "included": ["u-1"]}
 
 
 @pytest.fixture
-def command(writer: Writer, mongo_uri: str) -> Command:
+def command(writer: Writer, mongo_uri: str) -> CommandRunner:
     with writer.change() as change:
         change.create_segment(SEGMENT)
         change.create(FLAG)
-    return Command(mongo_uri, writer.store._database.name)
+    return CommandRunner(mongo_uri, writer.store._database.name)
 
 
 def file(folder: Path, flags: list[dict[str, Any]], segments: list[dict[str, Any]]) -> str:
@@ -58,13 +58,15 @@ LOOKUPS = [
 
 
 @pytest.mark.parametrize("call", LOOKUPS, ids=" ".join)
-def test_an_unknown_key_is_answered_with_what_is_near(call: list[str], command: Command) -> None:
+def test_an_unknown_key_is_answered_with_what_is_near(
+    call: list[str], command: CommandRunner
+) -> None:
     meant = "shop.beta" if call[0] == "segments" else "checkout.express-pay"
     assert command.fault(*call).endswith(f"Did you mean {meant!r}?")
 
 
 def test_an_unknown_flag_that_is_evaluated_is_answered_with_what_is_near(
-    command: Command,
+    command: CommandRunner,
 ) -> None:
     for key in (FLAG_KEY, "Checkout.Express-Pay"):
         result = command.ask("eval", key, "--user", "u-1", "--output", "json")
@@ -73,7 +75,7 @@ def test_an_unknown_flag_that_is_evaluated_is_answered_with_what_is_near(
         assert result.stderr.endswith("Did you mean 'checkout.express-pay'?\n")
 
 
-def test_a_key_that_no_change_is_of_is_answered_with_what_is_near(command: Command) -> None:
+def test_a_key_that_no_change_is_of_is_answered_with_what_is_near(command: CommandRunner) -> None:
     shown = command.told("ledger", "show", "--key", FLAG_KEY)
     assert shown == "No such change. Did you mean 'checkout.express-pay'?\n"
     assert command.told("ledger", "show", "--key", "z") == "No such change.\n"
@@ -90,7 +92,7 @@ def test_a_key_that_no_change_is_of_is_answered_with_what_is_near(command: Comma
     ids=lambda case: " ".join(case) if isinstance(case, list) else case,
 )
 def test_an_unknown_rule_or_variant_is_answered_with_what_is_near(
-    call: list[str], meant: str, command: Command
+    call: list[str], meant: str, command: CommandRunner
 ) -> None:
     assert command.fault(*call).endswith(f"Did you mean {meant!r}?")
 
@@ -107,7 +109,7 @@ def test_an_unknown_rule_or_variant_is_answered_with_what_is_near(
     ids=["a prerequisite", "its variant", "a segment", "a variant"],
 )
 def test_an_unknown_name_in_a_file_is_answered_with_what_is_near(
-    verb: list[str], fields: dict[str, Any], meant: str, command: Command, tmp_path: Path
+    verb: list[str], fields: dict[str, Any], meant: str, command: CommandRunner, tmp_path: Path
 ) -> None:
     other = {**FLAG, "rules": [], "key": "shop.search", **fields}
     known = verb == ["validate"]
@@ -167,7 +169,7 @@ def call_of(name: str, folder: Path, environment: str) -> list[str]:
 
 @pytest.mark.parametrize("name", with_an_environment(flagkit))
 def test_a_mistyped_environment_is_answered_with_what_is_near(
-    name: str, command: Command, tmp_path: Path
+    name: str, command: CommandRunner, tmp_path: Path
 ) -> None:
     result = command.ask(*call_of(name, tmp_path, "productoin"), FLAGKIT_ENVIRONMENT="productoin")
     assert (result.exit_code, result.stdout) == (1, "")
@@ -181,13 +183,13 @@ def test_a_mistyped_environment_is_answered_with_what_is_near(
 def test_an_empty_database_is_answered_with_how_to_create_an_environment(
     name: str, mongo_uri: str, database: str, tmp_path: Path
 ) -> None:
-    result = Command(mongo_uri, database).ask(*call_of(name, tmp_path, "production"))
+    result = CommandRunner(mongo_uri, database).ask(*call_of(name, tmp_path, "production"))
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.endswith("or flagkit admin init --environment\n")
 
 
 def test_a_digest_of_another_database_is_answered_with_the_environments_here(
-    command: Command, mongo_uri: str
+    command: CommandRunner, mongo_uri: str
 ) -> None:
     database = str(command.variables["FLAGKIT_DATABASE"])
     with Writer(mongo_uri, "productions", actor="tester", database=database) as writer:

@@ -11,51 +11,55 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagkit._core.storage.driver import limits_of
+from flagkit._core.storage.driver import read_timeouts
 from flagkit.cli import wait_notice
 from flagkit.cli.main import flagkit
-from flagkit.cli.wait_notice import hosts_in, line_of
-from tests.support.replica_set import Members
+from flagkit.cli.wait_notice import format_notice, parse_hosts
+from tests.support.replica_set import MongodReplicaSet
 
 LOCAL = "mongodb://localhost"
 
 
 def test_the_line_names_hosts_and_limits() -> None:
-    said = line_of("mongodb://ada:s3cret@db1.example.com:27017,db2.example.com/shop?tls=true")
+    said = format_notice("mongodb://ada:s3cret@db1.example.com:27017,db2.example.com/shop?tls=true")
     assert said == (
         "Waiting for the database at db1.example.com:27017,db2.example.com: it has not answered"
         " yet. An attempt is given up after 3 s if no server can be reached, after 30 s if a server"
         " does not answer; a change is attempted again for 30 s."
     )
-    assert "given up after 5 s;" in line_of("mongodb://localhost/?timeoutMS=5000")
-    assert "never if a server" in line_of("mongodb://localhost/?socketTimeoutMS=0")
+    assert "given up after 5 s;" in format_notice("mongodb://localhost/?timeoutMS=5000")
+    assert "never if a server" in format_notice("mongodb://localhost/?socketTimeoutMS=0")
 
 
 def test_limits_are_those_of_the_connection_string_but_for_those_that_are_too_low() -> None:
-    assert limits_of(LOCAL) == (None, 3, 30)
-    assert limits_of(f"{LOCAL}/?serverSelectionTimeoutMS=9000&SocketTimeoutMS=0") == (None, 9, None)
-    assert limits_of(f"{LOCAL}/?timeoutMS=60000") == (60, 3, 30)
-    assert limits_of(f"{LOCAL}/?serverSelectionTimeoutMS=1&socketTimeoutMS=1") == (None, 1, 2)
+    assert read_timeouts(LOCAL) == (None, 3, 30)
+    assert read_timeouts(f"{LOCAL}/?serverSelectionTimeoutMS=9000&SocketTimeoutMS=0") == (
+        None,
+        9,
+        None,
+    )
+    assert read_timeouts(f"{LOCAL}/?timeoutMS=60000") == (60, 3, 30)
+    assert read_timeouts(f"{LOCAL}/?serverSelectionTimeoutMS=1&socketTimeoutMS=1") == (None, 1, 2)
 
 
 @given(st.text("ab@/?:%\n", max_size=12), st.text("ab@/?:", max_size=4))
 def test_no_part_of_a_password_is_taken_for_a_host(password: str, tail: str) -> None:
-    hosts = hosts_in(f"mongodb://ada:S{password}@db.example.com/{tail}")
+    hosts = parse_hosts(f"mongodb://ada:S{password}@db.example.com/{tail}")
     assert hosts in ("", "db.example.com")
-    assert "S" not in line_of(f"mongodb://ada:S{password}@h/{tail}").replace("Waiting", "")
+    assert "S" not in format_notice(f"mongodb://ada:S{password}@h/{tail}").replace("Waiting", "")
 
 
 def test_hosts_of_every_form_are_found() -> None:
-    assert hosts_in("mongodb+srv://ada:x@cluster.example.com/?a=b") == "cluster.example.com"
-    assert hosts_in("mongodb://[::1]:27017") == "[::1]:27017"
-    assert hosts_in("mongodb://ada:p/q@host/") == ""
-    assert hosts_in("mongodb://ada:p@q@host/") == ""
-    assert hosts_in("mongodb://h\x1b[2J/") == ""
+    assert parse_hosts("mongodb+srv://ada:x@cluster.example.com/?a=b") == "cluster.example.com"
+    assert parse_hosts("mongodb://[::1]:27017") == "[::1]:27017"
+    assert parse_hosts("mongodb://ada:p/q@host/") == ""
+    assert parse_hosts("mongodb://ada:p@q@host/") == ""
+    assert parse_hosts("mongodb://h\x1b[2J/") == ""
 
 
 @pytest.fixture(scope="module")
-def suspended() -> Iterator[Members]:
-    with Members(proxied=False) as members:
+def suspended() -> Iterator[MongodReplicaSet]:
+    with MongodReplicaSet(proxied=False) as members:
         members.members[0].suspend()
         yield members
 
@@ -77,7 +81,7 @@ CALLS = [
 @pytest.mark.mongo
 @pytest.mark.parametrize("call", CALLS, ids=" ".join)
 def test_a_command_says_what_it_waits_for_before_anything_else(
-    call: list[str], suspended: Members, tmp_path: Path
+    call: list[str], suspended: MongodReplicaSet, tmp_path: Path
 ) -> None:
     path = tmp_path / "flags.json"
     variants = {"on": True, "off": False}
@@ -108,7 +112,7 @@ def test_a_command_says_what_it_waits_for_before_anything_else(
 
 @pytest.mark.mongo
 def test_it_says_so_once_and_fails_as_ever(
-    suspended: Members, monkeypatch: pytest.MonkeyPatch
+    suspended: MongodReplicaSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wait_notice, "SILENCE_SECONDS", 0.5)
     uri = suspended.uri("serverSelectionTimeoutMS=4000")

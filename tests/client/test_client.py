@@ -26,14 +26,14 @@ import pytest
 import flagkit
 from flagkit import Client, Context, CountingClient, ErrorCode, Evaluation, Reason, use_context
 from flagkit._core.evaluation import evaluator as view
-from flagkit._core.evaluation.context import _ambient, attributes_of
-from flagkit._core.evaluation.evaluator import View
-from flagkit._core.evaluation.result import Outcome, evaluation_of
+from flagkit._core.evaluation.context import _ambient, get_attributes
+from flagkit._core.evaluation.evaluator import Evaluator
+from flagkit._core.evaluation.result import Outcome, build_evaluation
 from flagkit._core.model import decode
 from flagkit.client import client as client_module
 from flagkit.client.client import EQUAL_CLIENTS_MAX
-from flagkit.client.sources import Origin, snapshot_from
-from flagkit.config import settings_from
+from flagkit.client.sources import FlagSource, build_policy_snapshot
+from flagkit.config import resolve_settings
 from flagkit.errors import (
     ClosedError,
     ConfigurationError,
@@ -93,7 +93,7 @@ def history() -> MemoryHistory:
 
 @pytest.fixture
 def running(history: MemoryHistory) -> Iterator[Client]:
-    with Client.from_source(history.source) as client:
+    with Client.from_source(history.create_source) as client:
         client.wait_ready()
         yield client
 
@@ -274,11 +274,11 @@ def test_a_block_that_is_left_in_another_context_leaves_the_other_alone(client: 
     other = use_context(FR)
     there.run(other.__enter__)
     there.run(block.__exit__, None, None, None)
-    assert there.run(attributes_of, None) == FR
+    assert there.run(get_attributes, None) == FR
     there.run(other.__exit__, None, None, None)
-    assert there.run(attributes_of, None) == {}
+    assert there.run(get_attributes, None) == {}
     # A thread of a pool must not answer the next request for the person of the last one.
-    assert here.run(attributes_of, None) == {}
+    assert here.run(get_attributes, None) == {}
     assert not client.is_enabled("checkout.express-pay")
 
 
@@ -292,7 +292,7 @@ def test_blocks_that_are_left_elsewhere_never_raise_and_are_over(
     contexts[copies[0]].run(inner.__enter__)
     contexts[copies[1]].run(inner.__exit__, None, None, None)
     contexts[copies[2]].run(outer.__exit__, None, None, None)
-    assert [context.run(attributes_of, None) for context in contexts] == [{}, {}]
+    assert [context.run(get_attributes, None) for context in contexts] == [{}, {}]
 
 
 def test_a_generator_that_ends_late_takes_its_own_context_alone() -> None:
@@ -304,22 +304,22 @@ def test_a_generator_that_ends_late_takes_its_own_context_alone() -> None:
     next(late)
     with use_context(FR):
         late.close()
-        assert attributes_of(None) == FR
-    assert attributes_of(None) == {}
+        assert get_attributes(None) == FR
+    assert get_attributes(None) == {}
 
 
 def test_a_task_goes_on_with_the_context_that_it_was_started_in() -> None:
     with use_context(DE):
         task = copy_context()
-    assert task.run(attributes_of, None) == DE
+    assert task.run(get_attributes, None) == DE
     with use_context(FR):
         child = copy_context()
         block = use_context(DE)
         block.__enter__()
         grandchild = copy_context()
         grandchild.run(block.__exit__, None, None, None)
-    assert (child.run(attributes_of, None), grandchild.run(attributes_of, None)) == (FR, FR)
-    assert attributes_of(None) == {}
+    assert (child.run(get_attributes, None), grandchild.run(get_attributes, None)) == (FR, FR)
+    assert get_attributes(None) == {}
 
 
 def test_blocks_left_elsewhere_again_and_again_take_no_memory() -> None:
@@ -336,16 +336,16 @@ def test_blocks_left_elsewhere_again_and_again_take_no_memory() -> None:
 def test_a_context_decorates_functions_and_coroutine_functions() -> None:
     @use_context(DE)
     def called() -> dict[str, Any]:
-        return attributes_of(None)
+        return get_attributes(None)
 
     @use_context(DE)
     async def called_later() -> dict[str, Any]:
         await asyncio.sleep(0)
-        return attributes_of(None)
+        return get_attributes(None)
 
     assert [called(), called(), asyncio.run(called_later())] == [DE, DE, DE]
     assert called_later.__name__ == "called_later"
-    assert attributes_of(None) == {}
+    assert get_attributes(None) == {}
 
 
 def test_a_context_does_not_decorate_what_runs_in_between() -> None:
@@ -366,12 +366,12 @@ def test_a_block_may_be_entered_again_and_by_several_threads() -> None:
     for context in contexts:
         context.run(block.__enter__)
     for context in contexts:
-        assert context.run(attributes_of, None) == DE
+        assert context.run(get_attributes, None) == DE
         context.run(block.__exit__, None, None, None)
-        assert context.run(attributes_of, None) == {}
+        assert context.run(get_attributes, None) == {}
     with block, block:
-        assert attributes_of(None) == DE
-    assert attributes_of(None) == {}
+        assert get_attributes(None) == DE
+    assert get_attributes(None) == {}
 
 
 def test_an_async_generator_may_be_closed_by_another_task() -> None:
@@ -387,7 +387,7 @@ def test_an_async_generator_may_be_closed_by_another_task() -> None:
 
         await asyncio.create_task(enter())
         await blocks.aclose()  # type: ignore[attr-defined]
-        return attributes_of(None)
+        return get_attributes(None)
 
     assert asyncio.run(story()) == {}
 
@@ -457,7 +457,7 @@ def test_a_default_that_cannot_be_looked_at_is_answered_all_the_same(client: Cli
 def test_following_another_source_forgets_the_flags_of_the_first(running: Client) -> None:
     other = MemoryHistory()
     other.fault = StoreUnavailableError("not there yet")
-    running.follow(Origin(lambda: other.source))
+    running.follow(FlagSource(lambda: other.create_source))
     assert running.revision == 0
     with pytest.raises(NotReadyError):
         running.wait_for(0, timeout=0.05)
@@ -472,18 +472,18 @@ def parity(revision: int) -> dict[str, Any]:
 def test_what_is_enabled_is_of_the_revision_that_the_client_names_at_any_moment(
     history: MemoryHistory, running: Client
 ) -> None:
-    views: list[View] = []
+    views: list[Evaluator] = []
     for revision in (1, 2):
         history.commit(parity(revision))
         running.wait_for(revision)
         running.is_enabled("even", "user")
-        assert running._view is not None
-        views.append(running._view)
+        assert running._evaluator is not None
+        views.append(running._evaluator)
     seen: list[int] = []
 
     def ask(frame: FrameType, *_: object) -> Callable[..., Any]:
         """Ask between any two lines, as another thread may."""
-        if frame.f_code is Client._publish_view.__code__:
+        if frame.f_code is Client._publish_evaluator.__code__:
             seen.append(running.revision)
             assert running.is_enabled("even", "user") is (running.revision % 2 == 0)
         return ask
@@ -492,7 +492,7 @@ def test_what_is_enabled_is_of_the_revision_that_the_client_names_at_any_moment(
     sys.settrace(ask)
     try:
         for view in views * 2:
-            running._publish_view(view)
+            running._publish_evaluator(view)
     finally:
         sys.settrace(others)
     assert set(seen) == {1, 2}
@@ -503,19 +503,19 @@ def test_what_is_compiled_late_in_an_old_view_is_not_asked_by_the_new(
 ) -> None:
     history.commit(parity(1))
     running.wait_for(1)
-    old = running._view
+    old = running._evaluator
     assert old is not None
     history.commit(parity(2))
     running.wait_for(2)
-    assert old.switch("even") is False
+    assert old.get_boolean_fn("even") is False
     assert running.is_enabled("even", "user")
 
 
 def test_a_child_forked_in_the_middle_of_publishing_is_quick_again(client: Client) -> None:
-    client._switches = {}
-    client.go_on_after_fork()
+    client._boolean_functions = {}
+    client.after_fork_in_child()
     client.is_enabled("shop.half", "u")
-    assert list(client._switches) == ["shop.half"]
+    assert list(client._boolean_functions) == ["shop.half"]
 
 
 def test_evaluations_say_why(client: Client) -> None:
@@ -665,7 +665,7 @@ def test_the_collector_frees_an_object_that_holds_its_own_evaluation(client: Cli
 @pytest.mark.parametrize("value", [True, "text", 1.5, None, [1], {"a": 1}])
 def test_evaluations_are_equal_where_their_fields_are(value: Any) -> None:
     own = Evaluation(flag_key="a.b", value=value, variant=None, reason=Reason.STATIC)
-    found = evaluation_of("a.b", Outcome(reason=Reason.STATIC), value)
+    found = build_evaluation("a.b", Outcome(reason=Reason.STATIC), value)
     assert own == found
     assert found == own
     assert own != msgspec.structs.replace(found, version=2)
@@ -703,7 +703,7 @@ def test_what_is_for_people_is_read_from_the_database_on_request() -> None:
     history = MemoryHistory()
     people = {"owner": "team", "description": "d", "tags": ["t"], "expires": datetime.now(UTC)}
     history.commit({**THEME, **people, "region": "eu"}, THEME)
-    with Client.from_source(lambda: history.source("eu")) as client:
+    with Client.from_source(lambda: history.create_source("eu")) as client:
         history.fault = StoreUnavailableError("on fire")
         with pytest.raises(StoreUnavailableError, match="on fire"):
             client.policy("shop.theme", metadata=True)
@@ -824,7 +824,7 @@ def test_waiting_says_what_is_in_the_way() -> None:
     history = MemoryHistory()
     history.fault = StoreUnavailableError("the network is down")
     with (
-        Client.from_source(history.source) as client,
+        Client.from_source(history.create_source) as client,
         pytest.raises(NotReadyError, match="the network is down"),
     ):
         client.wait_ready(timeout=0.2)
@@ -933,7 +933,7 @@ def test_the_module_asks_one_default_client(history: MemoryHistory) -> None:
     history.commit(THEME)
     client = flagkit.is_enabled.__self__  # type: ignore[attr-defined]
     assert flagkit.value("shop.theme", default="none") == "none"
-    client.follow(Origin(lambda: history.source))
+    client.follow(FlagSource(lambda: history.create_source))
     try:
         flagkit.wait_ready()
         assert flagkit.value("shop.theme", default="none") == "dark"
@@ -945,13 +945,13 @@ def test_the_module_asks_one_default_client(history: MemoryHistory) -> None:
 def test_a_view_that_cannot_be_published_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     history = MemoryHistory()
     history.commit(HALF)
-    with Client.from_source(history.source) as client:
+    with Client.from_source(history.create_source) as client:
         client.wait_ready()
 
         def fail(*_: object) -> Any:
             raise RuntimeError("Set changed size during iteration")
 
-        monkeypatch.setattr(View, "after", fail)
+        monkeypatch.setattr(Evaluator, "advance", fail)
         client.wait_for(history.commit({**HALF, "description": "later"}).revision)
         assert client.revision == 2
         client.wait_for(history.commit(HALF).revision)
@@ -961,7 +961,7 @@ def test_asking_for_a_policy_while_the_client_closes_ends_at_once() -> None:
     history = MemoryHistory()
     history.commit(HALF)
     for _ in range(50):
-        client = Client.from_source(history.source).start()
+        client = Client.from_source(history.create_source).start()
         outcomes: list[object] = []
 
         def ask(client: Client = client, outcomes: list[object] = outcomes) -> None:
@@ -983,7 +983,7 @@ def default_client() -> Iterator[Client]:
     """The client of the module's functions, without flags, and closed in the end."""
     client = flagkit.is_enabled.__self__  # type: ignore[attr-defined]
     yield client
-    client.follow(Origin())
+    client.follow(FlagSource())
     client.close()
 
 
@@ -999,9 +999,9 @@ def test_configuring_with_equal_settings_changes_nothing(
     }
     flagkit.configure(mongo_uri, **settings)
     flagkit.wait_ready()
-    refresh, view = default_client._refresh, default_client._view
+    refresh, view = default_client._refresh, default_client._evaluator
     flagkit.configure(mongo_uri, **{**settings, "namespaces": ("shop.",), "bootstrap": (HALF,)})
-    assert (default_client._refresh, default_client._view) == (refresh, view)
+    assert (default_client._refresh, default_client._evaluator) == (refresh, view)
     flagkit.configure(mongo_uri, **{**settings, "bootstrap": [LIMIT]})
     assert default_client._refresh is not refresh
 
@@ -1019,8 +1019,8 @@ def test_a_client_that_is_configured_again_after_its_end_answers_all_the_time(
     default_client: Client, history: MemoryHistory
 ) -> None:
     history.commit(THEME)
-    settings = settings_from(NOWHERE, environment="test")
-    default_client.follow(Origin(lambda: history.source, settings=settings))
+    settings = resolve_settings(NOWHERE, environment="test")
+    default_client.follow(FlagSource(lambda: history.create_source, settings=settings))
     default_client.wait_ready()
     default_client.close()
     history.fault = StoreUnavailableError("the database is away")
@@ -1033,7 +1033,7 @@ def test_settings_that_make_no_sense_leave_the_client_as_it_was(
     default_client: Client, history: MemoryHistory, tmp_path: Path
 ) -> None:
     history.commit(THEME)
-    default_client.follow(Origin(lambda: history.source))
+    default_client.follow(FlagSource(lambda: history.create_source))
     default_client.wait_ready()
     senseless: list[Any] = [str(tmp_path / "none.json"), [{}], {"flags": []}, 5]
     for bootstrap in senseless:
@@ -1048,9 +1048,9 @@ def test_threads_that_configure_at_once_all_have_their_flags(default_client: Cli
     for history in histories:
         history.commit(THEME)
     origins = [
-        Origin(
-            functools.partial(getattr, history, "source"),
-            settings=settings_from(NOWHERE, environment=f"e{number}"),
+        FlagSource(
+            functools.partial(getattr, history, "create_source"),
+            settings=resolve_settings(NOWHERE, environment=f"e{number}"),
         )
         for number, history in enumerate(histories)
     ]
@@ -1081,7 +1081,7 @@ def test_other_threads_wait_subscribe_and_ask_while_the_client_moves(
     histories = [MemoryHistory(), MemoryHistory()]
     for history in histories:
         history.commit(HALF)
-    default_client.follow(Origin(lambda: histories[0].source))
+    default_client.follow(FlagSource(lambda: histories[0].create_source))
     moved = threading.Event()
     raised: list[BaseException] = []
 
@@ -1101,7 +1101,7 @@ def test_other_threads_wait_subscribe_and_ask_while_the_client_moves(
     for thread in threads:
         thread.start()
     for history in histories * 20:
-        default_client.follow(Origin(functools.partial(getattr, history, "source")))
+        default_client.follow(FlagSource(functools.partial(getattr, history, "create_source")))
     moved.set()
     for thread in threads:
         thread.join(60)
@@ -1114,9 +1114,9 @@ def test_a_thread_that_is_left_publishes_nothing_more(running: Client) -> None:
     publish = refresh._publish
     other = MemoryHistory()
     other.commit(THEME)
-    running.follow(Origin(lambda: other.source))
+    running.follow(FlagSource(lambda: other.create_source))
     running.wait_ready()
-    publish(snapshot_from([LIMIT], [], environment="test", region="*"), None)
+    publish(build_policy_snapshot([LIMIT], [], environment="test", region="*"), None)
     assert running.keys() == ["shop.theme"]
 
 

@@ -19,8 +19,8 @@ from flagkit._core.model.changes import Change, Tip
 from flagkit._core.snapshot import Snapshot, SnapshotFile
 from flagkit._core.source import Route
 from flagkit.client.client import Client
-from flagkit.client.refresher import State
-from flagkit.client.sources import Origin
+from flagkit.client.refresher import RefreshState
+from flagkit.client.sources import FlagSource
 from flagkit.errors import ConfigurationError, InvalidDocumentError, StreamsUnavailableError
 from flagkit.testing import ENVIRONMENT, MemoryHistory, MemorySource
 from flagkit.writer import Writer
@@ -55,9 +55,9 @@ def closed_within_bounds(client: Client) -> None:
     assert client.status().state is None
 
 
-def reached(client: Client, state: State) -> None:
+def reached(client: Client, state: RefreshState) -> None:
     while client.status().state is not state:
-        assert client.status().state is not State.CLOSED
+        assert client.status().state is not RefreshState.CLOSED
 
 
 class Hanging(MemorySource):
@@ -81,9 +81,9 @@ class Hanging(MemorySource):
         await self._perhaps("open")
         await super().open(route)
 
-    async def head(self) -> Tip:
+    async def read_head(self) -> Tip:
         await self._perhaps("head")
-        return await super().head()
+        return await super().read_head()
 
     async def catch_up(self, tip: Tip, route: Route) -> Sequence[Change]:
         await self._perhaps("catch up")
@@ -93,15 +93,15 @@ class Hanging(MemorySource):
 @pytest.mark.parametrize(
     ("where", "state"),
     [
-        ("load", State.LOADING),
-        ("open", State.CATCHING_UP),
-        ("catch up", State.CATCHING_UP),
-        ("head", State.WATCHING),
-        ("watch", State.WATCHING),
-        ("poll", State.POLLING),
+        ("load", RefreshState.LOADING),
+        ("open", RefreshState.CATCHING_UP),
+        ("catch up", RefreshState.CATCHING_UP),
+        ("head", RefreshState.WATCHING),
+        ("watch", RefreshState.WATCHING),
+        ("poll", RefreshState.POLLING),
     ],
 )
-def test_a_client_is_closed_in_every_state(where: str, state: State) -> None:
+def test_a_client_is_closed_in_every_state(where: str, state: RefreshState) -> None:
     history = MemoryHistory()
     history.commit(THEME)
     client = Client.from_source(lambda: Hanging(history, where)).start()
@@ -113,8 +113,8 @@ def test_a_client_that_backs_off_is_closed(tmp_path: Path) -> None:
     history = MemoryHistory()
     history.fault = StreamsUnavailableError("nothing is available")
     file = SnapshotFile(tmp_path / "flags.snapshot", ENVIRONMENT, "*")
-    client = Client.from_source(history.source, file).start()
-    reached(client, State.BACKING_OFF)
+    client = Client.from_source(history.create_source, file).start()
+    reached(client, RefreshState.BACKING_OFF)
     closed_within_bounds(client)
     assert list(tmp_path.iterdir()) == []
 
@@ -133,7 +133,7 @@ def test_a_server_that_accepts_and_never_answers_holds_up_nobody() -> None:
     with silent_server() as port:
         client = Client(f"mongodb://127.0.0.1:{port}/", environment="production").start()
         while client.status().error is None:
-            assert client.status().state in {State.LOADING, State.BACKING_OFF}
+            assert client.status().state in {RefreshState.LOADING, RefreshState.BACKING_OFF}
         closed_within_bounds(client)
     assert sockets() <= before
 
@@ -152,7 +152,7 @@ def test_nothing_is_left_of_a_client_that_watched(
     )
     with client:
         client.wait_for(commit.revision)
-        reached(client, State.WATCHING)
+        reached(client, RefreshState.WATCHING)
     assert flagkit_threads() == []
     assert sockets() <= before
     # The lock stays, for others that share the file.
@@ -187,7 +187,7 @@ def test_a_client_that_follows_another_source_leaves_nothing_of_the_first() -> N
     client = Client.from_source()
     for _ in range(3):
         history = MemoryHistory()
-        client.follow(Origin(lambda history=history: history.source))  # type: ignore[misc]
+        client.follow(FlagSource(lambda history=history: history.create_source))  # type: ignore[misc]
         client.wait_ready()
         assert len(flagkit_threads()) == 1
     closed_within_bounds(client)

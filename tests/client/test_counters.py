@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flagkit import Client, CountingClient, Counts
-from flagkit.client.counters import SAMPLED_EACH, Counting, Lap
+from flagkit.client.counters import SAMPLED_EACH, Counters, _Batch
 from flagkit.testing import MemoryHistory, client_from
 
 BOOLEAN = {"on": True, "off": False}
@@ -96,7 +96,7 @@ def test_before_there_are_flags_every_evaluation_is_a_miss() -> None:
 
 def test_a_change_makes_misses_of_what_it_touches() -> None:
     history = MemoryHistory()
-    with CountingClient.from_source(history.source) as client:
+    with CountingClient.from_source(history.create_source) as client:
         history.commit(CONSTANT, HALF)
         client.wait_for(1)
         for key in ("constant", "half") * 2:
@@ -153,8 +153,8 @@ def test_one_check_in_so_many_is_timed(client: CountingClient) -> None:
     ("duration_ns", "below"), [(0, 1), (1, 2), (255, 256), (256, 512), (2**50, 2**39)], ids=repr
 )
 def test_a_latency_is_counted_below_the_next_power_of_two(duration_ns: int, below: int) -> None:
-    counting = Counting()
-    counting.record(duration_ns)
+    counting = Counters()
+    counting.record_latency(duration_ns)
     assert counting.read().latencies == {below: 1}
 
 
@@ -163,12 +163,12 @@ class SoftLimitError(Exception):
 
 
 def interrupted_at(step: int, call: Callable[[], object]) -> bool:
-    """Raise at one of the instructions of `after_lap`; tell whether the call came so far."""
+    """Raise at one of the instructions of `start_batch`; tell whether the call came so far."""
     left = step
 
     def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
         nonlocal left
-        if frame.f_code not in (Counting.after_lap.__code__, Lap.next.__code__):
+        if frame.f_code not in (Counters.start_batch.__code__, _Batch.create_next.__code__):
             return trace
         frame.f_trace_opcodes = True
         if event == "opcode":
@@ -190,14 +190,14 @@ def interrupted_at(step: int, call: Callable[[], object]) -> bool:
 
 def test_an_exception_in_the_midst_of_a_renewal_keeps_no_lap_from_the_next_checks() -> None:
     for step in itertools.count():
-        counting = Counting()
-        for _ in counting.lap.ticks:
+        counting = Counters()
+        for _ in counting.batch.ticks:
             pass
-        was_interrupted = interrupted_at(step, counting.after_lap)
+        was_interrupted = interrupted_at(step, counting.start_batch)
         # The check that was interrupted is counted, unless the exception came before that.
         before = counting.read().evaluations
         assert SAMPLED_EACH - 1 <= before <= SAMPLED_EACH
-        for _ in counting.after_lap():
+        for _ in counting.start_batch():
             pass
         assert counting.read().evaluations == before + SAMPLED_EACH
         if not was_interrupted:
@@ -207,19 +207,19 @@ def test_an_exception_in_the_midst_of_a_renewal_keeps_no_lap_from_the_next_check
 
 def test_a_check_that_interrupts_a_renewal_is_counted() -> None:
     for step in itertools.count():
-        counting = Counting()
-        for _ in counting.lap.ticks:
+        counting = Counters()
+        for _ in counting.batch.ticks:
             pass
-        interrupted_at(step, counting.after_lap)
+        interrupted_at(step, counting.start_batch)
         before = counting.read().evaluations
-        stale = counting.lap
+        stale = counting.batch
         for _ in range(3):
-            for _ in counting.after_lap():
+            for _ in counting.start_batch():
                 pass
         # As a thread does that was stopped before its last step.
-        counting.lap = stale
+        counting.batch = stale
         assert counting.read().evaluations == before + 3 * SAMPLED_EACH
-        counting.after_lap()
+        counting.start_batch()
         assert counting.read().evaluations == before + 3 * SAMPLED_EACH + 1
         if step > 60:
             break

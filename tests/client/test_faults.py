@@ -17,24 +17,24 @@ from pymongo import WriteConcern
 from pymongo.errors import AutoReconnect
 
 from flagkit import Client, ErrorCode
-from flagkit._core.model.changes import genesis, next_change
-from flagkit._core.storage.documents import head_document, ledger_document
+from flagkit._core.model.changes import build_genesis_tip, build_next_change
+from flagkit._core.storage.documents import encode_head, encode_ledger
 from flagkit._core.storage.layout import INDEXES
-from flagkit.client.refresher import Pace, State, Thresholds
+from flagkit.client.refresher import RefreshIntervals, RefreshState, Thresholds
 from flagkit.errors import NotReadyError
 from flagkit.writer import Writer, verify
 from tests.support.followers import (
     ENVIRONMENT,
     FLAG_COUNT,
-    FollowedClient,
-    Follower,
+    FollowerProcess,
+    RecordingClient,
     assert_current,
-    called,
-    flag,
-    place,
+    build_followed_flag,
+    identify_revision,
+    run_callers,
 )
-from tests.support.replica_set import Members, Mongo, wait
-from tests.support.tcp_proxy import Proxy
+from tests.support.replica_set import Mongo, MongodReplicaSet, wait_until
+from tests.support.tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.mongo
 
@@ -45,7 +45,7 @@ SOON_SECONDS = 10.0
 AFTER_SECONDS = SOON_SECONDS + min(Thresholds().max_seconds, 2 * OUTAGE_SECONDS)
 """The bound after an outage: clients that met it have backed off, each time for longer."""
 IS_SHORT = OUTAGE_SECONDS < 10
-HEAD_SECONDS = 1.0 if IS_SHORT else Pace().head
+HEAD_SECONDS = 1.0 if IS_SHORT else RefreshIntervals().head
 """How often clients ask the primary for the head, where only that tells that something is amiss."""
 LATER_SECONDS = SOON_SECONDS + HEAD_SECONDS
 """The bound there."""
@@ -57,7 +57,7 @@ Documents = dict[str, list[dict[str, Any]]]
 class Scene:
     """An environment with some flags, its writer and its clients, closed with their block."""
 
-    def __init__(self, members: Members) -> None:
+    def __init__(self, members: MongodReplicaSet) -> None:
         self.members = members
         self.database = f"test-{uuid.uuid4().hex}"
         self._stack = contextlib.ExitStack()
@@ -75,18 +75,20 @@ class Scene:
         for _ in range(count):
             self._edits += 1
             serve = "off" if self._edits // FLAG_COUNT % 2 else "on"
-            changed = flag(self._edits % FLAG_COUNT, serve, description=f"edit {self._edits}")
+            changed = build_followed_flag(
+                self._edits % FLAG_COUNT, serve, description=f"edit {self._edits}"
+            )
             revision = self.writer.update(changed).revision
         return revision
 
-    def client(self, options: str = "", user: str = "", **more: Any) -> FollowedClient:
+    def client(self, options: str = "", user: str = "", **more: Any) -> RecordingClient:
         """Return a client that watches, connected with some options and as some user."""
-        client = FollowedClient(self.members.uri(options, user), self.database, **more)
+        client = RecordingClient(self.members.uri(options, user), self.database, **more)
         self._stack.enter_context(client)
-        wait(lambda: client.status().state is State.WATCHING, "the watch")
+        wait_until(lambda: client.status().state is RefreshState.WATCHING, "the watch")
         return client
 
-    def watchful(self, options: str) -> FollowedClient:
+    def watchful(self, options: str) -> RecordingClient:
         """Return a client that asks for the head every HEAD_SECONDS."""
         return self.client(options, max_staleness=3 * HEAD_SECONDS)
 
@@ -98,9 +100,9 @@ class Scene:
         """Let what is amiss last."""
         time.sleep(OUTAGE_SECONDS)
 
-    def assert_current(self, client: Client | Follower, seconds: float) -> None:
+    def assert_current(self, client: Client | FollowerProcess, seconds: float) -> None:
         """Hold a client to being current so soon, and to what the database holds."""
-        if isinstance(client, Follower):
+        if isinstance(client, FollowerProcess):
             took = client.assert_current(self.writer, seconds)
         else:
             took = assert_current(client, self.writer, seconds)
@@ -131,7 +133,7 @@ class Scene:
             self.writer.create_environment()
             with self.writer.change() as change:
                 for number in range(FLAG_COUNT):
-                    change.create(flag(number))
+                    change.create(build_followed_flag(number))
             self._stack = stack.pop_all()
         return self
 
@@ -143,19 +145,19 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def one_member() -> Iterator[Members]:
-    with Members(small_oplog=True) as members:
+def one_member() -> Iterator[MongodReplicaSet]:
+    with MongodReplicaSet(small_oplog=True) as members:
         yield members
 
 
 @pytest.fixture(scope="module")
-def three_members() -> Iterator[Members]:
-    with Members(3) as members:
+def three_members() -> Iterator[MongodReplicaSet]:
+    with MongodReplicaSet(3) as members:
         yield members
 
 
 @pytest.fixture
-def single(one_member: Members, record_property: Record) -> Iterator[Scene]:
+def single(one_member: MongodReplicaSet, record_property: Record) -> Iterator[Scene]:
     one_member.heal()
     with Scene(one_member) as scene:
         yield scene
@@ -163,7 +165,7 @@ def single(one_member: Members, record_property: Record) -> Iterator[Scene]:
 
 
 @pytest.fixture
-def triple(three_members: Members, record_property: Record) -> Iterator[Scene]:
+def triple(three_members: MongodReplicaSet, record_property: Record) -> Iterator[Scene]:
     three_members.heal()
     with Scene(three_members) as scene:
         yield scene
@@ -183,7 +185,7 @@ def cut_off(scene: Scene) -> Generator[None]:
 class TestConnections:
     def test_a_server_that_was_killed_comes_back_on_another_port(self, single: Scene) -> None:
         client = single.client()
-        with called(client):
+        with run_callers(client):
             member = single.members.primary()
             member.kill()
             single.outlast()
@@ -194,14 +196,14 @@ class TestConnections:
             single.assert_current(client, AFTER_SECONDS)
         assert len(client.bases) == 1
 
-    @pytest.mark.parametrize("fault", [Proxy.cut, Proxy.stall], ids=["cut", "stalled"])
+    @pytest.mark.parametrize("fault", [TcpProxy.cut, TcpProxy.stall], ids=["cut", "stalled"])
     def test_a_way_that_is_closed_for_a_while(
-        self, single: Scene, fault: Callable[[Proxy], None]
+        self, single: Scene, fault: Callable[[TcpProxy], None]
     ) -> None:
         client = single.client()
         proxy = single.members.members[0].proxy
         single.write_past_the_proxies()
-        with called(client):
+        with run_callers(client):
             fault(proxy)
             revision = single.change(3)
             with pytest.raises(NotReadyError):
@@ -221,11 +223,11 @@ class TestConnections:
         ids=["slow", "reset", "broken in mid-message"],
     )
     def test_a_way_that_is_bad_does_not_have_to_be_mended(
-        self, single: Scene, fault: Callable[[Proxy], None]
+        self, single: Scene, fault: Callable[[TcpProxy], None]
     ) -> None:
         client = single.client()
         single.write_past_the_proxies()
-        with called(client):
+        with run_callers(client):
             fault(single.members.members[0].proxy)
             for _ in range(5):
                 single.change()
@@ -253,16 +255,16 @@ class TestConnections:
         single.client(snapshot_path=path).close()
         with cut_off(single):
             single.change()
-            client = FollowedClient(single.members.uri(), single.database, snapshot_path=path)
+            client = RecordingClient(single.members.uri(), single.database, snapshot_path=path)
             assert client.is_enabled("shop.flag-0")
-            with client, called(client):
+            with client, run_callers(client):
                 single.outlast()
                 single.members.members[0].proxy.heal()
                 single.assert_current(client, AFTER_SECONDS)
         assert client.bases == []
 
     def test_a_password_that_is_changed_and_changed_back(self, record_property: Record) -> None:
-        with Members(password="of-root") as members, Scene(members) as scene:
+        with MongodReplicaSet(password="of-root") as members, Scene(members) as scene:
             scene.write_past_the_proxies()
             readable = {"role": "read", "db": scene.database}
             scene.mongo.admin.command("createUser", "reader", pwd="old-secret", roles=[readable])
@@ -270,7 +272,7 @@ class TestConnections:
             options = "heartbeatFrequencyMS=500" if IS_SHORT else ""
             client = scene.client(options, user="reader:old-secret")
             proxy = members.members[0].proxy
-            with called(client):
+            with run_callers(client):
                 scene.mongo.admin.command("updateUser", "reader", pwd="new-secret")
                 proxy.reset()
                 revision = scene.change()
@@ -286,7 +288,7 @@ class TestConnections:
 class TestHistories:
     def test_an_oplog_that_was_rolled_over_while_nobody_looked(self, single: Scene) -> None:
         client = single.client()
-        with called(client):
+        with run_callers(client):
             with cut_off(single):
                 single.change(3)
                 single.members.roll_oplog()
@@ -295,7 +297,7 @@ class TestHistories:
 
     def test_a_ledger_that_was_pruned_up_to_the_head(self, single: Scene) -> None:
         client = single.client()
-        with called(client):
+        with run_callers(client):
             with cut_off(single):
                 single.change(3)
                 single.mongo[single.database].ledger.delete_many({})
@@ -307,7 +309,7 @@ class TestHistories:
         self, single: Scene, everything: bool
     ) -> None:
         client = single.client()
-        with called(client):
+        with run_callers(client):
             backup = single.dumped()
             if everything:
                 single.restore(backup)
@@ -320,7 +322,7 @@ class TestHistories:
     def test_an_older_backup_that_was_restored_with_no_word_said(self, single: Scene) -> None:
         client = single.client()
         backup = single.dumped()
-        with called(client, histories=True):
+        with run_callers(client, histories=True):
             single.change(3)
             single.assert_current(client, SOON_SECONDS)
             with cut_off(single):
@@ -334,7 +336,7 @@ class TestHistories:
     def test_an_older_backup_that_was_restored_as_another_history(self, single: Scene) -> None:
         client = single.client()
         backup = single.dumped()
-        with called(client, histories=True):
+        with run_callers(client, histories=True):
             single.change(3)
             single.assert_current(client, SOON_SECONDS)
             single.restore(declared(backup, single.writer))
@@ -347,7 +349,7 @@ class TestHistories:
             other.change(5)
             other.client(snapshot_path=path).close()
         client = single.client(snapshot_path=path)
-        with called(client, histories=True):
+        with run_callers(client, histories=True):
             single.assert_current(client, SOON_SECONDS)
 
     def test_an_edit_past_the_writer_is_not_served_and_ends_with_its_mending(
@@ -355,7 +357,7 @@ class TestHistories:
     ) -> None:
         client = single.client()
         flags = single.mongo[single.database].flags
-        with called(client):
+        with run_callers(client):
             with cut_off(single):
                 revision = single.change(3)
                 single.mongo[single.database].ledger.delete_many({})
@@ -370,20 +372,20 @@ class TestHistories:
 
 def declared(backup: Documents, writer: Writer) -> Documents:
     """Return a backup as another history, of a new epoch, that has the same revisions."""
-    tip = genesis(ENVIRONMENT, uuid.uuid4().hex, writer.store.tip().time)
+    tip = build_genesis_tip(ENVIRONMENT, uuid.uuid4().hex, writer.store.read_tip().time)
     changes = []
-    for change in writer.store.changes():
+    for change in writer.store.iter_changes():
         if change.revision > len(backup["ledger"]):
             break
-        changes.append(next_change(tip, change.request, change.tip.time, change.policies))
+        changes.append(build_next_change(tip, change.request, change.tip.time, change.policies))
         tip = changes[-1].tip
-    head = head_document(tip, changes[-1])
-    return backup | {"heads": [head], "ledger": [*map(ledger_document, changes)]}
+    head = encode_head(tip, changes[-1])
+    return backup | {"heads": [head], "ledger": [*map(encode_ledger, changes)]}
 
 
 class TestProcesses:
     def test_a_process_that_is_suspended_for_a_while(self, single: Scene) -> None:
-        with Follower(single.members.uri(), single.database) as follower:
+        with FollowerProcess(single.members.uri(), single.database) as follower:
             single.assert_current(follower, SOON_SECONDS)
             follower.suspend()
             single.change(3)
@@ -393,7 +395,7 @@ class TestProcesses:
 
     @pytest.mark.parametrize("seconds", [-3600, 3600], ids=["back", "on"])
     def test_a_clock_that_is_stepped_by_an_hour(self, single: Scene, seconds: int) -> None:
-        with Follower(single.members.uri(), single.database) as follower:
+        with FollowerProcess(single.members.uri(), single.database) as follower:
             single.assert_current(follower, SOON_SECONDS)
             follower.step_clock(seconds)
             single.change(3)
@@ -403,7 +405,7 @@ class TestProcesses:
     def test_a_disk_that_is_full_costs_the_file_alone(self, single: Scene, tmp_path: Path) -> None:
         path = tmp_path / "flags"
         options = ["--file", str(path), "--file-bytes-max", "100"]
-        with Follower(single.members.uri(), single.database, options=options) as follower:
+        with FollowerProcess(single.members.uri(), single.database, options=options) as follower:
             single.change(3)
             single.assert_current(follower, SOON_SECONDS)
         assert not path.exists()
@@ -415,7 +417,7 @@ PREFERENCES = ["primary", "secondaryPreferred", "nearest"]
 class TestMembers:
     def test_a_primary_that_is_killed(self, triple: Scene) -> None:
         clients = [triple.client(f"readPreference={each}") for each in PREFERENCES]
-        with called(*clients):
+        with run_callers(*clients):
             triple.members.primary().kill()
             triple.change(3)
             for client in clients:
@@ -426,9 +428,9 @@ class TestMembers:
         clients = [triple.client(f"readPreference={each}") for each in PREFERENCES]
         members = triple.members
         members.spread()
-        with called(*clients):
-            tip = triple.writer.store.tip()
-            lost = next_change(tip, "lost", tip.time, [])
+        with run_callers(*clients):
+            tip = triple.writer.store.read_tip()
+            lost = build_next_change(tip, "lost", tip.time, [])
             # It takes it as long as it does not know that it is alone, which it finds in a second.
             matched = 0
             for _ in range(5):
@@ -437,7 +439,7 @@ class TestMembers:
                     heads = mongo[triple.database].heads
                     alone = heads.with_options(write_concern=WriteConcern(1, j=True))
                     members.part(primary)
-                    head = head_document(lost.tip, lost)
+                    head = encode_head(lost.tip, lost)
                     matched = alone.replace_one({"_id": ENVIRONMENT}, head).matched_count
                     break
                 members.heal()
@@ -449,12 +451,12 @@ class TestMembers:
                 triple.assert_current(client, SOON_SECONDS)
         assert verify(triple.writer.store) == []
         for client in clients:
-            assert place(lost.tip) not in client.published
+            assert identify_revision(lost.tip) not in client.published
 
     def test_a_secondary_that_is_cut_off_from_the_others(self, triple: Scene) -> None:
         away = triple.members.secondaries()[0]
         client = triple.watchful(near(away.region))
-        with called(client):
+        with run_callers(client):
             triple.members.part(away)
             triple.change(3)
             triple.assert_current(client, LATER_SECONDS)
@@ -464,7 +466,7 @@ class TestMembers:
         triple.members.lag(late, 3600)
         tags = f"readPreferenceTags=region:{fresh.region}&{near(late.region)}"
         client = triple.watchful(tags)
-        with called(client):
+        with run_callers(client):
             triple.change(3)
             triple.assert_current(client, SOON_SECONDS)
             fresh.proxy.keep_out([os.getpid()])
@@ -475,7 +477,7 @@ class TestMembers:
     def test_a_secondary_that_accepts_and_never_answers(self, triple: Scene) -> None:
         away = triple.members.secondaries()[0]
         client = triple.watchful(near(away.region))
-        with called(client):
+        with run_callers(client):
             away.suspend()
             triple.change(3)
             triple.assert_current(client, LATER_SECONDS)
@@ -484,7 +486,7 @@ class TestMembers:
         away = triple.members.secondaries()[0]
         client = triple.watchful(near(away.region))
         triple.write_past_the_proxies()
-        with called(client):
+        with run_callers(client):
             triple.members.primary().proxy.ignore([os.getpid()])
             # Asking the primary in vain must not hold up what the secondary brings.
             triple.outlast()
@@ -497,7 +499,7 @@ class TestMembers:
     def test_a_region_that_is_lost_and_comes_back(self, triple: Scene) -> None:
         away = triple.members.secondaries()[0]
         client = triple.client(near(away.region))
-        with called(client):
+        with run_callers(client):
             away.kill()
             triple.change(3)
             triple.assert_current(client, SOON_SECONDS)
@@ -510,10 +512,10 @@ class TestMembers:
     ) -> None:
         away = triple.members.secondaries()[0]
         triple.write_past_the_proxies()
-        triple.writer.create(flag(0, "off", region=away.region))
+        triple.writer.create(build_followed_flag(0, "off", region=away.region))
         client = triple.client(region=away.region)
         triple.assert_current(client, SOON_SECONDS)
-        with called(client):
+        with run_callers(client):
             for member in triple.members.members:
                 member.proxy.keep_out([os.getpid()])
             revision = triple.change(3)

@@ -30,12 +30,19 @@ from pymongo import MongoClient
 import flagkit
 from flagkit import Client, ErrorCode, Evaluation
 from flagkit._core.evaluation import compiler
-from flagkit.client.sources import Origin
+from flagkit.client.sources import FlagSource
 from flagkit.errors import ClosedError
 from flagkit.testing import MemoryHistory, client_from
 from flagkit.writer import Writer
 from tests.soak import writing
-from tests.support.forked import SECONDS_MAX, Child, eventually, ports, sockets, watchers
+from tests.support.forked import (
+    SECONDS_MAX,
+    ForkedChild,
+    list_ports,
+    list_sockets,
+    list_watcher_ports,
+    poll_until,
+)
 
 # 3.12 on: forking with threads is what this is about.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
@@ -65,14 +72,14 @@ def threads() -> list[threading.Thread]:
 def test_a_child_goes_on_from_any_source_and_leaves_the_parent_alone() -> None:
     history = MemoryHistory()
     history.commit(THEME)
-    with Client.from_source(history.source) as client:
+    with Client.from_source(history.create_source) as client:
         client.wait_ready()
 
         def follow(says: Connection) -> None:
             client.wait_for(history.commit(LIGHT).revision)
             says.send(answer(client))
 
-        with Child(follow) as child:
+        with ForkedChild(follow) as child:
             assert child.says() == ("light", 2)
         assert answer(client) == ("dark", 1)
         client.wait_for(history.commit(LIGHT).revision)
@@ -117,7 +124,7 @@ class TestFork:
             client.wait_for(2)
             says.send(answer(client))
 
-        with Child(follow) as child:
+        with ForkedChild(follow) as child:
             assert child.says() == ("dark", 1)
             revision = writer.update(LIGHT).revision
             assert child.says() == ("light", 2)
@@ -137,39 +144,43 @@ class TestFork:
             says.send(answer(client))
             client.wait_for(3)
 
-        before = eventually(lambda: watchers(mongo, database), lambda found: len(found) == 1)
+        before = poll_until(
+            lambda: list_watcher_ports(mongo, database), lambda found: len(found) == 1
+        )
         [thread] = threads()
-        with Child(follow) as child:
-            both = eventually(lambda: watchers(mongo, database), lambda found: len(found) == 2)
+        with ForkedChild(follow) as child:
+            both = poll_until(
+                lambda: list_watcher_ports(mongo, database), lambda found: len(found) == 2
+            )
             assert before < both
-            assert before < ports(os.getpid())
-            assert both - before < ports(child.pid) - ports(os.getpid())
+            assert before < list_ports(os.getpid())
+            assert both - before < list_ports(child.pid) - list_ports(os.getpid())
             writer.update(LIGHT)
             assert child.says() == ("light", 2)
             client.wait_for(writer.update(THEME).revision)
             assert child.exit_code() == 0
         # The server may take the child for alive for a while.
-        eventually(lambda: watchers(mongo, database), before.issubset)
+        poll_until(lambda: list_watcher_ports(mongo, database), before.issubset)
         assert threads() == [thread]
         assert thread.is_alive()
 
     def test_a_child_needs_none_of_the_sockets_that_it_inherits(
         self, client: Client, writer: Writer
     ) -> None:
-        inherited = set(sockets(os.getpid()).values())
+        inherited = set(list_sockets(os.getpid()).values())
         assert inherited
 
         def follow(says: Connection) -> None:
             with Path(os.devnull).open("rb") as nothing:
-                for descriptor, name in sockets(os.getpid()).items():
+                for descriptor, name in list_sockets(os.getpid()).items():
                     if name in inherited:
                         os.dup2(nothing.fileno(), descriptor)
-            says.send(inherited.isdisjoint(sockets(os.getpid()).values()))
+            says.send(inherited.isdisjoint(list_sockets(os.getpid()).values()))
             for revision in (2, 3):
                 client.wait_for(revision)
                 says.send(answer(client))
 
-        with Child(follow) as child:
+        with ForkedChild(follow) as child:
             assert child.says() is True
             writer.update(LIGHT)
             assert child.says() == ("light", 2)
@@ -183,12 +194,12 @@ class TestFork:
             says.send(answer(client))
 
         def fork_again(says: Connection) -> None:
-            with Child(follow) as grandchild:
+            with ForkedChild(follow) as grandchild:
                 says.send(answer(client))
                 says.send(grandchild.says())
             follow(says)
 
-        with Child(fork_again) as child:
+        with ForkedChild(fork_again) as child:
             assert child.says() == ("dark", 1)
             writer.update(LIGHT)
             assert [child.says(), child.says()] == [("light", 2)] * 2
@@ -218,7 +229,7 @@ class TestFork:
                 says.send(answer(client))
 
             # At once: it has not reached the database yet.
-            with Child(follow) as child:
+            with ForkedChild(follow) as child:
                 assert child.says() == (answer(client), True)
                 writer.update(LIGHT)
                 client.wait_for(2, SECONDS_MAX)
@@ -236,7 +247,7 @@ class TestFork:
                 client.wait_for(2)
             client.close()
 
-        with Child(look) as child:
+        with ForkedChild(look) as child:
             assert child.says() == (("dark", 1), [])
             assert child.exit_code() == 0
 
@@ -249,7 +260,7 @@ class TestFork:
             gc.collect()
             says.send((answer(client), threads()))
 
-        with Child(close) as child:
+        with ForkedChild(close) as child:
             assert child.says() == (("dark", 1), [])
             assert child.exit_code() == 0
         client.wait_for(writer.update(LIGHT).revision)
@@ -280,13 +291,13 @@ def revisions_arriving(uri: str, database: str, writer: Writer) -> Iterator[None
     """Have another process change flags, one revision after the other."""
     with writer.change() as change:
         for number in range(FLAG_COUNT):
-            change.create(writing.flag(number))
+            change.create(writing.build_contended_flag(number))
     where = [uri, database, "production", str(FLAG_COUNT), "1"]
     command = [sys.executable, "-m", writing.__name__, *where]
-    stocked = writer.store.tip().revision
+    stocked = writer.store.read_tip().revision
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL) as process:
         try:
-            eventually(lambda: writer.store.tip().revision, lambda there: there > stocked)
+            poll_until(lambda: writer.store.read_tip().revision, lambda there: there > stocked)
             yield
         finally:
             process.kill()
@@ -318,7 +329,7 @@ class TestForkInTheMidst:
         ):
             for _ in range(10):
                 with contextlib.ExitStack() as stack:
-                    children = [stack.enter_context(Child(follow)) for _ in range(5)]
+                    children = [stack.enter_context(ForkedChild(follow)) for _ in range(5)]
                     for child in children:
                         before, later = child.says()
                         assert len(before) == len(later) == FLAG_COUNT + 1
@@ -341,7 +352,7 @@ class TestForkInTheMidst:
                     client.wait_ready()
                     says.send(answer(client))
 
-                with Child(load) as child:
+                with ForkedChild(load) as child:
                     assert child.says() == ("dark", 1)
                     client.wait_ready()
 
@@ -351,7 +362,7 @@ class TestForkInTheMidst:
 def test_a_child_renews_the_locks_that_other_threads_held(lock: str) -> None:
     history = MemoryHistory()
     history.commit(THEME)
-    with Client.from_source(history.source) as client:
+    with Client.from_source(history.create_source) as client:
         client.wait_ready()
 
         def follow(says: Connection) -> None:
@@ -363,7 +374,7 @@ def test_a_child_renews_the_locks_that_other_threads_held(lock: str) -> None:
             "arrival": client._arrival,
         }
         with locks[lock]:
-            child = Child(follow)
+            child = ForkedChild(follow)
         with child:
             assert child.says() is True
 
@@ -458,7 +469,7 @@ class TestMultiprocessing:
         flagkit.wait_ready()
         yield settings
         # Forgets the flags, too.
-        client.follow(Origin(lambda: MemoryHistory().source)).close()
+        client.follow(FlagSource(lambda: MemoryHistory().create_source)).close()
 
     def test_a_forked_process_goes_on_by_itself(
         self, settings: dict[str, Any], writer: Writer
@@ -515,7 +526,7 @@ def serving(*command: str, environment: dict[str, str], keep: int = -1) -> Itera
 def workers_of(pid: int, count: int) -> set[int]:
     """Return the forked children of a process, once all of them are there."""
     children = Path(f"/proc/{pid}/task/{pid}/children")
-    return eventually(
+    return poll_until(
         lambda: {int(child) for child in children.read_text().split()},
         lambda found: len(found) == count,
     )
@@ -529,7 +540,7 @@ def all_answer(ask: Callable[[], Answers], workers: set[int], hero: str, revisio
         last.update((said["worker"], (said["hero"], said["revision"])) for said in ask())
         return last
 
-    eventually(once, lambda last: last == dict.fromkeys(workers, (hero, revision)))
+    poll_until(once, lambda last: last == dict.fromkeys(workers, (hero, revision)))
 
 
 @pytest.fixture
@@ -570,18 +581,20 @@ def test_workers_of_gunicorn_that_are_forked_from_a_loaded_application_go_on(
         with serving(*command, environment=environment, keep=listening.fileno()) as master:
             workers = workers_of(master, 4)
             all_answer(ask, workers, "product", 1)
-            found = eventually(lambda: watchers(mongo, database), lambda found: len(found) == 5)
-            [masters] = found & ports(master)
+            found = poll_until(
+                lambda: list_watcher_ports(mongo, database), lambda found: len(found) == 5
+            )
+            [masters] = found & list_ports(master)
             writer.update(PEOPLE)
             all_answer(ask, workers, "people", 2)
 
             os.kill(killed := min(workers), signal.SIGKILL)
-            eventually(lambda: workers_of(master, 4), lambda found: killed not in found)
+            poll_until(lambda: workers_of(master, 4), lambda found: killed not in found)
             [new] = workers_of(master, 4) - workers
-            first = eventually(ask, lambda said: said[0]["worker"] == new)
+            first = poll_until(ask, lambda said: said[0]["worker"] == new)
             assert first[0]["revision"] >= 1, "the flags of the master were not there at once"
             all_answer(ask, workers - {killed} | {new}, "people", 2)
-            eventually(lambda: watchers(mongo, database), lambda found: masters in found)
+            poll_until(lambda: list_watcher_ports(mongo, database), lambda found: masters in found)
 
 
 @pytest.mark.mongo
@@ -751,7 +764,7 @@ class TestDaemon:
             client.wait_for(2, SECONDS_MAX)
             says.send(answer(client))
 
-        with Child(become_a_daemon) as child:
+        with ForkedChild(become_a_daemon) as child:
             assert child.says() == "closed"
             writer.update(LIGHT)
             assert child.says() == ("light", 2)
@@ -767,12 +780,12 @@ class TestDaemon:
                 client.wait_for(2, SECONDS_MAX)
                 says.send(answer(client))
 
-            with Child(again) as grandchild:
+            with ForkedChild(again) as grandchild:
                 says.send("forked")
                 says.send(grandchild.says())
             again(says)
 
-        with Child(follow) as child:
+        with ForkedChild(follow) as child:
             assert child.says() == "forked"
             writer.update(LIGHT)
             assert [child.says(), child.says()] == [("light", 2)] * 2
@@ -793,7 +806,7 @@ class TestDaemon:
 
             def lack(says: Connection) -> None:
                 found = [
-                    eventually(one.status, lambda it: it.error is not None)
+                    poll_until(one.status, lambda it: it.error is not None)
                     for one in (client, other)
                 ]
                 says.send([(str(status.state), status.error) for status in found])
@@ -802,7 +815,7 @@ class TestDaemon:
                 monkeypatch.undo()
                 resource.setrlimit(resource.RLIMIT_NOFILE, limits)
                 for one in (client, other):
-                    eventually(functools.partial(answer, one), lambda it: it == ("light", 2))
+                    poll_until(functools.partial(answer, one), lambda it: it == ("light", 2))
                 says.send([str(one.status().state) for one in (client, other)])
 
             limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -812,7 +825,7 @@ class TestDaemon:
             else:
                 monkeypatch.setattr(socket, "socketpair", opens_no_descriptors)
                 error = "[Errno 24] Too many open files"
-            with Child(lack) as child:
+            with ForkedChild(lack) as child:
                 monkeypatch.undo()
                 assert child.says() == [("backing off", error)] * 2
                 assert child.says() == [("dark", 1)] * 2
@@ -829,15 +842,15 @@ class TestDaemon:
         ):
             broken.wait_ready()
             last.wait_ready()
-            broken._subscriptions.go_on_after_fork = opens_no_descriptors  # type: ignore[assignment,method-assign]
-            broken._unsealing.go_on_after_fork = opens_no_descriptors  # type: ignore[method-assign]
+            broken._subscriptions.after_fork_in_child = opens_no_descriptors  # type: ignore[assignment,method-assign]
+            broken._decrypter.after_fork_in_child = opens_no_descriptors  # type: ignore[method-assign]
 
             def follow(says: Connection) -> None:
                 for one in (client, last, broken):
                     one.wait_for(2, SECONDS_MAX)
                     says.send(answer(one))
 
-            with Child(follow) as child:
+            with ForkedChild(follow) as child:
                 writer.update(LIGHT)
                 assert [child.says() for _ in range(3)] == [("light", 2)] * 3
                 assert child.exit_code() == 0
@@ -857,7 +870,7 @@ def test_a_fork_within_the_refresh_thread_leaves_the_parent_alone(
     client.on_publish(fork)
     client.wait_for(writer.update(LIGHT).revision)
     # Callbacks are called after those who wait for the revision have gone on.
-    [child] = eventually(lambda: pids, bool)
+    [child] = poll_until(lambda: pids, bool)
     try:
         # The copy of the thread that is the child's only one goes on into what it may not touch.
         for _ in range(3):

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from flagkit import Client, CountingClient
-from flagkit._core.evaluation.bucketing import bucket, seed
-from flagkit._core.evaluation.evaluator import View
+from flagkit._core.evaluation.bucketing import compute_bucket, compute_seed
+from flagkit._core.evaluation.evaluator import Evaluator
 from flagkit.client.mistakes import TOLD_MAX
 from flagkit.testing import MemoryHistory, client_from
 
@@ -92,13 +92,13 @@ def test_a_flag_answers_as_before_once_a_missing_key_was_logged(client: Client) 
             assert client.is_enabled("half", {}, default) is default
             assert client.is_enabled("half", {"targeting_key": ODD}, default) is default
             for user in map(str, range(20)):
-                expected = bucket(seed("half"), user) < 50_000
+                expected = compute_bucket(compute_seed("half"), user) < 50_000
                 assert client.is_enabled("half", user, default) is expected
 
 
 def test_a_missing_key_is_not_logged_again_after_a_change(caplog: pytest.LogCaptureFixture) -> None:
     history = MemoryHistory()
-    client = Client.from_source(history.source)
+    client = Client.from_source(history.create_source)
     history.commit(HALF, TEXT)
     with client:
         client.wait_ready()
@@ -114,7 +114,7 @@ def test_a_switch_is_replaced_by_a_silent_one(monkeypatch: pytest.MonkeyPatch) -
     client = client_from([HALF])
     client.is_enabled("half", {})
     asked: list[str] = []
-    monkeypatch.setattr(View, "evaluate", lambda *_: asked.append("evaluated"))
+    monkeypatch.setattr(Evaluator, "evaluate", lambda *_: asked.append("evaluated"))
     assert client.is_enabled("half", {}, True) is True
     assert asked == []
 
@@ -125,7 +125,7 @@ def test_no_more_than_some_mistakes_are_logged(caplog: pytest.LogCaptureFixture)
         client.is_enabled(f"made-up.{number}")
     assert len(told(caplog)) == TOLD_MAX
     assert f"{TOLD_MAX} mistakes of callers were logged" in caplog.records[-1].getMessage()
-    assert len(client._mistakes._told) == TOLD_MAX
+    assert len(client._mistakes._logged) == TOLD_MAX
 
 
 def test_what_a_context_holds_and_long_keys_are_not_logged(

@@ -8,15 +8,16 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flagkit import Client
-from flagkit._core.cooperative import whole
+from flagkit._core.cooperative import run_slices
 from flagkit._core.model.changes import Change
-from flagkit._core.snapshot import Arena, Snapshot, SnapshotFile, fold
+from flagkit._core.snapshot import Arena, Snapshot, SnapshotFile, compact_snapshot
 from flagkit._core.snapshot import snapshot as snapshots
 from flagkit._core.source import Route
 from flagkit.client import persistence as keeping
@@ -59,7 +60,7 @@ def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def saved(file: SnapshotFile) -> int:
-    header = file.header()
+    header = file.read_header()
     return 0 if header is None else header.tip.revision
 
 
@@ -75,7 +76,7 @@ def base_of(client: Client) -> tuple[int, int]:
 
 def snapshot_at(history: MemoryHistory) -> Snapshot:
     """Return the snapshot of the tip, whose overlay is empty."""
-    return asyncio.run(history.source().load(Route.NEAR))
+    return asyncio.run(history.create_source().load(Route.NEAREST))
 
 
 def after(snapshot: Snapshot, *changes: Change) -> Snapshot:
@@ -90,9 +91,9 @@ async def ended(keeping: "asyncio.Future[None]") -> None:
 
 
 def write(file: SnapshotFile, snapshot: Snapshot) -> None:
-    with file.claimed() as mine:
+    with file.claim() as mine:
         assert mine
-        file.write(whole(fold(snapshot, with_members=True)))
+        file.write(run_slices(compact_snapshot(snapshot, with_members=True)))
 
 
 # Folding
@@ -102,7 +103,7 @@ def test_an_overlay_that_grows_is_folded_and_evaluations_stay_right(
     history: MemoryHistory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(snapshots, "OVERLAY_MIN", 8)
-    with Client.from_source(history.source) as client:
+    with Client.from_source(history.create_source) as client:
         client.wait_ready()
         for number in range(40):
             history.commit(flag(f"shop.f{number}", on=number % 2 == 0))
@@ -116,18 +117,18 @@ def test_evaluators_in_use_are_carried_over_a_fold(
     history: MemoryHistory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(snapshots, "OVERLAY_MIN", 0)
-    with Client.from_source(history.source) as client:
+    with Client.from_source(history.create_source) as client:
         client.wait_ready()
         # A client publishes its first view again once it watches: what is compiled meanwhile may
         # stay behind in the older one.
         history.commit(flag("shop.first"))
         eventually(lambda: base_of(client) == (2, 0))
         assert client.is_enabled("shop.express")
-        assert client._view is not None
-        before = client._view.find("shop.express")
+        assert client._evaluator is not None
+        before = client._evaluator.find("shop.express")
         history.commit(flag("shop.other"))
         eventually(lambda: base_of(client) == (3, 0))
-        assert client._view.find("shop.express") is before
+        assert client._evaluator.find("shop.express") is before
 
 
 def test_a_base_is_given_up_as_soon_as_there_is_another(
@@ -135,7 +136,7 @@ def test_a_base_is_given_up_as_soon_as_there_is_another(
 ) -> None:
     monkeypatch.setattr(snapshots, "OVERLAY_MIN", 0)
 
-    with Client.from_source(history.source) as client:
+    with Client.from_source(history.create_source) as client:
         client.wait_ready()
         assert client.snapshot is not None
         # No other object refers to these bytes by this view of them, and an arena has no weak ones.
@@ -160,8 +161,8 @@ def test_what_cannot_be_folded_is_said_and_tried_again(
     changed = after(snapshot_at(history), history.commit(flag(on=False)))
 
     async def fold_thrice() -> None:
-        keeper = keeping.Keeper(rebase, None)
-        keeper.saw(changed)
+        keeper = keeping.SnapshotPersister(rebase, None)
+        keeper.on_snapshot(changed)
         running = asyncio.ensure_future(keeper.run())
         for _ in range(3):
             await tried.acquire()
@@ -175,7 +176,7 @@ def test_what_cannot_be_folded_is_said_and_tried_again(
 
 
 def test_the_file_has_the_newest_revision_soon(history: MemoryHistory, file: SnapshotFile) -> None:
-    with Client.from_source(history.source, file):
+    with Client.from_source(history.create_source, file):
         eventually(lambda: saved(file) == 1)
         history.commit(flag(on=False))
         eventually(lambda: saved(file) == 2)
@@ -184,7 +185,7 @@ def test_the_file_has_the_newest_revision_soon(history: MemoryHistory, file: Sna
 def test_a_client_goes_on_from_the_file_that_it_wrote(
     history: MemoryHistory, file: SnapshotFile
 ) -> None:
-    with Client.from_source(history.source, file) as client:
+    with Client.from_source(history.create_source, file) as client:
         eventually(lambda: saved(file) == 1)
         history.commit(flag(on=False))
         eventually(lambda: base_of(client) == (2, 0))
@@ -196,10 +197,10 @@ def test_a_client_goes_on_from_the_file_that_it_wrote(
 def test_what_the_file_holds_is_served_before_anything_else(
     history: MemoryHistory, file: SnapshotFile
 ) -> None:
-    with Client.from_source(history.source, file):
+    with Client.from_source(history.create_source, file):
         eventually(lambda: saved(file) == 1)
     history.fault = StoreUnavailableError("on fire")
-    client = Client.from_source(history.source, file)
+    client = Client.from_source(history.create_source, file)
     assert client.is_enabled("shop.express")
     assert client.evaluate("shop.express").revision == 1
     with client:
@@ -218,7 +219,7 @@ def test_members_of_segments_are_served_from_the_file(
     rule = {"name": "beta", "when": {"$segment": "beta"}, "serve": "on"}
     document = {**flag(on=False), "rules": [rule]}
     history.commit(document, segments=[{"key": "beta", "included": ["ada"]}])
-    with Client.from_source(history.source, file):
+    with Client.from_source(history.create_source, file):
         eventually(lambda: saved(file) == 2)
     alone = Client.from_source(None, file)
     assert (alone.is_enabled("shop.express", "ada"), alone.is_enabled("shop.express", "bob")) == (
@@ -232,7 +233,7 @@ def test_the_last_revision_is_saved_when_the_client_closes(
 ) -> None:
     monkeypatch.setattr(keeping, "SAVE_SECONDS_MIN", 3600.0)
     monkeypatch.setattr(keeping, "SAVE_SECONDS_MAX", 3600.0)
-    with Client.from_source(history.source, file) as client:
+    with Client.from_source(history.create_source, file) as client:
         eventually(lambda: saved(file) == 1)
         history.commit(flag(on=False))
         client.wait_for(2)
@@ -243,11 +244,11 @@ def test_the_last_revision_is_saved_when_the_client_closes(
 def test_another_history_replaces_the_file(history: MemoryHistory, file: SnapshotFile) -> None:
     for number in range(5):
         history.commit(flag(f"shop.f{number}"))
-    with Client.from_source(history.source, file):
+    with Client.from_source(history.create_source, file):
         eventually(lambda: saved(file) == 6)
     other = MemoryHistory()
     other.commit(flag(on=False))
-    with Client.from_source(other.source, file) as client:
+    with Client.from_source(other.create_source, file) as client:
         # What it has is served until the database says otherwise.
         eventually(lambda: saved(file) == 1)
         assert client.revision == 1
@@ -257,15 +258,15 @@ def test_another_history_replaces_the_file(history: MemoryHistory, file: Snapsho
 def test_an_older_revision_never_replaces_a_newer_one(
     history: MemoryHistory, file: SnapshotFile
 ) -> None:
-    with Client.from_source(history.source, file):
+    with Client.from_source(history.create_source, file):
         eventually(lambda: saved(file) == 1)
     lagging = Client.from_source(None, file)
     history.commit(flag(on=False))
-    with Client.from_source(history.source, file):
+    with Client.from_source(history.create_source, file):
         eventually(lambda: saved(file) == 2)
     assert lagging.snapshot is not None
-    keeper = keeping.Keeper(lambda *_: None, file)
-    keeper.saw(lagging.snapshot)
+    keeper = keeping.SnapshotPersister(lambda *_: None, file)
+    keeper.on_snapshot(lagging.snapshot)
     keeper.save_now()
     assert saved(file) == 2
 
@@ -280,8 +281,8 @@ def test_who_lags_behind_folds_in_memory_and_leaves_the_newer_file(
 
     async def keep() -> None:
         bases: asyncio.Queue[Arena] = asyncio.Queue()
-        keeper = keeping.Keeper(lambda _, base, __: bases.put_nowait(base), file)
-        keeper.saw(lagging)
+        keeper = keeping.SnapshotPersister(lambda _, base, __: bases.put_nowait(base), file)
+        keeper.on_snapshot(lagging)
         running = asyncio.ensure_future(keeper.run())
         assert (await bases.get()).tip.revision == 2
         await ended(running)
@@ -299,10 +300,10 @@ def test_a_file_is_taken_over_at_any_revision_that_was_passed_through(
 
     async def keep() -> None:
         bases: asyncio.Queue[Arena] = asyncio.Queue()
-        keeper = keeping.Keeper(lambda _, base, __: bases.put_nowait(base), file)
-        keeper.saw(before)
+        keeper = keeping.SnapshotPersister(lambda _, base, __: bases.put_nowait(base), file)
+        keeper.on_snapshot(before)
         # All at once, as a stream brings them.
-        keeper.saw(before.apply(changes), changes)
+        keeper.on_snapshot(before.apply(changes), changes)
         running = asyncio.ensure_future(keeper.run())
         assert (await bases.get()).tip.revision == 3
         await ended(running)
@@ -314,8 +315,8 @@ def test_while_another_writes_for_ever_changes_are_folded_all_the_same(
     history: MemoryHistory, file: SnapshotFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(snapshots, "OVERLAY_MIN", 2)
-    with Client.from_source(history.source, file) as client:
-        with file.claimed() as mine:
+    with Client.from_source(history.create_source, file) as client:
+        with file.claim() as mine:
             assert mine
             client.wait_ready()
             for number in range(8):
@@ -333,7 +334,7 @@ def test_a_file_of_what_the_database_was_put_back_from_is_replaced(
     write(file, snapshot_at(history))
     # A backup was put back: the same epoch, at an older revision.
     del history.changes[2:]
-    with Client.from_source(history.source, file) as client:
+    with Client.from_source(history.create_source, file) as client:
         assert client.revision == 5
         eventually(lambda: saved(file) == 2)
         assert client.keys() == ["shop.express", "shop.f0"]
@@ -347,12 +348,12 @@ def test_a_keeper_that_is_cancelled_while_news_come_ends(
     write(file, snapshot)
 
     async def cancel() -> None:
-        keeper = keeping.Keeper(lambda *_: None, file)
-        keeper.saw(snapshot)
+        keeper = keeping.SnapshotPersister(lambda *_: None, file)
+        keeper.on_snapshot(snapshot)
         keeper._save_after = time.monotonic() + 3600
         running = asyncio.ensure_future(keeper.run())
         await asyncio.sleep(0)
-        keeper.saw(snapshot)
+        keeper.on_snapshot(snapshot)
         for _ in range(turns):
             await asyncio.sleep(0)
         await ended(running)
@@ -372,8 +373,8 @@ def test_a_keeper_that_is_cancelled_while_it_fails_to_write_ends(
         with ThreadPoolExecutor(1) as pool:
             asyncio.get_running_loop().set_default_executor(pool)
             waiting = pool.submit(go_on.wait)
-            keeper = keeping.Keeper(lambda *_: None, file)
-            keeper.saw(snapshot)
+            keeper = keeping.SnapshotPersister(lambda *_: None, file)
+            keeper.on_snapshot(snapshot)
             running = asyncio.ensure_future(keeper.run())
             while pool._work_queue.empty():  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0)
@@ -396,7 +397,7 @@ def test_a_trouble_is_the_same_whatever_temporary_file_it_is_about(
 ) -> None:
     monkeypatch.setattr(keeping, "SAVE_SECONDS_MAX", 0.0)
     file = SnapshotFile(tmp_path / ("n" * 245), ENVIRONMENT, "*")
-    with Client.from_source(history.source, file):
+    with Client.from_source(history.create_source, file):
         eventually(lambda: bool(troubles(caplog, "is not written: File name too long")))
     # Tried again when it closed, if not before.
     assert len(troubles(caplog, "is not written")) == 1
@@ -406,8 +407,8 @@ def test_clients_that_share_a_file_go_on_from_what_one_of_them_wrote(
     history: MemoryHistory, file: SnapshotFile
 ) -> None:
     with (
-        Client.from_source(history.source, file) as one,
-        Client.from_source(history.source, file) as other,
+        Client.from_source(history.create_source, file) as one,
+        Client.from_source(history.create_source, file) as other,
     ):
         for client in (one, other):
             # One that loaded the last revision itself would have a base of its own.
@@ -428,7 +429,7 @@ def test_a_file_that_is_of_no_use_is_said_once_and_replaced(
     history: MemoryHistory, file: SnapshotFile, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     file.path.write_bytes(content)
-    with Client.from_source(history.source, file) as client:
+    with Client.from_source(history.create_source, file) as client:
         eventually(lambda: saved(file) == 1)
         assert client.is_enabled("shop.express")
     assert len(troubles(caplog, "is not served")) == 1
@@ -438,11 +439,11 @@ def test_a_file_that_is_of_no_use_is_said_once_and_replaced(
 def test_a_damaged_file_whose_header_is_sound_is_replaced_at_once(
     history: MemoryHistory, file: SnapshotFile, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Client.from_source(history.source, file):
+    with Client.from_source(history.create_source, file):
         eventually(lambda: saved(file) == 1)
     content = file.path.read_bytes()
     file.path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with Client.from_source(history.source, file):
+    with Client.from_source(history.create_source, file):
         # It says that it has the newest revision, but nobody could be served from it.
         eventually(lambda: file.path.read_bytes() == content)
     assert len(troubles(caplog, "is not served")) == 1
@@ -458,7 +459,7 @@ def test_where_no_file_can_be_written_it_is_said_once_and_work_goes_on(
     monkeypatch.setattr(snapshots, "OVERLAY_MIN", 2)
     directory = tmp_path / "missing"
     file = SnapshotFile(directory / "flags.snapshot", ENVIRONMENT, "*")
-    with caplog.at_level(logging.INFO), Client.from_source(history.source, file) as client:
+    with caplog.at_level(logging.INFO), Client.from_source(history.create_source, file) as client:
         eventually(lambda: bool(troubles(caplog, "is not written")))
         for number in range(10):
             history.commit(flag(f"shop.f{number}"))
@@ -477,7 +478,7 @@ def test_where_no_file_can_be_written_it_is_said_once_and_work_goes_on(
 def test_the_path_may_come_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, history: MemoryHistory, file: SnapshotFile
 ) -> None:
-    with Client.from_source(history.source, file):
+    with Client.from_source(history.create_source, file):
         eventually(lambda: saved(file) == 1)
     variables: Mapping[str, str] = {
         "FLAGKIT_URI": "mongodb://127.0.0.1:9/?directConnection=true",
@@ -527,14 +528,16 @@ def test_a_file_of_others_is_said_once_and_left_alone(
     monkeypatch.setattr(snapshots, "OVERLAY_MIN", 2)
     history.commit(REGIONAL)
     european = other_file(file, region="eu")
-    with Client.from_source(lambda: history.source("eu"), european):
+    with Client.from_source(lambda: history.create_source("eu"), european):
         eventually(lambda: saved(european) == 2)
     content = file.path.read_bytes()
     mine = MemoryHistory(scope.get("environment", ENVIRONMENT))
     if "environment" not in scope:
         mine = history
     region = scope.get("region", "*")
-    with Client.from_source(lambda: mine.source(region), other_file(file, **scope)) as client:
+    with Client.from_source(
+        lambda: mine.create_source(region), other_file(file, **scope)
+    ) as client:
         for number in range(10):
             mine.commit(flag(f"shop.f{number}"))
         client.wait_for(mine.tip.revision)
@@ -554,7 +557,8 @@ def test_a_file_without_overrides_is_that_of_all_regions(
     for region in ("eu", "*", "us"):
         theirs = other_file(file, region=region)
         revision = history.commit(flag()).revision
-        with Client.from_source(lambda region=region: history.source(region), theirs) as client:  # type: ignore[misc]
+        source = partial(history.create_source, region)
+        with Client.from_source(source, theirs) as client:
             eventually(lambda theirs=theirs, revision=revision: saved(theirs) == revision)  # type: ignore[misc]
             assert client.status().file is None
     assert left_alone(caplog) == []
@@ -564,7 +568,7 @@ def test_a_file_that_lacks_a_region_is_not_called_altered(
     history: MemoryHistory, file: SnapshotFile, caplog: pytest.LogCaptureFixture
 ) -> None:
     history.commit(REGIONAL)
-    with Client.from_source(history.source, file):
+    with Client.from_source(history.create_source, file):
         eventually(lambda: saved(file) == 2)
     client = Client.from_source(None, other_file(file, region="eu"))
     assert client.keys() == []
@@ -582,18 +586,18 @@ def test_clients_of_two_databases_do_not_replace_the_file_in_turns(
     monkeypatch.setattr(keeping, "FOREIGN_AGAIN_SECONDS", 0.01)
     other = MemoryHistory()
     other.commit(flag(on=False))
-    with Client.from_source(history.source, file) as first:
+    with Client.from_source(history.create_source, file) as first:
         eventually(lambda: saved(file) == 1)
-        second = Client.from_source(other.source, other_file(file))
+        second = Client.from_source(other.create_source, other_file(file))
         with second:
-            header = file.header()
-            eventually(lambda: (file.header() or header).tip.epoch == other.tip.epoch)  # type: ignore[union-attr]
+            header = file.read_header()
+            eventually(lambda: (file.read_header() or header).tip.epoch == other.tip.epoch)  # type: ignore[union-attr]
             first.wait_for(history.commit(flag()).revision)
             eventually(lambda: first.status().file is not None)
             second.wait_for(other.commit(flag()).revision)
             eventually(lambda: saved(file) == 2)
             assert second.status().file is None
-    kept = file.header()
+    kept = file.read_header()
     assert kept is not None
     assert kept.tip.epoch == other.tip.epoch
     assert len(left_alone(caplog)) == 1
@@ -609,9 +613,9 @@ def test_a_path_that_others_have_left_is_written(
     staging = MemoryHistory("staging")
     staging.commit(flag())
     theirs = other_file(file, environment="staging")
-    with Client.from_source(staging.source, theirs):
+    with Client.from_source(staging.create_source, theirs):
         eventually(lambda: saved(theirs) == 1)
-    with Client.from_source(history.source, file) as client:
+    with Client.from_source(history.create_source, file) as client:
         eventually(lambda: client.status().file is not None)
         file.path.unlink()
         history.commit(flag())

@@ -9,10 +9,10 @@ from pymongo import MongoClient
 
 from flagkit._core.storage.layout import FLAGS, HEADS, LEDGER, MEMBERS, PAGES, SEGMENTS
 from flagkit.client.client import Client
-from flagkit.client.refresher import State
+from flagkit.client.refresher import RefreshState
 from flagkit.testing.embedded import _FLAGS
 from flagkit.writer import Writer
-from tests.support.replica_set import Member, Members
+from tests.support.replica_set import MongodProcess, MongodReplicaSet
 
 pytestmark = pytest.mark.mongo
 
@@ -35,11 +35,11 @@ def copied(source: Mongo, target: Mongo, database: str) -> None:
 
 
 @pytest.fixture
-def standalone(tmp_path: Path) -> Iterator[Member]:
+def standalone(tmp_path: Path) -> Iterator[MongodProcess]:
     """A server that is no replica set."""
     flags = [*_FLAGS]
     del flags[flags.index("--replSet") : flags.index("--replSet") + 2]
-    member = Member(tmp_path / "standalone", flags, "eu", proxied=False)
+    member = MongodProcess(tmp_path / "standalone", flags, "eu", proxied=False)
     with member.proxy:
         try:
             member.start()
@@ -58,7 +58,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_a_standalone_server_is_polled_and_that_is_said_once(
-    standalone: Member,
+    standalone: MongodProcess,
     writer: Writer,
     mongo_uri: str,
     database: str,
@@ -84,13 +84,13 @@ def test_a_standalone_server_is_polled_and_that_is_said_once(
             copied(source, target, database)
             client.wait_for(change.commit.revision)
             assert client.value("many.f7", default="none") == "dark"
-            assert client.status().state in {State.POLLING, State.CATCHING_UP}
+            assert client.status().state in {RefreshState.POLLING, RefreshState.CATCHING_UP}
     [words] = said(caplog)
     assert "this MongoDB is not a replica set" in words
 
 
 def test_a_user_who_may_not_watch_polls(caplog: pytest.LogCaptureFixture) -> None:
-    with Members(password="of-root") as members:
+    with MongodReplicaSet(password="of-root") as members:
         with Mongo(members.uri()) as mongo:
             readable = {
                 "resource": {"db": "flagkit", "collection": ""},

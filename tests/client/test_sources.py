@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from flagkit._core.cooperative import whole
+from flagkit._core.cooperative import run_slices
 from flagkit._core.evaluation.result import ErrorCode
 from flagkit._core.model import EVERYWHERE
 from flagkit._core.snapshot import SnapshotFile
-from flagkit._core.snapshot.snapshot import fold
+from flagkit._core.snapshot.snapshot import compact_snapshot
 from flagkit.client.client import Client
-from flagkit.client.sources import Origin, bootstrap_snapshot, snapshot_from
+from flagkit.client.sources import FlagSource, build_bootstrap_snapshot, build_policy_snapshot
 from flagkit.errors import ConfigurationError, InvalidDocumentError, NotReadyError
 from flagkit.testing import MemoryHistory
 
@@ -42,10 +42,10 @@ def policy_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def snapshot_file(tmp_path: Path) -> Path:
-    snapshot = snapshot_from([SEARCH], [BETA], environment="production", region=EVERYWHERE)
+    snapshot = build_policy_snapshot([SEARCH], [BETA], environment="production", region=EVERYWHERE)
     file = SnapshotFile(tmp_path / "flags.snapshot", "production", EVERYWHERE)
-    with file.claimed():
-        file.write(whole(fold(snapshot, with_members=True)))
+    with file.claim():
+        file.write(run_slices(compact_snapshot(snapshot, with_members=True)))
     return file.path
 
 
@@ -86,9 +86,9 @@ def test_it_is_not_what_is_waited_for() -> None:
 def test_flags_of_the_database_replace_all_of_it(caplog: pytest.LogCaptureFixture) -> None:
     history = MemoryHistory()
     history.commit({**THEME, "fallthrough": {"serve": "light"}})
-    snapshot = bootstrap_snapshot([{**SEARCH, "rules": []}, THEME], "test", EVERYWHERE)
+    snapshot = build_bootstrap_snapshot([{**SEARCH, "rules": []}, THEME], "test", EVERYWHERE)
     client = Client.from_source()
-    client.follow(Origin(lambda: history.source, bootstrap=snapshot))
+    client.follow(FlagSource(lambda: history.create_source, bootstrap=snapshot))
     with client:
         client.wait_ready()
         assert client.value("shop.theme", default="none") == "light"

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from flagkit.client.client import Client
-from flagkit.client.refresher import Circuit, State
-from flagkit.config import settings_from
+from flagkit.client.refresher import BreakerState, RefreshState
+from flagkit.config import resolve_settings
 from flagkit.errors import ConfigurationError, StoreUnavailableError
 from flagkit.testing import MemoryHistory, client_from
 
@@ -39,15 +39,15 @@ def test_a_client_of_documents_tells_what_it_has() -> None:
 def test_a_client_that_is_current_says_so() -> None:
     history = MemoryHistory()
     change = history.commit(THEME)
-    with Client.from_source(history.source) as client:
+    with Client.from_source(history.create_source) as client:
         client.wait_ready()
         assert current(client)
         status = client.status()
-        assert (status.state, status.revision, status.head) == (State.WATCHING, 1, 1)
+        assert (status.state, status.revision, status.head) == (RefreshState.WATCHING, 1, 1)
         assert status.epoch == change.tip.epoch
         assert 0 <= status.staleness < 60
         assert client.staleness >= status.staleness
-        assert status.breakers == dict.fromkeys(("near", "primary", "head"), Circuit.CLOSED)
+        assert status.breakers == dict.fromkeys(("near", "primary", "head"), BreakerState.CLOSED)
         assert status.error is None
     assert client.status().state is None
 
@@ -55,12 +55,12 @@ def test_a_client_that_is_current_says_so() -> None:
 def test_what_is_in_the_way_is_told_in_words() -> None:
     history = MemoryHistory()
     history.fault = StoreUnavailableError("no member answers")
-    with Client.from_source(history.source) as client:
+    with Client.from_source(history.create_source) as client:
         while client.status().error is None:
             pass
         status = client.status()
         assert status.error == "no member answers"
-        assert status.state in {State.LOADING, State.BACKING_OFF}
+        assert status.state in {RefreshState.LOADING, RefreshState.BACKING_OFF}
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_how_old_it_may_be_comes_from_an_argument_or_a_variable_in_milliseconds(
 ) -> None:
     if variable is not None:
         monkeypatch.setenv("FLAGKIT_MAX_STALENESS_MS", variable)
-    settings = settings_from(URI, environment="production", max_staleness=argument)
+    settings = resolve_settings(URI, environment="production", max_staleness=argument)
     assert settings.max_staleness == seconds
 
 

@@ -12,7 +12,7 @@ import pytest
 import flagkit
 from flagkit import Client, FlagChange
 from flagkit._core.model import EVERYWHERE
-from flagkit.client.sources import Origin, snapshot_from
+from flagkit.client.sources import FlagSource, build_policy_snapshot
 from flagkit.errors import (
     ClosedError,
     InvalidArgumentError,
@@ -21,7 +21,7 @@ from flagkit.errors import (
 )
 from flagkit.testing import MemoryHistory, client_from
 from flagkit.writer import Writer
-from tests.support.forked import SECONDS_MAX, Child, eventually
+from tests.support.forked import SECONDS_MAX, ForkedChild, poll_until
 
 pytestmark = pytest.mark.every_python
 
@@ -84,7 +84,7 @@ def history() -> MemoryHistory:
 @pytest.fixture
 def client(history: MemoryHistory) -> Iterator[Client]:
     history.commit(THEME, LIMIT)
-    with Client.from_source(history.source) as client:
+    with Client.from_source(history.create_source) as client:
         client.wait_ready()
         yield client
 
@@ -262,7 +262,7 @@ def test_a_circle_of_prerequisites_ends(client: Client, history: MemoryHistory) 
 
 def test_a_change_for_another_region_or_under_an_override_is_none(history: MemoryHistory) -> None:
     history.commit(THEME, {**LIGHT, "region": "eu"})
-    with Client.from_source(lambda: history.source("eu")) as client:
+    with Client.from_source(lambda: history.create_source("eu")) as client:
         client.wait_ready()
         heard = Heard()
         with client.on_change("shop.", heard):
@@ -274,7 +274,7 @@ def test_a_change_for_another_region_or_under_an_override_is_none(history: Memor
 
 def test_the_first_flags_are_told_to_who_was_there_before_them(history: MemoryHistory) -> None:
     history.commit(THEME, LIMIT)
-    client = Client.from_source(history.source)
+    client = Client.from_source(history.create_source)
     heard = Heard()
     client.on_change("", heard)
     with client:
@@ -419,7 +419,7 @@ def test_a_callback_may_close_its_subscription_and_its_client(
     history.commit(LIMIT)
     assert done.wait(SECONDS_MAX)
     assert heard.nothing
-    assert eventually(threads, lambda found: not found) == []
+    assert poll_until(threads, lambda found: not found) == []
 
 
 def test_a_client_of_one_snapshot_has_nothing_to_tell() -> None:
@@ -437,9 +437,9 @@ def test_the_default_client_keeps_its_subscriptions_when_it_is_configured_anew()
     heard = Heard()
     client = Client.from_source()
     client.on_change("", heard)
-    client.follow(Origin(lambda: first.source))
+    client.follow(FlagSource(lambda: first.create_source))
     assert heard.keys(2) == ["cart.limit", "shop.theme"]
-    client.follow(Origin(lambda: second.source))
+    client.follow(FlagSource(lambda: second.create_source))
     assert heard.next().key == "shop.theme"
     client.close()
     assert heard.nothing
@@ -451,11 +451,11 @@ def test_what_a_bootstrap_answers_instead_is_told() -> None:
     first.commit(THEME, LIMIT)
     second.fault = StoreUnavailableError("no member answers")
     heard = Heard()
-    client = Client.from_source().follow(Origin(lambda: first.source))
+    client = Client.from_source().follow(FlagSource(lambda: first.create_source))
     client.wait_ready()
     client.on_change("", heard)
-    declared = snapshot_from([LIGHT, LIMIT], [], environment="test", region=EVERYWHERE)
-    client.follow(Origin(lambda: second.source, bootstrap=declared))
+    declared = build_policy_snapshot([LIGHT, LIMIT], [], environment="test", region=EVERYWHERE)
+    client.follow(FlagSource(lambda: second.create_source, bootstrap=declared))
     change = heard.next()
     client.close()
     assert (change.key, change.policy_after) == ("shop.theme", client.policy("shop.theme"))
@@ -477,7 +477,7 @@ def test_a_forked_child_is_told_by_itself_of_what_changes_after_the_fork(
 
     history.commit(LIMIT)
     client.wait_for(2)
-    with Child(follow) as child:
+    with ForkedChild(follow) as child:
         assert child.says() == ("shop.theme", 3)
         assert child.exit_code() == 0
     assert heard.nothing

@@ -13,12 +13,12 @@ import pytest
 
 import flagkit
 from flagkit import Client
-from flagkit._core.arguments import refusing_unknown
+from flagkit._core.arguments import refuse_unknown_arguments
 from flagkit.config import Options
 from flagkit.errors import FlagkitError, InvalidArgumentError
 from flagkit.testing import MemoryHistory
 from flagkit.writer import Draft, Writer, entries, stale_flags
-from flagkit.writer.ledger import newer
+from flagkit.writer.ledger import read_newer_entries
 
 FLAG: dict[str, Any] = {
     "key": "a.b",
@@ -80,11 +80,11 @@ def test_a_writer_refuses_what_it_does_not_know_before_anything_is_done(
         and parameter.kind is not parameter.VAR_KEYWORD
         and parameter.name != "self"
     }
-    before = flag.store.tip()
+    before = flag.store.read_tip()
     for unknown, meant in [("dry_run", "reason"), ("reson", "'reason'"), ("acter", "'actor'")]:
         with pytest.raises(TypeError, match=rf"{name}\(\) got an unexpected.*{unknown}.*{meant}"):
             method(flag, **required, **{unknown: True})
-    assert flag.store.tip() == before
+    assert flag.store.read_tip() == before
 
 
 def test_an_unknown_argument_is_compared_with_all_that_a_verb_takes(flag: Writer) -> None:
@@ -95,7 +95,7 @@ def test_an_unknown_argument_is_compared_with_all_that_a_verb_takes(flag: Writer
     with pytest.raises(TypeError, match="Did you mean 'key'"):
         entries(flag.store, kye="a.b")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="Did you mean 'since'"):
-        newer(flag.store, 0, sinc=None)  # type: ignore[call-arg]
+        read_newer_entries(flag.store, 0, sinc=None)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
@@ -107,7 +107,7 @@ def test_a_writer_is_neither_copied_nor_sent(
 
 
 def test_a_decorated_function_is_documented_as_before() -> None:
-    @refusing_unknown
+    @refuse_unknown_arguments
     def asked(key: str, **wanted: Unpack[Options]) -> str:
         """Do it."""
         return f"{key} {wanted}"
@@ -152,7 +152,7 @@ CALLS: dict[str, Callable[[Writer, Any], object]] = {
     "a session": lambda w, v: w.pause("a.b", session=v),
     "namespaces": lambda w, v: drafted(lambda d: d.grant("x", "admin", v), w),
     "a role": lambda w, v: drafted(lambda d: d.grant("x", v), w),
-    "glass": lambda w, v: drafted(lambda d: d.break_glass(v), w),
+    "glass": lambda w, v: drafted(lambda d: d.bypass_guards(v), w),
     "a capacity": lambda w, v: drafted(lambda d: d.set_limit("actor", capacity=v, rate=1), w),
     "a rate": lambda w, v: drafted(lambda d: d.set_limit("actor", capacity=1, rate=v), w),
     "a proposal": lambda w, v: w.approve(v),
@@ -207,7 +207,7 @@ WAITS: dict[str, Callable[[Client, Any], object]] = {
 def test_waiting_takes_numbers_alone(call: Callable[[Client, Any], object]) -> None:
     history = MemoryHistory()
     history.commit(FLAG)
-    with Client.from_source(history.source) as client:
+    with Client.from_source(history.create_source) as client:
         client.wait_ready(math.inf)
         client.wait_for(1, 2**70)
         for value in (None, [], {}, object(), b"b", print, [5]):

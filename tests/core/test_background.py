@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 
 from flagkit import Client
 from flagkit._core import background
-from flagkit._core.background import BackgroundThread, Log, Pauses, words_of
+from flagkit._core.background import BackgroundThread, Backoff, Log, format_error
 from flagkit._core.snapshot import Snapshot, SnapshotFile
 from flagkit._core.source import Route
-from flagkit.client.refresher import State
-from flagkit.client.sources import Origin
+from flagkit.client.refresher import RefreshState
+from flagkit.client.sources import FlagSource
 from flagkit.errors import FlagkitError
 from flagkit.testing import MemoryHistory, MemorySource
 from flagkit.writer import Writer
-from tests.support.forked import eventually
+from tests.support.forked import poll_until
 
 pytestmark = pytest.mark.every_python
 
@@ -43,8 +43,8 @@ def threads() -> list[threading.Thread]:
 def goes_on(client: Client, history: MemoryHistory) -> None:
     """Check that a client follows the next change and says that it is well."""
     client.wait_for(history.commit(flag()).revision, 20)
-    eventually(client.status, lambda status: status.error is None and not status.troubles)
-    assert client.status().state is State.WATCHING
+    poll_until(client.status, lambda status: status.error is None and not status.troubles)
+    assert client.status().state is RefreshState.WATCHING
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def history() -> MemoryHistory:
 @pytest.fixture
 def client(history: MemoryHistory) -> Iterator[Client]:
     # At this pace it asks for the head each second, and then says that all is well.
-    origin = Origin(lambda: history.source, max_staleness=3.0)
+    origin = FlagSource(lambda: history.create_source, max_staleness=3.0)
     with Client.from_source().follow(origin) as client:
         client.wait_ready()
         yield client
@@ -140,11 +140,11 @@ def test_logs_that_raise_end_no_thread(
     with client.on_change("", raising(ValueError("a callback"), [])):
         history.fault = OutageError()
         history.commit(flag(on=False))
-        eventually(lambda: "flagkit" in broken_logs, bool)
+        poll_until(lambda: "flagkit" in broken_logs, bool)
         history.fault = None
         goes_on(client, history)
         # The callback raised, too, and that was logged.
-        eventually(lambda: "flagkit-changes" in broken_logs, bool)
+        poll_until(lambda: "flagkit-changes" in broken_logs, bool)
         goes_on(client, history)
         assert before in threads()
         assert len(threads()) == 2
@@ -200,7 +200,7 @@ def test_callbacks_that_raise_end_no_thread(
     ):
         for _ in range(3):
             revision = history.commit(flag()).revision
-            eventually(lambda: told[-1:], lambda found, last=revision: found == [last])  # type: ignore[misc]
+            poll_until(lambda: told[-1:], lambda found, last=revision: found == [last])  # type: ignore[misc]
     assert set(calls) == {"flagkit-changes"}
     goes_on(client, history)
 
@@ -243,12 +243,12 @@ def test_a_snapshot_that_could_not_be_published_is_published_later(
     is_short.set()
     history.commit(flag(on=False))
     assert failed.wait(20)
-    eventually(client.status, lambda status: status.error == "MemoryError")
+    poll_until(client.status, lambda status: status.error == "MemoryError")
     assert client.revision == 1
-    as_of = client._freshness.as_of
+    as_of = client._staleness.as_of
     is_short.clear()
     # It is not taken for current meanwhile.
-    assert client._freshness.as_of == as_of
+    assert client._staleness.as_of == as_of
     client.wait_for(history.commit(flag(on=False)).revision, 20)
     assert not client.is_enabled("shop.express")
     goes_on(client, history)
@@ -273,7 +273,7 @@ def test_an_exit_within_the_loop_has_the_same_thread_begin_anew(
 
     tasks: list[asyncio.Future[None]] = []
     refresh._loop.call_soon_threadsafe(begin)
-    eventually(lambda: client.status().error_count, bool)
+    poll_until(lambda: client.status().error_count, bool)
     goes_on(client, history)
     assert threads() == [before]
     assert [record for record in caplog.records if "SystemExit" in record.message]
@@ -305,20 +305,20 @@ def test_keeping_that_fails_shows_in_the_status_and_begins_anew(
     file = SnapshotFile(tmp_path / "flags.snapshot", "test", "*")
     is_short = threading.Event()
     is_short.set()
-    header = file.header
+    header = file.read_header
 
     def perhaps() -> Any:
         if is_short.is_set() and threading.current_thread().name == "flagkit":
             raise MemoryError
         return header()
 
-    monkeypatch.setattr(file, "header", perhaps)
-    with Client.from_source(history.source, file) as client:
+    monkeypatch.setattr(file, "read_header", perhaps)
+    with Client.from_source(history.create_source, file) as client:
         client.wait_ready()
-        eventually(client.status, lambda status: "keeping" in status.troubles)
+        poll_until(client.status, lambda status: "keeping" in status.troubles)
         assert client.status().error is None
         is_short.clear()
-        eventually(header, lambda found: found is not None)
+        poll_until(header, lambda found: found is not None)
         goes_on(client, history)
 
 
@@ -340,7 +340,7 @@ def test_threads_that_are_told_to_exit_from_outside_go_on(
                 kill(thread)
             revision = history.commit(flag()).revision
             client.wait_for(revision, 20)
-            eventually(lambda: told[-1:], lambda found, last=revision: found == [last])  # type: ignore[misc]
+            poll_until(lambda: told[-1:], lambda found, last=revision: found == [last])  # type: ignore[misc]
         goes_on(client, history)
 
 
@@ -355,12 +355,12 @@ def test_a_thread_that_has_died_shows_in_the_status_and_is_started_by_whoever_as
     refresh._thread._pid = 0
     assert refresh._loop is not None
     refresh._loop.call_soon_threadsafe(refresh._task.cancel)
-    eventually(threads, lambda found: not found)
+    poll_until(threads, lambda found: not found)
     refresh._thread._pid, refresh._thread._is_done = os.getpid(), False
     status = client.status()
-    assert status.state is State.BACKING_OFF
+    assert status.state is RefreshState.BACKING_OFF
     assert status.error == "the thread flagkit ended unexpectedly"
-    assert client._switches == {}
+    assert client._boolean_functions == {}
 
     def is_back() -> bool:
         if ask == "on_change":
@@ -371,10 +371,10 @@ def test_a_thread_that_has_died_shows_in_the_status_and_is_started_by_whoever_as
             assert getattr(client, ask)("shop.express", "user")
         return refresh.is_running
 
-    eventually(is_back, bool)
+    poll_until(is_back, bool)
     goes_on(client, history)
     assert client.is_enabled("shop.express")
-    assert client._switches, "the hot path is open again"
+    assert client._boolean_functions, "the hot path is open again"
 
 
 def test_without_a_thread_to_be_had_a_client_says_so_and_begins_when_there_is_one(
@@ -385,10 +385,10 @@ def test_without_a_thread_to_be_had_a_client_says_so_and_begins_when_there_is_on
 
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refuse)
-        client = Client.from_source(history.source).start()
+        client = Client.from_source(history.create_source).start()
         subscription = client.on_change("", print)
         status = client.status()
-        assert status.state is State.BACKING_OFF
+        assert status.state is RefreshState.BACKING_OFF
         assert status.error == "can't start new thread"
         assert status.troubles == {"changes": "can't start new thread"}
         # Evaluations go on, without flags here.
@@ -406,9 +406,9 @@ class Unspeakable(Exception):  # noqa: N818 - it is a fault, not an error of a l
 
 
 def test_an_error_without_words_is_named_by_its_class() -> None:
-    assert words_of(Unspeakable()) == "Unspeakable"
-    assert words_of(MemoryError()) == "MemoryError"
-    assert words_of(ValueError("words")) == "words"
+    assert format_error(Unspeakable()) == "Unspeakable"
+    assert format_error(MemoryError()) == "MemoryError"
+    assert format_error(ValueError("words")) == "words"
 
 
 def test_outside_of_background_threads_an_exit_is_still_the_callers(
@@ -429,8 +429,8 @@ def test_a_record_names_the_line_that_logged(caplog: pytest.LogCaptureFixture) -
 
 @given(st.integers(1, 200))
 def test_pauses_grow_and_are_bounded(count: int) -> None:
-    pauses = Pauses()
-    found = [pauses.next() for _ in range(count)]
+    pauses = Backoff()
+    found = [pauses.compute_delay() for _ in range(count)]
     assert all(0 < pause <= background.PAUSE_SECONDS_MAX for pause in found)
     assert found[0] <= background.PAUSE_SECONDS_MIN
     if count > 10:
@@ -447,7 +447,7 @@ def test_a_thread_repeats_its_work_until_it_is_done(fault: BaseException) -> Non
 
     thread = BackgroundThread("flagkit-test", work, noted.append)
     thread.start()
-    eventually(lambda: thread.is_running, lambda running: not running)
+    poll_until(lambda: thread.is_running, lambda running: not running)
     assert (len(noted), faults) == (2, [])
     thread.start()
     assert not thread.is_running, "its work is done"
@@ -463,7 +463,7 @@ def test_a_thread_goes_on_though_nothing_can_be_noted(fault: BaseException) -> N
 
     thread = BackgroundThread("flagkit-test", work, raising(fault, []))
     thread.start()
-    eventually(lambda: thread.is_running, lambda running: not running)
+    poll_until(lambda: thread.is_running, lambda running: not running)
     assert left == []
 
 
@@ -480,8 +480,8 @@ def test_a_pause_ends_when_the_thread_is_closed(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_client_that_is_closed_by_its_own_thread_is_closed(history: MemoryHistory) -> None:
-    with Client.from_source(history.source) as client:
+    with Client.from_source(history.create_source) as client:
         client.wait_ready()
         client.on_publish(lambda *_: client.close())
         history.commit(flag())
-        eventually(threads, lambda found: found == [])
+        poll_until(threads, lambda found: found == [])

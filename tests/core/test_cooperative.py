@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagkit._core.cooperative import PAUSED_THRESHOLD, collector_paused
+from flagkit._core.cooperative import PAUSED_THRESHOLD, pause_gc
 
 pytestmark = pytest.mark.every_python
 
@@ -32,7 +32,7 @@ def runs() -> int:
 
 
 def test_the_collector_does_not_run_in_a_pause() -> None:
-    with collector_paused():
+    with pause_gc():
         before = runs()
         kept = [[number] for number in range(100_000)]
         assert runs() == before
@@ -52,7 +52,7 @@ def test_what_the_application_asks_for_in_a_pause_stays(steps: list[str]) -> Non
     for number, step in enumerate(steps):
         if step == "begin":
             pauses.append(contextlib.ExitStack())
-            pauses[-1].enter_context(collector_paused())
+            pauses[-1].enter_context(pause_gc())
         elif step == "end" and pauses:
             # The oldest first, as pauses of several threads may end.
             pauses.pop(0).close()
@@ -75,7 +75,7 @@ def test_what_disables_the_collector_in_another_thread_is_not_undone() -> None:
     entered, disabled = threading.Event(), threading.Event()
 
     def pause() -> None:
-        with collector_paused():
+        with pause_gc():
             entered.set()
             assert disabled.wait(10)
 
@@ -89,23 +89,23 @@ def test_what_disables_the_collector_in_another_thread_is_not_undone() -> None:
 
 
 def test_a_threshold_that_was_read_in_a_pause_and_set_later_is_mended_by_the_next_pause() -> None:
-    with collector_paused():
+    with pause_gc():
         thresholds = gc.get_threshold()
     gc.set_threshold(*thresholds)
-    with collector_paused():
+    with pause_gc():
         assert gc.get_threshold()[0] == PAUSED_THRESHOLD
     assert gc.get_threshold() == (FIRST, SECOND, THIRD)
 
 
 def test_a_collector_that_never_runs_by_itself_stays_so() -> None:
     gc.set_threshold(0)
-    with collector_paused():
+    with pause_gc():
         assert gc.get_threshold()[0] == 0
     assert gc.get_threshold()[0] == 0
 
 
 def test_what_is_frozen_stays_frozen() -> None:
-    with collector_paused():
+    with pause_gc():
         kept = [[number] for number in range(1_000)]
         gc.freeze()
     try:
@@ -115,7 +115,7 @@ def test_what_is_frozen_stays_frozen() -> None:
 
 
 def test_a_child_forked_in_a_pause_has_its_collector() -> None:
-    with collector_paused():
+    with pause_gc():
         child = os.fork()
         if child == 0:
             os._exit(0 if gc.get_threshold() == (FIRST, SECOND, THIRD) else 1)

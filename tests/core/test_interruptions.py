@@ -21,9 +21,9 @@ from flagkit import Client, CountingClient, ErrorCode, use_context
 from flagkit._core.evaluation import compiled_flag, compiler
 from flagkit._core.interruptions import FAILURES_SUPPRESSED, is_interruption
 from flagkit._core.model import packing, windows
-from flagkit._core.model.changes import PolicyState, genesis, state_of
-from flagkit._core.model.packing import NESTING_MAX, is_fault_of
-from flagkit._core.snapshot import Snapshot, arena_of, record_of
+from flagkit._core.model.changes import PolicyState, build_genesis_tip, build_state
+from flagkit._core.model.packing import NESTING_MAX, is_document_fault
+from flagkit._core.snapshot import Snapshot, build_arena, encode_record
 from flagkit.errors import InvalidDocumentError
 from flagkit.history import digest_of
 from flagkit.testing import client_from
@@ -65,7 +65,7 @@ CONTEXT = {"targeting_key": "u", "p": 1}
 def new_client() -> Client:
     """Return a client that has compiled nothing, in a process that has neither."""
     compiler._templates.clear()
-    compiled_flag._kept_shared_of.cache_clear()
+    compiled_flag._build_shared_body_cached.cache_clear()
     return client_from(
         [ON, resting(), ALONE, SEGMENTED], [GROUP], datetime(2026, 6, 1, 12, tzinfo=UTC)
     )
@@ -110,12 +110,12 @@ def test_a_first_call_deep_in_the_stack_spoils_no_flag(key: str, method: str) ->
 
 
 def _extend(found: list[Any], states: list[PolicyState]) -> None:
-    found.extend(map(record_of, states))
+    found.extend(map(encode_record, states))
 
 
 def test_a_client_made_deep_in_the_stack_has_all_flags_or_none() -> None:
-    states = [PolicyState("resting", "*", 1, state_of("resting", "*", 1, resting()).packed)]
-    whole = [record_of(state) for state in states]
+    states = [PolicyState("resting", "*", 1, build_state("resting", "*", 1, resting()).packed)]
+    whole = [encode_record(state) for state in states]
     for left in range(1, 120):
         found: list[Any] = []
         with_frames_left(left, functools.partial(_extend, found, states))
@@ -123,7 +123,7 @@ def test_a_client_made_deep_in_the_stack_has_all_flags_or_none() -> None:
 
 
 def test_what_memory_raises_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    for room, name in ((packing, "_flag"), (compiler, "compile")):
+    for room, name in ((packing, "_unpack_flag"), (compiler, "compile")):
         client = new_client()
         with monkeypatch.context() as patch:
             patch.setattr(room, name, _raise(MemoryError()), raising=False)
@@ -142,7 +142,7 @@ def _raise(error: BaseException) -> Callable[..., Any]:
 
 def test_an_exception_that_strikes_once_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     # As another thread injects one: its type is that of a fault of the document.
-    original = packing._flag
+    original = packing._unpack_flag
     struck: list[bool] = []
 
     def once(*arguments: Any) -> Any:
@@ -153,8 +153,8 @@ def test_an_exception_that_strikes_once_is_not_kept(monkeypatch: pytest.MonkeyPa
 
     client = new_client()
     client.evaluate("base", CONTEXT)
-    monkeypatch.setattr(packing, "_flag", once)
-    compiled_flag._kept_shared_of.cache_clear()
+    monkeypatch.setattr(packing, "_unpack_flag", once)
+    compiled_flag._build_shared_body_cached.cache_clear()
     with contextlib.suppress(ValueError):
         client.evaluate("resting", CONTEXT)
     assert struck
@@ -170,9 +170,9 @@ def test_too_many_open_files_spoil_no_flag(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def of_packed(packed: bytes, key: str = "deep", region: str = "*") -> Client:
-    tip = genesis("test", "epoch", datetime(2026, 1, 1, tzinfo=UTC))
-    record = record_of(PolicyState(key, region, 1, packed))
-    return Client.from_snapshot(Snapshot(tip, "*", arena_of(tip, [record])))
+    tip = build_genesis_tip("test", "epoch", datetime(2026, 1, 1, tzinfo=UTC))
+    record = encode_record(PolicyState(key, region, 1, packed))
+    return Client.from_snapshot(Snapshot(tip, "*", build_arena(tip, [record])))
 
 
 @pytest.mark.parametrize(
@@ -227,8 +227,8 @@ def test_the_depth_of_packed_values_is_told_without_recursion(value: object) -> 
 
 def test_a_recursion_error_is_the_fault_of_a_document_that_is_too_deep_alone() -> None:
     error = RecursionError()
-    assert not is_fault_of(b"\x91" * NESTING_MAX + b"\xc0", error)
-    assert is_fault_of(b"\x91" * (NESTING_MAX + 1) + b"\xc0", error)
+    assert not is_document_fault(b"\x91" * NESTING_MAX + b"\xc0", error)
+    assert is_document_fault(b"\x91" * (NESTING_MAX + 1) + b"\xc0", error)
 
 
 # Signal handlers.
@@ -413,7 +413,7 @@ def test_what_a_signal_handler_raises_reaches_the_caller(kind: type[Client]) -> 
             digest_of(client, evaluation, context)
 
 
-@pytest.mark.parametrize("place", ["_flag", "_rule", "_named"])
+@pytest.mark.parametrize("place", ["_unpack_flag", "_unpack_rule", "_name_operators"])
 @pytest.mark.usefixtures("handler")
 def test_a_signal_during_a_compile_spoils_no_flag(
     monkeypatch: pytest.MonkeyPatch, place: str

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from pymongo import MongoClient
 
 from flagkit import errors
-from flagkit._core.background import logger
-from flagkit._core.printable import printable, printable_traceback
+from flagkit._core.background import get_logger
+from flagkit._core.printable import format_traceback, to_printable
 from flagkit.errors import FlagkitError, InvalidDocumentError
 from flagkit.testing import client_from
 from flagkit.writer import Writer
@@ -30,35 +30,35 @@ STAMP = "STAMP "
 
 @pytest.mark.parametrize(("text", "shown"), HOSTILE.items(), ids=map(ascii, HOSTILE))
 def test_what_a_terminal_obeys_or_nobody_sees_is_shown_as_an_escape(text: str, shown: str) -> None:
-    assert printable(f"a{text}b") == f"a{shown}b"
+    assert to_printable(f"a{text}b") == f"a{shown}b"
 
 
 @pytest.mark.parametrize("text", LEGITIMATE)
 def test_text_that_people_write_stays_as_it_is(text: str) -> None:
-    assert printable(text) == text
+    assert to_printable(text) == text
 
 
 @given(st.text())
 def test_what_was_made_printable_is_harmless_and_stays_as_it_is(text: str) -> None:
-    shown = printable(text)
+    shown = to_printable(text)
     assert_harmless(shown)
     assert shown.splitlines() in ([], [shown])
-    assert printable(shown) == shown
+    assert to_printable(shown) == shown
 
 
 @given(st.characters())
 def test_no_control_format_or_surrogate_character_is_shown(character: str) -> None:
     category = unicodedata.category(character)
     if category in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}:
-        assert printable(character) == ascii(character)[1:-1]
+        assert to_printable(character) == ascii(character)[1:-1]
     elif category[0] in "LNPSZ" and "FILLER" not in unicodedata.name(character, ""):
-        assert printable(character) == character
+        assert to_printable(character) == character
 
 
 def test_a_selector_of_colour_stays_behind_a_symbol_alone() -> None:
-    assert printable("\u26a0\ufe0f") == "\u26a0\ufe0f"
-    assert printable("on\ufe0f") == "on\\ufe0f"
-    assert printable("\ufe0f") == "\\ufe0f"
+    assert to_printable("\u26a0\ufe0f") == "\u26a0\ufe0f"
+    assert to_printable("on\ufe0f") == "on\\ufe0f"
+    assert to_printable("\ufe0f") == "\\ufe0f"
 
 
 # Errors
@@ -96,7 +96,7 @@ def test_a_traceback_gives_the_text_of_an_error_no_line_of_its_own() -> None:
 
     with pytest.raises(ExceptionGroup) as caught:
         fail()
-    told = printable_traceback(caught.value)
+    told = format_traceback(caught.value)
     assert told.count("CRITICAL") == 3
     assert not re.search(r"^(\d|CRITICAL)", told, re.MULTILINE)
     assert "direct cause" in told
@@ -108,7 +108,7 @@ def test_a_traceback_gives_the_text_of_an_error_no_line_of_its_own() -> None:
 def test_a_chain_of_errors_that_leads_back_to_itself_ends() -> None:
     one, two = ValueError("one"), ValueError("two")
     one.__cause__, two.__cause__ = two, one
-    assert printable_traceback(one).splitlines()[0] == "ValueError: two"
+    assert format_traceback(one).splitlines()[0] == "ValueError: two"
 
 
 class SilentError(Exception):
@@ -117,7 +117,7 @@ class SilentError(Exception):
 
 
 def test_an_error_without_a_text_is_named_by_its_class() -> None:
-    assert "<SilentError without a text>" in printable_traceback(SilentError())
+    assert "<SilentError without a text>" in format_traceback(SilentError())
 
 
 # Explanations
@@ -174,7 +174,7 @@ ARGUMENTS: list[tuple[str, tuple[Any, ...]]] = [
 def test_no_argument_of_a_record_makes_a_line_or_an_escape(
     name: str, message: str, arguments: tuple[Any, ...], written: io.StringIO
 ) -> None:
-    logger(name).warning(message, *arguments)
+    get_logger(name).warning(message, *arguments)
     line = written.getvalue().removesuffix("\n")
     assert line.startswith(STAMP)
     assert "CRITICAL" in line
@@ -186,7 +186,7 @@ def test_the_traceback_of_a_record_has_no_line_that_its_error_made(written: io.S
         Path("\0").read_text()
     except ValueError as error:
         error.args = (FORGED,)
-        logger("flagkit.refresh").warning("not current: %s", error, exc_info=error)
+        get_logger("flagkit.refresh").warning("not current: %s", error, exc_info=error)
     lines = written.getvalue().removesuffix("\n").split("\n")
     assert lines[1] == "Traceback (most recent call last):"
     assert [line.startswith(STAMP) for line in lines] == [True] + [False] * (len(lines) - 1)
@@ -196,7 +196,7 @@ def test_the_traceback_of_a_record_has_no_line_that_its_error_made(written: io.S
 
 
 def test_an_argument_that_has_no_text_fails_no_call(written: io.StringIO) -> None:
-    logger("flagkit").warning("%s", SilentError())
+    get_logger("flagkit").warning("%s", SilentError())
     assert written.getvalue() == f"{STAMP}<SilentError without a text>\n"
 
 
@@ -214,7 +214,7 @@ def test_the_configuration_of_an_application_leaves_records_printable(
                 "loggers": {"flagkit": {"handlers": ["plain"], "level": "DEBUG"}},
             }
         )
-        logger("flagkit").warning("%s", FORGED)
+        get_logger("flagkit").warning("%s", FORGED)
     finally:
         root.handlers[:], root.propagate, root.level = before
     said = capsys.readouterr().err
@@ -226,7 +226,7 @@ def test_a_callback_that_raises_stored_text_makes_no_line(written: io.StringIO) 
     client = client_from([])
     with pytest.raises(InvalidDocumentError) as caught:
         client_from([{"key": FORGED}])
-    logger("flagkit").warning("%s", caught.value, exc_info=caught.value.__cause__)
+    get_logger("flagkit").warning("%s", caught.value, exc_info=caught.value.__cause__)
     assert client.keys() == []
     assert written.getvalue().count(STAMP) == 1
 
@@ -243,7 +243,7 @@ def test_requests_and_reasons_make_no_line_of_a_log(
         writer.create_environment()
         writer.create({**document, "fallthrough": {"serve": "on"}})
         with writer.change() as change:
-            change.break_glass(f"why {STORABLE}")
+            change.bypass_guards(f"why {STORABLE}")
             change.pause("shop.a")
         with mongo.start_session() as session, session.start_transaction():
             pending = writer.resume("shop.a", idempotency_key=f"k {STORABLE}", session=session)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from flagkit._core.strict_json import read_json, read_policies
+from flagkit._core.strict_json import parse_json, parse_policies
 from flagkit.cli.commands.flags_import import ImportFiles
-from flagkit.client.sources import bootstrap_snapshot
+from flagkit.client.sources import build_bootstrap_snapshot
 from flagkit.errors import FlagkitError, InvalidDocumentError
 from flagkit.policy_files.reader import PolicyFile
 from flagkit.writer import Import
@@ -69,7 +69,7 @@ def by_import(path: Path) -> None:
 
 
 def by_bootstrap(path: Path) -> None:
-    bootstrap_snapshot(path, "production", "*")
+    build_bootstrap_snapshot(path, "production", "*")
 
 
 READERS = [by_command, by_import, by_bootstrap]
@@ -120,13 +120,13 @@ def test_a_fault_in_json_lines_is_named_by_its_line(
 
 def test_a_fault_is_named_by_its_line() -> None:
     with pytest.raises(InvalidDocumentError) as caught:
-        read_policies('{"flags": [\n  {"key": }\n]}', "flags.json")
+        parse_policies('{"flags": [\n  {"key": }\n]}', "flags.json")
     problem = "document: is not JSON: Expecting value at column 11"
     assert str(caught.value) == f"flags.json:2: {problem}. Correct it and try again"
 
 
 def test_what_is_read_is_what_json_says() -> None:
-    assert read_json(b'\xef\xbb\xbf{"a": [1, 2.5, null]}', "x") == {"a": [1, 2.5, None]}
+    assert parse_json(b'\xef\xbb\xbf{"a": [1, 2.5, null]}', "x") == {"a": [1, 2.5, None]}
 
 
 def test_a_bootstrap_needs_nothing_of_the_command() -> None:

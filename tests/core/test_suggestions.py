@@ -100,17 +100,17 @@ def filled(writer: Writer) -> Writer:
 
 
 def near(writer: Writer, key: str, region: str = EVERYWHERE) -> list[str]:
-    with writer.store.reading() as reading:
-        return nearest(key, reading.keys_near((region, key)))
+    with writer.store.open_reader() as reading:
+        return nearest(key, reading.find_similar_keys((region, key)))
 
 
 @pytest.mark.mongo
 class TestKeysNear:
     def test_flags_and_segments_are_told_apart(self, filled: Writer) -> None:
-        with filled.store.reading() as reading:
-            assert reading.keys_near((SEGMENTS, "a")) == {"shop.beta"}
+        with filled.store.open_reader() as reading:
+            assert reading.find_similar_keys((SEGMENTS, "a")) == {"shop.beta"}
             flags = {"checkout.enabled", "checkout.express-pay", "shop.search"}
-            assert reading.keys_near((EVERYWHERE, "z")) == flags
+            assert reading.find_similar_keys((EVERYWHERE, "z")) == flags
 
     def test_deleted_flags_are_not_among_them(self, filled: Writer) -> None:
         filled.archive("shop.search")
@@ -122,8 +122,8 @@ class TestKeysNear:
         name = f"other-{uuid.uuid4().hex}"
         with Writer(mongo_uri, name, actor="tester", database=database) as other:
             other.create_environment()
-            with other.store.reading() as reading:
-                assert reading.keys_near((EVERYWHERE, "shop.serch")) == set()
+            with other.store.open_reader() as reading:
+                assert reading.find_similar_keys((EVERYWHERE, "shop.serch")) == set()
 
     @pytest.mark.parametrize(
         "key",
@@ -141,8 +141,8 @@ class TestKeysNear:
                 for name in ("a", "hop", "shoa", "shop", "shopz", "xs", "zh", "zz"):
                     change.create(flag(f"{name}.s{number}"))
         assert near(filled, key)[0] == "shop.search"
-        with filled.store.reading() as reading:
-            assert len(reading.keys_near((EVERYWHERE, key))) <= 4
+        with filled.store.open_reader() as reading:
+            assert len(reading.find_similar_keys((EVERYWHERE, key))) <= 4
 
     @pytest.mark.parametrize("key", ["\udce9", "a\0b", "a" * 1_000])
     def test_what_can_be_no_key_is_not_asked_for(self, key: str, filled: Writer) -> None:

@@ -13,20 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flagkit._core.evaluation import compiler
-from flagkit._core.evaluation.bucketing import bucket, hash_of, seed
+from flagkit._core.evaluation.bucketing import compute_bucket, compute_seed, hash_key
 from flagkit._core.evaluation.compiler import (
     LEAVES_MAX,
-    Evaluator,
+    BooleanFn,
+    EvaluationFn,
     MissingKeyError,
-    Switch,
+    compile_boolean_fn,
     compile_flag,
-    compile_switch,
 )
-from flagkit._core.evaluation.context import Context, ContextLike, attributes_of, use_context
-from flagkit._core.evaluation.matching import attribute, matches
+from flagkit._core.evaluation.context import Context, ContextLike, get_attributes, use_context
+from flagkit._core.evaluation.matching import get_attribute, matches
 from flagkit._core.evaluation.result import CALLERS_DEFAULT, ErrorCode, Outcome, Reason
 from flagkit._core.model import Flag, Rollout, Serve, Serves, decode
-from flagkit._core.model.keys import key_of
+from flagkit._core.model.keys import to_bucketing_key
 from flagkit._core.model.values import DEPTH_MAX
 from flagkit.errors import InvalidContextError, InvalidDocumentError
 
@@ -44,7 +44,7 @@ def flag_when(when: Mapping[str, Any]) -> Flag:
     return flag_from(rules=[{"name": "only", "when": when, "serve": "on"}])
 
 
-def function(flag: Flag, *prerequisites: Outcome | Evaluator) -> Evaluator:
+def function(flag: Flag, *prerequisites: Outcome | EvaluationFn) -> EvaluationFn:
     evaluator = compile_flag(flag, prerequisites)
     assert not isinstance(evaluator, Outcome)
     return evaluator
@@ -88,15 +88,15 @@ def served(
 ) -> tuple[str | None, Reason, str | None, ErrorCode | None]:
     if isinstance(serves, Serve):
         return (serves.variant, reason, rule, None)
-    found = attribute(attributes, serves.by)
-    key = key_of(found)
+    found = get_attribute(attributes, serves.by)
+    key = to_bucketing_key(found)
     if key is None:
         code = ErrorCode.INVALID_CONTEXT
         if found is None or found == "":
             code = ErrorCode.TARGETING_KEY_MISSING
         return (None, Reason.ERROR, None, code)
     assert isinstance(serves, Rollout), "ramps have tests of their own"
-    place = bucket(seed(serves.salt), key)
+    place = compute_bucket(compute_seed(serves.salt), key)
     variant = next(variant for end, variant in serves.intervals if place < end)
     return (variant, Reason.SPLIT, rule, None)
 
@@ -185,7 +185,7 @@ def test_a_compiled_flag_answers_what_the_flag_says(
 ) -> None:
     answers = [data.draw(ANSWERS) for _ in flag.prerequisites]
     # A prerequisite is constant or not, and must not differ by that.
-    asked: list[Outcome | Evaluator] = [
+    asked: list[Outcome | EvaluationFn] = [
         answer if data.draw(st.booleans()) else lambda _, answer=answer: answer  # type: ignore[misc]
         for answer in answers
     ]
@@ -221,7 +221,7 @@ SPLITS = st.lists(st.sampled_from(["on", "off", "x"]), unique=True, min_size=1).
 )  # fmt: skip
 
 
-def assert_same(switch: bool | Switch, evaluator: Outcome | Evaluator, context: Any) -> None:
+def assert_same(switch: bool | BooleanFn, evaluator: Outcome | EvaluationFn, context: Any) -> None:
     outcome = evaluator if isinstance(evaluator, Outcome) else evaluator(context)
     for default in (True, False):
         if outcome.error_code is ErrorCode.INVALID_CONTEXT:
@@ -243,12 +243,12 @@ def assert_same(switch: bool | Switch, evaluator: Outcome | Evaluator, context: 
 def test_a_switch_answers_what_the_evaluator_does(
     flag: Flag, contexts: list[dict[str, Any]], now: datetime, data: st.DataObject
 ) -> None:
-    asked: list[Outcome | Evaluator] = [
+    asked: list[Outcome | EvaluationFn] = [
         answer if data.draw(st.booleans()) else lambda _, answer=answer: answer  # type: ignore[misc]
         for answer in (data.draw(ANSWERS) for _ in flag.prerequisites)
     ]
     evaluator = compile_flag(flag, asked, now.timestamp)
-    switch = compile_switch(flag, asked, now.timestamp)
+    switch = compile_boolean_fn(flag, asked, now.timestamp)
     for attributes in contexts:
         assert_same(switch, evaluator, attributes)
 
@@ -281,7 +281,7 @@ def test_a_switch_serves_as_the_evaluator_does(
     flag = flag_from(**fields)
     moment = NOW.timestamp() + 1800
     evaluator = compile_flag(flag, now=lambda: moment)
-    switch = compile_switch(flag, now=lambda: moment)
+    switch = compile_boolean_fn(flag, now=lambda: moment)
     for key in [*KEYS, *NO_KEYS, *(f"user-{i}" for i in range(50))]:
         for context in ({"targeting_key": key}, {"account": key}, {"account": {"id": key}}, {}):
             assert_same(switch, evaluator, context)
@@ -289,11 +289,11 @@ def test_a_switch_serves_as_the_evaluator_does(
 
 def test_a_switch_takes_any_form_of_context() -> None:
     flag = flag_when({"plan": "pro"})
-    switch = compile_switch(flag)
+    switch = compile_boolean_fn(flag)
     assert not isinstance(switch, bool)
     assert [switch(context, False) for context in PRO] == [True] * len(PRO)
     assert [switch(context, True) for context in NOT_PRO] == [False] * len(NOT_PRO)
-    rollout = compile_switch(SPLIT)
+    rollout = compile_boolean_fn(SPLIT)
     assert not isinstance(rollout, bool)
     expected = rollout({"targeting_key": "u"}, False)
     contexts: list[Any] = ["u", Context("u"), UserDict({"targeting_key": "u"}), Plan("u")]
@@ -305,11 +305,11 @@ def test_a_switch_takes_any_form_of_context() -> None:
 
 
 def test_a_switch_that_is_always_the_same_is_a_boolean() -> None:
-    assert compile_switch(flag_from()) is False
-    assert compile_switch(flag_from(fallthrough={"serve": "on"})) is True
-    assert compile_switch(flag_from(state="paused", off="on")) is True
+    assert compile_boolean_fn(flag_from()) is False
+    assert compile_boolean_fn(flag_from(fallthrough={"serve": "on"})) is True
+    assert compile_boolean_fn(flag_from(state="paused", off="on")) is True
     for flag in (flag_from(state="paused"), flag_from(variants={"on": 1, "off": 0})):
-        switch = compile_switch(flag)
+        switch = compile_boolean_fn(flag)
         assert not isinstance(switch, bool)
         assert [switch("u", default) for default in (True, False)] == [True, False]
 
@@ -317,7 +317,7 @@ def test_a_switch_that_is_always_the_same_is_a_boolean() -> None:
 def test_a_boolean_attribute_is_no_number_and_a_number_no_boolean() -> None:
     for one, other in ((1, True), (0, False), (1.0, True), (0.0, False)):
         for when in ({"a": one}, {"a": {"$in": [one, 7]}}, {"a": {"$gte": one, "$lte": one}}):
-            switch = compile_switch(flag_when(when))
+            switch = compile_boolean_fn(flag_when(when))
             assert not isinstance(switch, bool)
             assert switch({"a": one}, False) is True
             assert switch({"a": other}, True) is False
@@ -433,7 +433,9 @@ def test_what_looks_like_code_is_data(text: str) -> None:
 
 def test_an_interval_ends_before_its_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
     # No key is known whose hash is a threshold: so one is made a threshold.
-    monkeypatch.setattr(compiler, "threshold", lambda _: hash_of(seed("f"), "user"))
+    monkeypatch.setattr(
+        compiler, "compute_threshold", lambda _: hash_key(compute_seed("f"), "user")
+    )
     assert variant(SPLIT, "user") == "off"
 
 
@@ -604,7 +606,7 @@ def test_a_rollout_serves_strings_and_integers() -> None:
     for key in KEYS:
         outcome = function(SPLIT)({"targeting_key": key})
         text = str(key)
-        expected = "on" if bucket(seed("f"), text) < 50_000 else "off"
+        expected = "on" if compute_bucket(compute_seed("f"), text) < 50_000 else "off"
         assert (outcome.variant, outcome.reason) == (expected, Reason.SPLIT)
 
 
@@ -633,7 +635,7 @@ def test_a_rollout_without_a_key_is_the_callers_default(key: Any) -> None:
 def test_a_switch_that_tells_raises_where_there_is_nothing_to_hash(by: str) -> None:
     weights = {"on": 50, "off": 50}
     flag = flag_from(variants=BOOLEANS, fallthrough={"rollout": {"by": by, "weights": weights}})
-    telling, silent = compile_switch(flag, tells=True), compile_switch(flag)
+    telling, silent = compile_boolean_fn(flag, raises=True), compile_boolean_fn(flag)
     assert not isinstance(telling, bool)
     assert not isinstance(silent, bool)
     context: Any
@@ -651,7 +653,7 @@ def test_a_switch_that_tells_raises_where_there_is_nothing_to_hash(by: str) -> N
 
 
 def test_a_rollout_by_another_attribute() -> None:
-    def by(path: str) -> Evaluator:
+    def by(path: str) -> EvaluationFn:
         weights = {"on": 50, "off": 50}
         return function(flag_from(fallthrough={"rollout": {"by": path, "weights": weights}}))
 
@@ -758,9 +760,9 @@ def test_many_rules_of_many_attributes() -> None:
 
 def test_attributes_are_a_copy_where_a_context_is_no_dict() -> None:
     odd = UserDict({"a": 1})
-    assert attributes_of(odd) == {"a": 1}
-    assert type(attributes_of(odd)) is dict
-    assert attributes_of(odd) is not odd.data
+    assert get_attributes(odd) == {"a": 1}
+    assert type(get_attributes(odd)) is dict
+    assert get_attributes(odd) is not odd.data
 
 
 def ramp(**fields: Any) -> Flag:
@@ -786,7 +788,7 @@ def ramped(flag: Flag, moment: datetime) -> set[str]:
 
 def below(percent: float) -> set[str]:
     """Return the users whose bucket is below a percentage."""
-    return {user for user in USERS if bucket(seed("ramped"), user) < percent * 1000}
+    return {user for user in USERS if compute_bucket(compute_seed("ramped"), user) < percent * 1000}
 
 
 @pytest.mark.parametrize(

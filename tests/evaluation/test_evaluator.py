@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from flagkit._core.evaluation import compiled_flag
 from flagkit._core.evaluation import evaluator as room
-from flagkit._core.evaluation.bucketing import bucket, seed
-from flagkit._core.evaluation.compiled_flag import Step
-from flagkit._core.evaluation.evaluator import View
+from flagkit._core.evaluation.bucketing import compute_bucket, compute_seed
+from flagkit._core.evaluation.compiled_flag import PrerequisiteChain
+from flagkit._core.evaluation.evaluator import Evaluator
 from flagkit._core.evaluation.result import CALLERS_DEFAULT, ErrorCode, Outcome, Reason
-from flagkit._core.evaluation.schedule import flag_changes_after
+from flagkit._core.evaluation.schedule import find_flag_change
 from flagkit._core.model import decode
-from flagkit._core.model.changes import PolicyState, Tip, genesis, state_of
-from flagkit._core.snapshot import Snapshot, arena_of, build, record_of
+from flagkit._core.model.changes import PolicyState, Tip, build_genesis_tip, build_state
+from flagkit._core.snapshot import Snapshot, build_arena, build_snapshot, encode_record
 from flagkit.testing import MemoryHistory
 
 pytestmark = pytest.mark.every_python
@@ -45,19 +45,19 @@ class Viewed:
 
     def __init__(self, *documents: Mapping[str, Any], region: str = "*") -> None:
         self.history = MemoryHistory()
-        self.view = View(build(self.history.tip, region, ()), lambda: 0.0)
+        self.view = Evaluator(build_snapshot(self.history.tip, region, ()), lambda: 0.0)
         if documents:
             self.commit(*documents)
 
     def commit(self, *documents: Mapping[str, Any], delete: Iterable[str] = ()) -> None:
         """Add a revision and take the view of it, with what can be carried over."""
         change = self.history.commit(*documents, delete=[("*", key) for key in delete])
-        self.view = self.view.after(self.view.snapshot.apply([change]), [change])
+        self.view = self.view.advance(self.view.snapshot.apply([change]), [change])
 
     def outcome(self, key: str, context: Any = "someone") -> Outcome:
         compiled = self.view.find(key)
         assert compiled is not None
-        evaluator = compiled.evaluator
+        evaluator = compiled.evaluation_fn
         return evaluator if isinstance(evaluator, Outcome) else evaluator(context)
 
     def variant(self, key: str) -> str | None:
@@ -70,21 +70,21 @@ class Viewed:
 
 def bad_state(key: str, packed: bytes | None = None) -> PolicyState:
     """Return a state that no writer would have let in."""
-    written = state_of(key, "*", 1, {"key": key, "state": "lost"})
+    written = build_state(key, "*", 1, {"key": key, "state": "lost"})
     return written if packed is None else PolicyState(key, "*", 1, packed)
 
 
-def view_of(*states: PolicyState) -> View:
-    tip = genesis("test", "epoch", datetime(2026, 1, 1, tzinfo=UTC))
-    return View(snapshot_at(tip, *states), lambda: 0.0)
+def view_of(*states: PolicyState) -> Evaluator:
+    tip = build_genesis_tip("test", "epoch", datetime(2026, 1, 1, tzinfo=UTC))
+    return Evaluator(snapshot_at(tip, *states), lambda: 0.0)
 
 
 def snapshot_at(tip: Tip, *states: PolicyState) -> Snapshot:
-    return Snapshot(tip, "*", arena_of(tip, map(record_of, states)))
+    return Snapshot(tip, "*", build_arena(tip, map(encode_record, states)))
 
 
 def state(document: Mapping[str, Any]) -> PolicyState:
-    return state_of(document["key"], "*", 1, document)
+    return build_state(document["key"], "*", 1, document)
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -110,15 +110,15 @@ def test_a_switch_is_the_answer_of_a_constant_boolean_and_a_function_else() -> N
         policy("text", variants={"on": "x", "off": "y"}, rules=[]),
     )
     view = viewed.view
-    assert view.switch("constant") is False
+    assert view.get_boolean_fn("constant") is False
     for default in (True, False):
         for key, expected in (("rules", False), ("text", default), ("paused", default)):
-            switch = view.switch(key)
+            switch = view.get_boolean_fn(key)
             assert not isinstance(switch, bool)
             assert switch("someone", default) is expected
-    assert set(view.switches) == {"constant", "paused", "rules", "text"}
+    assert set(view.boolean_fns) == {"constant", "paused", "rules", "text"}
     with pytest.raises(KeyError):
-        view.switch("unknown")
+        view.get_boolean_fn("unknown")
 
 
 def test_the_clock_of_a_view_decides_its_windows() -> None:
@@ -126,14 +126,14 @@ def test_the_clock_of_a_view_decides_its_windows() -> None:
     rules = [{"name": "later", "during": {"from": start}, "serve": "on"}]
     states = [state(policy("a", rules=rules))]
     moment = [start.timestamp() - 1]
-    tip = genesis("test", "epoch", start)
-    view = View(snapshot_at(tip, *states), lambda: moment[0])
+    tip = build_genesis_tip("test", "epoch", start)
+    view = Evaluator(snapshot_at(tip, *states), lambda: moment[0])
     compiled = view.find("a")
     assert compiled is not None
-    assert not isinstance(compiled.evaluator, Outcome)
-    assert compiled.evaluator("x").variant == "off"
+    assert not isinstance(compiled.evaluation_fn, Outcome)
+    assert compiled.evaluation_fn("x").variant == "off"
     moment[0] += 1
-    assert compiled.evaluator("x").variant == "on"
+    assert compiled.evaluation_fn("x").variant == "on"
 
 
 # What flags of one body share
@@ -144,8 +144,8 @@ RAMP = {"ramp": {"variant": "on", "otherwise": "off", "start": DAY[0], "end": DA
 USERS = [f"user-{i}" for i in range(200)]
 
 
-def switched(view: View, key: str) -> list[bool]:
-    switch = view.switch(key)
+def switched(view: Evaluator, key: str) -> list[bool]:
+    switch = view.get_boolean_fn(key)
     assert not isinstance(switch, bool)
     return [switch(user, False) for user in USERS]
 
@@ -154,9 +154,9 @@ def test_flags_of_one_body_have_one_code_and_each_its_own_buckets() -> None:
     salted = HALF | {"key": "salted", "fallthrough": {"rollout": {"weights": {"on": 50, "off": 50},
                                                                   "salt": "a"}}}  # fmt: skip
     view = Viewed(HALF | {"key": "a"}, HALF | {"key": "b"}, salted).view
-    codes = [cast("Any", view.switch(key)).__code__ for key in ("a", "b", "salted")]
+    codes = [cast("Any", view.get_boolean_fn(key)).__code__ for key in ("a", "b", "salted")]
     assert codes[0] is codes[1] is not codes[2]
-    a, b = ([bucket(seed(key), user) < 50_000 for user in USERS] for key in "ab")
+    a, b = ([compute_bucket(compute_seed(key), user) < 50_000 for user in USERS] for key in "ab")
     assert a != b
     assert switched(view, "a") == a
     assert switched(view, "b") == b
@@ -168,12 +168,14 @@ def test_flags_of_one_body_have_one_code_and_each_its_own_buckets() -> None:
 
 def test_flags_of_one_body_keep_their_own_versions_and_clocks() -> None:
     documents = [policy(key, rules=[], fallthrough=RAMP) for key in "ab"]
-    views = [view_of(*map(state, documents[:1]), state_of("b", "*", 7, documents[1]))
+    views = [view_of(*map(state, documents[:1]), build_state("b", "*", 7, documents[1]))
              for _ in range(2)]  # fmt: skip
     views[1].now = lambda: 43_200.0
     early, late = ([switched(view, key) for key in "ab"] for view in views)
     assert early == [[False] * len(USERS)] * 2
-    assert late == [[bucket(seed(key), user) < 50_000 for user in USERS] for key in "ab"]
+    assert late == [
+        [compute_bucket(compute_seed(key), user) < 50_000 for user in USERS] for key in "ab"
+    ]
     assert [views[0].evaluate(key, "u", None).version for key in "ab"] == [1, 7]
 
 
@@ -183,19 +185,19 @@ def test_a_ramp_that_flags_share_comes_to_each_at_its_own_time() -> None:
     for user in USERS:
         found = [view.evaluate(key, user, None).valid_until for key in "ab"]
         expected = [
-            flag_changes_after(decode(document), document["key"], {"targeting_key": user}, 0.0)
+            find_flag_change(decode(document), document["key"], {"targeting_key": user}, 0.0)
             for document in documents
         ]
         assert [time and time.timestamp() for time in found] == pytest.approx(expected, abs=2e-6)
 
 
 def test_what_long_bodies_share_is_not_kept() -> None:
-    countries = [f"country-{i}" for i in range(compiled_flag.SHARED_BYTES_MAX // 10)]
+    countries = [f"country-{i}" for i in range(compiled_flag.SHARED_BODY_BYTES_MAX // 10)]
     rules = [{"name": "some", "when": {"country": {"$in": countries}}, "serve": "on"}]
     view = Viewed(policy("a", rules=rules)).view
-    before = compiled_flag._kept_shared_of.cache_info()
+    before = compiled_flag._build_shared_body_cached.cache_info()
     assert view.evaluate("a", {"country": "country-7"}, None).value is True
-    assert compiled_flag._kept_shared_of.cache_info() == before
+    assert compiled_flag._build_shared_body_cached.cache_info() == before
 
 
 # What a change drops
@@ -230,11 +232,11 @@ def test_changing_a_changes_c_by_way_of_b(first_asked: str) -> None:
 def test_switches_are_dropped_and_carried_over_with_the_flags() -> None:
     viewed = Viewed(policy("a"), policy("b", "a"), policy("other", rules=[]))
     for key in ("a", "b", "other"):
-        viewed.view.switch(key)
+        viewed.view.get_boolean_fn(key)
     earlier = viewed.view
     viewed.commit(policy("a", rules=[]))
-    assert set(viewed.view.switches) == {"other"}
-    assert set(earlier.switches) == {"a", "b", "other"}
+    assert set(viewed.view.boolean_fns) == {"other"}
+    assert set(earlier.boolean_fns) == {"a", "b", "other"}
 
 
 def test_an_earlier_view_goes_on_answering_for_its_revision() -> None:
@@ -244,8 +246,8 @@ def test_an_earlier_view_goes_on_answering_for_its_revision() -> None:
     assert viewed.variant("b") == "off"
     late = earlier.find("b")
     assert late is not None
-    assert not isinstance(late.evaluator, Outcome)
-    assert late.evaluator({"plan": "pro"}).variant == "on"
+    assert not isinstance(late.evaluation_fn, Outcome)
+    assert late.evaluation_fn({"plan": "pro"}).variant == "on"
     # What was compiled late in the old view is not seen in the new one.
     assert viewed.variant("b") == "off"
 
@@ -264,7 +266,7 @@ def test_deleting_and_overriding_are_changes_too() -> None:
     viewed.commit(policy("a", region="eu", state="paused"))
     assert viewed.variant("b") == "off"
     change = viewed.history.commit(delete=[("eu", "a")])
-    viewed.view = viewed.view.after(viewed.view.snapshot.apply([change]), [change])
+    viewed.view = viewed.view.advance(viewed.view.snapshot.apply([change]), [change])
     assert viewed.variant("b") == "on"
     viewed.commit(delete=["b"])
     assert viewed.view.find("b") is None
@@ -277,7 +279,7 @@ def test_several_changes_are_taken_in_at_once() -> None:
         viewed.history.commit(policy("a", state="paused")),
         viewed.history.commit(policy("d")),
     ]
-    viewed.view = viewed.view.after(viewed.view.snapshot.apply(changes), changes)
+    viewed.view = viewed.view.advance(viewed.view.snapshot.apply(changes), changes)
     assert (viewed.variant("b"), viewed.variant("d")) == ("off", "on")
     assert viewed.view.find("c") is before["c"]
 
@@ -285,11 +287,11 @@ def test_several_changes_are_taken_in_at_once() -> None:
 KEYS = st.sampled_from("abcde")
 
 
-def answer(view: View, key: str) -> tuple[str | None, Reason, ErrorCode | None] | None:
+def answer(view: Evaluator, key: str) -> tuple[str | None, Reason, ErrorCode | None] | None:
     compiled = view.find(key)
     if compiled is None:
         return None
-    evaluator = compiled.evaluator
+    evaluator = compiled.evaluation_fn
     outcome = evaluator if isinstance(evaluator, Outcome) else evaluator({"plan": "pro"})
     return (outcome.variant, outcome.reason, outcome.error_code)
 
@@ -318,7 +320,7 @@ def test_a_view_carried_over_answers_as_one_made_anew(
         else:
             state = "paused" if step == "pause" else "active"
             viewed.commit(policy(key, *wanted, state=state))
-        anew = View(viewed.view.snapshot, lambda: 0.0)
+        anew = Evaluator(viewed.view.snapshot, lambda: 0.0)
         for asked in needed or "abcde":
             assert answer(viewed.view, asked) == answer(anew, asked)
 
@@ -346,8 +348,8 @@ def test_a_flag_that_rests_on_itself_is_a_cycle(caplog: pytest.LogCaptureFixture
     view = view_of(state(document))
     compiled = view.find("a")
     assert compiled is not None
-    assert isinstance(compiled.evaluator, Outcome)
-    assert compiled.evaluator.error_code is ErrorCode.PARSE_ERROR
+    assert isinstance(compiled.evaluation_fn, Outcome)
+    assert compiled.evaluation_fn.error_code is ErrorCode.PARSE_ERROR
     assert len(warnings(caplog)) == 1
 
 
@@ -401,12 +403,12 @@ def test_a_bad_state_leaves_the_others_alive(
         for key in ("bad", "rests"):
             compiled = view.find(key)
             assert compiled is not None
-            assert isinstance(compiled.evaluator, Outcome)
-            assert compiled.evaluator.error_code is ErrorCode.PARSE_ERROR
+            assert isinstance(compiled.evaluation_fn, Outcome)
+            assert compiled.evaluation_fn.error_code is ErrorCode.PARSE_ERROR
     good = view.find("good")
     assert good is not None
-    assert not isinstance(good.evaluator, Outcome)
-    assert good.evaluator({"plan": "pro"}).variant == "on"
+    assert not isinstance(good.evaluation_fn, Outcome)
+    assert good.evaluation_fn({"plan": "pro"}).variant == "on"
     assert len(warnings(caplog)) == 2
 
 
@@ -415,11 +417,11 @@ def test_a_bad_flag_heals_with_its_next_version() -> None:
     view = view_of(bad_state("a"), state(policy("b", "a")))
     view.find("b")
     change = MemoryHistory().commit(policy("a"))
-    healed = view.after(snapshot_at(change.tip, good, state(policy("b", "a"))), [change])
+    healed = view.advance(snapshot_at(change.tip, good, state(policy("b", "a"))), [change])
     compiled = healed.find("b")
     assert compiled is not None
-    assert not isinstance(compiled.evaluator, Outcome)
-    assert compiled.evaluator({"plan": "pro"}).variant == "on"
+    assert not isinstance(compiled.evaluation_fn, Outcome)
+    assert compiled.evaluation_fn({"plan": "pro"}).variant == "on"
 
 
 @pytest.mark.parametrize("length", [100, 5_000])
@@ -445,13 +447,13 @@ def test_flags_that_share_prerequisites_ask_each_of_them_once() -> None:
     viewed = Viewed(*documents)
     compiled = viewed.view.find("f39")
     assert compiled is not None
-    assert isinstance(compiled.evaluator, Step)
-    assert compiled.evaluator({"plan": "pro"}).variant == "on"
+    assert isinstance(compiled.evaluation_fn, PrerequisiteChain)
+    assert compiled.evaluation_fn({"plan": "pro"}).variant == "on"
     assert compiled.calls > 2**39, "asked along each way, they would be"
-    assert len(list(_steps(compiled.evaluator))) < 39 * 2 + 300
+    assert len(list(_steps(compiled.evaluation_fn))) < 39 * 2 + 300
 
 
-def _steps(last: Step) -> Iterable[Step]:
+def _steps(last: PrerequisiteChain) -> Iterable[PrerequisiteChain]:
     found = {last}
     waiting = [last]
     while waiting:
@@ -482,7 +484,7 @@ def test_flags_evaluated_in_turn_answer_as_those_that_call_each_other(
             outcome = in_turn.outcome(f"f{i}", {"plan": plan})
             assert outcome == nested.outcome(f"f{i}", {"plan": plan})
             for viewed in (in_turn, nested):
-                switch = viewed.view.switch(f"f{i}")
+                switch = viewed.view.get_boolean_fn(f"f{i}")
                 enabled = switch if isinstance(switch, bool) else switch({"plan": plan}, False)
                 assert enabled is outcome.value
 
@@ -498,35 +500,35 @@ def test_no_more_flags_are_kept_compiled_than_the_bound(monkeypatch: pytest.Monk
     for _ in range(2):
         for i in range(50):
             assert viewed.variant(f"f{i}") == "on"
-            viewed.view.switch(f"f{i}")
+            viewed.view.get_boolean_fn(f"f{i}")
             assert viewed.variant(f"r{i % 5}") == "on"
             assert len(viewed.view._compiled) <= 10
-            assert set(viewed.view.switches) <= set(viewed.view._compiled)
+            assert set(viewed.view.boolean_fns) <= set(viewed.view._compiled)
 
 
 def test_unknown_keys_fill_no_memory() -> None:
     viewed = Viewed(policy("a"), policy("b", "a"))
-    viewed.view.switch("b")
+    viewed.view.get_boolean_fn("b")
     view = viewed.view
-    shared = compiled_flag._kept_shared_of.cache_info()
+    shared = compiled_flag._build_shared_body_cached.cache_info()
     for number in range(20_000):
         assert view.find(f"unknown.{number}") is None
         with pytest.raises(KeyError):
-            view.switch(f"unknown.{number}")
+            view.get_boolean_fn(f"unknown.{number}")
         assert view.evaluate(f"unknown.{number}", "u", None).error_code is ErrorCode.FLAG_NOT_FOUND
-    kept = (view._compiled, view.switches, view._dependents, view._meanings)
+    kept = (view._compiled, view.boolean_fns, view._dependents, view._segment_conditions)
     assert [len(table) for table in kept] == [2, 1, 1, 0]
-    assert compiled_flag._kept_shared_of.cache_info() == shared
+    assert compiled_flag._build_shared_body_cached.cache_info() == shared
 
 
 def test_what_only_switches_are_asked_of_has_no_evaluator_and_the_other_way_round() -> None:
     view = Viewed(policy("a"), policy("b")).view
-    view.switch("a")
+    view.get_boolean_fn("a")
     view.evaluate("b", "u", None)
     for key, made in (("a", (None, True)), ("b", (True, None))):
         compiled = view.find(key)
         assert compiled is not None
-        found = (compiled._evaluator, compiled._switch)
+        found = (compiled._evaluation_fn, compiled._boolean_fn)
         assert tuple(None if function is None else True for function in found) == made
 
 
@@ -543,7 +545,9 @@ def test_an_evicted_prerequisite_still_tells_those_that_rest_on_it(
 def test_the_digests_of_the_fixtures_add_up() -> None:
     viewed = Viewed(policy("a"), policy("b", "a"))
     snapshot = viewed.view.snapshot
-    assert snapshot.tip.digests == {"*": sum(record.hash for record in snapshot.records()) % 2**64}
+    assert snapshot.tip.digests == {
+        "*": sum(record.hash for record in snapshot.iter_records()) % 2**64
+    }
 
 
 def test_a_change_does_not_mind_that_flags_are_compiled_meanwhile() -> None:
@@ -581,5 +585,5 @@ def test_a_paused_flag_asks_none_of_its_prerequisites() -> None:
     viewed = Viewed(*others, policy("f", *(f"g{i}" for i in range(70)), state="paused"))
     compiled = viewed.view.find("f")
     assert compiled is not None
-    assert isinstance(compiled.evaluator, Outcome)
-    assert compiled.evaluator.reason is Reason.DISABLED
+    assert isinstance(compiled.evaluation_fn, Outcome)
+    assert compiled.evaluation_fn.reason is Reason.DISABLED

@@ -12,13 +12,13 @@ import pytest
 
 import flagkit
 from flagkit import Client, ErrorCode, Reason
-from flagkit._core.evaluation.bucketing import bucket, seed
+from flagkit._core.evaluation.bucketing import compute_bucket, compute_seed
 from flagkit._core.evaluation.explanation import ConditionTrace, FlagTrace
-from flagkit._core.model.changes import genesis, state_of
-from flagkit._core.snapshot import Arena, Record, Snapshot, arena_of, record_of
-from flagkit.client.sources import initial_state
+from flagkit._core.model.changes import build_genesis_tip, build_state
+from flagkit._core.snapshot import Arena, Record, Snapshot, build_arena, encode_record
+from flagkit.client.sources import build_initial_state
 from flagkit.testing import client_from
-from tests.soak.fuzzing import FLAG_COUNT, SEGMENTS, PolicyDraw
+from tests.soak.fuzzing import FLAG_COUNT, SEGMENTS, PolicyGenerator
 
 NOON = datetime(2026, 12, 1, 12, tzinfo=UTC)
 VARIANTS = {"on": True, "off": False}
@@ -264,7 +264,7 @@ def test_a_long_key_is_cut_and_hashed_whole() -> None:
     rollout = found.flags[0].rollout
     assert rollout is not None
     assert rollout.key == f"{long[:1000]}..."
-    assert rollout.bucket == bucket(seed("express"), long)
+    assert rollout.bucket == compute_bucket(compute_seed("express"), long)
     assert len(str(found)) + len(json.dumps(found.as_dict())) < 10_000
 
 
@@ -409,7 +409,7 @@ def test_subclasses_of_plain_types_are_shown_as_what_they_are() -> None:
     assert [(type(item), item) for item in seen] == [(float, 2.5), (int, 7), (str, "x")]
 
 
-TIP = genesis("test", "epoch", NOON)
+TIP = build_genesis_tip("test", "epoch", NOON)
 
 
 class SnapshotAsked(Snapshot, frozen=True, kw_only=True):
@@ -423,7 +423,7 @@ class SnapshotAsked(Snapshot, frozen=True, kw_only=True):
 
 
 def base_of(*flags: Mapping[str, Any]) -> Arena:
-    return arena_of(TIP, map(record_of, map(initial_state, flags)))
+    return build_arena(TIP, map(encode_record, map(build_initial_state, flags)))
 
 
 @pytest.mark.parametrize("moment", [math.nan, math.inf, -1e15, 1e15, None])
@@ -499,7 +499,7 @@ def assert_consistent(flag: FlagTrace) -> None:
         assert rollout.bucket is not None
         assert rollout.interval is not None
         assert rollout.key is not None
-        assert rollout.bucket == bucket(seed(rollout.salt), rollout.key)
+        assert rollout.bucket == compute_bucket(compute_seed(rollout.salt), rollout.key)
         assert rollout.interval[0] <= rollout.bucket < rollout.interval[1]
         assert rollout.variant == flag.variant
 
@@ -509,7 +509,7 @@ def test_over_the_whole_language_it_says_what_evaluate_did() -> None:
     explained = 0
     reasons = set()
     for _ in range(150):
-        policies = PolicyDraw(chance)
+        policies = PolicyGenerator(chance)
         flags = [policies.good(number) for number in range(FLAG_COUNT)]
         keys = {flag["key"] for flag in flags}
         for flag in flags:
@@ -544,9 +544,12 @@ def test_a_value_that_json_cannot_say_is_shown_as_text() -> None:
         "fallthrough": {"serve": "on"},
     }
     snapshot = Snapshot(
-        genesis("test", "epoch", NOON),
+        build_genesis_tip("test", "epoch", NOON),
         "*",
-        arena_of(genesis("test", "epoch", NOON), [record_of(state_of("odd", "*", 1, stored))]),
+        build_arena(
+            build_genesis_tip("test", "epoch", NOON),
+            [encode_record(build_state("odd", "*", 1, stored))],
+        ),
     )
     found = Client.from_snapshot(snapshot).explain("odd", ADA)
     assert isinstance(found.as_dict()["evaluation"], dict)

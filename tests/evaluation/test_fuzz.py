@@ -18,8 +18,8 @@ from tests.soak.fuzzing import (
     NO_CONTEXTS,
     ODD_VALUES,
     SEGMENTS,
-    ContextDraw,
-    PolicyDraw,
+    ContextGenerator,
+    PolicyGenerator,
 )
 
 pytestmark = pytest.mark.every_python
@@ -28,8 +28,8 @@ SEED = 20_261_122
 
 
 @pytest.fixture(scope="module")
-def policies() -> PolicyDraw:
-    return PolicyDraw(random.Random(SEED))
+def policies() -> PolicyGenerator:
+    return PolicyGenerator(random.Random(SEED))
 
 
 def test_no_exception_reaches_a_caller_of_evaluation() -> None:
@@ -46,7 +46,7 @@ def test_no_exception_reaches_a_caller_of_any_method_whatever_is_passed() -> Non
     assert story.codes.keys() == {*METHODS}
 
 
-def test_what_is_drawn_as_good_is_valid_and_as_bad_mostly_not(policies: PolicyDraw) -> None:
+def test_what_is_drawn_as_good_is_valid_and_as_bad_mostly_not(policies: PolicyGenerator) -> None:
     assert all(isinstance(decode(policies.good(number)), Flag) for number in range(200))
     bad = 0
     for number in range(200):
@@ -68,8 +68,8 @@ def test_any_context_is_answered_by_the_first_call_and_by_later_ones() -> None:
 
 def test_a_boolean_flag_is_enabled_where_it_evaluates_to_true() -> None:
     chance = random.Random(SEED)
-    policies = PolicyDraw(chance)
-    contexts = ContextDraw(chance, policies.conditions)
+    policies = PolicyGenerator(chance)
+    contexts = ContextGenerator(chance, policies.conditions)
     asked = 0
     for _ in range(60):
         drawn = [policies.good(number) for number in range(FLAG_COUNT)]
@@ -85,7 +85,7 @@ def test_a_boolean_flag_is_enabled_where_it_evaluates_to_true() -> None:
     assert asked > 4_000
 
 
-def test_an_odd_attribute_is_asked_after_in_every_way(policies: PolicyDraw) -> None:
+def test_an_odd_attribute_is_asked_after_in_every_way(policies: PolicyGenerator) -> None:
     for number in range(100):
         policy = policies.good(number) | {"prerequisites": []}
         client = client_from([policy], map(policies.segment, SEGMENTS))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flagkit.client.client import Client
-from flagkit.config import settings_from
+from flagkit.config import resolve_settings
 from flagkit.errors import ConfigurationError
 from flagkit.writer import Writer
 
@@ -56,17 +56,17 @@ def test_only_flags_of_the_namespaces_are_loaded_and_all_segments(
     written: Writer, opened: Opened
 ) -> None:
     with opened("checkout.") as client:
-        client.wait_for(written.store.tip().revision)
+        client.wait_for(written.store.read_tip().revision)
         assert client.keys() == ["checkout.pay", "checkout.risk.check"]
         assert client.snapshot is not None
-        assert client.snapshot.segment("beta") is not None
+        assert client.snapshot.find_segment("beta") is not None
         assert not client.is_enabled("search.fuzzy")
         assert client.is_enabled("checkout.pay")
 
 
 def test_regions_override_within_them(written: Writer, opened: Opened) -> None:
     with opened("checkout.", "search.b", region="eu") as client:
-        client.wait_for(written.store.tip().revision)
+        client.wait_for(written.store.read_tip().revision)
         assert client.keys() == ["checkout.pay", "checkout.risk.check", "search.beta"]
         assert not client.is_enabled("checkout.pay", default=True)
 
@@ -98,7 +98,7 @@ def test_a_file_of_other_namespaces_is_neither_served_nor_replaced(
     written: Writer, opened: Opened, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "flags.snapshot"
-    revision = written.store.tip().revision
+    revision = written.store.read_tip().revision
     with opened("checkout.", snapshot_path=path) as client:
         client.wait_for(revision)
     with opened("checkout.", snapshot_path=path) as again:
@@ -138,11 +138,11 @@ def test_they_are_brought_into_one_form(
     given: list[str] | None, kept: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLAGKIT_NAMESPACES", "y., x.,")
-    settings = settings_from(URI, environment="production", namespaces=given)
+    settings = resolve_settings(URI, environment="production", namespaces=given)
     assert settings.namespaces == kept
 
 
 @pytest.mark.parametrize("given", ["checkout.", [""], ["Checkout."], ["a~"], [".a"]])
 def test_what_no_key_begins_with_is_refused(given: Any) -> None:
     with pytest.raises(ConfigurationError, match="namespace"):
-        settings_from(URI, environment="production", namespaces=given)
+        resolve_settings(URI, environment="production", namespaces=given)

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from flagkit import Client
 from flagkit._core.evaluation import schedule
 from flagkit._core.evaluation.schedule import (
-    flag_changes_after,
+    compute_share,
+    find_flag_change,
+    find_ramp_change,
+    find_window_change,
     is_open,
-    ramp_changes_after,
-    share_at,
-    window_changes_after,
 )
 from flagkit._core.model import Ramp, decode
 from flagkit._core.model.rollouts import BUCKETS
@@ -105,7 +105,7 @@ def test_what_begins_in_a_skipped_hour_opens_when_the_clock_has_jumped() -> None
     from_half_past = window(hours={"from": "02:30", "until": "05:00"}, zone=BERLIN)
     assert not is_open(from_half_past, SPRING.timestamp() - 1)
     assert is_open(from_half_past, SPRING.timestamp())
-    assert window_changes_after(from_half_past, SPRING.timestamp() - 3600) == SPRING.timestamp()
+    assert find_window_change(from_half_past, SPRING.timestamp() - 3600) == SPRING.timestamp()
 
 
 def test_a_recurring_window_is_bounded_by_its_dates() -> None:
@@ -122,7 +122,7 @@ def test_a_recurring_window_is_bounded_by_its_dates() -> None:
     assert not open_at(bounded, 2026, 11, 19, 11)
     turns = [datetime(2026, 11, 17, tzinfo=UTC).timestamp()]
     while math.isfinite(turns[-1]):
-        turns.append(window_changes_after(bounded, turns[-1]))
+        turns.append(find_window_change(bounded, turns[-1]))
     assert [datetime.fromtimestamp(turn, UTC).strftime("%d %H:%M") for turn in turns[1:-1]] == [
         "18 11:00",
         "18 16:00",
@@ -174,7 +174,7 @@ def test_where_a_clock_shows_no_date_no_window_recurs_and_no_answer_is_to_be_kep
 ) -> None:
     source = client_from([flag_during(days=["mon"], zone=BERLIN)])
     assert source.snapshot is not None
-    client = Client.from_snapshot(source.snapshot, now=lambda: moment)
+    client = Client.from_snapshot(source.snapshot, clock=lambda: moment)
     found = client.evaluate("f", "ada", default=True)
     assert (found.value, found.error_code) == (False, None)
     assert found.valid_until == datetime(1970, 1, 1, tzinfo=UTC)
@@ -212,12 +212,12 @@ def test_a_zone_is_read_once_however_many_are_in_use() -> None:
 
 def test_the_next_change_is_found_once_for_all_moments_until_then() -> None:
     morning, evening = (datetime(2026, 11, 20, hour, tzinfo=UTC).timestamp() for hour in (8, 16))
-    assert window_changes_after(OFFICE, morning) == evening
-    known = calls_of(lambda: window_changes_after(OFFICE, evening - 1))
-    assert window_changes_after(OFFICE, evening - 1) == evening
-    anew = calls_of(lambda: window_changes_after(OFFICE, evening))
+    assert find_window_change(OFFICE, morning) == evening
+    known = calls_of(lambda: find_window_change(OFFICE, evening - 1))
+    assert find_window_change(OFFICE, evening - 1) == evening
+    anew = calls_of(lambda: find_window_change(OFFICE, evening))
     assert len(known) <= 5 < len(anew), "a call within the same hours only looks it up"
-    assert window_changes_after(OFFICE, morning - 1) == morning, "a clock may be put back"
+    assert find_window_change(OFFICE, morning - 1) == morning, "a clock may be put back"
 
 
 recurrences = st.builds(
@@ -245,7 +245,7 @@ def test_a_window_stays_as_it_is_until_its_next_change_and_changes_then(
     recurrence: Recurrence, moment: float, seed: int
 ) -> None:
     recurring = Window(-math.inf, math.inf, recurrence)
-    change = window_changes_after(recurring, moment)
+    change = find_window_change(recurring, moment)
     before = is_open(recurring, moment)
     always = len(recurrence.days) == 7 and (recurrence.start, recurrence.end) == (0, DAY_MINUTES)
     assert math.isinf(change) is always
@@ -273,15 +273,15 @@ def test_a_ramp_keeps_a_bucket_in_or_out_until_its_next_change(
     points = tuple((start + i * 100.0, share) for i, share in enumerate(shares))
     ramp = Ramp(("k",), "s", "on", "off", points if stepped else points[:2], stepped)
     moment = round((start + moment) * 1e6) / 1e6
-    inside = place < share_at(ramp, moment)
-    change = ramp_changes_after(ramp, place, moment)
+    inside = place < compute_share(ramp, moment)
+    change = find_ramp_change(ramp, place, moment)
     # The clock has microseconds, and so has an answer.
     ticks = range(round(moment * 1e6), round(min(change, start + 1000.0) * 1e6))
     for tick in {ticks[-1], *ticks[:: max(1, len(ticks) // 100)]}:
-        assert (place < share_at(ramp, tick / 1e6)) is inside
+        assert (place < compute_share(ramp, tick / 1e6)) is inside
     if math.isfinite(change):
         assert change > moment
-        assert (place < share_at(ramp, change + (0 if stepped else 2e-6))) is not inside
+        assert (place < compute_share(ramp, change + (0 if stepped else 2e-6))) is not inside
 
 
 START = datetime(2026, 12, 1, 8, tzinfo=UTC)
@@ -364,7 +364,7 @@ def test_a_ramps_answer_is_valid_until_the_keys_bucket_comes_in() -> None:
 
 def test_a_flag_that_is_paused_or_has_no_times_is_valid_until_it_is_changed() -> None:
     flag = decode({**CHANGING, "state": "paused"})
-    assert flag_changes_after(flag, flag.key, {"country": "DE"}, START.timestamp() - 1) == math.inf
+    assert find_flag_change(flag, flag.key, {"country": "DE"}, START.timestamp() - 1) == math.inf
     still = {**CHANGING, "rules": []}
     assert client_from([still]).evaluate("f", "ada").valid_until is None
 

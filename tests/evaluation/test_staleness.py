@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from flagkit._core.evaluation.compiled_flag import CALLS_MAX
-from flagkit._core.evaluation.evaluator import Freshness, View
-from flagkit._core.evaluation.explanation import explained
+from flagkit._core.evaluation.evaluator import Evaluator, Staleness
+from flagkit._core.evaluation.explanation import explain_flag
 from flagkit._core.evaluation.result import ErrorCode, Reason
 from flagkit._core.model import EVERYWHERE
-from flagkit.client.sources import snapshot_from
+from flagkit.client.sources import build_policy_snapshot
 
 ADA = {"targeting_key": "ada", "plan": "pro"}
 VARIANTS = {"on": True, "off": False}
@@ -36,15 +36,15 @@ class Aging:
 
     def __init__(self, flags: Sequence[Mapping[str, Any]], max_seconds: float = 60.0) -> None:
         self.now = 1000.0
-        self.freshness = Freshness(max_seconds, lambda: self.now)
+        self.freshness = Staleness(max_seconds, lambda: self.now)
         self.freshness.as_of = 1000.0
-        snapshot = snapshot_from(flags, (), environment="test", region=EVERYWHERE)
-        self.view = View(snapshot, lambda: 0.0, self.freshness)
+        snapshot = build_policy_snapshot(flags, (), environment="test", region=EVERYWHERE)
+        self.view = Evaluator(snapshot, lambda: 0.0, self.freshness)
 
     def enabled(self, key: str) -> bool:
-        switch = self.view.switches.get(key)
+        switch = self.view.boolean_fns.get(key)
         if switch is None:
-            switch = self.view.switch(key)
+            switch = self.view.get_boolean_fn(key)
         return switch if isinstance(switch, bool) else switch(ADA, False)
 
     def reason(self, key: str) -> str:
@@ -53,7 +53,7 @@ class Aging:
 
 def test_age_counts_from_when_it_was_known_to_be_current() -> None:
     now = [5.0]
-    freshness = Freshness(60.0, lambda: now[0])
+    freshness = Staleness(60.0, lambda: now[0])
     assert freshness.age == math.inf
     assert freshness.is_stale
     freshness.as_of = 4.0
@@ -62,7 +62,7 @@ def test_age_counts_from_when_it_was_known_to_be_current() -> None:
     assert not freshness.is_stale
     now[0] = 64.1
     assert freshness.is_stale
-    assert not Freshness(math.inf).is_stale
+    assert not Staleness(math.inf).is_stale
 
 
 def test_what_holds_answers_as_before_and_says_that_it_is_stale() -> None:
@@ -125,7 +125,7 @@ def test_what_rests_on_it_is_off_with_it_in_chains_of_any_length() -> None:
 def test_a_client_that_does_not_judge_pays_nothing_for_it() -> None:
     aging = Aging([guarded("guarded")], max_seconds=math.inf)
     aging.now += 1e9
-    assert aging.view.switch("guarded") is True
+    assert aging.view.get_boolean_fn("guarded") is True
     assert aging.reason("guarded") == Reason.STATIC
 
 
@@ -157,10 +157,10 @@ def test_explanations_say_that_it_is_stale_with_the_steps_of_what_holds() -> Non
     rule = {"name": "pro", "when": {"plan": "pro"}, "serve": "on"}
     aging = Aging([flag("holds", rules=[rule]), guarded("guarded", rules=[rule])])
     aging.now += 61
-    holds = explained(aging.view, "holds", ADA, default=False)
+    holds = explain_flag(aging.view, "holds", ADA, default=False)
     assert holds.evaluation.reason is Reason.STALE
     assert holds.flags[0].rules[0].holds
-    off = explained(aging.view, "guarded", ADA, default=False)
+    off = explain_flag(aging.view, "guarded", ADA, default=False)
     assert (off.evaluation.reason, off.evaluation.variant) == (Reason.STALE, "off")
     assert off.flags == ()
     assert "STALE" in str(off)

@@ -53,9 +53,9 @@ def test_killed_after_its_transaction_it_is_finished_by_another_writer(
         killed = subprocess.run([*arguments, mongo_uri, database], check=False)
         assert killed.returncode == -signal.SIGKILL
         assert orders.count_documents({"cents": 50}) == 3
-    assert writer.store.tip().revision == 1
+    assert writer.store.read_tip().revision == 1
     (commit,) = writer.sweep().commits
     assert commit.request == "orders-in-cents"
-    with writer.store.reading() as reading:
-        policy = reading.find([EXAMPLE["FLAG"]])["*", EXAMPLE["FLAG"]].policy
+    with writer.store.open_reader() as reading:
+        policy = reading.find_flags([EXAMPLE["FLAG"]])["*", EXAMPLE["FLAG"]].policy
     assert policy["fallthrough"]["rollout"]["weights"] == {"on": 100, "off": 0}

@@ -17,8 +17,8 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from flagkit import Client, Context, ErrorCode, Evaluation, Explanation, use_context
-from flagkit._core.evaluation.evaluator import Freshness, View
-from flagkit._core.model.changes import PolicyChange, next_change
+from flagkit._core.evaluation.evaluator import Evaluator, Staleness
+from flagkit._core.model.changes import PolicyChange, build_next_change
 from flagkit.errors import (
     ConfigurationError,
     DigestError,
@@ -31,20 +31,20 @@ from flagkit.errors import (
 )
 from flagkit.history import (
     PREFIX,
-    Digest,
+    EvaluationDigest,
     client_at,
-    context_hash,
+    decode_digest,
     digest_of,
-    read,
+    encode_digest,
+    hash_context,
     replay,
-    written,
 )
 from flagkit.testing import ManualClock, client_from
 from flagkit.writer import Draft, Writer, write_checkpoint
 from flagkit.writer.operations import SetState
 from flagkit.writer.planning import plan
 from tests.evaluation.test_compiler import VALUES
-from tests.soak.fuzzing import FLAG_COUNT, SEGMENTS, ContextDraw, PolicyDraw, key_of
+from tests.soak.fuzzing import FLAG_COUNT, SEGMENTS, ContextGenerator, PolicyGenerator, format_key
 from tests.writer.test_writer import flag
 
 MONGO = pytest.mark.mongo
@@ -180,8 +180,8 @@ class Watched:
         self.writer = writer
         self.chance = random.Random(seed)
         self.lives = lives
-        self.policies = PolicyDraw(self.chance)
-        self.contexts = ContextDraw(self.chance, self.policies.conditions)
+        self.policies = PolicyGenerator(self.chance)
+        self.contexts = ContextGenerator(self.chance, self.policies.conditions)
         self.answers: list[tuple[str, Any, Evaluation[Any], Explanation, str]] = []
 
     def begin(self) -> None:
@@ -192,7 +192,7 @@ class Watched:
             for number in range(FLAG_COUNT - 5):
                 policy = self.policies.good(number)
                 wanted = policy.get("prerequisites", [])
-                earlier = {key_of(other) for other in range(number)}
+                earlier = {format_key(other) for other in range(number)}
                 policy["prerequisites"] = [item for item in wanted if item["flag"] in earlier]
                 change.create(policy)
 
@@ -212,7 +212,7 @@ class Watched:
             live.wait_for(commit.revision)
             pinned = at_time(live.snapshot, commit.time)
             for _ in range(8):
-                key, context = key_of(self.chance.randrange(FLAG_COUNT)), self.contexts.prompt()
+                key, context = format_key(self.chance.randrange(FLAG_COUNT)), self.contexts.prompt()
                 evaluation = pinned.evaluate(key, context)
                 try:
                     digest = digest_of(pinned, evaluation, context, secret="s")
@@ -222,7 +222,7 @@ class Watched:
                 self.answers.append((region, context, evaluation, explanation, digest))
 
     def _operate(self, change: Draft) -> None:
-        chance, key = self.chance, key_of(self.chance.randrange(FLAG_COUNT))
+        chance, key = self.chance, format_key(self.chance.randrange(FLAG_COUNT))
         policy: dict[str, Any] = self.policies.good(chance.randrange(FLAG_COUNT))
         policy["region"] = region = chance.choice(["*", "*", "eu"])
         segment = self.policies.segment(chance.choice(SEGMENTS))
@@ -318,9 +318,9 @@ def test_a_change_that_is_not_projected_yet_counts_and_can_be_undone(
     writer: Writer, at: At
 ) -> None:
     writer.create(flag())
-    with writer.store.reading() as reading:
+    with writer.store.open_reader() as reading:
         planned = plan([SetState(key="shop.search", verb="pause")], reading, 1, {})
-    change = next_change(reading.tip, "the-dead-one", reading.now, planned.changes)
+    change = build_next_change(reading.tip, "the-dead-one", reading.now, planned.changes)
     assert writer.store.compare_and_set(reading.tip, change)
     found = [at(1), at(2), at(), at(change.tip.time)]
     assert [then.revision for then in found] == [1, 2, 2, 2]
@@ -382,14 +382,14 @@ def test_where_the_ledger_was_pruned_it_says_from_where_on_it_can_be_asked(
 @MONGO
 def test_what_changes_say_has_to_add_up_to_the_digests(writer: Writer, at: At) -> None:
     writer.create(flag())
-    with writer.store.reading() as reading:
-        before = reading.find(["shop.search"])["*", "shop.search"]
+    with writer.store.open_reader() as reading:
+        before = reading.find_flags(["shop.search"])["*", "shop.search"]
         planned = plan([SetState(key="shop.search", verb="pause")], reading, 1, {})
     after = planned.changes[0].after
     # Well-chained lies that cancel out: the digest of revision 2 is that of revision 1.
     for edit in (PolicyChange(after, after), PolicyChange(before, after)):
-        tip = writer.store.tip()
-        change = next_change(tip, f"forged-{tip.revision}", tip.time, [edit])
+        tip = writer.store.read_tip()
+        change = build_next_change(tip, f"forged-{tip.revision}", tip.time, [edit])
         assert writer.store.compare_and_set(tip, change)
         writer.store.project(change)
     for number in range(3):
@@ -463,7 +463,7 @@ def test_a_digest_is_short_and_holds_nothing_of_the_context(writer: Writer, at: 
     digest = digest_of(then, answer, ADA)
     assert digest.startswith(PREFIX)
     assert len(digest) < 200
-    said = read(digest, b"")
+    said = decode_digest(digest, b"")
     assert (said.environment, said.key, said.revision) == ("production", answer.flag_key, 1)
     assert (said.variant, said.reason) == (answer.variant, "SPLIT")
     assert b"ada" not in msgspec.msgpack.encode(said)
@@ -536,9 +536,9 @@ def test_answers_that_are_stale_or_do_not_fit_are_replayed_as_such(
         change.resume("shop.search")
         change.create(flag("shop.top", prerequisites=needs))
     then = at_time(at(3).snapshot, ramped + timedelta(days=1))
-    view = then.view
+    view = then.evaluator
     assert view is not None
-    stale = View(view.snapshot, view.now, Freshness(0.0))
+    stale = Evaluator(view.snapshot, view.now, Staleness(0.0))
     defaults: tuple[Any, ...] = (1, "x", 0.5, [], object())
     answers: list[Evaluation[Any]] = [
         then.evaluate("shop.search", ADA),
@@ -605,7 +605,7 @@ def test_another_history_is_told_from_the_one_that_answered(
 
 
 DIGESTS = st.builds(
-    Digest,
+    EvaluationDigest,
     environment=st.text(max_size=8),
     key=st.text(max_size=8),
     hash=st.binary(max_size=16),
@@ -618,10 +618,10 @@ DIGESTS = st.builds(
 
 @given(DIGESTS, st.binary(max_size=80), st.data())
 def test_whatever_is_altered_in_a_digest_is_found(
-    digest: Digest, secret: bytes, data: st.DataObject
+    digest: EvaluationDigest, secret: bytes, data: st.DataObject
 ) -> None:
-    text = written(digest, secret)
-    assert read(text, secret) == digest
+    text = encode_digest(digest, secret)
+    assert decode_digest(text, secret) == digest
     place = data.draw(st.integers(0, len(text) - 1))
     letter = data.draw(st.characters().filter(lambda letter: letter != text[place]))
     for altered in (
@@ -632,21 +632,27 @@ def test_whatever_is_altered_in_a_digest_is_found(
         text.removeprefix(PREFIX),
     ):
         with pytest.raises(DigestError):
-            read(altered, secret)
+            decode_digest(altered, secret)
     with pytest.raises(DigestError, match="made with another secret"):
-        read(text, secret + b"!")
+        decode_digest(text, secret + b"!")
 
 
 def test_what_is_no_digest_is_refused() -> None:
-    for text in ("", "fk1.", "fk1.AAAA", "fk2." + written(EMPTY, b"").removeprefix(PREFIX), "é"):
+    for text in (
+        "",
+        "fk1.",
+        "fk1.AAAA",
+        "fk2." + encode_digest(EMPTY, b"").removeprefix(PREFIX),
+        "é",
+    ):
         with pytest.raises(DigestError):
-            read(text, b"")
+            decode_digest(text, b"")
     odd: Any = [1, 2]
     with pytest.raises(DigestError, match="it was forged"):
-        read(written(odd, b""), b"")
+        decode_digest(encode_digest(odd, b""), b"")
 
 
-EMPTY = Digest("", "*", (), "a.a", 1, 1, b"", 0, b"", None, "STATIC", None, "")
+EMPTY = EvaluationDigest("", "*", (), "a.a", 1, 1, b"", 0, b"", None, "STATIC", None, "")
 
 
 class Plan(StrEnum):
@@ -660,8 +666,8 @@ def test_a_context_is_hashed_whatever_the_order_of_its_attributes(
     names = [*context]
     chance.shuffle(names)
     shuffled = {name: context[name] for name in names}
-    assert context_hash(shuffled, b"") == context_hash(Context(None, context), b"")
-    assert context_hash(shuffled, b"s") != context_hash(shuffled, b"")
+    assert hash_context(shuffled, b"") == hash_context(Context(None, context), b"")
+    assert hash_context(shuffled, b"s") != hash_context(shuffled, b"")
 
 
 def test_contexts_have_one_hash_if_no_condition_can_tell_them_apart() -> None:
@@ -675,14 +681,14 @@ def test_contexts_have_one_hash_if_no_condition_can_tell_them_apart() -> None:
         ({"a": "pro"}, {"a": Plan.PRO}),
     ]
     for one, other in same:
-        assert context_hash(one, b"") == context_hash(other, b""), one
+        assert hash_context(one, b"") == hash_context(other, b""), one
     different: list[Any] = [
         *(None, True, False, 0, 1, 1.0, "1", "", [], {}, [1], ["1"], b"1", Decimal(1), noon),
         *(ObjectId("0" * 24), ObjectId("f" * 24), ObjectId("0" * 24).binary, "0" * 24),
         *(UUID(int=1), UUID(int=1).bytes, 2**70, 10**5000, object(), {"b": 1, "c": 2}),
         *({"c": 2, "b": 1}, {1: 2}, {None: 2}, "\ud800", float("nan"), {1, 2}),
     ]
-    hashes = {context_hash({"a": value}, b"") for value in different}
+    hashes = {hash_context({"a": value}, b"") for value in different}
     assert len(hashes) == len(different)
 
 
@@ -704,7 +710,8 @@ def test_the_secret_may_be_in_the_environment(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("FLAGKIT_DIGEST_SECRET", "s")
     digests.append(digest_of(client, EVALUATION, "ada"))
     said = [
-        read(text, secret) for text, secret in zip(digests, (b"", b"s", b"s", b"s"), strict=True)
+        decode_digest(text, secret)
+        for text, secret in zip(digests, (b"", b"s", b"s", b"s"), strict=True)
     ]
     assert said[0].context != said[1].context
     assert said[1].context == said[2].context == said[3].context

@@ -19,7 +19,7 @@ from flagkit.errors import StoreUnavailableError
 from flagkit.integrations.opentelemetry import PROPAGATION_BOUNDS, instrument
 from flagkit.testing import ManualClock, MemoryHistory, client_from
 from flagkit.writer import Writer
-from tests.support.forked import Child, eventually
+from tests.support.forked import ForkedChild, poll_until
 
 pytestmark = pytest.mark.every_python
 
@@ -90,13 +90,13 @@ def meters() -> Iterator[Meters]:
 
 
 def current(client: Client) -> bool:
-    return eventually(lambda: client.status().staleness < 60, bool)
+    return poll_until(lambda: client.status().staleness < 60, bool)
 
 
 def test_what_status_says_is_measured(meters: Meters) -> None:
     history = MemoryHistory()
     history.commit(THEME)
-    with CountingClient.from_source(history.source) as client:
+    with CountingClient.from_source(history.create_source) as client:
         instrument(client, meters.provider)
         client.wait_ready()
         current(client)
@@ -126,12 +126,12 @@ def test_what_status_says_is_measured(meters: Meters) -> None:
 def test_the_page_on_telemetry_has_every_instrument(meters: Meters) -> None:
     history = MemoryHistory()
     history.commit(THEME)
-    with CountingClient.from_source(history.source) as client:
+    with CountingClient.from_source(history.create_source) as client:
         instrument(client, meters.provider)
         client.wait_ready()
         current(client)
         client.wait_for(history.commit(THEME).revision)
-        eventually(meters.delays, lambda found: found is not None)
+        poll_until(meters.delays, lambda found: found is not None)
         metrics = meters.metrics()
     rows = re.findall(
         r"^\| `(flagkit\.\S+)` \| (\w+) \| `(\S+)` \|", PAGE.read_text(), re.MULTILINE
@@ -159,23 +159,23 @@ def test_what_is_not_known_is_not_measured(meters: Meters) -> None:
 def test_errors_are_counted(meters: Meters) -> None:
     history = MemoryHistory()
     history.fault = StoreUnavailableError("no member answers")
-    with Client.from_source(history.source) as client:
+    with Client.from_source(history.create_source) as client:
         instrument(client, meters.provider)
-        eventually(lambda: meters.value("flagkit.errors"), lambda found: (found or 0) >= 2)
+        poll_until(lambda: meters.value("flagkit.errors"), lambda found: (found or 0) >= 2)
 
 
 def test_the_delay_of_a_change_is_from_its_time_to_its_application(meters: Meters) -> None:
     clock = ManualClock(datetime.now(UTC) - timedelta(seconds=20))
     history = MemoryHistory(now=clock)
     history.commit(THEME)
-    with Client.from_source(history.source) as client:
+    with Client.from_source(history.create_source) as client:
         instrument(client, meters.provider)
         client.wait_ready()
         current(client)
         assert meters.delays() is None, "a load is no delay"
         history.commit(THEME)
         history.commit(THEME)
-        point = eventually(meters.delays, lambda found: found is not None and found.count == 2)
+        point = poll_until(meters.delays, lambda found: found is not None and found.count == 2)
     assert point is not None
     assert 40 <= point.sum < 80
     assert point.explicit_bounds == PROPAGATION_BOUNDS
@@ -185,12 +185,12 @@ def test_the_delay_of_a_change_is_from_its_time_to_its_application(meters: Meter
 def test_a_clock_that_is_behind_makes_no_delay_negative(meters: Meters) -> None:
     history = MemoryHistory(now=ManualClock(datetime.now(UTC) + timedelta(hours=1)))
     history.commit(THEME)
-    with Client.from_source(history.source) as client:
+    with Client.from_source(history.create_source) as client:
         instrument(client, meters.provider)
         client.wait_ready()
         current(client)
         history.commit(THEME)
-        point = eventually(meters.delays, lambda found: found is not None)
+        point = poll_until(meters.delays, lambda found: found is not None)
     assert point is not None
     assert (point.count, point.sum) == (1, 0)
 
@@ -215,7 +215,7 @@ def test_clients_share_the_instruments_and_are_told_apart_by_region(meters: Mete
 def test_a_forked_child_records_delays_once_it_is_instrumented_itself(meters: Meters) -> None:
     history = MemoryHistory()
     history.commit(THEME)
-    with Client.from_source(history.source) as client:
+    with Client.from_source(history.create_source) as client:
         instrument(client, meters.provider)
         client.wait_ready()
         current(client)
@@ -225,9 +225,9 @@ def test_a_forked_child_records_delays_once_it_is_instrumented_itself(meters: Me
             says.send((meters.value("flagkit.revision"), meters.delays()))
             instrument(client, meters.provider)
             history.commit(THEME)
-            says.send(eventually(meters.delays, lambda found: found is not None) is not None)
+            says.send(poll_until(meters.delays, lambda found: found is not None) is not None)
 
-        with Child(follow) as child:
+        with ForkedChild(follow) as child:
             assert child.says() == (2, None)
             assert child.says()
 
@@ -255,7 +255,7 @@ def test_changes_of_a_database_are_measured(
         client.wait_ready()
         current(client)
         client.wait_for(writer.pause("shop.theme", reason="incident 7").revision)
-        point = eventually(meters.delays, lambda found: found is not None)
+        point = poll_until(meters.delays, lambda found: found is not None)
         assert point is not None
         # The server's clock is this machine's.
         assert (point.count, point.sum < 60) == (1, True)

@@ -21,15 +21,20 @@ from ruamel.yaml import YAML
 
 from flagkit._core.evaluation.matching import matches
 from flagkit._core.model import Flag, Rollout, Serves, decode
-from flagkit._core.model.canonical import _CONSTANTS, canonical, digest, segment_digest
+from flagkit._core.model.canonical import (
+    _CONSTANTS,
+    canonicalize_flag,
+    compute_flag_digest,
+    compute_segment_digest,
+)
 from flagkit._core.model.conditions import OPERATORS
 from flagkit._core.model.rollouts import allocate
 from flagkit._core.model.segments import decode_segment
 from flagkit.errors import InvalidDocumentError
-from flagkit.policy_files.dump import json_text, yaml_text
-from flagkit.policy_files.reader import Policy, PolicyFile
+from flagkit.policy_files.dump import dump_json, dump_yaml
+from flagkit.policy_files.reader import FlagPolicy, PolicyFile
 from tests.model.test_flags import MOMENT, document, documents, rollout, rule, same, when
-from tests.support.mongod_oracle import Draw
+from tests.support.mongod_oracle import BatchGenerator
 
 AS_WRITTEN = {"$regex"}
 """The operators whose constants the canonical form leaves as they are."""
@@ -259,15 +264,15 @@ DIFFERENT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("one", "other"), SAME.values(), ids=SAME)
 def test_what_says_the_same_has_one_digest(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert canonical(decode(one)) == canonical(decode(other))
-    assert digest(decode(one)) == digest(decode(other))
+    assert canonicalize_flag(decode(one)) == canonicalize_flag(decode(other))
+    assert compute_flag_digest(decode(one)) == compute_flag_digest(decode(other))
 
 
 @pytest.mark.parametrize(("one", "other"), DIFFERENT.values(), ids=DIFFERENT)
 def test_what_differs_has_another_digest(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert digest(decode(one)) != digest(decode(other))
-    for form in map(canonical, map(decode, (one, other))):
-        assert repr(canonical(decode(form))) == repr(form)
+    assert compute_flag_digest(decode(one)) != compute_flag_digest(decode(other))
+    for form in map(canonicalize_flag, map(decode, (one, other))):
+        assert repr(canonicalize_flag(decode(form))) == repr(form)
 
 
 def test_the_digest_is_that_of_the_canonical_json() -> None:
@@ -277,7 +282,7 @@ def test_the_digest_is_that_of_the_canonical_json() -> None:
         '"fallthrough":{"serve":"off"}}'
     )
     flag = decode(when(ü=math.nan, a={"$gt": MOMENT}))
-    assert digest(flag) == hashlib.sha256(text.encode()).hexdigest()
+    assert compute_flag_digest(flag) == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_segments_that_say_the_same_have_one_digest() -> None:
@@ -296,8 +301,10 @@ def test_segments_that_say_the_same_have_one_digest() -> None:
         first | {"when": {}},
         {name: first[name] for name in ("key", "included")},
     ]
-    digests = [segment_digest(decode_segment(written).segment) for written in (first, *others)]
-    assert segment_digest(decode_segment(same_words).segment) == digests[0]
+    digests = [
+        compute_segment_digest(decode_segment(written).segment) for written in (first, *others)
+    ]
+    assert compute_segment_digest(decode_segment(same_words).segment) == digests[0]
     assert len(set(digests)) == len(digests)
 
 
@@ -310,8 +317,8 @@ def test_a_regular_expression_keeps_its_options() -> None:
             {"$regex": "^x"},
         )
     )
-    assert digest(first) == digest(other)
-    assert digest(first) != digest(without)
+    assert compute_flag_digest(first) == compute_flag_digest(other)
+    assert compute_flag_digest(first) != compute_flag_digest(without)
 
 
 def test_every_operator_has_its_canonical_constant() -> None:
@@ -329,16 +336,16 @@ def test_the_canonical_form_of_the_deepest_document_is_no_deeper(last: Any) -> N
     flag = decode(when(a=deepest))
     with pytest.raises(InvalidDocumentError, match="nested more than 32 deep"):
         decode(when(a={"b": deepest}))
-    again = decode(canonical(flag))
+    again = decode(canonicalize_flag(flag))
     assert again.rules[0].when == {"a": deepest}
-    assert canonical(again) == canonical(flag)
+    assert canonicalize_flag(again) == canonicalize_flag(flag)
 
 
 @pytest.mark.parametrize("first", ["$x", "$gt", "gte", ">="])
 def test_a_document_that_looks_like_operators_keeps_its_equality(first: str) -> None:
     flag = decode(when(a={"$eq": {first: 1}}))
-    assert canonical(flag)["rules"][0]["when"] == {"a": {"$eq": {first: 1}}}
-    assert decode(canonical(flag)).rules == flag.rules
+    assert canonicalize_flag(flag)["rules"][0]["when"] == {"a": {"$eq": {first: 1}}}
+    assert decode(canonicalize_flag(flag)).rules == flag.rules
 
 
 def shuffled(chance: Random, written: Mapping[str, Any]) -> dict[str, Any]:
@@ -371,7 +378,7 @@ def test_other_words_have_the_same_digest(made: dict[str, Any], chance: Random) 
         shuffled(chance, rule | {"when": scrambled(chance, rule.get("when", {}))})
         for rule in made.get("rules", [])
     ]
-    assert digest(decode(rewritten)) == digest(decode(made))
+    assert compute_flag_digest(decode(rewritten)) == compute_flag_digest(decode(made))
 
 
 # A digest is of the canonical form, so flags of one digest have one form; that the form means what
@@ -382,8 +389,8 @@ def test_other_words_have_the_same_digest(made: dict[str, Any], chance: Random) 
 @given(documents())
 def test_the_canonical_form_stands_for_the_same_flag(made: dict[str, Any]) -> None:
     flag = decode(made)
-    again = decode(canonical(flag))
-    assert repr(canonical(again)) == repr(canonical(flag))
+    again = decode(canonicalize_flag(flag))
+    assert repr(canonicalize_flag(again)) == repr(canonicalize_flag(flag))
     assert (again.key, again.region, again.state, again.type, again.off) == (
         *(flag.key, flag.region, flag.state, flag.type, flag.off),
     )
@@ -411,12 +418,12 @@ def test_canonical_conditions_hold_for_the_same_attributes() -> None:
     chance = Random(2026)
     compared = held = 0
     for _ in range(3_000):
-        draw = Draw(chance)
+        draw = BatchGenerator(chance)
         try:
             flag = decode(rule(when=draw.condition()))
         except InvalidDocumentError:  # a constant of a type that policies cannot hold
             continue
-        (again,) = decode(canonical(flag)).rules
+        (again,) = decode(canonicalize_flag(flag)).rules
         for attributes in (draw.document() for _ in range(10)):
             holds = matches(flag.rules[0].condition, attributes)
             assert matches(again.condition, attributes) is holds, (again.when, attributes)
@@ -428,7 +435,7 @@ def test_canonical_conditions_hold_for_the_same_attributes() -> None:
 # Files
 
 
-def written_and_read(text: str) -> list[Policy]:
+def written_and_read(text: str) -> list[FlagPolicy]:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "flags.yaml"
         path.write_text(text)
@@ -447,15 +454,15 @@ def test_names_of_any_length_are_read_as_they_were_written(name: str, other: str
     made = when(a={name: {other: name}}) | {"variants": {name: [other], other: {}}}
     made |= {"rules": [made["rules"][0] | {"serve": name}], "fallthrough": {"serve": other}}
     flag = decode(made)
-    for write in (yaml_text, json_text):
-        (read,) = written_and_read(write([Policy(made, flag)]))
-        assert canonical(read.flag) == canonical(flag)
+    for write in (dump_yaml, dump_json):
+        (read,) = written_and_read(write([FlagPolicy(made, flag)]))
+        assert canonicalize_flag(read.flag) == canonicalize_flag(flag)
 
 
 def test_lines_end_where_what_is_on_them_ends() -> None:
     line = {"variant": "on", "otherwise": "off", "salt": "s" * 100, "start": MOMENT}
     made = rule(serve=None, ramp=line | {"end": MOMENT + timedelta(days=1)})
-    text = yaml_text([Policy(made, decode(made))])
+    text = dump_yaml([FlagPolicy(made, decode(made))])
     assert not re.search(r"\s$", text.rstrip("\n"), re.MULTILINE)
     assert re.search(r" end: 2026-12-02T08:00:00Z\b", text)
 
@@ -464,16 +471,16 @@ def test_lines_end_where_what_is_on_them_ends() -> None:
 @given(documents())
 def test_yaml_and_json_are_read_as_the_flags_that_were_written(made: dict[str, Any]) -> None:
     flag = decode(made)
-    first = Policy(made, flag)
-    for policy in (first, *written_and_read(yaml_text([first]))):
-        (from_yaml,) = written_and_read(yaml_text([policy]))
-        (from_json,) = written_and_read(json_text([policy]))
+    first = FlagPolicy(made, flag)
+    for policy in (first, *written_and_read(dump_yaml([first]))):
+        (from_yaml,) = written_and_read(dump_yaml([policy]))
+        (from_json,) = written_and_read(dump_json([policy]))
         for read in (from_yaml, from_json):
-            assert repr(canonical(read.flag)) == repr(canonical(flag))
+            assert repr(canonicalize_flag(read.flag)) == repr(canonicalize_flag(flag))
             assert ("state" in read.document) == ("state" in made or flag.state != "active")
         assert same(from_yaml.flag, from_json.flag)
-        assert yaml_text([from_json]) == yaml_text([from_yaml]) == yaml_text([first])
-        assert json_text([from_yaml]) == json_text([from_json]) == json_text([first])
+        assert dump_yaml([from_json]) == dump_yaml([from_yaml]) == dump_yaml([first])
+        assert dump_json([from_yaml]) == dump_json([from_json]) == dump_json([first])
 
 
 @pytest.mark.parametrize(
@@ -491,20 +498,20 @@ def test_yaml_and_json_are_read_as_the_flags_that_were_written(made: dict[str, A
 )  # fmt: skip
 def test_every_text_is_read_as_text_by_all_readers(text: str) -> None:
     flag = decode(document(owner=text, variants={text: text}, fallthrough={"serve": text}))
-    policies = [Policy({}, flag)]
-    for written in (yaml_text(policies), json_text(policies)):
+    policies = [FlagPolicy({}, flag)]
+    for written in (dump_yaml(policies), dump_json(policies)):
         assert written_and_read(written)[0].flag == flag
     for version in ("1.1", "1.2"):
         reader = YAML(typ="safe", pure=True)
         reader.version = version
-        (read,) = reader.load(yaml_text(policies))["flags"]
-        assert read == canonical(flag)
+        (read,) = reader.load(dump_yaml(policies))["flags"]
+        assert read == canonicalize_flag(flag)
 
 
 def test_what_json_cannot_say_is_extended_json() -> None:
     constants = [MOMENT, math.nan, math.inf, -math.inf, 2**63 - 1, -(2**63), 1e300, 5e-324]
     flag = decode(when(a=constants, b=float(2**63)))
-    text = json_text([Policy({}, flag)])
+    text = dump_json([FlagPolicy({}, flag)])
     assert repr(written_and_read(text)[0].flag.rules) == repr(flag.rules)
     for written in ('{"$date": "2026-12-01T08:00:00.000Z"}', '{"$numberDouble": "-Infinity"}'):
         assert written in re.sub(r"\s+", " ", text).replace("{ ", "{").replace(" }", "}")
@@ -514,9 +521,9 @@ def test_what_json_cannot_say_is_extended_json() -> None:
 
 def test_the_example_is_the_same_in_either_format() -> None:
     policies = PolicyFile(SHOP).policies
-    digests = [digest(policy.flag) for policy in policies]
+    digests = [compute_flag_digest(policy.flag) for policy in policies]
     assert len(set(digests)) == len(policies)
-    for text in (yaml_text(policies), json_text(policies)):
-        assert [digest(policy.flag) for policy in written_and_read(text)] == digests
-    assert yaml_text([]) == "flags: []\n"
-    assert written_and_read(json_text([])) == []
+    for text in (dump_yaml(policies), dump_json(policies)):
+        assert [compute_flag_digest(policy.flag) for policy in written_and_read(text)] == digests
+    assert dump_yaml([]) == "flags: []\n"
+    assert written_and_read(dump_json([])) == []

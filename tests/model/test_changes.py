@@ -16,31 +16,31 @@ from flagkit._core.model.changes import (
     PolicyChange,
     PolicyState,
     Tip,
-    advance,
-    digest,
-    genesis,
-    next_change,
-    state_of,
+    advance_digests,
+    build_genesis_tip,
+    build_next_change,
+    build_state,
+    compute_digests,
 )
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-GENESIS = genesis("production", "epoch", NOON)
+GENESIS = build_genesis_tip("production", "epoch", NOON)
 
 
 def state(key: str = "f", version: int = 1, *, region: str = "*", value: int = 0) -> PolicyState:
-    return state_of(key, region, version, {"key": key, "value": value})
+    return build_state(key, region, version, {"key": key, "value": value})
 
 
 CREATED = PolicyChange(None, state())
 UPDATED = PolicyChange(state(), state(version=2, value=1))
 DELETED = PolicyChange(state(version=2, value=1), None)
-SECOND = next_change(
-    next_change(GENESIS, "first", NOON, [CREATED, PolicyChange(None, state("g"))]).tip,
+SECOND = build_next_change(
+    build_next_change(GENESIS, "first", NOON, [CREATED, PolicyChange(None, state("g"))]).tip,
     "second",
     NOON + timedelta(seconds=1),
     [UPDATED, PolicyChange(state("g"), None), PolicyChange(None, state("h", region="eu"))],
 )
-FIRST_TIP = next_change(GENESIS, "first", NOON, [CREATED, PolicyChange(None, state("g"))]).tip
+FIRST_TIP = build_next_change(GENESIS, "first", NOON, [CREATED, PolicyChange(None, state("g"))]).tip
 # A new hash of old content would break the chain of every environment there is.
 GOLDEN_GENESIS = "6c601fdac5dc988b4ee36c6738ba323750a457a55bbc996f224f1544e1b47489"
 GOLDEN_SECOND = "2105574f2acf0e3f6f91c9bc322c44eaceca2cfc52ecaab8bbc8158f69daa999"
@@ -48,7 +48,7 @@ GOLDEN_STATE = 16340192134001668208
 
 
 def test_a_change_leads_from_one_tip_to_the_next() -> None:
-    change = next_change(GENESIS, "request", NOON + timedelta(seconds=1), [CREATED])
+    change = build_next_change(GENESIS, "request", NOON + timedelta(seconds=1), [CREATED])
     assert change.revision == change.tip.revision == 1
     assert change.previous_hash == GENESIS.hash
     assert (change.tip.environment, change.tip.epoch) == ("production", "epoch")
@@ -58,8 +58,8 @@ def test_a_change_leads_from_one_tip_to_the_next() -> None:
 
 
 def test_time_never_runs_backwards_along_the_chain() -> None:
-    late = next_change(GENESIS, "a", NOON + timedelta(hours=1), [CREATED])
-    early = next_change(late.tip, "b", NOON, [UPDATED])
+    late = build_next_change(GENESIS, "a", NOON + timedelta(hours=1), [CREATED])
+    early = build_next_change(late.tip, "b", NOON, [UPDATED])
     assert early.tip.time == late.tip.time
     assert early.continues(late.tip)
 
@@ -67,9 +67,9 @@ def test_time_never_runs_backwards_along_the_chain() -> None:
 def test_the_genesis_of_each_environment_and_epoch_is_another() -> None:
     tips = [
         GENESIS,
-        genesis("staging", "epoch", NOON),
-        genesis("production", "another", NOON),
-        genesis("production", "epoch", NOON + timedelta(milliseconds=1)),
+        build_genesis_tip("staging", "epoch", NOON),
+        build_genesis_tip("production", "another", NOON),
+        build_genesis_tip("production", "epoch", NOON + timedelta(milliseconds=1)),
     ]
     assert len({tip.hash for tip in tips}) == 4
     assert {(tip.revision, len(tip.digests)) for tip in tips} == {(0, 0)}
@@ -83,11 +83,11 @@ def test_the_hash_of_a_known_history_never_changes() -> None:
 
 def test_the_zone_that_a_time_is_written_in_does_not_count() -> None:
     east = timezone(timedelta(hours=5, minutes=30))
-    assert genesis("production", "epoch", NOON.astimezone(east)).hash == GENESIS.hash
+    assert build_genesis_tip("production", "epoch", NOON.astimezone(east)).hash == GENESIS.hash
 
 
 def test_a_change_of_nothing_is_a_revision_too() -> None:
-    change = next_change(GENESIS, "nothing", NOON, [])
+    change = build_next_change(GENESIS, "nothing", NOON, [])
     assert change.continues(GENESIS)
     assert change.tip.digests == GENESIS.digests
 
@@ -171,7 +171,8 @@ def test_an_altered_change_does_not_continue(alteration: Alteration) -> None:
     assert not altered.continues(FIRST_TIP)
     # Nor where the forger recomputes what the tip says of the flags.
     forged = replace(
-        altered, tip=replace(altered.tip, digests=advance(FIRST_TIP.digests, altered.policies))
+        altered,
+        tip=replace(altered.tip, digests=advance_digests(FIRST_TIP.digests, altered.policies)),
     )
     assert forged == SECOND or not forged.continues(FIRST_TIP)
 
@@ -202,9 +203,9 @@ def test_a_change_continues_no_other_tip(tip: Tip) -> None:
 
 
 def test_a_sealed_change_of_another_history_does_not_continue() -> None:
-    fork = next_change(FIRST_TIP, "fork", NOON, [UPDATED])
+    fork = build_next_change(FIRST_TIP, "fork", NOON, [UPDATED])
     assert fork.continues(FIRST_TIP)
-    assert not next_change(fork.tip, "third", NOON, []).continues(SECOND.tip)
+    assert not build_next_change(fork.tip, "third", NOON, []).continues(SECOND.tip)
 
 
 # Digests
@@ -224,12 +225,16 @@ def test_a_digest_does_not_depend_on_the_order(
 ) -> None:
     shuffled = states.copy()
     chance.shuffle(shuffled)
-    assert digest(shuffled) == digest(states)
+    assert compute_digests(shuffled) == compute_digests(states)
 
 
 @given(st.lists(STATES), st.lists(STATES))
 def test_digests_add_up(some: list[PolicyState], others: list[PolicyState]) -> None:
-    one, other, both = digest(some), digest(others), digest(some + others)
+    one, other, both = (
+        compute_digests(some),
+        compute_digests(others),
+        compute_digests(some + others),
+    )
     for region in ("*", "eu", "us"):
         total = one.get(region, 0) + other.get(region, 0)
         assert both.get(region, 0) == total % DIGEST_MODULUS
@@ -252,8 +257,10 @@ def test_advancing_a_digest_is_counting_anew(
             held[flag] = after = replace(after, region=flag[0], key=flag[1])
         if before is not None or after is not None:
             edits.append(PolicyChange(before, after))
-    start = digest(replace(state, region=flag[0], key=flag[1]) for flag, state in written.items())
-    assert advance(start, edits) == digest(held.values())
+    start = compute_digests(
+        replace(state, region=flag[0], key=flag[1]) for flag, state in written.items()
+    )
+    assert advance_digests(start, edits) == compute_digests(held.values())
 
 
 def test_each_part_of_a_state_counts_in_its_hash() -> None:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flagkit._core.model import Flag, Prerequisite, Rollout, Serve, decode, encode
-from flagkit._core.model.conditions import parse
+from flagkit._core.model.conditions import parse_condition
 from flagkit._core.model.foreign import Oid
 from flagkit._core.model.windows import DAYS, Window
 from flagkit.errors import FlagkitError, InvalidDocumentError
@@ -201,7 +201,7 @@ def test_an_extended_value_may_stand_wherever_a_constant_may(
 
     flag = decode(rule(when=with_constant(written)))
     assert repr(flag.rules[0].when) == repr(with_constant(stored))
-    assert repr(flag.rules[0].condition) == repr(parse(with_constant(compared), ""))
+    assert repr(flag.rules[0].condition) == repr(parse_condition(with_constant(compared), ""))
     assert same(decode(encode(flag)), flag)
 
 

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flagkit import Client, Context, ErrorCode, use_context
-from flagkit._core.evaluation.bucketing import bucket, seed
-from flagkit._core.model.foreign import NATIVE, Oid, native
-from flagkit._core.model.keys import key_of
+from flagkit._core.evaluation.bucketing import compute_bucket, compute_seed
+from flagkit._core.model.foreign import NATIVE, Oid, to_native
+from flagkit._core.model.keys import to_bucketing_key
 from flagkit.testing import client_from
 
 ID = UUID("00112233-4455-6677-8899-aabbccddeeff")
@@ -132,14 +132,14 @@ def test_a_key_has_one_text(proxy: str) -> None:
     for key, text in KEYS:
         if proxy != "none" and isinstance(key, Name):
             continue
-        found = key_of(PROXIES.get(proxy, lambda value: value)(key))
+        found = to_bucketing_key(PROXIES.get(proxy, lambda value: value)(key))
         assert (type(found), found) == (str, text), repr(key)
 
 
 @pytest.mark.parametrize("proxy", ["none", *PROXIES])
 def test_what_is_no_key_has_no_text(proxy: str) -> None:
     for value in (*NO_KEYS, None, ""):
-        assert key_of(PROXIES.get(proxy, lambda inner: inner)(value)) is None
+        assert to_bucketing_key(PROXIES.get(proxy, lambda inner: inner)(value)) is None
 
 
 def rolled() -> Client:
@@ -170,7 +170,7 @@ def test_a_key_of_any_type_is_in_the_bucket_of_its_text(proxy: str) -> None:
             continue
         shown = PROXIES.get(proxy, lambda inner: inner)(key)
         for flag in ("half", "ruled"):
-            expected = bucket(seed(flag), text) < 50_000
+            expected = compute_bucket(compute_seed(flag), text) < 50_000
             contexts: list[Any] = [{"targeting_key": shown}, Context(shown), shown]
             for context in contexts:
                 assert client.is_enabled(flag, context) is expected
@@ -181,7 +181,9 @@ def test_a_key_of_any_type_is_in_the_bucket_of_its_text(proxy: str) -> None:
             with use_context(shown):
                 assert client.is_enabled(flag) is expected
         inside = {"company": {"id": shown}}
-        assert client.is_enabled("deep", inside) is (bucket(seed("deep"), text) < 50_000)
+        assert client.is_enabled("deep", inside) is (
+            compute_bucket(compute_seed("deep"), text) < 50_000
+        )
         assert client.is_enabled("group", shown) is True
         assert client.evaluate("group", shown).value is True
 
@@ -216,7 +218,9 @@ def test_an_invalid_ambient_context_is_told_by_evaluations() -> None:
         for _ in range(2):
             assert client.evaluate("half").error_code == ErrorCode.INVALID_CONTEXT
             assert client.is_enabled("half", default=True) is True
-        assert client.is_enabled("half", "u") is (bucket(seed("half"), "u") < 50_000)
+        assert client.is_enabled("half", "u") is (
+            compute_bucket(compute_seed("half"), "u") < 50_000
+        )
 
 
 TYPES = ("string", "int", "double", "bool", "null", "date", "objectId", "object", "array")
@@ -304,7 +308,7 @@ def test_members_of_enumerations_and_derived_types_match_as_their_values() -> No
     client = conditional()
     for odd, value in SAME:
         assert answers(client, {"a": odd}) == answers(client, {"a": value})
-        assert type(native(odd)) in NATIVE
+        assert type(to_native(odd)) in NATIVE
 
 
 def test_scalars_of_numpy_match_as_those_of_python() -> None:
@@ -321,8 +325,8 @@ def test_scalars_of_numpy_match_as_those_of_python() -> None:
     for odd, value in pairs:
         assert answers(client, {"a": odd}) == answers(client, {"a": value})
         assert answers(client, {"a": [odd]}) == answers(client, {"a": [value]})
-    assert key_of(numpy.int64(7)) == "7"
-    assert key_of(numpy.bool_(True)) is None
+    assert to_bucketing_key(numpy.int64(7)) == "7"
+    assert to_bucketing_key(numpy.bool_(True)) is None
     for odd in (
         numpy.timedelta64(1, "s"),
         numpy.complex128(1),
@@ -338,7 +342,7 @@ def test_missing_values_of_pandas_are_null() -> None:
     client = conditional()
     for odd in (pandas.NaT, pandas.NA):
         assert answers(client, {"a": odd}) == answers(client, {"a": None})
-        assert key_of(odd) is None
+        assert to_bucketing_key(odd) is None
     assert answers(client, {"a": pandas.Timestamp(NOON)}) == answers(client, {"a": NOON})
 
 
@@ -348,7 +352,7 @@ def test_lazy_texts_of_django_are_texts() -> None:
     for value in ("DE", "1.2.3", ""):
         lazy = functional.lazystr(value)
         assert answers(client, {"a": lazy}) == answers(client, {"a": value})
-        assert key_of(lazy) == (value or None)
+        assert to_bucketing_key(lazy) == (value or None)
 
 
 class Liar:
@@ -365,8 +369,8 @@ class Liar:
 @given(st.sampled_from([str, int, float, bool, bytes, dict, list, UUID, datetime, ObjectId, 5, ""]))
 def test_what_only_says_that_it_is_of_a_type_stands_for_nothing(said: Any) -> None:
     liar = Liar(said)
-    assert native(liar) is liar
-    assert key_of(liar) is None
+    assert to_native(liar) is liar
+    assert to_bucketing_key(liar) is None
 
 
 def test_a_default_of_an_enumeration_is_answered_with_a_member() -> None:

@@ -15,25 +15,25 @@ from msgspec.structs import replace
 from flagkit._core.evaluation.compiler import compile_flag
 from flagkit._core.evaluation.result import Outcome
 from flagkit._core.model import Flag, decode, encode
-from flagkit._core.model.changes import genesis
+from flagkit._core.model.changes import build_genesis_tip
 from flagkit._core.model.conditions import LOGICAL_OPERATORS, OPTIONS
 from flagkit._core.model.conditions import OPERATORS as QUERY_OPERATORS
-from flagkit._core.model.flags import segments_of
-from flagkit._core.model.packing import FORMAT, OPERATORS, fault, pack, unpack
+from flagkit._core.model.flags import collect_flag_segments
+from flagkit._core.model.packing import FORMAT, OPERATORS, pack, pack_fault, unpack
 from flagkit._core.model.values import FORMS
 from flagkit._core.model.windows import Recurrence, Window
-from flagkit._core.snapshot import Record, Snapshot, arena_of
+from flagkit._core.snapshot import Record, Snapshot, build_arena
 from flagkit.client.client import Client
 from flagkit.errors import InvalidDocumentError
 from tests.model.test_flags import MOMENT, document, documents, rollout, rule, same, when
-from tests.soak.fuzzing import FLAG_COUNT, ContextDraw, PolicyDraw
+from tests.soak.fuzzing import FLAG_COUNT, ContextGenerator, PolicyGenerator
 
 NOON = datetime(2026, 12, 1, 12, tzinfo=UTC)
-TIP = genesis("production", "epoch", NOON)
+TIP = build_genesis_tip("production", "epoch", NOON)
 
 
 def drawn(seed: int, count: int) -> Iterator[Flag]:
-    draw = PolicyDraw(random.Random(seed))
+    draw = PolicyGenerator(random.Random(seed))
     return (decode(draw.good(i % FLAG_COUNT)) for i in range(count))
 
 
@@ -112,12 +112,12 @@ def answer(flag: Flag, context: Any) -> tuple[Any, ...]:
 
 def test_a_flag_from_a_body_answers_as_the_one_from_the_document() -> None:
     chance = random.Random(2)
-    draw = PolicyDraw(chance)
-    contexts = ContextDraw(chance, draw.conditions)
+    draw = PolicyGenerator(chance)
+    contexts = ContextGenerator(chance, draw.conditions)
     told: set[str] = set()
     for i in range(300):
         flag = decode(draw.good(i % FLAG_COUNT))
-        if segments_of(flag):
+        if collect_flag_segments(flag):
             continue
         again = unpack(flag.key, flag.region, pack(flag))
         for context in (contexts.prompt() for _ in range(10)):
@@ -326,7 +326,7 @@ def assert_never_hurts(body: bytes) -> None:
 def client(body: bytes) -> Client:
     """Return a client of a flag with some body, and a sound one."""
     records = [Record("*", "f", 1, 1, body), Record("*", "sound", 1, 2, pack(decode(SOUND)))]
-    return Client.from_snapshot(Snapshot(TIP, "*", arena_of(TIP, records)))
+    return Client.from_snapshot(Snapshot(TIP, "*", build_arena(TIP, records)))
 
 
 SOUND = document(key="sound", fallthrough={"serve": "on"})
@@ -406,7 +406,7 @@ def test_elements_that_are_not_known_are_passed_over() -> None:
 
 
 def test_what_was_wrong_with_a_document_is_said() -> None:
-    body = fault(InvalidDocumentError("rules[0].when", "is wrong", "Mend it"))
+    body = pack_fault(InvalidDocumentError("rules[0].when", "is wrong", "Mend it"))
     with pytest.raises(InvalidDocumentError, match=r"rules\[0\].when: is wrong"):
         unpack("f", "*", body)
     assert client(body).evaluate("f", "someone", "default").value == "default"

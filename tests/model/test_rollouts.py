@@ -11,27 +11,27 @@ from flagkit._core.model.rollouts import (
     BUCKETS,
     Intervals,
     allocate,
-    percent,
-    shares,
-    spans,
-    weight,
+    list_spans,
+    parse_shares,
+    parse_weight,
+    to_percent,
 )
 from flagkit.errors import InvalidDocumentError
 
 
 def on(percentage: float) -> dict[str, int]:
-    share = weight(percentage, "")
+    share = parse_weight(percentage, "")
     return {"on": share, "off": BUCKETS - share}
 
 
 def owners(intervals: Intervals) -> list[str]:
     """Return whose each bucket is."""
-    return [variant for start, end, variant in spans(intervals) for _ in range(start, end)]
+    return [variant for start, end, variant in list_spans(intervals) for _ in range(start, end)]
 
 
 def owned(intervals: Intervals) -> dict[str, int]:
     found: dict[str, int] = {}
-    for start, end, variant in spans(intervals):
+    for start, end, variant in list_spans(intervals):
         found[variant] = found.get(variant, 0) + end - start
     return found
 
@@ -48,7 +48,7 @@ def moved(before: Intervals, after: Intervals) -> int:
 
 
 def buckets_of(variant: str, intervals: Intervals) -> set[tuple[int, int]]:
-    return {(start, end) for start, end, owner in spans(intervals) if owner == variant}
+    return {(start, end) for start, end, owner in list_spans(intervals) if owner == variant}
 
 
 def distance(before: dict[str, int], after: dict[str, int]) -> int:
@@ -120,32 +120,32 @@ def test_a_tenth_of_a_hundredth_of_a_percent_is_one_bucket() -> None:
      (0.1 + 0.2, 300), (1.1 + 2.2, 3_300), (-0.0, 0)],
 )  # fmt: skip
 def test_a_percentage_is_an_exact_share(percentage: float, share: int) -> None:
-    assert weight(percentage, "") == share
+    assert parse_weight(percentage, "") == share
 
 
 @given(st.integers(0, BUCKETS))
 def test_each_share_survives_as_a_percentage(share: int) -> None:
-    assert weight(percent(share), "") == share
-    assert weight(float(f"{share / 1000:.3f}"), "") == share
-    assert isinstance(percent(share), int) is (share % 1000 == 0)
+    assert parse_weight(to_percent(share), "") == share
+    assert parse_weight(float(f"{share / 1000:.3f}"), "") == share
+    assert isinstance(to_percent(share), int) is (share % 1000 == 0)
 
 
 @given(st.integers(0, BUCKETS - 1), st.floats(1e-5, 0.99999))
 def test_a_percentage_finer_than_a_bucket_is_refused(share: int, fraction: float) -> None:
     with pytest.raises(InvalidDocumentError, match="finer than"):
-        weight((share + fraction) / 1000, "there")
+        parse_weight((share + fraction) / 1000, "there")
 
 
 @given(st.lists(st.integers(0, BUCKETS), max_size=4))
 def test_weights_of_100_percent_are_accepted_and_no_others(parts: list[int]) -> None:
-    weights = {str(i): percent(share) for i, share in enumerate(parts)}
+    weights = {str(i): to_percent(share) for i, share in enumerate(parts)}
     rest = BUCKETS - sum(parts)
     if rest >= 0:
-        total = weights | {"rest": percent(rest)}
-        assert sum(shares(total, "weights").values()) == BUCKETS
+        total = weights | {"rest": to_percent(rest)}
+        assert sum(parse_shares(total, "weights").values()) == BUCKETS
     if rest:
         with pytest.raises(InvalidDocumentError, match="100 %"):
-            shares(weights, "weights")
+            parse_shares(weights, "weights")
 
 
 # Properties

@@ -17,30 +17,30 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from flagkit import Client, ErrorCode, Reason
-from flagkit._core.evaluation.matching import Members, matches, meaning
+from flagkit._core.evaluation.matching import MemberSet, build_segment_condition, matches
 from flagkit._core.model import segments
-from flagkit._core.model.canonical import segment_digest
-from flagkit._core.model.changes import SEGMENTS, Tip, digest, state_of
+from flagkit._core.model.canonical import compute_segment_digest
+from flagkit._core.model.changes import SEGMENTS, Tip, build_state, compute_digests
 from flagkit._core.model.conditions import Condition
 from flagkit._core.model.segments import (
     NOBODY,
     PUBLIC_SEED,
-    Hashed,
     Keys,
     Segment,
+    SegmentWithMembers,
+    build_keys,
+    compute_part_count,
+    decode_part,
     decode_segment,
-    edited_keys,
+    edit_keys,
     encode_segment,
-    hash_of_member,
-    hashed_keys,
-    part_count,
-    part_of,
-    unpacked_part,
+    get_part_index,
+    hash_member,
 )
-from flagkit._core.snapshot import build, segment_of
+from flagkit._core.snapshot import build_snapshot, unpack_segment
 from flagkit._core.source import Route
 from flagkit._core.storage.source import MongoSource
-from flagkit.client.sources import initial_state
+from flagkit.client.sources import build_initial_state
 from flagkit.errors import (
     BrokenReferenceError,
     FlagExistsError,
@@ -54,8 +54,8 @@ from flagkit.errors import (
 )
 from flagkit.testing import MemoryHistory, client_from
 from flagkit.writer import Commit, Draft, Writer, entries, verify
-from flagkit.writer.commit import content_of
-from flagkit.writer.guards import Planned
+from flagkit.writer.commit import build_audit_content
+from flagkit.writer.guards import PlannedChange
 from flagkit.writer.operations import SetSegment
 
 
@@ -70,8 +70,8 @@ def flag(when: Mapping[str, Any], key: str = "f") -> dict[str, Any]:
 
 def condition_of(document: Mapping[str, Any]) -> Condition:
     hashed = decode_segment(document)
-    parts = {name: unpacked_part(part) for name, part in hashed.parts.items()}
-    return meaning(hashed.segment, parts)
+    parts = {name: decode_part(part) for name, part in hashed.parts.items()}
+    return build_segment_condition(hashed.segment, parts)
 
 
 # What a segment means
@@ -146,10 +146,10 @@ def test_without_a_condition_nobody_else_is_in_and_with_an_empty_one_everybody()
 def test_no_plain_key_is_kept_in_the_snapshot() -> None:
     client = client_from([flag({"$segment": "beta"})], [BETA])
     assert client.snapshot is not None
-    record = client.snapshot.segment("beta")
+    record = client.snapshot.find_segment("beta")
     assert record is not None
     assert b"mallory" not in record.body
-    assert segment_of(record).excluded.count == 2
+    assert unpack_segment(record).excluded.count == 2
     assert sum(len(part) for part in client.snapshot.parts.values()) == 5
 
 
@@ -159,8 +159,8 @@ SEED = 7
 keys = st.lists(st.text(min_size=1, max_size=5) | st.integers(0, 50), max_size=60)
 
 
-def held(keys: Keys, parts: Mapping[str, bytes], seed: int = SEED) -> Members:
-    return Members([unpacked_part(parts[name]) for name in keys.parts], seed)
+def held(keys: Keys, parts: Mapping[str, bytes], seed: int = SEED) -> MemberSet:
+    return MemberSet([decode_part(parts[name]) for name in keys.parts], seed)
 
 
 @settings(max_examples=200)
@@ -170,7 +170,7 @@ def test_members_are_those_that_were_listed(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segments, "PART_MEMBERS", 4)
-        found, parts = hashed_keys(segments.members_of(included, "included", SEED))
+        found, parts = build_keys(segments.hash_keys(included, "included", SEED))
         members = held(found, parts)
         listed = {str(key) for key in included}
         assert found.count == len(listed)
@@ -192,19 +192,19 @@ def test_edited_keys_are_as_keys_made_anew(edits: list[tuple[list[Any], list[Any
         found = NOBODY
         for added, removed in edits:
             add, remove = (
-                segments.members_of(added, "", SEED),
-                segments.members_of(removed, "", SEED),
+                segments.hash_keys(added, "", SEED),
+                segments.hash_keys(removed, "", SEED),
             )
-            found, made = edited_keys(found, add, remove, read)
+            found, made = edit_keys(found, add, remove, read)
             stored.update(made)
             expected = (expected | add) - remove
-            assert found == hashed_keys(expected)[0]
+            assert found == build_keys(expected)[0]
             assert stored.keys() >= set(found.parts)
 
 
 def test_an_edit_reads_and_makes_only_the_parts_that_change() -> None:
     chance = random.Random(5)
-    found, parts = hashed_keys(chance.getrandbits(64) for _ in range(100_000))
+    found, parts = build_keys(chance.getrandbits(64) for _ in range(100_000))
     assert len(found.parts) == 8
     asked: list[str] = []
 
@@ -213,7 +213,7 @@ def test_an_edit_reads_and_makes_only_the_parts_that_change() -> None:
         asked.extend(wanted)
         return {name: parts[name] for name in wanted}
 
-    after, made = edited_keys(found, {hash_of_member("ada", SEED)}, set(), read)
+    after, made = edit_keys(found, {hash_member("ada", SEED)}, set(), read)
     assert after.count == found.count + 1
     assert len(asked) == len(made) == 1
     assert sum(old != new for old, new in zip(found.parts, after.parts, strict=True)) == 1
@@ -221,20 +221,20 @@ def test_an_edit_reads_and_makes_only_the_parts_that_change() -> None:
 
 def test_parts_are_a_power_of_two_and_not_too_full() -> None:
     for count in (1, 16_384, 16_385, 32_768, 32_769, 1_000_000):
-        parts = part_count(count)
+        parts = compute_part_count(count)
         assert parts & (parts - 1) == 0
         assert count / parts <= segments.PART_MEMBERS < 2 * count / parts or parts == 1
-    assert [part_of(member, 4) for member in (0, 2**62, 2**63, 2**64 - 1)] == [0, 1, 2, 3]
-    assert part_of(2**64 - 1, 1) == 0
+    assert [get_part_index(member, 4) for member in (0, 2**62, 2**63, 2**64 - 1)] == [0, 1, 2, 3]
+    assert get_part_index(2**64 - 1, 1) == 0
 
 
 def test_a_million_keys_take_eight_bytes_each() -> None:
     chance = random.Random(6)
     hashes = {chance.getrandbits(64) for _ in range(1_000_000)}
-    found, parts = hashed_keys(hashes)
+    found, parts = build_keys(hashes)
     assert found.count == len(hashes)
     assert sum(map(len, parts.values())) == 8 * found.count
-    unpacked = [unpacked_part(parts[name]) for name in found.parts]
+    unpacked = [decode_part(parts[name]) for name in found.parts]
     assert [member for part in unpacked for member in part] == sorted(hashes)
 
 
@@ -297,7 +297,7 @@ def test_a_segment_comes_back_from_its_document() -> None:
 def test_a_change_of_a_segment_changes_the_answers_of_its_flags_and_no_others() -> None:
     history = MemoryHistory()
     history.commit(flag({"$segment": "s"}), flag({"plan": "pro"}, "g"), segments=[{"key": "s"}])
-    with Client.from_source(history.source) as following:
+    with Client.from_source(history.create_source) as following:
         following.wait_ready()
         assert not following.is_enabled("f", "ada")
         change = history.commit(segments=[{"key": "s", "included": ["ada"]}])
@@ -317,7 +317,7 @@ def test_members_that_were_altered_or_are_missing_are_never_served() -> None:
     history = MemoryHistory()
     change = history.commit(segments=[{"key": "s", "included": ["ada"]}])
     ((name, part),) = change.parts.items()
-    before = build(history.tip_at(0), "*", [])
+    before = build_snapshot(history.get_tip(0), "*", [])
     for parts in ({}, {name: part[::-1]}, {name: part + b"\0"}):
         with pytest.raises(HistoryLostError, match="members"):
             before.apply([msgspec.structs.replace(change, parts=parts)])
@@ -334,20 +334,20 @@ def direct(mongo_uri: str, database: str) -> Iterator[Database[dict[str, Any]]]:
 
 
 def stored(writer: Writer, key: str = "s") -> Any:
-    with writer.store.reading() as reading:
-        return reading.segments([key])[SEGMENTS, key]
+    with writer.store.open_reader() as reading:
+        return reading.find_segments([key])[SEGMENTS, key]
 
 
 def segment_in(writer: Writer, key: str = "s") -> Segment:
     return decode_segment(stored(writer, key).policy, stored=True).segment
 
 
-def members(writer: Writer, side: str = "included", key: str = "s") -> Members:
+def members(writer: Writer, side: str = "included", key: str = "s") -> MemberSet:
     segment = segment_in(writer, key)
     names = (segment.included if side == "included" else segment.excluded).parts
-    with writer.store.reading() as reading:
-        parts = reading.parts(names)
-    return Members([unpacked_part(parts[name]) for name in names], segment.seed)
+    with writer.store.open_reader() as reading:
+        parts = reading.read_parts(names)
+    return MemberSet([decode_part(parts[name]) for name in names], segment.seed)
 
 
 @pytest.mark.mongo
@@ -459,7 +459,7 @@ def test_altered_members_are_never_built_upon(
 ) -> None:
     writer.create_segment({"key": "s", "included": ["ada", "bob"]})
     seed = segment_in(writer).seed
-    _, planted = hashed_keys(segments.members_of(("ada", "bob", "mallory"), "", seed))
+    _, planted = build_keys(segments.hash_keys(("ada", "bob", "mallory"), "", seed))
     direct.members.update_one({}, {"$set": {"hashes": next(iter(planted.values()))}})
     with pytest.raises(StoreError, match="changed past the writer"):
         writer.change_members("s", include=["eve"])
@@ -538,13 +538,13 @@ def test_catching_up_brings_the_members_that_are_there_in_the_end(
     async def story() -> None:
         name = writer.store._database.name
         source = MongoSource(mongo_uri, environment="production", region="*", database=name)
-        loaded = await source.load(Route.NEAR)
+        loaded = await source.load(Route.NEAREST)
         for i in range(5):
             await asyncio.to_thread(writer.change_members, "s", include=[f"later-{i}"])
-        changes = await source.catch_up(loaded.tip, Route.NEAR)
+        changes = await source.catch_up(loaded.tip, Route.NEAREST)
         assert len(changes) == 5
         assert sum(len(change.parts) for change in changes) == 1
-        assert loaded.apply(changes).parts == (await source.load(Route.NEAR)).parts
+        assert loaded.apply(changes).parts == (await source.load(Route.NEAREST)).parts
         await source.close()
 
     writer.create_segment({"key": "s", "included": ["ada"]})
@@ -588,8 +588,8 @@ def create_as_earlier(writer: Writer, document: dict[str, Any]) -> None:
         set_as_earlier(change, document)
 
 
-def hashes_in(hashed: Hashed) -> set[int]:
-    return {member for part in hashed.parts.values() for member in unpacked_part(part)}
+def hashes_in(hashed: SegmentWithMembers) -> set[int]:
+    return {member for part in hashed.parts.values() for member in decode_part(part)}
 
 
 @given(seed=st.integers(0, 2**64 - 1), included=keys, excluded=keys, others=keys)
@@ -601,8 +601,8 @@ def test_answers_do_not_depend_on_the_seed(
     # The seed is known from the stored document alone.
     segment = decode_segment(encode_segment(hashed.segment), stored=True).segment
     assert segment.seed == seed
-    parts = {name: unpacked_part(part) for name, part in hashed.parts.items()}
-    condition = meaning(segment, parts)
+    parts = {name: decode_part(part) for name, part in hashed.parts.items()}
+    condition = build_segment_condition(segment, parts)
     inside = {*map(str, included)} - {*map(str, excluded)}
     for key in [*included, *excluded, *others]:
         assert matches(condition, {"targeting_key": key}) is (str(key) in inside)
@@ -630,12 +630,12 @@ def test_stored_segments_answer_as_they_always_did(golden: Golden) -> None:
     parts = {name: base64.b64decode(part) for name, part in golden["parts"].items()}
     segment = decode_segment(stored, stored=True).segment
     assert encode_segment(segment) == stored
-    assert decode_segment(listed, seed=segment.seed) == Hashed(segment, parts)
-    assert segment_digest(decode_segment(listed).segment) == golden["digest"]
-    state = state_of("beta", SEGMENTS, 1, stored)
-    served = initial_state(flag({"$segment": "beta"}))
-    tip = Tip("production", "e", 1, "", datetime.now(UTC), digest([state, served]))
-    client = Client.from_snapshot(build(tip, "*", [state, served], parts))
+    assert decode_segment(listed, seed=segment.seed) == SegmentWithMembers(segment, parts)
+    assert compute_segment_digest(decode_segment(listed).segment) == golden["digest"]
+    state = build_state("beta", SEGMENTS, 1, stored)
+    served = build_initial_state(flag({"$segment": "beta"}))
+    tip = Tip("production", "e", 1, "", datetime.now(UTC), compute_digests([state, served]))
+    client = Client.from_snapshot(build_snapshot(tip, "*", [state, served], parts))
     for key in listed["included"]:
         assert client.is_enabled("f", {"org": {"id": key}}) is (key not in listed["excluded"])
     for key in (*listed["excluded"], "eve", "ADA", "user-1"):
@@ -644,8 +644,8 @@ def test_stored_segments_answer_as_they_always_did(golden: Golden) -> None:
 
 @pytest.mark.parametrize(("member", "outsider"), OUTSIDERS.items(), ids=str)
 def test_a_key_that_was_chosen_for_the_public_seed_is_no_member(member: str, outsider: str) -> None:
-    assert hash_of_member(member, PUBLIC_SEED) == hash_of_member(outsider, PUBLIC_SEED)
-    assert hash_of_member(member, SEED) != hash_of_member(outsider, SEED)
+    assert hash_member(member, PUBLIC_SEED) == hash_member(outsider, PUBLIC_SEED)
+    assert hash_member(member, SEED) != hash_member(outsider, SEED)
     client = client_from([flag({"$segment": "s"})], [{"key": "s", "included": [*OUTSIDERS]}])
     assert client.is_enabled("f", member)
     assert not client.is_enabled("f", outsider)
@@ -667,15 +667,17 @@ def test_a_document_that_lists_its_keys_has_one_digest_and_one_form_whatever_its
     listed = {"key": "s", "included": ["ada"], "excluded": ["eve"]}
     plain, seeded = decode_segment(listed).segment, decode_segment(listed | {"seed": "0" * 16})
     assert seeded.segment == plain
-    assert segment_digest(seeded.segment) == segment_digest(plain)
-    assert segment_digest(decode_segment(listed, seed=3).segment) != segment_digest(plain)
+    assert compute_segment_digest(seeded.segment) == compute_segment_digest(plain)
+    assert compute_segment_digest(decode_segment(listed, seed=3).segment) != compute_segment_digest(
+        plain
+    )
 
 
 def test_a_list_beside_hashed_keys_is_hashed_with_their_seed() -> None:
     held = encode_segment(decode_segment({"key": "s", "included": ["ada"]}, seed=3).segment)
     made = decode_segment(held | {"excluded": ["eve"]}, seed=4)
     assert made.segment.seed == 3
-    assert hashes_in(made) == {hash_of_member("eve", 3)}
+    assert hashes_in(made) == {hash_member("eve", 3)}
 
 
 def seed_of(writer: Writer, key: str = "s") -> str:
@@ -683,7 +685,7 @@ def seed_of(writer: Writer, key: str = "s") -> str:
 
 
 def revision_of(writer: Writer) -> int:
-    return writer.store.tip().revision
+    return writer.store.read_tip().revision
 
 
 @pytest.mark.mongo
@@ -699,13 +701,13 @@ def test_segments_of_the_same_keys_share_no_hash(
             member
             for name in state.parts
             for part in direct.members.find({"_id.part": name})
-            for member in unpacked_part(part["hashes"])
+            for member in decode_part(part["hashes"])
         }
         for state in found
     ]
     assert len(hashes[0]) == len(hashes[1]) == len(MANY)
     assert not hashes[0] & hashes[1]
-    public = {hash_of_member(key, PUBLIC_SEED) for key in MANY}
+    public = {hash_member(key, PUBLIC_SEED) for key in MANY}
     assert not public & (hashes[0] | hashes[1])
 
 
@@ -818,7 +820,7 @@ def test_a_request_that_was_recorded_and_never_made_is_made_when_it_is_sent_agai
     document = {"key": "s", "included": ["ada"]}
     broken_off = Draft("production")
     broken_off.create_segment(document)
-    writer.store.add_request("k", content_of(broken_off, "tester", ""))
+    writer.store.add_request("k", build_audit_content(broken_off, "tester", ""))
     assert writer.create_segment(document, idempotency_key="k").revision == 1
     assert "ada" in members(writer)
     assert verify(writer.store) == []
@@ -860,7 +862,7 @@ def test_a_request_with_lists_is_recognised_when_it_is_sent_again(
             looked.create_segment({"key": "s", "included": listed})
             looked.change_members("s", exclude=["eve"])
         assert looked.preview is not None
-        assert looked.preview.done == first.revision
+        assert looked.preview.committed_as == first.revision
     assert stored(writer) == held
     assert verify(writer.store) == []
 
@@ -920,9 +922,9 @@ def test_whoever_loses_a_race_tries_again_with_the_same_seed(
     mongo_uri: str, database: str, writer: Writer
 ) -> None:
     writer.create_segment({"key": "s", "included": ["ada"]})
-    planned: list[Planned] = []
+    planned: list[PlannedChange] = []
 
-    def spoil(plan: Planned) -> None:
+    def spoil(plan: PlannedChange) -> None:
         planned.append(plan)
         if len(planned) <= 2:
             writer.create_segment({"key": f"other-{len(planned)}"})
@@ -941,9 +943,9 @@ def test_the_same_lists_of_two_writers_are_one_change(
 ) -> None:
     document = {"key": "s", "included": MANY}
     writer.create_segment({"key": "s", "included": ["ada"]})
-    asked: list[Planned] = []
+    asked: list[PlannedChange] = []
 
-    def be_first(plan: Planned) -> None:
+    def be_first(plan: PlannedChange) -> None:
         if not asked:
             asked.append(plan)
             writer.update_segment(document)

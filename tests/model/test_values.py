@@ -17,9 +17,9 @@ from flagkit._core.model.values import (
     INT64_MAX,
     check_name,
     is_same,
-    join,
-    normal,
-    plain,
+    join_path,
+    normalize,
+    to_plain,
 )
 from flagkit.errors import InvalidDocumentError
 
@@ -75,7 +75,7 @@ def nested(depth: int) -> Any:
 
 def slowly(fields: dict[Any, Any]) -> dict[str, Any]:
     return {
-        check_name(key, ""): normal(value, join("", key), 1, extended=key != "variants")
+        check_name(key, ""): normalize(value, join_path("", key), 1, extended=key != "variants")
         for key, value in fields.items()
     }
 
@@ -92,7 +92,7 @@ def written(value: object) -> bytes:
 @example(nested(DEPTH_MAX))
 @example(nested(DEPTH_MAX + 1))
 def test_what_is_plain_is_as_the_slow_way_has_it(fields: dict[Any, Any]) -> None:
-    quick = plain(fields)
+    quick = to_plain(fields)
     if quick is None:
         return
     slow = slowly(fields)
@@ -103,7 +103,7 @@ def test_what_is_plain_is_as_the_slow_way_has_it(fields: dict[Any, Any]) -> None
 @given(documents(NAMES, USUAL))
 @example(nested(DEPTH_MAX - 1))
 def test_usual_documents_are_plain(fields: dict[Any, Any]) -> None:
-    quick = plain(fields)
+    quick = to_plain(fields)
     assert quick is not None
     assert quick is not fields
     assert written(quick) == written(slowly(fields))
@@ -116,7 +116,7 @@ def test_what_the_slow_way_refuses_is_not_plain(fields: dict[Any, Any]) -> None:
     try:
         slowly(fields)
     except InvalidDocumentError:
-        assert plain(fields) is None
+        assert to_plain(fields) is None
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_what_the_slow_way_refuses_is_not_plain(fields: dict[Any, Any]) -> None:
     ids=repr,
 )
 def test_subclasses_are_left_to_the_slow_way(fields: dict[Any, Any]) -> None:
-    assert plain(fields) is None
+    assert to_plain(fields) is None
     assert {*map(type, slowly(fields))} == {str}
 
 

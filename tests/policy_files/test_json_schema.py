@@ -16,26 +16,28 @@ from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
 
 from flagkit._core.model import decode, encode
-from flagkit._core.model.canonical import canonical, date_text, extended
+from flagkit._core.model.canonical import canonicalize_flag, format_date, to_extended_json
 from flagkit._core.model.segments import decode_segment
 from flagkit.cli.main import flagkit
 from flagkit.errors import InvalidDocumentError
-from flagkit.policy_files.json_schema import schema
+from flagkit.policy_files.json_schema import build_schema
 from flagkit.policy_files.reader import PolicyFile
 from tests.model.test_flags import BAD, EXTENDED, MOMENT, document, documents, rollout, rule, when
 from tests.model.test_segments import BAD as BAD_SEGMENTS
-from tests.support.mongod_oracle import Draw
+from tests.support.mongod_oracle import BatchGenerator
 from tests.test_docs import blocks
 
 SHOP = Path(__file__).parents[2] / "examples" / "shop" / "flags.yaml"
-SCHEMA = schema()
+SCHEMA = build_schema()
 Draft202012Validator.check_schema(SCHEMA)
 VALIDATOR = Draft202012Validator(SCHEMA)
 
 
 def faults(*flags: Any) -> list[str]:
     """Return where the schema finds something wrong with flags, as they stand in a JSON file."""
-    return [error.json_path for error in VALIDATOR.iter_errors({"flags": extended([*flags])})]
+    return [
+        error.json_path for error in VALIDATOR.iter_errors({"flags": to_extended_json([*flags])})
+    ]
 
 
 def segment_faults(*segments: Any) -> list[str]:
@@ -51,7 +53,7 @@ def as_text(value: Any) -> Any:
         case list():
             return [as_text(item) for item in value]
         case datetime():
-            return date_text(value)
+            return format_date(value)
         case _:
             return value
 
@@ -104,14 +106,14 @@ def test_all_references_lead_somewhere() -> None:
 def test_what_decode_accepts_is_accepted(made: dict[str, Any]) -> None:
     flag = decode(made)
     assert faults(made) == faults(as_text(made)) == []
-    assert faults(encode(flag)) == faults(canonical(flag)) == []
+    assert faults(encode(flag)) == faults(canonicalize_flag(flag)) == []
 
 
 def test_conditions_that_decode_accepts_are_accepted() -> None:
     chance = Random(2026)
     accepted = 0
     for _ in range(3_000):
-        made = when(**Draw(chance).condition())
+        made = when(**BatchGenerator(chance).condition())
         try:
             flag = decode(made)
         except InvalidDocumentError:  # a constant of a type that policies cannot hold

@@ -14,8 +14,8 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 
 from flagkit._core import regex
-from flagkit._core.model.conditions import parse
-from flagkit._core.regex import TEXT_MAX, Search, found_in, search_for
+from flagkit._core.model.conditions import parse_condition
+from flagkit._core.regex import TEXT_MAX, Search, compile_search, has_match
 from flagkit._core.regex import automaton as automata
 from flagkit._core.regex import automaton as positions
 from flagkit._core.regex import parser as patterns
@@ -52,7 +52,7 @@ def harmless(source: str, options: str = "") -> bool:
 
 def python(source: str, options: str = "") -> Search:
     """Search with Python's `re`, harmless or not: texts here are short."""
-    pattern = re.compile(regex.written(parse_pattern(source, options, "")), re.ASCII)
+    pattern = re.compile(regex.to_python_pattern(parse_pattern(source, options, "")), re.ASCII)
     return pattern.search
 
 
@@ -193,7 +193,7 @@ def test_mongod_answers_as_stated(collection: Collection[Document]) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.source!a} {case.options}")
-@pytest.mark.parametrize("engine", [automaton, python, search_for])
+@pytest.mark.parametrize("engine", [automaton, python, compile_search])
 def test_each_engine_answers_as_stated(engine: Engine, case: Case) -> None:
     assert wrong(case, engine(case.source, case.options)) == []
 
@@ -259,14 +259,14 @@ NO_PATTERNS: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("written", "place"), NO_PATTERNS)
 def test_what_is_no_pattern_is_refused(written: Any, place: str) -> None:
     with pytest.raises(InvalidDocumentError) as caught:
-        parse({"a": written}, "when")
+        parse_condition({"a": written}, "when")
     assert caught.value.path == f"when.a.{place}"
 
 
 def test_options_stand_before_or_after_and_may_repeat() -> None:
-    one = parse({"a": {"$regex": "b", "$options": "smi"}}, "")
-    assert one == parse({"a": {"$options": "immiss", "$regex": "b"}}, "")
-    assert one != parse({"a": {"$regex": "b", "$options": "im"}}, "")
+    one = parse_condition({"a": {"$regex": "b", "$options": "smi"}}, "")
+    assert one == parse_condition({"a": {"$options": "immiss", "$regex": "b"}}, "")
+    assert one != parse_condition({"a": {"$regex": "b", "$options": "im"}}, "")
 
 
 # The random oracle. Patterns that can be empty in many ways, within others, are kept rare: there
@@ -387,7 +387,7 @@ def test_automata_agree_with_mongod(questions: list[Question]) -> None:
 
 @pytest.mark.mongo
 def test_what_is_chosen_agrees_with_mongod(questions: list[Question]) -> None:
-    assert disagreement(questions, search_for.__wrapped__) is None
+    assert disagreement(questions, compile_search.__wrapped__) is None
 
 
 @pytest.mark.mongo
@@ -401,48 +401,52 @@ def test_the_questions_are_not_one_sided(questions: list[Question]) -> None:
 
 # Deliberately wrong engines and readers, each by what it puts in the place of a part.
 
-right_part = Positions.part
-right_inverted = patterns.inverted
-right_join = Positions.join
-right_skip = patterns._Parser.skip
+right_part = Positions.add_part
+right_inverted = patterns.invert_ranges
+right_join = Positions.join_parts
+right_skip = patterns._Parser.skip_blanks
 UNICODE_WORDS = {**automata._AFTER, "é": positions.WORD}
-BORDERS_OF = positions._borders
+BORDERS_OF = positions._collect_borders
 
 
 def joined_without_the_empty(
-    self: Positions, left: positions.Part, right: positions.Part
-) -> positions.Part:
+    self: Positions, left: positions.PatternPart, right: positions.PatternPart
+) -> positions.PatternPart:
     part = right_join(self, left, right)
-    return positions.Part(left.first, right.last, part.empty)
+    return positions.PatternPart(left.first, right.last, part.empty)
 
 
-def repeated_once_more(self: Positions, node: Node) -> positions.Part:
+def repeated_once_more(self: Positions, node: Node) -> positions.PatternPart:
     if isinstance(node, Repeat) and node.most is not None:
         node = Repeat(node.part, node.least, node.most + 1)
     return right_part(self, node)
 
 
-def endless_from_none(self: Positions, node: Node) -> positions.Part:
+def endless_from_none(self: Positions, node: Node) -> positions.PatternPart:
     if isinstance(node, Repeat) and node.most is None:
         node = Repeat(node.part, 0, None)
     return right_part(self, node)
 
 
-def any_branch_but_the_last(self: Positions, node: Node) -> positions.Part:
+def any_branch_but_the_last(self: Positions, node: Node) -> positions.PatternPart:
     if isinstance(node, Choice):
         node = Choice(node.branches[:-1])
     return right_part(self, node)
 
 
-def any_character(self: Positions, node: Node) -> positions.Part:
+def any_character(self: Positions, node: Node) -> positions.PatternPart:
     if isinstance(node, Chars) and node.ranges == ((0, 9), (11, 0x10FFFF)):
         node = Chars(((0, 0x10FFFF),))
     return right_part(self, node)
 
 
 def skip_no_comments(self: patterns._Parser) -> None:
-    while "x" in self.options and self.at < len(self.source) and self.source[self.at] in " \n":
-        self.at += 1
+    while (
+        "x" in self.options
+        and self.position < len(self.source)
+        and self.source[self.position] in " \n"
+    ):
+        self.position += 1
 
 
 def places(place: patterns.Place, borders: int) -> dict[patterns.Place, int]:
@@ -469,21 +473,23 @@ WRONG: dict[str, tuple[object, str, object]] = {
     ),
     "no sign has another case": (patterns, "_FOLDS", patterns._FOLDS[:2]),
     "only upper case has another case": (patterns, "_FOLDS", patterns._FOLDS[:1]),
-    "classes keep their case": (patterns._Parser, "cased", lambda _, r: patterns.joined(r)),
-    "a dot is any character": (Positions, "part", any_character),
+    "classes keep their case": (patterns._Parser, "cased", lambda _, r: patterns.join_ranges(r)),
+    "a dot is any character": (Positions, "add_part", any_character),
     "negated classes have no newline": (
-        patterns, "inverted", lambda r: right_inverted(patterns.joined((*r, (10, 10))))
+        patterns, "inverted", lambda r: right_inverted(patterns.join_ranges((*r, (10, 10))))
     ),
-    "what may be empty never is": (Positions, "join", joined_without_the_empty),
-    "{n,m} is one more": (Positions, "part", repeated_once_more),
-    "+ is *": (Positions, "part", endless_from_none),
-    "the last branch is lost": (Positions, "part", any_branch_but_the_last),
+    "what may be empty never is": (Positions, "join_parts", joined_without_the_empty),
+    "{n,m} is one more": (Positions, "add_part", repeated_once_more),
+    "+ is *": (Positions, "add_part", endless_from_none),
+    "the last branch is lost": (Positions, "add_part", any_branch_but_the_last),
     "comments are text": (patterns._Parser, "skip", skip_no_comments),
     "no blank is skipped": (patterns._Parser, "skip", lambda _: None),
     "Python's $ is not before a last newline": (regex, "_PLACES", {**WRITTEN, "end": r"\Z"}),
     "Python's lines": (regex, "_PLACES", {**WRITTEN, "line start": "(?m:^)"}),
     "Python's \\B": (regex, "_PLACES", {**WRITTEN, "no word edge": r"\B"}),
-    "borders do not count": (automata, "_at", lambda edges, _: positions.all_of(edges)),
+    "borders do not count": (
+        automata, "_collect_at_border", lambda edges, _: positions.union_positions(edges)
+    ),
 }  # fmt: skip
 
 
@@ -497,7 +503,7 @@ def test_the_oracle_catches_a_wrong_engine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(room, name, part)
-    engines = (automaton, search_for.__wrapped__)
+    engines = (automaton, compile_search.__wrapped__)
     assert any(disagreement(questions, engine) for engine in engines)
 
 
@@ -531,27 +537,29 @@ def test_an_automaton_takes_at_most_one_step_for_a_character(source: str) -> Non
         search = Automaton(Positions(tree))
         search.search(text)
         # Sixteen unions for each four positions, at each of 20 borders; however long the text.
-        assert steps(search) <= len(text) + 2 + 16 * 20 * (patterns.size(tree) // 4 + 1)
+        assert steps(search) <= len(text) + 2 + 16 * 20 * (patterns.measure_size(tree) // 4 + 1)
         before = steps(search)
         search.search(text)
         assert steps(search) == before
 
 
 def test_what_automata_keep_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(automata, "KEPT_MAX", 100)
-    monkeypatch.setattr(automata, "_kept", deque())
+    monkeypatch.setattr(automata, "CACHE_ENTRIES_MAX", 100)
+    monkeypatch.setattr(automata, "_cache_entries", deque())
     small = [Automaton(Positions(parse_pattern(source, "", ""))) for source in ADVERSARIES]
-    whole = [re.compile(regex.written(parse_pattern(s, "", "")), re.ASCII) for s in ADVERSARIES]
+    whole = [
+        re.compile(regex.to_python_pattern(parse_pattern(s, "", "")), re.ASCII) for s in ADVERSARIES
+    ]
     for text in hard_texts(10):
         for search, pattern in zip(small, whole, strict=True):
             assert search.search(text) is (pattern.search(text) is not None)
-    assert len(automata._kept) == 100
+    assert len(automata._cache_entries) == 100
     assert sum(map(steps, small)) + sum(len(search.states) for search in small) <= 100
 
 
 def test_threads_share_an_automaton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(automata, "KEPT_MAX", 100)
-    monkeypatch.setattr(automata, "_kept", deque())
+    monkeypatch.setattr(automata, "CACHE_ENTRIES_MAX", 100)
+    monkeypatch.setattr(automata, "_cache_entries", deque())
     texts = hard_texts(60)
     search = Automaton(Positions(parse_pattern(r"a(b|\n).{4}[^b]\B", "", ""))).search
     expected = [python(r"a(b|\n).{4}[^b]\B")(text) is not None for text in texts]
@@ -592,7 +600,7 @@ def ends(node: Node, text: str, at: int, tries: list[int]) -> Iterator[int]:  # 
 def tried(source: str, options: str, text: str) -> tuple[bool, int]:
     """Search by backtracking; return whether it is found, and how many characters were tried."""
     tree = parse_pattern(source, options, "")
-    starts = 1 if Positions(tree).anchored else len(text) + 1
+    starts = 1 if Positions(tree).is_anchored else len(text) + 1
     tries = [0]
     answer = any(any(True for _ in ends(tree, text, at, tries)) for at in range(starts))
     return answer, tries[0]
@@ -601,9 +609,9 @@ def tried(source: str, options: str, text: str) -> tuple[bool, int]:
 def most_tries(source: str, options: str, length: int) -> int:
     """Return the bound on tries that a harmless pattern is said to keep."""
     found = Positions(parse_pattern(source, options, ""))
-    edges = (found.whole.first, *found.follow)
-    nexts = [positions.all_of(each).bit_count() for each in edges]
-    return (length + 1) * (max(nexts) if found.anchored else sum(nexts))
+    edges = (found.pattern.first, *found.follow)
+    nexts = [positions.union_positions(each).bit_count() for each in edges]
+    return (length + 1) * (max(nexts) if found.is_anchored else sum(nexts))
 
 
 HARMLESS = [
@@ -628,7 +636,7 @@ def test_what_is_harmless_makes_little_work(source: str) -> None:
     for text in texts:
         answer, tries = tried(source, "", text)
         assert tries <= most_tries(source, "", len(text))
-        assert answer is bool(search_for(source, "")(text))
+        assert answer is bool(compile_search(source, "")(text))
 
 
 @pytest.mark.mongo
@@ -651,13 +659,13 @@ def test_the_count_of_tries_shows_what_is_not_harmless() -> None:
 
 def test_longer_texts_are_not_searched() -> None:
     for source in ("a", ".*a.*"):
-        assert found_in("a" * TEXT_MAX, source, "")
-        assert not found_in("a" * (TEXT_MAX + 1), source, "")
+        assert has_match("a" * TEXT_MAX, source, "")
+        assert not has_match("a" * (TEXT_MAX + 1), source, "")
 
 
 def test_characters_that_utf8_has_not_are_characters() -> None:
     for source in ("^.$", r"^\W$", "^[^a]$", "(.|.)$"):
-        assert search_for(source, "")("\ud800")
+        assert compile_search(source, "")("\ud800")
 
 
 @pytest.mark.mongo
@@ -665,4 +673,4 @@ def test_what_mongod_gives_up_on_is_found(collection: Collection[Document]) -> N
     source, text = "((a*|b*|)*)*c", "ab" * 500 + "c"
     collection.insert_one({"_id": 20_000_000, "text": text})
     assert found(collection, source, "", 20_000_000, 1) == set()
-    assert found_in(text, source, "")
+    assert has_match(text, source, "")

@@ -9,23 +9,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.catalogue import documents
-from flagkit._core.cooperative import whole
+from benchmarks.catalogue import iter_documents
+from flagkit._core.cooperative import run_slices
 from flagkit._core.model import decode, packing
-from flagkit._core.model.changes import DIGEST_MODULUS, PolicyId, genesis
-from flagkit._core.snapshot import Arena, Record, arena, arena_of, builder, compaction
+from flagkit._core.model.changes import DIGEST_MODULUS, PolicyId, build_genesis_tip
+from flagkit._core.snapshot import Arena, Record, arena, build_arena, builder, compaction
 from flagkit._core.snapshot.arena import (
     BLOCK_KEYS,
     BLOCK_KEYS_MAX,
-    Names,
-    NamesWriter,
-    encoded,
-    hash_of,
+    KeyIndex,
+    KeyIndexWriter,
+    compute_key_hash,
+    encode_key,
 )
-from flagkit._core.snapshot.compaction import folded
-from flagkit._core.snapshot.layout import encoded_length, length_at
+from flagkit._core.snapshot.compaction import compact_arena
+from flagkit._core.snapshot.layout import decode_varint, encode_varint
 
-TIP = genesis("production", "epoch", datetime(2026, 1, 1, tzinfo=UTC))
+TIP = build_genesis_tip("production", "epoch", datetime(2026, 1, 1, tzinfo=UTC))
 REGIONS = ("*", "eu", "@segments")
 
 Model: TypeAlias = Mapping[PolicyId, Record]
@@ -61,13 +61,13 @@ def assert_same(found: Arena, model: Model) -> None:
     assert found.count == len(model)
     for region in (*REGIONS, "us"):
         keys = sorted(key for place, key in model if place == region)
-        assert list(found.keys(region)) == keys
-        assert list(found.records(region)) == [model[region, key] for key in keys]
+        assert list(found.iter_keys(region)) == keys
+        assert list(found.iter_records(region)) == [model[region, key] for key in keys]
         for key in (*keys, "", "a", "a.", "nobody", "\ud800", "\U0010ffff"):
             assert found.find(region, key) == model.get((region, key))
             for prefix in (key, key[:1], key[:-1]):
                 wanted = [name for name in keys if name.startswith(prefix)]
-                assert list(found.keys(region, prefix)) == wanted
+                assert list(found.iter_keys(region, prefix)) == wanted
     counts = {region: sum(place == region for place, _ in model) for region in REGIONS}
     assert found.header.counts == {region: count for region, count in counts.items() if count}
     digests = {
@@ -83,7 +83,7 @@ def assert_same(found: Arena, model: Model) -> None:
 
 @given(MODELS)
 def test_an_arena_is_a_dict_of_records(model: Model) -> None:
-    found = arena_of(TIP, model.values())
+    found = build_arena(TIP, model.values())
     assert_same(found, model)
     assert found.tip == TIP
     again = Arena(bytes(found.content))
@@ -93,20 +93,20 @@ def test_an_arena_is_a_dict_of_records(model: Model) -> None:
 
 @given(MODELS)
 def test_equal_bodies_are_stored_once(model: Model) -> None:
-    header = arena_of(TIP, model.values()).header
+    header = build_arena(TIP, model.values()).header
     bodies = {record.body for record in model.values()}
-    stored = sum(len(encoded_length(len(body)) + body) for body in bodies)
+    stored = sum(len(encode_varint(len(body)) + body) for body in bodies)
     assert header.sections["bodies"].length == stored == header.packed_bytes
 
 
 def test_an_empty_arena_has_nothing() -> None:
-    assert_same(arena_of(TIP, []), {})
+    assert_same(build_arena(TIP, []), {})
 
 
 @pytest.mark.parametrize("version", [0, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32, 2**64 - 1])
 def test_versions_take_as_many_bytes_as_the_greatest_needs(version: int) -> None:
     model = modelled([Record("*", "a", version, 1, b""), Record("*", "b", 1, 2, b"")])
-    found = arena_of(TIP, model.values())
+    found = build_arena(TIP, model.values())
     assert_same(found, model)
     assert found.header.sections["versions"].length == 2 * found.header.version_bytes
     assert version < 256**found.header.version_bytes
@@ -115,8 +115,8 @@ def test_versions_take_as_many_bytes_as_the_greatest_needs(version: int) -> None
 
 @given(st.integers(0, 2**35), st.binary(max_size=3))
 def test_a_length_is_read_where_it_was_written(length: int, before: bytes) -> None:
-    content = before + encoded_length(length) + b"\x00"
-    assert length_at(memoryview(content), len(before)) == (length, len(content) - 1)
+    content = before + encode_varint(length) + b"\x00"
+    assert decode_varint(memoryview(content), len(before)) == (length, len(content) - 1)
 
 
 # Its size
@@ -129,11 +129,11 @@ def test_a_length_is_read_where_it_was_written(length: int, before: bytes) -> No
 )
 def test_a_flag_of_the_catalogue_takes_few_bytes(count: int, bytes_max: int) -> None:
     chance = random.Random(8)
-    flags = map(decode, documents(count))
+    flags = map(decode, iter_documents(count))
     records = [
         Record("*", flag.key, 1, chance.getrandbits(64), packing.pack(flag)) for flag in flags
     ]
-    found = arena_of(TIP, records)
+    found = build_arena(TIP, records)
     assert found.count == count
     assert len(found.content) <= bytes_max * count
 
@@ -141,7 +141,7 @@ def test_a_flag_of_the_catalogue_takes_few_bytes(count: int, bytes_max: int) -> 
 # Listing
 
 
-class CountingNames(Names):
+class CountingNames(KeyIndex):
     """Names that take note of the blocks that are read whole."""
 
     __slots__ = ("read",)
@@ -150,21 +150,21 @@ class CountingNames(Names):
         super().__init__(starts, text)
         self.read: list[int] = []
 
-    def block(self, number: int) -> Iterator[bytes]:
+    def iter_block(self, number: int) -> Iterator[bytes]:
         self.read.append(number)
-        return super().block(number)
+        return super().iter_block(number)
 
 
 def test_listing_reads_only_the_blocks_that_may_have_the_prefix() -> None:
     keys = [f"team{i // 100:02}.flag{i % 100:02}" for i in range(10_000)]
-    writer = NamesWriter()
+    writer = KeyIndexWriter()
     for key in keys:
         writer.write(key.encode())
-    names = CountingNames(memoryview(writer.starts), memoryview(writer.text.joined()))
+    names = CountingNames(memoryview(writer.starts), memoryview(writer.text.join()))
     assert len(writer.starts) == len(keys) // BLOCK_KEYS
     for prefix in ("team42.", "team42.flag17", "team00", "team99.flag99", "nobody", "z", ""):
         names.read.clear()
-        listed = list(names.starting_with(prefix))
+        listed = list(names.iter_with_prefix(prefix))
         assert listed == [key for key in keys if key.startswith(prefix)]
         assert len(names.read) <= len(listed) // BLOCK_KEYS + 2
         assert names.read == sorted(set(names.read))
@@ -174,16 +174,18 @@ def test_listing_reads_only_the_blocks_that_may_have_the_prefix() -> None:
 def test_names_with_some_more_and_some_less_are_those_written_anew(
     keys: set[str], edited: set[str], data: st.DataObject
 ) -> None:
-    writer = NamesWriter(data.draw(st.sampled_from([1, 3, BLOCK_KEYS])))
-    for key in sorted(map(encoded, keys)):
+    writer = KeyIndexWriter(data.draw(st.sampled_from([1, 3, BLOCK_KEYS])))
+    for key in sorted(map(encode_key, keys)):
         writer.write(key)
-    names = Names(memoryview(writer.starts), memoryview(writer.text.joined()))
-    assert [key in names for key in map(encoded, edited)] == [key in keys for key in edited]
-    starts, text = whole(names.edited([(encoded(key), key not in keys) for key in edited]))
-    after = Names(memoryview(starts).cast("I"), memoryview(text.joined()))
-    assert list(after.starting_with("")) == sorted(keys ^ edited)
+    names = KeyIndex(memoryview(writer.starts), memoryview(writer.text.join()))
+    assert [key in names for key in map(encode_key, edited)] == [key in keys for key in edited]
+    starts, text = run_slices(
+        names.apply_edits([(encode_key(key), key not in keys) for key in edited])
+    )
+    after = KeyIndex(memoryview(starts).cast("I"), memoryview(text.join()))
+    assert list(after.iter_with_prefix("")) == sorted(keys ^ edited)
     for block in range(len(starts) // 4):
-        assert 1 <= len(list(after.block(block))) <= BLOCK_KEYS_MAX
+        assert 1 <= len(list(after.iter_block(block))) <= BLOCK_KEYS_MAX
 
 
 # Collisions
@@ -195,10 +197,10 @@ def short_hashes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     bits: int = request.param
 
     def cut(seed: int, key: str) -> int:
-        return hash_of(seed, key) >> 64 - bits << 64 - bits
+        return compute_key_hash(seed, key) >> 64 - bits << 64 - bits
 
     for room in (arena, builder, compaction):
-        monkeypatch.setattr(room, "hash_of", cut)
+        monkeypatch.setattr(room, "compute_key_hash", cut)
     return bits
 
 
@@ -215,13 +217,13 @@ def assert_kept(found: Arena, model: Model) -> None:
     assert found.count == sum(found.header.counts.values()) == len(model)
     for region in ("*", "eu", "us"):
         keys = sorted(key for place, key in model if place == region)
-        assert list(found.records(region)) == [model[region, key] for key in keys]
+        assert list(found.iter_records(region)) == [model[region, key] for key in keys]
 
 
 @pytest.mark.parametrize("count", [1, 2, 40])
 def test_records_of_one_hash_are_all_found(short_hashes: int, count: int) -> None:
     model = crowd(count)
-    found = arena_of(TIP, model.values())
+    found = build_arena(TIP, model.values())
     assert_kept(found, model)
     assert_kept(Arena(bytes(found.content)), model)
     alone = len(model) - len(found.header.colliding)
@@ -232,7 +234,7 @@ def test_records_of_one_hash_are_all_found(short_hashes: int, count: int) -> Non
 @pytest.mark.parametrize("before", [0, 1, 2, 20])
 def test_records_of_one_hash_are_all_found_after_folding(before: int) -> None:
     model = crowd(before)
-    found = arena_of(TIP, model.values())
+    found = build_arena(TIP, model.values())
     edits: list[dict[PolicyId, Record | None]] = [
         {("us", "another"): Record("us", "another", 1, 5, b"us")},
         {**crowd(before + 3)},
@@ -241,7 +243,7 @@ def test_records_of_one_hash_are_all_found_after_folding(before: int) -> None:
         dict.fromkeys(crowd(before + 3)),
     ]
     for changed in edits:
-        found = whole(folded(found, TIP, changed, {}))
+        found = run_slices(compact_arena(found, TIP, changed, {}))
         for identity, record in changed.items():
             model.pop(identity, None)
             if record is not None:

@@ -13,24 +13,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from flagkit._core.cooperative import whole
-from flagkit._core.model.changes import PolicyId, genesis
-from flagkit._core.snapshot import Arena, Record, arena_of, compaction
+from flagkit._core.cooperative import run_slices
+from flagkit._core.model.changes import PolicyId, build_genesis_tip
+from flagkit._core.snapshot import Arena, Record, build_arena, compaction
 from flagkit._core.snapshot.arena import BLOCK_KEYS
 from flagkit._core.snapshot.chunks import (
     SLICE_BYTES,
     SORTED_AT_ONCE,
     Chunks,
-    ascending,
-    blank,
-    copied,
-    given_back,
+    allocate_zeroed,
+    copy_in_slices,
+    release_pages,
+    sort_in_slices,
 )
-from flagkit._core.snapshot.compaction import EDIT_RUN, GAPS_MIN, RUN_SLICE, _Edit, _Edits, folded
+from flagkit._core.snapshot.compaction import (
+    EDIT_RUN,
+    GAPS_MIN,
+    RUN_SLICE,
+    _Edit,
+    _Edits,
+    compact_arena,
+)
 from flagkit._core.snapshot.layout import Columns
 from tests.snapshot.test_arena import KEYS, MODELS, RECORDS, TIP, Model, assert_same
 
-NEXT = replace(genesis("production", "epoch", datetime(2026, 1, 2, tzinfo=UTC)), revision=7)
+NEXT = replace(
+    build_genesis_tip("production", "epoch", datetime(2026, 1, 2, tzinfo=UTC)), revision=7
+)
 
 Edits = Mapping[PolicyId, Record | None]
 IDS = st.tuples(st.sampled_from(["*", "eu", "us"]), KEYS)
@@ -40,13 +49,13 @@ IDS = st.tuples(st.sampled_from(["*", "eu", "us"]), KEYS)
 def rebuilds(monkeypatch: pytest.MonkeyPatch) -> list[Arena]:
     """The bases that were built anew and not merged."""
     bases: list[Arena] = []
-    rebuilt = compaction._rebuilt
+    rebuilt = compaction._rebuild
 
     def noted(base: Arena, *rest: Any) -> Any:
         bases.append(base)
         return rebuilt(base, *rest)
 
-    monkeypatch.setattr(compaction, "_rebuilt", noted)
+    monkeypatch.setattr(compaction, "_rebuild", noted)
     return bases
 
 
@@ -70,7 +79,7 @@ def plain(count: int) -> dict[PolicyId, Record]:
 def test_folds_one_after_the_other_are_building_anew(
     model: Model, removals: list[dict[PolicyId, None]], data: st.DataObject
 ) -> None:
-    base = arena_of(TIP, model.values())
+    base = build_arena(TIP, model.values())
     for removed in removals:
         there = data.draw(st.sets(st.sampled_from(sorted(model)), max_size=9)) if model else set()
         added = data.draw(st.lists(RECORDS, max_size=20))
@@ -78,12 +87,12 @@ def test_folds_one_after_the_other_are_building_anew(
         edits: Edits = {**removed, **dict.fromkeys(there), **news}
         model = after(model, edits)
         part = memoryview(data.draw(st.binary(max_size=3))).cast("B")
-        base = whole(folded(base, NEXT, edits, {"name": bytes(part) * 8}))
+        base = run_slices(compact_arena(base, NEXT, edits, {"name": bytes(part) * 8}))
         assert_same(base, model)
         assert base.tip == NEXT
-        assert base.part("name").tobytes() == bytes(part) * 8
+        assert base.get_part("name").tobytes() == bytes(part) * 8
         assert_same(Arena(bytes(base.content)), model)
-        anew = arena_of(NEXT, model.values()).header
+        anew = build_arena(NEXT, model.values()).header
         assert (base.header.counts, base.header.digests) == (anew.counts, anew.digests)
         assert base.header.directory_bits == anew.directory_bits
 
@@ -108,25 +117,25 @@ EDITS: Mapping[str, Callable[[], Edits]] = {
 @pytest.mark.parametrize("edits", [make() for make in EDITS.values()], ids=EDITS)
 def test_edits_of_each_kind_are_merged(edits: Edits, rebuilds: list[Arena]) -> None:
     model = plain(200)
-    base = whole(folded(arena_of(TIP, model.values()), NEXT, edits, {}))
+    base = run_slices(compact_arena(build_arena(TIP, model.values()), NEXT, edits, {}))
     assert_same(base, after(model, edits))
     assert rebuilds == []
 
 
 def test_a_region_that_is_emptied_comes_and_goes() -> None:
     there = {("eu", "f"): record("f", region="eu")}
-    base = arena_of(TIP, plain(3).values())
+    base = build_arena(TIP, plain(3).values())
     for edits in (there, dict.fromkeys(there), there, dict.fromkeys({**there, **plain(3)})):
-        base = whole(folded(base, NEXT, edits, {}))
+        base = run_slices(compact_arena(base, NEXT, edits, {}))
         assert ("eu" in base.header.names) == ("eu" in base.header.counts) == (edits is there)
     assert_same(base, {})
 
 
 def test_parts_are_those_that_are_given() -> None:
-    base = arena_of(TIP, plain(3).values())
+    base = build_arena(TIP, plain(3).values())
     for parts in ({"a": b"12345678", "b": b""}, {"c": b"87654321" * 200_000}, {}):
-        base = whole(folded(base, NEXT, {}, parts))
-        assert {name: base.part(name).tobytes() for name in base.header.parts} == parts
+        base = run_slices(compact_arena(base, NEXT, {}, parts))
+        assert {name: base.get_part(name).tobytes() for name in base.header.parts} == parts
 
 
 # When it is built anew
@@ -138,7 +147,7 @@ def test_a_version_that_does_not_fit_leads_to_a_new_arena(
 ) -> None:
     model = plain(100)
     edits = {("*", "flag-000007"): record("flag-000007", version)}
-    base = whole(folded(arena_of(TIP, model.values()), NEXT, edits, {}))
+    base = run_slices(compact_arena(build_arena(TIP, model.values()), NEXT, edits, {}))
     assert len(rebuilds) == 1
     assert_same(base, after(model, edits))
 
@@ -146,14 +155,14 @@ def test_a_version_that_does_not_fit_leads_to_a_new_arena(
 def test_gaps_are_let_be_until_they_may_be_half_of_all(rebuilds: list[Arena]) -> None:
     body = bytes(GAPS_MIN // 8)
     model = {("*", key): record(key, body=b"%d" % i + body) for i, key in enumerate("abcdefghij")}
-    base = arena_of(TIP, model.values())
+    base = build_arena(TIP, model.values())
     packed_bytes = base.header.packed_bytes
     lengths: list[int] = []
     while not rebuilds:
         version = len(lengths) + 2
         edits = {("*", "a"): record("a", version, b"version %d" % version + body)}
         model = after(model, edits)
-        base = whole(folded(base, NEXT, edits, {}))
+        base = run_slices(compact_arena(base, NEXT, edits, {}))
         assert_same(base, model)
         lengths.append(base.header.sections["bodies"].length)
     assert max(lengths) <= 2 * packed_bytes + GAPS_MIN < max(lengths) + len(body) + 20
@@ -167,13 +176,13 @@ def test_blocks_of_keys_that_have_fallen_apart_are_made_anew(
 ) -> None:
     monkeypatch.setattr(compaction, "BLOCKS_MIN", 8)
     model: dict[PolicyId, Record] = plain(40 * BLOCK_KEYS)
-    base = arena_of(TIP, model.values())
+    base = build_arena(TIP, model.values())
     # Of each block but one key.
     edits = dict.fromkeys([identity for i, identity in enumerate(model) if i % BLOCK_KEYS])
     model = after(model, edits)
-    base = whole(folded(base, NEXT, edits, {}))
+    base = run_slices(compact_arena(base, NEXT, edits, {}))
     assert rebuilds == []
-    base = whole(folded(base, NEXT, {}, {}))
+    base = run_slices(compact_arena(base, NEXT, {}, {}))
     assert len(rebuilds) == 1
     assert_same(base, model)
     assert base.header.names["*"][0].length // 4 == -(-len(model) // BLOCK_KEYS)
@@ -182,11 +191,11 @@ def test_blocks_of_keys_that_have_fallen_apart_are_made_anew(
 def test_keys_that_come_one_by_one_fill_their_blocks() -> None:
     chance = random.Random(4)
     model: dict[PolicyId, Record] = plain(200)
-    base = arena_of(TIP, model.values())
+    base = build_arena(TIP, model.values())
     for i in range(300):
         key = f"flag-{chance.randrange(200):06}.{i}"
         model["*", key] = record(key)
-        base = whole(folded(base, NEXT, {("*", key): record(key)}, {}))
+        base = run_slices(compact_arena(base, NEXT, {("*", key): record(key)}, {}))
     assert_same(base, model)
     assert base.header.names["*"][0].length // 4 <= len(model) / (BLOCK_KEYS / 2)
 
@@ -198,14 +207,14 @@ def test_keys_that_come_one_by_one_fill_their_blocks() -> None:
 def test_no_slice_copies_more_records_than_are_copied_at_once(step: int) -> None:
     count = 200_000
     old, new = columns(range(1, count + 1)), columns([0] * count)
-    edits = _Edits(arena_of(TIP, []))
+    edits = _Edits(build_arena(TIP, []))
     edits.offsets = {b"": 0}
     edits.edits += [
         _Edit(place + 1, ("*", "f"), place, True, Record("*", "f", 1, place + 1, b""))
         for place in range(0, count, step)
     ]
     edit_count = len(edits.edits)
-    slices = compaction._columns(old, new, edits)
+    slices = compaction._merge_columns(old, new, edits)
     ends = (bisect_left(new.hashes, True, key=lambda number: number == 0) for _ in slices)
     done = [0, *ends, count]
     assert max(later - earlier for earlier, later in pairwise(done)) <= RUN_SLICE
@@ -231,15 +240,15 @@ def columns(numbers: Iterable[int]) -> Columns:
 
 def test_copies_and_sorts_are_made_in_pieces() -> None:
     content = random.Random(5).randbytes(5 * SLICE_BYTES // 2)
-    target = blank(len(content))
+    target = allocate_zeroed(len(content))
     assert target.tobytes() == bytes(len(content))
-    steps = [target.tobytes().rstrip(b"\0") for _ in copied(memoryview(content), target)]
+    steps = [target.tobytes().rstrip(b"\0") for _ in copy_in_slices(memoryview(content), target)]
     assert [len(step) for step in steps] == [SLICE_BYTES, 2 * SLICE_BYTES, len(content)]
     assert target == content
     numbers = random.Random(6).sample(range(10**6), 5000)
-    ordered = ascending(numbers)
+    ordered = sort_in_slices(numbers)
     assert sum(1 for _ in ordered) == len(numbers) // SORTED_AT_ONCE
-    assert list(whole(ascending(numbers))) == sorted(numbers)
+    assert list(run_slices(sort_in_slices(numbers))) == sorted(numbers)
 
 
 def test_what_grows_is_one_run_in_the_end() -> None:
@@ -250,31 +259,31 @@ def test_what_grows_is_one_run_in_the_end() -> None:
     for piece in pieces:
         starts.append(len(chunks))
         chunks.append(piece)
-    assert [chunks.at(start)[: len(pieces[0])] for start in starts] == pieces
+    assert [chunks.get_tail(start)[: len(pieces[0])] for start in starts] == pieces
     with pytest.raises(IndexError):
-        chunks.at(len(chunks))
-    assert chunks.joined() == b"".join(pieces)
-    target = blank(len(chunks))
-    assert sum(1 for _ in chunks.moved(target)) == 3
+        chunks.get_tail(len(chunks))
+    assert chunks.join() == b"".join(pieces)
+    target = allocate_zeroed(len(chunks))
+    assert sum(1 for _ in chunks.move_into(target)) == 3
     assert target == b"".join(pieces)
-    assert (len(chunks), chunks.joined()) == (0, b"")
+    assert (len(chunks), chunks.join()) == (0, b"")
 
 
 def test_what_is_given_back_is_blank_again() -> None:
-    memory = blank(5 * SLICE_BYTES // 2)
+    memory = allocate_zeroed(5 * SLICE_BYTES // 2)
     memory[:] = b"x" * len(memory)
-    assert sum(1 for _ in given_back(memory[SLICE_BYTES:])) == 3
+    assert sum(1 for _ in release_pages(memory[SLICE_BYTES:])) == 3
     assert memory.tobytes() == bytes(len(memory))
 
 
 def test_what_is_short_is_freed_at_once_and_not_given_back() -> None:
-    memory = blank(SLICE_BYTES - 1)
+    memory = allocate_zeroed(SLICE_BYTES - 1)
     memory[:1] = b"x"
-    assert sum(1 for _ in given_back(memory)) == 0
+    assert sum(1 for _ in release_pages(memory)) == 0
     assert memory[:1].tobytes() == b"x"
 
 
 @pytest.mark.parametrize("count", [0, 1, SORTED_AT_ONCE, SORTED_AT_ONCE + 1], ids=str)
 def test_what_is_short_needs_no_pause(count: int) -> None:
-    assert sum(1 for _ in ascending([*range(count)])) == (count > SORTED_AT_ONCE)
-    assert list(whole(ascending([*range(count)][::-1]))) == [*range(count)]
+    assert sum(1 for _ in sort_in_slices([*range(count)])) == (count > SORTED_AT_ONCE)
+    assert list(run_slices(sort_in_slices([*range(count)][::-1]))) == [*range(count)]

@@ -11,10 +11,17 @@ from typing import Any
 
 import pytest
 
-from flagkit._core.cooperative import whole
-from flagkit._core.model.changes import Tip, digest
-from flagkit._core.snapshot import Snapshot, SnapshotFile, build, fold, layout, segment_of
-from flagkit.client.sources import initial_segment, initial_state
+from flagkit._core.cooperative import run_slices
+from flagkit._core.model.changes import Tip, compute_digests
+from flagkit._core.snapshot import (
+    Snapshot,
+    SnapshotFile,
+    build_snapshot,
+    compact_snapshot,
+    layout,
+    unpack_segment,
+)
+from flagkit.client.sources import build_initial_segment, build_initial_state
 from flagkit.errors import SnapshotFormatError
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -29,17 +36,17 @@ def snapshot(
     revision: int = 7, environment: str = "production", region: str = "*", epoch: str = "first"
 ) -> Snapshot:
     """One flag, its override in the EU, and a segment."""
-    group, parts = initial_segment({"key": "beta", "included": ["ada", "bob"]})
-    states = [initial_state(ON), initial_state({**ON, "region": "eu"}), group]
-    tip = Tip(environment, epoch, revision, f"hash {revision}", NOON, digest(states))
+    group, parts = build_initial_segment({"key": "beta", "included": ["ada", "bob"]})
+    states = [build_initial_state(ON), build_initial_state({**ON, "region": "eu"}), group]
+    tip = Tip(environment, epoch, revision, f"hash {revision}", NOON, compute_digests(states))
     kept = {region, "*", group.region}
-    return build(tip, region, [state for state in states if state.region in kept], parts)
+    return build_snapshot(tip, region, [state for state in states if state.region in kept], parts)
 
 
 def write(file: SnapshotFile, content: Snapshot) -> None:
-    with file.claimed() as mine:
+    with file.claim() as mine:
         assert mine
-        file.write(whole(fold(content, with_members=True)))
+        file.write(run_slices(compact_snapshot(content, with_members=True)))
 
 
 @pytest.fixture
@@ -54,12 +61,12 @@ def test_what_is_written_is_read_with_its_tip_and_its_members(file: SnapshotFile
     read = file.read()
     assert read is not None
     assert read.tip == written.tip
-    assert sorted(read.records()) == sorted(written.records())
-    group = read.segment("beta")
+    assert sorted(read.iter_records()) == sorted(written.iter_records())
+    group = read.find_segment("beta")
     assert group is not None
-    (part,) = segment_of(group).included.parts
+    (part,) = unpack_segment(group).included.parts
     assert [*read.parts[part]] == [*written.parts[part]]
-    header = file.header()
+    header = file.read_header()
     assert header is not None
     assert (header.tip, header.counts) == (written.tip, {"*": 1, "@segments": 1})
 
@@ -108,7 +115,7 @@ def test_a_file_has_one_lock_by_whichever_of_its_names(file: SnapshotFile, tmp_p
     (tmp_path / "link").symlink_to(file.path)
     for other in (tmp_path / "link", tmp_path / "deep" / ".." / "flags.snapshot"):
         named = SnapshotFile(other, "production", "*")
-        with file.claimed() as mine, named.claimed() as again:
+        with file.claim() as mine, named.claim() as again:
             assert (mine, again) == (True, False)
         write(named, snapshot(8))
     assert (tmp_path / "link").is_symlink()
@@ -121,7 +128,7 @@ def test_what_is_no_regular_file_is_neither_read_nor_replaced(tmp_path: Path) ->
     (tmp_path / "directory").mkdir()
     for path in (tmp_path / "pipe", tmp_path / "directory", Path(os.devnull)):
         file = SnapshotFile(path, "production", "*")
-        assert file.header() is None
+        assert file.read_header() is None
         with pytest.raises(SnapshotFormatError, match="it is no regular file"):
             file.read()
         before = path.stat()
@@ -133,12 +140,12 @@ def test_what_is_no_regular_file_is_neither_read_nor_replaced(tmp_path: Path) ->
 def test_what_was_refused_is_of_no_use_until_it_is_replaced(file: SnapshotFile) -> None:
     write(file, snapshot())
     file.path.write_bytes(damaged(file.path.read_bytes()))
-    assert file.header() is not None
+    assert file.read_header() is not None
     with pytest.raises(SnapshotFormatError):
         file.read()
-    assert file.header() is None
+    assert file.read_header() is None
     write(file, snapshot())
-    assert file.header() is not None
+    assert file.read_header() is not None
 
 
 @pytest.mark.parametrize("length", [2**40, 2**64 - 1], ids=repr)
@@ -148,7 +155,7 @@ def test_a_damaged_length_of_the_header_is_no_reason_to_read_that_much(
     write(file, snapshot())
     content = file.path.read_bytes()
     file.path.write_bytes(content[:24] + length.to_bytes(8, "little") + content[32:])
-    assert file.header() is None
+    assert file.read_header() is None
 
 
 def cut(content: bytes) -> bytes:
@@ -186,7 +193,7 @@ def test_a_file_of_another_environment_is_refused(file: SnapshotFile) -> None:
     write(file, snapshot(environment="staging"))
     with pytest.raises(SnapshotFormatError, match="it is of the environment 'staging'"):
         file.read()
-    assert file.header() is None
+    assert file.read_header() is None
 
 
 def test_a_file_without_the_overrides_of_the_region_is_refused(file: SnapshotFile) -> None:
@@ -201,28 +208,28 @@ def test_a_file_without_the_overrides_of_the_region_is_refused(file: SnapshotFil
     for region in ("eu", "*", "us"):
         read = SnapshotFile(file.path, "production", region).read()
         assert read is not None
-        assert read.keys() == ["shop.express"]
+        assert read.list_keys() == ["shop.express"]
 
 
 def test_one_process_at_a_time_may_write(file: SnapshotFile) -> None:
     asking = (
         "import sys; from flagkit._core.snapshot import SnapshotFile\n"
-        "with SnapshotFile(sys.argv[1], 'production', '*').claimed() as mine: print(mine)"
+        "with SnapshotFile(sys.argv[1], 'production', '*').claim() as mine: print(mine)"
     )
 
     def another() -> str:
         asked = [sys.executable, "-c", asking, str(file.path)]
         return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
 
-    with file.claimed() as mine:
+    with file.claim() as mine:
         assert mine
-        with file.claimed() as again:
+        with file.claim() as again:
             assert not again
         assert another() == "False"
         child = os.fork()
         if child == 0:
             # It holds what its parent held no more than any other process does.
-            with file.claimed() as inherited:
+            with file.claim() as inherited:
                 os._exit(int(inherited))
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
@@ -250,7 +257,7 @@ def test_a_disk_that_is_full_leaves_the_file_as_it_was(file: SnapshotFile) -> No
 def test_where_there_is_no_directory_nothing_can_be_written(tmp_path: Path) -> None:
     nowhere = SnapshotFile(tmp_path / "missing" / "flags.snapshot", "production", "*")
     assert nowhere.read() is None
-    assert nowhere.header() is None
+    assert nowhere.read_header() is None
     with pytest.raises(FileNotFoundError):
         write(nowhere, snapshot())
 
@@ -273,9 +280,11 @@ print("private", private)
 
 
 def test_processes_that_map_the_file_share_its_pages(file: SnapshotFile) -> None:
-    flags = [initial_state({**ON, "key": f"shop.feature-{number}"}) for number in range(2_000)]
-    tip = Tip("production", "first", 1, "hash", NOON, digest(flags))
-    write(file, build(tip, "*", flags))
+    flags = [
+        build_initial_state({**ON, "key": f"shop.feature-{number}"}) for number in range(2_000)
+    ]
+    tip = Tip("production", "first", 1, "hash", NOON, compute_digests(flags))
+    write(file, build_snapshot(tip, "*", flags))
     here = file.read()
     asked = [sys.executable, "-c", MEASURE, str(file.path)]
     there = subprocess.run(asked, check=True, capture_output=True, text=True).stdout

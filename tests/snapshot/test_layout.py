@@ -17,25 +17,25 @@ import xxhash
 from hypothesis import given
 from msgspec.structs import replace
 
-from flagkit._core.cooperative import whole
+from flagkit._core.cooperative import run_slices
 from flagkit._core.model import decode, encode, packing
 from flagkit._core.model.changes import Tip
-from flagkit._core.snapshot import Arena, Record, arena, arena_of, builder, compaction, layout
-from flagkit._core.snapshot.arena import opened
-from flagkit._core.snapshot.compaction import folded
-from flagkit._core.snapshot.layout import checksum_of, header_of, prefix_of, written_prefix
+from flagkit._core.snapshot import Arena, Record, arena, build_arena, builder, compaction, layout
+from flagkit._core.snapshot.arena import open_arena
+from flagkit._core.snapshot.compaction import compact_arena
+from flagkit._core.snapshot.layout import compute_checksum, encode_prefix, read_header, read_prefix
 from flagkit.errors import SnapshotFormatError
 from tests.model.test_flags import documents
 from tests.snapshot.test_arena import MODELS, TIP, Model
-from tests.soak.fuzzing import FLAG_COUNT, PolicyDraw
+from tests.soak.fuzzing import FLAG_COUNT, PolicyGenerator
 
 PAGE = (Path(__file__).parents[2] / "docs" / "snapshot-format.md").read_text()
 
 
 def sealed(found: Arena) -> bytes:
     """Return the bytes of an arena as a file has them."""
-    _, length, header_length = prefix_of(found.content)
-    prefix = written_prefix(checksum_of(found.content), length, header_length)
+    _, length, header_length = read_prefix(found.content)
+    prefix = encode_prefix(compute_checksum(found.content), length, header_length)
     return prefix + found.content[len(prefix) :].tobytes()
 
 
@@ -63,7 +63,7 @@ PART = struct.pack("=3Q", 1, 2, 2**64 - 1)
 def small() -> bytes:
     tip = Tip("production", "epoch", 7, "ab" * 32, datetime(2026, 1, 1, 12, tzinfo=UTC), {"*": 35})
     name = hashlib.sha256(PART).hexdigest()
-    return sealed(whole(folded(arena_of(TIP, SMALL), tip, {}, {name: PART})))
+    return sealed(run_slices(compact_arena(build_arena(TIP, SMALL), tip, {}, {name: PART})))
 
 
 # The page, followed
@@ -160,7 +160,7 @@ def assert_read(content: bytes, model: Model) -> None:
 def test_what_is_written_is_read_by_the_page(model: Model) -> None:
     # The keys of flags are text; those of the arena's own test need not be.
     model = {place: model[place] for place in model if is_text(place[1])}
-    assert_read(sealed(arena_of(TIP, model.values())), model)
+    assert_read(sealed(build_arena(TIP, model.values())), model)
 
 
 def is_text(key: str) -> bool:
@@ -182,8 +182,8 @@ def test_what_is_folded_is_read_by_the_page() -> None:
 
 def test_colliding_records_are_read_by_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     for room in (arena, builder, compaction):
-        monkeypatch.setattr(room, "hash_of", lambda *_: 5)
-    content = sealed(arena_of(TIP, SMALL))
+        monkeypatch.setattr(room, "compute_key_hash", lambda *_: 5)
+    content = sealed(build_arena(TIP, SMALL))
     assert_read(content, {record.id: record for record in SMALL})
     assert len(Reader(content).header["colliding"]) == len(SMALL)
 
@@ -302,7 +302,7 @@ def test_a_flag_is_read_from_its_body_by_the_page(made: dict[str, Any]) -> None:
 
 
 def test_flags_of_all_conditions_are_read_from_their_bodies_by_the_page() -> None:
-    draw = PolicyDraw(Random(7))
+    draw = PolicyGenerator(Random(7))
     for i in range(300):
         flag = replace(decode(draw.good(i % FLAG_COUNT)), metadata={})
         assert repr(BodyReader(flag.key, packing.pack(flag)).document) == repr(encode(flag))
@@ -322,9 +322,9 @@ def test_the_page_has_all_fields_sections_and_operators() -> None:
 
 
 def test_sound_bytes_are_opened() -> None:
-    found = opened(small())
+    found = open_arena(small())
     assert sorted(
-        record for region in ("*", "eu", "@segments") for record in found.records(region)
+        record for region in ("*", "eu", "@segments") for record in found.iter_records(region)
     ) == sorted(SMALL)
 
 
@@ -334,18 +334,18 @@ def test_no_damaged_bit_is_overlooked() -> None:
         for bit in range(8):
             content[at] ^= 1 << bit
             with pytest.raises(SnapshotFormatError):
-                opened(content)
+                open_arena(content)
             content[at] ^= 1 << bit
-    assert opened(content).count == len(SMALL)
+    assert open_arena(content).count == len(SMALL)
 
 
 def test_no_length_that_is_cut_off_is_overlooked() -> None:
     content = small()
     for length in range(len(content)):
         with pytest.raises(SnapshotFormatError, match=r"cut off|no snapshot"):
-            opened(content[:length])
+            open_arena(content[:length])
     with pytest.raises(SnapshotFormatError, match="cut off"):
-        opened(content + b"\0")
+        open_arena(content + b"\0")
 
 
 FOREIGN: Mapping[str, tuple[bytes, str]] = {
@@ -375,14 +375,14 @@ FOREIGN: Mapping[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize(("content", "problem"), FOREIGN.values(), ids=FOREIGN)
 def test_what_cannot_be_read_here_is_refused(content: bytes, problem: str) -> None:
     with pytest.raises(SnapshotFormatError, match=problem):
-        opened(content)
+        open_arena(content)
 
 
 def test_a_header_that_is_no_messagepack_is_refused() -> None:
     content = small()
     spoiled = content[:32] + b"\xc1" + content[33:]
     with pytest.raises(SnapshotFormatError, match="its header is damaged"):
-        header_of(memoryview(spoiled))
+        read_header(memoryview(spoiled))
 
 
 def test_an_older_reader_passes_over_what_it_does_not_know() -> None:
@@ -391,6 +391,6 @@ def test_an_older_reader_passes_over_what_it_does_not_know() -> None:
         header["sections"]["new"] = [0, 8]
         header["tip"]["witness"] = "text"
 
-    found = opened(with_header(small(), newer))
-    assert found.tip == opened(small()).tip
-    assert [*found.records("*")] == SMALL[:2]
+    found = open_arena(with_header(small(), newer))
+    assert found.tip == open_arena(small()).tip
+    assert [*found.iter_records("*")] == SMALL[:2]

@@ -9,28 +9,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from flagkit._core.cooperative import whole
+from flagkit._core.cooperative import run_slices
 from flagkit._core.model.changes import (
     Change,
     PolicyChange,
     PolicyId,
     PolicyState,
-    genesis,
-    next_change,
-    state_of,
+    build_genesis_tip,
+    build_next_change,
+    build_state,
 )
 from flagkit._core.snapshot import (
     Record,
     Snapshot,
-    arena_of,
-    build,
+    build_arena,
+    build_snapshot,
     check_digests,
-    flag_of,
-    fold,
-    kept_of,
-    record_of,
-    regions_of,
-    snapshot_of,
+    compact_snapshot,
+    create_snapshot,
+    encode_record,
+    list_kept_regions,
+    list_regions,
+    unpack_flag,
 )
 from flagkit._core.snapshot import snapshot as snapshots
 from flagkit.errors import HistoryLostError
@@ -38,7 +38,7 @@ from flagkit.errors import HistoryLostError
 pytestmark = pytest.mark.every_python
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-GENESIS = genesis("production", "epoch", NOON)
+GENESIS = build_genesis_tip("production", "epoch", NOON)
 EVERYWHERE: PolicyId = ("*", "f")
 OVERRIDE: PolicyId = ("eu", "f")
 
@@ -66,33 +66,35 @@ class History:
                 self._versions[flag] = self._versions.get(flag, 0) + 1
                 region, key = flag
                 document = {"key": key, "variants": {"v": value}, "fallthrough": {"serve": "v"}}
-                after = state_of(key, region, self._versions[flag], document)
+                after = build_state(key, region, self._versions[flag], document)
                 states[flag] = after
             if before is not None or after is not None:
                 made.append(PolicyChange(before, after))
-        change = next_change(self.tips[-1], f"request {len(self.tips)}", NOON, made)
+        change = build_next_change(self.tips[-1], f"request {len(self.tips)}", NOON, made)
         self.tips.append(change.tip)
         self.changes.append(change)
         self.states.append(states)
         return change
 
     def build(self, revision: int = -1, region: str = "eu") -> Snapshot:
-        kept = regions_of(region)
+        kept = list_regions(region)
         states = self.states[revision].values()
-        return build(self.tips[revision], region, [each for each in states if each.region in kept])
+        return build_snapshot(
+            self.tips[revision], region, [each for each in states if each.region in kept]
+        )
 
 
 def held(snapshot: Snapshot) -> list[Record]:
-    return sorted(snapshot.records())
+    return sorted(snapshot.iter_records())
 
 
 def value(snapshot: Snapshot, key: str = "f") -> object:
     found = snapshot.find(key)
-    return None if found is None else flag_of(found).variants["v"]
+    return None if found is None else unpack_flag(found).variants["v"]
 
 
 def folded(snapshot: Snapshot) -> Snapshot:
-    return snapshot.rebased(whole(fold(snapshot)), snapshot.overlay)
+    return snapshot.rebase(run_slices(compact_snapshot(snapshot)), snapshot.overlay)
 
 
 # Overrides
@@ -134,14 +136,14 @@ def test_without_a_region_only_what_holds_everywhere_is_kept() -> None:
     history = History([(EVERYWHERE, 1), (OVERRIDE, 2)])
     snapshot = history.build(0, "*").apply(history.changes)
     assert [record.id for record in held(snapshot)] == [EVERYWHERE]
-    assert regions_of("*") == ("*",)
-    assert regions_of("eu") == ("eu", "*")
+    assert list_regions("*") == ("*",)
+    assert list_regions("eu") == ("eu", "*")
 
 
 def test_the_keys_are_those_of_both_regions() -> None:
     history = History([(EVERYWHERE, 1), (("eu", "g"), 1), (("us", "h"), 1)])
-    assert history.build().keys() == ["f", "g"]
-    assert history.build(0).apply(history.changes).keys() == ["f", "g"]
+    assert history.build().list_keys() == ["f", "g"]
+    assert history.build(0).apply(history.changes).list_keys() == ["f", "g"]
 
 
 # Immutability
@@ -192,9 +194,11 @@ def test_a_change_of_what_is_not_held_is_refused(before: int | None) -> None:
     # The chain is sound, but the ledger's state before is not the one that was loaded.
     history = History([(EVERYWHERE, 1)])
     snapshot = history.build()
-    claimed = before and state_of("f", "*", before, {"key": "f", "value": before})
-    after = state_of("f", "*", 2, {"key": "f", "value": 2})
-    change = next_change(snapshot.tip, "request", NOON, [PolicyChange(claimed or None, after)])
+    claimed = before and build_state("f", "*", before, {"key": "f", "value": before})
+    after = build_state("f", "*", 2, {"key": "f", "value": 2})
+    change = build_next_change(
+        snapshot.tip, "request", NOON, [PolicyChange(claimed or None, after)]
+    )
     assert change.continues(snapshot.tip)
     with pytest.raises(HistoryLostError, match="f is not as revision 2 found it"):
         snapshot.apply([change])
@@ -219,27 +223,27 @@ def test_an_edit_past_the_writer_is_found() -> None:
         [replace(first, version=9), *others],
         [replace(first, key="x"), *others],
         others,
-        [*sound, state_of("h", "*", 1, {"key": "h"})],
+        [*sound, build_state("h", "*", 1, {"key": "h"})],
         [],
     ):
         with pytest.raises(HistoryLostError, match="past the writer"):
-            build(history.tips[-1], "eu", edited)
-    assert held(build(history.tips[-1], "eu", sound[::-1])) == held(history.build())
+            build_snapshot(history.tips[-1], "eu", edited)
+    assert held(build_snapshot(history.tips[-1], "eu", sound[::-1])) == held(history.build())
 
 
 def test_an_edit_in_another_region_is_not_this_ones_concern() -> None:
     history = History([(EVERYWHERE, 1), (("us", "f"), 2)])
     states = [state for state in history.states[-1].values() if state.region == "*"]
-    assert build(history.tips[-1], "eu", states).keys() == ["f"]
+    assert build_snapshot(history.tips[-1], "eu", states).list_keys() == ["f"]
 
 
 def test_digests_are_compared_for_the_regions_that_are_kept() -> None:
     history = History([(EVERYWHERE, 1), (("us", "f"), 2)])
     tip = history.tips[-1]
-    check_digests({"*": tip.digests["*"]}, tip, kept_of("eu"))
+    check_digests({"*": tip.digests["*"]}, tip, list_kept_regions("eu"))
     for region, found in (("us", {"*": tip.digests["*"]}), ("eu", {}), ("eu", {"*": 1})):
         with pytest.raises(HistoryLostError, match=r"the policies of '(us|\*)'"):
-            check_digests(found, tip, kept_of(region))
+            check_digests(found, tip, list_kept_regions(region))
 
 
 # Folding
@@ -252,7 +256,7 @@ def test_a_large_overlay_is_to_be_folded(monkeypatch: pytest.MonkeyPatch) -> Non
     sizes: list[tuple[int, int]] = []
     for i in range(10):
         snapshot = snapshot.apply([history.commit((("*", f"f{i}"), i))])
-        if snapshot.to_be_folded:
+        if snapshot.needs_compaction:
             snapshot = folded(snapshot)
         sizes.append((snapshot.base.count, len(snapshot.overlay)))
         assert held(snapshot) == held(history.build())
@@ -266,9 +270,9 @@ def test_an_overlay_may_grow_with_its_base(monkeypatch: pytest.MonkeyPatch) -> N
     snapshot = history.build()
     for i in range(4):
         snapshot = snapshot.apply([history.commit((("*", f"f{i}"), -1))])
-        assert not snapshot.to_be_folded
+        assert not snapshot.needs_compaction
     snapshot = snapshot.apply([history.commit((("*", "f9"), None))])
-    assert snapshot.to_be_folded
+    assert snapshot.needs_compaction
     assert folded(snapshot).overlay == {}
     assert folded(snapshot).base.count == 31
 
@@ -276,9 +280,9 @@ def test_an_overlay_may_grow_with_its_base(monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_changes_while_an_overlay_is_folded_stays_in_the_overlay() -> None:
     history = History([(("*", key), 1) for key in "abcd"])
     before = history.build().apply([history.commit((("*", "a"), 2), (("*", "b"), None))])
-    base = whole(fold(before))
+    base = run_slices(compact_snapshot(before))
     after = before.apply([history.commit((("*", "b"), 3), (("*", "c"), None))])
-    rebased = after.rebased(base, before.overlay)
+    rebased = after.rebase(base, before.overlay)
     assert set(rebased.overlay) == {("*", "b"), ("*", "c")}
     assert held(rebased) == held(after) == held(history.build())
 
@@ -313,7 +317,7 @@ def test_applying_is_building_anew(
             assert snapshot.base.header.counts == anew.base.header.counts
         assert snapshot.tip == anew.tip
         assert held(snapshot) == held(anew)
-        assert snapshot.keys() == anew.keys()
+        assert snapshot.list_keys() == anew.list_keys()
         for key in "abcd":
             assert snapshot.find(key) == anew.find(key)
 
@@ -326,7 +330,7 @@ def test_a_base_of_all_regions_answers_as_one_of_its_own(
     history = History(*revisions)
     start = data.draw(st.integers(0, len(revisions)))
     states = history.states[start].values()
-    snapshot = snapshot_of(arena_of(history.tips[start], map(record_of, states)), region)
+    snapshot = create_snapshot(build_arena(history.tips[start], map(encode_record, states)), region)
     for revision in range(start, len(revisions) + 1):
         if revision > start:
             snapshot = snapshot.apply([history.changes[revision - 1]])
@@ -337,7 +341,7 @@ def test_a_base_of_all_regions_answers_as_one_of_its_own(
         assert snapshot.tip == own.tip
         assert held(snapshot) == held(own)
         for prefix in ("", "a", "d"):
-            assert snapshot.keys(prefix) == own.keys(prefix)
+            assert snapshot.list_keys(prefix) == own.list_keys(prefix)
         for key in "abcd":
             assert snapshot.find(key) == own.find(key)
 

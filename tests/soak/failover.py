@@ -15,9 +15,9 @@ from typing import Any
 from benchmarks.report import Result
 from flagkit._core.model.changes import Change
 from flagkit.writer import Writer, verify
-from tests.soak.steady import Acknowledged, SteadyWriter, stocked
-from tests.support.followers import ENVIRONMENT, Follower, place
-from tests.support.replica_set import Members
+from tests.soak.steady import Acknowledged, SteadyWriter, create_stocked_writer
+from tests.support.followers import ENVIRONMENT, FollowerProcess, identify_revision
+from tests.support.replica_set import MongodReplicaSet
 
 REVISIONS_PER_SECOND = 50
 WRITERS = 3
@@ -35,15 +35,15 @@ def soak(kills: int, seed: int) -> Iterator[Result]:
     """Kill the primary so often, and tell what became of the revisions."""
     chance = random.Random(seed)
     with contextlib.ExitStack() as stack:
-        members = stack.enter_context(Members(3, proxied=False))
+        members = stack.enter_context(MongodReplicaSet(3, proxied=False))
         database = f"soak-{uuid.uuid4().hex}"
-        writer = stack.enter_context(stocked(members.uri(), database))
+        writer = stack.enter_context(create_stocked_writer(members.uri(), database))
         services = {
-            preference: stack.enter_context(service(members, database, preference))
+            preference: stack.enter_context(start_service(members, database, preference))
             for preference in PREFERENCES
         }
         # Beside them, in the same minutes, one that does nothing but answer.
-        idle = stack.enter_context(service(members, database, "primary"))
+        idle = stack.enter_context(start_service(members, database, "primary"))
         for each in (*services.values(), idle):
             each.assert_current(writer, DRAIN_SECONDS)
         idle.close_clients()
@@ -68,11 +68,11 @@ def soak(kills: int, seed: int) -> Iterator[Result]:
         idle_rate = idle.rate()
         for each in services.values():
             each.assert_current(writer, DRAIN_SECONDS)
-        yield from ledger_results(writer, acknowledged)
-        changes = list(writer.store.changes())
+        yield from iter_ledger_results(writer, acknowledged)
+        changes = list(writer.store.iter_changes())
         for preference, each in services.items():
-            yield from service_results(preference, each, changes, acknowledged)
-            yield result(
+            yield from iter_service_results(preference, each, changes, acknowledged)
+            yield build_result(
                 f"{preference}: fewer evaluations than at rest",
                 round(100 * (1 - rates[preference] / idle_rate), 1),
                 SLOWER_PERCENT_MAX,
@@ -81,12 +81,14 @@ def soak(kills: int, seed: int) -> Iterator[Result]:
             )
 
 
-def service(members: Members, database: str, preference: str) -> Follower:
+def start_service(members: MongodReplicaSet, database: str, preference: str) -> FollowerProcess:
     """Return a service that reads as it prefers."""
-    return Follower(members.uri(f"readPreference={preference}"), database, options=["--meter"])
+    return FollowerProcess(
+        members.uri(f"readPreference={preference}"), database, options=["--meter"]
+    )
 
 
-def kill_primaries(members: Members, kills: int, chance: random.Random) -> None:
+def kill_primaries(members: MongodReplicaSet, kills: int, chance: random.Random) -> None:
     """Kill the primary of a set that is whole, and bring it back once there is another."""
     for _ in range(kills):
         members.settle()
@@ -100,53 +102,60 @@ def kill_primaries(members: Members, kills: int, chance: random.Random) -> None:
     members.settle()
 
 
-def ledger_results(writer: Writer, acknowledged: list[Acknowledged]) -> Iterator[Result]:
+def iter_ledger_results(writer: Writer, acknowledged: list[Acknowledged]) -> Iterator[Result]:
     """Tell what became of what was acknowledged."""
-    made = {change.request: change.revision for change in writer.store.changes()}
+    made = {change.request: change.revision for change in writer.store.iter_changes()}
     lost = [revision for request, revision, _ in acknowledged if made.get(request) != revision]
     moments = [moment for _, _, moment in acknowledged]
     seconds = moments[-1] - moments[0]
-    yield result("revisions acknowledged", len(moments))
+    yield build_result("revisions acknowledged", len(moments))
     pauses = [after - before for before, after in pairwise(moments)]
     steady = [pause for pause in pauses if pause < SPELL_SECONDS]
-    yield result("revisions a second, between failovers", round(len(steady) / sum(steady), 1))
-    yield result("revisions a second, failovers included", round(len(moments) / seconds, 1))
-    yield result("acknowledged revisions lost", len(lost), 0)
-    yield result("faults in the ledger", len(verify(writer.store)), 0)
-    yield result("longest spell without a commit", round(longest(moments), 3), unit="s")
+    yield build_result("revisions a second, between failovers", round(len(steady) / sum(steady), 1))
+    yield build_result("revisions a second, failovers included", round(len(moments) / seconds, 1))
+    yield build_result("acknowledged revisions lost", len(lost), 0)
+    yield build_result("faults in the ledger", len(verify(writer.store)), 0)
+    yield build_result(
+        "longest spell without a commit", round(compute_longest_gap(moments), 3), unit="s"
+    )
 
 
-def service_results(
-    preference: str, service: Follower, changes: list[Change], acknowledged: list[Acknowledged]
+def iter_service_results(
+    preference: str,
+    service: FollowerProcess,
+    changes: list[Change],
+    acknowledged: list[Acknowledged],
 ) -> Iterator[Result]:
     """Compare what a service has published with the ledger, and with when it was acknowledged."""
     said = service.published()
     there = [tuple(each) for each in said["places"]]
-    truth = {place(change.tip) for change in changes}
+    truth = {identify_revision(change.tip) for change in changes}
     seen = set(there)
     first = min(revision for _, revision, _ in there)
     missed = sum(1 for _, revision, _ in truth - seen if revision > first)
-    yield result(f"{preference}: revisions missed", missed, 0)
-    yield result(f"{preference}: revisions that are not in the ledger", len(seen - truth), 0)
-    yield result(f"{preference}: revisions applied twice", len(there) - len(seen), 0)
+    yield build_result(f"{preference}: revisions missed", missed, 0)
+    yield build_result(f"{preference}: revisions that are not in the ledger", len(seen - truth), 0)
+    yield build_result(f"{preference}: revisions applied twice", len(there) - len(seen), 0)
     backwards = sum(after[1] <= before[1] for before, after in pairwise(there))
-    yield result(f"{preference}: revisions out of order", backwards, 0)
-    yield result(f"{preference}: new bases", len(said["bases"]) - 1, 0)
+    yield build_result(f"{preference}: revisions out of order", backwards, 0)
+    yield build_result(f"{preference}: new bases", len(said["bases"]) - 1, 0)
     arrived = dict(zip((revision for _, revision, _ in there), said["moments"], strict=True))
     blind = [
         arrived[revision] - moment for _, revision, moment in acknowledged if revision in arrived
     ]
-    yield result(f"{preference}: longest blind spell", round(max(0, *blind), 3), unit="s")
-    silence = longest(said["moments"])
-    yield result(f"{preference}: longest time without a revision", round(silence, 3), unit="s")
+    yield build_result(f"{preference}: longest blind spell", round(max(0, *blind), 3), unit="s")
+    silence = compute_longest_gap(said["moments"])
+    yield build_result(
+        f"{preference}: longest time without a revision", round(silence, 3), unit="s"
+    )
 
 
-def longest(moments: list[float]) -> float:
+def compute_longest_gap(moments: list[float]) -> float:
     """Return the longest time between two moments, in seconds."""
     return max(after - before for before, after in pairwise(moments))
 
 
-def result(
+def build_result(
     case: str,
     value: float,
     bound: float | None = None,

@@ -15,7 +15,7 @@ from benchmarks.report import Result
 TESTS = Path(__file__).parent.parent / "client" / "test_faults.py"
 
 
-class Recoveries:
+class RecoveryPlugin:
     """A plugin of pytest that keeps what each test says of recoveries, and what failed."""
 
     def __init__(self) -> None:
@@ -31,20 +31,20 @@ class Recoveries:
             said: dict[str, Any] = dict(report.user_properties)
             if said.get("recoveries"):
                 took, bound = max(said["recoveries"])
-                self.results.append(result(name, took, bound, "s"))
+                self.results.append(build_result(name, took, bound, "s"))
 
 
 def soak(seconds: int, seed: int) -> Iterator[Result]:  # noqa: ARG001 - faults need no chance
     """Run the tests with outages of so many seconds."""
     os.environ["FLAGKIT_OUTAGE_SECONDS"] = str(seconds)
-    recoveries = Recoveries()
+    recoveries = RecoveryPlugin()
     options = ["-q", "-o", f"timeout={120 + 2 * seconds}", str(TESTS)]
     code = pytest.main(options, plugins=[recoveries])
     yield from recoveries.results
     for name in recoveries.failed:
         print(f"  failed: {name}")
-    yield result("tests that failed", max(len(recoveries.failed), int(code != 0)), 0)
+    yield build_result("tests that failed", max(len(recoveries.failed), int(code != 0)), 0)
 
 
-def result(case: str, value: float, bound: float, unit: str = "") -> Result:
+def build_result(case: str, value: float, bound: float, unit: str = "") -> Result:
     return Result(benchmark="faults", case=case, value=round(value, 2), unit=unit, bound=bound)

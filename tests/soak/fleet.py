@@ -13,9 +13,9 @@ from pathlib import Path
 
 from benchmarks.report import Result
 from flagkit.writer import Writer
-from tests.soak.steady import SteadyWriter, stocked
-from tests.support.followers import FLAG_COUNT, Follower, flag
-from tests.support.replica_set import Member, Members
+from tests.soak.steady import SteadyWriter, create_stocked_writer
+from tests.support.followers import FLAG_COUNT, FollowerProcess, build_followed_flag
+from tests.support.replica_set import MongodProcess, MongodReplicaSet
 
 PROCESSES = 3
 START_SECONDS = 120.0
@@ -37,12 +37,12 @@ def soak(clients: int, seed: int) -> Iterator[Result]:
     random.seed(seed)
     for jitter in (True, False):
         with contextlib.ExitStack() as stack:
-            members = stack.enter_context(Members(proxied=False))
+            members = stack.enter_context(MongodReplicaSet(proxied=False))
             database = f"soak-{uuid.uuid4().hex}"
-            writer = stack.enter_context(stocked(members.uri(), database))
+            writer = stack.enter_context(create_stocked_writer(members.uri(), database))
             followers = [
                 stack.enter_context(
-                    Follower(
+                    FollowerProcess(
                         members.uri(),
                         database,
                         clients // PROCESSES,
@@ -56,20 +56,24 @@ def soak(clients: int, seed: int) -> Iterator[Result]:
             member = members.members[0]
             time.sleep(SETTLED_SECONDS)
             if jitter:
-                yield idle(member)
-                yield from carried(writer, followers, clients)
-            yield from restarted(member, writer, followers, "with" if jitter else "without")
+                yield measure_idle(member)
+                yield from measure_capacity(writer, followers, clients)
+            yield from measure_restart(member, writer, followers, "with" if jitter else "without")
 
 
-def idle(member: Member) -> Result:
+def measure_idle(member: MongodProcess) -> Result:
     """Tell what the server does while nothing changes."""
-    before = processor_seconds(member.pid)
+    before = read_processor_seconds(member.pid)
     time.sleep(IDLE_SECONDS)
-    used = processor_seconds(member.pid) - before
-    return result("server at rest", round(100 * used / IDLE_SECONDS, 2), IDLE_PERCENT_MAX, "% CPU")
+    used = read_processor_seconds(member.pid) - before
+    return build_result(
+        "server at rest", round(100 * used / IDLE_SECONDS, 2), IDLE_PERCENT_MAX, "% CPU"
+    )
 
 
-def carried(writer: Writer, followers: Sequence[Follower], clients: int) -> Iterator[Result]:
+def measure_capacity(
+    writer: Writer, followers: Sequence[FollowerProcess], clients: int
+) -> Iterator[Result]:
     """Raise the rate until the fleet does not keep up; tell what the last one was that it kept."""
     best = 0.0
     for rate in RATES:
@@ -84,12 +88,12 @@ def carried(writer: Writer, followers: Sequence[Follower], clients: int) -> Iter
         best = max(best, achieved)
         if achieved < 0.9 * rate:
             break
-    yield result("revisions a second that all keep up with", round(best, 1))
-    yield result("clients times revisions a second", round(best * clients), unit="1/s")
+    yield build_result("revisions a second that all keep up with", round(best, 1))
+    yield build_result("clients times revisions a second", round(best * clients), unit="1/s")
 
 
-def restarted(
-    member: Member, writer: Writer, followers: Sequence[Follower], jitter: str
+def measure_restart(
+    member: MongodProcess, writer: Writer, followers: Sequence[FollowerProcess], jitter: str
 ) -> Iterator[Result]:
     """Kill the server, bring it back, and tell how all of them come back to it."""
     member.kill()
@@ -97,33 +101,35 @@ def restarted(
     member.start()
     member.wait_listening()
     began = time.monotonic()
-    writer.update(flag(random.randrange(FLAG_COUNT), description="after the restart"))
+    writer.update(
+        build_followed_flag(random.randrange(FLAG_COUNT), description="after the restart")
+    )
     converge(writer, followers, CONVERGED_SECONDS)
     seconds = time.monotonic() - began
-    yield result(f"{jitter} jitter: all are current again", round(seconds, 1), unit="s")
-    peak = peak_per_second(accepted(member.log))
-    yield result(f"{jitter} jitter: most new connections in a second", peak, unit="1/s")
+    yield build_result(f"{jitter} jitter: all are current again", round(seconds, 1), unit="s")
+    peak = compute_peak_per_second(read_accept_times(member.log))
+    yield build_result(f"{jitter} jitter: most new connections in a second", peak, unit="1/s")
 
 
-def converge(writer: Writer, followers: Sequence[Follower], seconds: float) -> None:
+def converge(writer: Writer, followers: Sequence[FollowerProcess], seconds: float) -> None:
     for follower in followers:
         follower.assert_current(writer, seconds)
 
 
-def processor_seconds(pid: int) -> float:
+def read_processor_seconds(pid: int) -> float:
     """Return the processor's time that a process has used, in user and system mode."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def accepted(log: Path) -> list[float]:
+def read_accept_times(log: Path) -> list[float]:
     """Return the moments at which a server accepted connections, in seconds since 1970."""
     lines = log.read_text(errors="replace").splitlines()
     moments = [json.loads(line)["t"]["$date"] for line in lines if _ACCEPTED in line]
     return [datetime.fromisoformat(moment).timestamp() for moment in moments]
 
 
-def peak_per_second(moments: Sequence[float]) -> int:
+def compute_peak_per_second(moments: Sequence[float]) -> int:
     """Return the most moments within any one second."""
     recent: deque[float] = deque()
     peak = 0
@@ -135,5 +141,5 @@ def peak_per_second(moments: Sequence[float]) -> int:
     return peak
 
 
-def result(case: str, value: float, bound: float | None = None, unit: str = "") -> Result:
+def build_result(case: str, value: float, bound: float | None = None, unit: str = "") -> Result:
     return Result(benchmark="fleet", case=case, value=value, unit=unit, bound=bound)

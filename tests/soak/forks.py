@@ -26,7 +26,7 @@ FLAG: dict[str, Any] = {
 }
 
 
-class Daemon:
+class DescriptorGuard:
     """A process that closes all descriptors some time after its fork, and opens others."""
 
     def __init__(self, chance: random.Random, says: int) -> None:
@@ -49,13 +49,13 @@ class Daemon:
 def follow(client: Client, chance: random.Random, says: int) -> None:
     """Follow what comes."""
     del chance, says
-    caught_up(client)
+    wait_until_caught_up(client)
 
 
 def become_a_daemon(client: Client, chance: random.Random, says: int) -> None:
     """Close all descriptors."""
-    daemon = Daemon(chance, says)
-    caught_up(client)
+    daemon = DescriptorGuard(chance, says)
+    wait_until_caught_up(client)
     daemon.check()
     client.close()
     daemon.check()
@@ -72,25 +72,25 @@ def fork_again(client: Client, chance: random.Random, says: int) -> None:
         finally:
             os._exit(code)
     assert os.waitpid(pid, 0)[1] == 0, "the grandchild failed"
-    caught_up(client)
+    wait_until_caught_up(client)
 
 
-def lack_descriptors(client: Client, chance: random.Random, says: int) -> None:
+def exhaust_descriptors(client: Client, chance: random.Random, says: int) -> None:
     """Have no descriptor left for a while."""
     del says
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     time.sleep(chance.uniform(0, 0.5))
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    caught_up(client)
+    wait_until_caught_up(client)
 
 
-def be_interrupted(client: Client, chance: random.Random, says: int) -> None:
+def follow_interrupted(client: Client, chance: random.Random, says: int) -> None:
     """Be interrupted by signals all the time."""
     del chance, says
     signal.signal(signal.SIGALRM, lambda *_: None)
     signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
-    caught_up(client)
+    wait_until_caught_up(client)
 
 
 DEEDS: tuple[Callable[[Client, random.Random, int], None], ...] = (
@@ -98,12 +98,12 @@ DEEDS: tuple[Callable[[Client, random.Random, int], None], ...] = (
     become_a_daemon,
     become_a_daemon,
     fork_again,
-    lack_descriptors,
-    be_interrupted,
+    exhaust_descriptors,
+    follow_interrupted,
 )
 
 
-def caught_up(client: Client) -> None:
+def wait_until_caught_up(client: Client) -> None:
     """Wait until the client has a revision that was made after this."""
     client.is_enabled("shop.on")
     client.wait_for(client.revision + 3, FOLLOW_SECONDS_MAX)
@@ -126,25 +126,27 @@ def soak(forks: int, seed: int) -> Iterator[Result]:
         with Client(server.uri, environment="production", max_staleness=3) as client:
             client.wait_ready()
             changing.start()
-            began, opened = time.monotonic(), descriptors()
+            began, opened = time.monotonic(), count_descriptors()
             failed: collections.Counter[str] = collections.Counter()
             for number in range(forks):
                 deed = chance.choice(DEEDS)
-                if not succeeds(deed, client, random.Random(f"{seed} {number}")):
+                if not run_child(deed, client, random.Random(f"{seed} {number}")):
                     failed[deed.__name__] += 1
                     print(f"  failed: {deed.__name__}, fork {number}")
             took = time.monotonic() - began
-            caught_up(client)
-            left = descriptors() - opened
+            wait_until_caught_up(client)
+            left = count_descriptors() - opened
             ending.set()
             changing.join()
-    yield result("children that failed", failed.total(), 0)
+    yield build_result("children that failed", failed.total(), 0)
     # The driver may have one connection more or less.
-    yield result("descriptors that the parent has more", left, 2)
-    yield result("a fork, until its child has followed", took / forks, FOLLOW_SECONDS_MAX, "s")
+    yield build_result("descriptors that the parent has more", left, 2)
+    yield build_result(
+        "a fork, until its child has followed", took / forks, FOLLOW_SECONDS_MAX, "s"
+    )
 
 
-def succeeds(
+def run_child(
     deed: Callable[[Client, random.Random, int], None], client: Client, chance: random.Random
 ) -> bool:
     """Fork a child; return whether it could do what it is to do, in time."""
@@ -171,10 +173,10 @@ def succeeds(
     return said == b"done"
 
 
-def descriptors() -> int:
+def count_descriptors() -> int:
     """Return how many descriptors this process has."""
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def result(case: str, value: float, bound: float, unit: str = "") -> Result:
+def build_result(case: str, value: float, bound: float, unit: str = "") -> Result:
     return Result(benchmark="forks", case=case, value=round(value, 2), unit=unit, bound=bound)

@@ -21,20 +21,20 @@ from flagkit._core.evaluation import compiler
 from flagkit._core.evaluation.context import use_context
 from flagkit._core.evaluation.result import Evaluation
 from flagkit._core.model import decode, encode
-from flagkit._core.model.changes import PolicyState, genesis, state_of
-from flagkit._core.model.conditions import tests_in
-from flagkit._core.snapshot import Snapshot, arena_of, flag_of, record_of
+from flagkit._core.model.changes import PolicyState, build_genesis_tip, build_state
+from flagkit._core.model.conditions import count_tests
+from flagkit._core.snapshot import Snapshot, build_arena, encode_record, unpack_flag
 from flagkit.client.client import Client, CountingClient
-from flagkit.client.sources import initial_segment
+from flagkit.client.sources import build_initial_segment
 from flagkit.errors import InvalidDocumentError
 from flagkit.testing import client_from
 from tests.soak.fuzzing import (
     FLAG_COUNT,
     SEGMENTS,
-    ArgumentDraw,
-    ContextDraw,
-    PolicyDraw,
-    key_of,
+    ArgumentGenerator,
+    ContextGenerator,
+    PolicyGenerator,
+    format_key,
 )
 from tests.support.mongod_oracle import Document
 
@@ -48,7 +48,7 @@ ROUND_PAIRS = 100_000
 CALLS_OF_A_BATCH = 2_000
 
 
-class Story(Struct):
+class FuzzReport(Struct):
     """What happened: how many pairs, bad documents and error codes; and what must not happen."""
 
     pairs: int = 0
@@ -60,29 +60,30 @@ class Story(Struct):
     slowest: float = 0.0
 
 
-def run(pairs: int, seed: int, *, timed: bool = True) -> Story:
+def run(pairs: int, seed: int, *, timed: bool = True) -> FuzzReport:
     """Fuzz so many pairs of a document and a context; see how long calls take if `timed`."""
     chance = random.Random(seed)
-    story = Story()
+    story = FuzzReport()
     logger = logging.getLogger("flagkit")
     # Each bad flag says so once, which here would be all that could be read.
     logger.disabled = True
     try:
         while story.pairs < pairs:
-            _batch(chance, story, timed=timed)
+            _run_batch(chance, story, timed=timed)
     finally:
         logger.disabled = False
     return story
 
 
-def _batch(chance: random.Random, story: Story, *, timed: bool) -> None:
-    policies = PolicyDraw(chance)
+def _run_batch(chance: random.Random, story: FuzzReport, *, timed: bool) -> None:
+    policies = PolicyGenerator(chance)
     packed = {
-        key_of(number): _stored(policies, number, chance, story) for number in range(FLAG_COUNT)
+        format_key(number): _draw_stored(policies, number, chance, story)
+        for number in range(FLAG_COUNT)
     }
-    snapshot = _snapshot(packed, [policies.segment(key) for key in SEGMENTS])
+    snapshot = _build_snapshot(packed, [policies.segment(key) for key in SEGMENTS])
     client = Client.from_snapshot(snapshot)
-    contexts = ContextDraw(chance, policies.conditions)
+    contexts = ContextGenerator(chance, policies.conditions)
     for _ in range(CONTEXT_COUNT):
         oversized = chance.random() < 0.001
         context = contexts.oversized() if oversized else contexts.prompt()
@@ -90,7 +91,7 @@ def _batch(chance: random.Random, story: Story, *, timed: bool) -> None:
         for key in packed:
             story.pairs += 1
             method = chance.choice(("evaluate", "evaluate", "explain", "is_enabled", "value"))
-            call = _call(method, key, context, default, story)
+            call = _draw_call(method, key, context, default, story)
             elapsed = call(client)
             if timed and elapsed > story.slowest and not oversized:
                 explains = method == "explain"
@@ -99,12 +100,15 @@ def _batch(chance: random.Random, story: Story, *, timed: bool) -> None:
                     # It decodes a flag each time, and promises nothing for one that is larger.
                     continue
                 # A machine that is busy makes any call slow; what is slow is so each time.
-                again = (call(_fresh(snapshot) if first else client) for _ in range(ATTEMPT_COUNT))
+                again = (
+                    call(_create_client(snapshot) if first else client)
+                    for _ in range(ATTEMPT_COUNT)
+                )
                 elapsed = min(again)
                 story.slowest = max(story.slowest, elapsed)
                 if elapsed > PROMPT_SECONDS:
-                    story.slow.append(f"{elapsed * 1000:.1f} ms: {_described(snapshot, key)}")
-        _all_at_once(client, context, story)
+                    story.slow.append(f"{elapsed * 1000:.1f} ms: {_describe_flag(snapshot, key)}")
+        _evaluate_all(client, context, story)
 
 
 METHODS = (
@@ -113,10 +117,10 @@ METHODS = (
 )
 
 
-def run_calls(calls: int, seed: int) -> Story:
+def run_calls(calls: int, seed: int) -> FuzzReport:
     """Make so many calls, of every method, with odd arguments in every place."""
     chance = random.Random(seed)
-    story = Story()
+    story = FuzzReport()
     logger = logging.getLogger("flagkit")
     logger.disabled = True
     try:
@@ -124,33 +128,34 @@ def run_calls(calls: int, seed: int) -> Story:
             # Coroutines among the arguments are never awaited.
             warnings.simplefilter("ignore")
             while story.pairs < calls:
-                _batch_of_calls(chance, story, min(CALLS_OF_A_BATCH, calls - story.pairs))
+                _run_call_batch(chance, story, min(CALLS_OF_A_BATCH, calls - story.pairs))
     finally:
         logger.disabled = False
     return story
 
 
-def _batch_of_calls(chance: random.Random, story: Story, calls: int) -> None:
-    policies = PolicyDraw(chance)
+def _run_call_batch(chance: random.Random, story: FuzzReport, calls: int) -> None:
+    policies = PolicyGenerator(chance)
     packed = {
-        key_of(number): _stored(policies, number, chance, story) for number in range(FLAG_COUNT)
+        format_key(number): _draw_stored(policies, number, chance, story)
+        for number in range(FLAG_COUNT)
     }
-    snapshot = _snapshot(packed, [policies.segment(key) for key in SEGMENTS])
+    snapshot = _build_snapshot(packed, [policies.segment(key) for key in SEGMENTS])
     kind = chance.choice((Client, Client, CountingClient))
     client = kind.from_source() if chance.random() < 0.02 else kind.from_snapshot(snapshot)
-    draw = ArgumentDraw(chance, ContextDraw(chance, policies.conditions))
+    draw = ArgumentGenerator(chance, ContextGenerator(chance, policies.conditions))
     for _ in range(calls):
         story.pairs += 1
         method = chance.choice(METHODS)
         try:
-            _odd_call(client, method, draw)
+            _make_odd_call(client, method, draw)
         except Exception as error:  # noqa: BLE001 - what is looked for
             trace = "".join(traceback.format_tb(error.__traceback__)[-3:])
             story.raised.append(f"{method} raised {type(error).__name__}: {trace}")
         story.codes[method] += 1
 
 
-def _odd_call(client: Client, method: str, draw: ArgumentDraw) -> None:  # noqa: C901 - one for each
+def _make_odd_call(client: Client, method: str, draw: ArgumentGenerator) -> None:  # noqa: C901 - one for each
     match method:
         case "is_enabled":
             client.is_enabled(draw.key(), draw.context(), draw.of(True, False))
@@ -159,7 +164,7 @@ def _odd_call(client: Client, method: str, draw: ArgumentDraw) -> None:  # noqa:
         case "evaluate":
             default, age = draw.of(True, "x", 1, None, []), draw.of(None, 0, 5.0)
             found = client.evaluate(draw.key(), draw.context(), default, max_staleness=age)
-            assert type(found) is Evaluation
+            assert isinstance(found, Evaluation)
         case "evaluate_all":
             assert type(client.evaluate_all(draw.context(), draw.of("", "fuzz.", "x"))) is dict
         case "keys":
@@ -192,41 +197,43 @@ def _odd_call(client: Client, method: str, draw: ArgumentDraw) -> None:  # noqa:
             client.is_enabled(draw.odd(), draw.odd(), draw.odd())
 
 
-def _snapshot(packed: dict[str, bytes], segments: list[Document]) -> Snapshot:
+def _build_snapshot(packed: dict[str, bytes], segments: list[Document]) -> Snapshot:
     """Return a snapshot of policies that no writer need have let in."""
-    tip = genesis("fuzz", "epoch", datetime(2026, 1, 1, tzinfo=UTC))
+    tip = build_genesis_tip("fuzz", "epoch", datetime(2026, 1, 1, tzinfo=UTC))
     parts: dict[str, bytes] = {}
     states = [PolicyState(key, "*", 1, policy) for key, policy in packed.items()]
     for document in segments:
-        state, made = initial_segment(document)
+        state, made = build_initial_segment(document)
         states.append(state)
         parts |= made
-    return Snapshot(tip, "*", arena_of(tip, map(record_of, states))).with_parts(parts)
+    return Snapshot(tip, "*", build_arena(tip, map(encode_record, states))).with_parts(parts)
 
 
-def _stored(policies: PolicyDraw, number: int, chance: random.Random, story: Story) -> bytes:
+def _draw_stored(
+    policies: PolicyGenerator, number: int, chance: random.Random, story: FuzzReport
+) -> bytes:
     """Draw a document, half of them bad, and return it as it would be stored."""
     story.documents += 1
     document = policies.good(number) if chance.random() < 0.45 else policies.bad(number)
     try:
-        return _packed(encode(decode(document)))
+        return _pack(encode(decode(document)))
     except InvalidDocumentError:
         story.bad += 1
     except Exception as error:  # noqa: BLE001 - what is looked for
         story.raised.append(f"decode raised {error!r}: {document!r:.500}")
     try:
-        return _packed(document)
+        return _pack(document)
     except (TypeError, ValueError, OverflowError, RecursionError):
         # No database holds this; what it might hold instead are other bytes.
         return chance.randbytes(chance.randrange(40))
 
 
-def _packed(document: Any) -> bytes:
-    return state_of("key", "*", 1, document).packed
+def _pack(document: Any) -> bytes:
+    return build_state("key", "*", 1, document).packed
 
 
-def _call(
-    method: str, key: str, context: Any, default: Any, story: Story
+def _draw_call(
+    method: str, key: str, context: Any, default: Any, story: FuzzReport
 ) -> Callable[[Client], float]:
     """Return one of the calls that there are; it returns how many seconds it takes."""
 
@@ -244,7 +251,9 @@ def _call(
             else:
                 answer = client.value(key, context, default=default)
         except Exception as error:  # noqa: BLE001 - what is looked for
-            story.raised.append(f"{method} raised {error!r}: {_described(client.snapshot, key)}")
+            story.raised.append(
+                f"{method} raised {error!r}: {_describe_flag(client.snapshot, key)}"
+            )
             return 0.0
         elapsed = time.thread_time() - started
         if method in ("evaluate", "explain"):
@@ -255,7 +264,7 @@ def _call(
     return call
 
 
-def _fresh(snapshot: Snapshot) -> Client:
+def _create_client(snapshot: Snapshot) -> Client:
     """Return a client that has compiled nothing yet, and no flag of any shape before."""
     compiler._templates.clear()
     return Client.from_snapshot(snapshot)
@@ -273,25 +282,25 @@ def _is_small(snapshot: Snapshot, keys: list[str], cost: int) -> bool:
         seen.add(key)
         size += len(record.body)
         with contextlib.suppress(ValueError, RecursionError):
-            flag = flag_of(record)
+            flag = unpack_flag(record)
             keys += [needed.flag for needed in flag.prerequisites]
-            tests += sum(tests_in(rule.condition) for rule in flag.rules)
+            tests += sum(count_tests(rule.condition) for rule in flag.rules)
     return cost * size <= PROMPT_BYTES and cost * tests <= PROMPT_TESTS
 
 
-def _all_at_once(client: Client, context: Any, story: Story) -> None:
+def _evaluate_all(client: Client, context: Any, story: FuzzReport) -> None:
     try:
         assert len(client.evaluate_all(context, "fuzz.")) == FLAG_COUNT
     except Exception as error:  # noqa: BLE001 - what is looked for
         story.raised.append(f"evaluate_all raised {error!r}")
 
 
-def _described(snapshot: Snapshot | None, key: str) -> str:
+def _describe_flag(snapshot: Snapshot | None, key: str) -> str:
     record = snapshot.find(key) if snapshot is not None else None
     return "" if record is None else f"{record.body!r:.1000}"
 
 
-def _nested(path: str) -> Document:
+def _nest_path(path: str) -> Document:
     return functools.reduce(lambda inner, name: {name: inner}, reversed(path.split(".")), {})
 
 
@@ -300,7 +309,7 @@ MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 _SEARCHES: Document = {"$or": [{"a": {"$regex": f"a.*x{i}"}} for i in range(50)]}
 LIMITS: list[tuple[str, Document, Document]] = [
     ("2,000 tests of a date", {"$or": [{"a": {"$gt": MOMENT}}] * 2000}, {"a": MOMENT}),
-    ("2,000 tests far down", {"$or": [{DEEP: 5}] * 2000}, _nested(DEEP)),
+    ("2,000 tests far down", {"$or": [{DEEP: 5}] * 2000}, _nest_path(DEEP)),
     ("20 tests of 100 documents", {"$or": [{"a": {"b": 1, "c": 2}}] * 20}, {"a": [{"b": 1}] * 100}),
     ("50 searches of a text", _SEARCHES, {"a": ("The quick brown fox, 17. " * 40)[:1000]}),
     ("50 searches beyond ASCII", _SEARCHES, {"a": "".join(map(chr, range(20_000, 21_000)))}),
@@ -309,23 +318,25 @@ LIMITS: list[tuple[str, Document, Document]] = [
 """Conditions and contexts as large as may be for a prompt call, none of which finds anything."""
 
 
-def at_the_limits() -> Iterator[Result]:
+def measure_limits() -> Iterator[Result]:
     """Time calls that are as slow as a prompt one may be, and a first call."""
     for name, when, context in LIMITS:
-        client = client_from([_flag([when])])
-        yield _timed(name, functools.partial(client.evaluate, "f", context))
+        client = client_from([_build_flag([when])])
+        yield _time_call(name, functools.partial(client.evaluate, "f", context))
     rules: list[Document] = [{"$or": [{f"attribute-{i}": i} for i in range(49)]}] * 3
-    snapshot = client_from([_flag(rules)]).snapshot
+    snapshot = client_from([_build_flag(rules)]).snapshot
     assert snapshot is not None
-    yield _timed("a first call, of 150 tests", lambda: _fresh(snapshot).evaluate("f", {}))
+    yield _time_call(
+        "a first call, of 150 tests", lambda: _create_client(snapshot).evaluate("f", {})
+    )
 
 
-def _flag(conditions: list[Document]) -> Document:
+def _build_flag(conditions: list[Document]) -> Document:
     rules = [{"name": str(i), "when": when, "serve": "a"} for i, when in enumerate(conditions)]
     return {"key": "f", "variants": {"a": 1}, "rules": rules, "fallthrough": {"serve": "a"}}
 
 
-def _timed(name: str, call: Callable[[], object]) -> Result:
+def _time_call(name: str, call: Callable[[], object]) -> Result:
     times = timeit.repeat(call, timer=time.thread_time, number=1, repeat=ATTEMPT_COUNT)
     bound = PROMPT_SECONDS * 1000
     value = round(min(times) * 1000, 2)
@@ -334,7 +345,7 @@ def _timed(name: str, call: Callable[[], object]) -> Result:
 
 def soak(pairs: int, seed: int) -> Iterator[Result]:
     """Fuzz in rounds, each seeded by itself, until there were `pairs`; and look at the limits."""
-    yield from at_the_limits()
+    yield from measure_limits()
     for done in range(0, pairs, ROUND_PAIRS):
         story = run_calls(min(ROUND_PAIRS, pairs - done), seed + done)
         for problem in story.raised:

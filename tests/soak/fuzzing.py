@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 from flagkit import Context
-from tests.support.mongod_oracle import SCALARS, Document, Draw
+from tests.support.mongod_oracle import SCALARS, BatchGenerator, Document
 
 FLAG_COUNT = 20
 """The flags of one client; prerequisites are among them."""
@@ -24,23 +24,23 @@ SEGMENTS = ("fuzz.group", "fuzz.crowd")
 Make: TypeAlias = Callable[[], Any]
 
 
-def key_of(number: int) -> str:
+def format_key(number: int) -> str:
     """Return the key of a flag."""
     return f"fuzz.flag-{number}"
 
 
-class PolicyDraw:
+class PolicyGenerator:
     """Draws policy documents whose conditions fit the documents of an oracle's draw."""
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
-        self.conditions = Draw(chance)
+        self.conditions = BatchGenerator(chance)
 
     def good(self, number: int) -> Document:
         """Return a document that a flag can be decoded from."""
         variants = self.variants()
         policy: Document = {
-            "key": key_of(number),
+            "key": format_key(number),
             "variants": variants,
             "fallthrough": self.serves(),
             "rules": [self.rule(i) for i in range(self.chance.choice((0, 1, 1, 2, 3)))],
@@ -50,7 +50,7 @@ class PolicyDraw:
         if self.chance.random() < 0.1:
             policy["state"] = self.chance.choice(("active", "paused", "archived"))
         if self.chance.random() < 0.1:
-            others = (key_of(self.chance.randrange(FLAG_COUNT)) for _ in range(2))
+            others = (format_key(self.chance.randrange(FLAG_COUNT)) for _ in range(2))
             policy["prerequisites"] = [
                 {"flag": other, "variants": ["on"]} for other in others if other != policy["key"]
             ]
@@ -140,7 +140,7 @@ class PolicyDraw:
         """Return what is most probably no policy document."""
         if self.chance.random() < 0.05:
             return self.junk()
-        policy = _copied(self.good(number))
+        policy = _copy_value(self.good(number))
         for _ in range(self.chance.choice((1, 1, 2))):
             self.spoil(policy)
         return policy
@@ -173,14 +173,14 @@ class PolicyDraw:
         return self.chance.choice(JUNK)()
 
 
-def _copied(value: Any) -> Any:
+def _copy_value(value: Any) -> Any:
     """Return a copy whose lists and documents can be changed."""
     if isinstance(value, dict):
-        return {name: _copied(item) for name, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, list) else value
+        return {name: _copy_value(item) for name, item in value.items()}
+    return [_copy_value(item) for item in value] if isinstance(value, list) else value
 
 
-def nested(depth: int, wrap: Callable[[Any], Any]) -> Any:
+def nest(depth: int, wrap: Callable[[Any], Any]) -> Any:
     """Return a value wrapped in itself some times."""
     value: Any = 1
     for _ in range(depth):
@@ -188,14 +188,14 @@ def nested(depth: int, wrap: Callable[[Any], Any]) -> Any:
     return value
 
 
-def endless_list() -> list[Any]:
+def create_endless_list() -> list[Any]:
     """Return a list that contains itself, several times."""
     items: list[Any] = []
     items += [items, {"0": items, "a": items, "b": items}, 1, items]
     return items
 
 
-def endless_document() -> Document:
+def create_endless_document() -> Document:
     """Return a document that contains itself."""
     made: Document = {}
     made |= {"a": made, "b": [made, made], "0": made}
@@ -212,15 +212,19 @@ JUNK: tuple[Make, ...] = (
     *(list, dict, object, lambda: 1j, lambda: b"\xff", lambda: {1, 2}, lambda: range(3)),
     *(lambda: 2**64, lambda: 10**5000, lambda: "\ud800", lambda: "x" * 2000, lambda: True),
     *(lambda: FIRST, lambda: FIRST.replace(tzinfo=EAST), lambda: LAST.replace(tzinfo=WEST)),
-    *(lambda: nested(40, lambda inner: [inner]), lambda: nested(40, lambda inner: {"a": inner})),
-    *(lambda: nested(40, lambda inner: {"$not": inner}), endless_list, endless_document),
+    *(lambda: nest(40, lambda inner: [inner]), lambda: nest(40, lambda inner: {"a": inner})),
+    *(
+        lambda: nest(40, lambda inner: {"$not": inner}),
+        create_endless_list,
+        create_endless_document,
+    ),
     *(lambda: {"$date": 5}, lambda: {"$numberDecimal": "1e99999"}, lambda: {"$uuid": "x"}),
     *(lambda: {"$in": "x"}, lambda: {"$or": []}, lambda: {"$gt": 1, "b": 2}),
     *(lambda: {"$all": [{}]}, lambda: Decimal("sNaN"), lambda: Decimal("1E+999999"), tuple),
 )
 
 
-class Misbehaving:
+class RaisingObject:
     """Raises whatever is asked of it, and says that it is a string."""
 
     def _refuse(self, *_: object) -> Any:
@@ -230,7 +234,7 @@ class Misbehaving:
     __iter__ = __getitem__ = __contains__ = __str__ = __repr__ = __index__ = __float__ = _refuse
 
 
-class Text(str):
+class HostileString(str):
     """A string whose own ideas of equality, hash and order are to be left alone."""
 
     __slots__ = ()
@@ -241,7 +245,7 @@ class Text(str):
     __eq__ = __lt__ = __gt__ = __hash__ = __contains__ = __str__ = encode = _refuse  # type: ignore[assignment]
 
 
-class Integer(int):
+class HostileInteger(int):
     """An integer with ideas of its own."""
 
     def _refuse(self, *_: object) -> Any:
@@ -250,7 +254,7 @@ class Integer(int):
     __eq__ = __lt__ = __gt__ = __hash__ = __int__ = __index__ = __mod__ = _refuse
 
 
-class Fraction(float):
+class HostileFloat(float):
     """A float with ideas of its own."""
 
     __slots__ = ()
@@ -261,7 +265,7 @@ class Fraction(float):
     __hash__ = None  # type: ignore[assignment]
 
 
-class Pretender:
+class FakeString:
     """Says that it is a string, and has nothing of one."""
 
     @property  # type: ignore[misc]
@@ -269,7 +273,7 @@ class Pretender:
         return str
 
 
-class Shy:
+class ClasslessObject:
     """Does not even say what it is."""
 
     @property  # type: ignore[misc]
@@ -277,7 +281,7 @@ class Shy:
         raise RuntimeError("misbehaved")
 
 
-class Fields(dict[str, Any]):
+class HostileDict(dict[str, Any]):
     """A dict whose methods fail."""
 
     def _refuse(self, *_: object) -> Any:
@@ -286,7 +290,7 @@ class Fields(dict[str, Any]):
     get = items = keys = values = __getitem__ = __iter__ = __contains__ = __len__ = _refuse
 
 
-class Attributes(Mapping[str, Any]):
+class HostileMapping(Mapping[str, Any]):
     """A mapping of which every way to read it fails."""
 
     def __getitem__(self, key: str) -> Any:
@@ -299,7 +303,7 @@ class Attributes(Mapping[str, Any]):
         raise RuntimeError("misbehaved")
 
 
-class Zone(tzinfo):
+class HostileZone(tzinfo):
     """A zone that says what it was made with, or raises it."""
 
     def __init__(self, offset: Any) -> None:
@@ -318,18 +322,34 @@ class Zone(tzinfo):
 
 
 ODD_VALUES: tuple[Any, ...] = (
-    *(Misbehaving(), Pretender(), Shy(), Fields(a=1), Fields, [Misbehaving(), Shy(), Fields()]),
+    *(
+        RaisingObject(),
+        FakeString(),
+        ClasslessObject(),
+        HostileDict(a=1),
+        HostileDict,
+        [RaisingObject(), ClasslessObject(), HostileDict()],
+    ),
     *(object(), len, 1j, {1, 2}, range(3), iter([1]), MappingProxyType({"b": 1}), True, [], {}),
-    *(Text("a"), Text(""), Integer(1), Fraction(1.5), [Text("a"), Integer(0), Fraction(0)]),
-    *(nested(100_000, lambda inner: [inner]), nested(100_000, lambda inner: (inner,))),
-    *(nested(100_000, lambda inner: {"a": inner}), nested(100_000, lambda inner: [{"0": inner}])),
-    *(endless_list(), endless_document(), {1: 2, None: 3}, {"b": {(): 1}}, [{1: 1}]),
+    *(
+        HostileString("a"),
+        HostileString(""),
+        HostileInteger(1),
+        HostileFloat(1.5),
+        [HostileString("a"), HostileInteger(0), HostileFloat(0)],
+    ),
+    *(nest(100_000, lambda inner: [inner]), nest(100_000, lambda inner: (inner,))),
+    *(nest(100_000, lambda inner: {"a": inner}), nest(100_000, lambda inner: [{"0": inner}])),
+    *(create_endless_list(), create_endless_document(), {1: 2, None: 3}, {"b": {(): 1}}, [{1: 1}]),
     *(2**64, -(10**5000), 10**100_000, [10**5000]),
     *map(Decimal, ("sNaN", "-NaN7", "-Infinity", "0E+99999", "1E+99999999999", "1E-99999999999")),
     *("\ud800", "\udfff" * 9, "\0", "9" * 1000, "a" * 1000, b"\xff", bytearray(b"a"), UUID(int=0)),
     *(FIRST, LAST, FIRST.replace(tzinfo=EAST), LAST.replace(tzinfo=WEST)),
-    *(FIRST.replace(tzinfo=Zone(offset)) for offset in (None, 5, timedelta(days=2), ValueError())),
-    *([0] * 20, [[0] * 4] * 4, [{"b": [{"0": 1}]}] * 4, nested(9, lambda inner: [{"0": inner}])),
+    *(
+        FIRST.replace(tzinfo=HostileZone(offset))
+        for offset in (None, 5, timedelta(days=2), ValueError())
+    ),
+    *([0] * 20, [[0] * 4] * 4, [{"b": [{"0": 1}]}] * 4, nest(9, lambda inner: [{"0": inner}])),
 )
 """Attributes that are odd, of no BSON type, or hostile."""
 OVERSIZED: tuple[Make, ...] = (
@@ -338,15 +358,15 @@ OVERSIZED: tuple[Make, ...] = (
 )
 """Attributes beyond the sizes within which an evaluation is prompt."""
 NO_CONTEXTS: tuple[Any, ...] = (
-    *(None, 5, b"a", [], object(), set(), iter(()), [("a", 1)], Misbehaving, Context),
-    *(Misbehaving(), Pretender(), Shy(), Fields(a=1), Attributes()),
-    *(Text("a"), "", "\ud800", {1: 2}, {None: 1}, Context("a", {"b": 1})),
+    *(None, 5, b"a", [], object(), set(), iter(()), [("a", 1)], RaisingObject, Context),
+    *(RaisingObject(), FakeString(), ClasslessObject(), HostileDict(a=1), HostileMapping()),
+    *(HostileString("a"), "", "\ud800", {1: 2}, {None: 1}, Context("a", {"b": 1})),
     *(MappingProxyType({"a": 1}), ChainMap({"a": 1}), UserDict(a=1)),
 )
 """Contexts that are none, misbehave, or are given in other forms than a dict."""
 
 
-class Endless(Mapping[str, Any]):
+class EndlessMapping(Mapping[str, Any]):
     """A mapping that never ends."""
 
     def __getitem__(self, key: str) -> Any:
@@ -359,14 +379,14 @@ class Endless(Mapping[str, Any]):
         return 1
 
 
-class Closed:
+class OpaqueObject:
     """An object of which nothing can be asked."""
 
     def __getattribute__(self, name: str) -> Any:
         raise RuntimeError("misbehaved")
 
 
-class Judge(type):
+class RaisingMetaclass(type):
     """A class of classes that raise where it is asked what belongs to them."""
 
     def __instancecheck__(cls, _: object) -> bool:
@@ -379,20 +399,20 @@ class Judge(type):
         raise RuntimeError("misbehaved")
 
 
-class Judged(metaclass=Judge):
+class RaisingClassObject(metaclass=RaisingMetaclass):
     """An object of such a class."""
 
 
-def _forever() -> Iterator[str]:
+def _iter_forever() -> Iterator[str]:
     while True:
         yield "a"
 
 
-async def _coroutine() -> None:
+async def _await_nothing() -> None:
     """Do nothing: it is never awaited."""
 
 
-def _recursive() -> dict[Any, Any]:
+def _create_recursive() -> dict[Any, Any]:
     made: dict[Any, Any] = {"key": "value"}
     made |= {"self": made, "targeting_key": made}
     return made
@@ -400,34 +420,55 @@ def _recursive() -> dict[Any, Any]:
 
 ARGUMENTS: tuple[Make, ...] = (
     *(lambda value=value: value for value in (*ODD_VALUES, *NO_CONTEXTS, *SCALARS)),
-    *(itertools.count, _forever, lambda: iter(["a"]), lambda: (c for c in "ab"), _recursive),
-    *(Closed, lambda: Closed, Judged, lambda: Judged, lambda: random, lambda: print, lambda: ...),
+    *(
+        itertools.count,
+        _iter_forever,
+        lambda: iter(["a"]),
+        lambda: (c for c in "ab"),
+        _create_recursive,
+    ),
+    *(
+        OpaqueObject,
+        lambda: OpaqueObject,
+        RaisingClassObject,
+        lambda: RaisingClassObject,
+        lambda: random,
+        lambda: print,
+        lambda: ...,
+    ),
     *(lambda: NotImplemented, lambda: memoryview(b"x"), lambda: range(10**18), lambda: -0.0),
     *(lambda: float("nan"), lambda: "x" * 100_000, lambda: 2**100_000, lambda: "\ud800" * 300),
-    *(lambda: {"targeting_key": Closed()}, lambda: {"a": Closed(), "targeting_key": "u"}),
     *(
-        lambda: Text("fuzz.flag-1"),
+        lambda: {"targeting_key": OpaqueObject()},
+        lambda: {"a": OpaqueObject(), "targeting_key": "u"},
+    ),
+    *(
+        lambda: HostileString("fuzz.flag-1"),
         lambda: frozenset({"a"}),
         lambda: "fuzz.",
     ),
     *(lambda: Exception("x"), lambda: KeyError, lambda: LAST, lambda: timedelta.max),
-    *(lambda: Context(7, {"a": Closed()}), lambda: Plan.ON, lambda: Plan),
+    *(lambda: Context(7, {"a": OpaqueObject()}), lambda: KeyEnum.ON, lambda: KeyEnum),
 )
 """What may be passed for any argument of any method of a client."""
-SELDOM: tuple[Make, ...] = (Endless, lambda: Context("u", {"a": Endless()}), lambda: [Endless()])
+SELDOM: tuple[Make, ...] = (
+    EndlessMapping,
+    lambda: Context("u", {"a": EndlessMapping()}),
+    lambda: [EndlessMapping()],
+)
 """Arguments that take long to see through."""
 
 
-class Plan(StrEnum):
+class KeyEnum(StrEnum):
     """An enumeration, whose members may be keys, attributes and defaults."""
 
     ON = "on"
 
 
-class ArgumentDraw:
+class ArgumentGenerator:
     """Draws arguments, most of them as they should be, so that calls get far enough."""
 
-    def __init__(self, chance: random.Random, contexts: "ContextDraw") -> None:
+    def __init__(self, chance: random.Random, contexts: "ContextGenerator") -> None:
         self.chance = chance
         self.contexts = contexts
 
@@ -442,7 +483,7 @@ class ArgumentDraw:
         return self.odd() if self.chance.random() < 0.3 else self._known_key()
 
     def _known_key(self) -> str:
-        return key_of(self.chance.randrange(FLAG_COUNT + 1))
+        return format_key(self.chance.randrange(FLAG_COUNT + 1))
 
     def context(self) -> Any:
         """Return a context, or anything."""
@@ -458,10 +499,10 @@ class ArgumentDraw:
         return self.odd() if self.chance.random() < 0.4 else self.chance.choice(usual)
 
 
-class ContextDraw:
+class ContextGenerator:
     """Draws contexts that fit the conditions of an oracle's draw, with odd attributes in them."""
 
-    def __init__(self, chance: random.Random, conditions: Draw) -> None:
+    def __init__(self, chance: random.Random, conditions: BatchGenerator) -> None:
         self.chance = chance
         self.conditions = conditions
 

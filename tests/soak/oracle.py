@@ -11,9 +11,9 @@ from flagkit.testing.embedded import EmbeddedMongo
 from tests.support.mongod_oracle import (
     CONDITION_COUNT,
     DOCUMENT_COUNT,
-    attribute_documents,
-    compiled,
-    questions,
+    compile_condition,
+    iter_questions,
+    open_attribute_collection,
 )
 
 ROUND_PAIRS = 1_000_000
@@ -27,11 +27,11 @@ def soak(pairs: int, seed: int) -> Iterator[Result]:
             count = min(ROUND_PAIRS, pairs - done)
             differences = 0
             round_seed = f"{seed} {done}"
-            with attribute_documents(server.uri) as collection:
+            with open_attribute_collection(server.uri) as collection:
                 batch_count = -(-count // (DOCUMENT_COUNT * CONDITION_COUNT))
-                for question in questions(collection, random.Random(round_seed), batch_count):
+                for question in iter_questions(collection, random.Random(round_seed), batch_count):
                     matcher = functools.partial(matches, question.parsed)
-                    for path in (matcher, compiled(question.parsed)):
+                    for path in (matcher, compile_condition(question.parsed)):
                         difference = question.disagreement(path)
                         if difference is not None:
                             differences += 1

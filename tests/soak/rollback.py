@@ -11,7 +11,7 @@ from flagkit import Client
 from flagkit._core.model.changes import PolicyId
 from flagkit.testing.embedded import EmbeddedMongo
 from flagkit.writer import Import, Writer, verify
-from tests.support.random_history import Rehearsal
+from tests.support.random_history import RandomHistory
 
 KEYS = 100
 CHANGES_PER_POINT = 20
@@ -28,7 +28,7 @@ def soak(points: int, seed: int) -> Iterator[Result]:
         Writer(server.uri, "soak", actor="soak", database=database) as writer,
     ):
         writer.create_environment()
-        rehearsal = Rehearsal(writer, random.Random(seed), KEYS)
+        rehearsal = RandomHistory(writer, random.Random(seed), KEYS)
         for _ in range(points * CHANGES_PER_POINT):
             rehearsal.change()
         slowest = 0.0
@@ -53,16 +53,16 @@ def soak(points: int, seed: int) -> Iterator[Result]:
         value=round(slowest, 2),
         unit="s",
     )
-    yield from large()
+    yield from measure_large_rollback()
 
 
-def large(count: int = LARGE) -> Iterator[Result]:
+def measure_large_rollback(count: int = LARGE) -> Iterator[Result]:
     """Change each of many flags, delete some, create some, and roll all of that back at once."""
     problems: list[str] = []
     with EmbeddedMongo() as server, Writer(server.uri, "soak", actor="soak") as writer:
         writer.create_environment()
         _import(writer, count, description="first")
-        before, revision = _policies(writer), writer.store.tip().revision
+        before, revision = _read_policies(writer), writer.store.read_tip().revision
         _import(writer, count + 1_000, description="second")
         with Client(server.uri, environment="soak") as client:
             client.wait_ready(120)
@@ -71,9 +71,9 @@ def large(count: int = LARGE) -> Iterator[Result]:
             seconds, used = time.monotonic() - started, time.process_time() - used
             client.wait_for(commit.revision, 300)
             assert client.snapshot is not None, "it is ready"
-            if len(client.snapshot.keys()) != count:
+            if len(client.snapshot.list_keys()) != count:
                 problems.append("the client has other flags")
-        after = _policies(writer)
+        after = _read_policies(writer)
         if after != before:
             problems.append(f"{len(after.items() ^ before.items())} flags are not as they were")
         problems += verify(writer.store)
@@ -115,7 +115,7 @@ def _import(writer: Writer, count: int, **more: str) -> None:
     documents.run(writer)
 
 
-def _policies(writer: Writer) -> dict[PolicyId, bytes]:
+def _read_policies(writer: Writer) -> dict[PolicyId, bytes]:
     """Return all policies in canonical form, byte for byte, without versions."""
-    with writer.store.reading() as reading:
-        return {identity: state.packed for identity, state in reading.all().items()}
+    with writer.store.open_reader() as reading:
+        return {identity: state.packed for identity, state in reading.read_all().items()}

@@ -7,19 +7,19 @@ from typing import Self, TypeAlias
 
 from flagkit.errors import StoreUnavailableError
 from flagkit.writer import Writer
-from tests.support.followers import ENVIRONMENT, FLAG_COUNT, flag
+from tests.support.followers import ENVIRONMENT, FLAG_COUNT, build_followed_flag
 
 Acknowledged: TypeAlias = tuple[str, int, float]
 """A request, the revision that it led to, and when that was known, on the monotonic clock."""
 
 
-def stocked(uri: str, database: str) -> Writer:
+def create_stocked_writer(uri: str, database: str) -> Writer:
     """Return the writer of a new environment that has the flags that are followed."""
     writer = Writer(uri, ENVIRONMENT, actor="soak", database=database)
     writer.create_environment()
     with writer.change() as change:
         for number in range(FLAG_COUNT):
-            change.create(flag(number))
+            change.create(build_followed_flag(number))
     return writer
 
 
@@ -55,7 +55,7 @@ class SteadyWriter:
 
     def _make(self, number: int) -> None:
         request = uuid.uuid4().hex
-        changed = flag(number % FLAG_COUNT, description=f"edit {number}")
+        changed = build_followed_flag(number % FLAG_COUNT, description=f"edit {number}")
         while not self._over.is_set():
             try:
                 commit = self._writer.update(changed, idempotency_key=request)

@@ -21,16 +21,16 @@ from typing import Any
 from msgspec import Struct
 
 from benchmarks.report import Result
-from flagkit._core.evaluation.evaluator import Freshness
+from flagkit._core.evaluation.evaluator import Staleness
 from flagkit._core.model.changes import Change
-from flagkit._core.snapshot import Snapshot, record_of
+from flagkit._core.snapshot import Snapshot, encode_record
 from flagkit._core.storage.source import MongoSource
 from flagkit._core.storage.store import Store
 from flagkit.client.refresh_thread import RefreshThread
 from flagkit.client.refresher import Refresher
 from flagkit.writer import Writer, verify
 from tests.soak import writing
-from tests.support.replica_set import Members
+from tests.support.replica_set import MongodReplicaSet
 
 ENVIRONMENT = "soak"
 STUCK_SECONDS = 60
@@ -44,7 +44,7 @@ FAILOVER_SECONDS = 5.0
 RESENT = 500
 
 
-class Story(Struct):
+class WritersReport(Struct):
     """What happened: what writers said, who was killed when, and what a client saw.
 
     `between` counts the writers that died between compare-and-set and projection.
@@ -61,7 +61,7 @@ class Story(Struct):
     snapshot: Snapshot | None = None
 
 
-class _Process:
+class _WriterProcess:
     """One writer, whose lines go to a story; it may be killed in the middle of a change."""
 
     def __init__(
@@ -121,7 +121,7 @@ class _Process:
         self._lines.put(said)
 
 
-class Fleet:
+class WriterFleet:
     """Writer processes, each replaced when it is killed; their lines arrive in one queue."""
 
     def __init__(self, arguments: Sequence[str], count: int, chance: random.Random) -> None:
@@ -151,19 +151,19 @@ class Fleet:
             process.kill()
             self._bequeath(process)
 
-    def _replace(self, process: _Process) -> bool:
+    def _replace(self, process: _WriterProcess) -> bool:
         self._bequeath(process)
         self._running.append(self._started())
         return process.committed > 0
 
-    def _bequeath(self, process: _Process) -> None:
+    def _bequeath(self, process: _WriterProcess) -> None:
         if process.left is not None:
             self.left.append(process.left)
 
-    def _started(self) -> _Process:
+    def _started(self) -> _WriterProcess:
         left = [self.left.pop()] if self.left else []
         seed = str(self._chance.randrange(2**32))
-        return _Process([*self._arguments, seed], left, self.lines)
+        return _WriterProcess([*self._arguments, seed], left, self.lines)
 
 
 def run(  # noqa: PLR0913 - who fights, for what, and who dies
@@ -175,8 +175,8 @@ def run(  # noqa: PLR0913 - who fights, for what, and who dies
     writers: int,
     flags: int,
     seed: int,
-    failovers: "Failovers | None" = None,
-) -> tuple[Story, list[str]]:
+    failovers: "PrimaryKiller | None" = None,
+) -> tuple[WritersReport, list[str]]:
     """Let writers make some changes, while some are killed; return the story and what is wrong.
 
     Kills are spread over the run; every other one waits for a commit, and more come until `between`
@@ -184,23 +184,23 @@ def run(  # noqa: PLR0913 - who fights, for what, and who dies
     """
     chance = random.Random(seed)
     database = f"soak-{uuid.uuid4().hex}"
-    story = Story()
+    story = WritersReport()
     with Writer(uri, ENVIRONMENT, actor="soak", database=database) as writer:
         writer.create_environment()
         with writer.change() as change:
             for number in range(flags):
-                change.create(writing.flag(number))
-        with following(uri, database, story) as caught_up:
-            fleet = Fleet([uri, database, ENVIRONMENT, str(flags)], writers, chance)
+                change.create(writing.build_contended_flag(number))
+        with follow_environment(uri, database, story) as caught_up:
+            fleet = WriterFleet([uri, database, ENVIRONMENT, str(flags)], writers, chance)
             moments = sorted(chance.randrange(1, changes) for _ in range(kills))
             try:
                 while len(story.acknowledged) < changes or story.between < between:
-                    note(fleet.lines.get(timeout=STUCK_SECONDS), story)
+                    record_message(fleet.lines.get(timeout=STUCK_SECONDS), story)
                     made = len(story.acknowledged)
                     if failovers is not None:
                         failovers.take(made / changes, story)
                     while (moments and made >= moments[0]) or made >= changes:
-                        story.between += _kill(fleet, story.kills % 2 == 1)
+                        story.between += _kill_writer(fleet, story.kills % 2 == 1)
                         story.kills += 1
                         if not moments:
                             break
@@ -208,7 +208,7 @@ def run(  # noqa: PLR0913 - who fights, for what, and who dies
             finally:
                 fleet.close()
             while not fleet.lines.empty():
-                note(fleet.lines.get(), story)
+                record_message(fleet.lines.get(), story)
             # What the dead left behind is asked for once more, whether it had been done or not.
             for request in fleet.left:
                 commit = writing.send(writer, request, flags)
@@ -216,22 +216,22 @@ def run(  # noqa: PLR0913 - who fights, for what, and who dies
                     {"request": request, "revision": commit.revision, "time": str(commit.time)}
                 )
             caught_up(writer.pause("soak.flag-0").revision)
-        found = problems(writer.store, story)
-        return story, found + resent_badly(writer, story, flags, chance)
+        found = find_problems(writer.store, story)
+        return story, found + find_resend_problems(writer, story, flags, chance)
 
 
-def _kill(fleet: Fleet, waits: bool) -> bool:
+def _kill_writer(fleet: WriterFleet, waits: bool) -> bool:
     return fleet.kill_one_between() if waits else fleet.kill_one()
 
 
-class Failovers:
+class PrimaryKiller:
     """Kills the primary now and then, and brings it back. To be used in the main thread."""
 
-    def __init__(self, members: Members, count: int) -> None:
+    def __init__(self, members: MongodReplicaSet, count: int) -> None:
         self._members = members
         self._due = [(number + 0.5) / count for number in range(count)]
 
-    def take(self, progress: float, story: Story) -> None:
+    def take(self, progress: float, story: WritersReport) -> None:
         """Kill the primary if the run has come so far."""
         if not self._due or progress < self._due[0]:
             return
@@ -245,7 +245,7 @@ class Failovers:
         primary.wait_listening()
 
 
-def note(said: dict[str, Any], story: Story) -> None:
+def record_message(said: dict[str, Any], story: WritersReport) -> None:
     """Take in what a writer said."""
     match said:
         case {"error": error}:
@@ -259,7 +259,7 @@ def note(said: dict[str, Any], story: Story) -> None:
 
 
 @contextlib.contextmanager
-def following(uri: str, database: str, story: Story) -> "Generator[Any]":
+def follow_environment(uri: str, database: str, story: WritersReport) -> "Generator[Any]":
     """Follow the environment as a client does, noting what is published."""
     arrival = threading.Condition()
 
@@ -282,7 +282,7 @@ def following(uri: str, database: str, story: Story) -> "Generator[Any]":
     thread = RefreshThread(
         lambda: MongoSource(uri, environment=ENVIRONMENT, region="*", database=database),
         publish,
-        Freshness(),
+        Staleness(),
         Refresher(random.Random()),
     )
     thread.start()
@@ -293,10 +293,10 @@ def following(uri: str, database: str, story: Story) -> "Generator[Any]":
         assert thread.close(5)
 
 
-def problems(store: Store, story: Story) -> list[str]:
+def find_problems(store: Store, story: WritersReport) -> list[str]:
     """Return every broken promise."""
     found = list(story.errors) + verify(store)
-    changes = list(store.changes())
+    changes = list(store.iter_changes())
     requests = {change.request: change.revision for change in changes}
     if len(requests) != len(changes):
         found.append("a request is in the ledger twice")
@@ -314,13 +314,15 @@ def problems(store: Store, story: Story) -> list[str]:
             versions[flag.id[1]] += 1
             if flag.after is None or flag.after.version != versions[flag.id[1]]:
                 found.append(f"revision {change.revision} skips a version of {flag.id[1]}")
-    found += followed_badly(store, story, changes)
+    found += find_client_problems(store, story, changes)
     return found
 
 
-def resent_badly(writer: Writer, story: Story, flags: int, chance: random.Random) -> list[str]:
+def find_resend_problems(
+    writer: Writer, story: WritersReport, flags: int, chance: random.Random
+) -> list[str]:
     """Send some acknowledged requests again; return those that led to another Commit."""
-    count = writer.store.tip().revision
+    count = writer.store.read_tip().revision
     acknowledged = [said for said in story.acknowledged if "ended" in said]
     found = [
         f"{said['request']} was sent again, and led to another commit"
@@ -328,12 +330,14 @@ def resent_badly(writer: Writer, story: Story, flags: int, chance: random.Random
         for commit in [writing.send(writer, said["request"], flags)]
         if (commit.revision, commit.time.isoformat()) != (said["revision"], said["time"])
     ]
-    if writer.store.tip().revision != count:
+    if writer.store.read_tip().revision != count:
         found.append("what was sent again made revisions")
     return found
 
 
-def followed_badly(store: Store, story: Story, changes: Sequence[Change]) -> list[str]:
+def find_client_problems(
+    store: Store, story: WritersReport, changes: Sequence[Change]
+) -> list[str]:
     """Return how the client's story differs from the ledger's."""
     found: list[str] = []
     if story.bases != 1:
@@ -342,14 +346,14 @@ def followed_badly(store: Store, story: Story, changes: Sequence[Change]) -> lis
         found.append("the client saw revisions out of order, or missed some")
     if story.published[-1] != len(changes):
         found.append(f"the client ended at {story.published[-1]}, the ledger at {len(changes)}")
-    with store.reading() as reading:
-        states = set(map(record_of, reading.all().values()))
-    if story.snapshot is None or set(story.snapshot.records()) != states:
+    with store.open_reader() as reading:
+        states = set(map(encode_record, reading.read_all().values()))
+    if story.snapshot is None or set(story.snapshot.iter_records()) != states:
         found.append("the client's flags are not the database's")
     return found
 
 
-def longest_spell(story: Story, *, failovers: bool = False) -> float:
+def measure_longest_gap(story: WritersReport, *, failovers: bool = False) -> float:
     """Return the longest time without a commit, in seconds, from the first acknowledgement on.
 
     Of the time in which a primary was killed and for FAILOVER_SECONDS after, or else of all other.
@@ -370,7 +374,7 @@ def _is_of_failover(before: float, after: float, failovers: Iterable[float]) -> 
 def soak(changes: int, seed: int) -> Iterator[Result]:
     """Let WRITERS make so many changes on three members, of which the primary is killed, too."""
     kills = changes // CHANGES_PER_KILL
-    with Members(3, proxied=False) as members:
+    with MongodReplicaSet(3, proxied=False) as members:
         started = time.monotonic()
         story, wrong = run(
             members.uri(),
@@ -380,28 +384,28 @@ def soak(changes: int, seed: int) -> Iterator[Result]:
             writers=WRITERS,
             flags=FLAG_COUNT,
             seed=seed,
-            failovers=Failovers(members, FAILOVERS),
+            failovers=PrimaryKiller(members, FAILOVERS),
         )
         seconds = time.monotonic() - started
     for problem in wrong:
         print(f"  {problem}")
-    yield result("broken promises", len(wrong), bound=0)
-    yield result("changes acknowledged", len(story.acknowledged))
-    yield result("changes a second", round(len(story.acknowledged) / seconds, 1))
-    yield result("writers killed", story.kills, bound=kills, at_least=True)
-    yield result(
+    yield build_result("broken promises", len(wrong), bound=0)
+    yield build_result("changes acknowledged", len(story.acknowledged))
+    yield build_result("changes a second", round(len(story.acknowledged) / seconds, 1))
+    yield build_result("writers killed", story.kills, bound=kills, at_least=True)
+    yield build_result(
         "killed between commit and projection",
         story.between,
         bound=kills // KILLS_PER_BETWEEN,
         at_least=True,
     )
-    yield result("primaries killed", len(story.failovers), bound=FAILOVERS, at_least=True)
+    yield build_result("primaries killed", len(story.failovers), bound=FAILOVERS, at_least=True)
     for what, failovers, bound in (("primary", True, FAILOVER_SECONDS), ("writer", False, 1.0)):
-        spell = round(longest_spell(story, failovers=failovers), 3)
-        yield result(f"longest spell, {what} killed", spell, unit="s", bound=bound)
+        spell = round(measure_longest_gap(story, failovers=failovers), 3)
+        yield build_result(f"longest spell, {what} killed", spell, unit="s", bound=bound)
 
 
-def result(
+def build_result(
     case: str,
     value: float,
     *,

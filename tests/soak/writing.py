@@ -20,7 +20,7 @@ from flagkit.errors import WriteError
 from flagkit.writer import Commit, Draft, Writer
 
 
-def flag(number: int) -> dict[str, Any]:
+def build_contended_flag(number: int) -> dict[str, Any]:
     """Return one of the flags that all writers fight for."""
     return {
         "key": f"soak.flag-{number}",
@@ -51,17 +51,17 @@ def _edit(change: Draft, number: int, chance: random.Random) -> None:
         case 2:
             change.set_rollout(key, chance.randrange(100_001) / 1000)
         case _:
-            change.update(flag(number) | {"description": str(chance.random())})
+            change.update(build_contended_flag(number) | {"description": str(chance.random())})
 
 
-class TellingStore(Store):
+class ReportingStore(Store):
     """A store that says where on its way a change is."""
 
     def compare_and_set(self, tip: Tip, change: Change, *kept: Any) -> bool:
         """Commit, and say so."""
         done = super().compare_and_set(tip, change, *kept)
         if done:
-            say(committed=change.revision)
+            print_message(committed=change.revision)
         return done
 
     def project(
@@ -69,14 +69,14 @@ class TellingStore(Store):
     ) -> None:
         """Project, and say so."""
         super().project(change, pages, is_mine=is_mine)
-        say(projected=change.revision)
+        print_message(projected=change.revision)
 
 
-def say(**what: Any) -> None:
+def print_message(**what: Any) -> None:
     print(json.dumps(what), flush=True)
 
 
-def _requests(left: Iterable[str], chance: random.Random) -> Iterable[str]:
+def _iter_requests(left: Iterable[str], chance: random.Random) -> Iterable[str]:
     yield from left
     while True:
         yield uuid.UUID(int=chance.getrandbits(128)).hex
@@ -87,15 +87,15 @@ def main() -> None:
     uri, database, environment, flag_count, seed, *left = sys.argv[1:]
     with Writer(uri, environment, actor="soak", database=database) as writer:
         # The same store, that others of the writer know as well, and that tells.
-        writer.store.__class__ = TellingStore
-        for request in _requests(left, random.Random(int(seed))):
-            say(asked=request)
+        writer.store.__class__ = ReportingStore
+        for request in _iter_requests(left, random.Random(int(seed))):
+            print_message(asked=request)
             try:
                 commit = send(writer, request, int(flag_count))
             except WriteError as error:
-                say(error=str(error))
+                print_message(error=str(error))
                 raise
-            say(
+            print_message(
                 request=request,
                 revision=commit.revision,
                 time=commit.time.isoformat(),

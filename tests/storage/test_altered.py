@@ -21,7 +21,7 @@ from pymongo.database import Database
 from flagkit._core.secrets import Encryption
 from flagkit._core.source import Heartbeat
 from flagkit._core.storage import pages
-from flagkit._core.storage.client_registry import identity_of, registering
+from flagkit._core.storage.client_registry import build_client_filter, build_heartbeat_update
 from flagkit._core.storage.layout import INDEXES, KEYS
 from flagkit.errors import AccessDeniedError, FlagkitError
 from flagkit.writer import (
@@ -29,7 +29,7 @@ from flagkit.writer import (
     Writer,
     denials,
     entries,
-    erase,
+    erase_actor,
     grants,
     limits,
     prune,
@@ -140,7 +140,7 @@ def _fill_production(uri: str, held: Database[Document]) -> None:
             change.grant("dana", "admin")
             change.grant("ada", "releaser")
         with writer.change() as change:
-            change.break_glass("incident 7")
+            change.bypass_guards("incident 7")
             change.set_rollout("a.two", 9)
         for name in ("a.one", "a.two"):
             with pytest.raises(AccessDeniedError):
@@ -152,14 +152,14 @@ def _fill_production(uri: str, held: Database[Document]) -> None:
                     change.create(rolled(name))
                     change.create(rolled(f"{name}.2"))
             # A page of a change that was never committed.
-            (first, *_) = writer.store.changes()
-            writer.store.add_pages(pages.split(first.policies))
+            (first, *_) = writer.store.iter_changes()
+            writer.store.add_pages(pages.split_pages(first.policies))
         prune(writer, Retention(remains_days=1))
         write_checkpoint(writer.store)
         writer.pause("a.one")
         write_checkpoint(writer.store)
         _propose_and_ask(writer, held)
-    erase("bob", uri=uri, database=held.name)
+    erase_actor("bob", uri=uri, database=held.name)
     _register(held)
 
 
@@ -202,7 +202,9 @@ def _register(held: Database[Document]) -> None:
             revision=len(name),
             staleness=0.5 * len(name),
         )
-        held.clients.update_one(identity_of(told), registering(told), upsert=True)
+        held.clients.update_one(
+            build_client_filter(told), build_heartbeat_update(told), upsert=True
+        )
     # Else they would be gone before they are altered.
     held.clients.update_many({}, {"$set": {"until": datetime(2031, 1, 1, tzinfo=UTC)}})
 

@@ -16,8 +16,8 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from flagkit import Client
-from flagkit._core.cooperative import whole
-from flagkit._core.snapshot import Snapshot, SnapshotFile, fold
+from flagkit._core.cooperative import run_slices
+from flagkit._core.snapshot import Snapshot, SnapshotFile, compact_snapshot
 from flagkit._core.source import Route
 from flagkit._core.storage import checkpoints as publishing
 from flagkit._core.storage import checkpoints as reading
@@ -85,7 +85,7 @@ def loads(writer: Writer, uri: str, region: str = "*", times: int = 1) -> list[S
     async def story() -> list[Snapshot]:
         opened = source(writer, uri, region)
         try:
-            return [await opened.load(Route.NEAR) for _ in range(times)]
+            return [await opened.load(Route.NEAREST) for _ in range(times)]
         finally:
             await opened.close()
 
@@ -98,7 +98,7 @@ def scanned(writer: Writer, uri: str, region: str = "*") -> Snapshot:
     async def story() -> Snapshot:
         opened = source(writer, uri, region)
         try:
-            return await opened._scanned(Route.NEAR)
+            return await opened._scan(Route.NEAREST)
         finally:
             await opened.close()
 
@@ -108,16 +108,16 @@ def scanned(writer: Writer, uri: str, region: str = "*") -> Snapshot:
 def assert_same(found: Snapshot, expected: Snapshot) -> None:
     """Hold a snapshot to another, in all that is asked of one."""
     assert found.tip == expected.tip
-    assert {*found.records()} == {*expected.records()}
-    assert found.keys() == expected.keys()
-    assert found.keys("shop.only") == expected.keys("shop.only")
+    assert {*found.iter_records()} == {*expected.iter_records()}
+    assert found.list_keys() == expected.list_keys()
+    assert found.list_keys("shop.only") == expected.list_keys("shop.only")
     assert {name: [*part] for name, part in found.parts.items()} == {
         name: [*part] for name, part in expected.parts.items()
     }
-    for key in (*expected.keys(), "shop.f3", "shop.only-us", "shop.missing"):
+    for key in (*expected.list_keys(), "shop.f3", "shop.only-us", "shop.missing"):
         assert found.find(key) == expected.find(key)
     one, other = Client.from_snapshot(found), Client.from_snapshot(expected)
-    for key in [*expected.keys()]:
+    for key in [*expected.list_keys()]:
         for user in USERS:
             assert one.evaluate(key, user) == other.evaluate(key, user)
 
@@ -199,9 +199,9 @@ def test_what_is_kept_in_a_file_later_is_right_for_its_region_alone(
     change_all_kinds(filled)
     (snapshot,) = loads(filled, mongo_uri, region)
     file = SnapshotFile(tmp_path / "flags", filled.environment, region)
-    with file.claimed() as mine:
+    with file.claim() as mine:
         assert mine
-        file.write(whole(fold(snapshot, with_members=True)))
+        file.write(run_slices(compact_snapshot(snapshot, with_members=True)))
     saved = file.read()
     assert saved is not None
     assert_same(saved, scanned(filled, mongo_uri, region))
@@ -266,11 +266,11 @@ def test_checkpoints_of_another_epoch_are_passed_over(
     filled.create_environment()
     filled.create(flag("shop.other"))
     (snapshot,) = loads(filled, mongo_uri)
-    assert snapshot.keys() == ["shop.other"]
+    assert snapshot.list_keys() == ["shop.other"]
     assert warnings(caplog) == []
     # The next one takes their place.
     made = write_checkpoint(filled.store)
-    assert filled.store.checkpoints() == [made]
+    assert filled.store.list_checkpoints() == [made]
     assert stored.slices.count_documents({}) == made.slices
 
 
@@ -394,7 +394,7 @@ def test_the_newest_two_are_kept_with_their_slices(filled: Writer, stored: Datab
         made.append(write_checkpoint(filled.store))
         filled.pause("shop.f1")
         filled.resume("shop.f1")
-    assert filled.store.checkpoints() == [made[3], made[2]]
+    assert filled.store.list_checkpoints() == [made[3], made[2]]
     with_slices = {document["_id"]["checkpoint"] for document in stored.slices.find()}
     assert with_slices == {made[3].id, made[2].id}
 
@@ -402,11 +402,11 @@ def test_the_newest_two_are_kept_with_their_slices(filled: Writer, stored: Datab
 def test_what_killed_writers_left_is_removed_after_a_while(
     filled: Writer, stored: Database[Any]
 ) -> None:
-    with filled.store.reading() as read:
+    with filled.store.open_reader() as read:
         now = read.now
 
     def left(at: Any, environment: str = "production") -> dict[str, Any]:
-        identity = f"{publishing._moment(at)}-0123456789abcdef"
+        identity = f"{publishing._format_moment(at)}-0123456789abcdef"
         document = {
             "_id": {"environment": environment, "checkpoint": identity, "slice": 0},
             "content": b"?",
@@ -431,7 +431,7 @@ def test_a_manifest_that_makes_no_sense_is_removed_by_the_next(
     write_checkpoint(filled.store)
     with_manifest(revision="many")(stored)
     made = write_checkpoint(filled.store)
-    assert filled.store.checkpoints() == [made]
+    assert filled.store.list_checkpoints() == [made]
     assert stored.checkpoints.count_documents({}) == 1
 
 
@@ -442,7 +442,7 @@ def test_writers_at_the_same_time_are_not_in_each_others_way(
         futures = [pool.submit(write_checkpoint, filled.store) for _ in range(8)]
         made = {future.result().id for future in futures}
     assert len(made) == 8
-    kept = {checkpoint.id for checkpoint in filled.store.checkpoints()}
+    kept = {checkpoint.id for checkpoint in filled.store.list_checkpoints()}
     assert len(kept) == 2
     assert kept <= {document["_id"]["checkpoint"] for document in stored.slices.find()}
     assert_same(*loads(filled, mongo_uri, times=2))
@@ -469,7 +469,7 @@ def test_what_was_changed_past_the_writer_is_not_published(
     edit(stored)
     with pytest.raises(StoreError, match=said):
         write_checkpoint(filled.store)
-    assert filled.store.checkpoints() == []
+    assert filled.store.list_checkpoints() == []
     assert stored.slices.count_documents({}) == 0
 
 
@@ -500,8 +500,8 @@ def keen(filled: Writer, mongo_uri: str, database: str) -> Iterator[Writer]:
 
 def wait_for_thread(writer: Writer) -> None:
     """Wait until the thread that makes a checkpoint has ended, if there is one."""
-    assert writer._checkpoints is not None
-    background = writer._checkpoints._thread
+    assert writer._checkpoint_publisher is not None
+    background = writer._checkpoint_publisher._thread
     thread = None if background is None else background._thread
     if thread is not None:
         thread.join(PATIENCE_SECONDS)
@@ -512,12 +512,12 @@ def toggled(writer: Writer, times: int) -> None:
     """Make so many revisions, and wait for the checkpoint that each may lead to."""
     for _ in range(times):
         writer.set_rollout("shop.rollout", 50)
-        if writer._checkpoints is not None:
+        if writer._checkpoint_publisher is not None:
             wait_for_thread(writer)
 
 
 def revisions(writer: Writer) -> list[int]:
-    return [checkpoint.tip.revision for checkpoint in writer.store.checkpoints()]
+    return [checkpoint.tip.revision for checkpoint in writer.store.list_checkpoints()]
 
 
 def test_a_writer_makes_none_unless_it_is_asked_to(filled: Writer) -> None:
@@ -559,14 +559,14 @@ def test_changes_do_not_wait_for_a_checkpoint(
     keen: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reached, go_on = threading.Event(), threading.Event()
-    in_steps = checkpoints.checkpoint_in_steps
+    in_steps = checkpoints.write_checkpoint_in_steps
 
     def slow(store: Store) -> Generator[str | None, None, Checkpoint]:
         reached.set()
         assert go_on.wait(PATIENCE_SECONDS)
         return (yield from in_steps(store))
 
-    monkeypatch.setattr(checkpoints, "checkpoint_in_steps", slow)
+    monkeypatch.setattr(checkpoints, "write_checkpoint_in_steps", slow)
     keen.set_rollout("shop.rollout", 40)
     assert reached.wait(PATIENCE_SECONDS)
     # It is being made meanwhile.
@@ -579,7 +579,7 @@ def test_changes_do_not_wait_for_a_checkpoint(
 
 
 def test_one_is_made_at_a_time_in_a_process(keen: Writer) -> None:
-    with checkpoints._claimed() as mine:
+    with checkpoints._claim_process() as mine:
         assert mine
         toggled(keen, 3)
         assert revisions(keen) == []
@@ -617,7 +617,7 @@ def test_a_writer_that_closes_leaves_off_what_it_makes(
         finally:
             left.set()
 
-    monkeypatch.setattr(checkpoints, "checkpoint_in_steps", endless)
+    monkeypatch.setattr(checkpoints, "write_checkpoint_in_steps", endless)
     keen.set_rollout("shop.rollout", 40)
     assert reached.wait(PATIENCE_SECONDS)
     keen.close()

@@ -19,28 +19,28 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 
 from flagkit import Client
-from flagkit._core.evaluation.evaluator import Freshness
+from flagkit._core.evaluation.evaluator import Staleness
 from flagkit._core.source import LIFETIME_SECONDS, Heartbeat, Source
 from flagkit._core.storage.client_registry import (
     SHOWN_MAX,
-    Registered,
-    census_pipeline,
-    identity_of,
-    registering,
+    RegisteredClient,
+    build_census_pipeline,
+    build_client_filter,
+    build_heartbeat_update,
 )
-from flagkit._core.storage.client_registry import Goal as RegistryGoal
-from flagkit._core.storage.database_status import Survey
+from flagkit._core.storage.client_registry import ConvergenceGoal as RegistryGoal
+from flagkit._core.storage.database_status import DatabaseStatus
 from flagkit._core.storage.layout import CLIENTS
-from flagkit.cli.commands.status import Goal, Progressed, wait
-from flagkit.client.registration import BEAT_SECONDS_MIN, Registrar
-from flagkit.client.sources import Origin
-from flagkit.config import settings_from
+from flagkit.cli.commands.status import RolloutProgress, WaitGoal, wait
+from flagkit.client.registration import BEAT_SECONDS_MIN, HeartbeatSender
+from flagkit.client.sources import FlagSource
+from flagkit.config import resolve_settings
 from flagkit.errors import ConfigurationError, StoreError, StoreUnavailableError
 from flagkit.testing import MemoryHistory, MemorySource, client_from
 from flagkit.writer import Writer
 from tests.cli.test_cli import run
-from tests.support.forked import SECONDS_MAX, Child, eventually
-from tests.support.replica_set import Members
+from tests.support.forked import SECONDS_MAX, ForkedChild, poll_until
+from tests.support.replica_set import MongodReplicaSet
 
 THEME: dict[str, Any] = {
     "key": "shop.theme",
@@ -64,7 +64,7 @@ Start = Callable[..., AbstractContextManager[Client]]
 
 def followed(open_source: Callable[[], Source], service: str | None = "shop") -> Client:
     """Return a client of a source that registers itself."""
-    return Client.from_source().follow(Origin(lambda: open_source, service=service))
+    return Client.from_source().follow(FlagSource(lambda: open_source, service=service))
 
 
 @pytest.fixture
@@ -82,8 +82,8 @@ def beats(history: MemoryHistory) -> list[Heartbeat]:
 
 
 def test_a_client_that_is_asked_to_tells_where_it_stands(history: MemoryHistory) -> None:
-    with closing(followed(lambda: history.source("eu"))):
-        [beat] = eventually(lambda: beats(history), bool)
+    with closing(followed(lambda: history.create_source("eu"))):
+        [beat] = poll_until(lambda: beats(history), bool)
     assert (beat.service, beat.host, beat.pid) == ("shop", socket.gethostname(), os.getpid())
     assert (beat.environment, beat.region) == ("test", "eu")
     assert (beat.epoch, beat.revision) == (history.tip.epoch, 1)
@@ -91,16 +91,16 @@ def test_a_client_that_is_asked_to_tells_where_it_stands(history: MemoryHistory)
 
 
 def test_it_tells_of_new_revisions_and_when_it_ends(history: MemoryHistory) -> None:
-    with closing(followed(history.source)) as client:
-        eventually(lambda: beats(history), bool)
+    with closing(followed(history.create_source)) as client:
+        poll_until(lambda: beats(history), bool)
         client.wait_for(history.commit(THEME).revision)
-        [beat] = eventually(lambda: beats(history), lambda found: found[0].revision == 2)
+        [beat] = poll_until(lambda: beats(history), lambda found: found[0].revision == 2)
         assert beat.staleness is not None
     assert beats(history) == []
 
 
 def test_a_client_that_is_not_asked_to_tells_nothing(history: MemoryHistory) -> None:
-    with closing(followed(history.source, None)) as client:
+    with closing(followed(history.create_source, None)) as client:
         client.wait_for(history.commit(THEME).revision)
     assert beats(history) == []
 
@@ -108,7 +108,7 @@ def test_a_client_that_is_not_asked_to_tells_nothing(history: MemoryHistory) -> 
 class Deaf(MemorySource):
     """A source that takes no heartbeats."""
 
-    async def beat(self, heartbeat: Heartbeat) -> None:  # noqa: ARG002 - as it is said to
+    async def send_heartbeat(self, heartbeat: Heartbeat) -> None:  # noqa: ARG002 - as it is said to
         raise StoreError("the user is not allowed to do this (code 13)")
 
 
@@ -117,7 +117,7 @@ def test_what_cannot_be_registered_is_said_once_and_serves_flags_as_ever(
 ) -> None:
     with closing(followed(lambda: Deaf(history))) as client:
         client.wait_ready()
-        eventually(lambda: caplog.messages, bool)
+        poll_until(lambda: caplog.messages, bool)
         client.wait_for(history.commit(THEME).revision)
         assert client.value("shop.theme", default="none") == "dark"
         assert client.status().error is None
@@ -131,17 +131,17 @@ def test_what_cannot_be_registered_is_said_once_and_serves_flags_as_ever(
 class Stalling(MemorySource):
     """A source that takes one heartbeat and never answers to another."""
 
-    async def beat(self, heartbeat: Heartbeat) -> None:
+    async def send_heartbeat(self, heartbeat: Heartbeat) -> None:
         if self._history.heartbeats:
             await asyncio.Event().wait()
-        await super().beat(heartbeat)
+        await super().send_heartbeat(heartbeat)
 
 
 def test_a_registry_that_never_answers_does_not_keep_a_client_from_ending(
     history: MemoryHistory,
 ) -> None:
     client = followed(lambda: Stalling(history))
-    eventually(lambda: beats(history), bool)
+    poll_until(lambda: beats(history), bool)
     client.close(SECONDS_MAX)
     assert "flagkit" not in [thread.name for thread in threading.enumerate()]
     assert len(beats(history)) == 1, "it is forgotten by itself"
@@ -155,14 +155,14 @@ def test_however_many_revisions_come_there_is_a_heartbeat_a_second_at_most() -> 
         def __init__(self) -> None:
             self.times: list[float] = []
 
-        async def beat(self, _: Heartbeat) -> None:
+        async def send_heartbeat(self, _: Heartbeat) -> None:
             self.times.append(time.monotonic())
 
     async def revisions(watch: Watch) -> None:
-        registrar = Registrar("shop", Freshness(), "1")
+        registrar = HeartbeatSender("shop", Staleness(), "1")
         registrar.begin(watch)
         while len(watch.times) < 3:
-            registrar.saw(snapshot)
+            registrar.on_snapshot(snapshot)
             await asyncio.sleep(0.001)
         await registrar.end()
 
@@ -180,7 +180,7 @@ def test_a_service_has_a_plain_name(name: str) -> None:
 
 def test_the_name_may_come_from_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLAGKIT_REGISTER", "shop/web.1")
-    found = settings_from("mongodb://127.0.0.1:1/", environment="production")
+    found = resolve_settings("mongodb://127.0.0.1:1/", environment="production")
     assert found.service == "shop/web.1"
 
 
@@ -188,8 +188,8 @@ def test_the_name_may_come_from_a_variable(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.fixture
-def survey(mongo_uri: str, database: str) -> Iterator[Survey]:
-    with Survey(mongo_uri, database) as survey:
+def survey(mongo_uri: str, database: str) -> Iterator[DatabaseStatus]:
+    with DatabaseStatus(mongo_uri, database) as survey:
         yield survey
 
 
@@ -206,15 +206,17 @@ def start(mongo_uri: str, database: str, writer: Writer) -> Start:
 
 
 @pytest.fixture
-def add(mongo_uri: str, database: str, survey: Survey) -> Iterator[Callable[[Heartbeat], None]]:
+def add(
+    mongo_uri: str, database: str, survey: DatabaseStatus
+) -> Iterator[Callable[[Heartbeat], None]]:
     """Give what adds a client to the registry that does not run."""
     with MongoClient[dict[str, Any]](mongo_uri) as mongo:
 
         def add(heartbeat: Heartbeat) -> None:
-            [tip] = survey.environments()[1]
+            [tip] = survey.read_environments()[1]
             told = replace(heartbeat, epoch=heartbeat.epoch or tip.epoch)
             clients = mongo[database][CLIENTS]
-            clients.update_one(identity_of(told), registering(told), upsert=True)
+            clients.update_one(build_client_filter(told), build_heartbeat_update(told), upsert=True)
 
         yield add
 
@@ -249,23 +251,23 @@ FORGERIES: dict[str, Callable[[datetime], dict[str, Any]]] = {
 }
 
 
-def names(clients: list[Registered]) -> list[tuple[str, str]]:
+def names(clients: list[RegisteredClient]) -> list[tuple[str, str]]:
     return [(client.heartbeat.service, client.heartbeat.region) for client in clients]
 
 
 @pytest.mark.mongo
 class TestRegistry:
     def test_clients_are_there_from_their_start_to_their_close(
-        self, start: Start, survey: Survey
+        self, start: Start, survey: DatabaseStatus
     ) -> None:
         with start(), start("billing", region="eu-west-1"):
-            found = eventually(survey.clients, lambda found: len(found) == 2)
+            found = poll_until(survey.read_clients, lambda found: len(found) == 2)
             assert names(found) == [("billing", "eu-west-1"), ("shop", "*")]
-            assert names(survey.clients("production", "shop")) == [("shop", "*")]
-            assert survey.clients("staging") == []
-            assert all(client.heard >= 0 for client in found)
+            assert names(survey.read_clients("production", "shop")) == [("shop", "*")]
+            assert survey.read_clients("staging") == []
+            assert all(client.seconds_since_heartbeat >= 0 for client in found)
             assert {client.heartbeat.revision for client in found} == {1}
-        assert survey.clients() == []
+        assert survey.read_clients() == []
 
     def test_the_database_forgets_who_is_not_heard_of(
         self, writer: Writer, mongo_uri: str, database: str
@@ -276,48 +278,48 @@ class TestRegistry:
         assert (index["key"], index["expireAfterSeconds"]) == ([("until", 1)], 0)
 
     def test_who_was_not_heard_of_for_its_lifetime_is_not_there(
-        self, writer: Writer, survey: Survey, add: Callable[[Heartbeat], None]
+        self, writer: Writer, survey: DatabaseStatus, add: Callable[[Heartbeat], None]
     ) -> None:
         assert writer.environment == "production"
         add(replace(LAGGARD, staleness=5.0))
-        [client] = survey.clients()
+        [client] = survey.read_clients()
         assert client.staleness is not None
         assert client.staleness >= 5
         add(replace(LAGGARD, lifetime=0.0))
-        assert survey.clients() == []
+        assert survey.read_clients() == []
 
     def test_what_looks_like_an_expression_is_kept_as_it_is(
-        self, writer: Writer, survey: Survey, add: Callable[[Heartbeat], None]
+        self, writer: Writer, survey: DatabaseStatus, add: Callable[[Heartbeat], None]
     ) -> None:
         assert writer.environment == "production"
         add(replace(LAGGARD, host="$$NOW"))
-        assert survey.clients()[0].heartbeat.host == "$$NOW"
+        assert survey.read_clients()[0].heartbeat.host == "$$NOW"
 
     @pytest.mark.parametrize("name", FORGERIES)
     def test_heartbeats_that_no_client_writes_are_ignored(
         self,
         name: str,
         writer: Writer,
-        survey: Survey,
+        survey: DatabaseStatus,
         add: Callable[[Heartbeat], None],
         clients: Collection[dict[str, Any]],
     ) -> None:
         add(LAGGARD)
-        [honest] = survey.clients(writer.environment)
+        [honest] = survey.read_clients(writer.environment)
         now = datetime.now(UTC)
         clients.database.command("collMod", CLIENTS, validationLevel="off")
         forged = clients.find_one({}, {"_id": False}) or {}
         identity = {"environment": "production", "instance": "forged"}
         clients.insert_one(forged | {"_id": identity, "revision": 99} | FORGERIES[name](now))
-        assert [found.heartbeat for found in survey.clients()] == [honest.heartbeat]
-        assert survey.census(writer.environment, "billing").count == 1
+        assert [found.heartbeat for found in survey.read_clients()] == [honest.heartbeat]
+        assert survey.read_census(writer.environment, "billing").count == 1
         goal = RegistryGoal("production", None, honest.heartbeat.epoch, 0)
-        assert survey.laggards(goal)[0] == 1
+        assert survey.read_laggards(goal)[0] == 1
 
     def test_however_many_clients_there_are_few_are_read_and_all_are_counted(
         self,
         writer: Writer,
-        survey: Survey,
+        survey: DatabaseStatus,
         add: Callable[[Heartbeat], None],
         clients: Collection[dict[str, Any]],
     ) -> None:
@@ -328,11 +330,15 @@ class TestRegistry:
             one | {"_id": {"environment": "production", "instance": str(i)}, "planted": "x" * 999}
             for i in range(SHOWN_MAX + 9)
         )
-        found = survey.census("production")
-        assert (len(found.clients), found.count, found.left_out) == (SHOWN_MAX, SHOWN_MAX + 10, 10)
-        reached, behind = survey.laggards(RegistryGoal("production", None, one["epoch"], 7))
+        found = survey.read_census("production")
+        assert (len(found.clients), found.count, found.omitted_count) == (
+            SHOWN_MAX,
+            SHOWN_MAX + 10,
+            10,
+        )
+        reached, behind = survey.read_laggards(RegistryGoal("production", None, one["epoch"], 7))
         assert (reached, len(behind.clients), behind.count) == (0, SHOWN_MAX, SHOWN_MAX + 10)
-        (facets,) = clients.aggregate(census_pipeline("production", None))
+        (facets,) = clients.aggregate(build_census_pipeline("production", None))
         assert "planted" not in str(facets)
 
     def test_heartbeats_outside_of_the_time_that_counts_are_not_even_looked_at(
@@ -345,25 +351,29 @@ class TestRegistry:
         clients.insert_many(
             forever | {"_id": {"environment": "production", "instance": str(i)}} for i in range(500)
         )
-        command = {"aggregate": CLIENTS, "pipeline": census_pipeline(None, None), "cursor": {}}
+        command = {
+            "aggregate": CLIENTS,
+            "pipeline": build_census_pipeline(None, None),
+            "cursor": {},
+        }
         told = clients.database.command("explain", command, verbosity="executionStats")
         examined = re.findall(r"'totalDocsExamined': ([0-9]+)", str(told))
         assert examined == ["1"]
 
     # 3.12 on: forking with threads is what this is about.
     @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
-    def test_a_forked_child_registers_itself(self, start: Start, survey: Survey) -> None:
+    def test_a_forked_child_registers_itself(self, start: Start, survey: DatabaseStatus) -> None:
         with start() as client:
             client.wait_ready()
-            eventually(survey.clients, lambda found: len(found) == 1)
+            poll_until(survey.read_clients, lambda found: len(found) == 1)
 
             def stay(says: Connection) -> None:
                 client.wait_for(2)
                 says.send("done")
                 client.close()
 
-            with Child(stay) as child:
-                found = eventually(survey.clients, lambda found: len(found) == 2)
+            with ForkedChild(stay) as child:
+                found = poll_until(survey.read_clients, lambda found: len(found) == 2)
                 assert {beat.heartbeat.pid for beat in found} == {os.getpid(), child.pid}
 
 
@@ -377,9 +387,9 @@ class TestCommands:
         monkeypatch.setenv("FLAGKIT_URI", mongo_uri)
         monkeypatch.setenv("FLAGKIT_DATABASE", database)
 
-    def test_status_tells_of_them(self, start: Start, survey: Survey) -> None:
+    def test_status_tells_of_them(self, start: Start, survey: DatabaseStatus) -> None:
         with start("shop", region="eu-west-1"):
-            eventually(survey.clients, bool)
+            poll_until(survey.read_clients, bool)
             result = ask("status")
             assert f" shop     eu-west-1  {socket.gethostname()}" in result.stdout
             found = json.loads(ask("status", "--output", "json").stdout)["clients"]
@@ -387,10 +397,10 @@ class TestCommands:
         assert found[0]["pid"] == os.getpid()
 
     def test_waiting_ends_when_all_have_the_revision(
-        self, start: Start, writer: Writer, survey: Survey
+        self, start: Start, writer: Writer, survey: DatabaseStatus
     ) -> None:
         with start(), start("billing"):
-            eventually(survey.clients, lambda found: len(found) == 2)
+            poll_until(survey.read_clients, lambda found: len(found) == 2)
             revision = str(writer.pause("shop.theme", reason="incident 7").revision)
             result = ask("rollout", "wait", "--revision", revision, "--environment", "production")
         assert result.returncode == 0, result.stderr
@@ -399,11 +409,11 @@ class TestCommands:
         assert "2/2 clients" in result.stderr
 
     def test_laggards_are_named(
-        self, start: Start, survey: Survey, add: Callable[[Heartbeat], None]
+        self, start: Start, survey: DatabaseStatus, add: Callable[[Heartbeat], None]
     ) -> None:
         wait = ("rollout", "wait", "--revision", "1", "--environment", "production")
         with start():
-            eventually(survey.clients, bool)
+            poll_until(survey.read_clients, bool)
             add(LAGGARD)
             result = ask(*wait, "--timeout", "0")
             assert result.returncode == 1
@@ -447,7 +457,7 @@ class TestCommands:
     def test_a_heartbeat_that_a_reader_forges_neither_ends_a_wait_nor_holds_it_up(
         self,
         start: Start,
-        survey: Survey,
+        survey: DatabaseStatus,
         add: Callable[[Heartbeat], None],
         clients: Collection[dict[str, Any]],
     ) -> None:
@@ -459,7 +469,7 @@ class TestCommands:
         assert (result.returncode, "no client of shop is registered" in result.stderr) == (1, True)
         clients.update_one({}, {"$set": {"revision": 0}})
         with start():
-            eventually(survey.clients, bool)
+            poll_until(survey.read_clients, bool)
             assert ask(*wait, "--service", "shop").returncode == 0
 
     def test_clients_that_are_not_listed_are_counted(
@@ -493,19 +503,19 @@ class TestCommands:
 @pytest.mark.timeout(180)
 def test_waiting_outlasts_a_server_that_is_away_for_a_while() -> None:
     with (
-        Members() as members,
+        MongodReplicaSet() as members,
         Writer(members.uri(), "production", actor="tester") as writer,
-        Survey(members.uri("serverSelectionTimeoutMS=100"), "flagkit") as survey,
+        DatabaseStatus(members.uri("serverSelectionTimeoutMS=100"), "flagkit") as survey,
     ):
         writer.create_environment()
         with Client(members.uri(), environment="production", register="shop") as client:
-            eventually(survey.clients, bool)
+            poll_until(survey.read_clients, bool)
             revision = writer.create(THEME).revision
             client.wait_for(revision)
             [member] = members.members
             member.kill()
-            found: list[Progressed] = []
-            goal = Goal("production", None, revision)
+            found: list[RolloutProgress] = []
+            goal = WaitGoal("production", None, revision)
             waiting = threading.Thread(
                 target=lambda: found.append(wait(survey, goal, 60.0, lambda _: None))
             )
@@ -517,8 +527,8 @@ def test_waiting_outlasts_a_server_that_is_away_for_a_while() -> None:
 
 def test_a_server_that_stays_away_is_said_to_be() -> None:
     nowhere = "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=50"
-    with Survey(nowhere, "flagkit") as survey, pytest.raises(StoreUnavailableError):
-        wait(survey, Goal("production", None, 1), 0.2, lambda _: None)
+    with DatabaseStatus(nowhere, "flagkit") as survey, pytest.raises(StoreUnavailableError):
+        wait(survey, WaitGoal("production", None, 1), 0.2, lambda _: None)
 
 
 def ask(*arguments: str) -> Any:

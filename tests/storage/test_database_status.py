@@ -7,12 +7,12 @@ import pytest
 from pymongo import MongoClient
 
 from flagkit import Client
-from flagkit._core.storage.database_status import Member, Survey
+from flagkit._core.storage.database_status import DatabaseStatus, Member
 from flagkit._core.storage.layout import CHECKPOINTS
 from flagkit.writer import Writer
-from flagkit.writer.checkpoints import checkpoint_in_steps
-from tests.support.forked import eventually
-from tests.support.replica_set import Members
+from flagkit.writer.checkpoints import write_checkpoint_in_steps
+from tests.support.forked import poll_until
+from tests.support.replica_set import MongodReplicaSet
 
 pytestmark = pytest.mark.mongo
 
@@ -24,37 +24,37 @@ THEME: dict[str, Any] = {
 
 
 @pytest.fixture
-def survey(mongo_uri: str, database: str) -> Iterator[Survey]:
-    with Survey(mongo_uri, database) as survey:
+def survey(mongo_uri: str, database: str) -> Iterator[DatabaseStatus]:
+    with DatabaseStatus(mongo_uri, database) as survey:
         yield survey
 
 
 @pytest.mark.usefixtures("_unvalidated")
 def test_checkpoints_are_told_by_environment_but_for_those_that_clients_refuse(
-    writer: Writer, survey: Survey, mongo_uri: str, database: str
+    writer: Writer, survey: DatabaseStatus, mongo_uri: str, database: str
 ) -> None:
-    assert survey.checkpoints() == []
+    assert survey.read_checkpoints() == []
     for change in (writer.create, writer.update):
         change(THEME)
-        assert list(checkpoint_in_steps(writer.store))
-    found = survey.checkpoints()
+        assert list(write_checkpoint_in_steps(writer.store))
+    found = survey.read_checkpoints()
     assert [checkpoint.tip.revision for checkpoint in found] == [2, 1]
-    assert survey.checkpoints("production") == found
-    assert survey.checkpoints("staging") == []
+    assert survey.read_checkpoints("production") == found
+    assert survey.read_checkpoints("staging") == []
     with MongoClient[dict[str, Any]](mongo_uri) as mongo:
         mongo[database][CHECKPOINTS].update_one({"revision": 2}, {"$unset": {"checksum": True}})
-    assert [checkpoint.tip.revision for checkpoint in survey.checkpoints()] == [1]
+    assert [checkpoint.tip.revision for checkpoint in survey.read_checkpoints()] == [1]
 
 
 @pytest.mark.timeout(180)
 def test_members_are_told_with_how_far_they_are_behind() -> None:
     with (
-        Members(3, proxied=False) as members,
+        MongodReplicaSet(3, proxied=False) as members,
         Writer(members.uri(), "production", actor="tester") as writer,
-        Survey(members.uri(), "flagkit") as survey,
+        DatabaseStatus(members.uri(), "flagkit") as survey,
     ):
         writer.create_environment()
-        states = eventually(lambda: by_name(survey), lambda found: len(found) == 3)
+        states = poll_until(lambda: by_name(survey), lambda found: len(found) == 3)
         assert sorted(member.state for member in states.values()) == [
             "PRIMARY",
             "SECONDARY",
@@ -66,21 +66,21 @@ def test_members_are_told_with_how_far_they_are_behind() -> None:
 
         def behind() -> float:
             writer.update(THEME)
-            return by_name(survey)[late.host].behind or 0
+            return by_name(survey)[late.host].lag_seconds or 0
 
-        eventually(behind, lambda seconds: seconds >= 1)
+        poll_until(behind, lambda seconds: seconds >= 1)
         dead.kill()
-        eventually(lambda: by_name(survey)[dead.host].behind, lambda seconds: seconds is None)
-        assert by_name(survey)[members.primary().host].behind == 0
+        poll_until(lambda: by_name(survey)[dead.host].lag_seconds, lambda seconds: seconds is None)
+        assert by_name(survey)[members.primary().host].lag_seconds == 0
 
 
-def by_name(survey: Survey) -> dict[str, Member]:
-    return {member.name: member for member in survey.members()}
+def by_name(survey: DatabaseStatus) -> dict[str, Member]:
+    return {member.name: member for member in survey.read_members()}
 
 
 @pytest.mark.timeout(180)
 def test_who_may_not_ask_for_more_is_told_the_names_of_the_members() -> None:
-    with Members(proxied=False, password="of-root") as members:
+    with MongodReplicaSet(proxied=False, password="of-root") as members:
         [member] = members.members
         reads = {"role": "read", "db": "flagkit"}
         writes = {"resource": {"db": "flagkit", "collection": "clients"}}
@@ -92,9 +92,9 @@ def test_who_may_not_ask_for_more_is_told_the_names_of_the_members() -> None:
         with Writer(members.uri(), "production", actor="tester") as writer:
             writer.create_environment()
         uri = members.uri(user="service:secret")
-        with Survey(uri, "flagkit") as survey:
-            assert survey.members() == [Member(member.host, "PRIMARY", None)]
+        with DatabaseStatus(uri, "flagkit") as survey:
+            assert survey.read_members() == [Member(member.host, "PRIMARY", None)]
             # All that a client needs to register itself.
             with Client(uri, environment="production", register="shop"):
-                eventually(survey.clients, lambda found: len(found) == 1)
-            assert survey.clients() == []
+                poll_until(survey.read_clients, lambda found: len(found) == 1)
+            assert survey.read_clients() == []

@@ -13,11 +13,11 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from flagkit._core.storage.layout import DENIAL_LENGTH_MAX, DENIAL_OPERATIONS_MAX
-from flagkit._core.storage.requests import DENIALS_A_MINUTE_MAX, GROUPS, Denials, shortened
+from flagkit._core.storage.requests import DENIALS_A_MINUTE_MAX, GROUPS, DenialLog, shorten_text
 from flagkit.errors import AccessDeniedError
-from flagkit.writer import Retention, Writer, denials, erase, prunable, prune
+from flagkit.writer import Retention, Writer, denials, erase_actor, list_prunable, prune
 from flagkit.writer.access import Denial
-from tests.support.cli_runner import Command
+from tests.support.cli_runner import CommandRunner
 from tests.writer.test_writer import flag
 
 pytestmark = pytest.mark.mongo
@@ -65,7 +65,7 @@ def test_a_denial_is_small_whatever_was_asked(
 def test_a_text_is_shortened_to_its_beginning(part: str, times: int) -> None:
     whole = part * times
     for name, most in DENIAL_LENGTH_MAX.items():
-        short = shortened(whole, name)
+        short = shorten_text(whole, name)
         short.encode()
         assert len(short) <= most
         if len(whole) <= most:
@@ -112,7 +112,7 @@ def test_a_flood_through_the_writer_ends_by_itself(
 
 @pytest.mark.slow
 def test_not_even_a_flood_of_names_has_no_end(closed: Writer) -> None:
-    held = Denials(closed.store._database, "production")
+    held = DenialLog(closed.store._database, "production")
     rooms = 0
     for number in range(2_000):
         rooms += held.add(NOON, {**TOLD, "actor": f"name-{number % 700}"})
@@ -122,9 +122,9 @@ def test_not_even_a_flood_of_names_has_no_end(closed: Writer) -> None:
 @settings(max_examples=30)
 @given(st.text(max_size=20), st.text(max_size=20))
 def test_two_actors_seldom_have_the_same_slots(one: str, other: str) -> None:
-    from flagkit._core.storage.requests import _slots  # noqa: PLC0415 - of this test alone
+    from flagkit._core.storage.requests import _iter_slots  # noqa: PLC0415 - of this test alone
 
-    shared = {*_slots("20261201T1200Z", one)} & {*_slots("20261201T1200Z", other)}
+    shared = {*_iter_slots("20261201T1200Z", one)} & {*_iter_slots("20261201T1200Z", other)}
     assert one == other or len(shared) < DENIALS_A_MINUTE_MAX
 
 
@@ -145,7 +145,7 @@ def test_denials_are_told_oldest_first_also_those_of_an_earlier_version(
 def test_the_command_shows_them_newest_first(closed: Writer, mongo_uri: str, database: str) -> None:
     for actor, seconds in (("carol", 40), ("ada", 20)):
         closed.store.denials.add(NOON + timedelta(seconds=seconds), {**TOLD, "actor": actor})
-    told = Command(mongo_uri, database).data("access", "denials")
+    told = CommandRunner(mongo_uri, database).data("access", "denials")
     assert [denial["actor"] for denial in told] == ["carol", "ada"]
 
 
@@ -156,10 +156,10 @@ def test_they_are_pruned_and_erased_as_before(
     for number in range(5):
         closed.store.denials.add(NOON + timedelta(days=number), {**TOLD, "actor": long})
     assert {denial.actor for denial in denials(closed.store)} == {"a" * 197 + "..."}
-    done = erase(long, uri=mongo_uri, database=database)
+    done = erase_actor(long, uri=mongo_uri, database=database)
     assert done.documents["denials"] == 5
     assert {denial.actor for denial in denials(closed.store)} == {done.name}
     wanted, now = Retention(denials_days=1), NOON + timedelta(days=4)
-    assert [row.documents for row in prunable(closed.store, wanted, now)] == [3]
+    assert [row.documents for row in list_prunable(closed.store, wanted, now)] == [3]
     prune(closed, wanted, now=now)
     assert direct.denials.count_documents({}) == 2

@@ -13,7 +13,7 @@ from pymongo import MongoClient
 from flagkit import Client
 from flagkit._core.model import EVERYWHERE
 from flagkit._core.source import Route
-from flagkit._core.storage.driver import await_milliseconds, settings_for
+from flagkit._core.storage.driver import build_driver_settings, compute_await_milliseconds
 from flagkit._core.storage.source import MongoSource
 from flagkit.errors import ConfigurationError
 from flagkit.writer import Writer, verify
@@ -53,8 +53,8 @@ def test_a_stream_without_news_is_not_broken_off(
         source = MongoSource(
             f"{mongo_uri}&{option}", environment="production", region=EVERYWHERE, database=database
         )
-        await source.load(Route.NEAR)
-        await source.open(Route.NEAR)
+        await source.load(Route.NEAREST)
+        await source.open(Route.NEAREST)
         for _ in range(3):
             assert await source.watch() == []
         await source.close()
@@ -111,7 +111,7 @@ def test_clients_and_writers_work_with_any_option(
 
 
 def options(uri: str) -> Any:
-    with MongoClient[dict[str, Any]](uri, **settings_for(uri), connect=False) as client:
+    with MongoClient[dict[str, Any]](uri, **build_driver_settings(uri), connect=False) as client:
         return client.options
 
 
@@ -131,7 +131,7 @@ def options(uri: str) -> Any:
 def test_a_stream_waits_no_longer_than_half_of_what_a_socket_may(
     option: str, milliseconds: int
 ) -> None:
-    assert await_milliseconds(options(f"{URI}?{option}")) == milliseconds
+    assert compute_await_milliseconds(options(f"{URI}?{option}")) == milliseconds
 
 
 def test_limits_that_are_too_low_are_raised_and_others_are_kept() -> None:

@@ -33,18 +33,24 @@ from pymongo import MongoClient
 from pymongo.encryption import ClientEncryption
 
 from flagkit import Client, CountingClient, ErrorCode
-from flagkit._core.evaluation.evaluator import View
+from flagkit._core.evaluation.evaluator import Evaluator
 from flagkit._core.model import decode, encode
-from flagkit._core.model.changes import state_of
+from flagkit._core.model.changes import build_state
 from flagkit._core.model.packing import pack, unpack
-from flagkit._core.model.sensitive import Sealed
-from flagkit._core.secrets import Encryption, Unsealing, local_encryption, sealed, value_of
-from flagkit._core.snapshot import flag_of
-from flagkit._core.snapshot.snapshot import record_of
+from flagkit._core.model.sensitive import EncryptedValue
+from flagkit._core.secrets import (
+    Encryption,
+    VariantDecrypter,
+    decrypt_variant,
+    encrypt_flag,
+    local_encryption,
+)
+from flagkit._core.snapshot import unpack_flag
+from flagkit._core.snapshot.snapshot import encode_record
 from flagkit._core.storage.encryption import MongoDataKeys
 from flagkit.cli.main import flagkit
 from flagkit.client import refresh_thread
-from flagkit.client.sources import snapshot_from
+from flagkit.client.sources import build_policy_snapshot
 from flagkit.errors import (
     ConfigurationError,
     EncryptionError,
@@ -57,7 +63,7 @@ from flagkit.history import client_at, digest_of, replay
 from flagkit.integrations.opentelemetry import instrument
 from flagkit.testing import client_from
 from flagkit.writer import Import, Writer, entries, verify, write_checkpoint
-from tests.support.forked import Child, eventually
+from tests.support.forked import ForkedChild, poll_until
 
 DOCUMENT = {"user": "ada", "keys": ["a", 1, 2.5, None, True], "deep": {"b": 1}}
 
@@ -283,7 +289,7 @@ def test_a_secret_that_is_imported_is_nowhere(
         moved.add(stored)
         with pytest.raises(InvalidDocumentError, match="another"):
             moved.add({**stored, "key": "pay.copy"})
-    assert again.run(sealing) == moved.look(sealing)
+    assert again.run(sealing) == moved.preview(sealing)
     for entry in entries(sealing.store):
         said += [repr(entry), *entry.differences, *entry.actions]
     assert verify(sealing.store) == []
@@ -553,7 +559,7 @@ def test_keys_that_come_later_open_what_was_withheld(
             assert client.evaluate("a.b", default=False).error_code == "PROVIDER_NOT_READY"
             assert client.is_enabled("a.b") is False
             vault.insert_one(held)
-            eventually(lambda: client.is_enabled("a.b"), bool)
+            poll_until(lambda: client.is_enabled("a.b"), bool)
             assert client.evaluate("a.b", default=False).value is True
 
 
@@ -616,21 +622,21 @@ def test_a_forked_child_opens_what_its_parent_had_not_asked_for(
         def tell(says: Connection) -> None:
             says.send((client.value("a.b", default=""), client.value("a.c", default="")))
 
-        with Child(tell) as child:
+        with ForkedChild(tell) as child:
             assert child.says() == ("sk-1", "sk-2")
             assert child.exit_code() == 0
 
 
 def test_keys_in_use_while_a_process_forks_are_fetched_anew(keys: MongoDataKeys) -> None:
-    sealed_bytes = keys.seal(b"x")
-    keys.go_on_after_fork()
-    assert keys.unseal(sealed_bytes) == b"x"
+    sealed_bytes = keys.encrypt(b"x")
+    keys.after_fork_in_child()
+    assert keys.decrypt(sealed_bytes) == b"x"
     with keys._lock:
-        keys.go_on_after_fork()
-    assert not keys.are_there
+        keys.after_fork_in_child()
+    assert not keys.is_fetched
     with pytest.raises(EncryptionError):
-        keys.unseal(sealed_bytes)
-    assert keys.seal(b"x") == sealed_bytes
+        keys.decrypt(sealed_bytes)
+    assert keys.encrypt(b"x") == sealed_bytes
 
 
 def test_past_clients_open_secrets_and_replays_need_no_key(
@@ -676,8 +682,8 @@ def test_the_same_value_in_the_same_place_is_the_same_request(sealing: Writer) -
     told = [entry.differences for entry in entries(sealing.store)]
     assert told[1] == ()
     assert told[2] == told[3] == ("a.b: variant live: (sensitive) -> (sensitive)",)
-    with sealing.store.reading() as reading:
-        (state,) = reading.find(["a.b"]).values()
+    with sealing.store.open_reader() as reading:
+        (state,) = reading.find_flags(["a.b"]).values()
     assert state.version == 3
 
 
@@ -818,17 +824,19 @@ def _with(found: dict[str, Any], **variants: Any) -> dict[str, Any]:
 
 def served(document: dict[str, Any], keys: MongoDataKeys) -> Any:
     """Return the evaluation of a stored document in production."""
-    snapshot = snapshot_from([document], (), environment="production", region="*")
-    unsealing = Unsealing(lambda: keys)
+    snapshot = build_policy_snapshot([document], (), environment="production", region="*")
+    unsealing = VariantDecrypter(lambda: keys)
     unsealing.prepare()
-    view = View(snapshot, time.time, None, unsealing)
+    view = Evaluator(snapshot, time.time, None, unsealing)
     return view.evaluate(document["key"], None, "mine")
 
 
 def test_a_reader_opens_nothing_that_was_altered_or_moved(
     keys: MongoDataKeys, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stored = encode(sealed(decode(flag("a.b", "sk-1")), "production", keys.seal, keys.unseal))
+    stored = encode(
+        encrypt_flag(decode(flag("a.b", "sk-1")), "production", keys.encrypt, keys.decrypt)
+    )
     assert served(stored, keys).value == "sk-1"
     secret: Any = stored["variants"]
     ciphertext = base64.b64decode(secret["live"]["$encrypted"]["base64"])
@@ -841,7 +849,9 @@ def test_a_reader_opens_nothing_that_was_altered_or_moved(
     for text in ("", "AQ==", base64.b64encode(ciphertext[:17]).decode()):
         found = served(_with(stored, live={"$encrypted": {"type": "string", "base64": text}}), keys)
         assert found.error_code == ErrorCode.PARSE_ERROR
-    elsewhere = encode(sealed(decode(flag("a.b", "sk-1")), "staging", keys.seal, keys.unseal))
+    elsewhere = encode(
+        encrypt_flag(decode(flag("a.b", "sk-1")), "staging", keys.encrypt, keys.decrypt)
+    )
     assert served(elsewhere, keys).error_code == ErrorCode.PARSE_ERROR
     moved = served({**stored, "key": "a.c"}, keys)
     assert moved.error_code == ErrorCode.PARSE_ERROR
@@ -850,7 +860,7 @@ def test_a_reader_opens_nothing_that_was_altered_or_moved(
     mistyped = {"$encrypted": {"type": "integer", "base64": secret["live"]["$encrypted"]["base64"]}}
     found = served({**stored, "variants": {"live": mistyped, "none": 1}}, keys)
     assert "is of type string, in a flag of type integer" in found.error_message
-    foreign = base64.b64encode(keys.seal(b"not from here")).decode()
+    foreign = base64.b64encode(keys.encrypt(b"not from here")).decode()
     found = served(_with(stored, live={"$encrypted": {"type": "string", "base64": foreign}}), keys)
     assert "was not by flagkit" in found.error_message
     assert "sk-1" not in caplog.text
@@ -861,10 +871,10 @@ def test_a_secret_that_was_stored_in_the_clear_is_served_to_nobody(keys: MongoDa
     with pytest.raises(InvalidDocumentError, match="is sensitive, and not encrypted"):
         pack(decode(document, stored=True))
     # What a reader makes of it, and keeps in its file.
-    record = record_of(state_of("a.b", "*", 1, document))
+    record = encode_record(build_state("a.b", "*", 1, document))
     assert b"CANARY" not in record.body
     with pytest.raises(InvalidDocumentError, match="is sensitive, and not encrypted"):
-        flag_of(record)
+        unpack_flag(record)
     # Nor is it a test's, or what a service begins with.
     with pytest.raises(InvalidDocumentError, match="leave it out of `sensitive`"):
         client_from([document])
@@ -873,10 +883,10 @@ def test_a_secret_that_was_stored_in_the_clear_is_served_to_nobody(keys: MongoDa
 
 
 def test_bodies_have_ciphertext_as_binaries_and_are_else_as_they_were(keys: MongoDataKeys) -> None:
-    one = sealed(decode(flag("a.b", "sk-1")), "production", keys.seal, keys.unseal)
+    one = encrypt_flag(decode(flag("a.b", "sk-1")), "production", keys.encrypt, keys.decrypt)
     body = pack(one)
     live = one.variants["live"]
-    assert isinstance(live, Sealed)
+    assert isinstance(live, EncryptedValue)
     assert msgspec.msgpack.decode(body)[2] == {"live": live.ciphertext, "none": ""}
     assert unpack("a.b", "*", body) == one
     assert encode(unpack("a.b", "*", body)) == encode(one)
@@ -1002,10 +1012,10 @@ def test_what_is_encrypted_is_bound_to_its_place_by_any_cipher() -> None:
     def same(content: bytes) -> bytes:
         return content
 
-    one = sealed(decode(flag("a.b", "sk-1")), "production", same, same)
-    assert value_of(one, "production", "live", same) == "sk-1"
+    one = encrypt_flag(decode(flag("a.b", "sk-1")), "production", same, same)
+    assert decrypt_variant(one, "production", "live", same) == "sk-1"
     with pytest.raises(EncryptionError, match="another environment"):
-        value_of(one, "staging", "live", same)
+        decrypt_variant(one, "staging", "live", same)
     live = one.variants["live"]
-    assert isinstance(live, Sealed)
+    assert isinstance(live, EncryptedValue)
     assert msgspec.msgpack.decode(live.ciphertext) == [1, "production", "*", "a.b", "live", "sk-1"]

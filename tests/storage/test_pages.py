@@ -19,9 +19,9 @@ from flagkit._core.model.changes import (
     FORMAT,
     PolicyChange,
     PolicyState,
-    genesis,
-    list_header,
-    next_change,
+    build_genesis_tip,
+    build_next_change,
+    encode_list_header,
 )
 from flagkit._core.source import Route
 from flagkit._core.storage import pages
@@ -64,12 +64,12 @@ def killed_before(step: str, writer: Writer, make: Callable[[], object]) -> None
 
 def keys_of(client: Client) -> int:
     assert client.snapshot is not None
-    return len(client.snapshot.keys())
+    return len(client.snapshot.list_keys())
 
 
 def policies(writer: Writer) -> dict[Any, bytes]:
-    with writer.store.reading() as reading:
-        return {identity: state.packed for identity, state in reading.all().items()}
+    with writer.store.open_reader() as reading:
+        return {identity: state.packed for identity, state in reading.read_all().items()}
 
 
 SIDES = st.none() | st.tuples(st.integers(1, 3), st.binary(max_size=100))
@@ -94,30 +94,30 @@ def test_a_change_that_is_split_and_joined_is_the_same(
         patched.setattr(pages, "PAGE_BYTES", page_bytes)
         patched.setattr(pages, "PAGE_POLICIES", page_policies)
         patched.setattr(pages, "UNPAGED_POLICIES_MAX", -1)
-        found = pages.split(tuple(changed))
+        found = pages.split_pages(tuple(changed))
     contents = {name: page.content for name, page in found.items()}
     # What stands twice stands on pages of one name.
     if len({*changed}) == len(changed):
-        assert pages.joined(found, contents) == tuple(changed)
+        assert pages.join_pages(found, contents) == tuple(changed)
     for name, page in found.items():
         assert hashlib.sha256(page.content).hexdigest() == name
         assert 0 < len(page.policies) <= page_policies
-        assert pages.bytes_of(page.policies[:-1]) < page_bytes
+        assert pages.count_bytes(page.policies[:-1]) < page_bytes
 
 
 @pytest.mark.parametrize("length", [0, 1, 15, 16, 999, 1000, 1001, 65_535, 65_536])
 def test_a_hash_is_of_one_list_however_many_pieces_it_is_made_of(length: int) -> None:
-    tip = genesis("production", "e" * 32, datetime(2026, 11, 21, tzinfo=UTC))
+    tip = build_genesis_tip("production", "e" * 32, datetime(2026, 11, 21, tzinfo=UTC))
     state = PolicyState("a.a", "*", 1, b"\x80")
     changed = [PolicyChange(None, state)] * length
-    change = next_change(tip, "request", tip.time, changed)
+    change = build_next_change(tip, "request", tip.time, changed)
     whole = [
         FORMAT,
         *("production", "e" * 32, 1, change.tip.time, sorted(change.tip.digests.items())),
         *("request", tip.hash, [["*", "a.a", None, [1, b"\x80"]]] * length),
     ]
     assert change.tip.hash == hashlib.sha256(msgspec.msgpack.encode(whole)).hexdigest()
-    assert list_header(length) == msgspec.msgpack.encode([None] * length)[: -length or None]
+    assert encode_list_header(length) == msgspec.msgpack.encode([None] * length)[: -length or None]
 
 
 @pytest.mark.mongo
@@ -148,9 +148,9 @@ def test_the_history_of_a_flag_is_found_on_pages(writer: Writer) -> None:
     found = [entry.revision for entry in entries(writer.store, key="a.f5")]
     assert found == [1, 2, 3, 4]
     assert [entry.revision for entry in entries(writer.store, key="a.f6")] == [1, 3]
-    with writer.store.reading() as reading:
-        assert reading.author(("*", "a.f6")) is not None
-        (then, gone) = (reading.at(("*", "a.f6"), revision) for revision in (2, 3))
+    with writer.store.open_reader() as reading:
+        assert reading.find_author(("*", "a.f6")) is not None
+        (then, gone) = (reading.find_state(("*", "a.f6"), revision) for revision in (2, 3))
     assert then is not None
     assert gone is None
     assert writer.create(flag("a.f6")).revision == 5
@@ -164,7 +164,7 @@ def test_a_writer_that_dies_before_the_commit_leaves_nothing_that_counts(
 ) -> None:
     writer.create(flag("a.small"))
     killed_before(step, writer, lambda: created(writer))
-    assert writer.store.tip().revision == 1
+    assert writer.store.read_tip().revision == 1
     assert list(policies(writer)) == [("*", "a.small")]
     assert verify(writer.store) == []
     assert created(writer) == 2
@@ -277,7 +277,7 @@ def test_a_page_that_is_not_as_it_was_is_found_and_refused(
         source = MongoSource(mongo_uri, environment="production", region="*", database=database)
         try:
             loaded = await source.load(Route.PRIMARY)
-            first = next(writer.store.changes())
+            first = next(writer.store.iter_changes())
             assert loaded.tip.revision == 3
             with pytest.raises(HistoryLostError, match=name):
                 await source.catch_up(first.tip, Route.PRIMARY)

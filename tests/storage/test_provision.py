@@ -17,7 +17,7 @@ from pymongo.errors import OperationFailure
 from flagkit import Client, FlagkitError
 from flagkit._core.source import Route
 from flagkit._core.storage import pages
-from flagkit._core.storage.database_status import Survey
+from flagkit._core.storage.database_status import DatabaseStatus
 from flagkit._core.storage.layout import INDEXES, KEYS
 from flagkit._core.storage.provision import ADMIN, ALL, READER, ROLES, WRITER
 from flagkit._core.storage.source import MongoSource
@@ -33,7 +33,7 @@ from flagkit.writer import (
     verify,
     write_checkpoint,
 )
-from tests.support.replica_set import Members, certified, wait
+from tests.support.replica_set import MongodReplicaSet, create_certificate, wait_until
 from tests.writer.test_writer import flag
 
 pytestmark = pytest.mark.mongo
@@ -45,13 +45,13 @@ UriOf = Callable[[str], str]
 
 
 @pytest.fixture(scope="module")
-def members() -> Iterator[Members]:
-    with Members(proxied=False, password="of-root", tls=True) as members:
+def members() -> Iterator[MongodReplicaSet]:
+    with MongodReplicaSet(proxied=False, password="of-root", tls=True) as members:
         yield members
 
 
 @pytest.fixture(scope="module")
-def uri_of(members: Members) -> UriOf:
+def uri_of(members: MongodReplicaSet) -> UriOf:
     """Give the connection string of a user, who has the role of that name."""
 
     def uri_of(user: str) -> str:
@@ -85,7 +85,9 @@ def init(uri: str, *arguments: str) -> str:
     return done.output
 
 
-def test_init_says_what_it_did_and_may_be_run_again(members: Members, uri_of: UriOf) -> None:
+def test_init_says_what_it_did_and_may_be_run_again(
+    members: MongodReplicaSet, uri_of: UriOf
+) -> None:
     name = ("--database", "another")
     first = init(members.uri(), *name)
     assert first.count("created, with its validator\n") == len(INDEXES)
@@ -113,7 +115,7 @@ def test_init_says_what_it_did_and_may_be_run_again(members: Members, uri_of: Ur
 
 def test_an_environment_that_is_there_is_left_as_it_is(uri_of: UriOf) -> None:
     with Writer(uri_of(WRITER), "production", actor="dana") as writer:
-        assert writer.create_environment() == writer.store.tip()
+        assert writer.create_environment() == writer.store.read_tip()
     assert "production: stands at" in init(uri_of(ADMIN), "--environment", "production")
 
 
@@ -158,8 +160,8 @@ def test_a_writer_does_all_that_writers_do(uri_of: UriOf) -> None:
             change.lift_limit("actor")
         for _ in range(3):
             write_checkpoint(writer.store)
-        assert len(writer.store.checkpoints()) == 2
-        assert writer.store.active_flags("*", writer.store.tip().time) == ["w.one"]
+        assert len(writer.store.list_checkpoints()) == 2
+        assert writer.store.list_active_flags("*", writer.store.read_tip().time) == ["w.one"]
         assert verify(writer.store) == []
         assert next(entries(writer.store, newest_first=True)).actor == "dana"
         with pytest.raises(StoreError, match="not allowed"):
@@ -186,20 +188,20 @@ def test_a_client_does_all_that_clients_do(uri_of: UriOf, caplog: pytest.LogCapt
                 each.wait_for(commit.revision)
                 assert each.is_enabled("c.one", "bob")
                 assert each.policy("c.one") is not None
-            with Survey(uri, "flagkit") as survey:
-                (told,) = wait(lambda: survey.clients("production"), "the heartbeat")
+            with DatabaseStatus(uri, "flagkit") as survey:
+                (told,) = wait_until(lambda: survey.read_clients("production"), "the heartbeat")
                 assert told.heartbeat.service == "shop"
-                assert survey.checkpoints("production")[0] == made
-                assert [tip.environment for tip in survey.environments()[1]] == ["production"]
-                assert [member.state for member in survey.members()] == ["PRIMARY"]
+                assert survey.read_checkpoints("production")[0] == made
+                assert [tip.environment for tip in survey.read_environments()[1]] == ["production"]
+                assert [member.state for member in survey.read_members()] == ["PRIMARY"]
 
     async def story() -> None:
         source = MongoSource(uri, environment="production", region="*", database="flagkit")
-        tip = (await source.load(Route.NEAR)).tip
+        tip = (await source.load(Route.NEAREST)).tip
         with Writer(uri_of(WRITER), "production", actor="dana") as writer:
             writer.pause("c.one")
-        await source.open(Route.NEAR)
-        assert len(await source.catch_up(tip, Route.NEAR)) == 1
+        await source.open(Route.NEAREST)
+        assert len(await source.catch_up(tip, Route.NEAREST)) == 1
         await source.close()
 
     asyncio.run(story())
@@ -324,10 +326,10 @@ def test_administrators_prune_and_writers_are_told_that_they_may_not(
         last = writer.pause("old.one")
         now = last.time + timedelta(days=90)
         wanted = Retention(ledger_days=90, audit_days=90, denials_days=90, remains_days=90)
-        before = writer.store.tip()
+        before = writer.store.read_tip()
         with pytest.raises(StoreError, match=r"may not prune: that takes one who may .* remove"):
             prune(writer, wanted, now=now)
-        assert writer.store.tip() == before
+        assert writer.store.read_tip() == before
     with Writer(uri_of(ADMIN), "old", actor="dana") as admin:
         done = {row.what: row.documents for row in prune(admin, wanted, now=now)}
         assert (done["ledger"], done["pages"], done["audit"]) == (3, 1, 3)
@@ -459,9 +461,9 @@ def error_of(uri: str) -> str:
         Writer(uri, "production", actor="dana", timeout=1) as writer,
         pytest.raises(FlagkitError) as refused,
     ):
-        writer.store.tip()
+        writer.store.read_tip()
     with Client(uri, environment="production") as client:
-        told = wait(lambda: client.status().error, "the client's error")
+        told = wait_until(lambda: client.status().error, "the client's error")
     assert "of-" not in f"{told} {refused.value}"
     return str(refused.value)
 
@@ -477,7 +479,7 @@ def test_plain_tcp_is_told_to_use_tls(uri_of: UriOf) -> None:
 
 
 def test_a_server_of_another_authority_is_told(uri_of: UriOf, tmp_path: Path) -> None:
-    certified(tmp_path)
+    create_certificate(tmp_path)
     other = re.sub("tlsCAFile=.*", f"tlsCAFile={tmp_path / 'ca.pem'}", uri_of(READER))
     said = error_of(f"{other}&serverSelectionTimeoutMS=300")
     assert "CERTIFICATE_VERIFY_FAILED" in said

@@ -19,10 +19,19 @@ from flagkit._core.model import packing
 from flagkit._core.model.changes import Change
 from flagkit._core.snapshot import Record, Snapshot
 from flagkit._core.source import Route, Source
-from flagkit._core.storage.driver import translated
+from flagkit._core.storage.driver import translate_errors
 from flagkit._core.storage.layout import FLAGS, SEGMENTS
 from flagkit._core.storage.source import MongoSource
-from flagkit.client.refresher import AskHead, CatchUp, CaughtUp, Due, Failed, Refresher, Wait, Watch
+from flagkit.client.refresher import (
+    ActionFailed,
+    CatchUp,
+    CatchUpDone,
+    ReadHead,
+    Refresher,
+    Timer,
+    Wait,
+    Watch,
+)
 from flagkit.errors import (
     ConfigurationError,
     FlagkitError,
@@ -69,7 +78,7 @@ class MemoryWorld:
         self.history.prune(revision)
 
     def source(self, region: str = "*") -> Source:
-        return self.history.source(region)
+        return self.history.create_source(region)
 
 
 class MongoWorld:
@@ -77,16 +86,16 @@ class MongoWorld:
         self.uri, self.database, self.writer = uri, database, writer
 
     def commit(self, *documents: dict[str, Any]) -> None:
-        with self.writer.store.reading() as reading:
-            held = reading.find(document["key"] for document in documents)
+        with self.writer.store.open_reader() as reading:
+            held = reading.find_flags(document["key"] for document in documents)
         with self.writer.change() as change:
             for document in documents:
                 there = (document.get("region", "*"), document["key"]) in held
                 (change.update if there else change.create)(document)
 
     def set_segment(self, document: dict[str, Any]) -> None:
-        with self.writer.store.reading() as reading:
-            held = reading.segments([document["key"]])
+        with self.writer.store.open_reader() as reading:
+            held = reading.find_segments([document["key"]])
         (self.writer.update_segment if held else self.writer.create_segment)(document)
 
     def prune(self, revision: int) -> None:
@@ -109,18 +118,18 @@ def world(request: pytest.FixtureRequest) -> World:
 
 
 def keys(snapshot: Snapshot) -> set[tuple[str, str, int]]:
-    return {(record.region, record.key, record.version) for record in snapshot.records()}
+    return {(record.region, record.key, record.version) for record in snapshot.iter_records()}
 
 
 def records(snapshot: Snapshot) -> set[Record]:
-    return {*snapshot.records()}
+    return {*snapshot.iter_records()}
 
 
 def load(uri: str, database: str, region: str = "*") -> Snapshot:
     async def story() -> Snapshot:
         source = MongoSource(uri, environment="production", region=region, database=database)
         try:
-            return await source.load(Route.NEAR)
+            return await source.load(Route.NEAREST)
         finally:
             await source.close()
 
@@ -135,9 +144,9 @@ class TestContract:
     def test_a_new_environment_loads_as_revision_0(self, world: World) -> None:
         async def story() -> None:
             source = world.source()
-            snapshot = await source.load(Route.NEAR)
+            snapshot = await source.load(Route.NEAREST)
             assert (snapshot.tip.revision, keys(snapshot)) == (0, set())
-            assert await source.catch_up(snapshot.tip, Route.NEAR) in ((), [])
+            assert await source.catch_up(snapshot.tip, Route.NEAREST) in ((), [])
             await source.close()
 
         asyncio.run(story())
@@ -148,7 +157,7 @@ class TestContract:
 
         async def story() -> None:
             source = world.source()
-            snapshot = await source.load(Route.NEAR)
+            snapshot = await source.load(Route.NEAREST)
             assert snapshot.tip.revision == 2
             assert keys(snapshot) == {("*", "a.one", 2), ("*", "a.two", 1)}
             await source.close()
@@ -161,7 +170,7 @@ class TestContract:
 
         async def story() -> None:
             source = world.source("eu")
-            snapshot = await source.load(Route.NEAR)
+            snapshot = await source.load(Route.NEAREST)
             assert keys(snapshot) == {("*", "a.one", 1), ("eu", "a.one", 1)}
             await source.close()
 
@@ -170,14 +179,14 @@ class TestContract:
     def test_catching_up_brings_every_change_in_order(self, world: World) -> None:
         async def story() -> None:
             source = world.source()
-            snapshot = await source.load(Route.NEAR)
+            snapshot = await source.load(Route.NEAREST)
             for i in range(5):
                 await asyncio.to_thread(world.commit, flag("a.one"), flag(f"b.b{i}"))
-            changes = await source.catch_up(snapshot.tip, Route.NEAR)
+            changes = await source.catch_up(snapshot.tip, Route.NEAREST)
             assert revisions(changes) == [1, 2, 3, 4, 5]
             caught_up = snapshot.apply(changes)
-            assert keys(caught_up) == keys(await source.load(Route.NEAR))
-            assert revisions(await source.catch_up(changes[2].tip, Route.NEAR)) == [4, 5]
+            assert keys(caught_up) == keys(await source.load(Route.NEAREST))
+            assert revisions(await source.catch_up(changes[2].tip, Route.NEAREST)) == [4, 5]
             await source.close()
 
         asyncio.run(story())
@@ -186,8 +195,8 @@ class TestContract:
         async def story() -> None:
             source = world.source()
             await asyncio.to_thread(world.commit, flag("a.zero"))
-            snapshot = await source.load(Route.NEAR)
-            await source.open(Route.NEAR)
+            snapshot = await source.load(Route.NEAREST)
+            await source.open(Route.NEAREST)
             for i in range(3):
                 await asyncio.to_thread(world.commit, flag(f"a.a{i}"))
             seen: list[Change] = []
@@ -211,17 +220,17 @@ class TestContract:
             await asyncio.to_thread(world.set_segment, staff("ada"))
             rule = {"name": "staff", "when": {"$segment": "staff"}, "serve": "on"}
             await asyncio.to_thread(world.commit, flag("a.one", "off", rules=[rule]))
-            loaded = await source.load(Route.NEAR)
+            loaded = await source.load(Route.NEAREST)
             assert [enabled(loaded, user) for user in ("ada", "grace")] == [True, False]
-            await source.open(Route.NEAR)
+            await source.open(Route.NEAREST)
             await asyncio.to_thread(world.set_segment, staff("grace"))
             watched = loaded.apply(await source.watch())
             assert [enabled(watched, user) for user in ("ada", "grace")] == [False, True]
             await asyncio.to_thread(world.set_segment, staff("grace", "eve"))
             await asyncio.to_thread(world.set_segment, staff("ada", "eve"))
-            caught_up = watched.apply(await source.catch_up(watched.tip, Route.NEAR))
+            caught_up = watched.apply(await source.catch_up(watched.tip, Route.NEAREST))
             assert [enabled(caught_up, user) for user in ("ada", "grace")] == [True, False]
-            assert caught_up.parts == (await source.load(Route.NEAR)).parts
+            assert caught_up.parts == (await source.load(Route.NEAREST)).parts
             assert len(caught_up.parts) == 1
             await source.close()
 
@@ -230,14 +239,14 @@ class TestContract:
     def test_a_policy_is_the_newest_that_the_region_sees(self, world: World) -> None:
         async def story() -> None:
             source = world.source("eu")
-            assert await source.policy("a.one") is None
+            assert await source.read_policy("a.one") is None
             for region, owner in (("*", "first"), ("us", "other"), ("*", "second")):
                 await asyncio.to_thread(world.commit, flag("a.one", region=region, owner=owner))
-            found = await source.policy("a.one")
+            found = await source.read_policy("a.one")
             assert found is not None
             assert found["owner"] == "second"
             await asyncio.to_thread(world.commit, flag("a.one", region="eu", owner="ours"))
-            found = await source.policy("a.one")
+            found = await source.read_policy("a.one")
             assert found is not None
             assert found["owner"] == "ours"
             await source.close()
@@ -247,8 +256,8 @@ class TestContract:
     def test_a_watch_opened_anew_goes_on(self, world: World) -> None:
         async def story() -> None:
             source = world.source()
-            await source.open(Route.NEAR)
-            await source.open(Route.NEAR)
+            await source.open(Route.NEAREST)
+            await source.open(Route.NEAREST)
             await asyncio.to_thread(world.commit, flag("a.one"))
             assert revisions(await source.watch()) == [1]
             await source.close()
@@ -258,14 +267,14 @@ class TestContract:
     def test_a_pruned_ledger_is_history_lost(self, world: World) -> None:
         async def story() -> None:
             source = world.source()
-            snapshot = await source.load(Route.NEAR)
+            snapshot = await source.load(Route.NEAREST)
             for i in range(4):
                 await asyncio.to_thread(world.commit, flag(f"a.a{i}"))
-            later = (await source.catch_up(snapshot.tip, Route.NEAR))[2].tip
+            later = (await source.catch_up(snapshot.tip, Route.NEAREST))[2].tip
             await asyncio.to_thread(world.prune, 2)
             with pytest.raises(HistoryLostError):
-                await source.catch_up(snapshot.tip, Route.NEAR)
-            assert revisions(await source.catch_up(later, Route.NEAR)) == [4]
+                await source.catch_up(snapshot.tip, Route.NEAREST)
+            assert revisions(await source.catch_up(later, Route.NEAREST)) == [4]
             await source.close()
 
         asyncio.run(story())
@@ -273,7 +282,7 @@ class TestContract:
     def test_a_pending_watch_is_cancelled_at_once(self, world: World) -> None:
         async def story() -> None:
             source = world.source()
-            await source.open(Route.NEAR)
+            await source.open(Route.NEAREST)
             watching = asyncio.create_task(source.watch())
             await asyncio.wait([watching], timeout=0.05)
             watching.cancel()
@@ -316,7 +325,7 @@ class TestMongo:
     @pytest.mark.parametrize(
         "edit",
         [
-            {"body": packing.fault(ValueError("x"))},
+            {"body": packing.pack_fault(ValueError("x"))},
             {"body": None},
             {"seal": "0" * 16},
             {"version": 7},
@@ -413,7 +422,7 @@ class TestMongo:
                 direct[database][name].insert_many(documents)
         pending = load(mongo_uri, database, "eu")
         assert records(pending) == records(whole)
-        assert pending.keys() == whole.keys() == sorted(whole.keys())
+        assert pending.list_keys() == whole.list_keys() == sorted(whole.list_keys())
         assert pending.parts == whole.parts
 
     @pytest.mark.usefixtures("_unvalidated")
@@ -445,7 +454,7 @@ class TestMongo:
 
         async def story() -> None:
             source = MongoSource(mongo_uri, environment="production", region="*", database=database)
-            loading = asyncio.create_task(source.load(Route.NEAR))
+            loading = asyncio.create_task(source.load(Route.NEAREST))
             await asyncio.sleep(0)
             assert gc.get_threshold()[0] == PAUSED_THRESHOLD
             while not loading.done():
@@ -544,7 +553,7 @@ class TestMongo:
 
         async def story() -> None:
             source = MongoWorld(mongo_uri, database, writer).source()
-            snapshot = await source.load(Route.NEAR)
+            snapshot = await source.load(Route.NEAREST)
             with MongoClient[dict[str, Any]](mongo_uri) as direct:
                 heads = direct[database].heads
                 mine = {"_id": "production"}
@@ -554,8 +563,8 @@ class TestMongo:
                 heads.replace_one(mine, before)
                 # Acknowledged some 50 ms before the journal, and so the majority, has it.
                 heads.with_options(write_concern=WriteConcern(1)).replace_one(mine, after)
-            await source.open(Route.NEAR)
-            assert revisions(await source.catch_up(snapshot.tip, Route.NEAR)) == [2]
+            await source.open(Route.NEAREST)
+            assert revisions(await source.catch_up(snapshot.tip, Route.NEAREST)) == [2]
             await source.close()
 
         asyncio.run(story())
@@ -611,7 +620,7 @@ class TestMongo:
 
         async def story() -> None:
             with pytest.raises(FlagkitError, match="while loading all flags"):
-                await source.load(Route.NEAR)
+                await source.load(Route.NEAREST)
             await source.close()
 
         asyncio.run(story())
@@ -622,7 +631,7 @@ class TestMongo:
 
         async def story() -> None:
             with pytest.raises(StoreError) as caught:
-                await source.load(Route.NEAR)
+                await source.load(Route.NEAREST)
             assert "not let in" in str(caught.value)
             assert "very-secret" not in str(caught.value)
             await source.close()
@@ -634,14 +643,16 @@ class TestMongo:
     "code", [43, 136, 189, 237, 260, 280, 286, 10107, 10334], ids=lambda code: f"code {code}"
 )
 def test_whatever_ends_a_stream_is_waited_out_and_asked_of_the_ledger(code: int) -> None:
-    refresher = Refresher(random.Random(1), asyncio.run(MemoryHistory().source().load(Route.NEAR)))
-    refresher.step(CaughtUp(()), 0.0)
-    with pytest.raises(StoreError) as caught, translated("watching for changes"):
+    refresher = Refresher(
+        random.Random(1), asyncio.run(MemoryHistory().create_source().load(Route.NEAREST))
+    )
+    refresher.step(CatchUpDone(()), 0.0)
+    with pytest.raises(StoreError) as caught, translate_errors("watching for changes"):
         raise OperationFailure("the stream has ended", code)
-    wait = refresher.step(Failed(caught.value), 0.0)
-    while isinstance(wait, AskHead | Watch):
-        wait = refresher.step(Failed(caught.value), 0.0)
+    wait = refresher.step(ActionFailed(caught.value), 0.0)
+    while isinstance(wait, ReadHead | Watch):
+        wait = refresher.step(ActionFailed(caught.value), 0.0)
     assert isinstance(wait, Wait)
-    again = refresher.step(Due(), wait.until)
+    again = refresher.step(Timer(), wait.until)
     assert isinstance(again, CatchUp)
     assert again.reopen

@@ -12,13 +12,13 @@ from flagkit._core.storage.layout import (
     HEADS,
     LEDGER,
     POLICY_HISTORY,
-    active_in_region,
-    changes_at,
-    changes_beyond,
-    ledger_after,
-    policies_named,
+    build_changes_pipeline,
+    build_later_changes_pipeline,
+    filter_active_flags,
+    filter_ledger_after,
+    filter_policies_by_key,
 )
-from flagkit._core.storage.prefetch import Foreseen, pipeline
+from flagkit._core.storage.prefetch import Prefetch, build_prefetch_pipeline
 from flagkit.writer import Writer
 from tests.writer.test_writer import flag, needing
 
@@ -41,9 +41,9 @@ def test_which_flags_are_active_in_a_region_today(writer: Writer) -> None:
         change.create(flag("a.active-in-eu", region="eu"))
     everywhere = ["a.active", "a.expires-later"]
     in_eu = ["a.active", "a.active-in-eu", "a.expires-later", "a.only-eu"]
-    assert writer.store.active_flags("eu", NOW) == in_eu
-    assert writer.store.active_flags("us", NOW) == [*everywhere, "a.only-us", "a.paused-in-eu"]
-    assert writer.store.active_flags("*", NOW) == [*everywhere, "a.paused-in-eu"]
+    assert writer.store.list_active_flags("eu", NOW) == in_eu
+    assert writer.store.list_active_flags("us", NOW) == [*everywhere, "a.only-us", "a.paused-in-eu"]
+    assert writer.store.list_active_flags("*", NOW) == [*everywhere, "a.paused-in-eu"]
 
 
 def stages(plan: dict[str, Any]) -> set[str]:
@@ -70,8 +70,8 @@ def _many(writer: Writer) -> None:
 @pytest.mark.usefixtures("_many")
 def test_no_question_needs_a_scan(mongo_uri: str, database: str) -> None:
     questions: dict[str, tuple[str, dict[str, Any], int]] = {
-        "active in a region today": (FLAGS, active_in_region("production", "eu", NOW), 20),
-        "by key": (FLAGS, policies_named("production", ["a.a7", "b.base"]), 2),
+        "active in a region today": (FLAGS, filter_active_flags("production", "eu", NOW), 20),
+        "by key": (FLAGS, filter_policies_by_key("production", ["a.a7", "b.base"]), 2),
         "dependents": (
             FLAGS,
             {
@@ -82,7 +82,7 @@ def test_no_question_needs_a_scan(mongo_uri: str, database: str) -> None:
         ),
         "ledger after a revision": (
             LEDGER,
-            ledger_after("production", 3),
+            filter_ledger_after("production", 3),
             2,
         ),
         "by request": (LEDGER, {"_id.environment": "production", "request": "none"}, 0),
@@ -128,10 +128,10 @@ def ways(explained: Any) -> Iterator[tuple[str, str]]:
 
 @pytest.mark.usefixtures("_many")
 def test_what_is_read_with_the_head_needs_no_scan(mongo_uri: str, database: str) -> None:
-    foreseen = Foreseen("none", frozenset({("*", "b.base"), ("@segments", "a.one")}))
+    foreseen = Prefetch("none", frozenset({("*", "b.base"), ("@segments", "a.one")}))
     asked = {
         "aggregate": HEADS,
-        "pipeline": pipeline("production", foreseen, foreseen.policies),
+        "pipeline": build_prefetch_pipeline("production", foreseen, foreseen.policies),
         "cursor": {},
     }
     with MongoClient[dict[str, Any]](mongo_uri) as client:
@@ -146,8 +146,8 @@ def test_what_is_read_with_the_head_needs_no_scan(mongo_uri: str, database: str)
 def test_what_is_asked_of_many_flags_needs_no_scan(mongo_uri: str, database: str) -> None:
     keys = {f"a.a{i}" for i in range(1000)}
     questions = {
-        "_id_": changes_at("production", [1, 2], keys),
-        POLICY_HISTORY: changes_beyond("production", {1: keys, 2: {"b.base"}}),
+        "_id_": build_changes_pipeline("production", [1, 2], keys),
+        POLICY_HISTORY: build_later_changes_pipeline("production", {1: keys, 2: {"b.base"}}),
     }
     with MongoClient[dict[str, Any]](mongo_uri) as client:
         for index, stages_asked in questions.items():

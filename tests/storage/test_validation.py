@@ -10,7 +10,7 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from flagkit._core.model.access import decode_grants, decode_limits
-from flagkit._core.storage.validation import VALIDATORS, fault_in, judging
+from flagkit._core.storage.validation import VALIDATORS, find_fault, translate_form_errors
 from flagkit.cli.errors import FAULTS_FOUND
 from flagkit.cli.main import flagkit
 from flagkit.errors import FlagkitError, InvalidDocumentError, StoreError
@@ -189,10 +189,10 @@ def test_limits_that_are_none_are_refused(limit: object) -> None:
 
 @pytest.mark.parametrize("collection", VALIDATORS)
 def test_what_is_no_document_of_a_collection_has_a_fault_in_each(collection: str) -> None:
-    assert fault_in(collection, {"_id": 7}) is not None
+    assert find_fault(collection, {"_id": 7}) is not None
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), RecursionError(), OverflowError(), TypeError()])
 def test_errors_of_python_become_one_that_says_what_to_run(error: Exception) -> None:
-    with pytest.raises(StoreError, match="flagkit ledger verify"), judging():
+    with pytest.raises(StoreError, match="flagkit ledger verify"), translate_form_errors():
         raise error

@@ -12,12 +12,12 @@ from pymongo.errors import WriteError
 
 from flagkit._core.source import Heartbeat
 from flagkit._core.storage import pages
-from flagkit._core.storage.client_registry import identity_of, registering
+from flagkit._core.storage.client_registry import build_client_filter, build_heartbeat_update
 from flagkit._core.storage.layout import INDEXES
-from flagkit._core.storage.provision import prepared
+from flagkit._core.storage.provision import provision_database
 from flagkit._core.storage.validation import VALIDATORS
 from flagkit.errors import AccessDeniedError
-from flagkit.writer import Writer, erase, write_checkpoint
+from flagkit.writer import Writer, erase_actor, write_checkpoint
 from tests.writer.test_writer import flag
 
 pytestmark = pytest.mark.mongo
@@ -46,7 +46,7 @@ def held(mongo_uri: str) -> Iterator[Database[Document]]:
                 change.grant("dana", "admin")
                 change.grant("ada", "releaser")
             with writer.change() as change:
-                change.break_glass("incident 7")
+                change.bypass_guards("incident 7")
                 change.archive("a.one")
             with pytest.raises(AccessDeniedError):
                 writer.restore("a.one", actor="mallory")
@@ -66,7 +66,7 @@ def held(mongo_uri: str) -> Iterator[Database[Document]]:
             with direct.start_session() as session, session.start_transaction():
                 writer.rollback(to=1, session=session)
                 writer.pause("a.one", session=session)
-        erase("bob", uri=mongo_uri, database=name)
+        erase_actor("bob", uri=mongo_uri, database=name)
         for staleness in (None, 0.5):
             told = Heartbeat(
                 instance=f"with staleness {staleness}",
@@ -79,7 +79,9 @@ def held(mongo_uri: str) -> Iterator[Database[Document]]:
                 revision=3,
                 staleness=staleness,
             )
-            direct[name].clients.update_one(identity_of(told), registering(told), upsert=True)
+            direct[name].clients.update_one(
+                build_client_filter(told), build_heartbeat_update(told), upsert=True
+            )
         yield direct[name]
 
 
@@ -183,12 +185,12 @@ def test_what_is_not_there_is_made_and_what_is_other_is_brought_up_to_date(mongo
         mine = direct[f"test-{uuid.uuid4().hex}"]
         mine.create_collection("heads")
         mine.create_collection("ledger", validator={"x": 1}, validationLevel="moderate")
-        assert len([*prepared(mine)]) == len(VALIDATORS) - 1
+        assert len([*provision_database(mine)]) == len(VALIDATORS) - 1
         assert "validator" not in mine["heads"].options()
-        assert [*prepared(mine, mend=True)] == [
+        assert [*provision_database(mine, mend=True)] == [
             "heads: validator brought up to date",
             "ledger: validator brought up to date",
         ]
-        assert [*prepared(mine, mend=True)] == []
+        assert [*provision_database(mine, mend=True)] == []
         assert mine["ledger"].options()["validator"] == VALIDATORS["ledger"]
         assert mine["ledger"].options()["validationLevel"] == "strict"

@@ -9,7 +9,7 @@ from flagkit.cli.main import flagkit
 from flagkit.writer import Writer
 
 
-class Command:
+class CommandRunner:
     """The command, with the variables that lead it to an environment, and name who asks."""
 
     def __init__(self, uri: str, database: str) -> None:
@@ -50,6 +50,6 @@ class Command:
         return result.stderr.removeprefix("Error: ").rstrip("\n")
 
 
-def revision(writer: Writer) -> int:
+def fetch_revision(writer: Writer) -> int:
     """Return the newest revision."""
-    return writer.store.tip().revision
+    return writer.store.read_tip().revision

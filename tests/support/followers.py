@@ -1,6 +1,7 @@
 """Clients that are followed: what they publish, whether they answer, whether they are current.
 
-Run as a program, it is a process with some clients, which a `Follower` commands by lines of JSON.
+Run as a program, it is a process with some clients, which a `FollowerProcess` commands by lines of
+JSON.
 """
 
 import argparse
@@ -21,9 +22,9 @@ from typing import Any, Self
 
 from flagkit import Client, Reason
 from flagkit._core.model.changes import Change, Tip
-from flagkit._core.snapshot import Record, Snapshot, kept_of, record_of
+from flagkit._core.snapshot import Record, Snapshot, encode_record, list_kept_regions
 from flagkit.writer import Writer
-from tests.support.replica_set import wait
+from tests.support.replica_set import wait_until
 
 ENVIRONMENT = "production"
 FLAG_COUNT = 8
@@ -33,7 +34,7 @@ PACE_SECONDS = 0.01
 """How long callers pause between two calls: they look on, and leave the cores to others."""
 
 
-def flag(number: int, serve: str = "on", **more: Any) -> dict[str, Any]:
+def build_followed_flag(number: int, serve: str = "on", **more: Any) -> dict[str, Any]:
     """Return one of the flags of an environment that is followed."""
     return {
         "key": f"shop.flag-{number}",
@@ -44,7 +45,7 @@ def flag(number: int, serve: str = "on", **more: Any) -> dict[str, Any]:
     }
 
 
-class FollowedClient(Client):
+class RecordingClient(Client):
     """A client that notes each revision that it publishes, as (epoch, revision, hash).
 
     `bases` are those that did not follow from the one before. `moments` are on the monotonic clock.
@@ -60,19 +61,19 @@ class FollowedClient(Client):
 
     def _publish(self, turn: object, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
         if changes is None:
-            self.bases.append(place(snapshot.tip))
+            self.bases.append(identify_revision(snapshot.tip))
         tips = [snapshot.tip] if changes is None else [change.tip for change in changes]
-        self.published += map(place, tips)
+        self.published += map(identify_revision, tips)
         self.moments += [time.monotonic()] * len(tips)
         super()._publish(turn, snapshot, changes)
 
 
-def place(tip: Tip) -> tuple[str, int, str]:
+def identify_revision(tip: Tip) -> tuple[str, int, str]:
     """Return what tells one revision from all others, of other histories too."""
     return tip.epoch, tip.revision, tip.hash
 
 
-class Caller:
+class EvaluationLoop:
     """A service that evaluates all the while. What it is not to see, it keeps in `complaints`.
 
     Args:
@@ -117,7 +118,7 @@ class Caller:
         return revision
 
 
-class Meter:
+class ThroughputMeter:
     """A busy service: it evaluates in bursts, and takes the processor's time of the process.
 
     So what keeping current costs counts, and what others do on the machine does not.
@@ -152,15 +153,17 @@ class Meter:
 
 
 @contextlib.contextmanager
-def called(*clients: Client, histories: bool = False) -> Generator[None]:
+def run_callers(*clients: Client, histories: bool = False) -> Generator[None]:
     """Let services evaluate during the block; at its end, nothing may have been amiss."""
     with contextlib.ExitStack() as stack:
-        callers = [stack.enter_context(Caller(each, histories=histories)) for each in clients]
+        callers = [
+            stack.enter_context(EvaluationLoop(each, histories=histories)) for each in clients
+        ]
         yield
         # One more call each, of what the block led to.
         for caller in callers:
             seen = caller.count
-            wait(lambda: caller.count > seen, "an evaluation")  # noqa: B023 - called at once
+            wait_until(lambda: caller.count > seen, "an evaluation")  # noqa: B023 - called at once
     assert [caller.complaints for caller in callers] == [[] for _ in callers]
 
 
@@ -169,37 +172,41 @@ def assert_current(client: Client, writer: Writer, seconds: float) -> float:
 
     It must then hold what the database holds.
     """
-    tip = writer.store.tip()
+    tip = writer.store.read_tip()
     began = time.monotonic()
     deadline = began + seconds
     client.wait_for(tip.revision, seconds)
     # A history that was put back is behind where the client was.
-    wait(lambda: tip_of(client) == tip, f"revision {tip.revision}", deadline)
+    wait_until(lambda: get_tip(client) == tip, f"revision {tip.revision}", deadline)
     took = time.monotonic() - began
     snapshot = client.snapshot
     assert snapshot is not None
-    assert digest(snapshot.records()) == digest(stored(writer, snapshot.region))
+    assert hash_records(snapshot.iter_records()) == hash_records(
+        read_expected_records(writer, snapshot.region)
+    )
     return took
 
 
-def tip_of(client: Client) -> Tip | None:
+def get_tip(client: Client) -> Tip | None:
     """Return where a client stands."""
     return None if client.snapshot is None else client.snapshot.tip
 
 
-def stored(writer: Writer, region: str) -> list[Record]:
+def read_expected_records(writer: Writer, region: str) -> list[Record]:
     """Return what a client of a region should hold, read anew from the database."""
-    kept = kept_of(region)
-    with writer.store.reading() as reading:
-        return [record_of(state) for state in reading.all().values() if state.region in kept]
+    kept = list_kept_regions(region)
+    with writer.store.open_reader() as reading:
+        return [
+            encode_record(state) for state in reading.read_all().values() if state.region in kept
+        ]
 
 
-def digest(records: Iterable[Record]) -> str:
+def hash_records(records: Iterable[Record]) -> str:
     """Return the SHA-256 of some records, in whatever order they come."""
     return hashlib.sha256(repr(sorted(records)).encode()).hexdigest()
 
 
-class Follower:
+class FollowerProcess:
     """Another process with some clients of one environment, ended with its block.
 
     Args:
@@ -235,12 +242,12 @@ class Follower:
 
         They must then hold what the database holds, and have answered all the while.
         """
-        tip = writer.store.tip()
+        tip = writer.store.read_tip()
         began = time.monotonic()
         said = self._ask({"wait": tip.revision, "seconds": seconds}, seconds=seconds + 10)
         assert said["complaints"] == []
-        assert said["places"] == [list(place(tip))]
-        assert said["digests"] == [digest(stored(writer, "*"))]
+        assert said["places"] == [list(identify_revision(tip))]
+        assert said["digests"] == [hash_records(read_expected_records(writer, "*"))]
         return time.monotonic() - began
 
     def published(self) -> dict[str, Any]:
@@ -290,32 +297,37 @@ def main() -> None:
     logging.getLogger("flagkit").setLevel(logging.ERROR)  # what is not current, it will say itself
     if given.no_jitter:
         for owner, name in ((random, "uniform"), (random.Random, "uniform")):
-            setattr(owner, name, later)
+            setattr(owner, name, get_latest_delay)
     if given.file_bytes_max is not None:
         limit = given.file_bytes_max
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     with contextlib.ExitStack() as stack:
         clients = [
-            stack.enter_context(FollowedClient(given.uri, given.database, snapshot_path=given.file))
+            stack.enter_context(
+                RecordingClient(given.uri, given.database, snapshot_path=given.file)
+            )
             for _ in range(given.count)
         ]
         for client in clients:
             client.wait_ready(60)
-        caller = stack.enter_context(Caller(clients[0]))
-        meter = Meter(clients[0]) if given.meter else None
+        caller = stack.enter_context(EvaluationLoop(clients[0]))
+        meter = ThroughputMeter(clients[0]) if given.meter else None
         for line in sys.stdin:
-            answer = obeyed(json.loads(line), clients, caller, meter)
+            answer = execute_request(json.loads(line), clients, caller, meter)
             sys.stdout.write(f"{json.dumps(answer)}\n")
             sys.stdout.flush()
 
 
-def later(*given: float) -> float:
+def get_latest_delay(*given: float) -> float:
     """Return what chance allows at the latest: the last of what `uniform` is given."""
     return given[-1]
 
 
-def obeyed(
-    asked: dict[str, Any], clients: Sequence[FollowedClient], caller: Caller, meter: Meter | None
+def execute_request(
+    asked: dict[str, Any],
+    clients: Sequence[RecordingClient],
+    caller: EvaluationLoop,
+    meter: ThroughputMeter | None,
 ) -> object:
     """Do what is asked, and return what came of it."""
     if "step" in asked:
@@ -335,11 +347,11 @@ def obeyed(
         client = clients[0]
         places, moments, bases = client.published, client.moments, client.bases
         return {"places": places, "moments": moments, "bases": bases}
-    return awaited(asked, clients, caller)
+    return wait_for_revision(asked, clients, caller)
 
 
-def awaited(
-    asked: dict[str, Any], clients: Sequence[FollowedClient], caller: Caller
+def wait_for_revision(
+    asked: dict[str, Any], clients: Sequence[RecordingClient], caller: EvaluationLoop
 ) -> dict[str, Any]:
     """Wait for a revision; return where all clients are and what they hold."""
     deadline = time.monotonic() + asked["seconds"]
@@ -353,8 +365,8 @@ def awaited(
     seen = [snapshot for snapshot in snapshots if snapshot is not None]
     return {
         "complaints": complaints + caller.complaints,
-        "places": sorted({place(snapshot.tip) for snapshot in seen}),
-        "digests": sorted({digest(snapshot.records()) for snapshot in seen}),
+        "places": sorted({identify_revision(snapshot.tip) for snapshot in seen}),
+        "digests": sorted({hash_records(snapshot.iter_records()) for snapshot in seen}),
         "bases": sum(len(client.bases) for client in clients),
         "count": caller.count,
     }

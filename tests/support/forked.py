@@ -20,7 +20,7 @@ SECONDS_MAX = 20
 T = TypeVar("T")
 
 
-class Child:
+class ForkedChild:
     """A forked process that does what a function says, and is ended with its block.
 
     The function takes the pipe on which to send what the child has to say.
@@ -69,7 +69,7 @@ class Child:
         self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
-def eventually(ask: Callable[[], T], good: Callable[[T], bool]) -> T:
+def poll_until(ask: Callable[[], T], good: Callable[[T], bool]) -> T:
     """Ask again and again until the answer is good; return it."""
     deadline = time.monotonic() + SECONDS_MAX
     while not good(answer := ask()):
@@ -77,7 +77,7 @@ def eventually(ask: Callable[[], T], good: Callable[[T], bool]) -> T:
     return answer
 
 
-def sockets(pid: int) -> dict[int, str]:
+def list_sockets(pid: int) -> dict[int, str]:
     """Return the sockets that a process holds: the system's names of them, by descriptor."""
     found = {}
     for link in Path(f"/proc/{pid}/fd").iterdir():
@@ -87,15 +87,15 @@ def sockets(pid: int) -> dict[int, str]:
     return {number: name for number, name in found.items() if name.startswith("socket:")}
 
 
-def ports(pid: int) -> set[int]:
+def list_ports(pid: int) -> set[int]:
     """Return the local TCP ports of the sockets that a process holds, inherited ones included."""
-    held = set(sockets(pid).values())
+    held = set(list_sockets(pid).values())
     table = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
     rows = [line.split() for line in table]
     return {int(row[1].partition(":")[2], 16) for row in rows if f"socket:[{row[9]}]" in held}
 
 
-def watchers(mongo: MongoClient[dict[str, Any]], database: str) -> set[int]:
+def list_watcher_ports(mongo: MongoClient[dict[str, Any]], database: str) -> set[int]:
     """Return the ports from which revisions are being watched, as the server sees them."""
     found = mongo.admin.aggregate(
         [

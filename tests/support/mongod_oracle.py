@@ -33,8 +33,8 @@ from pymongo.collection import Collection
 from flagkit._core.evaluation.compiler import compile_flag
 from flagkit._core.evaluation.result import Outcome
 from flagkit._core.model import Rule, Serve, decode
-from flagkit._core.model.conditions import TYPE_NAMES, Condition, parse
-from flagkit._core.model.values import normal
+from flagkit._core.model.conditions import TYPE_NAMES, Condition, parse_condition
+from flagkit._core.model.values import normalize
 
 Document: TypeAlias = dict[str, Any]
 Attributes: TypeAlias = Mapping[str, Any]
@@ -94,7 +94,7 @@ class Question(NamedTuple):
 
 
 @contextmanager
-def attribute_documents(uri: str) -> Iterator[Documents]:
+def open_attribute_collection(uri: str) -> Iterator[Documents]:
     """Yield an empty collection that holds what contexts may."""
     codec: CodecOptions[Document] = CodecOptions(
         uuid_representation=UuidRepresentation.STANDARD,
@@ -108,13 +108,13 @@ def attribute_documents(uri: str) -> Iterator[Documents]:
         client.drop_database(name)
 
 
-def found(collection: Documents, condition: Document, first_id: int, count: int) -> set[int]:
+def find_matches(collection: Documents, condition: Document, first_id: int, count: int) -> set[int]:
     """Ask mongod which of the documents with some consecutive ids a condition matches."""
     among = {"_id": {"$gte": first_id, "$lt": first_id + count}, "$and": [condition]}
     return {answer["_id"] - first_id for answer in collection.find(among, {"_id": 1})}
 
 
-def found_by_each(
+def find_matches_for_each(
     collection: Documents, conditions: Sequence[Document], first_id: int, count: int
 ) -> list[set[int]]:
     """Ask mongod as `found` does, for several conditions in one request, which is much quicker."""
@@ -127,21 +127,23 @@ def found_by_each(
     return [{answer["_id"] - first_id for answer in answers[name]} for name in facets]
 
 
-def questions(collection: Documents, chance: random.Random, batch_count: int) -> Iterator[Question]:
+def iter_questions(
+    collection: Documents, chance: random.Random, batch_count: int
+) -> Iterator[Question]:
     """Draw some batches, and yield their questions with mongod's answers."""
     for batch in range(batch_count):
-        draw = Draw(chance)
+        draw = BatchGenerator(chance)
         documents = [draw.document() for _ in range(DOCUMENT_COUNT)]
         first_id = batch * DOCUMENT_COUNT
         collection.insert_many(
             {"_id": first_id + i, **document} for i, document in enumerate(documents)
         )
         conditions = [draw.condition() for _ in range(CONDITION_COUNT)]
-        asked = [as_asked(written) for written in conditions]
-        answers = found_by_each(collection, asked, first_id, DOCUMENT_COUNT)
+        asked = [to_mongod_condition(written) for written in conditions]
+        answers = find_matches_for_each(collection, asked, first_id, DOCUMENT_COUNT)
         for written, answer in zip(conditions, answers, strict=True):
             # By way of the form in which a policy is stored.
-            yield Question(written, parse(normal(written, ""), ""), documents, answer)
+            yield Question(written, parse_condition(normalize(written, ""), ""), documents, answer)
 
 
 _FLAG = decode(
@@ -149,7 +151,7 @@ _FLAG = decode(
 )
 
 
-def compiled(condition: Condition) -> Callable[[Attributes], bool]:
+def compile_condition(condition: Condition) -> Callable[[Attributes], bool]:
     """Return the fast path of a condition: a flag whose only rule has it."""
     rule = Rule("only", {}, condition, None, Serve("on"))
     evaluator = compile_flag(msgspec.structs.replace(_FLAG, rules=(rule,)))
@@ -157,27 +159,27 @@ def compiled(condition: Condition) -> Callable[[Attributes], bool]:
     return lambda attributes: evaluator(dict(attributes)).variant == "on"
 
 
-def as_asked(written: Any) -> Any:
+def to_mongod_condition(written: Any) -> Any:
     """Return a condition with flagkit's own text tests as mongod can be asked for them."""
     if isinstance(written, list):
-        return [as_asked(item) for item in written]
+        return [to_mongod_condition(item) for item in written]
     if not isinstance(written, dict):
         return written
     asked: Document = {}
     for name, value in written.items():
         if name in TEXT_TESTS:
             texts = value if isinstance(value, list) else [value]
-            asked["$regex"] = TEXT_TESTS[name].format("|".join(map(_literally, texts)))
+            asked["$regex"] = TEXT_TESTS[name].format("|".join(map(_escape_text, texts)))
         else:
-            asked[name] = as_asked(value)
+            asked[name] = to_mongod_condition(value)
     return asked
 
 
-def _literally(text: str) -> str:
+def _escape_text(text: str) -> str:
     return "".join(rf"\x{{{ord(character):x}}}" for character in text)
 
 
-class Draw:
+class BatchGenerator:
     """Draws the documents and the conditions of one batch."""
 
     def __init__(self, chance: random.Random) -> None:

@@ -31,7 +31,7 @@ from flagkit._core.model.values import Constant
 EAST = timezone(timedelta(hours=5, minutes=30))
 
 
-class Wrong(NamedTuple):
+class Mutant(NamedTuple):
     """What a name in a room means to a wrong matcher."""
 
     room: ModuleType
@@ -43,7 +43,7 @@ def negated_by_element(condition: Condition, attributes: Mapping[str, Any]) -> b
     match condition:
         case Nor((Field(path, test),)) if path:
             whole = isinstance(test, Size | ElemMatch)
-            reached = matching._reached(attributes, path, 0, whole)
+            reached = matching._iter_values(attributes, path, 0, whole)
             return any(not matching._passes(test, value) for value in reached)
         case And(conditions):
             return all(negated_by_element(item, attributes) for item in conditions)
@@ -116,7 +116,7 @@ def indexed_with_missing_scalars(item: Any, path: Path, at: int, whole: bool) ->
 
 
 def compare_by_float(left: Any, right: Any) -> int:
-    if values.kind(left) == values.kind(right) == values.NUMBER:
+    if values.get_kind(left) == values.get_kind(right) == values.NUMBER:
         left, right = float(left), float(right)
     return right_compare(left, right)
 
@@ -131,13 +131,13 @@ def ordered_but_for_nan(operator: str, value: object, constant: object) -> bool:
 
 def ordered_with_nan_least(operator: str, value: object, constant: object) -> bool:
     if operator in ("$lt", "$lte") and values.is_nan(value):
-        return values.kind(constant) == values.NUMBER
+        return values.get_kind(constant) == values.NUMBER
     return right_ordered(operator, value, constant)
 
 
 def ordered_across_kinds(operator: str, value: object, constant: object) -> bool:
     found = right_compare(value, constant)
-    if found and values.kind(value) != values.kind(constant):
+    if found and values.get_kind(value) != values.get_kind(constant):
         return operator in (("$gt", "$gte") if found > 0 else ("$lt", "$lte"))
     return right_ordered(operator, value, constant)
 
@@ -203,7 +203,7 @@ def presence_for_zero(parts: Path, name: str, constant: Constant, path: str) -> 
 
 
 def revived_as_floats(value: Any) -> Any:
-    if isinstance(value, dict) and values.extension(value) is None:
+    if isinstance(value, dict) and values.find_extended_form(value) is None:
         return {name: revived_as_floats(item) for name, item in value.items()}
     if isinstance(value, list):
         return [revived_as_floats(item) for item in value]
@@ -212,64 +212,74 @@ def revived_as_floats(value: Any) -> Any:
 
 
 right_matches = matching.matches
-right_revived = values.revived
-right_identity = values.identity
-right_exists = queries._exists
-right_binary = values._binary_order
+right_revived = values.decode_extended_json
+right_identity = values.to_identity
+right_exists = queries._parse_exists
+right_binary = values._to_binary_order
 right_compare = values.compare
 right_documents = values._compare_documents
-right_indexed = matching._indexed
-right_remainder = matching._remainder
-right_type = matching.bson_type
+right_indexed = matching._iter_indexed_values
+right_remainder = matching._compute_remainder
+right_type = matching.get_bson_type
 right_lists = values._compare_lists
-right_milliseconds = values._milliseconds
-right_ordered = values.ordered
+right_milliseconds = values._to_milliseconds
+right_ordered = values.is_ordered
 right_passes = matching._passes
-right_spread = matching._spread
+right_spread = matching._iter_list_values
 
 BOOL_AS_NUMBER = {**values._KINDS, bool: values.NUMBER}
 UNSUPPORTED = {kind: place for kind, place in values._KINDS.items() if kind is not Decimal}
 
-WRONG: dict[str, Wrong] = {
-    "a bool equals a number": Wrong(values, "_KINDS", BOOL_AS_NUMBER),
-    "decimals are unknown": Wrong(values, "_KINDS", UNSUPPORTED),
-    "$ne is judged by element": Wrong(matching, "matches", negated_by_element),
-    "missing is not null": Wrong(matching, "_passes", passes_missing_as_nothing),
-    "null does not exist": Wrong(matching, "_passes", passes_null_as_missing),
-    "lengths of elements count": Wrong(matching, "value_passes", value_passes_by_element),
-    "the remainder has the divisor's sign": Wrong(matching, "_remainder", remainder_of_python),
-    "fractions have no remainder": Wrong(matching, "_remainder", remainder_of_the_fraction),
-    "int and long are one type": Wrong(matching, "bson_type", types_with_one_integer),
-    "lists are no documents of their indexes": Wrong(matching, "_documents_in", only_documents),
-    "the list itself is not compared": Wrong(matching, "_spread", spread_without_the_list),
-    "lists in lists are entered": Wrong(matching, "_spread", spread_into_inner_lists),
-    "a scalar in a list is a missing path": Wrong(matching, "_spread", spread_with_missing_scalars),
-    "a scalar at an index is a missing path": Wrong(
-        matching, "_indexed", indexed_with_missing_scalars
+WRONG: dict[str, Mutant] = {
+    "a bool equals a number": Mutant(values, "_KINDS", BOOL_AS_NUMBER),
+    "decimals are unknown": Mutant(values, "_KINDS", UNSUPPORTED),
+    "$ne is judged by element": Mutant(matching, "matches", negated_by_element),
+    "missing is not null": Mutant(matching, "_passes", passes_missing_as_nothing),
+    "null does not exist": Mutant(matching, "_passes", passes_null_as_missing),
+    "lengths of elements count": Mutant(matching, "value_passes", value_passes_by_element),
+    "the remainder has the divisor's sign": Mutant(
+        matching, "_compute_remainder", remainder_of_python
     ),
-    "no path part is an index": Wrong(matching, "_INDEX", re.compile("(?!)")),
-    "00 is an index": Wrong(matching, "_INDEX", re.compile("[0-9]{1,9}")),
-    "the order of keys is ignored": Wrong(values, "_compare_documents", documents_without_order),
-    "names count before kinds": Wrong(values, "_compare_documents", documents_names_first),
-    "the shorter list is less": Wrong(values, "_compare_lists", lists_by_length),
-    "numbers are compared as floats": Wrong(values, "compare", compare_by_float),
-    "NaN is not in [NaN]": Wrong(matching, "identity", identity_but_for_nan),
-    "NaN is not NaN": Wrong(matching, "ordered", ordered_but_for_nan),
-    "NaN is below numbers": Wrong(matching, "ordered", ordered_with_nan_least),
-    "types are not bracketed": Wrong(matching, "ordered", ordered_across_kinds),
-    "$gte null matches nothing": Wrong(matching, "ordered", ordered_null_strictly),
-    "microseconds are not cut": Wrong(values, "_milliseconds", microseconds),
-    "dates before 1970 are cut upwards": Wrong(values, "_milliseconds", milliseconds_towards_zero),
-    "a naive date is local": Wrong(values, "_milliseconds", milliseconds_of_local_time),
-    "bytes order by content first": Wrong(values, "_binary_order", binary_without_length),
-    "a UUID equals its bytes": Wrong(values, "_binary_order", binary_without_subtype),
-    "an index is no name where there is such an element": Wrong(
-        matching, "_spread", spread_by_name_or_index
+    "fractions have no remainder": Mutant(
+        matching, "_compute_remainder", remainder_of_the_fraction
     ),
-    "true is among [1]": Wrong(matching, "identity", identity_of_python),
-    "all of nothing always holds": Wrong(queries, "NEVER", ALWAYS),
-    "$exists: 0 is presence": Wrong(
+    "int and long are one type": Mutant(matching, "get_bson_type", types_with_one_integer),
+    "lists are no documents of their indexes": Mutant(matching, "_iter_documents", only_documents),
+    "the list itself is not compared": Mutant(
+        matching, "_iter_list_values", spread_without_the_list
+    ),
+    "lists in lists are entered": Mutant(matching, "_iter_list_values", spread_into_inner_lists),
+    "a scalar in a list is a missing path": Mutant(
+        matching, "_iter_list_values", spread_with_missing_scalars
+    ),
+    "a scalar at an index is a missing path": Mutant(
+        matching, "_iter_indexed_values", indexed_with_missing_scalars
+    ),
+    "no path part is an index": Mutant(matching, "_INDEX", re.compile("(?!)")),
+    "00 is an index": Mutant(matching, "_INDEX", re.compile("[0-9]{1,9}")),
+    "the order of keys is ignored": Mutant(values, "_compare_documents", documents_without_order),
+    "names count before kinds": Mutant(values, "_compare_documents", documents_names_first),
+    "the shorter list is less": Mutant(values, "_compare_lists", lists_by_length),
+    "numbers are compared as floats": Mutant(values, "compare", compare_by_float),
+    "NaN is not in [NaN]": Mutant(matching, "to_identity", identity_but_for_nan),
+    "NaN is not NaN": Mutant(matching, "is_ordered", ordered_but_for_nan),
+    "NaN is below numbers": Mutant(matching, "is_ordered", ordered_with_nan_least),
+    "types are not bracketed": Mutant(matching, "is_ordered", ordered_across_kinds),
+    "$gte null matches nothing": Mutant(matching, "is_ordered", ordered_null_strictly),
+    "microseconds are not cut": Mutant(values, "_to_milliseconds", microseconds),
+    "dates before 1970 are cut upwards": Mutant(
+        values, "_to_milliseconds", milliseconds_towards_zero
+    ),
+    "a naive date is local": Mutant(values, "_to_milliseconds", milliseconds_of_local_time),
+    "bytes order by content first": Mutant(values, "_to_binary_order", binary_without_length),
+    "a UUID equals its bytes": Mutant(values, "_to_binary_order", binary_without_subtype),
+    "an index is no name where there is such an element": Mutant(
+        matching, "_iter_list_values", spread_by_name_or_index
+    ),
+    "true is among [1]": Mutant(matching, "to_identity", identity_of_python),
+    "all of nothing always holds": Mutant(queries, "NEVER", ALWAYS),
+    "$exists: 0 is presence": Mutant(
         queries, "_OPERATORS", {**queries._OPERATORS, "$exists": presence_for_zero}
     ),
-    "decimals are read as floats": Wrong(queries, "revived", revived_as_floats),
+    "decimals are read as floats": Mutant(queries, "decode_extended_json", revived_as_floats),
 }

@@ -13,7 +13,7 @@ from flagkit.writer import Draft, Writer
 Document = dict[str, Any]
 
 
-class Rehearsal(Struct):
+class RandomHistory(Struct):
     """A writer, and what all policies were at each revision that it made.
 
     `policies` are in canonical form, byte for byte, without versions; `versions` the highest so
@@ -48,8 +48,8 @@ class Rehearsal(Struct):
             self.problems.append(f"revision {len(self.policies) - 1} is not as {revision} was")
 
     def _look(self) -> None:
-        with self.writer.store.reading() as reading:
-            states = reading.all()
+        with self.writer.store.open_reader() as reading:
+            states = reading.read_all()
             revision = reading.tip.revision
         if revision != len(self.policies):
             self.problems.append(f"revision {revision} came after {len(self.policies) - 1}")
@@ -112,6 +112,6 @@ class Rehearsal(Struct):
         return document
 
 
-def segments_in(policies: Mapping[PolicyId, bytes]) -> int:
+def count_segments(policies: Mapping[PolicyId, bytes]) -> int:
     """Return how many segments are among some policies."""
     return sum(region == SEGMENTS for region, _ in policies)

@@ -21,7 +21,7 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from flagkit.testing.embedded import _FLAGS, _LISTENING, _find_mongod
-from tests.support.tcp_proxy import HOST, Proxy
+from tests.support.tcp_proxy import HOST, TcpProxy
 
 SECONDS_MAX = 30.0
 """So long is any member waited for."""
@@ -35,14 +35,14 @@ Mongo = MongoClient[dict[str, Any]]
 T = TypeVar("T")
 
 
-class Member:
+class MongodProcess:
     """One mongod, known to all as `host`, started and ended by hand."""
 
     def __init__(self, folder: Path, flags: Sequence[str], region: str, *, proxied: bool) -> None:
         folder.mkdir()
         self.region = region
-        self.proxy = Proxy()
-        self.port = _free_port()
+        self.proxy = TcpProxy()
+        self.port = _find_free_port()
         """Where it listens itself."""
         self._proxied = proxied
         self._folder = folder
@@ -75,7 +75,7 @@ class Member:
         """Start it, on another port if it has a proxy; `wait_listening` tells when it is there."""
         assert not self.running
         if self._proxied:
-            self.port = self.proxy.server_port = _free_port()
+            self.port = self.proxy.server_port = _find_free_port()
         # It ends with the thread that starts it, whatever ends that.
         ending: list[str | Path] = [shutil.which("setpriv") or "setpriv", "--pdeathsig", "KILL"]
         command = [*ending, _find_mongod(), "--dbpath", self._folder, "--port", str(self.port)]
@@ -86,7 +86,9 @@ class Member:
 
     def wait_listening(self) -> None:
         """Wait until it accepts connections."""
-        wait(lambda: _LISTENING in self.log.read_text(errors="replace"), "the start of a member")
+        wait_until(
+            lambda: _LISTENING in self.log.read_text(errors="replace"), "the start of a member"
+        )
 
     def kill(self) -> None:
         """End it with no warning, as a power cut does, and bury it."""
@@ -120,7 +122,7 @@ class Member:
         return Mongo(HOST, self.port, directConnection=True, **soon, **credentials)
 
 
-class Members:
+class MongodReplicaSet:
     """A replica set of one or three members, for one `with`, removed with its end.
 
     Args:
@@ -157,9 +159,9 @@ class Members:
         if tls:
             flags += ["--tlsMode", "requireTLS", "--tlsAllowConnectionsWithoutCertificates"]
             flags += ["--tlsCAFile", str(self.certificates)]
-            flags += ["--tlsCertificateKeyFile", str(certified(self._folder))]
+            flags += ["--tlsCertificateKeyFile", str(create_certificate(self._folder))]
         self.members = [
-            Member(self._folder / region, flags, region, proxied=proxied)
+            MongodProcess(self._folder / region, flags, region, proxied=proxied)
             for region in REGIONS[:count]
         ]
         self._stack = contextlib.ExitStack()
@@ -180,7 +182,7 @@ class Members:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def uri(self, options: str = "", user: str = "", member: Member | None = None) -> str:
+    def uri(self, options: str = "", user: str = "", member: MongodProcess | None = None) -> str:
         """Return a connection string with some more options, for `user:password`, or else root.
 
         With a member, it is of that one alone, past its proxy.
@@ -195,11 +197,11 @@ class Members:
         place = hosts if member is None else f"{HOST}:{member.port}"
         return f"mongodb://{before}{place}/?{'&'.join(given)}"
 
-    def primary(self) -> Member:
+    def primary(self) -> MongodProcess:
         """Return the primary, waiting for one."""
-        return wait(lambda: self._in_state("isWritablePrimary"), "a primary")[0]
+        return wait_until(lambda: self._in_state("isWritablePrimary"), "a primary")[0]
 
-    def secondaries(self) -> list[Member]:
+    def secondaries(self) -> list[MongodProcess]:
         """Return the secondaries that there are, in this moment."""
         return self._in_state("secondary")
 
@@ -207,7 +209,7 @@ class Members:
         """Wait until each member that runs is the primary or a secondary, and one is primary."""
         self.primary()
         running = [member for member in self.members if member.running]
-        wait(
+        wait_until(
             lambda: len(self.secondaries()) == len(running) - 1,
             "the secondaries",
         )
@@ -223,7 +225,7 @@ class Members:
                 member.wait_listening()
         self.settle()
 
-    def part(self, cut_off: Member) -> None:
+    def part(self, cut_off: MongodProcess) -> None:
         """Cut one member off from the others; clients reach all of them as before."""
         others = [member for member in self.members if member is not cut_off]
         cut_off.proxy.keep_out([member.pid for member in others])
@@ -240,9 +242,9 @@ class Members:
 
         with self.mongo() as mongo:
             written = mongo.admin.command("hello")["lastWrite"]["opTime"]["ts"]
-        wait(known, "the majority's point")
+        wait_until(known, "the majority's point")
 
-    def lag(self, member: Member, seconds: int) -> None:
+    def lag(self, member: MongodProcess, seconds: int) -> None:
         """Let a secondary apply what is written only so much later, or at once if 0."""
         with self.mongo() as mongo:
             config = mongo.admin.command("replSetGetConfig")["config"]
@@ -251,7 +253,7 @@ class Members:
             config["version"] += 1
             mongo.admin.command("replSetReconfig", config)
 
-    def mongo(self, member: Member | None = None) -> Mongo:
+    def mongo(self, member: MongodProcess | None = None) -> Mongo:
         """Return a client of one member, by default the primary, with all rights."""
         return (member or self.primary()).connected(self._credentials)
 
@@ -287,11 +289,11 @@ class Members:
                 "password": self._password,
             }
 
-    def _status(self, member: Member) -> dict[str, Any]:
+    def _status(self, member: MongodProcess) -> dict[str, Any]:
         with self.mongo(member) as mongo:
             return mongo.admin.command("replSetGetStatus")
 
-    def _in_state(self, state: str) -> list[Member]:
+    def _in_state(self, state: str) -> list[MongodProcess]:
         return [member for member in self.members if member.hello(self._secured).get(state)]
 
     def _key_file(self) -> Path:
@@ -301,7 +303,7 @@ class Members:
         return path
 
 
-def certified(folder: Path) -> Path:
+def create_certificate(folder: Path) -> Path:
     """Make an authority, `ca.pem`, in a folder; return a server's certificate by it, and key."""
     authority, certificate = folder / "ca.pem", folder / "server.pem"
     new: list[str | Path] = [
@@ -320,7 +322,7 @@ def certified(folder: Path) -> Path:
     return certificate
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     """Return a free port, of those that the system gives to nobody who has not asked for it."""
     while True:
         port = random.randrange(20_000, 32_000)
@@ -328,7 +330,7 @@ def _free_port() -> int:
             return port
 
 
-def wait(ask: Callable[[], T], what: str, deadline: float | None = None) -> T:
+def wait_until(ask: Callable[[], T], what: str, deadline: float | None = None) -> T:
     """Ask until the answer is true, or the deadline in monotonic time is past; return it."""
     deadline = time.monotonic() + SECONDS_MAX if deadline is None else deadline
     while not (answer := ask()):

@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from tests.support.forked import sockets
+from tests.support.forked import list_sockets
 
 PIECE_BYTES = 65_536
 LOOKS = 5
@@ -22,7 +22,7 @@ HOST = "127.0.0.1"
 T = TypeVar("T")
 
 
-class Way(Enum):
+class ProxyMode(Enum):
     """What becomes of a connection, new or there already."""
 
     OPEN = "bytes pass"
@@ -30,7 +30,7 @@ class Way(Enum):
     STALLED = "accepted, and no byte passes; none is lost either"
 
 
-class Proxy:
+class TcpProxy:
     """Listens at `port` of 127.0.0.1, and passes what comes to `server_port` and back.
 
     The port stays the same, and nobody else's, until the end of the block; the server may move.
@@ -39,14 +39,14 @@ class Proxy:
 
     def __init__(self, server_port: int | None = None) -> None:
         self.server_port = server_port
-        self._way = Way.OPEN
+        self._way = ProxyMode.OPEN
         self._delay_seconds = 0.0
         self._to_break = 0
         self._kept_out: Collection[int] = ()
         self._unheard: Collection[int] = ()
         self._streams: dict[asyncio.Task[None], socket.socket] = {}
         # Bound and never listening: it keeps the port while nobody is to be let in.
-        self._holder = _bound(0)
+        self._holder = _bind_socket(0)
         self.port: int = self._holder.getsockname()[1]
         self._listener: socket.socket | None = None
         self._listening: asyncio.Task[None] | None = None
@@ -73,17 +73,17 @@ class Proxy:
 
     def cut(self) -> None:
         """Reset all connections and refuse new ones."""
-        self._set(Way.CUT)
+        self._set(ProxyMode.CUT)
 
     def stall(self) -> None:
         """Accept new connections and pass nothing, on any."""
-        self._set(Way.STALLED)
+        self._set(ProxyMode.STALLED)
 
     def heal(self) -> None:
         """Let everything pass at once, that which was stalled too, and everybody in."""
         self._delay_seconds, self._to_break = 0.0, 0
         self._kept_out = self._unheard = ()
-        self._set(Way.OPEN)
+        self._set(ProxyMode.OPEN)
 
     def delay(self, seconds: float) -> None:
         """Let each piece, in each direction, pass so much later."""
@@ -107,24 +107,24 @@ class Proxy:
         self._unheard = processes
         self._do(self._hold(processes))
 
-    def _set(self, way: Way) -> None:
+    def _set(self, way: ProxyMode) -> None:
         self._do(self._go(way))
 
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    async def _go(self, way: Way) -> None:
+    async def _go(self, way: ProxyMode) -> None:
         self._way = way
         for passing in self._gates.values():
-            if way is Way.OPEN:
+            if way is ProxyMode.OPEN:
                 passing.set()
             else:
                 passing.clear()
-        if way is Way.CUT:
+        if way is ProxyMode.CUT:
             await self._close_listener()
             await self._reset()
         elif self._listening is None:
-            self._listener = _bound(self.port)
+            self._listener = _bind_socket(self.port)
             self._listener.listen(1024)
             self._listening = self._loop.create_task(self._listen(self._listener))
 
@@ -147,7 +147,7 @@ class Proxy:
         if self._is_of(client, self._kept_out):
             return
         passing = self._gates[client] = asyncio.Event()
-        if self._way is Way.OPEN and not self._is_of(client, self._unheard):
+        if self._way is ProxyMode.OPEN and not self._is_of(client, self._unheard):
             passing.set()
         with socket.socket() as server:
             server.setblocking(False)
@@ -191,8 +191,8 @@ class Proxy:
         with contextlib.suppress(OSError):
             ends = client.getpeername()[1], self.port
             # The system's table may lack a row that is there, while others come and go.
-            found = next(filter(None, (_socket_between(*ends) for _ in range(LOOKS))), None)
-            return any(found in sockets(process).values() for process in processes)
+            found = next(filter(None, (_find_socket(*ends) for _ in range(LOOKS))), None)
+            return any(found in list_sockets(process).values() for process in processes)
         return False
 
     async def _hold(self, processes: Collection[int]) -> None:
@@ -218,7 +218,7 @@ class Proxy:
         await self._reset()
 
 
-def _socket_between(port: int, other: int) -> str | None:
+def _find_socket(port: int, other: int) -> str | None:
     """Return the system's name of the socket at a local port that leads to another one."""
     ends = f":{port:04X}", f":{other:04X}"
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
@@ -228,7 +228,7 @@ def _socket_between(port: int, other: int) -> str | None:
     return None
 
 
-def _bound(port: int) -> socket.socket:
+def _bind_socket(port: int) -> socket.socket:
     found = socket.socket()
     found.setblocking(False)
     # Of two sockets with this option, at one port, the one that listens gets all connections.

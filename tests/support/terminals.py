@@ -18,7 +18,7 @@ import pytest
 from tests.support.hostile import ANSI
 
 
-class Shown(NamedTuple):
+class TerminalOutput(NamedTuple):
     """How the command ended, and what a terminal got of it: the bytes, as text."""
 
     code: int
@@ -34,7 +34,7 @@ class Shown(NamedTuple):
 
 
 @contextlib.contextmanager
-def _terminal(columns: int) -> Generator[tuple[int, list[bytes]]]:
+def _open_terminal(columns: int) -> Generator[tuple[int, list[bytes]]]:
     """Give a terminal to write to, and what it has got, which is all there after the block."""
     reading, writing = os.openpty()
     fcntl.ioctl(writing, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
@@ -57,11 +57,11 @@ def _terminal(columns: int) -> Generator[tuple[int, list[bytes]]]:
         os.close(reading)
 
 
-def run_on_terminal(*arguments: str, columns: int, **variables: str) -> Shown:
+def run_on_terminal(*arguments: str, columns: int, **variables: str) -> TerminalOutput:
     """Run the command in a process of its own, on a terminal of so many columns."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm"}
     environment.pop("COLUMNS", None)
-    with _terminal(columns) as (writing, got):
+    with _open_terminal(columns) as (writing, got):
         code = subprocess.run(
             [sys.executable, "-m", "flagkit.cli", *arguments],
             stdin=writing,
@@ -71,7 +71,7 @@ def run_on_terminal(*arguments: str, columns: int, **variables: str) -> Shown:
             timeout=60,
             env=environment | variables,
         ).returncode
-    return Shown(code, b"".join(got).decode())
+    return TerminalOutput(code, b"".join(got).decode())
 
 
 def show_on_terminal(
@@ -80,22 +80,22 @@ def show_on_terminal(
     columns: int,
     variables: Mapping[str, str],
     monkeypatch: pytest.MonkeyPatch,
-) -> Shown:
+) -> TerminalOutput:
     """Run a command in this process, with a terminal as standard output and error."""
-    with _terminal(columns) as (writing, got), monkeypatch.context() as patch:
+    with _open_terminal(columns) as (writing, got), monkeypatch.context() as patch:
         for name, value in {**variables, "TERM": "xterm", "COLUMNS": str(columns)}.items():
             patch.setenv(name, value)
-        with _streams(writing) as stream:
+        with _open_streams(writing) as stream:
             patch.setattr(sys, "stdout", stream)
             patch.setattr(sys, "stderr", stream)
             with pytest.raises(SystemExit) as ended:
                 command.main(arguments, prog_name="flagkit")
     code = ended.value.code
     assert isinstance(code, int)
-    return Shown(code, b"".join(got).decode())
+    return TerminalOutput(code, b"".join(got).decode())
 
 
 @contextlib.contextmanager
-def _streams(writing: int) -> Iterator[TextIO]:
+def _open_streams(writing: int) -> Iterator[TextIO]:
     with os.fdopen(os.dup(writing), "w", encoding="utf-8") as stream:
         yield stream

@@ -6,7 +6,7 @@ from pymongo.client_session import ClientSession
 
 import flagkit
 from flagkit import Client, CountingClient, Counts, Evaluation, Subscription
-from flagkit.history import Replayed, client_at, digest_of, replay
+from flagkit.history import ReplayResult, client_at, digest_of, replay
 from flagkit.testing import client_from
 from flagkit.writer import Commit, PendingChange, Writer
 
@@ -29,7 +29,7 @@ assert_type(client.on_change("a", lambda change: change.version_after), Subscrip
 assert_type(client_at(at=17), Client)
 assert_type(digest_of(client, client.evaluate("a", "user", default=1), "user"), str)
 assert_type(replay(None, "fk1.", "user").evaluation, Evaluation[Any])
-assert_type(replay("mongodb://localhost", "fk1.", {"targeting_key": "user"}), Replayed)
+assert_type(replay("mongodb://localhost", "fk1.", {"targeting_key": "user"}), ReplayResult)
 assert_type(flagkit.is_enabled("a", "user"), bool)
 assert_type(flagkit.value("a", default="x"), str)
 assert_type(flagkit.configure("mongodb://localhost", environment="production"), Client)

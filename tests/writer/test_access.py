@@ -14,7 +14,7 @@ from pymongo.database import Database
 
 from flagkit._core.model import Flag, decode, encode
 from flagkit._core.model.access import ROLES, Grant, Role
-from flagkit._core.model.changes import Change, PolicyChange, Tip, state_of
+from flagkit._core.model.changes import Change, PolicyChange, Tip, build_state
 from flagkit._core.model.values import is_same
 from flagkit.client.client import Client
 from flagkit.errors import (
@@ -35,9 +35,9 @@ from flagkit.writer import (
     verify,
     write_checkpoint,
 )
-from flagkit.writer.access import MAY, Action, action_of
-from flagkit.writer.ledger import differences
-from tests.soak.fuzzing import SEGMENTS, PolicyDraw
+from flagkit.writer.access import ROLES_BY_ACTION, AccessAction, classify_change
+from flagkit.writer.ledger import format_differences
+from tests.soak.fuzzing import SEGMENTS, PolicyGenerator
 from tests.writer.test_writer import flag
 
 pytestmark = pytest.mark.mongo
@@ -55,12 +55,12 @@ def not_equal(constant: object) -> dict[str, Any]:
 
 
 def break_glass(draft: Draft, key: str) -> None:
-    draft.break_glass("in a hurry")
+    draft.bypass_guards("in a hurry")
     draft.update(flag(key, owner="ada"))
 
 
 # Each flag and segment that it names is there once in each namespace.
-ASKED: dict[str, tuple[Action, Ask]] = {
+ASKED: dict[str, tuple[AccessAction, Ask]] = {
     "create a paused flag that serves nothing": (
         "edit",
         lambda d, ns: d.create(without_off(f"{ns}.new", state="paused")),
@@ -237,7 +237,9 @@ def test_a_role_allows_what_its_row_says_in_its_environment_and_namespace_alone(
             for namespace in NAMESPACES:
                 within = f"{namespace}.{role}"
                 expected = (
-                    role in MAY[action] and environment == "production" and namespace == "shop"
+                    role in ROLES_BY_ACTION[action]
+                    and environment == "production"
+                    and namespace == "shop"
                 )
                 allowed = is_allowed(writer, ask, within)
                 assert allowed == expected, (role, environment, namespace)
@@ -247,21 +249,26 @@ def test_a_role_allows_what_its_row_says_in_its_environment_and_namespace_alone(
 
 
 def test_every_role_can_do_all_that_a_lesser_one_can() -> None:
-    assert [sum(role in roles for roles in MAY.values()) for role in ROLES] == [0, 2, 4, 5]
-    assert {action for action, _ in ASKED.values()} == MAY.keys()
+    assert [sum(role in roles for roles in ROLES_BY_ACTION.values()) for role in ROLES] == [
+        0,
+        2,
+        4,
+        5,
+    ]
+    assert {action for action, _ in ASKED.values()} == ROLES_BY_ACTION.keys()
 
 
 def test_an_environment_without_grants_is_open(writer: Writer, acting: Acting) -> None:
     acting("anybody").create(flag())
     assert grants(writer.store) == ()
-    assert "@access" not in writer.store.tip().digests
+    assert "@access" not in writer.store.read_tip().digests
 
 
 def test_the_first_grants_leave_an_admin_of_everything(writer: Writer) -> None:
     for namespaces in (["shop."], ["shop.", "pay."]):
         with pytest.raises(InvalidDocumentError, match="no admin of the whole environment"):
             ask_all(writer, grant("ada", "editor"), grant("ada", "admin", namespaces))
-    assert writer.store.tip().revision == 0
+    assert writer.store.read_tip().revision == 0
     granted(writer, ada=("editor", []))
     assert grants(writer.store) == (Grant("ada", "editor"), Grant("tester", "admin"))
 
@@ -290,7 +297,7 @@ def test_a_role_is_granted_anew_in_the_place_of_the_old_grant(writer: Writer) ->
 def test_a_denial_says_who_would_be_allowed_and_is_logged(writer: Writer, acting: Acting) -> None:
     writer.create(flag("shop.search", fallthrough={"rollout": 5}))
     granted(writer, ada=("editor", ["shop."]))
-    before = writer.store.tip()
+    before = writer.store.read_tip()
     with pytest.raises(
         AccessDeniedError,
         match=r"^'ada' may not release shop.search in production: "
@@ -300,7 +307,7 @@ def test_a_denial_says_who_would_be_allowed_and_is_logged(writer: Writer, acting
     error = caught.value
     assert (error.actor, error.action, error.key) == ("ada", "release", "shop.search")
     assert error.roles == ("releaser", "admin")
-    assert writer.store.tip() == before
+    assert writer.store.read_tip() == before
     (denial,) = denials(writer.store)
     assert (denial.actor, denial.action, denial.key) == ("ada", "release", "shop.search")
     assert denial.reason == "launch"
@@ -404,7 +411,7 @@ def test_who_was_revoked_still_hears_of_what_was_done(writer: Writer, acting: Ac
     with writer.change() as change:
         change.revoke("ada")
     assert acting("ada").create(flag(), idempotency_key="deploy-7") == first
-    assert writer.store.tip().revision == 3
+    assert writer.store.read_tip().revision == 3
 
 
 def test_grants_are_in_the_ledger_and_can_be_rolled_back(writer: Writer, acting: Acting) -> None:
@@ -571,14 +578,16 @@ def test_whatever_changes_an_answer_is_a_release_and_has_a_line() -> None:
     chance = random.Random(20_261_129)
     judged = Counter[str]()
     for _ in range(PROPERTY_ROUNDS):
-        policies = PolicyDraw(chance)
+        policies = PolicyGenerator(chance)
         before, after = drawn_edit(policies)
         if before is None or after is None:
             continue
-        sides = [state_of(found.key, found.region, 1, encode(found)) for found in (before, after)]
+        sides = [
+            build_state(found.key, found.region, 1, encode(found)) for found in (before, after)
+        ]
         change = PolicyChange(*sides)
-        action = action_of(change)
-        told = [line.partition(": ")[2] for line in differences(change)]
+        action = classify_change(change)
+        told = [line.partition(": ")[2] for line in format_differences(change)]
         if sides[0].packed != sides[1].packed:
             assert told, "every change has a line"
         clients = [client_from([side.policy], SEGMENT_DOCUMENTS, now=NOON) for side in sides]
@@ -604,7 +613,7 @@ TWINS: Mapping[object, tuple[object, ...]] = {1: (True, 1.0), 0: (False, 0.0)}
 """Values that Python takes for equal, and MongoDB does not."""
 
 
-def drawn_edit(policies: PolicyDraw) -> tuple[Flag | None, Flag | None]:
+def drawn_edit(policies: PolicyGenerator) -> tuple[Flag | None, Flag | None]:
     """Return a flag, and the same after an edit somewhere in its document; None if not valid."""
     chance = policies.chance
     document = policies.good(0) | {"prerequisites": []}

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymongo import MongoClient
 
-from flagkit._core.model.access import checked_actor
+from flagkit._core.model.access import check_actor
 from flagkit._core.storage.layout import INDEXES
 from flagkit.errors import InvalidDocumentError
 from flagkit.writer import Import, Writer, grants, verify
-from tests.support.cli_runner import Command
+from tests.support.cli_runner import CommandRunner
 from tests.writer.test_writer import flag
 
 pytestmark = pytest.mark.every_python
@@ -59,13 +59,13 @@ TAKEN = (
 
 @pytest.mark.parametrize("name", TAKEN)
 def test_names_are_taken_as_they_are(name: str) -> None:
-    assert checked_actor(name) == name
+    assert check_actor(name) == name
 
 
 @given(st.text(max_size=210))
 def test_a_name_is_taken_if_people_can_tell_it_from_all_others(name: str) -> None:
     try:
-        checked_actor(name)
+        check_actor(name)
     except InvalidDocumentError:
         return
     assert name == name.strip() == unicodedata.normalize("NFC", name)
@@ -82,7 +82,7 @@ def test_no_writer_acts_by_a_name_that_is_none(case: str) -> None:
 
 def test_an_error_does_not_repeat_all_of_a_long_name() -> None:
     with pytest.raises(InvalidDocumentError) as caught:
-        checked_actor("a" * 10_000_000)
+        check_actor("a" * 10_000_000)
     assert len(str(caught.value)) < 200
 
 
@@ -166,7 +166,7 @@ def test_no_call_takes_a_name_that_is_none(call: str, writer: Writer, mongo_uri:
 def test_none_is_the_writers_own_name(writer: Writer) -> None:
     writer.create(flag(), actor=None)
     assert writer.actor == "tester"
-    found = writer.store.requests([change.request for change in writer.store.changes()])
+    found = writer.store.read_requests([change.request for change in writer.store.iter_changes()])
     assert [request["actor"] for request in found.values()] == ["tester"]
 
 
@@ -214,10 +214,10 @@ def test_no_command_takes_a_name_that_is_none(
     asked: tuple[str, ...], writer: Writer, mongo_uri: str, database: str
 ) -> None:
     writer.create(flag())
-    command = Command(mongo_uri, database)
+    command = CommandRunner(mongo_uri, database)
     for name in (" ", "ada ", "ada\x1b", "a" * 201):
         assert "actor" in command.ask(*asked, FLAGKIT_ACTOR=name).stderr
         assert "actor" in command.ask(*asked, "--actor", name).stderr
     assert "actor" in command.ask(*asked, "--actor", "").stderr
     assert "actor" in command.ask("access", "grant", "", "admin").stderr
-    assert writer.store.tip().revision == 1
+    assert writer.store.read_tip().revision == 1

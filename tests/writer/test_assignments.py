@@ -13,7 +13,7 @@ from flagkit._core.model import Flag, decode, encode
 from flagkit._core.model.rollouts import BUCKETS
 from flagkit.errors import InvalidDocumentError
 from flagkit.testing import client_from
-from flagkit.writer.assignments import Lead, Moved, meetings, moves
+from flagkit.writer.assignments import KeyMove, RolloutCarryOver, iter_moves, iter_rule_pairs
 
 NOW = datetime(2026, 12, 1, 12, tzinfo=UTC)
 VARIANTS = {"a": "red", "b": "blue", "control": "grey"}
@@ -37,7 +37,7 @@ def ramp(**more: Any) -> dict[str, Any]:
 
 
 def led(before: dict[str, Any], after: dict[str, Any], *, reassign: bool = False) -> Flag:
-    return Lead(decode(before), decode(after), NOW.timestamp(), reassign).flag()
+    return RolloutCarryOver(decode(before), decode(after), NOW.timestamp(), reassign).carry_over()
 
 
 def intervals(found: Flag) -> list[Any]:
@@ -233,18 +233,18 @@ def test_places_meet_only_where_a_context_can_come_from_one_to_the_other() -> No
 
 
 def pairs(before: dict[str, Any], after: dict[str, Any]) -> set[tuple[str | None, str | None]]:
-    found = meetings(decode(before), decode(after))
+    found = iter_rule_pairs(decode(before), decode(after))
     return {(met.old.name, met.new.name) for met in found}
 
 
 def test_moves_of_one_split_add_up_to_all_buckets() -> None:
     old, new = decode(flag(split(intervals=HISTORY))), decode(flag(split()))
-    found = [*moves(old.fallthrough, new.fallthrough, NOW.timestamp())]
+    found = [*iter_moves(old.fallthrough, new.fallthrough, NOW.timestamp())]
     assert found == [
-        Moved(20_000, "a", "a"),
-        Moved(30_000, "b", "a"),
-        Moved(20_000, "b", "b"),
-        Moved(30_000, "a", "b"),
+        KeyMove(20_000, "a", "a"),
+        KeyMove(30_000, "b", "a"),
+        KeyMove(20_000, "b", "b"),
+        KeyMove(30_000, "a", "b"),
     ]
     assert sum(moved.share for moved in found) == BUCKETS
 
@@ -327,7 +327,7 @@ def test_no_key_passes_between_treated_variants_in_any_edit() -> None:
         before = led(document, edits.document(), reassign=True)
         edited = decode(edits.edited(written(before)))
         try:
-            after = Lead(before, edited, NOW.timestamp(), reassign=False).flag()
+            after = RolloutCarryOver(before, edited, NOW.timestamp(), reassign=False).carry_over()
         except InvalidDocumentError:
             told["refused"] += 1
             continue

@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 
 from flagkit.errors import InvalidDocumentError
 from flagkit.writer import Draft
-from flagkit.writer.bulk_import import Put
+from flagkit.writer.bulk_import import UpsertFlag
 from flagkit.writer.operations import (
-    READABLE,
+    READABLE_OPERATIONS,
     Edit,
     Operation,
     Prune,
     Reinstate,
     check_readable,
-    digest_of,
-    documents_of,
-    operations_of,
-    policies_of,
+    decode_operations,
+    encode_operations,
+    hash_content,
+    list_policies,
 )
 from tests.writer.test_writer import flag
 
@@ -113,10 +113,10 @@ def test_what_is_recorded_is_read_back_as_it_was(data: st.DataObject) -> None:
     for name in data.draw(st.lists(st.sampled_from([*ASKED]), min_size=1, max_size=4)):
         ASKED[name](draft, data.draw)
     check_readable(draft.operations)
-    recorded = documents_of(draft.operations)
+    recorded = encode_operations(draft.operations)
     read = through_the_database(recorded)
-    assert operations_of(read) == draft.operations
-    assert digest_of(read) == digest_of(recorded)
+    assert decode_operations(read) == draft.operations
+    assert hash_content(read) == hash_content(recorded)
 
 
 def test_every_operation_is_read_back_but_for_edits() -> None:
@@ -124,7 +124,13 @@ def test_every_operation_is_read_back_but_for_edits() -> None:
         return {kind}.union(*map(below, kind.__subclasses__()))
 
     # What can neither wait nor be proposed needs no reading back.
-    assert {*READABLE} == below(Operation) - {Operation, Edit, Reinstate, Prune, Put}
+    assert {*READABLE_OPERATIONS} == below(Operation) - {
+        Operation,
+        Edit,
+        Reinstate,
+        Prune,
+        UpsertFlag,
+    }
 
 
 def test_an_edit_is_refused_where_it_must_be_read_back() -> None:
@@ -132,10 +138,10 @@ def test_an_edit_is_refused_where_it_must_be_read_back() -> None:
     draft.edit("shop.search", lambda document: document)
     with pytest.raises(InvalidDocumentError, match="update it with expected_version"):
         check_readable(draft.operations)
-    (recorded,) = documents_of(draft.operations)
+    (recorded,) = encode_operations(draft.operations)
     assert "<lambda>" in recorded["function"]
     with pytest.raises(InvalidDocumentError, match="cannot be read back"):
-        operations_of([recorded])
+        decode_operations([recorded])
 
 
 @pytest.mark.parametrize("weight", [Decimal(10), "10"])
@@ -152,9 +158,9 @@ def test_what_would_be_read_back_as_something_else_is_refused(weight: Any) -> No
 def test_what_was_altered_is_not_taken_for_an_operation(altered: dict[str, Any]) -> None:
     draft = Draft("production")
     draft.pause("shop.search")
-    (recorded,) = documents_of(draft.operations)
+    (recorded,) = encode_operations(draft.operations)
     with pytest.raises(InvalidDocumentError, match="cannot be read back"):
-        operations_of([recorded | altered])
+        decode_operations([recorded | altered])
 
 
 def test_what_operations_are_on() -> None:
@@ -162,6 +168,6 @@ def test_what_operations_are_on() -> None:
     draft.pause("shop.search")
     draft.resume("shop.search")
     draft.delete_segment("staff")
-    assert policies_of(draft.operations) == [("*", "shop.search"), ("@segments", "staff")]
+    assert list_policies(draft.operations) == [("*", "shop.search"), ("@segments", "staff")]
     draft.rollback_all(to=1)
-    assert policies_of(draft.operations) is None
+    assert list_policies(draft.operations) is None

@@ -10,7 +10,7 @@ from pymongo.database import Database
 
 from flagkit._core.model.changes import SEGMENTS, PolicyState
 from flagkit._core.storage import pages
-from flagkit.cli.output import segment_document
+from flagkit.cli.output import build_segment_document
 from flagkit.errors import (
     AccessDeniedError,
     BrokenReferenceError,
@@ -20,9 +20,9 @@ from flagkit.errors import (
 )
 from flagkit.writer import (
     Import,
-    Imported,
+    ImportProgress,
+    ImportResult,
     LargestStep,
-    Step,
     Writer,
     bulk_import,
     entries,
@@ -63,20 +63,20 @@ def needing(key: str, *needed: str) -> Document:
 
 
 def segment_state(writer: Writer, key: str) -> PolicyState:
-    with writer.store.reading() as reading:
-        return reading.segments([key])[SEGMENTS, key]
+    with writer.store.open_reader() as reading:
+        return reading.find_segments([key])[SEGMENTS, key]
 
 
 def policies(writer: Writer) -> dict[Any, bytes]:
-    with writer.store.reading() as reading:
-        return {identity: state.packed for identity, state in reading.all().items()}
+    with writer.store.open_reader() as reading:
+        return {identity: state.packed for identity, state in reading.read_all().items()}
 
 
 def test_flags_are_created_in_batches_each_of_them_a_revision(writer: Writer) -> None:
-    steps: list[Step] = []
+    steps: list[ImportProgress] = []
     found = wanted(*(flag(f"a.f{i}") for i in range(10)))
     made = found.run(writer, reason="moved here", actor="ada@example.com", progress=steps.append)
-    assert made == Imported(created=10, updated=0, unchanged=0, revisions=(1, 2, 3))
+    assert made == ImportResult(created=10, updated=0, unchanged=0, revisions=(1, 2, 3))
     assert [(step.done, step.total) for step in steps] == [(4, 10), (8, 10), (10, 10)]
     told = [(entry.actor, entry.reason, entry.actions) for entry in entries(writer.store)]
     assert told[0] == ("ada@example.com", "moved here", ("import 4 flags, batch 1 of 3",))
@@ -87,10 +87,10 @@ def test_flags_are_created_in_batches_each_of_them_a_revision(writer: Writer) ->
 def test_an_import_for_another_environment_is_refused(writer: Writer) -> None:
     found = Import("staging")
     found.add(flag(environment="staging"))
-    for ask in (found.look, found.run):
+    for ask in (found.preview, found.run):
         with pytest.raises(ConfigurationError, match="is for 'staging'"):
             ask(writer)
-    assert writer.store.tip().revision == 0
+    assert writer.store.read_tip().revision == 0
 
 
 def test_what_is_as_asked_for_is_left_alone(writer: Writer) -> None:
@@ -99,10 +99,10 @@ def test_what_is_as_asked_for_is_left_alone(writer: Writer) -> None:
         segments=({"key": "staff", "included": ["ada", "bob"]},),
     )
     assert found.run(writer).changed == 6
-    assert found.run(writer) == Imported(created=0, updated=0, unchanged=6)
+    assert found.run(writer) == ImportResult(created=0, updated=0, unchanged=6)
     writer.edit("a.f3", lambda document: {**document, "owner": "shop"})
-    looked = found.look(writer)
-    assert looked == Imported(
+    looked = found.preview(writer)
+    assert looked == ImportResult(
         created=0, updated=1, unchanged=5, differences=("a.f3: owner removed: shop",)
     )
     made = found.run(writer)
@@ -123,15 +123,15 @@ def test_segments_are_compared_by_their_keys_and_keep_their_seed(writer: Writer)
     held = policies(writer)
     other_order = listed | {"included": ["7", "ada", "ada"], "excluded": listed["excluded"][::-1]}
     for same in (found, wanted(segments=(other_order, keyless))):
-        assert same.run(writer) == Imported(created=0, updated=0, unchanged=2)
-    exported = tuple(segment_document(segment_state(writer, key)) for key in ("staff", "all"))
+        assert same.run(writer) == ImportResult(created=0, updated=0, unchanged=2)
+    exported = tuple(build_segment_document(segment_state(writer, key)) for key in ("staff", "all"))
     assert "seed" in exported[0]
     assert wanted(segments=exported).run(writer).unchanged == 2
     assert policies(writer) == held
     assert wanted(segments=(listed | {"owner": "shop"}, keyless)).run(writer).updated == 1
-    assert segment_document(segment_state(writer, "staff")) == exported[0] | {"owner": "shop"}
+    assert build_segment_document(segment_state(writer, "staff")) == exported[0] | {"owner": "shop"}
     assert wanted(segments=(listed | {"included": ["ada"]}, keyless)).run(writer).updated == 1
-    assert segment_document(segment_state(writer, "staff"))["seed"] != exported[0]["seed"]
+    assert build_segment_document(segment_state(writer, "staff"))["seed"] != exported[0]["seed"]
     assert verify(writer.store) == []
 
 
@@ -139,11 +139,11 @@ def test_an_import_hashes_lists_anew_that_were_hashed_with_the_public_seed(write
     listed = {"key": "staff", "included": ["ada"]}
     create_as_earlier(writer, listed)
     create_as_earlier(writer, {"key": "all", "when": {}})
-    legacy = segment_document(segment_state(writer, "staff"))
-    assert wanted(segments=(legacy,)).look(writer).unchanged == 1
+    legacy = build_segment_document(segment_state(writer, "staff"))
+    assert wanted(segments=(legacy,)).preview(writer).unchanged == 1
     found = wanted(segments=(listed, {"key": "all", "when": {}}))
-    assert found.run(writer) == Imported(created=0, updated=1, unchanged=1, revisions=(3,))
-    assert "seed" in segment_document(segment_state(writer, "staff"))
+    assert found.run(writer) == ImportResult(created=0, updated=1, unchanged=1, revisions=(3,))
+    assert "seed" in build_segment_document(segment_state(writer, "staff"))
     assert found.run(writer).unchanged == 2
 
 
@@ -154,7 +154,7 @@ def test_updates_lead_rollouts_on_and_leave_pauses_as_they_are(writer: Writer) -
     writer.set_rollout("a.split", 30)
     writer.pause("a.split")
     found = wanted(flag("a.split", fallthrough={"rollout": {"weights": {"on": 30, "off": 70}}}))
-    assert found.run(writer) == Imported(created=0, updated=0, unchanged=1)
+    assert found.run(writer) == ImportResult(created=0, updated=0, unchanged=1)
     wanted(flag("a.split", fallthrough=split, owner="shop")).run(writer)
     after = policy(writer, "a.split")
     assert after["state"] == "paused"
@@ -228,7 +228,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     found = wanted(*(flag(f"c.f{i}") for i in range(5)), *documents)
     with pytest.raises(InvalidDocumentError, match=problem):
         found.run(writer)
-    assert writer.store.tip().revision == 3
+    assert writer.store.read_tip().revision == 3
     assert direct.audit.count_documents({}) == before
 
 
@@ -284,7 +284,7 @@ def test_what_others_changed_since_it_was_prepared_is_stored_as_it_comes_to_be(
 ) -> None:
     monkeypatch.setattr(pages, "UNPAGED_POLICIES_MAX", 3)
 
-    def change_others(step: Step) -> None:
+    def change_others(step: ImportProgress) -> None:
         if step.done == 4:
             # By now the second batch is prepared, or about to be.
             with Writer(mongo_uri, "production", actor="eve", database=database) as other:
@@ -403,7 +403,7 @@ def test_all_is_checked_before_the_first_batch_and_in_a_dry_run(
     found = wanted(*AT_ONCE, document, segments=segments)
     names = direct.list_collection_names()
     before = {name: [*direct[name].find()] for name in names}
-    for ask in (found.look, found.run):
+    for ask in (found.preview, found.run):
         with pytest.raises(kind, match=problem):
             ask(limited)
     assert {name: [*direct[name].find()] for name in names} == before
@@ -419,10 +419,10 @@ def test_an_import_draws_no_keys_again_unless_that_is_meant(writer: Writer) -> N
     writer.create(document)
     drawn = {**document, "fallthrough": {"rollout": {"weights": weights, "salt": "wave"}}}
     found = wanted(*AT_ONCE, drawn)
-    for ask in (found.look, found.run):
+    for ask in (found.preview, found.run):
         with pytest.raises(InvalidDocumentError, match="draws the keys again: 50 %"):
             ask(writer)
-    assert writer.store.tip().revision == 1
+    assert writer.store.read_tip().revision == 1
     meant = Import("production", reassign=True)
     meant.add(drawn)
     assert meant.run(writer).updated == 1
@@ -430,7 +430,7 @@ def test_an_import_draws_no_keys_again_unless_that_is_meant(writer: Writer) -> N
 
 def test_a_dry_run_shows_the_first_differences(writer: Writer) -> None:
     writer.create(flag("a.live", fallthrough={"rollout": 1}))
-    looked = wanted(flag("a.live"), flag("a.new")).look(writer)
+    looked = wanted(flag("a.live"), flag("a.new")).preview(writer)
     assert looked.differences == (
         "a.live: fallthrough: on 1 %, off 99 % -> serves on",
         "a.new: created",
@@ -441,6 +441,6 @@ def test_a_dry_run_shows_the_first_differences(writer: Writer) -> None:
 def test_batches_of_other_segments_are_other_requests(writer: Writer) -> None:
     first = wanted(segments=({"key": "staff", "included": ["ada"]},))
     second = wanted(segments=({"key": "staff", "included": ["bob"]},))
-    keys = [found._planned(writer, "", None).origin for found in (first, second, first)]
+    keys = [found._plan(writer, "", None).digest for found in (first, second, first)]
     assert keys[0] != keys[1]
     assert keys[0] == keys[2]

@@ -31,8 +31,9 @@ def within(segment: str) -> list[dict[str, Any]]:
 def shop(writer: Writer) -> Writer:
     """Return a writer of flags that depend on each other, and on segments.
 
-    a.top depends on a.mid, and that on a.low, which has a rule on `deep`; a.top has one on `staff`.
-    In eu there is another a.mid, which depends on a.eu; and in us an a.top that depends on nothing.
+    a.top depends on a.mid, and that on a.low, which has a rule on `build_nested`; a.top has one on
+    `staff`. In eu there is another a.mid, which depends on a.eu; and in us an a.top that depends on
+    nothing.
     """
     for segment in ("staff", "deep", "later", "other"):
         writer.create_segment({"key": segment, "included": ["ada"]})
@@ -221,13 +222,13 @@ def test_nothing_moves_between_the_look_and_the_commit(
 
 
 def test_a_proposal_of_an_earlier_version_has_no_dependencies(shop: Writer) -> None:
-    from flagkit.writer.approvals import proposal_digest  # noqa: PLC0415 - of this test alone
+    from flagkit.writer.approvals import hash_proposal  # noqa: PLC0415 - of this test alone
 
     proposal = proposed(shop, off())
     collection = shop.store._database.proposals
     (made,) = collection.find({"_id.proposal": proposal})
     del made["depends"]
-    made["digest"] = proposal_digest("ada", made)
+    made["digest"] = hash_proposal("ada", made)
     collection.delete_one({"_id": made["_id"]})
     collection.insert_one(made)
     shop.approve(proposal, actor="bob")
@@ -272,7 +273,7 @@ def test_a_proposal_is_void_if_and_only_if_an_answer_depends_on_what_moved(
         for place in REGIONS
         if place == "*" or (key, place) in drawn
     }
-    name = f"x{writer.store.tip().revision}"
+    name = f"x{writer.store.read_tip().revision}"
     for (key, place), needed in sorted(flags.items(), reverse=True):
         prerequisites = on(*(f"{name}.{other}" for other in needed))
         document = flag(f"{name}.{key}", region=place, prerequisites=prerequisites)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from flagkit._core.model import EVERYWHERE, decode, encode
-from flagkit._core.model.changes import SEGMENTS, PolicyChange, PolicyState, state_of
+from flagkit._core.model.changes import SEGMENTS, PolicyChange, PolicyState, build_state
 from flagkit._core.model.segments import decode_segment, encode_segment
-from flagkit.writer.ledger import differences
+from flagkit.writer.ledger import format_differences
 
 KEY = "shop.search"
 RULE = {"name": "dach", "when": {"country": "DE"}, "rollout": 10}
@@ -30,12 +30,12 @@ def flag(**more: Any) -> PolicyState:
     variants = {"on": True, "off": False}
     document = {"key": KEY, "variants": variants, "off": "off", "fallthrough": {"serve": "on"}}
     made = decode(document | more)
-    return state_of(KEY, made.region, 1, encode(made))
+    return build_state(KEY, made.region, 1, encode(made))
 
 
 def segment(*included: str, **more: Any) -> PolicyState:
     made = decode_segment({"key": "staff", "included": [*included], **more}).segment
-    return state_of("staff", SEGMENTS, 1, encode_segment(made))
+    return build_state("staff", SEGMENTS, 1, encode_segment(made))
 
 
 def rollout(percent: float, **more: Any) -> Mapping[str, Any]:
@@ -201,4 +201,6 @@ def test_a_change_is_told_in_lines(name: str) -> None:
     before, after, lines = CASES[name]
     region, key = PolicyChange(before, after).id
     subject = {EVERYWHERE: key, SEGMENTS: f"segment {key}"}.get(region, f"{key} in {region}")
-    assert differences(PolicyChange(before, after)) == tuple(f"{subject}: {line}" for line in lines)
+    assert format_differences(PolicyChange(before, after)) == tuple(
+        f"{subject}: {line}" for line in lines
+    )

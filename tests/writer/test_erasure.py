@@ -19,8 +19,8 @@ from flagkit.errors import (
     VersionConflictError,
     WriteError,
 )
-from flagkit.writer import Commit, Erasure, Writer, denials, entries, erase, verify
-from flagkit.writer.operations import request_digest
+from flagkit.writer import Commit, Erasure, Writer, denials, entries, erase_actor, verify
+from flagkit.writer.operations import hash_request
 from tests.writer.test_writer import flag
 
 pytestmark = pytest.mark.mongo
@@ -40,7 +40,7 @@ def history(writer: Writer) -> Writer:
     """Revisions 1 to 7, of which ada made 1, 2 and 4, and was granted a role in 6."""
     writer.create(flag("a.one"), actor=ADA, reason=WORDS, idempotency_key="first")
     with writer.change(actor=ADA, reason=WORDS) as change:
-        change.break_glass(WORDS)
+        change.bypass_guards(WORDS)
         change.pause("a.one")
     writer.create_segment({"key": "staff", "included": [ADA, "bob"], "excluded": ["eve"]})
     writer.change_members("staff", include=["dana"], remove=[ADA], actor=ADA, reason=WORDS)
@@ -55,7 +55,7 @@ def history(writer: Writer) -> Writer:
 
 
 def erased(writer: Writer, mongo_uri: str, *, dry_run: bool = False) -> Erasure:
-    return erase(ADA, uri=mongo_uri, database=writer.store._database.name, dry_run=dry_run)
+    return erase_actor(ADA, uri=mongo_uri, database=writer.store._database.name, dry_run=dry_run)
 
 
 def revoked(writer: Writer) -> Writer:
@@ -101,7 +101,7 @@ def test_the_same_person_has_the_same_name_and_another_another(
     history.archive("a.one", actor="tester", reason="of mine")
     assert erased(history, mongo_uri).documents == {"audit": 0, "proposals": 0, "denials": 0}
     assert erased(history, mongo_uri).name == first.name
-    other = erase("bob@example.com", uri=mongo_uri, database=database)
+    other = erase_actor("bob@example.com", uri=mongo_uri, database=database)
     assert other.name != first.name
 
 
@@ -138,15 +138,15 @@ def test_no_digest_is_left_that_would_confirm_a_name_in_a_list(
 def test_a_request_that_is_sent_again_is_not_done_again(
     history: Writer, mongo_uri: str, direct: Database[dict[str, Any]]
 ) -> None:
-    revision = revoked(history).store.tip().revision
+    revision = revoked(history).store.read_tip().revision
     erased(history, mongo_uri)
     with history.preview(actor=ADA, reason=WORDS, idempotency_key="first") as change:
         change.create(flag("a.one"))
     assert change.preview is not None
-    assert change.preview.done == 1
+    assert change.preview.committed_as == 1
     commit = history.create(flag("a.one"), actor=ADA, reason=WORDS, idempotency_key="first")
     assert commit.revision == 1
-    assert history.store.tip().revision == revision
+    assert history.store.read_tip().revision == revision
     assert ADA not in str([*direct.audit.find()])
 
 
@@ -155,12 +155,12 @@ def test_a_request_that_was_never_done_is_not_done_after_it_was_erased(
 ) -> None:
     # A writer that died between its request and its commit.
     asked: dict[str, Any] = {"actor": ADA, "reason": WORDS, "operations": []}
-    content = {**asked, "sent": writer.store.tip().time, "digest": request_digest(asked)}
+    content = {**asked, "sent": writer.store.read_tip().time, "digest": hash_request(asked)}
     writer.store.add_request("left", content)
     assert erased(writer, mongo_uri).documents["audit"] == 1
     with pytest.raises(RequestConflictError):
         writer.create(flag("a.one"), actor=ADA, reason=WORDS, idempotency_key="left")
-    assert writer.store.tip().revision == 0
+    assert writer.store.read_tip().revision == 0
     assert ADA not in str([*direct.audit.find()])
 
 
@@ -214,7 +214,7 @@ def test_what_waits_of_a_person_is_refused_and_does_not_name_the_person(
         writer.create(flag("a.one"), actor=ADA, reason=WORDS, session=session)
     erased(writer, mongo_uri)
     writer.sweep()
-    assert writer.store.tip().revision == 0
+    assert writer.store.read_tip().revision == 0
     assert ADA not in str([*direct.pending.find(), *direct.audit.find()])
 
 
@@ -243,7 +243,7 @@ def test_a_dry_run_changes_nothing(
 @pytest.mark.parametrize("name", [None, 7, b"ada", "\ud800"])
 def test_what_no_database_can_hold_is_refused(name: Any, mongo_uri: str) -> None:
     with pytest.raises(InvalidDocumentError, match="actor"):
-        erase(name, uri=mongo_uri)
+        erase_actor(name, uri=mongo_uri)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_names_that_are_refused_today_are_erased(
     trouble = {"refused": True, "trouble": "another's"}
     (waiting,) = direct.pending.find()
     direct.pending.insert_one({**waiting, "_id": waiting["_id"] | {"request": "x"}, **trouble})
-    done = erase(name, uri=mongo_uri, database=direct.name)
+    done = erase_actor(name, uri=mongo_uri, database=direct.name)
     assert done.documents == {"audit": 1, "proposals": 0, "denials": 2}
     assert direct.audit.count_documents({"actor": name}) == 0
     assert direct.denials.count_documents({"actor": name}) == 0

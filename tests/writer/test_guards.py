@@ -23,7 +23,7 @@ from flagkit.writer import (
     Freeze,
     Guard,
     LargestStep,
-    Planned,
+    PlannedChange,
     Refusal,
     Required,
     Retention,
@@ -39,7 +39,9 @@ NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 """A Friday."""
 
 
-def planned(before: dict[str, Any] | None, after: dict[str, Any] | None, **more: Any) -> Planned:
+def planned(
+    before: dict[str, Any] | None, after: dict[str, Any] | None, **more: Any
+) -> PlannedChange:
     sides = [None if side is None else dict(encode(decode(side))) for side in (before, after)]
     given: dict[str, Any] = {
         "environment": "production",
@@ -54,14 +56,14 @@ def planned(before: dict[str, Any] | None, after: dict[str, Any] | None, **more:
         "reason": "",
         "now": NOON,
     }
-    return Planned(**{**given, **more})
+    return PlannedChange(**{**given, **more})
 
 
 def rollout(percent: float, **more: Any) -> dict[str, Any]:
     return {"rollout": {"weights": {"on": percent, "off": 100 - percent}, **more}}
 
 
-def refusal(guard: Guard, plan: Planned) -> str | None:
+def refusal(guard: Guard, plan: PlannedChange) -> str | None:
     try:
         check_guards([guard], [plan])
     except GuardError as error:
@@ -296,7 +298,7 @@ def test_guards_that_make_no_sense_are_not_made() -> None:
         Freeze({"days": ["sat"], "zone": "Mars/Base"})
 
 
-def not_by_bots(plan: Planned) -> Refusal | None:
+def not_by_bots(plan: PlannedChange) -> Refusal | None:
     """Refuse what bots do to live flags."""
     if plan.actor.endswith("bot") and plan.action == "release":
         return Refusal("state", "is live", "Have a person do it")
@@ -310,29 +312,29 @@ def guarded(mongo_uri: str, database: str, *guards: Guard, actor: str = "deploy-
 @contextlib.contextmanager
 def broken_glass(writer: Writer, **named: Any) -> Iterator[Draft]:
     with writer.change(**named) as change:
-        change.break_glass("in a hurry")
+        change.bypass_guards("in a hurry")
         yield change
 
 
 @pytest.mark.mongo
 def test_a_function_is_a_guard(writer: Writer, mongo_uri: str, database: str) -> None:
     writer.create(flag())
-    before = writer.store.tip()
+    before = writer.store.read_tip()
     with guarded(mongo_uri, database, not_by_bots) as bot:
         with pytest.raises(GuardError) as caught:
             bot.update(flag(fallthrough={"serve": "off"}))
         assert str(caught.value) == (
             "flag 'shop.search': state: is live. Have a person do it (guard not_by_bots)"
         )
-        assert writer.store.tip() == before
+        assert writer.store.read_tip() == before
         assert bot.update(flag(owner="ada")).revision == 2
 
 
 @pytest.mark.mongo
 def test_guards_are_told_all_of_a_change(writer: Writer, mongo_uri: str, database: str) -> None:
-    seen: list[Planned] = []
+    seen: list[PlannedChange] = []
 
-    def see(plan: Planned) -> None:
+    def see(plan: PlannedChange) -> None:
         seen.append(plan)
 
     writer.create(flag())
@@ -373,7 +375,7 @@ def test_no_guard_stops_the_kill_switch_nor_a_revocation(
             ada.resume("shop.search")
         with pytest.raises(GuardError, match="is frozen"), ada.change() as change:
             change.update(flag(owner="ada", state="paused"))
-    assert writer.store.tip().revision == 4
+    assert writer.store.read_tip().revision == 4
 
 
 @pytest.mark.mongo
@@ -387,7 +389,7 @@ def test_the_glass_is_broken_loudly_and_on_record(
         guarded(mongo_uri, database, always, actor="ada") as ada,
         ada.change(reason="fix") as change,
     ):
-        change.break_glass("incident 7: checkout is down")
+        change.bypass_guards("incident 7: checkout is down")
         change.update(flag(fallthrough={"serve": "off"}))
     assert caplog.messages == [
         "ada broke the glass for revision 2 of production: incident 7: checkout is down"
@@ -427,7 +429,7 @@ def test_a_request_does_not_break_the_glass_unrecorded(writer: Writer) -> None:
 
 def test_the_glass_is_not_broken_without_a_word() -> None:
     with pytest.raises(InvalidDocumentError, match="Write why the guards are passed by"):
-        Draft("production").break_glass(" ")
+        Draft("production").bypass_guards(" ")
 
 
 @pytest.fixture
@@ -574,7 +576,7 @@ def test_a_resumed_flag_is_judged_by_off_where_the_ledger_was_pruned(
 def test_guards_are_told_by_what_callers_are_served(
     writer: Writer, mongo_uri: str, database: str
 ) -> None:
-    seen: list[Planned] = []
+    seen: list[PlannedChange] = []
     writer.create(flag())
     writer.pause("shop.search")
     writer.update(flag(owner="ada"))

@@ -11,21 +11,27 @@ from msgspec.structs import astuple, replace
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from flagkit._core.cooperative import whole
-from flagkit._core.model.changes import PolicyChange, PolicyId, genesis, next_change, state_of
-from flagkit._core.snapshot import Record, snapshot_of
-from flagkit._core.snapshot.builder import Builder
-from flagkit._core.snapshot.compaction import folded
+from flagkit._core.cooperative import run_slices
+from flagkit._core.model.changes import (
+    PolicyChange,
+    PolicyId,
+    build_genesis_tip,
+    build_next_change,
+    build_state,
+)
+from flagkit._core.snapshot import Record, create_snapshot
+from flagkit._core.snapshot.builder import ArenaBuilder
+from flagkit._core.snapshot.compaction import compact_arena
 from flagkit._core.storage.documents import (
-    head_document,
-    ledger_document,
-    policy_document,
-    policy_state,
+    decode_policy_state,
+    encode_head,
+    encode_ledger,
+    encode_policy_document,
 )
 from flagkit.writer import Retention, Writer, entries, prune, verify, write_checkpoint
 from flagkit.writer.bulk_import import Import
-from flagkit.writer.checkpoints import problem_with
-from flagkit.writer.ledger import ACTIONS, DECISIONS, Wanted
+from flagkit.writer.checkpoints import find_checkpoint_problem
+from flagkit.writer.ledger import ACTIONS, DECISIONS, EntryFilter
 from tests.writer.test_writer import flag
 
 pytestmark = pytest.mark.mongo
@@ -221,10 +227,10 @@ def test_a_flag_that_was_altered_is_found_though_it_seems_not_to_be_projected(
 ) -> None:
     history.update(flag("a.one", owner="search"))
     (found,) = direct.flags.find({"_id.key": "a.one"})
-    held = policy_state(found)
+    held = decode_policy_state(found)
     assert held is not None
-    forged = state_of("a.one", "*", held.version, {**held.policy, "owner": "eve"})
-    document = policy_document("production", found["revision"], PolicyChange(None, forged))
+    forged = build_state("a.one", "*", held.version, {**held.policy, "owner": "eve"})
+    document = encode_policy_document("production", found["revision"], PolicyChange(None, forged))
     direct.flags.replace_one({"_id": found["_id"]}, document)
     problem = ["a.one (*) is not as the ledger has it"]
     direct.heads.update_one({}, {"$set": {"unprojected": 1}})
@@ -285,16 +291,16 @@ def test_whatever_is_reordered_in_the_ledger_is_found_and_named(
 
 def rewritten(history: Writer, direct: Database[dict[str, Any]], revision: int) -> None:
     """Rewrite all from a revision on, so that everything adds up: head, ledger, audit, flags."""
-    changes = [*history.store.changes()]
+    changes = [*history.store.iter_changes()]
     tip = changes[revision - 2].tip
     for change in changes[revision - 1 :]:
         request = f"{change.request}x"
-        forgery = next_change(tip, request, change.tip.time, change.policies)
-        (asked,) = history.store.requests([change.request]).values()
+        forgery = build_next_change(tip, request, change.tip.time, change.policies)
+        (asked,) = history.store.read_requests([change.request]).values()
         direct.audit.insert_one(asked | {"_id": {**asked["_id"], "request": request}})
-        direct.ledger.replace_one({"revision": change.revision}, ledger_document(forgery))
+        direct.ledger.replace_one({"revision": change.revision}, encode_ledger(forgery))
         tip = forgery.tip
-        direct.heads.replace_one({}, head_document(tip, forgery))
+        direct.heads.replace_one({}, encode_head(tip, forgery))
 
 
 def test_a_rewrite_of_everything_is_found_only_against_an_anchor(
@@ -315,7 +321,7 @@ def test_entries_may_be_asked_for_by_who_what_and_when(history: Writer) -> None:
     history.pause("a.one", actor="ana")
     history.change_members("staff", include=["bo"], actor="ana")
     times = {entry.revision: entry.time for entry in entries(history.store)}
-    asked: list[tuple[Wanted, list[int]]] = [
+    asked: list[tuple[EntryFilter, list[int]]] = [
         ({}, [1, 2, 3, 4, 5, 6, 7, 8]),
         ({"key": "a.two"}, [2, 3, 4, 5]),
         ({"key": "staff"}, [6, 8]),
@@ -398,15 +404,19 @@ def test_every_action_has_its_word(history: Writer) -> None:
 
 def forged(history: Writer, change: Callable[[dict[PolicyId, Record]], object]) -> None:
     """Publish a checkpoint of the tip as someone would who can make all of it add up."""
-    with history.store.reading() as reading:
-        base = whole(reading.base())
-        records = {record.id: record for record in snapshot_of(base, "*").records()}
+    with history.store.open_reader() as reading:
+        base = run_slices(reading.build_base())
+        records = {record.id: record for record in create_snapshot(base, "*").iter_records()}
         change(records)
-        builder = Builder()
+        builder = ArenaBuilder()
         for record in sorted(records.values()):
             builder.add(*astuple(record))
-        parts = {name: base.part(name).tobytes() for name in base.header.parts}
-        whole(history.store.publish(whole(builder.finished(reading.tip, parts)), reading.now))
+        parts = {name: base.get_part(name).tobytes() for name in base.header.parts}
+        run_slices(
+            history.store.publish_checkpoint(
+                run_slices(builder.build(reading.tip, parts)), reading.now
+            )
+        )
 
 
 A_ONE: PolicyId = ("*", "a.one")
@@ -435,16 +445,18 @@ def test_a_checkpoint_that_was_forged_is_found(name: str, history: Writer) -> No
 
 
 def test_a_checkpoint_of_other_members_is_found(history: Writer) -> None:
-    with history.store.reading() as reading:
-        base, states = whole(reading.base()), [*reading.all().values()]
+    with history.store.open_reader() as reading:
+        base, states = run_slices(reading.build_base()), [*reading.read_all().values()]
     for parts, problem in (
         ({}, "not the members"),
         (dict.fromkeys(base.header.parts, b"12345678"), "other members"),
     ):
-        changed = whole(folded(base, base.tip, {}, parts))
-        assert problem in str(problem_with(changed, base.tip, states))
-    assert problem_with(base, base.tip, states) is None
-    assert "not of the history" in str(problem_with(base, genesis("x", "x", NOON), states))
+        changed = run_slices(compact_arena(base, base.tip, {}, parts))
+        assert problem in str(find_checkpoint_problem(changed, base.tip, states))
+    assert find_checkpoint_problem(base, base.tip, states) is None
+    assert "not of the history" in str(
+        find_checkpoint_problem(base, build_genesis_tip("x", "x", NOON), states)
+    )
 
 
 @pytest.mark.usefixtures("_unvalidated")

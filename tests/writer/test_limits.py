@@ -26,7 +26,7 @@ from pymongo.monitoring import (
 
 from flagkit._core.model.access import Limit, Limits
 from flagkit._core.storage import driver
-from flagkit._core.storage.admin import Administration
+from flagkit._core.storage.admin import DatabaseAdmin
 from flagkit._core.storage.provision import READER, ROLES
 from flagkit.errors import (
     AccessDeniedError,
@@ -34,9 +34,9 @@ from flagkit.errors import (
     RateLimitedError,
     StoreError,
 )
-from flagkit.writer import Draft, Writer, entries, erase, limits, verify
-from flagkit.writer.access import EVERYBODY, taken
-from tests.support.forked import Child
+from flagkit.writer import Draft, Writer, entries, erase_actor, limits, verify
+from flagkit.writer.access import ALL_ACTORS, take_tokens
+from tests.support.forked import ForkedChild
 from tests.writer.test_writer import flag
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -58,7 +58,7 @@ class Model:
 
     def allows(self, actor: str, now: int) -> bool:
         """Tell whether a change is allowed at a moment in microseconds; if so, it is made."""
-        pairs = ((actor, self._limits.actor), (EVERYBODY, self._limits.environment))
+        pairs = ((actor, self._limits.actor), (ALL_ACTORS, self._limits.environment))
         left = {name: self._left(name, limit, now) for name, limit in pairs if limit is not None}
         if any(tokens < 1 for tokens in left.values()):
             return False
@@ -91,25 +91,25 @@ def test_buckets_are_those_of_a_model(
 ) -> None:
     held = Limits(actor, environment)
     model, buckets = Model(held), dict[str, int]()
-    made: dict[str, list[int]] = {"a": [], "b": [], "c": [], EVERYBODY: []}
+    made: dict[str, list[int]] = {"a": [], "b": [], "c": [], ALL_ACTORS: []}
     now = 0
     for name, pause in steps:
         now += pause
         try:
-            buckets = taken(held, buckets, name, now)
+            buckets = take_tokens(held, buckets, name, now)
         except RateLimitedError as error:
             assert not model.allows(name, now)
             retry_at = (error.retry_at - EPOCH) // timedelta(microseconds=1)
             assert retry_at > now
             assert error.retry_after == (retry_at - now) / SECOND  # noqa: PT017 - it may not come
             with pytest.raises(RateLimitedError):
-                taken(held, buckets, name, retry_at - 1)
+                take_tokens(held, buckets, name, retry_at - 1)
             continue
         assert model.allows(name, now)
         made[name].append(now)
-        made[EVERYBODY].append(now)
+        made[ALL_ACTORS].append(now)
     for name, times in made.items():
-        limit = environment if name == EVERYBODY else actor
+        limit = environment if name == ALL_ACTORS else actor
         if limit is not None:
             assert_within(limit, times)
 
@@ -125,7 +125,7 @@ def test_no_window_has_more_than_its_bound_whatever_the_rate(
     for pause in pauses:
         now += pause
         try:
-            buckets = taken(held, buckets, "a", now)
+            buckets = take_tokens(held, buckets, "a", now)
         except RateLimitedError:
             continue
         made.append(now)
@@ -143,7 +143,7 @@ def test_who_makes_too_many_changes_is_told_when_to_go_on(writer: Writer) -> Non
     limit(writer, actor=(2, 0.001))
     writer.create(flag())
     writer.update(flag(owner="ada"))
-    before = writer.store.tip()
+    before = writer.store.read_tip()
     with pytest.raises(
         RateLimitedError, match="limit on changes of this actor is reached: try again in"
     ) as caught:
@@ -152,7 +152,7 @@ def test_who_makes_too_many_changes_is_told_when_to_go_on(writer: Writer) -> Non
     assert 900 < caught.value.retry_after <= 1000
     # A token is there a thousand seconds after the first one was taken.
     assert caught.value.retry_at > before.time + timedelta(seconds=900)
-    assert writer.store.tip() == before
+    assert writer.store.read_tip() == before
 
 
 @pytest.mark.mongo
@@ -208,10 +208,10 @@ def test_all_but_pauses_and_changes_of_access_takes_a_token(first: str, writer: 
     limit(writer, actor=(1, 1e-6))
     LIMITED[first](writer)
     for does in LIMITED.values():
-        tip = writer.store.tip()
+        tip = writer.store.read_tip()
         with pytest.raises(RateLimitedError, match="of this actor"):
             does(writer)
-        assert writer.store.tip() == tip
+        assert writer.store.read_tip() == tip
     writer.pause("shop.search", actor="ada")
     assert verify(writer.store) == []
 
@@ -348,7 +348,7 @@ def test_limits_hold_over_processes_that_hammer(
         says.send(refused)
 
     children = [
-        Child(lambda says, name=name, number=number: hammer(says, name, number))  # type: ignore[misc]
+        ForkedChild(lambda says, name=name, number=number: hammer(says, name, number))  # type: ignore[misc]
         for number, name in enumerate(names)
     ]
     refused = 0
@@ -399,7 +399,7 @@ def test_a_reader_of_the_head_cannot_test_a_guess_at_an_actors_name(
     (head,) = direct.heads.find()
     assert len(head["buckets"]) == 1
     assert not names_guessed(head, "erin") & head["buckets"].keys()
-    erase("erin", uri=mongo_uri, database=database)
+    erase_actor("erin", uri=mongo_uri, database=database)
     (head,) = direct.heads.find()
     assert len(head["buckets"]) == 1
     assert not names_guessed(head, "erin") & head["buckets"].keys()
@@ -419,7 +419,7 @@ def test_the_key_of_an_older_environment_is_made_by_the_first_change_that_needs_
     writer.create(flag("a.one"))
     (made,) = keys_in(direct)
     assert len(made["key"]) == 32
-    assert made["_id"] == {"environment": "production", "epoch": writer.store.tip().epoch}
+    assert made["_id"] == {"environment": "production", "epoch": writer.store.read_tip().epoch}
     with pytest.raises(RateLimitedError):
         writer.create(flag("a.two"))
     assert keys_in(direct) == [made]
@@ -431,7 +431,7 @@ def test_an_administrator_makes_the_keys_that_are_missing(
 ) -> None:
     writer.store.create_environment("another")
     (made,) = keys_in(direct)
-    with Administration(mongo_uri, database) as administration:
+    with DatabaseAdmin(mongo_uri, database) as administration:
         assert administration.prepare() == []
         direct.bucket_keys.delete_many({})
         assert administration.prepare() == ["bucket_keys: 1 made"]
@@ -444,7 +444,7 @@ def test_an_administrator_makes_the_keys_that_are_missing(
 def test_writers_that_make_the_key_at_once_end_with_the_same(
     writer: Writer, mongo_uri: str, database: str, direct: Database[dict[str, Any]]
 ) -> None:
-    epoch = writer.store.tip().epoch
+    epoch = writer.store.read_tip().epoch
     direct.bucket_keys.delete_many({})
     with ExitStack() as stack, ThreadPoolExecutor(8) as pool:
         writers = [
@@ -455,7 +455,7 @@ def test_writers_that_make_the_key_at_once_end_with_the_same(
 
         def key_of(each: Writer) -> bytes | None:
             begin.wait()
-            return each.store.bucket_key(epoch, make=True)
+            return each.store.get_bucket_key(epoch, make=True)
 
         found = {*pool.map(key_of, writers)}
     (made,) = keys_in(direct)
@@ -527,7 +527,7 @@ def test_an_altered_bucket_is_at_most_an_empty_one(
     altered: object, writer: Writer, direct: Database[dict[str, Any]]
 ) -> None:
     limit(writer, environment=(5, 1))
-    direct.heads.update_one({}, {"$set": {"buckets": {EVERYBODY: altered}}})
+    direct.heads.update_one({}, {"$set": {"buckets": {ALL_ACTORS: altered}}})
     try:
         writer.create(flag("a.one"))
     except RateLimitedError as error:
@@ -547,10 +547,12 @@ def test_what_another_limit_left_of_a_bucket_never_overflows(
     held: Limit, lifted: Limit, more: int
 ) -> None:
     now = 1_800_000_000 * SECOND
-    for full_at in (now + more, lifted.full_by(now)):
+    for full_at in (now + more, lifted.find_full_time(now)):
         try:
-            after = taken(Limits(environment=held), {EVERYBODY: full_at}, "", now)[EVERYBODY]
+            after = take_tokens(Limits(environment=held), {ALL_ACTORS: full_at}, "", now)[
+                ALL_ACTORS
+            ]
         except RateLimitedError as error:
             assert error.retry_after <= 1 / held.rate + 1e-6  # noqa: PT017 - it may not come
         else:
-            assert after <= held.full_by(now)
+            assert after <= held.find_full_time(now)

@@ -34,14 +34,14 @@ from flagkit.writer import (
     Draft,
     Freeze,
     PendingChange,
-    Planned,
+    PendingRequest,
+    PlannedChange,
     Refusal,
-    Waiting,
     Writer,
     entries,
     verify,
 )
-from tests.support.forked import eventually
+from tests.support.forked import poll_until
 from tests.writer.test_writer import flag, policy
 
 pytestmark = pytest.mark.mongo
@@ -126,7 +126,7 @@ def test_an_aborted_transaction_leaves_nothing(
     with pytest.raises(NotPendingError, match="not committed, or was aborted"):
         pending.commit()
     assert writer.sweep().commits == ()
-    assert writer.store.tip().revision == 0
+    assert writer.store.read_tip().revision == 0
 
 
 def test_what_is_not_committed_yet_is_not_sequenced(
@@ -287,12 +287,12 @@ def test_many_sweepers_at_once_make_each_change_once_and_in_order(
     for thread in threads:
         thread.join()
     assert writer.pending() == []
-    assert writer.store.tip().revision == 15
-    owners = [change.policies[0].after for change in writer.store.changes()]
+    assert writer.store.read_tip().revision == 15
+    owners = [change.policies[0].after for change in writer.store.iter_changes()]
     assert [state and state.policy["owner"] for state in owners] == [str(i) for i in range(15)]
 
 
-STEPS = ["requests", "add_request", "compare_and_set", "project", "remove"]
+STEPS = ["read_requests", "add_request", "compare_and_set", "project", "remove"]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -305,13 +305,13 @@ def test_a_sweeper_may_die_at_any_step(
     pending = asked(mine, lambda session: writer.create(flag(), session=session))
     dying = other("bob")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(dying.store.waiting if step == "remove" else dying.store, step, die)
+        patched.setattr(dying.store.pending if step == "remove" else dying.store, step, die)
         with pytest.raises(KeyboardInterrupt):
             dying.sweep()
     assert names(writer) == [pending.request]
     (commit,) = writer.sweep().commits
     assert commit == pending.commit()
-    assert writer.store.tip().revision == commit.revision == 1
+    assert writer.store.read_tip().revision == commit.revision == 1
     assert writer.pending() == []
     assert verify(writer.store) == []
 
@@ -321,13 +321,13 @@ def test_another_writer_sweeps_in_the_background_after_a_change_of_its_own(
 ) -> None:
     asked(mine, lambda session: writer.create(flag(), session=session))
     other("bob").create(flag("shop.unrelated"))
-    eventually(writer.pending, lambda waiting: waiting == [])
+    poll_until(writer.pending, lambda waiting: waiting == [])
     assert policy(writer)["key"] == "shop.search"
 
 
 def test_it_looks_rarely(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[bool] = []
-    monkeypatch.setattr(writer.store.waiting, "is_due", lambda: looks.append(True))
+    monkeypatch.setattr(writer.store.pending, "is_due", lambda: looks.append(True))
     for i in range(5):
         writer.create(flag(f"shop.flag-{i}"))
     assert looks == [True]
@@ -337,14 +337,14 @@ def test_a_writer_that_is_closed_while_it_looks_has_made_its_change(
     writer: Writer, other: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closing = other("bob")
-    is_due = closing.store.waiting.is_due
+    is_due = closing.store.pending.is_due
 
     def close_first() -> bool:
         closing.close()
         return is_due()
 
-    monkeypatch.setattr(closing.store.waiting, "is_due", close_first)
-    assert closing.create(flag()).revision == writer.store.tip().revision == 1
+    monkeypatch.setattr(closing.store.pending, "is_due", close_first)
+    assert closing.create(flag()).revision == writer.store.read_tip().revision == 1
 
 
 def test_a_refused_change_is_not_tried_for_ever_and_says_why(
@@ -361,7 +361,7 @@ def test_a_refused_change_is_not_tried_for_ever_and_says_why(
     assert (swept.commits, swept.refused, swept.waiting) == ((), 1, 0)
     assert writer.sweep().refused == 0
     (waiting,) = writer.pending()
-    assert isinstance(waiting, Waiting)
+    assert isinstance(waiting, PendingRequest)
     assert (waiting.request, waiting.actor, waiting.reason) == (pending.request, "tester", "mine")
     assert (waiting.actions, waiting.tries) == (("update shop.search",), 1)
     assert waiting.refused
@@ -441,7 +441,7 @@ def test_a_freeze_is_waited_for_and_any_other_guard_refuses(
     now = datetime.now(UTC)
     freeze = Freeze({"from": now - timedelta(days=1), "until": now + timedelta(days=1)})
 
-    def broken(planned: Planned) -> Refusal | None:
+    def broken(planned: PlannedChange) -> Refusal | None:
         raise ZeroDivisionError(planned.key)
 
     frozen, guarded = other("ada", guards=[freeze]), other("bob", guards=[broken])
@@ -480,7 +480,7 @@ def test_what_was_dropped_is_not_made_outside_of_a_transaction_either(
     writer.drop_pending("orders")
     with pytest.raises(NotPendingError, match="was dropped at revision 1"):
         writer.create(flag(), idempotency_key="orders")
-    assert writer.store.tip().revision == 1
+    assert writer.store.read_tip().revision == 1
 
 
 def test_no_idempotency_key_is_a_drop(writer: Writer, mine: MongoClient[dict[str, Any]]) -> None:
@@ -646,8 +646,11 @@ def test_members_come_with_a_segment(writer: Writer, mine: MongoClient[dict[str,
     asked(mine, lambda session: writer.create_segment(document, session=session))
     assert len(writer.sweep().commits) == 1
     assert verify(writer.store) == []
-    with writer.store.reading() as reading:
-        assert reading.segments(["beta"])["@segments", "beta"].policy["included"]["count"] == 20_000
+    with writer.store.open_reader() as reading:
+        assert (
+            reading.find_segments(["beta"])["@segments", "beta"].policy["included"]["count"]
+            == 20_000
+        )
 
 
 def edit(change: Draft) -> None:
@@ -687,7 +690,7 @@ def test_what_cannot_be_asked_for_in_a_transaction_is_refused_before_it_is_touch
 def test_a_session_must_be_where_the_environment_is(
     writer: Writer, mongo_uri: str, database: str, mine: MongoClient[dict[str, Any]]
 ) -> None:
-    assert writer.store.tip().environment != "nowhere"
+    assert writer.store.read_tip().environment != "nowhere"
     with (
         Writer(mongo_uri, "nowhere", actor="ada", database=database) as lost,
         mine.start_session() as session,
@@ -728,7 +731,7 @@ def test_what_was_changed_past_the_writer_is_waited_for(
 def test_the_glass_is_broken_as_at_any_commit(
     writer: Writer, other: Open, mine: MongoClient[dict[str, Any]]
 ) -> None:
-    def never(planned: Planned) -> Refusal | None:
+    def never(planned: PlannedChange) -> Refusal | None:
         return Refusal("", f"{planned.key} is not touched", "Leave it")
 
     guarded = other("ada", guards=[never])
@@ -737,7 +740,7 @@ def test_the_glass_is_broken_as_at_any_commit(
         session.start_transaction(),
         guarded.change(session=session) as change,
     ):
-        change.break_glass("incident 7")
+        change.bypass_guards("incident 7")
         change.create(flag())
     assert guarded.sweep().refused == 0
     assert [entry.glass for entry in entries(writer.store)] == ["incident 7"]

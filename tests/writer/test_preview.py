@@ -56,7 +56,7 @@ def test_it_says_what_a_commit_then_does_and_upon_which_revision(
         ask(draft)
     found = previewed(draft)
     assert all_documents(stored) == before
-    assert (found.upon, found.done) == (1, None)
+    assert (found.base_revision, found.committed_as) == (1, None)
     assert found.differences == (
         "shop.search: state: active -> paused",
         "shop.search: fallthrough: on 10 -> 50 %, off 90 -> 50 %",
@@ -67,7 +67,7 @@ def test_it_says_what_a_commit_then_does_and_upon_which_revision(
     )
     with writer.change() as change:
         ask(change)
-    [entry] = entries(writer.store, found.upon)
+    [entry] = entries(writer.store, found.base_revision)
     assert entry.differences == found.differences
     assert {item.id for item in found.changes} == {
         ("*", "shop.search"),
@@ -154,7 +154,7 @@ def test_guards_are_asked_unless_glass_is_broken(
         with pytest.raises(GuardError), guarded.preview() as draft:
             draft.archive("shop.search")
         with guarded.preview() as draft:
-            draft.break_glass("incident 7")
+            draft.bypass_guards("incident 7")
             draft.archive("shop.search")
     assert previewed(draft).differences == ("shop.search: state: active -> archived",)
     assert caplog.records == []
@@ -167,7 +167,7 @@ def test_it_takes_no_token_and_needs_one(writer: Writer) -> None:
     for _ in range(3):
         with writer.preview() as draft:
             draft.archive("shop.search")
-        assert previewed(draft).upon == 2
+        assert previewed(draft).base_revision == 2
     writer.archive("shop.search")
     with pytest.raises(RateLimitedError), writer.preview() as draft:
         draft.delete("shop.search")

@@ -11,9 +11,9 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from flagkit.errors import FlagkitError, NotApprovedError, StoreError
-from flagkit.writer import Proposal, Retention, Writer, denials, entries, prunable, verify
-from flagkit.writer.approvals import proposal_digest
-from tests.support.cli_runner import Command
+from flagkit.writer import Proposal, Retention, Writer, denials, entries, list_prunable, verify
+from flagkit.writer.approvals import hash_proposal
+from tests.support.cli_runner import CommandRunner
 from tests.writer.test_writer import flag
 
 pytestmark = [pytest.mark.mongo, pytest.mark.usefixtures("_unvalidated")]
@@ -110,7 +110,7 @@ def test_whatever_field_is_malformed_the_others_are_told_as_before(
     database: str,
 ) -> None:
     first, other = two
-    command = Command(mongo_uri, database)
+    command = CommandRunner(mongo_uri, database)
     before = {listed.id: listed for listed in writer.proposals()}
     where = {"_id.proposal": first, "_id.verdict": verdict}
     document = direct.proposals.find_one(where)
@@ -140,7 +140,7 @@ def test_whatever_field_is_malformed_the_others_are_told_as_before(
         table = command.told("approvals", "list")
         assert table.count(" open ") == table.count("void:") == 1
         assert [*entries(writer.store)]
-        prunable(writer.store, Retention(remains_days=1))
+        list_prunable(writer.store, Retention(remains_days=1))
     direct.proposals.replace_one(where, document)
     assert {listed.id: listed for listed in writer.proposals()} == before
     assert verify(writer.store) == []
@@ -163,11 +163,11 @@ def assert_of_no_use(writer: Writer, proposal: str) -> None:
         lambda it: writer.withdraw(it, actor="ada"),
         writer.apply,
     )
-    tip = writer.store.tip()
+    tip = writer.store.read_tip()
     for use in uses:
         with pytest.raises(StoreError, match="was changed past the writer"):
             use(proposal)
-    assert writer.store.tip() == tip
+    assert writer.store.read_tip() == tip
     assert any(proposal in problem for problem in verify(writer.store))
 
 
@@ -216,7 +216,7 @@ def test_a_forged_proposal_whose_digest_is_right_breaks_nothing(
         {"operation": "create", "key": "a", "region": "*", "policy": {"key": 7}},
     ):
         forged = {**made, "operations": [operation]}
-        forged["digest"] = proposal_digest("ada", forged)
+        forged["digest"] = hash_proposal("ada", forged)
         direct.proposals.replace_one(where, forged)
         told = {listed.id: listed.state for listed in writer.proposals()}
         assert told[other] == "open"
@@ -240,7 +240,7 @@ def test_members_that_a_malformed_proposal_refers_to_do_not_stop_a_pruning(
         for value in WRONG:
             altered = edited(made, ("operations", 0, *path), value)
             direct.proposals.replace_one(where, altered)
-            prunable(writer.store, Retention(remains_days=1))
+            list_prunable(writer.store, Retention(remains_days=1))
             (listed,) = writer.proposals()
             assert listed.state == "void"
 

@@ -13,10 +13,10 @@ from flagkit.errors import (
     ProposalClosedError,
     RequestConflictError,
 )
-from flagkit.writer import Retention, Writer, entries, erase, prune, verify
-from flagkit.writer.approvals import proposal_digest
-from flagkit.writer.commit import application_of
-from flagkit.writer.operations import request_digest
+from flagkit.writer import Retention, Writer, entries, erase_actor, prune, verify
+from flagkit.writer.approvals import hash_proposal
+from flagkit.writer.commit import format_application_request
+from flagkit.writer.operations import hash_request
 from tests.writer.test_writer import flag
 
 pytestmark = pytest.mark.mongo
@@ -55,12 +55,12 @@ def decided(writer: Writer) -> dict[str, str]:
 def test_the_audit_says_what_an_application_relied_on(
     decided: dict[str, str], writer: Writer, direct: Direct
 ) -> None:
-    request = application_of(decided["applied"])
-    asked = writer.store.requests([request])[request]
+    request = format_application_request(decided["applied"])
+    asked = writer.store.read_requests([request])[request]
     made = direct.proposals.find_one({"_id.proposal": decided["applied"], "_id.verdict": "propose"})
     assert made is not None
     assert asked["approved"] == {"digest": made["digest"], "by": ["bob", "carol"]}
-    assert asked["digest"] == request_digest(asked)
+    assert asked["digest"] == hash_request(asked)
     first = next(entries(writer.store))
     assert (first.approvers, first.applier) == (("bob", "carol"), "dana")
 
@@ -91,7 +91,7 @@ def made_anew(db: Direct, ids: dict[str, str]) -> None:
     made = db.proposals.find_one(where)
     assert made is not None
     made["operations"][0]["policy"]["owner"] = "mallory"
-    made["digest"] = proposal_digest("ada", made)
+    made["digest"] = hash_proposal("ada", made)
     db.proposals.replace_one(where, made)
     db.proposals.update_many(
         {"_id.proposal": ids["applied"], "_id.verdict": "approve"},
@@ -144,15 +144,15 @@ TAMPERING: dict[str, tuple[Tamper, str]] = {
         "revision 1 applied the proposal {applied}, which was another one then",
     ),
     "the audit has other approvals": (
-        audited("applied", application_of, {"$set": {"approved.by": ["bob"]}}),
+        audited("applied", format_application_request, {"$set": {"approved.by": ["bob"]}}),
         "revision 1: what was asked for was altered in the audit",
     ),
     "the audit has no approvals": (
-        audited("applied", application_of, {"$unset": {"approved": True}}),
+        audited("applied", format_application_request, {"$unset": {"approved": True}}),
         "revision 1: what was asked for was altered in the audit",
     ),
     "the audit has another who applied it": (
-        audited("applied", application_of, {"$set": {"applied_by": "mallory"}}),
+        audited("applied", format_application_request, {"$set": {"applied_by": "mallory"}}),
         "revision 1: what was asked for was altered in the audit",
     ),
     "a rejected proposal is removed": (
@@ -220,11 +220,11 @@ def test_a_proposal_stays_closed_though_its_rejection_was_removed(
 def test_an_application_and_closings_of_an_earlier_version_still_prove(
     decided: dict[str, str], writer: Writer, direct: Direct
 ) -> None:
-    request = application_of(decided["applied"])
+    request = format_application_request(decided["applied"])
     asked = direct.audit.find_one({"_id.request": request})
     assert asked is not None
     del asked["approved"]
-    asked["digest"] = request_digest(asked)
+    asked["digest"] = hash_request(asked)
     direct.audit.replace_one({"_id": asked["_id"]}, asked)
     direct.proposals.update_many({}, {"$unset": {"seal": True}})
     assert verify(writer.store) == []
@@ -239,7 +239,7 @@ def test_persons_are_erased_and_all_of_it_still_proves(
     decided: dict[str, str], writer: Writer, direct: Direct, mongo_uri: str
 ) -> None:
     names = {
-        who: erase(who, uri=mongo_uri, database=direct.name).name
+        who: erase_actor(who, uri=mongo_uri, database=direct.name).name
         for who in ("carol", "dana", "eve", "ada", "bob")
     }
     assert verify(writer.store) == []
@@ -257,7 +257,7 @@ def test_persons_are_erased_and_all_of_it_still_proves(
 def test_what_was_decided_before_a_cut_is_not_asked_for(
     decided: dict[str, str], writer: Writer
 ) -> None:
-    now = writer.store.tip().time + timedelta(days=9)
+    now = writer.store.read_tip().time + timedelta(days=9)
     prune(writer, Retention(ledger_days=1, audit_days=1), now=now)
     assert verify(writer.store) == []
     assert writer.proposal(decided["rejected"]).state == "rejected"
@@ -327,7 +327,7 @@ def test_what_somebody_put_in_the_place_of_an_application_is_refused(
     asked = direct.audit.find_one()
     assert asked is not None
     for more in ({}, {"approved": {"digest": "x", "by": []}}):
-        identity = {"environment": "production", "request": application_of(proposal)}
+        identity = {"environment": "production", "request": format_application_request(proposal)}
         direct.audit.delete_one({"_id": identity})
         forged = {**asked, **more, "proposal": proposal, "applied_by": "x", "_id": identity}
         direct.audit.insert_one(forged)
@@ -340,7 +340,7 @@ def test_two_who_close_a_proposal_at_once_make_one_revision(
     closes: str, writer: Writer, mongo_uri: str, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proposal = proposed(writer, "a.one")
-    say = writer.store.proposals.say
+    say = writer.store.proposals.add
 
     def late(*asked: Any) -> None:
         # It has read the proposal while it was open.
@@ -349,9 +349,9 @@ def test_two_who_close_a_proposal_at_once_make_one_revision(
             getattr(ada, closes)(proposal)
         say(*asked)
 
-    monkeypatch.setattr(writer.store.proposals, "say", late)
+    monkeypatch.setattr(writer.store.proposals, "add", late)
     with pytest.raises(ProposalClosedError):
         writer.reject(proposal)
-    assert writer.store.tip().revision == 1
+    assert writer.store.read_tip().revision == 1
     assert [entry.actor for entry in entries(writer.store)] == ["ada"]
     assert verify(writer.store) == []

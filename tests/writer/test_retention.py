@@ -17,12 +17,18 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from flagkit import Client
-from flagkit._core.cooperative import whole as whole_of
+from flagkit._core.cooperative import run_slices as whole_of
 from flagkit._core.model import decode, encode
-from flagkit._core.model.changes import CUT, PolicyChange, genesis, next_change, state_of
+from flagkit._core.model.changes import (
+    CUT,
+    PolicyChange,
+    build_genesis_tip,
+    build_next_change,
+    build_state,
+)
 from flagkit._core.storage import pages
 from flagkit._core.storage import pruning as storage
-from flagkit._core.storage.documents import head_document, policy_document
+from flagkit._core.storage.documents import encode_head, encode_policy_document
 from flagkit._core.storage.layout import INDEXES
 from flagkit._core.storage.pages import UNPAGED_POLICIES_MAX
 from flagkit.cli.main import flagkit
@@ -36,19 +42,19 @@ from flagkit.errors import (
 )
 from flagkit.history import client_at
 from flagkit.writer import (
-    Pruned,
+    PruneResult,
     Retention,
     Writer,
     denials,
     entries,
-    prunable,
+    list_prunable,
     prune,
     stale_flags,
     verify,
     write_checkpoint,
 )
-from flagkit.writer.retention import deleted_in_steps, prune_in_steps, to_delete
-from flagkit.writer.verification import Walk, proof_of
+from flagkit.writer.retention import delete_in_steps, find_deletable_flags, prune_in_steps
+from flagkit.writer.verification import LedgerVerifier, run_verification
 from tests.storage.test_checkpoints import assert_same, loads, scanned
 from tests.storage.test_pages import created, killed_before
 from tests.writer.test_writer import flag
@@ -104,11 +110,11 @@ CUT_AT, LAST = 8, 12
 
 def later(writer: Writer, revision: int = CUT_AT) -> datetime:
     """Return the moment at which a revision, and none after it, is as old as it takes."""
-    (change,) = [change for change in writer.store.changes() if change.revision == revision]
+    (change,) = [change for change in writer.store.iter_changes() if change.revision == revision]
     return change.tip.time + timedelta(days=DAYS)
 
 
-def rows(pruned: list[Pruned]) -> dict[str, int]:
+def rows(pruned: list[PruneResult]) -> dict[str, int]:
     return {row.what: row.documents for row in pruned}
 
 
@@ -132,7 +138,7 @@ def test_a_dry_run_tells_what_goes_and_writes_nothing(
         return {name: [*direct[name].find()] for name in direct.list_collection_names()}
 
     before = everything()
-    found = prunable(history.store, WHOLE, later(history))
+    found = list_prunable(history.store, WHOLE, later(history))
     assert everything() == before
     assert rows(found) == {
         "archived flags": 0,
@@ -168,7 +174,7 @@ def test_what_is_young_or_has_no_number_stays(
     with pytest.raises(ConfigurationError, match="ledger_days is 0"):
         prune(history, Retention(ledger_days=0))
     with pytest.raises(ConfigurationError, match="audit_days is -1"):
-        prunable(history.store, Retention(audit_days=-1))
+        list_prunable(history.store, Retention(audit_days=-1))
 
 
 # The ledger
@@ -179,7 +185,7 @@ def test_the_ledger_is_cut_once_and_that_stands_in_it(
 ) -> None:
     before = revisions(direct)
     assert before == [*range(CUT_AT + 1, LAST + 2)]
-    proof = proof_of(pruned.store)
+    proof = run_verification(pruned.store)
     assert (proof.problems, proof.after) == ((), CUT_AT)
     (*_, last) = entries(pruned.store)
     assert (last.revision, last.actor, last.reason) == (LAST + 1, "tester", "a year is enough")
@@ -200,8 +206,8 @@ def test_it_is_cut_again_further_on(pruned: Writer, direct: Database[dict[str, A
     assert verify(pruned.store) == []
     pruned.create(flag("a.old"))
     assert verify(pruned.store) == []
-    with pruned.store.reading() as reading:
-        versions = {key: state.version for (_, key), state in reading.all().items()}
+    with pruned.store.open_reader() as reading:
+        versions = {key: state.version for (_, key), state in reading.read_all().items()}
     assert versions["a.gone"] == 2
     assert versions["a.old"] == 3
 
@@ -216,7 +222,7 @@ def test_the_ledger_stays_from_the_older_of_two_checkpoints_on(
     assert newer.tip.revision == LAST + 1
     prune(history, LEDGER, now=later(history, LAST + 1))
     # They were older than what is cut: others took their place.
-    kept = [made.tip.revision for made in history.store.checkpoints()]
+    kept = [made.tip.revision for made in history.store.list_checkpoints()]
     assert kept == [LAST + 2, LAST + 2]
     assert revisions(direct)[0] == LAST + 2
     assert verify(history.store) == []
@@ -237,7 +243,7 @@ def test_a_ledger_that_does_not_prove_is_not_cut(
     direct.ledger.update_one({"revision": 3}, {"$set": {"policies": []}})
     before = [*direct.ledger.find()]
     looks: list[Callable[[], object]] = [
-        lambda: prunable(history.store, LEDGER, now),
+        lambda: list_prunable(history.store, LEDGER, now),
         lambda: prune(history, LEDGER, now=now),
     ]
     for look in looks:
@@ -254,8 +260,8 @@ def test_writers_go_on(pruned: Writer) -> None:
     pruned.update(flag("a.old", description="edited"))
     pruned.pause("a.old")
     pruned.update_segment({"key": "staff", "included": ["ada"]})
-    with pruned.store.reading() as reading:
-        states = reading.all()
+    with pruned.store.open_reader() as reading:
+        states = reading.read_all()
     assert states["*", "a.two"].version == 4
     assert states["*", "a.old"].version == 3
     assert verify(pruned.store) == []
@@ -263,8 +269,8 @@ def test_writers_go_on(pruned: Writer) -> None:
 
 def test_a_flag_that_was_deleted_before_goes_on_from_its_version_and_salt(pruned: Writer) -> None:
     pruned.create(flag("a.gone", fallthrough={"rollout": 20}))
-    with pruned.store.reading() as reading:
-        state = reading.all()["*", "a.gone"]
+    with pruned.store.open_reader() as reading:
+        state = reading.read_all()["*", "a.gone"]
     assert state.version == 2
     assert state.policy["fallthrough"]["rollout"]["salt"] == "old"
     assert verify(pruned.store) == []
@@ -282,7 +288,7 @@ def test_requests_that_are_sent_again_return_the_first_commit(pruned: Writer) ->
     assert change.commit.revision == 4
     with pytest.raises(RequestConflictError):
         pruned.create(flag("a.other"), idempotency_key="first")
-    assert pruned.store.tip().revision == LAST + 1
+    assert pruned.store.read_tip().revision == LAST + 1
 
 
 def test_a_rollback_to_the_cut_finds_what_a_large_change_changed_first(writer: Writer) -> None:
@@ -299,8 +305,8 @@ def test_a_rollback_to_the_cut_finds_what_a_large_change_changed_first(writer: W
     with writer.change() as change:
         change.rollback(keys[0], to=1)
         change.rollback(keys[1], to=1)
-    with writer.store.reading() as reading:
-        found = reading.find(keys[:3]).values()
+    with writer.store.open_reader() as reading:
+        found = reading.find_flags(keys[:3]).values()
     assert [state.policy["description"] for state in found] == [
         "before the cut",
         "before the cut",
@@ -311,8 +317,8 @@ def test_a_rollback_to_the_cut_finds_what_a_large_change_changed_first(writer: W
 def test_a_rollback_goes_back_to_the_cut_and_no_further(pruned: Writer) -> None:
     pruned.rollback("a.two", to=CUT_AT)
     pruned.rollback("a.old", to=CUT_AT)
-    with pruned.store.reading() as reading:
-        weights = reading.all()["*", "a.two"].policy["fallthrough"]["rollout"]["weights"]
+    with pruned.store.open_reader() as reading:
+        weights = reading.read_all()["*", "a.two"].policy["fallthrough"]["rollout"]["weights"]
     assert weights == {"on": 20, "off": 80}
     beyond: list[Callable[[], object]] = [
         lambda: pruned.rollback("a.two", to=CUT_AT - 1),
@@ -332,8 +338,8 @@ def test_an_environment_is_rolled_back_to_the_cut(
     pruned: Writer, mongo_uri: str, database: str
 ) -> None:
     pruned.rollback(to=CUT_AT)
-    with pruned.store.reading() as reading:
-        states = {key: state for (_, key), state in reading.all().items() if key[0] != "@"}
+    with pruned.store.open_reader() as reading:
+        states = {key: state for (_, key), state in reading.read_all().items() if key[0] != "@"}
     assert sorted(states) == ["a.old", "a.one", "a.staff", "a.two", "staff"]
     assert states["a.one"].policy.get("state", "active") == "active"
     with Client(mongo_uri, environment="production", database=database) as client:
@@ -374,7 +380,7 @@ def test_clients_converge(history: Writer, mongo_uri: str, database: str, tmp_pa
             for client in (connected, back):
                 assert client.snapshot is not None
                 assert client.snapshot.tip == from_scan.tip
-                assert {*client.snapshot.records()} == {*from_scan.records()}
+                assert {*client.snapshot.iter_records()} == {*from_scan.iter_records()}
 
 
 # Tampering after a cut
@@ -454,10 +460,10 @@ def test_tampering_after_a_cut_is_found(pruned: Writer, direct: Database[dict[st
 
 def test_a_cut_that_was_forged_is_found(pruned: Writer, direct: Database[dict[str, Any]]) -> None:
     """Whoever makes a revision of a cut must say what was there, and how it led to what is kept."""
-    with pruned.store.reading() as reading:
+    with pruned.store.open_reader() as reading:
         cut = reading.cut
         assert cut is not None
-        walk = Walk(reading, 10)
+        walk = LedgerVerifier(reading, 10)
         walk.run()
         assert walk.cut is not None
     further = walk.cut
@@ -474,10 +480,12 @@ def test_a_cut_that_was_forged_is_found(pruned: Writer, direct: Database[dict[st
     head = direct.heads.find_one({})
     assert head is not None
     for name, (forged, problem) in forgeries.items():
-        with pruned.store.reading() as reading:
+        with pruned.store.open_reader() as reading:
             held = reading.access[CUT]
-            after = state_of(CUT[1], CUT[0], held.version + 1, forged.policy)
-            change = next_change(reading.tip, "forged", reading.now, [PolicyChange(held, after)])
+            after = build_state(CUT[1], CUT[0], held.version + 1, forged.policy)
+            change = build_next_change(
+                reading.tip, "forged", reading.now, [PolicyChange(held, after)]
+            )
             tip = reading.tip
         assert pruned.store.compare_and_set(tip, change)
         pruned.store.project(change)
@@ -485,12 +493,12 @@ def test_a_cut_that_was_forged_is_found(pruned: Writer, direct: Database[dict[st
         assert any(problem in found for found in problems), (name, problems)
         direct.heads.replace_one({}, head)
         direct.ledger.delete_one({"revision": change.revision})
-        document = policy_document("production", LAST + 1, PolicyChange(None, held))
+        document = encode_policy_document("production", LAST + 1, PolicyChange(None, held))
         direct.access.replace_one({"_id.key": CUT[1]}, document)
 
 
 def test_an_anchor_from_before_the_cut_is_held_to_nothing_and_said_so(history: Writer) -> None:
-    hashes = {change.revision: change.tip.hash for change in history.store.changes()}
+    hashes = {change.revision: change.tip.hash for change in history.store.iter_changes()}
     prune(history, LEDGER, now=later(history))
     assert verify(history.store, [(CUT_AT, hashes[CUT_AT]), (10, hashes[10])]) == []
     (problem,) = verify(history.store, [(3, hashes[3])])
@@ -548,10 +556,10 @@ def test_flags_that_were_archived_long_ago_are_deleted(writer: Writer) -> None:
     prune(writer, LEDGER, now=later(writer, 2))
     wanted = Retention(archived_days=2 * DAYS)
     now = long_ago + timedelta(days=DAYS)
-    assert rows(prunable(writer.store, wanted, now)) == {"archived flags": 4}
+    assert rows(list_prunable(writer.store, wanted, now)) == {"archived flags": 4}
     assert rows(prune(writer, wanted, reason="over", now=now)) == {"archived flags": 4}
-    with writer.store.reading() as reading:
-        assert sorted({key for _, key in reading.all() if key[0] != "@"}) == [
+    with writer.store.open_reader() as reading:
+        assert sorted({key for _, key in reading.read_all() if key[0] != "@"}) == [
             "b.deep",
             "b.half",
             "b.kept",
@@ -574,10 +582,10 @@ def test_a_flag_that_moved_meanwhile_stays(writer: Writer) -> None:
     with writer.change() as change:
         for key in ("b.one", "b.two", "b.three"):
             change.create(flag(key, state="archived"))
-    with writer.store.reading() as reading:
-        found = to_delete(reading, reading.now)
+    with writer.store.open_reader() as reading:
+        found = find_deletable_flags(reading, reading.now)
     writer.restore("b.two")
-    gone = whole_of(deleted_in_steps(writer, found, "over"))
+    gone = whole_of(delete_in_steps(writer, found, "over"))
     assert [flag.key for flag in gone] == ["b.one", "b.three"]
     assert verify(writer.store) == []
 
@@ -592,7 +600,7 @@ def test_audit_goes_after_the_ledger_and_later_if_wanted(
     prune(history, Retention(ledger_days=DAYS, audit_days=2 * DAYS), now=now)
     assert direct.audit.count_documents({}) == LAST + 1
     wanted = Retention(audit_days=DAYS)
-    assert rows(prunable(history.store, wanted, now)) == {"audit": 7, "abandoned requests": 0}
+    assert rows(list_prunable(history.store, wanted, now)) == {"audit": 7, "abandoned requests": 0}
     assert rows(prune(history, wanted, reason="tidy", now=now))["audit"] == 7
     (*_, last) = entries(history.store)
     assert last.reason == "tidy"
@@ -632,15 +640,15 @@ def test_denials_go_and_that_stands_in_the_ledger(history: Writer) -> None:
     history.store.denials.add(NOON, {**told, "actor": "eve"})
     history.store.denials.add(later(history), {**told, "actor": "mallory"})
     wanted = Retention(denials_days=DAYS)
-    assert rows(prunable(history.store, wanted, later(history))) == {"denials": 1}
+    assert rows(list_prunable(history.store, wanted, later(history))) == {"denials": 1}
     assert rows(prune(history, wanted, reason="old", now=later(history))) == {"denials": 1}
-    assert [denial["actor"] for denial in history.store.denials.all()] == ["mallory"]
+    assert [denial["actor"] for denial in history.store.denials.read_all()] == ["mallory"]
     (*_, last) = entries(history.store)
     assert last.reason == "old"
     assert last.actions[0].startswith("prune denials before ")
-    before = history.store.tip()
+    before = history.store.read_tip()
     assert rows(prune(history, wanted, now=later(history))) == {"denials": 0}
-    assert history.store.tip() == before
+    assert history.store.read_tip() == before
 
 
 def test_members_that_nothing_refers_to_go_in_the_second_run(
@@ -648,7 +656,7 @@ def test_members_that_nothing_refers_to_go_in_the_second_run(
 ) -> None:
     """And none that a kept change, or the newest, or a segment refers to."""
     wanted = Retention(remains_days=1)
-    with history.store.reading() as reading:
+    with history.store.open_reader() as reading:
         now = reading.now
     days = [now + timedelta(days=2 * number) for number in range(1, 4)]
     history.store.add_parts({sha256(b"12345678").hexdigest(): b"12345678"})
@@ -662,7 +670,7 @@ def test_members_that_nothing_refers_to_go_in_the_second_run(
     assert gone == count - 1 - 1
     assert verify(history.store) == []
     (snapshot,) = loads(history, mongo_uri)
-    assert not snapshot.parts_missing
+    assert not snapshot.has_missing_parts
 
 
 def test_members_of_what_is_pending_or_proposed_stay(history: Writer, mongo_uri: str) -> None:
@@ -686,14 +694,14 @@ def test_members_that_are_stored_again_are_not_removed(
 ) -> None:
     name = sha256(b"12345678").hexdigest()
     history.store.add_parts({name: b"12345678"})
-    with history.store.reading() as reading:
+    with history.store.open_reader() as reading:
         now = reading.now
-    pruning = history.store.pruning
-    pruning.mark_unreferred("members", set(), now)
-    pruning.mark_unreferred("members", {name}, now)
+    pruning = history.store.pruner
+    pruning.mark_unreferenced("members", set(), now)
+    pruning.mark_unreferenced("members", {name}, now)
     assert not direct.members.find_one({"_id.part": name, "unreferred": {"$exists": True}})
-    pruning.mark_unreferred("members", set(), now)
-    found = [*chain(*pruning.unreferred("members", set(), now + timedelta(days=1)))]
+    pruning.mark_unreferenced("members", set(), now)
+    found = [*chain(*pruning.iter_unreferenced("members", set(), now + timedelta(days=1)))]
     assert name in [item.id["part"] for item in found]
     history.store.add_parts({name: b"12345678"})
     pruning.remove("members", found, unreferred={"$lt": now + timedelta(days=1)})
@@ -707,7 +715,7 @@ def test_what_is_left_of_checkpoints_goes(
     left = {"environment": "production", "checkpoint": "20260101T000000Z-x", "slice": 0}
     direct.slices.insert_one({"_id": left, "content": b"x"})
     wanted = Retention(remains_days=1)
-    assert rows(prunable(history.store, wanted))["checkpoint remains"] == 1
+    assert rows(list_prunable(history.store, wanted))["checkpoint remains"] == 1
     assert rows(prune(history, wanted))["checkpoint remains"] == 1
     assert {found["_id"]["checkpoint"] for found in direct.slices.find()} == {made.id}
 
@@ -745,8 +753,8 @@ def update_many(writer: Writer, description: str) -> None:
 
 
 def descriptions(writer: Writer, *keys: str) -> list[str]:
-    with writer.store.reading() as reading:
-        states = reading.find(keys)
+    with writer.store.open_reader() as reading:
+        states = reading.find_flags(keys)
     return [states["*", key].policy.get("description", "") for key in keys]
 
 
@@ -768,7 +776,7 @@ def test_pages_go_with_the_changes_that_are_on_them(
     ]
     assert [revision for revision, _ in sizes] == [1, 2, 4]
     now = later(large, LARGE_CUT)
-    (_, found) = prunable(large.store, LEDGER, now)
+    (_, found) = list_prunable(large.store, LEDGER, now)
     assert (found.what, found.documents) == ("pages", 2)
     assert found.bytes == sum(size for revision, size in sizes if revision <= LARGE_CUT)
     with Client(mongo_uri, environment="production", database=direct.name) as connected:
@@ -782,7 +790,7 @@ def test_pages_go_with_the_changes_that_are_on_them(
         (from_checkpoint,) = loads(large, mongo_uri)
         assert_same(from_checkpoint, scanned(large, mongo_uri))
         assert connected.snapshot is not None
-        assert {*connected.snapshot.records()} == {*from_checkpoint.records()}
+        assert {*connected.snapshot.iter_records()} == {*from_checkpoint.iter_records()}
     ask = partial(client_at, mongo_uri, "production", database=direct.name)
     assert [ask(at=revision).is_enabled("a.f2") for revision in (4, 5)] == [True, False]
     with pytest.raises(HistoryLostError, match=r"pruned\. Ask for revision 4"):
@@ -800,8 +808,8 @@ def test_a_rollback_goes_back_to_the_cut_through_pages(large: Writer) -> None:
         large.rollback("a.f7", to=2)
     large.rollback(to=LARGE_CUT)
     assert set(descriptions(large, *(f"a.f{i}" for i in range(MANY)))) == {"second"}
-    with large.store.reading() as reading:
-        assert reading.all()["*", "a.f1"].policy["state"] == "paused"
+    with large.store.open_reader() as reading:
+        assert reading.read_all()["*", "a.f1"].policy["state"] == "paused"
     # Again, where what is cut anew was large, and the tip is.
     assert rows(prune(large, LEDGER, now=later(large, 6)))["pages"] == 1
     assert verify(large.store) == []
@@ -819,8 +827,8 @@ def test_flags_that_a_large_change_deleted_go_on_from_their_versions(writer: Wri
     writer.create(flag("b.last"))
     assert rows(prune(writer, LEDGER, now=later(writer, 2)))["pages"] == 2
     writer.create(flag("a.f7"))
-    with writer.store.reading() as reading:
-        assert reading.all()["*", "a.f7"].version == 2
+    with writer.store.open_reader() as reading:
+        assert reading.read_all()["*", "a.f7"].version == 2
     assert verify(writer.store) == []
 
 
@@ -834,10 +842,10 @@ def test_the_ledger_is_not_cut_past_what_is_not_projected(
     killed_before(step, writer, lambda: created(writer, MANY))
     # At the tip it stays anyhow, be it in the ledger or not.
     tip = later(writer, 1) + timedelta(hours=1)
-    assert rows(prunable(writer.store, LEDGER, tip))["pages"] == 0
+    assert rows(list_prunable(writer.store, LEDGER, tip))["pages"] == 0
     writer.pause("b.first")
     now = later(writer, 2)
-    ledger, found = prunable(writer.store, LEDGER, now)
+    ledger, found = list_prunable(writer.store, LEDGER, now)
     assert (ledger.documents, found.documents) == (1, 0)
     assert direct.flags.count_documents({"revision": 2}) == 0
     assert rows(prune(writer, LEDGER, now=now)) == {"ledger": 2, "pages": 1}
@@ -857,8 +865,8 @@ def test_a_tip_that_is_not_projected_is_read_after_a_cut(
     prune(writer, LEDGER, now=later(writer, 1))
     killed_before(step, writer, lambda: update_or_create(writer))
     assert verify(writer.store) == []
-    with writer.store.reading() as reading:
-        then = reading.at(("*", "a.f3"), 1)
+    with writer.store.open_reader() as reading:
+        then = reading.find_state(("*", "a.f3"), 1)
     assert then is not None
     assert "description" not in then.policy
     for days in range(2):
@@ -867,7 +875,7 @@ def test_a_tip_that_is_not_projected_is_read_after_a_cut(
     with Client(mongo_uri, environment="production", database=direct.name) as client:
         client.wait_for(4, PATIENCE_SECONDS)
         assert client.snapshot is not None
-        assert len(client.snapshot.keys()) == MANY + 1
+        assert len(client.snapshot.list_keys()) == MANY + 1
     writer.rollback("a.f3", to=1)
     assert verify(writer.store) == []
 
@@ -903,12 +911,12 @@ def test_pages_that_nothing_refers_to_go_in_the_second_run(
 def test_pages_that_a_later_change_is_on_stay(
     large: Writer, direct: Database[dict[str, Any]]
 ) -> None:
-    pruning = large.store.pruning
-    assert len([*chain(*pruning.pages(LARGE_CUT))]) == 2
+    pruning = large.store.pruner
+    assert len([*chain(*pruning.iter_pages(LARGE_CUT))]) == 2
     first = direct.ledger.find_one({"revision": 1})
     assert first is not None
     direct.ledger.update_one({"revision": 4}, {"$push": {"pages": first["pages"][0]}})
-    assert len([*chain(*pruning.pages(LARGE_CUT))]) == 1
+    assert len([*chain(*pruning.iter_pages(LARGE_CUT))]) == 1
 
 
 # Who may
@@ -1019,12 +1027,12 @@ def test_killed_anywhere_and_run_again_it_is_done(
     writer.create(flag("b.f2"))
     writer.create(flag("b.f3"))
     whole = Retention(ledger_days=DAYS, denials_days=DAYS, remains_days=DAYS)
-    step, done, first, met = 0, False, writer.store.tip().revision, set[str]()
+    step, done, first, met = 0, False, writer.store.read_tip().revision, set[str]()
     while not done:
         killed_before("project_own_pages", writer, partial(update_two, writer, step))
         (writer.resume if step % 2 else writer.pause)("b.f0")
         met |= page_names(direct)
-        last = writer.store.tip().revision
+        last = writer.store.read_tip().revision
         steps = prune_in_steps(writer, whole, reason="", now=later(writer, last))
         done = sum(1 for _ in islice(steps, step)) < step
         steps.close()
@@ -1033,7 +1041,7 @@ def test_killed_anywhere_and_run_again_it_is_done(
         assert writer.create(flag("b.f0"), idempotency_key="b0").revision == 1
         step += 1
     assert step > 6
-    prune(writer, whole, now=later(writer, writer.store.tip().revision))
+    prune(writer, whole, now=later(writer, writer.store.read_tip().revision))
     assert revisions(direct)[0] > first
     assert page_names(direct) == named_pages(direct)
     assert len(met - page_names(direct)) > 6
@@ -1053,13 +1061,15 @@ def update_two(writer: Writer, step: int) -> None:
 @pytest.fixture
 def aged(writer: Writer, direct: Database[dict[str, Any]]) -> Writer:
     """Return a writer after five revisions that were made a year ago, and one of today."""
-    tip = genesis("production", "e", datetime.now(UTC).replace(microsecond=0) - timedelta(days=365))
-    direct.heads.replace_one({}, head_document(tip, None))
+    tip = build_genesis_tip(
+        "production", "e", datetime.now(UTC).replace(microsecond=0) - timedelta(days=365)
+    )
+    direct.heads.replace_one({}, encode_head(tip, None))
     for number in range(5):
         asked = {"sent": tip.time, "actor": "ada", "reason": "", "operations": [], "digest": "x"}
         writer.store.add_request(f"r{number}", asked)
-        state = state_of(f"b.f{number}", "*", 1, encode(decode(flag(f"b.f{number}"))))
-        change = next_change(tip, f"r{number}", tip.time, [PolicyChange(None, state)])
+        state = build_state(f"b.f{number}", "*", 1, encode(decode(flag(f"b.f{number}"))))
+        change = build_next_change(tip, f"r{number}", tip.time, [PolicyChange(None, state)])
         assert writer.store.compare_and_set(tip, change)
         writer.store.project(change)
         tip = change.tip
@@ -1081,7 +1091,7 @@ def test_the_command_shows_first_and_removes_when_it_is_told(
     assert "ledger" in dry.stdout
     assert "up to revision 5, " in dry.stdout
     assert "dry run on production: nothing was removed" in dry.stdout
-    assert aged.store.tip().revision == 6
+    assert aged.store.read_tip().revision == 6
     told = json.loads(run(*days, "--output", "json").stdout)
     assert (told["applied"], told["revision"]) == (False, 6)
     assert {part["what"]: part["documents"] for part in told["parts"]} == {
@@ -1092,7 +1102,7 @@ def test_the_command_shows_first_and_removes_when_it_is_told(
     }
     applied = run(*days, "--apply", "--actor", "dana@example.com", "--reason", "a month is enough")
     assert applied.exit_code == 0, applied.output
-    tip = aged.store.tip()
+    tip = aged.store.read_tip()
     assert applied.stdout.endswith(
         f"production is at revision 7\nanchor: {tip.revision}:{tip.hash}\n"
     )

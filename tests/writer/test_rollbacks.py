@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
-from flagkit._core.model.changes import next_change
+from flagkit._core.model.changes import build_next_change
 from flagkit.client.client import Client
 from flagkit.errors import InvalidDocumentError, RevisionNotFoundError
 from flagkit.writer import Writer, entries, planning, verify
 from flagkit.writer.operations import SetState
 from flagkit.writer.planning import plan
-from tests.support.random_history import Rehearsal, segments_in
+from tests.support.random_history import RandomHistory, count_segments
 from tests.writer.test_writer import flag, policy, state
 
 pytestmark = pytest.mark.mongo
@@ -20,13 +20,13 @@ pytestmark = pytest.mark.mongo
 
 @pytest.mark.parametrize("seed", range(4))
 def test_an_environment_is_rolled_back_to_the_byte(seed: int, writer: Writer) -> None:
-    rehearsal = Rehearsal(writer, random.Random(seed), keys=12)
+    rehearsal = RandomHistory(writer, random.Random(seed), keys=12)
     for _ in range(10):
         for _ in range(4):
             rehearsal.change()
         rehearsal.roll_back()
     assert rehearsal.problems == []
-    assert any(map(segments_in, rehearsal.policies))
+    assert any(map(count_segments, rehearsal.policies))
     assert verify(writer.store) == []
 
 
@@ -43,8 +43,8 @@ def test_a_rollback_of_everything_is_one_revision_that_says_what_it_was(writer: 
     assert policy(writer, "a.salted")["fallthrough"]["rollout"]["salt"] == "wave"
     versions = [state(writer, f"a.{key}").version for key in ("kept", "lost", "salted")]
     assert versions == [1, 2, 3]
-    with writer.store.reading() as reading:
-        assert reading.find(["a.new"]) == {}
+    with writer.store.open_reader() as reading:
+        assert reading.find_flags(["a.new"]) == {}
     last = [*entries(writer.store)][-1]
     assert last.actions == (f"rollback everything to revision {point.revision}",)
     assert (last.actor, last.reason, last.time) == ("ana", "incident 7", commit.time)
@@ -67,9 +67,9 @@ def test_clients_follow_a_rollback_of_everything_to_nothing(
 
 def test_what_is_not_projected_yet_is_rolled_back_too(writer: Writer) -> None:
     writer.create(flag())
-    with writer.store.reading() as reading:
+    with writer.store.open_reader() as reading:
         planned = plan([SetState(key="shop.search", verb="pause")], reading, 1, {})
-    change = next_change(reading.tip, "the-dead-one", reading.now, planned.changes)
+    change = build_next_change(reading.tip, "the-dead-one", reading.now, planned.changes)
     assert writer.store.compare_and_set(reading.tip, change)
     writer.rollback(to=2)
     assert policy(writer)["state"] == "paused"
@@ -99,7 +99,7 @@ def test_a_rollback_of_everything_comes_alone(writer: Writer) -> None:
 
     with pytest.raises(InvalidDocumentError, match="Make two changes of it"):
         change_all()
-    assert writer.store.tip().revision == 1
+    assert writer.store.read_tip().revision == 1
 
 
 def test_a_rollback_that_is_too_large_is_refused_whole(
@@ -111,7 +111,7 @@ def test_a_rollback_that_is_too_large_is_refused_whole(
         writer.update(flag(f"a.a{i}", description="y" * 900_000))
     with pytest.raises(InvalidDocumentError, match=r"the limit is .*Roll back flag by flag"):
         writer.rollback(to=1)
-    assert writer.store.tip().revision == 8
+    assert writer.store.read_tip().revision == 8
 
 
 def test_a_rollback_of_everything_needs_the_members_that_segments_had(

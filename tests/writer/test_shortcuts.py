@@ -8,7 +8,7 @@ import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from flagkit._core.model.changes import next_change
+from flagkit._core.model.changes import build_next_change
 from flagkit._core.model.documents import State
 from flagkit.client.client import Client
 from flagkit.errors import (
@@ -22,14 +22,14 @@ from flagkit.errors import (
     VersionConflictError,
 )
 from flagkit.writer import Commit, Writer, entries, verify
-from flagkit.writer.operations import EARLIER, TRANSITIONS, WRITTEN, SetState, Standing
+from flagkit.writer.operations import AS_BEFORE, AS_WRITTEN, TRANSITIONS, FlagState, SetState
 from flagkit.writer.planning import plan
 from tests.writer.test_writer import flag, needing, policy, state
 
 pytestmark = pytest.mark.mongo
 
 KEY = "shop.search"
-WAYS: dict[Standing, tuple[str, ...]] = {
+WAYS: dict[FlagState, tuple[str, ...]] = {
     "active": (),
     "paused": ("pause",),
     "archived": ("archive",),
@@ -44,16 +44,16 @@ def direct(mongo_uri: str, database: str) -> Iterator[Database[dict[str, Any]]]:
         yield client[database]
 
 
-def standing(writer: Writer) -> Standing:
-    with writer.store.reading() as reading:
-        found = reading.find([KEY]).get(("*", KEY))
+def standing(writer: Writer) -> FlagState:
+    with writer.store.open_reader() as reading:
+        found = reading.find_flags([KEY]).get(("*", KEY))
     return "absent" if found is None else found.policy["state"]
 
 
-@pytest.mark.parametrize("start", get_args(Standing))
+@pytest.mark.parametrize("start", get_args(FlagState))
 @pytest.mark.parametrize("verb", TRANSITIONS)
 def test_the_table_of_transitions_is_what_the_writer_does(
-    verb: str, start: Standing, writer: Writer
+    verb: str, start: FlagState, writer: Writer
 ) -> None:
     writer.create(flag())
     asks: dict[str, Callable[[], Commit]] = {
@@ -76,14 +76,14 @@ def test_the_table_of_transitions_is_what_the_writer_does(
         assert KEY in str(refused.value)
     else:
         ask()
-    expected = {WRITTEN: "paused", EARLIER: "active", None: start}
+    expected = {AS_WRITTEN: "paused", AS_BEFORE: "active", None: start}
     assert standing(writer) == expected.get(after, after)
     assert verify(writer.store) == []
 
 
 def test_states_and_standings_are_the_same_but_for_absence() -> None:
-    assert {*get_args(Standing)} == {*get_args(State), "absent"}
-    assert all(row.keys() <= {*get_args(Standing)} for row in TRANSITIONS.values())
+    assert {*get_args(FlagState)} == {*get_args(State), "absent"}
+    assert all(row.keys() <= {*get_args(FlagState)} for row in TRANSITIONS.values())
 
 
 def test_a_deleted_flag_is_gone_for_clients_and_goes_on_when_created_again(
@@ -150,12 +150,12 @@ def test_a_tombstone_that_was_removed_is_missed(
 def test_a_deletion_that_is_not_projected_yet_is_seen(writer: Writer) -> None:
     writer.create(flag(state="archived"))
     before = state(writer)
-    with writer.store.reading() as reading:
+    with writer.store.open_reader() as reading:
         planned = plan([SetState(key=KEY, verb="delete")], reading, 1, {})
-    change = next_change(reading.tip, "the-dead-one", reading.now, planned.changes)
+    change = build_next_change(reading.tip, "the-dead-one", reading.now, planned.changes)
     assert writer.store.compare_and_set(reading.tip, change)
-    with writer.store.reading() as reading:
-        assert reading.deleted([("*", KEY), ("*", "no.such")]) == {("*", KEY): before}
+    with writer.store.open_reader() as reading:
+        assert reading.find_deleted([("*", KEY), ("*", "no.such")]) == {("*", KEY): before}
     writer.create(flag())
     assert state(writer).version == 2
 
@@ -190,8 +190,8 @@ def test_a_segment_that_a_flag_refers_to_is_not_deleted(writer: Writer) -> None:
         change.delete_segment("staff")
         change.update(flag())
     writer.create_segment({"key": "staff"})
-    with writer.store.reading() as reading:
-        assert reading.segments(["staff"])["@segments", "staff"].version == 2
+    with writer.store.open_reader() as reading:
+        assert reading.find_segments(["staff"])["@segments", "staff"].version == 2
     assert verify(writer.store) == []
 
 
@@ -262,7 +262,7 @@ def test_an_edit_is_no_way_to_another_key_and_fails_whole(writer: Writer) -> Non
             writer.edit(KEY, more.__ror__)
     with pytest.raises(ZeroDivisionError):
         writer.edit(KEY, lambda _: {"key": 1 // 0})
-    assert writer.store.tip().revision == 1
+    assert writer.store.read_tip().revision == 1
 
 
 def test_an_edit_that_is_sent_again_does_not_ask_the_function_again(writer: Writer) -> None:
@@ -333,7 +333,7 @@ def test_each_workflow_can_be_sent_again(writer: Writer) -> None:
     }
     first = {name: ask(name) for name, ask in asks.items()}
     assert {name: ask(name) for name, ask in asks.items()} == first
-    assert writer.store.tip().revision == len(asks)
+    assert writer.store.read_tip().revision == len(asks)
     assert verify(writer.store) == []
 
 
@@ -384,7 +384,7 @@ def test_what_cannot_be_told_to_serve_a_variant_says_what_can(
     writer.create(document)
     with pytest.raises(InvalidDocumentError, match=problem):
         writer.serve(KEY, **{"variant": "off", **asked})
-    assert writer.store.tip().revision == 1
+    assert writer.store.read_tip().revision == 1
 
 
 def test_a_rollout_of_what_serves_one_variant_leads_to_serve(writer: Writer) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flagkit._core.model.changes import next_change
+from flagkit._core.model.changes import build_next_change
 from flagkit.writer import Writer
 from flagkit.writer.operations import SetState
 from flagkit.writer.planning import plan
@@ -20,7 +20,7 @@ LATER = timedelta(days=31)
 
 
 def reasons(writer: Writer, later: timedelta = LATER) -> dict[str, tuple[str, ...]]:
-    now = writer.store.tip().time + later
+    now = writer.store.read_tip().time + later
     return {found.key: found.reasons for found in stale_flags(writer.store, 30, now)}
 
 
@@ -34,7 +34,7 @@ def test_flags_that_were_never_changed_are_stale_after_some_days(writer: Writer)
     touched(writer, "a.changed")
     assert reasons(writer) == {"a.old": ("never changed for 30 days",)}
     assert reasons(writer, timedelta(days=29)) == {}
-    now = writer.store.tip().time + LATER
+    now = writer.store.read_tip().time + LATER
     (found,) = stale_flags(writer.store, 30, now)
     assert found == StaleFlag("a.old", "*", 1, "team-search", ("never changed for 30 days",))
 
@@ -92,9 +92,9 @@ def test_flags_past_expires_are_stale_at_once_and_archived_ones_after_some_days(
 
 def test_a_change_that_is_not_projected_yet_is_no_old_one(writer: Writer) -> None:
     point = writer.create(flag("a.old"))
-    with writer.store.reading() as reading:
+    with writer.store.open_reader() as reading:
         planned = plan([SetState(key="a.old", verb="pause")], reading, 1, {})
-    change = next_change(reading.tip, "the-dead-one", point.time + LATER, planned.changes)
+    change = build_next_change(reading.tip, "the-dead-one", point.time + LATER, planned.changes)
     assert writer.store.compare_and_set(reading.tip, change)
     assert stale_flags(writer.store, 30, point.time + LATER) == []
 

@@ -22,13 +22,13 @@ from flagkit._core.model.changes import (
     Change,
     PolicyChange,
     PolicyState,
-    genesis,
-    next_change,
-    state_of,
+    build_genesis_tip,
+    build_next_change,
+    build_state,
 )
 from flagkit._core.model.flags import DOCUMENT_BYTES_MAX
-from flagkit._core.model.rollouts import spans
-from flagkit._core.storage.prefetch import POLICIES_MAX, projects_lightly
+from flagkit._core.model.rollouts import list_spans
+from flagkit._core.storage.prefetch import POLICIES_MAX, can_skip_majority
 from flagkit.client.client import Client
 from flagkit.errors import (
     BrokenReferenceError,
@@ -45,7 +45,7 @@ from flagkit.errors import (
 )
 from flagkit.writer import Writer, planning, verify
 from flagkit.writer.draft import Draft
-from flagkit.writer.operations import SetState, request_digest
+from flagkit.writer.operations import SetState, hash_request
 from flagkit.writer.planning import plan
 
 pytestmark = pytest.mark.mongo
@@ -93,8 +93,8 @@ def needing(key: str, *prerequisites: str, **more: Any) -> dict[str, Any]:
 
 
 def state(writer: Writer, key: str = "shop.search", region: str = "*") -> PolicyState:
-    with writer.store.reading() as reading:
-        return reading.find([key])[region, key]
+    with writer.store.open_reader() as reading:
+        return reading.find_flags([key])[region, key]
 
 
 def policy(writer: Writer, key: str = "shop.search", region: str = "*") -> dict[str, Any]:
@@ -117,7 +117,7 @@ def test_revisions_count_the_changes_of_an_environment(writer: Writer) -> None:
     assert writer.update(flag(owner="team-search")).revision == 2
     assert writer.pause("shop.search").revision == 3
     assert writer.resume("shop.search").revision == 4
-    assert writer.store.tip().revision == 4
+    assert writer.store.read_tip().revision == 4
     assert state(writer).version == 4
     assert policy(writer)["owner"] == "team-search"
 
@@ -174,7 +174,7 @@ def test_widening_a_rollout_takes_nobody_out(writer: Writer) -> None:
         rollout = policy(writer)["fallthrough"]["rollout"]
         treated = {
             bucket
-            for start, end, variant in spans(rollout["intervals"])
+            for start, end, variant in list_spans(rollout["intervals"])
             if variant == "on"
             for bucket in range(start, end)
         }
@@ -361,11 +361,11 @@ def test_each_verb_takes_the_version_that_is_expected(writer: Writer) -> None:
     for number, verb in enumerate(verbs):
         version = min(number + 1, 5)
         for wrong in (version - 1, version + 1):
-            before = writer.store.tip()
+            before = writer.store.read_tip()
             with pytest.raises(VersionConflictError) as caught:
                 verb(wrong)
             assert (caught.value.expected, caught.value.actual) == (wrong, version)
-            assert writer.store.tip() == before
+            assert writer.store.read_tip() == before
         verb(version)
     writer.change_members("shop.staff", include=["bob"])
     with pytest.raises(VersionConflictError):
@@ -565,10 +565,10 @@ def test_what_a_failover_took_back_of_the_newest_change_is_projected_again(
         direct.flags.delete_one({})
     made = direct.ledger.count_documents({})
     assert verify(writer.store) == []
-    with writer.store.reading() as reading:
-        assert reading.unledgered is None
-        assert reading.behind is not None
-        assert reading.find(["shop.search"])["*", "shop.search"].policy["state"] == "paused"
+    with writer.store.open_reader() as reading:
+        assert reading.tip_not_in_ledger is None
+        assert reading.unprojected_tip is not None
+        assert reading.find_flags(["shop.search"])["*", "shop.search"].policy["state"] == "paused"
     writer.create(flag("another.flag"))
     assert policy(writer)["state"] == "paused"
     assert direct.ledger.count_documents({}) == made + 1
@@ -578,14 +578,14 @@ def test_what_a_failover_took_back_of_the_newest_change_is_projected_again(
 
 def test_changes_of_many_flags_and_of_segments_reach_a_majority_before_the_ledger() -> None:
     def change(*regions: str) -> Change:
-        states = [state_of(f"a.a{i}", region, 1, {}) for i, region in enumerate(regions)]
+        states = [build_state(f"a.a{i}", region, 1, {}) for i, region in enumerate(regions)]
         changes = [PolicyChange(None, state) for state in states]
-        return next_change(genesis("production", "", NOW), "", NOW, changes)
+        return build_next_change(build_genesis_tip("production", "", NOW), "", NOW, changes)
 
-    assert projects_lightly(change(*["*", "eu"] * (POLICIES_MAX // 2)))
-    assert not projects_lightly(change(*["*"] * (POLICIES_MAX + 1)))
-    assert not projects_lightly(change("*", SEGMENTS))
-    assert not projects_lightly(change(ACCESS))
+    assert can_skip_majority(change(*["*", "eu"] * (POLICIES_MAX // 2)))
+    assert not can_skip_majority(change(*["*"] * (POLICIES_MAX + 1)))
+    assert not can_skip_majority(change("*", SEGMENTS))
+    assert not can_skip_majority(change(ACCESS))
 
 
 def test_nothing_is_written_after_an_older_head_was_put_back(
@@ -692,7 +692,7 @@ def test_an_idempotency_key_makes_a_resend_harmless(writer: Writer) -> None:
     first = writer.create(flag(), idempotency_key="order-1")
     writer.update(flag(owner="me"))
     assert writer.create(flag(), idempotency_key="order-1") == first
-    assert writer.store.tip().revision == 2
+    assert writer.store.read_tip().revision == 2
 
 
 def test_a_resend_by_another_process_is_the_same(
@@ -707,7 +707,7 @@ def test_an_idempotency_key_is_for_one_request(writer: Writer) -> None:
     writer.create(flag(), idempotency_key="order-1")
     with pytest.raises(RequestConflictError, match="order-1"):
         writer.create(flag("another.flag"), idempotency_key="order-1")
-    assert writer.store.tip().revision == 1
+    assert writer.store.read_tip().revision == 1
 
 
 def test_an_environment_must_be_created_and_can_be_again(mongo_uri: str, database: str) -> None:
@@ -717,7 +717,7 @@ def test_an_environment_must_be_created_and_can_be_again(mongo_uri: str, databas
         first = writer.create_environment()
         writer.create(flag())
         assert writer.create_environment().epoch == first.epoch
-        assert writer.store.tip().revision == 1
+        assert writer.store.read_tip().revision == 1
 
 
 def test_the_next_writer_projects_what_a_dead_one_left(
@@ -725,18 +725,18 @@ def test_the_next_writer_projects_what_a_dead_one_left(
 ) -> None:
     writer.create(flag())
     # A writer that dies right after its compare-and-set.
-    with writer.store.reading() as reading:
+    with writer.store.open_reader() as reading:
         planned = plan([SetState(key="shop.search", verb="pause")], reading, 1, {})
-    change = next_change(reading.tip, "the-dead-one", reading.now, planned.changes)
+    change = build_next_change(reading.tip, "the-dead-one", reading.now, planned.changes)
     asked: dict[str, Any] = {"actor": "dana", "reason": "", "operations": []}
-    content = {"sent": change.tip.time, **asked, "digest": request_digest(asked)}
+    content = {"sent": change.tip.time, **asked, "digest": hash_request(asked)}
     writer.store.add_request("the-dead-one", content)
     assert writer.store.compare_and_set(reading.tip, change)
     assert direct.ledger.count_documents({}) == 1
 
-    with writer.store.reading() as reading:
-        assert reading.unledgered == change
-        assert reading.find(["shop.search"])["*", "shop.search"].policy["state"] == "paused"
+    with writer.store.open_reader() as reading:
+        assert reading.tip_not_in_ledger == change
+        assert reading.find_flags(["shop.search"])["*", "shop.search"].policy["state"] == "paused"
     writer.create(flag("another.flag"))
     assert direct.ledger.count_documents({}) == 3
     assert policy(writer)["state"] == "paused"
@@ -745,7 +745,7 @@ def test_the_next_writer_projects_what_a_dead_one_left(
 
 def test_a_zombie_that_projects_late_changes_nothing(writer: Writer) -> None:
     writer.create(flag())
-    (first,) = writer.store.changes()
+    (first,) = writer.store.iter_changes()
     writer.pause("shop.search")
     writer.store.project(first)
     assert policy(writer)["state"] == "paused"
@@ -754,10 +754,10 @@ def test_a_zombie_that_projects_late_changes_nothing(writer: Writer) -> None:
 
 def test_a_compare_and_set_is_lost_to_whoever_was_first(writer: Writer) -> None:
     writer.create(flag())
-    with writer.store.reading() as reading:
+    with writer.store.open_reader() as reading:
         planned = plan([SetState(key="shop.search", verb="pause")], reading, 1, {})
     writer.resume("shop.search")
-    late = next_change(reading.tip, "late", reading.now, planned.changes)
+    late = build_next_change(reading.tip, "late", reading.now, planned.changes)
     assert not writer.store.compare_and_set(reading.tip, late)
     assert policy(writer)["state"] == "active"
 
@@ -778,7 +778,7 @@ def test_threads_of_one_writer_take_turns(writer: Writer) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert writer.store.tip().revision == 8
+    assert writer.store.read_tip().revision == 8
     assert verify(writer.store) == []
 
 

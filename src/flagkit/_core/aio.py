@@ -26,7 +26,7 @@ from flagkit._core.background import Log, is_green, start_helper
 T = TypeVar("T")
 
 
-async def in_turns(slices: Generator[None, None, T]) -> T:
+async def run_cooperatively(slices: Generator[None, None, T]) -> T:
     """Return what work in slices comes to."""
     while True:
         try:
@@ -37,7 +37,7 @@ async def in_turns(slices: Generator[None, None, T]) -> T:
         await asyncio.sleep(0)
 
 
-Identity: TypeAlias = tuple[int, int]
+FileIdentity: TypeAlias = tuple[int, int]
 """The device and the inode of an open file, which no other open socket has."""
 
 LOOK_SECONDS: Final = 1.0
@@ -48,7 +48,7 @@ class DescriptorsLostError(Exception):
     """The descriptors of a loop were closed, or the process of the loop was forked."""
 
 
-_identities: dict[int, Identity] = {}
+_identities: dict[int, FileIdentity] = {}
 """By the id of a socket, what it was when it was owned: sockets take no attributes."""
 
 
@@ -83,13 +83,13 @@ class OwnedSocket(socket.socket):
         super().shutdown(how)
 
     def _check(self) -> None:
-        if self.fileno() >= 0 and identity_of(self.fileno()) != _identities.get(id(self)):
+        if self.fileno() >= 0 and find_file_identity(self.fileno()) != _identities.get(id(self)):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     # What `socket.close` calls, once no file object uses the socket.
     def _real_close(self) -> None:
         number, known = self.fileno(), _identities.pop(id(self), None)
-        if number >= 0 and identity_of(number) != known:
+        if number >= 0 and find_file_identity(number) != known:
             self.detach()
         else:
             super()._real_close()  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
@@ -100,13 +100,13 @@ class OwnedSocket(socket.socket):
             self._real_close()
 
 
-def own(sock: socket.socket) -> None:
+def claim_socket(sock: socket.socket) -> None:
     """Have a socket that is not connected yet be nothing else from now on.
 
     Raises:
         OSError: it is something else already.
     """
-    identity = identity_of(sock.fileno())
+    identity = find_file_identity(sock.fileno())
     if identity is None or not stat.S_ISSOCK(os.fstat(sock.fileno()).st_mode):
         sock.detach()
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -125,7 +125,7 @@ class WatchfulSelector(selectors.PollSelector):
 
     def __init__(self) -> None:
         super().__init__()
-        self._watched: dict[int, Identity | None] = {}
+        self._watched_files: dict[int, FileIdentity | None] = {}
         self._pid = os.getpid()
 
     @property
@@ -134,15 +134,15 @@ class WatchfulSelector(selectors.PollSelector):
         return os.getpid() != self._pid
 
     @property
-    def is_own(self) -> bool:
+    def is_intact(self) -> bool:
         """Whether what is watched is what it was, in the process that it was opened in."""
         return not self.is_forked and all(
-            identity_of(number) == known for number, known in self._watched.items()
+            find_file_identity(number) == known for number, known in self._watched_files.items()
         )
 
     def watch(self, *socks: socket.socket) -> None:
         """Watch the sockets that stand for all others: a daemon closes all of them, or none."""
-        self._watched = {sock.fileno(): identity_of(sock.fileno()) for sock in socks}
+        self._watched_files = {sock.fileno(): find_file_identity(sock.fileno()) for sock in socks}
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Return what is ready; see selectors.BaseSelector."""
@@ -151,13 +151,13 @@ class WatchfulSelector(selectors.PollSelector):
             left = LOOK_SECONDS if ends is None else ends - time.monotonic()
             ready = super().select(min(left, LOOK_SECONDS))
             # Before what is ready is read and written.
-            if not self.is_own:
+            if not self.is_intact:
                 raise DescriptorsLostError("the process closed the descriptors of flagkit's thread")
             if ready or (ends is not None and time.monotonic() >= ends):
                 return ready
 
 
-def identity_of(number: int) -> Identity | None:
+def find_file_identity(number: int) -> FileIdentity | None:
     """Return what a descriptor leads to; None if it is closed."""
     try:
         found = os.fstat(number)
@@ -174,11 +174,11 @@ END_SECONDS_MAX: Final = 5.0
 """How long a loop that ends waits for its tasks."""
 CANCEL_AGAIN_SECONDS: Final = 0.02
 
-_kept: "list[NamesLoop]" = []
+_open_loops: "list[DaemonResolverLoop]" = []
 """Loops that cannot be closed. Python would close their descriptors if it freed them."""
 
 
-def opened_loop() -> "NamesLoop":
+def open_loop() -> "DaemonResolverLoop":
     """Return a new loop.
 
     Raises:
@@ -187,23 +187,23 @@ def opened_loop() -> "NamesLoop":
     # Tried before: asyncio can neither close nor free a loop that gets no descriptors half way.
     pair = socket.socketpair()
     for end in pair:
-        own(end)
+        claim_socket(end)
     for end in pair:
         end.close()
-    return NamesLoop()
+    return DaemonResolverLoop()
 
 
-class NamesLoop(asyncio.SelectorEventLoop):
+class DaemonResolverLoop(asyncio.SelectorEventLoop):
     """An event loop whose look-ups of names end with the process, if they must.
 
     Running it raises DescriptorsLostError once the process has closed its descriptors.
     """
 
     def __init__(self) -> None:
-        self._watchful = WatchfulSelector()
-        super().__init__(self._watchful)
-        self.set_exception_handler(_note_exception)
-        self._own_pipe()
+        self._watchful_selector = WatchfulSelector()
+        super().__init__(self._watchful_selector)
+        self.set_exception_handler(_log_exception)
+        self._claim_pipe()
 
     def __del__(self) -> None:
         # asyncio closes what is freed, and cannot close what was only half made.
@@ -212,7 +212,7 @@ class NamesLoop(asyncio.SelectorEventLoop):
 
     async def sock_connect(self, sock: socket.socket, address: Any) -> None:
         """Connect a socket, which is this loop's own from now on."""
-        own(sock)
+        claim_socket(sock)
         await super().sock_connect(sock, address)
 
     async def getaddrinfo(
@@ -276,12 +276,12 @@ class NamesLoop(asyncio.SelectorEventLoop):
 
     def end(self) -> None:
         """End all tasks, wait for them, and close the loop. Never raises."""
-        if self._watchful.is_forked:
+        if self._watchful_selector.is_forked:
             # Its connections are the parent's, which would miss what is sent or received here.
-            _kept.append(self)
+            _open_loops.append(self)
             return
         ends = time.monotonic() + END_SECONDS_MAX
-        if not self._watchful.is_own:
+        if not self._watchful_selector.is_intact:
             self._replace_lost()
         while time.monotonic() < ends:
             # A task that raises an exit ends the loop's run, and only its own.
@@ -292,36 +292,36 @@ class NamesLoop(asyncio.SelectorEventLoop):
             self.close()
         except Exception as error:  # noqa: BLE001 - it is left behind, then
             _log.debug("an event loop cannot be closed", exc_info=error)
-            _kept.append(self)
+            _open_loops.append(self)
 
-    async def _end_tasks(self, ends: float) -> None:
+    async def _end_tasks(self, deadline: float) -> None:
         mine = asyncio.current_task()
-        while time.monotonic() < ends and (tasks := asyncio.all_tasks() - {mine}):
+        while time.monotonic() < deadline and (tasks := asyncio.all_tasks() - {mine}):
             # Again and again: the driver swallows a cancellation now and then.
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=CANCEL_AGAIN_SECONDS)
         generators = asyncio.ensure_future(self.shutdown_asyncgens())
-        await asyncio.wait({generators}, timeout=max(ends - time.monotonic(), 0))
+        await asyncio.wait({generators}, timeout=max(deadline - time.monotonic(), 0))
 
     def _replace_lost(self) -> None:
         """Let go of descriptors that are no longer the loop's; its tasks see closed connections."""
-        self._watchful.watch()
-        for key in list(self._watchful.get_map().values()):
-            self._watchful.unregister(key.fd)
+        self._watchful_selector.watch()
+        for key in list(self._watchful_selector.get_map().values()):
+            self._watchful_selector.unregister(key.fd)
         with contextlib.suppress(OSError):
             # What asyncio wakes itself by: without it other threads cannot tell it anything.
             self._make_self_pipe()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
-            self._own_pipe()
+            self._claim_pipe()
 
-    def _own_pipe(self) -> None:
+    def _claim_pipe(self) -> None:
         ends = [vars(self).get(name) for name in ("_ssock", "_csock")]
         pipe = [end for end in ends if isinstance(end, socket.socket)]
         for end in pipe:
-            own(end)
-        self._watchful.watch(*pipe)
+            claim_socket(end)
+        self._watchful_selector.watch(*pipe)
 
 
-def _note_exception(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+def _log_exception(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Log what no task sees. asyncio's own handler would raise what the host's log filters do."""
     _log.debug("%s", context.get("message"), exc_info=context.get("exception"))

@@ -24,7 +24,7 @@ _VARIABLE_KEYWORDS: Final = 0x08
 """The flag of a function's code that says that it takes any keyword arguments."""
 
 
-def refusing_unknown(function: Callable[P, R]) -> Callable[P, R]:
+def refuse_unknown_arguments(function: Callable[P, R]) -> Callable[P, R]:
     """Have a function with keyword arguments by a TypedDict refuse all others.
 
         @refusing_unknown
@@ -33,7 +33,7 @@ def refusing_unknown(function: Callable[P, R]) -> Callable[P, R]:
     Raises:
         InvalidArgumentError: an argument has another name. It names the nearest.
     """
-    known = _known(function)
+    known = _collect_argument_names(function)
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -41,23 +41,23 @@ def refusing_unknown(function: Callable[P, R]) -> Callable[P, R]:
             if name not in known:
                 raise InvalidArgumentError(
                     f"{function.__qualname__}() got an unexpected keyword argument {name!r}."
-                    f" {near(name, known)}"
+                    f" {suggest_name(name, known)}"
                 )
         return function(*args, **kwargs)
 
     return checked
 
 
-def refusing_unknown_in_methods(cls: T) -> T:
+def refuse_unknown_in_methods(cls: T) -> T:
     """Decorate all methods of a class that take keyword arguments by a TypedDict."""
     for name, method in list(vars(cls).items()):
-        code = getattr(_undecorated(method), "__code__", None)
+        code = getattr(_unwrap(method), "__code__", None)
         if code is not None and code.co_flags & _VARIABLE_KEYWORDS:
-            setattr(cls, name, refusing_unknown(method))
+            setattr(cls, name, refuse_unknown_arguments(method))
     return cls
 
 
-def near(name: str, known: Iterable[str]) -> str:
+def suggest_name(name: str, known: Iterable[str]) -> str:
     """Return a sentence on which known name is likely meant."""
     # Deferred: it is only wanted where something is wrong.
     import difflib  # noqa: PLC0415
@@ -67,7 +67,7 @@ def near(name: str, known: Iterable[str]) -> str:
     return f"Did you mean {found[0]!r}?" if found else f"It takes: {', '.join(names)}"
 
 
-def seconds(value: object, name: str = "timeout") -> float:
+def check_seconds(value: object, name: str = "timeout") -> float:
     """Return how many seconds to wait, as threads can wait.
 
     Raises:
@@ -80,7 +80,7 @@ def seconds(value: object, name: str = "timeout") -> float:
     return min(max(value, 0), threading.TIMEOUT_MAX)
 
 
-def revision(value: object, name: str = "revision") -> int:
+def check_revision(value: object, name: str = "revision") -> int:
     """Return the number of a revision.
 
     Raises:
@@ -91,7 +91,7 @@ def revision(value: object, name: str = "revision") -> int:
     return value
 
 
-def count(value: object, name: str, most: int = INT32_MAX) -> int:
+def check_count(value: object, name: str, most: int = INT32_MAX) -> int:
     """Return how many of something are meant.
 
     Raises:
@@ -168,9 +168,9 @@ def days_before(now: datetime, days: int) -> datetime:
         return datetime.min.replace(tzinfo=UTC)
 
 
-def _known(function: Callable[..., Any]) -> frozenset[str]:
+def _collect_argument_names(function: Callable[..., Any]) -> frozenset[str]:
     """Return the names of the arguments that a function takes by name."""
-    inner = _undecorated(function)
+    inner = _unwrap(function)
     code = inner.__code__
     count = code.co_argcount + code.co_kwonlyargcount
     named, rest = code.co_varnames[:count], code.co_varnames[count:]
@@ -180,7 +180,7 @@ def _known(function: Callable[..., Any]) -> frozenset[str]:
     return frozenset({*named[code.co_posonlyargcount :], *typed.__annotations__} - {"self"})
 
 
-def _undecorated(function: Any) -> Any:
+def _unwrap(function: Any) -> Any:
     while hasattr(function, "__wrapped__"):
         function = function.__wrapped__
     return function

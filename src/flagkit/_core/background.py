@@ -17,14 +17,14 @@ import time
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from typing import Any, Final, ParamSpec, cast
 
-from flagkit._core.printable import printable, printable_traceback, text_of
+from flagkit._core.printable import format_safely, format_traceback, to_printable
 from flagkit.errors import ConfigurationError
 
 _PLAIN: Final = (bool, int, float, type(None))
 """The types of arguments that keep their type, so that formats such as %d work."""
 
 
-def logger(name: str) -> logging.Logger:
+def get_logger(name: str) -> logging.Logger:
     """Return the logger of a name, which makes the text in its records printable.
 
     A key, a reason or an error can neither begin a new line nor reach a terminal as an escape. This
@@ -36,29 +36,29 @@ def logger(name: str) -> logging.Logger:
     return found
 
 
-class _PrintableRecords(logging.Filter):
+class _PrintableFilter(logging.Filter):
     """Passes all records, after it has made their text printable."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg = printable(text_of(record.msg))
+        record.msg = to_printable(format_safely(record.msg))
         args: Any = record.args
         if isinstance(args, Mapping):
             named = cast("Mapping[str, object]", args)
-            record.args = {name: _shown(value) for name, value in named.items()}
+            record.args = {name: _to_printable(value) for name, value in named.items()}
         elif args:
-            record.args = tuple(map(_shown, args))
+            record.args = tuple(map(_to_printable, args))
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
             # A formatter takes this text, where there is one, instead of making its own.
-            record.exc_text = printable_traceback(error)
+            record.exc_text = format_traceback(error)
         return True
 
 
-_FILTER: Final = _PrintableRecords()
+_FILTER: Final = _PrintableFilter()
 
 
-def _shown(value: object) -> object:
-    return value if type(value) in _PLAIN else printable(text_of(value))
+def _to_printable(value: object) -> object:
+    return value if type(value) in _PLAIN else to_printable(format_safely(value))
 
 
 P = ParamSpec("P")
@@ -93,7 +93,7 @@ class Log:
     """
 
     def __init__(self, name: str) -> None:
-        self._logger = logger(name)
+        self._logger = get_logger(name)
 
     def debug(self, message: str, *args: object, exc_info: BaseException | None = None) -> None:
         """Log a message that only helps to debug."""
@@ -170,11 +170,11 @@ def call_safely(call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) ->
     except BaseException as error:
         if not _state.is_background:
             raise
-        return RuntimeError(f"{type(error).__name__}: {words_of(error)}")
+        return RuntimeError(f"{type(error).__name__}: {format_error(error)}")
     return None
 
 
-def words_of(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """Return the text of an error, or the name of its class if it has no usable text."""
     try:
         return str(error) or type(error).__name__
@@ -182,10 +182,10 @@ def words_of(error: BaseException) -> str:
         return type(error).__name__
 
 
-def is_of_the_end(error: Exception) -> bool:
+def is_shutdown_error(error: Exception) -> bool:
     """Tell whether an error only says that the interpreter is about to exit."""
     # From the exit on no thread begins work. Python says so by an error of no class of its own.
-    return type(error) is RuntimeError and "shutdown" in words_of(error)
+    return type(error) is RuntimeError and "shutdown" in format_error(error)
 
 
 def check_threads_are_real() -> None:
@@ -198,7 +198,7 @@ def check_threads_are_real() -> None:
         ("gevent", "gevent.monkey.patch_all(thread=False)"),
         ("eventlet", "eventlet.monkey_patch(select=False, thread=False)"),
     ):
-        if _is_patched_by(library, "threading"):
+        if _is_patched(library, "threading"):
             raise ConfigurationError(
                 f"{library} has replaced Python's threads, and a flagkit client needs a real one"
                 f" for its background work: patch with {remedy}, or run threads or processes"
@@ -208,10 +208,10 @@ def check_threads_are_real() -> None:
 
 def is_green(module: str) -> bool:
     """Tell whether gevent or eventlet has replaced a module: `threading` or `socket`."""
-    return _is_patched_by("gevent", module) or _is_patched_by("eventlet", module)
+    return _is_patched("gevent", module) or _is_patched("eventlet", module)
 
 
-def _is_patched_by(library: str, module: str) -> bool:
+def _is_patched(library: str, module: str) -> bool:
     try:
         if library == "gevent":
             return bool(sys.modules["gevent.monkey"].is_module_patched(module))
@@ -229,27 +229,27 @@ def start_helper(name: str, work: Callable[[], object]) -> None:
         threading.Thread(target=work, name=name, daemon=True).start()
 
 
-_settled_at = 0.0
+_delayed_until = 0.0
 
 
-def settle() -> None:
+def delay_after_fork() -> None:
     """Have threads of a forked child wait a moment before they open anything.
 
     A daemon closes all descriptors right after its fork. A socket that is just being made then
     could not know that its number has another file by now.
     """
-    global _settled_at  # noqa: PLW0603 - a fork is the whole process's
-    _settled_at = time.monotonic() + SETTLE_SECONDS
+    global _delayed_until  # noqa: PLW0603 - a fork is the whole process's
+    _delayed_until = time.monotonic() + SETTLE_SECONDS
 
 
-class Pauses:
+class Backoff:
     """The lengths of the pauses after errors in a row. A long time without one ends the row."""
 
     def __init__(self) -> None:
         self._count = 0
         self._last = time.monotonic()
 
-    def next(self) -> float:
+    def compute_delay(self) -> float:
         """Return how many seconds to pause after an error at this moment."""
         now = time.monotonic()
         if now - self._last > 2 * PAUSE_SECONDS_MAX:
@@ -279,22 +279,22 @@ class BackgroundThread:
         self,
         name: str,
         work: Callable[[], object],
-        note: Callable[[Exception], object],
+        on_error: Callable[[Exception], object],
         *,
         repeats: bool = True,
         is_real: bool = True,
     ) -> None:
         self._name = name
         self._work = work
-        self._note = note
+        self._on_error = on_error
         self._repeats = repeats
         self._is_real = is_real
         self._is_done = False
-        self._ending = threading.Event()
-        self._starting = threading.Lock()
+        self._stop_event = threading.Event()
+        self._start_lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
-        self._pauses = Pauses()
+        self._backoff = Backoff()
         self._start_after = 0.0
 
     @property
@@ -305,20 +305,20 @@ class BackgroundThread:
     def start(self) -> None:
         """Start the thread if it is not running, unless its work is done or a pause is not over."""
         # Another caller that is starting it will do.
-        if not self._starting.acquire(blocking=False):
+        if not self._start_lock.acquire(blocking=False):
             return
         try:
-            if self._is_wanted and not self.is_running and time.monotonic() >= self._start_after:
+            if self._should_run and not self.is_running and time.monotonic() >= self._start_after:
                 self._start()
         finally:
-            self._starting.release()
+            self._start_lock.release()
 
     def close(self, timeout: float) -> bool:
         """End the pauses, and wait for the thread; return whether it ended in time.
 
         The work has to be told by its owner. A thread that closes itself is not waited for.
         """
-        self._ending.set()
+        self._stop_event.set()
         thread = self._thread
         if thread is None or thread is threading.current_thread():
             return True
@@ -326,8 +326,8 @@ class BackgroundThread:
         return not thread.is_alive()
 
     @property
-    def _is_wanted(self) -> bool:
-        return not self._is_done and not self._ending.is_set()
+    def _should_run(self) -> bool:
+        return not self._is_done and not self._stop_event.is_set()
 
     def _start(self) -> None:
         try:
@@ -335,7 +335,7 @@ class BackgroundThread:
                 # Nothing in Python ends it; a library that ends threads from outside may.
                 self._thread = None
                 error = RuntimeError(f"the thread {self._name} ended unexpectedly")
-                self._start_after = time.monotonic() + self._failed(error)
+                self._start_after = time.monotonic() + self._report_error(error)
                 return
             if self._is_real:
                 check_threads_are_real()
@@ -343,13 +343,13 @@ class BackgroundThread:
             thread.start()
             self._thread = thread
         except Exception as error:  # noqa: BLE001 - there may be no thread or no memory left
-            self._start_after = time.monotonic() + self._failed(error)
+            self._start_after = time.monotonic() + self._report_error(error)
 
     def _run(self) -> None:
         _state.is_background = True
         call_safely(_guard_loggers)
-        call_safely(self._ending.wait, max(_settled_at - time.monotonic(), 0))
-        while self._is_wanted:
+        call_safely(self._stop_event.wait, max(_delayed_until - time.monotonic(), 0))
+        while self._should_run:
             try:
                 self._work_once()
             except BaseException:  # noqa: BLE001 - an error while an error is handled: no memory
@@ -363,33 +363,33 @@ class BackgroundThread:
             # A fork within the work leaves a copy of this thread in the child, which has its own.
             self._is_done = not self._repeats or os.getpid() != self._pid
             if os.getpid() == self._pid:
-                pause = self._failed(error)
+                pause = self._report_error(error)
                 if self._repeats:
-                    self._ending.wait(pause)
+                    self._stop_event.wait(pause)
         else:
             self._is_done = True
 
-    def _failed(self, error: BaseException) -> float:
+    def _report_error(self, error: BaseException) -> float:
         """Report an error; return how long to pause."""
-        pause = self._pauses.next()
+        pause = self._backoff.compute_delay()
         if not isinstance(error, Exception):
-            error = RuntimeError(f"{type(error).__name__}: {words_of(error)}")
-        call_safely(self._note, error)
+            error = RuntimeError(f"{type(error).__name__}: {format_error(error)}")
+        call_safely(self._on_error, error)
         return pause
 
 
-async def repeat(
+async def repeat_until_done(
     work: Callable[[], Coroutine[Any, Any, None]],
-    note: Callable[[Exception], object],
+    on_error: Callable[[Exception], object],
     sleep: Callable[[float], Coroutine[Any, Any, None]],
 ) -> None:
     """Do a coroutine's work until it is done, again after each error, with a pause before."""
-    pauses = Pauses()
+    pauses = Backoff()
     while True:
         try:
             await work()
         except Exception as error:  # noqa: BLE001 - nothing may end background work
-            call_safely(note, error)
-            await sleep(pauses.next())
+            call_safely(on_error, error)
+            await sleep(pauses.compute_delay())
         else:
             return

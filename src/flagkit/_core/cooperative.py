@@ -27,17 +27,17 @@ _threshold_before = gc.get_threshold()[0]
 
 
 @contextmanager
-def collector_paused() -> Generator[None]:
+def pause_gc() -> Generator[None]:
     """Pause the collector for the block, and leave it as the application wants it."""
     pause = object()
-    _begin(pause)
+    _begin_pause(pause)
     try:
         yield
     finally:
-        _end(pause)
+        _end_pause(pause)
 
 
-def _begin(pause: object) -> None:
+def _begin_pause(pause: object) -> None:
     global _threshold_before  # noqa: PLW0603 - the collector is the process's, too
     with _lock:
         threshold = gc.get_threshold()[0]
@@ -48,7 +48,7 @@ def _begin(pause: object) -> None:
         _pauses.add(pause)
 
 
-def _end(pause: object) -> None:
+def _end_pause(pause: object) -> None:
     with _lock:
         _pauses.discard(pause)
         # Another value was set by the application meanwhile, and stays.
@@ -65,7 +65,7 @@ def _resume_in_child() -> None:
     _lock = threading.RLock()
     # The threads that paused it are not there to put it back.
     for pause in [*_pauses]:
-        _end(pause)
+        _end_pause(pause)
 
 
 os.register_at_fork(after_in_child=_resume_in_child)
@@ -74,7 +74,7 @@ os.register_at_fork(after_in_child=_resume_in_child)
 T = TypeVar("T")
 
 
-def whole(slices: Generator[object, None, T]) -> T:
+def run_slices(slices: Generator[object, None, T]) -> T:
     """Return what work in slices comes to, done at once."""
     while True:
         try:

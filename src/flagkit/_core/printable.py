@@ -1,7 +1,7 @@
 r"""Printable text: one function that makes foreign text safe to show.
 
 Stored or given text may hold characters that control a terminal, start a new line of a log, or are
-invisible. `printable` shows each of them as an escape, such as `\x1b` or `\u202e`. JSON and YAML
+invisible. `to_printable` shows each of them as an escape, such as `\x1b` or `\u202e`. JSON and YAML
 have escapes of their own and do not need this function.
 """
 
@@ -27,7 +27,7 @@ _ERRORS_MAX: Final = 50
 """A traceback shows at most this many errors of a chain."""
 
 
-def printable(text: str) -> str:
+def to_printable(text: str) -> str:
     r"""Return a text with an escape in the place of each character that is no visible text.
 
     The escapes are those of a Python string: `\n`, `\x1b`, `\u202e`, `\U000e0001`. They replace
@@ -49,12 +49,12 @@ def printable(text: str) -> str:
     before = ""
     for character in text:
         is_shown = _is_visible(character, before)
-        shown.append(character if is_shown else _escape_of(character))
+        shown.append(character if is_shown else _escape(character))
         before = character
     return "".join(shown)
 
 
-def printable_traceback(error: BaseException) -> str:
+def format_traceback(error: BaseException) -> str:
     """Return the traceback of an error in which no text of an error can make a line of its own.
 
     Lines are separated by newlines; the last one has none.
@@ -77,13 +77,13 @@ def printable_traceback(error: BaseException) -> str:
         chain.append((earlier, link))
     lines: list[str] = []
     for each, link in reversed(chain):
-        lines += _lines_of(each)
+        lines += _iter_traceback_lines(each)
         if link:
             lines += ["", link, ""]
     return "\n".join(lines)
 
 
-def text_of(value: object) -> str:
+def format_safely(value: object) -> str:
     """Return `str(value)`, or the name of its type where its own `__str__` fails."""
     try:
         return str(value)
@@ -91,21 +91,21 @@ def text_of(value: object) -> str:
         return f"<{type(value).__qualname__} without a text>"
 
 
-def _lines_of(error: BaseException) -> Iterator[str]:
+def _iter_traceback_lines(error: BaseException) -> Iterator[str]:
     if error.__traceback__ is not None:
         yield "Traceback (most recent call last):"
         for frame in traceback.format_tb(error.__traceback__):
-            yield from map(printable, frame.rstrip("\n").split("\n"))
+            yield from map(to_printable, frame.rstrip("\n").split("\n"))
     kind = type(error)
     module = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
-    yield printable(": ".join(filter(None, (module + kind.__qualname__, text_of(error)))))
+    yield to_printable(": ".join(filter(None, (module + kind.__qualname__, format_safely(error)))))
     notes: object = getattr(error, "__notes__", None)
     if isinstance(notes, list):
         for note in notes:  # pyright: ignore[reportUnknownVariableType]
-            yield printable(text_of(note))  # pyright: ignore[reportUnknownArgumentType]
+            yield to_printable(format_safely(note))  # pyright: ignore[reportUnknownArgumentType]
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-            yield from (f"  | {line}" for line in _lines_of(inner))  # pyright: ignore[reportUnknownArgumentType]
+            yield from (f"  | {line}" for line in _iter_traceback_lines(inner))  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _is_visible(character: str, before: str) -> bool:
@@ -117,5 +117,5 @@ def _is_visible(character: str, before: str) -> bool:
     return character in _SPACES or _FIRST_EMOJI <= character <= _LAST_EMOJI
 
 
-def _escape_of(character: str) -> str:
+def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")

@@ -28,8 +28,13 @@ from msgspec.structs import replace
 
 from flagkit._core.background import Log
 from flagkit._core.model.documents import VariantType
-from flagkit._core.model.flags import Flag, variant_type
-from flagkit._core.model.sensitive import Sealed, Secret, VariantValue, Withheld
+from flagkit._core.model.flags import Flag, get_variant_type
+from flagkit._core.model.sensitive import (
+    EncryptedValue,
+    SecretValue,
+    UnavailableValue,
+    VariantValue,
+)
 from flagkit._core.model.values import Value
 from flagkit.errors import (
     ConfigurationError,
@@ -47,7 +52,7 @@ class DataKeys(Protocol):
     """The data keys of an environment. Once they were fetched, nothing waits for anything."""
 
     @property
-    def are_there(self) -> bool:
+    def is_fetched(self) -> bool:
         """Whether they were fetched."""
         ...
 
@@ -60,15 +65,15 @@ class DataKeys(Protocol):
         """
         ...
 
-    def seal(self, content: bytes) -> bytes:
+    def encrypt(self, content: bytes) -> bytes:
         """Encrypt: the same content becomes the same ciphertext."""
         ...
 
-    def unseal(self, ciphertext: bytes) -> bytes:
+    def decrypt(self, ciphertext: bytes) -> bytes:
         """Decrypt what is as it was encrypted, or raise EncryptionError. Never waits."""
         ...
 
-    def go_on_after_fork(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Replace what has not survived a fork, in the child."""
         ...
 
@@ -114,11 +119,11 @@ class Encryption(Struct, frozen=True, kw_only=True):
         providers = ", ".join(sorted(self.kms_providers))
         return f"Encryption({providers}; keys={self.keys!r}, key_vault={self.key_vault!r})"
 
-    def names(self, environment: str) -> tuple[str, ...]:
+    def get_key_names(self, environment: str) -> tuple[str, ...]:
         """Return the names of the data keys for an environment."""
         return tuple(self.keys) or (environment,)
 
-    def vault(self, database: str) -> str:
+    def get_vault(self, database: str) -> str:
         """Return where the data keys are, if flagkit's collections are in `database`."""
         return self.key_vault or f"{database}.keys"
 
@@ -158,7 +163,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Any]).decode
 
 
-def sealed(flag: Flag, environment: str, seal: Cipher, unseal: Cipher) -> Flag:
+def encrypt_flag(flag: Flag, environment: str, encrypt: Cipher, decrypt: Cipher) -> Flag:
     """Return a flag with all that is sensitive in it encrypted.
 
     What is encrypted already has to be of its place, and stays as it is.
@@ -170,12 +175,12 @@ def sealed(flag: Flag, environment: str, seal: Cipher, unseal: Cipher) -> Flag:
     variants: dict[str, VariantValue] = {**flag.variants}
     for name in flag.sensitive:
         value = variants[name]
-        if isinstance(value, Secret):
-            content = _encode([*_place(flag, environment, name), value.value])
-            variants[name] = Sealed(seal(content), flag.type)
+        if isinstance(value, SecretValue):
+            content = _encode([*_build_location(flag, environment, name), value.value])
+            variants[name] = EncryptedValue(encrypt(content), flag.type)
         else:
             try:
-                value_of(flag, environment, name, unseal)
+                decrypt_variant(flag, environment, name, decrypt)
             except EncryptionError as error:
                 raise InvalidDocumentError(
                     f"variants.{name}",
@@ -186,21 +191,21 @@ def sealed(flag: Flag, environment: str, seal: Cipher, unseal: Cipher) -> Flag:
     return replace(flag, variants=variants)
 
 
-def value_of(flag: Flag, environment: str, variant: str, unseal: Cipher) -> Value:
+def decrypt_variant(flag: Flag, environment: str, variant: str, decrypt: Cipher) -> Value:
     """Return the value of an encrypted variant.
 
     Raises:
         EncryptionError: it is of another place or type, was altered, or there is no key to it.
     """
     value = flag.variants[variant]
-    assert isinstance(value, Sealed), "others need no key"
-    content = unseal(value.ciphertext)
+    assert isinstance(value, EncryptedValue), "others need no key"
+    content = decrypt(value.ciphertext)
     try:
         *place, plain = _decode(content)
-        kind = variant_type(plain, "")
+        kind = get_variant_type(plain, "")
     except (msgspec.MsgspecError, ValueError):
         raise EncryptionError("is encrypted, but was not by flagkit") from None
-    if place != _place(flag, environment, variant):
+    if place != _build_location(flag, environment, variant):
         raise EncryptionError(
             "was encrypted for another environment, region, flag or variant than it stands in"
         )
@@ -211,7 +216,7 @@ def value_of(flag: Flag, environment: str, variant: str, unseal: Cipher) -> Valu
     return cast("Value", plain)
 
 
-def _place(flag: Flag, environment: str, variant: str) -> list[object]:
+def _build_location(flag: Flag, environment: str, variant: str) -> list[object]:
     return [FORMAT, environment, flag.region, flag.key, variant]
 
 
@@ -232,7 +237,7 @@ _NOT_YET: Final = (
 )
 
 
-class Unsealing:
+class VariantDecrypter:
     """The keys of a client, be they there or not.
 
     Attributes:
@@ -247,12 +252,12 @@ class Unsealing:
         self.is_settled = make is None
         self._make = make
         self._keys: DataKeys | None = None
-        self._said = False
+        self._has_warned = False
 
     @property
     def is_waiting(self) -> bool:
         """Whether keys are wanted that are not there."""
-        return self._make is not None and (self._keys is None or not self._keys.are_there)
+        return self._make is not None and (self._keys is None or not self._keys.is_fetched)
 
     def prepare(self) -> None:
         """Load what keys are fetched with."""
@@ -265,48 +270,52 @@ class Unsealing:
         if self._keys is not None:
             self._keys.fetch()
 
-    def fetch_or_say(self) -> None:
+    def fetch_or_warn(self) -> None:
         """Fetch the keys, or log why they cannot be had: values that take them are withheld."""
         try:
             self.fetch()
         except FlagkitError as error:
             _log.warning("sensitive values are not served: %s", error)
 
-    def opened(self, flag: Flag, environment: str) -> Flag:
+    def decrypt(self, flag: Flag, environment: str) -> Flag:
         """Return a flag with its sensitive values in the clear, or why they are withheld."""
         if not flag.sensitive:
             return flag
         variants = {
-            name: self._value(flag, environment, name) if isinstance(value, Sealed) else value
+            name: self._decrypt_value(flag, environment, name)
+            if isinstance(value, EncryptedValue)
+            else value
             for name, value in flag.variants.items()
         }
         return replace(flag, variants=variants)
 
-    def go_on_after_fork(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Replace what has not survived a fork, in the child."""
         if self._keys is not None:
-            self._keys.go_on_after_fork()
+            self._keys.after_fork_in_child()
 
-    def _value(self, flag: Flag, environment: str, variant: str) -> Secret | Withheld:
+    def _decrypt_value(
+        self, flag: Flag, environment: str, variant: str
+    ) -> SecretValue | UnavailableValue:
         keys = self._keys
         if self._make is None:
-            if not self._said:
-                self._said = True
+            if not self._has_warned:
+                self._has_warned = True
                 _log.warning("variant %s of %s %s", variant, flag.key, _NO_KEYS)
-            return Withheld(f"variant {variant!r} {_NO_KEYS}", is_passing=False)
-        if keys is None or not keys.are_there:
-            return Withheld(f"variant {variant!r} {_NOT_YET}", is_passing=True)
+            return UnavailableValue(f"variant {variant!r} {_NO_KEYS}", is_temporary=False)
+        if keys is None or not keys.is_fetched:
+            return UnavailableValue(f"variant {variant!r} {_NOT_YET}", is_temporary=True)
         try:
-            return Secret(value_of(flag, environment, variant, keys.unseal))
+            return SecretValue(decrypt_variant(flag, environment, variant, keys.decrypt))
         except EncryptionError as error:
             _log.warning("variant %s of %s %s", variant, flag.key, error)
-            return Withheld(f"variant {variant!r} {error}", is_passing=False)
+            return UnavailableValue(f"variant {variant!r} {error}", is_temporary=False)
 
 
-class Unread(Unsealing):
+class PlaceholderDecrypter(VariantDecrypter):
     """For those who ask which variant was served, and never for its value: no key is needed."""
 
-    def opened(self, flag: Flag, environment: str) -> Flag:  # noqa: ARG002 - any will do
+    def decrypt(self, flag: Flag, environment: str) -> Flag:  # noqa: ARG002 - any will do
         """Return a flag with values of its type in the place of those that are sensitive."""
-        unread = Secret(_UNREAD[flag.type])
+        unread = SecretValue(_UNREAD[flag.type])
         return replace(flag, variants=flag.variants | dict.fromkeys(flag.sensitive, unread))

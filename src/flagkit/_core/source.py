@@ -51,7 +51,7 @@ class Heartbeat(Struct, frozen=True, kw_only=True):
 class Route(StrEnum):
     """Which members of the replica set are asked."""
 
-    NEAR = "near"
+    NEAREST = "near"
     PRIMARY = "primary"
 
 
@@ -70,7 +70,7 @@ class Source(Protocol):
         """
         ...
 
-    async def head(self) -> Tip:
+    async def read_head(self) -> Tip:
         """Return where the environment stands, as the primary has it from a majority."""
         ...
 
@@ -86,11 +86,11 @@ class Source(Protocol):
         """Wait for changes; it may return without any now and then, which proves nothing."""
         ...
 
-    async def policy(self, key: str) -> dict[str, Any] | None:
+    async def read_policy(self, key: str) -> dict[str, Any] | None:
         """Read the newest document of a flag as the region sees it, with its metadata."""
         ...
 
-    async def beat(self, heartbeat: Heartbeat) -> None:
+    async def send_heartbeat(self, heartbeat: Heartbeat) -> None:
         """Put a heartbeat in the place of the last one of its client."""
         ...
 

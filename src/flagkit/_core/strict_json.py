@@ -14,7 +14,7 @@ LISTS: Final[Mapping[str, str]] = {"flags": "flag", "segments": "segment"}
 """The lists of a policy file, and what each member is called."""
 
 
-def read_json(content: bytes | str, name: str, line: int = 1) -> Any:
+def parse_json(content: bytes | str, name: str, line: int = 1) -> Any:
     """Return the value that a text in JSON stands for.
 
     Args:
@@ -35,7 +35,7 @@ def read_json(content: bytes | str, name: str, line: int = 1) -> Any:
             "", f"is not UTF-8: {error}", "Save it as UTF-8", subject=name
         ) from None
     try:
-        return json.loads(text, object_pairs_hook=_fields, parse_constant=_refuse_constant)
+        return json.loads(text, object_pairs_hook=_build_fields, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise InvalidDocumentError(
             "",
@@ -56,13 +56,13 @@ def read_json(content: bytes | str, name: str, line: int = 1) -> Any:
         raise InvalidDocumentError("", refused.problem, refused.remedy, subject=place) from None
 
 
-def read_policies(content: bytes | str, name: str) -> dict[str, list[Any]]:
+def parse_policies(content: bytes | str, name: str) -> dict[str, list[Any]]:
     """Return the lists of a policy file in JSON: its flags and segments, as far as it has them.
 
     Raises:
         InvalidDocumentError: it is not JSON, or has another form.
     """
-    found = read_json(content, name)
+    found = parse_json(content, name)
     fields = cast("dict[str, list[Any]]", found) if isinstance(found, dict) else {}
     if LISTS.keys().isdisjoint(fields):
         raise InvalidDocumentError(
@@ -94,7 +94,7 @@ class _RefusedError(Exception):
         self.problem, self.remedy = problem, remedy
 
 
-def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _build_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         names = [name for name, _ in pairs]

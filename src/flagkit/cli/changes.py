@@ -11,15 +11,22 @@ from typing import Any, TypeVar, Unpack
 import click
 import msgspec
 
-from flagkit._core.model.canonical import date_text
-from flagkit.cli.errors import without_secrets
-from flagkit.cli.options import Place, guards_named, place_options
-from flagkit.cli.output import PROGRAMS, emit, output_option, say, warn, work_is_done
-from flagkit.config import required
+from flagkit._core.model.canonical import format_date
+from flagkit.cli.errors import redact_secrets
+from flagkit.cli.options import EnvironmentOptions, environment_options, load_guards
+from flagkit.cli.output import (
+    PROGRAM_FORMATS,
+    emit,
+    mark_work_done,
+    output_option,
+    print_lines,
+    warn,
+)
+from flagkit.config import require_value
 from flagkit.errors import FlagkitError, InvalidDocumentError
 from flagkit.policy_files.reader import PolicyFile
 from flagkit.writer import Commit, Draft, Preview, Proposal, Writer, entries
-from flagkit.writer.shortcuts import Asked
+from flagkit.writer.shortcuts import ChangeOptions
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -43,7 +50,7 @@ dry_run_option = click.option(
 )
 
 _OPTIONS = (
-    place_options,
+    environment_options,
     actor_option,
     reason_option,
     click.option(
@@ -68,7 +75,7 @@ _OPTIONS = (
 )
 
 
-class Asking(Place):
+class ChangeCommandOptions(EnvironmentOptions):
     """What the options of a command that changes something say."""
 
     actor: str
@@ -82,7 +89,7 @@ class Asking(Place):
     output: str
 
 
-class Deciding(Place):
+class DecisionOptions(EnvironmentOptions):
     """What the options of a command that decides of somebody's change say."""
 
     actor: str
@@ -90,12 +97,12 @@ class Deciding(Place):
     output: str
 
 
-def deciding_options(command: _Command) -> _Command:
+def decision_options(command: _Command) -> _Command:
     """Give a command the options of all that decide of somebody's change."""
-    return place_options(actor_option(reason_option(output_option("text")(command))))
+    return environment_options(actor_option(reason_option(output_option("text")(command))))
 
 
-def writing_options(command: _Command) -> _Command:
+def change_options(command: _Command) -> _Command:
     """Give a command the options of all that change something."""
     for option in reversed(_OPTIONS):
         command = option(command)
@@ -103,7 +110,7 @@ def writing_options(command: _Command) -> _Command:
 
 
 @contextmanager
-def changing(**asking: Unpack[Asking]) -> Generator[Draft]:
+def open_draft(**asking: Unpack[ChangeCommandOptions]) -> Generator[Draft]:
     """Give a draft that is committed, proposed or looked at, as asked; tell what came of it.
 
     Raises:
@@ -117,58 +124,60 @@ def changing(**asking: Unpack[Asking]) -> Generator[Draft]:
         asking["environment"],
         actor=asking["actor"],
         database=asking["database"],
-        guards=guards_named(asking["guards"]),
+        guards=load_guards(asking["guards"]),
     ) as writer:
-        with _collecting(writer, asking) as draft:
+        with _open_writer_draft(writer, asking) as draft:
             if asking["break_glass"] is not None:
-                draft.break_glass(asking["break_glass"])
+                draft.bypass_guards(asking["break_glass"])
             yield draft
         if draft.preview is None:
-            work_is_done()
+            mark_work_done()
         if draft.preview is not None:
-            _tell_preview(draft.preview, writer.environment, asking["output"])
+            _print_preview(draft.preview, writer.environment, asking["output"])
         elif draft.proposal is not None:
-            tell_proposal(writer.proposal(draft.proposal), asking["output"])
+            print_proposal(writer.proposal(draft.proposal), asking["output"])
         else:
             assert draft.commit is not None, "the block ended without error"
-            tell_commit(draft.commit, writer, asking["output"])
-            if draft.glass:
-                warn(f"guards were passed by: {draft.glass}")
+            print_commit(draft.commit, writer, asking["output"])
+            if draft.bypass_reason:
+                warn(f"guards were passed by: {draft.bypass_reason}")
 
 
-def _collecting(writer: Writer, asking: Asking) -> AbstractContextManager[Draft]:
-    if asking["propose"]:
-        return writer.propose(reason=asking["reason"])
-    change = writer.preview if asking["dry_run"] else writer.change
+def _open_writer_draft(
+    writer: Writer, options: ChangeCommandOptions
+) -> AbstractContextManager[Draft]:
+    if options["propose"]:
+        return writer.propose(reason=options["reason"])
+    change = writer.preview if options["dry_run"] else writer.change
     return change(
-        **Asked(
-            reason=asking["reason"],
-            idempotency_key=asking["idempotency_key"],
-            skip_unchanged=asking["skip_unchanged"],
+        **ChangeOptions(
+            reason=options["reason"],
+            idempotency_key=options["idempotency_key"],
+            skip_unchanged=options["skip_unchanged"],
         )
     )
 
 
-def tell_proposal(proposal: Proposal, output: str) -> None:
+def print_proposal(proposal: Proposal, output: str) -> None:
     """Tell of a proposal, and what became of it."""
-    if output in PROGRAMS:
+    if output in PROGRAM_FORMATS:
         emit(msgspec.to_builtins(proposal), output)
         return
-    _tell_lines(proposal.differences or proposal.actions)
-    say(f"{proposal.id}: proposed by {proposal.actor}{_because(proposal.reason)}")
+    _print_differences(proposal.differences or proposal.actions)
+    print_lines(f"{proposal.id}: proposed by {proposal.actor}{_format_reason(proposal.reason)}")
     for said in proposal.verdicts:
-        say(f"{said.verdict}: {said.actor}{_because(said.reason)}")
+        print_lines(f"{said.verdict}: {said.actor}{_format_reason(said.reason)}")
     became = "" if proposal.revision is None else f" as revision {proposal.revision:,}"
-    say(f"{proposal.state}{became}{_because(proposal.problem)}")
+    print_lines(f"{proposal.state}{became}{_format_reason(proposal.problem)}")
 
 
-def _because(why: str) -> str:
-    return f": {why}" if why else ""
+def _format_reason(reason: str) -> str:
+    return f": {reason}" if reason else ""
 
 
-def tell_commit(commit: Commit, writer: Writer, output: str) -> None:
+def print_commit(commit: Commit, writer: Writer, output: str) -> None:
     """Tell what a commit did. Nothing that fails here makes the command fail."""
-    work_is_done()
+    mark_work_done()
     lines: tuple[str, ...] | None = ()
     try:
         # Of a request that was sent again, the ledger knows what it did the first time.
@@ -176,12 +185,12 @@ def tell_commit(commit: Commit, writer: Writer, output: str) -> None:
         lines = () if entry is None else entry.differences
     except FlagkitError as error:
         lines = None
-        warn(without_secrets(f"the change was made, but its differences cannot be told: {error}"))
-    if output in PROGRAMS:
+        warn(redact_secrets(f"the change was made, but its differences cannot be told: {error}"))
+    if output in PROGRAM_FORMATS:
         document = {
             "environment": writer.environment,
             "revision": commit.revision,
-            "time": date_text(commit.time),
+            "time": format_date(commit.time),
             "request": commit.request,
             "changed": commit.changed,
             "differences": None if lines is None else [*lines],
@@ -189,65 +198,67 @@ def tell_commit(commit: Commit, writer: Writer, output: str) -> None:
         emit(document, output)
         return
     if lines is not None:
-        _tell_lines(lines)
+        _print_differences(lines)
     made = "" if commit.changed else ", as before: no revision was made"
-    say(f"revision {commit.revision:,} of {writer.environment}{made}")
+    print_lines(f"revision {commit.revision:,} of {writer.environment}{made}")
 
 
-def _tell_preview(preview: Preview, environment: str, output: str) -> None:
-    if output in PROGRAMS:
+def _print_preview(preview: Preview, environment: str, output: str) -> None:
+    if output in PROGRAM_FORMATS:
         document = {
             "environment": environment,
             "dry_run": True,
-            "upon": preview.upon,
-            "done": preview.done,
+            "upon": preview.base_revision,
+            "done": preview.committed_as,
             "differences": [*preview.differences],
             "notes": [*preview.notes],
         }
         emit(document, output)
         return
-    if preview.done is not None:
-        say(f"nothing: this request was revision {preview.done:,} of {environment}")
+    if preview.committed_as is not None:
+        print_lines(f"nothing: this request was revision {preview.committed_as:,} of {environment}")
         return
-    _tell_lines(preview.differences)
-    tell_notes(preview.notes)
-    say(f"dry run upon revision {preview.upon:,} of {environment}: nothing was written")
+    _print_differences(preview.differences)
+    print_notes(preview.notes)
+    print_lines(
+        f"dry run upon revision {preview.base_revision:,} of {environment}: nothing was written"
+    )
 
 
-def tell_notes(notes: Iterable[str], *, err: bool = False) -> None:
+def print_notes(notes: Iterable[str], *, err: bool = False) -> None:
     """Tell what people should know before a change is made."""
     for note in notes:
-        say(f"Note: {note}", err=err)
+        print_lines(f"Note: {note}", err=err)
 
 
-def _tell_lines(lines: Sequence[str]) -> None:
-    say(*(lines or ["no difference"]))
+def _print_differences(lines: Sequence[str]) -> None:
+    print_lines(*(lines or ["no difference"]))
 
 
-def flags_in(file: Path, environment: str | None) -> PolicyFile:
+def load_flags(file: Path, environment: str | None) -> PolicyFile:
     """Return a file that has flags for an environment.
 
     Raises:
         ConfigurationError, InvalidDocumentError: as PolicyFile does; or it has no flags.
     """
-    found = PolicyFile(file, required("environment", environment))
-    _check(found.policies, file, "flag", others=len(found.segments))
+    found = PolicyFile(file, require_value("environment", environment))
+    _check_kinds(found.policies, file, "flag", others=len(found.segments))
     return found
 
 
-def segments_in(file: Path, environment: str | None) -> PolicyFile:
+def load_segments(file: Path, environment: str | None) -> PolicyFile:
     """Return a file that has segments for an environment; for errors see `flags_in`."""
-    found = PolicyFile(file, required("environment", environment))
-    _check(found.segments, file, "segment", others=len(found.policies))
+    found = PolicyFile(file, require_value("environment", environment))
+    _check_kinds(found.segments, file, "segment", others=len(found.policies))
     return found
 
 
-def _check(wanted: Sequence[object], file: Path, kind: str, *, others: int) -> None:
+def _check_kinds(policies: Sequence[object], file: Path, kind: str, *, others: int) -> None:
     other = {"flag": "segment", "segment": "flag"}[kind]
-    if not wanted:
+    if not policies:
         also = f"; `flagkit {other}s` takes the {other}s in it" if others else ""
         raise InvalidDocumentError(
             f"{kind}s", "has none", f"Write {kind}s to it{also}", subject=str(file)
         )
     if others:
-        say(f"{file}: {other}s are left alone: `flagkit {other}s` takes them", err=True)
+        print_lines(f"{file}: {other}s are left alone: `flagkit {other}s` takes them", err=True)

@@ -13,8 +13,8 @@ import click
 from click.shell_completion import get_completion_class
 
 from flagkit import __version__
-from flagkit._core.model.canonical import digest, segment_digest
-from flagkit._core.storage.database_status import Survey
+from flagkit._core.model.canonical import compute_flag_digest, compute_segment_digest
+from flagkit._core.storage.database_status import DatabaseStatus
 from flagkit.cli.commands import checkpoint, demo, status
 from flagkit.cli.commands.access import access
 from flagkit.cli.commands.admin import admin
@@ -25,32 +25,32 @@ from flagkit.cli.commands.ledger import ledger
 from flagkit.cli.commands.pending import pending
 from flagkit.cli.commands.prune import prune
 from flagkit.cli.commands.segments import segments
-from flagkit.cli.errors import FAULTS_FOUND, exit_code_of, failures_told
+from flagkit.cli.errors import FAULTS_FOUND, report_errors, run_command
 from flagkit.cli.options import (
-    Place,
+    EnvironmentOptions,
     database_option,
     environment_option,
-    noted_uri,
-    place_options,
-    settings_at,
+    environment_options,
+    get_noted_uri,
+    load_settings,
     uri_option,
 )
 from flagkit.cli.output import (
-    PROGRAMS,
+    PROGRAM_FORMATS,
     emit,
     emit_text,
-    guarded_streams,
+    guard_streams,
+    mark_work_done,
     output_option,
-    say,
+    print_lines,
     warn,
-    work_is_done,
 )
-from flagkit.cli.wait_notice import waiting_told
-from flagkit.config import check_environment_name, connection_from, required
+from flagkit.cli.wait_notice import notify_waiting
+from flagkit.config import check_environment_name, require_value, resolve_connection
 from flagkit.errors import InvalidDocumentError
-from flagkit.policy_files.dump import json_text, yaml_text
-from flagkit.policy_files.json_schema import schema
-from flagkit.policy_files.reader import PolicyFile, faults_between
+from flagkit.policy_files.dump import dump_json, dump_yaml
+from flagkit.policy_files.json_schema import build_schema
+from flagkit.policy_files.reader import PolicyFile, iter_faults
 
 _SHELLS: Final = ("bash", "zsh", "fish")
 _COMPLETE: Final = "_FLAGKIT_COMPLETE"
@@ -59,7 +59,7 @@ _COMPLETE: Final = "_FLAGKIT_COMPLETE"
 
 class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
-        with failures_told(), waiting_told(partial(noted_uri, ctx)):
+        with report_errors(), notify_waiting(partial(get_noted_uri, ctx)):
             return super().invoke(ctx)
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
@@ -67,8 +67,8 @@ class _Group(click.Group):
         run = partial(super().main, *args, standalone_mode=False, **extra)
         if not standalone_mode:
             return run()
-        with guarded_streams():
-            code = exit_code_of(run)
+        with guard_streams():
+            code = run_command(run)
         sys.exit(code)
 
 
@@ -100,17 +100,17 @@ def _validate(files: tuple[Path, ...], environment: str | None, *, partial: bool
     --partial says that they may exist elsewhere. Warns of what is valid, but something else to
     readers of YAML 1.1. Exits with 3 if a file is not valid.
     """
-    valid = [found for file in files if (found := _checked(file, environment)) is not None]
-    faults = [*faults_between(valid, partial=partial)] if len(valid) == len(files) else []
+    valid = [found for file in files if (found := _load_valid_file(file, environment)) is not None]
+    faults = [*iter_faults(valid, partial=partial)] if len(valid) == len(files) else []
     for fault in faults:
-        say(str(fault), err=True)
+        print_lines(str(fault), err=True)
     for found in valid if not faults else ():
-        say(f"{found.path}: {_counted(found)}, all valid")
+        print_lines(f"{found.path}: {_format_counts(found)}, all valid")
     if faults or len(valid) < len(files):
         raise SystemExit(FAULTS_FOUND)
 
 
-def _checked(file: Path, environment: str | None) -> PolicyFile | None:
+def _load_valid_file(file: Path, environment: str | None) -> PolicyFile | None:
     """Return a file that is valid by itself; say what is wrong with any other."""
     faults: list[InvalidDocumentError] = []
     found: PolicyFile | None = None
@@ -119,14 +119,14 @@ def _checked(file: Path, environment: str | None) -> PolicyFile | None:
     except InvalidDocumentError as error:
         faults.append(error)
     for fault in faults:
-        say(str(fault), err=True)
+        print_lines(str(fault), err=True)
     if found is not None:
-        for doubt in found.doubts:
+        for doubt in found.warnings:
             warn(str(doubt))
     return None if faults else found
 
 
-def _counted(file: PolicyFile) -> str:
+def _format_counts(file: PolicyFile) -> str:
     counts = {"flag": len(file.policies), "segment": len(file.segments)}
     named = [f"{count} {name if count == 1 else f'{name}s'}" for name, count in counts.items()]
     return " and ".join(named if file.segments else named[:1])
@@ -150,19 +150,21 @@ def _format(file: Path, output: str) -> None:
     found = PolicyFile(file)
     if output == "digest":
         for policy in found.policies:
-            say(f"{digest(policy.flag)}  {policy.flag.region}  {policy.flag.key}")
+            print_lines(
+                f"{compute_flag_digest(policy.flag)}  {policy.flag.region}  {policy.flag.key}"
+            )
         for segment_policy in found.segments:
             segment = segment_policy.segment
-            say(f"{segment_digest(segment)}  segment  {segment.key}")
+            print_lines(f"{compute_segment_digest(segment)}  segment  {segment.key}")
     else:
-        written = json_text if output == "json" else yaml_text
+        written = dump_json if output == "json" else dump_yaml
         emit_text(written(found.policies, found.segments), output)
 
 
 @flagkit.command("schema")
 def _schema() -> None:
     """Print the JSON schema of policy files, by which editors complete and check them."""
-    emit(schema(), "json")
+    emit(build_schema(), "json")
 
 
 @flagkit.command("completion")
@@ -175,25 +177,25 @@ def _completion(shell: str) -> None:
     """
     kind = get_completion_class(shell)
     assert kind is not None, "click knows each of _SHELLS"
-    say(*kind(flagkit, {}, "flagkit", _COMPLETE).source().split("\n"))
+    print_lines(*kind(flagkit, {}, "flagkit", _COMPLETE).source().split("\n"))
 
 
 @flagkit.command("checkpoint")
-@place_options
+@environment_options
 @output_option("text")
-def _checkpoint(output: str, **place: Unpack[Place]) -> None:
+def _checkpoint(output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """Publish all flags of an environment, for new clients to start from.
 
     Clients start from the newest checkpoint and go on from the ledger; without one they read every
     flag, which takes some seconds at hundreds of thousands. The newest two are kept.
     """
-    settings = settings_at(**place)
+    settings = load_settings(**place)
     started = time.monotonic()
-    made = checkpoint.made(settings)
-    work_is_done()
+    made = checkpoint.publish_checkpoint(settings)
+    mark_work_done()
     seconds = time.monotonic() - started
-    if output not in PROGRAMS:
-        say(checkpoint.told(made, seconds))
+    if output not in PROGRAM_FORMATS:
+        print_lines(checkpoint.format_checkpoint(made, seconds))
     else:
         found = {
             "checkpoint": made.id,
@@ -216,12 +218,12 @@ def _status(uri: str | None, environment: str | None, database: str | None, outp
 
     How far members are behind, only a user with the role clusterMonitor may ask.
     """
-    place = connection_from(uri, database)
-    found = status.standing_of(*place, environment)
-    if output in PROGRAMS:
-        emit(status.document_of(found), output)
+    place = resolve_connection(uri, database)
+    found = status.read_status(*place, environment)
+    if output in PROGRAM_FORMATS:
+        emit(status.encode_status(found), output)
     else:
-        status.show(found, place[1])
+        status.print_status(found, place[1])
 
 
 @flagkit.group("rollout")
@@ -250,18 +252,18 @@ def _wait(uri: str | None, database: str | None, timeout: float, output: str, **
     without being closed counts for fifty seconds. Exits with 1 when the time is up, and names the
     laggards; also when there is nobody.
     """
-    place = connection_from(uri, database)
-    goal["environment"] = check_environment_name(required("environment", goal["environment"]))
-    wanted = status.Goal(**goal)
-    with Survey(*place) as survey:
+    place = resolve_connection(uri, database)
+    goal["environment"] = check_environment_name(require_value("environment", goal["environment"]))
+    wanted = status.WaitGoal(**goal)
+    with DatabaseStatus(*place) as survey:
         found = status.wait_with_bar(survey, wanted, timeout)
-    said = status.verdict(found, wanted, timeout)
-    if output in PROGRAMS:
-        emit(status.progress_document(found, wanted), output)
+    said = status.describe_outcome(found, wanted, timeout)
+    if output in PROGRAM_FORMATS:
+        emit(status.encode_progress(found, wanted), output)
     elif found.is_reached:
-        say(said)
+        print_lines(said)
     else:
-        status.show_laggards(found)
+        status.print_laggards(found)
     if not found.is_reached:
         raise click.ClickException(said)
 
@@ -278,4 +280,4 @@ def _demo(file: Path | None) -> None:
     Loads a policy file, evaluates its flags for 10,000 users, widens a rollout while a client
     watches, pauses a flag and rolls it back, verifies the ledger, and leaves nothing running.
     """
-    demo.run(file or demo.shop_file())
+    demo.run(file or demo.find_shop_file())

@@ -12,22 +12,22 @@ from typing import Any, Final, NoReturn, TypedDict, TypeVar, Unpack, cast
 import click
 
 from flagkit._core.model import EVERYWHERE, TARGETING_KEY
-from flagkit._core.model.values import normal, revived
+from flagkit._core.model.values import decode_extended_json, normalize
 from flagkit._core.storage.store import Store
-from flagkit.config import Settings, settings_from
+from flagkit.config import Settings, resolve_settings
 from flagkit.errors import ConfigurationError, InvalidDocumentError
-from flagkit.policy_files.yaml import NodeReading, composed
+from flagkit.policy_files.yaml import YamlReader, compose
 from flagkit.writer import Guard
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-HOW_MANY_MAX: Final = 1_000_000
-HOW_MANY: Final = click.IntRange(1, HOW_MANY_MAX)
+LIMIT_MAX: Final = 1_000_000
+LIMIT_RANGE: Final = click.IntRange(1, LIMIT_MAX)
 
 _URI: Final = "flagkit.uri"
 
 
-def noted_uri(context: click.Context) -> str | None:
+def get_noted_uri(context: click.Context) -> str | None:
     """Return the connection string that the command has, None if it needs no database."""
     found: str | None = context.meta.get(_URI)
     return found
@@ -80,7 +80,7 @@ keys_argument = click.argument("keys", metavar="KEY...", nargs=-1, required=True
 file_argument = click.argument("file", type=click.Path(path_type=Path))
 
 
-class Place(TypedDict):
+class EnvironmentOptions(TypedDict):
     """Which environment is meant; None where variables say it."""
 
     uri: str | None
@@ -88,38 +88,40 @@ class Place(TypedDict):
     database: str | None
 
 
-def place_options(command: _Command) -> _Command:
+def environment_options(command: _Command) -> _Command:
     """Give a command the options that say which environment is meant."""
     return uri_option(environment_option(database_option(command)))
 
 
-def settings_at(**place: Unpack[Place]) -> Settings:
+def load_settings(**place: Unpack[EnvironmentOptions]) -> Settings:
     """Return where an environment is.
 
     Raises:
         ConfigurationError: it is not said which.
     """
-    return settings_from(place["uri"], environment=place["environment"], database=place["database"])
+    return resolve_settings(
+        place["uri"], environment=place["environment"], database=place["database"]
+    )
 
 
-def store_at(**place: Unpack[Place]) -> contextlib.closing[Store]:
+def open_store(**place: Unpack[EnvironmentOptions]) -> contextlib.closing[Store]:
     """Return an environment to read, which closes at the end of a block.
 
     Raises:
         ConfigurationError: it is not said which.
     """
-    settings = settings_at(**place)
+    settings = load_settings(**place)
     store = Store(settings.uri, environment=settings.environment, database=settings.database)
     return contextlib.closing(store)
 
 
-def only_one(keys: tuple[str, ...], expected_version: int | None) -> None:
+def check_single_key(keys: tuple[str, ...], expected_version: int | None) -> None:
     """Refuse an expected version of several policies."""
     if expected_version is not None and len(keys) > 1:
         raise click.UsageError("--expected-version is of one key, and there are several")
 
 
-def guards_named(place: str | None) -> tuple[Guard, ...]:
+def load_guards(place: str | None) -> tuple[Guard, ...]:
     """Return the guards at `module:name`, which is a guard or several; none without a place.
 
     Raises:
@@ -146,7 +148,7 @@ _ContextCommand = TypeVar("_ContextCommand", bound=Callable[..., Any])
 _STANDARD_INPUT = "-"
 
 
-class Who(TypedDict):
+class ContextOptions(TypedDict):
     """What the options say of who asks."""
 
     user: str | None
@@ -154,29 +156,29 @@ class Who(TypedDict):
     file: str | None
 
 
-def value_of(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """Return what a text says as JSON, MongoDB's Extended JSON included; else itself."""
     try:
-        found = json.loads(text, parse_constant=_no_number)
+        found = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return text
-    return revived(normal(found, ""))
+    return decode_extended_json(normalize(found, ""))
 
 
-def _no_number(name: str) -> NoReturn:
+def _refuse_constant(name: str) -> NoReturn:
     """Leave NaN and Infinity, which JSON has not, to be text."""
     raise ValueError(name)
 
 
 def context_options(command: _ContextCommand) -> _ContextCommand:
-    """Give a command the options that say who asks, which `context_from` takes."""
+    """Give a command the options that say who asks, which `load_context` takes."""
     user = click.option("--user", metavar="ID", help="The targeting key.")
     attribute = click.option(
         "--attribute",
         "attributes",
         metavar="NAME=VALUE",
         multiple=True,
-        callback=_attributes,
+        callback=_parse_attributes,
         help="An attribute, as JSON or else as text: age=42, plan=pro, zip='\"42\"'; repeatable.",
     )
     file = click.option(
@@ -189,46 +191,48 @@ def context_options(command: _ContextCommand) -> _ContextCommand:
     return user(attribute(file(command)))
 
 
-def context_from(who: Who) -> dict[str, Any]:
+def load_context(options: ContextOptions) -> dict[str, Any]:
     """Return the context that options tell of.
 
     Raises:
         ConfigurationError: the file cannot be read.
         InvalidDocumentError: it is no mapping of attributes, or what MongoDB has not is in it.
     """
-    context = {} if who["file"] is None else _read(who["file"])
-    key = {} if who["user"] is None else {TARGETING_KEY: who["user"]}
-    return context | who["attributes"] | key
+    context = {} if options["file"] is None else _read_context_file(options["file"])
+    key = {} if options["user"] is None else {TARGETING_KEY: options["user"]}
+    return context | options["attributes"] | key
 
 
-def _attributes(_context: object, _parameter: object, pairs: tuple[str, ...]) -> dict[str, Any]:
+def _parse_attributes(
+    _context: object, _parameter: object, pairs: tuple[str, ...]
+) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for pair in pairs:
         name, separator, text = pair.partition("=")
         if not name or not separator:
             raise click.BadParameter(f"{pair!r} names no attribute: write NAME=VALUE")
         try:
-            found[name] = value_of(text)
+            found[name] = parse_value(text)
         except InvalidDocumentError as error:
             raise click.BadParameter(f"{name}: {error.problem}. {error.remedy}") from None
     return found
 
 
-def _read(file: str) -> dict[str, Any]:
+def _read_context_file(file: str) -> dict[str, Any]:
     name = "<stdin>" if file == _STANDARD_INPUT else file
     try:
         standard = file == _STANDARD_INPUT
         content = sys.stdin.buffer.read() if standard else Path(file).read_bytes()
     except OSError as error:
         raise ConfigurationError(f"the context {file} cannot be read: {error.strerror}") from error
-    root = composed(name, content)
-    found = None if root is None else NodeReading(name).value(root)
+    root = compose(name, content)
+    found = None if root is None else YamlReader(name).read_value(root)
     if not isinstance(found, dict):
         raise InvalidDocumentError(
             "", "is no mapping of attributes", "Write them as name: value", subject=name
         )
     try:
         attributes = cast("dict[str, object]", found)
-        return cast("dict[str, Any]", revived(normal(attributes, "")))
+        return cast("dict[str, Any]", decode_extended_json(normalize(attributes, "")))
     except InvalidDocumentError as error:
         raise error.about(name) from None

@@ -1,6 +1,6 @@
 """The output of the command: text, tables, JSON and YAML, readable without colour.
 
-Everything written for people passes `printable`, so foreign text adds no line and no column, and
+Everything written for people passes `to_printable`, so foreign text adds no line and no column, and
 controls no terminal. JSON and YAML have escapes of their own.
 
 A pipe may be closed, a disk full, and a terminal unable to show a character. A command that has
@@ -29,48 +29,48 @@ from rich.status import Status
 from rich.text import Text
 
 from flagkit._core.model import decode
-from flagkit._core.model.canonical import extended
+from flagkit._core.model.canonical import to_extended_json
 from flagkit._core.model.changes import PolicyState
 from flagkit._core.model.segments import decode_segment, encode_segment
 from flagkit._core.model.values import Value
-from flagkit._core.printable import printable
-from flagkit.policy_files.dump import yaml_of, yaml_text
-from flagkit.policy_files.reader import Policy, SegmentPolicy
-from flagkit.writer.ledger import told
-from flagkit.writer.operations import as_written
+from flagkit._core.printable import to_printable
+from flagkit.policy_files.dump import dump_yaml, dump_yaml_value
+from flagkit.policy_files.reader import FlagPolicy, SegmentPolicy
+from flagkit.writer.ledger import format_serving
+from flagkit.writer.operations import to_written_document
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-PROGRAMS: Final = ("json", "yaml")
+PROGRAM_FORMATS: Final = ("json", "yaml")
 """The forms for programs, which `written` knows."""
 _BEYOND_ASCII: Final = re.compile(r"[^\x00-\x7f]")
 
 
-def output_option(people: str, *others: str) -> Callable[[_Command], _Command]:
+def output_option(default: str, *others: str) -> Callable[[_Command], _Command]:
     """Return the option for the form of output: the one for people, which is the default.
 
     Args:
-        people: What it is called.
+        default: What it is called.
         others: Forms beside it and those for programs.
     """
     return click.option(
         "--output",
-        type=click.Choice([people, *PROGRAMS, *others]),
-        default=people,
+        type=click.Choice([default, *PROGRAM_FORMATS, *others]),
+        default=default,
         show_default=True,
         help="For people, or for programs.",
     )
 
 
-def written(document: Any, output: str) -> str:
+def format_document(document: Any, output: str) -> str:
     """Return a document as JSON or YAML, without the last line's end; dates are Extended JSON."""
-    plain = extended(document)
-    return yaml_of(plain).rstrip("\n") if output == "yaml" else json.dumps(plain, indent=2)
+    plain = to_extended_json(document)
+    return dump_yaml_value(plain).rstrip("\n") if output == "yaml" else json.dumps(plain, indent=2)
 
 
 def emit(document: Any, output: str) -> None:
     """Write a document for programs, to standard output."""
-    emit_text(f"{written(document, output)}\n", output)
+    emit_text(f"{format_document(document, output)}\n", output)
 
 
 def emit_text(text: str, output: str) -> None:
@@ -103,22 +103,22 @@ _PAIR: Final = 2
 _TERMINAL: Final = -1
 
 
-def say(*lines: str, err: bool = False) -> None:
+def print_lines(*lines: str, err: bool = False) -> None:
     """Write lines, each of them printable: to standard output, or to standard error.
 
     What a line quotes cannot end the line.
     """
     stream = sys.stderr if err else sys.stdout
-    stream.write("".join(f"{printable(line)}\n" for line in lines))
+    stream.write("".join(f"{to_printable(line)}\n" for line in lines))
     stream.flush()
 
 
 def warn(text: str) -> None:
     """Write a warning to standard error."""
-    say(f"Warning: {text}", err=True)
+    print_lines(f"Warning: {text}", err=True)
 
 
-def progress_console() -> Console:
+def create_progress_console() -> Console:
     """Return what shows progress: on standard error, and as plain text."""
     return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
@@ -129,12 +129,12 @@ class Progress:
     def __init__(self) -> None:
         # The spinner is one of ASCII, which any terminal shows.
         self._status = Status(
-            "looking at the environment", console=progress_console(), spinner="line"
+            "looking at the environment", console=create_progress_console(), spinner="line"
         )
 
     def show(self, step: str) -> None:
         """Say what is being done now."""
-        self._status.update(Text(printable(step)))
+        self._status.update(Text(to_printable(step)))
 
     def __enter__(self) -> Self:
         self._status.start()
@@ -144,7 +144,7 @@ class Progress:
         self._status.stop()
 
 
-class Teller:
+class Printer:
     """Writes numbered steps, short paragraphs, and tables that need no colour.
 
     Args:
@@ -154,34 +154,34 @@ class Teller:
 
     def __init__(self, width: int | None = _TERMINAL) -> None:
         self._console = Console(highlight=False, markup=False, emoji=False)
-        self._width = _width_of_terminal() if width == _TERMINAL else width
+        self._width = _get_terminal_width() if width == _TERMINAL else width
         self._steps = 0
 
-    def step(self, title: str) -> None:
+    def start_step(self, title: str) -> None:
         """Begin the next step."""
         self._steps += 1
-        say("")
-        self._emphasize(f"{self._steps}. {printable(title)}", "bold cyan")
+        print_lines("")
+        self._emphasize(f"{self._steps}. {to_printable(title)}", "bold cyan")
 
-    def say(self, text: str) -> None:
+    def print_paragraph(self, text: str) -> None:
         """Write a paragraph."""
-        line = printable(text)
-        say(*([line] if self._width is None else _wrapped(line, self._width)))
+        line = to_printable(text)
+        print_lines(*([line] if self._width is None else _wrap_line(line, self._width)))
 
-    def listing(
+    def print_listing(
         self, columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()
     ) -> None:
         """Print a table, of LISTED_MAX rows at most, and how many there are besides."""
-        self.table(columns, rows[:LISTED_MAX], right)
+        self.print_table(columns, rows[:LISTED_MAX], right)
         more = len(rows) - LISTED_MAX
         if more > 0:
             # Overrides of one key stand in several rows, which stay together in the next list.
             last = next(
                 row[0] for row in reversed(rows[:LISTED_MAX]) if row[0] != rows[LISTED_MAX][0]
             )
-            say(f"and {more:,} more: go on with --after {last}, or take --output json")
+            print_lines(f"and {more:,} more: go on with --after {last}, or take --output json")
 
-    def table(
+    def print_table(
         self,
         columns: Sequence[str],
         rows: Iterable[Sequence[object]],
@@ -194,12 +194,12 @@ class Teller:
         is too narrow for the longest words, each row is told field by field instead.
         """
         grid = _Grid(columns, rows, right)
-        if self._width is not None and not grid.fits(self._width):
-            say(*grid.fields(self._width), "")
+        if self._width is not None and not grid.can_fit(self._width):
+            print_lines(*grid.iter_fields(self._width), "")
             return
-        head, *body = grid.lines(self._width)
+        head, *body = grid.iter_lines(self._width)
         self._emphasize(head, "bold")
-        say(*body, "")
+        print_lines(*body, "")
 
     def _emphasize(self, line: str, style: str) -> None:
         self._console.print(Text(line, style), soft_wrap=True)
@@ -211,15 +211,16 @@ class _Grid:
     def __init__(
         self, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str]
     ) -> None:
-        self._heads = [printable(column) for column in columns]
-        self._is_right = [column in right for column in columns]
+        self._heads = [to_printable(column) for column in columns]
+        self._is_right_aligned = [column in right for column in columns]
         self._rows = [
-            [_lines_of(cell) for cell in (*row, *[""] * (len(columns) - len(row)))] for row in rows
+            [_format_cell(cell) for cell in (*row, *[""] * (len(columns) - len(row)))]
+            for row in rows
         ]
-        self._widths = self._widest(lambda line: [line])
-        self._words = self._widest(lambda line: line.split(" "))
+        self._widths = self._measure_columns(lambda line: [line])
+        self._words = self._measure_columns(lambda line: line.split(" "))
 
-    def _widest(self, parts: Callable[[str], list[str]]) -> list[int]:
+    def _measure_columns(self, parts: Callable[[str], list[str]]) -> list[int]:
         return [
             max(
                 cell_len(head),
@@ -229,50 +230,52 @@ class _Grid:
             for at, head in enumerate(self._heads)
         ]
 
-    def _least(self, at: int) -> int:
+    def _get_min_width(self, at: int) -> int:
         """Return how narrow a column may be made: numbers and words stay whole, prose readable."""
         width = self._widths[at]
-        return width if self._is_right[at] else max(self._words[at], min(width, _NARROWEST))
+        return width if self._is_right_aligned[at] else max(self._words[at], min(width, _NARROWEST))
 
-    def fits(self, width: int) -> bool:
+    def can_fit(self, width: int) -> bool:
         """Tell whether columns can stand side by side; two always do, as a name and what it is."""
-        least = sum(map(self._least, range(len(self._heads))))
+        least = sum(map(self._get_min_width, range(len(self._heads))))
         return len(self._heads) <= _PAIR or least + len(_GAP) * (len(self._heads) - 1) <= width
 
-    def lines(self, width: int | None) -> Iterator[str]:
+    def iter_lines(self, width: int | None) -> Iterator[str]:
         """Yield the lines of a table: its head, a rule, and the rows."""
         widths = [*self._widths]
         if width is not None:
             room = width - len(_GAP) * (len(widths) - 1)
-            widths = [max(self._least(at), min(widths[at], room)) for at in range(len(widths))]
+            widths = [
+                max(self._get_min_width(at), min(widths[at], room)) for at in range(len(widths))
+            ]
             while sum(widths) > room:
-                at = max(range(len(widths)), key=lambda at: widths[at] - self._least(at))
-                if widths[at] == self._least(at):
+                at = max(range(len(widths)), key=lambda at: widths[at] - self._get_min_width(at))
+                if widths[at] == self._get_min_width(at):
                     break
                 widths[at] -= 1
             # In the last column, a word that is too wide for the terminal moves nothing else.
             left = room - sum(widths[:-1])
             widths[-1] = min(widths[-1], max(left, _NARROWEST))
-        yield self._line(self._heads, widths)
-        yield _table_rule() * min(sum(widths) + len(_GAP) * (len(widths) - 1), _RULE_MAX)
+        yield self._format_line(self._heads, widths)
+        yield _get_rule_character() * min(sum(widths) + len(_GAP) * (len(widths) - 1), _RULE_MAX)
         for row in self._rows:
             cells = [
-                [part for line in cell for part in _wrapped(line, widths[at])]
+                [part for line in cell for part in _wrap_line(line, widths[at])]
                 for at, cell in enumerate(row)
             ]
             for parts in itertools.zip_longest(*cells, fillvalue=""):
-                yield self._line(parts, widths)
+                yield self._format_line(parts, widths)
 
-    def _line(self, parts: Sequence[str], widths: Sequence[int]) -> str:
+    def _format_line(self, parts: Sequence[str], widths: Sequence[int]) -> str:
         padded = (
             f"{' ' * (width - cell_len(part))}{part}"
             if is_right
             else f"{part}{' ' * (width - cell_len(part))}"
-            for part, width, is_right in zip(parts, widths, self._is_right, strict=True)
+            for part, width, is_right in zip(parts, widths, self._is_right_aligned, strict=True)
         )
         return _GAP.join(padded).rstrip(" ")
 
-    def fields(self, width: int) -> Iterator[str]:
+    def iter_fields(self, width: int) -> Iterator[str]:
         """Yield a line or more for each cell of each row, beginning with what its column is."""
         label = max(map(cell_len, self._heads))
         room = max(width - label - len(_GAP), _NARROWEST)
@@ -281,19 +284,19 @@ class _Grid:
                 yield ""
             for head, cell in zip(self._heads, row, strict=True):
                 names = itertools.chain([head], itertools.repeat(""))
-                for part in (part for line in cell for part in _wrapped(line, room)):
+                for part in (part for line in cell for part in _wrap_line(line, room)):
                     if part:
                         yield f"{(name := next(names))}{' ' * (label - cell_len(name))}{_GAP}{part}"
 
 
-def _lines_of(cell: object) -> list[str]:
+def _format_cell(cell: object) -> list[str]:
     if isinstance(cell, list | tuple):
         lines = cast("Sequence[object]", cell)
-        return [printable(str(line)) for line in lines]
-    return [printable(str(cell))]
+        return [to_printable(str(line)) for line in lines]
+    return [to_printable(str(cell))]
 
 
-def _wrapped(line: str, width: int) -> list[str]:
+def _wrap_line(line: str, width: int) -> list[str]:
     """Return a line in parts of at most a width, each broken at a space, and no word broken."""
     if cell_len(line) <= width:
         return [line]
@@ -309,19 +312,19 @@ def _wrapped(line: str, width: int) -> list[str]:
     return [*parts, part]
 
 
-def _table_rule() -> str:
+def _get_rule_character() -> str:
     """Return what a line is drawn with."""
     return "─" if (sys.stdout.encoding or "utf-8").lower().startswith("utf") else "-"
 
 
-def _width_of_terminal() -> int | None:
+def _get_terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 _Document: TypeAlias = dict[str, Any]
 
 
-class FlagLine(Struct, frozen=True):
+class FlagRow(Struct, frozen=True):
     """A flag in a line; `serves` says in short what it serves to whom."""
 
     key: str
@@ -333,7 +336,7 @@ class FlagLine(Struct, frozen=True):
     owner: str
 
 
-class SegmentLine(Struct, frozen=True):
+class SegmentRow(Struct, frozen=True):
     """A segment in a line; `by` is the attribute that is looked up among its keys."""
 
     key: str
@@ -345,21 +348,21 @@ class SegmentLine(Struct, frozen=True):
     owner: str
 
 
-def flag_line(state: PolicyState) -> FlagLine:
+def build_flag_row(state: PolicyState) -> FlagRow:
     """Return a flag in a line."""
     flag = decode(state.policy, stored=True)
-    serves = told(state.policy["fallthrough"])
+    serves = format_serving(state.policy["fallthrough"])
     if flag.rules:
         rules = "1 rule" if len(flag.rules) == 1 else f"{len(flag.rules)} rules"
         serves = f"{rules}, else {serves}"
     owner = str(flag.metadata.get("owner", ""))
-    return FlagLine(state.key, state.region, state.version, flag.state, flag.type, serves, owner)
+    return FlagRow(state.key, state.region, state.version, flag.state, flag.type, serves, owner)
 
 
-def segment_line(state: PolicyState) -> SegmentLine:
+def build_segment_row(state: PolicyState) -> SegmentRow:
     """Return a segment in a line."""
     segment = decode_segment(state.policy, stored=True).segment
-    return SegmentLine(
+    return SegmentRow(
         state.key,
         state.version,
         segment.when is not None,
@@ -370,33 +373,33 @@ def segment_line(state: PolicyState) -> SegmentLine:
     )
 
 
-def flag_document(state: PolicyState) -> _Document:
+def build_flag_document(state: PolicyState) -> _Document:
     """Return a flag's document as people write it."""
-    return as_written(decode(state.policy, stored=True))
+    return to_written_document(decode(state.policy, stored=True))
 
 
-def segment_document(state: PolicyState) -> _Document:
+def build_segment_document(state: PolicyState) -> _Document:
     """Return a segment's document; of its keys there are only hashes."""
     return encode_segment(decode_segment(state.policy, stored=True).segment)
 
 
-def flag_file(state: PolicyState) -> str:
+def format_flag_file(state: PolicyState) -> str:
     """Return a policy file of a flag, to change and to update it with.
 
     It has no state: whoever pauses the flag before the update is not to be undone by it.
     """
-    document = flag_document(state)
+    document = build_flag_document(state)
     del document["state"]
-    return yaml_text([Policy(document, decode(document))])
+    return dump_yaml([FlagPolicy(document, decode(document))])
 
 
-def segment_file(state: PolicyState) -> str:
+def format_segment_file(state: PolicyState) -> str:
     """Return a policy file of a segment, to change and to update it with."""
-    document = segment_document(state)
-    return yaml_text([], [SegmentPolicy(document, decode_segment(document).segment)])
+    document = build_segment_document(state)
+    return dump_yaml([], [SegmentPolicy(document, decode_segment(document).segment)])
 
 
-def rows_of(document: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+def iter_document_rows(document: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """Yield what a document says: the name of each field, and its lines."""
     for name, value in document.items():
         # A seed tells people nothing.
@@ -404,7 +407,7 @@ def rows_of(document: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
             continue
         match name:
             case "variants":
-                yield name, [f"{variant}: {_shown(value[variant])}" for variant in value]
+                yield name, [f"{variant}: {_format_value(value[variant])}" for variant in value]
             case "prerequisites":
                 yield (
                     name,
@@ -412,28 +415,30 @@ def rows_of(document: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
                 )
             case "rules":
                 for rule in value:
-                    yield f"rule {rule['name']}", [*_rule(rule)]
+                    yield f"rule {rule['name']}", [*_iter_rule_lines(rule)]
             case "fallthrough":
-                yield name, [told(value)]
+                yield name, [format_serving(value)]
             case "included" | "excluded":
                 yield name, [f"{value['count']:,} keys"]
             case _:
-                yield name, [_shown(value)]
+                yield name, [_format_value(value)]
 
 
-def _rule(rule: _Document) -> Iterator[str]:
+def _iter_rule_lines(rule: _Document) -> Iterator[str]:
     for name in ("when", "during"):
         if name in rule:
-            yield f"{name} {_shown(rule[name])}"
-    yield told(rule)
+            yield f"{name} {_format_value(rule[name])}"
+    yield format_serving(rule)
 
 
-def _shown(value: Value) -> str:
-    return value if isinstance(value, str) else json.dumps(extended(value), ensure_ascii=False)
+def _format_value(value: Value) -> str:
+    return (
+        value if isinstance(value, str) else json.dumps(to_extended_json(value), ensure_ascii=False)
+    )
 
 
 _UNENCODABLE: Final = "backslashreplace"
-"""Shows a character that the terminal's encoding lacks as `printable` shows escapes."""
+"""Shows a character that the terminal's encoding lacks as `to_printable` shows escapes."""
 
 
 class OutputLostError(click.ClickException):
@@ -448,16 +453,16 @@ class OutputLostError(click.ClickException):
         super().__init__(f"standard output cannot be written: {why}")
 
 
-class _Work:
+class _WorkState:
     """Whether the command that runs has done something that stays."""
 
     is_done = False
 
 
-_work: Final = _Work()
+_work: Final = _WorkState()
 
 
-def work_is_done() -> None:
+def mark_work_done() -> None:
     """Note that the command has done all that it was asked to do, but for telling of it.
 
     From here on neither output that is lost nor an error makes the command fail. A command calls
@@ -466,18 +471,18 @@ def work_is_done() -> None:
     _work.is_done = True
 
 
-def was_work_done() -> bool:
+def is_work_done() -> bool:
     """Tell whether the command has noted that its work is done."""
     return _work.is_done
 
 
 @contextlib.contextmanager
-def guarded_streams() -> Generator[None]:
+def guard_streams() -> Generator[None]:
     """Guard standard output and error for the block."""
     _work.is_done = False
     before = sys.stdout, sys.stderr
-    sys.stdout = cast("TextIO", _Guarded(before[0], is_output=True))
-    sys.stderr = cast("TextIO", _Guarded(before[1], is_output=False))
+    sys.stdout = cast("TextIO", _GuardedStream(before[0], is_output=True))
+    sys.stderr = cast("TextIO", _GuardedStream(before[1], is_output=False))
     try:
         yield
     finally:
@@ -485,7 +490,7 @@ def guarded_streams() -> Generator[None]:
 
 
 # Click writes past a stream that has an attribute `buffer`, if the encoding is ASCII.
-class _Guarded(io.TextIOBase):
+class _GuardedStream(io.TextIOBase):
     """A text stream whose writes fail only where output is all that was asked for."""
 
     def __init__(self, stream: TextIO | None, *, is_output: bool) -> None:
@@ -505,14 +510,14 @@ class _Guarded(io.TextIOBase):
         self._attempt(self._flush)
 
     def _flush(self) -> None:
-        self._there.flush()
+        self._open_stream.flush()
 
     def _write(self, text: str) -> None:
         try:
-            self._there.write(text)
+            self._open_stream.write(text)
         except UnicodeEncodeError:
-            encoding = self._there.encoding
-            self._there.write(text.encode(encoding, _UNENCODABLE).decode(encoding))
+            encoding = self._open_stream.encoding
+            self._open_stream.write(text.encode(encoding, _UNENCODABLE).decode(encoding))
 
     def isatty(self) -> bool:
         with contextlib.suppress(OSError, ValueError):
@@ -520,7 +525,7 @@ class _Guarded(io.TextIOBase):
         return False
 
     def fileno(self) -> int:
-        return self._there.fileno()
+        return self._open_stream.fileno()
 
     def writable(self) -> bool:
         return True
@@ -531,7 +536,7 @@ class _Guarded(io.TextIOBase):
         return (self._stream and self._stream.encoding) or "utf-8"
 
     @property
-    def _there(self) -> TextIO:
+    def _open_stream(self) -> TextIO:
         # Python has no stream where the process was started with a closed one.
         if self._stream is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -552,7 +557,7 @@ class _Guarded(io.TextIOBase):
     def _discard(self) -> None:
         """Send what is left in buffers nowhere, or the interpreter would fail at its exit."""
         with contextlib.suppress(OSError, ValueError):
-            number = self._there.fileno()
+            number = self._open_stream.fileno()
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, number)
             os.close(nowhere)

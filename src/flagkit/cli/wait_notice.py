@@ -15,25 +15,25 @@ from types import FrameType
 from typing import Final
 
 from flagkit._core.background import start_helper
-from flagkit._core.storage.driver import limits_of
-from flagkit.cli.output import say
+from flagkit._core.storage.driver import read_timeouts
+from flagkit.cli.output import print_lines
 from flagkit.writer.writer import TIMEOUT_SECONDS
 
 SILENCE_SECONDS = 0.7
 """A command that waits longer for one answer says so. It has taken time to start before that."""
-_LOOK_SECONDS: Final = 0.05
+_POLL_SECONDS: Final = 0.05
 _DRIVER: Final = "pymongo."
 _HOSTS: Final = re.compile(r"[A-Za-z0-9_.:,%\[\]-]{1,500}")
 
 
 @contextmanager
-def waiting_told(place: Callable[[], str | None]) -> Generator[None]:
+def notify_waiting(get_uri: Callable[[], str | None]) -> Generator[None]:
     """Say on standard error what this thread waits for in the block, once at most.
 
     Nothing is said if each call of the driver ends within SILENCE_SECONDS.
 
     Args:
-        place: Returns the connection string once it is known. Only its hosts are printed.
+        get_uri: Returns the connection string once it is known. Only its hosts are printed.
     """
     watched = threading.get_ident()
     ended = threading.Event()
@@ -41,7 +41,7 @@ def waiting_told(place: Callable[[], str | None]) -> Generator[None]:
 
     def look() -> None:
         try:
-            _look(watched, place, ended)
+            _watch_thread(watched, get_uri, ended)
         finally:
             is_over.set()
 
@@ -53,22 +53,22 @@ def waiting_told(place: Callable[[], str | None]) -> Generator[None]:
         is_over.wait(1)
 
 
-def _look(thread: int, place: Callable[[], str | None], ended: threading.Event) -> None:
+def _watch_thread(thread: int, get_uri: Callable[[], str | None], ended: threading.Event) -> None:
     call: FrameType | None = None
     since = 0.0
-    while not ended.wait(_LOOK_SECONDS):
+    while not ended.wait(_POLL_SECONDS):
         now = time.monotonic()
-        found = _call_of_driver(thread)
+        found = _find_driver_call(thread)
         if found is None or found is not call:
             call, since = found, now
         elif now - since >= SILENCE_SECONDS:
-            uri = place()
+            uri = get_uri()
             if uri is not None:
-                say(line_of(uri), err=True)
+                print_lines(format_notice(uri), err=True)
             return
 
 
-def _call_of_driver(thread: int) -> FrameType | None:
+def _find_driver_call(thread: int) -> FrameType | None:
     """Return the outermost frame of the call of the driver that a thread is in, if it is in one."""
     frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage] - it is documented
     frame = frames.get(thread)
@@ -80,10 +80,10 @@ def _call_of_driver(thread: int) -> FrameType | None:
     return found
 
 
-def line_of(uri: str) -> str:
+def format_notice(uri: str) -> str:
     """Return the line that says which database does not answer, and how long it is waited for."""
-    limits = limits_of(uri)
-    hosts = hosts_in(uri)
+    limits = read_timeouts(uri)
+    hosts = parse_hosts(uri)
     where = f"the database at {hosts}" if hosts else "the database"
     if limits.operation is not None:
         patience = f"after {limits.operation:g} s"
@@ -99,7 +99,7 @@ def line_of(uri: str) -> str:
     )
 
 
-def hosts_in(uri: str) -> str:
+def parse_hosts(uri: str) -> str:
     """Return the hosts of a connection string, without anything that may be a password.
 
     If it has a sign that was not percent-encoded, nothing tells what is a host: then it is empty.

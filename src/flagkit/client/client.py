@@ -16,29 +16,34 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar, Unpack, o
 
 from msgspec import Struct
 
-from flagkit._core.arguments import refusing_unknown, seconds
-from flagkit._core.arguments import revision as as_revision
-from flagkit._core.background import Log, call_safely, check_threads_are_real, words_of
+from flagkit._core.arguments import check_revision as as_revision
+from flagkit._core.arguments import check_seconds, refuse_unknown_arguments
+from flagkit._core.background import Log, call_safely, check_threads_are_real, format_error
 from flagkit._core.evaluation.bucketing import Clock
-from flagkit._core.evaluation.compiler import Switch, leave_to_caller
-from flagkit._core.evaluation.context import ContextLike, attributes_of
-from flagkit._core.evaluation.evaluator import Freshness, UnattendedView, View
-from flagkit._core.evaluation.explanation import Explanation, explained
-from flagkit._core.evaluation.result import ErrorCode, Evaluation, evaluation_of, failed
+from flagkit._core.evaluation.compiler import BooleanFn, return_default
+from flagkit._core.evaluation.context import ContextLike, get_attributes
+from flagkit._core.evaluation.evaluator import Evaluator, Staleness, UnattendedEvaluator
+from flagkit._core.evaluation.explanation import Explanation, explain_flag
+from flagkit._core.evaluation.result import (
+    ErrorCode,
+    Evaluation,
+    build_error_outcome,
+    build_evaluation,
+)
 from flagkit._core.interruptions import FAILURES_SUPPRESSED, is_interruption
 from flagkit._core.model import EVERYWHERE, encode
 from flagkit._core.model.changes import Change
-from flagkit._core.model.foreign import native
-from flagkit._core.secrets import Unsealing
-from flagkit._core.snapshot import Snapshot, SnapshotFile, flag_of
+from flagkit._core.model.foreign import to_native
+from flagkit._core.secrets import VariantDecrypter
+from flagkit._core.snapshot import Snapshot, SnapshotFile, unpack_flag
 from flagkit._core.source import Source
-from flagkit.client.counters import Counting, Counts
-from flagkit.client.fork import Stage, leave_behind, watch
-from flagkit.client.mistakes import Mistakes
-from flagkit.client.refresher import Circuit, Refresher, State, pace_for
-from flagkit.client.sources import Origin, first_view, origin_of
+from flagkit.client.counters import Counters, Counts
+from flagkit.client.fork import Stage, keep_alive, register_fork_handler
+from flagkit.client.mistakes import MistakeLog
+from flagkit.client.refresher import BreakerState, Refresher, RefreshState, build_intervals
+from flagkit.client.sources import FlagSource, build_first_evaluator, build_flag_source
 from flagkit.client.subscriptions import Callback, Subscription, Subscriptions
-from flagkit.config import Options, Settings, settings_from
+from flagkit.config import Options, Settings, resolve_settings
 from flagkit.errors import ClosedError, ConfigurationError, InvalidArgumentError, NotReadyError
 
 T = TypeVar("T")
@@ -53,31 +58,31 @@ _MISTAKES: Final = frozenset(
     }
 )
 """The errors that callers make. A flag that is broken was logged when it was compiled."""
-_NOT_READY = failed(
+_NOT_READY = build_error_outcome(
     ErrorCode.PROVIDER_NOT_READY,
     "no flags have been loaded yet: flagkit.configure, then wait_ready",
 )
 
 
-class Answers:
+class BaseClient:
     """The evaluations of a client, whatever it is that publishes views to it."""
 
-    __slots__ = ("__weakref__", "_counting", "_mistakes", "_switches", "_view")
+    __slots__ = ("__weakref__", "_boolean_functions", "_counting", "_evaluator", "_mistakes")
 
-    _counting: Counting | None
-    _mistakes: Mistakes
-    _view: View | None
-    _switches: dict[str, bool | Switch]
+    _counting: Counters | None
+    _mistakes: MistakeLog
+    _evaluator: Evaluator | None
+    _boolean_functions: dict[str, bool | BooleanFn]
 
     def is_enabled(self, key: str, context: ContextLike = None, default: bool = False) -> bool:  # noqa: FBT001, FBT002 - as every peer has it
         """Return the value of a boolean flag, or `default` where there is none. Never raises."""
         try:
-            switch = self._switches[key]
+            switch = self._boolean_functions[key]
             if switch is True or switch is False:
                 return switch
             return switch(context, default)
         except Exception as error:  # noqa: BLE001 - not compiled yet, or what a caller passed misbehaves
-            return self._is_enabled_first(key, context, default, error)
+            return self._evaluate_uncompiled(key, context, default, error)
 
     @overload
     def value(self, key: str, context: ContextLike = None, *, default: None) -> Any: ...
@@ -126,15 +131,15 @@ class Answers:
         Older than `max_staleness` seconds it has the reason STALE, and a flag with
         `when_stale: off` serves `off`; what it rests on is judged by what the client was told.
         """
-        view = self._view
+        view = self._evaluator
         if self._counting is not None:
-            self._counting.evaluated(hit=view is not None and view.has_compiled(key))
+            self._counting.count_evaluation(hit=view is not None and view.has_compiled(key))
         if view is None:
-            self._look_after()
-            return evaluation_of(key, _NOT_READY, default)
+            self._ensure_running()
+            return build_evaluation(key, _NOT_READY, default)
         evaluation = view.evaluate(key, context, default, max_staleness)
         if evaluation.error_code is not None and evaluation.error_code in _MISTAKES:
-            self._mistakes.tell(evaluation.error_code, key, evaluation.error_message)
+            self._mistakes.log(evaluation.error_code, key, evaluation.error_message)
         return evaluation
 
     def evaluate_all(
@@ -146,13 +151,13 @@ class Answers:
         the answer to the caller are None. Flags that serve a secret are left out, as no front end
         may have it. Empty before there are flags, and where the prefix is no string.
         """
-        view = self._view
+        view = self._evaluator
         if view is None:
             return {}
-        keys = self._keys(view, prefix)
+        keys = self._list_keys(view, prefix)
         if self._counting is not None:
             for key in keys:
-                self._counting.evaluated(hit=view.has_compiled(key))
+                self._counting.count_evaluation(hit=view.has_compiled(key))
         return view.evaluate_all(keys, context)
 
     def keys(self, prefix: str = "") -> list[str]:
@@ -161,8 +166,8 @@ class Answers:
         Only those are looked at; no flag is decoded. Empty before there are flags, and where the
         prefix is no string.
         """
-        view = self._view
-        return [] if view is None else self._keys(view, prefix)
+        view = self._evaluator
+        return [] if view is None else self._list_keys(view, prefix)
 
     def explain(
         self,
@@ -180,11 +185,11 @@ class Answers:
             default: The caller's default.
             redact: Paths of attributes that are not to be shown, such as `email`.
         """
-        view = self._view
+        view = self._evaluator
         if view is None:
-            evaluation = evaluation_of(key, _NOT_READY, default)
+            evaluation = build_evaluation(key, _NOT_READY, default)
             return Explanation(evaluation=evaluation, time=datetime.now(UTC))
-        return explained(view, key, context, default, redact)
+        return explain_flag(view, key, context, default, redact)
 
     def counts(self) -> Counts | None:
         """Return how often flags were asked, None of a client that does not count. Never raises."""
@@ -197,32 +202,32 @@ class Answers:
     @property
     def revision(self) -> int:
         """The revision that evaluations answer from, 0 before there is any."""
-        view = self._view
+        view = self._evaluator
         return view.snapshot.tip.revision if view is not None else 0
 
     @property
     def snapshot(self) -> Snapshot | None:
         """What evaluations answer from, None before there is any."""
-        view = self._view
+        view = self._evaluator
         return view.snapshot if view is not None else None
 
     @property
-    def view(self) -> View | None:
+    def evaluator(self) -> Evaluator | None:
         """The snapshot with its clock, None before there is any; for flagkit's own rooms."""
-        return self._view
+        return self._evaluator
 
-    def _publish_view(self, view: View | None) -> None:
+    def _publish_evaluator(self, evaluator: Evaluator | None) -> None:
         """Have evaluations answer from a view from now on, of one revision whole.
 
-        All at once, for what answers is `_view` alone: `_switches` is its short way, and while it
-        is closed nobody is answered from another revision than `_view`'s.
+        All at once, for what answers is `_view` alone: `_boolean_functions` is its short way, and
+        while it is closed nobody is answered from another revision than `_view`'s.
         """
-        self._switches = {}
-        self._view = view
-        if view is not None:
-            self._switches = view.switches
+        self._boolean_functions = {}
+        self._evaluator = evaluator
+        if evaluator is not None:
+            self._boolean_functions = evaluator.boolean_fns
 
-    def _is_enabled_first(
+    def _evaluate_uncompiled(
         self,
         key: str,
         context: ContextLike,
@@ -234,53 +239,53 @@ class Answers:
         trace = error.__traceback__
         if trace is not None and trace.tb_next is not None and is_interruption(error):
             raise error
-        view = self._view
-        if self._counting is not None and (view is None or not view.has_switch(key)):
-            self._counting.missed()
+        view = self._evaluator
+        if self._counting is not None and (view is None or not view.has_boolean_fn(key)):
+            self._counting.count_miss()
         if view is None:
-            self._look_after()
+            self._ensure_running()
             return default
         with FAILURES_SUPPRESSED:
-            switch = view.switch(key)
+            switch = view.get_boolean_fn(key)
             if isinstance(switch, bool):
                 return switch
-            if switch is not leave_to_caller:
+            if switch is not return_default:
                 return switch(context, default)
-        return self._is_enabled_at_length(view, key, context, default)
+        return self._evaluate_boolean(view, key, context, default)
 
-    def _is_enabled_at_length(
+    def _evaluate_boolean(
         self,
-        view: View,
+        evaluator: Evaluator,
         key: str,
         context: ContextLike,
         default: bool,  # noqa: FBT001 - as `is_enabled`
     ) -> bool:
         """Return what `is_enabled` answers where a switch could not, and log why."""
-        evaluation = view.evaluate(key, context, None)
+        evaluation = evaluator.evaluate(key, context, None)
         code, problem = evaluation.error_code, evaluation.error_message
         if code is None and evaluation.variant is not None:
             if isinstance(evaluation.value, bool):
                 return evaluation.value
             code, problem = ErrorCode.TYPE_MISMATCH, f"{key!r} is no boolean flag"
         if code is not None and code in _MISTAKES:
-            self._mistakes.tell(code, key, problem)
+            self._mistakes.log(code, key, problem)
         if code is ErrorCode.TARGETING_KEY_MISSING:
             # Many callers have none, and each would come here.
             with FAILURES_SUPPRESSED:
-                view.silence(key)
+                evaluator.silence(key)
         return default
 
-    def _keys(self, view: View, prefix: object) -> list[str]:
+    def _list_keys(self, evaluator: Evaluator, prefix: object) -> list[str]:
         found: list[str] = []
         with FAILURES_SUPPRESSED:
-            text = native(prefix)
+            text = to_native(prefix)
             if type(text) is str:
-                return view.snapshot.keys(text)
+                return evaluator.snapshot.list_keys(text)
             problem = f"the prefix is no string, but has the type {type(prefix).__name__}"
-            self._mistakes.tell("INVALID_PREFIX", "", problem)
+            self._mistakes.log("INVALID_PREFIX", "", problem)
         return found
 
-    def _look_after(self) -> None:
+    def _ensure_running(self) -> None:
         """Do what brings flags, if that is not under way. Called while there are none."""
 
 
@@ -289,12 +294,12 @@ class BoundClient:
 
     __slots__ = ("_client", "_context")
 
-    def __init__(self, client: Answers, context: ContextLike) -> None:
+    def __init__(self, client: BaseClient, context: ContextLike) -> None:
         self._client = client
         self._context = context
         with FAILURES_SUPPRESSED:
             # Put together once. What is no context answers INVALID_CONTEXT when it is used.
-            self._context = attributes_of(context)
+            self._context = get_attributes(context)
 
     def is_enabled(self, key: str, default: bool = False) -> bool:  # noqa: FBT001, FBT002 - as Client
         """Return the value of a boolean flag, or `default` where there is none. Never raises."""
@@ -351,21 +356,21 @@ class Status(Struct, frozen=True, kw_only=True):
         error: What keeps it from being current, in words without secrets.
         error_count: How often something did, since it was started, or its process forked.
         troubles: What is in the way of other background work, by its name: `keeping` the snapshot
-            file, `registering`, fetching `keys`, telling callbacks of `changes`. The client serves
-            current flags all the same.
+            file, `build_heartbeat_update`, fetching `keys`, telling callbacks of `changes`. The
+            client serves current flags all the same.
         counts: Of a client that counts.
         file: What keeps the snapshot file from being served or written; None while nothing does.
     """
 
     environment: str
     region: str
-    state: State | None
+    state: RefreshState | None
     epoch: str
     revision: int
     head: int | None
     staleness: float
     is_stale: bool
-    breakers: Mapping[str, Circuit]
+    breakers: Mapping[str, BreakerState]
     error: str | None
     error_count: int
     troubles: Mapping[str, str]
@@ -387,7 +392,7 @@ START_AGAIN_SECONDS: Final = 1.0
 """So long a client waits before it tries again to make its thread."""
 
 
-class Client(Answers):
+class Client(BaseClient):
     """Answers for the flags of one environment, as one region sees them.
 
     The constructor neither connects nor waits; `start` begins to load and to watch, in one
@@ -408,26 +413,26 @@ class Client(Answers):
     __slots__ = (
         "_arrival",
         "_closed",
-        "_freshness",
-        "_is_wanted",
+        "_decrypter",
+        "_generation",
         "_listeners",
-        "_origin",
         "_refresh",
+        "_should_run",
+        "_source",
+        "_staleness",
         "_start_after",
         "_subscriptions",
         "_trouble",
-        "_turn",
-        "_unsealing",
     )
 
     _refresh: "RefreshThread | None"
-    _origin: Origin
+    _source: FlagSource
     _listeners: "tuple[Publish, ...]"
     _subscriptions: Subscriptions
 
-    @refusing_unknown
+    @refuse_unknown_arguments
     def __init__(self, uri: str | None = None, **options: Unpack[Options]) -> None:
-        self._set_up(origin_of(settings_from(uri, **options)))
+        self._set_up(build_flag_source(resolve_settings(uri, **options)))
 
     @classmethod
     def from_source(
@@ -438,21 +443,21 @@ class Client(Answers):
         Without one, the client answers callers' defaults until `follow` gives it one.
         """
         client = cls.__new__(cls)
-        client._set_up(Origin(None if open_source is None else lambda: open_source, file))
+        client._set_up(FlagSource(None if open_source is None else lambda: open_source, file))
         return client
 
     @classmethod
     def from_snapshot(
-        cls, snapshot: Snapshot, now: Clock = time.time, unsealing: Unsealing | None = None
+        cls, snapshot: Snapshot, clock: Clock = time.time, decrypter: VariantDecrypter | None = None
     ) -> Self:
         """Return a client that answers from one snapshot for ever, with no database and no thread.
 
-        `now` gives the time of evaluations, in seconds since 1970 in UTC, `unsealing` opens what is
-        sensitive.
+        `clock` gives the time of evaluations, in seconds since 1970 in UTC, `decrypter` opens what
+        is sensitive.
         """
         client = cls.__new__(cls)
-        client._set_up(Origin())
-        client._publish_view(View(snapshot, now, client._freshness, unsealing))
+        client._set_up(FlagSource())
+        client._publish_evaluator(Evaluator(snapshot, clock, client._staleness, decrypter))
         return client
 
     def policy(
@@ -473,23 +478,23 @@ class Client(Answers):
         text: object = None
         wants_metadata = False
         with FAILURES_SUPPRESSED:
-            text = native(key)
+            text = to_native(key)
             wants_metadata = bool(metadata)
         if type(text) is not str:
             return None
         ends: float | None = None
         while wants_metadata and (refresh := self._refresh) is not None:
-            ends = time.monotonic() + seconds(timeout) if ends is None else ends
+            ends = time.monotonic() + check_seconds(timeout) if ends is None else ends
             try:
-                return refresh.policy(text, max(ends - time.monotonic(), 0))
+                return refresh.read_policy(text, max(ends - time.monotonic(), 0))
             except ClosedError:
                 # Another thread may have moved the client to another source meanwhile.
                 if self._closed or self._refresh is refresh:
                     raise
-        view = self._view
+        view = self._evaluator
         with FAILURES_SUPPRESSED:
             record = None if view is None else view.snapshot.find(text)
-            return None if record is None else encode(flag_of(record))
+            return None if record is None else encode(unpack_flag(record))
         return None
 
     @property
@@ -498,14 +503,14 @@ class Client(Answers):
 
         That is since the primary was asked, with an answer that has been caught up with.
         """
-        return self._freshness.age
+        return self._staleness.age
 
     def status(self) -> Status:
         """Return where this client stands. Never raises, and never waits.
 
         Threads that are not running are started again, where they should be running.
         """
-        self._look_after()
+        self._ensure_running()
         snapshot, refresh = self.snapshot, self._refresh
         error = self._trouble if refresh is None else refresh.error
         troubles = {} if refresh is None else refresh.troubles
@@ -520,13 +525,13 @@ class Client(Answers):
             revision=0 if tip is None else tip.revision,
             head=None if refresh is None else refresh.head_revision,
             staleness=self.staleness,
-            is_stale=self._freshness.is_stale,
-            breakers={} if refresh is None else refresh.circuits,
-            error=None if error is None else words_of(error),
+            is_stale=self._staleness.is_stale,
+            breakers={} if refresh is None else refresh.breaker_states,
+            error=None if error is None else format_error(error),
             error_count=0 if refresh is None else refresh.error_count,
             troubles=troubles,
             counts=self.counts(),
-            file=None if self._origin.file is None else self._origin.file.trouble,
+            file=None if self._source.file is None else self._source.file.trouble,
         )
 
     def on_change(self, key: str, callback: Callback) -> Subscription:
@@ -551,19 +556,19 @@ class Client(Answers):
             ClosedError: the client was closed.
             ConfigurationError: gevent or eventlet has replaced Python's threads.
         """
-        if self._origin.opener is not None:
+        if self._source.load_opener is not None:
             check_threads_are_real()
         with self._arrival:
             self._check_open()
-            watch(self, Stage.STARTED)
+            register_fork_handler(self, Stage.STARTED)
             subscription = self._subscriptions.add(key, callback)
-        self._look_after()
+        self._ensure_running()
         return subscription
 
     def on_publish(self, listener: "Publish") -> None:
         """Have flagkit's own rooms hear of each snapshot: in the refresh thread, which waits."""
         with self._arrival:
-            self._listeners += (_guarded(listener),)
+            self._listeners += (_wrap_listener(listener),)
 
     def start(self) -> Self:
         """Begin to load and to watch, in a background thread; nothing if that has begun already.
@@ -575,13 +580,13 @@ class Client(Answers):
         with self._arrival:
             self._check_open()
             if self._refresh is None:
-                self._begin()
-            self._is_wanted = self._refresh is not None
+                self._start_refresh()
+            self._should_run = self._refresh is not None
             self._subscriptions.start()
-        self._look_after()
+        self._ensure_running()
         return self
 
-    def follow(self, origin: Origin) -> Self:
+    def follow(self, source: FlagSource) -> Self:
         """Start on another source. Until it has flags, callers get their defaults.
 
         The client stays open meanwhile: other threads may evaluate, wait and subscribe. It does
@@ -590,38 +595,38 @@ class Client(Answers):
         Raises:
             MissingExtraError: what the source takes is not installed; the client stays as it was.
         """
-        freshness = Freshness(origin.max_staleness)
-        unsealing = Unsealing(origin.keys)
-        view = first_view(origin, freshness, unsealing)
-        if origin.opener is not None:
+        freshness = Staleness(source.max_staleness)
+        unsealing = VariantDecrypter(source.create_keys)
+        view = build_first_evaluator(source, freshness, unsealing)
+        if source.load_opener is not None:
             # All that can fail comes before anything is changed.
             check_threads_are_real()
-            origin.opener()
+            source.load_opener()
             unsealing.prepare()
         with self._arrival:
-            if origin.settings is not None and self._follows(origin.settings):
+            if source.settings is not None and self._has_settings(source.settings):
                 self._closed = False
                 return self.start()
             left, self._refresh = self._refresh, None
             self._closed = False
             # From here on, the thread that is left publishes nothing more.
-            self._turn = object()
-            self._freshness = freshness
-            self._unsealing = unsealing
-            self._publish_view(view)
-            self._origin = origin
+            self._generation = object()
+            self._staleness = freshness
+            self._decrypter = unsealing
+            self._publish_evaluator(view)
+            self._source = source
             # Before any other revision can be told, and to who was told of what was before.
             self._subscriptions.start()
             if view is not None:
-                self._inform(view.snapshot, None)
+                self._notify_listeners(view.snapshot, None)
             try:
-                self._begin()
+                self._start_refresh()
             finally:
-                self._is_wanted = self._refresh is not None
-                self._attend()
+                self._should_run = self._refresh is not None
+                self._replace_evaluator()
                 # Those who wait look at the new source from now on.
                 self._arrival.notify_all()
-        _end(left, CLOSE_SECONDS)
+        _close_thread(left, CLOSE_SECONDS)
         return self
 
     def follow_settings(self, settings: Settings) -> Self:
@@ -632,10 +637,10 @@ class Client(Answers):
                 sense; the client stays as it was.
         """
         with self._arrival:
-            if self._follows(settings):
+            if self._has_settings(settings):
                 self._closed = False
                 return self.start()
-        return self.follow(origin_of(settings))
+        return self.follow(build_flag_source(settings))
 
     def wait_ready(self, timeout: float = 10.0) -> None:
         """Wait until flags are there, starting the client if need be.
@@ -668,7 +673,7 @@ class Client(Answers):
             f"revision {wanted} did not come",
         )
 
-    def go_on_after_fork(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Replace what has not survived a fork: the thread, and a lock that it may have held.
 
         Called in the child, by itself; there is no need to.
@@ -677,34 +682,34 @@ class Client(Answers):
         # First, for the child must not take the parent's thread for its own, whatever fails below.
         refresh, self._refresh = self._refresh, None
         if refresh is not None:
-            leave_behind(refresh)
-            refresh.leave_behind()
+            keep_alive(refresh)
+            refresh.release_snapshot()
         self._trouble, self._start_after = None, 0.0
         for renew in (
             # The thread that is gone may have been about to.
-            lambda: self._publish_view(self._view),
+            lambda: self._publish_evaluator(self._evaluator),
             # Before the refresh thread, which takes its lock. That may have been held, too.
-            lambda: self._subscriptions.go_on_after_fork(self.snapshot, starts=not self._closed),
-            self._unsealing.go_on_after_fork,
+            lambda: self._subscriptions.after_fork_in_child(self.snapshot, starts=not self._closed),
+            self._decrypter.after_fork_in_child,
         ):
             self._trouble = call_safely(renew) or self._trouble
-        self._look_after()
+        self._ensure_running()
 
     def close(self, timeout: float = CLOSE_SECONDS) -> None:
         """End the background threads, waiting at most `timeout` seconds for them.
 
         Evaluations go on answering from the last snapshot.
         """
-        timeout = seconds(timeout)
+        timeout = check_seconds(timeout)
         ends = time.monotonic() + timeout
         with self._arrival:
             self._closed = True
-            _started.pop(id(self), None)
-            self._is_wanted = False
-            self._attend()
+            _settings_by_client.pop(id(self), None)
+            self._should_run = False
+            self._replace_evaluator()
             refresh, self._refresh = self._refresh, None
             self._arrival.notify_all()
-        _end(refresh, timeout)
+        _close_thread(refresh, timeout)
         if not self._subscriptions.close(max(ends - time.monotonic(), 0)):
             _log.warning("a callback did not end within %s s; its thread is left behind", timeout)
 
@@ -721,27 +726,27 @@ class Client(Answers):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _set_up(self, origin: Origin) -> None:
+    def _set_up(self, source: FlagSource) -> None:
         self._counting = None
-        self._mistakes = Mistakes()
-        self._freshness = Freshness(origin.max_staleness)
-        self._unsealing = Unsealing(origin.keys)
-        self._publish_view(first_view(origin, self._freshness, self._unsealing))
+        self._mistakes = MistakeLog()
+        self._staleness = Staleness(source.max_staleness)
+        self._decrypter = VariantDecrypter(source.create_keys)
+        self._publish_evaluator(build_first_evaluator(source, self._staleness, self._decrypter))
         self._arrival = threading.Condition()
-        self._origin = origin
+        self._source = source
         self._refresh = None
-        self._turn = object()
+        self._generation = object()
         self._closed = False
-        self._is_wanted = False
+        self._should_run = False
         self._trouble = None
         self._start_after = 0.0
-        self._subscriptions = Subscriptions(self.snapshot, self._look_after)
-        self._listeners = (_guarded(self._subscriptions.tell),)
+        self._subscriptions = Subscriptions(self.snapshot, self._ensure_running)
+        self._listeners = (_wrap_listener(self._subscriptions.notify),)
 
-    def _begin(self) -> None:
+    def _start_refresh(self) -> None:
         """Start a refresh thread for the origin; the thread before it publishes nothing more."""
-        turn = self._turn = object()
-        if self._origin.opener is None:
+        turn = self._generation = object()
+        if self._source.load_opener is None:
             self._refresh = None
             return
         # Before asyncio is imported, which lacks modules that eventlet removes.
@@ -749,98 +754,100 @@ class Client(Answers):
         # Deferred, as the driver is: a service that only imports flagkit pays for neither.
         from flagkit.client.refresh_thread import RefreshThread  # noqa: PLC0415
 
-        open_source = self._origin.opener()
-        self._unsealing.prepare()
+        open_source = self._source.load_opener()
+        self._decrypter.prepare()
         self._refresh = RefreshThread(
             open_source,
             functools.partial(self._publish, turn),
-            self._freshness,
+            self._staleness,
             Refresher(
                 random.Random(),  # noqa: S311 - jitter, not secrets
                 self.snapshot if self._has_data else None,
-                pace_for(self._freshness.max_seconds),
+                build_intervals(self._staleness.max_seconds),
             ),
-            self._origin.file,
-            self._origin.service,
-            unsealing=self._unsealing,
+            self._source.file,
+            self._source.service,
+            decrypter=self._decrypter,
         )
         self._trouble = None
         self._refresh.start()
-        watch(self, Stage.STARTED)
-        _note_started(self, self._origin.settings)
+        register_fork_handler(self, Stage.STARTED)
+        _check_client_count(self, self._source.settings)
 
-    def _look_after(self) -> None:
+    def _ensure_running(self) -> None:
         """Start threads that should be running and are not. Never raises, and never waits.
 
         Called wherever a client without them is still called. A view that asks for it stands in for
         the client's view meanwhile.
         """
-        if not self._is_wanted or not self._arrival.acquire(blocking=False):
+        if not self._should_run or not self._arrival.acquire(blocking=False):
             return
         try:
             if self._refresh is not None:
                 self._refresh.start()
             elif time.monotonic() >= self._start_after:
-                error = call_safely(self._begin)
+                error = call_safely(self._start_refresh)
                 if error is not None:
                     self._start_after = time.monotonic() + START_AGAIN_SECONDS
-                    if self._trouble is None or words_of(self._trouble) != words_of(error):
-                        _log.warning("not current: %s", words_of(error), exc_info=error)
+                    if self._trouble is None or format_error(self._trouble) != format_error(error):
+                        _log.warning("not current: %s", format_error(error), exc_info=error)
                     self._trouble = error
-            self._attend()
+            self._replace_evaluator()
         finally:
             self._arrival.release()
-        self._subscriptions.look_after()
+        self._subscriptions.ensure_running()
 
-    def _attend(self) -> None:
+    def _replace_evaluator(self) -> None:
         """Publish a view that asks for the threads while they are not running, and then none."""
-        view = self._view
+        view = self._evaluator
         if view is None:
             return
-        if self._is_wanted and (self._refresh is None or not self._refresh.is_running):
-            if not isinstance(view, UnattendedView):
-                self._publish_view(UnattendedView(view, self._look_after))
-        elif isinstance(view, UnattendedView):
-            self._publish_view(view.attended)
+        if self._should_run and (self._refresh is None or not self._refresh.is_running):
+            if not isinstance(view, UnattendedEvaluator):
+                self._publish_evaluator(UnattendedEvaluator(view, self._ensure_running))
+        elif isinstance(view, UnattendedEvaluator):
+            self._publish_evaluator(view.evaluator)
 
     @property
-    def _state(self) -> State | None:
+    def _state(self) -> RefreshState | None:
         refresh = self._refresh
         if refresh is not None and refresh.is_running:
             return refresh.refresher.state
-        return State.BACKING_OFF if self._is_wanted else None
+        return RefreshState.BACKING_OFF if self._should_run else None
 
-    def _publish(self, turn: object, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
-        watch(self, Stage.LOADED)
-        view, has_data = self._view, self._has_data
+    def _publish(
+        self, generation: object, snapshot: Snapshot, changes: Sequence[Change] | None
+    ) -> None:
+        register_fork_handler(self, Stage.LOADED)
+        view, has_data = self._evaluator, self._has_data
         if view is None or changes is None or not has_data:
-            if view is not None and has_data and turn is self._turn:
+            if view is not None and has_data and generation is self._generation:
                 _log.warning(
                     "revision %s was replaced by a new base at revision %s",
                     view.snapshot.tip.revision,
                     snapshot.tip.revision,
                 )
-            published = View(snapshot, time.time, self._freshness, self._unsealing)
+            published = Evaluator(snapshot, time.time, self._staleness, self._decrypter)
         else:
-            published = view.after(snapshot, changes)
+            published = view.advance(snapshot, changes)
         with self._arrival:
-            if turn is not self._turn:
+            if generation is not self._generation:
                 # The client has moved to another source meanwhile.
                 return
-            self._publish_view(published)
+            self._publish_evaluator(published)
             self._arrival.notify_all()
             # Within the lock: nobody is told of this source's flags after those of the next one.
-            self._subscriptions.tell(snapshot, changes)
+            self._subscriptions.notify(snapshot, changes)
         for listener in self._listeners:
             listener(snapshot, changes)
 
-    def _inform(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
-        self._subscriptions.tell(snapshot, changes)
+    def _notify_listeners(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
+        self._subscriptions.notify(snapshot, changes)
         for listener in self._listeners:
             listener(snapshot, changes)
 
-    def _follows(self, settings: Settings) -> bool:
-        return self._origin.settings == settings
+    def _has_settings(self, settings: Settings) -> bool:
+        return self._source.settings == settings
 
     def _check_open(self) -> None:
         if self._closed:
@@ -849,12 +856,12 @@ class Client(Answers):
     @property
     def _has_data(self) -> bool:
         """Whether what is answered from is more than what it was told to begin with."""
-        return self._view is not None and self.snapshot is not self._origin.bootstrap
+        return self._evaluator is not None and self.snapshot is not self._source.bootstrap
 
-    def _wait(self, arrived: Callable[[View], bool], timeout: float, problem: str) -> None:
-        timeout = seconds(timeout)
+    def _wait(self, is_reached: Callable[[Evaluator], bool], timeout: float, problem: str) -> None:
+        timeout = check_seconds(timeout)
         self.start()
-        if not self._has_data and self._origin.opener is None:
+        if not self._has_data and self._source.load_opener is None:
             raise ConfigurationError(
                 "nothing is configured: call flagkit.configure(uri, environment=...) first"
             )
@@ -864,13 +871,13 @@ class Client(Answers):
             with self._arrival:
                 # Within the lock, for another thread may move the client to another source.
                 has_come = self._arrival.wait_for(
-                    lambda: self._closed or self._has_arrived(arrived),
+                    lambda: self._closed or self._has_reached(is_reached),
                     max(min(ends - time.monotonic(), START_AGAIN_SECONDS), 0),
                 )
-                has_come = has_come and self._has_arrived(arrived)
+                has_come = has_come and self._has_reached(is_reached)
             if has_come or time.monotonic() >= ends:
                 break
-            self._look_after()
+            self._ensure_running()
         refresh = self._refresh
         if not has_come:
             if self._closed:
@@ -880,29 +887,31 @@ class Client(Answers):
                 cause = "the database has not answered yet: wait longer, or check the uri"
             raise NotReadyError(f"{problem} within {timeout} s" + (f": {cause}" if cause else ""))
 
-    def _has_arrived(self, arrived: Callable[[View], bool]) -> bool:
-        view = self._view
-        return view is not None and self._has_data and self._unsealing.is_settled and arrived(view)
+    def _has_reached(self, is_reached: Callable[[Evaluator], bool]) -> bool:
+        view = self._evaluator
+        return (
+            view is not None and self._has_data and self._decrypter.is_settled and is_reached(view)
+        )
 
 
-def _end(refresh: "RefreshThread | None", timeout: float) -> None:
+def _close_thread(refresh: "RefreshThread | None", timeout: float) -> None:
     """End a refresh thread, waiting at most `timeout` seconds for it."""
     if refresh is not None and not refresh.close(timeout):
         _log.warning("the refresh thread did not end within %s s; it is left behind", timeout)
 
 
 # The settings of the clients that have a thread, by the client's id.
-_started: dict[int, Settings] = {}
+_settings_by_client: dict[int, Settings] = {}
 # The client that was one too many, by the word "first": one step, whichever thread is first.
 _too_many: dict[str, int] = {}
 
 
-def _note_started(client: Client, settings: Settings | None) -> None:
+def _check_client_count(client: Client, settings: Settings | None) -> None:
     """Log once for the process that it has many clients of equal settings."""
     if settings is None or _too_many:
         return
-    _started[id(client)] = settings
-    count = [*_started.values()].count(settings)
+    _settings_by_client[id(client)] = settings
+    count = [*_settings_by_client.values()].count(settings)
     if count > EQUAL_CLIENTS_MAX and _too_many.setdefault("first", id(client)) == id(client):
         _log.warning(
             "%s clients of equal settings are open in this process, of the environment %s. Each has"
@@ -914,7 +923,7 @@ def _note_started(client: Client, settings: Settings | None) -> None:
         )
 
 
-def _guarded(listener: "Publish") -> "Publish":
+def _wrap_listener(listener: "Publish") -> "Publish":
     """Return a listener that raises nothing: a meter's code is the host's. It is logged once."""
     has_failed = False
 
@@ -924,7 +933,7 @@ def _guarded(listener: "Publish") -> "Publish":
         if error is not None and not has_failed:
             has_failed = _log.warning(
                 "a listener for new snapshots raised %s; that it does is not said again",
-                words_of(error),
+                format_error(error),
                 exc_info=error,
             )
 
@@ -948,42 +957,42 @@ class CountingClient(Client):
             for _ in self._ticks:
                 break
             else:
-                return self._is_enabled_timed(key, context, default)
-            switch = self._switches[key]
+                return self._evaluate_timed(key, context, default)
+            switch = self._boolean_functions[key]
             if switch is True or switch is False:
                 return switch
             return switch(context, default)
         except Exception as error:  # noqa: BLE001 - not compiled yet, or what a caller passed misbehaves
-            return self._is_enabled_first(key, context, default, error)
+            return self._evaluate_uncompiled(key, context, default, error)
 
     def counts(self) -> Counts:
         """Return how often flags were asked. Never raises."""
-        return self._counted().read()
+        return self._get_counters().read()
 
-    def go_on_after_fork(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Replace what has not survived a fork, and count anew."""
-        self._count_from_zero()
-        super().go_on_after_fork()
+        self._reset_counters()
+        super().after_fork_in_child()
 
-    def _set_up(self, origin: Origin) -> None:
-        super()._set_up(origin)
-        self._count_from_zero()
+    def _set_up(self, source: FlagSource) -> None:
+        super()._set_up(source)
+        self._reset_counters()
         # Not only once it is started: a client of a snapshot is not, and counts.
-        watch(self, Stage.STARTED)
+        register_fork_handler(self, Stage.STARTED)
 
-    def _counted(self) -> Counting:
+    def _get_counters(self) -> Counters:
         assert self._counting is not None, "it is what makes a client one that counts"
         return self._counting
 
-    def _count_from_zero(self) -> None:
-        self._counting = Counting()
-        self._ticks = self._counting.lap.ticks
+    def _reset_counters(self) -> None:
+        self._counting = Counters()
+        self._ticks = self._counting.batch.ticks
 
-    def _is_enabled_timed(self, key: str, context: ContextLike, default: bool) -> bool:  # noqa: FBT001 - as `is_enabled`
-        counting = self._counted()
+    def _evaluate_timed(self, key: str, context: ContextLike, default: bool) -> bool:  # noqa: FBT001 - as `is_enabled`
+        counting = self._get_counters()
         # Perhaps older ticks than another thread has put here: they have ended, and lead here.
-        self._ticks = counting.after_lap()
+        self._ticks = counting.start_batch()
         began = time.perf_counter_ns()
         enabled = Client.is_enabled(self, key, context, default)
-        counting.record(time.perf_counter_ns() - began)
+        counting.record_latency(time.perf_counter_ns() - began)
         return enabled

@@ -37,77 +37,77 @@ class Counts(Struct, frozen=True, kw_only=True):
     latencies: dict[int, int]
 
 
-class Lap:
+class _Batch:
     """A number of checks, the last of which is timed. `ticks` ends when that one is due."""
 
-    __slots__ = ("_later", "before", "ticks")
+    __slots__ = ("_next_batch", "count_before", "ticks")
 
     def __init__(self, before: int) -> None:
-        self.before = before
-        self._later: dict[None, Lap] = {}
+        self.count_before = before
+        self._next_batch: dict[None, _Batch] = {}
         self.ticks: Iterator[None] = itertools.repeat(None, SAMPLED_EACH - 1)
 
     @property
     def count(self) -> int:
         """How many checks there were, those before this lap included."""
-        return self.before + SAMPLED_EACH - 1 - operator.length_hint(self.ticks)
+        return self.count_before + SAMPLED_EACH - 1 - operator.length_hint(self.ticks)
 
     @property
-    def later(self) -> "Lap | None":
+    def next_batch(self) -> "_Batch | None":
         """The next lap, None if no check has asked for it yet."""
-        return self._later.get(None)
+        return self._next_batch.get(None)
 
-    def next(self) -> "Lap":
+    def create_next(self) -> "_Batch":
         """Return the lap after this one, which has to be over. It is the same for all threads."""
         # One call of C code: of several threads that make a lap, one puts it in place.
-        return self._later.setdefault(None, Lap(self.count))
+        return self._next_batch.setdefault(None, _Batch(self.count))
 
 
-class Counting:
+class Counters:
     """The counts of one client. A check takes a tick of the current lap: `next(lap.ticks)`."""
 
-    __slots__ = ("_evaluations", "_latencies", "_misses", "_timed", "lap")
+    __slots__ = ("_evaluations", "_latencies", "_misses", "_timed", "batch")
 
     def __init__(self) -> None:
-        self.lap = Lap(0)
-        self._timed = _tally()
-        self._evaluations = _tally()
-        self._misses = _tally()
-        self._latencies = [_tally() for _ in range(_BUCKET_COUNT)]
+        self.batch = _Batch(0)
+        self._timed = _create_counter()
+        self._evaluations = _create_counter()
+        self._misses = _create_counter()
+        self._latencies = [_create_counter() for _ in range(_BUCKET_COUNT)]
 
-    def after_lap(self) -> Iterator[None]:
+    def start_batch(self) -> Iterator[None]:
         """Count the check that found no tick left, and return the ticks of the next lap."""
         next(self._timed)
-        lap = self.lap
+        lap = self.batch
         while operator.length_hint(lap.ticks) == 0:
-            lap = lap.next()
+            lap = lap.create_next()
         # Another thread may be further by now. The next check without a tick finds its lap again.
-        self.lap = lap
+        self.batch = lap
         return lap.ticks
 
-    def record(self, duration_ns: int) -> None:
+    def record_latency(self, duration_ns: int) -> None:
         """Add the time that a check took, in nanoseconds."""
         next(self._latencies[min(duration_ns.bit_length(), _BUCKET_COUNT - 1)])
 
-    def evaluated(self, *, hit: bool) -> None:
+    def count_evaluation(self, *, hit: bool) -> None:
         """Count an evaluation by another method than `is_enabled`."""
         next(self._evaluations)
         if not hit:
             next(self._misses)
 
-    def missed(self) -> None:
+    def count_miss(self) -> None:
         """Count a miss of an evaluation that was counted."""
         next(self._misses)
 
     def read(self) -> Counts:
         """Return the counts."""
         # First the misses: their evaluations have been counted before.
-        misses = _count(self._misses)
-        lap = self.lap
-        while (later := lap.later) is not None:
+        misses = _read_counter(self._misses)
+        lap = self.batch
+        while (later := lap.next_batch) is not None:
             lap = later
-        evaluations = lap.count + _count(self._timed) + _count(self._evaluations)
-        counts = enumerate(map(_count, self._latencies))
+        evaluations = lap.count + _read_counter(self._timed) + _read_counter(self._evaluations)
+        counts = enumerate(map(_read_counter, self._latencies))
         return Counts(
             evaluations=evaluations,
             hits=evaluations - misses,
@@ -116,9 +116,9 @@ class Counting:
         )
 
 
-def _tally() -> Iterator[None]:
+def _create_counter() -> Iterator[None]:
     return itertools.repeat(None, _MANY)
 
 
-def _count(tally: Iterator[None]) -> int:
-    return _MANY - operator.length_hint(tally)
+def _read_counter(counter: Iterator[None]) -> int:
+    return _MANY - operator.length_hint(counter)

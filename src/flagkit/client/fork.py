@@ -13,7 +13,7 @@ import weakref
 from enum import IntEnum
 from typing import Protocol
 
-from flagkit._core.background import settle, silence
+from flagkit._core.background import delay_after_fork, silence
 
 
 class Stage(IntEnum):
@@ -24,40 +24,40 @@ class Stage(IntEnum):
     LOADED = 2
 
 
-class GoesOn(Protocol):
+class ForkHandler(Protocol):
     """What has to do something after a fork, in the child."""
 
-    def go_on_after_fork(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Replace what has not survived."""
         ...
 
 
-_watched: weakref.WeakSet[GoesOn] = weakref.WeakSet()
-_left_behind: list[object] = []
+_handlers: weakref.WeakSet[ForkHandler] = weakref.WeakSet()
+_kept_alive: list[object] = []
 _stages = [Stage.NOTHING]
 
 
-def watch(client: GoesOn, stage: Stage) -> None:
+def register_fork_handler(client: ForkHandler, stage: Stage) -> None:
     """Have a client go on in every child that is forked from now on, for as long as it lives."""
-    _watched.add(client)
+    _handlers.add(client)
     if stage > _stages[-1]:
         _stages.append(stage)
-        os.register_at_fork(after_in_child=functools.partial(_go_on, stage))
+        os.register_at_fork(after_in_child=functools.partial(_run_handlers, stage))
 
 
-def leave_behind(thing: object) -> None:
+def keep_alive(thing: object) -> None:
     """Keep something of the parent for ever, which would close descriptors if it was freed.
 
     The child may have closed them, and opened others that have the same numbers.
     """
-    _left_behind.append(thing)
+    _kept_alive.append(thing)
 
 
-def _go_on(stage: Stage) -> None:
+def _run_handlers(stage: Stage) -> None:
     if stage == _stages[-1]:
-        settle()
+        delay_after_fork()
         with silence():
-            for client in list(_watched):
+            for client in list(_handlers):
                 # Each by itself: what one client cannot do must not keep others from going on.
                 with contextlib.suppress(BaseException):
-                    client.go_on_after_fork()
+                    client.after_fork_in_child()

@@ -17,15 +17,15 @@ _LENGTH_MAX: Final = 300
 _KEY_LENGTH_MAX: Final = 200
 
 
-class Mistakes:
+class MistakeLog:
     """The mistakes that one client has logged. Any thread may add to them."""
 
-    __slots__ = ("_told",)
+    __slots__ = ("_logged",)
 
     def __init__(self) -> None:
-        self._told: set[tuple[str, str]] = set()
+        self._logged: set[tuple[str, str]] = set()
 
-    def tell(self, kind: str, key: object, problem: str | None) -> None:
+    def log(self, kind: str, key: object, problem: str | None) -> None:
         """Log a mistake, unless one of its kind was logged for this flag. Never raises.
 
         Args:
@@ -38,14 +38,14 @@ class Mistakes:
                 key[:_KEY_LENGTH_MAX] if type(key) is str else f"a key of type {type(key).__name__}"
             )
             mistake = (kind, name)
-            if mistake in self._told or len(self._told) >= TOLD_MAX:
+            if mistake in self._logged or len(self._logged) >= TOLD_MAX:
                 return
-            self._told.add(mistake)
+            self._logged.add(mistake)
             _log.warning(
                 "callers of %r are told their default: %s: %s",
                 name,
                 kind,
                 (problem or "")[:_LENGTH_MAX],
             )
-            if len(self._told) >= TOLD_MAX:
+            if len(self._logged) >= TOLD_MAX:
                 _log.warning("%s mistakes of callers were logged; others will not be", TOLD_MAX)

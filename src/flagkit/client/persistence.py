@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Final, TypeAlias, TypeVar
 
-from flagkit._core.background import Log, is_of_the_end, repeat
-from flagkit._core.cooperative import collector_paused, whole
+from flagkit._core.background import Log, is_shutdown_error, repeat_until_done
+from flagkit._core.cooperative import pause_gc, run_slices
 from flagkit._core.model.changes import Change, PolicyId, Tip
-from flagkit._core.snapshot import Arena, Record, Snapshot, SnapshotFile, fold
-from flagkit._core.snapshot.chunks import given_back
+from flagkit._core.snapshot import Arena, Record, Snapshot, SnapshotFile, compact_snapshot
+from flagkit._core.snapshot.chunks import release_pages
 from flagkit.errors import SnapshotFormatError
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ Rebase: TypeAlias = "Callable[[Snapshot, Arena, Mapping[PolicyId, Record | None]
 """Takes the snapshot that a base was made from, the base, and what of its overlay it has."""
 
 
-class Keeper:
+class SnapshotPersister:
     """Folds and saves the snapshots that it is shown. To be used in one asyncio loop.
 
     Attributes:
@@ -54,33 +54,33 @@ class Keeper:
         self._news = asyncio.Event()
         self._save_after = 0.0
         # The hashes of revisions that were seen, and of those that are history no more.
-        self._seen: dict[int, str] = {}
-        self._lost: dict[int, str] = {}
+        self._hashes: dict[int, str] = {}
+        self._lost_hashes: dict[int, str] = {}
         self.trouble: str | None = None if file is None else file.trouble
         # The histories that were seen, and another one that the file was of at the last look.
         self._epochs: set[str] = set()
-        self._strange: str | None = None
+        self._foreign_history: str | None = None
 
-    def saw(self, snapshot: Snapshot, changes: Sequence[Change] | None = ()) -> None:
+    def on_snapshot(self, snapshot: Snapshot, changes: Sequence[Change] | None = ()) -> None:
         """Take note of a snapshot, and of the changes that led to it; None where it is a new base.
 
         A new base may be of another history than what was seen before.
         """
         if changes is None:
-            self._seen, self._lost = {}, self._seen
+            self._hashes, self._lost_hashes = {}, self._hashes
         self._newest = snapshot
         self._epochs.add(snapshot.tip.epoch)
         for tip in (*(change.tip for change in changes or ()), snapshot.tip):
-            self._seen[tip.revision] = tip.hash
-        while len(self._seen) > REVISIONS_KEPT_MAX:
-            del self._seen[next(iter(self._seen))]
+            self._hashes[tip.revision] = tip.hash
+        while len(self._hashes) > REVISIONS_KEPT_MAX:
+            del self._hashes[next(iter(self._hashes))]
         self._news.set()
 
     async def run(self) -> None:
         """Fold and save for ever."""
-        await repeat(self._run, self._run_failed, asyncio.sleep)
+        await repeat_until_done(self._run, self._on_run_failure, asyncio.sleep)
 
-    def forget(self) -> None:
+    def release_snapshot(self) -> None:
         """Let go of the snapshot that was shown last."""
         self._newest = None
 
@@ -90,58 +90,64 @@ class Keeper:
         if snapshot is None or file is None or self._is_saved(file, snapshot):
             return
         try:
-            with file.claimed() as mine:
+            with file.claim() as mine:
                 # Another may have written it in this very moment.
-                if mine and not self._is_saved(file, snapshot) and self._whose(file) is None:
-                    file.write(whole(fold(snapshot, with_members=True)))
+                if (
+                    mine
+                    and not self._is_saved(file, snapshot)
+                    and self._describe_owner(file) is None
+                ):
+                    file.write(run_slices(compact_snapshot(snapshot, with_members=True)))
         except Exception as error:  # noqa: BLE001 - the client closes all the same
-            self._failed(file, error)
+            self._on_failure(file, error)
 
     async def _run(self) -> None:
         while True:
-            await self._keep(await self._due())
+            await self._persist(await self._wait_until_due())
 
-    def _run_failed(self, error: Exception) -> None:
-        self._note(f"what has changed is not kept: {_told(error)}")
+    def _on_run_failure(self, error: Exception) -> None:
+        self._log_once(f"what has changed is not kept: {_format_error(error)}")
 
-    async def _keep(self, snapshot: Snapshot) -> None:
+    async def _persist(self, snapshot: Snapshot) -> None:
         """Keep a snapshot in the file, if there is one, or else fold it, if that is due."""
         file = self._file
-        if file is not None and self._is_left_alone(file):
+        if file is not None and self._is_foreign(file):
             self._save_after = time.monotonic() + (
-                FOREIGN_AGAIN_SECONDS if self._strange else SAVE_SECONDS_MAX
+                FOREIGN_AGAIN_SECONDS if self._foreign_history else SAVE_SECONDS_MAX
             )
         elif file is not None:
             try:
-                if await self._kept_in(file, snapshot):
-                    self._note(None)
+                if await self._sync_with_file(file, snapshot):
+                    self._log_once(None)
                     return
             except Exception as error:  # noqa: BLE001 - whatever fails, flags are served
-                self._failed(file, error)
+                self._on_failure(file, error)
                 self._save_after = time.monotonic() + SAVE_SECONDS_MAX
             else:
-                if not snapshot.folding_is_overdue:
+                if not snapshot.is_compaction_overdue:
                     # Another is about to write what can be taken from it.
                     await asyncio.sleep(CLAIM_AGAIN_SECONDS)
                     return
-        if snapshot.to_be_folded:
+        if snapshot.needs_compaction:
             try:
-                self._rebase(snapshot, await _paced(fold(snapshot)), snapshot.overlay)
+                self._rebase(
+                    snapshot, await _run_paced(compact_snapshot(snapshot)), snapshot.overlay
+                )
             except Exception as error:  # noqa: BLE001 - as above
-                self._note(f"what has changed is not folded: {_told(error)}")
+                self._log_once(f"what has changed is not folded: {_format_error(error)}")
                 await asyncio.sleep(SAVE_SECONDS_MAX)
 
-    async def _due(self) -> Snapshot:
+    async def _wait_until_due(self) -> Snapshot:
         """Wait until a snapshot is to be folded or kept, and return it."""
         while True:
             self._news.clear()
             snapshot, wait = self._newest, None
-            if snapshot is not None and snapshot.to_be_folded:
+            if snapshot is not None and snapshot.needs_compaction:
                 return snapshot
             if snapshot is not None and self._file is not None:
                 wait = self._save_after - time.monotonic()
                 if wait <= 0:
-                    if self._to_be_kept(self._file, snapshot):
+                    if self._needs_sync(self._file, snapshot):
                         return snapshot
                     wait = None
             # Not wait_for, which on 3.11 forgets that it was cancelled if news come meanwhile.
@@ -149,15 +155,15 @@ class Keeper:
                 async with asyncio.timeout(wait):
                     await self._news.wait()
 
-    async def _kept_in(self, file: SnapshotFile, snapshot: Snapshot) -> bool:
+    async def _sync_with_file(self, file: SnapshotFile, snapshot: Snapshot) -> bool:
         """Take the base from the file, or write it; return whether either could be done now."""
-        if await self._taken_from(file, snapshot):
+        if await self._adopt_from_file(file, snapshot):
             return True
-        with file.claimed() as mine:
+        with file.claim() as mine:
             # What another has written that is newer has to stay.
-            if not mine or self._is_saved(file, snapshot) or self._whose(file) is not None:
+            if not mine or self._is_saved(file, snapshot) or self._describe_owner(file) is not None:
                 return False
-            base = await _paced(fold(snapshot, with_members=True))
+            base = await _run_paced(compact_snapshot(snapshot, with_members=True))
             writing = asyncio.ensure_future(asyncio.to_thread(file.write, base))
             try:
                 await asyncio.shield(writing)
@@ -170,27 +176,29 @@ class Keeper:
                 self._rebase(snapshot, base, snapshot.overlay)
             else:
                 self._rebase(snapshot, saved.base, snapshot.overlay)
-                await _paced(given_back(base.content))
-            self._rest(base)
+                await _run_paced(release_pages(base.content))
+            self._schedule_save(base)
             return True
 
-    async def _taken_from(self, file: SnapshotFile, snapshot: Snapshot) -> bool:
+    async def _adopt_from_file(self, file: SnapshotFile, snapshot: Snapshot) -> bool:
         """Go on from what another process has saved, if it is newer, and this one was there."""
-        header = file.header()
+        header = file.read_header()
         if header is None or not self._is_ahead(header.tip, snapshot):
             return False
         saved = await asyncio.to_thread(file.read)
         if saved is None or saved.tip != header.tip:
             return False
-        self._rebase(snapshot, saved.base, await _paced(_common(snapshot, saved.base)))
-        self._rest(saved.base)
+        self._rebase(
+            snapshot, saved.base, await _run_paced(_find_common_records(snapshot, saved.base))
+        )
+        self._schedule_save(saved.base)
         return True
 
-    def _to_be_kept(self, file: SnapshotFile, snapshot: Snapshot) -> bool:
+    def _needs_sync(self, file: SnapshotFile, snapshot: Snapshot) -> bool:
         """Tell whether the file is older than a snapshot, or newer than its base."""
         if not self._is_saved(file, snapshot):
             return True
-        header = file.header()
+        header = file.read_header()
         return header is not None and self._is_ahead(header.tip, snapshot)
 
     def _is_ahead(self, tip: Tip, snapshot: Snapshot) -> bool:
@@ -199,56 +207,56 @@ class Keeper:
         return (
             tip.epoch == snapshot.tip.epoch
             and snapshot.base.tip.revision < revision <= snapshot.tip.revision
-            and self._seen.get(revision) == tip.hash
+            and self._hashes.get(revision) == tip.hash
         )
 
-    def _rest(self, base: Arena) -> None:
+    def _schedule_save(self, base: Arena) -> None:
         seconds = len(base.content) / SAVE_BYTES_PER_SECOND
         wait = max(SAVE_SECONDS_MIN, min(SAVE_SECONDS_MAX, seconds))
         self._save_after = time.monotonic() + wait
 
     def _is_saved(self, file: SnapshotFile, snapshot: Snapshot) -> bool:
         """Tell whether the file has a snapshot, or a newer one, which is never replaced."""
-        header = file.header()
+        header = file.read_header()
         if header is None or header.tip.epoch != snapshot.tip.epoch:
             return False
         tip = header.tip
         if tip.revision <= snapshot.tip.revision:
             return tip == snapshot.tip
         # Newer, unless the database was put back to what it was before.
-        return self._lost.get(tip.revision) != tip.hash
+        return self._lost_hashes.get(tip.revision) != tip.hash
 
-    def _whose(self, file: SnapshotFile) -> str | None:
+    def _describe_owner(self, file: SnapshotFile) -> str | None:
         """Return whose the file is, if it is not to be replaced by this client."""
-        foreign = file.foreign()
+        foreign = file.describe_foreign_scope()
         if foreign is not None:
             return foreign
-        header = file.header()
+        header = file.read_header()
         if header is None or header.tip.epoch in self._epochs:
             return None
         return f"it is of another history of {header.tip.environment!r}, such as another database's"
 
-    def _is_left_alone(self, file: SnapshotFile) -> bool:
+    def _is_foreign(self, file: SnapshotFile) -> bool:
         """Tell whether the file is that of others; say so once."""
-        whose = self._whose(file)
+        whose = self._describe_owner(file)
         if whose is None:
-            self._strange = None
+            self._foreign_history = None
             return False
-        is_sure = file.foreign() is not None or self._strange == whose
-        self._strange = None if is_sure else whose
+        is_sure = file.describe_foreign_scope() is not None or self._foreign_history == whose
+        self._foreign_history = None if is_sure else whose
         if is_sure:
-            self._note(file.left_alone(whose))
+            self._log_once(file.describe_refusal(whose))
         return True
 
-    def _failed(self, file: SnapshotFile, error: Exception) -> None:
-        if is_of_the_end(error):
+    def _on_failure(self, file: SnapshotFile, error: Exception) -> None:
+        if is_shutdown_error(error):
             return
-        self._note(
-            f"the snapshot file {file.path} is not written: {_told(error)};"
+        self._log_once(
+            f"the snapshot file {file.path} is not written: {_format_error(error)};"
             " flags are served from memory"
         )
 
-    def _note(self, trouble: str | None) -> None:
+    def _log_once(self, trouble: str | None) -> None:
         """Say a trouble once, and once that it is over."""
         if trouble is not None and trouble != self.trouble:
             _log.warning("%s", trouble)
@@ -259,14 +267,14 @@ class Keeper:
             self._file.trouble = trouble
 
 
-def _told(error: Exception) -> str:
+def _format_error(error: Exception) -> str:
     """Return what went wrong, in the same words each time: without names of temporary files."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) if isinstance(error, SnapshotFormatError) else repr(error)
 
 
-def _common(
+def _find_common_records(
     snapshot: Snapshot, base: Arena
 ) -> Generator[None, None, dict[PolicyId, Record | None]]:
     """Return what of a snapshot's overlay a base has, in slices."""
@@ -279,12 +287,12 @@ def _common(
     return found
 
 
-async def _paced(slices: Generator[None, None, T]) -> T:
+async def _run_paced(slices: Generator[None, None, T]) -> T:
     """Do work in slices, with a pause after each that is as long."""
     while True:
         started = time.perf_counter()
         try:
-            with collector_paused():
+            with pause_gc():
                 next(slices)
         except StopIteration as done:
             result: T = done.value

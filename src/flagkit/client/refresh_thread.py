@@ -15,34 +15,40 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from flagkit._core.aio import DescriptorsLostError, NamesLoop, opened_loop
-from flagkit._core.background import BackgroundThread, Log, is_of_the_end, repeat, words_of
-from flagkit._core.cooperative import collector_paused
-from flagkit._core.evaluation.evaluator import Freshness
+from flagkit._core.aio import DaemonResolverLoop, DescriptorsLostError, open_loop
+from flagkit._core.background import (
+    BackgroundThread,
+    Log,
+    format_error,
+    is_shutdown_error,
+    repeat_until_done,
+)
+from flagkit._core.cooperative import pause_gc
+from flagkit._core.evaluation.evaluator import Staleness
 from flagkit._core.model.changes import Change, PolicyId
-from flagkit._core.secrets import Unsealing
+from flagkit._core.secrets import VariantDecrypter
 from flagkit._core.snapshot import Arena, Record, Snapshot, SnapshotFile
 from flagkit._core.source import Source
-from flagkit.client.persistence import Keeper
+from flagkit.client.persistence import SnapshotPersister
 from flagkit.client.refresher import (
     Action,
-    Arrived,
-    AskHead,
+    ActionFailed,
+    BreakerState,
     CatchUp,
-    CaughtUp,
-    Circuit,
-    Due,
+    CatchUpDone,
+    ChangesReceived,
     Event,
-    Failed,
-    HeadSeen,
+    HeadRead,
     Load,
-    Loaded,
+    LoadDone,
+    ReadHead,
     Refresher,
-    State,
+    RefreshState,
+    Timer,
     Wait,
     Watch,
 )
-from flagkit.client.registration import Registrar
+from flagkit.client.registration import HeartbeatSender
 from flagkit.errors import ClosedError, FlagkitError, NotReadyError
 
 _log = Log("flagkit.refresh")
@@ -82,32 +88,32 @@ class RefreshThread:
         self,
         open_source: Callable[[], Source],
         publish: Publish,
-        freshness: Freshness,
+        staleness: Staleness,
         refresher: Refresher,
         file: SnapshotFile | None = None,
         service: str | None = None,
         *,
-        unsealing: Unsealing | None = None,
+        decrypter: VariantDecrypter | None = None,
     ) -> None:
         self.error: Exception | None = None
         self.error_count = 0
-        self._said = ""
+        self._last_logged = ""
         self.refresher = refresher
         self._open_source = open_source
         self._publish = publish
         self._is_published = True
-        self._freshness = freshness
+        self._staleness = staleness
         self._file = file
         self._service = service
         self._instance = uuid.uuid4().hex
-        self._unsealing = unsealing or Unsealing()
-        self._now = time.monotonic
+        self._decrypter = decrypter or VariantDecrypter()
+        self._clock = time.monotonic
         # Questions, and the wish to close, reach a loop while this lock is held, or none.
-        self._asking = threading.Condition()
-        self._closing = False
-        self._loop: NamesLoop | None = None
-        self._begin_anew()
-        self._thread = BackgroundThread("flagkit", self._run_loop, self._failed)
+        self._condition = threading.Condition()
+        self._is_closing = False
+        self._loop: DaemonResolverLoop | None = None
+        self._reset()
+        self._thread = BackgroundThread("flagkit", self._run_loop, self._on_failure)
 
     def start(self) -> None:
         """Start the thread, or start it again if it has died, after a pause. Never raises."""
@@ -121,9 +127,9 @@ class RefreshThread:
     @property
     def troubles(self) -> dict[str, str]:
         """What is in the way of work beside the refresher's, by the name of the work."""
-        registrar = self._registrar
+        registrar = self._heartbeat_sender
         found = {
-            "keeping": self._keeper.trouble,
+            "keeping": self._persister.trouble,
             "registering": None if registrar is None else registrar.trouble,
             "keys": self._keys_trouble,
         }
@@ -136,31 +142,31 @@ class RefreshThread:
         return None if head is None else head.revision
 
     @property
-    def circuits(self) -> dict[str, Circuit]:
+    def breaker_states(self) -> dict[str, BreakerState]:
         """What the breakers let through at this moment."""
-        now, refresher = self._now(), self.refresher
+        now, refresher = self._clock(), self.refresher
         circuits = {
-            route.value: breaker.circuit(now) for route, breaker in refresher.breakers.items()
+            route.value: breaker.get_state(now) for route, breaker in refresher.breakers.items()
         }
-        return circuits | {"head": refresher.head_breaker.circuit(now)}
+        return circuits | {"head": refresher.head_breaker.get_state(now)}
 
     def close(self, timeout: float) -> bool:
         """End the thread. Waits at most `timeout` seconds; returns whether the end was seen."""
-        with self._asking:
-            self._closing = True
-            self._asking.notify_all()
+        with self._condition:
+            self._is_closing = True
+            self._condition.notify_all()
             if self._loop is not None:
                 # A loop that closed in this very moment has nothing left to cancel.
                 with contextlib.suppress(RuntimeError):
                     self._loop.call_soon_threadsafe(self._cancel, self._loop)
         return self._thread.close(timeout)
 
-    def leave_behind(self) -> None:
+    def release_snapshot(self) -> None:
         """Forget the parent's snapshot in a forked child, which has no thread of this."""
         self.refresher.snapshot = None
-        self._keeper.forget()
+        self._persister.release_snapshot()
 
-    def policy(self, key: str, timeout: float) -> dict[str, Any] | None:
+    def read_policy(self, key: str, timeout: float) -> dict[str, Any] | None:
         """Return the newest document of a flag, read by the thread.
 
         Raises:
@@ -169,27 +175,29 @@ class RefreshThread:
         """
         found: concurrent.futures.Future[dict[str, Any] | None] = concurrent.futures.Future()
         ends = time.monotonic() + timeout
-        with self._asking:
-            self._asking.wait_for(lambda: self._closing or self._loop is not None, timeout)
-            if self._closing:
-                raise _closed()
+        with self._condition:
+            self._condition.wait_for(lambda: self._is_closing or self._loop is not None, timeout)
+            if self._is_closing:
+                raise _build_closed_error()
             if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._answer, key, found)
+                self._loop.call_soon_threadsafe(self._start_reading, key, found)
         try:
             return found.result(max(ends - time.monotonic(), 0))
         except TimeoutError:
             raise NotReadyError(f"{key!r} could not be read within {timeout} s") from self.error
 
-    def _answer(self, key: str, found: "concurrent.futures.Future[dict[str, Any] | None]") -> None:
+    def _start_reading(
+        self, key: str, found: "concurrent.futures.Future[dict[str, Any] | None]"
+    ) -> None:
         task = asyncio.ensure_future(self._read_policy(key, found))
-        self._readings.add(task)
+        self._policy_reads.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
-            self._readings.discard(task)
+            self._policy_reads.discard(task)
             # A task that is cancelled before its first step has told nobody.
             if not found.done():
                 again = NotReadyError("the flag could not be read: the refresh thread begins anew")
-                found.set_exception(_closed() if self._closing else again)
+                found.set_exception(_build_closed_error() if self._is_closing else again)
 
         task.add_done_callback(ended)
 
@@ -197,114 +205,116 @@ class RefreshThread:
         self, key: str, found: "concurrent.futures.Future[dict[str, Any] | None]"
     ) -> None:
         try:
-            found.set_result(await (await asyncio.shield(self._source)).policy(key))
+            found.set_result(await (await asyncio.shield(self._source)).read_policy(key))
         except Exception as error:  # noqa: BLE001 - it is the caller's
             found.set_exception(error)
 
     def _run_loop(self) -> None:
         """Run a loop of its own until the client is closed; raise whatever ends it before."""
-        loop = opened_loop()
+        loop = open_loop()
         try:
-            with self._asking:
-                if self._closing:
+            with self._condition:
+                if self._is_closing:
                     return
-                self._begin_anew()
+                self._reset()
                 self._source = loop.create_future()
                 self._task = loop.create_task(self._run(self._source))
                 self._loop = loop
-                self._asking.notify_all()
+                self._condition.notify_all()
             try:
                 loop.run_until_complete(self._task)
             except asyncio.CancelledError:
-                if not self._closing:
+                if not self._is_closing:
                     raise
         finally:
-            with self._asking:
+            with self._condition:
                 # What is asked from here on is refused; what was asked before has its task.
                 self._loop = None
             loop.end()
 
-    def _begin_anew(self) -> None:
+    def _reset(self) -> None:
         """Make what belongs to one loop."""
         self._watching: asyncio.Future[Sequence[Change]] | None = None
-        self._obeying = True
-        self._readings: set[asyncio.Future[None]] = set()
+        self._is_executing = True
+        self._policy_reads: set[asyncio.Future[None]] = set()
         self._keys_trouble: str | None = None
-        self._keeper = Keeper(self._rebase, self._file)
+        self._persister = SnapshotPersister(self._rebase, self._file)
         service = self._service
-        self._registrar = (
-            None if service is None else Registrar(service, self._freshness, self._instance)
+        self._heartbeat_sender = (
+            None if service is None else HeartbeatSender(service, self._staleness, self._instance)
         )
 
-    async def _run(self, opened: asyncio.Future[Source]) -> None:
-        source = await self._opened()
-        opened.set_result(source)
+    async def _run(self, source_future: asyncio.Future[Source]) -> None:
+        source = await self._open_with_retries()
+        source_future.set_result(source)
         refresher = self.refresher
-        if self._registrar is not None:
-            self._registrar.begin(source)
+        if self._heartbeat_sender is not None:
+            self._heartbeat_sender.begin(source)
         if refresher.snapshot is not None:
-            self._saw(refresher.snapshot, ())
+            self._on_snapshot(refresher.snapshot, ())
         beside = [
-            asyncio.ensure_future(self._keeper.run()),
-            asyncio.ensure_future(repeat(self._fetch_keys, self._keys_failed, asyncio.sleep)),
+            asyncio.ensure_future(self._persister.run()),
+            asyncio.ensure_future(
+                repeat_until_done(self._fetch_keys, self._on_keys_failure, asyncio.sleep)
+            ),
         ]
         try:
-            action = refresher.start(self._now())
+            action = refresher.start(self._clock())
             reached = False
             while True:
-                event = await self._event_of(source, action)
-                action = self._action_after(event)
+                event = await self._run_action(source, action)
+                action = self._step(event)
                 # Once more when the source has been reached: only now all modules are loaded.
-                first = not reached and refresher.state is State.WATCHING
+                first = not reached and refresher.state is RefreshState.WATCHING
                 reached = reached or first
-                self._tell(again=first)
-                self._vouch(event)
+                self._publish_step(again=first)
+                self._update_staleness(event)
         finally:
-            self._obeying = False
+            self._is_executing = False
             for task in beside:
                 task.cancel()
             await self._stop_watching()
-            last = () if self._registrar is None else (self._registrar.end(),)
+            last = () if self._heartbeat_sender is None else (self._heartbeat_sender.end(),)
             await asyncio.gather(*last, *beside, return_exceptions=True)
             await asyncio.gather(source.close(), return_exceptions=True)
-            if self._closing:
+            if self._is_closing:
                 refresher.close()
-                self._keeper.save_now()
+                self._persister.save_now()
 
-    def _tell(self, *, again: bool) -> None:
+    def _publish_step(self, *, again: bool) -> None:
         """Publish the snapshot that the last step led to, if any or if `again`."""
         # Not a local of `_run`, which would keep its base in memory while it waits for the next.
         snapshot, applied = self.refresher.snapshot, self.refresher.applied
         if snapshot is not None and (applied != () or again or not self._is_published):
-            with collector_paused():
+            with pause_gc():
                 self._publish_safely(snapshot, applied)
-            self._saw(snapshot, applied)
+            self._on_snapshot(snapshot, applied)
 
-    def _vouch(self, event: Event) -> None:
+    def _update_staleness(self, event: Event) -> None:
         """Tell how current the published snapshot is, by what has happened."""
         if not self._is_published:
             return
         if self.refresher.current_as_of is not None:
-            self._freshness.as_of = self.refresher.current_as_of
-        if isinstance(event, Arrived | HeadSeen):
+            self._staleness.as_of = self.refresher.current_as_of
+        if isinstance(event, ChangesReceived | HeadRead):
             # Not before: a stream that is refused again and again must not be said each time.
-            self._note(None)
+            self._log_once(None)
 
-    def _saw(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
-        self._keeper.saw(snapshot, changes)
-        if self._registrar is not None:
-            self._registrar.saw(snapshot)
+    def _on_snapshot(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
+        self._persister.on_snapshot(snapshot, changes)
+        if self._heartbeat_sender is not None:
+            self._heartbeat_sender.on_snapshot(snapshot)
 
     def _rebase(
-        self, folded: Snapshot, base: Arena, overlay: Mapping[PolicyId, Record | None]
+        self, compacted: Snapshot, base: Arena, overlay: Mapping[PolicyId, Record | None]
     ) -> None:
         """Go on from a base that has what is the same in another form."""
         snapshot = self.refresher.snapshot
         # A new one may have been loaded meanwhile.
-        if snapshot is not None and snapshot.base is folded.base:
-            rebased = self.refresher.snapshot = snapshot.rebased(base, overlay)
+        if snapshot is not None and snapshot.base is compacted.base:
+            rebased = self.refresher.snapshot = snapshot.rebase(base, overlay)
             self._publish_safely(rebased, ())
-            self._keeper.saw(rebased)
+            self._persister.on_snapshot(rebased)
 
     def _publish_safely(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
         """Publish a snapshot. What fails is tried again with each step, since the thread goes on.
@@ -316,14 +326,14 @@ class RefreshThread:
                 self._publish(snapshot, led_by)
             except Exception as error:  # noqa: BLE001 - there may be no memory left, for example
                 self._is_published = False
-                self._note(error)
+                self._log_once(error)
             else:
                 self._is_published = True
                 return
 
     async def _fetch_keys(self) -> None:
         """Fetch the data keys, for as long as it takes; say once what is in the way."""
-        unsealing = self._unsealing
+        unsealing = self._decrypter
         if not unsealing.is_waiting:
             return
         while unsealing.is_waiting:
@@ -335,8 +345,8 @@ class RefreshThread:
                     self._settle_keys()
                 await fetched
             except Exception as error:  # noqa: BLE001 - whatever fails, all other flags are served
-                words = words_of(error)
-                if words != self._keys_trouble and not is_of_the_end(error):
+                words = format_error(error)
+                if words != self._keys_trouble and not is_shutdown_error(error):
                     cause = None if isinstance(error, FlagkitError) else error
                     _log.warning("sensitive values are not served: %s", words, exc_info=cause)
                 self._keys_trouble = words
@@ -350,76 +360,76 @@ class RefreshThread:
 
     def _settle_keys(self) -> None:
         """Have those go on that wait for keys, and answer from flags as they can be read now."""
-        if self._unsealing.is_settled and self._unsealing.is_waiting:
+        if self._decrypter.is_settled and self._decrypter.is_waiting:
             return
-        self._unsealing.is_settled = True
+        self._decrypter.is_settled = True
         snapshot = self.refresher.snapshot
         if snapshot is not None:
             self._publish_safely(snapshot, ())
 
-    async def _opened(self) -> Source:
+    async def _open_with_retries(self) -> Source:
         while True:
             try:
                 return self._open_source()
             except Exception as error:  # noqa: BLE001 - as below
-                self._note(error)
+                self._log_once(error)
                 await asyncio.sleep(OPEN_AGAIN_SECONDS)
 
-    def _cancel(self, loop: NamesLoop) -> None:
+    def _cancel(self, loop: DaemonResolverLoop) -> None:
         """Cancel what is being obeyed in a loop, again and again until it ends."""
         # The driver swallows a cancellation now and then: some 2 % of those that come within 6 ms
         # of the start.
-        if self._obeying:
+        if self._is_executing:
             self._task.cancel()
             loop.call_later(CANCEL_AGAIN_SECONDS, self._cancel, loop)
 
-    async def _event_of(self, source: Source, action: Action) -> Event:
+    async def _run_action(self, source: Source, action: Action) -> Event:
         """Obey an action; return what came of it."""
         try:
-            return await self._obey(source, action)
+            return await self._execute(source, action)
         except Exception as error:  # noqa: BLE001 - whatever fails, the thread goes on
-            self._note(error)
-            return Failed(error)
+            self._log_once(error)
+            return ActionFailed(error)
 
-    def _action_after(self, event: Event) -> Action:
+    def _step(self, event: Event) -> Action:
         """Return the action that follows an event."""
         try:
-            with collector_paused():
-                return self.refresher.step(event, self._now())
+            with pause_gc():
+                return self.refresher.step(event, self._clock())
         except Exception as error:  # noqa: BLE001 - whatever is stored, the thread goes on
-            self._note(error)
-            return self.refresher.step(Failed(error), self._now())
+            self._log_once(error)
+            return self.refresher.step(ActionFailed(error), self._clock())
 
-    async def _obey(self, source: Source, action: Action) -> Event:
+    async def _execute(self, source: Source, action: Action) -> Event:
         match action:
             case Load(route):
                 await self._stop_watching()
-                return Loaded(await source.load(route))
+                return LoadDone(await source.load(route))
             case CatchUp(tip, route, reopen):
                 if reopen:
                     await self._stop_watching()
                     await source.open(route)
-                return CaughtUp(await source.catch_up(tip, route))
-            case AskHead():
-                asked = self._now()
-                return HeadSeen(await source.head(), asked)
+                return CatchUpDone(await source.catch_up(tip, route))
+            case ReadHead():
+                asked = self._clock()
+                return HeadRead(await source.read_head(), asked)
             case Watch(until):
                 return await self._watch(source, until)
             case Wait(until):
                 await self._stop_watching()
-                await asyncio.sleep(until - self._now())
-                return Due()
+                await asyncio.sleep(until - self._clock())
+                return Timer()
 
     async def _watch(self, source: Source, until: float) -> Event:
         """Wait for what the stream brings. What is asked meanwhile does not disturb it."""
         if self._watching is None:
             self._watching = asyncio.ensure_future(source.watch())
         watching = self._watching
-        done, _ = await asyncio.wait({watching}, timeout=max(until - self._now(), 0))
+        done, _ = await asyncio.wait({watching}, timeout=max(until - self._clock(), 0))
         if not done:
-            return Due()
+            return Timer()
         self._watching = None
-        return Arrived(watching.result())
+        return ChangesReceived(watching.result())
 
     async def _stop_watching(self) -> None:
         while self._watching is not None:
@@ -432,30 +442,30 @@ class RefreshThread:
                     self._watching.exception()
                 self._watching = None
 
-    def _failed(self, error: Exception) -> None:
+    def _on_failure(self, error: Exception) -> None:
         """Note an error that has ended the loop, or kept the thread from being started."""
-        self.refresher = self.refresher.renewed()
-        self._note(error)
+        self.refresher = self.refresher.renew()
+        self._log_once(error)
 
-    def _keys_failed(self, error: Exception) -> None:
-        self._keys_trouble = words_of(error)
+    def _on_keys_failure(self, error: Exception) -> None:
+        self._keys_trouble = format_error(error)
 
-    def _note(self, error: Exception | None) -> None:
+    def _log_once(self, error: Exception | None) -> None:
         """Log a trouble once, and once that it is over."""
         before, self.error = self.error, error
         if error is None:
             if before is not None:
                 _log.info("current again")
-            self._said = ""
+            self._last_logged = ""
             return
         self.error_count += 1
-        words = words_of(error)
-        if words == self._said or is_of_the_end(error):
+        words = format_error(error)
+        if words == self._last_logged or is_shutdown_error(error):
             return
         known = isinstance(error, FlagkitError | DescriptorsLostError)
         if _log.warning("not current: %s", words, exc_info=None if known else error):
-            self._said = words
+            self._last_logged = words
 
 
-def _closed() -> ClosedError:
+def _build_closed_error() -> ClosedError:
     return ClosedError("this client was closed: make a new one")

@@ -22,7 +22,7 @@ from flagkit._core.source import Route
 from flagkit.errors import HistoryLostError, StreamsUnavailableError
 
 
-class Circuit(StrEnum):
+class BreakerState(StrEnum):
     """What a breaker lets through: all, nothing, or one attempt by which it decides."""
 
     CLOSED = "closed"
@@ -49,41 +49,41 @@ class Thresholds(Struct, frozen=True):
 class Breaker:
     """Tells when one way to the data may be tried. It is closed to begin with."""
 
-    def __init__(self, chance: random.Random, thresholds: Thresholds) -> None:
+    def __init__(self, rng: random.Random, thresholds: Thresholds) -> None:
         self.retry_at = 0.0
         """When the next attempt may be made."""
-        self._chance = chance
+        self._rng = rng
         self._thresholds = thresholds
         self._failure_count = 0
 
-    def circuit(self, now: float) -> Circuit:
+    def get_state(self, now: float) -> BreakerState:
         """Return what it lets through at a moment."""
         if self._failure_count < self._thresholds.failure_count:
-            return Circuit.CLOSED
-        return Circuit.OPEN if now < self.retry_at else Circuit.HALF_OPEN
+            return BreakerState.CLOSED
+        return BreakerState.OPEN if now < self.retry_at else BreakerState.HALF_OPEN
 
-    def succeeded(self) -> None:
+    def record_success(self) -> None:
         """Close it."""
         self._failure_count = 0
         self.retry_at = 0.0
 
-    def failed(self, now: float) -> None:
+    def record_failure(self, now: float) -> None:
         """Count a failure: wait with full jitter, with half of it once the breaker is open."""
         self._failure_count += 1
         doubled = self._thresholds.first_seconds * 2 ** min(self._failure_count - 1, 16)
         longest = min(self._thresholds.max_seconds, doubled)
         # An open breaker that could be tried again at once would not be open.
         is_open = self._failure_count >= self._thresholds.failure_count
-        self.retry_at = now + self._chance.uniform(longest / 2 if is_open else 0, longest)
+        self.retry_at = now + self._rng.uniform(longest / 2 if is_open else 0, longest)
 
-    def trip(self, now: float) -> None:
+    def force_open(self, now: float) -> None:
         """Open it at once: what it leads to answers, and cannot be relied upon."""
         self._failure_count = max(self._failure_count, self._thresholds.failure_count)
         longest = self._thresholds.lag_seconds
-        self.retry_at = now + self._chance.uniform(longest / 2, longest)
+        self.retry_at = now + self._rng.uniform(longest / 2, longest)
 
 
-class State(StrEnum):
+class RefreshState(StrEnum):
     """Where a refresher is."""
 
     LOADING = "loading"
@@ -94,7 +94,7 @@ class State(StrEnum):
     CLOSED = "closed"
 
 
-class Pace(Struct, frozen=True):
+class RefreshIntervals(Struct, frozen=True):
     """How often things are asked, in seconds. Each is drawn anew from 0.8 to 1.2 of it.
 
     Attributes:
@@ -110,11 +110,13 @@ class Pace(Struct, frozen=True):
     stream: float = 300.0
 
 
-def pace_for(max_staleness: float) -> Pace:
+def build_intervals(max_staleness: float) -> RefreshIntervals:
     """Return the pace at which a snapshot can be known not to be older than so many seconds."""
     # Drawn longer than it says, and missed once, it must still be in time.
-    head = min(Pace().head, max_staleness / 3)
-    return Pace(head=head, lag=min(Pace().lag, head), poll=min(Pace().poll, head))
+    head = min(RefreshIntervals().head, max_staleness / 3)
+    return RefreshIntervals(
+        head=head, lag=min(RefreshIntervals().lag, head), poll=min(RefreshIntervals().poll, head)
+    )
 
 
 class Load(Struct, frozen=True):
@@ -131,7 +133,7 @@ class CatchUp(Struct, frozen=True):
     reopen: bool
 
 
-class AskHead(Struct, frozen=True):
+class ReadHead(Struct, frozen=True):
     """Ask the primary where the head is."""
 
 
@@ -147,45 +149,45 @@ class Wait(Struct, frozen=True):
     until: float
 
 
-Action: TypeAlias = Load | CatchUp | AskHead | Watch | Wait
+Action: TypeAlias = Load | CatchUp | ReadHead | Watch | Wait
 
 
-class Loaded(Struct, frozen=True):
+class LoadDone(Struct, frozen=True):
     """Everything was read."""
 
     snapshot: Snapshot
 
 
-class CaughtUp(Struct, frozen=True):
+class CatchUpDone(Struct, frozen=True):
     """Every change after the tip that was asked for."""
 
     changes: Sequence[Change]
 
 
-class HeadSeen(Struct, frozen=True):
+class HeadRead(Struct, frozen=True):
     """Where the primary has the head, which it was asked for at a moment."""
 
     tip: Tip
-    asked: float
+    asked_at: float
 
 
-class Arrived(Struct, frozen=True):
+class ChangesReceived(Struct, frozen=True):
     """What the stream brought, perhaps nothing."""
 
     changes: Sequence[Change]
 
 
-class Due(Struct, frozen=True):
+class Timer(Struct, frozen=True):
     """The moment came before any changes, or the wait is over."""
 
 
-class Failed(Struct, frozen=True):
+class ActionFailed(Struct, frozen=True):
     """The action could not be carried out."""
 
     error: Exception
 
 
-Event: TypeAlias = Loaded | CaughtUp | HeadSeen | Arrived | Due | Failed
+Event: TypeAlias = LoadDone | CatchUpDone | HeadRead | ChangesReceived | Timer | ActionFailed
 
 _FIRST: Final = float("-inf")
 
@@ -201,207 +203,209 @@ class Refresher:
 
     def __init__(
         self,
-        chance: random.Random,
+        rng: random.Random,
         snapshot: Snapshot | None = None,
-        pace: Pace | None = None,
+        intervals: RefreshIntervals | None = None,
         thresholds: Thresholds | None = None,
     ) -> None:
-        self.state = State.LOADING
+        self.state = RefreshState.LOADING
         self.snapshot = snapshot
         self.applied: Sequence[Change] | None = ()
         self.head: Tip | None = None
         self.current_as_of: float | None = None
         self._thresholds = thresholds = thresholds or Thresholds()
         self.breakers: Mapping[Route, Breaker] = {
-            route: Breaker(chance, thresholds) for route in Route
+            route: Breaker(rng, thresholds) for route in Route
         }
         # Of its own: that the primary tells the head does not mean that a stream holds.
-        self.head_breaker = Breaker(chance, thresholds)
-        self._chance = chance
-        self._pace = pace or Pace()
-        self._route = Route.NEAR
+        self.head_breaker = Breaker(rng, thresholds)
+        self._rng = rng
+        self._intervals = intervals or RefreshIntervals()
+        self._route = Route.NEAREST
         self._needs_base = False
-        self._reopens = self._asks_head = False
-        self._head_due = self._watched_since = _FIRST
+        self._is_reopening = self._is_reading_head = False
+        self._head_due_at = self._watched_since = _FIRST
         # The tip that the stream is to bring, when it was asked for, and until when.
-        self._awaited: HeadSeen | None = None
-        self._patience_ends = _FIRST
+        self._expected_head: HeadRead | None = None
+        self._expected_until = _FIRST
         # Where there is no stream, until when none is tried.
         self._polls_until: float | None = None
 
     def start(self, now: float) -> Action:
         """Return the first action: a base is loaded only where none was given."""
-        return self._go_on(now)
+        return self._recover(now)
 
-    def renewed(self) -> "Refresher":
+    def renew(self) -> "Refresher":
         """Return a refresher that goes on from this one's snapshot, and knows nothing else."""
-        renewed = Refresher(self._chance, self.snapshot, self._pace, self._thresholds)
-        renewed.state, renewed.head = State.BACKING_OFF, self.head
+        renewed = Refresher(self._rng, self.snapshot, self._intervals, self._thresholds)
+        renewed.state, renewed.head = RefreshState.BACKING_OFF, self.head
         return renewed
 
     def step(self, event: Event, now: float) -> Action:
         """Take in what came of the last action and return the next. Never raises."""
         self.applied = ()
-        asked_head, self._asks_head = self._asks_head, False
+        asked_head, self._is_reading_head = self._is_reading_head, False
         match event:
-            case Failed(error):
-                return self._failed(error, now) if not asked_head else self._head_failed(now)
-            case Loaded(snapshot):
-                return self._loaded(snapshot)
-            case CaughtUp(changes):
-                return self._caught_up(changes, now)
-            case HeadSeen():
-                return self._head_seen(event, now)
-            case Arrived(changes):
-                return self._arrived(changes, now)
-            case Due():
-                return self._due(now)
+            case ActionFailed(error):
+                return (
+                    self._on_failure(error, now) if not asked_head else self._on_head_failure(now)
+                )
+            case LoadDone(snapshot):
+                return self._on_loaded(snapshot)
+            case CatchUpDone(changes):
+                return self._on_caught_up(changes, now)
+            case HeadRead():
+                return self._on_head(event, now)
+            case ChangesReceived(changes):
+                return self._on_changes(changes, now)
+            case Timer():
+                return self._on_timer(now)
 
     def close(self) -> None:
         """Say that no more will be done."""
-        self.state = State.CLOSED
+        self.state = RefreshState.CLOSED
 
-    def _go_on(self, now: float) -> Action:
+    def _recover(self, now: float) -> Action:
         """Return what leads to being current again, on a way that may be tried now."""
         # What replaces a snapshot has to be the primary's.
         replaces = self._needs_base and self.snapshot is not None
         retries: list[float] = []
-        for route in (Route.PRIMARY,) if replaces else (Route.NEAR, Route.PRIMARY):
+        for route in (Route.PRIMARY,) if replaces else (Route.NEAREST, Route.PRIMARY):
             breaker = self.breakers[route]
             if now >= breaker.retry_at:
-                return self._go(route, now)
+                return self._try_route(route, now)
             retries.append(breaker.retry_at)
-            if breaker.circuit(now) is Circuit.CLOSED:
+            if breaker.get_state(now) is BreakerState.CLOSED:
                 # It is not given up, only given a pause.
                 break
-        self.state = State.BACKING_OFF
+        self.state = RefreshState.BACKING_OFF
         return Wait(min(retries))
 
-    def _go(self, route: Route, now: float) -> Action:
+    def _try_route(self, route: Route, now: float) -> Action:
         if self.snapshot is None or self._needs_base:
-            self.state, self._route = State.LOADING, route
+            self.state, self._route = RefreshState.LOADING, route
             return Load(route)
         return self._catch_up(route, reopen=self._polls_until is None or now >= self._polls_until)
 
-    def _loaded(self, snapshot: Snapshot) -> Action:
+    def _on_loaded(self, snapshot: Snapshot) -> Action:
         self.snapshot, self.applied = snapshot, None
         self._needs_base = False
         return self._catch_up(self._route, reopen=True)
 
     def _catch_up(self, route: Route, *, reopen: bool) -> Action:
-        self.state, self._route, self._reopens = State.CATCHING_UP, route, reopen
-        return CatchUp(self._held().tip, route, reopen)
+        self.state, self._route, self._is_reopening = RefreshState.CATCHING_UP, route, reopen
+        return CatchUp(self._get_snapshot().tip, route, reopen)
 
-    def _caught_up(self, changes: Sequence[Change], now: float) -> Action:
+    def _on_caught_up(self, changes: Sequence[Change], now: float) -> Action:
         try:
             self._apply(changes)
         except HistoryLostError as error:
-            return self._failed(error, now)
-        if self._reopens:
+            return self._on_failure(error, now)
+        if self._is_reopening:
             self._polls_until = None
             self._watched_since = now
         elif self._polls_until is not None:
             # There is no stream that could still break.
-            self.breakers[self._route].succeeded()
-        return self._rest(now)
+            self.breakers[self._route].record_success()
+        return self._wait(now)
 
-    def _rest(self, now: float) -> Action:
+    def _wait(self, now: float) -> Action:
         """Wait for what comes; ask for the head first, where that is due."""
         polling = self._polls_until is not None
-        self.state = State.POLLING if polling else State.WATCHING
-        if now >= self._head_due:
-            self._asks_head = True
-            return AskHead()
+        self.state = RefreshState.POLLING if polling else RefreshState.WATCHING
+        if now >= self._head_due_at:
+            self._is_reading_head = True
+            return ReadHead()
         if polling:
-            return Wait(now + self._drawn(self._pace.poll))
-        until = self._head_due
-        return Watch(until if self._awaited is None else min(until, self._patience_ends))
+            return Wait(now + self._add_jitter(self._intervals.poll))
+        until = self._head_due_at
+        return Watch(until if self._expected_head is None else min(until, self._expected_until))
 
-    def _arrived(self, changes: Sequence[Change], now: float) -> Action:
+    def _on_changes(self, changes: Sequence[Change], now: float) -> Action:
         # Not before: a stream that breaks whenever it is opened must be backed off from, too.
-        self.breakers[self._route].succeeded()
-        tip = self._held().tip
+        self.breakers[self._route].record_success()
+        tip = self._get_snapshot().tip
         try:
-            self._apply([change for change in changes if not _known(change, tip)])
+            self._apply([change for change in changes if not _is_known(change, tip)])
         except HistoryLostError:
             # A gap or another history: the stream alone cannot tell. The ledger can.
             return self._catch_up(self._route, reopen=False)
-        return self._due(now)
+        return self._on_timer(now)
 
-    def _due(self, now: float) -> Action:
-        if self.state is not State.WATCHING:
-            return self._go_on(now)
-        if self._awaited is not None and now >= self._patience_ends:
+    def _on_timer(self, now: float) -> Action:
+        if self.state is not RefreshState.WATCHING:
+            return self._recover(now)
+        if self._expected_head is not None and now >= self._expected_until:
             # The primary has what the stream does not bring: it is cut off, or far behind.
-            self._awaited = None
-            self.breakers[self._route].trip(now)
+            self._expected_head = None
+            self.breakers[self._route].force_open(now)
             return self._catch_up(Route.PRIMARY, reopen=True)
-        if now - self._watched_since >= self._pace.lag:
-            self.breakers[self._route].succeeded()
-        return self._rest(now)
+        if now - self._watched_since >= self._intervals.lag:
+            self.breakers[self._route].record_success()
+        return self._wait(now)
 
-    def _head_seen(self, seen: HeadSeen, now: float) -> Action:
-        self.head_breaker.succeeded()
-        self.head = seen.tip
-        self._head_due = now + self._drawn(self._pace.head)
-        mine = self._held().tip
-        if (seen.tip.epoch, seen.tip.hash) == (mine.epoch, mine.hash):
-            self.current_as_of = seen.asked
+    def _on_head(self, head: HeadRead, now: float) -> Action:
+        self.head_breaker.record_success()
+        self.head = head.tip
+        self._head_due_at = now + self._add_jitter(self._intervals.head)
+        mine = self._get_snapshot().tip
+        if (head.tip.epoch, head.tip.hash) == (mine.epoch, mine.hash):
+            self.current_as_of = head.asked_at
             # If it comes after all, from who is behind, it is no longer the primary's.
-            self._awaited = None
-            if self._route is Route.PRIMARY and now >= self.breakers[Route.NEAR].retry_at:
+            self._expected_head = None
+            if self._route is Route.PRIMARY and now >= self.breakers[Route.NEAREST].retry_at:
                 # Back to who is near.
-                return self._go_on(now)
-            return self._rest(now)
-        if seen.tip.epoch != mine.epoch or seen.tip.revision <= mine.revision:
+                return self._recover(now)
+            return self._wait(now)
+        if head.tip.epoch != mine.epoch or head.tip.revision <= mine.revision:
             # Behind what I have, or of another history: the ledger tells, of the same member.
             return self._catch_up(Route.PRIMARY, reopen=True)
-        if self._awaited is None or self._polls_until is not None:
+        if self._expected_head is None or self._polls_until is not None:
             # A stream gets no more time to bring one for being asked for again.
-            self._awaited, self._patience_ends = seen, now + self._pace.lag
+            self._expected_head, self._expected_until = head, now + self._intervals.lag
         if self._polls_until is not None:
             return self._catch_up(self._route, reopen=False)
-        return self._rest(now)
+        return self._wait(now)
 
-    def _head_failed(self, now: float) -> Action:
+    def _on_head_failure(self, now: float) -> Action:
         """Go on without the primary's word; until it comes, the snapshot grows stale."""
-        self.head_breaker.failed(now)
-        self._head_due = max(self.head_breaker.retry_at, now + self._pace.lag)
-        return self._rest(now)
+        self.head_breaker.record_failure(now)
+        self._head_due_at = max(self.head_breaker.retry_at, now + self._intervals.lag)
+        return self._wait(now)
 
-    def _failed(self, error: Exception, now: float) -> Action:
-        self._awaited = None
+    def _on_failure(self, error: Exception, now: float) -> Action:
+        self._expected_head = None
         if isinstance(error, StreamsUnavailableError) and self.snapshot is not None:
-            self._polls_until = now + self._drawn(self._pace.stream)
+            self._polls_until = now + self._add_jitter(self._intervals.stream)
             return self._catch_up(self._route, reopen=False)
-        self.breakers[self._route].failed(now)
-        if isinstance(error, HistoryLostError) and self.state is State.CATCHING_UP:
-            if self._route is Route.NEAR:
+        self.breakers[self._route].record_failure(now)
+        if isinstance(error, HistoryLostError) and self.state is RefreshState.CATCHING_UP:
+            if self._route is Route.NEAREST:
                 # Who lags behind what I have cannot tell that from what is lost.
                 return self._catch_up(Route.PRIMARY, reopen=True)
             self._needs_base = True
-        return self._go_on(now)
+        return self._recover(now)
 
     def _apply(self, changes: Sequence[Change]) -> None:
         if changes:
-            self.snapshot = self._held().apply(changes)
+            self.snapshot = self._get_snapshot().apply(changes)
             self.applied = changes
-        awaited = self._awaited
+        awaited = self._expected_head
         # By its hash: another history has such a revision, too.
         if awaited is not None and any(change.tip.hash == awaited.tip.hash for change in changes):
-            self.current_as_of = awaited.asked
-            self._awaited = None
+            self.current_as_of = awaited.asked_at
+            self._expected_head = None
 
-    def _drawn(self, seconds: float) -> float:
+    def _add_jitter(self, seconds: float) -> float:
         # A fleet that started together must not ask together for ever.
-        return seconds * self._chance.uniform(0.8, 1.2)
+        return seconds * self._rng.uniform(0.8, 1.2)
 
-    def _held(self) -> Snapshot:
+    def _get_snapshot(self) -> Snapshot:
         assert self.snapshot is not None, "only Load is obeyed before there is a snapshot"
         return self.snapshot
 
 
-def _known(change: Change, tip: Tip) -> bool:
+def _is_known(change: Change, tip: Tip) -> bool:
     """Tell whether a change is one that led to this tip. Another history at its place is not."""
     if change.tip.epoch != tip.epoch or change.revision > tip.revision:
         return False

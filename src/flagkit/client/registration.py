@@ -14,8 +14,8 @@ from typing import Final, Protocol
 
 import msgspec
 
-from flagkit._core.background import Log, repeat, words_of
-from flagkit._core.evaluation.evaluator import Freshness
+from flagkit._core.background import Log, format_error, repeat_until_done
+from flagkit._core.evaluation.evaluator import Staleness
 from flagkit._core.snapshot import Snapshot
 from flagkit._core.source import HOST_LENGTH_MAX, Heartbeat
 
@@ -35,12 +35,12 @@ FAREWELL_SECONDS: Final = 1.0
 class Registry(Protocol):
     """Where heartbeats are written to."""
 
-    async def beat(self, heartbeat: Heartbeat) -> None:
+    async def send_heartbeat(self, heartbeat: Heartbeat) -> None:
         """Put a heartbeat in the place of the last one of its client."""
         ...
 
 
-class Registrar:
+class HeartbeatSender:
     """Writes the heartbeats of one client in one process. To be used in one asyncio loop.
 
     Attributes:
@@ -52,20 +52,20 @@ class Registrar:
         instance: A name of this client that no other client has.
     """
 
-    def __init__(self, service: str, freshness: Freshness, instance: str) -> None:
+    def __init__(self, service: str, staleness: Staleness, instance: str) -> None:
         self._service = service
-        self._freshness = freshness
+        self._staleness = staleness
         self._instance = instance
         self._snapshot: Snapshot | None = None
         self._news = asyncio.Event()
-        self._chance = random.Random()  # noqa: S311 - jitter, not secrets
+        self._rng = random.Random()  # noqa: S311 - jitter, not secrets
         self._is_ending = False
         self._registry: Registry | None = None
         self._task: asyncio.Future[None] | None = None
         self._is_registered = False
         self.trouble: str | None = None
 
-    def saw(self, snapshot: Snapshot) -> None:
+    def on_snapshot(self, snapshot: Snapshot) -> None:
         """Take note of what the client answers from."""
         self._snapshot = snapshot
         self._news.set()
@@ -74,7 +74,7 @@ class Registrar:
         """Begin to write heartbeats."""
         self._registry = registry
         self._task = asyncio.ensure_future(
-            repeat(lambda: self._run(registry), self._note, asyncio.sleep)
+            repeat_until_done(lambda: self._run(registry), self._log_once, asyncio.sleep)
         )
 
     async def end(self) -> None:
@@ -83,43 +83,43 @@ class Registrar:
         if registry is None or task is None:
             return
         self._is_ending = True
-        await _ended(task)
+        await _cancel_task(task)
         if snapshot is not None and self._is_registered:
-            farewell = msgspec.structs.replace(self._heartbeat(snapshot), lifetime=0.0)
-            telling = asyncio.ensure_future(registry.beat(farewell))
+            farewell = msgspec.structs.replace(self._build_heartbeat(snapshot), lifetime=0.0)
+            telling = asyncio.ensure_future(registry.send_heartbeat(farewell))
             await asyncio.wait({telling}, timeout=FAREWELL_SECONDS)
-            await _ended(telling)
+            await _cancel_task(telling)
 
     async def _run(self, registry: Registry) -> None:
         last = -math.inf
         # Not for ever: a cancellation may be swallowed.
         while not self._is_ending:
-            snapshot = await self._due(last)
+            snapshot = await self._wait_until_due(last)
             last = time.monotonic()
             # Before it is told: who closes meanwhile has to take it back.
             self._is_registered = True
             try:
-                await registry.beat(self._heartbeat(snapshot))
+                await registry.send_heartbeat(self._build_heartbeat(snapshot))
             except Exception as error:  # noqa: BLE001 - whatever fails, flags are served
-                self._note(error)
+                self._log_once(error)
             else:
-                self._note(None)
+                self._log_once(None)
 
-    async def _due(self, last: float) -> Snapshot:
+    async def _wait_until_due(self, last: float) -> Snapshot:
         """Wait until a heartbeat is due, and return what it is to tell of."""
-        regular = last + BEAT_SECONDS * self._chance.uniform(0.8, 1.2)
+        regular = last + BEAT_SECONDS * self._rng.uniform(0.8, 1.2)
         # Not wait_for, which on 3.11 forgets that it was cancelled if news come meanwhile.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(regular - time.monotonic() if self._snapshot else None):
                 await self._news.wait()
         earliest = last + BEAT_SECONDS_MIN - time.monotonic()
-        await asyncio.sleep(max(earliest, 0) + self._chance.uniform(0, SPREAD_SECONDS))
+        await asyncio.sleep(max(earliest, 0) + self._rng.uniform(0, SPREAD_SECONDS))
         self._news.clear()
         assert self._snapshot is not None, "news are of a snapshot"
         return self._snapshot
 
-    def _heartbeat(self, snapshot: Snapshot) -> Heartbeat:
-        age = self._freshness.age
+    def _build_heartbeat(self, snapshot: Snapshot) -> Heartbeat:
+        age = self._staleness.age
         return Heartbeat(
             instance=self._instance,
             service=self._service,
@@ -132,10 +132,10 @@ class Registrar:
             staleness=age if age < math.inf else None,
         )
 
-    def _note(self, error: Exception | None) -> None:
+    def _log_once(self, error: Exception | None) -> None:
         """Say a trouble once, and once that it is over."""
         self._is_registered = error is None
-        trouble = None if error is None else words_of(error)
+        trouble = None if error is None else format_error(error)
         if trouble is not None and trouble != self.trouble:
             _log.warning("this client is not registered: %s; it serves flags as ever", trouble)
         elif trouble is None and self.trouble is not None:
@@ -143,7 +143,7 @@ class Registrar:
         self.trouble = trouble
 
 
-async def _ended(task: asyncio.Future[None]) -> None:
+async def _cancel_task(task: asyncio.Future[None]) -> None:
     """Cancel a task until it ends: the driver swallows a cancellation now and then."""
     while not task.done():
         task.cancel()

@@ -15,16 +15,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, Final, Self, TypeAlias, TypeVar
 
-from flagkit._core.background import BackgroundThread, Log, words_of
+from flagkit._core.background import BackgroundThread, Log, format_error
 from flagkit._core.model import EVERYWHERE, encode, packing
 from flagkit._core.model.changes import SEGMENTS, Change, PolicyId
-from flagkit._core.model.flags import segments_of
+from flagkit._core.model.flags import collect_flag_segments
 from flagkit._core.model.keys import check_key
-from flagkit._core.snapshot import Record, Snapshot, flag_of, kept_of
+from flagkit._core.snapshot import Record, Snapshot, list_kept_regions, unpack_flag
 from flagkit.errors import InvalidArgumentError, InvalidDocumentError
 
 
-class References:
+class DependencyGraph:
     """The references of flags that are followed. A flag stands for its key in all regions."""
 
     def __init__(self) -> None:
@@ -40,15 +40,15 @@ class References:
         waiting = [key]
         while waiting:
             flag = waiting.pop()
-            found = _references_of(snapshot, flag)
-            self._note(flag, found)
+            found = _find_references(snapshot, flag)
+            self._set_references(flag, found)
             waiting += [
                 name
                 for region, name in found
                 if region != SEGMENTS and name not in self._references
             ]
 
-    def has(self, policy: PolicyId) -> bool:
+    def has_policy(self, policy: PolicyId) -> bool:
         """Tell whether something that is followed rests on a policy, or it rests on something."""
         return policy in self._dependents or policy[1] in self._references
 
@@ -57,7 +57,7 @@ class References:
         """All policies that something rests on."""
         return set(self._dependents)
 
-    def resting_on(self, policies: Iterable[PolicyId]) -> set[str]:
+    def find_dependents(self, policies: Iterable[PolicyId]) -> set[str]:
         """Return the keys of the flags among some policies, and of all that rest on any of them."""
         reached: set[PolicyId] = set()
         waiting = [*policies]
@@ -68,7 +68,7 @@ class References:
                 waiting += [(EVERYWHERE, flag) for flag in self._dependents.get(policy, ())]
         return {key for region, key in reached if region != SEGMENTS}
 
-    def _note(self, flag: str, found: frozenset[PolicyId]) -> None:
+    def _set_references(self, flag: str, found: frozenset[PolicyId]) -> None:
         held = self._references.pop(flag, frozenset())
         if found:
             self._references[flag] = found
@@ -80,21 +80,21 @@ class References:
                 del self._dependents[policy]
 
 
-def _references_of(snapshot: Snapshot, key: str) -> frozenset[PolicyId]:
+def _find_references(snapshot: Snapshot, key: str) -> frozenset[PolicyId]:
     record = snapshot.find(key)
-    return frozenset() if record is None else _references_in(record.body)
+    return frozenset() if record is None else _read_references(record.body)
 
 
 # Most flags of a catalogue share some tens of bodies.
 @functools.lru_cache(maxsize=1024)
-def _references_in(body: bytes) -> frozenset[PolicyId]:
+def _read_references(body: bytes) -> frozenset[PolicyId]:
     try:
         flag = packing.unpack("", EVERYWHERE, body)
     except InvalidDocumentError:
         # It answers callers' defaults, whatever others do.
         return frozenset()
     found = {(EVERYWHERE, prerequisite.flag) for prerequisite in flag.prerequisites}
-    return frozenset(found | {(SEGMENTS, segment) for segment in segments_of(flag)})
+    return frozenset(found | {(SEGMENTS, segment) for segment in collect_flag_segments(flag)})
 
 
 T = TypeVar("T")
@@ -148,12 +148,12 @@ class FlagChange:
         Raises:
             InvalidDocumentError: what is stored is none.
         """
-        return _policy(self._before)
+        return _decode_policy(self._before)
 
     @property
     def policy_after(self) -> dict[str, Any] | None:
         """The policy document of the version now, as `policy_before`."""
-        return _policy(self._after)
+        return _decode_policy(self._after)
 
     def __repr__(self) -> str:
         versions = f"{self.version_before} -> {self.version_after}"
@@ -176,22 +176,22 @@ class Subscription:
         self._close = close
         self._has_failed = False
 
-    def concerns(self, key: str) -> bool:
+    def matches(self, key: str) -> bool:
         """Tell whether it is to be told of a flag."""
         return key.startswith(self.key) if _is_prefix(self.key) else key == self.key
 
-    def keys(self, snapshot: Snapshot | None) -> list[str]:
+    def list_keys(self, snapshot: Snapshot | None) -> list[str]:
         """Return the keys of the flags of a snapshot that it is to be told of."""
         if snapshot is None:
             return []
         if _is_prefix(self.key):
-            return snapshot.keys(self.key)
+            return snapshot.list_keys(self.key)
         return [] if snapshot.find(self.key) is None else [self.key]
 
     def call(self, change: FlagChange) -> None:
         """Call back. What it raises is said once, and goes no further."""
         try:
-            _check_returned(self.callback(change))
+            _check_result(self.callback(change))
         except BaseException as error:  # noqa: BLE001 - even an exit, which is for the main thread
             if not self._has_failed:
                 self._has_failed = True
@@ -221,13 +221,13 @@ class Subscriptions:
     """
 
     def __init__(
-        self, snapshot: Snapshot | None, look_after_others: Callable[[], object] = lambda: None
+        self, snapshot: Snapshot | None, ensure_others: Callable[[], object] = lambda: None
     ) -> None:
-        self._look_after_others = look_after_others
+        self._ensure_others = ensure_others
         self._all: tuple[Subscription, ...] = ()
         self._news = threading.Condition()
         self._newest = snapshot
-        self._teller: _Teller | None = None
+        self._thread: _CallbackThread | None = None
 
     def add(self, key: str, callback: Callback) -> Subscription:
         """Return a new subscription to a flag, or to all whose keys begin with `product.` or "".
@@ -244,53 +244,55 @@ class Subscriptions:
         subscription = Subscription(key, callback, self._remove)
         with self._news:
             self._all = (*self._all, subscription)
-            self._begin()
+            self._start_thread()
         return subscription
 
-    def tell(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
+    def notify(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
         """Leave word of what is answered from now, and what led to it; None for a new base."""
         with self._news:
             self._newest = snapshot
-            if self._teller is not None:
-                self._teller.leave(snapshot, changes)
-        self.look_after()
+            if self._thread is not None:
+                self._thread.enqueue(snapshot, changes)
+        self.ensure_running()
 
     def start(self) -> None:
         """Begin to tell, if somebody is to be told."""
         with self._news:
             if self._all:
-                self._begin()
+                self._start_thread()
 
-    def look_after(self) -> None:
+    def ensure_running(self) -> None:
         """Start the thread again if it has died. Never raises."""
-        teller = self._teller
+        teller = self._thread
         if teller is not None:
             teller.start()
 
     @property
     def trouble(self) -> str | None:
         """What keeps the thread from its work, in words; None if nothing does."""
-        teller = self._teller
+        teller = self._thread
         return None if teller is None else teller.trouble
 
-    def go_on_after_fork(self, snapshot: Snapshot | None, *, starts: bool) -> None:
+    def after_fork_in_child(self, snapshot: Snapshot | None, *, starts: bool) -> None:
         """Begin anew in a forked child, with what changes from here on."""
         self._news = threading.Condition()
         self._newest = snapshot
-        self._teller = None
+        self._thread = None
         if starts:
             self.start()
 
     def close(self, timeout: float) -> bool:
         """End the thread. Waits at most `timeout` seconds; returns whether the end was seen."""
         with self._news:
-            teller, self._teller = self._teller, None
+            teller, self._thread = self._thread, None
         return teller is None or teller.close(timeout)
 
-    def _begin(self) -> None:
-        if self._teller is None:
-            teller = _Teller(self._newest, self._news, lambda: self._all, self._look_after_others)
-            self._teller = teller
+    def _start_thread(self) -> None:
+        if self._thread is None:
+            teller = _CallbackThread(
+                self._newest, self._news, lambda: self._all, self._ensure_others
+            )
+            self._thread = teller
             teller.start()
 
     def _remove(self, subscription: Subscription) -> None:
@@ -298,36 +300,36 @@ class Subscriptions:
             self._all = tuple(other for other in self._all if other is not subscription)
 
 
-class _Teller:
+class _CallbackThread:
     """The thread: it takes in what was left for it, and then makes one call, again and again."""
 
     def __init__(
         self,
-        told: Snapshot | None,
+        snapshot: Snapshot | None,
         news: threading.Condition,
         subscriptions: Callable[[], tuple[Subscription, ...]],
-        look_after_others: Callable[[], object],
+        ensure_others: Callable[[], object],
     ) -> None:
         self.trouble: str | None = None
-        self._look_after_others = look_after_others
+        self._ensure_others = ensure_others
         self._news = news
         self._subscriptions = subscriptions
         # What was left, not taken in yet: the newest snapshot, and what changed; None for all.
-        self._newest = told
+        self._newest = snapshot
         self._changed: set[PolicyId] | None = set()
         # The thread's own: what was told of last, and who is to be told of what, since when.
-        self._told = told
-        self._due: OrderedDict[tuple[Subscription, str], Record | None] = OrderedDict()
+        self._last_notified = snapshot
+        self._pending_calls: OrderedDict[tuple[Subscription, str], Record | None] = OrderedDict()
         self._followed: tuple[Subscription, ...] = ()
-        self._references = References()
+        self._dependencies = DependencyGraph()
         self._closing = threading.Event()
-        self._thread = BackgroundThread("flagkit-changes", self._run, self._failed)
+        self._thread = BackgroundThread("flagkit-changes", self._run, self._on_failure)
 
     def start(self) -> None:
         """Start the thread, or start it again if it has died. Never raises."""
         self._thread.start()
 
-    def leave(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
+    def enqueue(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
         """Leave word. To be called with the lock of `news`."""
         self._newest = snapshot
         known, self._changed = self._changed, None
@@ -346,104 +348,105 @@ class _Teller:
     def _run(self) -> None:
         with contextlib.suppress(_ClosingError):
             while True:
-                self._take_in()
+                self._process_news()
                 self.trouble = None
-                if self._due:
-                    (subscription, key), before = self._due.popitem(last=False)
+                if self._pending_calls:
+                    (subscription, key), before = self._pending_calls.popitem(last=False)
                     self._call(subscription, key, before)
 
-    def _failed(self, error: Exception) -> None:
+    def _on_failure(self, error: Exception) -> None:
         """Compare all that is followed the next time: what had changed may be forgotten."""
         with self._news:
             self._changed = None
-        words = words_of(error)
+        words = format_error(error)
         if words != self.trouble:
             _log.warning("callbacks are not told of changes: %s", words, exc_info=error)
         self.trouble = words
 
     def _call(self, subscription: Subscription, key: str, before: Record | None) -> None:
-        told = self._told
+        told = self._last_notified
         if told is not None and subscription in self._subscriptions():
             subscription.call(FlagChange(key, told.tip.revision, before, told.find(key)))
 
-    def _take_in(self) -> None:
+    def _process_news(self) -> None:
         """Take in what was left. Waits for it, if nobody is due to be told."""
         with self._news:
             is_needed = self._news.wait_for(
-                lambda: self._closing.is_set() or self._due or self._has_news, LOOK_SECONDS
+                lambda: self._closing.is_set() or self._pending_calls or self._has_news,
+                LOOK_SECONDS,
             )
-            self._go_on()
+            self._check_closing()
             new, changed = self._newest, self._changed
             self._changed = set()
             subscriptions = self._subscriptions()
         if not is_needed:
             # Without a thread that refreshes there would never be news.
-            self._look_after_others()
+            self._ensure_others()
             return
         self._follow(subscriptions)
-        if new is None or new is self._told:
+        if new is None or new is self._last_notified:
             return
-        old, references = self._told, self._references
-        candidates = self._candidates(old, new, changed)
+        old, references = self._last_notified, self._dependencies
+        candidates = self._find_candidates(old, new, changed)
         differing = {
             policy
-            for policy in self._paced(candidates)
-            if _state(old, policy) != _state(new, policy)
+            for policy in self._iter_paced(candidates)
+            if _get_state_key(old, policy) != _get_state_key(new, policy)
         }
-        for policy in self._paced(differing):
+        for policy in self._iter_paced(differing):
             region, key = policy
-            if region != SEGMENTS and (references.has(policy) or self._is_watched(key)):
+            if region != SEGMENTS and (references.has_policy(policy) or self._is_subscribed(key)):
                 references.follow(new, key)
-        for key in self._paced(sorted(references.resting_on(differing))):
+        for key in self._iter_paced(sorted(references.find_dependents(differing))):
             for subscription in subscriptions:
-                if subscription.concerns(key):
+                if subscription.matches(key):
                     held = None if old is None else old.find(key)
-                    self._due.setdefault((subscription, key), held)
-        self._told = new
+                    self._pending_calls.setdefault((subscription, key), held)
+        self._last_notified = new
 
     @property
     def _has_news(self) -> bool:
-        return self._newest is not self._told or self._subscriptions() != self._followed
+        return self._newest is not self._last_notified or self._subscriptions() != self._followed
 
     def _follow(self, subscriptions: tuple[Subscription, ...]) -> None:
         """Follow the flags of new subscriptions, as they were told of last."""
-        told = self._told
+        told = self._last_notified
         for subscription in set(subscriptions) - set(self._followed):
-            for key in self._paced(subscription.keys(told)):
+            for key in self._iter_paced(subscription.list_keys(told)):
                 assert told is not None, "it has the key"
-                self._references.follow(told, key)
+                self._dependencies.follow(told, key)
         self._followed = subscriptions
 
-    def _candidates(
+    def _find_candidates(
         self, old: Snapshot | None, new: Snapshot, changed: set[PolicyId] | None
     ) -> set[PolicyId]:
         """Return what may differ in two snapshots; a flag stands for its key in all regions."""
         if changed is not None:
-            kept = kept_of(new.region)
+            kept = list_kept_regions(new.region)
             return {
                 (SEGMENTS if region == SEGMENTS else EVERYWHERE, key)
                 for region, key in changed
                 if region in kept
             }
-        candidates = self._references.policies
+        candidates = self._dependencies.policies
         for subscription in self._followed:
             for snapshot in (old, new):
-                keys = subscription.keys(snapshot)
-                candidates.update((EVERYWHERE, key) for key in self._paced(keys))
+                keys = subscription.list_keys(snapshot)
+                candidates.update((EVERYWHERE, key) for key in self._iter_paced(keys))
         return candidates
 
-    def _is_watched(self, key: str) -> bool:
-        return any(subscription.concerns(key) for subscription in self._followed)
+    def _is_subscribed(self, key: str) -> bool:
+        return any(subscription.matches(key) for subscription in self._followed)
 
-    def _paced(self, items: Iterable[T]) -> Iterator[T]:
+    def _iter_paced(self, items: Iterable[T]) -> Iterator[T]:
         """Yield items, with a pause now and then, until this is closed."""
         for done, item in enumerate(items, 1):
             yield item
             if done % SLICE_COUNT == 0:
                 self._closing.wait(PAUSE_SECONDS)
-                self._go_on()
+                self._check_closing()
 
-    def _go_on(self) -> None:
+    def _check_closing(self) -> None:
         if self._closing.is_set():
             raise _ClosingError
 
@@ -469,10 +472,10 @@ def _check_callback(callback: object) -> None:
             )
 
 
-def _check_returned(returned: object) -> None:
+def _check_result(result: object) -> None:
     # A lambda may call a coroutine function, for instance.
-    if isinstance(returned, Coroutine):
-        returned.close()
+    if isinstance(result, Coroutine):
+        result.close()
         raise InvalidArgumentError(f"it returned a coroutine: {_NOBODY_AWAITS}")
 
 
@@ -481,14 +484,14 @@ def _is_prefix(key: object) -> bool:
     return isinstance(key, str) and (not key or key.endswith("."))
 
 
-def _state(snapshot: Snapshot | None, policy: PolicyId) -> tuple[str, int, int] | None:
+def _get_state_key(snapshot: Snapshot | None, policy: PolicyId) -> tuple[str, int, int] | None:
     """Return what tells the states of a policy apart; of a flag, that which holds in the region."""
     if snapshot is None:
         return None
     region, key = policy
-    record = snapshot.segment(key) if region == SEGMENTS else snapshot.find(key)
+    record = snapshot.find_segment(key) if region == SEGMENTS else snapshot.find(key)
     return None if record is None else (record.region, record.version, record.hash)
 
 
-def _policy(record: Record | None) -> dict[str, Any] | None:
-    return None if record is None else encode(flag_of(record))
+def _decode_policy(record: Record | None) -> dict[str, Any] | None:
+    return None if record is None else encode(unpack_flag(record))

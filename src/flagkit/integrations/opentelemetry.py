@@ -19,7 +19,7 @@ from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observa
 from flagkit import Client, Status, __version__
 from flagkit._core.model.changes import Change
 from flagkit._core.snapshot import Snapshot
-from flagkit.client.refresher import Circuit, State
+from flagkit.client.refresher import BreakerState, RefreshState
 
 PROPAGATION_BOUNDS: Final = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -27,8 +27,8 @@ PROPAGATION_BOUNDS: Final = (
 )
 """The histogram's bounds, in seconds: what a stream takes, what polling takes, and outages."""
 
-Readings: TypeAlias = Iterable[tuple[float, dict[str, str]]]
-Reader: TypeAlias = Callable[[Status], Readings]
+Measurements: TypeAlias = Iterable[tuple[float, dict[str, str]]]
+StatusReader: TypeAlias = Callable[[Status], Measurements]
 """Returns what an instrument has of a client: values, with attributes of their own."""
 
 
@@ -42,12 +42,16 @@ def instrument(client: Client, meter_provider: MeterProvider | None = None) -> N
         client: What to measure. Evaluations are those of a client that counts.
         meter_provider: Whose meter to use; OpenTelemetry's own by default, which may be set later.
     """
-    with _making:
-        made = _of_the_global if meter_provider is None else _made.get(meter_provider)
+    with _lock:
+        made = (
+            _global_instruments
+            if meter_provider is None
+            else _instruments_by_provider.get(meter_provider)
+        )
         if made is None:
             provider = meter_provider or metrics.get_meter_provider()
             made = _Instruments(provider.get_meter("flagkit", __version__))
-            _keep(made, meter_provider)
+            _store_instruments(made, meter_provider)
         made.add(client)
 
 
@@ -79,20 +83,20 @@ class _Instruments:
         living = tuple(known for known in self._clients if known() is not None)
         if all(known() is not client for known in living):
             known = weakref.ref(client)
-            client.on_publish(functools.partial(self._applied, known))
+            client.on_publish(functools.partial(self._on_publish, known))
             living += (known,)
         self._clients = living
 
-    def _observe(self, read: Reader, _: CallbackOptions) -> Iterator[Observation]:
+    def _observe(self, read: StatusReader, _: CallbackOptions) -> Iterator[Observation]:
         for known in self._clients:
             client = known()
             if client is not None:
                 status = client.status()
-                own = _attributes(status.environment, status.region)
+                own = _build_attributes(status.environment, status.region)
                 for value, more in read(status):
                     yield Observation(value, own | more)
 
-    def _applied(
+    def _on_publish(
         self, known: weakref.ref[Client], snapshot: Snapshot, changes: Sequence[Change] | None
     ) -> None:
         # A lock of the SDK's, held at the fork, would stop a child's refresh thread for ever.
@@ -101,97 +105,104 @@ class _Instruments:
         if client is None or client.staleness == math.inf:
             return
         now = time.time()
-        own = _attributes(snapshot.tip.environment, snapshot.region)
+        own = _build_attributes(snapshot.tip.environment, snapshot.region)
         for change in changes or ():
             # Two clocks: this one may be behind.
             self._propagation.record(max(now - change.tip.time.timestamp(), 0.0), own)
 
 
-_making = threading.Lock()
-_made: weakref.WeakKeyDictionary[MeterProvider, _Instruments] = weakref.WeakKeyDictionary()
-_of_the_global: _Instruments | None = None
+_lock = threading.Lock()
+_instruments_by_provider: weakref.WeakKeyDictionary[MeterProvider, _Instruments] = (
+    weakref.WeakKeyDictionary()
+)
+_global_instruments: _Instruments | None = None
 
 
-def _keep(made: _Instruments, meter_provider: MeterProvider | None) -> None:
-    global _of_the_global  # noqa: PLW0603 - as OpenTelemetry has its provider
+def _store_instruments(instruments: _Instruments, meter_provider: MeterProvider | None) -> None:
+    global _global_instruments  # noqa: PLW0603 - as OpenTelemetry has its provider
     if meter_provider is None:
-        _of_the_global = made
+        _global_instruments = instruments
     else:
-        _made[meter_provider] = made
+        _instruments_by_provider[meter_provider] = instruments
 
 
-def _attributes(environment: str, region: str) -> dict[str, str]:
+def _build_attributes(environment: str, region: str) -> dict[str, str]:
     # Before any flags are there, whose they will be is not known.
     named = {"flagkit.environment": environment} if environment else {}
     return named | {"flagkit.region": region}
 
 
-def _revision(status: Status) -> Readings:
+def _measure_revision(status: Status) -> Measurements:
     yield status.revision, {}
 
 
-def _head(status: Status) -> Readings:
+def _measure_head(status: Status) -> Measurements:
     if status.head is not None:
         yield status.head, {}
 
 
-def _staleness(status: Status) -> Readings:
+def _measure_staleness(status: Status) -> Measurements:
     if status.staleness < math.inf:
         yield status.staleness, {}
 
 
-def _stale(status: Status) -> Readings:
+def _measure_stale(status: Status) -> Measurements:
     yield int(status.is_stale), {}
 
 
-def _states(status: Status) -> Readings:
+def _measure_states(status: Status) -> Measurements:
     if status.state is not None:
-        for state in State:
+        for state in RefreshState:
             yield int(state is status.state), {"flagkit.state": state.value}
 
 
-def _breakers(status: Status) -> Readings:
+def _measure_breakers(status: Status) -> Measurements:
     for breaker, circuit in status.breakers.items():
-        for known in Circuit:
+        for known in BreakerState:
             more = {"flagkit.breaker": breaker, "flagkit.breaker.state": known.value}
             yield int(known is circuit), more
 
 
-def _errors(status: Status) -> Readings:
+def _measure_errors(status: Status) -> Measurements:
     yield status.error_count, {}
 
 
-def _evaluations(status: Status) -> Readings:
+def _measure_evaluations(status: Status) -> Measurements:
     if status.counts is not None:
         yield status.counts.evaluations, {}
 
 
-def _hits(status: Status) -> Readings:
+def _measure_hits(status: Status) -> Measurements:
     if status.counts is not None:
         yield status.counts.hits, {}
 
 
-def _misses(status: Status) -> Readings:
+def _measure_misses(status: Status) -> Measurements:
     if status.counts is not None:
         yield status.counts.misses, {}
 
 
-_Row: TypeAlias = tuple[str, str, str, Reader]
+_Row: TypeAlias = tuple[str, str, str, StatusReader]
 
 _GAUGES: Final[tuple[_Row, ...]] = (
-    ("flagkit.revision", "{revision}", "What evaluations answer from.", _revision),
-    ("flagkit.head.revision", "{revision}", "The newest that the primary told.", _head),
-    ("flagkit.staleness", "s", "Since flags were known to be the database's.", _staleness),
+    ("flagkit.revision", "{revision}", "What evaluations answer from.", _measure_revision),
+    ("flagkit.head.revision", "{revision}", "The newest that the primary told.", _measure_head),
+    ("flagkit.staleness", "s", "Since flags were known to be the database's.", _measure_staleness),
 )
 _COUNTERS: Final[tuple[_Row, ...]] = (
-    ("flagkit.evaluations", "{evaluation}", "Flags evaluated.", _evaluations),
-    ("flagkit.hits", "{evaluation}", "Those of a flag that was compiled already.", _hits),
-    ("flagkit.misses", "{evaluation}", "All other evaluations.", _misses),
-    ("flagkit.errors", "{error}", "What kept a client from being current.", _errors),
+    ("flagkit.evaluations", "{evaluation}", "Flags evaluated.", _measure_evaluations),
+    ("flagkit.hits", "{evaluation}", "Those of a flag that was compiled already.", _measure_hits),
+    ("flagkit.misses", "{evaluation}", "All other evaluations.", _measure_misses),
+    ("flagkit.errors", "{error}", "What kept a client from being current.", _measure_errors),
 )
 # Sums of ones and zeros: over a fleet, the number of clients.
 _SUMS: Final[tuple[_Row, ...]] = (
-    ("flagkit.state", "{client}", "1 for the state that a client is in, else 0.", _states),
-    ("flagkit.stale", "{client}", "1 if older than `max_staleness`, else 0.", _stale),
-    ("flagkit.breaker.state", "{breaker}", "1 for the state of a breaker, else 0.", _breakers),
+    ("flagkit.state", "{client}", "1 for the state that a client is in, else 0.", _measure_states),
+    ("flagkit.stale", "{client}", "1 if older than `max_staleness`, else 0.", _measure_stale),
+    (
+        "flagkit.breaker.state",
+        "{breaker}",
+        "1 for the state of a breaker, else 0.",
+        _measure_breakers,
+    ),
 )

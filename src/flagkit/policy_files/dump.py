@@ -17,10 +17,15 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from flagkit._core.model.canonical import canonical, canonical_segment, date_text, extended
-from flagkit._core.model.segments import listed_keys
+from flagkit._core.model.canonical import (
+    canonicalize_flag,
+    canonicalize_segment,
+    format_date,
+    to_extended_json,
+)
+from flagkit._core.model.segments import get_key_lists
 from flagkit._core.model.values import Value
-from flagkit.policy_files.reader import Policy, SegmentPolicy
+from flagkit.policy_files.reader import FlagPolicy, SegmentPolicy
 
 _WIDTH = 2**31
 """Lines are as long as what is on them: YAML does not read a name that is folded."""
@@ -31,18 +36,18 @@ _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 """What JSON may hold as it is, but YAML may not, or changes."""
 
 
-def yaml_text(policies: Iterable[Policy], segments: Iterable[SegmentPolicy] = ()) -> str:
+def dump_yaml(policies: Iterable[FlagPolicy], segments: Iterable[SegmentPolicy] = ()) -> str:
     """Return a policy file in YAML with policies in canonical form."""
-    return yaml_of(_lists(policies, segments))
+    return dump_yaml_value(_build_lists(policies, segments))
 
 
-def yaml_of(value: Value) -> str:
+def dump_yaml_value(value: Value) -> str:
     """Return a value in YAML: names are strings, the outermost ones in block style."""
     yaml: Any = YAML()
     yaml.Representer = _Representer
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.width = _WIDTH
-    styled: Any = _styled(value)
+    styled: Any = _style_value(value)
     if value:
         styled.fa.set_block_style()
     stream = StringIO()
@@ -50,21 +55,23 @@ def yaml_of(value: Value) -> str:
     return stream.getvalue()
 
 
-def json_text(policies: Iterable[Policy], segments: Iterable[SegmentPolicy] = ()) -> str:
+def dump_json(policies: Iterable[FlagPolicy], segments: Iterable[SegmentPolicy] = ()) -> str:
     """Return a policy file in JSON with policies in canonical form; dates are Extended JSON."""
-    return _json(extended(_lists(policies, segments)), indent=2) + "\n"
+    return _encode_json(to_extended_json(_build_lists(policies, segments)), indent=2) + "\n"
 
 
-def _lists(policies: Iterable[Policy], segments: Iterable[SegmentPolicy]) -> dict[str, Any]:
-    lists: dict[str, Any] = {"flags": [_written(policy) for policy in policies]}
-    named = [_written_segment(policy) for policy in segments]
+def _build_lists(
+    policies: Iterable[FlagPolicy], segments: Iterable[SegmentPolicy]
+) -> dict[str, Any]:
+    lists: dict[str, Any] = {"flags": [_to_written_flag(policy) for policy in policies]}
+    named = [_to_written_segment(policy) for policy in segments]
     return lists | {"segments": named} if named else lists
 
 
-def _written_segment(policy: SegmentPolicy) -> dict[str, Any]:
+def _to_written_segment(policy: SegmentPolicy) -> dict[str, Any]:
     """Return the canonical document with the keys themselves, sorted, and what a writer heeds."""
-    document = canonical_segment(policy.segment)
-    for side, keys in listed_keys(policy.document).items():
+    document = canonicalize_segment(policy.segment)
+    for side, keys in get_key_lists(policy.document).items():
         document.pop(side, None)
         if keys:
             document[side] = sorted({str(key) for key in keys})
@@ -72,11 +79,11 @@ def _written_segment(policy: SegmentPolicy) -> dict[str, Any]:
     return {"key": policy.segment.key} | kept | document
 
 
-def _written(policy: Policy) -> dict[str, Any]:
+def _to_written_flag(policy: FlagPolicy) -> dict[str, Any]:
     """Return the canonical document, with what it leaves out and a writer heeds."""
     kept = {name: policy.document[name] for name in ("environment", "state")
             if name in policy.document}  # fmt: skip
-    return {"key": policy.flag.key} | kept | canonical(policy.flag)
+    return {"key": policy.flag.key} | kept | canonicalize_flag(policy.flag)
 
 
 class _Representer(RoundTripRepresenter):
@@ -84,7 +91,7 @@ class _Representer(RoundTripRepresenter):
 
 
 def _represent_date(representer: Any, value: datetime) -> Any:
-    text = date_text(value).replace(".000Z", "Z")
+    text = format_date(value).replace(".000Z", "Z")
     return representer.represent_scalar("tag:yaml.org,2002:timestamp", text)
 
 
@@ -100,22 +107,22 @@ _Representer.add_representer(datetime, _represent_date)  # pyright: ignore[repor
 _Representer.add_representer(float, _represent_float)  # pyright: ignore[reportUnknownMemberType]
 
 
-def _styled(value: Value) -> Any:
+def _style_value(value: Value) -> Any:
     """Return a value with the styles that it is to be written in."""
     match value:
         case str():
             plain = _PLAIN.fullmatch(value) and value.lower() not in _WORDS
             return value if plain else DoubleQuotedScalarString(value)
         case dict():
-            styled = {_styled(name): _styled(item) for name, item in value.items()}
-            return _in_style(CommentedMap(styled), value)
+            styled = {_style_value(name): _style_value(item) for name, item in value.items()}
+            return _apply_flow_style(CommentedMap(styled), value)
         case list():
-            return _in_style(CommentedSeq(map(_styled, value)), value)
+            return _apply_flow_style(CommentedSeq(map(_style_value, value)), value)
         case _:
             return value
 
 
-def _in_style(node: Any, value: Value) -> Any:
+def _apply_flow_style(node: Any, value: Value) -> Any:
     """Return a node that is written on one line if its value is simple enough."""
     if _is_flat(value):
         node.fa.set_flow_style()
@@ -133,6 +140,6 @@ def _is_flat(value: Value, within: int = 2) -> bool:
             return True
 
 
-def _json(value: Value, indent: int | None = None) -> str:
+def _encode_json(value: Value, indent: int | None = None) -> str:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -28,51 +28,51 @@ from flagkit._core.model.windows import DAYS, TIME
 from flagkit._core.regex import parser
 
 Schema: TypeAlias = dict[str, Any]
-Entry: TypeAlias = "str | tuple[str, Schema]"
+FieldEntry: TypeAlias = "str | tuple[str, Schema]"
 """A description, and the schema where the type does not say all of it."""
 
 
-def to(name: str) -> Schema:
+def build_ref(name: str) -> Schema:
     """Return the reference to a part of the schema."""
     return {"$ref": f"#/$defs/{name}"}
 
 
-def _list(items: Schema, **limits: int) -> Schema:
+def _build_list(items: Schema, **limits: int) -> Schema:
     return {"type": "array", "items": items} | limits
 
 
-def _any(*schemas: Schema) -> Schema:
+def _build_any(*schemas: Schema) -> Schema:
     return {"anyOf": list(schemas)}
 
 
-def _whole(pattern: str) -> str:
+def _anchor_pattern(pattern: str) -> str:
     return f"^(?:{pattern})$"
 
 
-def _given(*fields: str) -> Schema:
+def _require_fields(*fields: str) -> Schema:
     """Return the schema of documents that have some fields, and not as null."""
     said: Schema = {field: {"not": {"type": "null"}} for field in fields}
     return {"properties": said, "required": list(fields)}
 
 
-def _only(names: Schema) -> Schema:
+def _restrict_names(names: Schema) -> Schema:
     """Return the schema of documents all of whose fields have such names."""
     return {"type": "object", "minProperties": 1, "propertyNames": names}
 
 
 ATTRIBUTE_PATH = rf"^[^.$][^.]*(\.[^.$][^.]*){{0,{PATH_NAMES_MAX - 1}}}$"
 _ATTRIBUTE = {"type": "string", "pattern": ATTRIBUTE_PATH, "examples": ["targeting_key"]}
-_FLAG_KEY = {"type": "string", "pattern": _whole(KEY.pattern), "maxLength": KEY_LENGTH_MAX}
+_FLAG_KEY = {"type": "string", "pattern": _anchor_pattern(KEY.pattern), "maxLength": KEY_LENGTH_MAX}
 _VERSION = {
     "type": "string",
-    "pattern": _whole(VERSION.pattern),
+    "pattern": _anchor_pattern(VERSION.pattern),
     "maxLength": LENGTH_MAX,
     "examples": ["2.3.0"],
 }
-_TIME = {"type": "string", "pattern": _whole(TIME.pattern), "examples": ["09:00"]}
+_TIME = {"type": "string", "pattern": _anchor_pattern(TIME.pattern), "examples": ["09:00"]}
 _TEXT = {"type": "string", "minLength": 1}
-_WRITTEN = {
-    operator: {"type": "string", "pattern": _whole(form.pattern)}
+_OPERAND_PATTERNS = {
+    operator: {"type": "string", "pattern": _anchor_pattern(form.pattern)}
     for operator, form in FORMS.items()
 }
 _BINARY = {
@@ -80,21 +80,21 @@ _BINARY = {
     "properties": {
         "base64": {
             "description": "The bytes, in base64.",
-            **_WRITTEN["$binary"],
+            **_OPERAND_PATTERNS["$binary"],
         },
         "subType": {"description": "00 for bytes, 04 for a UUID.", "enum": ["00", "04"]},
     },
     "required": ["base64", "subType"],
     "additionalProperties": False,
 }
-_NUMBER = _any({"type": "number"}, to("extended"))
-_TYPE = _any({"enum": ["number", *TYPE_NAMES.values(), *TYPE_NAMES]}, to("extended"))
+_NUMBER = _build_any({"type": "number"}, build_ref("extended"))
+_TYPE = _build_any({"enum": ["number", *TYPE_NAMES.values(), *TYPE_NAMES]}, build_ref("extended"))
 _BARE = [name.removeprefix("$") for name in OPERATORS]
 
 VALUES: Schema = {
     "date": {
         "description": "A date with a time zone.",
-        **_any(
+        **_build_any(
             {
                 "type": "string",
                 "pattern": r"^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d.*([Zz]|[+-]\d\d(:?\d\d)?)$",
@@ -126,25 +126,28 @@ VALUES: Schema = {
     },
     "percent": {
         "description": "A percentage, to 0.001.",
-        **_any({"type": "number", "minimum": 0, "maximum": 100}, to("extended")),
+        **_build_any({"type": "number", "minimum": 0, "maximum": 100}, build_ref("extended")),
     },
     "extended": {
         "description": "A value that JSON has no word for, in MongoDB's Extended JSON.",
         "type": "object",
         "properties": {
-            "$date": {"description": "A date with a time zone.", **_WRITTEN["$date"]},
+            "$date": {"description": "A date with a time zone.", **_OPERAND_PATTERNS["$date"]},
             "$numberDouble": {
                 "description": 'A number: also "NaN" or "Infinity".',
-                **_WRITTEN["$numberDouble"],
+                **_OPERAND_PATTERNS["$numberDouble"],
             },
             "$numberDecimal": {
                 "description": "A decimal of at most 34 digits.",
-                **_WRITTEN["$numberDecimal"],
+                **_OPERAND_PATTERNS["$numberDecimal"],
             },
-            "$numberInt": {"description": "An integer of 32 bits.", **_WRITTEN["$numberInt"]},
-            "$numberLong": {"description": "An integer.", **_WRITTEN["$numberLong"]},
-            "$oid": {"description": "An ObjectId.", **_WRITTEN["$oid"]},
-            "$uuid": {"description": "A UUID.", **_WRITTEN["$uuid"]},
+            "$numberInt": {
+                "description": "An integer of 32 bits.",
+                **_OPERAND_PATTERNS["$numberInt"],
+            },
+            "$numberLong": {"description": "An integer.", **_OPERAND_PATTERNS["$numberLong"]},
+            "$oid": {"description": "An ObjectId.", **_OPERAND_PATTERNS["$oid"]},
+            "$uuid": {"description": "A UUID.", **_OPERAND_PATTERNS["$uuid"]},
             "$binary": {"description": "Bytes, or a UUID with the subType 04.", **_BINARY},
         },
         "minProperties": 1,
@@ -153,51 +156,56 @@ VALUES: Schema = {
     },
     "value": {
         "description": "A value; not an operator.",
-        **_any(to("extended"), {"not": _only({"pattern": r"^\$"})}),
+        **_build_any(build_ref("extended"), {"not": _restrict_names({"pattern": r"^\$"})}),
     },
-    "test": _any(
-        to("operators"),
-        to("extended"),
+    "test": _build_any(
+        build_ref("operators"),
+        build_ref("extended"),
         {
             "description": "A value, for equality.",
-            "not": _any(_only({"pattern": r"^\$"}), _only({"enum": _BARE})),
+            "not": _build_any(
+                _restrict_names({"pattern": r"^\$"}), _restrict_names({"enum": _BARE})
+            ),
         },
     ),
 }
-_ONE_OF_THREE: Schema = {"oneOf": [_given(name) for name in ("serve", "rollout", "ramp")]}
+_ONE_OF_THREE: Schema = {"oneOf": [_require_fields(name) for name in ("serve", "rollout", "ramp")]}
 _LINE = ("start", "end")
 SHAPES: Mapping[str, Schema] = {
     "ServesDocument": _ONE_OF_THREE,
     "RuleDocument": _ONE_OF_THREE,
     "WindowDocument": {
         "minProperties": 1,
-        "if": _any(_given("days"), _given("hours")),
-        "then": _given("zone"),
+        "if": _build_any(_require_fields("days"), _require_fields("hours")),
+        "then": _require_fields("zone"),
         "else": {"properties": {"zone": {"type": "null"}}},
     },
     "RampDocument": {
         "oneOf": [
-            _given(*_LINE) | {"not": _given("steps")},
-            _given("steps") | {"not": _any(*(_given(name) for name in (*_LINE, "from", "to")))},
+            _require_fields(*_LINE) | {"not": _require_fields("steps")},
+            _require_fields("steps")
+            | {"not": _build_any(*(_require_fields(name) for name in (*_LINE, "from", "to")))},
         ]
     },
 }
 """What a document must have as a whole."""
 
-_SERVES: Mapping[str, Entry] = {
+_SERVES: Mapping[str, FieldEntry] = {
     "serve": "The variant that is served.",
     "rollout": (
         "A percentage of the true variant, or weights of variants.",
-        _any(to("percent"), to("RolloutDocument")),
+        _build_any(build_ref("percent"), build_ref("RolloutDocument")),
     ),
     "ramp": "A rollout of one variant whose share follows the clock.",
 }
-_HASHED: Mapping[str, Entry] = {
+_HASHED: Mapping[str, FieldEntry] = {
     "by": ("The attribute that is hashed, a path such as org.id.", _ATTRIBUTE),
     "salt": ("Seeds the hash; the flag's key if left out.", _TEXT),
 }
-_KEYS = _any(_list(_any(_TEXT, {"type": "integer"})), to("MembersDocument"))
-FIELDS: Mapping[str, Mapping[str, Entry]] = {
+_KEYS = _build_any(
+    _build_list(_build_any(_TEXT, {"type": "integer"})), build_ref("MembersDocument")
+)
+FIELDS: Mapping[str, Mapping[str, FieldEntry]] = {
     "FlagDocument": {
         "key": (
             "product.team.feature: lower case letters, digits, - and _, joined by dots.",
@@ -206,7 +214,7 @@ FIELDS: Mapping[str, Mapping[str, Entry]] = {
         "environment": "If it is there, it must be that of the writer.",
         "region": (
             'One region, or "*" for all. A flag for one region replaces the one for "*" there.',
-            {"type": "string", "pattern": _whole(REGION.pattern)},
+            {"type": "string", "pattern": _anchor_pattern(REGION.pattern)},
         ),
         "state": "Other than active, the flag serves `off`.",
         "variants": (
@@ -214,9 +222,13 @@ FIELDS: Mapping[str, Mapping[str, Entry]] = {
             {
                 "type": "object",
                 "minProperties": 1,
-                **_any(
+                **_build_any(
                     *(
-                        {"additionalProperties": _any({"type": kinds}, to("encrypted"))}
+                        {
+                            "additionalProperties": _build_any(
+                                {"type": kinds}, build_ref("encrypted")
+                            )
+                        }
                         for kinds in ("boolean", "string", "number", ["object", "array"])
                     )
                 ),
@@ -225,13 +237,13 @@ FIELDS: Mapping[str, Mapping[str, Entry]] = {
         ),
         "sensitive": (
             "The variants whose values are secrets: kept encrypted, and shown nowhere.",
-            _list({"type": "string"}),
+            _build_list({"type": "string"}),
         ),
         "off": "The variant served when the flag is not active or a prerequisite is not met.",
         "prerequisites": "Flags that must each serve one of some variants first.",
         "rules": (
             "Targeting rules. The first whose `when` and `during` hold decides.",
-            _list(to("RuleDocument"), maxItems=RULES_MAX),
+            _build_list(build_ref("RuleDocument"), maxItems=RULES_MAX),
         ),
         "fallthrough": "What is served when no rule decides.",
         "when_stale": (
@@ -240,11 +252,11 @@ FIELDS: Mapping[str, Mapping[str, Entry]] = {
         "owner": "Who to ask. For people.",
         "description": "What the flag is for. For people.",
         "tags": "Words to find the flag by. For people.",
-        "expires": ("When the flag should be gone. For people.", to("date")),
+        "expires": ("When the flag should be gone. For people.", build_ref("date")),
     },
     "RuleDocument": {
         "name": "The rule's name, which evaluations give; each rule has its own.",
-        "when": ("Who the rule is for; everyone if left out.", to("condition")),
+        "when": ("Who the rule is for; everyone if left out.", build_ref("condition")),
         "during": "When the rule holds; always if left out.",
         **_SERVES,
     },
@@ -255,18 +267,21 @@ FIELDS: Mapping[str, Mapping[str, Entry]] = {
             {
                 "type": "object",
                 "minProperties": 1,
-                "additionalProperties": to("percent"),
+                "additionalProperties": build_ref("percent"),
                 "examples": [{"on": 20, "off": 80}],
             },
         ),
         **_HASHED,
         "intervals": (
             "Which buckets belong to which variant: kept by the writer, never by hand.",
-            _list(
+            _build_list(
                 {
                     "type": "array",
                     "prefixItems": [
-                        _any({"type": "integer", "minimum": 1, "maximum": BUCKETS}, to("extended")),
+                        _build_any(
+                            {"type": "integer", "minimum": 1, "maximum": BUCKETS},
+                            build_ref("extended"),
+                        ),
                         {"type": "string"},
                     ],
                     "minItems": 2,
@@ -279,24 +294,27 @@ FIELDS: Mapping[str, Mapping[str, Entry]] = {
     "RampDocument": {
         "variant": "The variant that is ramped up or down.",
         "otherwise": "The variant for the others.",
-        "from": ("The share at the start; 0 if left out.", to("percent")),
-        "to": ("The share at the end; 100 if left out.", to("percent")),
-        "start": ("When the share begins to change.", to("date")),
-        "end": ("When the share is what it will stay.", to("date")),
+        "from": ("The share at the start; 0 if left out.", build_ref("percent")),
+        "to": ("The share at the end; 100 if left out.", build_ref("percent")),
+        "start": ("When the share begins to change.", build_ref("date")),
+        "end": ("When the share is what it will stay.", build_ref("date")),
         "steps": (
             "In the place of from, to, start and end: shares that hold from a date on.",
-            _list(to("StepDocument"), minItems=1),
+            _build_list(build_ref("StepDocument"), minItems=1),
         ),
         **_HASHED,
     },
     "StepDocument": {
-        "at": ("When the share changes.", to("date")),
-        "percent": ("The share from then on.", to("percent")),
+        "at": ("When the share changes.", build_ref("date")),
+        "percent": ("The share from then on.", build_ref("percent")),
     },
     "WindowDocument": {
-        "from": ("From when on, inclusive.", to("date")),
-        "until": ("Until when, exclusive.", to("date")),
-        "days": ("The days of the week; all if left out.", _list({"enum": [*DAYS]}, minItems=1)),
+        "from": ("From when on, inclusive.", build_ref("date")),
+        "until": ("Until when, exclusive.", build_ref("date")),
+        "days": (
+            "The days of the week; all if left out.",
+            _build_list({"enum": [*DAYS]}, minItems=1),
+        ),
         "hours": "The hours of those days; all if left out.",
         "zone": "The IANA time zone of days and hours, such as Europe/Berlin.",
     },
@@ -307,7 +325,10 @@ FIELDS: Mapping[str, Mapping[str, Entry]] = {
     "SegmentDocument": {
         "key": ("team.name: lower case letters, digits, - and _, joined by dots.", _FLAG_KEY),
         "environment": "If it is there, it must be that of the writer.",
-        "when": ("Who is in, besides the included keys; `{}` for everyone.", to("condition")),
+        "when": (
+            "Who is in, besides the included keys; `{}` for everyone.",
+            build_ref("condition"),
+        ),
         "by": ("The attribute that is looked up among the keys.", _ATTRIBUTE),
         "seed": (
             "What the hashed keys are hashed with, as the writer made it.",
@@ -320,34 +341,38 @@ FIELDS: Mapping[str, Mapping[str, Entry]] = {
         "tags": "Words to find the segment by. For people.",
     },
     "MembersDocument": {
-        "count": ("How many keys there are.", _any({"type": "integer"}, to("extended"))),
+        "count": (
+            "How many keys there are.",
+            _build_any({"type": "integer"}, build_ref("extended")),
+        ),
         "parts": "The SHA-256 of each part of the hashed keys.",
     },
     "PrerequisiteDocument": {
         "flag": ("The key of the other flag.", _FLAG_KEY),
         "variants": (
             "The variants one of which must be served.",
-            _list({"type": "string"}, minItems=1),
+            _build_list({"type": "string"}, minItems=1),
         ),
     },
 }
 """What each field is for, and its limits where its type does not say them."""
 
-_BRANCHES = _list(to("condition"), minItems=1)
-LOGICAL_OPERATOR_FIELDS: Mapping[str, Entry] = {
+_BRANCHES = _build_list(build_ref("condition"), minItems=1)
+LOGICAL_OPERATOR_FIELDS: Mapping[str, FieldEntry] = {
     "$and": ("All of the conditions hold.", _BRANCHES),
     "$or": ("At least one of the conditions holds.", _BRANCHES),
     "$nor": ("None of the conditions holds.", _BRANCHES),
     "$segment": (
         "The context is in the segment, or in any of them.",
-        _any(_FLAG_KEY, _list(_FLAG_KEY, minItems=1)),
+        _build_any(_FLAG_KEY, _build_list(_FLAG_KEY, minItems=1)),
     ),
 }
-_AFFIX = _any(_TEXT, _list(_TEXT, minItems=1))
+_AFFIX = _build_any(_TEXT, _build_list(_TEXT, minItems=1))
 _COMPARISONS = {
-    name: _list(_VERSION) if name in ("$in", "$nin") else _VERSION for name in VERSION_OPERATORS
+    name: _build_list(_VERSION) if name in ("$in", "$nin") else _VERSION
+    for name in VERSION_OPERATORS
 }
-OPERATOR_FIELDS: Mapping[str, Entry] = {
+OPERATOR_FIELDS: Mapping[str, FieldEntry] = {
     "$regex": (
         "A string has the regular expression in it.",
         {"type": "string", "maxLength": parser.LENGTH_MAX},
@@ -362,12 +387,15 @@ OPERATOR_FIELDS: Mapping[str, Entry] = {
     "$gte": "Is of the same type and greater or equal.",
     "$lt": "Is of the same type and less.",
     "$lte": "Is of the same type and less or equal.",
-    "$in": ("Equals one of the values.", _list(to("value"))),
-    "$nin": ("Equals none of the values; also where it is missing.", _list(to("value"))),
+    "$in": ("Equals one of the values.", _build_list(build_ref("value"))),
+    "$nin": (
+        "Equals none of the values; also where it is missing.",
+        _build_list(build_ref("value")),
+    ),
     "$exists": ("Is there, be it null; false: is not there.", {"examples": [True, False]}),
     "$size": (
         "Is a list with so many elements.",
-        _any({"type": "integer", "minimum": 0, "maximum": 2**31 - 1}, to("extended")),
+        _build_any({"type": "integer", "minimum": 0, "maximum": 2**31 - 1}, build_ref("extended")),
     ),
     "$mod": (
         "Is a number that, divided by the first, leaves the second.",
@@ -383,16 +411,19 @@ OPERATOR_FIELDS: Mapping[str, Entry] = {
             "examples": [[4, 0]],
         },
     ),
-    "$type": ("Is of a BSON type, or of one of some.", _any(_TYPE, _list(_TYPE, minItems=1))),
+    "$type": (
+        "Is of a BSON type, or of one of some.",
+        _build_any(_TYPE, _build_list(_TYPE, minItems=1)),
+    ),
     "$elemMatch": (
         "Is a list with an element for which all of the conditions hold.",
-        _any(to("operators"), to("condition")),
+        _build_any(build_ref("operators"), build_ref("condition")),
     ),
     "$all": (
         "Is a list with all of the values; each may be an $elemMatch.",
-        _any(
-            _list(to("value")),
-            _list({**to("operators"), "required": ["$elemMatch"]}),
+        _build_any(
+            _build_list(build_ref("value")),
+            _build_list({**build_ref("operators"), "required": ["$elemMatch"]}),
         ),
     ),
     "$startsWith": ("Is a string that starts with it, or with one of some.", _AFFIX),
@@ -407,7 +438,7 @@ OPERATOR_FIELDS: Mapping[str, Entry] = {
             "additionalProperties": False,
         },
     ),
-    "$not": ("The operators inside do not hold.", to("operators")),
+    "$not": ("The operators inside do not hold.", build_ref("operators")),
 }
 """What each operator means, and what it may be given."""
 
@@ -419,12 +450,12 @@ _LISTS: Mapping[str, tuple[type[Struct], str]] = {
 """The fields of a policy file: lists of documents."""
 
 
-def schema() -> Schema:
+def build_schema() -> Schema:
     """Return the schema of a policy file; those of a flag and of a segment are in `$defs`."""
     documents = [document for document, _ in _LISTS.values()]
-    _, structs = msgspec.json.schema_components(documents, ref_template=to("{name}")["$ref"])
+    _, structs = msgspec.json.schema_components(documents, ref_template=build_ref("{name}")["$ref"])
     lists = {
-        name: {"description": text, "type": "array", "items": to(document.__name__)}
+        name: {"description": text, "type": "array", "items": build_ref(document.__name__)}
         for name, (document, text) in _LISTS.items()
     }
     return {
@@ -434,15 +465,15 @@ def schema() -> Schema:
         "properties": lists,
         "minProperties": 1,
         "additionalProperties": False,
-        "$defs": {name: _struct(name, found) for name, found in structs.items()}
+        "$defs": {name: _build_struct(name, found) for name, found in structs.items()}
         | VALUES
-        | {"condition": _condition(), "operators": _operators()},
+        | {"condition": _build_condition(), "operators": _build_operators()},
     }
 
 
-def _struct(name: str, generated: Schema) -> Schema:
+def _build_struct(name: str, generated: Schema) -> Schema:
     fields = {
-        field: _field(found, FIELDS[name][field])
+        field: _build_field(found, FIELDS[name][field])
         for field, found in generated["properties"].items()
     }
     return {
@@ -454,9 +485,9 @@ def _struct(name: str, generated: Schema) -> Schema:
     } | SHAPES.get(name, {})
 
 
-def _field(generated: Schema, said: Entry) -> Schema:
+def _build_field(generated: Schema, entry: FieldEntry) -> Schema:
     """Return the schema of a field: what the table has of it replaces what is generated."""
-    text, limits = (said, {}) if isinstance(said, str) else said
+    text, limits = (entry, {}) if isinstance(entry, str) else entry
     nullable = {"type": "null"} in generated.get("anyOf", [])
     default = {} if generated.get("default") is None else {"default": generated["default"]}
     if limits and nullable:
@@ -466,22 +497,24 @@ def _field(generated: Schema, said: Entry) -> Schema:
     return {"description": text} | limits | default
 
 
-def _condition() -> Schema:
+def _build_condition() -> Schema:
     return {
         "description": "A MongoDB query document over the attributes of the context.",
         "type": "object",
         "properties": {
-            name: _field({}, LOGICAL_OPERATOR_FIELDS[name]) for name in LOGICAL_OPERATORS
+            name: _build_field({}, LOGICAL_OPERATOR_FIELDS[name]) for name in LOGICAL_OPERATORS
         },
-        "patternProperties": {ATTRIBUTE_PATH: to("test")},
+        "patternProperties": {ATTRIBUTE_PATH: build_ref("test")},
         "additionalProperties": False,
     }
 
 
-def _operators() -> Schema:
+def _build_operators() -> Schema:
     return {
         "type": "object",
-        "properties": {name: _field({}, OPERATOR_FIELDS[name]) for name in (*OPERATORS, OPTIONS)},
+        "properties": {
+            name: _build_field({}, OPERATOR_FIELDS[name]) for name in (*OPERATORS, OPTIONS)
+        },
         "minProperties": 1,
         "additionalProperties": False,
     }

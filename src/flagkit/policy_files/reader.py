@@ -15,19 +15,19 @@ import msgspec
 
 from flagkit._core.model import EVERYWHERE, Flag, decode
 from flagkit._core.model.changes import SEGMENTS, PolicyId, PolicyState
-from flagkit._core.model.flags import segments_of
-from flagkit._core.model.references import References
+from flagkit._core.model.flags import collect_flag_segments
+from flagkit._core.model.references import ReferenceChecker
 from flagkit._core.model.segments import Segment, decode_segment
-from flagkit._core.model.sensitive import hidden
-from flagkit._core.strict_json import LISTS, read_json
+from flagkit._core.model.sensitive import redact_error
+from flagkit._core.strict_json import LISTS, parse_json
 from flagkit._core.suggestions import suggested
 from flagkit.errors import ConfigurationError, InvalidDocumentError
-from flagkit.policy_files.yaml import Node, NodeReading, children_of, composed, cut, line_of
+from flagkit.policy_files.yaml import Node, YamlReader, compose, get_line, iter_children, shorten
 
 STANDARD_INPUT = "-"
 
 
-class Policy(NamedTuple):
+class FlagPolicy(NamedTuple):
     """One flag of a policy file: its document as written, and the flag that it decodes to."""
 
     document: dict[str, Any]
@@ -65,27 +65,27 @@ class PolicyFile:
     ) -> None:
         self.path = Path(path)
         self._name = "<stdin>" if str(path) == STANDARD_INPUT else str(path)
-        self.policies: list[Policy] = []
+        self.policies: list[FlagPolicy] = []
         self.segments: list[SegmentPolicy] = []
         self._environment = environment
         self._nodes: dict[str, Node] = {}
         self._lines: dict[tuple[str, str], int] = {}
-        reading = NodeReading(self._name)
-        content = self._written()
+        reading = YamlReader(self._name)
+        content = self._read_bytes()
         if self.path.suffix == ".json":
             # YAML takes what JSON has no word for, such as NaN, for text.
-            read_json(content, self._name)
-        for member in _members(self._name, content, reading):
+            parse_json(content, self._name)
+        for member in _iter_members(self._name, content, reading):
             try:
                 (self._add_flag if member.field == "flags" else self._add_segment)(member)
             except InvalidDocumentError as error:
                 if faults is None:
                     raise
                 faults.append(error)
-        self.doubts: list[InvalidDocumentError] = reading.doubts
+        self.warnings: list[InvalidDocumentError] = reading.warnings
         """What is valid here, and something else to readers of YAML 1.1."""
 
-    def _written(self) -> bytes:
+    def _read_bytes(self) -> bytes:
         try:
             if str(self.path) == STANDARD_INPUT:
                 return sys.stdin.buffer.read()
@@ -96,19 +96,19 @@ class PolicyFile:
             ) from error
 
     def _add_flag(self, member: "_Member") -> None:
-        with _located_in(self._name, member):
+        with _locate_errors(self._name, member):
             flag = decode(member.document, environment=self._environment)
-        self._note(member, flag.region, flag.key)
-        self.policies.append(Policy(member.document, flag))
+        self._register(member, flag.region, flag.key)
+        self.policies.append(FlagPolicy(member.document, flag))
 
     def _add_segment(self, member: "_Member") -> None:
-        with _located_in(self._name, member):
+        with _locate_errors(self._name, member):
             segment = decode_segment(member.document, environment=self._environment).segment
-        self._note(member, "", segment.key)
+        self._register(member, "", segment.key)
         self.segments.append(SegmentPolicy(member.document, segment))
 
-    def _note(self, member: "_Member", region: str, key: str) -> None:
-        line = line_of(member.node)
+    def _register(self, member: "_Member", region: str, key: str) -> None:
+        line = get_line(member.node)
         first = self._lines.get((region, key))
         if first is not None:
             where = f" for region {region}" if region not in ("", EVERYWHERE) else ""
@@ -122,7 +122,7 @@ class PolicyFile:
         self._nodes[member.subject] = member.node
 
     @contextmanager
-    def locating(self) -> Generator[None]:
+    def locate_errors(self) -> Generator[None]:
         """Name file and line in an InvalidDocumentError of the block that is about one of these."""
         try:
             yield
@@ -130,7 +130,7 @@ class PolicyFile:
             node = self._nodes.get(error.subject)
             if node is None:
                 raise
-            raise _located(error, self._name, node, error.subject) from error
+            raise _add_location(error, self._name, node, error.subject) from error
 
 
 class _Member(NamedTuple):
@@ -151,23 +151,23 @@ class _Member(NamedTuple):
 
 
 @contextmanager
-def _located_in(name: str, member: _Member) -> Generator[None]:
+def _locate_errors(name: str, member: _Member) -> Generator[None]:
     try:
         yield
     except InvalidDocumentError as error:
-        raise _located(error, name, member.node, member.subject) from None
+        raise _add_location(error, name, member.node, member.subject) from None
 
 
-def _members(name: str, written: bytes, reading: NodeReading) -> Iterator[_Member]:
+def _iter_members(name: str, written: bytes, reading: YamlReader) -> Iterator[_Member]:
     """Yield the members of a file's lists, in its order."""
-    root = composed(name, written)
+    root = compose(name, written)
     content: dict[Any, Any] = {}
     if root is not None and root.id == "mapping":
         try:
-            content = reading.value(root)
+            content = reading.read_value(root)
         except InvalidDocumentError as error:
-            raise _hidden(error, root) from None
-        reading.doubts = [_hidden(doubt, root) for doubt in reading.doubts]
+            raise _hide_sensitive(error, root) from None
+        reading.warnings = [_hide_sensitive(doubt, root) for doubt in reading.warnings]
     if content.keys().isdisjoint(LISTS):
         raise InvalidDocumentError(
             "flags",
@@ -175,12 +175,15 @@ def _members(name: str, written: bytes, reading: NodeReading) -> Iterator[_Membe
             "Write `flags:`, and below it the flags, each beginning with `- key:`",
             subject=name,
         )
-    for label, key, child in children_of(root):
-        subject = f"{name}:{line_of(key)}"
+    for label, key, child in iter_children(root):
+        subject = f"{name}:{get_line(key)}"
         if label not in LISTS:
             known = " and ".join(LISTS)
             raise InvalidDocumentError(
-                cut(label), "is not a known field", f"A policy file has {known}", subject=subject
+                shorten(label),
+                "is not a known field",
+                f"A policy file has {known}",
+                subject=subject,
             )
         if child.id != "sequence":
             raise InvalidDocumentError(
@@ -193,50 +196,50 @@ def _members(name: str, written: bytes, reading: NodeReading) -> Iterator[_Membe
             yield _Member(label, i, node, document)
 
 
-def _located(
+def _add_location(
     error: InvalidDocumentError, name: str, node: Node, subject: str
 ) -> InvalidDocumentError:
-    return error.about(f"{name}:{line_of(node, error.path)}: {subject}")
+    return error.about(f"{name}:{get_line(node, error.path)}: {subject}")
 
 
-def _hidden(error: InvalidDocumentError, root: Node) -> InvalidDocumentError:
+def _hide_sensitive(error: InvalidDocumentError, root: Node) -> InvalidDocumentError:
     """Return the fault of a file without what it says of values that are sensitive."""
     found = re.fullmatch(r"(flags(\[\d+\])\.)(variants\..*)", error.path, re.DOTALL)
     if found is None:
         return error
-    children = {label: child for label, _, child in children_of(root)}
-    flags = {label: child for label, _, child in children_of(children["flags"])}
-    fields = {label: child for label, _, child in children_of(flags[found[2]])}
+    children = {label: child for label, _, child in iter_children(root)}
+    flags = {label: child for label, _, child in iter_children(children["flags"])}
+    fields = {label: child for label, _, child in iter_children(flags[found[2]])}
     node = fields.get("sensitive")
     named: object = None
     if node is not None:
         # What is no list of names may mean any.
         is_list = node.id == "sequence"
-        named = [item.value for _, _, item in children_of(node)] if is_list else True
+        named = [item.value for _, _, item in iter_children(node)] if is_list else True
     inner = InvalidDocumentError(found[3], error.problem, error.remedy)
-    inner = hidden(inner, {"sensitive": named})
+    inner = redact_error(inner, {"sensitive": named})
     return InvalidDocumentError(
         found[1] + inner.path, inner.problem, inner.remedy, subject=error.subject
     )
 
 
-class _Nothing:
+class _EmptyEnvironment:
     """An environment that has no flags besides those of the files."""
 
-    def find(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
+    def find_flags(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         del keys
         return {}
 
-    def dependents(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
+    def find_dependents(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         del keys
         return {}
 
-    def keys_near(self, policy: PolicyId) -> Iterable[str]:
+    def find_similar_keys(self, policy: PolicyId) -> Iterable[str]:
         del policy
         return ()
 
 
-def faults_between(files: Sequence[PolicyFile], *, partial: bool) -> Iterator[InvalidDocumentError]:
+def iter_faults(files: Sequence[PolicyFile], *, partial: bool) -> Iterator[InvalidDocumentError]:
     """Yield what is wrong with valid files together.
 
     A flag or segment that stands in two files is a fault. So are a prerequisite or a segment that
@@ -250,25 +253,27 @@ def faults_between(files: Sequence[PolicyFile], *, partial: bool) -> Iterator[In
     flags: dict[PolicyId, Flag] = {}
     segments: set[str] = set()
     for file in files:
-        yield from _twice(file, flags.keys() | {(SEGMENTS, key) for key in segments})
+        yield from _iter_duplicates(file, flags.keys() | {(SEGMENTS, key) for key in segments})
         flags |= {(policy.flag.region, policy.flag.key): policy.flag for policy in file.policies}
         segments |= {found.segment.key for found in file.segments}
     keys = {key for _, key in flags}
     if not partial:
         for flag in flags.values():
-            yield from (_locate_fault(files, fault) for fault in _missing(flag, keys, segments))
-    known = {identity: _among(flag, keys) for identity, flag in flags.items()}
+            yield from (
+                _locate_fault(files, fault) for fault in _iter_missing(flag, keys, segments)
+            )
+    known = {identity: _keep_known_prerequisites(flag, keys) for identity, flag in flags.items()}
     try:
-        References(_Nothing(), {}, known).check()
+        ReferenceChecker(_EmptyEnvironment(), {}, known).check()
     except InvalidDocumentError as error:
         yield _locate_fault(files, error)
 
 
-def _twice(file: PolicyFile, earlier: set[PolicyId]) -> Iterator[InvalidDocumentError]:
+def _iter_duplicates(file: PolicyFile, known: set[PolicyId]) -> Iterator[InvalidDocumentError]:
     here = [(policy.flag.region, policy.flag.key) for policy in file.policies]
     here += [(SEGMENTS, found.segment.key) for found in file.segments]
     for region, key in here:
-        if (region, key) in earlier:
+        if (region, key) in known:
             kind = "segment" if region == SEGMENTS else "flag"
             where = "" if region in (SEGMENTS, EVERYWHERE) else f" for region {region}"
             fault = InvalidDocumentError(
@@ -280,7 +285,7 @@ def _twice(file: PolicyFile, earlier: set[PolicyId]) -> Iterator[InvalidDocument
             yield _locate_fault([file], fault)
 
 
-def _missing(flag: Flag, keys: set[str], segments: set[str]) -> Iterator[InvalidDocumentError]:
+def _iter_missing(flag: Flag, keys: set[str], segments: set[str]) -> Iterator[InvalidDocumentError]:
     remedy = "Add it, or pass --partial if it exists already"
     subject = f"flag {flag.key!r}"
     for i, needed in enumerate(flag.prerequisites):
@@ -289,13 +294,13 @@ def _missing(flag: Flag, keys: set[str], segments: set[str]) -> Iterator[Invalid
             problem = f"{needed.flag!r} is in none of the files"
             known = suggested(remedy, needed.flag, keys - {flag.key})
             yield InvalidDocumentError(path, problem, known, subject=subject)
-    for key in sorted(segments_of(flag) - segments):
+    for key in sorted(collect_flag_segments(flag) - segments):
         problem = f"refer to the segment {key!r}, which is in none of the files"
         known = suggested(remedy, key, segments)
         yield InvalidDocumentError("rules", problem, known, subject=subject)
 
 
-def _among(flag: Flag, keys: set[str]) -> Flag:
+def _keep_known_prerequisites(flag: Flag, keys: set[str]) -> Flag:
     """Return a flag with only the prerequisites that are in the files."""
     prerequisites = tuple(needed for needed in flag.prerequisites if needed.flag in keys)
     return msgspec.structs.replace(flag, prerequisites=prerequisites)
@@ -305,7 +310,7 @@ def _locate_fault(files: Iterable[PolicyFile], fault: InvalidDocumentError) -> I
     """Return a fault with its file and line, if one of the files has its subject."""
     for file in files:
         try:
-            with file.locating():
+            with file.locate_errors():
                 raise fault
         except InvalidDocumentError as error:
             if error is not fault:

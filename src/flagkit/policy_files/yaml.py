@@ -16,7 +16,7 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.reader import Reader
 from ruamel.yaml.scanner import Scanner
 
-from flagkit._core.model.values import date_of, join, shown
+from flagkit._core.model.values import escape_for_display, join_path, parse_date
 from flagkit.errors import InvalidDocumentError
 
 Node: TypeAlias = Any
@@ -61,7 +61,7 @@ class _JsonScanner(Scanner):
         super().stale_possible_simple_keys()
 
 
-def composed(path: str, written: bytes) -> Node:
+def compose(path: str, written: bytes) -> Node:
     """Return the root node of a file, None if it is empty; errors name it as `path`.
 
     Raises:
@@ -70,7 +70,7 @@ def composed(path: str, written: bytes) -> Node:
     try:
         text = written.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _no_yaml(path, str(error)) from error
+        raise _build_syntax_error(path, str(error)) from error
     _check_version(path, text)
     yaml: Any = YAML(typ="safe", pure=True)
     yaml.Reader, yaml.Scanner = _JsonReader, _JsonScanner
@@ -83,16 +83,16 @@ def composed(path: str, written: bytes) -> Node:
         if r"'\t'" in problem:
             problem = "a tab stands where YAML takes spaces alone: indent with spaces"
         # Neither names nor the lines themselves: what is no YAML may be a secret.
-        raise _no_yaml(where, re.sub(r"'[^'<]{2,}'", "a name", problem)) from None
+        raise _build_syntax_error(where, re.sub(r"'[^'<]{2,}'", "a name", problem)) from None
     except YAMLError as error:
-        raise _no_yaml(path, str(error).partition("\n")[0]) from error
+        raise _build_syntax_error(path, str(error).partition("\n")[0]) from error
     except RecursionError as error:
-        raise _no_yaml(path, "it is nested too deep") from error
+        raise _build_syntax_error(path, "it is nested too deep") from error
     except (ValueError, ArithmeticError) as error:
-        raise _no_yaml(path, "it escapes a character that there is not") from error
+        raise _build_syntax_error(path, "it escapes a character that there is not") from error
 
 
-def _no_yaml(where: str, problem: str) -> InvalidDocumentError:
+def _build_syntax_error(where: str, problem: str) -> InvalidDocumentError:
     problem = f"is not YAML: {problem}"
     return InvalidDocumentError("", problem, "Mend it and try again", subject=where)
 
@@ -100,7 +100,7 @@ def _no_yaml(where: str, problem: str) -> InvalidDocumentError:
 def _check_version(path: str, text: str) -> None:
     directive = _DIRECTIVE.match(text)
     if directive and directive[1] != "1.2":
-        version = cut(directive[1])
+        version = shorten(directive[1])
         old = version in ("1.0", "1.1")
         why = "where on, off, yes and no are booleans" if old else "which is not known here"
         raise InvalidDocumentError(
@@ -111,83 +111,89 @@ def _check_version(path: str, text: str) -> None:
         )
 
 
-class NodeReading:
+class YamlReader:
     """The step from nodes to values; refuses what has two meanings.
 
-    What has another meaning to readers of YAML 1.1 is put into `doubts`.
+    What has another meaning to readers of YAML 1.1 is put into `warnings`.
     """
 
     def __init__(self, path: str) -> None:
-        self.doubts: list[InvalidDocumentError] = []
+        self.warnings: list[InvalidDocumentError] = []
         self._path = path
         self._seen: set[int] = set()
         self._constructor: Any = YAML(typ="safe", pure=True).constructor
 
-    def value(self, node: Node, path: str = "") -> Any:
+    def read_value(self, node: Node, path: str = "") -> Any:
         """Return what a node says, in plain types."""
         if id(node) in self._seen:
-            raise self._refused(node, path, "is an alias", "Write it out: each flag says it all")
+            raise self._build_error(
+                node, path, "is an alias", "Write it out: each flag says it all"
+            )
         self._seen.add(id(node))
         tag = node.tag.removeprefix(_TAG)
         match node.id, tag:
             case "mapping", "map":
-                return self._mapping(node, path)
+                return self._read_mapping(node, path)
             case "sequence", "seq":
-                return [self.value(item, f"{path}[{i}]") for i, item in enumerate(node.value)]
+                return [self.read_value(item, f"{path}[{i}]") for i, item in enumerate(node.value)]
             case "scalar", "timestamp":
-                return self._date(node, path)
+                return self._read_date(node, path)
             case "scalar", _ if tag in _PLAIN:
-                return self._scalar(node, path, tag)
+                return self._read_scalar(node, path, tag)
             case _:
-                problem = f"has the tag {cut(tag)}, which means nothing here"
-                raise self._refused(node, path, problem, "Remove it, or quote the value")
+                problem = f"has the tag {shorten(tag)}, which means nothing here"
+                raise self._build_error(node, path, problem, "Remove it, or quote the value")
 
-    def _mapping(self, node: Node, path: str) -> dict[Any, Any]:
+    def _read_mapping(self, node: Node, path: str) -> dict[Any, Any]:
         found: dict[Any, Any] = {}
         for key_node, child in node.value:
             if key_node.id != "scalar":
                 problem = "has a list or mapping as a key"
-                raise self._refused(key_node, path, problem, "Use a string as the key")
-            key = self.value(key_node, join(path, key_node.value))
+                raise self._build_error(key_node, path, problem, "Use a string as the key")
+            key = self.read_value(key_node, join_path(path, key_node.value))
             if key in found:
                 problem = "is there twice, and only one could count"
-                raise self._refused(key_node, join(path, key), problem, "Remove one of them")
-            found[key] = self.value(child, join(path, key))
+                raise self._build_error(
+                    key_node, join_path(path, key), problem, "Remove one of them"
+                )
+            found[key] = self.read_value(child, join_path(path, key))
         return found
 
-    def _date(self, node: Node, path: str) -> datetime:
+    def _read_date(self, node: Node, path: str) -> datetime:
         try:
-            return date_of(node.value)
+            return parse_date(node.value)
         except ValueError:
-            problem = f"{_quoted(node.value)} is no date"
-            raise self._refused(node, path, problem, "Write it like 2026-12-01T08:00:00Z") from None
+            problem = f"{_quote(node.value)} is no date"
+            raise self._build_error(
+                node, path, problem, "Write it like 2026-12-01T08:00:00Z"
+            ) from None
 
-    def _scalar(self, node: Node, path: str, tag: str) -> Any:
+    def _read_scalar(self, node: Node, path: str, tag: str) -> Any:
         tagged = _is_tagged(node)
         if node.style is None and not tagged:
-            self._doubt(node, path, tag)
+            self._check_yaml_1_1(node, path, tag)
         try:
             value = self._constructor.construct_object(node)
         except (ValueError, LookupError):
-            problem = f"{_quoted(node.value)} is no {tag}"
+            problem = f"{_quote(node.value)} is no {tag}"
             remedy = "Remove the tag" if tagged else "Quote it, or write another number"
-            raise self._refused(node, path, problem, remedy) from None
+            raise self._build_error(node, path, problem, remedy) from None
         if isinstance(value, float) and math.isinf(value) and "inf" not in node.value.lower():
-            problem = f"{_quoted(node.value)} is beyond the numbers that there are"
-            raise self._refused(node, path, problem, "Write a smaller one, or quote it")
+            problem = f"{_quote(node.value)} is beyond the numbers that there are"
+            raise self._build_error(node, path, problem, "Write a smaller one, or quote it")
         if isinstance(value, str):
             # JSON escapes a character beyond U+FFFF as two, which YAML leaves as two.
             return value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
         return value
 
-    def _doubt(self, node: Node, path: str, tag: str) -> None:
+    def _check_yaml_1_1(self, node: Node, path: str, tag: str) -> None:
         other = _YAML_1_1.resolver.resolve(ScalarNode, node.value, (True, False))
         other_tag = str(other).removeprefix(_TAG)
         if other_tag == tag == "float" and _NO_OLD_FLOAT.fullmatch(node.value):
             other_tag = "str"
         if other_tag == tag and not (tag == "int" and _OCTAL.fullmatch(node.value)):
             return
-        text = cut(node.value)
+        text = shorten(node.value)
         meant = f"{_KINDS[tag]}, but {_KINDS[other_tag]}" if other_tag != tag else "another number"
         problem = f"{text} is {meant} to readers of YAML 1.1"
         remedy = "Write it as a decimal number"
@@ -195,10 +201,12 @@ class NodeReading:
             remedy = f'Quote it: "{text}"'
         elif tag == "float":
             remedy = "Write a point, and the exponent with its sign, as in 1.0e+3"
-        self.doubts.append(self._refused(node, path, problem, remedy))
+        self.warnings.append(self._build_error(node, path, problem, remedy))
 
-    def _refused(self, node: Node, path: str, problem: str, remedy: str) -> InvalidDocumentError:
-        return InvalidDocumentError(path, problem, remedy, subject=f"{self._path}:{line_of(node)}")
+    def _build_error(
+        self, node: Node, path: str, problem: str, remedy: str
+    ) -> InvalidDocumentError:
+        return InvalidDocumentError(path, problem, remedy, subject=f"{self._path}:{get_line(node)}")
 
 
 def _is_tagged(node: Node) -> bool:
@@ -206,22 +214,22 @@ def _is_tagged(node: Node) -> bool:
     return bool(start.buffer[start.pointer : end.pointer].lstrip().startswith("!"))
 
 
-def cut(text: str) -> str:
+def shorten(text: str) -> str:
     """Return a text as it may stand in a message: not all of it, if it is long."""
-    return shown(text if len(text) <= _QUOTED_MAX else f"{text[:_QUOTED_MAX]}...")
+    return escape_for_display(text if len(text) <= _QUOTED_MAX else f"{text[:_QUOTED_MAX]}...")
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     return repr(text if len(text) <= _QUOTED_MAX else f"{text[:_QUOTED_MAX]}...")
 
 
-def line_of(node: Node, path: str = "") -> int:
+def get_line(node: Node, path: str = "") -> int:
     """Return the line, from 1, of what stands at a path below a node, or as near as there is."""
     mark = node
     while path:
         reached = [
             (label, at, child)
-            for label, at, child in children_of(node)
+            for label, at, child in iter_children(node)
             if re.match(rf"{re.escape(label)}(?=$|[.\[])", path)
         ]
         if not reached:
@@ -232,11 +240,11 @@ def line_of(node: Node, path: str = "") -> int:
     return int(mark.start_mark.line) + 1
 
 
-def children_of(node: Node) -> Iterator[tuple[str, Node, Node]]:
+def iter_children(node: Node) -> Iterator[tuple[str, Node, Node]]:
     """Yield how a path names each child of a node, the node where it begins, and itself."""
     if node.id == "mapping":
         for key, child in node.value:
-            yield shown(str(key.value)), key, child
+            yield escape_for_display(str(key.value)), key, child
     elif node.id == "sequence":
         for i, child in enumerate(node.value):
             yield f"[{i}]", child, child

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from flagkit._core.arguments import check_revision as revision_of
 from flagkit._core.arguments import instance, listed
-from flagkit._core.arguments import revision as revision_of
 from flagkit._core.model import EVERYWHERE
 from flagkit._core.model.changes import (
     Change,
@@ -22,14 +22,14 @@ from flagkit._core.model.changes import (
     PolicyId,
     PolicyState,
     Tip,
-    genesis,
-    next_change,
+    build_genesis_tip,
+    build_next_change,
 )
 from flagkit._core.model.keys import check_region
-from flagkit._core.snapshot import Snapshot, build, kept_of, regions_of
+from flagkit._core.snapshot import Snapshot, build_snapshot, list_kept_regions, list_regions
 from flagkit._core.source import Heartbeat, Route
 from flagkit.client.client import Client
-from flagkit.client.sources import initial_segment, initial_state, snapshot_from
+from flagkit.client.sources import build_initial_segment, build_initial_state, build_policy_snapshot
 from flagkit.config import check_environment_name
 from flagkit.errors import (
     FlagkitError,
@@ -45,7 +45,7 @@ class ManualClock:
     """A clock that moves when told to. Calling it gives the time, an aware datetime."""
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
-        self._now = _utc(instance(start, datetime, "start", "pass a datetime"))
+        self._now = _to_utc(instance(start, datetime, "start", "pass a datetime"))
 
     def __call__(self) -> datetime:
         """Return the time."""
@@ -92,8 +92,8 @@ def client_from(
     check_region(region)
     flags = listed(flags, "flags", "pass a list of the documents of flags")
     segments = listed(segments, "segments", "pass a list of the documents of segments")
-    clock = _seconds(now)
-    snapshot = snapshot_from(flags, segments, environment=ENVIRONMENT, region=region)
+    clock = _build_clock(now)
+    snapshot = build_policy_snapshot(flags, segments, environment=ENVIRONMENT, region=region)
     return Client.from_snapshot(snapshot, clock)
 
 
@@ -109,21 +109,23 @@ class MemoryHistory:
         environment: str = ENVIRONMENT,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._now = _moments(now)
+        self._now = _check_clock(now)
         self.fault: FlagkitError | None = None
         self.changes: list[Change] = []
         self.pruned_to = 0
         self.heartbeats: dict[str, Heartbeat] = {}
-        self._genesis = genesis(check_environment_name(environment), uuid.uuid4().hex, self._now())
+        self._genesis = build_genesis_tip(
+            check_environment_name(environment), uuid.uuid4().hex, self._now()
+        )
         self._lock = threading.Lock()
-        self._wakers: list[Callable[[], object]] = []
+        self._listeners: list[Callable[[], object]] = []
 
     @property
     def tip(self) -> Tip:
         """Where the history stands."""
-        return self.tip_at(len(self.changes))
+        return self.get_tip(len(self.changes))
 
-    def tip_at(self, revision: int) -> Tip:
+    def get_tip(self, revision: int) -> Tip:
         """Return where it stood at a revision.
 
         Raises:
@@ -149,23 +151,23 @@ class MemoryHistory:
             InvalidArgumentError: an argument is of another type.
         """
         segments = listed(segments, "segments", "pass a list of the documents of segments")
-        ids = [_policy_id(policy) for policy in listed(delete, "delete", _IDS)]
+        ids = [_check_policy_id(policy) for policy in listed(delete, "delete", _IDS)]
         with self._lock:
-            held = self.states_at(self.tip)
+            held = self.get_states(self.tip)
             for policy in ids:
                 if policy not in held:
                     raise FlagNotFoundError(f"there is no {policy[1]!r} in {policy[0]}")
             after: dict[PolicyId, PolicyState | None] = dict.fromkeys(ids)
-            hashed = [initial_segment(document) for document in segments]
-            for state in [*map(initial_state, documents), *(state for state, _ in hashed)]:
+            hashed = [build_initial_segment(document) for document in segments]
+            for state in [*map(build_initial_state, documents), *(state for state, _ in hashed)]:
                 before = held.get(state.id)
                 version = before.version + 1 if before else 1
                 after[state.id] = PolicyState(state.key, state.region, version, state.packed)
             edits = [PolicyChange(held.get(policy), state) for policy, state in after.items()]
             parts = {name: part for _, made in hashed for name, part in made.items()}
-            change = next_change(self.tip, uuid.uuid4().hex, self._now(), edits, parts)
+            change = build_next_change(self.tip, uuid.uuid4().hex, self._now(), edits, parts)
             self.changes.append(change)
-        for wake in self._wakers:
+        for wake in self._listeners:
             wake()
         return change
 
@@ -173,21 +175,21 @@ class MemoryHistory:
         """Forget the ledger up to a revision; the flags stay."""
         self.pruned_to = revision_of(revision)
 
-    def states_at(self, tip: Tip) -> dict[PolicyId, PolicyState]:
+    def get_states(self, tip: Tip) -> dict[PolicyId, PolicyState]:
         """Return the states of all flags and segments at a tip."""
         held = {
             policy.id: policy.after
-            for change in self.changes[: _checked(tip).revision]
+            for change in self.changes[: _check_tip(tip).revision]
             for policy in change.policies
         }
         return {policy: state for policy, state in held.items() if state is not None}
 
-    def parts_at(self, tip: Tip) -> dict[str, bytes]:
+    def get_parts(self, tip: Tip) -> dict[str, bytes]:
         """Return the parts of members that any revision up to a tip brought."""
-        changes = self.changes[: _checked(tip).revision]
+        changes = self.changes[: _check_tip(tip).revision]
         return {name: part for change in changes for name, part in change.parts.items()}
 
-    def source(self, region: str = EVERYWHERE) -> "MemorySource":
+    def create_source(self, region: str = EVERYWHERE) -> "MemorySource":
         """Return a new source of this history, as one region sees it."""
         return MemorySource(self, check_region(region))
 
@@ -197,8 +199,8 @@ class MemoryHistory:
             raise InvalidArgumentError(
                 f"wake is of the type {type(wake).__name__}: pass a function without parameters"
             )
-        self._wakers.append(wake)
-        return lambda: self._wakers.remove(wake)
+        self._listeners.append(wake)
+        return lambda: self._listeners.remove(wake)
 
 
 class MemorySource:
@@ -213,20 +215,20 @@ class MemorySource:
 
     async def load(self, route: Route) -> Snapshot:  # noqa: ARG002 - memory is near
         """Read everything, at one revision."""
-        self._check()
+        self._check_fault()
         tip = self._history.tip
-        kept = kept_of(self._region)
-        states = self._history.states_at(tip).values()
-        return build(
+        kept = list_kept_regions(self._region)
+        states = self._history.get_states(tip).values()
+        return build_snapshot(
             tip,
             self._region,
             [state for state in states if state.region in kept],
-            self._history.parts_at(tip),
+            self._history.get_parts(tip),
         )
 
     async def open(self, route: Route) -> None:  # noqa: ARG002 - as in `load`
         """Begin to watch."""
-        self._check()
+        self._check_fault()
         self._stop_watching()
         loop, arrived = asyncio.get_running_loop(), self._arrived
         self._watched_to = self._history.tip.revision
@@ -234,16 +236,16 @@ class MemorySource:
             lambda: loop.call_soon_threadsafe(arrived.set)
         )
 
-    async def head(self) -> Tip:
+    async def read_head(self) -> Tip:
         """Return where the history stands."""
-        self._check()
+        self._check_fault()
         return self._history.tip
 
     async def catch_up(self, tip: Tip, route: Route) -> Sequence[Change]:  # noqa: ARG002 - as in `load`
         """Return every change after `tip`."""
-        self._check()
+        self._check_fault()
         history = self._history
-        if tip.revision > history.tip.revision or history.tip_at(tip.revision) != tip:
+        if tip.revision > history.tip.revision or history.get_tip(tip.revision) != tip:
             raise HistoryLostError(f"revision {tip.revision} is of another history")
         if tip.revision < history.pruned_to:
             raise HistoryLostError(f"the ledger does not reach back to revision {tip.revision}")
@@ -251,25 +253,25 @@ class MemorySource:
 
     async def watch(self) -> Sequence[Change]:
         """Wait for changes."""
-        self._check()
+        self._check_fault()
         self._arrived.clear()
         if self._watched_to == self._history.tip.revision:
             await self._arrived.wait()
-            self._check()
+            self._check_fault()
         news = self._history.changes[self._watched_to :]
         self._watched_to += len(news)
         return news
 
-    async def policy(self, key: str) -> dict[str, Any] | None:
+    async def read_policy(self, key: str) -> dict[str, Any] | None:
         """Read the newest document of a flag as the region sees it."""
-        self._check()
-        held = self._history.states_at(self._history.tip)
-        states = (held.get((region, key)) for region in regions_of(self._region))
+        self._check_fault()
+        held = self._history.get_states(self._history.tip)
+        states = (held.get((region, key)) for region in list_regions(self._region))
         return next((state.policy for state in states if state is not None), None)
 
-    async def beat(self, heartbeat: Heartbeat) -> None:
+    async def send_heartbeat(self, heartbeat: Heartbeat) -> None:
         """Put a heartbeat in the place of the last one of its client."""
-        self._check()
+        self._check_fault()
         self._history.heartbeats[heartbeat.instance] = heartbeat
         if not heartbeat.lifetime:
             del self._history.heartbeats[heartbeat.instance]
@@ -278,7 +280,7 @@ class MemorySource:
         """Free everything."""
         self._stop_watching()
 
-    def _check(self) -> None:
+    def _check_fault(self) -> None:
         if self._history.fault is not None:
             raise self._history.fault
 
@@ -286,28 +288,28 @@ class MemorySource:
 _IDS = 'pass a list of pairs of a region and a key, such as [("*", "shop.search")]'
 
 
-def _policy_id(given: object) -> PolicyId:
+def _check_policy_id(given: object) -> PolicyId:
     pair = listed(given, "an element of delete", _IDS)
     if len(pair) != 2 or not all(isinstance(part, str) for part in pair):  # noqa: PLR2004 - region and key
         raise InvalidArgumentError(f"an element of delete is no such pair: {_IDS}")
     return pair[0], pair[1]
 
 
-def _checked(tip: object) -> Tip:
+def _check_tip(tip: object) -> Tip:
     return instance(tip, Tip, "tip", "pass a tip of this history, as in history.tip")
 
 
-def _seconds(now: datetime | Callable[[], datetime] | None) -> Callable[[], float]:
+def _build_clock(now: datetime | Callable[[], datetime] | None) -> Callable[[], float]:
     if now is None:
         return time.time
     if isinstance(now, datetime):
-        moment = _utc(now).timestamp()
+        moment = _to_utc(now).timestamp()
         return lambda: moment
-    moments = _moments(now)
-    return lambda: _utc(moments()).timestamp()
+    moments = _check_clock(now)
+    return lambda: _to_utc(moments()).timestamp()
 
 
-def _moments(now: Callable[[], datetime]) -> Callable[[], datetime]:
+def _check_clock(now: Callable[[], datetime]) -> Callable[[], datetime]:
     if not callable(now):
         raise InvalidArgumentError(
             f"now is of the type {type(now).__name__}: pass a function that returns a datetime"
@@ -315,6 +317,6 @@ def _moments(now: Callable[[], datetime]) -> Callable[[], datetime]:
     return now
 
 
-def _utc(moment: datetime) -> datetime:
+def _to_utc(moment: datetime) -> datetime:
     """Return a date with a zone: one without is in UTC, as an attribute is."""
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

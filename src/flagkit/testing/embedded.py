@@ -63,7 +63,7 @@ _FLAGS = (
 _ELECTION = {"electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 200}
 
 
-class Member(NamedTuple):
+class EmbeddedMember(NamedTuple):
     """One mongod: where it listens on 127.0.0.1, and its process id."""
 
     port: int
@@ -89,7 +89,7 @@ class EmbeddedMongo:
     """
 
     path: Path
-    members: tuple[Member, ...]
+    members: tuple[EmbeddedMember, ...]
     uri: str
 
     def __init__(self, path: str | os.PathLike[str] | None = None, members: int = 1) -> None:
@@ -97,7 +97,7 @@ class EmbeddedMongo:
             raise ConfigurationError(f"members is {members}: a replica set here has 1 or 3")
         self._given_path = path
         self._layout = {"members": members, "throwaway": not path}
-        self._share: _Lock | None = None
+        self._user_lock: _Lock | None = None
 
     def __enter__(self) -> Self:
         if sys.platform != "linux":
@@ -116,11 +116,15 @@ class EmbeddedMongo:
 
     def __exit__(self, *_: object) -> None:
         """Stop being a user; as the last one, wait for the end of the server."""
-        if self._share is None or self._share.closed:  # closed: in a forked child
+        if self._user_lock is None or self._user_lock.closed:  # closed: in a forked child
             return
         deadline = time.monotonic() + _LEAVE_SECONDS
         path = self.path
-        with self._share as share, _Lock(path, "start") as start, _Lock(path, "server") as server:
+        with (
+            self._user_lock as share,
+            _Lock(path, "start") as start,
+            _Lock(path, "server") as server,
+        ):
             # Nobody comes in while start.lock is held, so that the end can be waited for.
             alone = start.take(fcntl.LOCK_EX, deadline)
             # Turning a share into the whole lets go of the share for a moment. If the supervisor
@@ -144,7 +148,7 @@ class EmbeddedMongo:
             if not (start.is_current() and share.is_current()):
                 return False
             stack.pop_all()
-            self._share = share
+            self._user_lock = share
             with start:
                 made = _read_json(self.path / "layout.json") or self._layout
                 if (there := made["members"]) != (here := self._layout["members"]):
@@ -185,7 +189,7 @@ class _Lock(io.FileIO):
         return False
 
 
-def _running_members(path: Path, deadline: float) -> tuple[Member, ...]:
+def _running_members(path: Path, deadline: float) -> tuple[EmbeddedMember, ...]:
     """Return the members of the running server, after starting it if there is none."""
     state = path / "server.json"
 
@@ -199,7 +203,7 @@ def _running_members(path: Path, deadline: float) -> tuple[Member, ...]:
 
     if not _wait(is_ready, deadline):
         raise EmbeddedMongoError(f"{path} is still starting; gave up waiting")
-    return tuple(Member(*member) for member in _read_json(state))
+    return tuple(EmbeddedMember(*member) for member in _read_json(state))
 
 
 def _start_supervisor(path: Path, server: _Lock, deadline: float) -> None:
@@ -207,7 +211,7 @@ def _start_supervisor(path: Path, server: _Lock, deadline: float) -> None:
     # Not the lock itself: where gevent forks, the child runs the hook that closes locks.
     handed = os.dup(server.fileno())
     try:
-        process = _supervisor(path, handed, deadline)
+        process = _spawn_supervisor(path, handed, deadline)
     finally:
         os.close(handed)
     with process:
@@ -219,7 +223,7 @@ def _start_supervisor(path: Path, server: _Lock, deadline: float) -> None:
         raise EmbeddedMongoError(output.decode(errors="replace").strip())
 
 
-def _supervisor(path: Path, lock: int, deadline: float) -> "subprocess.Popen[bytes]":
+def _spawn_supervisor(path: Path, lock: int, deadline: float) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(  # noqa: S603 -- this interpreter, this module
         [
             sys.executable,
@@ -278,11 +282,13 @@ def _supervise(path: Path, binary: Path, deadline: float) -> None:
             while not _launch(binary, folders, mongods, deadline):
                 _stop(mongods, signal.SIGKILL)
             _form_replica_set(mongods, deadline)
-            _write_json(path / "server.json", [Member(each.port, each.pid) for each in mongods])
+            _write_json(
+                path / "server.json", [EmbeddedMember(each.port, each.pid) for each in mongods]
+            )
             how = signal.SIGKILL if layout["throwaway"] else signal.SIGTERM
             for output in (1, 2):
                 os.dup2(0, output)  # to the null device; the starter waits for the end of output
-            while _any_alive(mongods) and not users.take(fcntl.LOCK_EX):
+            while _is_any_alive(mongods) and not users.take(fcntl.LOCK_EX):
                 time.sleep(_WATCH_SECONDS)
         finally:
             (path / "server.json").unlink(missing_ok=True)  # no more to be joined
@@ -303,21 +309,21 @@ class _Mongod(subprocess.Popen[bytes]):
                 [binary, "--dbpath", folder, "--port", str(port), *_FLAGS],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                preexec_fn=functools.partial(_die_with, os.getpid()),
+                preexec_fn=functools.partial(_die_with_parent, os.getpid()),
             )
 
-    def says(self, *texts: str) -> bool:
+    def has_logged(self, *texts: str) -> bool:
         return any(text in self._log.read_text(errors="replace") for text in texts)
 
-    def error(self, problem: str) -> EmbeddedMongoError:
+    def build_error(self, problem: str) -> EmbeddedMongoError:
         """Return the error to raise, with the end of the log."""
         lines = self._log.read_text(errors="replace").splitlines()[-8:]
-        if self.says("error while loading shared libraries"):
+        if self.has_logged("error while loading shared libraries"):
             problem += ", shared libraries are missing (Debian: apt-get install libcurl4 libssl3)"
         return EmbeddedMongoError(f"{problem}; its log: {' | '.join(lines) or '(empty)'}")
 
 
-def _die_with(parent: int) -> None:
+def _die_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
@@ -334,21 +340,21 @@ def _launch(binary: Path, folders: list[Path], mongods: list[_Mongod], deadline:
     for each in sockets:
         each.close()
     mongods[:] = map(_Mongod, [binary] * len(ports), folders, ports)
-    _wait(lambda: all(m.says(_LISTENING) or m.poll() is not None for m in mongods), deadline)
-    failed = [m for m in mongods if m.poll() is not None or not m.says(_LISTENING)]
-    if failed and not (failed[0].says(*_TRY_AGAIN) and time.monotonic() < deadline):
-        raise failed[0].error(f"mongod did not start (exit code: {failed[0].returncode})")
+    _wait(lambda: all(m.has_logged(_LISTENING) or m.poll() is not None for m in mongods), deadline)
+    failed = [m for m in mongods if m.poll() is not None or not m.has_logged(_LISTENING)]
+    if failed and not (failed[0].has_logged(*_TRY_AGAIN) and time.monotonic() < deadline):
+        raise failed[0].build_error(f"mongod did not start (exit code: {failed[0].returncode})")
     return not failed
 
 
 def _form_replica_set(mongods: Sequence[_Mongod], deadline: float) -> None:
     """Make the replica set or move it to these ports, and wait for its primary and secondaries."""
     for step in (_configure, _is_settled):
-        if not _wait(functools.partial(_try, step, mongods), deadline):
-            raise mongods[0].error("the replica set did not form")
+        if not _wait(functools.partial(_try_step, step, mongods), deadline):
+            raise mongods[0].build_error("the replica set did not form")
 
 
-def _try(step: Callable[[list[_Client], list[str]], bool], mongods: Sequence[_Mongod]) -> bool:
+def _try_step(step: Callable[[list[_Client], list[str]], bool], mongods: Sequence[_Mongod]) -> bool:
     hosts = [f"127.0.0.1:{mongod.port}" for mongod in mongods]
     # New clients each time: those from before the set was made would not learn of it.
     with contextlib.ExitStack() as stack, contextlib.suppress(PyMongoError):
@@ -376,14 +382,14 @@ def _is_settled(clients: list[_Client], _: list[str]) -> bool:
     return sorted(roles) == [(False, True)] * (len(clients) - 1) + [(True, False)]
 
 
-def _any_alive(mongods: Sequence[_Mongod]) -> bool:
+def _is_any_alive(mongods: Sequence[_Mongod]) -> bool:
     return None in [mongod.poll() for mongod in mongods]  # polls all, which buries the dead
 
 
-def _stop(mongods: Sequence[_Mongod], how: signal.Signals) -> None:
+def _stop(mongods: Sequence[_Mongod], signal_number: signal.Signals) -> None:
     for mongod in mongods:
-        mongod.send_signal(how)
-    if not _wait(lambda: not _any_alive(mongods), time.monotonic() + _STOP_SECONDS):
+        mongod.send_signal(signal_number)
+    if not _wait(lambda: not _is_any_alive(mongods), time.monotonic() + _STOP_SECONDS):
         _stop(mongods, signal.SIGKILL)
 
 

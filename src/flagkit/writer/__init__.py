@@ -3,13 +3,28 @@
 from flagkit._core.storage.checkpoints import Checkpoint
 from flagkit.writer.access import Denial, denials, grants, limits
 from flagkit.writer.approvals import Proposal, Verdict
-from flagkit.writer.bulk_import import Import, Imported, Step
+from flagkit.writer.bulk_import import Import, ImportProgress, ImportResult
 from flagkit.writer.checkpoints import write_checkpoint
 from flagkit.writer.draft import Commit, Draft, PendingChange, Preview
-from flagkit.writer.guards import Approval, Freeze, Guard, LargestStep, Planned, Refusal, Required
+from flagkit.writer.guards import (
+    Approval,
+    Freeze,
+    Guard,
+    LargestStep,
+    PlannedChange,
+    Refusal,
+    Required,
+)
 from flagkit.writer.ledger import Entry, entries
-from flagkit.writer.pending import Swept, Waiting
-from flagkit.writer.retention import Erasure, Pruned, Retention, erase, prunable, prune
+from flagkit.writer.pending import PendingRequest, SweepResult
+from flagkit.writer.retention import (
+    Erasure,
+    PruneResult,
+    Retention,
+    erase_actor,
+    list_prunable,
+    prune,
+)
 from flagkit.writer.stale_flags import StaleFlag, stale_flags
 from flagkit.writer.verification import verify
 from flagkit.writer.writer import Writer
@@ -25,28 +40,28 @@ __all__ = [
     "Freeze",
     "Guard",
     "Import",
-    "Imported",
+    "ImportProgress",
+    "ImportResult",
     "LargestStep",
     "PendingChange",
-    "Planned",
+    "PendingRequest",
+    "PlannedChange",
     "Preview",
     "Proposal",
-    "Pruned",
+    "PruneResult",
     "Refusal",
     "Required",
     "Retention",
     "StaleFlag",
-    "Step",
-    "Swept",
+    "SweepResult",
     "Verdict",
-    "Waiting",
     "Writer",
     "denials",
     "entries",
-    "erase",
+    "erase_actor",
     "grants",
     "limits",
-    "prunable",
+    "list_prunable",
     "prune",
     "stale_flags",
     "verify",

@@ -28,15 +28,15 @@ from flagkit._core.model.changes import ACCESS, GRANTS, LIMITS, SEGMENTS, Policy
 from flagkit._core.model.documents import METADATA
 from flagkit._core.model.values import is_same
 from flagkit._core.storage.layout import DENIAL_OPERATIONS_MAX
-from flagkit._core.storage.reader import Reading
-from flagkit._core.storage.store import Store, checked_store
+from flagkit._core.storage.reader import EnvironmentReader
+from flagkit._core.storage.store import Store, check_store
 from flagkit.errors import AccessDeniedError, RateLimitedError, StoreError
 from flagkit.writer.operations import Operation, SetState, get_grants, get_limits
 
 _log = Log("flagkit.writer")
 
-Action: TypeAlias = Literal["edit", "pause", "release", "break glass", "grant"]
-MAY: Final[Mapping[Action, tuple[Role, ...]]] = {
+AccessAction: TypeAlias = Literal["edit", "pause", "release", "break glass", "grant"]
+ROLES_BY_ACTION: Final[Mapping[AccessAction, tuple[Role, ...]]] = {
     "edit": ("editor", "releaser", "admin"),
     "pause": ("editor", "releaser", "admin"),
     "release": ("releaser", "admin"),
@@ -48,18 +48,18 @@ MAY: Final[Mapping[Action, tuple[Role, ...]]] = {
 To edit changes nothing that anybody is served, to release does; to break glass passes guards by.
 """
 
-Need: TypeAlias = tuple[Action, str]
+Permission: TypeAlias = tuple[AccessAction, str]
 """What a change does, and the key that it does it to; of grants, the namespace."""
 
 
-class _Inactive(Struct):
+class _InactiveFlag(Struct):
     """The fields that say what a flag serves unless it is active. Other fields are not read."""
 
     state: str = "active"
     off: str | None = None
 
 
-_decode_inactive = msgspec.msgpack.Decoder(_Inactive).decode
+_decode_inactive = msgspec.msgpack.Decoder(_InactiveFlag).decode
 
 
 class Denial(Struct, frozen=True):
@@ -75,7 +75,7 @@ class Denial(Struct, frozen=True):
 
 def grants(store: Store) -> tuple[Grant, ...]:
     """Return the grants of an environment, ordered by actor and role; none where it is open."""
-    with checked_store(store).reading() as reading:
+    with check_store(store).open_reader() as reading:
         return get_grants(reading.access.get(GRANTS)).grants
 
 
@@ -90,11 +90,11 @@ def denials(store: Store) -> list[Denial]:
             document["reason"],
             tuple(document["operations"]),
         )
-        for document in checked_store(store).denials.all()
+        for document in check_store(store).denials.read_all()
     ]
 
 
-def check_access(reading: Reading, actor: str, needed: Iterable[Need]) -> None:
+def check_access(reading: EnvironmentReader, actor: str, permissions: Iterable[Permission]) -> None:
     """Refuse a planned change that its actor may not make.
 
     Raises:
@@ -103,16 +103,18 @@ def check_access(reading: Reading, actor: str, needed: Iterable[Need]) -> None:
     held = reading.access.get(GRANTS)
     if held is None:
         return
-    denied = first_denied(decode_grants(held.policy), actor, needed)
+    denied = find_denied_permission(decode_grants(held.policy), actor, permissions)
     if denied is not None:
         action, key = denied
-        raise AccessDeniedError(actor, action, key, reading.tip.environment, MAY[action])
+        raise AccessDeniedError(
+            actor, action, key, reading.tip.environment, ROLES_BY_ACTION[action]
+        )
 
 
 def log_denial(
     store: Store,
     now: datetime,
-    denied: AccessDeniedError,
+    denial: AccessDeniedError,
     reason: str,
     operations: Sequence[Operation],
 ) -> None:
@@ -124,39 +126,44 @@ def log_denial(
         {"operation": type(operation).__struct_config__.tag, "key": operation.key}
         for operation in operations[:DENIAL_OPERATIONS_MAX]
     ]
-    what = {"actor": denied.actor, "action": denied.action, "key": denied.key}
+    what = {"actor": denial.actor, "action": denial.action, "key": denial.key}
     try:
         store.denials.add(now, {**what, "reason": reason, "operations": asked})
     except StoreError as error:
         _log.warning("a denial could not be logged: %s", error)
 
 
-def first_denied(held: Grants, actor: str, needed: Iterable[Need]) -> Need | None:
+def find_denied_permission(
+    held: Grants, actor: str, permissions: Iterable[Permission]
+) -> Permission | None:
     """Return the first need that no grant of an actor covers, None if all are covered."""
     mine = [grant for grant in held.grants if grant.actor == actor]
-    for action, key in needed:
-        if not any(grant.role in MAY[action] and grant.covers(key) for grant in mine):
+    for action, key in permissions:
+        if not any(grant.role in ROLES_BY_ACTION[action] and grant.covers(key) for grant in mine):
             return action, key
     return None
 
 
-def needs(
-    operations: Iterable[Operation], changes: Iterable[PolicyChange], *, breaks_glass: bool = False
-) -> list[Need]:
+def list_required_permissions(
+    operations: Iterable[Operation],
+    changes: Iterable[PolicyChange],
+    *,
+    is_bypassing_guards: bool = False,
+) -> list[Permission]:
     """Return what a change does to which keys. One that does nothing at all is an edit of all."""
-    found: dict[Need, None] = {}
+    found: dict[Permission, None] = {}
     changed = {change.id: change for change in changes}
     for change in changed.values():
-        found |= dict.fromkeys(_needs_of(change))
-        if breaks_glass:
+        found |= dict.fromkeys(_list_change_permissions(change))
+        if is_bypassing_guards:
             found["break glass", change.id[1] if change.id[0] != ACCESS else ""] = None
     for operation in operations:
         if operation.policy_id not in changed:
-            found[_need_of_nothing(operation)] = None
+            found[_get_noop_permission(operation)] = None
     return [*found] or [("edit", "")]
 
 
-def _need_of_nothing(operation: Operation) -> Need:
+def _get_noop_permission(operation: Operation) -> Permission:
     """Return what it takes to ask for what is so already: it is a revision all the same."""
     if operation.region == ACCESS:
         return "grant", ""
@@ -164,15 +171,15 @@ def _need_of_nothing(operation: Operation) -> Need:
     return "pause" if pauses else "edit", operation.key
 
 
-def _needs_of(change: PolicyChange) -> list[Need]:
+def _list_change_permissions(change: PolicyChange) -> list[Permission]:
     if change.id == GRANTS:
-        differing = get_grants(change.before).scopes() ^ get_grants(change.after).scopes()
+        differing = get_grants(change.before).list_scopes() ^ get_grants(change.after).list_scopes()
         return [("grant", namespace) for namespace in sorted({item[2] for item in differing})]
     region, key = change.id
-    return [(action_of(change), "" if region == ACCESS else key)]
+    return [(classify_change(change), "" if region == ACCESS else key)]
 
 
-def action_of(change: PolicyChange) -> Action:
+def classify_change(change: PolicyChange) -> AccessAction:
     """Return what a change does to a policy, judged by what the states before and after serve.
 
     Whatever could change any answer is a release. A change is an edit only where the two states
@@ -183,11 +190,11 @@ def action_of(change: PolicyChange) -> Action:
     if change.after is None:
         return "release"
     if change.before is None:
-        return _action_of_creating(change.after)
-    return _action_of_updating(change.before, change.after)
+        return _classify_creation(change.after)
+    return _classify_update(change.before, change.after)
 
 
-def _action_of_creating(state: PolicyState) -> Action:
+def _classify_creation(state: PolicyState) -> AccessAction:
     """Return what creating a policy does: nobody refers to a new segment yet."""
     if state.region == SEGMENTS:
         return "edit"
@@ -198,8 +205,8 @@ def _action_of_creating(state: PolicyState) -> Action:
     return "release" if serves else "edit"
 
 
-def _action_of_updating(old: PolicyState, new: PolicyState) -> Action:
-    before, after = _served(old), _served(new)
+def _classify_update(old: PolicyState, new: PolicyState) -> AccessAction:
+    before, after = _extract_served_fields(old), _extract_served_fields(new)
     if is_same(before, after):
         return "edit"
     if old.region == SEGMENTS:
@@ -207,10 +214,12 @@ def _action_of_updating(old: PolicyState, new: PolicyState) -> Action:
     if _is_active(before) and is_same(after, {**before, "state": "paused"}):
         return "pause"
     is_idle = not _is_active(before) and not _is_active(after)
-    return "edit" if is_idle and is_same(_off(before), _off(after)) else "release"
+    return (
+        "edit" if is_idle and is_same(_get_off_value(before), _get_off_value(after)) else "release"
+    )
 
 
-def _served(state: PolicyState) -> dict[str, Any]:
+def _extract_served_fields(state: PolicyState) -> dict[str, Any]:
     """Return the part of a policy's document that answers depend on."""
     policy = {name: value for name, value in state.policy.items() if name not in METADATA}
     return policy if state.region == SEGMENTS else {"state": "active", **policy}
@@ -220,12 +229,12 @@ def _is_active(policy: Mapping[str, Any]) -> bool:
     return bool(policy["state"] == "active")
 
 
-def _off(policy: Mapping[str, Any]) -> list[Any]:
+def _get_off_value(policy: Mapping[str, Any]) -> list[Any]:
     off = policy.get("off")
     return [] if off is None else [off, policy["variants"][off]]
 
 
-EVERYBODY: Final = "*"
+ALL_ACTORS: Final = "*"
 """The name of the bucket of all actors."""
 _NAME_LENGTH: Final = 16
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -234,12 +243,12 @@ _MICROSECOND = timedelta(microseconds=1)
 
 def limits(store: Store) -> Limits:
     """Return the limits of an environment."""
-    with checked_store(store).reading() as reading:
+    with check_store(store).open_reader() as reading:
         return get_limits(reading.access.get(LIMITS))
 
 
-def buckets_after(
-    reading: Reading, actor: str, secret: Callable[[], bytes | None], *, is_limited: bool
+def compute_buckets(
+    reading: EnvironmentReader, actor: str, secret: Callable[[], bytes | None], *, is_limited: bool
 ) -> dict[str, int]:
     """Return the buckets as a change leaves them; those that are full are left out.
 
@@ -257,14 +266,14 @@ def buckets_after(
     if not is_limited:
         return buckets
     if held.actor is None:
-        everybody = {name: buckets[name] for name in buckets.keys() & {EVERYBODY}}
-        return taken(held, everybody, "", now)
+        everybody = {name: buckets[name] for name in buckets.keys() & {ALL_ACTORS}}
+        return take_tokens(held, everybody, "", now)
     key = secret()
-    mine = "" if key is None else actor_bucket(key, actor)
-    return taken(held, buckets, mine, now)
+    mine = "" if key is None else hash_actor_bucket(key, actor)
+    return take_tokens(held, buckets, mine, now)
 
 
-def taken(held: Limits, buckets: Mapping[str, int], mine: str, now: int) -> dict[str, int]:
+def take_tokens(held: Limits, buckets: Mapping[str, int], mine: str, now: int) -> dict[str, int]:
     """Return buckets with a token taken from the actor's, and one from all actors'.
 
     Args:
@@ -279,55 +288,61 @@ def taken(held: Limits, buckets: Mapping[str, int], mine: str, now: int) -> dict
     after = {**buckets}
     for name, whose, limit in (
         (mine, "actor", held.actor),
-        (EVERYBODY, "environment", held.environment),
+        (ALL_ACTORS, "environment", held.environment),
     ):
         if limit is None:
             after.pop(name, None)
             continue
         # What is stored may be of another limit, or was changed past the writer.
-        full_at = min(buckets.get(name, now), limit.full_by(now))
-        free_at = limit.free_at(full_at)
+        full_at = min(buckets.get(name, now), limit.find_full_time(now))
+        free_at = limit.find_token_time(full_at)
         if free_at > now:
             wait = (free_at - now) / 1e6
             raise RateLimitedError(whose, _EPOCH + free_at * _MICROSECOND, wait)
-        after[name] = limit.taken(full_at, now)
+        after[name] = limit.take_token(full_at, now)
     return after
 
 
-def actor_bucket(key: bytes, actor: str) -> str:
+def hash_actor_bucket(key: bytes, actor: str) -> str:
     """Return the name of an actor's bucket, by which a reader of the head cannot test a guess."""
     return hmac.digest(key, actor.encode(), "sha256").hex()[:_NAME_LENGTH]
 
 
-UNLIMITED: Final[frozenset[Action]] = frozenset(("pause", "grant"))
+UNLIMITED_ACTIONS: Final[frozenset[AccessAction]] = frozenset(("pause", "grant"))
 """What takes no token of a rate limit: pauses and changes of access."""
 
 
-class Terms:
+class CommitPolicy:
     """The terms of most changes: their actor has the roles that they take."""
 
     has_own_request = False
     """Whether the library names the request, so that what has its name is the same request."""
 
-    def check(self, reading: Reading) -> None:
+    def check(self, reading: EnvironmentReader) -> None:
         """Refuse a change that may not be made at all, before it is planned."""
 
-    def needed(
+    def list_required_permissions(
         self,
         operations: Sequence[Operation],
         changes: Iterable[PolicyChange],
         *,
-        breaks_glass: bool,
-    ) -> list[Need]:
+        is_bypassing_guards: bool,
+    ) -> list[Permission]:
         """Return what roles are asked for."""
-        return needs(operations, changes, breaks_glass=breaks_glass)
+        return list_required_permissions(
+            operations, changes, is_bypassing_guards=is_bypassing_guards
+        )
 
-    def is_limited(self, needed: Collection[Need]) -> bool:
+    def is_limited(self, permissions: Collection[Permission]) -> bool:
         """Tell whether the change takes a token: all do but those that stop harm."""
-        return not needed or any(action not in UNLIMITED for action, _ in needed)
+        return not permissions or any(action not in UNLIMITED_ACTIONS for action, _ in permissions)
 
-    def approvers(
-        self, reading: Reading, actor: str, needed: Sequence[Need], changes: Sequence[PolicyChange]
+    def get_approvers(
+        self,
+        reading: EnvironmentReader,
+        actor: str,
+        permissions: Sequence[Permission],
+        changes: Sequence[PolicyChange],
     ) -> tuple[str, ...]:
         """Return who approved of a planned change, or refuse it.
 
@@ -335,9 +350,9 @@ class Terms:
             AccessDeniedError: its actor may not make it.
         """
         del changes
-        check_access(reading, actor, needed)
+        check_access(reading, actor, permissions)
         return ()
 
-    def recorded(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
+    def complete_audit_content(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what the audit is to have of a change, now that it meets the terms."""
         return content

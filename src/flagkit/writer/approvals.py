@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, TypeAlias, cast
 import msgspec
 from msgspec import Struct
 
-from flagkit._core.arguments import count, instance
+from flagkit._core.arguments import check_count, instance
 from flagkit._core.model import EVERYWHERE, decode
 from flagkit._core.model.access import ACTOR_LENGTH_MAX, decode_grants
 from flagkit._core.model.changes import (
@@ -30,13 +30,13 @@ from flagkit._core.model.changes import (
     PolicyChange,
     PolicyId,
     PolicyState,
-    next_change,
+    build_next_change,
 )
-from flagkit._core.model.flags import segments_of
+from flagkit._core.model.flags import collect_flag_segments
 from flagkit._core.secrets import DataKeys
-from flagkit._core.storage.documents import fitting
+from flagkit._core.storage.documents import encode_change
 from flagkit._core.storage.layout import ERASED
-from flagkit._core.storage.reader import Reading
+from flagkit._core.storage.reader import EnvironmentReader
 from flagkit._core.storage.requests import PROPOSE
 from flagkit._core.storage.store import Store
 from flagkit._core.storage.validation import FORM_FAULTS
@@ -54,37 +54,37 @@ from flagkit.errors import (
     StoreUnavailableError,
 )
 from flagkit.writer.access import (
-    Need,
-    Terms,
-    buckets_after,
+    CommitPolicy,
+    Permission,
     check_access,
-    first_denied,
+    compute_buckets,
+    find_denied_permission,
+    list_required_permissions,
     log_denial,
-    needs,
 )
-from flagkit.writer.commit import application_of, closing_of
+from flagkit.writer.commit import format_application_request, format_closing_request
 from flagkit.writer.draft import Commit, Draft
-from flagkit.writer.ledger import differences, sentences
+from flagkit.writer.ledger import format_actions, format_differences
 from flagkit.writer.operations import (
-    RELIED,
+    APPLICATION_FIELDS,
     Operation,
+    build_decision_content,
     check_readable,
-    decision,
-    digest_of,
-    documents_of,
-    operations_of,
-    policies_of,
-    request_digest,
+    decode_operations,
+    encode_operations,
+    hash_content,
+    hash_request,
+    list_policies,
 )
-from flagkit.writer.planning import Plan, plan
-from flagkit.writer.shortcuts import Asked, SegmentWorkflows
+from flagkit.writer.planning import ChangePlan, plan
+from flagkit.writer.shortcuts import ChangeOptions, SegmentShortcuts
 
 _ANY_VERSION: Final = 0
 
-Which: TypeAlias = Literal["exact", "seen", "all", "overridden"]
+DependencyScope: TypeAlias = Literal["exact", "seen", "all", "overridden"]
 
 
-class Version(Struct, frozen=True, order=True):
+class RegionVersion(Struct, frozen=True, order=True):
     """The version of a flag or a segment, of which each region has its own."""
 
     region: str
@@ -106,14 +106,14 @@ class Dependency(Struct, frozen=True, kw_only=True):
     """
 
     key: str
-    which: Which
+    which: DependencyScope
     region: str = EVERYWHERE
     but: tuple[str, ...] = ()
-    versions: tuple[Version, ...] = ()
+    versions: tuple[RegionVersion, ...] = ()
 
-    def moved(self, now: Sequence[Version]) -> tuple[PolicyId, str] | None:
+    def find_moved_policy(self, now: Sequence[RegionVersion]) -> tuple[PolicyId, str] | None:
         """Return what has another version now, and in words which; None if nothing has."""
-        then_by, now_by = _by_region(self.versions), _by_region(now)
+        then_by, now_by = _index_by_region(self.versions), _index_by_region(now)
         # A new override takes nothing but a region from what was proposed.
         regions = then_by if self.which == "overridden" else then_by | now_by
         differing = [region for region in regions if then_by.get(region) != now_by.get(region)]
@@ -125,20 +125,22 @@ class Dependency(Struct, frozen=True, kw_only=True):
             return (region, self.key), f"is not overridden in {region} any more"
         kind = "a segment" if region == SEGMENTS else "a flag"
         where = "" if region in (SEGMENTS, EVERYWHERE) else f", in {region}"
-        change = moved(then_by.get(region), now_by.get(region))
+        change = describe_version_change(then_by.get(region), now_by.get(region))
         return (region, self.key), f"({kind} that it depends on{where}) {change}"
 
 
-def moved(then: int | None, now: int | None) -> str:
+def describe_version_change(then: int | None, now: int | None) -> str:
     """Return in words how a version differs from what it was; None is of what is not there."""
     there = "is not there any more" if now is None else f"is at version {now}"
     return f"{there}, and {'was not there' if then is None else f'was at {then}'}"
 
 
-def dependencies_of(reading: Reading, changes: Iterable[PolicyChange]) -> list[Dependency]:
+def find_dependencies(
+    reading: EnvironmentReader, changes: Iterable[PolicyChange]
+) -> list[Dependency]:
     """Return all that the flags of a planned change depend on, as it stands at a reading."""
-    found = _Walk(reading, changes).run()
-    versions = standing(reading, found)
+    found = _DependencyWalker(reading, changes).run()
+    versions = read_dependency_versions(reading, found)
     return [
         msgspec.structs.replace(dependency, versions=there)
         for dependency, there in zip(found, versions, strict=True)
@@ -146,52 +148,54 @@ def dependencies_of(reading: Reading, changes: Iterable[PolicyChange]) -> list[D
     ]
 
 
-def standing(reading: Reading, dependencies: Sequence[Dependency]) -> list[tuple[Version, ...]]:
+def read_dependency_versions(
+    reading: EnvironmentReader, dependencies: Sequence[Dependency]
+) -> list[tuple[RegionVersion, ...]]:
     """Return the versions that dependencies have at a reading, each sorted by region."""
     segments = {item.key for item in dependencies if item.region == SEGMENTS}
     flags = {item.key for item in dependencies if item.region != SEGMENTS}
     by_key: dict[str, dict[str, int]] = {}
-    for (region, key), state in reading.find(flags).items() if flags else ():
+    for (region, key), state in reading.find_flags(flags).items() if flags else ():
         by_key.setdefault(key, {})[region] = state.version
-    found = reading.segments(segments) if segments else {}
-    versions: list[tuple[Version, ...]] = []
+    found = reading.find_segments(segments) if segments else {}
+    versions: list[tuple[RegionVersion, ...]] = []
     for item in dependencies:
         if item.region != SEGMENTS:
-            there = _chosen(by_key.get(item.key, {}), item)
+            there = _select_regions(by_key.get(item.key, {}), item)
         elif (SEGMENTS, item.key) in found:
             there = {SEGMENTS: found[SEGMENTS, item.key].version}
         else:
             there = {}
-        versions.append(tuple(sorted(Version(*pair) for pair in there.items())))
+        versions.append(tuple(sorted(RegionVersion(*pair) for pair in there.items())))
     return versions
 
 
-def dependency_documents(dependencies: Iterable[Dependency]) -> list[dict[str, Any]]:
+def encode_dependencies(dependencies: Iterable[Dependency]) -> list[dict[str, Any]]:
     """Return the documents that a proposal has of its dependencies."""
     return [msgspec.to_builtins(dependency) for dependency in dependencies]
 
 
-class _Walk:
+class _DependencyWalker:
     """The way from the flags that a change touches to all that they depend on."""
 
-    def __init__(self, reading: Reading, changes: Iterable[PolicyChange]) -> None:
+    def __init__(self, reading: EnvironmentReader, changes: Iterable[PolicyChange]) -> None:
         self._reading = reading
         self._changes = {
             change.id: change for change in changes if change.id[0] not in (SEGMENTS, ACCESS)
         }
         self._states: dict[str, dict[str, PolicyState]] = {}
         self._found: dict[Dependency, None] = {}
-        self._next: list[Dependency] = []
+        self._queue: list[Dependency] = []
 
     def run(self) -> list[Dependency]:
-        self._learn({key for _, key in self._changes})
+        self._load_states({key for _, key in self._changes})
         for change in self._changes.values():
             self._begin(change)
-        while self._next:
-            some, self._next = self._next, []
-            self._learn({item.key for item in some})
+        while self._queue:
+            some, self._queue = self._queue, []
+            self._load_states({item.key for item in some})
             for item in some:
-                for state in self._seen(item):
+                for state in self._iter_states(item):
                     self._follow(state, item)
         return [*self._found]
 
@@ -202,7 +206,7 @@ class _Walk:
             stay = [
                 other
                 for other in self._states[key]
-                if other != EVERYWHERE and self._after((other, key)) is not None
+                if other != EVERYWHERE and self._find_state_after((other, key)) is not None
             ]
             self._found[Dependency(key=key, which="overridden")] = None
             scope = Dependency(key=key, which="all", but=tuple(sorted(stay)))
@@ -212,7 +216,7 @@ class _Walk:
                 # An override that comes or goes hides, or bares, the flag of all regions.
                 bare = Dependency(key=key, which="exact")
                 self._found[bare] = None
-                sides += self._seen(bare)
+                sides += self._iter_states(bare)
         for side in sides:
             self._follow(side, scope)
 
@@ -221,40 +225,40 @@ class _Walk:
         if b"$segment" not in state.packed and b"prerequisites" not in state.packed:
             return
         flag = decode(state.policy, stored=True)
-        for segment in sorted(segments_of(flag)):
+        for segment in sorted(collect_flag_segments(flag)):
             self._found[Dependency(key=segment, which="exact", region=SEGMENTS)] = None
         for needed in flag.prerequisites:
             item = msgspec.structs.replace(scope, key=needed.flag)
             if item not in self._found:
                 self._found[item] = None
-                self._next.append(item)
+                self._queue.append(item)
 
-    def _seen(self, item: Dependency) -> Iterator[PolicyState]:
+    def _iter_states(self, item: Dependency) -> Iterator[PolicyState]:
         """Yield the flags that a dependency is on, before the change and after it."""
         before = self._states.get(item.key, {})
-        yield from _chosen(before, item).values()
+        yield from _select_regions(before, item).values()
         after = {
             region: state
             for region in {*before, *(region for region, key in self._changes if key == item.key)}
-            if (state := self._after((region, item.key))) is not None
+            if (state := self._find_state_after((region, item.key))) is not None
         }
-        yield from _chosen(after, item).values()
+        yield from _select_regions(after, item).values()
 
-    def _after(self, identity: PolicyId) -> PolicyState | None:
+    def _find_state_after(self, identity: PolicyId) -> PolicyState | None:
         change = self._changes.get(identity)
         if change is not None:
             return change.after
         return self._states.get(identity[1], {}).get(identity[0])
 
-    def _learn(self, keys: set[str]) -> None:
+    def _load_states(self, keys: set[str]) -> None:
         new = keys - self._states.keys()
         if new:
             self._states |= {key: {} for key in new}
-            for (region, key), state in self._reading.find(new).items():
+            for (region, key), state in self._reading.find_flags(new).items():
                 self._states[key][region] = state
 
 
-def _chosen(by_region: Mapping[str, Any], item: Dependency) -> dict[str, Any]:
+def _select_regions(by_region: Mapping[str, Any], item: Dependency) -> dict[str, Any]:
     """Return those of a flag's states, or versions, that a dependency is on."""
     match item.which:
         case "exact":
@@ -268,24 +272,27 @@ def _chosen(by_region: Mapping[str, Any], item: Dependency) -> dict[str, Any]:
     return {region: by_region[region] for region in regions if region in by_region}
 
 
-def _by_region(versions: Iterable[Version]) -> dict[str, int]:
+def _index_by_region(versions: Iterable[RegionVersion]) -> dict[str, int]:
     return {item.region: item.version for item in versions}
 
 
-Says: TypeAlias = Literal["approve", "reject", "withdraw"]
-State: TypeAlias = Literal["open", "void", "applied", "rejected", "withdrawn"]
+Decision: TypeAlias = Literal["approve", "reject", "withdraw"]
+ProposalState: TypeAlias = Literal["open", "void", "applied", "rejected", "withdrawn"]
 
 _REASON_LENGTH_MAX: Final = 1_000
 _UNKNOWN_TIME: Final = datetime(1970, 1, 1, tzinfo=UTC)
 """What is told of a proposal that was changed past the writer is bounded, and has some time."""
-_CLOSED: Final[Mapping[str, State]] = {"reject": "rejected", "withdraw": "withdrawn"}
+_STATE_BY_DECISION: Final[Mapping[str, ProposalState]] = {
+    "reject": "rejected",
+    "withdraw": "withdrawn",
+}
 
 
 class Verdict(Struct, frozen=True):
     """What an actor said of a proposal; whether it counts, the roles at its application say."""
 
     actor: str
-    verdict: Says
+    verdict: Decision
     reason: str
     time: datetime
 
@@ -305,25 +312,27 @@ class Proposal(Struct, frozen=True):
     time: datetime
     actions: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
-    state: State
+    state: ProposalState
     problem: str = ""
     revision: int | None = None
     differences: tuple[str, ...] = ()
 
 
-def proposal_in(store: Store, proposal: str) -> Proposal:
+def read_proposal(store: Store, proposal: str) -> Proposal:
     """Return a proposal, with what would come of it now.
 
     Raises:
         ProposalNotFoundError: there is none of that name.
         StoreError: it was changed past the writer.
     """
-    name = checked_proposal(proposal)
-    with store.reading() as reading:
-        return told(reading, read(name, reading.said_of(name)), whole=True)
+    name = check_proposal_name(proposal)
+    with store.open_reader() as reading:
+        return resolve_proposal(
+            reading, decode_proposal(name, reading.read_proposal(name)), with_differences=True
+        )
 
 
-def checked_proposal(proposal: object) -> str:
+def check_proposal_name(proposal: object) -> str:
     """Return the name of a proposal, if it is text.
 
     Raises:
@@ -332,17 +341,21 @@ def checked_proposal(proposal: object) -> str:
     return instance(proposal, str, "proposal", "pass its name, as in Proposal.id")
 
 
-def proposals_in(store: Store, limit: int = 20) -> list[Proposal]:
+def list_proposals(store: Store, limit: int = 20) -> list[Proposal]:
     """Return the proposals of an environment, the newest first, without their differences.
 
     One that was changed past the writer is void, and its `problem` says what is wrong.
     """
-    said = store.proposals.said(store.proposals.newest(limit))
+    said = store.proposals.read_many(store.proposals.list_newest(limit))
     found: list[Proposal] = []
-    with store.reading() as reading:
+    with store.open_reader() as reading:
         for proposal, documents in said.items():
             try:
-                found.append(told(reading, read(proposal, documents), whole=False))
+                found.append(
+                    resolve_proposal(
+                        reading, decode_proposal(proposal, documents), with_differences=False
+                    )
+                )
             except (StoreUnavailableError, ClosedError):
                 raise
             except ProposalNotFoundError:
@@ -350,11 +363,11 @@ def proposals_in(store: Store, limit: int = 20) -> list[Proposal]:
                 continue
             except StoreError as error:
                 # The others are none the worse for it.
-                found.append(_altered(proposal, documents, str(error)))
+                found.append(_build_altered_proposal(proposal, documents, str(error)))
     return found
 
 
-class Proposed(Struct, frozen=True):
+class StoredProposal(Struct, frozen=True):
     """A proposal as it is stored."""
 
     id: str
@@ -362,47 +375,51 @@ class Proposed(Struct, frozen=True):
     reason: str
     time: datetime
     documents: list[dict[str, Any]]
-    touched: dict[PolicyId, int | None]
-    depends: tuple[Dependency, ...]
+    touched_versions: dict[PolicyId, int | None]
+    dependencies: tuple[Dependency, ...]
     digest: str
     verdicts: tuple[Verdict, ...]
 
     @property
     def operations(self) -> list[Operation]:
         """What was proposed."""
-        return operations_of(self.documents)
+        return decode_operations(self.documents)
 
 
-class Application(Terms):
+class ApplyProposal(CommitPolicy):
     """The terms of applying a proposal: it is open, unmoved and approved of."""
 
     has_own_request = True
 
-    def __init__(self, found: Proposed, applier: str) -> None:
-        self._found = found
+    def __init__(self, proposal: StoredProposal, applier: str) -> None:
+        self._proposal = proposal
         self._applier = applier
         self._approvers: tuple[str, ...] = ()
-        self._earlier: Mapping[str, Any] | None = None
+        self._earlier_request: Mapping[str, Any] | None = None
 
-    def check(self, reading: Reading) -> None:
+    def check(self, reading: EnvironmentReader) -> None:
         """Refuse it, if it was closed, or if something that it touches has moved."""
-        found = read(self._found.id, reading.said_of(self._found.id))
-        if found.digest != self._found.digest:
+        found = decode_proposal(self._proposal.id, reading.read_proposal(self._proposal.id))
+        if found.digest != self._proposal.digest:
             raise StoreError(f"the proposal {found.id} was changed past the writer: propose anew")
-        self._found = found
-        check_open(reading, self._found)
-        _check_unmoved(reading, self._found)
-        self._earlier = reading.asked(application_of(found.id))
+        self._proposal = found
+        check_open(reading, self._proposal)
+        _check_versions(reading, self._proposal)
+        self._earlier_request = reading.find_request(format_application_request(found.id))
 
-    def approvers(
-        self, reading: Reading, actor: str, needed: Sequence[Need], changes: Sequence[PolicyChange]
+    def get_approvers(
+        self,
+        reading: EnvironmentReader,
+        actor: str,
+        permissions: Sequence[Permission],
+        changes: Sequence[PolicyChange],
     ) -> tuple[str, ...]:
         """Return who approved of it, and may make the change."""
-        found = self._found
-        _check_same(reading, found, changes)
+        found = self._proposal
+        _check_touched(reading, found, changes)
         for who in (actor, self._applier):
-            check_access(reading, who, lesser(needed))
-        approvers = _approvers(reading, found, needed)
+            check_access(reading, who, list_proposing_permissions(permissions))
+        approvers = _list_approvers(reading, found, permissions)
         if not approvers:
             asked = [verdict.actor for verdict in found.verdicts if verdict.verdict == "approve"]
             lost = f": {', '.join(asked)} may not make this change" if asked else ""
@@ -411,7 +428,7 @@ class Application(Terms):
                 " have somebody approve of it who may make the change"
             )
         # What an attempt has recorded that came to nothing stays on record, so it must still hold.
-        gone = [who for who in self._relied_on() if who not in approvers]
+        gone = [who for who in self._list_recorded_approvers() if who not in approvers]
         if gone:
             raise NotApprovedError(
                 f"{found.id} was about to be applied on the approval of {', '.join(gone)}, which"
@@ -420,20 +437,20 @@ class Application(Terms):
         self._approvers = approvers
         return approvers
 
-    def recorded(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
+    def complete_audit_content(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what the audit is to have: also what the application relies on.
 
         Raises:
             RequestConflictError: something else is on record in its place.
         """
-        found, earlier = self._found, self._earlier
+        found, earlier = self._proposal, self._earlier_request
         approved = {"digest": found.digest, "by": [*self._approvers]}
         whole: dict[str, Any] = {**content, "proposal": found.id, "applied_by": self._applier}
         if earlier is None:
             whole["approved"] = approved
         else:
-            whole |= {name: earlier[name] for name in RELIED if name in earlier}
-        whole["digest"] = request_digest(whole)
+            whole |= {name: earlier[name] for name in APPLICATION_FIELDS if name in earlier}
+        whole["digest"] = hash_request(whole)
         if earlier is not None and (
             whole["digest"] != earlier.get("digest") or whole["proposal"] != found.id
         ):
@@ -443,81 +460,85 @@ class Application(Terms):
             )
         return whole
 
-    def _relied_on(self) -> list[str]:
+    def _list_recorded_approvers(self) -> list[str]:
         """Return the approvals that an earlier attempt has recorded."""
         try:
-            return msgspec.convert((self._earlier or {}).get("approved", {}), _Approved).by
+            return msgspec.convert(
+                (self._earlier_request or {}).get("approved", {}), _RecordedApprovals
+            ).by
         except msgspec.ValidationError:
             # It is refused when it is compared with what is to be recorded.
             return []
 
 
-class Closing(Terms):
+class CloseProposal(CommitPolicy):
     """The terms of closing a proposal: it is not applied."""
 
-    def __init__(self, found: Proposed, needed: list[Need]) -> None:
-        self._found = found
-        self._needed = needed
+    def __init__(self, proposal: StoredProposal, permissions: list[Permission]) -> None:
+        self._proposal = proposal
+        self._permissions = permissions
 
-    def check(self, reading: Reading) -> None:
+    def check(self, reading: EnvironmentReader) -> None:
         """Refuse to close what was applied, or closed otherwise."""
-        _check_unapplied(reading, self._found)
-        closed = _closed_by_ledger(reading, self._found.id)
+        _check_not_applied(reading, self._proposal)
+        closed = _find_closing_state(reading, self._proposal.id)
         if closed is not None:
-            raise ProposalClosedError(f"{self._found.id} was {closed}: nothing more is to be done")
+            raise ProposalClosedError(
+                f"{self._proposal.id} was {closed}: nothing more is to be done"
+            )
 
-    def needed(self, *_: object, **__: object) -> list[Need]:
+    def list_required_permissions(self, *_: object, **__: object) -> list[Permission]:
         """Return what it takes to close it."""
-        return self._needed
+        return self._permissions
 
-    def is_limited(self, needed: Collection[Need]) -> bool:
+    def is_limited(self, permissions: Collection[Permission]) -> bool:
         """Tell that it takes a token: whatever roles it takes, it stops no harm."""
-        del needed
+        del permissions
         return True
 
 
-class _Identity(Struct, frozen=True):
+class _VerdictId(Struct, frozen=True):
     proposal: str
     actor: str
     verdict: Literal["propose", "approve", "reject", "withdraw"]
 
 
-class _Touched(Struct, frozen=True):
+class _TouchedPolicy(Struct, frozen=True):
     region: str
     key: str
     version: int | None
 
 
-class _Said(Struct, frozen=True, kw_only=True, rename={"identity": "_id"}):
+class _VerdictDocument(Struct, frozen=True, kw_only=True, rename={"identity": "_id"}):
     """The form of what is said of a proposal, as it is stored."""
 
-    identity: _Identity
+    identity: _VerdictId
     time: datetime
     reason: str
     digest: str
     seal: str = ERASED
 
 
-class _Approved(Struct):
+class _RecordedApprovals(Struct):
     by: list[str] = []
 
 
-class _Made(_Said, frozen=True, kw_only=True):
+class _ProposalDocument(_VerdictDocument, frozen=True, kw_only=True):
     """The form of a proposal, as it is stored."""
 
     operations: list[dict[str, Any]]
-    touched: tuple[_Touched, ...]
+    touched: tuple[_TouchedPolicy, ...]
     depends: tuple[Dependency, ...] = ()
 
 
-def read(proposal: str, documents: Sequence[Mapping[str, Any]]) -> Proposed:
+def decode_proposal(proposal: str, documents: Sequence[Mapping[str, Any]]) -> StoredProposal:
     """Return a proposal from its documents, with the verdicts that are bound to it.
 
     Raises:
         ProposalNotFoundError: it is not among them.
         StoreError: it, or a verdict that is bound to it, was changed past the writer.
     """
-    made = [found for found in documents if verdict_of(found) == PROPOSE]
+    made = [found for found in documents if get_verdict(found) == PROPOSE]
     if not made:
         raise ProposalNotFoundError(
             f"there is no proposal {proposal!r}: see Writer.proposals(), or flagkit approvals list"
@@ -525,35 +546,39 @@ def read(proposal: str, documents: Sequence[Mapping[str, Any]]) -> Proposed:
     try:
         if len(made) > 1:
             raise ValueError("there are two of that name")
-        return _read(proposal, made[0], [found for found in documents if found is not made[0]])
+        return _build_stored_proposal(
+            proposal, made[0], [found for found in documents if found is not made[0]]
+        )
     except (*FORM_FAULTS, InvalidDocumentError) as error:
         raise StoreError(
             f"the proposal {proposal} was changed past the writer ({error!s:.200}): propose it anew"
         ) from error
 
 
-def _read(proposal: str, made: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> Proposed:
-    form = msgspec.convert(made, _Made)
+def _build_stored_proposal(
+    proposal: str, document: Mapping[str, Any], others: Iterable[Mapping[str, Any]]
+) -> StoredProposal:
+    form = msgspec.convert(document, _ProposalDocument)
     actor, digest = form.identity.actor, form.digest
-    if digest not in (ERASED, proposal_digest(actor, made)):
+    if digest not in (ERASED, hash_proposal(actor, document)):
         raise ValueError("it is not what its digest was made of")
     # They must be read back, be it that nobody asks for them here.
-    operations_of(form.operations)
+    decode_operations(form.operations)
     verdicts: list[Verdict] = []
     for said in others:
         bound = said.get("digest")
         if isinstance(bound, str) and bound != digest:
             # It was said of something else.
             continue
-        is_said = msgspec.convert(said, _Said)
+        is_said = msgspec.convert(said, _VerdictDocument)
         who, verdict = is_said.identity.actor, is_said.identity.verdict
         if verdict == "propose":
             raise ValueError("there are two of that name")
-        if is_said.seal not in (ERASED, verdict_seal(proposal, who, verdict, said)):
+        if is_said.seal not in (ERASED, hash_verdict(proposal, who, verdict, said)):
             raise ValueError(f"what {who!r:.200} said of it is not as it was said")
         verdicts.append(Verdict(who, verdict, is_said.reason, is_said.time))
     touched = {(item.region, item.key): item.version for item in form.touched}
-    return Proposed(
+    return StoredProposal(
         proposal,
         actor,
         form.reason,
@@ -566,64 +591,76 @@ def _read(proposal: str, made: Mapping[str, Any], others: Iterable[Mapping[str, 
     )
 
 
-def verdict_of(document: Mapping[str, Any]) -> object:
+def get_verdict(document: Mapping[str, Any]) -> object:
     """Return what verdict a stored document is, whatever it is."""
-    return identity_of(document).get("verdict")
+    return get_identity(document).get("verdict")
 
 
-def identity_of(document: Mapping[str, Any]) -> Mapping[str, object]:
+def get_identity(document: Mapping[str, Any]) -> Mapping[str, object]:
     """Return the `_id` of a stored document; an empty one of what has none of that form."""
     identity = document.get("_id")
     return cast("Mapping[str, object]", identity) if isinstance(identity, Mapping) else {}
 
 
-def proposal_digest(actor: str, made: Mapping[str, Any]) -> str:
+def hash_proposal(actor: str, document: Mapping[str, Any]) -> str:
     """Return what binds approvals to a proposal: the hex SHA-256 of all that it says."""
     # Those of an earlier version have no dependencies.
-    depends = [made["depends"]] if "depends" in made else []
-    said = [actor, made["time"], made["reason"], made["operations"], made["touched"]]
-    return digest_of([*said, *depends])
+    depends = [document["depends"]] if "depends" in document else []
+    said = [
+        actor,
+        document["time"],
+        document["reason"],
+        document["operations"],
+        document["touched"],
+    ]
+    return hash_content([*said, *depends])
 
 
-def verdict_seal(proposal: str, actor: str, verdict: Says, said: Mapping[str, Any]) -> str:
+def hash_verdict(proposal: str, actor: str, verdict: Decision, document: Mapping[str, Any]) -> str:
     """Return what binds a verdict's words to it: the hex SHA-256 of all that it says.
 
     Verdicts of an earlier version have none.
     """
-    return digest_of([proposal, actor, verdict, said["time"], said["reason"], said["digest"]])
+    return hash_content(
+        [proposal, actor, verdict, document["time"], document["reason"], document["digest"]]
+    )
 
 
-def told(reading: Reading, found: Proposed, *, whole: bool) -> Proposal:
-    """Return what became of a proposal; if `whole`, with what would come of it now."""
-    done = reading.commit_of(application_of(found.id))
-    closed: list[State] = [
-        _CLOSED[said.verdict] for said in found.verdicts if said.verdict in _CLOSED
+def resolve_proposal(
+    reading: EnvironmentReader, proposal: StoredProposal, *, with_differences: bool
+) -> Proposal:
+    """Return what became of a proposal; if `with_differences`, with what would come of it now."""
+    done = reading.find_commit(format_application_request(proposal.id))
+    closed: list[ProposalState] = [
+        _STATE_BY_DECISION[said.verdict]
+        for said in proposal.verdicts
+        if said.verdict in _STATE_BY_DECISION
     ]
-    state: State = "open"
+    state: ProposalState = "open"
     problem, lines = "", tuple[str, ...]()
     if done is not None:
         state = "applied"
     elif closed:
         state = closed[0]
-    elif (ledgered := _closed_by_ledger(reading, found.id)) is not None:
+    elif (ledgered := _find_closing_state(reading, proposal.id)) is not None:
         state = ledgered
     else:
         try:
-            _check_unmoved(reading, found)
-            if whole:
-                changes = planned_by(reading, found).changes
-                lines = tuple(line for change in changes for line in differences(change))
+            _check_versions(reading, proposal)
+            if with_differences:
+                changes = plan_proposal(reading, proposal).changes
+                lines = tuple(line for change in changes for line in format_differences(change))
         except (StoreUnavailableError, ClosedError):
             raise
         except FlagkitError as error:
             state, problem = "void", str(error)
     return Proposal(
-        found.id,
-        found.actor,
-        found.reason,
-        found.time,
-        sentences(documents_of(found.operations)),
-        found.verdicts,
+        proposal.id,
+        proposal.actor,
+        proposal.reason,
+        proposal.time,
+        format_actions(encode_operations(proposal.operations)),
+        proposal.verdicts,
         state,
         problem,
         None if done is None else done.revision,
@@ -631,10 +668,12 @@ def told(reading: Reading, found: Proposed, *, whole: bool) -> Proposal:
     )
 
 
-def _altered(proposal: str, documents: Iterable[Mapping[str, Any]], problem: str) -> Proposal:
+def _build_altered_proposal(
+    proposal: str, documents: Iterable[Mapping[str, Any]], problem: str
+) -> Proposal:
     """Return what can be told of a proposal that is not as it was made."""
-    made = next(found for found in documents if verdict_of(found) == PROPOSE)
-    actor, reason, time = identity_of(made).get("actor"), made.get("reason"), made.get("time")
+    made = next(found for found in documents if get_verdict(found) == PROPOSE)
+    actor, reason, time = get_identity(made).get("actor"), made.get("reason"), made.get("time")
     return Proposal(
         proposal,
         actor[:ACTOR_LENGTH_MAX] if isinstance(actor, str) else "",
@@ -647,117 +686,130 @@ def _altered(proposal: str, documents: Iterable[Mapping[str, Any]], problem: str
     )
 
 
-def planned_by(reading: Reading, found: Proposed) -> Plan:
+def plan_proposal(reading: EnvironmentReader, proposal: StoredProposal) -> ChangePlan:
     """Return what a proposal would do now, or refuse it if that is not what was proposed."""
-    _check_unmoved(reading, found)
+    _check_versions(reading, proposal)
     try:
-        planned = plan(found.operations, reading, reading.tip.revision, {})
+        planned = plan(proposal.operations, reading, reading.tip.revision, {})
     except FlagkitError:
         raise
     except FORM_FAULTS as error:
         raise StoreError(
-            f"the proposal {found.id} cannot be planned, so it was changed past the writer"
+            f"the proposal {proposal.id} cannot be planned, so it was changed past the writer"
             f" ({type(error).__name__}: {error!s:.200}): propose it anew"
         ) from error
-    _check_same(reading, found, planned.changes)
+    _check_touched(reading, proposal, planned.changes)
     return planned
 
 
-def check_open(reading: Reading, found: Proposed) -> None:
+def check_open(reading: EnvironmentReader, proposal: StoredProposal) -> None:
     """Refuse a proposal of which nothing more can become."""
-    _check_unapplied(reading, found)
-    for said in found.verdicts:
-        if said.verdict in _CLOSED:
+    _check_not_applied(reading, proposal)
+    for said in proposal.verdicts:
+        if said.verdict in _STATE_BY_DECISION:
             raise ProposalClosedError(
-                f"{found.id} was {_CLOSED[said.verdict]} by {said.actor!r}: propose it anew"
+                f"{proposal.id} was {_STATE_BY_DECISION[said.verdict]} by {said.actor!r}:"
+                " propose it anew"
             )
-    closed = _closed_by_ledger(reading, found.id)
+    closed = _find_closing_state(reading, proposal.id)
     if closed is not None:
-        raise ProposalClosedError(f"{found.id} was {closed}: propose it anew")
+        raise ProposalClosedError(f"{proposal.id} was {closed}: propose it anew")
 
 
-def check_closable(reading: Reading, found: Proposed, says: Says, who: str) -> bool:
-    """Refuse to close a proposal that is not open; return whether `who` has closed it already.
+def check_closable(
+    reading: EnvironmentReader, proposal: StoredProposal, decision: Decision, actor: str
+) -> bool:
+    """Refuse to close a proposal that is not open; return whether `actor` has closed it already.
 
     Then the revision that says so may be missing: the writer may have been killed, or refused for a
     rate limit.
     """
-    if any((said.actor, said.verdict) == (who, says) for said in found.verdicts):
-        _check_unapplied(reading, found)
+    if any((said.actor, said.verdict) == (actor, decision) for said in proposal.verdicts):
+        _check_not_applied(reading, proposal)
         return True
-    check_open(reading, found)
+    check_open(reading, proposal)
     return False
 
 
-def _closed_by_ledger(reading: Reading, proposal: str) -> State | None:
+def _find_closing_state(reading: EnvironmentReader, proposal: str) -> ProposalState | None:
     """Return how a proposal was closed by the ledger, whatever became of its documents."""
-    for says, state in _CLOSED.items():
-        if reading.commit_of(closing_of(proposal, says)) is not None:
+    for says, state in _STATE_BY_DECISION.items():
+        if reading.find_commit(format_closing_request(proposal, says)) is not None:
             return state
     return None
 
 
-def _check_unapplied(reading: Reading, found: Proposed) -> None:
+def _check_not_applied(reading: EnvironmentReader, proposal: StoredProposal) -> None:
     """Refuse a proposal that was applied."""
-    done = reading.commit_of(application_of(found.id))
+    done = reading.find_commit(format_application_request(proposal.id))
     if done is not None:
-        raise ProposalClosedError(f"{found.id} was applied as revision {done.revision}")
+        raise ProposalClosedError(f"{proposal.id} was applied as revision {done.revision}")
 
 
-def _check_unmoved(reading: Reading, found: Proposed) -> None:
+def _check_versions(reading: EnvironmentReader, proposal: StoredProposal) -> None:
     """Refuse a proposal if what it touches, or depends on, has another version than at first."""
-    if found.digest == ERASED:
-        raise ProposalClosedError(f"{found.id} is not as it was made, a person in it was erased")
-    for identity, version in versions_of(reading, found.touched).items():
-        then = found.touched[identity]
+    if proposal.digest == ERASED:
+        raise ProposalClosedError(f"{proposal.id} is not as it was made, a person in it was erased")
+    for identity, version in read_versions(reading, proposal.touched_versions).items():
+        then = proposal.touched_versions[identity]
         if version != then:
-            problem = moved(then, version)
-            raise ProposalVoidError(identity[1], problem, reading.author(identity))
-    for dependency, now in zip(found.depends, standing(reading, found.depends), strict=True):
-        other = dependency.moved(now)
+            problem = describe_version_change(then, version)
+            raise ProposalVoidError(identity[1], problem, reading.find_author(identity))
+    for dependency, now in zip(
+        proposal.dependencies, read_dependency_versions(reading, proposal.dependencies), strict=True
+    ):
+        other = dependency.find_moved_policy(now)
         if other is not None:
             identity, problem = other
-            raise ProposalVoidError(identity[1], problem, reading.author(identity))
+            raise ProposalVoidError(identity[1], problem, reading.find_author(identity))
 
 
-def _check_same(reading: Reading, found: Proposed, changes: Iterable[PolicyChange]) -> None:
+def _check_touched(
+    reading: EnvironmentReader, proposal: StoredProposal, changes: Iterable[PolicyChange]
+) -> None:
     """Refuse a proposal that would change more than was proposed: a rollback of everything may."""
     for change in changes:
-        if change.id not in found.touched:
+        if change.id not in proposal.touched_versions:
             raise ProposalVoidError(
-                change.id[1], "would be changed, too", reading.author(change.id)
+                change.id[1], "would be changed, too", reading.find_author(change.id)
             )
 
 
-def versions_of(reading: Reading, wanted: Iterable[PolicyId]) -> dict[PolicyId, int | None]:
+def read_versions(
+    reading: EnvironmentReader, policies: Iterable[PolicyId]
+) -> dict[PolicyId, int | None]:
     """Return the versions of flags, segments, grants and limits; None of what is not there."""
-    asked = [*wanted]
+    asked = [*policies]
     states = {
-        **reading.find({key for region, key in asked if region not in (SEGMENTS, ACCESS)}),
-        **reading.segments({key for region, key in asked if region == SEGMENTS}),
+        **reading.find_flags({key for region, key in asked if region not in (SEGMENTS, ACCESS)}),
+        **reading.find_segments({key for region, key in asked if region == SEGMENTS}),
     }
     if any(region == ACCESS for region, _ in asked):
         states |= reading.access
     return {item: states[item].version if item in states else None for item in asked}
 
 
-def lesser(needed: Iterable[Need]) -> list[Need]:
+def list_proposing_permissions(permissions: Iterable[Permission]) -> list[Permission]:
     """Return what it takes to propose what takes all of that."""
-    return [(action if action == "pause" else "edit", key) for action, key in needed]
+    return [(action if action == "pause" else "edit", key) for action, key in permissions]
 
 
-def _approvers(reading: Reading, found: Proposed, needed: Sequence[Need]) -> tuple[str, ...]:
+def _list_approvers(
+    reading: EnvironmentReader, proposal: StoredProposal, permissions: Sequence[Permission]
+) -> tuple[str, ...]:
     """Return who approved, and may make the change at a reading's revision."""
-    approved = [said.actor for said in found.verdicts if said.verdict == "approve"]
-    others = [actor for actor in approved if actor != found.actor]
+    approved = [said.actor for said in proposal.verdicts if said.verdict == "approve"]
+    others = [actor for actor in approved if actor != proposal.actor]
     held = reading.access.get(GRANTS)
     if held is None:
         return tuple(others)
     grants = decode_grants(held.policy)
-    return tuple(actor for actor in others if first_denied(grants, actor, needed) is None)
+    return tuple(
+        actor for actor in others if find_denied_permission(grants, actor, permissions) is None
+    )
 
 
-class Approvals(SegmentWorkflows):
+class Approvals(SegmentShortcuts):
     """What a writer does with proposals."""
 
     environment: str
@@ -787,11 +839,11 @@ class Approvals(SegmentWorkflows):
             ProposalNotFoundError: there is none of that name.
             StoreError: it was changed past the writer.
         """
-        return proposal_in(self.store, proposal)
+        return read_proposal(self.store, proposal)
 
     def proposals(self, limit: int = 20) -> list[Proposal]:
         """Return proposals, the newest first, without their differences."""
-        return proposals_in(self.store, count(limit, "limit"))
+        return list_proposals(self.store, check_count(limit, "limit"))
 
     def approve(self, proposal: str, *, reason: str = "", actor: str | None = None) -> Proposal:
         """Approve of what somebody else proposed, as it is; return it.
@@ -802,19 +854,23 @@ class Approvals(SegmentWorkflows):
             ProposalNotFoundError, ProposalClosedError, ProposalVoidError: there is nothing to
                 approve of.
         """
-        who, proposal = self._who(actor), checked_proposal(proposal)
-        with self.store.reading() as reading:
-            found = read(proposal, reading.said_of(proposal))
+        who, proposal = self._resolve_actor(actor), check_proposal_name(proposal)
+        with self.store.open_reader() as reading:
+            found = decode_proposal(proposal, reading.read_proposal(proposal))
             check_open(reading, found)
             if who == found.actor:
                 raise NotApprovedError(
                     f"{who!r} proposed {proposal}: somebody else has to approve of it"
                 )
-            planned = planned_by(reading, found)
-            self._check_may(
-                reading, who, needs(found.operations, planned.changes), reason, found.operations
+            planned = plan_proposal(reading, found)
+            self._check_access(
+                reading,
+                who,
+                list_required_permissions(found.operations, planned.changes),
+                reason,
+                found.operations,
             )
-        self._say(found, who, "approve", reason, reading.now)
+        self._record_verdict(found, who, "approve", reason, reading.now)
         return self.proposal(proposal)
 
     def reject(self, proposal: str, *, reason: str = "", actor: str | None = None) -> Commit:
@@ -827,11 +883,11 @@ class Approvals(SegmentWorkflows):
             RateLimitedError: the actor has made too many changes; the proposal stays open.
             ProposalNotFoundError, ProposalClosedError: there is nothing to reject.
         """
-        return self._close(proposal, "reject", reason, actor)
+        return self._close_proposal(proposal, "reject", reason, actor)
 
     def withdraw(self, proposal: str, *, reason: str = "", actor: str | None = None) -> Commit:
         """Close a proposal of one's own, as `reject` does; for errors see there."""
-        return self._close(proposal, "withdraw", reason, actor)
+        return self._close_proposal(proposal, "withdraw", reason, actor)
 
     def apply(self, proposal: str, *, actor: str | None = None) -> Commit:
         """Commit what was proposed, as the one who proposed it, once it is approved of.
@@ -846,25 +902,25 @@ class Approvals(SegmentWorkflows):
                 touches.
             ProposalNotFoundError, ProposalClosedError: there is nothing to apply.
         """
-        who, proposal = self._who(actor), checked_proposal(proposal)
-        said = self.store.proposals.said([proposal])[proposal]
+        who, proposal = self._resolve_actor(actor), check_proposal_name(proposal)
+        said = self.store.proposals.read_many([proposal])[proposal]
         if not said:
             # An environment that does not exist has no proposals, either.
-            self.store.tip()
-        found = read(proposal, said)
+            self.store.read_tip()
+        found = decode_proposal(proposal, said)
         draft = Draft(self.environment)
         draft.operations = [*found.operations]
-        draft.terms = Application(found, who)
-        _, content = self._request(Draft(self.environment), {"reason": found.reason})
+        draft.commit_policy = ApplyProposal(found, who)
+        _, content = self._build_request(Draft(self.environment), {"reason": found.reason})
         content |= {"actor": found.actor, "operations": found.documents}
-        content["digest"] = request_digest(content)
-        return self._commit(draft, application_of(proposal), content)
+        content["digest"] = hash_request(content)
+        return self._commit(draft, format_application_request(proposal), content)
 
-    def _who(self, actor: str | None) -> str:
+    def _resolve_actor(self, actor: str | None) -> str:
         """Return who asks: the writer's own actor, where nobody is named."""
         raise NotImplementedError
 
-    def _request(self, draft: Draft, asked: Asked) -> tuple[str, dict[str, Any]]:
+    def _build_request(self, draft: Draft, options: ChangeOptions) -> tuple[str, dict[str, Any]]:
         """Return the id of a request, and what the audit is to have of it."""
         raise NotImplementedError
 
@@ -872,30 +928,35 @@ class Approvals(SegmentWorkflows):
         """Make a revision of a draft."""
         raise NotImplementedError
 
-    def _propose(self, draft: Draft, asked: Asked) -> str:
-        if draft.glass:
+    def _propose(self, draft: Draft, options: ChangeOptions) -> str:
+        if draft.bypass_reason:
             raise InvalidDocumentError(
                 "break_glass", "is for what cannot wait", "Make the change, or propose it without"
             )
         check_readable(draft.operations)
-        draft.settle(self.store)
-        request, content = self._request(draft, asked)
-        with self.store.reading() as reading:
+        draft.reuse_seeds(self.store)
+        request, content = self._build_request(draft, options)
+        with self.store.open_reader() as reading:
             planned = plan(
-                draft.operations, reading, reading.tip.revision, draft.parts, draft.lists
+                draft.operations, reading, reading.tip.revision, draft.parts, draft.listed_keys
             )
             # That a flag has it already holds as long as the proposal does, for its version does.
-            draft.sealing.check(planned.changes)
+            draft.encrypter.check(planned.changes)
             reading.check_newest(planned.changes)
-            lessened = lesser(needs(draft.operations, planned.changes))
-            self._check_may(
+            lessened = list_proposing_permissions(
+                list_required_permissions(draft.operations, planned.changes)
+            )
+            self._check_access(
                 reading, content["actor"], lessened, content["reason"], draft.operations
             )
-            change = next_change(reading.tip, request, reading.now, planned.changes)
-            fitting(change, content)
-            named = [*(policies_of(draft.operations) or ()), *(item.id for item in planned.changes)]
-            versions = versions_of(reading, dict.fromkeys(named))
-            depends = dependencies_of(reading, planned.changes)
+            change = build_next_change(reading.tip, request, reading.now, planned.changes)
+            encode_change(change, content)
+            named = [
+                *(list_policies(draft.operations) or ()),
+                *(item.id for item in planned.changes),
+            ]
+            versions = read_versions(reading, dict.fromkeys(named))
+            depends = find_dependencies(reading, planned.changes)
         touched = [
             {"region": region, "key": key, "version": version}
             for (region, key), version in versions.items()
@@ -905,65 +966,71 @@ class Approvals(SegmentWorkflows):
             "reason": content["reason"],
             "operations": content["operations"],
             "touched": touched,
-            "depends": dependency_documents(depends),
+            "depends": encode_dependencies(depends),
         }
-        proposed["digest"] = proposal_digest(content["actor"], proposed)
+        proposed["digest"] = hash_proposal(content["actor"], proposed)
         self.store.add_parts(draft.parts)
         proposal = f"{reading.now:%Y%m%d-%H%M%S}-{os.urandom(4).hex()}"
-        self.store.proposals.say(proposal, content["actor"], PROPOSE, proposed)
+        self.store.proposals.add(proposal, content["actor"], PROPOSE, proposed)
         return proposal
 
-    def _close(self, proposal: str, says: Says, reason: str, actor: str | None) -> Commit:
-        who, proposal = self._who(actor), checked_proposal(proposal)
-        with self.store.reading() as reading:
-            found = read(proposal, reading.said_of(proposal))
-            is_said = check_closable(reading, found, says, who)
-            needed: list[Need] = []
-            if says == "reject":
+    def _close_proposal(
+        self, proposal: str, decision: Decision, reason: str, actor: str | None
+    ) -> Commit:
+        who, proposal = self._resolve_actor(actor), check_proposal_name(proposal)
+        with self.store.open_reader() as reading:
+            found = decode_proposal(proposal, reading.read_proposal(proposal))
+            is_said = check_closable(reading, found, decision, who)
+            needed: list[Permission] = []
+            if decision == "reject":
                 needed = [
                     ("grant", "") if region == ACCESS else ("edit", key)
-                    for region, key in found.touched
+                    for region, key in found.touched_versions
                 ] or [("edit", "")]
-                self._check_may(reading, who, needed, reason, ())
+                self._check_access(reading, who, needed, reason, ())
             elif who != found.actor:
                 raise NotApprovedError(
                     f"{found.actor!r} proposed {proposal}, and {who!r} would withdraw it: reject it"
                 )
-            closing = Closing(found, needed)
+            closing = CloseProposal(found, needed)
             epoch = reading.tip.epoch
-            buckets_after(
+            compute_buckets(
                 reading,
                 who,
-                lambda: self.store.bucket_key(epoch, make=False),
+                lambda: self.store.get_bucket_key(epoch, make=False),
                 is_limited=closing.is_limited(needed),
             )
         if not is_said:
-            self._say(found, who, says, reason, reading.now)
+            self._record_verdict(found, who, decision, reason, reading.now)
         # Whoever has read the proposal before this revision loses the race against it.
         draft = Draft(self.environment)
-        draft.terms = closing
-        _, content = self._request(Draft(self.environment), {"reason": reason, "actor": who})
-        content = decision(content, f"{says}_proposal", proposal, digest=found.digest)
+        draft.commit_policy = closing
+        _, content = self._build_request(Draft(self.environment), {"reason": reason, "actor": who})
+        content = build_decision_content(
+            content, f"{decision}_proposal", proposal, digest=found.digest
+        )
         try:
-            return self._commit(draft, closing_of(proposal, says), content)
+            return self._commit(draft, format_closing_request(proposal, decision), content)
         except RequestConflictError:
             raise ProposalClosedError(f"{proposal} was closed by somebody else meanwhile") from None
 
-    def _say(self, found: Proposed, who: str, says: Says, reason: str, now: datetime) -> None:
-        content: dict[str, Any] = {"time": now, "reason": reason, "digest": found.digest}
-        content["seal"] = verdict_seal(found.id, who, says, content)
-        self.store.proposals.say(found.id, who, says, content)
+    def _record_verdict(
+        self, proposal: StoredProposal, actor: str, decision: Decision, reason: str, now: datetime
+    ) -> None:
+        content: dict[str, Any] = {"time": now, "reason": reason, "digest": proposal.digest}
+        content["seal"] = hash_verdict(proposal.id, actor, decision, content)
+        self.store.proposals.add(proposal.id, actor, decision, content)
 
-    def _check_may(
+    def _check_access(
         self,
-        reading: Reading,
+        reading: EnvironmentReader,
         actor: str,
-        needed: Iterable[Need],
+        permissions: Iterable[Permission],
         reason: str,
         operations: Sequence[Operation],
     ) -> None:
         try:
-            check_access(reading, actor, needed)
+            check_access(reading, actor, permissions)
         except AccessDeniedError as error:
             log_denial(self.store, reading.now, error, reason, operations)
             raise

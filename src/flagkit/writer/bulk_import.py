@@ -17,15 +17,15 @@ import msgspec
 from msgspec import Struct
 
 from flagkit._core.arguments import instance
-from flagkit._core.cooperative import collector_paused
+from flagkit._core.cooperative import pause_gc
 from flagkit._core.model import EVERYWHERE, Flag, decode, encode
-from flagkit._core.model.access import checked_actor
-from flagkit._core.model.changes import SEGMENTS, PolicyChange, PolicyId, PolicyState, state_of
-from flagkit._core.model.references import References
-from flagkit._core.model.segments import decode_segment, encode_segment, listed_keys
+from flagkit._core.model.access import check_actor
+from flagkit._core.model.changes import SEGMENTS, PolicyChange, PolicyId, PolicyState, build_state
+from flagkit._core.model.references import ReferenceChecker
+from flagkit._core.model.segments import decode_segment, encode_segment, get_key_lists
 from flagkit._core.secrets import DataKeys
-from flagkit._core.storage.documents import Prepared, check_policy_fits, prepared
-from flagkit._core.storage.reader import Reading
+from flagkit._core.storage.documents import EncodedPolicy, check_policy_fits, encode_policy
+from flagkit._core.storage.reader import EnvironmentReader
 from flagkit.config import check_environment_name
 from flagkit.errors import (
     ConfigurationError,
@@ -33,18 +33,18 @@ from flagkit.errors import (
     InvalidDocumentError,
     RateLimitedError,
 )
-from flagkit.writer.assignments import Lead
-from flagkit.writer.draft import Draft, Sealing
-from flagkit.writer.ledger import differences
+from flagkit.writer.assignments import RolloutCarryOver
+from flagkit.writer.draft import Draft, VariantEncrypter
+from flagkit.writer.ledger import format_differences
 from flagkit.writer.operations import (
-    Earlier,
-    Next,
     Operation,
+    PolicyLookup,
+    PolicyValue,
+    carry_over_to_new_flag,
     has_same_keys,
-    led_at_creation,
 )
-from flagkit.writer.planning import check_segments, earlier_of, plan
-from flagkit.writer.shortcuts import Asked
+from flagkit.writer.planning import build_lookup, check_segments, plan
+from flagkit.writer.shortcuts import ChangeOptions
 from flagkit.writer.writer import Writer
 
 BATCH_FLAGS: Final = 1_000
@@ -56,7 +56,7 @@ TURN_SECONDS: Final = 0.005
 """Between any two, for threads that wait for the same writer's turn."""
 
 
-class Put(Operation, frozen=True, tag="import", kw_only=True, gc=False):
+class UpsertFlag(Operation, frozen=True, tag="import", kw_only=True, gc=False):
     """Create a flag, or update it, whichever it takes.
 
     `packed` is the flag's document. One without a state leaves the flag's as it is.
@@ -67,20 +67,20 @@ class Put(Operation, frozen=True, tag="import", kw_only=True, gc=False):
     has_state: bool
     reassign: bool = False
 
-    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag:
+    def apply(self, before: PolicyState | None, lookup: PolicyLookup, /) -> Flag:
         """Return the flag, its rollouts led on from what was there."""
         if before is None:
-            return led_at_creation(self.flag, earlier)
-        old, moment = decode(before.policy, stored=True), earlier.now.timestamp()
+            return carry_over_to_new_flag(self.flag, lookup)
+        old, moment = decode(before.policy, stored=True), lookup.now.timestamp()
         new = self.flag if self.has_state else msgspec.structs.replace(self.flag, state=old.state)
-        return Lead(old, new, moment, self.reassign).flag()
+        return RolloutCarryOver(old, new, moment, self.reassign).carry_over()
 
-    def packed_as(self, made: Next) -> bytes | None:
+    def find_packed_document(self, value: PolicyValue) -> bytes | None:
         """Return the flag's document, unless something was led on."""
-        return self.packed if made is self.flag else None
+        return self.packed if value is self.flag else None
 
 
-class Imported(Struct, frozen=True, kw_only=True):
+class ImportResult(Struct, frozen=True, kw_only=True):
     """What an import did, or would do: how many flags and segments it creates, and so on.
 
     `revisions` are those that it made, in order; none in a dry run. `differences` are lines of what
@@ -99,7 +99,7 @@ class Imported(Struct, frozen=True, kw_only=True):
         return self.created + self.updated
 
 
-class Step(Struct, frozen=True):
+class ImportProgress(Struct, frozen=True):
     """How far an import is: so many of the flags and segments that it changes are done."""
 
     done: int
@@ -109,38 +109,38 @@ class Step(Struct, frozen=True):
 class _Batch(Struct, frozen=True):
     """What becomes one revision: flags, or one segment and whether it is there already."""
 
-    puts: Sequence[Put] = ()
+    upserts: Sequence[UpsertFlag] = ()
     created: AbstractSet[PolicyId] = frozenset()
     segment: Mapping[str, Any] | None = None
-    is_there: bool = False
+    is_existing: bool = False
 
     def __len__(self) -> int:
-        return len(self.puts) or 1
+        return len(self.upserts) or 1
 
-    def prepared(self) -> dict[PolicyId, Prepared]:
+    def encode_new_flags(self) -> dict[PolicyId, EncodedPolicy]:
         """Return what is to be stored of the flags that are new, if they still are by then."""
         return {
-            put.policy_id: prepared(PolicyState(put.key, put.region, 1, put.packed), put.flag)
-            for put in self.puts
+            put.policy_id: encode_policy(PolicyState(put.key, put.region, 1, put.packed), put.flag)
+            for put in self.upserts
             if put.policy_id in self.created
         }
 
-    def ask(
-        self, draft: Draft, number: int, total: int, ahead: Mapping[PolicyId, Prepared]
+    def add_to_draft(
+        self, draft: Draft, number: int, total: int, preencoded: Mapping[PolicyId, EncodedPolicy]
     ) -> None:
         """Ask for it in a draft. Of flags the audit has the keys, and a digest of the documents."""
         if self.segment is not None:
-            (draft.update_segment if self.is_there else draft.create_segment)(self.segment)
+            (draft.update_segment if self.is_existing else draft.create_segment)(self.segment)
             return
         digest = hashlib.sha256()
-        for put in self.puts:
+        for put in self.upserts:
             digest.update(put.packed)
         names = [
             put.key if put.region == EVERYWHERE else f"{put.key} in {put.region}"
-            for put in self.puts
+            for put in self.upserts
         ]
-        draft.put(
-            self.puts,
+        draft.add_batch(
+            self.upserts,
             {
                 "operation": "import",
                 "key": "",
@@ -150,18 +150,18 @@ class _Batch(Struct, frozen=True):
                 "digest": digest.hexdigest(),
                 "flags": names,
             },
-            ahead,
+            preencoded,
         )
 
 
-class _Planned(Struct, frozen=True):
+class _ImportPlan(Struct, frozen=True):
     """What is left to do at a tip, in the order in which it is done."""
 
-    origin: str
+    digest: str
     segments: list[_Batch]
-    flags: list[Put]
+    flags: list[UpsertFlag]
     created: AbstractSet[PolicyId]
-    counts: Imported
+    counts: ImportResult
     changes: list[PolicyChange]
 
 
@@ -188,7 +188,7 @@ class Import:
             )
         self._keys = keys
         self._reassign = instance(reassign, bool, "reassign", "pass True or False")
-        self._flags: dict[PolicyId, Put] = {}
+        self._flags: dict[PolicyId, UpsertFlag] = {}
         self._segments: dict[str, Mapping[str, Any]] = {}
 
     def add(self, document: Mapping[str, Any]) -> None:
@@ -201,19 +201,19 @@ class Import:
         """
         flag = decode(document, environment=self._environment)
         if flag.sensitive:
-            flag = self._encrypted(flag, document)
-        put = Put(
+            flag = self._encrypt(flag, document)
+        put = UpsertFlag(
             flag=flag,
-            packed=state_of(flag.key, flag.region, 1, encode(flag)).packed,
+            packed=build_state(flag.key, flag.region, 1, encode(flag)).packed,
             has_state="state" in document,
             reassign=self._reassign,
             key=flag.key,
             region=flag.region,
         )
         if self._flags.setdefault(put.policy_id, put) is not put:
-            raise _twice(f"flag {flag.key!r}")
+            raise _build_duplicate_error(f"flag {flag.key!r}")
 
-    def _encrypted(self, flag: Flag, document: Mapping[str, Any]) -> Flag:
+    def _encrypt(self, flag: Flag, document: Mapping[str, Any]) -> Flag:
         if self._keys is None:
             # Not even what is encrypted already could be checked.
             raise InvalidDocumentError(
@@ -223,7 +223,7 @@ class Import:
                 " how",
                 subject=f"flag {flag.key!r}",
             )
-        sealed = Sealing(self._environment, self._keys).sealed(document)
+        sealed = VariantEncrypter(self._environment, self._keys).encrypt(document)
         return decode(sealed, environment=self._environment)
 
     def add_segment(self, document: Mapping[str, Any]) -> None:
@@ -232,12 +232,12 @@ class Import:
         Raises:
             InvalidDocumentError: it is not valid, or there twice.
         """
-        listed = listed_keys(document)
+        listed = get_key_lists(document)
         given = {**document, **listed} if listed else document
         hashed = decode_segment(given, environment=self._environment)
         key = hashed.segment.key
         if key in self._segments:
-            raise _twice(f"segment {key!r}")
+            raise _build_duplicate_error(f"segment {key!r}")
         self._segments[key] = {**document, **listed}
 
     def copy(self) -> "Import":
@@ -246,13 +246,15 @@ class Import:
         other._flags, other._segments = {**self._flags}, {**self._segments}
         return other
 
-    def look(self, writer: Writer, *, reason: str = "", actor: str | None = None) -> Imported:
+    def preview(
+        self, writer: Writer, *, reason: str = "", actor: str | None = None
+    ) -> ImportResult:
         """Return what an import would do, and write nothing.
 
         It makes every check that `run` makes before its first batch, and raises the same.
         """
-        planned = self._planned(writer, reason, actor)
-        lines = (line for change in planned.changes for line in differences(change))
+        planned = self._plan(writer, reason, actor)
+        lines = (line for change in planned.changes for line in format_differences(change))
         return msgspec.structs.replace(
             planned.counts, differences=tuple(islice(lines, DIFFERENCES_MAX))
         )
@@ -263,8 +265,8 @@ class Import:
         *,
         reason: str = "",
         actor: str | None = None,
-        progress: Callable[[Step], None] | None = None,
-    ) -> Imported:
+        progress: Callable[[ImportProgress], None] | None = None,
+    ) -> ImportResult:
         """Import everything that is not as asked for already, in batches.
 
         Everything is checked before the first batch: documents, references, sizes, roles, guards.
@@ -278,36 +280,40 @@ class Import:
             StoreUnavailableError: the database cannot be reached.
         """
         if actor is not None:
-            checked_actor(actor)
+            check_actor(actor)
         if progress is not None and not callable(progress):
             raise InvalidArgumentError(
                 f"progress is of the type {type(progress).__name__}: pass a function of a Step"
             )
-        with collector_paused():
-            planned = self._planned(writer, reason, actor)
-        batches = [*_batches(planned)]
+        with pause_gc():
+            planned = self._plan(writer, reason, actor)
+        batches = [*_iter_batches(planned)]
         done, revisions = 0, list[int]()
         with ThreadPoolExecutor(1, "flagkit-import") as thread:
             # The next batch is prepared while the database works on this one.
-            coming = [thread.submit(batch.prepared) for batch in batches[:1]]
+            coming = [thread.submit(batch.encode_new_flags) for batch in batches[:1]]
             for number, batch in enumerate(batches):
                 ahead = coming.pop().result()
-                coming += [thread.submit(later.prepared) for later in batches[number + 1 :][:1]]
+                coming += [
+                    thread.submit(later.encode_new_flags) for later in batches[number + 1 :][:1]
+                ]
                 # Revisions in between are those of others.
                 is_alone = number < 2 or revisions[-1] == revisions[-2] + 1  # noqa: PLR2004
                 time.sleep(TURN_SECONDS if is_alone else PAUSE_SECONDS)
-                asked = Asked(
+                asked = ChangeOptions(
                     reason=reason,
                     actor=actor,
-                    idempotency_key=f"import-{planned.origin}-{number + 1}",
+                    idempotency_key=f"import-{planned.digest}-{number + 1}",
                 )
-                revisions.append(_revision(writer, batch, number + 1, len(batches), asked, ahead))
+                revisions.append(
+                    _commit_batch(writer, batch, number + 1, len(batches), asked, ahead)
+                )
                 done += len(batch)
                 if progress is not None:
-                    progress(Step(done, planned.counts.changed))
+                    progress(ImportProgress(done, planned.counts.changed))
         return msgspec.structs.replace(planned.counts, revisions=tuple(revisions))
 
-    def _planned(self, writer: Writer, reason: str, actor: str | None) -> _Planned:
+    def _plan(self, writer: Writer, reason: str, actor: str | None) -> _ImportPlan:
         """Check all of it at one revision, and leave out what is as it is asked for."""
         instance(writer, Writer, "writer", "pass a Writer, of flagkit.writer")
         if writer.environment != self._environment:
@@ -315,21 +321,21 @@ class Import:
                 f"this import is for {self._environment!r}, and the writer is of"
                 f" {writer.environment!r}: make the import for where it goes"
             )
-        with writer.store.reading() as reading:
-            found = reading.find({key for _, key in self._flags})
-            segments = reading.segments(self._segments)
+        with writer.store.open_reader() as reading:
+            found = reading.find_flags({key for _, key in self._flags})
+            segments = reading.find_segments(self._segments)
             flags = {identity: put.flag for identity, put in self._flags.items()}
-            References(reading, found, flags).check()
+            ReferenceChecker(reading, found, flags).check()
             check_segments(reading, flags, dict.fromkeys(self._segments, True))
             lacking = [
-                _Batch(segment=document, is_there=(SEGMENTS, key) in segments)
+                _Batch(segment=document, is_existing=(SEGMENTS, key) in segments)
                 for key, document in self._segments.items()
-                if not _is_there(document, segments.get((SEGMENTS, key)))
+                if not _is_up_to_date(document, segments.get((SEGMENTS, key)))
             ]
-            changes = self._changes_of_segments(reading, lacking)
-            changed: list[Put] = []
-            deleted = reading.deleted(flags.keys() - found.keys()) if writer.has_guards else {}
-            for put, change in self._changes_of_flags(reading, found, deleted):
+            changes = self._plan_segments(reading, lacking)
+            changed: list[UpsertFlag] = []
+            deleted = reading.find_deleted(flags.keys() - found.keys()) if writer.has_guards else {}
+            for put, change in self._iter_flag_changes(reading, found, deleted):
                 changed.append(put)
                 changes.append(change)
             writer.check_changes(reading, changes, reason=reason, actor=actor)
@@ -337,46 +343,48 @@ class Import:
         for batch in lacking:
             # A seed is drawn anew each time, and is no part of what is asked for.
             asked = encode_segment(decode_segment(batch.segment).segment)
-            origin.update(state_of("", SEGMENTS, 1, asked).packed)
+            origin.update(build_state("", SEGMENTS, 1, asked).packed)
         for put in changed:
             origin.update(put.packed)
         new = {put.policy_id for put in changed} - found.keys()
-        created = len(new) + sum(not batch.is_there for batch in lacking)
+        created = len(new) + sum(not batch.is_existing for batch in lacking)
         everything = len(self._flags) + len(self._segments)
         total = len(changed) + len(lacking)
-        counts = Imported(created=created, updated=total - created, unchanged=everything - total)
-        ordered = _in_order(changed)
-        return _Planned(origin.hexdigest()[:32], lacking, ordered, new, counts, changes)
+        counts = ImportResult(
+            created=created, updated=total - created, unchanged=everything - total
+        )
+        ordered = _sort_by_prerequisites(changed)
+        return _ImportPlan(origin.hexdigest()[:32], lacking, ordered, new, counts, changes)
 
-    def _changes_of_segments(
-        self, reading: Reading, batches: Iterable[_Batch]
+    def _plan_segments(
+        self, reading: EnvironmentReader, batches: Iterable[_Batch]
     ) -> list[PolicyChange]:
         """Return what becomes of segments; refuse hashed keys that nobody can check."""
         draft = Draft(self._environment)
         for batch in batches:
-            batch.ask(draft, 1, 1, {})
+            batch.add_to_draft(draft, 1, 1, {})
         if not draft.operations:
             return []
         return plan(
-            draft.operations, reading, reading.tip.revision, draft.parts, draft.lists
+            draft.operations, reading, reading.tip.revision, draft.parts, draft.listed_keys
         ).changes
 
-    def _changes_of_flags(
+    def _iter_flag_changes(
         self,
-        reading: Reading,
-        found: Mapping[PolicyId, PolicyState],
+        reading: EnvironmentReader,
+        existing: Mapping[PolicyId, PolicyState],
         deleted: Mapping[PolicyId, PolicyState],
-    ) -> Iterator[tuple[Put, PolicyChange]]:
+    ) -> Iterator[tuple[UpsertFlag, PolicyChange]]:
         """Yield what becomes of the flags that are not as they are asked for."""
-        earlier = earlier_of(reading)
+        earlier = build_lookup(reading)
         for identity, put in self._flags.items():
-            before = found.get(identity)
+            before = existing.get(identity)
             packed, version = put.packed, 1
             if before is not None:
                 # A flag that cannot become this one is refused now.
-                made = put.next(before, earlier)
+                made = put.apply(before, earlier)
                 version = before.version + 1
-                packed = state_of(put.key, put.region, version, encode(made)).packed
+                packed = build_state(put.key, put.region, version, encode(made)).packed
                 if packed == before.packed:
                     continue
             elif identity in deleted:
@@ -386,36 +394,36 @@ class Import:
             yield put, PolicyChange(before, after)
 
 
-def _is_there(document: Mapping[str, Any], before: PolicyState | None) -> bool:
+def _is_up_to_date(document: Mapping[str, Any], before: PolicyState | None) -> bool:
     """Tell whether a segment is as its document asks for."""
     if before is None:
         return False
     held = decode_segment(before.policy, stored=True).segment
     # Hashed with the same seed, equal lists make equal documents.
     made = decode_segment(document, seed=held.seed).segment
-    if listed_keys(document) and not has_same_keys(made, held):
+    if get_key_lists(document) and not has_same_keys(made, held):
         return False
-    return state_of(before.key, SEGMENTS, before.version, encode_segment(made)) == before
+    return build_state(before.key, SEGMENTS, before.version, encode_segment(made)) == before
 
 
-def _batches(planned: _Planned) -> Iterator[_Batch]:
-    yield from planned.segments
-    puts: list[Put] = []
+def _iter_batches(import_plan: _ImportPlan) -> Iterator[_Batch]:
+    yield from import_plan.segments
+    puts: list[UpsertFlag] = []
     size = 0
-    for put in planned.flags:
+    for put in import_plan.flags:
         puts.append(put)
         size += len(put.packed)
         if len(puts) == BATCH_FLAGS or size >= BATCH_BYTES:
-            yield _Batch(puts, planned.created)
+            yield _Batch(puts, import_plan.created)
             puts, size = [], 0
     if puts:
-        yield _Batch(puts, planned.created)
+        yield _Batch(puts, import_plan.created)
 
 
-def _in_order(puts: Iterable[Put]) -> list[Put]:
+def _sort_by_prerequisites(upserts: Iterable[UpsertFlag]) -> list[UpsertFlag]:
     """Return puts, those of a flag's prerequisites before its own; there are no cycles."""
-    by_key: dict[str, list[Put]] = {}
-    for put in puts:
+    by_key: dict[str, list[UpsertFlag]] = {}
+    for put in upserts:
         by_key.setdefault(put.key, []).append(put)
     ordered: dict[str, None] = {}
     for start in by_key:
@@ -434,19 +442,19 @@ def _in_order(puts: Iterable[Put]) -> list[Put]:
     return [put for key in ordered for put in by_key[key]]
 
 
-def _revision(
+def _commit_batch(
     writer: Writer,
     batch: _Batch,
     number: int,
     total: int,
-    asked: Asked,
-    ahead: Mapping[PolicyId, Prepared],
+    options: ChangeOptions,
+    preencoded: Mapping[PolicyId, EncodedPolicy],
 ) -> int:
     """Return the revision that a batch became, once the limits on changes let it."""
     while True:
         try:
-            with writer.change(**asked) as draft:
-                batch.ask(draft, number, total, ahead)
+            with writer.change(**options) as draft:
+                batch.add_to_draft(draft, number, total, preencoded)
         except RateLimitedError as error:
             time.sleep(error.retry_after)
             continue
@@ -454,5 +462,5 @@ def _revision(
         return draft.commit.revision
 
 
-def _twice(subject: str) -> InvalidDocumentError:
+def _build_duplicate_error(subject: str) -> InvalidDocumentError:
     return InvalidDocumentError("key", "is imported twice", "Remove one", subject=subject)

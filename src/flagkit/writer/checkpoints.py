@@ -13,13 +13,13 @@ from array import array
 from collections.abc import Collection, Generator
 from typing import Final
 
-from flagkit._core.background import BackgroundThread, Log, words_of
-from flagkit._core.cooperative import whole
+from flagkit._core.background import BackgroundThread, Log, format_error
+from flagkit._core.cooperative import run_slices
 from flagkit._core.model.changes import PolicyState, Tip
-from flagkit._core.model.segments import packed_part
-from flagkit._core.snapshot import Arena, record_of
+from flagkit._core.model.segments import encode_part
+from flagkit._core.snapshot import Arena, encode_record
 from flagkit._core.storage.checkpoints import Checkpoint
-from flagkit._core.storage.store import Store, checked_store
+from flagkit._core.storage.store import Store, check_store
 from flagkit.errors import FlagkitError
 
 _log = Log("flagkit.writer")
@@ -39,38 +39,38 @@ def write_checkpoint(store: Store) -> Checkpoint:
         EnvironmentNotFoundError: it was never created.
         StoreError: it was changed past the writer, or could not be read or written.
     """
-    return whole(checkpoint_in_steps(checked_store(store)))
+    return run_slices(write_checkpoint_in_steps(check_store(store)))
 
 
-def checkpoint_in_steps(store: Store) -> Generator[str | None, None, Checkpoint]:
+def write_checkpoint_in_steps(store: Store) -> Generator[str | None, None, Checkpoint]:
     """Do what `write_checkpoint` does in short steps; yields now and then how far it is.
 
     It may be left off: what was written is not used, and removed by a later one.
     """
-    with store.reading() as reading:
-        base = yield from reading.base()
-    return (yield from store.publish(base, reading.now))
+    with store.open_reader() as reading:
+        base = yield from reading.build_base()
+    return (yield from store.publish_checkpoint(base, reading.now))
 
 
-def problem_with(base: Arena, tip: Tip, states: Collection[PolicyState]) -> str | None:
+def find_checkpoint_problem(base: Arena, tip: Tip, states: Collection[PolicyState]) -> str | None:
     """Return what is wrong with a checkpoint's base, if it should be of a tip and of its states."""
     if base.tip != tip:
         return f"is not of the history that led to revision {tip.revision}"
-    listed = [(region, key) for region in base.names for key in base.keys(region)]
+    listed = [(region, key) for region in base.key_indexes for key in base.iter_keys(region)]
     if sorted(listed) != sorted(state.id for state in states) or base.count != len(listed):
         return f"has other flags than revision {tip.revision}"
     for state in states:
-        if base.find(*state.id) != record_of(state):
+        if base.find(*state.id) != encode_record(state):
             return f"has another {state.key} ({state.region}) than revision {tip.revision}"
     parts = {part for state in states for part in state.parts}
     for name in base.header.parts:
-        members = packed_part(array("Q", base.part(name).tobytes()))
+        members = encode_part(array("Q", base.get_part(name).tobytes()))
         if hashlib.sha256(members).hexdigest() != name:
             return "has other members than its segments refer to"
     return None if parts == base.header.parts.keys() else "has not the members of its segments"
 
 
-class CheckpointKeeper:
+class CheckpointPublisher:
     """Makes a checkpoint whenever the newest one is so many revisions old. Never raises.
 
     Args:
@@ -84,18 +84,20 @@ class CheckpointKeeper:
         self._thread: BackgroundThread | None = None
         self._stop = threading.Event()
         # Where the newest checkpoint is, as far as is known; or where one could not be made.
-        self._newest = -every
-        self._trouble: str | None = None
+        self._newest_revision = -every
+        self._last_problem: str | None = None
 
-    def saw(self, tip: Tip) -> None:
+    def on_commit(self, tip: Tip) -> None:
         """Take note of where the environment stands, and begin a checkpoint if one is due."""
         thread = self._thread
-        if tip.revision - self._newest < self._every or (thread is not None and thread.is_running):
+        if tip.revision - self._newest_revision < self._every or (
+            thread is not None and thread.is_running
+        ):
             return
         self._thread = BackgroundThread(
             "flagkit-checkpoint",
-            functools.partial(self._keep, tip),
-            functools.partial(self._failed, tip),
+            functools.partial(self._publish, tip),
+            functools.partial(self._on_failure, tip),
             repeats=False,
             is_real=False,
         )
@@ -107,28 +109,28 @@ class CheckpointKeeper:
         if self._thread is not None:
             self._thread.close(CLOSE_SECONDS)
 
-    def _keep(self, tip: Tip) -> None:
-        with _claimed() as mine:
+    def _publish(self, tip: Tip) -> None:
+        with _claim_process() as mine:
             if not mine:
                 return
-            self._newest = self._kept_up_with(tip)
-            self._trouble = None
+            self._newest_revision = self._publish_if_due(tip)
+            self._last_problem = None
 
-    def _failed(self, tip: Tip, error: Exception) -> None:
+    def _on_failure(self, tip: Tip, error: Exception) -> None:
         """Try again as many revisions later."""
-        self._newest = tip.revision
-        self._say(error)
+        self._newest_revision = tip.revision
+        self._log_once(error)
 
-    def _kept_up_with(self, tip: Tip) -> int:
+    def _publish_if_due(self, tip: Tip) -> int:
         """Return the revision of a checkpoint that is new enough at a tip; make it, if need be."""
         # Another writer may have made one.
-        for checkpoint in self._store.checkpoints():
+        for checkpoint in self._store.list_checkpoints():
             if (
                 checkpoint.tip.epoch == tip.epoch
                 and tip.revision - checkpoint.tip.revision < self._every
             ):
                 return checkpoint.tip.revision
-        steps = checkpoint_in_steps(self._store)
+        steps = write_checkpoint_in_steps(self._store)
         with contextlib.closing(steps):
             while True:
                 started = time.perf_counter()
@@ -141,17 +143,17 @@ class CheckpointKeeper:
                 if self._stop.wait(time.perf_counter() - started):
                     return tip.revision
 
-    def _say(self, error: Exception) -> None:
-        words = words_of(error)
-        if self._stop.is_set() or words == self._trouble:
+    def _log_once(self, error: Exception) -> None:
+        words = format_error(error)
+        if self._stop.is_set() or words == self._last_problem:
             return
-        self._trouble = words
+        self._last_problem = words
         known = isinstance(error, FlagkitError)
         _log.warning("no checkpoint is made: %s", words, exc_info=None if known else error)
 
 
 @contextlib.contextmanager
-def _claimed() -> Generator[bool]:
+def _claim_process() -> Generator[bool]:
     """Give whether this thread may make a checkpoint for the block: one at a time may."""
     process, mine = os.getpid(), object()
     if _claims.setdefault(process, mine) is not mine:

@@ -30,14 +30,14 @@ from flagkit._core.model.changes import (
     PolicyId,
     PolicyState,
     Tip,
-    next_change,
+    build_next_change,
 )
-from flagkit._core.model.values import text
-from flagkit._core.storage.documents import Prepared, fitting
-from flagkit._core.storage.layout import ERASED, UNSEEDED, comparable_digest
-from flagkit._core.storage.pages import Page, split
-from flagkit._core.storage.prefetch import Foreseen
-from flagkit._core.storage.reader import Reading
+from flagkit._core.model.values import check_text
+from flagkit._core.storage.documents import EncodedPolicy, encode_change
+from flagkit._core.storage.layout import ERASED, UNSEEDED, compute_request_digest
+from flagkit._core.storage.pages import Page, split_pages
+from flagkit._core.storage.prefetch import Prefetch
+from flagkit._core.storage.reader import EnvironmentReader
 from flagkit._core.storage.store import Store
 from flagkit.errors import (
     AccessDeniedError,
@@ -47,39 +47,46 @@ from flagkit.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from flagkit.writer.access import buckets_after, check_access, log_denial, needs
+from flagkit.writer.access import (
+    check_access,
+    compute_buckets,
+    list_required_permissions,
+    log_denial,
+)
 from flagkit.writer.draft import Draft
-from flagkit.writer.guards import Guard, check_guards, planned_of
-from flagkit.writer.operations import documents_of, request_digest
-from flagkit.writer.planning import Plan, plan
+from flagkit.writer.guards import Guard, build_planned_changes, check_guards
+from flagkit.writer.operations import encode_operations, hash_request
+from flagkit.writer.planning import ChangePlan, plan
 
 
-class Look(NamedTuple):
+class PlannedCommit(NamedTuple):
     """What a request would do: where it led to, if it was done; else the next change."""
 
-    done: Tip | None
+    committed_as: Tip | None
     change: Change
     parts: Mapping[str, bytes]
     buckets: Mapping[str, int]
     pages: Mapping[str, Page]
     flags: Mapping[PolicyId, Flag]
-    ready: Mapping[PolicyId, Prepared]
-    upon: Tip
+    encoded: Mapping[PolicyId, EncodedPolicy]
+    base_tip: Tip
 
-    def holds(self, reading: Reading, request: str) -> bool:
+    def is_still_valid(self, reading: EnvironmentReader, request: str) -> bool:
         """Tell whether it may be committed as it is, upon the revision of a reading."""
-        if reading.tip.epoch != self.upon.epoch or reading.commit_of(request) is not None:
+        if reading.tip.epoch != self.base_tip.epoch or reading.find_commit(request) is not None:
             return False
-        unledgered = () if reading.unledgered is None else (reading.unledgered,)
-        return still_holds(self.flags, chain(reading.changes(self.upon.revision), unledgered))
+        unledgered = () if reading.tip_not_in_ledger is None else (reading.tip_not_in_ledger,)
+        return is_unaffected(
+            self.flags, chain(reading.iter_changes(self.base_tip.revision), unledgered)
+        )
 
 
-def foreseen_by(draft: Draft, request: str | None) -> Foreseen:
+def build_prefetch(draft: Draft, request: str | None) -> Prefetch:
     """Return what a draft will ask for, and the request, where it may have been committed."""
-    return Foreseen(request, frozenset(operation.policy_id for operation in draft.operations))
+    return Prefetch(request, frozenset(operation.policy_id for operation in draft.operations))
 
 
-def still_holds(flags: Mapping[PolicyId, Flag], between: Iterable[Change]) -> bool:
+def is_unaffected(flags: Mapping[PolicyId, Flag], changes: Iterable[Change]) -> bool:
     """Tell whether flags may be written as they were planned, after what came in between.
 
     They may, if nothing was changed that a check of theirs has seen: they themselves, what they
@@ -90,13 +97,13 @@ def still_holds(flags: Mapping[PolicyId, Flag], between: Iterable[Change]) -> bo
     return all(
         policy.id[0] not in (ACCESS, SEGMENTS)
         and policy.id[1] not in seen
-        and _needed(policy.before) == _needed(policy.after)
-        for change in between
+        and _get_prerequisites(policy.before) == _get_prerequisites(policy.after)
+        for change in changes
         for policy in change.policies
     )
 
 
-def _needed(state: PolicyState | None) -> object:
+def _get_prerequisites(state: PolicyState | None) -> object:
     if state is None or b"prerequisites" not in state.packed:
         return None
     return state.policy.get("prerequisites")
@@ -104,11 +111,13 @@ def _needed(state: PolicyState | None) -> object:
 
 _AT_ONCE: Final = 500
 KEY_LENGTH_MAX: Final = 1_000
-_OWN: Final = "flagkit:"
+_OWN_PREFIX: Final = "flagkit:"
 """Requests of these names are the library's: what was done by them, nobody else can have done."""
 
 
-def content_of(draft: Draft, actor: str, reason: str, *, is_new: bool = False) -> dict[str, Any]:
+def build_audit_content(
+    draft: Draft, actor: str, reason: str, *, is_new: bool = False
+) -> dict[str, Any]:
     """Return what the audit is to have of a request.
 
     The caller has checked the actor.
@@ -131,18 +140,20 @@ def content_of(draft: Draft, actor: str, reason: str, *, is_new: bool = False) -
         "sent": datetime.now(UTC),
         "actor": actor,
         "reason": reason,
-        "operations": draft.recorded or documents_of(draft.operations),
+        "operations": draft.audit_form or encode_operations(draft.operations),
     }
-    if draft.glass:
-        content["glass"] = draft.glass
-    content["digest"] = request_digest(content)
-    if draft.lists and not is_new:
-        unseeded = draft.recorded or documents_of(draft.unseeded())
-        content[UNSEEDED] = request_digest({**content, "operations": unseeded})
+    if draft.bypass_reason:
+        content["glass"] = draft.bypass_reason
+    content["digest"] = hash_request(content)
+    if draft.listed_keys and not is_new:
+        unseeded = draft.audit_form or encode_operations(draft.strip_seeds())
+        content[UNSEEDED] = hash_request({**content, "operations": unseeded})
     return content
 
 
-def check_same(request: str, recorded: str, content: Mapping[str, Any], *, done: bool) -> None:
+def check_same_request(
+    request: str, recorded_digest: str, content: Mapping[str, Any], *, is_committed: bool
+) -> None:
     """Refuse what is another request than the one on record, by the digests.
 
     Of one that was erased nobody can tell. If it was done, it is not done again.
@@ -150,20 +161,22 @@ def check_same(request: str, recorded: str, content: Mapping[str, Any], *, done:
     Raises:
         RequestConflictError: it is another.
     """
-    if recorded != comparable_digest(content) and not (done and recorded == ERASED):
+    if recorded_digest != compute_request_digest(content) and not (
+        is_committed and recorded_digest == ERASED
+    ):
         raise RequestConflictError(
             f"the idempotency key {request!r} was used before, for another request"
         )
 
 
-def made_by(reading: Reading, request: str) -> Tip | None:
+def find_commit(reading: EnvironmentReader, request: str) -> Tip | None:
     """Return the tip that a request led to, None if it has not been committed.
 
     Raises:
         NotPendingError: it never will be, for it waited and was dropped.
     """
-    done = reading.commit_of(request)
-    dropped = None if done is not None else reading.commit_of(drop_of(request))
+    done = reading.find_commit(request)
+    dropped = None if done is not None else reading.find_commit(format_drop_request(request))
     if dropped is not None:
         raise NotPendingError(
             f"the pending change {request!r} was dropped at revision {dropped.revision}: ask for it"
@@ -172,15 +185,15 @@ def made_by(reading: Reading, request: str) -> Tip | None:
     return done
 
 
-def checked_key(key: object) -> str:
+def check_idempotency_key(key: object) -> str:
     """Return an idempotency key, if it can be one."""
     if not isinstance(key, str) or not key:
         raise InvalidDocumentError(
             "idempotency_key", f"is {key!r}", "Write a string that names the request"
         )
-    if key.startswith(_OWN):
+    if key.startswith(_OWN_PREFIX):
         raise InvalidDocumentError(
-            "idempotency_key", f"is {key!r}", f"Write one that does not begin with {_OWN}"
+            "idempotency_key", f"is {key!r}", f"Write one that does not begin with {_OWN_PREFIX}"
         )
     if len(key) > KEY_LENGTH_MAX:
         raise InvalidDocumentError(
@@ -188,22 +201,22 @@ def checked_key(key: object) -> str:
             f"has {len(key):,} characters",
             f"Write {KEY_LENGTH_MAX:,} at most",
         )
-    return text(key, "idempotency_key")
+    return check_text(key, "idempotency_key")
 
 
-def drop_of(request: str) -> str:
+def format_drop_request(request: str) -> str:
     """Return the request by which a pending one is dropped."""
-    return f"{_OWN}drop {request}"
+    return f"{_OWN_PREFIX}drop {request}"
 
 
-def closing_of(proposal: str, says: str) -> str:
-    """Return the request by which a proposal is closed: `says` is reject, or withdraw."""
-    return f"{_OWN}{says} {proposal}"
+def format_closing_request(proposal: str, decision: str) -> str:
+    """Return the request by which a proposal is closed: `decision` is reject, or withdraw."""
+    return f"{_OWN_PREFIX}{decision} {proposal}"
 
 
-def application_of(proposal: str) -> str:
+def format_application_request(proposal: str) -> str:
     """Return the request by which a proposal is applied."""
-    return f"{_OWN}apply {proposal}"
+    return f"{_OWN_PREFIX}apply {proposal}"
 
 
 _log = Log("flagkit.writer")
@@ -215,14 +228,14 @@ LAG_MAX = timedelta(seconds=2)
 """How long a large change may be projected before others help."""
 
 
-class Made(NamedTuple):
+class CommitResult(NamedTuple):
     """The tip that a request led to, and whether it changed anything or was skipped."""
 
     tip: Tip
     changed: bool = True
 
 
-class Committer:
+class CommitProtocol:
     """Commits the drafts of one writer, of whose threads one has its turn at a time.
 
     Args:
@@ -236,7 +249,7 @@ class Committer:
         self._guards = tuple(guards)
         self._timeout = timeout
         # Threads of one process would only make each other lose races for the head.
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def commit(
         self,
@@ -246,7 +259,7 @@ class Committer:
         timeout: float | None = None,
         *,
         is_new: bool = False,
-    ) -> Made:
+    ) -> CommitResult:
         """Make a revision of a draft, under a request's id; return the tip that it made.
 
         A draft that skips what changes nothing makes no revision then. The tip is the newest one.
@@ -262,12 +275,12 @@ class Committer:
             WriteError, InvalidDocumentError: refused; nothing was written.
             StoreUnavailableError: the database cannot be reached, or others were always first.
         """
-        foreseen = foreseen_by(draft, None if is_new else request)
-        lost: list[Look] = []
+        foreseen = build_prefetch(draft, None if is_new else request)
+        lost: list[PlannedCommit] = []
         losses = -1
         seconds = self._timeout if timeout is None else timeout
         deadline = time.monotonic() + seconds
-        with self._turn:
+        with self._lock:
             while True:
                 try:
                     made = self._attempt(draft, request, content, foreseen, lost)
@@ -280,7 +293,7 @@ class Committer:
                     made, pause = None, UNAVAILABLE_SECONDS_MAX
                 if made is not None:
                     return made
-                foreseen = foreseen_by(draft, request)
+                foreseen = build_prefetch(draft, request)
                 if time.monotonic() > deadline:
                     raise StoreUnavailableError(
                         f"other writers won every race for {seconds:g} s: nothing was changed"
@@ -292,30 +305,30 @@ class Committer:
         draft: Draft,
         request: str,
         content: Mapping[str, Any],
-        foreseen: Foreseen,
-        lost: list[Look],
-    ) -> Made | None:
-        """Try once. Return the tip that the request led to; None if it was `lost` to another."""
-        with self._store.reading(foreseen) as reading:
+        prefetch: Prefetch,
+        lost_plans: list[PlannedCommit],
+    ) -> CommitResult | None:
+        """Try once. Return the tip that the request led to, None if it lost the race."""
+        with self._store.open_reader(prefetch) as reading:
             # Nothing that rests on all of the history, as a rollback does.
-            earlier = lost.pop() if lost and draft.recorded is not None else None
-            again = earlier and self._again(reading, earlier, draft, request, content)
+            earlier = lost_plans.pop() if lost_plans and draft.audit_form is not None else None
+            again = earlier and self._replan(reading, earlier, draft, request, content)
             try:
-                look = again or self.look(
-                    reading, draft, request, content, is_new=foreseen.request is None
+                look = again or self.plan_commit(
+                    reading, draft, request, content, is_new=prefetch.request is None
                 )
             except AccessDeniedError as error:
                 log_denial(self._store, reading.now, error, content["reason"], draft.operations)
                 raise
-            lagging, is_late = reading.lagging, reading.lags_by > LAG_MAX
-        if draft.skips_unchanged and look.done is None and not look.change.policies:
-            return Made(reading.tip, changed=False)
-        if again is None and not self._is_recorded(draft, request, content, look):
+            lagging, is_late = reading.first_unprojected, reading.projection_lag > LAG_MAX
+        if draft.should_skip_unchanged and look.committed_as is None and not look.change.policies:
+            return CommitResult(reading.tip, changed=False)
+        if again is None and not self._record_request(draft, request, content, look):
             return None
-        if reading.behind is not None:
-            self._help()
-        if look.done is not None:
-            return Made(look.done)
+        if reading.unprojected_tip is not None:
+            self._project_previous_tip()
+        if look.committed_as is not None:
+            return CommitResult(look.committed_as)
         change, pages = look.change, look.pages
         if pages and lagging is not None:
             # One large change at a time is carried on; who makes the next one can wait.
@@ -324,12 +337,12 @@ class Committer:
         if again is None:
             self._store.add_parts(look.parts)
             self._store.add_pages(pages)
-        lost.append(look)
+        lost_plans.append(look)
         unprojected = change.revision if pages else lagging
         if not self._store.compare_and_set(reading.tip, change, look.buckets, pages, unprojected):
             return None
         self._project(look, lagging if is_late else None)
-        return Made(change.tip)
+        return CommitResult(change.tip)
 
     @property
     def has_guards(self) -> bool:
@@ -337,7 +350,7 @@ class Committer:
         return bool(self._guards)
 
     def check_changes(
-        self, reading: Reading, changes: Sequence[PolicyChange], actor: str, reason: str
+        self, reading: EnvironmentReader, changes: Sequence[PolicyChange], actor: str, reason: str
     ) -> None:
         """Refuse changes that their actor may not make, or that a guard refuses.
 
@@ -347,110 +360,112 @@ class Committer:
             AccessDeniedError, GuardError: refused.
         """
         if GRANTS in reading.access:
-            check_access(reading, actor, needs((), changes))
+            check_access(reading, actor, list_required_permissions((), changes))
         if self._guards:
-            planned = planned_of(changes, reading, actor=actor, reason=reason)
+            planned = build_planned_changes(changes, reading, actor=actor, reason=reason)
             check_guards(self._guards, planned)
 
-    def _is_recorded(
-        self, draft: Draft, request: str, content: Mapping[str, Any], look: Look
+    def _record_request(
+        self, draft: Draft, request: str, content: Mapping[str, Any], planned: PlannedCommit
     ) -> bool:
         """Record a request; return whether it is on record as it would be committed now.
 
         Raises:
             RequestConflictError: another one is on record.
         """
-        terms, is_done = draft.terms, look.done is not None
+        terms, is_done = draft.commit_policy, planned.committed_as is not None
         if terms.has_own_request and is_done:
             return True
-        asked = terms.recorded(content)
+        asked = terms.complete_audit_content(content)
         recorded = self._store.add_request(request, asked)
         if terms.has_own_request:
             # Another attempt was first, with other approvals. The next reading has its record.
-            return recorded == comparable_digest(asked)
-        check_same(request, recorded, content, done=is_done)
+            return recorded == compute_request_digest(asked)
+        check_same_request(request, recorded, content, is_committed=is_done)
         return True
 
-    def _help(self) -> None:
+    def _project_previous_tip(self) -> None:
         """See to it that ledger and flags have the tip before the head forgets it."""
         # Who committed it did not wait for a majority, which has it by now, with the request; or is
         # dead.
-        with self._store.reading() as reading:
-            behind, pages = reading.behind, reading.pages
+        with self._store.open_reader() as reading:
+            behind, pages = reading.unprojected_tip, reading.pages
         if behind is not None:
             self._store.project(behind, pages)
 
-    def _project(self, look: Look, late: int | None) -> None:
+    def _project(self, planned: PlannedCommit, overdue_revision: int | None) -> None:
         """Bring what was committed to where it is read, and a page of what was not, for too long.
 
         That is a change on pages, whose writer may be dead; so it comes to an end.
         """
-        change, pages = look.change, look.pages
+        change, pages = planned.change, planned.pages
         try:
             self._store.project(change, pages, is_mine=True)
             if pages:
-                self._store.project_own_pages(change.revision, pages, look.ready)
-            elif late is not None:
-                self._store.project_pages(late, 1)
+                self._store.project_own_pages(change.revision, pages, planned.encoded)
+            elif overdue_revision is not None:
+                self._store.project_pages(overdue_revision, 1)
         except StoreError as error:
             # It is committed all the same, and the next writer projects it.
             _log.warning(
                 "revision %s is committed and not yet projected: %s", change.revision, error
             )
 
-    def _again(
+    def _replan(
         self,
-        reading: Reading,
-        lost: Look,
+        reading: EnvironmentReader,
+        lost_plan: PlannedCommit,
         draft: Draft,
         request: str,
         content: Mapping[str, Any],
-    ) -> Look | None:
+    ) -> PlannedCommit | None:
         """Return what was planned upon an earlier revision, if it still holds upon this one."""
-        if not lost.holds(reading, request):
+        if not lost_plan.is_still_valid(reading, request):
             return None
-        policies = lost.change.policies
-        return lost._replace(
-            change=next_change(reading.tip, request, reading.now, policies),
-            buckets=self._permitted(draft, reading, [*policies], content),
-            upon=reading.tip,
+        policies = lost_plan.change.policies
+        return lost_plan._replace(
+            change=build_next_change(reading.tip, request, reading.now, policies),
+            buckets=self._check_permissions(draft, reading, [*policies], content),
+            base_tip=reading.tip,
         )
 
-    def look(
+    def plan_commit(
         self,
-        reading: Reading,
+        reading: EnvironmentReader,
         draft: Draft,
         request: str,
         content: Mapping[str, Any],
         *,
         is_new: bool = False,
         is_preview: bool = False,
-    ) -> Look:
+    ) -> PlannedCommit:
         """Return what a request would do at a reading's revision, with all checks made.
 
         A preview does not make the key of the rate limits.
         """
-        done = None if is_new else made_by(reading, request)
-        planned, buckets = Plan([], {}), dict[str, int]()
+        done = None if is_new else find_commit(reading, request)
+        planned, buckets = ChangePlan([], {}), dict[str, int]()
         if done is None:
-            draft.terms.check(reading)
+            draft.commit_policy.check(reading)
             planned = plan(
-                draft.operations, reading, reading.tip.revision, draft.parts, draft.lists
+                draft.operations, reading, reading.tip.revision, draft.parts, draft.listed_keys
             )
-            draft.sealing.check(planned.changes)
+            draft.encrypter.check(planned.changes)
             reading.check_newest(planned.changes)
-            buckets = self._permitted(
+            buckets = self._check_permissions(
                 draft, reading, planned.changes, content, is_preview=is_preview
             )
-        change = next_change(reading.tip, request, reading.now, planned.changes)
-        pages = split(change.policies)
-        ready = fitting(change, content, pages, planned.flags, draft.ahead)
-        return Look(done, change, planned.parts, buckets, pages, planned.flags, ready, reading.tip)
+        change = build_next_change(reading.tip, request, reading.now, planned.changes)
+        pages = split_pages(change.policies)
+        ready = encode_change(change, content, pages, planned.flags, draft.preencoded)
+        return PlannedCommit(
+            done, change, planned.parts, buckets, pages, planned.flags, ready, reading.tip
+        )
 
-    def _permitted(
+    def _check_permissions(
         self,
         draft: Draft,
-        reading: Reading,
+        reading: EnvironmentReader,
         changes: list[PolicyChange],
         content: Mapping[str, Any],
         *,
@@ -458,11 +473,13 @@ class Committer:
     ) -> dict[str, int]:
         """Refuse what its actor may not do, or guards or limits stop; return the buckets after."""
         actor, reason = content["actor"], content["reason"]
-        terms, glass = draft.terms, bool(draft.glass)
-        needed = terms.needed(draft.operations, changes, breaks_glass=glass)
-        approvers = terms.approvers(reading, actor, needed, changes)
+        terms, glass = draft.commit_policy, bool(draft.bypass_reason)
+        needed = terms.list_required_permissions(
+            draft.operations, changes, is_bypassing_guards=glass
+        )
+        approvers = terms.get_approvers(reading, actor, needed, changes)
         if self._guards and not glass:
-            planned = planned_of(
+            planned = build_planned_changes(
                 changes,
                 reading,
                 actor=actor,
@@ -471,9 +488,9 @@ class Committer:
             )
             check_guards(self._guards, planned)
         epoch = reading.tip.epoch
-        return buckets_after(
+        return compute_buckets(
             reading,
             actor,
-            lambda: self._store.bucket_key(epoch, make=not is_preview),
+            lambda: self._store.get_bucket_key(epoch, make=not is_preview),
             is_limited=terms.is_limited(needed),
         )

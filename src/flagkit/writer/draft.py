@@ -15,39 +15,46 @@ from msgspec import Struct
 from flagkit._core.model import EVERYWHERE, Flag, decode, encode
 from flagkit._core.model.access import (
     Limit,
+    LimitScope,
     Role,
-    Whose,
-    checked_grant,
-    checked_limit,
-    checked_role,
-    checked_whose,
-    granted_actor,
+    build_grant,
+    build_limit,
+    check_granted_actor,
+    check_limit_scope,
+    check_role,
 )
-from flagkit._core.model.changes import GRANTS, LIMITS, SEGMENTS, PolicyChange, PolicyId, parts_of
+from flagkit._core.model.changes import (
+    GRANTS,
+    LIMITS,
+    SEGMENTS,
+    PolicyChange,
+    PolicyId,
+    get_member_parts,
+)
 from flagkit._core.model.keys import check_key, check_region
 from flagkit._core.model.segments import (
     decode_segment,
     encode_segment,
-    keys_of,
-    listed_keys,
-    new_seed,
+    generate_seed,
+    get_key_lists,
+    normalize_keys,
 )
-from flagkit._core.model.sensitive import Sealed, Secret
+from flagkit._core.model.sensitive import EncryptedValue, SecretValue
 from flagkit._core.model.values import INT64_MAX, INT64_MIN
-from flagkit._core.secrets import DataKeys, sealed
-from flagkit._core.storage.documents import Prepared
+from flagkit._core.secrets import DataKeys, encrypt_flag
+from flagkit._core.storage.documents import EncodedPolicy
 from flagkit._core.storage.store import Store
 from flagkit.config import Settings
 from flagkit.errors import InvalidDocumentError
-from flagkit.writer.access import Terms
-from flagkit.writer.ledger import differences
+from flagkit.writer.access import CommitPolicy
+from flagkit.writer.ledger import format_differences
 from flagkit.writer.operations import (
     ChangeMembers,
     Create,
     DeleteSegment,
     Edit,
     GrantRole,
-    Lists,
+    ListedKeys,
     Operation,
     RevokeRole,
     Rollback,
@@ -58,9 +65,9 @@ from flagkit.writer.operations import (
     SetSegment,
     SetState,
     Update,
-    VariantNamed,
+    VariantName,
     Verb,
-    checked_policy,
+    normalize_policy,
 )
 
 if TYPE_CHECKING:
@@ -69,7 +76,7 @@ if TYPE_CHECKING:
 _Document: TypeAlias = Mapping[str, Any]
 
 
-class Sealing:
+class VariantEncrypter:
     """Encrypts for one draft, where there are keys; where there are none, what is encrypted stays.
 
     Whether that is right, nobody without keys can tell: so it has to be what the flag has already.
@@ -78,49 +85,49 @@ class Sealing:
     def __init__(self, environment: str, keys: DataKeys | None = None) -> None:
         self._environment = environment
         self._keys = keys
-        self._unproven: set[tuple[str, str, str, bytes]] = set()
+        self._unverified: set[tuple[str, str, str, bytes]] = set()
 
-    def sealed(self, document: _Document) -> _Document:
+    def encrypt(self, document: _Document) -> _Document:
         """Return a policy document with all that is sensitive in it encrypted.
 
         Raises:
             InvalidDocumentError: it is not valid, or there are no keys to encrypt it with.
             EncryptionError, StoreError: the keys cannot be had.
         """
-        if not _names_secrets(document):
+        if not _has_sensitive_variants(document):
             return document
         flag = decode(document, environment=self._environment)
         if self._keys is None:
             self._check_encrypted(flag)
         else:
             self._keys.fetch()
-            flag = sealed(flag, self._environment, self._keys.seal, self._keys.unseal)
+            flag = encrypt_flag(flag, self._environment, self._keys.encrypt, self._keys.decrypt)
         policy = dict(encode(flag))
         if "state" not in document:
             # To an update, that it is left out says something.
             del policy["state"]
         return policy
 
-    def sealing(
+    def encrypt_results(
         self, function: Callable[[dict[str, Any]], _Document]
     ) -> Callable[[dict[str, Any]], _Document]:
         """Return a function whose documents are sealed, of the same name."""
 
         @wraps(function, updated=())
         def made(document: dict[str, Any]) -> _Document:
-            return self.sealed(function(document))
+            return self.encrypt(function(document))
 
         return made
 
     def check(self, changes: Iterable[PolicyChange]) -> None:
         """Refuse what came encrypted, and was neither checked nor is what a flag has already."""
-        for change in changes if self._unproven else ():
+        for change in changes if self._unverified else ():
             before = None if change.before is None else decode(change.before.policy, stored=True)
-            for region, key, variant, ciphertext in sorted(self._unproven):
+            for region, key, variant, ciphertext in sorted(self._unverified):
                 if (region, key) != change.id:
                     continue
                 held = None if before is None else before.variants.get(variant)
-                if not isinstance(held, Sealed) or held.ciphertext != ciphertext:
+                if not isinstance(held, EncryptedValue) or held.ciphertext != ciphertext:
                     raise InvalidDocumentError(
                         f"variants.{variant}",
                         "is encrypted, and is not what the flag has there",
@@ -129,9 +136,9 @@ class Sealing:
                         subject=f"flag {key!r}",
                     )
 
-    def check_proven(self) -> None:
+    def check_verified(self) -> None:
         """Refuse what came encrypted and was not checked, where nobody can ask what a flag has."""
-        for _, key, variant, _ in sorted(self._unproven):
+        for _, key, variant, _ in sorted(self._unverified):
             raise InvalidDocumentError(
                 f"variants.{variant}",
                 "is encrypted, and who makes the change later cannot tell whether it is right",
@@ -142,25 +149,25 @@ class Sealing:
     def _check_encrypted(self, flag: Flag) -> None:
         for name in flag.sensitive:
             value = flag.variants[name]
-            if isinstance(value, Secret):
+            if isinstance(value, SecretValue):
                 raise InvalidDocumentError(
                     f"variants.{name}",
                     "is sensitive, and this writer cannot encrypt it",
                     "Give it encryption=, or set FLAGKIT_LOCAL_KEY_PATH; docs/secrets.md says how",
                     subject=f"flag {flag.key!r}",
                 )
-            if isinstance(value, Sealed):
-                self._unproven.add((flag.region, flag.key, name, value.ciphertext))
+            if isinstance(value, EncryptedValue):
+                self._unverified.add((flag.region, flag.key, name, value.ciphertext))
 
 
-def _names_secrets(document: object) -> bool:
+def _has_sensitive_variants(document: object) -> bool:
     # What is no document is refused by who takes it for one.
     if not isinstance(document, Mapping):
         return False
     return bool(cast("Mapping[object, object]", document).get("sensitive"))
 
 
-def data_keys_of(settings: Settings) -> "MongoDataKeys | None":
+def build_data_keys(settings: Settings) -> "MongoDataKeys | None":
     """Return the data keys that settings lead to; None if they say nothing of encryption."""
     if settings.encryption is None:
         return None
@@ -225,21 +232,21 @@ _SIDES: Final = ("include", "exclude", "remove")
 class Preview(Struct, frozen=True):
     """What a change would do, had it been made upon a revision.
 
-    `done` is the revision that the same request, by its idempotency key, has led to already: then
-    it would do nothing. `notes` are consequences that the differences do not show: edits of a
-    flag that would be resumed, made since it was last active; and flags that would open because a
-    prerequisite of theirs is paused.
+    `committed_as` is the revision that the same request, by its idempotency key, has led to
+    already: then it would do nothing. `notes` are consequences that the differences do not show:
+    edits of a flag that would be resumed, made since it was last active; and flags that would open
+    because a prerequisite of theirs is paused.
     """
 
-    upon: int
+    base_revision: int
     changes: tuple[PolicyChange, ...]
-    done: int | None = None
+    committed_as: int | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def differences(self) -> tuple[str, ...]:
         """What it would do in lines, as the ledger would have them."""
-        return tuple(line for change in self.changes for line in differences(change))
+        return tuple(line for change in self.changes for line in format_differences(change))
 
 
 class Draft:
@@ -252,41 +259,41 @@ class Draft:
     """
 
     def __init__(self, environment: str, keys: DataKeys | None = None) -> None:
-        self.sealing = Sealing(environment, keys)
+        self.encrypter = VariantEncrypter(environment, keys)
         self.operations: list[Operation] = []
         self.parts: dict[str, bytes] = {}
-        self.lists: dict[str, Lists] = {}
+        self.listed_keys: dict[str, ListedKeys] = {}
         """The keys that documents of segments list, by the seeds that were made for them."""
         self.commit: Commit | None = None
-        self.recorded: list[dict[str, Any]] | None = None
+        self.audit_form: list[dict[str, Any]] | None = None
         """What the audit has of the operations, where that is not they themselves."""
-        self.ahead: Mapping[PolicyId, Prepared] = {}
+        self.preencoded: Mapping[PolicyId, EncodedPolicy] = {}
         """What was prepared already of the states that it will likely come to."""
         self.preview: Preview | None = None
         self.pending: PendingChange | None = None
         self.proposal: str | None = None
-        self.terms = Terms()
-        self.glass = ""
+        self.commit_policy = CommitPolicy()
+        self.bypass_reason = ""
         """Why the guards are passed by; empty where they are not."""
-        self.skips_unchanged = False
+        self.should_skip_unchanged = False
         """Whether it makes no revision if it leaves everything as it is."""
         self._environment = environment
 
     def create(self, flag: Mapping[str, Any]) -> None:
         """Create a flag from its policy document."""
-        policy, key, region = checked_policy(self.sealing.sealed(flag), self._environment)
+        policy, key, region = normalize_policy(self.encrypter.encrypt(flag), self._environment)
         self.operations.append(Create(policy=policy, key=key, region=region))
 
-    def put(
+    def add_batch(
         self,
         operations: Iterable[Operation],
-        recorded: dict[str, Any],
-        ahead: Mapping[PolicyId, Prepared],
+        audit_form: dict[str, Any],
+        preencoded: Mapping[PolicyId, EncodedPolicy],
     ) -> None:
         """Do what was checked before; the audit has `recorded` of it, as one operation."""
         self.operations += operations
-        self.ahead = ahead
-        self.recorded = [recorded]
+        self.preencoded = preencoded
+        self.audit_form = [audit_form]
 
     def update(
         self,
@@ -301,13 +308,13 @@ class Draft:
         treated variant to another are refused, unless `reassign` says that this is meant. Not
         treated is the `off` variant, or else the false one.
         """
-        policy, key, region = checked_policy(self.sealing.sealed(flag), self._environment)
+        policy, key, region = normalize_policy(self.encrypter.encrypt(flag), self._environment)
         if "state" not in flag:
             del policy["state"]
         self.operations.append(
             Update(
                 policy=policy,
-                reassign=_reassign(reassign),
+                reassign=_check_reassign(reassign),
                 key=key,
                 region=region,
                 expected_version=expected_version,
@@ -331,9 +338,9 @@ class Draft:
         """
         self.operations.append(
             SetRollout(
-                weights=_weights(weights),
-                rule=_rule(rule),
-                reassign=_reassign(reassign),
+                weights=_check_weights(weights),
+                rule=_check_rule(rule),
+                reassign=_check_reassign(reassign),
                 key=check_key(key),
                 region=check_region(region),
                 expected_version=expected_version,
@@ -343,7 +350,7 @@ class Draft:
     def serve(
         self,
         key: str,
-        variant: VariantNamed,
+        variant: VariantName,
         *,
         rule: str | None = None,
         region: str = EVERYWHERE,
@@ -358,8 +365,8 @@ class Draft:
         """
         self.operations.append(
             ServeVariant(
-                variant=_variant(variant),
-                rule=_rule(rule),
+                variant=_check_variant(variant),
+                rule=_check_rule(rule),
                 key=check_key(key),
                 region=check_region(region),
                 expected_version=expected_version,
@@ -382,9 +389,9 @@ class Draft:
         """
         self.operations.append(
             Edit(
-                function=self.sealing.sealing(_called(function)),
+                function=self.encrypter.encrypt_results(_check_callable(function)),
                 environment=self._environment,
-                reassign=_reassign(reassign),
+                reassign=_check_reassign(reassign),
                 key=check_key(key),
                 region=check_region(region),
             )
@@ -434,7 +441,7 @@ class Draft:
         """Give a flag the content that it had at revision `to`; a deleted one comes back."""
         self.operations.append(
             Rollback(
-                to=_revision(to),
+                to=_check_revision(to),
                 key=check_key(key),
                 region=check_region(region),
                 expected_version=expected_version,
@@ -447,7 +454,7 @@ class Draft:
         What was created since is deleted, what was deleted comes back. Nothing else may be in the
         same change.
         """
-        self.operations.append(RollbackAll(to=_revision(to)))
+        self.operations.append(RollbackAll(to=_check_revision(to)))
 
     def create_segment(self, segment: Mapping[str, Any]) -> None:
         """Create a segment from its document; `included` and `excluded` list keys of any number."""
@@ -476,7 +483,7 @@ class Draft:
         The audit has them as they are, so they are at most CHANGED_MEMBERS_MAX at a time.
         """
         sides = [
-            _recorded(keys, name)
+            _normalize_keys(keys, name)
             for keys, name in zip((include, exclude, remove), _SIDES, strict=True)
         ]
         operation = ChangeMembers(
@@ -501,7 +508,7 @@ class Draft:
         """Give a segment the content that it had at revision `to`, its keys included."""
         self.operations.append(
             Rollback(
-                to=_revision(to),
+                to=_check_revision(to),
                 key=check_key(key, kind="segment"),
                 region=SEGMENTS,
                 expected_version=expected_version,
@@ -513,7 +520,7 @@ class Draft:
 
         It replaces what the actor has of this role.
         """
-        grant = checked_grant(actor, role, namespaces)
+        grant = build_grant(actor, role, namespaces)
         self.operations.append(
             GrantRole(
                 actor=grant.actor,
@@ -529,36 +536,38 @@ class Draft:
 
         A name that would be refused today can be revoked as long as it holds a role.
         """
-        taken = None if role is None else checked_role(role)
+        taken = None if role is None else check_role(role)
         self.operations.append(
-            RevokeRole(actor=granted_actor(actor), role=taken, key=GRANTS[1], region=GRANTS[0])
+            RevokeRole(
+                actor=check_granted_actor(actor), role=taken, key=GRANTS[1], region=GRANTS[0]
+            )
         )
 
-    def break_glass(self, why: str) -> None:
+    def bypass_guards(self, reason: str) -> None:
         """Pass the writer's guards by. It is logged as a warning, and stands in the audit."""
-        self.glass = _why(why)
+        self.bypass_reason = _check_bypass_reason(reason)
 
-    def set_limit(self, whose: Whose, *, capacity: int, rate: float) -> None:
+    def set_limit(self, scope: LimitScope, *, capacity: int, rate: float) -> None:
         """Limit the changes of each actor, or of the whole environment.
 
         In every t seconds there are then at most `capacity` + `rate` * t of them, pauses and
         changes of access not counted.
         """
-        self._set_limit(whose, checked_limit(capacity, rate))
+        self._set_limit(scope, build_limit(capacity, rate))
 
-    def lift_limit(self, whose: Whose) -> None:
+    def lift_limit(self, scope: LimitScope) -> None:
         """Limit them no more."""
-        self._set_limit(whose, None)
+        self._set_limit(scope, None)
 
-    def _set_limit(self, whose: Whose, limit: Limit | None) -> None:
+    def _set_limit(self, scope: LimitScope, limit: Limit | None) -> None:
         region, key = LIMITS
         self.operations.append(
-            SetLimit(whose=checked_whose(whose), limit=limit, key=key, region=region)
+            SetLimit(whose=check_limit_scope(scope), limit=limit, key=key, region=region)
         )
 
     def rollback_grants(self, *, to: int) -> None:
         """Give back all roles as they were granted at revision `to`."""
-        self.operations.append(Rollback(to=_revision(to), key=GRANTS[1], region=GRANTS[0]))
+        self.operations.append(Rollback(to=_check_revision(to), key=GRANTS[1], region=GRANTS[0]))
 
     def delete_segment(self, key: str, *, expected_version: int | None = None) -> None:
         """Delete a segment that no flag refers to."""
@@ -570,16 +579,16 @@ class Draft:
             )
         )
 
-    def unseeded(self) -> list[Operation]:
+    def strip_seeds(self) -> list[Operation]:
         """Return the operations without what is random in them: the seeds of segments."""
         return [
-            operation.unseeded(self.lists[operation.seed])
-            if isinstance(operation, SetSegment) and operation.seed in self.lists
+            operation.strip_seed(self.listed_keys[operation.seed])
+            if isinstance(operation, SetSegment) and operation.seed in self.listed_keys
             else operation
             for operation in self.operations
         ]
 
-    def settle(self, store: Store) -> None:
+    def reuse_seeds(self, store: Store) -> None:
         """Keep the seeds of segments that have the listed keys already.
 
         The process that makes the change compares short lists itself. It does not have long ones,
@@ -589,24 +598,24 @@ class Draft:
             place: (operation, lists)
             for place, operation in enumerate(self.operations)
             if isinstance(operation, SetSegment)
-            and (lists := self.lists.get(operation.seed)) is not None
+            and (lists := self.listed_keys.get(operation.seed)) is not None
             and lists.keys() != operation.keys.keys()
         }
         if not long:
             return
-        with store.reading() as reading:
-            held = reading.segments({operation.key for operation, _ in long.values()})
+        with store.open_reader() as reading:
+            held = reading.find_segments({operation.key for operation, _ in long.values()})
         for place, (operation, lists) in long.items():
             before = held.get(operation.policy_id)
             if before is not None:
-                hashed = operation.led_on(before, lists)
+                hashed = operation.carry_over_seed(before, lists)
                 policy = dict(encode_segment(hashed.segment))
                 if policy == operation.policy:
                     continue
                 settled = msgspec.structs.replace(operation, policy=policy)
                 self.operations[place] = settled
-                self.lists[settled.seed] = lists
-                for part in parts_of(operation.policy):
+                self.listed_keys[settled.seed] = lists
+                for part in get_member_parts(operation.policy):
                     self.parts.pop(part, None)
                 self.parts |= hashed.parts
 
@@ -623,13 +632,13 @@ class Draft:
     def _set_segment(
         self, document: Mapping[str, Any], expected_version: int | None, *, create: bool
     ) -> None:
-        listed = listed_keys(document)
+        listed = get_key_lists(document)
         given = {**document, **listed} if listed else document
-        hashed = decode_segment(given, environment=self._environment, seed=new_seed())
+        hashed = decode_segment(given, environment=self._environment, seed=generate_seed())
         policy = dict(encode_segment(hashed.segment))
         self.parts |= hashed.parts
         few = {
-            name: _recorded(keys, name)
+            name: _normalize_keys(keys, name)
             for name, keys in listed.items()
             if len(keys) <= RECORDED_MEMBERS_MAX
         }
@@ -643,35 +652,35 @@ class Draft:
             expected_version=expected_version,
         )
         self.operations.append(operation)
-        if not operation.takes_over:
-            self.lists[operation.seed] = listed
+        if not operation.has_reused_keys:
+            self.listed_keys[operation.seed] = listed
 
 
-def _recorded(keys: Iterable[object], path: str) -> tuple[str, ...]:
+def _normalize_keys(keys: Iterable[object], path: str) -> tuple[str, ...]:
     """Return keys as the audit has them: sorted, each once, for a request may be sent again."""
-    return tuple(sorted(set(keys_of(keys, path))))
+    return tuple(sorted(set(normalize_keys(keys, path))))
 
 
-def _revision(to: object) -> int:
+def _check_revision(to: object) -> int:
     if isinstance(to, bool) or not isinstance(to, int) or not INT64_MIN <= to <= INT64_MAX:
         raise InvalidDocumentError("to", f"is {to!r}", "Write a revision, as in commit.revision")
     return to
 
 
-def _why(text: object) -> str:
+def _check_bypass_reason(text: object) -> str:
     if not isinstance(text, str) or not text.strip():
         problem = "is empty" if isinstance(text, str) else f"is {text!r}"
         raise InvalidDocumentError("why", problem, "Write why the guards are passed by")
     return text
 
 
-def _rule(name: object) -> str | None:
+def _check_rule(name: object) -> str | None:
     if name is not None and not isinstance(name, str):
         raise InvalidDocumentError("rule", f"is {name!r}", "Write the name of a rule, or None")
     return name
 
 
-def _variant(variant: object) -> str | bool:
+def _check_variant(variant: object) -> str | bool:
     if not isinstance(variant, str | bool):
         raise InvalidDocumentError(
             "variant",
@@ -681,13 +690,13 @@ def _variant(variant: object) -> str | bool:
     return variant
 
 
-def _reassign(reassign: object) -> bool:
+def _check_reassign(reassign: object) -> bool:
     if not isinstance(reassign, bool):
         raise InvalidDocumentError("reassign", f"is {reassign!r}", "Write True or False")
     return reassign
 
 
-def _weights(given: object) -> dict[str, float] | float:
+def _check_weights(given: object) -> dict[str, float] | float:
     if isinstance(given, Mapping):
         return dict(cast("Mapping[str, float]", given))
     if isinstance(given, bool) or not isinstance(given, int | float):
@@ -699,7 +708,7 @@ def _weights(given: object) -> dict[str, float] | float:
     return given
 
 
-def _called(function: Callable[[dict[str, Any]], Mapping[str, Any]]) -> Callable[..., Any]:
+def _check_callable(function: Callable[[dict[str, Any]], Mapping[str, Any]]) -> Callable[..., Any]:
     if not callable(function):
         raise InvalidDocumentError(
             "function", f"is {function!r}", "Pass a function that takes and returns a document"

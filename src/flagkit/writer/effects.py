@@ -16,26 +16,26 @@ from flagkit._core.model.changes import (
     PolicyChange,
     PolicyId,
     PolicyState,
-    state_of,
+    build_state,
 )
 from flagkit._core.model.documents import METADATA
-from flagkit._core.storage.reader import Reading
-from flagkit.writer.ledger import differences
+from flagkit._core.storage.reader import EnvironmentReader
+from flagkit.writer.ledger import format_differences
 
 
-class History(Protocol):
+class StateHistory(Protocol):
     """An environment at one revision, and the states that its policies had before."""
 
-    def find(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
+    def find_flags(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of some flags, in all regions."""
         ...
 
-    def states_before(self, policy: PolicyId) -> Iterator[PolicyState | None]:
+    def iter_previous_states(self, policy: PolicyId) -> Iterator[PolicyState | None]:
         """Yield the states that a flag or a segment had before its present one, newest first."""
         ...
 
 
-class Served(Struct, frozen=True):
+class ServedStates(Struct, frozen=True):
     """The states by which a flag's callers in its region are served; None where there is none."""
 
     before: PolicyState | None
@@ -47,17 +47,17 @@ def is_active(state: PolicyState | None) -> bool:
     return state is not None and state.policy.get("state", "active") == "active"
 
 
-def last_active(history: History, flag: PolicyId) -> PolicyState | None:
+def find_last_active(history: StateHistory, flag: PolicyId) -> PolicyState | None:
     """Return the state that a flag had when it was active before its present state.
 
     None if it never was, or if the ledger does not reach back so far.
     """
-    return next(filter(is_active, history.states_before(flag)), None)
+    return next(filter(is_active, history.iter_previous_states(flag)), None)
 
 
-def served_by(
-    change: PolicyChange, history: History, changed: Mapping[PolicyId, PolicyChange]
-) -> Served:
+def find_served_states(
+    change: PolicyChange, history: StateHistory, changed: Mapping[PolicyId, PolicyChange]
+) -> ServedStates:
     """Return the states by which a flag's callers are served before and after a change of it.
 
     - A flag that becomes active goes on from its last active state. If the ledger does not have
@@ -76,23 +76,23 @@ def served_by(
     before, after = change.before, change.after
     if region != EVERYWHERE and (before is None or after is None):
         base = (EVERYWHERE, key)
-        hidden = history.find([key]).get(base)
+        hidden = history.find_flags([key]).get(base)
         before = before or hidden
         after = after or (changed[base].after if base in changed else hidden)
     # Versions go on where a flag was deleted.
     is_created_again = before is None and after is not None and after.version > 1
     is_resumed = is_active(after) and change.before is not None and not is_active(change.before)
     if is_created_again or is_resumed:
-        before = _served_last(history, change.id, before)
-    return Served(before, after)
+        before = _find_last_served(history, change.id, before)
+    return ServedStates(before, after)
 
 
-def _served_last(
-    history: History, flag: PolicyId, present: PolicyState | None
+def _find_last_served(
+    history: StateHistory, flag: PolicyId, present: PolicyState | None
 ) -> PolicyState | None:
     """Return the last active state of a flag, or else its newest one, if that serves something."""
     newest = oldest = present
-    for oldest in history.states_before(flag):
+    for oldest in history.iter_previous_states(flag):
         if is_active(oldest):
             return oldest
         newest = newest or oldest
@@ -101,7 +101,7 @@ def _served_last(
     return None if oldest is None and not has_off else newest
 
 
-def notes_on(reading: Reading, changes: Iterable[PolicyChange]) -> Iterator[str]:
+def iter_notes(reading: EnvironmentReader, changes: Iterable[PolicyChange]) -> Iterator[str]:
     """Yield what people should know before changes are made upon a reading's revision.
 
     - A flag that is resumed may have been edited since it was last active.
@@ -112,52 +112,52 @@ def notes_on(reading: Reading, changes: Iterable[PolicyChange]) -> Iterator[str]
         if change.id[0] in (SEGMENTS, ACCESS) or change.before is None or change.after is None:
             continue
         if is_active(change.after) and not is_active(change.before):
-            yield from edits_since_active(reading, change.before)
+            yield from iter_edits_since_active(reading, change.before)
         if not is_active(change.after):
-            yield from _opened_by(reading, change, changed)
+            yield from _iter_opened_flags(reading, change, changed)
 
 
-def edits_since_active(reading: Reading, state: PolicyState) -> Iterator[str]:
+def iter_edits_since_active(reading: EnvironmentReader, state: PolicyState) -> Iterator[str]:
     """Yield how a paused or archived flag differs from what it was when it was last active.
 
     Nothing is yielded for a flag that was never active.
     """
-    active = last_active(reading, state.id)
+    active = find_last_active(reading, state.id)
     if active is not None:
-        change = PolicyChange(_rules_of(active), _rules_of(state))
-        for line in differences(change) if change.before != change.after else ():
+        change = PolicyChange(_extract_rules(active), _extract_rules(state))
+        for line in format_differences(change) if change.before != change.after else ():
             name, _, difference = line.partition(": ")
             yield f"{name} was edited since it was last active: {difference}"
         return
-    *_, oldest = [state, *reading.states_before(state.id)]
+    *_, oldest = [state, *reading.iter_previous_states(state.id)]
     if oldest is not None:
         yield f"{state.key}: the ledger no longer has what it served when it was last active"
 
 
-def _rules_of(state: PolicyState) -> PolicyState:
+def _extract_rules(state: PolicyState) -> PolicyState:
     """Return a state without its version, and with only the fields that decide what is served."""
     without = {"state", *METADATA}
     policy = {name: value for name, value in state.policy.items() if name not in without}
-    return state_of(state.key, state.region, 1, policy)
+    return build_state(state.key, state.region, 1, policy)
 
 
-def _opened_by(
-    reading: Reading, change: PolicyChange, changed: Mapping[PolicyId, PolicyChange]
+def _iter_opened_flags(
+    reading: EnvironmentReader, change: PolicyChange, changed: Mapping[PolicyId, PolicyChange]
 ) -> Iterator[str]:
     """Yield the flags that every context passes into while a flag serves `off`."""
     assert change.before is not None
     assert change.after is not None
     region, key = change.id
     before, after = (decode(side.policy, stored=True) for side in (change.before, change.after))
-    if after.off is None or _off_while_inactive(before) == after.off:
+    if after.off is None or _get_inactive_off(before) == after.off:
         return
-    states = reading.dependents([key]) | {
+    states = reading.find_dependents([key]) | {
         identity: other.after for identity, other in changed.items() if other.after is not None
     }
     for (other_region, other), state in sorted(states.items()):
         if other_region in (SEGMENTS, ACCESS) or not is_active(state):
             continue
-        if not _may_meet(region, other_region):
+        if not _can_coincide(region, other_region):
             continue
         needed = decode(state.policy, stored=True).prerequisites
         if any(item.flag == key and after.off in item.variants for item in needed):
@@ -168,10 +168,10 @@ def _opened_by(
             )
 
 
-def _off_while_inactive(flag: Flag) -> str | None:
+def _get_inactive_off(flag: Flag) -> str | None:
     return None if flag.state == "active" else flag.off
 
 
-def _may_meet(region: str, other: str) -> bool:
+def _can_coincide(region: str, other: str) -> bool:
     """Tell whether flags of two regions can be evaluated for the same client."""
     return EVERYWHERE in (region, other) or region == other

@@ -11,23 +11,23 @@ from typing import Any, Final, Literal, TypeAlias, cast, get_args
 
 from msgspec import Struct
 
-from flagkit._core.arguments import count as count_of
+from flagkit._core.arguments import check_count as count_of
 from flagkit._core.arguments import texts
-from flagkit._core.evaluation.schedule import is_open, window_changes_after
+from flagkit._core.evaluation.schedule import find_window_change, is_open
 from flagkit._core.model import decode
 from flagkit._core.model.changes import ACCESS, SEGMENTS, PolicyChange, PolicyState
 from flagkit._core.model.documents import WindowDocument
-from flagkit._core.model.flags import convert, values_of
-from flagkit._core.model.rollouts import percent
-from flagkit._core.model.windows import window
-from flagkit._core.storage.reader import Reading
+from flagkit._core.model.flags import convert, normalize_fields
+from flagkit._core.model.rollouts import to_percent
+from flagkit._core.model.windows import build_window
+from flagkit._core.storage.reader import EnvironmentReader
 from flagkit.errors import ConfigurationError, GuardError
-from flagkit.writer.access import Action, action_of
-from flagkit.writer.assignments import Step
-from flagkit.writer.effects import Served, served_by
+from flagkit.writer.access import AccessAction, classify_change
+from flagkit.writer.assignments import AssignmentChange
+from flagkit.writer.effects import ServedStates, find_served_states
 
 
-class Planned(Struct, frozen=True, kw_only=True):
+class PlannedChange(Struct, frozen=True, kw_only=True):
     """What a change would do to one flag or segment.
 
     `before` and `after` are the policy documents, None where there is none. `served_before` and
@@ -43,7 +43,7 @@ class Planned(Struct, frozen=True, kw_only=True):
     environment: str
     region: str
     key: str
-    action: Action
+    action: AccessAction
     before: dict[str, Any] | None
     after: dict[str, Any] | None
     served_before: dict[str, Any] | None
@@ -66,18 +66,18 @@ class Refusal(Struct, frozen=True):
     retry_at: datetime | None = None
 
 
-Guard: TypeAlias = Callable[[Planned], Refusal | None]
+Guard: TypeAlias = Callable[[PlannedChange], Refusal | None]
 """Returns None of what it lets pass. What it raises ends the change, too."""
 
 
-def check_guards(guards: Iterable[Guard], planned: Iterable[Planned]) -> None:
+def check_guards(guards: Iterable[Guard], changes: Iterable[PlannedChange]) -> None:
     """Ask each guard about each of what is planned.
 
     Raises:
         GuardError: one refuses.
     """
     asked = [*guards]
-    for plan in planned:
+    for plan in changes:
         for guard in asked:
             refusal = guard(plan)
             if refusal is not None:
@@ -93,35 +93,35 @@ def check_guards(guards: Iterable[Guard], planned: Iterable[Planned]) -> None:
                 )
 
 
-def planned_of(
+def build_planned_changes(
     changes: Iterable[PolicyChange],
-    reading: Reading,
+    reading: EnvironmentReader,
     *,
     actor: str,
     reason: str,
     approvers: tuple[str, ...] = (),
-) -> list[Planned]:
+) -> list[PlannedChange]:
     """Return what guards are asked about, if changes are made upon a reading's revision."""
-    found: list[Planned] = []
+    found: list[PlannedChange] = []
     changed = {change.id: change for change in changes}
     for change in changed.values():
         region, key = change.id
-        action = action_of(change)
+        action = classify_change(change)
         if region == ACCESS or action == "pause":
             continue
-        served = Served(change.before, change.after)
+        served = ServedStates(change.before, change.after)
         if region != SEGMENTS:
-            served = served_by(change, reading, changed)
+            served = find_served_states(change, reading, changed)
         found.append(
-            Planned(
+            PlannedChange(
                 environment=reading.tip.environment,
                 region=region,
                 key=key,
                 action=action,
-                before=_document(change.before),
-                after=_document(change.after),
-                served_before=_document(served.before),
-                served_after=_document(served.after),
+                before=_get_document(change.before),
+                after=_get_document(change.after),
+                served_before=_get_document(served.before),
+                served_after=_get_document(served.after),
                 actor=actor,
                 reason=reason,
                 now=reading.now,
@@ -131,7 +131,7 @@ def planned_of(
     return found
 
 
-def _document(state: PolicyState | None) -> dict[str, Any] | None:
+def _get_document(state: PolicyState | None) -> dict[str, Any] | None:
     return None if state is None else state.policy
 
 
@@ -162,7 +162,7 @@ class LargestStep:
             raise ConfigurationError(f"LargestStep({step!r}): write percent, above 0, up to 100")
         self._step: Final = step
 
-    def __call__(self, planned: Planned) -> Refusal | None:
+    def __call__(self, planned: PlannedChange) -> Refusal | None:
         """Judge what is planned."""
         old, new = planned.served_before, planned.served_after
         if planned.region == SEGMENTS or old is None or new is None:
@@ -170,9 +170,9 @@ class LargestStep:
         standing, before, after = (
             decode(document, stored=True) for document in (planned.before or old, old, new)
         )
-        step = Step(before, after, planned.now.timestamp(), standing)
-        for path, share in step.shares():
-            moved = percent(math.ceil(share))
+        step = AssignmentChange(before, after, planned.now.timestamp(), standing)
+        for path, share in step.iter_shares():
+            moved = to_percent(math.ceil(share))
             if moved > self._step:
                 return Refusal(
                     path,
@@ -193,14 +193,16 @@ class Freeze:
     """
 
     def __init__(self, during: Mapping[str, Any]) -> None:
-        self._window: Final = window(convert(values_of(during), WindowDocument), "during")
+        self._window: Final = build_window(
+            convert(normalize_fields(during), WindowDocument), "during"
+        )
 
-    def __call__(self, planned: Planned) -> Refusal | None:
+    def __call__(self, planned: PlannedChange) -> Refusal | None:
         """Judge what is planned."""
         moment = planned.now.timestamp()
         if not is_open(self._window, moment):
             return None
-        end = _date(window_changes_after(self._window, moment))
+        end = _format_date(find_window_change(self._window, moment))
         remedy = "Pause it" if end is None else f"Wait until {end.isoformat()}, or pause it"
         return Refusal("", "is frozen", remedy, end)
 
@@ -246,7 +248,7 @@ class Approval:
         self._actions: Final = frozenset(actions)
         self._count: Final = count
 
-    def __call__(self, planned: Planned) -> Refusal | None:
+    def __call__(self, planned: PlannedChange) -> Refusal | None:
         """Judge what is planned."""
         if (
             planned.action not in self._actions
@@ -286,7 +288,7 @@ class Required:
             )
         self._names: Final = names
 
-    def __call__(self, planned: Planned) -> Refusal | None:
+    def __call__(self, planned: PlannedChange) -> Refusal | None:
         """Judge what is planned."""
         for name in self._names:
             if name == "reason":
@@ -303,7 +305,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _date(moment: float) -> datetime | None:
+def _format_date(moment: float) -> datetime | None:
     try:
         return datetime.fromtimestamp(moment, UTC)
     except (ValueError, OverflowError, OSError):

@@ -11,16 +11,16 @@ from typing import Any, Final, TypeAlias, TypedDict, Unpack
 
 from msgspec import Struct
 
-from flagkit._core.arguments import near, refusing_unknown, revision
+from flagkit._core.arguments import check_revision, refuse_unknown_arguments, suggest_name
 from flagkit._core.model import EVERYWHERE
-from flagkit._core.model.access import WHOSE, Grants, decode_grants
-from flagkit._core.model.canonical import extended
+from flagkit._core.model.access import LIMIT_SCOPES, Grants, decode_grants
+from flagkit._core.model.canonical import to_extended_json
 from flagkit._core.model.changes import ACCESS, CUT, GRANTS, SEGMENTS, Change, PolicyChange
 from flagkit._core.model.sensitive import SENSITIVE
 from flagkit._core.model.values import is_same
-from flagkit._core.storage.layout import AUDIT, LEDGER, ledger_id
-from flagkit._core.storage.store import Store, checked_store
-from flagkit._core.storage.validation import judging
+from flagkit._core.storage.layout import AUDIT, LEDGER, build_ledger_id
+from flagkit._core.storage.store import Store, check_store
+from flagkit._core.storage.validation import translate_form_errors
 from flagkit.errors import InvalidArgumentError
 
 _Document: TypeAlias = Mapping[str, Any]
@@ -28,17 +28,17 @@ _Document: TypeAlias = Mapping[str, Any]
 SHOWN_LENGTH_MAX: Final = 80
 """Values that are longer as JSON are cut."""
 _SAME_MEANING: Final = "written differently, with the same meaning"
-_OF_THEIR_OWN: Final = {
+_SEPARATE_FIELDS: Final = {
     *("key", "region", "variants", "prerequisites", "rules", "fallthrough"),
     *("seed", "included", "excluded"),
 }
 
 
-def differences(change: PolicyChange) -> tuple[str, ...]:
+def format_differences(change: PolicyChange) -> tuple[str, ...]:
     """Return lines such as "shop.search: fallthrough: on 10 -> 50 %", at least one."""
     region, key = change.id
     if region == ACCESS:
-        return tuple(_access(change)) or (f"{key}: {_SAME_MEANING}",)
+        return tuple(_iter_access_lines(change)) or (f"{key}: {_SAME_MEANING}",)
     name = key
     if region == SEGMENTS:
         name = f"segment {key}"
@@ -49,70 +49,72 @@ def differences(change: PolicyChange) -> tuple[str, ...]:
     if after is None:
         lines = ["deleted"]
     elif before is None:
-        lines = [*_created(after)]
+        lines = [*_iter_creation_lines(after)]
     else:
-        lines = [*_changed(before, after)] or [_SAME_MEANING]
+        lines = [*_iter_update_lines(before, after)] or [_SAME_MEANING]
     return tuple(f"{name}: {line}" for line in lines)
 
 
-def _access(change: PolicyChange) -> Iterator[str]:
+def _iter_access_lines(change: PolicyChange) -> Iterator[str]:
     if change.id == GRANTS:
         before, after = (
             Grants() if side is None else decode_grants(side.policy)
             for side in (change.before, change.after)
         )
         for verb, scopes in (
-            ("revoked", before.scopes() - after.scopes()),
-            ("granted", after.scopes() - before.scopes()),
+            ("revoked", before.list_scopes() - after.list_scopes()),
+            ("granted", after.list_scopes() - before.list_scopes()),
         ):
             for actor, role, namespace in sorted(scopes):
                 yield f"{verb}: {role} of {actor} on {namespace or 'everything'}"
         return
     old, new = ({} if side is None else side.policy for side in (change.before, change.after))
     if change.id == CUT:
-        yield f"ledger pruned up to revision {new['revision']:,}, of {_shown(new['time'])}"
+        yield f"ledger pruned up to revision {new['revision']:,}, of {_format_value(new['time'])}"
         return
-    for whose in WHOSE:
-        yield from _step(f"limit of {whose}", old.get(whose), new.get(whose))
+    for whose in LIMIT_SCOPES:
+        yield from _iter_value_lines(f"limit of {whose}", old.get(whose), new.get(whose))
 
 
-def _created(after: _Document) -> Iterator[str]:
+def _iter_creation_lines(after: _Document) -> Iterator[str]:
     state = after.get("state", "active")
     yield "created" if state == "active" else f"created, {state}"
     for rule in after.get("rules", ()):
-        yield f"rule {rule['name']}: {told(rule)}"
+        yield f"rule {rule['name']}: {format_serving(rule)}"
     if "fallthrough" in after:
-        yield f"fallthrough: {told(after['fallthrough'])}"
+        yield f"fallthrough: {format_serving(after['fallthrough'])}"
     for side in ("included", "excluded"):
         if side in after:
             yield f"{side}: {after[side]['count']:,} keys"
 
 
-def _changed(before: _Document, after: _Document) -> Iterator[str]:
+def _iter_update_lines(before: _Document, after: _Document) -> Iterator[str]:
     names = [*dict.fromkeys((*after, *before))]
     for name in names:
-        if name not in _OF_THEIR_OWN:
-            yield from _step(name, before.get(name), after.get(name))
+        if name not in _SEPARATE_FIELDS:
+            yield from _iter_value_lines(name, before.get(name), after.get(name))
     # Of what was sensitive before, and is not now, the value may still be the secret.
     sensitive = {*before.get("sensitive", ()), *after.get("sensitive", ())}
     old, new = before.get("variants", {}), after.get("variants", {})
     for variant in dict.fromkeys((*new, *old)):
-        yield from _step(
+        yield from _iter_value_lines(
             f"variant {variant}", old.get(variant), new.get(variant), hidden=variant in sensitive
         )
-    yield from _step("prerequisites", _needed(before), _needed(after))
-    yield from _rules(before.get("rules", ()), after.get("rules", ()))
+    yield from _iter_value_lines(
+        "prerequisites", _format_prerequisites(before), _format_prerequisites(after)
+    )
+    yield from _iter_rule_lines(before.get("rules", ()), after.get("rules", ()))
     if "fallthrough" in after:
-        yield from _serving("fallthrough", before["fallthrough"], after["fallthrough"])
+        yield from _iter_serving_lines("fallthrough", before["fallthrough"], after["fallthrough"])
     for side in ("included", "excluded"):
-        yield from _keys(side, before, after)
+        yield from _iter_key_lines(side, before, after)
     has_keys = (before.keys() | after.keys()) & {"included", "excluded"}
     if not has_keys and before.get("seed") != after.get("seed"):
         # Nothing else may be different, and a change has at least one line.
         yield "another seed for its keys"
 
 
-def _rules(before: list[_Document], after: list[_Document]) -> Iterator[str]:
+def _iter_rule_lines(before: list[_Document], after: list[_Document]) -> Iterator[str]:
     old = {rule["name"]: rule for rule in before}
     new = {rule["name"]: rule for rule in after}
     for name in old:
@@ -120,11 +122,13 @@ def _rules(before: list[_Document], after: list[_Document]) -> Iterator[str]:
             yield f"rule {name} removed"
     for name, rule in new.items():
         if name not in old:
-            yield f"rule {name} added: {told(rule)}"
+            yield f"rule {name} added: {format_serving(rule)}"
             continue
         for field in ("when", "during"):
-            yield from _step(f"rule {name}: {field}", old[name].get(field), rule.get(field))
-        yield from _serving(f"rule {name}", old[name], rule)
+            yield from _iter_value_lines(
+                f"rule {name}: {field}", old[name].get(field), rule.get(field)
+            )
+        yield from _iter_serving_lines(f"rule {name}", old[name], rule)
     kept = [name for name in old if name in new]
     if kept != (now := [name for name in new if name in old]):
         yield f"rules in another order: {', '.join(now)}"
@@ -133,16 +137,16 @@ def _rules(before: list[_Document], after: list[_Document]) -> Iterator[str]:
 _FIELDS_OF_SERVES: Final = ("serve", "rollout", "ramp")
 
 
-def _serving(place: str, before: _Document, after: _Document) -> Iterator[str]:
+def _iter_serving_lines(place: str, before: _Document, after: _Document) -> Iterator[str]:
     """Yield how what is served changed, weight by weight where both are rollouts."""
     old, new = before.get("rollout"), after.get("rollout")
     if old is None or new is None:
         sides = [[side.get(field) for field in _FIELDS_OF_SERVES] for side in (before, after)]
         if not is_same(*sides):
-            yield f"{place}: {told(before)} -> {told(after)}"
+            yield f"{place}: {format_serving(before)} -> {format_serving(after)}"
         return
     for field in ("by", "salt"):
-        yield from _step(f"{place}: {field}", old.get(field), new.get(field))
+        yield from _iter_value_lines(f"{place}: {field}", old.get(field), new.get(field))
     weights = [
         f"{variant} {was:g} -> {now:g} %"
         for variant in dict.fromkeys((*new["weights"], *old["weights"]))
@@ -156,31 +160,31 @@ def _serving(place: str, before: _Document, after: _Document) -> Iterator[str]:
         yield f"{place}: weights in another order: {', '.join(new['weights'])}"
 
 
-def told(part: _Document) -> str:
+def format_serving(part: _Document) -> str:
     """Return what a rule or the fallthrough serves, and by which attribute and salt if named."""
     if "serve" in part:
         return f"serves {part['serve']}"
     if "rollout" in part:
         weights = part["rollout"]["weights"].items()
         listed = ", ".join(f"{variant} {weight:g} %" for variant, weight in weights)
-        return listed + _hashed(part["rollout"])
-    return _ramped(part["ramp"]) + _hashed(part["ramp"])
+        return listed + _format_hashing(part["rollout"])
+    return _format_ramp(part["ramp"]) + _format_hashing(part["ramp"])
 
 
-def _hashed(split: _Document) -> str:
+def _format_hashing(split: _Document) -> str:
     return "".join(f", {name} {split[name]}" for name in ("by", "salt") if name in split)
 
 
-def _ramped(ramp: _Document) -> str:
+def _format_ramp(ramp: _Document) -> str:
     variant, otherwise = ramp["variant"], f"otherwise {ramp['otherwise']}"
     if "steps" in ramp:
-        steps = (f"{step['percent']:g} % at {_shown(step['at'])}" for step in ramp["steps"])
+        steps = (f"{step['percent']:g} % at {_format_value(step['at'])}" for step in ramp["steps"])
         return f"{variant} in steps, {otherwise}: {', '.join(steps)}"
-    span = f"{_shown(ramp['start'])} to {_shown(ramp['end'])}"
+    span = f"{_format_value(ramp['start'])} to {_format_value(ramp['end'])}"
     return f"{variant} from {ramp['from']:g} to {ramp['to']:g} %, {otherwise}, {span}"
 
 
-def _needed(document: _Document) -> str | None:
+def _format_prerequisites(document: _Document) -> str | None:
     needed = [
         f"{item['flag']} serves {' or '.join(item['variants'])}"
         for item in document.get("prerequisites", ())
@@ -188,7 +192,7 @@ def _needed(document: _Document) -> str | None:
     return ", ".join(needed) or None
 
 
-def _keys(side: str, before: _Document, after: _Document) -> Iterator[str]:
+def _iter_key_lines(side: str, before: _Document, after: _Document) -> Iterator[str]:
     old, new = before.get(side), after.get(side)
     if is_same(old, new):
         return
@@ -200,10 +204,10 @@ def _keys(side: str, before: _Document, after: _Document) -> Iterator[str]:
     yield f"{side}: {counts[0]:,} -> {counts[1]:,} keys{also}"
 
 
-def _step(name: str, before: Any, after: Any, *, hidden: bool = False) -> Iterator[str]:
+def _iter_value_lines(name: str, before: Any, after: Any, *, hidden: bool = False) -> Iterator[str]:
     if is_same(before, after):
         return
-    old, new = (SENSITIVE, SENSITIVE) if hidden else _shown_apart(before, after)
+    old, new = (SENSITIVE, SENSITIVE) if hidden else _format_contrast(before, after)
     if before is None:
         yield f"{name} added: {new}"
     elif after is None:
@@ -212,31 +216,36 @@ def _step(name: str, before: Any, after: Any, *, hidden: bool = False) -> Iterat
         yield f"{name}: {old} -> {new}"
 
 
-def _shown_apart(before: Any, after: Any) -> tuple[str, str]:
+def _format_contrast(before: Any, after: Any) -> tuple[str, str]:
     """Return two values as texts that are cut, and show where they begin to differ."""
-    old, new = _text(before), _text(after)
-    if _cut(old) != _cut(new):
-        return _cut(old), _cut(new)
+    old, new = _format_text(before), _format_text(after)
+    if _truncate(old) != _truncate(new):
+        return _truncate(old), _truncate(new)
     if old == new:
         # They differ in what JSON does not tell apart, such as a text and a date.
-        return f"{_cut(old)} ({type(before).__name__})", f"{_cut(new)} ({type(after).__name__})"
+        return (
+            f"{_truncate(old)} ({type(before).__name__})",
+            f"{_truncate(new)} ({type(after).__name__})",
+        )
     pairs = enumerate(zip(old, new, strict=False))
     first = next((place for place, (one, other) in pairs if one != other), min(len(old), len(new)))
     start = max(0, first - SHOWN_LENGTH_MAX // 2)
-    return f"...{_cut(old[start:])}", f"...{_cut(new[start:])}"
+    return f"...{_truncate(old[start:])}", f"...{_truncate(new[start:])}"
 
 
-def _shown(value: Any) -> str:
-    return _cut(_text(value))
+def _format_value(value: Any) -> str:
+    return _truncate(_format_text(value))
 
 
-def _text(value: Any) -> str:
+def _format_text(value: Any) -> str:
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%S} UTC"
-    return value if isinstance(value, str) else json.dumps(extended(value), ensure_ascii=False)
+    return (
+        value if isinstance(value, str) else json.dumps(to_extended_json(value), ensure_ascii=False)
+    )
 
 
-def _cut(text: str) -> str:
+def _truncate(text: str) -> str:
     return text if len(text) <= SHOWN_LENGTH_MAX else f"{text[:SHOWN_LENGTH_MAX]}..."
 
 
@@ -277,7 +286,7 @@ class Entry(Struct, frozen=True):
     applier: str = ""
 
 
-class Wanted(TypedDict, total=False):
+class EntryFilter(TypedDict, total=False):
     """Which entries are asked for; all of what is given must hold.
 
     - `key`: of a flag or a segment that was changed.
@@ -293,9 +302,9 @@ class Wanted(TypedDict, total=False):
     until: datetime | None
 
 
-@refusing_unknown
+@refuse_unknown_arguments
 def entries(
-    store: Store, after: int = 0, *, newest_first: bool = False, **wanted: Unpack[Wanted]
+    store: Store, after: int = 0, *, newest_first: bool = False, **wanted: Unpack[EntryFilter]
 ) -> Iterator[Entry]:
     """Yield the ledger of an environment after a revision, oldest first, with who and why.
 
@@ -304,14 +313,16 @@ def entries(
     Raises:
         InvalidArgumentError: an argument is of another type, or no action has this name.
     """
-    checked_store(store)
-    return _entries(store, revision(after, "after"), newest_first=newest_first, **_checked(wanted))
+    check_store(store)
+    return _iter_entries(
+        store, check_revision(after, "after"), newest_first=newest_first, **_check_filter(wanted)
+    )
 
 
-def _checked(wanted: Wanted) -> Wanted:
+def _check_filter(entry_filter: EntryFilter) -> EntryFilter:
     types: dict[str, type] = {"key": str, "actor": str, "action": str}
     types |= {"since": datetime, "until": datetime}
-    for name, value in wanted.items():
+    for name, value in entry_filter.items():
         if value is not None and not isinstance(value, types[name]):
             raise InvalidArgumentError(
                 f"{name} is {value!r}: pass a value of the type {types[name].__name__}"
@@ -320,17 +331,17 @@ def _checked(wanted: Wanted) -> Wanted:
             raise InvalidArgumentError(
                 f"{name} is {value!r}, which has no time zone: pass an aware datetime"
             )
-    action = wanted.get("action")
+    action = entry_filter.get("action")
     if action is not None and action not in ACTIONS:
-        raise InvalidArgumentError(f"action is {action!r}. {near(action, ACTIONS)}")
-    return wanted
+        raise InvalidArgumentError(f"action is {action!r}. {suggest_name(action, ACTIONS)}")
+    return entry_filter
 
 
-def _entries(
-    store: Store, after: int, *, newest_first: bool, **wanted: Unpack[Wanted]
+def _iter_entries(
+    store: Store, after: int, *, newest_first: bool, **wanted: Unpack[EntryFilter]
 ) -> Iterator[Entry]:
     actor, action = wanted.get("actor"), wanted.get("action")
-    changes = store.changes(
+    changes = store.iter_changes(
         after,
         key=wanted.get("key"),
         since=wanted.get("since"),
@@ -338,38 +349,38 @@ def _entries(
         newest_first=newest_first,
     )
     while chunk := list(islice(changes, _CHUNK)):
-        requests = store.requests(change.request for change in chunk)
+        requests = store.read_requests(change.request for change in chunk)
         proposed = [request["proposal"] for request in requests.values() if "proposal" in request]
-        said = store.proposals.said(proposed)
+        said = store.proposals.read_many(proposed)
         for change in chunk:
             request = requests.get(change.request, {})
             operations = request.get("operations", ())
             if actor is not None and request.get("actor") != actor:
                 continue
-            with judging(AUDIT, request):
-                if action is not None and action not in map(_name, operations):
+            with translate_form_errors(AUDIT, request):
+                if action is not None and action not in map(_get_action_name, operations):
                     continue
-            yield _entry(store.environment, change, request, said)
+            yield _build_entry(store.environment, change, request, said)
 
 
-def _entry(
+def _build_entry(
     environment: str,
     change: Change,
     request: Mapping[str, Any],
-    said: Mapping[str, Iterable[Mapping[str, Any]]],
+    verdicts: Mapping[str, Iterable[Mapping[str, Any]]],
 ) -> Entry:
     """Return the entry of a change, of what the audit has of it, and of what was said of proposals.
 
     Raises:
         StoreError: one of them has not the form that it should have.
     """
-    with judging(LEDGER, {"_id": ledger_id(environment, change.revision)}):
-        lines = tuple(line for policy in change.policies for line in differences(policy))
-    with judging(AUDIT, request):
-        actions = sentences(request.get("operations", ()))
+    with translate_form_errors(LEDGER, {"_id": build_ledger_id(environment, change.revision)}):
+        lines = tuple(line for policy in change.policies for line in format_differences(policy))
+    with translate_form_errors(AUDIT, request):
+        actions = format_actions(request.get("operations", ()))
     proposal = request.get("proposal", "")
-    with judging():
-        approvers = _approvers(request, said.get(proposal, ()), change.tip.time)
+    with translate_form_errors():
+        approvers = _list_approvers(request, verdicts.get(proposal, ()), change.tip.time)
     return Entry(
         change.revision,
         change.tip.time,
@@ -385,26 +396,28 @@ def _entry(
     )
 
 
-@refusing_unknown
-def newer(store: Store, after: int, **wanted: Unpack[Wanted]) -> tuple[int, list[Entry]]:
+@refuse_unknown_arguments
+def read_newer_entries(
+    store: Store, after: int, **wanted: Unpack[EntryFilter]
+) -> tuple[int, list[Entry]]:
     """Return the entries after a revision, as far as there are any, and the one to go on after.
 
     Takes what `entries` takes.
     """
-    tip = store.tip()
+    tip = store.read_tip()
     found = [*entries(store, after, **wanted)]
     # The tip itself may not be in the ledger yet. All before it is.
     return max(after, tip.revision - 1, *(entry.revision for entry in found[-1:])), found
 
 
-def begins_after(store: Store) -> int:
+def read_pruned_revision(store: Store) -> int:
     """Return the revision up to which the ledger was pruned; 0 if it was not."""
-    with store.reading() as reading:
+    with store.open_reader() as reading:
         return 0 if reading.cut is None else reading.cut.tip.revision
 
 
-def _approvers(
-    request: Mapping[str, Any], said: Iterable[Mapping[str, Any]], until: datetime
+def _list_approvers(
+    request: Mapping[str, Any], verdicts: Iterable[Mapping[str, Any]], until: datetime
 ) -> tuple[str, ...]:
     """Return on whose approval a proposal was applied.
 
@@ -414,19 +427,19 @@ def _approvers(
         return tuple(request["approved"]["by"])
     return tuple(
         verdict["_id"]["actor"]
-        for verdict in said
+        for verdict in verdicts
         if verdict["_id"]["verdict"] == "approve"
         and isinstance(verdict.get("time"), datetime)
         and verdict["time"] <= until
     )
 
 
-def sentences(operations: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+def format_actions(operations: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     """Return what was asked for, by what is recorded of it, in sentences."""
-    return tuple(map(_action, operations))
+    return tuple(map(_format_action, operations))
 
 
-def _name(operation: Mapping[str, Any]) -> str:
+def _get_action_name(operation: Mapping[str, Any]) -> str:
     """Return which of ACTIONS an operation is."""
     match operation["operation"]:
         case "set_state":
@@ -437,13 +450,13 @@ def _name(operation: Mapping[str, Any]) -> str:
             return str(name).replace("_", "-")
 
 
-def _action(operation: Mapping[str, Any]) -> str:
+def _format_action(operation: Mapping[str, Any]) -> str:
     if operation["region"] == ACCESS:
-        return _action_on_access(operation)
-    words = [_name(operation).replace("-", " "), operation["key"]]
+        return _format_access_action(operation)
+    words = [_get_action_name(operation).replace("-", " "), operation["key"]]
     match operation["operation"]:
         case "set_rollout":
-            words.append(_weights(operation["weights"], operation.get("rule")))
+            words.append(_format_weights(operation["weights"], operation.get("rule")))
         case "serve":
             rule = operation.get("rule")
             variant = str(operation["variant"])
@@ -470,13 +483,13 @@ def _action(operation: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
-def _weights(weights: float | Mapping[str, float], rule: str | None) -> str:
+def _format_weights(weights: float | Mapping[str, float], rule: str | None) -> str:
     given = weights.items() if isinstance(weights, Mapping) else [("", weights)]
     listed = ", ".join(f"{variant} {weight:g} %".lstrip() for variant, weight in given)
     return f"to {listed}" if rule is None else f"rule {rule} to {listed}"
 
 
-def _action_on_access(operation: Mapping[str, Any]) -> str:
+def _format_access_action(operation: Mapping[str, Any]) -> str:
     match operation["operation"]:
         case "grant":
             listed = ", ".join(operation["namespaces"])

@@ -24,23 +24,31 @@ from flagkit._core.model.access import (
     Grants,
     Limit,
     Limits,
+    LimitScope,
     Role,
-    Whose,
-    checked_actor,
+    check_actor,
     decode_grants,
     decode_limits,
 )
-from flagkit._core.model.changes import ACCESS, SEGMENTS, Change, Cut, PolicyId, PolicyState, cut_in
+from flagkit._core.model.changes import (
+    ACCESS,
+    SEGMENTS,
+    Change,
+    Cut,
+    PolicyId,
+    PolicyState,
+    decode_cut,
+)
 from flagkit._core.model.documents import State
-from flagkit._core.model.flags import bare_weights, check_variant, variant_with
+from flagkit._core.model.flags import build_boolean_weights, check_variant, get_boolean_variant
 from flagkit._core.model.segments import (
     PUBLIC_SEED,
-    Hashed,
     Segment,
+    SegmentWithMembers,
     decode_segment,
-    edited_keys,
+    edit_keys,
     encode_segment,
-    members_of,
+    hash_keys,
 )
 from flagkit._core.suggestions import suggested
 from flagkit.errors import (
@@ -51,25 +59,30 @@ from flagkit.errors import (
     VersionConflictError,
     WriteError,
 )
-from flagkit.writer.assignments import Lead
+from flagkit.writer.assignments import RolloutCarryOver
 
 Verb: TypeAlias = Literal["pause", "resume", "archive", "restore", "delete"]
-Standing: TypeAlias = Literal["active", "paused", "archived", "absent"]
+FlagState: TypeAlias = Literal["active", "paused", "archived", "absent"]
 """A flag's state, or that there is none; a deleted flag is absent, too."""
 
-WRITTEN: Final = "as written"
+AS_WRITTEN: Final = "as written"
 """The state that the document says; an update of one that says none leaves it as it is."""
-EARLIER: Final = "as it was"
+AS_BEFORE: Final = "as it was"
 
-TRANSITIONS: Final[Mapping[str, Mapping[Standing, str]]] = {
-    "create": {"absent": WRITTEN},
-    "update": {"active": WRITTEN, "paused": WRITTEN, "archived": WRITTEN},
+TRANSITIONS: Final[Mapping[str, Mapping[FlagState, str]]] = {
+    "create": {"absent": AS_WRITTEN},
+    "update": {"active": AS_WRITTEN, "paused": AS_WRITTEN, "archived": AS_WRITTEN},
     "pause": {"active": "paused", "paused": "paused"},
     "resume": {"active": "active", "paused": "active"},
     "archive": {"active": "archived", "paused": "archived", "archived": "archived"},
     "restore": {"paused": "paused", "archived": "paused"},
     "delete": {"archived": "absent"},
-    "rollback": {"active": EARLIER, "paused": EARLIER, "archived": EARLIER, "absent": EARLIER},
+    "rollback": {
+        "active": AS_BEFORE,
+        "paused": AS_BEFORE,
+        "archived": AS_BEFORE,
+        "absent": AS_BEFORE,
+    },
 }
 """By verb and standing, what a flag's state becomes; what is not here is refused."""
 
@@ -82,7 +95,7 @@ _REMEDIES: Final[Mapping[tuple[Verb, State], str]] = {
 }
 
 
-def moved(verb: Verb, key: str, state: State) -> Standing:
+def get_next_state(verb: Verb, key: str, state: State) -> FlagState:
     """Return what a flag's state becomes by a verb.
 
     Raises:
@@ -93,10 +106,10 @@ def moved(verb: Verb, key: str, state: State) -> Standing:
         raise InvalidDocumentError(
             "state", f"of {key} is {state}", _REMEDIES[verb, state], subject=f"flag {key!r}"
         )
-    return _STANDINGS[after]
+    return _FLAG_STATES[after]
 
 
-_STANDINGS: Final[Mapping[str, Standing]] = {
+_FLAG_STATES: Final[Mapping[str, FlagState]] = {
     "active": "active",
     "paused": "paused",
     "archived": "archived",
@@ -104,11 +117,11 @@ _STANDINGS: Final[Mapping[str, Standing]] = {
 }
 
 
-Lists: TypeAlias = Mapping[str, Sequence[Any]]
+ListedKeys: TypeAlias = Mapping[str, Sequence[Any]]
 """The keys that a segment's document lists, by `included` and `excluded`."""
 
 
-class Earlier(Protocol):
+class PolicyLookup(Protocol):
     """What is known of an environment besides its newest states."""
 
     @property
@@ -116,36 +129,36 @@ class Earlier(Protocol):
         """The server's time."""
         ...
 
-    def at(self, policy: PolicyId, revision: int) -> PolicyState | None:
+    def find_state(self, policy: PolicyId, revision: int) -> PolicyState | None:
         """Return the state that a flag or a segment had at a revision."""
         ...
 
-    def last(self, policy: PolicyId) -> PolicyState | None:
+    def find_last_state(self, policy: PolicyId) -> PolicyState | None:
         """Return the state that a flag or a segment had when it was deleted, None if it was not."""
         ...
 
-    def everywhere(self, key: str) -> PolicyState | None:
+    def find_base_flag(self, key: str) -> PolicyState | None:
         """Return the state of the flag of all regions, which an override of one region hides."""
         ...
 
-    def keys_near(self, policy: PolicyId) -> Iterable[str]:
+    def find_similar_keys(self, policy: PolicyId) -> Iterable[str]:
         """Return keys of flags, or of segments, among them those that are near to a key."""
         ...
 
-    def author(self, policy: PolicyId) -> tuple[str, datetime] | None:
+    def find_author(self, policy: PolicyId) -> tuple[str, datetime] | None:
         """Return who changed a flag or a segment last, and when."""
         ...
 
-    def parts(self, names: Iterable[str]) -> Mapping[str, bytes]:
+    def read_parts(self, names: Iterable[str]) -> Mapping[str, bytes]:
         """Return parts of members, by their SHA-256, as far as they are there."""
         ...
 
-    def listed(self, seed: str) -> Lists | None:
+    def find_listed_keys(self, seed: str) -> ListedKeys | None:
         """Return the keys of the document that a seed was made for; None if they are not known."""
         ...
 
 
-Next: TypeAlias = Flag | Hashed | Grants | Limits | Cut
+PolicyValue: TypeAlias = Flag | SegmentWithMembers | Grants | Limits | Cut
 
 
 class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
@@ -164,7 +177,7 @@ class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
         """The flag, or segment, that it is about."""
         return (self.region, self.key)
 
-    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Next | None:
+    def apply(self, before: PolicyState | None, lookup: PolicyLookup, /) -> PolicyValue | None:
         """Return the flag, segment, grants or limits after this operation; None if deleted.
 
         Raises:
@@ -172,33 +185,33 @@ class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
         """
         raise NotImplementedError
 
-    def packed_as(self, _made: Next) -> bytes | None:
+    def find_packed_document(self, _value: PolicyValue) -> bytes | None:
         """Return the document of what was made in MessagePack, if it is known already."""
         return None
 
-    def _existing(self, before: PolicyState | None, earlier: Earlier) -> PolicyState:
+    def _get_existing(self, before: PolicyState | None, lookup: PolicyLookup) -> PolicyState:
         if before is None and self.region == ACCESS:
             raise FlagNotFoundError("there are no grants yet: grant admin first, to somebody")
         if before is None:
             what = "segment" if self.region == SEGMENTS else "flag"
             where = "" if self.region in (EVERYWHERE, SEGMENTS) else f" in region {self.region}"
             sentence = f"there is no {what} {self.key!r}{where}: check the key, or create it first"
-            near = earlier.keys_near(self.policy_id)
+            near = lookup.find_similar_keys(self.policy_id)
             raise FlagNotFoundError(suggested(sentence, self.key, near))
-        self._check_version(before, earlier)
+        self._check_version(before, lookup)
         return before
 
-    def _check_version(self, before: PolicyState, earlier: Earlier) -> None:
+    def _check_version(self, before: PolicyState, lookup: PolicyLookup) -> None:
         if self.expected_version not in (None, before.version):
             raise VersionConflictError(
                 self.key,
                 self.expected_version or 0,
                 before.version,
-                earlier.author(self.policy_id),
+                lookup.find_author(self.policy_id),
             )
 
-    def _existing_flag(self, before: PolicyState | None, earlier: Earlier) -> Flag:
-        return decode(self._existing(before, earlier).policy, stored=True)
+    def _get_existing_flag(self, before: PolicyState | None, lookup: PolicyLookup) -> Flag:
+        return decode(self._get_existing(before, lookup).policy, stored=True)
 
 
 def _check_version(expected: object) -> None:
@@ -213,13 +226,13 @@ class Create(Operation, frozen=True, tag="create", kw_only=True):
 
     policy: dict[str, Any]
 
-    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag:
+    def apply(self, before: PolicyState | None, lookup: PolicyLookup, /) -> Flag:
         """Return the new flag."""
         if before is not None:
             raise FlagExistsError(
                 f"the flag {self.key!r} is there already, at version {before.version}: update it"
             )
-        return led_at_creation(decode(self.policy), earlier)
+        return carry_over_to_new_flag(decode(self.policy), lookup)
 
 
 class Update(Operation, frozen=True, tag="update", kw_only=True):
@@ -233,10 +246,10 @@ class Update(Operation, frozen=True, tag="update", kw_only=True):
     policy: dict[str, Any]
     reassign: bool = False
 
-    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag:
+    def apply(self, before: PolicyState | None, lookup: PolicyLookup, /) -> Flag:
         """Return the flag with the new document, its rollouts led on from the old ones."""
-        old = self._existing_flag(before, earlier)
-        return _updated(old, self.policy, earlier.now, reassign=self.reassign)
+        old = self._get_existing_flag(before, lookup)
+        return _update_flag(old, self.policy, lookup.now, reassign=self.reassign)
 
 
 class SetRollout(Operation, frozen=True, tag="set_rollout", kw_only=True):
@@ -246,14 +259,14 @@ class SetRollout(Operation, frozen=True, tag="set_rollout", kw_only=True):
     rule: str | None = None
     reassign: bool = False
 
-    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag:
+    def apply(self, before: PolicyState | None, lookup: PolicyLookup, /) -> Flag:
         """Return the flag with the new weights, and as few moved keys as can be."""
-        flag = self._existing_flag(before, earlier)
+        flag = self._get_existing_flag(before, lookup)
         document = encode(flag)
-        part = _part_of(document, self.rule, self.key)
+        part = _get_rule_part(document, self.rule, self.key)
         weights = self.weights
         if not isinstance(weights, dict):
-            weights = bare_weights(weights, flag.variants, "weights")
+            weights = build_boolean_weights(weights, flag.variants, "weights")
         if "serve" in part:
             ruled = ", ".join(
                 rule.name for rule in flag.rules if not isinstance(rule.serves, Serve)
@@ -268,22 +281,22 @@ class SetRollout(Operation, frozen=True, tag="set_rollout", kw_only=True):
         kept = part.pop("rollout", None) or part.pop("ramp")
         part["rollout"] = {name: kept[name] for name in ("by", "salt") if name in kept}
         part["rollout"]["weights"] = weights
-        return _updated(flag, document, earlier.now, reassign=self.reassign)
+        return _update_flag(flag, document, lookup.now, reassign=self.reassign)
 
 
-VariantNamed: TypeAlias = "str | bool"
+VariantName: TypeAlias = "str | bool"
 """The name of a variant. True and False stand for the one with this value, of a boolean flag."""
 
 
 class ServeVariant(Operation, frozen=True, tag="serve", kw_only=True):
     """Serve another variant to all, in a rule or the fallthrough that serves one variant."""
 
-    variant: VariantNamed
+    variant: VariantName
     rule: str | None = None
 
-    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag:
+    def apply(self, before: PolicyState | None, lookup: PolicyLookup, /) -> Flag:
         """Return the flag that serves the variant."""
-        flag = self._existing_flag(before, earlier)
+        flag = self._get_existing_flag(before, lookup)
         if flag.state != "active":
             first = "Resume it" if flag.state == "paused" else "Restore it, then resume it"
             raise InvalidDocumentError(
@@ -294,10 +307,10 @@ class ServeVariant(Operation, frozen=True, tag="serve", kw_only=True):
             )
         variant = self.variant
         if isinstance(variant, bool):
-            variant = variant_with(variant, flag.variants, "variant")
+            variant = get_boolean_variant(variant, flag.variants, "variant")
         check_variant(variant, flag.variants, "variant")
         document = encode(flag)
-        part = _part_of(document, self.rule, self.key)
+        part = _get_rule_part(document, self.rule, self.key)
         if "serve" not in part:
             kind = "rollout" if "rollout" in part else "ramp"
             raise InvalidDocumentError(
@@ -307,7 +320,7 @@ class ServeVariant(Operation, frozen=True, tag="serve", kw_only=True):
                 subject=f"flag {self.key!r}",
             )
         part["serve"] = variant
-        return _updated(flag, document, earlier.now, reassign=False)
+        return _update_flag(flag, document, lookup.now, reassign=False)
 
 
 class Edit(Operation, frozen=True, tag="edit", kw_only=True):
@@ -321,11 +334,11 @@ class Edit(Operation, frozen=True, tag="edit", kw_only=True):
     environment: str
     reassign: bool = False
 
-    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag:
+    def apply(self, before: PolicyState | None, lookup: PolicyLookup, /) -> Flag:
         """Return the flag with the new document, its rollouts led on from the old ones."""
-        old = self._existing_flag(before, earlier)
-        made = self.function(as_written(old))
-        policy, key, region = checked_policy(made, self.environment)
+        old = self._get_existing_flag(before, lookup)
+        made = self.function(to_written_document(old))
+        policy, key, region = normalize_policy(made, self.environment)
         if (region, key) != self.policy_id:
             raise InvalidDocumentError(
                 "key" if key != self.key else "region",
@@ -335,7 +348,7 @@ class Edit(Operation, frozen=True, tag="edit", kw_only=True):
             )
         if "state" not in made:
             del policy["state"]
-        return _updated(old, policy, earlier.now, reassign=self.reassign)
+        return _update_flag(old, policy, lookup.now, reassign=self.reassign)
 
 
 class SetState(Operation, frozen=True, tag="set_state", kw_only=True):
@@ -343,19 +356,19 @@ class SetState(Operation, frozen=True, tag="set_state", kw_only=True):
 
     verb: Verb
 
-    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Flag | None:
+    def apply(self, before: PolicyState | None, lookup: PolicyLookup, /) -> Flag | None:
         """Return the flag in the new state; None if it is deleted."""
-        flag = self._existing_flag(before, earlier)
-        after = moved(self.verb, self.key, flag.state)
+        flag = self._get_existing_flag(before, lookup)
+        after = get_next_state(self.verb, self.key, flag.state)
         return None if after == "absent" else msgspec.structs.replace(flag, state=after)
 
 
 class DeleteSegment(Operation, frozen=True, tag="delete_segment", kw_only=True):
     """Delete a segment."""
 
-    def next(self, before: PolicyState | None, earlier: Earlier, /) -> None:
+    def apply(self, before: PolicyState | None, lookup: PolicyLookup, /) -> None:
         """Return None."""
-        self._existing(before, earlier)
+        self._get_existing(before, lookup)
 
 
 class SetSegment(Operation, frozen=True, tag="set_segment", kw_only=True):
@@ -377,17 +390,17 @@ class SetSegment(Operation, frozen=True, tag="set_segment", kw_only=True):
         return str(self.policy.get("seed", ""))
 
     @property
-    def takes_over(self) -> bool:
+    def has_reused_keys(self) -> bool:
         """Whether the document has hashed keys of the segment's."""
         return any(side in self.policy for side in self.taken_over)
 
-    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Hashed:
+    def apply(self, before: PolicyState | None, lookup: PolicyLookup, /) -> SegmentWithMembers:
         """Return the segment with the new document.
 
         Where the segment has the listed keys already, it keeps its seed.
         """
         if not self.create:
-            self._existing(before, earlier)
+            self._get_existing(before, lookup)
         elif before is not None:
             raise FlagExistsError(
                 f"the segment {self.key!r} is there already, at version {before.version}: update it"
@@ -402,7 +415,7 @@ class SetSegment(Operation, frozen=True, tag="set_segment", kw_only=True):
                     "List the keys themselves",
                     subject=f"segment {self.key!r}",
                 )
-        if self.takes_over and self.policy.get("seed") != held.get("seed"):
+        if self.has_reused_keys and self.policy.get("seed") != held.get("seed"):
             raise InvalidDocumentError(
                 "seed",
                 "is not the one that the segment's keys are hashed with",
@@ -412,9 +425,9 @@ class SetSegment(Operation, frozen=True, tag="set_segment", kw_only=True):
             )
         if before is None:
             return decode_segment(self.policy, stored=True)
-        return self.led_on(before, earlier.listed(self.seed))
+        return self.carry_over_seed(before, lookup.find_listed_keys(self.seed))
 
-    def led_on(self, before: PolicyState, listed: Lists | None) -> Hashed:
+    def carry_over_seed(self, before: PolicyState, listed: ListedKeys | None) -> SegmentWithMembers:
         """Return the segment, with the seed that it had if its keys are the same.
 
         Args:
@@ -422,7 +435,7 @@ class SetSegment(Operation, frozen=True, tag="set_segment", kw_only=True):
             listed: What the document listed, if that is known. Otherwise `keys` are looked at.
         """
         made = decode_segment(self.policy, stored=True)
-        if not self.takes_over:
+        if not self.has_reused_keys:
             held = decode_segment(before.policy, stored=True).segment
             same_size = all(
                 now.count == then.count
@@ -438,21 +451,21 @@ class SetSegment(Operation, frozen=True, tag="set_segment", kw_only=True):
                     return again
         return made
 
-    def unseeded(self, listed: Lists) -> "SetSegment":
+    def strip_seed(self, listed: ListedKeys) -> "SetSegment":
         """Return the same operation with the public seed, which is equal each time it is asked."""
         segment = decode_segment({**self.policy, **listed}).segment
         return msgspec.structs.replace(self, policy=dict(encode_segment(segment)))
 
 
-def has_same_keys(made: Segment, held: Segment) -> bool:
+def has_same_keys(new: Segment, previous: Segment) -> bool:
     """Tell whether a segment that was hashed with the seed of another one has the same keys.
 
     Keys that were hashed with the public seed are always others: listed again, they get a new one.
     """
-    if (made.included, made.excluded) != (held.included, held.excluded):
+    if (new.included, new.excluded) != (previous.included, previous.excluded):
         return False
-    has_keys = bool(held.included.count or held.excluded.count)
-    return made.seed == held.seed and not (has_keys and held.seed == PUBLIC_SEED)
+    has_keys = bool(previous.included.count or previous.excluded.count)
+    return new.seed == previous.seed and not (has_keys and previous.seed == PUBLIC_SEED)
 
 
 class ChangeMembers(Operation, frozen=True, tag="change_members", kw_only=True):
@@ -462,19 +475,19 @@ class ChangeMembers(Operation, frozen=True, tag="change_members", kw_only=True):
     exclude: tuple[str, ...] = ()
     remove: tuple[str, ...] = ()
 
-    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Hashed:
+    def apply(self, before: PolicyState | None, lookup: PolicyLookup, /) -> SegmentWithMembers:
         """Return the segment with the keys where they belong, all others where they are."""
-        segment = decode_segment(self._existing(before, earlier).policy, stored=True).segment
-        include = members_of(self.include, "include", segment.seed)
-        exclude = members_of(self.exclude, "exclude", segment.seed)
-        remove = members_of(self.remove, "remove", segment.seed)
-        included, made = edited_keys(segment.included, include, exclude | remove, earlier.parts)
-        excluded, more = edited_keys(segment.excluded, exclude, include | remove, earlier.parts)
+        segment = decode_segment(self._get_existing(before, lookup).policy, stored=True).segment
+        include = hash_keys(self.include, "include", segment.seed)
+        exclude = hash_keys(self.exclude, "exclude", segment.seed)
+        remove = hash_keys(self.remove, "remove", segment.seed)
+        included, made = edit_keys(segment.included, include, exclude | remove, lookup.read_parts)
+        excluded, more = edit_keys(segment.excluded, exclude, include | remove, lookup.read_parts)
         after = msgspec.structs.replace(segment, included=included, excluded=excluded)
-        return Hashed(after, made | more)
+        return SegmentWithMembers(after, made | more)
 
 
-def checked_policy(
+def normalize_policy(
     document: Mapping[str, Any], environment: str
 ) -> tuple[dict[str, Any], str, str]:
     """Return a policy document in its canonical form, intervals included, with its key and region.
@@ -486,7 +499,7 @@ def checked_policy(
     return dict(encode(flag)), flag.key, flag.region
 
 
-def _part_of(document: Mapping[str, Any], rule: str | None, key: str) -> dict[str, Any]:
+def _get_rule_part(document: Mapping[str, Any], rule: str | None, key: str) -> dict[str, Any]:
     """Return the part of a flag's document for a rule, or for the fallthrough if none is named."""
     if rule is None:
         part: dict[str, Any] = document["fallthrough"]
@@ -501,32 +514,34 @@ def _part_of(document: Mapping[str, Any], rule: str | None, key: str) -> dict[st
     return parts[rule]
 
 
-def led_at_creation(new: Flag, earlier: Earlier) -> Flag:
+def carry_over_to_new_flag(new: Flag, lookup: PolicyLookup) -> Flag:
     """Return a flag that is created, its rollouts led on from what its callers were served before.
 
     An override goes on from the flag of all regions. A flag that was deleted goes on from its last
     state, and keeps its salts.
     """
-    moment = earlier.now.timestamp()
-    hidden = earlier.everywhere(new.key) if new.region != EVERYWHERE else None
+    moment = lookup.now.timestamp()
+    hidden = lookup.find_base_flag(new.key) if new.region != EVERYWHERE else None
     if hidden is not None:
-        return Lead(decode(hidden.policy, stored=True), new, moment, reassign=True).flag()
-    last = earlier.last((new.region, new.key))
+        return RolloutCarryOver(
+            decode(hidden.policy, stored=True), new, moment, reassign=True
+        ).carry_over()
+    last = lookup.find_last_state((new.region, new.key))
     if last is None:
         return new
-    lead = Lead(decode(last.policy, stored=True), new, moment, reassign=True)
-    return lead.flag(keep_salts=True)
+    lead = RolloutCarryOver(decode(last.policy, stored=True), new, moment, reassign=True)
+    return lead.carry_over(keep_salts=True)
 
 
-def _updated(old: Flag, policy: Mapping[str, Any], now: datetime, *, reassign: bool) -> Flag:
+def _update_flag(old: Flag, policy: Mapping[str, Any], now: datetime, *, reassign: bool) -> Flag:
     """Return a flag with a new document, its rollouts led on from the old ones."""
     new = decode(policy)
     if "state" not in policy:
         new = msgspec.structs.replace(new, state=old.state)
-    return Lead(old, new, now.timestamp(), reassign).flag()
+    return RolloutCarryOver(old, new, now.timestamp(), reassign).carry_over()
 
 
-def as_written(flag: Flag) -> dict[str, Any]:
+def to_written_document(flag: Flag) -> dict[str, Any]:
     """Return a flag's document without intervals: weights alone say what people mean."""
     document: dict[str, Any] = dict(encode(flag))
     for part in (*document.get("rules", ()), document["fallthrough"]):
@@ -534,19 +549,19 @@ def as_written(flag: Flag) -> dict[str, Any]:
     return document
 
 
-class History(Protocol):
+class RevisionHistory(Protocol):
     """The changes that led to where an environment stands."""
 
-    def changes(self, after: int = 0) -> Iterable[Change]:
+    def iter_changes(self, after: int = 0) -> Iterable[Change]:
         """Yield those after a revision, in order; without the unledgered one."""
         ...
 
-    def check_told(self, revision: int) -> None:
+    def check_within_retention(self, revision: int) -> None:
         """Refuse to tell what was at a revision if the ledger does not reach back to it."""
         ...
 
     @property
-    def unledgered(self) -> Change | None:
+    def tip_not_in_ledger(self) -> Change | None:
         """The newest change, if it is not among the others yet."""
         ...
 
@@ -559,23 +574,23 @@ class Rollback(Operation, frozen=True, tag="rollback", kw_only=True):
 
     to: int
 
-    def next(self, before: PolicyState | None, earlier: Earlier, /) -> Next:
+    def apply(self, before: PolicyState | None, lookup: PolicyLookup, /) -> PolicyValue:
         """Return the flag, segment or grants as it was; never its version, which goes on."""
-        last = earlier.last(self.policy_id) if before is None else None
+        last = lookup.find_last_state(self.policy_id) if before is None else None
         if last is None:
-            self._existing(before, earlier)
+            self._get_existing(before, lookup)
         else:
-            self._check_version(last, earlier)
-        then = earlier.at(self.policy_id, self.to)
+            self._check_version(last, lookup)
+        then = lookup.find_state(self.policy_id, self.to)
         if then is None:
             if self.region == ACCESS:
                 raise RevisionNotFoundError(f"nothing was granted yet at revision {self.to}")
             raise RevisionNotFoundError(f"{self.key!r} did not exist at revision {self.to}")
-        return _decoded(self.region, then.policy)
+        return _decode_policy(self.region, then.policy)
 
 
 class RollbackAll(Operation, frozen=True, tag="rollback_all", kw_only=True):
-    """Give a whole environment the content that it had at a revision; see `expanded`."""
+    """Give a whole environment the content that it had at a revision; see `expand_operations`."""
 
     key: str = ""
     to: int
@@ -586,13 +601,13 @@ class Reinstate(Operation, frozen=True, tag="reinstate", kw_only=True):
 
     policy: dict[str, Any] | None
 
-    def next(self, _before: PolicyState | None, _earlier: Earlier, /) -> Next | None:
+    def apply(self, _before: PolicyState | None, _lookup: PolicyLookup, /) -> PolicyValue | None:
         """Return the flag, or segment, of that content."""
-        return None if self.policy is None else _decoded(self.region, self.policy)
+        return None if self.policy is None else _decode_policy(self.region, self.policy)
 
 
-def expanded(
-    operations: Sequence[Operation], history: History, revision: int
+def expand_operations(
+    operations: Sequence[Operation], history: RevisionHistory, revision: int
 ) -> Sequence[Operation]:
     """Return operations on single flags and segments, whatever some operations are on.
 
@@ -615,11 +630,11 @@ def expanded(
         )
     if not 0 <= whole.to <= revision:
         raise RevisionNotFoundError(f"there is no revision {whole.to}: the newest is {revision}")
-    history.check_told(whole.to)
+    history.check_within_retention(whole.to)
     then: dict[PolicyId, PolicyState | None] = {}
-    unledgered = history.unledgered
+    unledgered = history.tip_not_in_ledger
     later = () if unledgered is None or unledgered.revision <= whole.to else (unledgered,)
-    for changes in (history.changes(whole.to), later):
+    for changes in (history.iter_changes(whole.to), later):
         for change in changes:
             for policy in change.policies:
                 if policy.id[0] == ACCESS:
@@ -633,7 +648,7 @@ def expanded(
     ]
 
 
-def _decoded(region: str, policy: dict[str, Any]) -> Next:
+def _decode_policy(region: str, policy: dict[str, Any]) -> PolicyValue:
     if region == ACCESS:
         return decode_grants(policy)
     decoded = decode_segment if region == SEGMENTS else decode
@@ -647,7 +662,7 @@ class GrantRole(Operation, frozen=True, tag="grant", kw_only=True):
     role: Role
     namespaces: tuple[str, ...]
 
-    def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Grants:
+    def apply(self, before: PolicyState | None, _earlier: PolicyLookup, /) -> Grants:
         """Return the grants with this one."""
         return get_grants(before).with_grant(Grant(self.actor, self.role, self.namespaces))
 
@@ -658,7 +673,7 @@ class RevokeRole(Operation, frozen=True, tag="revoke", kw_only=True):
     actor: str
     role: Role | None
 
-    def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Grants:
+    def apply(self, before: PolicyState | None, _earlier: PolicyLookup, /) -> Grants:
         """Return the grants without it.
 
         Raises:
@@ -666,8 +681,8 @@ class RevokeRole(Operation, frozen=True, tag="revoke", kw_only=True):
         """
         held = get_grants(before)
         if all(grant.actor != self.actor for grant in held.grants):
-            checked_actor(self.actor)
-        return held.without(self.actor, self.role)
+            check_actor(self.actor)
+        return held.without_role(self.actor, self.role)
 
 
 def get_grants(state: PolicyState | None) -> Grants:
@@ -678,10 +693,10 @@ def get_grants(state: PolicyState | None) -> Grants:
 class SetLimit(Operation, frozen=True, tag="set_limit", kw_only=True):
     """Limit the changes of each actor, or of an environment; None lifts the limit."""
 
-    whose: Whose
+    whose: LimitScope
     limit: Limit | None
 
-    def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Limits:
+    def apply(self, before: PolicyState | None, _earlier: PolicyLookup, /) -> Limits:
         """Return the limits with this one."""
         return msgspec.structs.replace(get_limits(before), **{self.whose: self.limit})
 
@@ -702,20 +717,20 @@ class Prune(Operation, frozen=True, tag="prune", kw_only=True):
     removed: dict[str, str]
     environment: str
 
-    def next(self, before: PolicyState | None, _earlier: Earlier, /) -> Cut | None:
+    def apply(self, before: PolicyState | None, _earlier: PolicyLookup, /) -> Cut | None:
         """Return the new cut; the one that there is, if there is no new one.
 
         Raises:
             WriteError: the ledger was cut as far, or further.
         """
-        held = None if before is None else cut_in(self.environment, before.policy)
+        held = None if before is None else decode_cut(self.environment, before.policy)
         if self.policy is None:
             return held
         if held is not None and held.tip.revision >= self.to:
             raise WriteError(
                 f"the ledger was pruned up to revision {held.tip.revision} meanwhile: look again"
             )
-        return cut_in(self.environment, self.policy)
+        return decode_cut(self.environment, self.policy)
 
 
 _Readable: TypeAlias = (
@@ -733,26 +748,26 @@ _Readable: TypeAlias = (
     | RevokeRole
     | SetLimit
 )
-READABLE: Final = _Readable.__args__
+READABLE_OPERATIONS: Final = _Readable.__args__
 """The operations that can be read back."""
 
 
-RELIED: Final = ("proposal", "applied_by", "approved")
+APPLICATION_FIELDS: Final = ("proposal", "applied_by", "approved")
 """What the audit has of the application of a proposal, beside what all requests have.
 
 `approved` is {digest, by}: the digest of the proposal, and the approvals that were relied on.
 """
 
 
-def documents_of(operations: Iterable[Operation]) -> list[dict[str, Any]]:
+def encode_operations(operations: Iterable[Operation]) -> list[dict[str, Any]]:
     """Return what is recorded of operations; of an edit's function, its name."""
     return [
-        msgspec.to_builtins(operation, builtin_types=(datetime,), enc_hook=_name_of)
+        msgspec.to_builtins(operation, builtin_types=(datetime,), enc_hook=_get_function_name)
         for operation in operations
     ]
 
 
-def operations_of(documents: object) -> list[Operation]:
+def decode_operations(documents: object) -> list[Operation]:
     """Return the operations that were recorded.
 
     Raises:
@@ -780,13 +795,13 @@ def check_readable(operations: Sequence[Operation]) -> None:
                 "Read the flag, and update it with expected_version",
                 subject=f"flag {operation.key!r}",
             )
-    if operations_of(documents_of(operations)) != [*operations]:
+    if decode_operations(encode_operations(operations)) != [*operations]:
         raise InvalidDocumentError(
             "", "would not be read back as it is", "Use plain numbers, texts, lists and mappings"
         )
 
 
-def policies_of(operations: Iterable[Operation]) -> list[PolicyId] | None:
+def list_policies(operations: Iterable[Operation]) -> list[PolicyId] | None:
     """Return the flags and segments that operations are on; None if it is all of them."""
     found: dict[PolicyId, None] = {}
     for operation in operations:
@@ -796,40 +811,42 @@ def policies_of(operations: Iterable[Operation]) -> list[PolicyId] | None:
     return [*found]
 
 
-def digest_of(asked: object) -> str:
+def hash_content(value: object) -> str:
     """Return the hex SHA-256 of what is asked for, the same when it is read back.
 
     Raises:
         InvalidDocumentError: it has what cannot be recorded.
     """
     try:
-        content = msgspec.msgpack.encode(asked, enc_hook=_plain)
+        content = msgspec.msgpack.encode(value, enc_hook=_to_plain)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidDocumentError("", f"cannot be recorded: {error}", "Mend it") from None
     return hashlib.sha256(content).hexdigest()
 
 
-def request_digest(content: Mapping[str, Any]) -> str:
+def hash_request(content: Mapping[str, Any]) -> str:
     """Return the digest of a request by what the audit has of it, or is to have."""
     # Sent again with it, a request is another one: what stands in the audit must have it.
     glass = [content["glass"]] if "glass" in content else []
-    relied = [content[name] for name in RELIED] if "approved" in content else []
-    return digest_of([content["actor"], content["operations"], *glass, *relied])
+    relied = [content[name] for name in APPLICATION_FIELDS] if "approved" in content else []
+    return hash_content([content["actor"], content["operations"], *glass, *relied])
 
 
-def decision(content: Mapping[str, Any], verb: str, subject: str, **more: str) -> dict[str, Any]:
+def build_decision_content(
+    content: Mapping[str, Any], verb: str, subject: str, **more: str
+) -> dict[str, Any]:
     """Return what the audit has of a request that decides something, and changes no flag."""
     operations = [{"operation": verb, "key": subject, "region": EVERYWHERE, **more}]
     decided = {**content, "operations": operations}
-    return decided | {"digest": request_digest(decided)}
+    return decided | {"digest": hash_request(decided)}
 
 
-def _plain(value: object) -> int:
+def _to_plain(value: object) -> int:
     # The driver reads long integers as a subclass of int.
     if not isinstance(value, int):
         raise TypeError(f"{type(value).__name__} is none of the types that it may have")
     return int(value)
 
 
-def _name_of(function: Any) -> str:
+def _get_function_name(function: Any) -> str:
     return str(getattr(function, "__qualname__", type(function).__qualname__))

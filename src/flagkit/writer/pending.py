@@ -15,14 +15,14 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from flagkit._core.background import BackgroundThread, Log, words_of
+from flagkit._core.background import BackgroundThread, Log, format_error
 from flagkit._core.model.changes import GRANTS, PolicyId
 from flagkit._core.storage.documents import check_request_fits
 from flagkit._core.storage.layout import AUDIT
-from flagkit._core.storage.reader import Reading
+from flagkit._core.storage.reader import EnvironmentReader
 from flagkit._core.storage.requests import Session
 from flagkit._core.storage.store import Store
-from flagkit._core.storage.validation import judging
+from flagkit._core.storage.validation import translate_form_errors
 from flagkit.errors import (
     ClosedError,
     FlagkitError,
@@ -33,32 +33,32 @@ from flagkit.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from flagkit.writer.access import Need, Terms
-from flagkit.writer.commit import drop_of, made_by
+from flagkit.writer.access import CommitPolicy, Permission
+from flagkit.writer.commit import find_commit, format_drop_request
 from flagkit.writer.draft import Commit, Draft, PendingChange
-from flagkit.writer.ledger import sentences
+from flagkit.writer.ledger import format_actions
 from flagkit.writer.operations import (
+    build_decision_content,
     check_readable,
-    decision,
-    operations_of,
-    policies_of,
-    request_digest,
+    decode_operations,
+    hash_request,
+    list_policies,
 )
 
 _log = Log("flagkit.writer")
 
-LOOK_SECONDS: Final = 10.0
+SWEEP_CHECK_SECONDS: Final = 10.0
 """So often at most a writer looks, after a change of its own, whether anything waits."""
 CLOSE_SECONDS: Final = 5.0
 BACKOFF_SECONDS_MAX: Final = 60.0
 _PAUSE_SECONDS_MAX = 0.02
 _UNAVAILABLE_SECONDS_MAX = 0.5
 
-Run = Callable[[Draft, str, Mapping[str, Any], float | None], Commit]
+CommitFunction = Callable[[Draft, str, Mapping[str, Any], float | None], Commit]
 """Commits a draft under a request's id, with what the audit has of it, within some seconds."""
 
 
-class Waiting(Struct, frozen=True):
+class PendingRequest(Struct, frozen=True):
     """A change that waits to be sequenced, or was refused.
 
     `since` is when it was asked for, and `actions` are sentences such as "pause shop.search".
@@ -78,7 +78,7 @@ class Waiting(Struct, frozen=True):
     refused: bool = False
 
 
-class Swept(Struct, frozen=True):
+class SweepResult(Struct, frozen=True):
     """What a sweep committed, how many were refused, and how many go on waiting."""
 
     commits: tuple[Commit, ...]
@@ -86,52 +86,52 @@ class Swept(Struct, frozen=True):
     waiting: int
 
 
-class _Drop(Terms):
+class _DropPending(CommitPolicy):
     """The terms of dropping a change: it is not made yet, and who drops it may edit its flags."""
 
-    def __init__(self, request: str, needed: Sequence[Need]) -> None:
+    def __init__(self, request: str, permissions: Sequence[Permission]) -> None:
         self._request = request
-        self._needed = needed
+        self._permissions = permissions
 
-    def check(self, reading: Reading) -> None:
-        done = reading.commit_of(self._request)
+    def check(self, reading: EnvironmentReader) -> None:
+        done = reading.find_commit(self._request)
         if done is not None:
             raise NotPendingError(
                 f"the change {self._request!r} was made as revision {done.revision}: roll it back"
                 " instead"
             )
 
-    def needed(self, *_: object, **__: object) -> list[Need]:
-        return [*self._needed]
+    def list_required_permissions(self, *_: object, **__: object) -> list[Permission]:
+        return [*self._permissions]
 
-    def is_limited(self, needed: Collection[Need]) -> bool:
+    def is_limited(self, permissions: Collection[Permission]) -> bool:
         # It changes no access, whatever access it takes.
-        del needed
+        del permissions
         return True
 
 
-class Sequencer:
+class PendingQueue:
     """Puts requests into transactions, and makes revisions of them afterwards."""
 
-    def __init__(self, store: Store, run: Run) -> None:
+    def __init__(self, store: Store, commit: CommitFunction) -> None:
         self._store = store
-        self._run = run
-        self._looked = -LOOK_SECONDS
+        self._commit_draft = commit
+        self._last_check = -SWEEP_CHECK_SECONDS
         self._thread: BackgroundThread | None = None
         self._stop = threading.Event()
-        self._trouble = ""
+        self._last_problem = ""
 
-    def put(
+    def insert(
         self, session: Session, draft: Draft, request: str, content: Mapping[str, Any]
     ) -> tuple[PendingChange, str]:
         """Insert a request into a session's transaction; return the digest on record, too."""
         check_readable(draft.operations)
-        draft.sealing.check_proven()
+        draft.encrypter.check_verified()
         check_request_fits(content)
         # Not in the transaction: they are named by what they are, and harmless if it is aborted.
         self._store.add_parts(draft.parts)
-        touched = policies_of(draft.operations)
-        digest = self._store.waiting.put(session, request, content, touched)
+        touched = list_policies(draft.operations)
+        digest = self._store.pending.insert(session, request, content, touched)
         return PendingChange(request, self.commit), digest
 
     def commit(self, request: str, timeout: float) -> Commit:
@@ -139,7 +139,7 @@ class Sequencer:
         deadline = time.monotonic() + timeout
         while True:
             try:
-                commit = self._committed(request, deadline)
+                commit = self._try_commit(request, deadline)
                 pause = _PAUSE_SECONDS_MAX
             except StoreUnavailableError:
                 if time.monotonic() > deadline:
@@ -154,21 +154,21 @@ class Sequencer:
                 )
             time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not secrets
 
-    def _committed(self, request: str, deadline: float) -> Commit | None:
+    def _try_commit(self, request: str, deadline: float) -> Commit | None:
         """Try once; return None where the request is there, and not for the majority yet."""
-        asked = self._store.waiting.find(request)
+        asked = self._store.pending.find(request)
         if asked is None:
-            with self._store.reading() as reading:
-                done = made_by(reading, request)
+            with self._store.open_reader() as reading:
+                done = find_commit(reading, request)
             if done is not None:
                 return Commit(done.revision, done.time, request)
-            if self._store.waiting.is_there(request):
+            if self._store.pending.is_present(request):
                 return None
             raise NotPendingError(
                 f"there is no pending change {request!r}: its transaction is not committed, or was"
                 " aborted"
             )
-        for document in _before(self._store.waiting.ahead_of(asked), asked):
+        for document in _list_blockers(self._store.pending.find_blockers(asked), asked):
             # Whoever waits for time to pass holds up what comes after; who was refused does not.
             with contextlib.suppress(_RefusedError, NotPendingError):
                 self._sequence(document, deadline - time.monotonic())
@@ -177,21 +177,21 @@ class Sequencer:
         except _RefusedError as refused:
             raise refused.error from None
 
-    def sweep(self) -> Swept:
+    def sweep(self) -> SweepResult:
         """Sequence all that waits, in order; what touches flags of what goes on waiting, waits."""
         commits: list[Commit] = []
         refused, waiting = 0, 0
         held: list[set[PolicyId] | None] = []
-        documents = self._store.waiting.in_order()
+        documents = self._store.pending.read_pending()
         if not documents:
-            self._store.tip()
+            self._store.read_tip()
         for document in documents:
             if self._stop.is_set():
                 break
-            not_before, touched = document.get("not_before"), _touched(document)
+            not_before, touched = document.get("not_before"), _get_touched_policies(document)
             try:
                 if (not_before is None or not_before <= document["now"]) and not any(
-                    _overlap(touched, other) for other in held
+                    _is_overlapping(touched, other) for other in held
                 ):
                     commits.append(self._sequence(document, None))
                     continue
@@ -203,28 +203,30 @@ class Sequencer:
             except (StoreUnavailableError, ClosedError):
                 raise
             except FlagkitError as error:
-                _log.info("the pending change %s is tried again: %s", _name(document), error)
+                _log.info(
+                    "the pending change %s is tried again: %s", _get_request_id(document), error
+                )
             held.append(touched)
             waiting += 1
-        return Swept(tuple(commits), refused, waiting)
+        return SweepResult(tuple(commits), refused, waiting)
 
-    def waiting(self) -> list[Waiting]:
+    def list_pending(self) -> list[PendingRequest]:
         """Return what waits, and what was refused, in order."""
-        documents = self._store.waiting.all()
+        documents = self._store.pending.read_all()
         if not documents:
             # Nothing waits in an environment that does not exist, either.
-            self._store.tip()
-        requests = self._store.requests(map(_name, documents))
-        found: list[Waiting] = []
+            self._store.read_tip()
+        requests = self._store.read_requests(map(_get_request_id, documents))
+        found: list[PendingRequest] = []
         for document in documents:
-            request = requests.get(_name(document), {})
+            request = requests.get(_get_request_id(document), {})
             found.append(
-                Waiting(
-                    _name(document),
+                PendingRequest(
+                    _get_request_id(document),
                     document["since"],
                     request.get("actor", ""),
                     request.get("reason", ""),
-                    _actions(request),
+                    _format_actions(request),
                     document.get("tries", 0),
                     document.get("not_before"),
                     document.get("trouble", ""),
@@ -235,33 +237,35 @@ class Sequencer:
 
     def drop(self, request: str, content: Mapping[str, Any]) -> Commit:
         """Make sure that a request never becomes a revision; this is a revision itself."""
-        document = self._store.waiting.find(request)
+        document = self._store.pending.find(request)
         if document is None:
-            self._store.tip()
+            self._store.read_tip()
             raise NotPendingError(f"there is no pending change {request!r}: see Writer.pending()")
         draft = Draft(self._store.environment)
-        draft.terms = _Drop(request, _needs_of(_touched(document)))
-        content = decision(content, "drop_pending", request)
-        commit = self._run(draft, drop_of(request), content, None)
-        self._store.waiting.remove(request)
+        draft.commit_policy = _DropPending(
+            request, _list_drop_permissions(_get_touched_policies(document))
+        )
+        content = build_decision_content(content, "drop_pending", request)
+        commit = self._commit_draft(draft, format_drop_request(request), content, None)
+        self._store.pending.remove(request)
         return commit
 
-    def look(self) -> None:
+    def maybe_sweep(self) -> None:
         """Sweep in the background, if anything waits, and if the last look was a while ago."""
         now = time.monotonic()
         running = self._thread is not None and self._thread.is_running
-        if running or now - self._looked < LOOK_SECONDS:
+        if running or now - self._last_check < SWEEP_CHECK_SECONDS:
             return
-        self._looked = now
+        self._last_check = now
         try:
-            if not self._store.waiting.is_due():
+            if not self._store.pending.is_due():
                 return
         except Exception as error:  # noqa: BLE001 - what looks is a change that is made already
-            self._say(error)
+            self._log_once(error)
             return
         # The next look is the next try.
         sweeper = BackgroundThread(
-            "flagkit-sweep", self._sweep_in_background, self._say, repeats=False, is_real=False
+            "flagkit-sweep", self._sweep_in_background, self._log_once, repeats=False, is_real=False
         )
         self._thread = sweeper
         sweeper.start()
@@ -273,10 +277,10 @@ class Sequencer:
             self._thread.close(CLOSE_SECONDS)
 
     def _sequence(self, document: Mapping[str, Any], timeout: float | None) -> Commit:
-        request = _name(document)
-        waiting = self._store.waiting
+        request = _get_request_id(document)
+        waiting = self._store.pending
         try:
-            commit = self._commit(request, timeout)
+            commit = self._commit_request(request, timeout)
         except NotPendingError:
             # It was dropped, and who did was killed before removing it.
             waiting.remove(request)
@@ -284,40 +288,40 @@ class Sequencer:
         except (StoreUnavailableError, ClosedError):
             raise
         except Exception as error:
-            later = _later(error, document)
+            later = _find_retry_time(error, document)
             if later is not None:
-                waiting.postpone(request, later, str(error))
+                waiting.retry_later(request, later, str(error))
                 raise
-            waiting.refuse(request, str(error))
+            waiting.mark_refused(request, str(error))
             _log.warning("the pending change %s was refused: %s", request, error)
             raise _RefusedError(error) from error
         waiting.remove(request)
         return commit
 
-    def _commit(self, request: str, timeout: float | None) -> Commit:
-        content = self._store.requests([request]).get(request)
+    def _commit_request(self, request: str, timeout: float | None) -> Commit:
+        content = self._store.read_requests([request]).get(request)
         if content is None:
             raise InvalidDocumentError(
                 "", "is not in the audit: it was removed past the writer", "Ask for it anew"
             )
         del content["_id"]
-        if request_digest(content) != content["digest"]:
+        if hash_request(content) != content["digest"]:
             raise InvalidDocumentError(
                 "", "was changed past the writer since it was asked for", "Ask for it anew"
             )
         draft = Draft(self._store.environment)
-        draft.operations = operations_of(content["operations"])
-        draft.glass = content.get("glass", "")
-        return self._run(draft, request, content, timeout)
+        draft.operations = decode_operations(content["operations"])
+        draft.bypass_reason = content.get("glass", "")
+        return self._commit_draft(draft, request, content, timeout)
 
     def _sweep_in_background(self) -> None:
         self.sweep()
-        self._trouble = ""
+        self._last_problem = ""
 
-    def _say(self, error: Exception) -> None:
-        words = words_of(error)
-        if not self._stop.is_set() and words != self._trouble:
-            self._trouble = words
+    def _log_once(self, error: Exception) -> None:
+        words = format_error(error)
+        if not self._stop.is_set() and words != self._last_problem:
+            self._last_problem = words
             known = isinstance(error, FlagkitError)
             _log.warning(
                 "pending changes are not swept: %s", words, exc_info=None if known else error
@@ -332,7 +336,7 @@ class _RefusedError(Exception):
         super().__init__(str(error))
 
 
-def _later(error: Exception, document: Mapping[str, Any]) -> datetime | None:
+def _find_retry_time(error: Exception, document: Mapping[str, Any]) -> datetime | None:
     """Return when to try again after a refusal that passes with time; None if it does not."""
     retry_at = error.retry_at if isinstance(error, RateLimitedError | GuardError) else None
     if retry_at is not None:
@@ -345,40 +349,40 @@ def _later(error: Exception, document: Mapping[str, Any]) -> datetime | None:
     return None
 
 
-def _before(
-    ahead: Sequence[Mapping[str, Any]], asked: Mapping[str, Any]
+def _list_blockers(
+    predecessors: Sequence[Mapping[str, Any]], request: Mapping[str, Any]
 ) -> list[Mapping[str, Any]]:
     """Return what must be sequenced before a request: what touches the same flags, and so on."""
-    touched = [_touched(asked)]
+    touched = [_get_touched_policies(request)]
     found: list[Mapping[str, Any]] = []
-    for document in reversed(ahead):
-        mine = _touched(document)
-        if any(_overlap(mine, other) for other in touched):
+    for document in reversed(predecessors):
+        mine = _get_touched_policies(document)
+        if any(_is_overlapping(mine, other) for other in touched):
             found.append(document)
             touched.append(mine)
     return found[::-1]
 
 
-def _touched(document: Mapping[str, Any]) -> set[PolicyId] | None:
+def _get_touched_policies(document: Mapping[str, Any]) -> set[PolicyId] | None:
     """Return the flags and segments that a request touches; None for all."""
     touched = document["touched"]
     return None if touched is None else {(item["region"], item["key"]) for item in touched}
 
 
-def _overlap(one: set[PolicyId] | None, other: set[PolicyId] | None) -> bool:
+def _is_overlapping(one: set[PolicyId] | None, other: set[PolicyId] | None) -> bool:
     return one is None or other is None or not one.isdisjoint(other)
 
 
-def _needs_of(touched: set[PolicyId] | None) -> list[Need]:
+def _list_drop_permissions(touched: set[PolicyId] | None) -> list[Permission]:
     if not touched:
         return [("edit", "")]
     return [("grant", "") if region == GRANTS[0] else ("edit", key) for region, key in touched]
 
 
-def _actions(request: Mapping[str, Any]) -> tuple[str, ...]:
-    with judging(AUDIT, request):
-        return sentences(request.get("operations", ()))
+def _format_actions(request: Mapping[str, Any]) -> tuple[str, ...]:
+    with translate_form_errors(AUDIT, request):
+        return format_actions(request.get("operations", ()))
 
 
-def _name(document: Mapping[str, Any]) -> str:
+def _get_request_id(document: Mapping[str, Any]) -> str:
     return str(document["_id"]["request"])

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from flagkit._core.cooperative import collector_paused
+from flagkit._core.cooperative import pause_gc
 from flagkit._core.model import EVERYWHERE, Flag, decode, encode
 from flagkit._core.model.access import (
     Grants,
@@ -30,29 +30,37 @@ from flagkit._core.model.changes import (
     PolicyId,
     PolicyState,
     Tip,
-    state_of,
+    build_state,
 )
-from flagkit._core.model.flags import check_size, segments_of
-from flagkit._core.model.references import Neighbours, References
-from flagkit._core.model.segments import Hashed, encode_segment
-from flagkit._core.storage.pages import bytes_of
+from flagkit._core.model.flags import check_size, collect_flag_segments
+from flagkit._core.model.references import Neighbours, ReferenceChecker
+from flagkit._core.model.segments import SegmentWithMembers, encode_segment
+from flagkit._core.storage.pages import count_bytes
 from flagkit._core.suggestions import suggested
 from flagkit.errors import BrokenReferenceError, InvalidDocumentError, RevisionNotFoundError
-from flagkit.writer.operations import Earlier, History, Lists, Next, Operation, Reinstate, expanded
+from flagkit.writer.operations import (
+    ListedKeys,
+    Operation,
+    PolicyLookup,
+    PolicyValue,
+    Reinstate,
+    RevisionHistory,
+    expand_operations,
+)
 
 CHANGE_BYTES_MAX = 256 * 1024 * 1024
 """Documents before and after; the writer has all of them in memory, some four times."""
 _NEVER_DELETED = {GRANTS, LIMITS, CUT}
 
 
-class Reading(History, Neighbours, Protocol):
+class RevisionReader(RevisionHistory, Neighbours, Protocol):
     """An environment at one revision, as storage reads it."""
 
     now: datetime
     """The server's time."""
     tip: Tip
 
-    def segments(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
+    def find_segments(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of some segments."""
         ...
 
@@ -61,32 +69,32 @@ class Reading(History, Neighbours, Protocol):
         """The states of the grants and of the limits, as far as there are any."""
         ...
 
-    def referring(self, segments: Iterable[str]) -> dict[PolicyId, PolicyState]:
+    def find_referring(self, segments: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of the flags whose rules refer to one of some segments."""
         ...
 
-    def deleted(self, policies: Iterable[PolicyId]) -> dict[PolicyId, PolicyState]:
+    def find_deleted(self, policies: Iterable[PolicyId]) -> dict[PolicyId, PolicyState]:
         """Return the last states of those of some flags and segments that were deleted."""
         ...
 
-    def at(self, policy: PolicyId, revision: int) -> PolicyState | None:
+    def find_state(self, policy: PolicyId, revision: int) -> PolicyState | None:
         """Return the state that a flag or a segment had at a revision."""
         ...
 
-    def author(self, policy: PolicyId) -> tuple[str, datetime] | None:
+    def find_author(self, policy: PolicyId) -> tuple[str, datetime] | None:
         """Return who changed a flag or a segment last, and when."""
         ...
 
-    def parts(self, names: Iterable[str]) -> Mapping[str, bytes]:
+    def read_parts(self, names: Iterable[str]) -> Mapping[str, bytes]:
         """Return parts of members, by their SHA-256, as far as they are there."""
         ...
 
-    def known_parts(self, names: Iterable[str]) -> set[str]:
+    def find_known_parts(self, names: Iterable[str]) -> set[str]:
         """Return those of some parts of members that are there."""
         ...
 
 
-class Plan(Struct, frozen=True):
+class ChangePlan(Struct, frozen=True):
     """What a change does to policies, and the parts of members that are new with it.
 
     `flags` are those that documents after it decode to.
@@ -97,73 +105,74 @@ class Plan(Struct, frozen=True):
     flags: dict[PolicyId, Flag] = {}
 
 
-class _Earlier(Struct, frozen=True):
+class _RevisionLookup(Struct, frozen=True):
     """A reading, asked for nothing beyond its revision."""
 
-    reading: Reading
+    reading: RevisionReader
     revision: int
-    made: dict[str, bytes]
+    new_parts: dict[str, bytes]
     deleted: dict[PolicyId, PolicyState]
-    standing: Callable[[PolicyId], PolicyState | None]
-    lists: Mapping[str, Lists] = {}
+    find_current: Callable[[PolicyId], PolicyState | None]
+    listed_keys: Mapping[str, ListedKeys] = {}
 
     @property
     def now(self) -> datetime:
         return self.reading.now
 
-    def at(self, policy: PolicyId, revision: int) -> PolicyState | None:
+    def find_state(self, policy: PolicyId, revision: int) -> PolicyState | None:
         if not 0 < revision <= self.revision:
             raise RevisionNotFoundError(
                 f"there is no revision {revision}: the newest is {self.revision}"
             )
-        return self.reading.at(policy, revision)
+        return self.reading.find_state(policy, revision)
 
-    def last(self, policy: PolicyId) -> PolicyState | None:
+    def find_last_state(self, policy: PolicyId) -> PolicyState | None:
         return self.deleted.get(policy)
 
-    def everywhere(self, key: str) -> PolicyState | None:
-        return self.standing((EVERYWHERE, key))
+    def find_base_flag(self, key: str) -> PolicyState | None:
+        return self.find_current((EVERYWHERE, key))
 
-    def keys_near(self, policy: PolicyId) -> Iterable[str]:
-        return self.reading.keys_near(policy)
+    def find_similar_keys(self, policy: PolicyId) -> Iterable[str]:
+        return self.reading.find_similar_keys(policy)
 
-    def author(self, policy: PolicyId) -> tuple[str, datetime] | None:
-        return self.reading.author(policy)
+    def find_author(self, policy: PolicyId) -> tuple[str, datetime] | None:
+        return self.reading.find_author(policy)
 
-    def parts(self, names: Iterable[str]) -> Mapping[str, bytes]:
+    def read_parts(self, names: Iterable[str]) -> Mapping[str, bytes]:
         wanted = set(names)
-        made = {name: self.made[name] for name in wanted & self.made.keys()}
-        return made | dict(self.reading.parts(wanted - made.keys()))
+        made = {name: self.new_parts[name] for name in wanted & self.new_parts.keys()}
+        return made | dict(self.reading.read_parts(wanted - made.keys()))
 
-    def listed(self, seed: str) -> Lists | None:
-        return self.lists.get(seed)
+    def find_listed_keys(self, seed: str) -> ListedKeys | None:
+        return self.listed_keys.get(seed)
 
 
 def plan(
     operations: Sequence[Operation],
-    reading: Reading,
+    reading: RevisionReader,
     revision: int,
     parts: Mapping[str, bytes],
-    lists: Mapping[str, Lists] | None = None,
-) -> Plan:
+    listed_keys: Mapping[str, ListedKeys] | None = None,
+) -> ChangePlan:
     """Return what the operations do, one after the other, to an environment at a revision.
 
     A policy's version rises by one however many of the operations touch it, and not at all where
-    they leave it as it was. `parts` are those of the members that the operations bring, and `lists`
-    has the keys of segments' documents by the seeds that were made for them, as far as known.
+    they leave it as it was. `parts` are those of the members that the operations bring, and
+    `listed_keys` has the keys of segments' documents by the seeds that were made for them, as far
+    as known.
 
     Raises:
         WriteError: an operation cannot follow, or would break a reference.
         InvalidDocumentError: it would be too large, or refers to members that are not there.
     """
-    operations = expanded(operations, reading, revision)
-    touched = _ids(operations)
+    operations = expand_operations(operations, reading, revision)
+    touched = _collect_ids(operations)
     flag_keys = {key for region, key in touched if region not in (SEGMENTS, ACCESS)}
     segment_keys = {key for region, key in touched if region == SEGMENTS}
-    found = {**reading.find(flag_keys), **reading.segments(segment_keys)}
+    found = {**reading.find_flags(flag_keys), **reading.find_segments(segment_keys)}
     if touched & _NEVER_DELETED:
         found |= reading.access
-    tombs = reading.deleted(touched - found.keys() - _NEVER_DELETED)
+    tombs = reading.find_deleted(touched - found.keys() - _NEVER_DELETED)
     after: dict[PolicyId, PolicyState | None] = {}
     flags: dict[PolicyId, Flag | None] = {}
     made = {**parts}
@@ -171,12 +180,12 @@ def plan(
     def standing(identity: PolicyId) -> PolicyState | None:
         return after.get(identity, found.get(identity))
 
-    earlier = _Earlier(reading, revision, made, {**tombs}, standing, lists or {})
+    earlier = _RevisionLookup(reading, revision, made, {**tombs}, standing, listed_keys or {})
     for operation in operations:
         identity = operation.policy_id
         before = standing(identity)
-        next_one = operation.next(before, earlier)
-        if isinstance(next_one, Hashed):
+        next_one = operation.apply(before, earlier)
+        if isinstance(next_one, SegmentWithMembers):
             made |= next_one.parts
         elif operation.region not in (SEGMENTS, ACCESS):
             assert next_one is None or isinstance(next_one, Flag), "other regions have flags"
@@ -188,11 +197,11 @@ def plan(
             continue
         held = found.get(identity) or tombs.get(identity)
         version = held.version + 1 if held else 1
-        after[identity] = _state(operation, version, next_one)
+        after[identity] = _encode_state(operation, version, next_one)
     changes = [
         PolicyChange(found.get(identity), state)
         for identity, state in after.items()
-        if _packed(found.get(identity)) != _packed(state)
+        if _get_packed(found.get(identity)) != _get_packed(state)
     ]
     grants = after.get(GRANTS)
     if grants is not None:
@@ -200,51 +209,51 @@ def plan(
     whole = any(isinstance(operation, Reinstate) for operation in operations)
     _check_size(changes, "Roll back flag by flag" if whole else "Split it up")
     # A long chain of prerequisites makes many objects, which stay until the change is committed.
-    with collector_paused():
-        References(reading, found, flags).check()
+    with pause_gc():
+        ReferenceChecker(reading, found, flags).check()
     check_segments(reading, flags, {key: after[SEGMENTS, key] is not None for key in segment_keys})
     states = [state for state in after.values() if state is not None]
     left = {identity: flag for identity, flag in flags.items() if flag is not None}
-    return Plan(changes, _new_parts(reading, states, found, made), left)
+    return ChangePlan(changes, _collect_new_parts(reading, states, found, made), left)
 
 
-def earlier_of(reading: Reading) -> Earlier:
+def build_lookup(reading: RevisionReader) -> PolicyLookup:
     """Return what a reading knows besides the newest states."""
-    return _Earlier(reading, reading.tip.revision, {}, {}, lambda _: None)
+    return _RevisionLookup(reading, reading.tip.revision, {}, {}, lambda _: None)
 
 
-def _state(operation: Operation, version: int, made: Next) -> PolicyState:
-    packed = operation.packed_as(made)
+def _encode_state(operation: Operation, version: int, value: PolicyValue) -> PolicyState:
+    packed = operation.find_packed_document(value)
     if packed is not None:
         return PolicyState(operation.key, operation.region, version, packed)
     subject = f"flag {operation.key!r}"
     document: Mapping[str, Any]
-    if isinstance(made, Flag):
-        document = encode(made)
-    elif isinstance(made, Hashed):
-        document, subject = encode_segment(made.segment), f"segment {operation.key!r}"
-    elif isinstance(made, Cut):
-        document, subject = made.policy, "cut"
+    if isinstance(value, Flag):
+        document = encode(value)
+    elif isinstance(value, SegmentWithMembers):
+        document, subject = encode_segment(value.segment), f"segment {operation.key!r}"
+    elif isinstance(value, Cut):
+        document, subject = value.policy, "cut"
     else:
-        document = encode_grants(made) if isinstance(made, Grants) else encode_limits(made)
-        subject = "grants" if isinstance(made, Grants) else "limits"
+        document = encode_grants(value) if isinstance(value, Grants) else encode_limits(value)
+        subject = "grants" if isinstance(value, Grants) else "limits"
     try:
         check_size(document)
     except InvalidDocumentError as error:
         raise error.about(subject) from None
-    return state_of(operation.key, operation.region, version, document)
+    return build_state(operation.key, operation.region, version, document)
 
 
-def _packed(state: PolicyState | None) -> bytes | None:
+def _get_packed(state: PolicyState | None) -> bytes | None:
     return None if state is None else state.packed
 
 
-def _ids(operations: Iterable[Operation]) -> set[PolicyId]:
+def _collect_ids(operations: Iterable[Operation]) -> set[PolicyId]:
     return {operation.policy_id for operation in operations}
 
 
 def check_segments(
-    reading: Reading, flags: Mapping[PolicyId, Flag | None], changed: Mapping[str, bool]
+    reading: RevisionReader, flags: Mapping[PolicyId, Flag | None], changed: Mapping[str, bool]
 ) -> None:
     """Refuse flags that refer to segments that are neither there nor in this change.
 
@@ -255,14 +264,14 @@ def check_segments(
     named = {
         identity: keys
         for identity, flag in flags.items()
-        if flag is not None and flag.rules and (keys := segments_of(flag) - here)
+        if flag is not None and flag.rules and (keys := collect_flag_segments(flag) - here)
     }
     missing = {key for keys in named.values() for key in keys}
-    missing -= {key for _, key in reading.segments(missing)} - gone
+    missing -= {key for _, key in reading.find_segments(missing)} - gone
     if gone:
-        referring = reading.referring(gone).items()
+        referring = reading.find_referring(gone).items()
         named |= {
-            identity: segments_of(decode(state.policy, stored=True))
+            identity: collect_flag_segments(decode(state.policy, stored=True))
             for identity, state in referring
             if identity not in flags
         }
@@ -276,7 +285,7 @@ def check_segments(
                 else suggested(
                     "Create it before, or in the same change",
                     segment,
-                    [*here, *reading.keys_near((SEGMENTS, segment))],
+                    [*here, *reading.find_similar_keys((SEGMENTS, segment))],
                 )
             )
             raise BrokenReferenceError(
@@ -288,11 +297,11 @@ def check_segments(
             )
 
 
-def _new_parts(
-    reading: Reading,
+def _collect_new_parts(
+    reading: RevisionReader,
     states: Iterable[PolicyState],
     found: Mapping[PolicyId, PolicyState],
-    made: Mapping[str, bytes],
+    brought: Mapping[str, bytes],
 ) -> dict[str, bytes]:
     """Return the parts to store: those that come with the change, be they there already or lost.
 
@@ -303,9 +312,9 @@ def _new_parts(
         if state.region != SEGMENTS:
             continue
         held = found[state.id].parts if state.id in found else ()
-        new |= {name: made[name] for name in state.parts if name in made}
-        others = set(state.parts).difference(held, made)
-        if others - reading.known_parts(others):
+        new |= {name: brought[name] for name in state.parts if name in brought}
+        others = set(state.parts).difference(held, brought)
+        if others - reading.find_known_parts(others):
             raise InvalidDocumentError(
                 "included",
                 "or excluded refer to members that are not there",
@@ -316,7 +325,7 @@ def _new_parts(
 
 
 def _check_size(changes: Iterable[PolicyChange], remedy: str) -> None:
-    size = bytes_of(changes)
+    size = count_bytes(changes)
     if size > CHANGE_BYTES_MAX:
         raise InvalidDocumentError(
             "", f"the change is {size:,} bytes; the limit is {CHANGE_BYTES_MAX:,}", remedy

@@ -17,16 +17,16 @@ import msgspec
 from msgspec import Struct
 
 from flagkit._core.arguments import days_before, instance, moment
-from flagkit._core.model.access import stored_actor
-from flagkit._core.model.changes import CUT, SEGMENTS, PolicyId, PolicyState, parts_of
-from flagkit._core.storage.admin import Administration
+from flagkit._core.model.access import check_stored_actor
+from flagkit._core.model.changes import CUT, SEGMENTS, PolicyId, PolicyState, get_member_parts
+from flagkit._core.storage.admin import DatabaseAdmin
 from flagkit._core.storage.checkpoints import CHECKPOINTS_KEPT
 from flagkit._core.storage.layout import AUDIT, DENIALS, MEMBERS, PAGES
-from flagkit._core.storage.pruning import Batches, Carried, Found, Pruning
-from flagkit._core.storage.reader import Reading
-from flagkit._core.storage.store import Store, checked_store
+from flagkit._core.storage.pruning import Batches, CarriedState, DocumentPruner, PrunableDocument
+from flagkit._core.storage.reader import EnvironmentReader
+from flagkit._core.storage.store import Store, check_store
 from flagkit._core.storage.validation import FORM_FAULTS
-from flagkit.config import connection_from
+from flagkit.config import resolve_connection
 from flagkit.errors import (
     AccessDeniedError,
     ConfigurationError,
@@ -36,10 +36,10 @@ from flagkit.errors import (
     WriteError,
 )
 from flagkit.writer.access import check_access, log_denial
-from flagkit.writer.checkpoints import checkpoint_in_steps
+from flagkit.writer.checkpoints import write_checkpoint_in_steps
 from flagkit.writer.operations import Prune
-from flagkit.writer.stale_flags import standing
-from flagkit.writer.verification import Walk
+from flagkit.writer.stale_flags import read_unchanged_flags
+from flagkit.writer.verification import LedgerVerifier
 from flagkit.writer.writer import Writer
 
 DAYS_MAX: Final = 100_000
@@ -64,16 +64,16 @@ class Retention(Struct, frozen=True, kw_only=True):
     remains_days: int | None = None
 
 
-class Part(Struct, frozen=True):
+class PruneTarget(Struct, frozen=True):
     """Documents of one kind that can go: how they are found, and how they are removed."""
 
     what: str
     until: str
-    found: Callable[[], Batches]
-    remove: Callable[[list[Found]], None]
+    find_batches: Callable[[], Batches]
+    remove: Callable[[list[PrunableDocument]], None]
 
 
-class Plan:
+class PrunePlan:
     """What can go, counted back from a moment.
 
     Args:
@@ -87,11 +87,15 @@ class Plan:
     """
 
     def __init__(
-        self, pruning: Pruning, retention: Retention, reading: Reading, now: datetime | None
+        self,
+        pruning: DocumentPruner,
+        retention: Retention,
+        reading: EnvironmentReader,
+        now: datetime | None,
     ) -> None:
         self.now = now or reading.now
         before = {
-            name: None if days is None else days_before(self.now, _checked_days(name, days))
+            name: None if days is None else days_before(self.now, _check_days(name, days))
             for name, days in msgspec.structs.asdict(retention).items()
         }
         self.archived_before = before["archived_days"]
@@ -100,136 +104,140 @@ class Plan:
         self.remains_before = before["remains_days"]
         self.cut = reading.cut
         """Where the ledger is cut, or will be."""
-        self.is_cut_anew = False
-        self.carried: list[Carried] = []
-        self.checkpoints_first = 0
+        self.has_new_cut = False
+        self.carried_states: list[CarriedState] = []
+        self.checkpoints_needed = 0
         """How many must be made before it is cut."""
-        self.referred = {} if self.remains_before is None else _referred(reading)
+        self.referenced_parts = (
+            {} if self.remains_before is None else _collect_referenced_parts(reading)
+        )
         """By collection of parts, those that something refers to."""
         self._pruning = pruning
         self._epoch = reading.tip.epoch
-        self._cuts = before["ledger_days"] is not None
-        self._wanted = 0
+        self._should_cut = before["ledger_days"] is not None
+        self._cut_revision = 0
         if before["ledger_days"] is not None:
-            self._look(reading, before["ledger_days"])
+            self._find_cut(reading, before["ledger_days"])
 
     @property
-    def through(self) -> int:
+    def last_pruned_revision(self) -> int:
         """The last revision that the ledger need not have."""
         return 0 if self.cut is None else self.cut.tip.revision
 
-    def prove(self, reading: Reading) -> None:
+    def prove(self, reading: EnvironmentReader) -> None:
         """Look what there is where the ledger is to be cut, and prove all of it.
 
         Raises:
             StoreError: it does not prove: nothing may go.
         """
-        if self._wanted <= self.through:
+        if self._cut_revision <= self.last_pruned_revision:
             return
-        walk = Walk(reading, self._wanted)
+        walk = LedgerVerifier(reading, self._cut_revision)
         walk.run()
         if walk.problems:
             raise StoreError(
                 f"nothing is pruned, for the ledger does not prove: {walk.problems[0]}; flagkit"
                 " ledger verify tells all"
             )
-        self.cut, self.carried, self.is_cut_anew = walk.cut, walk.carried, True
+        self.cut, self.carried_states, self.has_new_cut = walk.cut, walk.carried_states, True
 
-    def parts(self) -> list[Part]:
+    def list_targets(self) -> list[PruneTarget]:
         """Return all that can go but flags, in the order in which it goes."""
-        pruning, parts = self._pruning, list[Part]()
-        if self._cuts:
-            found = partial(pruning.ledger, self.through)
-            parts.append(Part("ledger", self._until(), found, pruning.remove_ledger))
-            found = partial(pruning.pages, self.through)
-            remove = partial(pruning.remove, PAGES, projected={"$lte": self.through})
-            parts.append(Part("pages", self._until(), found, remove))
+        pruning, parts = self._pruning, list[PruneTarget]()
+        if self._should_cut:
+            found = partial(pruning.iter_ledger, self.last_pruned_revision)
+            parts.append(PruneTarget("ledger", self._describe_cut(), found, pruning.remove_ledger))
+            found = partial(pruning.iter_pages, self.last_pruned_revision)
+            remove = partial(pruning.remove, PAGES, projected={"$lte": self.last_pruned_revision})
+            parts.append(PruneTarget("pages", self._describe_cut(), found, remove))
         if self.audit_before is not None:
-            until, remove = told_before(self.audit_before), partial(pruning.remove, AUDIT)
+            until, remove = format_before(self.audit_before), partial(pruning.remove, AUDIT)
             parts += [
-                Part("audit", until, self.audit, remove),
-                Part(
+                PruneTarget("audit", until, self.iter_audit, remove),
+                PruneTarget(
                     "abandoned requests",
                     until,
-                    partial(pruning.abandoned, self.audit_before),
+                    partial(pruning.iter_abandoned_requests, self.audit_before),
                     remove,
                 ),
             ]
         if self.denials_before is not None:
-            found = partial(pruning.denials, self.denials_before)
+            found = partial(pruning.iter_denials, self.denials_before)
             remove = partial(pruning.remove, DENIALS)
-            parts.append(Part("denials", told_before(self.denials_before), found, remove))
+            parts.append(PruneTarget("denials", format_before(self.denials_before), found, remove))
         if self.remains_before is not None:
-            until = told_before(self.remains_before)
-            for name, referred in self.referred.items():
-                found = partial(pruning.unreferred, name, referred, self.remains_before)
+            until = format_before(self.remains_before)
+            for name, referred in self.referenced_parts.items():
+                found = partial(pruning.iter_unreferenced, name, referred, self.remains_before)
                 remove = partial(pruning.remove, name, unreferred={"$lt": self.remains_before})
-                parts.append(Part(f"unreferred {name}", until, found, remove))
-            found = partial(pruning.checkpoint_rests, self._epoch, self.now)
+                parts.append(PruneTarget(f"unreferred {name}", until, found, remove))
+            found = partial(pruning.iter_checkpoint_orphans, self._epoch, self.now)
             until = f"not among the newest {CHECKPOINTS_KEPT}"
-            parts.append(Part("checkpoint remains", until, found, pruning.remove_checkpoints))
+            parts.append(
+                PruneTarget("checkpoint remains", until, found, pruning.remove_checkpoints)
+            )
         return parts
 
-    def audit(self) -> Generator[list[Found]]:
+    def iter_audit(self) -> Generator[list[PrunableDocument]]:
         """Yield who asked for what has been cut, and for what is going to be, as far as it goes."""
         if self.audit_before is not None:
-            yield from self._pruning.expired(self.audit_before)
-            if self._cuts:
-                yield from self._pruning.audit_of(self.through, self.audit_before)
+            yield from self._pruning.iter_expired_audit(self.audit_before)
+            if self._should_cut:
+                yield from self._pruning.iter_audit(self.last_pruned_revision, self.audit_before)
 
-    def _look(self, reading: Reading, moment: datetime) -> None:
+    def _find_cut(self, reading: EnvironmentReader, moment: datetime) -> None:
         """Find where the ledger can be cut: not past the older of the newest checkpoints.
 
         Clients that start from them go on by the ledger.
         """
         if self.cut is None or moment > self.cut.tip.time:
-            self._wanted = min(reading.revision_at(moment), reading.tip.revision - 1)
-            if reading.lagging is not None:
+            self._cut_revision = min(reading.find_revision(moment), reading.tip.revision - 1)
+            if reading.first_unprojected is not None:
                 # Flags may lack what it did: only its pages have that.
-                self._wanted = min(self._wanted, reading.lagging - 1)
-        if self._wanted > self.through:
-            kept = [made.tip.revision for made, _ in reading.checkpoints()][:CHECKPOINTS_KEPT]
-            too_old = sum(revision <= self._wanted for revision in kept)
-            self.checkpoints_first = too_old if kept else 1
+                self._cut_revision = min(self._cut_revision, reading.first_unprojected - 1)
+        if self._cut_revision > self.last_pruned_revision:
+            kept = [made.tip.revision for made, _ in reading.iter_checkpoints()][:CHECKPOINTS_KEPT]
+            too_old = sum(revision <= self._cut_revision for revision in kept)
+            self.checkpoints_needed = too_old if kept else 1
 
-    def _until(self) -> str:
+    def _describe_cut(self) -> str:
         if self.cut is None:
             return "nothing is so old"
         tip, first = self.cut.tip, ""
-        if self.checkpoints_first:
-            first = f", after {self.checkpoints_first} more checkpoints"
-        return f"up to revision {tip.revision:,}, {_told(tip.time)}{first}"
+        if self.checkpoints_needed:
+            first = f", after {self.checkpoints_needed} more checkpoints"
+        return f"up to revision {tip.revision:,}, {_format_moment(tip.time)}{first}"
 
 
-def _referred(reading: Reading) -> dict[str, set[str]]:
+def _collect_referenced_parts(reading: EnvironmentReader) -> dict[str, set[str]]:
     """Return the parts that there are, or may come to be, by their collections.
 
     A rollback can bring parts back; pending changes and proposals have theirs already.
     """
-    members = {part for state in reading.all().values() for part in state.parts}
-    for operation in reading.awaited():
+    members = {part for state in reading.read_all().values() for part in state.parts}
+    for operation in reading.iter_pending_operations():
         # What was changed past the writer cannot be made any more, so it keeps nothing.
         with contextlib.suppress(*FORM_FAULTS):
             if operation.get("region") == SEGMENTS:
-                members.update(parts_of(operation.get("policy", {})))
-    unledgered = [reading.unledgered] if reading.unledgered is not None else []
-    for change in chain(reading.changes(), unledgered):
+                members.update(get_member_parts(operation.get("policy", {})))
+    unledgered = [reading.tip_not_in_ledger] if reading.tip_not_in_ledger is not None else []
+    for change in chain(reading.iter_changes(), unledgered):
         for policy in change.policies:
             for state in (policy.before, policy.after):
                 members.update(state.parts if state is not None else ())
-    return {MEMBERS: members, PAGES: reading.page_names()}
+    return {MEMBERS: members, PAGES: reading.read_page_names()}
 
 
-def told_before(moment: datetime) -> str:
+def format_before(moment: datetime) -> str:
     """Return in words what was before a moment."""
-    return f"before {_told(moment)}"
+    return f"before {_format_moment(moment)}"
 
 
-def _told(moment: datetime) -> str:
+def _format_moment(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _checked_days(name: str, days: object) -> int:
+def _check_days(name: str, days: object) -> int:
     # What is younger may be in the hands of somebody who is at work on it.
     if isinstance(days, bool) or not isinstance(days, int) or not 1 <= days <= DAYS_MAX:
         raise ConfigurationError(
@@ -241,7 +249,7 @@ def _checked_days(name: str, days: object) -> int:
 FLAGS_AT_ONCE: Final = 100
 
 
-class Deletable(Struct, frozen=True):
+class DeletableFlag(Struct, frozen=True):
     """A flag that can be deleted, as long as it is at this version; `bytes` of its document."""
 
     region: str
@@ -250,13 +258,13 @@ class Deletable(Struct, frozen=True):
     bytes: int
 
 
-def to_delete(reading: Reading, before: datetime) -> list[Deletable]:
+def find_deletable_flags(reading: EnvironmentReader, before: datetime) -> list[DeletableFlag]:
     """Return the flags that are archived since before a moment, those that rest on others first.
 
     Of a key all regions must be: without an override, the flag of all regions would be served. And
     none that stays may rest on it.
     """
-    states, still = standing(reading, before)
+    states, still = read_unchanged_flags(reading, before)
     keys: dict[str, list[PolicyId]] = {}
     for identity in states:
         keys.setdefault(identity[1], []).append(identity)
@@ -279,28 +287,28 @@ def to_delete(reading: Reading, before: datetime) -> list[Deletable]:
         going -= kept
         staying += kept
     return [
-        Deletable(region, key, states[region, key].version, len(states[region, key].packed))
-        for key in _in_order(going, resting)
+        DeletableFlag(region, key, states[region, key].version, len(states[region, key].packed))
+        for key in _sort_by_dependents(going, resting)
         for region, _ in sorted(keys[key])
     ]
 
 
-def deleted_in_steps(
-    writer: Writer, flags: Sequence[Deletable], reason: str
-) -> Generator[str, None, list[Deletable]]:
+def delete_in_steps(
+    writer: Writer, flags: Sequence[DeletableFlag], reason: str
+) -> Generator[str, None, list[DeletableFlag]]:
     """Delete flags; return those that were, which are all but those that changed meanwhile."""
-    gone: list[Deletable] = []
+    gone: list[DeletableFlag] = []
     rest = iter(flags)
     while batch := [*islice(rest, FLAGS_AT_ONCE)]:
-        if _is_deleted(writer, batch, reason):
+        if _delete_flags(writer, batch, reason):
             gone += batch
         else:
-            gone += [flag for flag in batch if _is_deleted(writer, [flag], reason)]
+            gone += [flag for flag in batch if _delete_flags(writer, [flag], reason)]
         yield f"{len(gone):,} archived flags are deleted"
     return gone
 
 
-def _is_deleted(writer: Writer, flags: Iterable[Deletable], reason: str) -> bool:
+def _delete_flags(writer: Writer, flags: Iterable[DeletableFlag], reason: str) -> bool:
     try:
         with writer.change(reason=reason) as change:
             for flag in flags:
@@ -313,13 +321,13 @@ def _is_deleted(writer: Writer, flags: Iterable[Deletable], reason: str) -> bool
     return True
 
 
-def _in_order(keys: Iterable[str], resting: Mapping[str, set[str]]) -> list[str]:
+def _sort_by_dependents(keys: Iterable[str], dependents: Mapping[str, set[str]]) -> list[str]:
     """Return keys in an order in which none goes before those that rest on it."""
     ordered: dict[str, None] = {}
     for start in sorted(keys):
         way = [start]
         while way:
-            before = sorted(resting[way[-1]] - ordered.keys())
+            before = sorted(dependents[way[-1]] - ordered.keys())
             if before:
                 way.append(before[0])
             else:
@@ -335,7 +343,7 @@ PAUSE_SECONDS_MIN: Final = 0.03
 """Between batches, for other writers; longer where a batch took longer."""
 
 
-class Pruned(Struct, frozen=True):
+class PruneResult(Struct, frozen=True):
     """What goes, or went, of one kind.
 
     How many documents, how many bytes of BSON they are, and `until` when they are of.
@@ -347,10 +355,12 @@ class Pruned(Struct, frozen=True):
     until: str
 
 
-Steps: TypeAlias = Generator[str, None, list[Pruned]]
+PruneSteps: TypeAlias = Generator[str, None, list[PruneResult]]
 
 
-def prunable(store: Store, retention: Retention, now: datetime | None = None) -> list[Pruned]:
+def list_prunable(
+    store: Store, retention: Retention, now: datetime | None = None
+) -> list[PruneResult]:
     """Return what would go, by kind. Nothing is written.
 
     Args:
@@ -363,21 +373,25 @@ def prunable(store: Store, retention: Retention, now: datetime | None = None) ->
         EnvironmentNotFoundError: it was never created.
         StoreError: the ledger does not prove, so nothing may go; or it could not be read.
     """
-    retention, asked = _checked(retention), moment(now)
-    with checked_store(store).reading() as reading:
-        plan = Plan(store.pruning, retention, reading, asked)
+    retention, asked = _check_retention(retention), moment(now)
+    with check_store(store).open_reader() as reading:
+        plan = PrunePlan(store.pruner, retention, reading, asked)
         plan.prove(reading)
-        flags = [] if plan.archived_before is None else to_delete(reading, plan.archived_before)
-    rows = _archived(plan, flags)
-    for part in plan.parts():
-        sizes = [found.bytes for batch in part.found() for found in batch]
-        rows.append(Pruned(part.what, len(sizes), sum(sizes), part.until))
+        flags = (
+            []
+            if plan.archived_before is None
+            else find_deletable_flags(reading, plan.archived_before)
+        )
+    rows = _build_archived_rows(plan, flags)
+    for part in plan.list_targets():
+        sizes = [found.bytes for batch in part.find_batches() for found in batch]
+        rows.append(PruneResult(part.what, len(sizes), sum(sizes), part.until))
     return rows
 
 
 def prune(
     writer: Writer, retention: Retention, *, reason: str = "", now: datetime | None = None
-) -> list[Pruned]:
+) -> list[PruneResult]:
     """Remove what need not be kept any more, and return what went, by kind.
 
     It takes a user of the database who may remove, and where there are grants an actor who is an
@@ -396,65 +410,71 @@ def prune(
         try:
             next(steps)
         except StopIteration as done:
-            pruned: list[Pruned] = done.value
+            pruned: list[PruneResult] = done.value
             return pruned
 
 
-def _checked(retention: object) -> Retention:
+def _check_retention(retention: object) -> Retention:
     return instance(retention, Retention, "retention", "pass a Retention, of flagkit.writer")
 
 
 def prune_in_steps(
     writer: Writer, retention: Retention, *, reason: str, now: datetime | None = None
-) -> Steps:
+) -> PruneSteps:
     """Do what `prune` does in short steps, and pause after each; yields how far it is."""
     instance(writer, Writer, "writer", "pass a Writer, of flagkit.writer")
     # The audit takes the reason after the first flags are gone.
     instance(reason, str, "reason", "pass text")
-    steps = _pruned(writer, _checked(retention), reason, moment(now))
+    steps = _run_prune(writer, _check_retention(retention), reason, moment(now))
     while True:
         started = time.perf_counter()
         try:
             yield next(steps)
         except StopIteration as done:
-            rows: list[Pruned] = done.value
+            rows: list[PruneResult] = done.value
             return rows
         # As long as it took: others, who want the same disk and cores, have their turn.
         time.sleep(max(PAUSE_SECONDS_MIN, time.perf_counter() - started))
 
 
-def _pruned(writer: Writer, retention: Retention, reason: str, now: datetime | None) -> Steps:
+def _run_prune(
+    writer: Writer, retention: Retention, reason: str, now: datetime | None
+) -> PruneSteps:
     store = writer.store
-    with store.reading() as reading:
-        _check_may(writer, reading, reason)
-    store.pruning.check_allowed()
-    with store.reading() as reading:
-        plan = Plan(store.pruning, retention, reading, now)
-        flags = [] if plan.archived_before is None else to_delete(reading, plan.archived_before)
-    gone = yield from deleted_in_steps(writer, flags, reason)
-    rows = _archived(plan, gone)
+    with store.open_reader() as reading:
+        _check_prune_access(writer, reading, reason)
+    store.pruner.check_allowed()
+    with store.open_reader() as reading:
+        plan = PrunePlan(store.pruner, retention, reading, now)
+        flags = (
+            []
+            if plan.archived_before is None
+            else find_deletable_flags(reading, plan.archived_before)
+        )
+    gone = yield from delete_in_steps(writer, flags, reason)
+    rows = _build_archived_rows(plan, gone)
     if retention.ledger_days is not None:
-        yield from _projected(store)
-    plan = yield from _proved(writer, retention, reason, now)
+        yield from _project_unfinished(store)
+    plan = yield from _build_proved_plan(writer, retention, reason, now)
     # Before the cut is known: then they have what the ledger need not have any more.
-    for count in store.pruning.carry(plan.carried):
+    for count in store.pruner.carry_states(plan.carried_states):
         yield f"what the ledger has of {count:,} policies is kept with them"
-    _record(writer, plan, reason)
+    _record_prune(writer, plan, reason)
     yield "what goes is on record"
     if plan.remains_before is not None:
-        for collection, referred in plan.referred.items():
-            store.pruning.mark_unreferred(collection, referred, plan.now)
-    for part in plan.parts():
+        for collection, referred in plan.referenced_parts.items():
+            store.pruner.mark_unreferenced(collection, referred, plan.now)
+    for part in plan.list_targets():
         documents = size = 0
-        for batch in part.found():
+        for batch in part.find_batches():
             part.remove(batch)
             documents, size = documents + len(batch), size + sum(found.bytes for found in batch)
             yield f"{part.what}: {documents:,} documents are removed"
-        rows.append(Pruned(part.what, documents, size, part.until))
+        rows.append(PruneResult(part.what, documents, size, part.until))
     return rows
 
 
-def _check_may(writer: Writer, reading: Reading, reason: str) -> None:
+def _check_prune_access(writer: Writer, reading: EnvironmentReader, reason: str) -> None:
     try:
         check_access(reading, writer.actor, [("grant", "")])
     except AccessDeniedError as error:
@@ -462,17 +482,17 @@ def _check_may(writer: Writer, reading: Reading, reason: str) -> None:
         raise
 
 
-def _archived(plan: Plan, flags: list[Deletable]) -> list[Pruned]:
+def _build_archived_rows(plan: PrunePlan, flags: list[DeletableFlag]) -> list[PruneResult]:
     if plan.archived_before is None:
         return []
     size = sum(flag.bytes for flag in flags)
-    return [Pruned("archived flags", len(flags), size, told_before(plan.archived_before))]
+    return [PruneResult("archived flags", len(flags), size, format_before(plan.archived_before))]
 
 
-def _projected(store: Store) -> Generator[str]:
+def _project_unfinished(store: Store) -> Generator[str]:
     """Bring a large change to an end whose writer may be dead: the ledger is not cut past it."""
-    with store.reading() as reading:
-        behind, pages, lagging = reading.behind, reading.pages, reading.lagging
+    with store.open_reader() as reading:
+        behind, pages, lagging = reading.unprojected_tip, reading.pages, reading.first_unprojected
     if lagging is None:
         return
     if behind is not None:
@@ -481,19 +501,19 @@ def _projected(store: Store) -> Generator[str]:
         yield f"{left:,} pages of revision {lagging:,} are still to be projected"
 
 
-def _proved(
+def _build_proved_plan(
     writer: Writer, retention: Retention, reason: str, now: datetime | None
-) -> Generator[str, None, Plan]:
+) -> Generator[str, None, PrunePlan]:
     """Return what can go, after the checkpoints have been made that this takes."""
     store = writer.store
     for _ in range(CHECKPOINTS_KEPT + 1):
-        with store.reading() as reading:
-            _check_may(writer, reading, reason)
-            plan = Plan(store.pruning, retention, reading, now)
-            if not plan.checkpoints_first:
+        with store.open_reader() as reading:
+            _check_prune_access(writer, reading, reason)
+            plan = PrunePlan(store.pruner, retention, reading, now)
+            if not plan.checkpoints_needed:
                 plan.prove(reading)
                 return plan
-        steps = checkpoint_in_steps(store)
+        steps = write_checkpoint_in_steps(store)
         while True:
             try:
                 step = next(steps)
@@ -503,19 +523,21 @@ def _proved(
     raise StoreError("checkpoints of others come in between: try again")
 
 
-def _record(writer: Writer, plan: Plan, reason: str) -> None:
+def _record_prune(writer: Writer, plan: PrunePlan, reason: str) -> None:
     """Make a revision that says what goes, if there is anything that is not merely left over."""
     removed: dict[str, str] = {}
-    if plan.audit_before is not None and (plan.is_cut_anew or any(plan.audit())):
+    if plan.audit_before is not None and (plan.has_new_cut or any(plan.iter_audit())):
         removed["audit"] = plan.audit_before.isoformat()
-    if plan.denials_before is not None and any(writer.store.pruning.denials(plan.denials_before)):
+    if plan.denials_before is not None and any(
+        writer.store.pruner.iter_denials(plan.denials_before)
+    ):
         removed["denials"] = plan.denials_before.isoformat()
-    if not plan.is_cut_anew and not removed:
+    if not plan.has_new_cut and not removed:
         return
-    policy = plan.cut.policy if plan.is_cut_anew and plan.cut is not None else None
+    policy = plan.cut.policy if plan.has_new_cut and plan.cut is not None else None
     region, key = CUT
     asked = Prune(
-        to=plan.through,
+        to=plan.last_pruned_revision,
         policy=policy,
         removed=removed,
         environment=writer.environment,
@@ -541,7 +563,7 @@ class Erasure(Struct, frozen=True):
     chained: tuple[tuple[str, int], ...]
 
 
-def erase(
+def erase_actor(
     actor: str, *, uri: str | None = None, database: str | None = None, dry_run: bool = False
 ) -> Erasure:
     """Erase an actor in all environments of a database.
@@ -560,11 +582,11 @@ def erase(
         InvalidDocumentError: that is no text that a database can hold.
         StoreError: the database did not answer, or refused. Done again, it goes on.
     """
-    actor = stored_actor(actor)
-    with Administration(*connection_from(uri, database)) as administration:
-        held = administration.roles_held(actor)
-        documents = administration.mentions(actor)
-        chained = tuple(administration.chained(actor))
+    actor = check_stored_actor(actor)
+    with DatabaseAdmin(*resolve_connection(uri, database)) as administration:
+        held = administration.find_role_environments(actor)
+        documents = administration.count_mentions(actor)
+        chained = tuple(administration.list_grant_revisions(actor))
         if dry_run:
             return Erasure("", documents, chained)
         if held:
@@ -572,4 +594,4 @@ def erase(
                 f"{actor!r} still holds a role in {', '.join(held)}: revoke it first; nothing was"
                 " erased"
             )
-        return Erasure(administration.erase(actor), documents, chained)
+        return Erasure(administration.erase_actor(actor), documents, chained)

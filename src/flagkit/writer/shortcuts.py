@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, TypedDict, Unpack, overload
 
-from flagkit._core.arguments import refusing_unknown_in_methods
+from flagkit._core.arguments import refuse_unknown_in_methods
 from flagkit._core.model import EVERYWHERE
 from flagkit._core.storage.requests import Session
 from flagkit.errors import InvalidDocumentError
 from flagkit.writer.draft import Commit, Draft, PendingChange
-from flagkit.writer.operations import VariantNamed
+from flagkit.writer.operations import VariantName
 
 
-class Asked(TypedDict, total=False):
+class ChangeOptions(TypedDict, total=False):
     """Who asks for a change, why, and under which name.
 
     - `reason`: why, for the audit.
@@ -29,7 +29,7 @@ class Asked(TypedDict, total=False):
     skip_unchanged: bool
 
 
-class Within(Asked):
+class TransactionOptions(ChangeOptions):
     """What Asked has, and a session of the caller's own client, which is in a transaction.
 
     The change is asked for in that transaction, and made after it: what is returned is a
@@ -39,29 +39,33 @@ class Within(Asked):
     session: Session
 
 
-class Anyhow(Asked, total=False):
+class OptionalTransactionOptions(ChangeOptions, total=False):
     """What Asked has, and perhaps a session."""
 
     session: Session | None
 
 
-@refusing_unknown_in_methods
-class Workflows:
+@refuse_unknown_in_methods
+class FlagShortcuts:
     """The changes of a single flag. Each takes what Asked has, by name, and perhaps a session."""
 
-    def change(self, **asked: Unpack[Anyhow]) -> AbstractContextManager[Draft]:
+    def change(self, **asked: Unpack[OptionalTransactionOptions]) -> AbstractContextManager[Draft]:
         """Collect operations that are committed as one revision when the block ends."""
         raise NotImplementedError
 
     @overload
-    def create(self, flag: Mapping[str, Any], **asked: Unpack[Asked]) -> Commit: ...
+    def create(self, flag: Mapping[str, Any], **asked: Unpack[ChangeOptions]) -> Commit: ...
     @overload
-    def create(self, flag: Mapping[str, Any], **asked: Unpack[Within]) -> PendingChange: ...
-    def create(self, flag: Mapping[str, Any], **asked: Unpack[Anyhow]) -> Commit | PendingChange:
+    def create(
+        self, flag: Mapping[str, Any], **asked: Unpack[TransactionOptions]
+    ) -> PendingChange: ...
+    def create(
+        self, flag: Mapping[str, Any], **asked: Unpack[OptionalTransactionOptions]
+    ) -> Commit | PendingChange:
         """Create a flag from its policy document. For errors see `change`."""
         with self.change(**asked) as change:
             change.create(flag)
-        return made(change)
+        return get_result(change)
 
     @overload
     def update(
@@ -70,7 +74,7 @@ class Workflows:
         *,
         expected_version: int | None = ...,
         reassign: bool = ...,
-        **asked: Unpack[Asked],
+        **asked: Unpack[ChangeOptions],
     ) -> Commit: ...
     @overload
     def update(
@@ -79,7 +83,7 @@ class Workflows:
         *,
         expected_version: int | None = ...,
         reassign: bool = ...,
-        **asked: Unpack[Within],
+        **asked: Unpack[TransactionOptions],
     ) -> PendingChange: ...
     def update(
         self,
@@ -87,12 +91,12 @@ class Workflows:
         *,
         expected_version: int | None = None,
         reassign: bool = False,
-        **asked: Unpack[Anyhow],
+        **asked: Unpack[OptionalTransactionOptions],
     ) -> Commit | PendingChange:
         """Replace a flag's policy document. For errors see `change`."""
         with self.change(**asked) as change:
             change.update(flag, expected_version=expected_version, reassign=reassign)
-        return made(change)
+        return get_result(change)
 
     @overload
     def set_rollout(
@@ -104,7 +108,7 @@ class Workflows:
         region: str = ...,
         expected_version: int | None = ...,
         reassign: bool = ...,
-        **asked: Unpack[Asked],
+        **asked: Unpack[ChangeOptions],
     ) -> Commit: ...
     @overload
     def set_rollout(
@@ -116,7 +120,7 @@ class Workflows:
         region: str = ...,
         expected_version: int | None = ...,
         reassign: bool = ...,
-        **asked: Unpack[Within],
+        **asked: Unpack[TransactionOptions],
     ) -> PendingChange: ...
     def set_rollout(
         self,
@@ -127,7 +131,7 @@ class Workflows:
         region: str = EVERYWHERE,
         expected_version: int | None = None,
         reassign: bool = False,
-        **asked: Unpack[Anyhow],
+        **asked: Unpack[OptionalTransactionOptions],
     ) -> Commit | PendingChange:
         """Change a rollout's weights, as Draft.set_rollout does. For errors see `change`."""
         with self.change(**asked) as change:
@@ -139,44 +143,44 @@ class Workflows:
                 expected_version=expected_version,
                 reassign=reassign,
             )
-        return made(change)
+        return get_result(change)
 
     @overload
     def serve(
         self,
         key: str,
-        variant: VariantNamed,
+        variant: VariantName,
         *,
         rule: str | None = ...,
         region: str = ...,
         expected_version: int | None = ...,
-        **asked: Unpack[Asked],
+        **asked: Unpack[ChangeOptions],
     ) -> Commit: ...
     @overload
     def serve(
         self,
         key: str,
-        variant: VariantNamed,
+        variant: VariantName,
         *,
         rule: str | None = ...,
         region: str = ...,
         expected_version: int | None = ...,
-        **asked: Unpack[Within],
+        **asked: Unpack[TransactionOptions],
     ) -> PendingChange: ...
     def serve(
         self,
         key: str,
-        variant: VariantNamed,
+        variant: VariantName,
         *,
         rule: str | None = None,
         region: str = EVERYWHERE,
         expected_version: int | None = None,
-        **asked: Unpack[Anyhow],
+        **asked: Unpack[OptionalTransactionOptions],
     ) -> Commit | PendingChange:
         """Serve another variant to all, as Draft.serve does. For errors see `change`."""
         with self.change(**asked) as change:
             change.serve(key, variant, rule=rule, region=region, expected_version=expected_version)
-        return made(change)
+        return get_result(change)
 
     def edit(
         self,
@@ -185,7 +189,7 @@ class Workflows:
         *,
         region: str = EVERYWHERE,
         reassign: bool = False,
-        **asked: Unpack[Asked],
+        **asked: Unpack[ChangeOptions],
     ) -> Commit:
         """Replace a flag's document by what a function makes of it, as Draft.edit does.
 
@@ -204,7 +208,7 @@ class Workflows:
         *,
         region: str = ...,
         expected_version: int | None = ...,
-        **asked: Unpack[Asked],
+        **asked: Unpack[ChangeOptions],
     ) -> Commit: ...
     @overload
     def pause(
@@ -213,7 +217,7 @@ class Workflows:
         *,
         region: str = ...,
         expected_version: int | None = ...,
-        **asked: Unpack[Within],
+        **asked: Unpack[TransactionOptions],
     ) -> PendingChange: ...
     def pause(
         self,
@@ -221,12 +225,12 @@ class Workflows:
         *,
         region: str = EVERYWHERE,
         expected_version: int | None = None,
-        **asked: Unpack[Anyhow],
+        **asked: Unpack[OptionalTransactionOptions],
     ) -> Commit | PendingChange:
         """Pause a flag: it serves its `off` variant. For errors see `change`."""
         with self.change(**asked) as change:
             change.pause(key, region=region, expected_version=expected_version)
-        return made(change)
+        return get_result(change)
 
     @overload
     def resume(
@@ -235,7 +239,7 @@ class Workflows:
         *,
         region: str = ...,
         expected_version: int | None = ...,
-        **asked: Unpack[Asked],
+        **asked: Unpack[ChangeOptions],
     ) -> Commit: ...
     @overload
     def resume(
@@ -244,7 +248,7 @@ class Workflows:
         *,
         region: str = ...,
         expected_version: int | None = ...,
-        **asked: Unpack[Within],
+        **asked: Unpack[TransactionOptions],
     ) -> PendingChange: ...
     def resume(
         self,
@@ -252,12 +256,12 @@ class Workflows:
         *,
         region: str = EVERYWHERE,
         expected_version: int | None = None,
-        **asked: Unpack[Anyhow],
+        **asked: Unpack[OptionalTransactionOptions],
     ) -> Commit | PendingChange:
         """Make a paused flag active again. For errors see `change`."""
         with self.change(**asked) as change:
             change.resume(key, region=region, expected_version=expected_version)
-        return made(change)
+        return get_result(change)
 
     @overload
     def archive(
@@ -266,7 +270,7 @@ class Workflows:
         *,
         region: str = ...,
         expected_version: int | None = ...,
-        **asked: Unpack[Asked],
+        **asked: Unpack[ChangeOptions],
     ) -> Commit: ...
     @overload
     def archive(
@@ -275,7 +279,7 @@ class Workflows:
         *,
         region: str = ...,
         expected_version: int | None = ...,
-        **asked: Unpack[Within],
+        **asked: Unpack[TransactionOptions],
     ) -> PendingChange: ...
     def archive(
         self,
@@ -283,12 +287,12 @@ class Workflows:
         *,
         region: str = EVERYWHERE,
         expected_version: int | None = None,
-        **asked: Unpack[Anyhow],
+        **asked: Unpack[OptionalTransactionOptions],
     ) -> Commit | PendingChange:
         """Archive a flag, as Draft.archive does. For errors see `change`."""
         with self.change(**asked) as change:
             change.archive(key, region=region, expected_version=expected_version)
-        return made(change)
+        return get_result(change)
 
     @overload
     def restore(
@@ -297,7 +301,7 @@ class Workflows:
         *,
         region: str = ...,
         expected_version: int | None = ...,
-        **asked: Unpack[Asked],
+        **asked: Unpack[ChangeOptions],
     ) -> Commit: ...
     @overload
     def restore(
@@ -306,7 +310,7 @@ class Workflows:
         *,
         region: str = ...,
         expected_version: int | None = ...,
-        **asked: Unpack[Within],
+        **asked: Unpack[TransactionOptions],
     ) -> PendingChange: ...
     def restore(
         self,
@@ -314,12 +318,12 @@ class Workflows:
         *,
         region: str = EVERYWHERE,
         expected_version: int | None = None,
-        **asked: Unpack[Anyhow],
+        **asked: Unpack[OptionalTransactionOptions],
     ) -> Commit | PendingChange:
         """Make an archived flag a paused one. For errors see `change`."""
         with self.change(**asked) as change:
             change.restore(key, region=region, expected_version=expected_version)
-        return made(change)
+        return get_result(change)
 
     @overload
     def delete(
@@ -328,7 +332,7 @@ class Workflows:
         *,
         region: str = ...,
         expected_version: int | None = ...,
-        **asked: Unpack[Asked],
+        **asked: Unpack[ChangeOptions],
     ) -> Commit: ...
     @overload
     def delete(
@@ -337,7 +341,7 @@ class Workflows:
         *,
         region: str = ...,
         expected_version: int | None = ...,
-        **asked: Unpack[Within],
+        **asked: Unpack[TransactionOptions],
     ) -> PendingChange: ...
     def delete(
         self,
@@ -345,12 +349,12 @@ class Workflows:
         *,
         region: str = EVERYWHERE,
         expected_version: int | None = None,
-        **asked: Unpack[Anyhow],
+        **asked: Unpack[OptionalTransactionOptions],
     ) -> Commit | PendingChange:
         """Delete an archived flag, as Draft.delete does. For errors see `change`."""
         with self.change(**asked) as change:
             change.delete(key, region=region, expected_version=expected_version)
-        return made(change)
+        return get_result(change)
 
     @overload
     def rollback(
@@ -360,7 +364,7 @@ class Workflows:
         to: int,
         region: str = ...,
         expected_version: int | None = ...,
-        **asked: Unpack[Asked],
+        **asked: Unpack[ChangeOptions],
     ) -> Commit: ...
     @overload
     def rollback(
@@ -370,7 +374,7 @@ class Workflows:
         to: int,
         region: str = ...,
         expected_version: int | None = ...,
-        **asked: Unpack[Within],
+        **asked: Unpack[TransactionOptions],
     ) -> PendingChange: ...
     def rollback(
         self,
@@ -379,7 +383,7 @@ class Workflows:
         to: int,
         region: str = EVERYWHERE,
         expected_version: int | None = None,
-        **asked: Unpack[Anyhow],
+        **asked: Unpack[OptionalTransactionOptions],
     ) -> Commit | PendingChange:
         """Give a flag, or without a key the whole environment, the content of revision `to`.
 
@@ -396,33 +400,35 @@ class Workflows:
                 )
             else:
                 change.rollback_all(to=to)
-        return made(change)
+        return get_result(change)
 
 
-def made(change: Draft) -> Commit | PendingChange:
+def get_result(change: Draft) -> Commit | PendingChange:
     """Return what came of a change whose block has ended without error."""
     what = change.commit or change.pending
     assert what is not None, "the block ended without error"
     return what
 
 
-@refusing_unknown_in_methods
-class SegmentWorkflows(Workflows):
+@refuse_unknown_in_methods
+class SegmentShortcuts(FlagShortcuts):
     """The changes of a single segment, which take what those of flags do."""
 
     @overload
-    def create_segment(self, segment: Mapping[str, Any], **asked: Unpack[Asked]) -> Commit: ...
+    def create_segment(
+        self, segment: Mapping[str, Any], **asked: Unpack[ChangeOptions]
+    ) -> Commit: ...
     @overload
     def create_segment(
-        self, segment: Mapping[str, Any], **asked: Unpack[Within]
+        self, segment: Mapping[str, Any], **asked: Unpack[TransactionOptions]
     ) -> PendingChange: ...
     def create_segment(
-        self, segment: Mapping[str, Any], **asked: Unpack[Anyhow]
+        self, segment: Mapping[str, Any], **asked: Unpack[OptionalTransactionOptions]
     ) -> Commit | PendingChange:
         """Create a segment from its document. For errors see `change`."""
         with self.change(**asked) as change:
             change.create_segment(segment)
-        return made(change)
+        return get_result(change)
 
     @overload
     def update_segment(
@@ -430,7 +436,7 @@ class SegmentWorkflows(Workflows):
         segment: Mapping[str, Any],
         *,
         expected_version: int | None = ...,
-        **asked: Unpack[Asked],
+        **asked: Unpack[ChangeOptions],
     ) -> Commit: ...
     @overload
     def update_segment(
@@ -438,19 +444,19 @@ class SegmentWorkflows(Workflows):
         segment: Mapping[str, Any],
         *,
         expected_version: int | None = ...,
-        **asked: Unpack[Within],
+        **asked: Unpack[TransactionOptions],
     ) -> PendingChange: ...
     def update_segment(
         self,
         segment: Mapping[str, Any],
         *,
         expected_version: int | None = None,
-        **asked: Unpack[Anyhow],
+        **asked: Unpack[OptionalTransactionOptions],
     ) -> Commit | PendingChange:
         """Replace a segment's document, its keys included. For errors see `change`."""
         with self.change(**asked) as change:
             change.update_segment(segment, expected_version=expected_version)
-        return made(change)
+        return get_result(change)
 
     @overload
     def change_members(
@@ -461,7 +467,7 @@ class SegmentWorkflows(Workflows):
         exclude: Iterable[str | int] = ...,
         remove: Iterable[str | int] = ...,
         expected_version: int | None = ...,
-        **asked: Unpack[Asked],
+        **asked: Unpack[ChangeOptions],
     ) -> Commit: ...
     @overload
     def change_members(
@@ -472,7 +478,7 @@ class SegmentWorkflows(Workflows):
         exclude: Iterable[str | int] = ...,
         remove: Iterable[str | int] = ...,
         expected_version: int | None = ...,
-        **asked: Unpack[Within],
+        **asked: Unpack[TransactionOptions],
     ) -> PendingChange: ...
     def change_members(
         self,
@@ -482,7 +488,7 @@ class SegmentWorkflows(Workflows):
         exclude: Iterable[str | int] = (),
         remove: Iterable[str | int] = (),
         expected_version: int | None = None,
-        **asked: Unpack[Anyhow],
+        **asked: Unpack[OptionalTransactionOptions],
     ) -> Commit | PendingChange:
         """Move a segment's keys, as Draft.change_members does. For errors see `change`."""
         with self.change(**asked) as change:
@@ -493,15 +499,25 @@ class SegmentWorkflows(Workflows):
                 remove=remove,
                 expected_version=expected_version,
             )
-        return made(change)
+        return get_result(change)
 
     @overload
     def rollback_segment(
-        self, key: str, *, to: int, expected_version: int | None = ..., **asked: Unpack[Asked]
+        self,
+        key: str,
+        *,
+        to: int,
+        expected_version: int | None = ...,
+        **asked: Unpack[ChangeOptions],
     ) -> Commit: ...
     @overload
     def rollback_segment(
-        self, key: str, *, to: int, expected_version: int | None = ..., **asked: Unpack[Within]
+        self,
+        key: str,
+        *,
+        to: int,
+        expected_version: int | None = ...,
+        **asked: Unpack[TransactionOptions],
     ) -> PendingChange: ...
     def rollback_segment(
         self,
@@ -509,25 +525,29 @@ class SegmentWorkflows(Workflows):
         *,
         to: int,
         expected_version: int | None = None,
-        **asked: Unpack[Anyhow],
+        **asked: Unpack[OptionalTransactionOptions],
     ) -> Commit | PendingChange:
         """Give a segment the content that it had at revision `to`. For errors see `change`."""
         with self.change(**asked) as change:
             change.rollback_segment(key, to=to, expected_version=expected_version)
-        return made(change)
+        return get_result(change)
 
     @overload
     def delete_segment(
-        self, key: str, *, expected_version: int | None = ..., **asked: Unpack[Asked]
+        self, key: str, *, expected_version: int | None = ..., **asked: Unpack[ChangeOptions]
     ) -> Commit: ...
     @overload
     def delete_segment(
-        self, key: str, *, expected_version: int | None = ..., **asked: Unpack[Within]
+        self, key: str, *, expected_version: int | None = ..., **asked: Unpack[TransactionOptions]
     ) -> PendingChange: ...
     def delete_segment(
-        self, key: str, *, expected_version: int | None = None, **asked: Unpack[Anyhow]
+        self,
+        key: str,
+        *,
+        expected_version: int | None = None,
+        **asked: Unpack[OptionalTransactionOptions],
     ) -> Commit | PendingChange:
         """Delete a segment that no flag refers to. For errors see `change`."""
         with self.change(**asked) as change:
             change.delete_segment(key, expected_version=expected_version)
-        return made(change)
+        return get_result(change)

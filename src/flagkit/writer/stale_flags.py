@@ -7,14 +7,14 @@ from typing import Final
 
 from msgspec import Struct
 
-from flagkit._core.arguments import count, days_before, moment
-from flagkit._core.evaluation.schedule import share_at, window_changes_after
+from flagkit._core.arguments import check_count, days_before, moment
+from flagkit._core.evaluation.schedule import compute_share, find_window_change
 from flagkit._core.model import Flag, Ramp, Rollout, Serves, decode
 from flagkit._core.model.changes import ACCESS, SEGMENTS, PolicyId, PolicyState
 from flagkit._core.model.rollouts import BUCKETS
 from flagkit._core.storage.layout import FLAGS
-from flagkit._core.storage.reader import Reading
-from flagkit._core.storage.store import Store, checked_store
+from flagkit._core.storage.reader import EnvironmentReader
+from flagkit._core.storage.store import Store, check_store
 
 
 class StaleFlag(Struct, frozen=True):
@@ -48,31 +48,31 @@ def stale_flags(store: Store, days: int, now: datetime | None = None) -> list[St
         StoreError: it was changed past the writer, or could not be read.
         InvalidArgumentError: the days are no whole number, or `now` has no time zone.
     """
-    count(days, "days", DAYS_MAX)
+    check_count(days, "days", DAYS_MAX)
     asked = moment(now)
-    with checked_store(store).reading() as reading:
+    with check_store(store).open_reader() as reading:
         then = asked or reading.now
-        states, still = standing(reading, days_before(then, days))
+        states, still = read_unchanged_flags(reading, days_before(then, days))
     stale: list[StaleFlag] = []
     for (region, key), state in sorted(states.items()):
         flag = decode(state.policy, stored=True)
-        reasons = [*_expired(flag, then)]
+        reasons = [*_list_expiry_reasons(flag, then)]
         if (region, key) in still:
-            reasons += _left(flag, state.version, days, then)
+            reasons += _list_idle_reasons(flag, state.version, days, then)
         if reasons:
             owner = str(flag.metadata.get("owner", ""))
             stale.append(StaleFlag(key, region, state.version, owner, tuple(reasons)))
     return sorted(stale, key=lambda flag: (flag.key, flag.region))
 
 
-def standing(
-    reading: Reading, moment: datetime
+def read_unchanged_flags(
+    reading: EnvironmentReader, moment: datetime
 ) -> tuple[dict[PolicyId, PolicyState], set[PolicyId]]:
     """Return the flags that there are, and which of them were not changed after a moment."""
-    last, found = reading.revision_at(moment), reading.projected([FLAGS])
+    last, found = reading.find_revision(moment), reading.read_projected([FLAGS])
     # Of those whose last change the ledger has no more; what changes them anew takes the time away.
-    times = reading.carried_times()
-    for change in reading.unprojected:
+    times = reading.read_carried_times()
+    for change in reading.unprojected_changes:
         found |= {policy.id: (change.revision, policy.after) for policy in change.policies}
         for policy in change.policies:
             times.pop(policy.id, None)
@@ -89,20 +89,20 @@ def standing(
     return {identity: state for identity, (_, state) in flags.items()}, still
 
 
-def _expired(flag: Flag, moment: datetime) -> list[str]:
+def _list_expiry_reasons(flag: Flag, moment: datetime) -> list[str]:
     expires = flag.metadata.get("expires")
     if isinstance(expires, datetime) and expires <= moment:
         return [f"past its expires, {expires:%Y-%m-%d}"]
     return []
 
 
-def _left(flag: Flag, version: int, days: int, moment: datetime) -> list[str]:
+def _list_idle_reasons(flag: Flag, version: int, days: int, moment: datetime) -> list[str]:
     """Return why a flag is over that was not touched for some days."""
     for_days = f"for {days} days"
     if flag.state == "archived":
         return [f"archived {for_days}"]
     served = [rule.serves for rule in flag.rules] + [flag.fallthrough]
-    if _changes_later(flag, served, moment.timestamp()):
+    if _has_later_changes(flag, served, moment.timestamp()):
         return []
     reasons = [f"never changed {for_days}"] if version == 1 else []
     split = [serves for serves in served if isinstance(serves, Rollout | Ramp)]
@@ -111,12 +111,12 @@ def _left(flag: Flag, version: int, days: int, moment: datetime) -> list[str]:
     return reasons
 
 
-def _changes_later(flag: Flag, served: Iterable[Serves], moment: float) -> bool:
+def _has_later_changes(flag: Flag, served: Iterable[Serves], moment: float) -> bool:
     """Tell whether what a flag serves still changes by time alone: by a ramp, or by a window."""
     ramps = any(isinstance(serves, Ramp) and serves.points[-1][0] > moment for serves in served)
     windows = (rule.during for rule in flag.rules if rule.during is not None)
     return ramps or any(
-        window.recurrence is not None or math.isfinite(window_changes_after(window, moment))
+        window.recurrence is not None or math.isfinite(find_window_change(window, moment))
         for window in windows
         if moment < window.end
     )
@@ -128,5 +128,5 @@ def _is_decided(serves: Serves, moment: datetime) -> bool:
         return BUCKETS in serves.weights.values()
     if isinstance(serves, Ramp):
         over = serves.points[-1][0] <= moment.timestamp()
-        return over and share_at(serves, moment.timestamp()) in (0, BUCKETS)
+        return over and compute_share(serves, moment.timestamp()) in (0, BUCKETS)
     return True

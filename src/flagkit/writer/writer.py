@@ -5,24 +5,29 @@ import uuid
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, Final, NoReturn, Self, Unpack, cast
 
-from flagkit._core.arguments import refusing_unknown_in_methods
+from flagkit._core.arguments import refuse_unknown_in_methods
 from flagkit._core.background import Log
-from flagkit._core.model.access import checked_actor
+from flagkit._core.model.access import check_actor
 from flagkit._core.model.changes import PolicyChange, Tip
 from flagkit._core.secrets import Encryption
-from flagkit._core.storage.layout import comparable_digest
-from flagkit._core.storage.reader import Reading
+from flagkit._core.storage.layout import compute_request_digest
+from flagkit._core.storage.reader import EnvironmentReader
 from flagkit._core.storage.store import Store
-from flagkit.config import settings_from
+from flagkit.config import resolve_settings
 from flagkit.errors import ConfigurationError, InvalidArgumentError, InvalidDocumentError
 from flagkit.writer.approvals import Approvals
-from flagkit.writer.checkpoints import CheckpointKeeper
-from flagkit.writer.commit import Committer, check_same, checked_key, content_of
-from flagkit.writer.draft import Commit, Draft, PendingChange, Preview, data_keys_of
-from flagkit.writer.effects import notes_on
+from flagkit.writer.checkpoints import CheckpointPublisher
+from flagkit.writer.commit import (
+    CommitProtocol,
+    build_audit_content,
+    check_idempotency_key,
+    check_same_request,
+)
+from flagkit.writer.draft import Commit, Draft, PendingChange, Preview, build_data_keys
+from flagkit.writer.effects import iter_notes
 from flagkit.writer.guards import Guard
-from flagkit.writer.pending import Sequencer, Swept, Waiting
-from flagkit.writer.shortcuts import Anyhow, Asked
+from flagkit.writer.pending import PendingQueue, PendingRequest, SweepResult
+from flagkit.writer.shortcuts import ChangeOptions, OptionalTransactionOptions
 
 _log = Log("flagkit.writer")
 
@@ -30,7 +35,7 @@ TIMEOUT_SECONDS: Final = 30.0
 """By default, how long a change is attempted again while the database cannot be reached."""
 
 
-@refusing_unknown_in_methods
+@refuse_unknown_in_methods
 class Writer(Approvals):
     """Makes changes to one environment. May be used from many threads, which then take turns.
 
@@ -65,23 +70,23 @@ class Writer(Approvals):
         guards: Iterable[Guard] = (),
         encryption: Encryption | None = None,
     ) -> None:
-        self._actor = checked_actor(actor)
+        self._actor = check_actor(actor)
         _check_every(checkpoint_every)
         _check_timeout(timeout)
-        asked = _guards(guards)
-        settings = settings_from(
+        asked = _check_guards(guards)
+        settings = resolve_settings(
             uri, environment=environment, database=database, encryption=encryption
         )
         self.environment = settings.environment
         self.store = Store(
             settings.uri, environment=settings.environment, database=settings.database
         )
-        self._checkpoints = (
-            None if checkpoint_every is None else CheckpointKeeper(self.store, checkpoint_every)
+        self._checkpoint_publisher = (
+            None if checkpoint_every is None else CheckpointPublisher(self.store, checkpoint_every)
         )
-        self.keys = self._data_keys = data_keys_of(settings)
-        self._committer = Committer(self.store, asked, timeout)
-        self._sequencer = Sequencer(self.store, self._commit)
+        self.keys = self._data_keys = build_data_keys(settings)
+        self._commit_protocol = CommitProtocol(self.store, asked, timeout)
+        self._pending_queue = PendingQueue(self.store, self._commit)
 
     @property
     def actor(self) -> str:
@@ -110,7 +115,7 @@ class Writer(Approvals):
         return self._data_keys.create(master_key)
 
     @contextlib.contextmanager
-    def change(self, **asked: Unpack[Anyhow]) -> Generator[Draft]:
+    def change(self, **asked: Unpack[OptionalTransactionOptions]) -> Generator[Draft]:
         """Collect operations that are committed as one revision when the block ends without error.
 
         Takes `reason`, `actor`, `idempotency_key` and `skip_unchanged`, as Asked has them. With a
@@ -123,9 +128,9 @@ class Writer(Approvals):
                 safe to try again; without one, look whether the change was made.
         """
         change = Draft(self.environment, self.keys)
-        change.skips_unchanged = asked.get("skip_unchanged", False)
+        change.should_skip_unchanged = asked.get("skip_unchanged", False)
         session = asked.get("session")
-        if session is not None and change.skips_unchanged:
+        if session is not None and change.should_skip_unchanged:
             raise InvalidDocumentError(
                 "skip_unchanged",
                 "does not go with a session: the change is compared after the transaction",
@@ -133,18 +138,18 @@ class Writer(Approvals):
             )
         yield change
         if session is not None:
-            change.settle(self.store)
-        request, content = self._request(change, asked)
+            change.reuse_seeds(self.store)
+        request, content = self._build_request(change, asked)
         if session is None:
             is_new = asked.get("idempotency_key") is None
             change.commit = self._commit(change, request, content, is_new=is_new)
-            self._sequencer.look()
+            self._pending_queue.maybe_sweep()
         else:
-            change.pending, digest = self._sequencer.put(session, change, request, content)
-            check_same(request, digest, content, done=False)
+            change.pending, digest = self._pending_queue.insert(session, change, request, content)
+            check_same_request(request, digest, content, is_committed=False)
 
     @contextlib.contextmanager
-    def preview(self, **asked: Unpack[Asked]) -> Generator[Draft]:
+    def preview(self, **asked: Unpack[ChangeOptions]) -> Generator[Draft]:
         """Collect operations as `change` does, and look what they would do; nothing is written.
 
         All is checked that a commit checks, at the newest revision: documents, references, sizes,
@@ -161,11 +166,11 @@ class Writer(Approvals):
     @property
     def has_guards(self) -> bool:
         """Whether guards are asked about this writer's changes."""
-        return self._committer.has_guards
+        return self._commit_protocol.has_guards
 
     def check_changes(
         self,
-        reading: Reading,
+        reading: EnvironmentReader,
         changes: Sequence[PolicyChange],
         *,
         reason: str = "",
@@ -176,23 +181,23 @@ class Writer(Approvals):
         Raises:
             AccessDeniedError, GuardError: refused.
         """
-        self._committer.check_changes(reading, changes, self._who(actor), reason)
+        self._commit_protocol.check_changes(reading, changes, self._resolve_actor(actor), reason)
 
     def pending_change(self, request: str) -> PendingChange:
         """Return the pending change of a request's id, be it that another process asked for it."""
-        return PendingChange(request, self._sequencer.commit)
+        return PendingChange(request, self._pending_queue.commit)
 
-    def pending(self) -> list[Waiting]:
+    def pending(self) -> list[PendingRequest]:
         """Return the changes that wait to be sequenced, and those that were refused, in order."""
-        return self._sequencer.waiting()
+        return self._pending_queue.list_pending()
 
-    def sweep(self) -> Swept:
+    def sweep(self) -> SweepResult:
         """Sequence the changes that wait, whoever asked for them.
 
         Raises:
             StoreUnavailableError: the database cannot be reached. Nothing is lost.
         """
-        return self._sequencer.sweep()
+        return self._pending_queue.sweep()
 
     def drop_pending(self, request: str, *, reason: str = "", actor: str | None = None) -> Commit:
         """Make sure that a pending change is never made. That stands in the ledger as a revision.
@@ -201,14 +206,16 @@ class Writer(Approvals):
             NotPendingError: there is none of that name, or it was made meanwhile.
             AccessDeniedError: to edit what it touches takes another role.
         """
-        _, content = self._request(Draft(self.environment), {"reason": reason, "actor": actor})
-        return self._sequencer.drop(request, content)
+        _, content = self._build_request(
+            Draft(self.environment), {"reason": reason, "actor": actor}
+        )
+        return self._pending_queue.drop(request, content)
 
     def close(self) -> None:
         """Close the connections; a checkpoint or a sweep that is being made is left off."""
-        self._sequencer.close()
-        if self._checkpoints is not None:
-            self._checkpoints.close()
+        self._pending_queue.close()
+        if self._checkpoint_publisher is not None:
+            self._checkpoint_publisher.close()
         self.store.close()
 
     def __reduce_ex__(self, _: object) -> NoReturn:
@@ -224,24 +231,31 @@ class Writer(Approvals):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _who(self, actor: str | None) -> str:
-        return self._actor if actor is None else checked_actor(actor)
+    def _resolve_actor(self, actor: str | None) -> str:
+        return self._actor if actor is None else check_actor(actor)
 
-    def _preview(self, draft: Draft, asked: Asked) -> Preview:
-        request, content = self._request(draft, asked)
-        earlier = self.store.requests([request]).get(request, content)
-        with self.store.reading() as reading:
-            look = self._committer.look(reading, draft, request, content, is_preview=True)
-            notes = tuple(notes_on(reading, look.change.policies))
-        check_same(request, comparable_digest(earlier), content, done=look.done is not None)
-        done = None if look.done is None else look.done.revision
+    def _preview(self, draft: Draft, options: ChangeOptions) -> Preview:
+        request, content = self._build_request(draft, options)
+        earlier = self.store.read_requests([request]).get(request, content)
+        with self.store.open_reader() as reading:
+            look = self._commit_protocol.plan_commit(
+                reading, draft, request, content, is_preview=True
+            )
+            notes = tuple(iter_notes(reading, look.change.policies))
+        check_same_request(
+            request,
+            compute_request_digest(earlier),
+            content,
+            is_committed=look.committed_as is not None,
+        )
+        done = None if look.committed_as is None else look.committed_as.revision
         return Preview(reading.tip.revision, look.change.policies, done, notes)
 
-    def _request(self, draft: Draft, asked: Asked) -> tuple[str, dict[str, Any]]:
-        key = asked.get("idempotency_key")
-        request = uuid.uuid4().hex if key is None else checked_key(key)
-        actor, reason = self._who(asked.get("actor")), asked.get("reason", "")
-        return request, content_of(draft, actor, reason, is_new=key is None)
+    def _build_request(self, draft: Draft, options: ChangeOptions) -> tuple[str, dict[str, Any]]:
+        key = options.get("idempotency_key")
+        request = uuid.uuid4().hex if key is None else check_idempotency_key(key)
+        actor, reason = self._resolve_actor(options.get("actor")), options.get("reason", "")
+        return request, build_audit_content(draft, actor, reason, is_new=key is None)
 
     def _commit(
         self,
@@ -252,12 +266,12 @@ class Writer(Approvals):
         *,
         is_new: bool = False,
     ) -> Commit:
-        tip, changed = self._committer.commit(draft, request, content, timeout, is_new=is_new)
-        if draft.glass and changed:
-            broke = (content["actor"], tip.revision, self.environment, draft.glass)
+        tip, changed = self._commit_protocol.commit(draft, request, content, timeout, is_new=is_new)
+        if draft.bypass_reason and changed:
+            broke = (content["actor"], tip.revision, self.environment, draft.bypass_reason)
             _log.warning("%s broke the glass for revision %s of %s: %s", *broke)
-        if self._checkpoints is not None:
-            self._checkpoints.saw(tip)
+        if self._checkpoint_publisher is not None:
+            self._checkpoint_publisher.on_commit(tip)
         return Commit(tip.revision, tip.time, request, changed)
 
 
@@ -273,7 +287,7 @@ def _check_timeout(timeout: object) -> None:
         raise ConfigurationError(f"timeout is {timeout!r}: it is a number of seconds")
 
 
-def _guards(given: object) -> tuple[Guard, ...]:
+def _check_guards(given: object) -> tuple[Guard, ...]:
     guards = tuple(cast("Iterable[Guard]", given)) if isinstance(given, Iterable) else (None,)
     for guard in guards:
         if not callable(guard):

@@ -15,17 +15,17 @@ from flagkit._core.snapshot import Snapshot
 from flagkit._core.source import Route
 from flagkit.client.refresher import (
     Action,
-    Arrived,
-    AskHead,
+    ActionFailed,
     CatchUp,
-    CaughtUp,
-    Due,
+    CatchUpDone,
+    ChangesReceived,
     Event,
-    Failed,
-    HeadSeen,
+    HeadRead,
     Load,
-    Loaded,
+    LoadDone,
+    ReadHead,
     Refresher,
+    Timer,
     Wait,
     Watch,
 )
@@ -34,9 +34,9 @@ from flagkit.errors import (
     StoreUnavailableError,
     StreamsUnavailableError,
 )
-from tests.support.simulation.replica_set import Entry, Member, ReplicaSet
-from tests.support.simulation.step import Step, told
-from tests.support.simulation.stream import ENDED, Stream, Weather
+from tests.support.simulation.replica_set import LogEntry, SimulatedMember, SimulatedReplicaSet
+from tests.support.simulation.step import Step, format_step_item
+from tests.support.simulation.stream import ENDED, FaultRates, SimulatedStream
 
 CALL_SECONDS_MAX: Final = 20.0
 """After so long without an answer a call fails."""
@@ -49,18 +49,18 @@ AWAIT_SECONDS: Final = 10.0
 STEPS_KEPT: Final = 16
 """So many steps are told of a client that breaks a rule."""
 
-_UNAVAILABLE: Final = Failed(StoreUnavailableError("no member answers"))
-_NO_STREAMS: Final = Failed(StreamsUnavailableError("there are no change streams"))
-_LOST: Final = Failed(HistoryLostError("the ledger does not lead on from this tip"))
+_UNAVAILABLE: Final = ActionFailed(StoreUnavailableError("no member answers"))
+_NO_STREAMS: Final = ActionFailed(StreamsUnavailableError("there are no change streams"))
+_LOST: Final = ActionFailed(HistoryLostError("the ledger does not lead on from this tip"))
 
 
-class Around(Protocol):
+class ClientWorld(Protocol):
     """What a client lives in."""
 
     chance: random.Random
     now: float
-    members: ReplicaSet
-    weather: Weather
+    members: SimulatedReplicaSet
+    weather: FaultRates
     faults: Counter[str]
 
     def at(
@@ -82,7 +82,7 @@ class Around(Protocol):
         ...
 
 
-Answer = Callable[[Member, Route], Event | None]
+Answer = Callable[[SimulatedMember, Route], Event | None]
 """What a member answers, None while it has not yet what it is asked to have."""
 
 
@@ -92,7 +92,7 @@ class SimulatedClient:
     `term` is that of the newest primary that it has met: it asks no older one from then on.
     """
 
-    def __init__(self, around: Around, number: int, *, region: str) -> None:
+    def __init__(self, around: ClientWorld, number: int, *, region: str) -> None:
         self.number = number
         self.region = region
         self.near = number % len(around.members.members)
@@ -103,9 +103,9 @@ class SimulatedClient:
         self.steps: deque[Step] = deque(maxlen=STEPS_KEPT)
         self.refresher: Refresher
         self.action: Action
-        self.stream: Stream | None = None
-        self.verdict: Entry | None = None
-        self.loaded_of: Entry | None = None
+        self.stream: SimulatedStream | None = None
+        self.verdict: LogEntry | None = None
+        self.loaded_of: LogEntry | None = None
         """The head when what was loaded last was read."""
         self._around = around
         self._term = self._seen = 0
@@ -142,7 +142,7 @@ class SimulatedClient:
         try:
             action = self.refresher.step(event, self._around.now)
         except Exception as error:
-            rule = f"{told(event)} raised {error!r}"
+            rule = f"{format_step_item(event)} raised {error!r}"
             raise self._around.broken(self, rule) from error
         self._note(event, action)
         self._around.judge(self, event, before)
@@ -152,7 +152,7 @@ class SimulatedClient:
         self.action = action
         self._action_count += 1
         self.steps.append(Step(self._around.now, event, action))
-        if isinstance(action, Load | CatchUp | AskHead):
+        if isinstance(action, Load | CatchUp | ReadHead):
             self.calls.append(self._around.now)
 
     def _obey(self, action: Action) -> None:
@@ -163,7 +163,7 @@ class SimulatedClient:
                 self._ask(route, self._load)
             case CatchUp(tip, route, reopen):
                 self._catch_up(tip, route, reopen=reopen)
-            case AskHead():
+            case ReadHead():
                 self.asked = around.now
                 self._ask(Route.PRIMARY, self._head)
             case Watch(until):
@@ -179,7 +179,7 @@ class SimulatedClient:
 
     def _end_at(self, time: float) -> None:
         time = max(time, self._around.now)
-        self._around.at(time, self._take, self._action_count, Due(), of=self)
+        self._around.at(time, self._take, self._action_count, Timer(), of=self)
 
     def _later(self, delay: float, happen: Callable[..., None], *arguments: Any) -> None:
         self._around.at(self._around.now + delay, happen, *arguments, of=self)
@@ -211,13 +211,13 @@ class SimulatedClient:
                 asked = self._action_count, member, member.restart_count, route, answer, deadline
                 self._later(delay, self._answer, *asked)
 
-    def _fail(self, delay: float, failure: Failed = _UNAVAILABLE) -> None:
+    def _fail(self, delay: float, failure: ActionFailed = _UNAVAILABLE) -> None:
         self._later(delay, self._take, self._action_count, failure)
 
     def _answer(
         self,
         action_count: int,
-        member: Member,
+        member: SimulatedMember,
         restart_count: int,
         route: Route,
         answer: Answer,
@@ -226,7 +226,7 @@ class SimulatedClient:
         if action_count != self._action_count:
             return
         around = self._around
-        reigns = route is Route.NEAR or member is around.members.primary or self._is_old(member)
+        reigns = route is Route.NEAREST or member is around.members.primary or self._is_old(member)
         if not (member.is_up and member.restart_count == restart_count and reigns):
             self._step(_UNAVAILABLE)
         elif (event := answer(member, route)) is not None:
@@ -237,13 +237,13 @@ class SimulatedClient:
             asked = action_count, member, restart_count, route, answer, deadline
             self._later(0.25, self._answer, *asked)
 
-    def _member(self, route: Route) -> Member | None:
+    def _member(self, route: Route) -> SimulatedMember | None:
         """Return who answers now, if anybody does."""
         if self._around.now < self.cut_off_until:
             return None
-        return self._near() if route is Route.NEAR else self._primary()
+        return self._near() if route is Route.NEAREST else self._primary()
 
-    def _near(self) -> Member | None:
+    def _near(self) -> SimulatedMember | None:
         members, chance = self._around.members.members, self._around.chance
         near = members[self.near]
         if near.is_up and chance.random() < 0.9:
@@ -251,7 +251,7 @@ class SimulatedClient:
         others = [member for member in members if member.is_up]
         return chance.choice(others) if others else None
 
-    def _primary(self) -> Member | None:
+    def _primary(self) -> SimulatedMember | None:
         around, members = self._around, self._around.members
         if around.now < self.no_primary_until:
             return None
@@ -263,22 +263,22 @@ class SimulatedClient:
             self._term = members.term
         return members.primary
 
-    def _is_old(self, member: Member) -> bool:
+    def _is_old(self, member: SimulatedMember) -> bool:
         now = self._around.now
         return any(
             spell.member is member and now < spell.until for spell in self._around.members.deposed
         )
 
-    def _load(self, member: Member, _: Route) -> Event:
+    def _load(self, member: SimulatedMember, _: Route) -> Event:
         members = self._around.members
         self.loaded_of = members.head
-        return Loaded(members.of(member, self._around.now).snapshot(self.region))
+        return LoadDone(members.of(member, self._around.now).snapshot(self.region))
 
-    def _head(self, member: Member, _: Route) -> Event:
+    def _head(self, member: SimulatedMember, _: Route) -> Event:
         members = self._around.members
         position = members.position(member, self._around.now)
         self._seen = max(self._seen, position)
-        return HeadSeen(members.log[position - 1].tip, self.asked)
+        return HeadRead(members.log[position - 1].tip, self.asked)
 
     def _catch_up(self, tip: Tip, route: Route, *, reopen: bool) -> None:
         around, chance = self._around, self._around.chance
@@ -293,11 +293,11 @@ class SimulatedClient:
                 self._fail(chance.uniform(0.0, GOOD_CALL_SECONDS_MAX), _NO_STREAMS)
                 return
             position = around.members.position(member, around.now)
-            self.stream = Stream(member, member.restart_count, position)
+            self.stream = SimulatedStream(member, member.restart_count, position)
             self._seen = position
         self._ask(route, lambda member, route: self._after(tip, member, route))
 
-    def _after(self, tip: Tip, member: Member, route: Route) -> Event | None:
+    def _after(self, tip: Tip, member: SimulatedMember, route: Route) -> Event | None:
         members = self._around.members
         position = members.position(member, self._around.now)
         if position < self._seen:
@@ -308,14 +308,14 @@ class SimulatedClient:
         if route is Route.PRIMARY:
             self.verdict = entry
         if last == tip:
-            return CaughtUp(())
+            return CatchUpDone(())
         if last.epoch != tip.epoch or last.revision <= tip.revision:
             if route is Route.PRIMARY and member is not members.primary:
                 return _UNAVAILABLE
             return _LOST
         if tip.revision < min(entry.pruned_to, entry.revision - 1):
             return _LOST
-        return CaughtUp(entry.after(tip))
+        return CatchUpDone(entry.after(tip))
 
     # The stream
 
@@ -327,7 +327,7 @@ class SimulatedClient:
         self._is_watching = True
         self._watch_count += 1
         self._later(0.001, self._look, self._watch_count)
-        self._later(AWAIT_SECONDS, self._arrive, self._watch_count, Arrived(()))
+        self._later(AWAIT_SECONDS, self._arrive, self._watch_count, ChangesReceived(()))
 
     def _stop_watching(self) -> None:
         self._is_watching = False

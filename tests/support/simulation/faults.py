@@ -10,9 +10,9 @@ from typing import Final, Protocol
 
 from flagkit._core.snapshot import Snapshot
 from flagkit.testing import ManualClock
-from tests.support.simulation.client import STREAM_SECONDS_MAX, Around, SimulatedClient
-from tests.support.simulation.replica_set import Member, ReplicaSet
-from tests.support.simulation.stream import Weather
+from tests.support.simulation.client import STREAM_SECONDS_MAX, ClientWorld, SimulatedClient
+from tests.support.simulation.replica_set import SimulatedMember, SimulatedReplicaSet
+from tests.support.simulation.stream import FaultRates
 
 SPELL_SECONDS_MAX: Final = 40.0
 SLEEP_SECONDS_MAX: Final = 20.0
@@ -23,7 +23,7 @@ REIGN_SECONDS_MAX: Final = 12.0
 """How long a primary goes on that others have replaced: they elect after 10 s without it."""
 
 
-class World(Around, Protocol):
+class StormWorld(ClientWorld, Protocol):
     """What a storm rages in."""
 
     clients: list[SimulatedClient]
@@ -41,7 +41,7 @@ class World(Around, Protocol):
 class Storm:
     """Faults, one after the other, and writes. `harshness` is how often things go wrong."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: StormWorld) -> None:
         self._world = world
         self._chance = chance = world.chance
         self._ended = False
@@ -87,7 +87,7 @@ class Storm:
         """Mend everything but what stays, and write a last time; return since when all is well."""
         world, members = self._world, self._world.members
         self._ended = True
-        world.weather = Weather()
+        world.weather = FaultRates()
         for spell in members.deposed:
             spell.until = min(spell.until, world.now)
         for member in members.members:
@@ -151,7 +151,7 @@ class Storm:
         def drawn(most: float) -> float:
             return min(chance.choice((0.0, 0.0, most / 4, most)) * self._harshness, 0.9)
 
-        self._world.weather = Weather(
+        self._world.weather = FaultRates(
             fails=drawn(0.4),
             hangs=drawn(0.1),
             slow=drawn(0.2),
@@ -169,7 +169,7 @@ class Storm:
         member.is_cut_off = True
         self._later(self._spell(), self._member_back, member)
 
-    def _member_back(self, member: Member) -> None:
+    def _member_back(self, member: SimulatedMember) -> None:
         world = self._world
         if not any(one.member is member and world.now < one.until for one in world.members.deposed):
             member.is_cut_off = False
@@ -179,11 +179,11 @@ class Storm:
         member = self._chance.choice(self._world.members.members)
         self._behind(member, self._chance.uniform(1.0, 15.0))
 
-    def _behind(self, member: Member, lag: float) -> None:
+    def _behind(self, member: SimulatedMember, lag: float) -> None:
         member.lag = lag
         self._later(self._spell(), self._member_in_time, member)
 
-    def _member_in_time(self, member: Member) -> None:
+    def _member_in_time(self, member: SimulatedMember) -> None:
         member.lag = self._lag()
         self._wake()
 
@@ -199,7 +199,7 @@ class Storm:
         self._wake()
         self._later(self._chance.uniform(1.0, SPELL_SECONDS_MAX / 2), self._member_up, member)
 
-    def _member_up(self, member: Member) -> None:
+    def _member_up(self, member: SimulatedMember) -> None:
         member.is_up = True
         if self._world.members.primary is None:
             self._elected(0.0)
@@ -212,7 +212,7 @@ class Storm:
             self._world.members.primary, old = None, self._world.members.primary
             self._elected(reign, old)
 
-    def _elected(self, reign: float, old: Member | None = None) -> None:
+    def _elected(self, reign: float, old: SimulatedMember | None = None) -> None:
         """Elect another primary where there is none; what no majority had may be undone."""
         world, members = self._world, self._world.members
         if members.primary is not None:
@@ -226,7 +226,7 @@ class Storm:
         if old is not None:
             self._later(reign, self._deposed, old)
 
-    def _deposed(self, old: Member) -> None:
+    def _deposed(self, old: SimulatedMember) -> None:
         if self._chance.random() < 0.5:
             old.restart_count += 1
         self._member_back(old)
@@ -284,7 +284,7 @@ class Storm:
     def _of_another_cluster(self) -> Snapshot:
         if self._foreign is None:
             world = self._world
-            other = ReplicaSet(self._chance, world.clock())
+            other = SimulatedReplicaSet(self._chance, world.clock())
             for _ in range(3):
                 other.write(world.now, world.clock())
             other.commit(world.now)

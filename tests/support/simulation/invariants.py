@@ -7,25 +7,25 @@ the primary's ledger said.
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from flagkit._core.evaluation.evaluator import View
+from flagkit._core.evaluation.evaluator import Evaluator
 from flagkit._core.model.changes import Change, Tip
 from flagkit._core.snapshot import Snapshot
 from flagkit._core.source import Route
 from flagkit.client.refresher import (
-    Arrived,
+    BreakerState,
     CatchUp,
-    Circuit,
+    ChangesReceived,
     Event,
-    HeadSeen,
+    HeadRead,
     Load,
-    Loaded,
-    Pace,
+    LoadDone,
+    RefreshIntervals,
     Thresholds,
     Wait,
     Watch,
 )
 from flagkit.testing import ManualClock
-from tests.support.simulation.client import STEPS_KEPT, Around, SimulatedClient
+from tests.support.simulation.client import STEPS_KEPT, ClientWorld, SimulatedClient
 from tests.support.simulation.replica_set import KEYS
 
 THRESHOLDS: Final = Thresholds()
@@ -36,24 +36,24 @@ EVALUATIONS_EVERY: Final = 64
 """One in so many snapshots is looked at in full, and evaluated."""
 
 
-class World(Around, Protocol):
+class RulesWorld(ClientWorld, Protocol):
     """What the rules are of."""
 
     clock: ManualClock
-    pace: Pace
+    pace: RefreshIntervals
 
 
-class Rules:
+class InvariantChecker:
     """What is remembered of each client, and the rules. What breaks one, the world tells."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: RulesWorld) -> None:
         self._world = world
         self.snapshots: list[Snapshot] = []
         """Some of those that clients have had."""
-        self._views: dict[int, View] = {}
+        self._views: dict[int, Evaluator] = {}
         self._as_of: dict[int, float | None] = {}
         # Since when it knows of a head that it has not got.
-        self._behind: dict[int, HeadSeen] = {}
+        self._behind: dict[int, HeadRead] = {}
 
     def begin(self, client: SimulatedClient, snapshot: Snapshot | None) -> None:
         """Forget what a client was before, for it begins with this."""
@@ -61,7 +61,7 @@ class Rules:
         self._behind.pop(client.number, None)
         self._views.pop(client.number, None)
         if snapshot is not None:
-            self._views[client.number] = View(snapshot, self._seconds)
+            self._views[client.number] = Evaluator(snapshot, self._seconds)
 
     def check_in_full(self, client: SimulatedClient) -> None:
         """Look at all that a client has.
@@ -81,7 +81,7 @@ class Rules:
         refresher = client.refresher
         after, applied = refresher.snapshot, refresher.applied
         self._check_pace(client)
-        if isinstance(event, Arrived):
+        if isinstance(event, ChangesReceived):
             assert before is not None
             self._check_arrived(client, event.changes, before.tip)
         if applied is None:
@@ -104,8 +104,8 @@ class Rules:
             breaker = client.refresher.breakers[action.route]
             # A loss that who is near told, or what was heard of the head, is asked of the primary.
             waited = isinstance(client.steps[-2].action, Wait)
-            is_open = breaker.circuit(self._world.now) is Circuit.OPEN
-            if is_open and (waited or action.route is Route.NEAR):
+            is_open = breaker.get_state(self._world.now) is BreakerState.OPEN
+            if is_open and (waited or action.route is Route.NEAREST):
                 raise self._world.broken(client, f"it goes to {action.route} past an open breaker")
             if (
                 len(calls) > CALLS_A_SECOND_MAX
@@ -145,7 +145,7 @@ class Rules:
         """A snapshot is replaced where the primary's ledger does not lead on from it, only."""
         after, read_of = client.refresher.snapshot, client.loaded_of
         assert after is not None
-        if not isinstance(event, Loaded) or after is not event.snapshot:
+        if not isinstance(event, LoadDone) or after is not event.snapshot:
             raise self._world.broken(client, "a new base is not what was loaded")
         if before is None:
             return
@@ -194,9 +194,9 @@ class Rules:
         snapshot, view = client.refresher.snapshot, self._views.get(client.number)
         assert snapshot is not None
         if view is None or applied is None:
-            view = View(snapshot, self._seconds)
+            view = Evaluator(snapshot, self._seconds)
         else:
-            view = view.after(snapshot, applied)
+            view = view.advance(snapshot, applied)
         self._views[client.number] = view
         if applied is None or self._world.chance.random() * RECORDS_EVERY < 1:
             self._check_records(client)
@@ -217,16 +217,18 @@ class Rules:
             for policy, state in branch.states[tip.revision].items()
             if policy[0] in ("*", "@segments", client.region)
         }
-        if {record.id: (record.version, record.hash) for record in snapshot.records()} != wanted:
+        if {
+            record.id: (record.version, record.hash) for record in snapshot.iter_records()
+        } != wanted:
             raise self._world.broken(client, f"it does not hold what revision {tip.revision} is")
-        if snapshot.parts_missing:
+        if snapshot.has_missing_parts:
             raise self._world.broken(client, "members of segments are missing")
 
     def _check_evaluations(self, client: SimulatedClient) -> None:
         """A view that is carried on answers as one made anew."""
         snapshot, view = client.refresher.snapshot, self._views[client.number]
         assert snapshot is not None
-        fresh = View(snapshot, self._seconds)
+        fresh = Evaluator(snapshot, self._seconds)
         for key in KEYS:
             for user in ("ada", "eve"):
                 answer = view.evaluate(key, user, 0)
@@ -239,7 +241,7 @@ class Rules:
         if as_of is None or as_of == before:
             return
         self._as_of[client.number] = as_of
-        if isinstance(event, Arrived) and not event.changes:
+        if isinstance(event, ChangesReceived) and not event.changes:
             raise self._world.broken(client, "a silent stream made it current")
         if before is not None and as_of < before:
             raise self._world.broken(client, "it was current later, before")
@@ -265,13 +267,13 @@ class Rules:
         """A stream is not trusted for longer than `lag` to bring what the primary has."""
         behind, number, action = self._behind, client.number, client.action
         snapshot = client.refresher.snapshot
-        if isinstance(event, HeadSeen):
+        if isinstance(event, HeadRead):
             assert snapshot is not None
             if event.tip == snapshot.tip:
                 # What it told before, if anything, was taken back by a restore.
                 behind.pop(number, None)
             else:
-                behind.setdefault(number, HeadSeen(event.tip, self._world.now))
+                behind.setdefault(number, HeadRead(event.tip, self._world.now))
         if number not in behind:
             return
         assert snapshot is not None
@@ -282,7 +284,7 @@ class Rules:
         if has_it or isinstance(action, Load | CatchUp | Wait):
             del behind[number]
         elif isinstance(action, Watch) and action.until > max(
-            seen.asked + self._world.pace.lag, self._world.now
+            seen.asked_at + self._world.pace.lag, self._world.now
         ):
             raise self._world.broken(client, "it trusts a stream that does not bring the head")
 

@@ -18,11 +18,11 @@ from flagkit._core.model.changes import (
     PolicyId,
     PolicyState,
     Tip,
-    genesis,
-    next_change,
+    build_genesis_tip,
+    build_next_change,
 )
-from flagkit._core.snapshot import Snapshot, build, kept_of
-from flagkit.client.sources import initial_segment, initial_state
+from flagkit._core.snapshot import Snapshot, build_snapshot, list_kept_regions
+from flagkit.client.sources import build_initial_segment, build_initial_state
 from flagkit.testing import ENVIRONMENT
 
 States: TypeAlias = Mapping[PolicyId, PolicyState]
@@ -31,7 +31,7 @@ KEYS: Final = ("f0", "f1", "f2", "f3", "f4")
 MEMBER_COUNT: Final = 3
 
 
-def _documents() -> Iterator[dict[str, Any]]:
+def _iter_documents() -> Iterator[dict[str, Any]]:
     """Yield versions of a few flags that rest on each other and on a segment."""
     for number, key in enumerate(KEYS):
         for region in ("*", "eu") if number < 2 else ("*",):
@@ -51,11 +51,11 @@ def _documents() -> Iterator[dict[str, Any]]:
 
 
 _STAFF: Final = [
-    initial_segment({"key": "staff", "included": included})
+    build_initial_segment({"key": "staff", "included": included})
     for included in (["ada"], ["ada", "grace"], ["eve"])
 ]
 _POOL: dict[PolicyId, list[PolicyState]] = {}
-for _state in (*map(initial_state, _documents()), *(state for state, _ in _STAFF)):
+for _state in (*map(build_initial_state, _iter_documents()), *(state for state, _ in _STAFF)):
     _POOL.setdefault(_state.id, []).append(_state)
 _IDS: Final = [*_POOL]
 _DELETABLE: Final = {(region, key) for region, key in _IDS if region == "eu" or key in KEYS[3:]}
@@ -63,7 +63,7 @@ PARTS: Final = {name: part for _, parts in _STAFF for name, part in parts.items(
 """All members that segments ever have."""
 
 
-class Branch:
+class HistoryBranch:
     """One course of a history: where it stood after each revision, and what led there."""
 
     def __init__(self, tips: list[Tip], changes: list[Change], states: list[States]) -> None:
@@ -71,9 +71,9 @@ class Branch:
         self.changes = changes
         self.states = states
 
-    def until(self, revision: int) -> "Branch":
+    def until(self, revision: int) -> "HistoryBranch":
         """Return a course that shares what this one was up to a revision."""
-        return Branch(
+        return HistoryBranch(
             self.tips[: revision + 1], self.changes[:revision], self.states[: revision + 1]
         )
 
@@ -82,14 +82,14 @@ class Branch:
         return tip.revision <= revision and self.tips[tip.revision].hash == tip.hash
 
 
-class Entry(Struct):
+class LogEntry(Struct):
     """Where the environment stands after an entry of the log, which a majority has since a time.
 
     `change` is what a stream brings of it, None if nothing; `ends` tells whether streams end at it.
     """
 
     time: float
-    branch: Branch
+    branch: HistoryBranch
     revision: int
     pruned_to: int
     change: Change | None = None
@@ -114,12 +114,14 @@ class Entry(Struct):
 
     def snapshot(self, region: str) -> Snapshot:
         """Build what the environment is, as a region sees it."""
-        kept = kept_of(region)
+        kept = list_kept_regions(region)
         states = self.branch.states[self.revision].values()
-        return build(self.tip, region, [state for state in states if state.region in kept], PARTS)
+        return build_snapshot(
+            self.tip, region, [state for state in states if state.region in kept], PARTS
+        )
 
 
-class Member:
+class SimulatedMember:
     """One of the set. `position` counts the entries that it has; a restart breaks its streams."""
 
     def __init__(self) -> None:
@@ -130,59 +132,59 @@ class Member:
         self.is_cut_off = False
 
 
-class Deposed(Struct):
+class StalePrimary(Struct):
     """A primary that goes on as one though another was elected: from when on, and until when.
 
     `entry` is the newest of what it has, `term` the one in which it was the primary.
     """
 
-    member: Member
+    member: SimulatedMember
     term: int
-    entry: Entry
+    entry: LogEntry
     since: float
     until: float
 
 
-class ReplicaSet:
+class SimulatedReplicaSet:
     """The set, its log and its one writer."""
 
     def __init__(self, chance: random.Random, wall: datetime) -> None:
         self._chance = chance
-        self.members = [Member() for _ in range(MEMBER_COUNT)]
-        self.primary: Member | None = self.members[0]
+        self.members = [SimulatedMember() for _ in range(MEMBER_COUNT)]
+        self.primary: SimulatedMember | None = self.members[0]
         self.term = 0
-        self.deposed: list[Deposed] = []
-        self.branch_of: dict[str, Branch] = {}
+        self.deposed: list[StalePrimary] = []
+        self.branch_of: dict[str, HistoryBranch] = {}
         """By the hash of a tip, a course that it is on."""
         self.rolled_back: set[str] = set()
         self._request_count = 0
-        self.log = [Entry(0.0, self._begun(wall), 0, 0)]
+        self.log = [LogEntry(0.0, self._begun(wall), 0, 0)]
         self.committed = 1
 
     @property
-    def head(self) -> Entry:
+    def head(self) -> LogEntry:
         """The newest of what a majority has."""
         return self.log[self.committed - 1]
 
-    def head_at(self, time: float) -> Entry:
+    def head_at(self, time: float) -> LogEntry:
         """Return what was the newest that a majority had, at a time."""
         index = self.committed - 1
         while self.log[index].time > time:
             index -= 1
         return self.log[index]
 
-    def since(self, time: float) -> Iterator[Entry]:
+    def since(self, time: float) -> Iterator[LogEntry]:
         """Yield what a majority has since later than a time, the newest first."""
         index = self.committed - 1
         while self.log[index].time > time:
             yield self.log[index]
             index -= 1
 
-    def of(self, member: Member, now: float) -> Entry:
+    def of(self, member: SimulatedMember, now: float) -> LogEntry:
         """Return the newest of what a member knows that a majority has."""
         return self.log[self.position(member, now) - 1]
 
-    def position(self, member: Member, now: float) -> int:
+    def position(self, member: SimulatedMember, now: float) -> int:
         """Return how many entries a member has at a moment."""
         if member is self.primary:
             member.position = self.committed
@@ -204,7 +206,7 @@ class ReplicaSet:
         # All at first: what refers to a policy must find it.
         edits = [self._edit(states, policy) for policy in (self._some_ids() if states else _IDS)]
         change = self._append(branch, edits, wall)
-        self.log.append(Entry(now, branch, change.revision, newest.pruned_to, change))
+        self.log.append(LogEntry(now, branch, change.revision, newest.pruned_to, change))
 
     def commit(self, now: float) -> None:
         """Have a majority have all that was written."""
@@ -231,7 +233,7 @@ class ReplicaSet:
             self.position(old, now)
             if reign and old.is_up:
                 old.is_cut_off = True
-                self.deposed.append(Deposed(old, self.term, self.head, now, now + reign))
+                self.deposed.append(StalePrimary(old, self.term, self.head, now, now + reign))
         self.primary = self._chance.choice(others)
         self.primary.is_cut_off = False
         self.term += 1
@@ -243,7 +245,7 @@ class ReplicaSet:
         """Forget the ledger up to a revision."""
         self.commit(now)
         head = self.head
-        self.log.append(Entry(now, head.branch, head.revision, max(revision, head.pruned_to)))
+        self.log.append(LogEntry(now, head.branch, head.revision, max(revision, head.pruned_to)))
         self.committed = len(self.log)
 
     def restore(self, now: float, revision: int) -> None:
@@ -252,7 +254,7 @@ class ReplicaSet:
         head = self.head
         branch = head.branch.until(revision)
         pruned_to = min(head.pruned_to, revision)
-        self.log.append(Entry(now, branch, revision, pruned_to, ends=True))
+        self.log.append(LogEntry(now, branch, revision, pruned_to, ends=True))
         self.committed = len(self.log)
 
     def begin_anew(self, now: float, wall: datetime, revision: int, *, ends: bool) -> None:
@@ -262,17 +264,19 @@ class ReplicaSet:
         branch = self._begun(wall)
         edits = [PolicyChange(None, state) for state in held.values()]
         change = self._append(branch, edits, wall)
-        self.log.append(Entry(now, branch, 1, 0, None if ends else change, ends))
+        self.log.append(LogEntry(now, branch, 1, 0, None if ends else change, ends))
         self.committed = len(self.log)
 
     # What is written
 
-    def _begun(self, wall: datetime) -> Branch:
-        tip = genesis(ENVIRONMENT, f"{self._chance.getrandbits(64):016x}", wall)
-        branch = self.branch_of[tip.hash] = Branch([tip], [], [{}])
+    def _begun(self, wall: datetime) -> HistoryBranch:
+        tip = build_genesis_tip(ENVIRONMENT, f"{self._chance.getrandbits(64):016x}", wall)
+        branch = self.branch_of[tip.hash] = HistoryBranch([tip], [], [{}])
         return branch
 
-    def _append(self, branch: Branch, edits: Iterable[PolicyChange], wall: datetime) -> Change:
+    def _append(
+        self, branch: HistoryBranch, edits: Iterable[PolicyChange], wall: datetime
+    ) -> Change:
         self._request_count += 1
         edits = tuple(edits)
         states = {**branch.states[-1]}
@@ -282,7 +286,7 @@ class ReplicaSet:
             else:
                 states[edit.id] = edit.after
         parts = {name: PARTS[name] for edit in edits if edit.after for name in edit.after.parts}
-        change = next_change(branch.tips[-1], f"{self._request_count}", wall, edits, parts)
+        change = build_next_change(branch.tips[-1], f"{self._request_count}", wall, edits, parts)
         branch.tips.append(change.tip)
         branch.changes.append(change)
         branch.states.append(states)

@@ -16,18 +16,18 @@ from msgspec import Struct
 
 from flagkit._core.snapshot import Snapshot
 from flagkit._core.source import Route
-from flagkit.client.refresher import Circuit, Event, Pace, Refresher, State
+from flagkit.client.refresher import BreakerState, Event, Refresher, RefreshIntervals, RefreshState
 from flagkit.testing import ManualClock
 from tests.support.simulation.client import CALL_SECONDS_MAX, GOOD_CALL_SECONDS_MAX, SimulatedClient
 from tests.support.simulation.faults import Storm
-from tests.support.simulation.invariants import THRESHOLDS, Rules
-from tests.support.simulation.replica_set import ReplicaSet
-from tests.support.simulation.stream import Weather
+from tests.support.simulation.invariants import THRESHOLDS, InvariantChecker
+from tests.support.simulation.replica_set import SimulatedReplicaSet
+from tests.support.simulation.stream import FaultRates
 
 STORM_STEPS: Final = 470
 """How many steps a storm takes."""
-PACE: Final = Pace()
-BRISK: Final = Pace(head=1.0, lag=1.0, poll=1.0)
+PACE: Final = RefreshIntervals()
+BRISK: Final = RefreshIntervals(head=1.0, lag=1.0, poll=1.0)
 """As clients have it that are told to be hardly ever stale: one seed in four."""
 DRAWN_MAX: Final = 1.2
 """The longest that an interval is drawn, as a part of it."""
@@ -53,7 +53,7 @@ class BrokenRuleError(AssertionError):
     """A rule that did not hold, with the seed and the last steps of the client."""
 
 
-class Story(Struct):
+class SimulationReport(Struct):
     """What happened."""
 
     steps: int = 0
@@ -63,7 +63,7 @@ class Story(Struct):
     faults: Counter[str] = msgspec.field(default_factory=Counter)
 
 
-def run(seed: int) -> Story:
+def run_simulation(seed: int) -> SimulationReport:
     """Simulate one seed.
 
     Raises:
@@ -79,12 +79,12 @@ class Simulation:
         self.seed = seed
         self.chance = chance = random.Random(seed)
         self.now = 0.0
-        self.story = Story()
+        self.story = SimulationReport()
         self.faults = self.story.faults
         # What the clock on the wall says. Nothing but evaluations may depend on it.
         self.clock = ManualClock()
-        self.weather = Weather()
-        self.members = ReplicaSet(chance, self.clock())
+        self.weather = FaultRates()
+        self.members = SimulatedReplicaSet(chance, self.clock())
         self.pace = BRISK if seed % 4 == 3 else PACE
         self.clients = [
             SimulatedClient(self, number, region="eu" if number % 2 else "*")
@@ -95,9 +95,9 @@ class Simulation:
             tuple[float, int, SimulatedClient | None, Callable[..., None], tuple[Any, ...]]
         ] = []
         self._happening_count = 0
-        self._rules = Rules(self)
+        self._rules = InvariantChecker(self)
 
-    def run(self) -> Story:
+    def run(self) -> SimulationReport:
         """Let the storm pass, and see all clients become current."""
         story = self.story
         for client in self.clients:
@@ -167,12 +167,12 @@ class Simulation:
 
     def _is_unsettled(self, client: SimulatedClient, _: float) -> str:
         refresher = client.refresher
-        if refresher.state not in (State.WATCHING, State.POLLING):
+        if refresher.state not in (RefreshState.WATCHING, RefreshState.POLLING):
             return f"is {refresher.state}"
-        if refresher._route is not Route.NEAR:
+        if refresher._route is not Route.NEAREST:
             return "is not back with who is near"
-        for breaker in (refresher.breakers[Route.NEAR], refresher.head_breaker):
-            if breaker.circuit(self.now) is not Circuit.CLOSED:
+        for breaker in (refresher.breakers[Route.NEAREST], refresher.head_breaker):
+            if breaker.get_state(self.now) is not BreakerState.CLOSED:
                 return "has a breaker that is not closed"
         return ""
 

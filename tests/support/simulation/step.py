@@ -5,14 +5,14 @@ from typing import NamedTuple
 from flagkit._core.model.changes import Tip
 from flagkit.client.refresher import (
     Action,
-    Arrived,
+    ActionFailed,
     CatchUp,
-    CaughtUp,
+    CatchUpDone,
+    ChangesReceived,
     Event,
-    Failed,
-    HeadSeen,
+    HeadRead,
     Load,
-    Loaded,
+    LoadDone,
     Wait,
     Watch,
 )
@@ -27,24 +27,26 @@ class Step(NamedTuple):
 
     def __str__(self) -> str:
         """Return one line."""
-        return f"{self.time:9.3f}  {told(self.event)}  ->  {told(self.action)}"
+        return (
+            f"{self.time:9.3f}  {format_step_item(self.event)}  ->  {format_step_item(self.action)}"
+        )
 
 
-def told(item: Event | Action | None) -> str:
+def format_step_item(item: Event | Action | None) -> str:
     """Return an event or an action in short."""
     match item:
         case None:
             return "start"
-        case Loaded(snapshot):
-            content = _short(snapshot.tip)
-        case CaughtUp(changes) | Arrived(changes):
-            content = ", ".join(_short(change.tip) for change in changes)
-        case HeadSeen(tip, asked):
-            content = f"{_short(tip)}, asked at {asked:.3f}"
-        case Failed(error):
+        case LoadDone(snapshot):
+            content = _shorten_tip(snapshot.tip)
+        case CatchUpDone(changes) | ChangesReceived(changes):
+            content = ", ".join(_shorten_tip(change.tip) for change in changes)
+        case HeadRead(tip, asked):
+            content = f"{_shorten_tip(tip)}, asked at {asked:.3f}"
+        case ActionFailed(error):
             content = type(error).__name__
         case CatchUp(tip, route, reopen):
-            content = f"{_short(tip)}, {route}, reopen={reopen}"
+            content = f"{_shorten_tip(tip)}, {route}, reopen={reopen}"
         case Load(route):
             content = f"{route}"
         case Watch(until) | Wait(until):
@@ -54,5 +56,5 @@ def told(item: Event | Action | None) -> str:
     return f"{type(item).__name__}({content})"
 
 
-def _short(tip: Tip) -> str:
+def _shorten_tip(tip: Tip) -> str:
     return f"{tip.revision} {tip.hash[:6]} of {tip.epoch[:4]}"

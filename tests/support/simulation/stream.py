@@ -9,14 +9,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from flagkit._core.model.changes import Change
-from flagkit.client.refresher import Arrived, Failed
+from flagkit.client.refresher import ActionFailed, ChangesReceived
 from flagkit.errors import StoreUnavailableError
-from tests.support.simulation.replica_set import Entry, Member
+from tests.support.simulation.replica_set import LogEntry, SimulatedMember
 
-ENDED: Final = Failed(StoreUnavailableError("the change stream has ended"))
+ENDED: Final = ActionFailed(StoreUnavailableError("the change stream has ended"))
 
 
-class Weather(Struct):
+class FaultRates(Struct):
     """How likely it is that a call or a batch of a stream goes wrong, in each of some ways."""
 
     fails: float = 0.0
@@ -30,10 +30,10 @@ class Weather(Struct):
     stream_ended: float = 0.0
 
 
-class Stream(Struct):
+class SimulatedStream(Struct):
     """A stream on a member, from a position of its log on. One that is mute brings nothing."""
 
-    member: Member
+    member: SimulatedMember
     restart_count: int
     position: int
     is_mute: bool = False
@@ -45,12 +45,12 @@ class Stream(Struct):
 
     def bring(
         self,
-        log: Sequence[Entry],
+        log: Sequence[LogEntry],
         position: int,
-        weather: Weather,
+        weather: FaultRates,
         chance: random.Random,
         faults: Counter[str],
-    ) -> Arrived | Failed | None:
+    ) -> ChangesReceived | ActionFailed | None:
         """Go on to a position; return what comes of it, None if no revision was made there."""
         first, self.position = self.position, position
         entries = log[first:position]
@@ -59,7 +59,7 @@ class Stream(Struct):
         if chance.random() < weather.stream_ended:
             faults["stream ended"] += 1
             return ENDED
-        changes = _changes(entries)
+        changes = _list_changes(entries)
         if not changes:
             return None
         kept: list[Change] = []
@@ -73,14 +73,14 @@ class Stream(Struct):
                 kept.append(change)
         if chance.random() < weather.batch_repeated:
             faults["events repeated"] += 1
-            earlier = _changes(log[max(first - chance.randrange(1, 5), 1) : first])
+            earlier = _list_changes(log[max(first - chance.randrange(1, 5), 1) : first])
             # Perhaps with nothing new.
             kept = earlier + (kept if chance.random() < 0.7 else [])
         if len(kept) > 1 and chance.random() < weather.batch_swapped:
             faults["events swapped"] += 1
             chance.shuffle(kept)
-        return Arrived(kept)
+        return ChangesReceived(kept)
 
 
-def _changes(entries: Sequence[Entry]) -> list[Change]:
+def _list_changes(entries: Sequence[LogEntry]) -> list[Change]:
     return [entry.change for entry in entries if entry.change is not None]

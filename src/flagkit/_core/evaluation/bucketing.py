@@ -17,12 +17,12 @@ Clock: TypeAlias = Callable[[], float]
 HASHES = 2**64
 
 
-def seed(salt: str) -> int:
+def compute_seed(salt: str) -> int:
     """Return the 64-bit seed of a rollout from its salt."""
     return xxhash.xxh3_64_intdigest(salt.encode())
 
 
-def bucket(hash_seed: int, key: str) -> int:
+def compute_bucket(hash_seed: int, key: str) -> int:
     """Map `key` to a bucket, an integer in [0, BUCKETS). Never raises.
 
     Each rollout has its own seed, so rollouts are independent of each other. Lone surrogates, which
@@ -31,15 +31,15 @@ def bucket(hash_seed: int, key: str) -> int:
     Source: XXH3-64 (https://xxhash.com); multiply-shift reduction after Lemire, "Fast random
     integer generation in an interval", 2019, section 4.
     """
-    return hash_of(hash_seed, key) * BUCKETS >> 64
+    return hash_key(hash_seed, key) * BUCKETS >> 64
 
 
-def hash_of(hash_seed: int, key: str) -> int:
+def hash_key(hash_seed: int, key: str) -> int:
     """Return the 64-bit hash of `key` under a seed. Never raises."""
     return xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogatepass"), hash_seed)
 
 
-def threshold(end: int) -> int:
+def compute_threshold(end: int) -> int:
     """Return the least hash whose bucket is `end` or more, for `end` in [0, BUCKETS].
 
     `hash_of(...) < threshold(end)` says the same as `bucket(...) < end`, without the reduction.

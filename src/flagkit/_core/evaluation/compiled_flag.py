@@ -23,48 +23,50 @@ from msgspec import Struct
 
 from flagkit._core.evaluation.bucketing import Clock
 from flagkit._core.evaluation.compiler import (
+    BooleanFn,
     Code,
-    Evaluator,
-    Switch,
-    code_of,
+    EvaluationFn,
+    build_off_outcome,
+    compile_boolean_fn,
     compile_flag,
-    compile_switch,
-    constant_of,
-    leave_to_caller,
-    off_outcome,
-    switch_code_of,
+    find_constant,
+    generate_boolean_code,
+    generate_code,
+    return_default,
 )
-from flagkit._core.evaluation.context import Attributes, ContextLike, attributes_of
+from flagkit._core.evaluation.context import Attributes, ContextLike, get_attributes
 from flagkit._core.evaluation.result import Outcome
-from flagkit._core.evaluation.schedule import flag_changes_after, follows_clock
+from flagkit._core.evaluation.schedule import find_flag_change, is_time_dependent
 from flagkit._core.model import EVERYWHERE, Flag
-from flagkit._core.model.flags import segments_of
+from flagkit._core.model.flags import collect_flag_segments
 from flagkit._core.model.packing import unpack
-from flagkit._core.model.sensitive import Secret
+from flagkit._core.model.sensitive import SecretValue
 from flagkit.errors import InvalidDocumentError
 
 CALLS_MAX = 64
 """A flag that may take more calls of other flags' code than this is evaluated in turn."""
 
 
-class Step(Struct, frozen=True, eq=False):
+class PrerequisiteChain(Struct, frozen=True, eq=False):
     """A flag without its prerequisites, the steps that these are, and what it answers without."""
 
-    answer: Outcome | Evaluator
+    answer: Outcome | EvaluationFn
     off: Outcome
-    prerequisites: "tuple[tuple[Step, frozenset[str]], ...]" = ()
+    prerequisites: "tuple[tuple[PrerequisiteChain, frozenset[str]], ...]" = ()
 
     def __call__(self, context: ContextLike) -> Outcome:
         """Return the outcome for a context, as any evaluator does."""
         return self.outcome(context, {})
 
-    def outcome(self, context: ContextLike, outcomes: "dict[Step, Outcome]") -> Outcome:
+    def outcome(
+        self, context: ContextLike, outcomes: "dict[PrerequisiteChain, Outcome]"
+    ) -> Outcome:
         """Return the outcome for a context, and add it to the outcomes that are known for it.
 
         Who asks many flags for one context passes the same `outcomes` each time. Each step of a
         chain is then taken once, and not once for each flag that depends on it.
         """
-        attributes = attributes_of(context)
+        attributes = get_attributes(context)
         waiting = [] if self in outcomes else [(self, 0)]
         while waiting:
             step, place = waiting.pop()
@@ -83,75 +85,75 @@ class Step(Struct, frozen=True, eq=False):
         return outcomes[self]
 
 
-SHARED_MAX: Final = 4_096
+SHARED_BODIES_MAX: Final = 4_096
 """For so many bodies is kept what flags share."""
-SHARED_BYTES_MAX: Final = 256
+SHARED_BODY_BYTES_MAX: Final = 256
 """A longer body, such as one of some rules, is seldom that of another flag: nothing is kept."""
 
 _NO_KEY: Final = ""
 """The key of no flag. As a salt it stands for the key of the flag that a body is compiled for."""
 
 
-class Shared:
+class SharedBody:
     """What flags of one body share that rest on no others: all but their keys and versions.
 
     Attributes:
         flag: The flag of the body under no key, without its conditions as they were written.
         constant: Their outcome, where that is always the same.
-        follows_clock: Whether their answers can change by time alone.
+        is_time_dependent: Whether their answers can change by time alone.
     """
 
     __slots__ = (
+        "_boolean_code",
         "_code",
         "_compiled",
         "_silent_code",
-        "_switch_code",
         "constant",
         "flag",
-        "follows_clock",
+        "is_time_dependent",
     )
 
     def __init__(self, flag: Flag) -> None:
         self.flag = flag = _without_written_conditions(flag)
-        self.constant = constant_of(flag)
-        self.follows_clock = follows_clock(flag)
+        self.constant = find_constant(flag)
+        self.is_time_dependent = is_time_dependent(flag)
         self._code: Code | None = None
-        self._switch_code: Code | None = None
+        self._boolean_code: Code | None = None
         self._silent_code: Code | None = None
-        self._compiled: Compiled | None = None
+        self._compiled: CompiledFlag | None = None
 
-    def compiled(self, version: int, key: str, now: Clock) -> "Compiled":
+    def compiled(self, version: int, key: str, now: Clock) -> "CompiledFlag":
         """Return the flag of a key, compiled. Constant flags of one version share an object."""
         constant = self.constant
         if constant is None:
-            return _Alone(version, self, key, now)
+            return _IndependentFlag(version, self, key, now)
         found = self._compiled
         if found is None or found.version != version:
-            found = self._compiled = Compiled(version, constant)
+            found = self._compiled = CompiledFlag(version, constant)
         return found
 
-    def evaluator(self, key: str, now: Clock) -> Evaluator:
+    def build_evaluation_fn(self, key: str, now: Clock) -> EvaluationFn:
         """Return the evaluator of the flag of a key; the flag is not constant."""
         code = self._code
         if code is None:
-            code = self._code = code_of(self.flag)
-        return cast("Evaluator", code.function(key, now))
+            code = self._code = generate_code(self.flag)
+        return cast("EvaluationFn", code.build_function(key, now))
 
-    def switch(self, key: str, now: Clock) -> Switch:
+    def build_boolean_fn(self, key: str, now: Clock) -> BooleanFn:
         """Return the switch of the flag of a key; the flag is not constant."""
         if self.flag.type != "boolean":
-            return leave_to_caller
-        code = self._switch_code
+            return return_default
+        code = self._boolean_code
         if code is None:
-            code = self._switch_code = switch_code_of(self.flag, tells=True)
-        return cast("Switch", code.function(key, now))
+            code = self._boolean_code = generate_boolean_code(self.flag, raises=True)
+        return cast("BooleanFn", code.build_function(key, now))
 
-    def silent_switch(self, key: str, now: Clock) -> Switch:
+    def build_silent_fn(self, key: str, now: Clock) -> BooleanFn:
         """Return the silent switch of the flag of a key; the flag is boolean and not constant."""
         code = self._silent_code
         if code is None:
-            code = self._silent_code = switch_code_of(self.flag)
-        return cast("Switch", code.function(key, now))
+            code = self._silent_code = generate_boolean_code(self.flag)
+        return cast("BooleanFn", code.build_function(key, now))
 
 
 def _without_written_conditions(flag: Flag) -> Flag:
@@ -165,28 +167,32 @@ def _without_written_conditions(flag: Flag) -> Flag:
     return msgspec.structs.replace(flag, rules=rules)
 
 
-def shared_of(body: bytes) -> Shared | None:
+def find_shared_body(body: bytes) -> SharedBody | None:
     """Return what flags of a body share, None where it is none.
 
     None, too, for flags that rest on others, or have secrets, which are of one flag each.
     """
-    return _shared_of(body) if len(body) > SHARED_BYTES_MAX else _kept_shared_of(body)
+    return (
+        _build_shared_body(body)
+        if len(body) > SHARED_BODY_BYTES_MAX
+        else _build_shared_body_cached(body)
+    )
 
 
-def _shared_of(body: bytes) -> Shared | None:
+def _build_shared_body(body: bytes) -> SharedBody | None:
     try:
         flag = unpack(_NO_KEY, EVERYWHERE, body)
     except InvalidDocumentError:
         return None
-    if flag.prerequisites or flag.sensitive or segments_of(flag):
+    if flag.prerequisites or flag.sensitive or collect_flag_segments(flag):
         return None
-    return Shared(flag)
+    return SharedBody(flag)
 
 
-_kept_shared_of = functools.lru_cache(SHARED_MAX)(_shared_of)
+_build_shared_body_cached = functools.lru_cache(SHARED_BODIES_MAX)(_build_shared_body)
 
 
-class Compiled:
+class CompiledFlag:
     """A flag ready to be asked: in this form, one that always answers the same.
 
     Attributes:
@@ -194,155 +200,168 @@ class Compiled:
         constant: Its outcome, where that is always the same.
         prerequisites: The flags that it rests on.
         calls: How many evaluators an evaluation runs at most, prerequisites included.
-        follows_clock: Whether its answers can change by time alone.
+        is_time_dependent: Whether its answers can change by time alone.
     """
 
-    __slots__ = ("_evaluator", "_switch", "calls", "constant", "follows_clock", "version")
+    __slots__ = (
+        "_boolean_fn",
+        "_evaluation_fn",
+        "calls",
+        "constant",
+        "is_time_dependent",
+        "version",
+    )
 
-    prerequisites: "Sequence[Compiled]" = ()
+    prerequisites: "Sequence[CompiledFlag]" = ()
 
     def __init__(self, version: int, constant: Outcome | None) -> None:
         self.version = version
         self.constant = constant
         self.calls = 0
-        self.follows_clock = False
-        self._evaluator: Outcome | Evaluator | None = constant
-        self._switch: bool | Switch | None = None
+        self.is_time_dependent = False
+        self._evaluation_fn: Outcome | EvaluationFn | None = constant
+        self._boolean_fn: bool | BooleanFn | None = None
 
     @property
-    def evaluator(self) -> Outcome | Evaluator:
+    def evaluation_fn(self) -> Outcome | EvaluationFn:
         """What `compile_flag` returns."""
-        found = self._evaluator
+        found = self._evaluation_fn
         if found is None:
-            found = self._evaluator = self._made_evaluator()
+            found = self._evaluation_fn = self._build_evaluation_fn()
         return found
 
     @property
-    def switch(self) -> bool | Switch:
-        """What `compile_switch` returns."""
-        found = self._switch
+    def boolean_fn(self) -> bool | BooleanFn:
+        """What `compile_boolean_fn` returns."""
+        found = self._boolean_fn
         if found is None:
-            found = self._switch = self._made_switch()
+            found = self._boolean_fn = self._build_boolean_fn()
         return found
 
-    def silent_switch(self) -> bool | Switch:
+    def build_silent_fn(self) -> bool | BooleanFn:
         """Return the switch that raises nothing where there is nothing to hash."""
-        return self.switch
+        return self.boolean_fn
 
-    def changes_after(self, context: ContextLike, moment: float) -> float:
+    def find_next_change(self, context: ContextLike, moment: float) -> float:
         """Return when it may answer otherwise by time alone, in seconds; infinity if never."""
-        attributes = attributes_of(context)
+        attributes = get_attributes(context)
         seen: set[int] = set()
-        waiting: list[Compiled] = [self]
+        waiting: list[CompiledFlag] = [self]
         soonest = math.inf
         while waiting:
             compiled = waiting.pop()
-            if compiled.follows_clock and id(compiled) not in seen:
+            if compiled.is_time_dependent and id(compiled) not in seen:
                 seen.add(id(compiled))
                 waiting += compiled.prerequisites
-                soonest = min(soonest, compiled._changes_after(attributes, moment))
+                soonest = min(soonest, compiled._find_own_next_change(attributes, moment))
         return soonest
 
-    def _changes_after(self, attributes: Attributes, moment: float) -> float:  # noqa: ARG002
+    def _find_own_next_change(self, attributes: Attributes, moment: float) -> float:  # noqa: ARG002
         """Return when it may answer otherwise, its prerequisites aside."""
         return math.inf
 
-    def _made_evaluator(self) -> Outcome | Evaluator:
+    def _build_evaluation_fn(self) -> Outcome | EvaluationFn:
         raise AssertionError("a constant is its evaluator")
 
-    def _made_switch(self) -> bool | Switch:
+    def _build_boolean_fn(self) -> bool | BooleanFn:
         value = self.constant.value if self.constant is not None else None
-        if isinstance(value, Secret):
+        if isinstance(value, SecretValue):
             value = value.value
-        return value if isinstance(value, bool) else leave_to_caller
+        return value if isinstance(value, bool) else return_default
 
 
-class _Alone(Compiled):
+class _IndependentFlag(CompiledFlag):
     """A flag that rests on no others: what it shares, under its key."""
 
     __slots__ = ("_key", "_now", "_shared")
 
-    def __init__(self, version: int, shared: Shared, key: str, now: Clock) -> None:
+    def __init__(self, version: int, shared: SharedBody, key: str, now: Clock) -> None:
         self.version = version
         self.constant = None
         self.calls = 1
-        self.follows_clock = shared.follows_clock
-        self._evaluator = None
-        self._switch = None
+        self.is_time_dependent = shared.is_time_dependent
+        self._evaluation_fn = None
+        self._boolean_fn = None
         self._shared = shared
         self._key = key
         self._now = now
 
-    def _made_evaluator(self) -> Outcome | Evaluator:
-        return self._shared.evaluator(self._key, self._now)
+    def _build_evaluation_fn(self) -> Outcome | EvaluationFn:
+        return self._shared.build_evaluation_fn(self._key, self._now)
 
-    def _made_switch(self) -> bool | Switch:
-        return self._shared.switch(self._key, self._now)
+    def _build_boolean_fn(self) -> bool | BooleanFn:
+        return self._shared.build_boolean_fn(self._key, self._now)
 
-    def silent_switch(self) -> bool | Switch:
+    def build_silent_fn(self) -> bool | BooleanFn:
         """Return the switch that raises nothing where there is nothing to hash."""
         if self._shared.flag.type != "boolean":
-            return leave_to_caller
-        return self._shared.silent_switch(self._key, self._now)
+            return return_default
+        return self._shared.build_silent_fn(self._key, self._now)
 
-    def _changes_after(self, attributes: Attributes, moment: float) -> float:
-        return flag_changes_after(self._shared.flag, self._key, attributes, moment)
+    def _find_own_next_change(self, attributes: Attributes, moment: float) -> float:
+        return find_flag_change(self._shared.flag, self._key, attributes, moment)
 
 
-class _Resting(Compiled):
+class _DependentFlag(CompiledFlag):
     """A flag that rests on prerequisites or segments, with their meanings, or that has secrets."""
 
     __slots__ = ("_flag", "_now", "prerequisites")
 
     def __init__(
-        self, version: int, flag: Flag, prerequisites: Sequence[Compiled], now: Clock
+        self, version: int, flag: Flag, prerequisites: Sequence[CompiledFlag], now: Clock
     ) -> None:
         super().__init__(version, None)
         self.prerequisites = prerequisites
         self.calls = 1 + sum([found.calls for found in prerequisites])
-        waits = [found for found in prerequisites if found.follows_clock]
-        self.follows_clock = bool(waits) or follows_clock(flag)
+        waits = [found for found in prerequisites if found.is_time_dependent]
+        self.is_time_dependent = bool(waits) or is_time_dependent(flag)
         self._flag = flag = _without_written_conditions(flag)
         self._now = now
         if self.calls > CALLS_MAX:
             # Not on demand, which would nest as deep as a chain is long.
-            self._evaluator = _in_turn(flag, prerequisites, now)
+            self._evaluation_fn = _build_chain(flag, prerequisites, now)
 
-    def _made_evaluator(self) -> Outcome | Evaluator:
-        return compile_flag(self._flag, self._evaluators(), self._now)
+    def _build_evaluation_fn(self) -> Outcome | EvaluationFn:
+        return compile_flag(self._flag, self._list_evaluation_fns(), self._now)
 
-    def _made_switch(self) -> bool | Switch:
-        return self._switch_of_kind(tells=True)
+    def _build_boolean_fn(self) -> bool | BooleanFn:
+        return self._compile_boolean_fn(raises=True)
 
-    def silent_switch(self) -> bool | Switch:
+    def build_silent_fn(self) -> bool | BooleanFn:
         """Return the switch that raises nothing where there is nothing to hash."""
-        return self._switch_of_kind(tells=False)
+        return self._compile_boolean_fn(raises=False)
 
-    def _switch_of_kind(self, *, tells: bool) -> bool | Switch:
+    def _compile_boolean_fn(self, *, raises: bool) -> bool | BooleanFn:
         flag = self._flag
         if self.calls > CALLS_MAX or flag.sensitive:
-            return _switch_of(self.evaluator) if flag.type == "boolean" else leave_to_caller
-        return compile_switch(flag, self._evaluators(), self._now, tells=tells)
+            return (
+                _wrap_as_boolean_fn(self.evaluation_fn)
+                if flag.type == "boolean"
+                else return_default
+            )
+        return compile_boolean_fn(flag, self._list_evaluation_fns(), self._now, raises=raises)
 
-    def _evaluators(self) -> list[Outcome | Evaluator]:
-        return [found.evaluator for found in self.prerequisites]
+    def _list_evaluation_fns(self) -> list[Outcome | EvaluationFn]:
+        return [found.evaluation_fn for found in self.prerequisites]
 
-    def _changes_after(self, attributes: Attributes, moment: float) -> float:
-        return flag_changes_after(self._flag, self._flag.key, attributes, moment)
+    def _find_own_next_change(self, attributes: Attributes, moment: float) -> float:
+        return find_flag_change(self._flag, self._flag.key, attributes, moment)
 
 
-class Asked(Compiled):
+class CallableFlag(CompiledFlag):
     """A prerequisite that is no flag: an evaluator, which may always answer otherwise."""
 
     __slots__ = ()
 
-    def __init__(self, evaluator: Evaluator) -> None:
+    def __init__(self, evaluator: EvaluationFn) -> None:
         super().__init__(0, None)
         self.calls = 1
-        self._evaluator = evaluator
+        self._evaluation_fn = evaluator
 
 
-def compiled_alone(version: int, shared: Shared, key: str, now: Clock = time.time) -> Compiled:
+def build_independent_flag(
+    version: int, shared: SharedBody, key: str, now: Clock = time.time
+) -> CompiledFlag:
     """Return a flag that rests on no others, compiled.
 
     Args:
@@ -354,9 +373,9 @@ def compiled_alone(version: int, shared: Shared, key: str, now: Clock = time.tim
     return shared.compiled(version, key, now)
 
 
-def compiled_of(
-    flag: Flag, version: int, prerequisites: Sequence[Compiled] = (), now: Clock = time.time
-) -> Compiled:
+def build_compiled_flag(
+    flag: Flag, version: int, prerequisites: Sequence[CompiledFlag] = (), now: Clock = time.time
+) -> CompiledFlag:
     """Return a flag compiled.
 
     Args:
@@ -365,28 +384,34 @@ def compiled_of(
         prerequisites: Its prerequisites, compiled, in their order.
         now: The clock of its windows.
     """
-    constant = constant_of(flag, [found.constant for found in prerequisites])
+    constant = find_constant(flag, [found.constant for found in prerequisites])
     if constant is not None:
-        return Compiled(version, constant)
-    return _Resting(version, flag, prerequisites, now)
+        return CompiledFlag(version, constant)
+    return _DependentFlag(version, flag, prerequisites, now)
 
 
-def _in_turn(flag: Flag, prerequisites: Sequence[Compiled], now: Clock) -> Step:
-    off = off_outcome(flag)
+def _build_chain(
+    flag: Flag, prerequisites: Sequence[CompiledFlag], now: Clock
+) -> PrerequisiteChain:
+    off = build_off_outcome(flag)
     steps = [
-        evaluator if isinstance(evaluator := found.evaluator, Step) else Step(evaluator, off)
+        evaluator
+        if isinstance(evaluator := found.evaluation_fn, PrerequisiteChain)
+        else PrerequisiteChain(evaluator, off)
         for found in prerequisites
     ]
     wanted = [frozenset(item.variants) for item in flag.prerequisites]
-    return Step(compile_flag(flag, now=now), off, tuple(zip(steps, wanted, strict=True)))
+    return PrerequisiteChain(
+        compile_flag(flag, now=now), off, tuple(zip(steps, wanted, strict=True))
+    )
 
 
-def _switch_of(evaluator: Outcome | Evaluator) -> Switch:
+def _wrap_as_boolean_fn(evaluator: Outcome | EvaluationFn) -> BooleanFn:
     assert not isinstance(evaluator, Outcome), "only flags that are not constant have one"
 
     def switch(context: ContextLike, default: bool) -> bool:  # noqa: FBT001 - a switch
         value = evaluator(context).value
-        if isinstance(value, Secret):
+        if isinstance(value, SecretValue):
             value = value.value
         return value if value is True or value is False else default
 

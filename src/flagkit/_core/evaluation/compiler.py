@@ -28,38 +28,42 @@ import cachetools
 import xxhash
 from msgspec import Struct
 
-from flagkit._core.evaluation.bucketing import Clock, hash_of, seed, threshold
-from flagkit._core.evaluation.context import ContextLike, attributes_of
-from flagkit._core.evaluation.matching import attribute, matches, value_passes
-from flagkit._core.evaluation.result import ErrorCode, Outcome, Reason, failed
-from flagkit._core.evaluation.schedule import follows_clock, recurs, threshold_at
+from flagkit._core.evaluation.bucketing import Clock, compute_seed, compute_threshold, hash_key
+from flagkit._core.evaluation.context import ContextLike, get_attributes
+from flagkit._core.evaluation.matching import get_attribute, matches, value_passes
+from flagkit._core.evaluation.result import ErrorCode, Outcome, Reason, build_error_outcome
+from flagkit._core.evaluation.schedule import (
+    compute_ramp_threshold,
+    is_recurrence_open,
+    is_time_dependent,
+)
 from flagkit._core.model import Flag, Ramp, Rollout, Rule, Serve, Serves
 from flagkit._core.model.conditions import (
     Affix,
-    Among,
     And,
     Compare,
+    CompiledPattern,
     Condition,
     ElemMatch,
     Exists,
     Field,
-    Found,
     In,
     InSegment,
+    MemberTest,
     Nor,
     Or,
     Pattern,
     Test,
     Version,
 )
-from flagkit._core.model.foreign import native
-from flagkit._core.model.keys import key_of
-from flagkit._core.model.values import version_key
-from flagkit._core.regex import TEXT_MAX, search_for
+from flagkit._core.model.foreign import to_native
+from flagkit._core.model.keys import to_bucketing_key
+from flagkit._core.model.values import parse_version
+from flagkit._core.regex import TEXT_MAX, compile_search
 from flagkit.errors import InvalidContextError
 
-Evaluator: TypeAlias = Callable[[ContextLike], Outcome]
-Switch: TypeAlias = Callable[[ContextLike, bool], bool]
+EvaluationFn: TypeAlias = Callable[[ContextLike], Outcome]
+BooleanFn: TypeAlias = Callable[[ContextLike, bool], bool]
 """Answers for a context with a boolean, which is the caller's default where a flag leaves it so.
 
 A telling switch raises MissingKeyError where there is no key to hash, so that this can be logged.
@@ -72,9 +76,11 @@ class MissingKeyError(Exception):
     """A context has nothing to hash for a rollout. Callers of flagkit never see this."""
 
 
-def unfit(value: object, path: str | tuple[str, ...]) -> MissingKeyError | InvalidContextError:
+def build_hash_error(
+    value: object, path: str | tuple[str, ...]
+) -> MissingKeyError | InvalidContextError:
     """Return the error for an attribute that a rollout cannot hash."""
-    found = native(value)
+    found = to_native(value)
     if found is None or found == "":
         return MissingKeyError(path)
     named = path if isinstance(path, str) else ".".join(path)
@@ -84,15 +90,17 @@ def unfit(value: object, path: str | tuple[str, ...]) -> MissingKeyError | Inval
     )
 
 
-def outcome_without_key(value: object, path: str | tuple[str, ...], missing: Outcome) -> Outcome:
+def get_outcome_without_key(
+    value: object, path: str | tuple[str, ...], missing: Outcome
+) -> Outcome:
     """Return what an evaluator answers where it cannot hash an attribute."""
-    error = unfit(value, path)
+    error = build_hash_error(value, path)
     if isinstance(error, MissingKeyError):
         return missing
-    return failed(ErrorCode.INVALID_CONTEXT, str(error))
+    return build_error_outcome(ErrorCode.INVALID_CONTEXT, str(error))
 
 
-def default_without_key(
+def get_default_without_key(
     value: object,
     path: str | tuple[str, ...],
     default: bool,  # noqa: FBT001 - a switch's
@@ -102,7 +110,7 @@ def default_without_key(
     Raises:
         InvalidContextError: there is something, which no rollout can hash.
     """
-    error = unfit(value, path)
+    error = build_hash_error(value, path)
     if isinstance(error, MissingKeyError):
         return default
     raise error
@@ -113,16 +121,16 @@ _GLOBALS: Final[dict[str, object]] = {
     "NONE": type(None),
     "SCALARS": _SCALARS,
     "bool": bool,
-    "attribute": attribute,
-    "attributes_of": attributes_of,
-    "default_without_key": default_without_key,
-    "hash_of": hash_of,
-    "key_of": key_of,
+    "attribute": get_attribute,
+    "attributes_of": get_attributes,
+    "default_without_key": get_default_without_key,
+    "hash_of": hash_key,
+    "key_of": to_bucketing_key,
     "matches": matches,
-    "outcome_without_key": outcome_without_key,
+    "outcome_without_key": get_outcome_without_key,
     "value_passes": value_passes,
-    "unfit": unfit,
-    "version_key": version_key,
+    "unfit": build_hash_error,
+    "version_key": parse_version,
     "xxh3": xxhash.xxh3_64_intdigest,
 }
 _SLOWLY: Final = "{k} not in SCALARS and value_passes({t}, {a})"
@@ -151,13 +159,13 @@ class Code(Struct, frozen=True):
     """The code of a policy, with its constants. It wants the seed of a flag's key, or the time."""
 
     code: CodeType
-    wants_seed: bool
-    wants_clock: bool
+    needs_seed: bool
+    needs_clock: bool
 
-    def function(self, key: str, now: Clock) -> FunctionType:
+    def build_function(self, key: str, now: Clock) -> FunctionType:
         """Return the function of a flag of this policy."""
-        defaults: tuple[object, ...] = (seed(key),) if self.wants_seed else ()
-        if self.wants_clock:
+        defaults: tuple[object, ...] = (compute_seed(key),) if self.needs_seed else ()
+        if self.needs_clock:
             defaults = (*defaults, now)
         return FunctionType(self.code, _GLOBALS, None, defaults)
 
@@ -168,17 +176,17 @@ class Template(Struct, frozen=True):
     `places` are pairs of a place in the table and the number of the constant that belongs there.
     """
 
-    marked: Code
+    marked_code: Code
     places: tuple[tuple[int, int], ...]
 
-    def filled(self, constants: list[object]) -> Code:
+    def fill(self, constants: list[object]) -> Code:
         """Return the code with constants in it."""
-        marked = self.marked
+        marked = self.marked_code
         table = list(marked.code.co_consts)
         for place, number in self.places:
             table[place] = constants[number]
         code = marked.code.replace(co_consts=tuple(table))
-        return Code(code, marked.wants_seed, marked.wants_clock)
+        return Code(code, marked.needs_seed, marked.needs_clock)
 
 
 # First in, first out: a look-up changes nothing, so it needs no lock.
@@ -195,17 +203,17 @@ def _renew_lock() -> None:
 os.register_at_fork(after_in_child=_renew_lock)
 
 
-def template_of(shape: Shape) -> Template:
+def get_template(shape: Shape) -> Template:
     """Return the template of a shape, made when the shape is first met."""
     try:
         return _templates[shape]
     except KeyError:
         source = _Source(shape)
-    module = compile(source.text(), "<flagkit>", "exec")
+    module = compile(source.build_text(), "<flagkit>", "exec")
     code = next(constant for constant in module.co_consts if isinstance(constant, CodeType))
     marks = [(place, source.places.get(found)) for place, found in enumerate(code.co_consts)]
     places = tuple((place, number) for place, number in marks if number is not None)
-    template = Template(Code(code, source.wants_seed, source.timed), places)
+    template = Template(Code(code, source.needs_seed, source.needs_clock), places)
     with _templates_lock:
         _templates[shape] = template
     return template
@@ -215,40 +223,40 @@ class _Source:
     """The source text of a shape's function."""
 
     def __init__(self, shape: Shape) -> None:
-        self.answers, self.gates, self.off, self.timed, *served, self.name_count = shape
+        self.answers, self.gates, self.off, self.needs_clock, *served, self.name_count = shape
         self.rules, self.fallthrough = served
         self.places: dict[object, int] = {}
-        self.fetched: set[int] = set()
-        self.wants_seed = False
+        self.fetched_attributes: set[int] = set()
+        self.needs_seed = False
         self.lines: list[str] = []
 
-    def text(self) -> str:
+    def build_text(self) -> str:
         for _ in range(self.gates):
-            evaluator, variants = self.take(2)
+            evaluator, variants = self.take_marks(2)
             # Called by way of a name, as patterns are.
             self.lines += [
                 f" gate = {evaluator}",
                 f" if gate(context).variant not in {variants}:",
             ]
-            self.serve(self.off, "  ")
-        if self.timed:
+            self.write_serve(self.off, "  ")
+        if self.needs_clock:
             # Read once, so that no two rules answer for different moments.
             self.lines.append(" moment = now()")
         for window, condition, serves in self.rules:
-            expression = self.window(window) + self.expression(condition)
-            self.fetch(_attributes(condition), " ")
+            expression = self.write_window(window) + self.build_expression(condition)
+            self.write_fetches(_collect_attributes(condition), " ")
             self.lines.append(f" if {expression}:")
-            outside = set(self.fetched)
-            self.serve(serves, "  ")
-            self.fetched = outside
-        self.serve(self.fallthrough, " ")
-        for i, mark in enumerate(map(_name_mark, range(self.name_count)), len(self.places)):
+            outside = set(self.fetched_attributes)
+            self.write_serve(serves, "  ")
+            self.fetched_attributes = outside
+        self.write_serve(self.fallthrough, " ")
+        for i, mark in enumerate(map(_format_name_mark, range(self.name_count)), len(self.places)):
             self.places[mark] = i
         parameters = {
             "context": True,
             "default": self.answers != "outcome",
-            "own_seed": self.wants_seed,
-            "now": self.timed,
+            "own_seed": self.needs_seed,
+            "now": self.needs_clock,
         }
         head = [
             f"def evaluator({', '.join(name for name, there in parameters.items() if there)}):",
@@ -257,17 +265,17 @@ class _Source:
         ]
         return "\n".join(head + self.lines)
 
-    def window(self, window: str | None) -> str:
+    def write_window(self, window: str | None) -> str:
         if window is None:
             return ""
         recurs = ""
         if window == "recurring":
-            self.lines.append(f" recurs = {self.take(1)[0]}")
+            self.lines.append(f" recurs = {self.take_marks(1)[0]}")
             recurs = "recurs(moment) and "
-        start, end = self.take(2)
+        start, end = self.take_marks(2)
         return f"{start} <= moment < {end} and {recurs}"
 
-    def take(self, count: int) -> list[str]:
+    def take_marks(self, count: int) -> list[str]:
         """Return the marks of the next constants, as they stand in the source."""
         taken: list[str] = []
         for _ in range(count):
@@ -276,66 +284,70 @@ class _Source:
             taken.append(repr(mark))
         return taken
 
-    def fetch(self, attributes: Iterable[int], indent: str) -> None:
-        for i in sorted(set(attributes) - self.fetched):
+    def write_fetches(self, attributes: Iterable[int], indent: str) -> None:
+        for i in sorted(set(attributes) - self.fetched_attributes):
             self.lines += [
-                f"{indent}a{i} = context.get({_name_mark(i)!r})",
+                f"{indent}a{i} = context.get({_format_name_mark(i)!r})",
                 f"{indent}k{i} = a{i}.__class__",
             ]
-            self.fetched.add(i)
+            self.fetched_attributes.add(i)
 
-    def expression(self, shape: Shape) -> str:
+    def build_expression(self, shape: Shape) -> str:
         kind, *rest = shape
         match kind:
             case "and":
-                return _joined(" and ", map(self.expression, rest), "True")
+                return _join_expressions(" and ", map(self.build_expression, rest), "True")
             case "or":
-                return _joined(" or ", map(self.expression, rest), "False")
+                return _join_expressions(" or ", map(self.build_expression, rest), "False")
             case "nor":
-                return f"(not {_joined(' or ', map(self.expression, rest), 'False')})"
+                return (
+                    f"(not {_join_expressions(' or ', map(self.build_expression, rest), 'False')})"
+                )
             case "matches":
-                return f"matches({self.take(1)[0]}, context)"
+                return f"matches({self.take_marks(1)[0]}, context)"
             case "exists":
-                return f"({_name_mark(rest[0])!r} in context)"
+                return f"({_format_name_mark(rest[0])!r} in context)"
             case _:
                 operation, index = rest
-                *constant, test = self.take(1 if operation == "is" else 2)
+                *constant, test = self.take_marks(1 if operation == "is" else 2)
                 return _BY_KIND[kind].format(
                     a=f"a{index}", k=f"k{index}", op=operation, c="".join(constant), t=test
                 )
 
-    def serve(self, shape: Shape, indent: str) -> None:
+    def write_serve(self, shape: Shape, indent: str) -> None:
         match shape:
             case ("serve",):
-                body = [f"return {self.take(1)[0]}"]
+                body = [f"return {self.take_marks(1)[0]}"]
             case ("default",):
                 body = ["return default"]
             case (kind, by, count, own):
-                body = self.rollout(kind, by, count, self.own_seed() if own else self.take(1)[0])
+                body = self.build_rollout(
+                    kind, by, count, self.use_own_seed() if own else self.take_marks(1)[0]
+                )
             case _:
                 raise AssertionError(shape)
         self.lines += [indent + line for line in body]
 
-    def own_seed(self) -> str:
-        self.wants_seed = True
+    def use_own_seed(self) -> str:
+        self.needs_seed = True
         return "own_seed"
 
-    def rollout(self, kind: str, by: int, interval_count: int, hash_seed: str) -> list[str]:
-        missing = "default" if self.answers != "outcome" else self.take(1)[0]
-        body, value, plain, path = self.hashed_value(by, missing)
+    def build_rollout(self, kind: str, by: int, interval_count: int, hash_seed: str) -> list[str]:
+        missing = "default" if self.answers != "outcome" else self.take_marks(1)[0]
+        body, value, plain, path = self.build_hashed_value(by, missing)
         fast = f"hashed = xxh3({value}.encode(), {hash_seed})"
         match kind:
             case "ramp":
-                ramp, inside, outside = self.take(3)
+                ramp, inside, outside = self.take_marks(3)
                 # Called by way of a name, as patterns are.
                 body.append(f"ramp = {ramp}")
                 answer = [f"return {inside} if hashed < ramp(moment) else {outside}"]
             case "below" | "from":
-                compared = f"{'<' if kind == 'below' else '>='} {self.take(1)[0]}"
+                compared = f"{'<' if kind == 'below' else '>='} {self.take_marks(1)[0]}"
                 fast = fast.replace("hashed =", "return") + " " + compared
                 answer = [f"return hashed {compared}"]
             case _:
-                ends = [self.take(2) for _ in range(interval_count)]
+                ends = [self.take_marks(2) for _ in range(interval_count)]
                 answer = [f"if hashed < {end}: return {outcome}" for end, outcome in ends[:-1]]
                 answer.append(f"return {ends[-1][1]}")
         return [
@@ -345,22 +357,22 @@ class _Source:
             f" except UnicodeEncodeError: hashed = hash_of({hash_seed}, {value})",
             "else:",
             f" key = key_of({value})",
-            f" if key is None: {self.without_key(value, path, missing)}",
+            f" if key is None: {self.build_missing_key_statement(value, path, missing)}",
             f" hashed = hash_of({hash_seed}, key)",
             *answer,
         ]
 
-    def without_key(self, value: str, path: str, missing: str) -> str:
+    def build_missing_key_statement(self, value: str, path: str, missing: str) -> str:
         """Return the statement for an attribute that cannot be hashed."""
         if self.answers == "telling":
             return f"raise unfit({value}, {path})"
         kind = "default" if self.answers == "silent" else "outcome"
         return f"return {kind}_without_key({value}, {path}, {missing})"
 
-    def hashed_value(self, by: int, missing: str) -> tuple[list[str], str, str, str]:
+    def build_hashed_value(self, by: int, missing: str) -> tuple[list[str], str, str, str]:
         """Return code for what is hashed: its fetching, name, test for plain strings, and path."""
-        path = repr(_name_mark(by)) if by >= 0 else self.take(1)[0]
-        if by in self.fetched:
+        path = repr(_format_name_mark(by)) if by >= 0 else self.take_marks(1)[0]
+        if by in self.fetched_attributes:
             return [], f"a{by}", f"k{by} is str and a{by}", path
         if by < 0:
             body = [f"value = attribute(context, {path})"]
@@ -374,19 +386,19 @@ class _Source:
         return body, "value", "value.__class__ is str and value", path
 
 
-def _name_mark(index: int) -> str:
+def _format_name_mark(index: int) -> str:
     return f"name {index}"
 
 
-def _joined(operator: str, expressions: Iterable[str], empty: str) -> str:
+def _join_expressions(operator: str, expressions: Iterable[str], empty: str) -> str:
     return f"({operator.join(expressions) or empty})"
 
 
-def _attributes(shape: Shape) -> set[int]:
+def _collect_attributes(shape: Shape) -> set[int]:
     """Return the attributes that a condition's shape has to have fetched."""
     kind, *rest = shape
     if kind in ("and", "or", "nor"):
-        return {index for inner in rest for index in _attributes(inner)}
+        return {index for inner in rest for index in _collect_attributes(inner)}
     return {rest[1]} if kind in _BY_KIND else set()
 
 
@@ -397,8 +409,8 @@ _NUMBERS: Final = {int, float}
 _PYTHON: Final = {"$eq": "==", "$ne": "!=", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 
 
-def constant_of(
-    flag: Flag, prerequisites: Sequence[Outcome | Evaluator | None] = ()
+def find_constant(
+    flag: Flag, prerequisites: Sequence[Outcome | EvaluationFn | None] = ()
 ) -> Outcome | None:
     """Return what a flag answers to everyone at any time, None if that is not always the same.
 
@@ -408,21 +420,21 @@ def constant_of(
             outcome where that is not always the same.
     """
     if flag.state != "active":
-        return off_outcome(flag)
+        return build_off_outcome(flag)
     always = not flag.rules
     for wanted, found in zip(flag.prerequisites, prerequisites, strict=False):
         if not isinstance(found, Outcome):
             always = False
         elif found.variant not in wanted.variants:
-            return off_outcome(flag)
+            return build_off_outcome(flag)
     if always and isinstance(flag.fallthrough, Serve):
-        return outcome_of(flag, flag.fallthrough.variant, None)
+        return build_outcome(flag, flag.fallthrough.variant, None)
     return None
 
 
 def compile_flag(
-    flag: Flag, prerequisites: Sequence[Outcome | Evaluator] = (), now: Clock = time.time
-) -> Outcome | Evaluator:
+    flag: Flag, prerequisites: Sequence[Outcome | EvaluationFn] = (), now: Clock = time.time
+) -> Outcome | EvaluationFn:
     """Compile a flag into its outcome, if that is always the same, or into an evaluator.
 
     Args:
@@ -435,24 +447,24 @@ def compile_flag(
         An Outcome, or a function of a context that returns one. The function raises only what a
         context of a wrong type or one that misbehaves raises.
     """
-    constant = constant_of(flag, prerequisites)
+    constant = find_constant(flag, prerequisites)
     if constant is not None:
         return constant
-    return cast("Evaluator", code_of(flag, prerequisites).function(flag.key, now))
+    return cast("EvaluationFn", generate_code(flag, prerequisites).build_function(flag.key, now))
 
 
-def code_of(flag: Flag, prerequisites: Sequence[Outcome | Evaluator] = ()) -> Code:
+def generate_code(flag: Flag, prerequisites: Sequence[Outcome | EvaluationFn] = ()) -> Code:
     """Return the code of the evaluator of a flag that is not constant."""
-    return _Walk(flag).code(prerequisites)
+    return _ShapeBuilder(flag).generate_code(prerequisites)
 
 
-def compile_switch(
+def compile_boolean_fn(
     flag: Flag,
-    prerequisites: Sequence[Outcome | Evaluator] = (),
+    prerequisites: Sequence[Outcome | EvaluationFn] = (),
     now: Clock = time.time,
     *,
-    tells: bool = False,
-) -> bool | Switch:
+    raises: bool = False,
+) -> bool | BooleanFn:
     """Compile a flag as `compile_flag` does, into nothing but what callers with a boolean are told.
 
     Returns:
@@ -461,34 +473,36 @@ def compile_switch(
         be hashed; and, if it tells, MissingKeyError where there is nothing to hash.
     """
     if flag.type != "boolean":
-        return leave_to_caller
-    constant = constant_of(flag, prerequisites)
+        return return_default
+    constant = find_constant(flag, prerequisites)
     if constant is None:
-        code = switch_code_of(flag, prerequisites, tells=tells)
-        return cast("Switch", code.function(flag.key, now))
-    return leave_to_caller if constant.variant is None else constant.value
+        code = generate_boolean_code(flag, prerequisites, raises=raises)
+        return cast("BooleanFn", code.build_function(flag.key, now))
+    return return_default if constant.variant is None else constant.value
 
 
-def switch_code_of(
-    flag: Flag, prerequisites: Sequence[Outcome | Evaluator] = (), *, tells: bool = False
+def generate_boolean_code(
+    flag: Flag, prerequisites: Sequence[Outcome | EvaluationFn] = (), *, raises: bool = False
 ) -> Code:
     """Return the code of the switch of a boolean flag that is not constant."""
-    return (_TellingWalk if tells else _SwitchWalk)(flag).code(prerequisites)
+    return (_RaisingShapeBuilder if raises else _BooleanShapeBuilder)(flag).generate_code(
+        prerequisites
+    )
 
 
-def leave_to_caller(_: ContextLike, default: bool) -> bool:  # noqa: FBT001 - a switch
+def return_default(_: ContextLike, default: bool) -> bool:  # noqa: FBT001 - a switch
     """Return the caller's default: the switch of flags that have no boolean to answer with."""
     return default
 
 
-def off_outcome(flag: Flag) -> Outcome:
+def build_off_outcome(flag: Flag) -> Outcome:
     """Return what a flag answers that is not active, or whose prerequisites are not met."""
     if flag.off is None:
         return Outcome(reason=Reason.DISABLED)
     return Outcome(value=flag.variants[flag.off], variant=flag.off, reason=Reason.DISABLED)
 
 
-def outcome_of(flag: Flag, variant: str, rule: str | None, *, split: bool = False) -> Outcome:
+def build_outcome(flag: Flag, variant: str, rule: str | None, *, split: bool = False) -> Outcome:
     """Return what a flag answers where a rule, or the fallthrough, decides for a variant."""
     if split:
         reason = Reason.SPLIT
@@ -499,16 +513,16 @@ def outcome_of(flag: Flag, variant: str, rule: str | None, *, split: bool = Fals
     return Outcome(value=flag.variants[variant], variant=variant, reason=reason, rule=rule)
 
 
-def without_key(serves: Rollout | Ramp) -> Outcome:
+def build_missing_key_outcome(serves: Rollout | Ramp) -> Outcome:
     """Return what a rollout answers to a context that has nothing to hash."""
-    return failed(
+    return build_error_outcome(
         ErrorCode.TARGETING_KEY_MISSING,
         f"the rollout is by {'.'.join(serves.by)!r}, where the context has no string"
         " (or an empty one), integer, UUID or ObjectId",
     )
 
 
-class _Walk:
+class _ShapeBuilder:
     """The walk over one flag that finds its evaluator's shape and collects its constants."""
 
     answers = "outcome"
@@ -518,183 +532,192 @@ class _Walk:
         self.constants: list[object] = []
         self.names: dict[str, int] = {}
 
-    def code(self, prerequisites: Sequence[Outcome | Evaluator]) -> Code:
+    def generate_code(self, prerequisites: Sequence[Outcome | EvaluationFn]) -> Code:
         flag = self.flag
         gates, off = 0, None
         for wanted, found in zip(flag.prerequisites, prerequisites, strict=False):
             if not isinstance(found, Outcome):
                 gates += 1
                 self.constants += (found, frozenset(wanted.variants))
-                off = self.off()
-        timed = follows_clock(flag)
-        rules = tuple([self.rule(rule) for rule in flag.rules])
-        fallthrough = self.serves(flag.fallthrough, None)
+                off = self.build_off()
+        timed = is_time_dependent(flag)
+        rules = tuple([self.build_rule(rule) for rule in flag.rules])
+        fallthrough = self.build_serves(flag.fallthrough, None)
         shape = (self.answers, gates, off, timed, rules, fallthrough, len(self.names))
         self.constants += self.names
-        return template_of(shape).filled(self.constants)
+        return get_template(shape).fill(self.constants)
 
-    def off(self) -> Shape:
-        self.constants.append(off_outcome(self.flag))
+    def build_off(self) -> Shape:
+        self.constants.append(build_off_outcome(self.flag))
         return ("serve",)
 
-    def rule(self, rule: Rule) -> Shape:
+    def build_rule(self, rule: Rule) -> Shape:
         window = None
         if rule.during is not None:
             again = rule.during.recurrence
             window = "once" if again is None else "recurring"
             if again is not None:
-                self.constants.append(functools.partial(recurs, again))
+                self.constants.append(functools.partial(is_recurrence_open, again))
             self.constants += (rule.during.start, rule.during.end)
-        if _leaves(rule.condition) > LEAVES_MAX:
-            self.constants.append(_ready(rule.condition))
+        if _count_leaves(rule.condition) > LEAVES_MAX:
+            self.constants.append(_prepare_patterns(rule.condition))
             condition: Shape = ("matches",)
         else:
-            condition = self.condition(rule.condition)
-        return (window, condition, self.serves(rule.serves, rule.name))
+            condition = self.build_condition(rule.condition)
+        return (window, condition, self.build_serves(rule.serves, rule.name))
 
-    def condition(self, condition: Condition) -> Shape:
+    def build_condition(self, condition: Condition) -> Shape:
         match condition:
             case Field(path, test):
-                return self.leaf(path, test) if len(path) == 1 else self.deep(condition)
+                return (
+                    self.build_leaf(path, test) if len(path) == 1 else self.build_nested(condition)
+                )
             case And(conditions):
-                return ("and", *self.cheapest_first(conditions))
+                return ("and", *self.iter_cheapest_first(conditions))
             case Or(conditions):
-                return ("or", *self.cheapest_first(conditions))
+                return ("or", *self.iter_cheapest_first(conditions))
             case Nor(conditions):
-                return ("nor", *self.cheapest_first(conditions))
+                return ("nor", *self.iter_cheapest_first(conditions))
             case InSegment():
                 return ("or",)
 
-    def cheapest_first(self, conditions: Iterable[Condition]) -> Iterator[Shape]:
-        return map(self.condition, sorted(conditions, key=_cost))
+    def iter_cheapest_first(self, conditions: Iterable[Condition]) -> Iterator[Shape]:
+        return map(self.build_condition, sorted(conditions, key=_rank_cost))
 
-    def leaf(self, path: tuple[str, ...], test: Test) -> Shape:  # noqa: C901, PLR0911, PLR0912 - one for each test
+    def build_leaf(self, path: tuple[str, ...], test: Test) -> Shape:  # noqa: C901, PLR0911, PLR0912 - one for each test
         match test:
             case Exists():
-                return ("exists", self.attribute(path[0]))
+                return ("exists", self.get_attribute_index(path[0]))
             case Compare(operator, value):
-                kind = _kind_of(value)
+                kind = _find_kind(value)
                 if kind in ("text", "number"):
-                    return self.inline(kind, _PYTHON[operator], path[0], [value, test])
+                    return self.build_inline(kind, _PYTHON[operator], path[0], [value, test])
                 if kind is not None and operator == "$eq":
-                    return self.inline(kind, "is", path[0], [test])
+                    return self.build_inline(kind, "is", path[0], [test])
             case In(scalars, ()):
-                kind = _common_kind(scalars)
+                kind = _find_common_kind(scalars)
                 if kind is not None:
-                    return self.inline(kind, "in", path[0], [scalars, test])
-            case Among(members):
-                return self.inline("key", "in", path[0], [members, test])
+                    return self.build_inline(kind, "in", path[0], [scalars, test])
+            case MemberTest(members):
+                return self.build_inline("key", "in", path[0], [members, test])
             case Affix("$contains", texts):
                 if len(texts) == 1:
-                    return self.inline("contains", "in", path[0], [texts[0], test])
+                    return self.build_inline("contains", "in", path[0], [texts[0], test])
             case Affix(operator, texts):
                 method = "startswith" if operator == "$startsWith" else "endswith"
-                return self.inline("affix", method, path[0], [texts, test])
+                return self.build_inline("affix", method, path[0], [texts, test])
             case Pattern(source, options):
-                search = search_for(source, options)
-                return self.inline("pattern", "in", path[0], [search, Found(search)])
+                search = compile_search(source, options)
+                return self.build_inline(
+                    "pattern", "in", path[0], [search, CompiledPattern(search)]
+                )
             case Version("$in" | "$nin" as operator, keys):
                 operation = "in" if operator == "$in" else "not in"
-                return self.inline("version", operation, path[0], [frozenset(keys), test])
+                return self.build_inline("version", operation, path[0], [frozenset(keys), test])
             case Version(operator, keys):
-                return self.inline("version", _PYTHON[operator], path[0], [keys[0], test])
+                return self.build_inline("version", _PYTHON[operator], path[0], [keys[0], test])
             case _:
                 pass
-        return self.deep(Field(path, test))
+        return self.build_nested(Field(path, test))
 
-    def inline(self, kind: str | None, operation: str, name: str, constants: list[object]) -> Shape:
+    def build_inline(
+        self, kind: str | None, operation: str, name: str, constants: list[object]
+    ) -> Shape:
         self.constants += constants
-        return (kind, operation, self.attribute(name))
+        return (kind, operation, self.get_attribute_index(name))
 
-    def deep(self, field: Field) -> Shape:
-        self.constants.append(_ready(field))
+    def build_nested(self, field: Field) -> Shape:
+        self.constants.append(_prepare_patterns(field))
         return ("matches",)
 
-    def attribute(self, name: str) -> int:
+    def get_attribute_index(self, name: str) -> int:
         return self.names.setdefault(name, len(self.names))
 
-    def serves(self, serves: Serves, rule: str | None) -> Shape:
+    def build_serves(self, serves: Serves, rule: str | None) -> Shape:
         if isinstance(serves, Serve):
-            self.constants.append(outcome_of(self.flag, serves.variant, rule))
+            self.constants.append(build_outcome(self.flag, serves.variant, rule))
             return ("serve",)
-        own = self.seeded(serves)
-        self.constants.append(without_key(serves))
-        by = self.by(serves)
+        own = self.has_own_seed(serves)
+        self.constants.append(build_missing_key_outcome(serves))
+        by = self.get_by_index(serves)
         if isinstance(serves, Ramp):
-            self.constants.append(functools.partial(threshold_at, serves))
+            self.constants.append(functools.partial(compute_ramp_threshold, serves))
             for variant in (serves.variant, serves.otherwise):
-                self.constants.append(outcome_of(self.flag, variant, rule, split=True))
+                self.constants.append(build_outcome(self.flag, variant, rule, split=True))
             return ("ramp", by, 0, own)
         for end, variant in serves.intervals:
-            self.constants += (threshold(end), outcome_of(self.flag, variant, rule, split=True))
+            self.constants += (
+                compute_threshold(end),
+                build_outcome(self.flag, variant, rule, split=True),
+            )
         return ("rollout", by, len(serves.intervals), own)
 
-    def seeded(self, serves: Rollout | Ramp) -> bool:
+    def has_own_seed(self, serves: Rollout | Ramp) -> bool:
         """Tell whether a rollout's seed is that of the flag's key, which is left open."""
         own = serves.salt == self.flag.key
         if not own:
-            self.constants.append(seed(serves.salt))
+            self.constants.append(compute_seed(serves.salt))
         return own
 
-    def by(self, serves: Rollout | Ramp) -> int:
+    def get_by_index(self, serves: Rollout | Ramp) -> int:
         if len(serves.by) == 1:
-            return self.attribute(serves.by[0])
+            return self.get_attribute_index(serves.by[0])
         self.constants.append(serves.by)
         return -1
 
 
-class _SwitchWalk(_Walk):
+class _BooleanShapeBuilder(_ShapeBuilder):
     """The same walk for a switch, which needs of each variant its boolean alone."""
 
     answers = "silent"
 
-    def off(self) -> Shape:
+    def build_off(self) -> Shape:
         if self.flag.off is None:
             return ("default",)
         self.constants.append(self.flag.variants[self.flag.off])
         return ("serve",)
 
-    def serves(self, serves: Serves, rule: str | None) -> Shape:  # noqa: ARG002 - names no rule
+    def build_serves(self, serves: Serves, rule: str | None) -> Shape:  # noqa: ARG002 - names no rule
         values = self.flag.variants
         if isinstance(serves, Serve):
             self.constants.append(values[serves.variant])
             return ("serve",)
-        own = self.seeded(serves)
-        by = self.by(serves)
+        own = self.has_own_seed(serves)
+        by = self.get_by_index(serves)
         if isinstance(serves, Ramp):
-            self.constants.append(functools.partial(threshold_at, serves))
+            self.constants.append(functools.partial(compute_ramp_threshold, serves))
             self.constants += (values[serves.variant], values[serves.otherwise])
             return ("ramp", by, 0, own)
         if len(serves.intervals) == 2:  # noqa: PLR2004 - this one and the other
             (end, first), (_, second) = serves.intervals
             if values[first] is not values[second]:
-                self.constants.append(threshold(end))
+                self.constants.append(compute_threshold(end))
                 return ("below" if values[first] is True else "from", by, 0, own)
         for end, variant in serves.intervals:
-            self.constants += (threshold(end), values[variant])
+            self.constants += (compute_threshold(end), values[variant])
         return ("rollout", by, len(serves.intervals), own)
 
 
-class _TellingWalk(_SwitchWalk):
+class _RaisingShapeBuilder(_BooleanShapeBuilder):
     """The same walk for a switch that raises an error where there is nothing to hash."""
 
     answers = "telling"
 
 
-def _ready(condition: Condition) -> Condition:
+def _prepare_patterns(condition: Condition) -> Condition:
     """Return a condition with its patterns ready to be searched for."""
     match condition:
         case Field(path, Pattern(source, options)):
-            return Field(path, Found(search_for(source, options)))
+            return Field(path, CompiledPattern(compile_search(source, options)))
         case Field(path, ElemMatch(inner, by_value)):
-            return Field(path, ElemMatch(_ready(inner), by_value))
+            return Field(path, ElemMatch(_prepare_patterns(inner), by_value))
         case And(conditions) | Or(conditions) | Nor(conditions):
-            return type(condition)(tuple(map(_ready, conditions)))
+            return type(condition)(tuple(map(_prepare_patterns, conditions)))
         case Field() | InSegment():
             return condition
 
 
-def _cost(condition: Condition) -> int:
+def _rank_cost(condition: Condition) -> int:
     """Return a condition's rank among those that are tried with it: what is cheap decides first.
 
     Inline tests take some 20 ns, versions 150, and what core.matching is asked for a microsecond.
@@ -707,16 +730,16 @@ def _cost(condition: Condition) -> int:
         case Field():
             return 2
         case And(conditions) | Or(conditions) | Nor(conditions):
-            return max(map(_cost, conditions), default=0)
+            return max(map(_rank_cost, conditions), default=0)
 
 
-def _leaves(condition: Condition) -> int:
+def _count_leaves(condition: Condition) -> int:
     if isinstance(condition, Field | InSegment):
         return 1
-    return sum(map(_leaves, condition.conditions))
+    return sum(map(_count_leaves, condition.conditions))
 
 
-def _common_kind(values: Collection[object]) -> str | None:
+def _find_common_kind(values: Collection[object]) -> str | None:
     """Return which inline test a set of constants allows, None where they have none in common."""
     types = set(map(type, values))
     if types == {str}:
@@ -724,7 +747,7 @@ def _common_kind(values: Collection[object]) -> str | None:
     return "number" if types and types <= _NUMBERS and all(v == v for v in values) else None  # noqa: PLR0124 - NaN
 
 
-def _kind_of(value: object) -> str | None:
+def _find_kind(value: object) -> str | None:
     """Return which inline test a constant allows, None for those that only core.matching knows."""
     if isinstance(value, bool):
         return "true" if value else "false"

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from flagkit._core.interruptions import is_interruption
 from flagkit._core.model import TARGETING_KEY
-from flagkit._core.model.foreign import NATIVE, ObjectIdLike, Oid, native
+from flagkit._core.model.foreign import NATIVE, ObjectIdLike, Oid, to_native
 from flagkit.errors import InvalidArgumentError, InvalidContextError
 
 TargetingKey: TypeAlias = str | int | UUID | ObjectIdLike
@@ -55,13 +55,13 @@ _KEYS: Final = frozenset({str, int, UUID, Oid})
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-class _Use:
+class _ActiveContext:
     """One block of `use_context`: its attributes, and the block that it stands in."""
 
     __slots__ = ("attributes", "is_over", "outer")
 
     def __init__(
-        self, attributes: "Attributes | InvalidContextError", outer: "_Use | None" = None
+        self, attributes: "Attributes | InvalidContextError", outer: "_ActiveContext | None" = None
     ) -> None:
         self.attributes = attributes
         self.outer = outer
@@ -69,26 +69,26 @@ class _Use:
         self.is_over = False
 
 
-_ambient: ContextVar[_Use] = ContextVar("flagkit_context", default=_Use({}))  # noqa: B039 - nobody changes it
+_ambient: ContextVar[_ActiveContext] = ContextVar("flagkit_context", default=_ActiveContext({}))  # noqa: B039 - nobody changes it
 
 
-class Block(ContextDecorator):
+class ContextBlock(ContextDecorator):
     """What `use_context` returns: it is entered by `with`, or decorates a function."""
 
     def __init__(self, context: ContextLike) -> None:
         self._context = context
-        self._uses: list[tuple[_Use, Token[_Use]]] = []
+        self._active: list[tuple[_ActiveContext, Token[_ActiveContext]]] = []
 
     def __enter__(self) -> None:
-        use = _Use(_entered(self._context), _current())
-        self._uses.append((use, _ambient.set(use)))
+        use = _ActiveContext(_resolve_context(self._context), _get_current())
+        self._active.append((use, _ambient.set(use)))
 
     def __exit__(self, *_: object) -> None:
-        innermost = _current()
+        innermost = _get_current()
         # Several threads may have entered this one: each leaves its own.
-        mine = [entered for entered in self._uses if entered[0] is innermost] or self._uses
+        mine = [entered for entered in self._active if entered[0] is innermost] or self._active
         use, token = mine[-1]
-        self._uses.remove((use, token))
+        self._active.remove((use, token))
         if innermost is not use:
             # Another block stands in this one still, or this is another task or thread.
             use.is_over = True
@@ -118,19 +118,19 @@ class Block(ContextDecorator):
         if inspect.iscoroutinefunction(func):
 
             async def called_later(*args: Any, **kwargs: Any) -> Any:
-                with Block(context):
+                with ContextBlock(context):
                     return await func(*args, **kwargs)
 
             return cast("_Function", functools.wraps(func)(called_later))
 
         def called(*args: Any, **kwargs: Any) -> Any:
-            with Block(context):
+            with ContextBlock(context):
                 return func(*args, **kwargs)
 
         return cast("_Function", functools.wraps(func)(called))
 
 
-def use_context(context: ContextLike) -> Block:
+def use_context(context: ContextLike) -> ContextBlock:
     """Make `context` the ambient one, which evaluations without a context of their own use.
 
     This holds for the block, in this thread or asyncio task and the tasks that it starts. A block
@@ -140,20 +140,20 @@ def use_context(context: ContextLike) -> Block:
 
     Never raises: where the context is none, evaluations in the block answer INVALID_CONTEXT.
     """
-    return Block(context)
+    return ContextBlock(context)
 
 
-def _current() -> _Use:
+def _get_current() -> _ActiveContext:
     use = _ambient.get()
     while use.is_over and use.outer is not None:
         use = use.outer
     return use
 
 
-def _entered(context: ContextLike) -> "Attributes | InvalidContextError":
+def _resolve_context(context: ContextLike) -> "Attributes | InvalidContextError":
     """Return the attributes of a context, or what is wrong with it."""
     try:
-        return attributes_of(context)
+        return get_attributes(context)
     except InvalidContextError as error:
         return error
     except Exception as error:
@@ -162,14 +162,14 @@ def _entered(context: ContextLike) -> "Attributes | InvalidContextError":
         return InvalidContextError(f"the ambient context raised {type(error).__name__}")
 
 
-def attributes_of(context: ContextLike) -> Attributes:
+def get_attributes(context: ContextLike) -> Attributes:
     """Return the attributes of a context, as a plain dict that the caller must not change.
 
     Raises:
         InvalidContextError: it is none of the forms of a context.
     """
     if context is None:
-        found = _current().attributes
+        found = _get_current().attributes
         if isinstance(found, InvalidContextError):
             # A new one: each time that an exception is raised its traceback grows.
             raise InvalidContextError(str(found))
@@ -180,10 +180,10 @@ def attributes_of(context: ContextLike) -> Attributes:
         return {TARGETING_KEY: context}
     if isinstance(context, dict):
         # A proxy of one says so, too.
-        context = native(context)
+        context = to_native(context)
     if isinstance(context, Mapping):
-        return _copied(context)
-    key = native(context)
+        return _copy_attributes(context)
+    key = to_native(context)
     if type(key) in _KEYS:
         return {TARGETING_KEY: key}
     raise InvalidContextError(
@@ -192,20 +192,22 @@ def attributes_of(context: ContextLike) -> Attributes:
     )
 
 
-def settled(context: ContextLike) -> Attributes | None:
+def convert_foreign_attributes(context: ContextLike) -> Attributes | None:
     """Return the attributes of a context with native values for foreign ones, None if it has none.
 
     The code of flags takes what says that it is a string for one. Some proxies do say so, and
     then fail at an operation that a string has.
     """
-    attributes = attributes_of(context)
-    found = {name: native(value) for name, value in attributes.items() if type(value) not in NATIVE}
+    attributes = get_attributes(context)
+    found = {
+        name: to_native(value) for name, value in attributes.items() if type(value) not in NATIVE
+    }
     if all(found[name] is attributes[name] for name in found):
         return None
     return attributes | found
 
 
-def _copied(context: Mapping[str, Any]) -> Attributes:
+def _copy_attributes(context: Mapping[str, Any]) -> Attributes:
     if type(context) is dict:
         return cast("Attributes", context).copy()
     copied = {name: context[name] for name in islice(context, ATTRIBUTES_MAX + 1)}

@@ -16,49 +16,49 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from flagkit._core.background import Log
-from flagkit._core.cooperative import collector_paused
+from flagkit._core.cooperative import pause_gc
 from flagkit._core.evaluation.bucketing import Clock
 from flagkit._core.evaluation.compiled_flag import (
-    Asked,
-    Compiled,
-    Step,
-    compiled_alone,
-    compiled_of,
-    shared_of,
+    CallableFlag,
+    CompiledFlag,
+    PrerequisiteChain,
+    build_compiled_flag,
+    build_independent_flag,
+    find_shared_body,
 )
-from flagkit._core.evaluation.compiler import Switch, off_outcome
-from flagkit._core.evaluation.context import ContextLike, settled
-from flagkit._core.evaluation.matching import bound, meaning
+from flagkit._core.evaluation.compiler import BooleanFn, build_off_outcome
+from flagkit._core.evaluation.context import ContextLike, convert_foreign_attributes
+from flagkit._core.evaluation.matching import bind_segments, build_segment_condition
 from flagkit._core.evaluation.result import (
     ErrorCode,
     Evaluation,
     Outcome,
     Reason,
-    evaluation_of,
-    failed,
+    build_error_outcome,
+    build_evaluation,
 )
 from flagkit._core.evaluation.schedule import NO_DATE
 from flagkit._core.interruptions import FAILURES_SUPPRESSED, is_interruption
 from flagkit._core.model import EVERYWHERE, Flag
 from flagkit._core.model.changes import SEGMENTS, Change, PolicyId
 from flagkit._core.model.conditions import Condition
-from flagkit._core.model.flags import Prerequisite, segments_of
+from flagkit._core.model.flags import Prerequisite, collect_flag_segments
 from flagkit._core.model.packing import FAULTS
-from flagkit._core.secrets import Unsealing
-from flagkit._core.snapshot import Record, Snapshot, flag_of, segment_of
+from flagkit._core.secrets import VariantDecrypter
+from flagkit._core.snapshot import Record, Snapshot, unpack_flag, unpack_segment
 from flagkit.errors import (
     BrokenReferenceError,
     InvalidContextError,
     InvalidDocumentError,
 )
 
-FRESH: Final = Prerequisite("@fresh", ("fresh",))
+FRESH_PREREQUISITE: Final = Prerequisite("@fresh", ("fresh",))
 """What a flag rests on that is off when its snapshot is stale. No flag has this key."""
 _FRESH: Final = Outcome(variant="fresh", reason=Reason.STATIC)
 _STALE: Final = Outcome(variant="stale", reason=Reason.STATIC)
 
 
-class Freshness:
+class Staleness:
     """As of when a snapshot is known to be current, and what counts as stale.
 
     Args:
@@ -85,7 +85,7 @@ class Freshness:
         return self.age > self.max_seconds
 
     @property
-    def is_judged(self) -> bool:
+    def has_limit(self) -> bool:
         """Whether there is an age that is too old."""
         return self.max_seconds < math.inf
 
@@ -109,56 +109,56 @@ KEYS_AT_ONCE: Final = 64
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class View:
-    """A snapshot and what was compiled from it. `switches` is for the hot path of `is_enabled`."""
+class Evaluator:
+    """A snapshot and its compiled flags. `boolean_fns` serves the hot path of `is_enabled`."""
 
     __slots__ = (
         "_compiled",
+        "_decrypter",
         "_dependents",
-        "_freshness",
-        "_meanings",
-        "_unsealing",
-        "_withheld",
+        "_segment_conditions",
+        "_staleness",
+        "_unavailable",
+        "boolean_fns",
         "now",
         "snapshot",
-        "switches",
     )
 
     def __init__(
         self,
         snapshot: Snapshot,
         now: Clock,
-        freshness: Freshness | None = None,
-        unsealing: Unsealing | None = None,
+        staleness: Staleness | None = None,
+        decrypter: VariantDecrypter | None = None,
     ) -> None:
         self.snapshot = snapshot
         self.now = now
-        self._freshness = freshness or Freshness()
-        self._unsealing = unsealing or Unsealing()
+        self._staleness = staleness or Staleness()
+        self._decrypter = decrypter or VariantDecrypter()
         # Flags that were compiled before the keys to them were there.
-        self._withheld: set[str] = set()
-        self.switches: dict[str, bool | Switch] = {}
-        self._compiled: dict[str, Compiled] = {}
-        self._meanings: dict[str, Condition] = {}
+        self._unavailable: set[str] = set()
+        self.boolean_fns: dict[str, bool | BooleanFn] = {}
+        self._compiled: dict[str, CompiledFlag] = {}
+        self._segment_conditions: dict[str, Condition] = {}
         # By a prerequisite's or a segment's id, the flags that were ever compiled against it. A
         # flag stands for its key in all regions. Shared by successive views: an entry too many
         # costs a compile, one too few would be a wrong answer.
         self._dependents: dict[PolicyId, set[str]] = {}
 
-    def after(self, snapshot: Snapshot, changes: Sequence[Change]) -> "View":
+    def advance(self, snapshot: Snapshot, changes: Sequence[Change]) -> "Evaluator":
         """Return the view of a later snapshot, with the evaluators that no change touches."""
-        view = View(snapshot, self.now, self._freshness, self._unsealing)
+        view = Evaluator(snapshot, self.now, self._staleness, self._decrypter)
         view._dependents = self._dependents
         view._compiled = self._compiled.copy()
-        view.switches = self.switches.copy()
-        view._meanings = self._meanings.copy()
+        view.boolean_fns = self.boolean_fns.copy()
+        view._segment_conditions = self._segment_conditions.copy()
         changed = [policy.id for change in changes for policy in change.policies]
         stale = [(SEGMENTS if region == SEGMENTS else EVERYWHERE, key) for region, key in changed]
-        if self._unsealing.is_waiting:
-            view._withheld = self._withheld
+        if self._decrypter.is_waiting:
+            view._unavailable = self._unavailable
         else:
             # After the copy, for a flag is noted before it is kept.
-            stale += [(EVERYWHERE, key) for key in tuple(self._withheld)]
+            stale += [(EVERYWHERE, key) for key in tuple(self._unavailable)]
         dropped: set[PolicyId] = set()
         while stale:
             policy = stale.pop()
@@ -167,16 +167,16 @@ class View:
             dropped.add(policy)
             region, key = policy
             if region == SEGMENTS:
-                view._meanings.pop(key, None)
+                view._segment_conditions.pop(key, None)
             else:
                 view._compiled.pop(key, None)
-                view.switches.pop(key, None)
+                view.boolean_fns.pop(key, None)
             # A copy made in one step: a compile may add to the set meanwhile.
             dependents = tuple(self._dependents.get(policy, ()))
             stale += [(EVERYWHERE, flag) for flag in dependents]
         return view
 
-    def find(self, key: str) -> Compiled | None:
+    def find(self, key: str) -> CompiledFlag | None:
         """Return a flag, compiled on first use, or None if there is no such flag."""
         compiled = self._compiled.get(key)
         return compiled if compiled is not None else self._compile(key)
@@ -187,21 +187,21 @@ class View:
             return key in self._compiled
         return False
 
-    def has_switch(self, key: str) -> bool:
+    def has_boolean_fn(self, key: str) -> bool:
         """Tell whether a flag's switch is ready. Never raises."""
         with FAILURES_SUPPRESSED:
-            return key in self.switches
+            return key in self.boolean_fns
         return False
 
-    def opened(self, record: Record) -> Flag:
+    def decrypt_flag(self, record: Record) -> Flag:
         """Return the flag of a record, with what is sensitive in it as far as it can be read.
 
         Raises:
             InvalidDocumentError: its document is none.
         """
-        return self._unsealing.opened(flag_of(record), self.snapshot.tip.environment)
+        return self._decrypter.decrypt(unpack_flag(record), self.snapshot.tip.environment)
 
-    def switch(self, key: str) -> bool | Switch:
+    def get_boolean_fn(self, key: str) -> bool | BooleanFn:
         """Return what `is_enabled` asks for a flag that it has not asked before.
 
         Raises:
@@ -210,16 +210,16 @@ class View:
         compiled = self.find(key)
         if compiled is None:
             raise KeyError(key)
-        if len(self.switches) >= COMPILED_MAX:
-            self.switches.popitem()
-        switch = self.switches[key] = compiled.switch
+        if len(self.boolean_fns) >= COMPILED_MAX:
+            self.boolean_fns.popitem()
+        switch = self.boolean_fns[key] = compiled.boolean_fn
         return switch
 
     def silence(self, key: str) -> None:
         """Have the switch of a flag raise nothing from now on where there is nothing to hash."""
         compiled = self.find(key)
-        if compiled is not None and key in self.switches:
-            self.switches[key] = compiled.silent_switch()
+        if compiled is not None and key in self.boolean_fns:
+            self.boolean_fns[key] = compiled.build_silent_fn()
 
     def evaluate(
         self,
@@ -227,16 +227,16 @@ class View:
         context: ContextLike,
         default: Any,
         max_staleness: float | None = None,
-        known: dict[Step, Outcome] | None = None,
+        known: dict[PrerequisiteChain, Outcome] | None = None,
     ) -> Evaluation[Any]:
         """Return the answer of a flag to a caller with a default. Never raises.
 
         With `max_staleness` it is judged by that, too. What it rests on is not. `known` has what
         prerequisites were found to answer to the same context, and takes in more.
         """
-        freshness, answer = self._freshness, self._answer
+        freshness, answer = self._staleness, self._answer
         # Before the answer, which can then only be older than this says.
-        stale = freshness.is_judged and freshness.is_stale
+        stale = freshness.has_limit and freshness.is_stale
         if max_staleness is not None and not stale:
             with FAILURES_SUPPRESSED:
                 if freshness.age > max_staleness:
@@ -249,12 +249,12 @@ class View:
     def evaluate_all(self, keys: Sequence[str], context: ContextLike) -> dict[str, Evaluation[Any]]:
         """Return the answers of some flags, apart from those that serve a secret. Never raises."""
         found: dict[str, Evaluation[Any]] = {}
-        known: dict[Step, Outcome] = {}
+        known: dict[PrerequisiteChain, Outcome] = {}
         start = 0
         while start < len(keys):
             # Most of what is made here stays. Runs of the collector would free next to nothing, and
             # some of them would walk all that the process has, while no other thread runs.
-            with collector_paused():
+            with pause_gc():
                 is_due = False
                 while start < len(keys) and not is_due:
                     for key in keys[start : start + KEYS_AT_ONCE]:
@@ -266,18 +266,28 @@ class View:
         return found
 
     def _answer_when_stale(
-        self, key: str, context: ContextLike, default: Any, known: dict[Step, Outcome] | None
+        self,
+        key: str,
+        context: ContextLike,
+        default: Any,
+        known: dict[PrerequisiteChain, Outcome] | None,
     ) -> Evaluation[Any]:
         with FAILURES_SUPPRESSED:
             record = self.snapshot.find(key)
-            flag = None if record is None else self.opened(record)
+            flag = None if record is None else self.decrypt_flag(record)
             if record is not None and flag is not None and flag.when_stale == "off":
                 revision = self.snapshot.tip.revision
-                return evaluation_of(key, off_outcome(flag), default, record.version, revision)
+                return build_evaluation(
+                    key, build_off_outcome(flag), default, record.version, revision
+                )
         return self._answer(key, context, default, known)
 
     def _answer(
-        self, key: str, context: ContextLike, default: Any, known: dict[Step, Outcome] | None
+        self,
+        key: str,
+        context: ContextLike,
+        default: Any,
+        known: dict[PrerequisiteChain, Outcome] | None,
     ) -> Evaluation[Any]:
         """Return the answer of a flag, whatever its age. Never raises."""
         version, revision = 0, self.snapshot.tip.revision
@@ -285,49 +295,49 @@ class View:
         try:
             compiled = self.find(key)
             if compiled is None:
-                outcome = _not_found(key)
+                outcome = _build_not_found(key)
             else:
                 version = compiled.version
-                if compiled.follows_clock:
+                if compiled.is_time_dependent:
                     # Before the answer, which can then only be newer than this says.
-                    valid_until = _valid_until(compiled, context, self.now())
-                evaluator = compiled.evaluator
+                    valid_until = _compute_valid_until(compiled, context, self.now())
+                evaluator = compiled.evaluation_fn
                 if isinstance(evaluator, Outcome):
                     outcome = evaluator
-                elif known is not None and isinstance(evaluator, Step):
+                elif known is not None and isinstance(evaluator, PrerequisiteChain):
                     outcome = evaluator.outcome(context, known)
                 else:
                     outcome = evaluator(context)
-            return evaluation_of(key, outcome, default, version, revision, valid_until)
+            return build_evaluation(key, outcome, default, version, revision, valid_until)
         except Exception as error:
             # A caller's odd key, context or default must not hurt the caller.
             if is_interruption(error):
                 raise
             with FAILURES_SUPPRESSED:
-                attributes = settled(context)
+                attributes = convert_foreign_attributes(context)
                 if attributes is not None:
                     return self._answer(key, attributes, default, known)
-            return evaluation_of(key, _failure(error), default, version, revision)
+            return build_evaluation(key, _build_failure(error), default, version, revision)
 
-    def _compile(self, key: str) -> Compiled | None:
+    def _compile(self, key: str) -> CompiledFlag | None:
         record = self.snapshot.find(key)
         if record is None:
             return None
-        alone = self._compile_alone(record)
-        return alone if alone is not None else self._compile_resting(record)
+        alone = self._compile_independent(record)
+        return alone if alone is not None else self._compile_dependent(record)
 
-    def _compile_alone(self, record: Record) -> Compiled | None:
+    def _compile_independent(self, record: Record) -> CompiledFlag | None:
         """Compile a flag that rests on nothing; return None of any other."""
-        shared = shared_of(record.body)
-        if shared is None or self._is_guarded(shared.flag):
+        shared = find_shared_body(record.body)
+        if shared is None or self._needs_fresh_snapshot(shared.flag):
             return None
-        compiled = compiled_alone(record.version, shared, record.key, self.now)
-        return self._kept(record.key, compiled)
+        compiled = build_independent_flag(record.version, shared, record.key, self.now)
+        return self._store(record.key, compiled)
 
-    def _compile_resting(self, record: Record) -> Compiled | None:
+    def _compile_dependent(self, record: Record) -> CompiledFlag | None:
         """Compile a flag after all that it rests on; without nesting, however long the chains."""
-        done: dict[str, Compiled | None] = {}
-        begun = {record.key: self._begin(record)}
+        done: dict[str, CompiledFlag | None] = {}
+        begun = {record.key: self._begin_flag(record)}
         waiting = [record.key]
         while waiting:
             current = waiting[-1]
@@ -337,11 +347,11 @@ class View:
                 continue
             if current not in begun:
                 found = self.snapshot.find(current)
-                alone = None if found is None else self._compile_alone(found)
+                alone = None if found is None else self._compile_independent(found)
                 if found is None or alone is not None:
                     done[current] = alone
                     continue
-                begun[current] = self._begin(found)
+                begun[current] = self._begin_flag(found)
             flag = begun[current].flag
             wanted = [] if flag is None else [item.flag for item in flag.prerequisites]
             missing = [name for name in wanted if name not in done]
@@ -350,66 +360,76 @@ class View:
                 continue
             # What was begun and is not done leads here: to rest on it is to go round in a circle.
             way = [name for name in begun if name not in done] if missing else []
-            done[current] = self._keep(current, begun[current], done, way)
+            done[current] = self._compile_and_store(current, begun[current], done, way)
         return done[record.key]
 
-    def _is_guarded(self, flag: Flag) -> bool:
+    def _needs_fresh_snapshot(self, flag: Flag) -> bool:
         """Tell whether a flag rests on the freshness of its snapshot."""
-        return flag.when_stale == "off" and self._freshness.is_judged
+        return flag.when_stale == "off" and self._staleness.has_limit
 
-    def _begin(self, record: Record) -> "_Begun":
+    def _begin_flag(self, record: Record) -> "_PendingFlag":
         try:
-            flag = flag_of(record)
+            flag = unpack_flag(record)
         except InvalidDocumentError as error:
-            return _Begun(record.version, None, error)
+            return _PendingFlag(record.version, None, error)
         rests_on = [(EVERYWHERE, prerequisite.flag) for prerequisite in flag.prerequisites]
-        rests_on += [(SEGMENTS, segment) for segment in segments_of(flag)]
+        rests_on += [(SEGMENTS, segment) for segment in collect_flag_segments(flag)]
         for policy in rests_on:
             self._dependents.setdefault(policy, set()).add(flag.key)
-        return _Begun(record.version, flag, None)
+        return _PendingFlag(record.version, flag, None)
 
-    def _bound(self, flag: Flag) -> Flag:
+    def _bind_segments(self, flag: Flag) -> Flag:
         """Return a flag with the meanings of the segments that it refers to."""
-        names = segments_of(flag)
+        names = collect_flag_segments(flag)
         if not names:
             return flag
-        meanings = {name: self._meaning(name) for name in names}
+        meanings = {name: self._get_segment_condition(name) for name in names}
         rules = tuple(
-            msgspec.structs.replace(rule, condition=bound(rule.condition, meanings))
+            msgspec.structs.replace(rule, condition=bind_segments(rule.condition, meanings))
             for rule in flag.rules
         )
         return msgspec.structs.replace(flag, rules=rules)
 
-    def _meaning(self, key: str) -> Condition:
-        found = self._meanings.get(key)
+    def _get_segment_condition(self, key: str) -> Condition:
+        found = self._segment_conditions.get(key)
         if found is None:
-            record = self.snapshot.segment(key)
+            record = self.snapshot.find_segment(key)
             if record is None:
-                raise _broken("rules", f"refer to the segment {key}, which does not exist")
-            segment = segment_of(record)
+                raise _build_reference_error(
+                    "rules", f"refer to the segment {key}, which does not exist"
+                )
+            segment = unpack_segment(record)
             try:
-                found = self._meanings[key] = meaning(segment, self.snapshot.parts)
+                found = self._segment_conditions[key] = build_segment_condition(
+                    segment, self.snapshot.parts
+                )
             except KeyError:
-                raise _broken("rules", f"refer to {key}, members of which are missing") from None
+                raise _build_reference_error(
+                    "rules", f"refer to {key}, members of which are missing"
+                ) from None
         return found
 
-    def _sound(self, key: str, compiled: Compiled | None) -> Compiled:
+    def _check_prerequisite(self, key: str, compiled: CompiledFlag | None) -> CompiledFlag:
         if compiled is None:
-            if not self.snapshot.keeps((EVERYWHERE, key)):
+            if not self.snapshot.is_in_scope((EVERYWHERE, key)):
                 raise InvalidDocumentError(
                     "prerequisites",
                     f"name {key}, which is in none of the namespaces that this client keeps",
                     "Add one to namespaces=",
                 )
-            raise _broken("prerequisites", f"name {key}, which does not exist")
+            raise _build_reference_error("prerequisites", f"name {key}, which does not exist")
         constant = compiled.constant
         if constant is not None and constant.error_code is ErrorCode.PARSE_ERROR:
-            raise _broken("prerequisites", f"name {key}, which is broken itself")
+            raise _build_reference_error("prerequisites", f"name {key}, which is broken itself")
         return compiled
 
-    def _keep(
-        self, key: str, begun: "_Begun", done: dict[str, Compiled | None], way: list[str]
-    ) -> Compiled:
+    def _compile_and_store(
+        self,
+        key: str,
+        pending: "_PendingFlag",
+        done: dict[str, CompiledFlag | None],
+        cycle: list[str],
+    ) -> CompiledFlag:
         """Compile a flag and keep it. One that cannot be compiled is kept as a PARSE_ERROR.
 
         Only what is wrong with the policies is kept. What is due to the caller's circumstances is
@@ -417,17 +437,19 @@ class View:
         exception that came from a signal handler or another thread.
         """
         try:
-            compiled = self._made(key, begun, done, way)
+            compiled = self._compile_pending(key, pending, done, cycle)
         except FAULTS as error:
-            if is_interruption(error) or not self._fails_again(key, str(error), done, way):
+            if is_interruption(error) or not self._fails_again(key, str(error), done, cycle):
                 raise
             # One bad flag answers the caller's default; the others live.
             _log.warning("%s answers callers' defaults: %s", key, error)
-            compiled = Compiled(begun.version, failed(ErrorCode.PARSE_ERROR, str(error)))
-        return self._kept(key, compiled)
+            compiled = CompiledFlag(
+                pending.version, build_error_outcome(ErrorCode.PARSE_ERROR, str(error))
+            )
+        return self._store(key, compiled)
 
     def _fails_again(
-        self, key: str, problem: str, done: dict[str, Compiled | None], way: list[str]
+        self, key: str, problem: str, done: dict[str, CompiledFlag | None], cycle: list[str]
     ) -> bool:
         """Tell whether compiling a flag fails in the same way a second time.
 
@@ -436,66 +458,77 @@ class View:
         record = self.snapshot.find(key)
         assert record is not None, "it was compiled from there"
         try:
-            self._made(key, self._begin(record), done, way)
+            self._compile_pending(key, self._begin_flag(record), done, cycle)
         except FAULTS as error:
             return str(error) == problem
         return False
 
-    def _made(
-        self, key: str, begun: "_Begun", done: dict[str, Compiled | None], way: list[str]
-    ) -> Compiled:
-        if begun.flag is None:
-            raise begun.fault or AssertionError
-        if way:
-            raise _broken("prerequisites", f"form a cycle: {' -> '.join((*way, way[0]))}")
-        found = [self._sound(item.flag, done[item.flag]) for item in begun.flag.prerequisites]
-        if begun.flag.sensitive and self._unsealing.is_waiting:
-            self._withheld.add(key)
-        flag = self._bound(self._unsealing.opened(begun.flag, self.snapshot.tip.environment))
-        if self._is_guarded(flag):
-            guarded = (FRESH, *flag.prerequisites)
+    def _compile_pending(
+        self,
+        key: str,
+        pending: "_PendingFlag",
+        done: dict[str, CompiledFlag | None],
+        cycle: list[str],
+    ) -> CompiledFlag:
+        if pending.flag is None:
+            raise pending.error or AssertionError
+        if cycle:
+            raise _build_reference_error(
+                "prerequisites", f"form a cycle: {' -> '.join((*cycle, cycle[0]))}"
+            )
+        found = [
+            self._check_prerequisite(item.flag, done[item.flag])
+            for item in pending.flag.prerequisites
+        ]
+        if pending.flag.sensitive and self._decrypter.is_waiting:
+            self._unavailable.add(key)
+        flag = self._bind_segments(
+            self._decrypter.decrypt(pending.flag, self.snapshot.tip.environment)
+        )
+        if self._needs_fresh_snapshot(flag):
+            guarded = (FRESH_PREREQUISITE, *flag.prerequisites)
             flag = msgspec.structs.replace(flag, prerequisites=guarded)
-            found.insert(0, Asked(self._freshness.evaluate))
-        return compiled_of(flag, begun.version, found, self.now)
+            found.insert(0, CallableFlag(self._staleness.evaluate))
+        return build_compiled_flag(flag, pending.version, found, self.now)
 
-    def _kept(self, key: str, compiled: Compiled) -> Compiled:
+    def _store(self, key: str, compiled: CompiledFlag) -> CompiledFlag:
         if len(self._compiled) >= COMPILED_MAX:
             evicted, _ = self._compiled.popitem()
-            self.switches.pop(evicted, None)
+            self.boolean_fns.pop(evicted, None)
         self._compiled[key] = compiled
         return compiled
 
 
-class UnattendedView(View):
+class UnattendedEvaluator(Evaluator):
     """A view of a client whose background thread is not running: it has the client start it again.
 
     Evaluations are what such a client is still called for. The view has no switches, so that each
     check comes by, and the client's hot path needs no test.
 
     Attributes:
-        attended: The view that it stands for.
+        evaluator: The view that it stands for.
 
     Args:
-        attended: See above. It answers all calls.
+        evaluator: See above. It answers all calls.
         ask: Called before each answer. It must not raise or wait.
     """
 
-    __slots__ = ("_ask", "attended")
+    __slots__ = ("_on_evaluation", "evaluator")
 
-    def __init__(self, attended: View, ask: Callable[[], object]) -> None:
-        for name in View.__slots__:
+    def __init__(self, attended: Evaluator, on_evaluation: Callable[[], object]) -> None:
+        for name in Evaluator.__slots__:
             setattr(self, name, getattr(attended, name))
-        self.switches = {}
-        self.attended = attended
-        self._ask = ask
+        self.boolean_fns = {}
+        self.evaluator = attended
+        self._on_evaluation = on_evaluation
 
-    def switch(self, key: str) -> bool | Switch:
+    def get_boolean_fn(self, key: str) -> bool | BooleanFn:
         """Return what `is_enabled` asks for a flag, and keep nothing of it."""
-        self._ask()
+        self._on_evaluation()
         compiled = self.find(key)
         if compiled is None:
             raise KeyError(key)
-        return compiled.switch
+        return compiled.boolean_fn
 
     def evaluate(
         self,
@@ -503,49 +536,51 @@ class UnattendedView(View):
         context: ContextLike,
         default: Any,
         max_staleness: float | None = None,
-        known: dict[Step, Outcome] | None = None,
+        known: dict[PrerequisiteChain, Outcome] | None = None,
     ) -> Evaluation[Any]:
         """Return the answer of a flag, as View."""
-        self._ask()
+        self._on_evaluation()
         return super().evaluate(key, context, default, max_staleness, known)
 
 
-def _valid_until(compiled: Compiled, context: ContextLike, moment: float) -> datetime | None:
+def _compute_valid_until(
+    compiled: CompiledFlag, context: ContextLike, moment: float
+) -> datetime | None:
     """Return until when an answer is valid; only until now where the calendar ends before that."""
     try:
-        return _date(compiled.changes_after(context, moment))
+        return _to_date(compiled.find_next_change(context, moment))
     except NO_DATE as error:
         # Some exceptions of signal handlers are of these types, such as TimeoutError.
         if is_interruption(error):
             raise
     with contextlib.suppress(*NO_DATE):
-        return _date(moment)
+        return _to_date(moment)
     # The clock itself is out of order: a date that has passed.
     return _EPOCH
 
 
-def _date(moment: float) -> datetime | None:
+def _to_date(moment: float) -> datetime | None:
     return None if moment == math.inf else datetime.fromtimestamp(moment, UTC)
 
 
-def _not_found(key: str) -> Outcome:
-    return failed(ErrorCode.FLAG_NOT_FOUND, f"there is no flag {key!r}")
+def _build_not_found(key: str) -> Outcome:
+    return build_error_outcome(ErrorCode.FLAG_NOT_FOUND, f"there is no flag {key!r}")
 
 
-def _failure(error: Exception) -> Outcome:
+def _build_failure(error: Exception) -> Outcome:
     if isinstance(error, InvalidContextError):
-        return failed(ErrorCode.INVALID_CONTEXT, str(error))
+        return build_error_outcome(ErrorCode.INVALID_CONTEXT, str(error))
     # The type alone: the message may hold what the context holds.
-    return failed(ErrorCode.GENERAL, f"evaluation raised {type(error).__name__}")
+    return build_error_outcome(ErrorCode.GENERAL, f"evaluation raised {type(error).__name__}")
 
 
-class _Begun(NamedTuple):
+class _PendingFlag(NamedTuple):
     """A flag that waits for its prerequisites; without `flag`, the fault of its document."""
 
     version: int
     flag: Flag | None
-    fault: Exception | None
+    error: Exception | None
 
 
-def _broken(path: str, problem: str) -> BrokenReferenceError:
+def _build_reference_error(path: str, problem: str) -> BrokenReferenceError:
     return BrokenReferenceError(path, problem, "The writer refuses this: write them anew")

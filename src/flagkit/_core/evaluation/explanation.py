@@ -14,28 +14,28 @@ from typing import Any, Final, Protocol, TypeVar, cast
 import msgspec
 from msgspec import Struct
 
-from flagkit._core.evaluation.bucketing import bucket, seed
+from flagkit._core.evaluation.bucketing import compute_bucket, compute_seed
 from flagkit._core.evaluation.compiler import (
-    off_outcome,
-    outcome_of,
-    outcome_without_key,
-    without_key,
+    build_missing_key_outcome,
+    build_off_outcome,
+    build_outcome,
+    get_outcome_without_key,
 )
-from flagkit._core.evaluation.context import ContextLike, attributes_of
-from flagkit._core.evaluation.evaluator import View
-from flagkit._core.evaluation.matching import among, attribute, matches
-from flagkit._core.evaluation.result import Evaluation, Outcome, Reason, evaluation_of
-from flagkit._core.evaluation.schedule import is_open, share_at
+from flagkit._core.evaluation.context import ContextLike, get_attributes
+from flagkit._core.evaluation.evaluator import Evaluator
+from flagkit._core.evaluation.matching import build_member_test, get_attribute, matches
+from flagkit._core.evaluation.result import Evaluation, Outcome, Reason, build_evaluation
+from flagkit._core.evaluation.schedule import compute_share, is_open
 from flagkit._core.interruptions import is_interruption
 from flagkit._core.model import EVERYWHERE, Flag, Ramp, Rule, Serve, Serves
-from flagkit._core.model.conditions import LOGICAL, OPTIONS, SEGMENT, Condition, parse
-from flagkit._core.model.foreign import native
-from flagkit._core.model.keys import key_of
-from flagkit._core.model.rollouts import BUCKETS, percent, spans
+from flagkit._core.model.conditions import LOGICAL, OPTIONS, SEGMENT, Condition, parse_condition
+from flagkit._core.model.foreign import to_native
+from flagkit._core.model.keys import to_bucketing_key
+from flagkit._core.model.rollouts import BUCKETS, list_spans, to_percent
 from flagkit._core.model.segments import Segment
-from flagkit._core.model.values import Value, extension
-from flagkit._core.printable import printable
-from flagkit._core.snapshot import Part, segment_of
+from flagkit._core.model.values import Value, find_extended_form
+from flagkit._core.printable import to_printable
+from flagkit._core.snapshot import Part, unpack_segment
 
 T = TypeVar("T")
 
@@ -137,42 +137,42 @@ class Explanation(Struct, frozen=True, kw_only=True):
 
         The caller's key and default are cut as attributes are. Never raises.
         """
-        told = msgspec.structs.replace(self, evaluation=_told(self.evaluation))
+        told = msgspec.structs.replace(self, evaluation=_to_plain_evaluation(self.evaluation))
         plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(told))
         return plain
 
     def __str__(self) -> str:
-        return "\n".join(map(printable, _lines(self)))
+        return "\n".join(map(to_printable, _iter_lines(self)))
 
 
-def shown(value: object) -> Any:
+def truncate_for_display(value: object) -> Any:
     """Return an attribute as plain data, cut where it is long or deep. Never raises.
 
     Of all in it there are at most 1,000 items and 10,000 characters.
     """
-    return _Showing().plain(value, 0)
+    return _Truncater().to_plain(value, 0)
 
 
-class _Showing:
+class _Truncater:
     """What of a value is shown, by what is left of its items and characters."""
 
     def __init__(self) -> None:
         self._items = _ITEMS_ALL_MAX
         self._characters = _TEXT_ALL_MAX
 
-    def plain(self, value: object, depth: int) -> Any:
+    def to_plain(self, value: object, depth: int) -> Any:
         try:
-            return self._plain(value, depth)
+            return self._convert(value, depth)
         except Exception as error:
             # Whatever a caller's object does.
             if is_interruption(error):
                 raise
             # What a type is called, its own metaclass cannot misstate here.
-            return self._text(f"an object of {type.__repr__(type(value))}")
+            return self._truncate_text(f"an object of {type.__repr__(type(value))}")
 
     # The methods of the plain types, and not those by which a caller's own types replace them.
-    def _plain(self, value: object, depth: int) -> Any:  # noqa: PLR0911 - one for each type
-        value = native(value)
+    def _convert(self, value: object, depth: int) -> Any:  # noqa: PLR0911 - one for each type
+        value = to_native(value)
         match value:
             case None | True | False:
                 return value
@@ -182,30 +182,30 @@ class _Showing:
                 bits = int.bit_length(value)
                 return int.__int__(value) if bits <= _BITS_MAX else f"an integer of {bits} bits"
             case str():
-                return self._text(value)
+                return self._truncate_text(value)
             case list() | tuple() | dict() if depth == _DEPTH_MAX:
                 return "..."
             case list() | tuple():
                 items = cast("list[object] | tuple[object, ...]", value)
-                cut = [self.plain(item, depth + 1) for item in self._some(items)]
+                cut = [self.to_plain(item, depth + 1) for item in self._iter_limited(items)]
                 return cut if len(cut) == len(items) else [*cut, f"... {len(items):,} in all"]
             case dict():
                 fields = cast("dict[object, object]", value)
                 return {
-                    str(self.plain(name, depth + 1)): self.plain(item, depth + 1)
-                    for name, item in self._some(fields.items())
+                    str(self.to_plain(name, depth + 1)): self.to_plain(item, depth + 1)
+                    for name, item in self._iter_limited(fields.items())
                 }
             case _:
-                return self._text(repr(value))
+                return self._truncate_text(repr(value))
 
-    def _some(self, items: Iterable[T]) -> Iterator[T]:
+    def _iter_limited(self, items: Iterable[T]) -> Iterator[T]:
         for item in itertools.islice(items, _ITEMS_MAX):
             if not self._items:
                 return
             self._items -= 1
             yield item
 
-    def _text(self, text: str) -> str:
+    def _truncate_text(self, text: str) -> str:
         whole = str.__str__(text)
         cut = whole[: min(_TEXT_MAX, self._characters)]
         self._characters -= len(cut)
@@ -213,17 +213,19 @@ class _Showing:
         return cut.encode("utf-8", "backslashreplace").decode() + ending
 
 
-def _told(found: Evaluation[Any]) -> Evaluation[Any]:
+def _to_plain_evaluation(evaluation: Evaluation[Any]) -> Evaluation[Any]:
     """Return an evaluation with what is the caller's own in it as plain data."""
     return msgspec.structs.replace(
-        found,
-        flag_key=shown(found.flag_key),
-        value=_plain(found.value) if found.variant is not None else shown(found.value),
-        error_message=shown(found.error_message),
+        evaluation,
+        flag_key=truncate_for_display(evaluation.flag_key),
+        value=_to_plain_value(evaluation.value)
+        if evaluation.variant is not None
+        else truncate_for_display(evaluation.value),
+        error_message=truncate_for_display(evaluation.error_message),
     )
 
 
-def _plain(value: Any) -> Any:
+def _to_plain_value(value: Any) -> Any:
     """Return a variant's value, or its text if JSON cannot say it.
 
     No writer stores such a value, but what was stored past the writer may hold a null for a name.
@@ -231,24 +233,24 @@ def _plain(value: Any) -> Any:
     try:
         msgspec.json.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError):
-        return shown(value)
+        return truncate_for_display(value)
     return value
 
 
-def _lines(explanation: Explanation) -> Iterator[str]:
-    found = _told(explanation.evaluation)
+def _iter_lines(explanation: Explanation) -> Iterator[str]:
+    found = _to_plain_evaluation(explanation.evaluation)
     served = f"{found.variant!r}, " if found.variant is not None else "the default, "
     by = f" by rule {found.rule!r}" if found.rule else ""
-    yield f"{found.flag_key} is {_short(found.value)}: {served}{found.reason}{by}"
+    yield f"{found.flag_key} is {_shorten(found.value)}: {served}{found.reason}{by}"
     if found.error_code is not None:
         yield f"  {found.error_code}: {found.error_message}"
     until = f", valid until {found.valid_until.isoformat()}" if found.valid_until else ""
     yield f"  at revision {found.revision}, {explanation.time.isoformat()}{until}"
     for flag in explanation.flags:
-        yield from _flag_lines(flag)
+        yield from _iter_flag_lines(flag)
 
 
-def _flag_lines(flag: FlagTrace) -> Iterator[str]:
+def _iter_flag_lines(flag: FlagTrace) -> Iterator[str]:
     where = "" if flag.region == EVERYWHERE else f", of region {flag.region}"
     yield f"flag {flag.flag_key}, version {flag.version}{where}, {flag.state}"
     for wanted in flag.prerequisites:
@@ -262,57 +264,58 @@ def _flag_lines(flag: FlagTrace) -> Iterator[str]:
         if rule.open is not None:
             yield f"    the window is {'open' if rule.open else 'closed'}"
         for condition in rule.conditions:
-            yield from _condition_lines(condition, "    ")
+            yield from _iter_condition_lines(condition, "    ")
         if rule.rollout is not None:
-            yield f"    {_rollout_line(rule.rollout)}"
+            yield f"    {_format_rollout(rule.rollout)}"
     if flag.rollout is not None:
-        yield f"  fallthrough: {_rollout_line(flag.rollout)}"
+        yield f"  fallthrough: {_format_rollout(flag.rollout)}"
     served = repr(flag.variant) if flag.variant is not None else "no variant"
     yield f"  serves {served}: {flag.reason}"
 
 
-def _condition_lines(condition: ConditionTrace, indent: str) -> Iterator[str]:
+def _iter_condition_lines(condition: ConditionTrace, indent: str) -> Iterator[str]:
     mark = "yes" if condition.holds else "no "
     if condition.path is None:
-        named = f" {_short(condition.constant)}" if condition.constant is not None else ""
+        named = f" {_shorten(condition.constant)}" if condition.constant is not None else ""
         yield f"{indent}{mark} {condition.operator}{named}"
         for inner in condition.inner:
-            yield from _condition_lines(inner, f"{indent}    ")
+            yield from _iter_condition_lines(inner, f"{indent}    ")
         return
-    seen = f"seen: {_short(condition.seen)}" if condition.present else "not there"
-    constant = f" {_short(condition.constant)}" if condition.constant is not None else ""
+    seen = f"seen: {_shorten(condition.seen)}" if condition.present else "not there"
+    constant = f" {_shorten(condition.constant)}" if condition.constant is not None else ""
     yield f"{indent}{mark} {condition.path} {condition.operator}{constant} ({seen})"
 
 
-def _rollout_line(rollout: RolloutTrace) -> str:
+def _format_rollout(rollout: RolloutTrace) -> str:
     if rollout.bucket is None or rollout.interval is None:
         return f"rollout by {rollout.by}: the context has nothing to hash there"
     ramp = f", a ramp at {rollout.ramp_percent:g} %" if rollout.ramp_percent is not None else ""
     start, end = rollout.interval
     return (
         f"rollout by {rollout.by}{ramp}: {rollout.key!r} under salt {rollout.salt!r} is in bucket"
-        f" {rollout.bucket:,}, from {percent(start):g} to {percent(end):g} %: {rollout.variant!r}"
+        f" {rollout.bucket:,}, from {to_percent(start):g} to {to_percent(end):g} %:"
+        f" {rollout.variant!r}"
     )
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
     text = repr(value)
     return text if len(text) <= _WIDTH_MAX else f"{text[:_WIDTH_MAX]}... ({len(text):,} characters)"
 
 
-class Policies(Protocol):
+class FlagLookup(Protocol):
     """What a tracer looks flags and segments up in. All that sound flags refer to is there."""
 
-    def flag(self, key: str) -> tuple[Flag, int]:
+    def get_flag(self, key: str) -> tuple[Flag, int]:
         """Return a flag and its version."""
         ...
 
-    def segment(self, key: str) -> tuple[Segment, Mapping[str, Any]]:
+    def get_segment(self, key: str) -> tuple[Segment, Mapping[str, Any]]:
         """Return a segment, and the parts of members that it refers to."""
         ...
 
 
-class Traced(Struct, frozen=True):
+class TracedFlag(Struct, frozen=True):
     """A flag's trace and its outcome."""
 
     trace: FlagTrace
@@ -324,7 +327,7 @@ class Tracer:
 
     def __init__(
         self,
-        policies: Policies,
+        policies: FlagLookup,
         attributes: dict[str, Any],
         moment: float,
         redact: Collection[str] = (),
@@ -332,28 +335,28 @@ class Tracer:
         self._policies = policies
         self._attributes = attributes
         self._moment = moment
-        self._redact = [_names(path) for path in redact]
-        self._shown: dict[str, Any] = {}
+        self._redacted_names = [_split_path(path) for path in redact]
+        self._display_cache: dict[str, Any] = {}
 
-    def trace(self, key: str) -> list[Traced]:
+    def trace(self, key: str) -> list[TracedFlag]:
         """Return the traces of a flag, first, and of the prerequisites asked for it.
 
         Each flag is evaluated once, and nothing is nested, however long the chains.
         """
-        done: dict[str, Traced] = {}
+        done: dict[str, TracedFlag] = {}
         waiting = [key]
         while waiting:
             current = waiting[-1]
-            flag, version = self._policies.flag(current)
-            needed = self._needed(flag, done)
+            flag, version = self._policies.get_flag(current)
+            needed = self._find_next_prerequisite(flag, done)
             if current in done or needed is None:
                 waiting.pop()
-                done.setdefault(current, self._traced(flag, version, done))
+                done.setdefault(current, self._trace_flag(flag, version, done))
             else:
                 waiting.append(needed)
         return list(done.values())[::-1]
 
-    def _needed(self, flag: Flag, done: Mapping[str, Traced]) -> str | None:
+    def _find_next_prerequisite(self, flag: Flag, done: Mapping[str, TracedFlag]) -> str | None:
         """Return the prerequisite that has to be evaluated next, None if nothing has."""
         if flag.state == "active":
             for wanted in flag.prerequisites:
@@ -364,11 +367,11 @@ class Tracer:
                     return None
         return None
 
-    def _traced(self, flag: Flag, version: int, done: Mapping[str, Traced]) -> Traced:
+    def _trace_flag(self, flag: Flag, version: int, done: Mapping[str, TracedFlag]) -> TracedFlag:
         asked: list[PrerequisiteTrace] = []
         rules: list[RuleTrace] = []
         rollout: RolloutTrace | None = None
-        outcome = off_outcome(flag) if flag.state != "active" else None
+        outcome = build_off_outcome(flag) if flag.state != "active" else None
         for wanted in flag.prerequisites if outcome is None else ():
             served = done[wanted.flag].outcome.variant
             met = served in wanted.variants
@@ -378,18 +381,20 @@ class Tracer:
                 )
             )
             if not met:
-                outcome = off_outcome(flag)
+                outcome = build_off_outcome(flag)
                 break
         if outcome is None:
             for rule in flag.rules:
-                tried = self._rule(rule)
+                tried = self._trace_rule(rule)
                 rules.append(tried)
                 if tried.holds:
-                    outcome = self._served(flag, rule.serves, tried.rollout, rule.name)
+                    outcome = self._build_served_outcome(
+                        flag, rule.serves, tried.rollout, rule.name
+                    )
                     break
         if outcome is None:
-            rollout = self._rollout(flag.fallthrough)
-            outcome = self._served(flag, flag.fallthrough, rollout, None)
+            rollout = self._trace_rollout(flag.fallthrough)
+            outcome = self._build_served_outcome(flag, flag.fallthrough, rollout, None)
         trace = FlagTrace(
             flag_key=flag.key,
             region=flag.region,
@@ -402,10 +407,10 @@ class Tracer:
             rules=tuple(rules),
             rollout=rollout,
         )
-        return Traced(trace, outcome)
+        return TracedFlag(trace, outcome)
 
-    def _rule(self, rule: Rule) -> RuleTrace:
-        conditions = tuple(self._conditions(rule.when))
+    def _trace_rule(self, rule: Rule) -> RuleTrace:
+        conditions = tuple(self._iter_conditions(rule.when))
         opened = None if rule.during is None else is_open(rule.during, self._moment)
         holds = opened is not False and all(condition.holds for condition in conditions)
         return RuleTrace(
@@ -413,87 +418,91 @@ class Tracer:
             holds=holds,
             open=opened,
             conditions=conditions,
-            rollout=self._rollout(rule.serves) if holds else None,
+            rollout=self._trace_rollout(rule.serves) if holds else None,
         )
 
-    def _rollout(self, serves: Serves) -> RolloutTrace | None:
+    def _trace_rollout(self, serves: Serves) -> RolloutTrace | None:
         if isinstance(serves, Serve):
             return None
         by = ".".join(serves.by)
-        key = key_of(attribute(self._attributes, serves.by))
+        key = to_bucketing_key(get_attribute(self._attributes, serves.by))
         if key is None:
             return RolloutTrace(by=by, salt=serves.salt, key=None)
-        place = bucket(seed(serves.salt), key)
+        place = compute_bucket(compute_seed(serves.salt), key)
         share = None
         if isinstance(serves, Ramp):
-            share = share_at(serves, self._moment)
+            share = compute_share(serves, self._moment)
             parts = [(0, share, serves.variant), (share, BUCKETS, serves.otherwise)]
         else:
-            parts = spans(serves.intervals)
+            parts = list_spans(serves.intervals)
         start, end, variant = next(part for part in parts if part[0] <= place < part[1])
         return RolloutTrace(
             by=by,
             salt=serves.salt,
-            key=REDACTED if self._is_redacted(by) else shown(key),
+            key=REDACTED if self._is_redacted(by) else truncate_for_display(key),
             bucket=place,
             interval=(start, end),
             variant=variant,
-            ramp_percent=None if share is None else percent(share),
+            ramp_percent=None if share is None else to_percent(share),
         )
 
-    def _served(
+    def _build_served_outcome(
         self, flag: Flag, serves: Serves, rollout: RolloutTrace | None, rule: str | None
     ) -> Outcome:
         if isinstance(serves, Serve):
-            return outcome_of(flag, serves.variant, rule)
+            return build_outcome(flag, serves.variant, rule)
         assert rollout is not None, "what rolls out was traced"
         if rollout.variant is None:
-            found = attribute(self._attributes, serves.by)
-            return outcome_without_key(found, serves.by, without_key(serves))
-        return outcome_of(flag, rollout.variant, rule, split=True)
+            found = get_attribute(self._attributes, serves.by)
+            return get_outcome_without_key(found, serves.by, build_missing_key_outcome(serves))
+        return build_outcome(flag, rollout.variant, rule, split=True)
 
-    def _conditions(self, when: Mapping[str, Value]) -> Iterator[ConditionTrace]:
+    def _iter_conditions(self, when: Mapping[str, Value]) -> Iterator[ConditionTrace]:
         for name, written in when.items():
             if name in LOGICAL:
-                yield self._logical(name, written)
+                yield self._trace_logical(name, written)
             elif name == SEGMENT:
                 keys = [written] if isinstance(written, str) else written
                 assert isinstance(keys, list), "it was parsed"
-                traces = tuple(self._segment(str(key)) for key in keys)
+                traces = tuple(self._trace_segment(str(key)) for key in keys)
                 if len(traces) == 1:
                     yield traces[0]
                 else:
-                    yield _joined("$or", traces)
+                    yield _join_traces("$or", traces)
             else:
-                yield from self._tests(name, written)
+                yield from self._iter_tests(name, written)
 
-    def _logical(self, operator: str, written: Value) -> ConditionTrace:
+    def _trace_logical(self, operator: str, written: Value) -> ConditionTrace:
         assert isinstance(written, list), "it was parsed"
         branches: list[ConditionTrace] = []
         for branch in written:
             assert isinstance(branch, dict), "it was parsed"
-            inner = tuple(self._conditions(branch))
-            branches.append(inner[0] if len(inner) == 1 else _joined("$and", inner))
-        return _joined(operator, tuple(branches))
+            inner = tuple(self._iter_conditions(branch))
+            branches.append(inner[0] if len(inner) == 1 else _join_traces("$and", inner))
+        return _join_traces(operator, tuple(branches))
 
-    def _segment(self, key: str) -> ConditionTrace:
-        segment, parts = self._policies.segment(key)
+    def _trace_segment(self, key: str) -> ConditionTrace:
+        segment, parts = self._policies.get_segment(key)
         by = ".".join(segment.by)
-        excluded = self._test(by, "excluded", None, among(segment, segment.excluded, parts))
-        included = self._test(by, "included", None, among(segment, segment.included, parts))
+        excluded = self._trace_test(
+            by, "excluded", None, build_member_test(segment, segment.excluded, parts)
+        )
+        included = self._trace_test(
+            by, "included", None, build_member_test(segment, segment.included, parts)
+        )
         ways = [included]
         if segment.when is not None:
-            conditions = tuple(self._conditions(segment.when))
-            ways.append(conditions[0] if len(conditions) == 1 else _joined("$and", conditions))
+            conditions = tuple(self._iter_conditions(segment.when))
+            ways.append(conditions[0] if len(conditions) == 1 else _join_traces("$and", conditions))
         holds = not excluded.holds and any(way.holds for way in ways)
         return ConditionTrace(operator=SEGMENT, constant=key, holds=holds, inner=(excluded, *ways))
 
-    def _tests(self, path: str, written: Value) -> Iterator[ConditionTrace]:
+    def _iter_tests(self, path: str, written: Value) -> Iterator[ConditionTrace]:
         operators: dict[str, Value] = {"$eq": written}
         document: Value = {path: written}
         if (
             isinstance(written, dict)
-            and extension(written) is None
+            and find_extended_form(written) is None
             and next(iter(written), "").startswith("$")
         ):
             operators = written
@@ -507,44 +516,46 @@ class Tracer:
                     one[OPTIONS] = operators[OPTIONS]
                     shown_constant = one
                 document = {path: one}
-            yield self._test(path, operator, shown_constant, parse(document, ""))
+            yield self._trace_test(path, operator, shown_constant, parse_condition(document, ""))
 
-    def _test(
+    def _trace_test(
         self, path: str, operator: str, constant: Value, condition: Condition
     ) -> ConditionTrace:
-        at, seen = _seen(self._attributes, path)
+        at, seen = _find_value(self._attributes, path)
         hidden = self._is_redacted(path)
         return ConditionTrace(
             path=path,
             operator=operator,
             constant=REDACTED if hidden and constant is not None else constant,
             present=at is not None,
-            seen=None if at is None else self._show(at, seen),
+            seen=None if at is None else self._display(at, seen),
             holds=matches(condition, self._attributes),
         )
 
-    def _show(self, path: str, seen: object) -> Any:
+    def _display(self, path: str, seen: object) -> Any:
         # Once for each path: what is large, or contains itself, takes long to show.
-        if path not in self._shown:
-            self._shown[path] = REDACTED if self._is_redacted(path) else shown(seen)
-        return self._shown[path]
+        if path not in self._display_cache:
+            self._display_cache[path] = (
+                REDACTED if self._is_redacted(path) else truncate_for_display(seen)
+            )
+        return self._display_cache[path]
 
     def _is_redacted(self, path: str) -> bool:
         """Tell whether what stands at a path is to be hidden, or part of it, or what it is in."""
-        names = _names(path)
+        names = _split_path(path)
         return any(
             all(one == other for one, other in zip(names, hidden, strict=False))
-            for hidden in self._redact
+            for hidden in self._redacted_names
         )
 
 
-def _names(path: str) -> list[str]:
+def _split_path(path: str) -> list[str]:
     """Return the names of a path without indexes: paths lead into all elements of lists, or one."""
     first, *others = path.split(".")
     return [first, *(name for name in others if not name.isdigit())]
 
 
-def _seen(attributes: dict[str, Any], path: str) -> tuple[str | None, object]:
+def _find_value(attributes: dict[str, Any], path: str) -> tuple[str | None, object]:
     """Return what stands at a path, or a list on the way to it, with its own path; None if none."""
     value: Any = attributes
     names = path.split(".")
@@ -553,11 +564,11 @@ def _seen(attributes: dict[str, Any], path: str) -> tuple[str | None, object]:
             return ".".join(names[:at]), cast("object", value)
         if not isinstance(value, dict) or name not in value:
             return None, None
-        value = native(cast("dict[str, Any]", value)[name])
+        value = to_native(cast("dict[str, Any]", value)[name])
     return path, cast("object", value)
 
 
-def _joined(operator: str, inner: tuple[ConditionTrace, ...]) -> ConditionTrace:
+def _join_traces(operator: str, inner: tuple[ConditionTrace, ...]) -> ConditionTrace:
     held: Iterable[bool] = (condition.holds for condition in inner)
     holds = all(held) if operator == "$and" else any(held)
     return ConditionTrace(operator=operator, holds=holds is not (operator == "$nor"), inner=inner)
@@ -569,8 +580,8 @@ EXPLANATIONS_MAX = 3
 """How often an explanation is tried while the clock changes the answer."""
 
 
-def explained(
-    view: View, key: str, context: ContextLike, default: Any, redact: Collection[str] = ()
+def explain_flag(
+    evaluator: Evaluator, key: str, context: ContextLike, default: Any, redact: Collection[str] = ()
 ) -> Explanation:
     """Return the answer of a flag with all that led to it. Never raises.
 
@@ -578,21 +589,21 @@ def explained(
     misbehaves.
     """
     # Gone through anew where the clock has made a difference in between.
-    evaluation = view.evaluate(key, context, default)
+    evaluation = evaluator.evaluate(key, context, default)
     time = datetime.fromtimestamp(0, UTC)
     flags: tuple[FlagTrace, ...] = ()
     try:
-        hidden = _paths(redact)
+        hidden = _check_paths(redact)
         for _ in range(EXPLANATIONS_MAX):
-            moment = view.now()
+            moment = evaluator.now()
             time = datetime.fromtimestamp(moment, UTC)
-            traced = _traced(view, key, context, moment, hidden)
+            traced = _trace(evaluator, key, context, moment, hidden)
             if not traced:
                 break
-            if _same(evaluation, evaluation_of(key, traced[0].outcome, default)):
+            if _is_same_answer(evaluation, build_evaluation(key, traced[0].outcome, default)):
                 flags = tuple(item.trace for item in traced)
                 break
-            evaluation = view.evaluate(key, context, default)
+            evaluation = evaluator.evaluate(key, context, default)
     except Exception as error:
         # A caller's odd key, context or default must not hurt the caller.
         if is_interruption(error):
@@ -601,7 +612,7 @@ def explained(
     return Explanation(evaluation=evaluation.without_secret(), time=time, flags=flags)
 
 
-def _paths(redact: Collection[str]) -> tuple[str, ...]:
+def _check_paths(redact: Collection[str]) -> tuple[str, ...]:
     """Return the paths to redact.
 
     Raises:
@@ -614,18 +625,18 @@ def _paths(redact: Collection[str]) -> tuple[str, ...]:
     return paths
 
 
-def _traced(
-    view: View, key: str, context: ContextLike, moment: float, redact: Collection[str]
-) -> list[Traced]:
+def _trace(
+    evaluator: Evaluator, key: str, context: ContextLike, moment: float, redact: Collection[str]
+) -> list[TracedFlag]:
     """Return the steps of an evaluation, none where there are none to go through."""
-    compiled = view.find(key)
+    compiled = evaluator.find(key)
     broken = compiled.constant if compiled is not None else None
     if compiled is None or (broken is not None and broken.error_code is not None):
         return []
-    return Tracer(_Policies(view), attributes_of(context), moment, redact).trace(key)
+    return Tracer(_SnapshotLookup(evaluator), get_attributes(context), moment, redact).trace(key)
 
 
-def _same(one: Evaluation[Any], other: Evaluation[Any]) -> bool:
+def _is_same_answer(one: Evaluation[Any], other: Evaluation[Any]) -> bool:
     # That it is stale is no step of what led to an answer.
     return (one.variant, one.rule, one.error_code) == (
         other.variant,
@@ -634,23 +645,23 @@ def _same(one: Evaluation[Any], other: Evaluation[Any]) -> bool:
     ) and one.reason in (other.reason, Reason.STALE)
 
 
-class _Policies:
+class _SnapshotLookup:
     """A snapshot's flags and segments, for those whose references are sound."""
 
-    def __init__(self, view: View) -> None:
-        self._view = view
-        self._snapshot = view.snapshot
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator = evaluator
+        self._snapshot = evaluator.snapshot
         self._flags: dict[str, tuple[Flag, int]] = {}
 
-    def flag(self, key: str) -> tuple[Flag, int]:
+    def get_flag(self, key: str) -> tuple[Flag, int]:
         found = self._flags.get(key)
         if found is None:
             record = self._snapshot.find(key)
             assert record is not None, "a sound flag refers to what there is"
-            found = self._flags[key] = self._view.opened(record), record.version
+            found = self._flags[key] = self._evaluator.decrypt_flag(record), record.version
         return found
 
-    def segment(self, key: str) -> tuple[Segment, Mapping[str, Part]]:
-        record = self._snapshot.segment(key)
+    def get_segment(self, key: str) -> tuple[Segment, Mapping[str, Part]]:
+        record = self._snapshot.find_segment(key)
         assert record is not None, "a sound flag refers to what there is"
-        return segment_of(record), self._snapshot.parts
+        return unpack_segment(record), self._snapshot.parts

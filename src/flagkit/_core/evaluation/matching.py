@@ -16,17 +16,17 @@ from typing import Any, Final, TypeAlias, TypeGuard, cast
 from flagkit._core.model.conditions import (
     NEVER,
     Affix,
-    Among,
     And,
     Compare,
+    CompiledPattern,
     Condition,
     ElemMatch,
     Exists,
     Field,
-    Found,
     HasType,
     In,
     InSegment,
+    MemberTest,
     Mod,
     Nor,
     Or,
@@ -35,20 +35,20 @@ from flagkit._core.model.conditions import (
     Test,
     Version,
 )
-from flagkit._core.model.foreign import NATIVE, native
-from flagkit._core.model.keys import key_of
-from flagkit._core.model.segments import Keys, Segment, hash_of_member, part_of
+from flagkit._core.model.foreign import NATIVE, to_native
+from flagkit._core.model.keys import to_bucketing_key
+from flagkit._core.model.segments import Keys, Segment, get_part_index, hash_member
 from flagkit._core.model.values import (
     NUMBER,
     VersionKey,
-    equal,
-    identity,
+    get_kind,
+    is_equal,
     is_nan,
-    kind,
-    ordered,
-    version_key,
+    is_ordered,
+    parse_version,
+    to_identity,
 )
-from flagkit._core.regex import TEXT_MAX, found_in
+from flagkit._core.regex import TEXT_MAX, has_match
 
 Node: TypeAlias = Mapping[str, Any]
 Items: TypeAlias = "list[Any] | tuple[Any, ...]"
@@ -76,7 +76,7 @@ def matches(condition: Condition, attributes: Any) -> bool:  # noqa: PLR0911 - o
             return _passes(test, attributes)
         case Field(path, test):
             whole = isinstance(test, Size | ElemMatch)
-            return any(_passes(test, value) for value in _reached(attributes, path, 0, whole))
+            return any(_passes(test, value) for value in _iter_values(attributes, path, 0, whole))
         case And(conditions):
             return all(matches(item, attributes) for item in conditions)
         case Or(conditions):
@@ -88,7 +88,7 @@ def matches(condition: Condition, attributes: Any) -> bool:  # noqa: PLR0911 - o
             return False
 
 
-def attribute(attributes: Mapping[str, Any], path: tuple[str, ...]) -> object:
+def get_attribute(attributes: Mapping[str, Any], path: tuple[str, ...]) -> object:
     """Return the value at a path through documents, None if there is none. Enters no lists."""
     value: object = attributes
     for name in path:
@@ -96,93 +96,103 @@ def attribute(attributes: Mapping[str, Any], path: tuple[str, ...]) -> object:
             return None
         value = cast("dict[str, object]", value).get(name)
         if type(value) not in NATIVE:
-            value = native(value)
+            value = to_native(value)
     return value
 
 
 def value_passes(test: Test, value: object) -> bool:
     """Tell whether an attribute passes a test, by itself or by an element of it."""
-    value = _native(value)
+    value = _to_native(value)
     if _is_list(value) and not isinstance(test, Size | ElemMatch):
         return any(_passes(test, item) for item in value) or _passes(test, value)
     return _passes(test, value)
 
 
-def _reached(node: Node, path: tuple[str, ...], at: int, whole: bool) -> Iterator[object]:  # noqa: FBT001
+def _iter_values(node: Node, path: tuple[str, ...], at: int, whole: bool) -> Iterator[object]:  # noqa: FBT001
     """Yield the values that `path[at:]` reaches in a document, MISSING where it breaks off.
 
     A list at the end of the path stands for its elements and itself, or, if `whole`, for itself.
     """
-    value = _native(node.get(path[at], MISSING))
+    value = _to_native(node.get(path[at], MISSING))
     at += 1
     while at < len(path) and isinstance(value, dict):
-        value = _native(cast("Node", value).get(path[at], MISSING))
+        value = _to_native(cast("Node", value).get(path[at], MISSING))
         at += 1
     if _is_list(value):
-        yield from _spread(value, path, at, whole)
+        yield from _iter_list_values(value, path, at, whole)
     else:
         yield value if at == len(path) else MISSING
 
 
-def _spread(items: Items, path: tuple[str, ...], at: int, whole: bool) -> Iterator[object]:  # noqa: FBT001
+def _iter_list_values(
+    items: Items,
+    path: tuple[str, ...],
+    at: int,
+    whole: bool,  # noqa: FBT001
+) -> Iterator[object]:
     if at == len(path):
         if not whole:
             yield from items
         yield items
         return
-    for item in map(_native, items):
+    for item in map(_to_native, items):
         # Only documents are entered by name: a scalar or a list in a list is not even "missing".
         if isinstance(item, dict):
-            yield from _reached(cast("Node", item), path, at, whole)
+            yield from _iter_values(cast("Node", item), path, at, whole)
     index = path[at]
     if _INDEX.fullmatch(index) and int(index) < len(items):
-        yield from _indexed(_native(items[int(index)]), path, at + 1, whole)
+        yield from _iter_indexed_values(_to_native(items[int(index)]), path, at + 1, whole)
 
 
-def _indexed(item: object, path: tuple[str, ...], at: int, whole: bool) -> Iterator[object]:  # noqa: FBT001
+def _iter_indexed_values(
+    item: object,
+    path: tuple[str, ...],
+    at: int,
+    whole: bool,  # noqa: FBT001
+) -> Iterator[object]:
     if at == len(path):
         yield item
     elif _is_list(item):
-        yield from _spread(item, path, at, whole)
+        yield from _iter_list_values(item, path, at, whole)
     elif isinstance(item, dict):
-        yield from _reached(cast("Node", item), path, at, whole)
+        yield from _iter_values(cast("Node", item), path, at, whole)
     # With path left, a scalar is nothing, and not even "missing": as one that stands in a list.
 
 
 def _passes(test: Test, value: object) -> bool:  # noqa: C901, PLR0911, PLR0912 - one for each test
-    value = _native(value)
+    value = _to_native(value)
     match test:
         case Compare(operator, constant):
-            return ordered(operator, None if value is MISSING else value, constant)
+            return is_ordered(operator, None if value is MISSING else value, constant)
         case In(scalars, wholes):
             found = None if value is MISSING else value
-            return identity(found) in scalars or any(equal(found, whole) for whole in wholes)
+            return to_identity(found) in scalars or any(is_equal(found, whole) for whole in wholes)
         case Exists():
             return value is not MISSING
         case Size(count):
             return _is_list(value) and len(value) == count
         case HasType(names):
-            return value is not MISSING and bson_type(value) in names
+            return value is not MISSING and get_bson_type(value) in names
         case Mod(divisor, remainder):
-            return _remainder(value, divisor) == remainder
+            return _compute_remainder(value, divisor) == remainder
         case ElemMatch(condition, by_value):
             if not _is_list(value):
                 return False
-            items = value if by_value else _documents_in(value)
+            items = value if by_value else _iter_documents(value)
             return any(matches(condition, item) for item in items)
         case Affix(operator, texts):
             return isinstance(value, str) and AFFIXES[operator](value, texts)
-        case Found(search):
-            return isinstance(value, str) and _has(str.__str__(value), search)
+        case CompiledPattern(search):
+            return isinstance(value, str) and _has_match(str.__str__(value), search)
         case Pattern(source, options):
-            return isinstance(value, str) and found_in(value, source, options)
+            return isinstance(value, str) and has_match(value, source, options)
         case Version(operator, keys):
             return isinstance(value, str) and version_passes(operator, str.__str__(value), keys)
-        case Among(members):
+        case MemberTest(members):
             return value in members
 
 
-def _has(text: str, search: Callable[[str], object]) -> bool:
+def _has_match(text: str, search: Callable[[str], object]) -> bool:
     return len(text) <= TEXT_MAX and bool(search(text))
 
 
@@ -195,7 +205,7 @@ AFFIXES: Final[Mapping[str, Callable[[str, tuple[str, ...]], bool]]] = {
 
 def version_passes(operator: str, value: str, keys: tuple[VersionKey, ...]) -> bool:
     """Tell whether a string is a version, and in an order to some others; no other string is."""
-    key = version_key(value)
+    key = parse_version(value)
     if key is None:
         return False
     match operator:
@@ -207,15 +217,15 @@ def version_passes(operator: str, value: str, keys: tuple[VersionKey, ...]) -> b
             return bool(_PYTHON[operator](key, keys[0]))
 
 
-def bson_type(value: object) -> str | None:
+def get_bson_type(value: object) -> str | None:
     """Return the name of the BSON type of a value, None if it has none."""
-    place = kind(value)
+    place = get_kind(value)
     if place == NUMBER:
-        return _number_type(value)
+        return _get_number_type(value)
     return None if place is None else _TYPES[place]
 
 
-def _number_type(value: object) -> str | None:
+def _get_number_type(value: object) -> str | None:
     if isinstance(value, int):
         if -(2**31) <= value < 2**31:
             return "int"
@@ -223,33 +233,33 @@ def _number_type(value: object) -> str | None:
     return "double" if isinstance(value, float) else "decimal"
 
 
-def _remainder(value: Any, divisor: int) -> int | None:
+def _compute_remainder(value: Any, divisor: int) -> int | None:
     """Return the remainder as C has it, of what is left of a number without its fraction."""
-    if kind(value) != NUMBER or is_nan(value) or not -(2**63) <= value < 2**63:
+    if get_kind(value) != NUMBER or is_nan(value) or not -(2**63) <= value < 2**63:
         return None
     whole = int(value)
     remainder = abs(whole) % abs(divisor)
     return -remainder if whole < 0 else remainder
 
 
-def _documents_in(items: Items) -> Iterator[Node]:
+def _iter_documents(items: Items) -> Iterator[Node]:
     """Yield the documents among some elements; lists are documents of their indexes, too."""
-    for item in map(_native, items):
+    for item in map(_to_native, items):
         if _is_list(item):
             yield {str(i): inner for i, inner in enumerate(item)}
         elif isinstance(item, dict):
             yield cast("Node", item)
 
 
-def _native(value: object) -> Any:
-    return value if type(value) in NATIVE or value is MISSING else native(value)
+def _to_native(value: object) -> Any:
+    return value if type(value) in NATIVE or value is MISSING else to_native(value)
 
 
 def _is_list(value: object) -> TypeGuard[Items]:
     return isinstance(value, list | tuple)
 
 
-class Members:
+class MemberSet:
     """A set of keys, kept as ascending 64-bit hashes in parts, 8 bytes a member.
 
     A key that is none of n members is taken for one with a probability of n / 2**64.
@@ -266,16 +276,16 @@ class Members:
         self._seed = seed
 
     def __contains__(self, value: object) -> bool:
-        key = key_of(value)
+        key = to_bucketing_key(value)
         if key is None or not self._parts:
             return False
-        member = hash_of_member(key, self._seed)
-        part = self._parts[part_of(member, len(self._parts))]
+        member = hash_member(key, self._seed)
+        part = self._parts[get_part_index(member, len(self._parts))]
         place = bisect_left(part, member)
         return place < len(part) and part[place] == member
 
 
-def meaning(segment: Segment, parts: "Mapping[str, Sequence[int]]") -> Condition:
+def build_segment_condition(segment: Segment, parts: "Mapping[str, Sequence[int]]") -> Condition:
     """Return the condition that being in a segment is.
 
     Raises:
@@ -283,24 +293,28 @@ def meaning(segment: Segment, parts: "Mapping[str, Sequence[int]]") -> Condition
     """
     conditions = [segment.condition] if segment.condition != NEVER else []
     if segment.included.count:
-        conditions.insert(0, among(segment, segment.included, parts))
+        conditions.insert(0, build_member_test(segment, segment.included, parts))
     inside = conditions[0] if len(conditions) == 1 else Or(tuple(conditions))
     if not segment.excluded.count:
         return inside
-    return And((Nor((among(segment, segment.excluded, parts),)), inside))
+    return And((Nor((build_member_test(segment, segment.excluded, parts),)), inside))
 
 
-def among(segment: Segment, keys: Keys, parts: "Mapping[str, Sequence[int]]") -> Condition:
+def build_member_test(
+    segment: Segment, keys: Keys, parts: "Mapping[str, Sequence[int]]"
+) -> Condition:
     """Return the condition that being among some keys of a segment is.
 
     Raises:
         KeyError: parts of members are not there.
     """
-    members = Members([parts[name] for name in keys.parts], segment.seed)
-    return Field(segment.by, Among(members))
+    members = MemberSet([parts[name] for name in keys.parts], segment.seed)
+    return Field(segment.by, MemberTest(members))
 
 
-def bound(condition: Condition, meanings: Mapping[str, Condition]) -> Condition:
+def bind_segments(
+    condition: Condition, conditions_by_segment: Mapping[str, Condition]
+) -> Condition:
     """Return a condition with the meaning of each segment in the place of its name.
 
     Raises:
@@ -308,8 +322,10 @@ def bound(condition: Condition, meanings: Mapping[str, Condition]) -> Condition:
     """
     match condition:
         case InSegment(key):
-            return meanings[key]
+            return conditions_by_segment[key]
         case Field():
             return condition
         case And(conditions) | Or(conditions) | Nor(conditions):
-            return type(condition)(tuple(bound(item, meanings) for item in conditions))
+            return type(condition)(
+                tuple(bind_segments(item, conditions_by_segment) for item in conditions)
+            )

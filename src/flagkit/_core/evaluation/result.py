@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from flagkit._core.interruptions import is_interruption
-from flagkit._core.model.sensitive import SENSITIVE, Secret, Withheld
+from flagkit._core.model.sensitive import SENSITIVE, SecretValue, UnavailableValue
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -48,7 +48,7 @@ class _CallersDefault:
 
 
 CALLERS_DEFAULT: Final = _CallersDefault()
-_SENSITIVE: Final = frozenset({Secret, Withheld})
+_SENSITIVE: Final = frozenset({SecretValue, UnavailableValue})
 """No default is of these types: so that plain values need not be looked at for them."""
 
 _PLAIN: Final = frozenset({bool, str, int, float, type(None)})
@@ -72,7 +72,7 @@ class Outcome(Struct, frozen=True, kw_only=True, gc=False):
     error_message: str | None = None
 
 
-def failed(code: ErrorCode, message: str) -> Outcome:
+def build_error_outcome(code: ErrorCode, message: str) -> Outcome:
     """Return the outcome of an evaluation that cannot answer."""
     return Outcome(reason=Reason.ERROR, error_code=code, error_message=message)
 
@@ -124,7 +124,7 @@ class Evaluation(Struct, Generic[T_co], frozen=True, kw_only=True, gc=False):
         """Return the fields, as rich prints them."""
         shown = msgspec.structs.asdict(self)
         if self.is_sensitive:
-            shown["value"] = Secret(None)
+            shown["value"] = SecretValue(None)
         return [*shown.items()]
 
     def without_secret(self) -> "Evaluation[Any]":
@@ -145,7 +145,7 @@ _UNTRACKED: Final = cast("type[Evaluation[Any]]", Evaluation)
 _TRACKED: Final = cast("type[Evaluation[Any]]", _TrackedEvaluation)
 
 
-def evaluation_of(
+def build_evaluation(
     key: str,
     outcome: Outcome,
     default: Any,
@@ -158,15 +158,15 @@ def evaluation_of(
     if value is CALLERS_DEFAULT:
         value = default
     elif type(value) is not type(default) or type(value) not in _PLAIN:
-        value = _fitted(value, default)
+        value = _fit_to_default(value, default)
         if value is CALLERS_DEFAULT:
             if type(outcome.value) in _SENSITIVE:
-                open_outcome = _opened(outcome)
-                found = evaluation_of(key, open_outcome, default, version, revision, valid_until)
+                open_outcome = _reveal_secret(outcome)
+                found = build_evaluation(key, open_outcome, default, version, revision, valid_until)
                 is_told = found.variant is not None and found.error_code is None
                 return msgspec.structs.replace(found, is_sensitive=is_told)
             value = default
-            outcome = failed(
+            outcome = build_error_outcome(
                 ErrorCode.TYPE_MISMATCH,
                 f"{key!r} serves {outcome.variant!r}, which is not of the type of the default, "
                 f"{type(default).__name__}",
@@ -186,16 +186,16 @@ def evaluation_of(
     )
 
 
-def _opened(outcome: Outcome) -> Outcome:
+def _reveal_secret(outcome: Outcome) -> Outcome:
     """Return the outcome of a sensitive variant with its value, or with what withholds it."""
-    value: Secret | Withheld = outcome.value
-    if isinstance(value, Secret):
+    value: SecretValue | UnavailableValue = outcome.value
+    if isinstance(value, SecretValue):
         return msgspec.structs.replace(outcome, value=value.value)
-    code = ErrorCode.PROVIDER_NOT_READY if value.is_passing else ErrorCode.PARSE_ERROR
-    return failed(code, value.problem)
+    code = ErrorCode.PROVIDER_NOT_READY if value.is_temporary else ErrorCode.PARSE_ERROR
+    return build_error_outcome(code, value.problem)
 
 
-def _fitted(value: Any, default: Any) -> Any:
+def _fit_to_default(value: Any, default: Any) -> Any:
     """Return a variant's value in the type of the default, CALLERS_DEFAULT where it has another."""
     kind = cast("type[object]", type(value))
     if kind is dict or kind is list:
@@ -212,11 +212,11 @@ def _fitted(value: Any, default: Any) -> Any:
     if isinstance(default, float) and kind is int:
         return float(value)
     if isinstance(default, Enum):
-        return _member_of(type(default), value)
+        return _find_enum_member(type(default), value)
     return value if isinstance(default, kind) else CALLERS_DEFAULT
 
 
-def _member_of(kind: type[Enum], value: Any) -> Any:
+def _find_enum_member(kind: type[Enum], value: Any) -> Any:
     """Return the member of an enumeration that has a value, CALLERS_DEFAULT if none has."""
     try:
         member = kind(value)

@@ -12,11 +12,11 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-from flagkit._core.evaluation.bucketing import bucket, seed, threshold
-from flagkit._core.evaluation.matching import attribute, matches
+from flagkit._core.evaluation.bucketing import compute_bucket, compute_seed, compute_threshold
+from flagkit._core.evaluation.matching import get_attribute, matches
 from flagkit._core.interruptions import is_interruption
 from flagkit._core.model import Flag, Ramp, Serves
-from flagkit._core.model.keys import key_of
+from flagkit._core.model.keys import to_bucketing_key
 from flagkit._core.model.windows import DAY_MINUTES, DAYS, Recurrence, Window
 
 _DAY_SECONDS: Final = 86_400
@@ -37,10 +37,12 @@ _zone = functools.cache(ZoneInfo)
 def is_open(window: Window, moment: float) -> bool:
     """Tell whether a window is open."""
     again = window.recurrence
-    return window.start <= moment < window.end and (again is None or recurs(again, moment))
+    return window.start <= moment < window.end and (
+        again is None or is_recurrence_open(again, moment)
+    )
 
 
-def recurs(recurrence: Recurrence, moment: float) -> bool:
+def is_recurrence_open(recurrence: Recurrence, moment: float) -> bool:
     """Tell whether a recurring window is open, by what a clock on the wall shows.
 
     An hour that daylight saving repeats counts twice, one that it skips never comes. A moment
@@ -53,10 +55,10 @@ def recurs(recurrence: Recurrence, moment: float) -> bool:
         if is_interruption(error):
             raise
         return False
-    return _holds(recurrence, local.weekday(), local.hour * 60 + local.minute)
+    return _is_in_hours(recurrence, local.weekday(), local.hour * 60 + local.minute)
 
 
-def _holds(recurrence: Recurrence, day: int, minute: int) -> bool:
+def _is_in_hours(recurrence: Recurrence, day: int, minute: int) -> bool:
     if recurrence.start < recurrence.end:
         return day in recurrence.days and recurrence.start <= minute < recurrence.end
     if minute < recurrence.end:
@@ -64,7 +66,7 @@ def _holds(recurrence: Recurrence, day: int, minute: int) -> bool:
     return day in recurrence.days and minute >= recurrence.start
 
 
-def window_changes_after(window: Window, moment: float) -> float:
+def find_window_change(window: Window, moment: float) -> float:
     """Return when a window opens or closes next, infinity if never.
 
     Before the window begins that is when it does, although its first hours may come later.
@@ -76,53 +78,53 @@ def window_changes_after(window: Window, moment: float) -> float:
         return math.inf
     if moment < window.start:
         return window.start
-    change = math.inf if window.recurrence is None else _turns_after(window.recurrence, moment)
+    change = math.inf if window.recurrence is None else _find_next_turn(window.recurrence, moment)
     if change < window.end:
         return change
     return window.end if is_open(window, moment) else math.inf
 
 
-def _turns_after(recurrence: Recurrence, moment: float) -> float:
+def _find_next_turn(recurrence: Recurrence, moment: float) -> float:
     """Return when a recurring window opens or closes next, found once for all moments until then.
 
     Raises:
-        OverflowError, ValueError, OSError: as in `window_changes_after`.
+        OverflowError, ValueError, OSError: as in `find_window_change`.
     """
-    kept = _kept(recurrence)
+    kept = _get_cached_turn(recurrence)
     since, until = kept[0]
     if not since <= moment < until:
-        until = _next_turn(recurrence, moment)
+        until = _compute_next_turn(recurrence, moment)
         # One assignment: other threads see the pair before or this one, both true.
         kept[0] = (moment, until)
     return until
 
 
 @functools.lru_cache(maxsize=_TURNS_KEPT_MAX)
-def _kept(_: Recurrence) -> list[tuple[float, float]]:
+def _get_cached_turn(_: Recurrence) -> list[tuple[float, float]]:
     """Return the place of a recurrence's last turn, and of a moment since when it is the next."""
     return [(math.inf, math.inf)]
 
 
-def _next_turn(recurrence: Recurrence, moment: float) -> float:
+def _compute_next_turn(recurrence: Recurrence, moment: float) -> float:
     zone = _zone(recurrence.zone)
-    now_open = recurs(recurrence, moment)
+    now_open = is_recurrence_open(recurrence, moment)
     hours = sorted({recurrence.start % DAY_MINUTES, recurrence.end % DAY_MINUTES})
     start = math.floor(moment)
     for _ in range(_LOOK_AHEAD_DAYS):
-        end, offset = _steady(zone, start)
+        end, offset = _find_steady_offset(zone, start)
         today = (start + offset) // _DAY_SECONDS
         for day, minute in itertools.product((today, today + 1), hours):
             turn = day * _DAY_SECONDS + minute * 60 - offset
             weekday = (day + _EPOCH_WEEKDAY) % len(DAYS)
-            if moment < turn < end and _holds(recurrence, weekday, minute) != now_open:
+            if moment < turn < end and _is_in_hours(recurrence, weekday, minute) != now_open:
                 return float(turn)
-        if recurs(recurrence, end) != now_open:
+        if is_recurrence_open(recurrence, end) != now_open:
             return float(end)
         start = end
     return math.inf
 
 
-def _steady(zone: ZoneInfo, start: int) -> tuple[int, int]:
+def _find_steady_offset(zone: ZoneInfo, start: int) -> tuple[int, int]:
     """Return until when a zone keeps its offset from UTC, at most a day on, and the offset."""
 
     def offset(second: int) -> timedelta | None:
@@ -135,7 +137,7 @@ def _steady(zone: ZoneInfo, start: int) -> tuple[int, int]:
     return end, (before or timedelta()) // timedelta(seconds=1)
 
 
-def share_at(ramp: Ramp, moment: float) -> int:
+def compute_share(ramp: Ramp, moment: float) -> int:
     """Return the share of BUCKETS that a ramp has at a moment."""
     place = bisect.bisect_right(ramp.points, moment, key=operator.itemgetter(0))
     if place == 0:
@@ -147,39 +149,39 @@ def share_at(ramp: Ramp, moment: float) -> int:
     return share
 
 
-def threshold_at(ramp: Ramp, moment: float) -> int:
+def compute_ramp_threshold(ramp: Ramp, moment: float) -> int:
     """Return the least hash that a ramp leaves out at a moment."""
-    return threshold(share_at(ramp, moment))
+    return compute_threshold(compute_share(ramp, moment))
 
 
-def ramp_changes_after(ramp: Ramp, place: int, moment: float) -> float:
+def find_ramp_change(ramp: Ramp, place: int, moment: float) -> float:
     """Return when a ramp takes a bucket in, or leaves it out, after a moment; else infinity."""
-    inside = place < share_at(ramp, moment)
+    inside = place < compute_share(ramp, moment)
     start = moment
     for end, _ in ramp.points:
         if end <= moment:
             continue
-        if (place < share_at(ramp, end)) != inside:
-            return end if ramp.stepped else _crossing(ramp, place, start, end)
+        if (place < compute_share(ramp, end)) != inside:
+            return end if ramp.stepped else _find_crossing(ramp, place, start, end)
         start = end
     return math.inf
 
 
-def _crossing(ramp: Ramp, place: int, start: float, end: float) -> float:
+def _find_crossing(ramp: Ramp, place: int, start: float, end: float) -> float:
     """Return when an even ramp reaches a bucket between two moments, at most 1 us early.
 
     By halves, since the inverse of its formula would be off by a rounding from what evaluations do.
     """
-    inside = place < share_at(ramp, start)
+    inside = place < compute_share(ramp, start)
     ticks = range(math.floor(start * _MICROSECOND) + 1, round(end * _MICROSECOND) + 1)
     turned = bisect.bisect_left(
-        ticks, x=True, key=lambda tick: (place < share_at(ramp, tick / _MICROSECOND)) != inside
+        ticks, x=True, key=lambda tick: (place < compute_share(ramp, tick / _MICROSECOND)) != inside
     )
     # It may have turned since the tick before.
     return ticks[max(turned - 1, 0)] / _MICROSECOND
 
 
-def flag_changes_after(flag: Flag, key: str, attributes: dict[str, Any], moment: float) -> float:
+def find_flag_change(flag: Flag, key: str, attributes: dict[str, Any], moment: float) -> float:
     """Return when a flag, its prerequisites aside, may answer otherwise by time alone.
 
     Infinity if never. Conditions do not depend on time: rules whose condition does not hold are
@@ -195,11 +197,11 @@ def flag_changes_after(flag: Flag, key: str, attributes: dict[str, Any], moment:
     def serves_changes_after(serves: Serves) -> float:
         if not isinstance(serves, Ramp):
             return math.inf
-        hashed = key_of(attribute(attributes, serves.by))
+        hashed = to_bucketing_key(get_attribute(attributes, serves.by))
         if hashed is None:
             return math.inf
         salt = key if serves.salt == flag.key else serves.salt
-        return ramp_changes_after(serves, bucket(seed(salt), hashed), moment)
+        return find_ramp_change(serves, compute_bucket(compute_seed(salt), hashed), moment)
 
     soonest = math.inf
     if flag.state != "active":
@@ -208,14 +210,14 @@ def flag_changes_after(flag: Flag, key: str, attributes: dict[str, Any], moment:
         if not matches(rule.condition, attributes):
             continue
         if rule.during is not None:
-            soonest = min(soonest, window_changes_after(rule.during, moment))
+            soonest = min(soonest, find_window_change(rule.during, moment))
             if not is_open(rule.during, moment):
                 continue
         return min(soonest, serves_changes_after(rule.serves))
     return min(soonest, serves_changes_after(flag.fallthrough))
 
 
-def follows_clock(flag: Flag) -> bool:
+def is_time_dependent(flag: Flag) -> bool:
     """Tell whether a flag's answers can change by time alone."""
     for rule in flag.rules:
         if rule.during is not None or isinstance(rule.serves, Ramp):

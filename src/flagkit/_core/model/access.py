@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from flagkit._core.model.keys import KEY_LENGTH_MAX
-from flagkit._core.model.values import Value, text
+from flagkit._core.model.values import Value, check_text
 from flagkit.errors import InvalidDocumentError
 
 Role: TypeAlias = Literal["viewer", "editor", "releaser", "admin"]
@@ -22,7 +22,7 @@ ROLES: Final[tuple[Role, ...]] = get_args(Role)
 ACTOR_LENGTH_MAX: Final = 200
 ALTERED: Final = "They were changed past the writer: run flagkit ledger verify"
 _NAMESPACE: Final = re.compile(r"[a-z0-9][a-z0-9_.-]*")
-_UNSEEN: Final = re.compile(
+_INVISIBLE: Final = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 """Characters that are drawn as nothing, though Unicode says that they can be printed."""
@@ -47,10 +47,10 @@ class Grants(Struct, frozen=True):
 
     def with_grant(self, grant: Grant) -> "Grants":
         """Return these grants and another, in the place of one of the same actor and role."""
-        others = self.without(grant.actor, grant.role).grants
+        others = self.without_role(grant.actor, grant.role).grants
         return Grants(tuple(sorted((*others, grant))))
 
-    def without(self, actor: str, role: Role | None = None) -> "Grants":
+    def without_role(self, actor: str, role: Role | None = None) -> "Grants":
         """Return these grants without a role of an actor, or without all of the actor's."""
         return Grants(
             tuple(
@@ -60,7 +60,7 @@ class Grants(Struct, frozen=True):
             )
         )
 
-    def scopes(self) -> set[tuple[str, str, str]]:
+    def list_scopes(self) -> set[tuple[str, str, str]]:
         """Return all there is as actor, role and namespace, "" for everywhere."""
         return {
             (grant.actor, grant.role, namespace)
@@ -69,7 +69,7 @@ class Grants(Struct, frozen=True):
         }
 
 
-def checked_grant(actor: object, role: object, namespaces: Collection[str]) -> Grant:
+def build_grant(actor: object, role: object, namespaces: Collection[str]) -> Grant:
     """Return a grant from what a caller says.
 
     Raises:
@@ -88,7 +88,7 @@ def checked_grant(actor: object, role: object, namespaces: Collection[str]) -> G
                 f"{namespace!r} is nothing that keys begin with",
                 "Write it as in checkout. or checkout.express; leave namespaces out for all",
             )
-    return Grant(checked_actor(actor), checked_role(role), tuple(sorted(set(namespaces))))
+    return Grant(check_actor(actor), check_role(role), tuple(sorted(set(namespaces))))
 
 
 def _is_namespace(given: object) -> bool:
@@ -99,7 +99,7 @@ def _is_namespace(given: object) -> bool:
     )
 
 
-def checked_actor(actor: object) -> str:
+def check_actor(actor: object) -> str:
     """Return the name of an actor. Every way by which a name comes in calls this function.
 
     It refuses names that people could take for another name: those with characters that nobody
@@ -108,8 +108,8 @@ def checked_actor(actor: object) -> str:
     Raises:
         InvalidDocumentError: that is no name.
     """
-    name = granted_actor(actor)
-    unseen = next(filter(_is_unseen, name), None)
+    name = check_granted_actor(actor)
+    unseen = next(filter(_is_invisible, name), None)
     if unseen is not None:
         raise InvalidDocumentError(
             "actor",
@@ -129,13 +129,13 @@ def checked_actor(actor: object) -> str:
     return name
 
 
-def granted_actor(actor: object) -> str:
+def check_granted_actor(actor: object) -> str:
     """Return a name that may stand in grants, though it may be none that is taken today.
 
     Raises:
         InvalidDocumentError: it is too long, or empty, so that no role was ever granted to it.
     """
-    name = stored_actor(actor)
+    name = check_stored_actor(actor)
     if not 0 < len(name) <= ACTOR_LENGTH_MAX:
         problem = f"has {len(name):,} characters" if name else "is ''"
         raise InvalidDocumentError(
@@ -144,7 +144,7 @@ def granted_actor(actor: object) -> str:
     return name
 
 
-def stored_actor(actor: object) -> str:
+def check_stored_actor(actor: object) -> str:
     """Return a name that the database can hold, though it may be none that is taken today.
 
     Raises:
@@ -152,15 +152,15 @@ def stored_actor(actor: object) -> str:
     """
     if not isinstance(actor, str):
         raise InvalidDocumentError("actor", f"is {actor!r:.100}", "Write a name as text")
-    return text(actor, "actor")
+    return check_text(actor, "actor")
 
 
-def _is_unseen(character: str) -> bool:
+def _is_invisible(character: str) -> bool:
     # Controls, formats, separators other than the plain blank, and what is no character.
-    return not character.isprintable() or _UNSEEN.match(character) is not None
+    return not character.isprintable() or _INVISIBLE.match(character) is not None
 
 
-def checked_role(role: object) -> Role:
+def check_role(role: object) -> Role:
     """Return the name of a role, or raise InvalidDocumentError."""
     for known in ROLES:
         if role == known:
@@ -205,8 +205,8 @@ def encode_grants(grants: Grants) -> dict[str, Value]:
     return {"grants": listed}
 
 
-Whose: TypeAlias = Literal["actor", "environment"]
-WHOSE: Final[tuple[Whose, ...]] = get_args(Whose)
+LimitScope: TypeAlias = Literal["actor", "environment"]
+LIMIT_SCOPES: Final[tuple[LimitScope, ...]] = get_args(LimitScope)
 """Each actor has a bucket of its own; all of an environment share another."""
 CAPACITY_MAX: Final = 1_000_000
 RATE_MIN, RATE_MAX = 1e-6, 1e6
@@ -222,15 +222,15 @@ class Limit(Struct, frozen=True):
     capacity: int
     rate: float
 
-    def taken(self, full_at: int, now: int) -> int:
+    def take_token(self, full_at: int, now: int) -> int:
         """Return when a bucket is full again from which a token is taken now."""
         return max(full_at, now) + self._interval
 
-    def full_by(self, now: int) -> int:
+    def find_full_time(self, now: int) -> int:
         """Return when a bucket that is empty now is full again: no bucket can have less."""
         return now + self.capacity * self._interval
 
-    def free_at(self, full_at: int) -> int:
+    def find_token_time(self, full_at: int) -> int:
         """Return when a bucket has a token."""
         return full_at - (self.capacity - 1) * self._interval
 
@@ -247,15 +247,15 @@ class Limits(Struct, frozen=True, omit_defaults=True):
     environment: Limit | None = None
 
 
-def checked_whose(whose: object) -> Whose:
+def check_limit_scope(scope: object) -> LimitScope:
     """Return whose limit is meant, or raise InvalidDocumentError."""
-    for known in WHOSE:
-        if whose == known:
+    for known in LIMIT_SCOPES:
+        if scope == known:
             return known
-    raise InvalidDocumentError("whose", f"is {whose!r}", f"Write one of: {', '.join(WHOSE)}")
+    raise InvalidDocumentError("whose", f"is {scope!r}", f"Write one of: {', '.join(LIMIT_SCOPES)}")
 
 
-def checked_limit(capacity: object, rate: object) -> Limit:
+def build_limit(capacity: object, rate: object) -> Limit:
     """Return a limit from what a caller says.
 
     Raises:
@@ -280,7 +280,7 @@ def decode_limits(document: Mapping[str, Any]) -> Limits:
         found = msgspec.convert(dict(document), Limits)
         for limit in (found.actor, found.environment):
             if limit is not None:
-                checked_limit(limit.capacity, limit.rate)
+                build_limit(limit.capacity, limit.rate)
     except (TypeError, ValueError, msgspec.ValidationError) as error:
         raise InvalidDocumentError("limits", f"are none: {error}", ALTERED) from None
     return found

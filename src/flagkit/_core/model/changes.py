@@ -16,7 +16,7 @@ from msgspec import Struct
 
 FORMAT = 1
 DIGEST_MODULUS = 2**64
-SEALED_AT_ONCE = 1_000
+HASHED_AT_ONCE = 1_000
 _FIXED_LIST, _SHORT_LIST = 16, 65_536
 
 SEGMENTS = "@segments"
@@ -35,13 +35,13 @@ Digests: TypeAlias = Mapping[str, int]
 
 
 # The driver reads long integers as a subclass of int, which MessagePack takes only as an int.
-def _plain_integer(value: object) -> int:
+def _to_plain_integer(value: object) -> int:
     if not isinstance(value, int):
         raise TypeError(f"{type(value).__name__} is not in normal form")
     return int(value)
 
 
-_encode = msgspec.msgpack.Encoder(enc_hook=_plain_integer).encode
+_encode = msgspec.msgpack.Encoder(enc_hook=_to_plain_integer).encode
 _decode = msgspec.msgpack.Decoder().decode
 
 
@@ -72,7 +72,7 @@ class PolicyState(Struct, frozen=True, gc=False):
     @property
     def parts(self) -> tuple[str, ...]:
         """The parts of members that a segment refers to, by their SHA-256; none for a flag."""
-        return parts_of(self.policy) if self.region == SEGMENTS else ()
+        return get_member_parts(self.policy) if self.region == SEGMENTS else ()
 
     @property
     def hash(self) -> int:
@@ -81,12 +81,12 @@ class PolicyState(Struct, frozen=True, gc=False):
         return xxhash.xxh3_64_intdigest(self.packed, xxhash.xxh3_64_intdigest(head))
 
 
-def state_of(key: str, region: str, version: int, policy: Mapping[str, Any]) -> PolicyState:
+def build_state(key: str, region: str, version: int, policy: Mapping[str, Any]) -> PolicyState:
     """Return the state of a policy from its document in normal form."""
     return PolicyState(key, region, version, _encode(policy))
 
 
-def parts_of(policy: Mapping[str, Any]) -> tuple[str, ...]:
+def get_member_parts(policy: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the parts of members that a segment's document refers to."""
     found: list[str] = []
     for side in ("included", "excluded"):
@@ -152,17 +152,17 @@ class Change(Struct, frozen=True, gc=False):
             and self.tip.revision == tip.revision + 1
             and self.previous_hash == tip.hash
             and all(policy.before or policy.after for policy in self.policies)
-            and self.tip.digests == advance(tip.digests, self.policies)
-            and self.is_sealed
+            and self.tip.digests == advance_digests(tip.digests, self.policies)
+            and self.is_intact
         )
 
     @property
-    def is_sealed(self) -> bool:
+    def is_intact(self) -> bool:
         """Whether nothing of the change was altered since its hash was made."""
-        return self.tip.hash == self._recomputed()
+        return self.tip.hash == self._recompute_hash()
 
-    def _recomputed(self) -> str:
-        return _seal(self.tip, self.request, self.previous_hash, self.policies)
+    def _recompute_hash(self) -> str:
+        return _compute_hash(self.tip, self.request, self.previous_hash, self.policies)
 
 
 class Cut(Struct, frozen=True):
@@ -188,7 +188,7 @@ class Cut(Struct, frozen=True):
         }
 
 
-def cut_in(environment: str, policy: Mapping[str, Any]) -> Cut:
+def decode_cut(environment: str, policy: Mapping[str, Any]) -> Cut:
     """Return the cut that a policy document says."""
     digests = {region: int(total, 16) for region, total in policy["digests"].items()}
     epoch, revision, digest_there = policy["epoch"], int(policy["revision"]), policy["hash"]
@@ -196,7 +196,7 @@ def cut_in(environment: str, policy: Mapping[str, Any]) -> Cut:
     return Cut(tip, policy["contents"])
 
 
-def contents_hash(contents: Iterable[tuple[PolicyId, int, bytes | None]]) -> str:
+def hash_contents(contents: Iterable[tuple[PolicyId, int, bytes | None]]) -> str:
     """Return the hex SHA-256 of what there is in an environment, whatever its order.
 
     Of each policy its id and version, and its document in MessagePack; None where it was deleted.
@@ -207,7 +207,7 @@ def contents_hash(contents: Iterable[tuple[PolicyId, int, bytes | None]]) -> str
     return found.hexdigest()
 
 
-def parts_added(changes: Iterable[Change]) -> set[str]:
+def collect_added_parts(changes: Iterable[Change]) -> set[str]:
     """Return the parts of members that are there after changes that follow, and not before."""
     before: dict[PolicyId, set[str]] = {}
     after: dict[PolicyId, set[str]] = {}
@@ -218,13 +218,13 @@ def parts_added(changes: Iterable[Change]) -> set[str]:
     return {part for identity in after for part in after[identity] - before[identity]}
 
 
-def genesis(environment: str, epoch: str, time: datetime) -> Tip:
+def build_genesis_tip(environment: str, epoch: str, time: datetime) -> Tip:
     """Return the tip of an environment that nothing has changed yet: revision 0."""
     tip = Tip(environment, epoch, 0, "", time, {})
-    return msgspec.structs.replace(tip, hash=_seal(tip, "", "", ()))
+    return msgspec.structs.replace(tip, hash=_compute_hash(tip, "", "", ()))
 
 
-def next_change(
+def build_next_change(
     tip: Tip,
     request: str,
     time: datetime,
@@ -238,13 +238,13 @@ def next_change(
         revision=tip.revision + 1,
         hash="",
         time=max(time, tip.time),
-        digests=advance(tip.digests, changed),
+        digests=advance_digests(tip.digests, changed),
     )
-    sealed = msgspec.structs.replace(after, hash=_seal(after, request, tip.hash, changed))
+    sealed = msgspec.structs.replace(after, hash=_compute_hash(after, request, tip.hash, changed))
     return Change(sealed, request, tip.hash, changed, parts or {})
 
 
-def advance(digests: Digests, policies: Iterable[PolicyChange]) -> dict[str, int]:
+def advance_digests(digests: Digests, policies: Iterable[PolicyChange]) -> dict[str, int]:
     """Return digests after some changes."""
     after = dict(digests)
     for change in policies:
@@ -255,12 +255,14 @@ def advance(digests: Digests, policies: Iterable[PolicyChange]) -> dict[str, int
     return {region: digest for region, digest in after.items() if digest}
 
 
-def digest(states: Iterable[PolicyState]) -> dict[str, int]:
+def compute_digests(states: Iterable[PolicyState]) -> dict[str, int]:
     """Return the digests of some states, counted from nothing."""
-    return advance({}, (PolicyChange(None, state) for state in states))
+    return advance_digests({}, (PolicyChange(None, state) for state in states))
 
 
-def _seal(tip: Tip, request: str, previous_hash: str, policies: Iterable[PolicyChange]) -> str:
+def _compute_hash(
+    tip: Tip, request: str, previous_hash: str, policies: Iterable[PolicyChange]
+) -> str:
     """Return the hex SHA-256 of everything that a change says; the tip's own hash is not read.
 
     What is hashed is one list in MessagePack, written piece by piece: a change may be of a hundred
@@ -277,14 +279,14 @@ def _seal(tip: Tip, request: str, previous_hash: str, policies: Iterable[PolicyC
         request,
         previous_hash,
     ]
-    hashed = hashlib.sha256(list_header(len(content) + 1) + _encode(content)[1:])
-    hashed.update(list_header(len(changed)))
-    for first in range(0, len(changed), SEALED_AT_ONCE):
-        hashed.update(encoded_policies(changed[first : first + SEALED_AT_ONCE]))
+    hashed = hashlib.sha256(encode_list_header(len(content) + 1) + _encode(content)[1:])
+    hashed.update(encode_list_header(len(changed)))
+    for first in range(0, len(changed), HASHED_AT_ONCE):
+        hashed.update(encode_policies(changed[first : first + HASHED_AT_ONCE]))
     return hashed.hexdigest()
 
 
-def encoded_policies(policies: Sequence[PolicyChange]) -> bytes:
+def encode_policies(policies: Sequence[PolicyChange]) -> bytes:
     """Return changes of policies in MessagePack, one after the other, without a list around them.
 
     Each is [region, key, before, after]; a side is [version, document in MessagePack], or null.
@@ -296,10 +298,10 @@ def encoded_policies(policies: Sequence[PolicyChange]) -> bytes:
         ]
         for change in policies
     ]
-    return _encode(listed)[len(list_header(len(listed))) :]
+    return _encode(listed)[len(encode_list_header(len(listed))) :]
 
 
-def list_header(length: int) -> bytes:
+def encode_list_header(length: int) -> bytes:
     """Return what a list of a length begins with in MessagePack."""
     if length < _FIXED_LIST:
         return bytes([0x90 | length])

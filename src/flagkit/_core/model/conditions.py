@@ -13,19 +13,19 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-from flagkit._core.model.keys import attribute_path, check_key
+from flagkit._core.model.keys import check_key, parse_attribute_path
 from flagkit._core.model.values import (
     BOOLEAN,
     NUMBER,
     Constant,
     Value,
     VersionKey,
-    identity,
+    decode_extended_json,
+    get_kind,
     is_nan,
-    join,
-    kind,
-    revived,
-    version_key,
+    join_path,
+    parse_version,
+    to_identity,
 )
 from flagkit._core.regex.parser import parse_pattern
 from flagkit.errors import InvalidDocumentError
@@ -45,11 +45,11 @@ class In(Struct, frozen=True, gc=False):
     """A test for equality with any of some constants.
 
     `scalars` are the identities (`order.identity`) of those that are neither lists nor documents:
-    there may be many thousands. `wholes` are the others.
+    there may be many thousands. `containers` are the others.
     """
 
     scalars: frozenset[object]
-    wholes: tuple[Constant, ...]
+    containers: tuple[Constant, ...]
 
 
 class Exists(Struct, frozen=True, gc=False):
@@ -110,13 +110,13 @@ class Pattern(Struct, frozen=True, gc=False):
     options: str
 
 
-class Found(Struct, frozen=True, gc=False):
+class CompiledPattern(Struct, frozen=True, gc=False):
     """A test for a string that a pattern is found in, which is ready to be searched for."""
 
     search: Callable[[str], object]
 
 
-class Among(Struct, frozen=True, gc=False):
+class MemberTest(Struct, frozen=True, gc=False):
     """A test for a key among the members of a segment; strings and integers are keys."""
 
     members: Container[object]
@@ -133,8 +133,8 @@ Test: TypeAlias = (
     | Affix
     | Version
     | Pattern
-    | Found
-    | Among
+    | CompiledPattern
+    | MemberTest
 )
 
 
@@ -174,7 +174,7 @@ ALWAYS = And(())
 NEVER = Nor((ALWAYS,))
 
 
-def segments_in(condition: Condition) -> set[str]:
+def collect_condition_segments(condition: Condition) -> set[str]:
     """Return the keys of the segments that a condition refers to."""
     match condition:
         case InSegment(key):
@@ -182,10 +182,10 @@ def segments_in(condition: Condition) -> set[str]:
         case Field():
             return set()
         case And(conditions) | Or(conditions) | Nor(conditions):
-            return {key for item in conditions for key in segments_in(item)}
+            return {key for item in conditions for key in collect_condition_segments(item)}
 
 
-def tests_in(condition: Condition) -> int:
+def count_tests(condition: Condition) -> int:
     """Return how many steps a condition may take, each about as long as the others.
 
     Each test is one, each part that joins some, and each constant that is tried by itself. A
@@ -194,7 +194,7 @@ def tests_in(condition: Condition) -> int:
     """
     match condition:
         case Field(_, ElemMatch(inner, _)):
-            return 1 + tests_in(inner)
+            return 1 + count_tests(inner)
         case Field(_, In(_, items) | Affix(_, items) | Version(_, items)):
             return 1 + len(items)
         case Field(_, Pattern()):
@@ -204,7 +204,7 @@ def tests_in(condition: Condition) -> int:
         case Field():
             return 1
         case And(conditions) | Or(conditions) | Nor(conditions):
-            return 1 + sum(map(tests_in, conditions))
+            return 1 + sum(map(count_tests, conditions))
 
 
 TYPE_NAMES: Mapping[int, str] = {
@@ -226,50 +226,52 @@ _NUMBERS = {"double", "int", "long", "decimal"}
 _TYPES = {"number", *TYPE_NAMES.values()}
 
 
-def parse(document: Value, path: str) -> Condition:
-    """Parse a condition document, given in normal form (`values.normal`, which bounds its depth).
+def parse_condition(document: Value, path: str) -> Condition:
+    """Parse a condition document in normal form; `values.normalize` has bounded its depth.
 
     Raises:
         InvalidDocumentError: it is not one; the path leads to the fault.
     """
-    return _parse(revived(document), path)
+    return _parse_document(decode_extended_json(document), path)
 
 
-def _parse(document: Constant, path: str) -> Condition:
+def _parse_document(document: Constant, path: str) -> Condition:
     if not isinstance(document, dict):
         raise InvalidDocumentError(
             path, "is not a document", "Write `attribute: value` or `attribute: {$operator: value}`"
         )
-    return _all_of(_member(key, value, join(path, key)) for key, value in document.items())
+    return _combine_all(
+        _parse_member(key, value, join_path(path, key)) for key, value in document.items()
+    )
 
 
-def _all_of(conditions: Iterable[Condition]) -> Condition:
+def _combine_all(conditions: Iterable[Condition]) -> Condition:
     found = tuple(conditions)
     return found[0] if len(found) == 1 else And(found)
 
 
-def _member(key: str, value: Constant, path: str) -> Condition:
+def _parse_member(key: str, value: Constant, path: str) -> Condition:
     if key in LOGICAL:
-        return LOGICAL[key](_branches(value, path))
+        return LOGICAL[key](_parse_branches(value, path))
     if key == SEGMENT:
-        return _segments(value, path)
+        return _parse_segments(value, path)
     if key.startswith("$"):
-        raise _unknown(key, path, (*LOGICAL, SEGMENT))
-    parts = attribute_path(key, path)
+        raise _build_unknown_error(key, path, (*LOGICAL, SEGMENT))
+    parts = parse_attribute_path(key, path)
     if isinstance(value, dict):
         first = next(iter(value), "")
         if first.startswith("$"):
-            return _tests(parts, value, path)
+            return _parse_tests(parts, value, path)
         if (meant := _SYMBOLS.get(first, f"${first}")) in _OPERATORS:
             raise InvalidDocumentError(
-                join(path, first),
+                join_path(path, first),
                 "is no operator",
                 f"Did you mean {meant}? For equality with a document write $eq: {{{first}: ...}}",
             )
     return Field(parts, Compare("$eq", value))
 
 
-def _segments(value: Constant, path: str) -> Condition:
+def _parse_segments(value: Constant, path: str) -> Condition:
     keys = [value] if isinstance(value, str) else value
     if not isinstance(keys, list) or not keys:
         raise InvalidDocumentError(
@@ -282,18 +284,18 @@ def _segments(value: Constant, path: str) -> Condition:
     return found[0] if len(found) == 1 else Or(tuple(found))
 
 
-def _branches(value: Constant, path: str) -> tuple[Condition, ...]:
+def _parse_branches(value: Constant, path: str) -> tuple[Condition, ...]:
     if not isinstance(value, list) or not value:
         raise InvalidDocumentError(
             path, "is not a list of conditions, or is empty", "List at least one condition"
         )
-    return tuple(_parse(branch, f"{path}[{i}]") for i, branch in enumerate(value))
+    return tuple(_parse_document(branch, f"{path}[{i}]") for i, branch in enumerate(value))
 
 
-def _tests(parts: tuple[str, ...], operators: Mapping[str, Constant], path: str) -> Condition:
+def _parse_tests(parts: tuple[str, ...], operators: Mapping[str, Constant], path: str) -> Condition:
     if OPTIONS in operators and "$regex" not in operators:
         raise InvalidDocumentError(
-            join(path, OPTIONS), "has no $regex", "Write both in one document"
+            join_path(path, OPTIONS), "has no $regex", "Write both in one document"
         )
     conditions: list[Condition] = []
     for operator, constant in operators.items():
@@ -301,13 +303,13 @@ def _tests(parts: tuple[str, ...], operators: Mapping[str, Constant], path: str)
             continue
         build = _OPERATORS.get(operator)
         if build is None:
-            raise _unknown(operator, join(path, operator), (*_OPERATORS, OPTIONS))
+            raise _build_unknown_error(operator, join_path(path, operator), (*_OPERATORS, OPTIONS))
         given = [constant, operators.get(OPTIONS, "")] if operator == "$regex" else constant
-        conditions.append(build(parts, operator, given, join(path, operator)))
-    return _all_of(conditions)
+        conditions.append(build(parts, operator, given, join_path(path, operator)))
+    return _combine_all(conditions)
 
 
-def _misplaced(path: str) -> InvalidDocumentError:
+def _build_misplaced_error(path: str) -> InvalidDocumentError:
     return InvalidDocumentError(
         path,
         f"has {SEGMENT} within an attribute, but a segment looks at the whole context",
@@ -315,9 +317,9 @@ def _misplaced(path: str) -> InvalidDocumentError:
     )
 
 
-def _unknown(operator: str, path: str, known: Iterable[str]) -> InvalidDocumentError:
+def _build_unknown_error(operator: str, path: str, known: Iterable[str]) -> InvalidDocumentError:
     if operator == SEGMENT:
-        return _misplaced(path)
+        return _build_misplaced_error(path)
     names = sorted(known)
     close = difflib.get_close_matches(operator, names, n=1, cutoff=0.7)
     remedy = f"Did you mean {close[0]}? " if close else ""
@@ -326,15 +328,15 @@ def _unknown(operator: str, path: str, known: Iterable[str]) -> InvalidDocumentE
     )
 
 
-def _compare(parts: tuple[str, ...], operator: str, constant: Constant, _: str) -> Condition:
+def _parse_compare(parts: tuple[str, ...], operator: str, constant: Constant, _: str) -> Condition:
     return Field(parts, Compare(_ORDERINGS[operator], constant))
 
 
-def _not_equal(parts: tuple[str, ...], _: str, constant: Constant, path: str) -> Condition:
-    return Nor((_compare(parts, "$eq", constant, path),))
+def _parse_not_equal(parts: tuple[str, ...], _: str, constant: Constant, path: str) -> Condition:
+    return Nor((_parse_compare(parts, "$eq", constant, path),))
 
 
-def _in(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
+def _parse_in(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
     if not isinstance(constant, list):
         raise InvalidDocumentError(path, "is not a list", f"Write {operator}: [value, ...]")
     for i, value in enumerate(constant):
@@ -343,39 +345,41 @@ def _in(parts: tuple[str, ...], operator: str, constant: Constant, path: str) ->
                 f"{path}[{i}]", "is an operator", f"{operator} lists plain values; use $or instead"
             )
     wholes = tuple(value for value in constant if isinstance(value, list | dict))
-    scalars = (identity(value) for value in constant if not isinstance(value, list | dict))
+    scalars = (to_identity(value) for value in constant if not isinstance(value, list | dict))
     return Field(parts, In(frozenset(scalars), wholes))
 
 
-def _not_in(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
-    return Nor((_in(parts, operator, constant, path),))
+def _parse_not_in(
+    parts: tuple[str, ...], operator: str, constant: Constant, path: str
+) -> Condition:
+    return Nor((_parse_in(parts, operator, constant, path),))
 
 
-def _exists(parts: tuple[str, ...], _: str, constant: Constant, __: str) -> Condition:
+def _parse_exists(parts: tuple[str, ...], _: str, constant: Constant, __: str) -> Condition:
     field = Field(parts, Exists())
     # MongoDB's truth, not Python's: 0 and null are false; "" and [] are true.
-    absent = constant is None or (kind(constant) in (NUMBER, BOOLEAN) and constant == 0)
+    absent = constant is None or (get_kind(constant) in (NUMBER, BOOLEAN) and constant == 0)
     return Nor((field,)) if absent else field
 
 
-def _not(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
+def _parse_not(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
     if not isinstance(constant, dict) or not constant:
         raise InvalidDocumentError(
             path, "is not a document of operators", f"Write {operator}: {{$operator: value}}"
         )
-    return Nor((_tests(parts, constant, path),))
+    return Nor((_parse_tests(parts, constant, path),))
 
 
-def _size(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
-    count = _whole(constant)
+def _parse_size(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
+    count = _to_whole_number(constant)
     if count is None or not 0 <= count < 2**31:
         raise InvalidDocumentError(path, "is not a length", f"Write {operator}: 2")
     return Field(parts, Size(count))
 
 
-def _mod(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
+def _parse_mod(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
     numbers = constant if isinstance(constant, list) else []
-    found = [_integer(number) for number in numbers]
+    found = [_to_integer(number) for number in numbers]
     truncated = [number for number in found if number is not None]
     if len(numbers) != 2 or len(truncated) != 2 or truncated[0] == 0:  # noqa: PLR2004 - a pair
         raise InvalidDocumentError(
@@ -384,11 +388,13 @@ def _mod(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -
     return Field(parts, Mod(*truncated))
 
 
-def _has_type(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
+def _parse_has_type(
+    parts: tuple[str, ...], operator: str, constant: Constant, path: str
+) -> Condition:
     wanted = constant if isinstance(constant, list) else [constant]
     names: set[str] = set()
     for value in wanted:
-        name = value if isinstance(value, str) else TYPE_NAMES.get(_whole(value) or 0)
+        name = value if isinstance(value, str) else TYPE_NAMES.get(_to_whole_number(value) or 0)
         if name not in _TYPES:
             raise InvalidDocumentError(
                 path, f"{value!r} is not a type", f"Known here: {' '.join(sorted(_TYPES))}"
@@ -399,21 +405,23 @@ def _has_type(parts: tuple[str, ...], operator: str, constant: Constant, path: s
     return Field(parts, HasType(frozenset(names)))
 
 
-def _elem_match(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
+def _parse_elem_match(
+    parts: tuple[str, ...], operator: str, constant: Constant, path: str
+) -> Condition:
     if not isinstance(constant, dict):
         raise InvalidDocumentError(
             path, "is not a document", f"Write {operator}: {{field: value}} or {{$gt: 1}}"
         )
     first = next(iter(constant), "")
     if first.startswith("$") and first not in (*LOGICAL, SEGMENT):
-        return Field(parts, ElemMatch(_tests((), constant, path), by_value=True))
-    condition = _parse(constant, path)
-    if segments_in(condition):
-        raise _misplaced(path)
+        return Field(parts, ElemMatch(_parse_tests((), constant, path), by_value=True))
+    condition = _parse_document(constant, path)
+    if collect_condition_segments(condition):
+        raise _build_misplaced_error(path)
     return Field(parts, ElemMatch(condition, by_value=False))
 
 
-def _all(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
+def _parse_all(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
     if not isinstance(constant, list):
         raise InvalidDocumentError(path, "is not a list", f"Write {operator}: [value, ...]")
     operators = [next(iter(value), "") for value in constant if isinstance(value, dict)]
@@ -423,16 +431,16 @@ def _all(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -
             path, "mixes operators and values", f"{operator} lists values, or $elemMatch alone"
         )
     conditions = [
-        _tests(parts, value, f"{path}[{i}]")
+        _parse_tests(parts, value, f"{path}[{i}]")
         if inner and isinstance(value, dict)
         else Field(parts, Compare("$eq", value))
         for i, value in enumerate(constant)
     ]
     # All of nothing never holds, in MongoDB.
-    return _all_of(conditions) if conditions else NEVER
+    return _combine_all(conditions) if conditions else NEVER
 
 
-def _affix(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
+def _parse_affix(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
     texts = constant if isinstance(constant, list) else [constant]
     found = tuple(text for text in texts if isinstance(text, str) and text)
     if not texts or len(found) != len(texts):
@@ -442,7 +450,7 @@ def _affix(parts: tuple[str, ...], operator: str, constant: Constant, path: str)
     return Field(parts, Affix(_AFFIXES[operator], found))
 
 
-def _regex(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
+def _parse_regex(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
     """Build the test for `$regex`, whose constant comes in a list with that of `$options`."""
     source, options = constant if isinstance(constant, list) else (None, None)
     if not isinstance(source, str):
@@ -457,22 +465,24 @@ def _regex(parts: tuple[str, ...], operator: str, constant: Constant, path: str)
     return Field(parts, Pattern(source, "".join(sorted({*options}))))
 
 
-def _version(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
+def _parse_version_test(
+    parts: tuple[str, ...], operator: str, constant: Constant, path: str
+) -> Condition:
     if not isinstance(constant, dict) or not constant:
         raise InvalidDocumentError(
             path, "is not a document of comparisons", f'Write {operator}: {{$gte: "2.3.0"}}'
         )
     tests: list[Condition] = []
     for comparison, value in constant.items():
-        place = join(path, comparison)
+        place = join_path(path, comparison)
         if comparison not in _VERSION_OPERATORS:
-            raise _unknown(comparison, place, _VERSION_OPERATORS)
+            raise _build_unknown_error(comparison, place, _VERSION_OPERATORS)
         values = value if isinstance(value, list) else [value]
         if isinstance(value, list) is not (comparison in ("$in", "$nin")):
             raise InvalidDocumentError(
                 place, "is a list, or is none", "Only $in and $nin have lists"
             )
-        keys = [version_key(item) if isinstance(item, str) else None for item in values]
+        keys = [parse_version(item) if isinstance(item, str) else None for item in values]
         found = tuple(key for key in keys if key is not None)
         if len(found) != len(keys):
             wrong = values[keys.index(None)]
@@ -480,19 +490,19 @@ def _version(parts: tuple[str, ...], operator: str, constant: Constant, path: st
                 place, f"{wrong!r} is not a version", 'Write all three numbers, quoted: "2.3.0"'
             )
         tests.append(Field(parts, Version(comparison, found)))
-    return _all_of(tests)
+    return _combine_all(tests)
 
 
-def _integer(value: Constant) -> int | None:
+def _to_integer(value: Constant) -> int | None:
     """Return what is left of a number of 64 bits without its fraction; a boolean is none."""
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or is_nan(value):
         return None
     return int(value) if -(2**63) < value < 2**63 else None
 
 
-def _whole(value: Constant) -> int | None:
+def _to_whole_number(value: Constant) -> int | None:
     """Return a number as an integer if it is one."""
-    integer = _integer(value)
+    integer = _to_integer(value)
     return integer if integer == value else None
 
 
@@ -526,22 +536,22 @@ _SYMBOLS: Mapping[str, str] = {
     "<=": "$lte",
 }
 _OPERATORS: Mapping[str, Callable[[tuple[str, ...], str, Constant, str], Condition]] = {
-    **dict.fromkeys(_ORDERINGS, _compare),
-    "$ne": _not_equal,
-    "$in": _in,
-    "$nin": _not_in,
-    "$exists": _exists,
-    "$size": _size,
-    "$mod": _mod,
-    "$type": _has_type,
-    "$elemMatch": _elem_match,
-    "$all": _all,
-    "$startsWith": _affix,
-    "$endsWith": _affix,
-    "$contains": _affix,
-    "$regex": _regex,
-    "$semver": _version,
-    "$not": _not,
+    **dict.fromkeys(_ORDERINGS, _parse_compare),
+    "$ne": _parse_not_equal,
+    "$in": _parse_in,
+    "$nin": _parse_not_in,
+    "$exists": _parse_exists,
+    "$size": _parse_size,
+    "$mod": _parse_mod,
+    "$type": _parse_has_type,
+    "$elemMatch": _parse_elem_match,
+    "$all": _parse_all,
+    "$startsWith": _parse_affix,
+    "$endsWith": _parse_affix,
+    "$contains": _parse_affix,
+    "$regex": _parse_regex,
+    "$semver": _parse_version_test,
+    "$not": _parse_not,
 }
 OPERATORS = tuple(_OPERATORS)
 """The operators of an attribute."""

@@ -14,7 +14,13 @@ from typing import Final, TypeAlias, TypeVar, cast, get_args
 import msgspec
 from msgspec import Struct
 
-from flagkit._core.model.conditions import ALWAYS, Condition, parse, segments_in, tests_in
+from flagkit._core.model.conditions import (
+    ALWAYS,
+    Condition,
+    collect_condition_segments,
+    count_tests,
+    parse_condition,
+)
 from flagkit._core.model.documents import (
     DOCUMENTS,
     EVERYWHERE,
@@ -29,19 +35,33 @@ from flagkit._core.model.documents import (
     VariantType,
     WhenStale,
 )
-from flagkit._core.model.keys import attribute_path, check_key, check_region
+from flagkit._core.model.keys import check_key, check_region, parse_attribute_path
 from flagkit._core.model.rollouts import (
     BUCKETS,
     Intervals,
     allocate,
-    percent,
-    shares,
-    spans,
-    weight,
+    list_spans,
+    parse_shares,
+    parse_weight,
+    to_percent,
 )
-from flagkit._core.model.sensitive import Sealed, Secret, VariantValue, hidden, sealed_in, written
-from flagkit._core.model.values import Value, check_name, join, milliseconds, normal, plain
-from flagkit._core.model.windows import Window, date, encode_window, window
+from flagkit._core.model.sensitive import (
+    EncryptedValue,
+    SecretValue,
+    VariantValue,
+    encode_variant,
+    find_encrypted_value,
+    redact_error,
+)
+from flagkit._core.model.values import (
+    Value,
+    check_name,
+    floor_to_milliseconds,
+    join_path,
+    normalize,
+    to_plain,
+)
+from flagkit._core.model.windows import Window, build_window, encode_window, to_date
 from flagkit._core.suggestions import suggested
 from flagkit.errors import InvalidDocumentError
 
@@ -124,9 +144,9 @@ class Flag(Struct, frozen=True, kw_only=True, gc=False):
     metadata: dict[str, Value]
 
 
-def segments_of(flag: Flag) -> set[str]:
+def collect_flag_segments(flag: Flag) -> set[str]:
     """Return the keys of the segments that a flag's rules refer to."""
-    return {key for rule in flag.rules for key in segments_in(rule.condition)}
+    return {key for rule in flag.rules for key in collect_condition_segments(rule.condition)}
 
 
 def encode(flag: Flag) -> dict[str, Value]:
@@ -143,7 +163,8 @@ def encode(flag: Flag) -> dict[str, Value]:
     document["variants"] = cast("dict[str, Value]", {**flag.variants})
     if flag.sensitive:
         document["variants"] = {
-            name: written(value, join("variants", name)) for name, value in flag.variants.items()
+            name: encode_variant(value, join_path("variants", name))
+            for name, value in flag.variants.items()
         }
         document["sensitive"] = [*flag.sensitive]
     if flag.off is not None:
@@ -179,7 +200,7 @@ def _encode_serves(serves: Serves, key: str) -> dict[str, Value]:
         rollout["salt"] = serves.salt
     if isinstance(serves, Ramp):
         return {"ramp": rollout | _encode_ramp(serves)}
-    rollout["weights"] = {name: percent(share) for name, share in serves.weights.items()}
+    rollout["weights"] = {name: to_percent(share) for name, share in serves.weights.items()}
     rollout["intervals"] = [[end, variant] for end, variant in serves.intervals]
     return {"rollout": rollout}
 
@@ -188,19 +209,19 @@ def _encode_ramp(ramp: Ramp) -> dict[str, Value]:
     document: dict[str, Value] = {"variant": ramp.variant, "otherwise": ramp.otherwise}
     if ramp.stepped:
         document["steps"] = [
-            {"at": date(at), "percent": percent(share)} for at, share in ramp.points
+            {"at": to_date(at), "percent": to_percent(share)} for at, share in ramp.points
         ]
         return document
     (start, first), (end, last) = ramp.points
-    ends: dict[str, Value] = {"start": date(start), "end": date(end)}
-    return document | {"from": percent(first), "to": percent(last)} | ends
+    ends: dict[str, Value] = {"start": to_date(start), "end": to_date(end)}
+    return document | {"from": to_percent(first), "to": to_percent(last)} | ends
 
 
 _SIMPLE: Final[Mapping[type, VariantType]] = {bool: "boolean", str: "string", int: "integer"}
 """Classes of which every value can be a variant's."""
 
 
-def typed_variants(
+def unify_variants(
     variants: dict[str, Value], sensitive: Collection[str] = ()
 ) -> tuple[VariantType, dict[str, VariantValue]]:
     """Return the type that all variants have, and the variants; integers among floats are floats.
@@ -216,29 +237,31 @@ def typed_variants(
     simple = _SIMPLE.get(classes.pop()) if len(classes) == 1 and not sensitive else None
     if simple is not None:
         return simple, {**variants}
-    sealed = _sealed(variants, sensitive)
+    sealed = _decode_encrypted(variants, sensitive)
     found: dict[str, VariantType] = {
-        name: sealed[name].type if name in sealed else variant_type(value, f"variants.{name}")
+        name: sealed[name].type if name in sealed else get_variant_type(value, f"variants.{name}")
         for name, value in variants.items()
     }
-    kind = _common_type(found)
+    kind = _unify_types(found)
     typed: dict[str, VariantValue] = {**variants}
     if kind == "float":
         plain = variants.keys() - sealed.keys()
         typed |= {name: float(cast("float", variants[name])) for name in variants if name in plain}
-    typed |= {name: Sealed(value.ciphertext, kind) for name, value in sealed.items()}
+    typed |= {name: EncryptedValue(value.ciphertext, kind) for name, value in sealed.items()}
     for i, name in enumerate(sensitive):
         check_variant(name, variants, f"sensitive[{i}]")
         if name not in sealed:
-            typed[name] = Secret(cast("Value", typed[name]))
+            typed[name] = SecretValue(cast("Value", typed[name]))
     return kind, typed
 
 
-def _sealed(variants: dict[str, Value], sensitive: Collection[str]) -> dict[str, Sealed]:
+def _decode_encrypted(
+    variants: dict[str, Value], sensitive: Collection[str]
+) -> dict[str, EncryptedValue]:
     """Return those that are encrypted."""
-    found: dict[str, Sealed] = {}
+    found: dict[str, EncryptedValue] = {}
     for name, value in variants.items():
-        sealed = sealed_in(value, f"variants.{name}")
+        sealed = find_encrypted_value(value, f"variants.{name}")
         if sealed is not None:
             found[name] = sealed
             if name not in sensitive:
@@ -248,7 +271,7 @@ def _sealed(variants: dict[str, Value], sensitive: Collection[str]) -> dict[str,
     return found
 
 
-def _common_type(found: Mapping[str, VariantType]) -> VariantType:
+def _unify_types(found: Mapping[str, VariantType]) -> VariantType:
     if set(found.values()) == {"integer", "float"}:
         return "float"
     first, kind = next(iter(found.items()))
@@ -265,7 +288,7 @@ def _common_type(found: Mapping[str, VariantType]) -> VariantType:
     return kind
 
 
-def variant_type(value: Value, path: str) -> VariantType:
+def get_variant_type(value: Value, path: str) -> VariantType:
     """Return the type of a variant's value.
 
     Raises:
@@ -295,14 +318,14 @@ def _check_json(value: Value, path: str) -> None:
     match value:
         case dict():
             for name, item in value.items():
-                _check_json(item, join(path, name))
+                _check_json(item, join_path(path, name))
         case list():
             for i, item in enumerate(value):
                 _check_json(item, f"{path}[{i}]")
         case None:
             pass
         case _:
-            variant_type(value, path)
+            get_variant_type(value, path)
 
 
 def check_variant(name: str, variants: Mapping[str, object], path: str) -> None:
@@ -315,7 +338,7 @@ def check_variant(name: str, variants: Mapping[str, object], path: str) -> None:
         )
 
 
-def variant_with(value: bool, variants: Mapping[str, object], path: str) -> str:  # noqa: FBT001 - a value
+def get_boolean_variant(value: bool, variants: Mapping[str, object], path: str) -> str:  # noqa: FBT001 - a value
     """Return the name of the variant of a boolean flag that has a value.
 
     Raises:
@@ -331,7 +354,7 @@ def variant_with(value: bool, variants: Mapping[str, object], path: str) -> str:
     return names[0]
 
 
-def bare_weights(
+def build_boolean_weights(
     share: float | None, variants: Mapping[str, object], path: str
 ) -> dict[str, int | float]:
     """Return the weights that a bare percentage stands for: the share of the true variant.
@@ -396,42 +419,42 @@ def decode(document: object, *, environment: str | None = None, stored: bool = F
         if stored:
             wire = convert(document, FlagDocument)
         else:
-            values = values_of(document)
+            values = normalize_fields(document)
             check_size(values)
             wire = convert(values, FlagDocument)
         check_environment(wire.environment, environment)
-        return _flag(wire)
+        return _build_flag(wire)
     except InvalidDocumentError as error:
-        raise hidden(error, document).about(_subject(document)) from None
+        raise redact_error(error, document).about(_describe_subject(document)) from None
 
 
-def _subject(document: object) -> str:
+def _describe_subject(document: object) -> str:
     if not isinstance(document, Mapping):
         return ""
     key = cast("Mapping[object, object]", document).get("key")
     return f"flag {key!r}" if isinstance(key, str) else ""
 
 
-def values_of(document: object) -> dict[str, Value]:
+def normalize_fields(document: object) -> dict[str, Value]:
     """Return the fields of a document in normal form."""
     if not isinstance(document, Mapping):
         raise InvalidDocumentError("", "is not a document", "Write a mapping of fields")
     fields = cast("Mapping[object, object]", document)
-    if (values := plain(fields)) is not None:
+    if (values := to_plain(fields)) is not None:
         return values
     # The values of variants are the callers' data, in which nothing stands for anything else.
     return {
-        check_name(key, ""): normal(value, join("", key), 1, extended=key != "variants")
+        check_name(key, ""): normalize(value, join_path("", key), 1, extended=key != "variants")
         for key, value in fields.items()
     }
 
 
-def check_environment(written: str | None, environment: str | None) -> None:
+def check_environment(declared: str | None, environment: str | None) -> None:
     """Refuse a document that is written for another environment."""
-    if environment is not None and written not in (None, environment):
+    if environment is not None and declared not in (None, environment):
         raise InvalidDocumentError(
             "environment",
-            f"is {written!r}, but this goes to {environment!r}",
+            f"is {declared!r}, but this goes to {environment!r}",
             "Remove the field, or write to the other environment",
         )
 
@@ -456,28 +479,28 @@ def convert(values: object, shape: type[T]) -> T:
     try:
         return msgspec.convert(values, shape)
     except msgspec.ValidationError as error:
-        raise _located(str(error), shape) from None
+        raise _build_located_error(str(error), shape) from None
 
 
-def _located(message: str, shape: type[Struct]) -> InvalidDocumentError:
+def _build_located_error(message: str, shape: type[Struct]) -> InvalidDocumentError:
     # The place is the last one named: what is quoted before it may hold anything.
     parts = re.fullmatch(r"(.*) - at `\$\.?(.*)`", message, re.DOTALL)
     problem, path = parts.groups() if parts else (message, "")
     missing = re.fullmatch(r"Object missing required field `(.*)`", problem)
     if missing:
         remedy = "Write fallthrough: {serve: VARIANT}" if "fall" in missing[1] else "Add it"
-        return InvalidDocumentError(join(path, missing[1]), "is missing", remedy)
+        return InvalidDocumentError(join_path(path, missing[1]), "is missing", remedy)
     found = re.fullmatch(r"Object contains unknown field `(.*)`", problem, re.DOTALL)
     if found is None:
-        return _mistyped(path, problem)
+        return _build_type_error(path, problem)
     document = DOCUMENTS.get(re.sub(r"\[\d+\]", "", path).rpartition(".")[2], shape)
     known = [field.encode_name for field in msgspec.structs.fields(document)]
     close = difflib.get_close_matches(found[1], known, n=1)
     remedy = (f"Did you mean {close[0]}? " if close else "") + f"Known here: {', '.join(known)}"
-    return InvalidDocumentError(join(path, found[1]), "is not a known field", remedy)
+    return InvalidDocumentError(join_path(path, found[1]), "is not a known field", remedy)
 
 
-def _mistyped(path: str, problem: str) -> InvalidDocumentError:
+def _build_type_error(path: str, problem: str) -> InvalidDocumentError:
     remedy = "docs/policy.md has the form of a flag"
     found = re.fullmatch(r"Expected `(.*)`, got `(\w+)`", problem)
     if found:
@@ -500,9 +523,9 @@ def _mistyped(path: str, problem: str) -> InvalidDocumentError:
     return InvalidDocumentError(path, problem, remedy)
 
 
-def _flag(wire: FlagDocument) -> Flag:
+def _build_flag(wire: FlagDocument) -> Flag:
     key = check_key(wire.key)
-    kind, variants = typed_variants(wire.variants, wire.sensitive)
+    kind, variants = unify_variants(wire.variants, wire.sensitive)
     if wire.off is not None:
         check_variant(wire.off, variants, "off")
     if len(wire.rules) > RULES_MAX:
@@ -516,9 +539,9 @@ def _flag(wire: FlagDocument) -> Flag:
             raise InvalidDocumentError(
                 f"{path}.name", f"{rule.name!r} is the name of two rules", "Name each rule once"
             )
-        serves = _serves(rule, path, key, variants)
-        condition = parse(rule.when, f"{path}.when") if rule.when else ALWAYS
-        during = None if rule.during is None else window(rule.during, f"{path}.during")
+        serves = _build_serves(rule, path, key, variants)
+        condition = parse_condition(rule.when, f"{path}.when") if rule.when else ALWAYS
+        during = None if rule.during is None else build_window(rule.during, f"{path}.during")
         rules[rule.name] = Rule(rule.name, rule.when, condition, during, serves)
     check_tests({f"rules[{i}].when": rule.condition for i, rule in enumerate(rules.values())})
     return Flag(
@@ -529,11 +552,11 @@ def _flag(wire: FlagDocument) -> Flag:
         variants=variants,
         sensitive=tuple(dict.fromkeys(wire.sensitive)),
         off=wire.off,
-        prerequisites=_prerequisites(wire.prerequisites, key),
+        prerequisites=_build_prerequisites(wire.prerequisites, key),
         rules=tuple(rules.values()),
-        fallthrough=_serves(wire.fallthrough, "fallthrough", key, variants),
+        fallthrough=_build_serves(wire.fallthrough, "fallthrough", key, variants),
         when_stale=wire.when_stale,
-        metadata=metadata(wire.owner, wire.description, wire.tags, wire.expires),
+        metadata=build_metadata(wire.owner, wire.description, wire.tags, wire.expires),
     )
 
 
@@ -541,7 +564,7 @@ def check_tests(conditions: Mapping[str, Condition], tests_max: int = TESTS_MAX)
     """Refuse conditions, given by their paths, that are more tests than are allowed together."""
     count = 0
     for path, condition in conditions.items():
-        count += tests_in(condition)
+        count += count_tests(condition)
         if count > tests_max:
             raise InvalidDocumentError(
                 path,
@@ -550,20 +573,20 @@ def check_tests(conditions: Mapping[str, Condition], tests_max: int = TESTS_MAX)
             )
 
 
-def metadata(
+def build_metadata(
     owner: str | None,
     description: str | None,
     tags: list[str] | None,
     expires: datetime | None = None,
 ) -> dict[str, Value]:
     """Return what of the metadata there is."""
-    until = expires and milliseconds(expires, "expires")
+    until = expires and floor_to_milliseconds(expires, "expires")
     listed: list[Value] | None = [*tags] if tags else None
     found = {"owner": owner, "description": description, "tags": listed, "expires": until}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _prerequisites(items: list[PrerequisiteDocument], key: str) -> tuple[Prerequisite, ...]:
+def _build_prerequisites(items: list[PrerequisiteDocument], key: str) -> tuple[Prerequisite, ...]:
     for i, item in enumerate(items):
         check_key(item.flag, f"prerequisites[{i}].flag")
         if item.flag == key:
@@ -577,57 +600,61 @@ def _prerequisites(items: list[PrerequisiteDocument], key: str) -> tuple[Prerequ
     return tuple(Prerequisite(item.flag, tuple(item.variants)) for item in items)
 
 
-def _serves(wire: ServesDocument, path: str, key: str, variants: dict[str, VariantValue]) -> Serves:
+def _build_serves(
+    wire: ServesDocument, path: str, key: str, variants: dict[str, VariantValue]
+) -> Serves:
     if (wire.serve, wire.rollout, wire.ramp).count(None) != 2:  # noqa: PLR2004 - one of three
         raise InvalidDocumentError(
             path, "must say what it serves, once", "Write one of serve:, rollout: and ramp:"
         )
     if wire.ramp is not None:
-        return _ramp(wire.ramp, f"{path}.ramp", key, variants)
+        return _build_ramp(wire.ramp, f"{path}.ramp", key, variants)
     if wire.serve is not None:
         check_variant(wire.serve, variants, f"{path}.serve")
         return Serve(wire.serve)
     rollout = wire.rollout
     if not isinstance(rollout, RolloutDocument):
-        rollout = RolloutDocument(bare_weights(rollout, variants, f"{path}.rollout"))
-    return _rollout(rollout, f"{path}.rollout", key, variants)
+        rollout = RolloutDocument(build_boolean_weights(rollout, variants, f"{path}.rollout"))
+    return _build_rollout(rollout, f"{path}.rollout", key, variants)
 
 
-def _rollout(
+def _build_rollout(
     wire: RolloutDocument, path: str, key: str, variants: dict[str, VariantValue]
 ) -> Rollout:
     for variant in wire.weights:
         check_variant(variant, variants, f"{path}.weights.{variant}")
-    weights = shares(wire.weights, f"{path}.weights")
+    weights = parse_shares(wire.weights, f"{path}.weights")
     intervals = allocate(weights)
     if wire.intervals is not None:
         intervals = tuple(wire.intervals)
         _check_intervals(intervals, weights, f"{path}.intervals")
-    return Rollout(*_hashed(wire, path, key), weights, intervals)
+    return Rollout(*_parse_bucketing(wire, path, key), weights, intervals)
 
 
-def _hashed(
+def _parse_bucketing(
     wire: RolloutDocument | RampDocument, path: str, key: str
 ) -> tuple[tuple[str, ...], str]:
     """Return by what is hashed, and the salt."""
-    by = attribute_path(wire.by, f"{path}.by")
+    by = parse_attribute_path(wire.by, f"{path}.by")
     if wire.salt == "":
         raise InvalidDocumentError(f"{path}.salt", "is empty", "Leave it out for the flag's key")
     return by, wire.salt or key
 
 
-def _ramp(wire: RampDocument, path: str, key: str, variants: dict[str, VariantValue]) -> Ramp:
+def _build_ramp(wire: RampDocument, path: str, key: str, variants: dict[str, VariantValue]) -> Ramp:
     check_variant(wire.variant, variants, f"{path}.variant")
     check_variant(wire.otherwise, variants, f"{path}.otherwise")
     if wire.variant == wire.otherwise:
         raise InvalidDocumentError(f"{path}.otherwise", "is the same variant", "Name another one")
     line = (wire.first, wire.last, wire.start, wire.end)
     if wire.steps is not None and line == (None, None, None, None):
-        points = _steps(wire.steps, f"{path}.steps")
+        points = _build_points(wire.steps, f"{path}.steps")
     elif wire.steps is None and wire.start is not None and wire.end is not None:
         points = (
-            _point(wire.start, wire.first or 0, f"{path}.start", f"{path}.from"),
-            _point(wire.end, 100 if wire.last is None else wire.last, f"{path}.end", f"{path}.to"),
+            _build_point(wire.start, wire.first or 0, f"{path}.start", f"{path}.from"),
+            _build_point(
+                wire.end, 100 if wire.last is None else wire.last, f"{path}.end", f"{path}.to"
+            ),
         )
     else:
         raise InvalidDocumentError(
@@ -636,27 +663,29 @@ def _ramp(wire: RampDocument, path: str, key: str, variants: dict[str, VariantVa
     times = [at for at, _ in points]
     if any(later <= earlier for earlier, later in pairwise(times)):
         raise InvalidDocumentError(path, "does not go forward in time", "Write the later date last")
-    by, salt = _hashed(wire, path, key)
+    by, salt = _parse_bucketing(wire, path, key)
     return Ramp(by, salt, wire.variant, wire.otherwise, points, wire.steps is not None)
 
 
-def _steps(steps: list[StepDocument], path: str) -> tuple[tuple[float, int], ...]:
+def _build_points(steps: list[StepDocument], path: str) -> tuple[tuple[float, int], ...]:
     if not steps:
         raise InvalidDocumentError(path, "are none", "Write at least one {at:, percent:}")
     return tuple(
-        _point(step.at, step.percent, f"{path}[{i}].at", f"{path}[{i}].percent")
+        _build_point(step.at, step.percent, f"{path}[{i}].at", f"{path}[{i}].percent")
         for i, step in enumerate(steps)
     )
 
 
-def _point(at: datetime, percent: float, at_path: str, percent_path: str) -> tuple[float, int]:
-    return milliseconds(at, at_path).timestamp(), weight(percent, percent_path)
+def _build_point(
+    at: datetime, percent: float, at_path: str, percent_path: str
+) -> tuple[float, int]:
+    return floor_to_milliseconds(at, at_path).timestamp(), parse_weight(percent, percent_path)
 
 
 def _check_intervals(intervals: Intervals, weights: dict[str, int], path: str) -> None:
     remedy = "Leave the intervals out: they are kept by the writer"
     owned = dict.fromkeys(weights, 0)
-    for start, end, variant in spans(intervals):
+    for start, end, variant in list_spans(intervals):
         if not start < end <= BUCKETS or variant not in weights:
             raise InvalidDocumentError(path, f"are wrong at [{end}, {variant!r}]", remedy)
         owned[variant] += end - start

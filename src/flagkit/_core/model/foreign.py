@@ -79,7 +79,7 @@ _PROXIED: Final[Mapping[type, Callable[[Any], object]]] = {
 _NUMPY_SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes, datetime})
 
 
-def native(value: object) -> Any:
+def to_native(value: object) -> Any:
     """Return the native value that an attribute stands for; the attribute itself if there is none.
 
     - An instance of a derived class stands for its base: a text, a number, bytes.
@@ -98,17 +98,17 @@ def native(value: object) -> Any:
             exact: Callable[[Any], object] | None = _EXACT.get(base)
             return value if exact is None else exact(cast("Any", value))
     if issubclass(kind, Enum):
-        return native(cast("Enum", value)._value_)
-    found = _of_library(kind, value)
-    return _proxied(kind, value) if found is value else found
+        return to_native(cast("Enum", value)._value_)
+    found = _convert_library_value(kind, value)
+    return _unwrap_proxy(kind, value) if found is value else found
 
 
-def _of_library(kind: type, value: Any) -> object:
+def _convert_library_value(kind: type, value: Any) -> object:
     """Return what a value of a known library stands for, the value itself if it is of none."""
-    object_id = _class_of("bson.objectid", "ObjectId")
+    object_id = _find_loaded_class("bson.objectid", "ObjectId")
     if object_id is not None and issubclass(kind, object_id):
         return Oid(value.binary)
-    generic = _class_of("numpy", "generic")
+    generic = _find_loaded_class("numpy", "generic")
     if generic is not None and issubclass(kind, generic):
         if kind.__name__ == "datetime64":
             value = value.astype("datetime64[us]")
@@ -120,13 +120,13 @@ def _of_library(kind: type, value: Any) -> object:
     return value
 
 
-def _class_of(module: str, name: str) -> type | None:
+def _find_loaded_class(module: str, name: str) -> type | None:
     """Return a class of a module if that is loaded."""
     found = getattr(sys.modules.get(module), name, None)
     return found if isinstance(found, type) else None
 
 
-def _proxied(kind: type, proxy: Any) -> object:
+def _unwrap_proxy(kind: type, proxy: Any) -> object:
     """Return the value behind a proxy, which says that it has another class than its type."""
     said = cast("type[object]", proxy.__class__)
     # What a proxy says may be anything.
@@ -136,14 +136,16 @@ def _proxied(kind: type, proxy: Any) -> object:
         # A proxy passes this on. This is an object that only says that it is something else.
         return proxy
     if issubclass(said, Enum):
-        return native(proxy._value_)
-    object_id = _class_of("bson.objectid", "ObjectId")
+        return to_native(proxy._value_)
+    object_id = _find_loaded_class("bson.objectid", "ObjectId")
     if object_id is not None and issubclass(said, object_id):
         return Oid(proxy.binary)
     for base in said.__mro__:
         if base in _PROXIED:
             found = _PROXIED[base](proxy)
-            return native(found) if isinstance(found, base) and type(found) is not kind else proxy
+            return (
+                to_native(found) if isinstance(found, base) and type(found) is not kind else proxy
+            )
     return str.__str__(str(proxy)) if _is_text(said) else proxy
 
 

@@ -4,7 +4,7 @@ import re
 from typing import Any, cast
 from uuid import UUID
 
-from flagkit._core.model.foreign import Oid, native
+from flagkit._core.model.foreign import Oid, to_native
 from flagkit.errors import InvalidDocumentError
 
 KEY_LENGTH_MAX = 200
@@ -37,7 +37,7 @@ def check_region(region: object, path: str = "region") -> str:
     return region
 
 
-def attribute_path(text: str, path: str) -> tuple[str, ...]:
+def parse_attribute_path(text: str, path: str) -> tuple[str, ...]:
     """Return the names of a dotted path to an attribute.
 
     Raises:
@@ -60,14 +60,14 @@ def attribute_path(text: str, path: str) -> tuple[str, ...]:
     return names
 
 
-def key_of(value: object) -> str | None:
+def to_bucketing_key(value: object) -> str | None:
     """Return the string that a bucketing attribute hashes as, or None where it cannot serve.
 
     Non-empty strings are themselves. Integers are their decimal form, UUIDs and ObjectIds their
     usual text: `00112233-4455-6677-8899-aabbccddeeff`, 24 hexadecimal digits. Nothing else names
     anyone. Lazy and proxied values count as what they stand for.
     """
-    found: Any = native(value)
+    found: Any = to_native(value)
     kind = cast("type[object]", type(found))
     if kind is str:
         return found or None

@@ -16,10 +16,10 @@ import msgspec
 from msgspec import Meta, Struct
 
 from flagkit._core.interruptions import is_interruption
-from flagkit._core.model.conditions import ALWAYS, parse
+from flagkit._core.model.conditions import ALWAYS, parse_condition
 from flagkit._core.model.documents import TARGETING_KEY, State, VariantType, WhenStale
 from flagkit._core.model.flags import Flag, Prerequisite, Ramp, Rollout, Rule, Serve, Serves
-from flagkit._core.model.sensitive import Sealed, VariantValue, written
+from flagkit._core.model.sensitive import EncryptedValue, VariantValue, encode_variant
 from flagkit._core.model.values import DEPTH_MAX, Value
 from flagkit._core.model.windows import Recurrence, Window, check_zone
 from flagkit.errors import FlagkitError, InvalidDocumentError
@@ -49,7 +49,7 @@ FAULTS: Final = (FlagkitError, msgspec.MsgspecError, ValueError)
 """The errors that an invalid document raises; bad UTF-8 raises a ValueError.
 
 RecursionError and MemoryError are not among them: valid documents raise these, too, where the
-caller has used up the stack or the memory. See `is_fault_of`.
+caller has used up the stack or the memory. See `is_document_fault`.
 """
 
 NESTING_MAX: Final = 2 * DEPTH_MAX
@@ -57,28 +57,28 @@ NESTING_MAX: Final = 2 * DEPTH_MAX
 
 
 # What counts from the end to Python is out of range here.
-_Place: TypeAlias = Annotated[int, Meta(ge=0)]
+_Index: TypeAlias = Annotated[int, Meta(ge=0)]
 
 
 class _Rollout(Struct, array_like=True, tag=0):
     """A rollout. `intervals` are ends and variants in turn; weights that they say are left out."""
 
-    intervals: tuple[_Place, ...]
+    intervals: tuple[_Index, ...]
     salt: str | None = None
     by: tuple[str, ...] | None = None
     weights: dict[str, int] | None = None
 
 
 class _Ramp(Struct, array_like=True, tag=1):
-    variant: _Place
-    otherwise: _Place
+    variant: _Index
+    otherwise: _Index
     points: tuple[tuple[float, int], ...]
     stepped: bool
     salt: str | None = None
     by: tuple[str, ...] | None = None
 
 
-_Serves: TypeAlias = _Place | _Rollout | _Ramp
+_Serves: TypeAlias = _Index | _Rollout | _Ramp
 
 
 class _Window(Struct, array_like=True):
@@ -97,8 +97,8 @@ class _Rule(Struct, array_like=True):
 
 
 class _Body(Struct, array_like=True):
-    state: _Place
-    type: _Place
+    state: _Index
+    type: _Index
     variants: dict[str, Any]
     off: Annotated[int, Meta(ge=_NO_VARIANT)]
     fallthrough: _Serves
@@ -109,7 +109,7 @@ class _Body(Struct, array_like=True):
 class _StaleBody(_Body, array_like=True):
     """What was added later is written only where it says something: bodies stay as they were."""
 
-    when_stale: _Place = 0
+    when_stale: _Index = 0
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -143,7 +143,7 @@ def pack(flag: Flag) -> bytes:
     body = _Body(
         _STATES.index(flag.state),
         _TYPES.index(flag.type),
-        {name: _packed(value, name) for name, value in flag.variants.items()}
+        {name: _pack_variant(value, name) for name, value in flag.variants.items()}
         if flag.sensitive
         else flag.variants,
         _NO_VARIANT if flag.off is None else places[flag.off],
@@ -152,8 +152,8 @@ def pack(flag: Flag) -> bytes:
             _Rule(
                 rule.name,
                 serves(rule.serves),
-                _numbered(rule.when),
-                _packed_window(rule.during),
+                _number_operators(rule.when),
+                _pack_window(rule.during),
             )
             for rule in flag.rules
         ),
@@ -163,11 +163,15 @@ def pack(flag: Flag) -> bytes:
     return _encode([*msgspec.structs.astuple(body), when_stale] if when_stale else body)
 
 
-def _packed(value: VariantValue, name: str) -> Any:
-    return value.ciphertext if isinstance(value, Sealed) else written(value, f"variants.{name}")
+def _pack_variant(value: VariantValue, name: str) -> Any:
+    return (
+        value.ciphertext
+        if isinstance(value, EncryptedValue)
+        else encode_variant(value, f"variants.{name}")
+    )
 
 
-def fault(error: Exception) -> bytes:
+def pack_fault(error: Exception) -> bytes:
     """Return the body of a document that is no policy, for what it raised when it was read."""
     return _encode(str(error))
 
@@ -179,16 +183,16 @@ def unpack(key: str, region: str, body: bytes) -> Flag:
         InvalidDocumentError: the document that it was made from was none, or the body is none.
     """
     try:
-        return _flag(key, region, _decode(body))
+        return _unpack_flag(key, region, _decode(body))
     except InvalidDocumentError:
         raise
     except (*FAULTS, ArithmeticError, LookupError, TypeError, RecursionError) as error:
-        if not is_fault_of(body, error):
+        if not is_document_fault(body, error):
             raise
         raise InvalidDocumentError("", f"is no body of a flag: {error}", "Load it anew") from None
 
 
-def is_fault_of(packed: bytes, error: Exception) -> bool:
+def is_document_fault(packed: bytes, error: Exception) -> bool:
     """Tell whether reading a packed document failed because of the document.
 
     Otherwise it failed because of the circumstances of the caller: the stack or the memory was
@@ -259,13 +263,13 @@ _FIXED: Final[dict[int, tuple[int, bool]]] = {
 """The first bytes that say the whole length: how much follows, and whether it is items."""
 
 
-def _flag(key: str, region: str, wire: str | _StaleBody) -> Flag:
+def _unpack_flag(key: str, region: str, wire: str | _StaleBody) -> Flag:
     if isinstance(wire, str):
         raise InvalidDocumentError("", wire, "Write the flag anew")
     variants: dict[str, Any] = wire.variants
     sensitive: tuple[str, ...] = ()
     if not _CLASSES[wire.type].issuperset(map(type, variants.values())):
-        variants, sensitive = _sealed(variants, _TYPES[wire.type])
+        variants, sensitive = _unpack_variants(variants, _TYPES[wire.type])
     names = [*wire.variants]
     return Flag(
         key=key,
@@ -276,23 +280,29 @@ def _flag(key: str, region: str, wire: str | _StaleBody) -> Flag:
         sensitive=sensitive,
         off=None if wire.off == _NO_VARIANT else names[wire.off],
         prerequisites=tuple([Prerequisite(*item) for item in wire.prerequisites]),
-        rules=tuple([_rule(rule, key, names, i) for i, rule in enumerate(wire.rules)]),
-        fallthrough=_serves(wire.fallthrough, key, names),
+        rules=tuple([_unpack_rule(rule, key, names, i) for i, rule in enumerate(wire.rules)]),
+        fallthrough=_unpack_serves(wire.fallthrough, key, names),
         when_stale=_WHEN_STALE[wire.when_stale],
         metadata={},
     )
 
 
-def _sealed(variants: dict[str, Any], kind: VariantType) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _unpack_variants(
+    variants: dict[str, Any], kind: VariantType
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return variants with those that are encrypted as such, and their names."""
-    sealed = {name: Sealed(value, kind) for name, value in variants.items() if type(value) is bytes}
+    sealed = {
+        name: EncryptedValue(value, kind)
+        for name, value in variants.items()
+        if type(value) is bytes
+    }
     others = [value for name, value in variants.items() if name not in sealed]
     if not _CLASSES[_TYPES.index(kind)].issuperset(map(type, others)):
         raise InvalidDocumentError("variants", f"are not all of type {kind}", "Load it anew")
     return variants | sealed, tuple(sealed)
 
 
-def _serves(wire: _Serves, key: str, names: list[str]) -> Serves:
+def _unpack_serves(wire: _Serves, key: str, names: list[str]) -> Serves:
     if isinstance(wire, int):
         return Serve(names[wire])
     salt, by = wire.salt or key, wire.by or _BY_KEY
@@ -311,37 +321,37 @@ def _serves(wire: _Serves, key: str, names: list[str]) -> Serves:
     return Rollout(by, salt, wire.weights or weights, tuple(intervals))
 
 
-def _rule(wire: _Rule, key: str, names: list[str], place: int) -> Rule:
-    when: dict[str, Value] = _named(wire.when)
-    condition = parse(when, f"rules[{place}].when") if when else ALWAYS
-    serves = _serves(wire.serves, key, names)
-    return Rule(wire.name, when, condition, _window(wire.during, place), serves)
+def _unpack_rule(wire: _Rule, key: str, names: list[str], place: int) -> Rule:
+    when: dict[str, Value] = _name_operators(wire.when)
+    condition = parse_condition(when, f"rules[{place}].when") if when else ALWAYS
+    serves = _unpack_serves(wire.serves, key, names)
+    return Rule(wire.name, when, condition, _unpack_window(wire.during, place), serves)
 
 
-def _numbered(value: Any) -> Any:
+def _number_operators(value: Any) -> Any:
     """Return a condition with numbers for the names of operators; no other names are numbers."""
     if isinstance(value, dict):
         fields = cast("dict[str, Any]", value)
-        return {_NUMBERS.get(name, name): _numbered(item) for name, item in fields.items()}
+        return {_NUMBERS.get(name, name): _number_operators(item) for name, item in fields.items()}
     if isinstance(value, list):
-        return [*map(_numbered, value)]  # pyright: ignore[reportUnknownArgumentType]
+        return [*map(_number_operators, value)]  # pyright: ignore[reportUnknownArgumentType]
     return value
 
 
-def _named(value: Any) -> Any:
+def _name_operators(value: Any) -> Any:
     """Return a condition with the names of operators in the places of their numbers."""
     if isinstance(value, dict):
         fields = cast("dict[str | int, Any]", value)
         return {
-            name if isinstance(name, str) else _NAMES[name]: _named(item)
+            name if isinstance(name, str) else _NAMES[name]: _name_operators(item)
             for name, item in fields.items()
         }
     if isinstance(value, list):
-        return [*map(_named, value)]  # pyright: ignore[reportUnknownArgumentType]
+        return [*map(_name_operators, value)]  # pyright: ignore[reportUnknownArgumentType]
     return value
 
 
-def _packed_window(window: Window | None) -> _Window | None:
+def _pack_window(window: Window | None) -> _Window | None:
     if window is None:
         return None
     again = window.recurrence
@@ -350,7 +360,7 @@ def _packed_window(window: Window | None) -> _Window | None:
     return _Window(window.start, window.end, again.zone, again.days, (again.start, again.end))
 
 
-def _window(wire: _Window | None, place: int) -> Window | None:
+def _unpack_window(wire: _Window | None, place: int) -> Window | None:
     if wire is None:
         return None
     if wire.zone is None:

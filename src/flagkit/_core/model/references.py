@@ -15,52 +15,52 @@ from flagkit.errors import BrokenReferenceError
 class Neighbours(Protocol):
     """What is known of the flags around a change."""
 
-    def find(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
+    def find_flags(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of some flags, in all regions."""
         ...
 
-    def dependents(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
+    def find_dependents(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of the flags that have one of `keys` as a direct prerequisite."""
         ...
 
-    def keys_near(self, policy: PolicyId) -> Iterable[str]:
+    def find_similar_keys(self, policy: PolicyId) -> Iterable[str]:
         """Return keys of flags, or of segments, among them those that are near to a key."""
         ...
 
 
-class References:
+class ReferenceChecker:
     """The flags that a change touches and those around them, in their next state."""
 
     def __init__(
         self,
-        reading: Neighbours,
-        found: Mapping[PolicyId, PolicyState],
+        neighbours: Neighbours,
+        previous: Mapping[PolicyId, PolicyState],
         changed: Mapping[PolicyId, Flag | None],
     ) -> None:
-        self._reading = reading
-        self._found = found
+        self._neighbours = neighbours
+        self._previous = previous
         self._changed = changed
         self._by_key: dict[str, dict[str, Flag]] = {}
-        self._learn(found, {key for _, key in changed})
+        self._add_states(previous, {key for _, key in changed})
         for (region, key), flag in changed.items():
             if flag is not None:
                 self._by_key[key][region] = flag
 
     def check(self) -> None:
         """Raise BrokenReferenceError where a prerequisite would dangle or close a cycle."""
-        self._gather()
+        self._load_prerequisites()
         for flag in filter(None, self._changed.values()):
             for i in range(len(flag.prerequisites)):
                 self._check_prerequisite(flag, i)
         changed_keys = {key for _, key in self._changed}
         # Nobody rests on what was not there in any region.
-        there = {key for _, key in self._found}
+        there = {key for _, key in self._previous}
         lessened = {
             identity[1]
             for identity in self._changed
-            if identity[1] in there and self._is_lessened(identity)
+            if identity[1] in there and self._can_break_dependents(identity)
         }
-        dependents = self._reading.dependents(lessened) if lessened else {}
+        dependents = self._neighbours.find_dependents(lessened) if lessened else {}
         for identity, state in dependents.items():
             if identity not in self._changed:
                 flag = decode(state.policy, stored=True)
@@ -71,31 +71,34 @@ class References:
             {key for (_, key), flag in self._changed.items() if flag and flag.prerequisites}
         )
 
-    def _is_lessened(self, identity: PolicyId) -> bool:
+    def _can_break_dependents(self, identity: PolicyId) -> bool:
         """Tell whether flags that rest on a changed one may miss something: all others do not."""
-        before, after = self._found.get(identity), self._changed[identity]
+        before, after = self._previous.get(identity), self._changed[identity]
         if before is None or after is None:
             # A new override hides what there was.
             return True
         return not before.policy.get("variants", {}).keys() <= after.variants.keys()
 
-    def _learn(self, states: Mapping[PolicyId, PolicyState], keys: Iterable[str]) -> None:
+    def _add_states(self, states: Mapping[PolicyId, PolicyState], keys: Iterable[str]) -> None:
         for key in keys:
             self._by_key[key] = {}
         for (region, key), state in states.items():
             if region not in (SEGMENTS, ACCESS) and (region, key) not in self._changed:
                 self._by_key[key][region] = decode(state.policy, stored=True)
 
-    def _gather(self) -> None:
+    def _load_prerequisites(self) -> None:
         """Read all that the changed flags depend on, level by level.
 
         Each flag is looked at once: chains of prerequisites may be thousands of flags long.
         """
         level: Iterable[str] = tuple(self._by_key)
         while wanted := {
-            needed for key in level for needed in self._needed(key) if needed not in self._by_key
+            needed
+            for key in level
+            for needed in self._iter_prerequisites(key)
+            if needed not in self._by_key
         }:
-            self._learn(self._reading.find(wanted), wanted)
+            self._add_states(self._neighbours.find_flags(wanted), wanted)
             level = wanted
 
     def _check_prerequisite(self, flag: Flag, index: int) -> None:
@@ -107,13 +110,13 @@ class References:
             remedy = f"{'Remove' if gone else 'Create'} it before, or in the same change"
             if not gone:
                 others = {key for _, key in self._changed} - {flag.key}
-                near = self._reading.keys_near((EVERYWHERE, prerequisite.flag))
+                near = self._neighbours.find_similar_keys((EVERYWHERE, prerequisite.flag))
                 known = [key for key in (*others, *near) if key != flag.key]
                 remedy = suggested(remedy, prerequisite.flag, known)
             raise BrokenReferenceError(
                 f"{path}.flag",
                 f"{prerequisite.flag!r} does not exist{' any more' if gone else ''}"
-                f"{_in_region(flag.region)}",
+                f"{_format_region(flag.region)}",
                 remedy,
                 subject=f"flag {flag.key!r}",
             )
@@ -127,7 +130,7 @@ class References:
                 variant = min(unknown)
                 raise BrokenReferenceError(
                     f"{path}.variants",
-                    f"{variant!r} is no variant of {prerequisite.flag!r}{_in_region(region)}",
+                    f"{variant!r} is no variant of {prerequisite.flag!r}{_format_region(region)}",
                     suggested(f"It has: {', '.join(other.variants)}", variant, other.variants),
                     subject=f"flag {flag.key!r}",
                 )
@@ -140,7 +143,7 @@ class References:
             following = [start] if start not in done else []
             while following:
                 key = following.pop()
-                way[key] = iter(self._needed(key))
+                way[key] = iter(self._iter_prerequisites(key))
                 while way:
                     last = next(reversed(way))
                     needed = next((name for name in way[last] if name not in done), None)
@@ -153,7 +156,7 @@ class References:
                     following.append(needed)
                     break
 
-    def _needed(self, key: str) -> Iterator[str]:
+    def _iter_prerequisites(self, key: str) -> Iterator[str]:
         for flag in self._by_key[key].values():
             for prerequisite in flag.prerequisites:
                 yield prerequisite.flag
@@ -168,5 +171,5 @@ class References:
         )
 
 
-def _in_region(region: str) -> str:
+def _format_region(region: str) -> str:
     return "" if region == EVERYWHERE else f" in region {region}"

@@ -17,7 +17,7 @@ Intervals: TypeAlias = "tuple[tuple[int, str], ...]"
 """Ascending (end, variant) pairs: each variant is served below its end, from the end before it."""
 
 
-def weight(percent: object, path: str) -> int:
+def parse_weight(percent: object, path: str) -> int:
     """Return a percentage in [0, 100], given to 0.001, as a share of BUCKETS."""
     if isinstance(percent, bool) or not isinstance(percent, int | float) or not 0 <= percent <= 100:  # noqa: PLR2004
         raise InvalidDocumentError(path, f"is {percent!r}", "Write a percentage from 0 to 100")
@@ -29,22 +29,24 @@ def weight(percent: object, path: str) -> int:
     return share
 
 
-def percent(share: int) -> int | float:
+def to_percent(share: int) -> int | float:
     """Return a share of BUCKETS as a percentage, whole where it can be."""
     return share // PERCENT if share % PERCENT == 0 else share / PERCENT
 
 
-def shares(weights: Mapping[str, int | float], path: str) -> dict[str, int]:
+def parse_shares(weights: Mapping[str, int | float], path: str) -> dict[str, int]:
     """Return weights in percent as shares of BUCKETS, which add up to BUCKETS.
 
     Raises:
         InvalidDocumentError: a weight is not a percentage, or they do not add up to 100 %.
     """
-    found = {variant: weight(share, f"{path}.{variant}") for variant, share in weights.items()}
+    found = {
+        variant: parse_weight(share, f"{path}.{variant}") for variant, share in weights.items()
+    }
     total = sum(found.values())
     if total != BUCKETS:
         raise InvalidDocumentError(
-            path, f"add up to {percent(total)} %", "Make the weights add up to 100 %"
+            path, f"add up to {to_percent(total)} %", "Make the weights add up to 100 %"
         )
     return found
 
@@ -68,24 +70,24 @@ def allocate(
             for end, (variant, share) in zip(ends, wanted.items(), strict=True)
             if share
         )
-    segments = spans(current)
-    owned = owned_by(current)
+    segments = list_spans(current)
+    owned = count_shares(current)
     order = [*dict.fromkeys((*wanted, *owned))]
-    for giver, taker, count in _transfers(wanted, owned, order, untreated):
+    for giver, taker, count in _iter_transfers(wanted, owned, order, untreated):
         lowest = order.index(taker) < order.index(giver)
-        segments = _hand_over(segments, giver, taker, count, lowest=lowest)
-    return _merged(segments)
+        segments = _move_buckets(segments, giver, taker, count, lowest=lowest)
+    return _merge_segments(segments)
 
 
-def owned_by(intervals: Intervals) -> dict[str, int]:
+def count_shares(intervals: Intervals) -> dict[str, int]:
     """Return the share of BUCKETS that each variant has."""
     owned: dict[str, int] = {}
-    for start, end, variant in spans(intervals):
+    for start, end, variant in list_spans(intervals):
         owned[variant] = owned.get(variant, 0) + end - start
     return owned
 
 
-def _transfers(
+def _iter_transfers(
     wanted: Mapping[str, int], owned: Mapping[str, int], order: Sequence[str], untreated: str | None
 ) -> Iterator[tuple[str, str, int]]:
     """Yield who gives how many buckets to whom, in an order in which nobody passes any on."""
@@ -107,13 +109,13 @@ def _transfers(
                 surplus[giver] -= count
 
 
-def spans(intervals: Intervals) -> list[tuple[int, int, str]]:
+def list_spans(intervals: Intervals) -> list[tuple[int, int, str]]:
     """Return intervals as (start, end, variant) triples."""
     starts = [0, *(end for end, _ in intervals)]
     return [(start, end, variant) for start, (end, variant) in zip(starts, intervals, strict=False)]
 
 
-def _hand_over(
+def _move_buckets(
     segments: list[tuple[int, int, str]], giver: str, taker: str, count: int, *, lowest: bool
 ) -> list[tuple[int, int, str]]:
     result: list[tuple[int, int, str]] = []
@@ -128,7 +130,7 @@ def _hand_over(
     return result if lowest else result[::-1]
 
 
-def _merged(segments: Sequence[tuple[int, int, str]]) -> Intervals:
+def _merge_segments(segments: Sequence[tuple[int, int, str]]) -> Intervals:
     merged: list[tuple[int, str]] = []
     for _, end, variant in segments:
         if merged and merged[-1][1] == variant:

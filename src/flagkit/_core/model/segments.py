@@ -17,18 +17,23 @@ from typing import Any, Final, cast
 import xxhash
 from msgspec import Struct
 
-from flagkit._core.model.conditions import NEVER, Condition, parse, segments_in
+from flagkit._core.model.conditions import (
+    NEVER,
+    Condition,
+    collect_condition_segments,
+    parse_condition,
+)
 from flagkit._core.model.documents import TARGETING_KEY, MembersDocument, SegmentDocument
 from flagkit._core.model.flags import (
+    build_metadata,
     check_environment,
     check_size,
     check_tests,
     convert,
-    metadata,
-    values_of,
+    normalize_fields,
 )
-from flagkit._core.model.keys import attribute_path, check_key, key_of
-from flagkit._core.model.values import Value, text
+from flagkit._core.model.keys import check_key, parse_attribute_path, to_bucketing_key
+from flagkit._core.model.values import Value, check_text
 from flagkit.errors import InvalidDocumentError
 
 MEMBER_BYTES: Final = 8
@@ -69,44 +74,44 @@ class Segment(Struct, frozen=True, kw_only=True):
     metadata: dict[str, Value]
 
 
-class Hashed(Struct, frozen=True):
+class SegmentWithMembers(Struct, frozen=True):
     """A segment, and the parts of members that came with its document, by their SHA-256."""
 
     segment: Segment
     parts: dict[str, bytes]
 
 
-def new_seed() -> int:
+def generate_seed() -> int:
     """Return a random seed of 64 bits for the keys of a segment."""
     # `secrets` would do the same, and takes a millisecond to import.
     return int.from_bytes(os.urandom(8), "big")
 
 
-def hash_of_member(key: str, seed: int) -> int:
+def hash_member(key: str, seed: int) -> int:
     """Return the 64-bit hash that a key is kept as in a segment of some seed."""
     return xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogatepass"), seed)
 
 
-def part_of(member: int, part_count: int) -> int:
+def get_part_index(member: int, part_count: int) -> int:
     """Return which of some parts a member's hash is in; they are as many as a power of two."""
     return member >> (64 - (part_count.bit_length() - 1))
 
 
-def hashed_keys(members: Iterable[int]) -> tuple[Keys, dict[str, bytes]]:
+def build_keys(members: Iterable[int]) -> tuple[Keys, dict[str, bytes]]:
     """Return the keys that some hashes make up, and their parts by SHA-256."""
     ordered = sorted(set(members))
     if not ordered:
         return NOBODY, {}
-    count = part_count(len(ordered))
+    count = compute_part_count(len(ordered))
     buckets = [array("Q") for _ in range(count)]
     for member in ordered:
-        buckets[part_of(member, count)].append(member)
-    parts = [packed_part(bucket) for bucket in buckets]
+        buckets[get_part_index(member, count)].append(member)
+    parts = [encode_part(bucket) for bucket in buckets]
     names = tuple(hashlib.sha256(part).hexdigest() for part in parts)
     return Keys(len(ordered), names), dict(zip(names, parts, strict=True))
 
 
-def edited_keys(
+def edit_keys(
     keys: Keys,
     add: set[int],
     remove: set[int],
@@ -120,36 +125,36 @@ def edited_keys(
         InvalidDocumentError: parts are not there.
     """
     if not keys.count:
-        return hashed_keys(add - remove)
+        return build_keys(add - remove)
     count = len(keys.parts)
-    touched = sorted({part_of(member, count) for member in add | remove})
-    old = _members(keys, touched, read)
+    touched = sorted({get_part_index(member, count) for member in add | remove})
+    old = _read_members(keys, touched, read)
     members = set[int]().union(*old.values(), add) - remove
     total = keys.count + len(members) - sum(map(len, old.values()))
-    if total == 0 or part_count(total) != count:
-        rest = _members(keys, sorted(set(range(count)).difference(touched)), read)
-        return hashed_keys(members.union(*rest.values()))
+    if total == 0 or compute_part_count(total) != count:
+        rest = _read_members(keys, sorted(set(range(count)).difference(touched)), read)
+        return build_keys(members.union(*rest.values()))
     buckets = {place: array("Q") for place in touched}
     for member in sorted(members):
-        buckets[part_of(member, count)].append(member)
+        buckets[get_part_index(member, count)].append(member)
     names = [*keys.parts]
     made: dict[str, bytes] = {}
     for place, bucket in buckets.items():
-        part = packed_part(bucket)
+        part = encode_part(bucket)
         names[place] = hashlib.sha256(part).hexdigest()
         if names[place] != keys.parts[place]:
             made[names[place]] = part
     return Keys(total, tuple(names)), made
 
 
-def _members(
+def _read_members(
     keys: Keys, places: Iterable[int], read: Callable[[Iterable[str]], Mapping[str, bytes]]
 ) -> "dict[int, array[int]]":
     wanted = {place: keys.parts[place] for place in places}
     found = read(wanted.values())
     if not found.keys() >= {*wanted.values()}:
         raise InvalidDocumentError("", "has members that are not there any more", "List them anew")
-    return {place: unpacked_part(found[name]) for place, name in wanted.items()}
+    return {place: decode_part(found[name]) for place, name in wanted.items()}
 
 
 def check_members(segment: Segment, read: Callable[[Iterable[str]], Mapping[str, bytes]]) -> None:
@@ -159,18 +164,18 @@ def check_members(segment: Segment, read: Callable[[Iterable[str]], Mapping[str,
         InvalidDocumentError: they are not; or parts of them are not there.
     """
     for side, keys in (("included", segment.included), ("excluded", segment.excluded)):
-        parts = _members(keys, range(len(keys.parts)), read)
+        parts = _read_members(keys, range(len(keys.parts)), read)
         members = [member for place in sorted(parts) for member in parts[place]]
-        if hashed_keys(members)[0] != keys or len(members) != keys.count:
+        if build_keys(members)[0] != keys or len(members) != keys.count:
             raise InvalidDocumentError(side, "are not as they were hashed", "List the keys anew")
 
 
-def part_count(member_count: int) -> int:
+def compute_part_count(member_count: int) -> int:
     """Return how many parts some members have: the power of two at which they are not too full."""
     return 1 << max(0, (-(-member_count // PART_MEMBERS) - 1).bit_length())
 
 
-def packed_part(members: "array[int]") -> bytes:
+def encode_part(members: "array[int]") -> bytes:
     """Return a part's bytes: little-endian, whatever the machine."""
     if sys.byteorder == "big":
         members = array("Q", members)
@@ -178,7 +183,7 @@ def packed_part(members: "array[int]") -> bytes:
     return members.tobytes()
 
 
-def unpacked_part(content: bytes) -> "array[int]":
+def decode_part(content: bytes) -> "array[int]":
     """Return the members in a part's bytes.
 
     Raises:
@@ -197,7 +202,7 @@ def decode_segment(
     environment: str | None = None,
     stored: bool = False,
     seed: int = PUBLIC_SEED,
-) -> Hashed:
+) -> SegmentWithMembers:
     """Check a segment's document and return the segment, with the parts of keys that it lists.
 
     Args:
@@ -212,17 +217,17 @@ def decode_segment(
         InvalidDocumentError: with the path of the fault and the remedy.
     """
     try:
-        return _decoded(document, environment, seed, stored=stored)
+        return _decode_checked(document, environment, seed, stored=stored)
     except InvalidDocumentError as error:
-        raise error.about(_subject(document)) from None
+        raise error.about(_describe_subject(document)) from None
 
 
-def _subject(document: object) -> str:
+def _describe_subject(document: object) -> str:
     key = cast("Mapping[str, object]", document).get("key") if isinstance(document, dict) else None
     return f"segment {key!r}" if isinstance(key, str) else ""
 
 
-def listed_keys(document: object) -> dict[str, list[Any]]:
+def get_key_lists(document: object) -> dict[str, list[Any]]:
     """Return the lists of keys that a segment's document has. They may be iterators: read once."""
     found: dict[str, list[Any]] = {}
     if isinstance(document, Mapping):
@@ -234,47 +239,51 @@ def listed_keys(document: object) -> dict[str, list[Any]]:
     return found
 
 
-def _decoded(document: object, environment: str | None, seed: int, *, stored: bool) -> Hashed:
+def _decode_checked(
+    document: object, environment: str | None, seed: int, *, stored: bool
+) -> SegmentWithMembers:
     # Lists of keys may be of any length: they are hashed, and never part of the document.
-    listed = listed_keys(document)
+    listed = get_key_lists(document)
     if listed:
         fields = cast("Mapping[object, object]", document)
         document = {name: value for name, value in fields.items() if name not in listed}
-    values = values_of(document)
+    values = normalize_fields(document)
     if not stored:
         check_size(values)
     wire = convert(values, SegmentDocument)
     check_environment(wire.environment, environment)
-    condition = NEVER if wire.when is None else parse(wire.when, "when")
+    condition = NEVER if wire.when is None else parse_condition(wire.when, "when")
     check_tests({"when": condition}, SEGMENT_TESTS_MAX)
-    if inner := segments_in(condition):
+    if inner := collect_condition_segments(condition):
         raise InvalidDocumentError(
             "when",
             f"refers to the segment {min(inner)!r}",
             "Name both segments in the flag's rule instead",
         )
-    given = PUBLIC_SEED if wire.seed is None else _checked_seed(wire.seed)
+    given = PUBLIC_SEED if wire.seed is None else _parse_seed(wire.seed)
     keys = {
-        name: _stored(field, name)
+        name: _build_stored_keys(field, name)
         for name, field in (("included", wire.included), ("excluded", wire.excluded))
     }
     if stored or any(hashed.count for hashed in keys.values()):
         seed = given
     parts: dict[str, bytes] = {}
-    keys |= {name: _keys(members, name, seed, parts) for name, members in listed.items()}
+    keys |= {
+        name: _build_listed_keys(members, name, seed, parts) for name, members in listed.items()
+    }
     segment = Segment(
         key=check_key(wire.key, kind="segment"),
-        by=attribute_path(wire.by, "by"),
+        by=parse_attribute_path(wire.by, "by"),
         when=wire.when,
         condition=condition,
         seed=seed,
-        metadata=metadata(wire.owner, wire.description, wire.tags),
+        metadata=build_metadata(wire.owner, wire.description, wire.tags),
         **keys,
     )
-    return Hashed(segment, parts)
+    return SegmentWithMembers(segment, parts)
 
 
-def _checked_seed(text: str) -> int:
+def _parse_seed(text: str) -> int:
     if not _SEED_TEXT.fullmatch(text):
         raise InvalidDocumentError(
             "seed",
@@ -285,18 +294,20 @@ def _checked_seed(text: str) -> int:
     return int(text, 16)
 
 
-def _keys(keys: Iterable[object], path: str, seed: int, parts: dict[str, bytes]) -> Keys:
-    found, made = hashed_keys(members_of(keys, path, seed))
+def _build_listed_keys(
+    keys: Iterable[object], path: str, seed: int, parts: dict[str, bytes]
+) -> Keys:
+    found, made = build_keys(hash_keys(keys, path, seed))
     parts |= made
     return found
 
 
-def members_of(keys: Iterable[object], path: str, seed: int) -> set[int]:
+def hash_keys(keys: Iterable[object], path: str, seed: int) -> set[int]:
     """Return the hashes of keys; for errors see `keys_of`."""
-    return {hash_of_member(key, seed) for key in keys_of(keys, path)}
+    return {hash_member(key, seed) for key in normalize_keys(keys, path)}
 
 
-def keys_of(keys: Iterable[object], path: str) -> list[str]:
+def normalize_keys(keys: Iterable[object], path: str) -> list[str]:
     """Return keys as the strings that they count as.
 
     Raises:
@@ -308,7 +319,7 @@ def keys_of(keys: Iterable[object], path: str) -> list[str]:
         raise InvalidDocumentError(path, "is not a list of keys", "List strings or integers")
     found: list[str] = []
     for i, listed in enumerate(keys):
-        key = key_of(listed)
+        key = to_bucketing_key(listed)
         if key is None:
             shown = repr(listed) if isinstance(listed, str) else f"of type {type(listed).__name__}"
             raise InvalidDocumentError(
@@ -316,16 +327,20 @@ def keys_of(keys: Iterable[object], path: str) -> list[str]:
                 f"is {shown}, which is not a key",
                 "List strings that are not empty, or integers",
             )
-        found.append(text(key, f"{path}[{i}]"))
+        found.append(check_text(key, f"{path}[{i}]"))
     return found
 
 
-def _stored(wire: "list[str | int] | MembersDocument", path: str) -> Keys:
+def _build_stored_keys(wire: "list[str | int] | MembersDocument", path: str) -> Keys:
     if isinstance(wire, list):
         return NOBODY
     names = tuple(wire.parts)
     digests = all(len(name) == 64 and set(name) <= set("0123456789abcdef") for name in names)  # noqa: PLR2004 - hex SHA-256
-    if not digests or wire.count < 0 or len(names) != (part_count(wire.count) if wire.count else 0):
+    if (
+        not digests
+        or wire.count < 0
+        or len(names) != (compute_part_count(wire.count) if wire.count else 0)
+    ):
         raise InvalidDocumentError(
             path, "are not hashed keys as the writer makes them", "List the keys themselves"
         )

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias, cast, get_args
 from msgspec import Struct
 
 from flagkit._core.model.documents import VariantType
-from flagkit._core.model.values import FORMS, Value, join
+from flagkit._core.model.values import FORMS, Value, join_path
 from flagkit.errors import InvalidDocumentError
 
 SENSITIVE: Final = "(sensitive)"
@@ -20,14 +20,14 @@ ENCRYPTED: Final = "$encrypted"
 _BASE64: Final = FORMS["$binary"]
 
 
-class Sealed(Struct, frozen=True):
+class EncryptedValue(Struct, frozen=True):
     """A value as it is stored: encrypted. `type` is its flag's, for readers without a key."""
 
     ciphertext: bytes
     type: VariantType
 
 
-class Secret:
+class SecretValue:
     """A value in the clear, which does not show in what is printed of it."""
 
     __slots__ = ("value",)
@@ -39,27 +39,27 @@ class Secret:
         return SENSITIVE
 
 
-class Withheld(Struct, frozen=True):
-    """A value that could not be decrypted, and why. `is_passing` if it may be, in a while."""
+class UnavailableValue(Struct, frozen=True):
+    """A value that could not be decrypted, and why. `is_temporary` if it may be, in a while."""
 
     problem: str
-    is_passing: bool
+    is_temporary: bool
 
 
-VariantValue: TypeAlias = "Value | Sealed | Secret | Withheld"
+VariantValue: TypeAlias = "Value | EncryptedValue | SecretValue | UnavailableValue"
 
 
-def written(value: VariantValue, path: str) -> Value:
+def encode_variant(value: VariantValue, path: str) -> Value:
     """Return a variant's value as documents have it.
 
     Raises:
         InvalidDocumentError: it is sensitive, and not encrypted.
     """
     match value:
-        case Sealed(ciphertext, kind):
+        case EncryptedValue(ciphertext, kind):
             text = base64.b64encode(ciphertext).decode()
             return {ENCRYPTED: {"type": kind, "base64": text}}
-        case Secret() | Withheld():
+        case SecretValue() | UnavailableValue():
             raise InvalidDocumentError(
                 path,
                 "is sensitive, and not encrypted",
@@ -70,7 +70,7 @@ def written(value: VariantValue, path: str) -> Value:
             return value
 
 
-def sealed_in(value: Value, path: str) -> Sealed | None:
+def find_encrypted_value(value: Value, path: str) -> EncryptedValue | None:
     """Return what a variant's value in a document is if it is encrypted, None if it is not.
 
     Raises:
@@ -84,17 +84,17 @@ def sealed_in(value: Value, path: str) -> Sealed | None:
         kind, text = fields.get("type"), fields.get("base64")
         known = len(fields) == 2 and kind in get_args(VariantType)  # noqa: PLR2004 - the two
         if known and isinstance(text, str) and _BASE64.fullmatch(text):
-            return Sealed(base64.b64decode(text), cast("VariantType", kind))
+            return EncryptedValue(base64.b64decode(text), cast("VariantType", kind))
     raise InvalidDocumentError(
-        join(path, ENCRYPTED),
+        join_path(path, ENCRYPTED),
         "is nothing that flagkit has encrypted",
         "Write the value itself, or what `policy` returns, as it is",
     )
 
 
-def hidden(error: InvalidDocumentError, document: object) -> InvalidDocumentError:
+def redact_error(error: InvalidDocumentError, document: object) -> InvalidDocumentError:
     """Return the fault of a document, without what it says of values that are sensitive."""
-    place = sensitive_place(error.path, document)
+    place = find_sensitive_path(error.path, document)
     if place is None:
         return error
     return InvalidDocumentError(
@@ -104,7 +104,7 @@ def hidden(error: InvalidDocumentError, document: object) -> InvalidDocumentErro
     )
 
 
-def sensitive_place(path: str, document: object) -> str | None:
+def find_sensitive_path(path: str, document: object) -> str | None:
     """Return the path of the sensitive variant that a path leads into, None if it leads to none."""
     if not path.startswith("variants.") or not isinstance(document, Mapping):
         return None
@@ -113,7 +113,7 @@ def sensitive_place(path: str, document: object) -> str | None:
         return None
     if isinstance(named, list | tuple):
         for name in cast("list[object]", named):
-            place = join("variants", name)
+            place = join_path("variants", name)
             if path == place or path.startswith((f"{place}.", f"{place}[")):
                 return place
         if all(isinstance(name, str) for name in cast("list[object]", named)):

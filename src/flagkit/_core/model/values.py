@@ -5,7 +5,8 @@ UTC cut to the millisecond, lists, and dicts with string keys. It survives BSON 
 unchanged; the hash chain of the ledger depends on that. The order of keys counts, as in MongoDB.
 
 Values that JSON and YAML cannot express are written as MongoDB's Extended JSON. Decimals, UUIDs,
-ObjectIds and binaries keep that form; `revived` returns the values that they stand for.
+ObjectIds and binaries keep that form; `decode_extended_json` returns the values that they stand
+for.
 
 Sources: https://www.mongodb.com/docs/manual/reference/mongodb-extended-json; mongod's answers to
 `find`, which tests/evaluation/test_matching.py compares with these; Semantic Versioning 2.0.0
@@ -25,7 +26,7 @@ from uuid import UUID
 
 import msgspec
 
-from flagkit._core.model.foreign import Oid, native
+from flagkit._core.model.foreign import Oid, to_native
 from flagkit.errors import InvalidDocumentError
 
 Value: TypeAlias = "bool | int | float | str | datetime | list[Value] | dict[str, Value] | None"
@@ -86,30 +87,30 @@ def is_same(one: object, other: object) -> bool:
     >>> is_same({"$ne": True}, {"$ne": 1}), is_same({"a": 1, "b": 2}, {"b": 2, "a": 1})
     (False, False)
     """
-    return exact(one) == exact(other)
+    return encode_exactly(one) == encode_exactly(other)
 
 
-exact: Final[Callable[[object], bytes]] = msgspec.msgpack.Encoder().encode
+encode_exactly: Final[Callable[[object], bytes]] = msgspec.msgpack.Encoder().encode
 """Returns bytes that stand for a value, its types and its order: others have other bytes."""
 
 
-class _Unusual(Exception):  # noqa: N818 - nothing is wrong, it only takes longer
+class _NotPlainError(Exception):
     """A value is not plain."""
 
 
-def plain(fields: Mapping[Any, object]) -> dict[str, Value] | None:
-    """Return the fields of a document in normal form, as `normal` does, if all are of plain types.
+def to_plain(fields: Mapping[Any, object]) -> dict[str, Value] | None:
+    """Normalize the fields of a document as `normalize` does, if all are of plain types.
 
-    None says that it takes `normal` to tell what they are, or what is wrong with them. Documents
+    None says that it takes `normalize` to tell what they are, or what is wrong with them. Documents
     are imported by the hundred thousand, and most take half the time so.
     """
     try:
-        return cast("dict[str, Value]", _plain(fields, 0))
-    except _Unusual:
+        return cast("dict[str, Value]", _to_plain_value(fields, 0))
+    except _NotPlainError:
         return None
 
 
-def _plain(value: object, depth: int) -> Value:
+def _to_plain_value(value: object, depth: int) -> Value:
     kind = type(value)
     if kind in _AS_THEY_ARE:
         return cast("Value", value)
@@ -118,29 +119,29 @@ def _plain(value: object, depth: int) -> Value:
     if kind is int and INT64_MIN <= cast("int", value) <= INT64_MAX:
         return cast("int", value)
     if depth == DEPTH_MAX:
-        raise _Unusual
+        raise _NotPlainError
     if kind is dict:
-        return _plain_document(cast("dict[object, object]", value), depth + 1)
+        return _to_plain_document(cast("dict[object, object]", value), depth + 1)
     if kind is list:
-        return [_plain(item, depth + 1) for item in cast("list[object]", value)]
-    raise _Unusual
+        return [_to_plain_value(item, depth + 1) for item in cast("list[object]", value)]
+    raise _NotPlainError
 
 
-def _plain_document(fields: dict[object, object], depth: int) -> dict[str, Value]:
+def _to_plain_document(fields: dict[object, object], depth: int) -> dict[str, Value]:
     found: dict[str, Value] = {}
     for key, value in fields.items():
         if type(key) is not str or key in _NOT_PLAIN or not key.isascii() or "\0" in key:
-            raise _Unusual
+            raise _NotPlainError
         kind = type(value)
         # Nearly all values are one of these, and a call for each takes as long as all the rest.
         if kind in _AS_THEY_ARE or (kind is str and cast("str", value).isascii()):
             found[key] = cast("Value", value)
         else:
-            found[key] = _plain(value, depth)
+            found[key] = _to_plain_value(value, depth)
     return found
 
 
-def normal(  # noqa: C901, PLR0911 - one for each type
+def normalize(  # noqa: C901, PLR0911 - one for each type
     value: object, path: str, depth: int = 0, *, extended: bool = True
 ) -> Value:
     """Return `value` in normal form.
@@ -170,23 +171,25 @@ def normal(  # noqa: C901, PLR0911 - one for each type
                 )
             return int(value)
         case str():
-            return text(value, path)
+            return check_text(value, path)
         case datetime():
-            return milliseconds(value, path)
+            return floor_to_milliseconds(value, path)
         case Decimal() | UUID() | Oid() | bytes() if extended:
-            return _written(value, path)
+            return _encode_extended(value, path)
         case list() | tuple():
             items = cast("list[object] | tuple[object, ...]", value)
             return [
-                normal(item, f"{path}[{i}]", depth + 1, extended=extended)
+                normalize(item, f"{path}[{i}]", depth + 1, extended=extended)
                 for i, item in enumerate(items)
             ]
         case Mapping():
-            return _document(cast("Mapping[object, object]", value), path, depth, extended=extended)
+            return _normalize_document(
+                cast("Mapping[object, object]", value), path, depth, extended=extended
+            )
         case _:
-            found = native(value)
+            found = to_native(value)
             if isinstance(found, Oid) and extended:
-                return _written(found, path)
+                return _encode_extended(found, path)
             raise InvalidDocumentError(
                 path,
                 f"has the type {type(value).__name__}, which cannot stand here",
@@ -194,51 +197,53 @@ def normal(  # noqa: C901, PLR0911 - one for each type
             )
 
 
-def _document(fields: Mapping[object, object], path: str, depth: int, *, extended: bool) -> Value:
-    operator = extension(fields) if extended else None
+def _normalize_document(
+    fields: Mapping[object, object], path: str, depth: int, *, extended: bool
+) -> Value:
+    operator = find_extended_form(fields) if extended else None
     if operator is not None:
-        return _read(operator, fields[operator], join(path, operator))
+        return _decode_extended(operator, fields[operator], join_path(path, operator))
     if "$ref" in fields and "$id" in fields:
         raise InvalidDocumentError(
             path, "has $ref and $id, which MongoDB takes for a reference", "Rename one"
         )
     return {
-        check_name(key, path): normal(item, join(path, key), depth + 1, extended=extended)
+        check_name(key, path): normalize(item, join_path(path, key), depth + 1, extended=extended)
         for key, item in fields.items()
     }
 
 
-def revived(value: Value) -> Constant:
+def decode_extended_json(value: Value) -> Constant:
     """Return a value in normal form, with the extended ones as what they stand for."""
     match value:
         case dict():
-            operator = extension(value)
+            operator = find_extended_form(value)
             if operator is not None:
-                return _value_of(operator, value[operator])
-            return {key: revived(item) for key, item in value.items()}
+                return _convert_extended(operator, value[operator])
+            return {key: decode_extended_json(item) for key, item in value.items()}
         case list():
-            return [revived(item) for item in value]
+            return [decode_extended_json(item) for item in value]
         case _:
             return value
 
 
-def extension(fields: Mapping[Any, object]) -> str | None:
+def find_extended_form(fields: Mapping[Any, object]) -> str | None:
     """Return what a document is written with if it is an extended value, else None."""
     key = next(iter(fields), None)
     return key if len(fields) == 1 and isinstance(key, str) and key in _EXTENDED else None
 
 
-def _read(operator: str, written: object, path: str) -> Value:
+def _decode_extended(operator: str, written: object, path: str) -> Value:
     try:
-        value = _value_of(operator, written)
+        value = _convert_extended(operator, written)
     except (ArithmeticError, ValueError):
         raise InvalidDocumentError(
             path, "cannot be read", f"Write {operator}: {_EXTENDED[operator]}"
         ) from None
-    return normal(value, path)
+    return normalize(value, path)
 
 
-def _value_of(operator: str, written: object) -> Constant:
+def _convert_extended(operator: str, written: object) -> Constant:
     """Return what an extended value stands for.
 
     Raises:
@@ -247,14 +252,14 @@ def _value_of(operator: str, written: object) -> Constant:
     """
     match operator, written:
         case "$binary", Mapping():
-            return _binary(cast("Mapping[object, object]", written))
+            return _decode_binary(cast("Mapping[object, object]", written))
         case _, str() if operator in _READERS and FORMS[operator].fullmatch(written):
             return _READERS[operator](written)
         case _:
             raise ValueError(operator)
 
 
-def _binary(written: Mapping[object, object]) -> bytes | UUID:
+def _decode_binary(written: Mapping[object, object]) -> bytes | UUID:
     text, kind = written.get("base64"), written.get("subType")
     if (
         len(written) != 2  # noqa: PLR2004 - the two
@@ -267,7 +272,7 @@ def _binary(written: Mapping[object, object]) -> bytes | UUID:
     return content if kind == "00" else UUID(bytes=content)
 
 
-def date_of(text: str) -> datetime:
+def parse_date(text: str) -> datetime:
     """Return the date that a text says.
 
     Raises:
@@ -278,14 +283,14 @@ def date_of(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def _double(text: str) -> float:
+def _parse_double(text: str) -> float:
     value = float(text)
     if math.isinf(value) and "Infinity" not in text:
         raise ValueError(text)
     return value
 
 
-def _int32(text: str) -> int:
+def _parse_int32(text: str) -> int:
     value = int(text)
     if not INT32_MIN <= value <= INT32_MAX:
         raise ValueError(text)
@@ -293,20 +298,20 @@ def _int32(text: str) -> int:
 
 
 _READERS: Final[Mapping[str, Callable[[str], Constant]]] = {
-    "$date": date_of,
+    "$date": parse_date,
     "$numberDecimal": DECIMAL128.create_decimal,
-    "$numberDouble": _double,
-    "$numberInt": _int32,
+    "$numberDouble": _parse_double,
+    "$numberInt": _parse_int32,
     "$numberLong": int,
     "$oid": lambda text: Oid(bytes.fromhex(text)),
     "$uuid": UUID,
 }
 
 
-def _written(value: Decimal | UUID | Oid | bytes, path: str) -> Value:
+def _encode_extended(value: Decimal | UUID | Oid | bytes, path: str) -> Value:
     match value:
         case Decimal():
-            return {"$numberDecimal": _decimal_text(value, path)}
+            return {"$numberDecimal": _format_decimal(value, path)}
         case UUID():
             return {"$uuid": str(value)}
         case Oid():
@@ -315,7 +320,7 @@ def _written(value: Decimal | UUID | Oid | bytes, path: str) -> Value:
             return {"$binary": {"base64": base64.b64encode(value).decode(), "subType": "00"}}
 
 
-def _decimal_text(value: Decimal, path: str) -> str:
+def _format_decimal(value: Decimal, path: str) -> str:
     if value.is_nan():
         # MongoDB has one NaN: neither sign nor payload nor a signal tell any apart.
         return "NaN"
@@ -327,7 +332,7 @@ def _decimal_text(value: Decimal, path: str) -> str:
         ) from None
 
 
-def text(value: str, path: str) -> str:
+def check_text(value: str, path: str) -> str:
     """Return `value` as a plain str, refusing what UTF-8 cannot carry."""
     try:
         value.encode()
@@ -351,10 +356,10 @@ def check_name(key: object, path: str) -> str:
         )
     if "\0" in key:
         raise InvalidDocumentError(path, "has a key with a NUL character", "Remove the character")
-    return text(key, path)
+    return check_text(key, path)
 
 
-def milliseconds(value: datetime, path: str) -> datetime:
+def floor_to_milliseconds(value: datetime, path: str) -> datetime:
     """Return `value` in UTC, floored to the millisecond, as BSON keeps dates."""
     if value.utcoffset() is None:
         raise InvalidDocumentError(
@@ -372,13 +377,13 @@ def milliseconds(value: datetime, path: str) -> datetime:
     return datetime.combine(value.date(), value.time().replace(microsecond=cut, fold=0), UTC)
 
 
-def join(path: str, field: object) -> str:
+def join_path(path: str, field: object) -> str:
     """Return the path of `field` below `path`."""
-    field = shown(str(field))
+    field = escape_for_display(str(field))
     return f"{path}.{field}" if path else field
 
 
-def shown(text: str) -> str:
+def escape_for_display(text: str) -> str:
     """Return a text as it may stand in a message: what a terminal might obey is escaped."""
     return text if text.isprintable() else repr(text)
 
@@ -405,7 +410,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NOTHING: Final = object()
 
 
-def kind(value: object) -> int | None:
+def get_kind(value: object) -> int | None:
     """Return the place of a value's type in BSON's order; numbers of all types share one.
 
     Subclasses count as what they derive from. None for types that BSON has not. Foreign values
@@ -419,12 +424,12 @@ def kind(value: object) -> int | None:
     return found
 
 
-def identity(value: Any) -> object:  # noqa: PLR0911 - one for each kind
+def to_identity(value: Any) -> object:  # noqa: PLR0911 - one for each kind
     """Return what is equal, and hashes alike, for scalars that are equal in MongoDB.
 
     That of a list, a document or a type that BSON has not equals nothing. A string's is itself.
     """
-    place = kind(value)
+    place = get_kind(value)
     if place == TEXT:
         return str.__str__(value)
     if place == NUMBER:
@@ -435,9 +440,9 @@ def identity(value: Any) -> object:  # noqa: PLR0911 - one for each kind
     if place == BOOLEAN:
         return (BOOLEAN, value)
     if place == DATE:
-        return (DATE, _milliseconds(value))
+        return (DATE, _to_milliseconds(value))
     if place == BINARY:
-        return (BINARY, *_binary_order(value))
+        return (BINARY, *_to_binary_order(value))
     if place == OBJECT_ID:
         return (OBJECT_ID, value.content)
     return _NOTHING
@@ -445,14 +450,14 @@ def identity(value: Any) -> object:  # noqa: PLR0911 - one for each kind
 
 def compare(left: Any, right: Any) -> int:
     """Order two values as BSON does: negative, zero or positive. The left one may be foreign."""
-    left = native(left)
-    left_kind, right_kind = kind(left), kind(right)
+    left = to_native(left)
+    left_kind, right_kind = get_kind(left), get_kind(right)
     if left_kind is None or left_kind != right_kind:
         return (-1 if left_kind is None else left_kind) - (-1 if right_kind is None else right_kind)
-    return _compare_alike(left_kind, left, right)
+    return _compare_same_kind(left_kind, left, right)
 
 
-def _compare_alike(place: int, left: Any, right: Any) -> int:
+def _compare_same_kind(place: int, left: Any, right: Any) -> int:
     """Order two values of one kind."""
     if place == NULL:
         return 0
@@ -465,28 +470,32 @@ def _compare_alike(place: int, left: Any, right: Any) -> int:
         if left_nan or right_nan:
             return right_nan - left_nan
         if isinstance(right, Decimal) and isinstance(left, int):
-            left = _shortened(left)
+            left = _shorten_integer(left)
     elif place == DATE:
-        left, right = _milliseconds(left), _milliseconds(right)
+        left, right = _to_milliseconds(left), _to_milliseconds(right)
     elif place == BINARY:
-        left, right = _binary_order(left), _binary_order(right)
+        left, right = _to_binary_order(left), _to_binary_order(right)
     elif place == OBJECT_ID:
         left, right = left.content, right.content
     return int(left > right) - int(left < right)
 
 
-def equal(left: object, right: object) -> bool:
+def is_equal(left: object, right: object) -> bool:
     """Tell whether two values are equal in MongoDB: of one kind, NaN equal to itself."""
-    place = kind(left)
-    return place is not None and place == kind(right) and _compare_alike(place, left, right) == 0
+    place = get_kind(left)
+    return (
+        place is not None
+        and place == get_kind(right)
+        and _compare_same_kind(place, left, right) == 0
+    )
 
 
-def ordered(operator: str, value: object, constant: object) -> bool:
+def is_ordered(operator: str, value: object, constant: object) -> bool:
     """Compare within one kind only: MongoDB's type bracketing."""
-    value_kind = kind(value)
-    if value_kind is None or value_kind != kind(constant):
+    value_kind = get_kind(value)
+    if value_kind is None or value_kind != get_kind(constant):
         return False
-    order = _compare_alike(value_kind, value, constant)
+    order = _compare_same_kind(value_kind, value, constant)
     if order == 0:
         # Null and NaN are equal to themselves, and neither above nor below anything: the strict
         # orderings fall out here, since equal is never strictly ordered.
@@ -505,7 +514,7 @@ def is_nan(value: Any) -> bool:
     )
 
 
-def _shortened(value: int) -> int:
+def _shorten_integer(value: int) -> int:
     """Return an integer, or a shorter one if it is beyond all of BSON's decimals.
 
     Python takes seconds to compare one of a million digits with a decimal.
@@ -513,13 +522,13 @@ def _shortened(value: int) -> int:
     return value >> max(value.bit_length() - _BITS_MAX, 0)
 
 
-def _milliseconds(value: datetime) -> int:
+def _to_milliseconds(value: datetime) -> int:
     aware = value.replace(tzinfo=UTC) if value.utcoffset() is None else value
     elapsed = aware - _EPOCH
     return (elapsed.days * 86_400 + elapsed.seconds) * 1000 + elapsed.microseconds // 1000
 
 
-def _binary_order(value: bytes | UUID) -> tuple[int, int, bytes]:
+def _to_binary_order(value: bytes | UUID) -> tuple[int, int, bytes]:
     """Return length, BSON subtype and content: the order of binary values."""
     if isinstance(value, UUID):
         return (16, 4, value.bytes)
@@ -531,7 +540,7 @@ def _compare_documents(left: Mapping[Any, Any], right: Mapping[Any, Any]) -> int
     for (left_name, left_value), (right_name, right_value) in zip(
         left.items(), right.items(), strict=False
     ):
-        left_kind, right_kind = kind(native(left_value)), kind(right_value)
+        left_kind, right_kind = get_kind(to_native(left_value)), get_kind(right_value)
         if left_kind != right_kind:
             return compare(left_value, right_value)
         if left_name != right_name:
@@ -563,18 +572,18 @@ VERSION = re.compile(
 )
 
 
-def version_key(text: str) -> VersionKey | None:
+def parse_version(text: str) -> VersionKey | None:
     """Return the key of a version, None for what is none, such as "1.0" or "v1.0.0".
 
     A release comes after its prereleases, numeric identifiers before others, and build metadata
     does not count.
     """
     # Judged before the memo is asked: it must not keep strings of any length.
-    return _key_of(text) if len(text) <= LENGTH_MAX else None
+    return _parse_version(text) if len(text) <= LENGTH_MAX else None
 
 
 @functools.lru_cache(4096)
-def _key_of(text: str) -> VersionKey | None:
+def _parse_version(text: str) -> VersionKey | None:
     found = VERSION.fullmatch(text)
     if found is None:
         return None

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from flagkit._core.interruptions import is_interruption
 from flagkit._core.model.documents import HoursDocument, WindowDocument
-from flagkit._core.model.values import Value, milliseconds
+from flagkit._core.model.values import Value, floor_to_milliseconds
 from flagkit.errors import InvalidDocumentError
 
 DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -53,15 +53,17 @@ class Window(Struct, frozen=True):
     recurrence: Recurrence | None = None
 
 
-def window(wire: WindowDocument, path: str) -> Window:
+def build_window(wire: WindowDocument, path: str) -> Window:
     """Return the window of a checked shape.
 
     Raises:
         InvalidDocumentError: it is never open, or always, or its times do not make sense.
     """
-    start = milliseconds(wire.start, f"{path}.from").timestamp() if wire.start else -math.inf
-    end = milliseconds(wire.end, f"{path}.until").timestamp() if wire.end else math.inf
-    recurrence = _recurrence(wire, path)
+    start = (
+        floor_to_milliseconds(wire.start, f"{path}.from").timestamp() if wire.start else -math.inf
+    )
+    end = floor_to_milliseconds(wire.end, f"{path}.until").timestamp() if wire.end else math.inf
+    recurrence = _build_recurrence(wire, path)
     if start == -end and recurrence is None:
         raise InvalidDocumentError(
             path, "does not say when", "Write from: and until:, or days: and hours: with a zone:"
@@ -71,7 +73,7 @@ def window(wire: WindowDocument, path: str) -> Window:
     return Window(start, end, recurrence)
 
 
-def _recurrence(wire: WindowDocument, path: str) -> Recurrence | None:
+def _build_recurrence(wire: WindowDocument, path: str) -> Recurrence | None:
     if wire.days is None and wire.hours is None:
         if wire.zone is not None:
             raise InvalidDocumentError(
@@ -83,8 +85,10 @@ def _recurrence(wire: WindowDocument, path: str) -> Recurrence | None:
             f"{path}.zone", "is missing", "Write the zone of days and hours, as in Europe/Berlin"
         )
     check_zone(wire.zone, f"{path}.zone")
-    days = _days(wire.days, f"{path}.days")
-    start, end = (0, DAY_MINUTES) if wire.hours is None else _hours(wire.hours, f"{path}.hours")
+    days = _parse_days(wire.days, f"{path}.days")
+    start, end = (
+        (0, DAY_MINUTES) if wire.hours is None else _parse_hours(wire.hours, f"{path}.hours")
+    )
     return Recurrence(wire.zone, days, start, end)
 
 
@@ -106,7 +110,7 @@ def check_zone(zone: str, path: str) -> None:
         ) from None
 
 
-def _days(days: list[str] | None, path: str) -> tuple[int, ...]:
+def _parse_days(days: list[str] | None, path: str) -> tuple[int, ...]:
     if days is None:
         return tuple(range(len(DAYS)))
     for i, day in enumerate(days):
@@ -119,8 +123,11 @@ def _days(days: list[str] | None, path: str) -> tuple[int, ...]:
     return tuple(sorted({DAYS.index(day) for day in days}))
 
 
-def _hours(wire: HoursDocument, path: str) -> tuple[int, int]:
-    start, end = _minutes(wire.start, f"{path}.from"), _minutes(wire.end, f"{path}.until")
+def _parse_hours(wire: HoursDocument, path: str) -> tuple[int, int]:
+    start, end = (
+        _parse_minutes(wire.start, f"{path}.from"),
+        _parse_minutes(wire.end, f"{path}.until"),
+    )
     if start in (end, DAY_MINUTES):
         raise InvalidDocumentError(
             path, "have no beginning or no length", 'Write from: "09:00" and until: "17:00"'
@@ -128,7 +135,7 @@ def _hours(wire: HoursDocument, path: str) -> tuple[int, int]:
     return start, end or DAY_MINUTES
 
 
-def _minutes(time: str, path: str) -> int:
+def _parse_minutes(time: str, path: str) -> int:
     if not TIME.fullmatch(time):
         raise InvalidDocumentError(
             path, f"{time!r} is not a time of day", 'Write it like "09:30", up to "24:00"'
@@ -141,7 +148,7 @@ def encode_window(window: Window) -> Mapping[str, Value]:
     """Return the document of a window."""
     ends = {"from": window.start, "until": window.end}
     document: dict[str, Value] = {
-        name: date(end) for name, end in ends.items() if math.isfinite(end)
+        name: to_date(end) for name, end in ends.items() if math.isfinite(end)
     }
     again = window.recurrence
     if again is None:
@@ -149,14 +156,14 @@ def encode_window(window: Window) -> Mapping[str, Value]:
     if len(again.days) < len(DAYS):
         document["days"] = [DAYS[day] for day in again.days]
     if (again.start, again.end) != (0, DAY_MINUTES) or "days" not in document:
-        document["hours"] = {"from": _time(again.start), "until": _time(again.end)}
+        document["hours"] = {"from": _format_time(again.start), "until": _format_time(again.end)}
     return document | {"zone": again.zone}
 
 
-def _time(minutes: int) -> str:
+def _format_time(minutes: int) -> str:
     return f"{minutes // 60:02}:{minutes % 60:02}"
 
 
-def date(seconds: float) -> datetime:
+def to_date(seconds: float) -> datetime:
     """Return seconds since 1970 as a date in UTC, to the millisecond."""
     return _EPOCH + timedelta(milliseconds=round(seconds * 1000))

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-from flagkit._core.regex.automaton import Automaton, Positions, all_of
+from flagkit._core.regex.automaton import Automaton, Positions, union_positions
 from flagkit._core.regex.parser import (
     LAST,
     Boundary,
@@ -19,7 +19,7 @@ from flagkit._core.regex.parser import (
     Place,
     Repeat,
     Sequence,
-    inverted,
+    invert_ranges,
     parse_pattern,
 )
 
@@ -42,14 +42,14 @@ _PLACES: Final[dict[Place, str]] = {
 
 
 @functools.lru_cache(1024)
-def search_for(source: str, options: str) -> Search:
+def compile_search(source: str, options: str) -> Search:
     """Return the search for a pattern that has been checked."""
     tree = parse_pattern(source, options, "")
     positions = Positions(tree)
     if not is_harmless(positions):
         return Automaton(positions).search
-    pattern = re.compile(written(tree), re.ASCII)
-    return pattern.match if positions.anchored else pattern.search
+    pattern = re.compile(to_python_pattern(tree), re.ASCII)
+    return pattern.match if positions.is_anchored else pattern.search
 
 
 def is_harmless(positions: Positions) -> bool:
@@ -61,16 +61,18 @@ def is_harmless(positions: Positions) -> bool:
     """
     if not positions.plain:
         return False
-    nexts = [all_of(edges).bit_count() for edges in (positions.whole.first, *positions.follow)]
-    return positions.anchored or (not positions.endless and sum(nexts) <= _WORK_MAX)
+    nexts = [
+        union_positions(edges).bit_count() for edges in (positions.pattern.first, *positions.follow)
+    ]
+    return positions.is_anchored or (not positions.endless and sum(nexts) <= _WORK_MAX)
 
 
-def found_in(text: str, source: str, options: str) -> bool:
+def has_match(text: str, source: str, options: str) -> bool:
     """Tell whether a text has a pattern in it; one that is too long has none."""
-    return len(text) <= TEXT_MAX and bool(search_for(source, options)(text))
+    return len(text) <= TEXT_MAX and bool(compile_search(source, options)(text))
 
 
-def written(node: Node) -> str:  # noqa: PLR0911 - one for each node
+def to_python_pattern(node: Node) -> str:  # noqa: PLR0911 - one for each node
     """Return a tree as Python writes it, with nothing left to its reading."""
     match node:
         case Chars(()):
@@ -80,14 +82,14 @@ def written(node: Node) -> str:  # noqa: PLR0911 - one for each node
         case Chars(ranges):
             # Python takes 1.6 ms to compile a class that goes on to the last character.
             negated = ranges[-1][1] == LAST
-            shown = inverted(ranges) if negated else ranges
+            shown = invert_ranges(ranges) if negated else ranges
             inside = "".join(f"\\U{low:08x}-\\U{high:08x}" for low, high in shown)
             return f"[{'^' * negated}{inside}]" if shown else "(?s:.)"
         case Boundary(place):
             return _PLACES[place]
         case Sequence(parts):
-            return "".join(map(written, parts))
+            return "".join(map(to_python_pattern, parts))
         case Choice(branches):
-            return f"(?:{'|'.join(map(written, branches))})"
+            return f"(?:{'|'.join(map(to_python_pattern, branches))})"
         case Repeat(part, least, most):
-            return f"(?:{written(part)}){{{least},{'' if most is None else most}}}"
+            return f"(?:{to_python_pattern(part)}){{{least},{'' if most is None else most}}}"

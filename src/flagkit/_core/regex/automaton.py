@@ -40,34 +40,35 @@ Edges: TypeAlias = dict[int, int]
 """The positions that are reached, by the borders at which they are: bits of integers, both."""
 
 
-def border(before: int, after: int) -> int:
+def get_border(before: int, after: int) -> int:
     """Return the number of a border."""
     return before * 5 + after
 
 
-def _borders(holds: Callable[[int, int], bool]) -> int:
+def _collect_borders(holds: Callable[[int, int], bool]) -> int:
     return sum(
-        1 << border(before, after)
+        1 << get_border(before, after)
         for before in (NOTHING, NEWLINE, WORD, OTHER)
         for after in (NOTHING, NEWLINE, WORD, OTHER, LAST_NEWLINE)
         if holds(before, after)
     )
 
 
-ALL: Final = _borders(lambda _, __: True)
-START: Final = _borders(lambda before, _: before == NOTHING)
+ALL: Final = _collect_borders(lambda _, __: True)
+START: Final = _collect_borders(lambda before, _: before == NOTHING)
 PLACES: Final[Mapping[Place, int]] = {
     "start": START,
     # After a newline that ends the text, MongoDB has no line.
-    "line start": START | _borders(lambda before, after: before == NEWLINE and after != NOTHING),
-    "end": _borders(lambda _, after: after in (NOTHING, LAST_NEWLINE)),
-    "line end": _borders(lambda _, after: after in (NOTHING, LAST_NEWLINE, NEWLINE)),
-    "word edge": _borders(lambda before, after: (before == WORD) != (after == WORD)),
-    "no word edge": _borders(lambda before, after: (before == WORD) == (after == WORD)),
+    "line start": START
+    | _collect_borders(lambda before, after: before == NEWLINE and after != NOTHING),
+    "end": _collect_borders(lambda _, after: after in (NOTHING, LAST_NEWLINE)),
+    "line end": _collect_borders(lambda _, after: after in (NOTHING, LAST_NEWLINE, NEWLINE)),
+    "word edge": _collect_borders(lambda before, after: (before == WORD) != (after == WORD)),
+    "no word edge": _collect_borders(lambda before, after: (before == WORD) == (after == WORD)),
 }
 
 
-class Part(Struct, frozen=True):
+class PatternPart(Struct, frozen=True):
     """What a part of a pattern begins and ends with, and at which borders it may be empty."""
 
     first: Edges
@@ -75,12 +76,12 @@ class Part(Struct, frozen=True):
     empty: int
 
 
-_EMPTY = Part({}, {}, ALL)
-_NEVER = Part({}, {}, 0)
+_EMPTY = PatternPart({}, {}, ALL)
+_NEVER = PatternPart({}, {}, 0)
 
 
 class Positions:
-    """The positions of a pattern: `characters` of each, `follow` of each, and the `whole`.
+    """The positions of a pattern: `characters` of each, `follow` of each, and the `pattern`.
 
     If `plain`, a search that tries one way after the other never gets to one place in the text by
     two ways: no two positions with a character in common can come next, none follows another for
@@ -94,9 +95,9 @@ class Positions:
         self.follow: list[Edges] = []
         self.plain = True
         self.endless = False
-        self.whole = self.part(tree)
-        self.bounds, self.members = _members(self.characters)
-        nexts = {all_of(edges) for edges in (self.whole.first, *self.follow)}
+        self.pattern = self.add_part(tree)
+        self.bounds, self.members = _partition_characters(self.characters)
+        nexts = {union_positions(edges) for edges in (self.pattern.first, *self.follow)}
         self.plain = self.plain and not any(
             (members & positions).bit_count() > 1
             for members in set(self.members)
@@ -104,75 +105,79 @@ class Positions:
         )
 
     @property
-    def anchored(self) -> bool:
+    def is_anchored(self) -> bool:
         """Whether all that is found is found at the start of the text."""
-        return not any(borders & ~START for borders in (self.whole.empty, *self.whole.first))
+        return not any(borders & ~START for borders in (self.pattern.empty, *self.pattern.first))
 
-    def part(self, node: Node) -> Part:
+    def add_part(self, node: Node) -> PatternPart:
         """Add the positions of a part of the pattern."""
         match node:
             case Chars(ranges):
                 edges = {ALL: 1 << len(self.characters)}
                 self.characters.append(ranges)
                 self.follow.append({})
-                return Part(edges, edges, 0)
+                return PatternPart(edges, edges, 0)
             case Boundary(place):
-                return Part({}, {}, PLACES[place])
+                return PatternPart({}, {}, PLACES[place])
             case Sequence(parts):
-                return functools.reduce(self.join, map(self.part, parts), _EMPTY)
+                return functools.reduce(self.join_parts, map(self.add_part, parts), _EMPTY)
             case Choice(branches):
-                return functools.reduce(self.either, map(self.part, branches), _NEVER)
+                return functools.reduce(
+                    self.merge_alternatives, map(self.add_part, branches), _NEVER
+                )
             case Repeat(inner, least, most):
                 if most is None:
-                    return self.endlessly(inner, least)
+                    return self.repeat_unbounded(inner, least)
                 # x{2,4} is xx(x(x)?)?: written so, none follows another for two reasons.
                 whole = _EMPTY
                 for i in range(most, 0, -1):
-                    whole = self.join(self.part(inner), whole)
+                    whole = self.join_parts(self.add_part(inner), whole)
                     if i > least:
-                        whole = self.either(whole, _EMPTY)
+                        whole = self.merge_alternatives(whole, _EMPTY)
                 return whole
 
-    def endlessly(self, node: Node, least: int) -> Part:
+    def repeat_unbounded(self, node: Node, least: int) -> PatternPart:
         """Return a part that is there at least so often: the last one as often as it likes."""
-        before = functools.reduce(self.join, (self.part(node) for _ in range(least - 1)), _EMPTY)
-        loop = self.part(node)
+        before = functools.reduce(
+            self.join_parts, (self.add_part(node) for _ in range(least - 1)), _EMPTY
+        )
+        loop = self.add_part(node)
         self.endless = True
         self.plain &= not loop.empty
-        self.connect(loop.last, loop.first)
-        return self.join(before, loop if least else self.either(loop, _EMPTY))
+        self.connect_edges(loop.last, loop.first)
+        return self.join_parts(before, loop if least else self.merge_alternatives(loop, _EMPTY))
 
-    def join(self, left: Part, right: Part) -> Part:
+    def join_parts(self, left: PatternPart, right: PatternPart) -> PatternPart:
         """Return two parts in sequence."""
-        self.connect(left.last, right.first)
-        return Part(
-            _either(left.first, _at_borders(right.first, left.empty)),
-            _either(right.last, _at_borders(left.last, right.empty)),
+        self.connect_edges(left.last, right.first)
+        return PatternPart(
+            _merge_edges(left.first, _restrict_edges(right.first, left.empty)),
+            _merge_edges(right.last, _restrict_edges(left.last, right.empty)),
             left.empty & right.empty,
         )
 
-    def either(self, left: Part, right: Part) -> Part:
+    def merge_alternatives(self, left: PatternPart, right: PatternPart) -> PatternPart:
         """Return one part or the other."""
         self.plain &= not (left.empty and right.empty)
-        return Part(
-            _either(left.first, right.first),
-            _either(left.last, right.last),
+        return PatternPart(
+            _merge_edges(left.first, right.first),
+            _merge_edges(left.last, right.last),
             left.empty | right.empty,
         )
 
-    def connect(self, last: Edges, first: Edges) -> None:
+    def connect_edges(self, last: Edges, first: Edges) -> None:
         """Let positions follow others, where both may."""
         for last_at, ends in last.items():
             for first_at, starts in first.items():
                 if not last_at & first_at:
                     continue
-                for position in bits(ends):
+                for position in iter_bits(ends):
                     edges = self.follow[position]
-                    self.plain &= not all_of(edges) & starts
+                    self.plain &= not union_positions(edges) & starts
                     edges[last_at & first_at] = edges.get(last_at & first_at, 0) | starts
 
 
-def _members(characters: Iterable[Ranges]) -> tuple[list[int], list[int]]:
+def _partition_characters(characters: Iterable[Ranges]) -> tuple[list[int], list[int]]:
     """Return bounds of code points, and the positions that have what is before and after each."""
     sharing: dict[Ranges, int] = {}
     for i, ranges in enumerate(characters):
@@ -189,7 +194,7 @@ def _members(characters: Iterable[Ranges]) -> tuple[list[int], list[int]]:
     return bounds, members
 
 
-def all_of(edges: Edges) -> int:
+def union_positions(edges: Edges) -> int:
     """Return the positions that are reached at any border."""
     found = 0
     for positions in edges.values():
@@ -197,7 +202,7 @@ def all_of(edges: Edges) -> int:
     return found
 
 
-def bits(number: int) -> Iterator[int]:
+def iter_bits(number: int) -> Iterator[int]:
     """Yield the places of the bits of a number."""
     while number:
         low = number & -number
@@ -205,7 +210,7 @@ def bits(number: int) -> Iterator[int]:
         number ^= low
 
 
-def _at_borders(edges: Edges, borders: int) -> Edges:
+def _restrict_edges(edges: Edges, borders: int) -> Edges:
     found: Edges = {}
     for at, positions in edges.items():
         if at & borders:
@@ -213,7 +218,7 @@ def _at_borders(edges: Edges, borders: int) -> Edges:
     return found
 
 
-def _either(left: Edges, right: Edges) -> Edges:
+def _merge_edges(left: Edges, right: Edges) -> Edges:
     found = dict(left)
     for at, positions in right.items():
         found[at] = found.get(at, 0) | positions
@@ -221,9 +226,9 @@ def _either(left: Edges, right: Edges) -> Edges:
 
 
 _Key = TypeVar("_Key")
-_Kept = TypeVar("_Kept")
+_Value = TypeVar("_Value")
 
-KEPT_MAX = 32_768
+CACHE_ENTRIES_MAX = 32_768
 _ASCII = 128
 _BEYOND = chr(_ASCII)
 _END = ""
@@ -232,16 +237,16 @@ _AFTER: Final = {_END: NOTHING, _LAST: LAST_NEWLINE, "\n": NEWLINE} | dict.fromk
     "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz", WORD
 )
 
-_kept: deque[tuple[dict[Any, Any], object]] = deque()
+_cache_entries: deque[tuple[dict[Any, Any], object]] = deque()
 """The tables and keys of all that is kept, the oldest first."""
 
 
-def _keep(table: dict[_Key, _Kept], key: _Key, value: _Kept) -> _Kept:
+def _cache(table: dict[_Key, _Value], key: _Key, value: _Value) -> _Value:
     """Put a value into a table, in the place of the oldest of all if there are too many."""
-    if len(_kept) >= KEPT_MAX:
-        oldest, its_key = _kept.popleft()
+    if len(_cache_entries) >= CACHE_ENTRIES_MAX:
+        oldest, its_key = _cache_entries.popleft()
         oldest.pop(its_key, None)
-    _kept.append((table, key))
+    _cache_entries.append((table, key))
     table[key] = value
     return value
 
@@ -258,7 +263,7 @@ class _State(dict[str, "_State"]):
 
     def __missing__(self, symbol: str) -> "_State":
         assert self.automaton is not None, "the search ends where it has found"
-        return self.automaton.step(self, symbol)
+        return self.automaton.advance(self, symbol)
 
 
 class _Unions(dict[str, int]):
@@ -273,9 +278,9 @@ class _Unions(dict[str, int]):
 
     def __missing__(self, digit: str) -> int:
         found = 0
-        for position in bits(int(digit, 16) << self.first):
-            found |= _at(self.automaton.follow[position], self.at)
-        return _keep(self, digit, found)
+        for position in iter_bits(int(digit, 16) << self.first):
+            found |= _collect_at_border(self.automaton.follow[position], self.at)
+        return _cache(self, digit, found)
 
 
 _FOUND: Final = _State(None, 0, NOTHING)
@@ -286,16 +291,16 @@ class Automaton:
 
     def __init__(self, positions: Positions) -> None:
         self.follow = positions.follow
-        self.first = [_at(positions.whole.first, at) for at in range(BORDERS)]
-        self.last = [_at(positions.whole.last, at) for at in range(BORDERS)]
-        self.empty = positions.whole.empty
+        self.first = [_collect_at_border(positions.pattern.first, at) for at in range(BORDERS)]
+        self.last = [_collect_at_border(positions.pattern.last, at) for at in range(BORDERS)]
+        self.empty = positions.pattern.empty
         self.bounds, self.members = positions.bounds, positions.members
         # One character stands for all that no position and no border tells from it, so a state has
         # few steps, whatever the text.
         alike: dict[tuple[int, int], str] = {}
         for symbol in map(chr, range(_ASCII)):
-            alike.setdefault(self._kind(symbol), symbol)
-        self.ascii = "".join(alike[self._kind(chr(code))] for code in range(_ASCII))
+            alike.setdefault(self._classify(symbol), symbol)
+        self.ascii = "".join(alike[self._classify(chr(code))] for code in range(_ASCII))
         self.beyond = [chr(min(max(bound, _ASCII), LAST)) for bound in (0, *self.bounds)]
         self.start = _State(self, 0, NOTHING)
         self.states: dict[tuple[int, int], _State] = {}
@@ -321,29 +326,29 @@ class Automaton:
             state = state[_LAST]
         return state is _FOUND or state[_END] is _FOUND
 
-    def _kind(self, symbol: str) -> tuple[int, int]:
+    def _classify(self, symbol: str) -> tuple[int, int]:
         return bisect_right(self.bounds, ord(symbol)), _AFTER.get(symbol, OTHER)
 
-    def step(self, state: _State, symbol: str) -> _State:
+    def advance(self, state: _State, symbol: str) -> _State:
         """Work out the state after a symbol, and keep it."""
         after = _AFTER.get(symbol, OTHER)
-        at = border(state.before, after)
+        at = get_border(state.before, after)
         if state.positions & self.last[at] or self.empty >> at & 1:
             reached = _FOUND
         elif symbol == _END:
             reached = self.start  # Any but _FOUND.
         else:
             members = self.members[bisect_right(self.bounds, ord(symbol[0]))]
-            positions = self.nexts(state.positions, at) & members
+            positions = self.get_successors(state.positions, at) & members
             before = NEWLINE if after == LAST_NEWLINE else after
             known = self.states.get((positions, before))
             if known is None:
                 known = _State(self, positions, before)
-                _keep(self.states, (positions, before), known)
+                _cache(self.states, (positions, before), known)
             reached = known
-        return _keep(state, symbol, reached)
+        return _cache(state, symbol, reached)
 
-    def nexts(self, positions: int, at: int) -> int:
+    def get_successors(self, positions: int, at: int) -> int:
         """Return what can come after some positions, or first, at a border."""
         found = self.first[at]
         # By four positions at once: one by one, a step would take several times as long.
@@ -356,7 +361,7 @@ class Automaton:
         return found
 
 
-def _at(edges: Edges, at: int) -> int:
+def _collect_at_border(edges: Edges, at: int) -> int:
     found = 0
     for borders, positions in edges.items():
         if borders >> at & 1:

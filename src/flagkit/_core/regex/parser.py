@@ -86,10 +86,10 @@ def parse_pattern(source: str, options: str, path: str) -> Node:
     if "\0" in source:
         raise InvalidDocumentError(path, "has a NUL character", r"Write \x00")
     parser = _Parser(source, options, path)
-    tree = parser.choice(0)
-    if parser.at < len(source):
-        raise parser.fault("closes a group that is not open", r"Write \)")
-    if size(tree) > SIZE_MAX:
+    tree = parser.parse_choice(0)
+    if parser.position < len(source):
+        raise parser.build_error("closes a group that is not open", r"Write \)")
+    if measure_size(tree) > SIZE_MAX:
         raise InvalidDocumentError(
             path,
             f"has more than {SIZE_MAX} characters once its repetitions are written out",
@@ -98,18 +98,18 @@ def parse_pattern(source: str, options: str, path: str) -> Node:
     return tree
 
 
-def size(node: Node) -> int:
+def measure_size(node: Node) -> int:
     """Return how many characters and boundaries a tree has, repetitions written out; at least 1."""
     match node:
         case Chars() | Boundary():
             return 1
         case Sequence(parts) | Choice(parts):
-            return max(1, sum(map(size, parts)))
+            return max(1, sum(map(measure_size, parts)))
         case Repeat(part, least, most):
-            return size(part) * max(1, least, most or 0)
+            return measure_size(part) * max(1, least, most or 0)
 
 
-def joined(ranges: Iterable[tuple[int, int]]) -> Ranges:
+def join_ranges(ranges: Iterable[tuple[int, int]]) -> Ranges:
     """Return ranges in order, with those that meet made one."""
     found: list[tuple[int, int]] = []
     for low, high in sorted(ranges):
@@ -120,7 +120,7 @@ def joined(ranges: Iterable[tuple[int, int]]) -> Ranges:
     return tuple(found)
 
 
-def inverted(ranges: Ranges) -> Ranges:
+def invert_ranges(ranges: Ranges) -> Ranges:
     """Return all that some ranges leave out."""
     starts = [0, *(high + 1 for _, high in ranges)]
     ends = [*(low - 1 for low, _ in ranges), LAST]
@@ -134,15 +134,15 @@ _CLASSES: Final[Mapping[str, Ranges]] = {
     "d": _DIGITS,
     "w": _WORDS,
     "s": _BLANKS,
-    "D": inverted(_DIGITS),
-    "W": inverted(_WORDS),
-    "S": inverted(_BLANKS),
+    "D": invert_ranges(_DIGITS),
+    "W": invert_ranges(_WORDS),
+    "S": invert_ranges(_BLANKS),
 }
 # Beyond ASCII, two signs are letters of it with another case: the Kelvin sign and the long s.
 _FOLDS = ((0x41, 0x5A, 0x20), (0x61, 0x7A, -0x20), (0x4B, 0x4B, 0x20DF), (0x53, 0x53, 0x12C))
 
 
-def folded(ranges: Iterable[tuple[int, int]]) -> Ranges:
+def fold_case(ranges: Iterable[tuple[int, int]]) -> Ranges:
     """Return ranges of ASCII with the other cases of their letters."""
     found = list(ranges)
     for first, last, away in _FOLDS:
@@ -150,7 +150,7 @@ def folded(ranges: Iterable[tuple[int, int]]) -> Ranges:
         for low, high in tuple(found):
             if max(low, first) <= min(high, last):
                 found.append((max(low, first) + away, min(high, last) + away))
-    return joined(found)
+    return join_ranges(found)
 
 
 class _Parser:
@@ -160,191 +160,211 @@ class _Parser:
         self.source = source
         self.options = options
         self.path = path
-        self.at = 0
+        self.position = 0
 
-    def fault(self, problem: str, remedy: str, at: int | None = None) -> InvalidDocumentError:
-        place = self.at if at is None else at
+    def build_error(self, problem: str, remedy: str, at: int | None = None) -> InvalidDocumentError:
+        place = self.position if at is None else at
         return InvalidDocumentError(self.path, f"{problem}, at character {place + 1}", remedy)
 
-    def ahead(self, text: str) -> bool:
-        return self.source.startswith(text, self.at)
+    def is_next(self, text: str) -> bool:
+        return self.source.startswith(text, self.position)
 
-    def took(self, text: str) -> bool:
-        if found := self.ahead(text):
-            self.at += len(text)
+    def accept(self, text: str) -> bool:
+        if found := self.is_next(text):
+            self.position += len(text)
         return found
 
-    def take(self) -> str:
-        self.at += 1
-        return self.source[self.at - 1]
+    def take_character(self) -> str:
+        self.position += 1
+        return self.source[self.position - 1]
 
-    def skip(self) -> None:
+    def skip_blanks(self) -> None:
         """Skip the blanks and comments of the option `x`."""
-        while "x" in self.options and self.at < len(self.source):
-            character = self.source[self.at]
+        while "x" in self.options and self.position < len(self.source):
+            character = self.source[self.position]
             if character in _NEWER_SPACES:
-                raise self.fault("has a blank that only newer servers skip", r"Write it as \x{...}")
+                raise self.build_error(
+                    "has a blank that only newer servers skip", r"Write it as \x{...}"
+                )
             if character == "#":
-                end = self.source.find("\n", self.at)
+                end = self.source.find("\n", self.position)
                 if end < 0:
-                    raise self.fault("has a comment without an end", "End it with a newline")
-                self.at = end
+                    raise self.build_error("has a comment without an end", "End it with a newline")
+                self.position = end
             elif character not in _SPACES:
                 return
-            self.at += 1
+            self.position += 1
 
-    def choice(self, depth: int) -> Node:
+    def parse_choice(self, depth: int) -> Node:
         if depth > DEPTH_MAX:
-            raise self.fault(f"is nested more than {DEPTH_MAX} deep", "Use fewer groups")
-        branches = [self.sequence(depth)]
-        while self.took("|"):
-            branches.append(self.sequence(depth))
+            raise self.build_error(f"is nested more than {DEPTH_MAX} deep", "Use fewer groups")
+        branches = [self.parse_sequence(depth)]
+        while self.accept("|"):
+            branches.append(self.parse_sequence(depth))
         return branches[0] if len(branches) == 1 else Choice(tuple(branches))
 
-    def sequence(self, depth: int) -> Node:
+    def parse_sequence(self, depth: int) -> Node:
         parts: list[Node] = []
-        self.skip()
-        while self.at < len(self.source) and not self.ahead("|") and not self.ahead(")"):
-            parts.append(self.repeated(self.atom(depth)))
-            self.skip()
+        self.skip_blanks()
+        while self.position < len(self.source) and not self.is_next("|") and not self.is_next(")"):
+            parts.append(self.parse_repeat(self.parse_atom(depth)))
+            self.skip_blanks()
         return parts[0] if len(parts) == 1 else Sequence(tuple(parts))
 
-    def repeated(self, part: Node) -> Node:
-        self.skip()
-        start = self.at
+    def parse_repeat(self, part: Node) -> Node:
+        self.skip_blanks()
+        start = self.position
         counted = _COUNTED.match(self.source, start)
         if counted:
-            self.at = counted.end()
+            self.position = counted.end()
             least = int(counted[1])
             most = least if counted[2] is None else int(counted[3]) if counted[3] else None
         elif self.source[start : start + 1] in _QUANTIFIERS:
-            least, most = _QUANTIFIERS[self.take()]
+            least, most = _QUANTIFIERS[self.take_character()]
         else:
             return part
         if most is not None and least > most:
-            raise self.fault("repeats from more to less", "Write the smaller number first", start)
+            raise self.build_error(
+                "repeats from more to less", "Write the smaller number first", start
+            )
         if _is_empty(part):
-            raise self.fault("repeats what has no characters", "Leave the repetition out", start)
-        if self.ahead("+"):
-            raise self.fault("has a possessive repetition", "Leave the second + out")
-        self.took("?")  # Lazy or greedy: the answer is the same.
+            raise self.build_error(
+                "repeats what has no characters", "Leave the repetition out", start
+            )
+        if self.is_next("+"):
+            raise self.build_error("has a possessive repetition", "Leave the second + out")
+        self.accept("?")  # Lazy or greedy: the answer is the same.
         return Repeat(part, least, most)
 
-    def atom(self, depth: int) -> Node:  # noqa: PLR0911 - one for each sign
-        start = self.at
-        match character := self.take():
+    def parse_atom(self, depth: int) -> Node:  # noqa: PLR0911 - one for each sign
+        start = self.position
+        match character := self.take_character():
             case "(":
-                return self.group(start, depth)
+                return self.parse_group(start, depth)
             case "[":
-                return self.bracket(start)
+                return self.parse_bracket(start)
             case ".":
-                return Chars(((0, LAST),) if "s" in self.options else inverted(((10, 10),)))
+                return Chars(((0, LAST),) if "s" in self.options else invert_ranges(((10, 10),)))
             case "^":
                 return Boundary("line start" if "m" in self.options else "start")
             case "$":
                 return Boundary("line end" if "m" in self.options else "end")
             case "\\":
-                return self.escape(start)
+                return self.parse_escape(start)
             case "{" if not _COUNTED.match(self.source, start):
-                raise self.fault("has a { that is no repetition such as {2,5}", r"Write \{", start)
+                raise self.build_error(
+                    "has a { that is no repetition such as {2,5}", r"Write \{", start
+                )
             case "*" | "+" | "?" | "{":
-                raise self.fault("repeats nothing, or a repetition", f"Write \\{character}", start)
+                raise self.build_error(
+                    "repeats nothing, or a repetition", f"Write \\{character}", start
+                )
             case _:
-                return self.literal(character, start)
+                return self.build_literal(character, start)
 
-    def literal(self, character: str, at: int) -> Chars:
-        return Chars(self.cased([self.one(character, at)]))
+    def build_literal(self, character: str, at: int) -> Chars:
+        return Chars(self.fold_if_ignored([self.build_range(character, at)]))
 
-    def one(self, character: str, at: int) -> tuple[int, int]:
+    def build_range(self, character: str, at: int) -> tuple[int, int]:
         """Return the range of one character."""
         if "i" in self.options and not character.isascii():
-            raise self.fault(
+            raise self.build_error(
                 f"has {character!r} where case is ignored, which works for ASCII alone",
                 "Leave the option i out, and write both cases",
                 at,
             )
         return (ord(character), ord(character))
 
-    def cased(self, ranges: Iterable[tuple[int, int]]) -> Ranges:
-        return folded(ranges) if "i" in self.options else joined(ranges)
+    def fold_if_ignored(self, ranges: Iterable[tuple[int, int]]) -> Ranges:
+        return fold_case(ranges) if "i" in self.options else join_ranges(ranges)
 
-    def group(self, start: int, depth: int) -> Node:
-        if self.ahead("?") and not self.took("?:"):
-            raise self.fault(
+    def parse_group(self, start: int, depth: int) -> Node:
+        if self.is_next("?") and not self.accept("?:"):
+            raise self.build_error(
                 "has a group with (? that is not (?:",
                 "Use $and, $not and $options for look-arounds and inline options",
                 start,
             )
-        inside = self.choice(depth + 1)
-        if not self.took(")"):
-            raise self.fault("has a group without an end", r"Close it, or write \(", start)
+        inside = self.parse_choice(depth + 1)
+        if not self.accept(")"):
+            raise self.build_error("has a group without an end", r"Close it, or write \(", start)
         return inside
 
-    def escape(self, start: int) -> Node:
+    def parse_escape(self, start: int) -> Node:
         places: Mapping[str, Place] = {"b": "word edge", "B": "no word edge", "A": "start"}
         for letter, place in places.items():
-            if self.took(letter):
+            if self.accept(letter):
                 return Boundary(place)
-        found = self.escaped(start)
-        return Chars(found) if isinstance(found, tuple) else self.literal(found, start)
+        found = self.parse_escaped(start)
+        return Chars(found) if isinstance(found, tuple) else self.build_literal(found, start)
 
-    def escaped(self, start: int) -> str | Ranges:
+    def parse_escaped(self, start: int) -> str | Ranges:
         """Return the character, or the class, that is written after a backslash."""
-        letter = self.source[self.at : self.at + 1]
+        letter = self.source[self.position : self.position + 1]
         if letter in _CLASSES:
-            self.at += 1
+            self.position += 1
             return _CLASSES[letter]
         if letter in _CONTROLS or letter in _PUNCTUATION:
-            self.at += 1
+            self.position += 1
             return _CONTROLS.get(letter, letter)
-        if found := _HEX.match(self.source, self.at):
-            self.at = found.end()
+        if found := _HEX.match(self.source, self.position):
+            self.position = found.end()
             code = int(found[1] or found[2], 16)
             if code <= LAST and not 0xD800 <= code <= 0xDFFF:  # noqa: PLR2004 - the surrogates
                 return chr(code)
-            raise self.fault("has a code that is no character", "Write one up to 10FFFF", start)
-        raise self.fault(f"has \\{letter}, which is not among what is allowed", _ESCAPES, start)
+            raise self.build_error(
+                "has a code that is no character", "Write one up to 10FFFF", start
+            )
+        raise self.build_error(
+            f"has \\{letter}, which is not among what is allowed", _ESCAPES, start
+        )
 
-    def bracket(self, start: int) -> Node:
-        negated = self.took("^")
-        first = self.at
+    def parse_bracket(self, start: int) -> Node:
+        negated = self.accept("^")
+        first = self.position
         ranges: list[tuple[int, int]] = []
         classes: list[tuple[int, int]] = []
-        while self.at == first or not self.ahead("]"):
-            at = self.at
-            low = self.member(start)
-            if low == "-" and self.source[at] == "-" and at > first and not self.ahead("]"):
-                raise self.fault("has a - within a class that joins nothing", r"Write \-", at)
+        while self.position == first or not self.is_next("]"):
+            at = self.position
+            low = self.parse_member(start)
+            if low == "-" and self.source[at] == "-" and at > first and not self.is_next("]"):
+                raise self.build_error("has a - within a class that joins nothing", r"Write \-", at)
             high = low
-            if self.ahead("-") and not self.ahead("-]"):
-                self.at += 1
-                high = self.member(start)
+            if self.is_next("-") and not self.is_next("-]"):
+                self.position += 1
+                high = self.parse_member(start)
             if isinstance(low, str) and isinstance(high, str):
                 if low > high:
-                    raise self.fault("has a range that ends before it starts", "Swap its ends", at)
-                ranges.append((self.one(low, at)[0], self.one(high, at)[1]))
+                    raise self.build_error(
+                        "has a range that ends before it starts", "Swap its ends", at
+                    )
+                ranges.append((self.build_range(low, at)[0], self.build_range(high, at)[1]))
             elif not isinstance(low, str) and high is low:
                 classes += low
             else:
-                raise self.fault("has a range from or to a class", r"Write \-", at)
-        inside = self.source[start + 1 : self.at]
+                raise self.build_error("has a range from or to a class", r"Write \-", at)
+        inside = self.source[start + 1 : self.position]
         if len(inside) > 1 and inside[0] == inside[-1] and inside[0] in _NAMING:
-            raise self.fault("has a class by name", rf"Write \{inside[0]} for {inside[0]}", start)
-        self.at += 1
-        found = joined((*self.cased(ranges), *classes))
-        return Chars(inverted(found) if negated else found)
+            raise self.build_error(
+                "has a class by name", rf"Write \{inside[0]} for {inside[0]}", start
+            )
+        self.position += 1
+        found = join_ranges((*self.fold_if_ignored(ranges), *classes))
+        return Chars(invert_ranges(found) if negated else found)
 
-    def member(self, start: int) -> str | Ranges:
+    def parse_member(self, start: int) -> str | Ranges:
         """Return the next character or class within brackets."""
-        at = self.at
+        at = self.position
         if at >= len(self.source):
-            raise self.fault("has a class without an end", r"Close it with ], or write \[", start)
-        character = self.take()
-        if character == "[" and self.source[self.at : self.at + 1] in _NAMING:
-            raise self.fault(
+            raise self.build_error(
+                "has a class without an end", r"Close it with ], or write \[", start
+            )
+        character = self.take_character()
+        if character == "[" and self.source[self.position : self.position + 1] in _NAMING:
+            raise self.build_error(
                 "has a class by name", r"Write \d, \w, \s, or the characters; \[ for [", at
             )
-        return self.escaped(at) if character == "\\" else character
+        return self.parse_escaped(at) if character == "\\" else character
 
 
 def _is_empty(node: Node) -> bool:

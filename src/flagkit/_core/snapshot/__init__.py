@@ -2,21 +2,21 @@
 
 from flagkit._core.snapshot.arena import Arena
 from flagkit._core.snapshot.file import SnapshotFile
-from flagkit._core.snapshot.layout import Record, seal_of
+from flagkit._core.snapshot.layout import Record, compute_seal
 from flagkit._core.snapshot.snapshot import (
     Part,
     Snapshot,
-    arena_of,
-    build,
+    build_arena,
+    build_snapshot,
     check_digests,
-    flag_of,
-    fold,
-    kept_of,
-    parts_in,
-    record_of,
-    regions_of,
-    segment_of,
-    snapshot_of,
+    compact_snapshot,
+    create_snapshot,
+    encode_record,
+    list_kept_regions,
+    list_regions,
+    read_part_names,
+    unpack_flag,
+    unpack_segment,
 )
 
 __all__ = [
@@ -25,16 +25,16 @@ __all__ = [
     "Record",
     "Snapshot",
     "SnapshotFile",
-    "arena_of",
-    "build",
+    "build_arena",
+    "build_snapshot",
     "check_digests",
-    "flag_of",
-    "fold",
-    "kept_of",
-    "parts_in",
-    "record_of",
-    "regions_of",
-    "seal_of",
-    "segment_of",
-    "snapshot_of",
+    "compact_snapshot",
+    "compute_seal",
+    "create_snapshot",
+    "encode_record",
+    "list_kept_regions",
+    "list_regions",
+    "read_part_names",
+    "unpack_flag",
+    "unpack_segment",
 ]

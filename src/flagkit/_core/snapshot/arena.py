@@ -21,19 +21,19 @@ from typing import Final
 import xxhash
 
 from flagkit._core.model.changes import Tip
-from flagkit._core.snapshot.chunks import Chunks, Slices, ascending
+from flagkit._core.snapshot.chunks import Chunks, Slices, sort_in_slices
 from flagkit._core.snapshot.layout import (
     LENGTH_SHORT_MAX,
     Buffer,
     Record,
-    checksum_of,
-    columns_of,
-    data_of,
-    encoded_length,
-    header_of,
-    length_at,
-    part_of,
-    prefix_of,
+    compute_checksum,
+    decode_varint,
+    encode_varint,
+    read_columns,
+    read_data,
+    read_header,
+    read_prefix,
+    read_section,
 )
 from flagkit.errors import SnapshotFormatError
 
@@ -46,7 +46,7 @@ EDITED_AT_ONCE: Final = 16
 WRITTEN_AT_ONCE: Final = 256
 
 
-class Names:
+class KeyIndex:
     """A reader of keys. Immutable.
 
     Args:
@@ -60,35 +60,35 @@ class Names:
         self._starts = starts
         self._text = text
 
-    def starting_with(self, prefix: str) -> Iterator[str]:
+    def iter_with_prefix(self, prefix: str) -> Iterator[str]:
         """Yield the keys that begin with a prefix, ascending."""
-        wanted = encoded(prefix)
-        for block in range(self.block_of(wanted), len(self._starts)):
-            for key in self.block(block):
+        wanted = encode_key(prefix)
+        for block in range(self.find_block(wanted), len(self._starts)):
+            for key in self.iter_block(block):
                 if key.startswith(wanted):
                     yield key.decode("utf-8", "surrogatepass")
                 elif key > wanted:
                     return
 
     def __contains__(self, key: bytes) -> bool:
-        return len(self._starts) > 0 and key in self.block(self.block_of(key))
+        return len(self._starts) > 0 and key in self.iter_block(self.find_block(key))
 
-    def block_of(self, key: bytes) -> int:
+    def find_block(self, key: bytes) -> int:
         """Return the number of the block that a key is in, or would be."""
-        return max(bisect_right(range(len(self._starts)), key, key=self._first) - 1, 0)
+        return max(bisect_right(range(len(self._starts)), key, key=self._read_first_key) - 1, 0)
 
-    def block(self, number: int) -> Iterator[bytes]:
+    def iter_block(self, number: int) -> Iterator[bytes]:
         """Yield the keys of a block."""
-        text, at, end = self._text, self._starts[number], self._end(number)
+        text, at, end = self._text, self._starts[number], self._find_block_end(number)
         key = b""
         while at < end:
             shared = text[at]
-            length, at = length_at(text, at + 1)
+            length, at = decode_varint(text, at + 1)
             key = key[:shared] + text[at : at + length]
             at += length
             yield key
 
-    def edited(
+    def apply_edits(
         self, edits: list[tuple[bytes, bool]]
     ) -> Generator[None, None, tuple[bytes, Chunks]]:
         """Return `starts` and `text` with some keys more and some less, in slices.
@@ -99,14 +99,14 @@ class Names:
             edits: Keys, and whether they are there from now on; each at most once.
         """
         starts, text = array("I"), Chunks()
-        ordered = yield from ascending(edits)
+        ordered = yield from sort_in_slices(edits)
         done, block = 0, 0
         group: dict[bytes, bool] = {}
         for turn, (key, there) in enumerate(ordered, 1):
-            number = self.block_of(key)
+            number = self.find_block(key)
             if group and number != block:
-                yield from self._copied(done, block, starts, text)
-                yield from self._rewritten(block, group, starts, text)
+                yield from self._copy_blocks(done, block, starts, text)
+                yield from self._rewrite_block(block, group, starts, text)
                 done = block + 1
                 group = {}
             block = number
@@ -114,51 +114,51 @@ class Names:
             if turn % EDITED_AT_ONCE == 0:
                 yield
         if group:
-            yield from self._copied(done, block, starts, text)
-            yield from self._rewritten(block, group, starts, text)
+            yield from self._copy_blocks(done, block, starts, text)
+            yield from self._rewrite_block(block, group, starts, text)
             done = block + 1
-        yield from self._copied(done, len(self._starts), starts, text)
+        yield from self._copy_blocks(done, len(self._starts), starts, text)
         return starts.tobytes(), text
 
-    def _rewritten(
+    def _rewrite_block(
         self, number: int, edits: dict[bytes, bool], starts: "array[int]", text: Chunks
     ) -> Slices:
-        there = dict.fromkeys(self.block(number), True) if len(self._starts) else {}
+        there = dict.fromkeys(self.iter_block(number), True) if len(self._starts) else {}
         there |= edits
         kept = [key for key in there if there[key]]
-        keys = yield from ascending(kept)
+        keys = yield from sort_in_slices(kept)
         blocks = max(1, -(-len(kept) // BLOCK_KEYS_MAX))
-        writer = NamesWriter(max(1, -(-len(kept) // blocks)))
+        writer = KeyIndexWriter(max(1, -(-len(kept) // blocks)))
         for done, key in enumerate(keys, 1):
             writer.write(key)
             if done % WRITTEN_AT_ONCE == 0:
                 yield
         starts.extend(len(text) + start for start in writer.starts)
-        text.append(writer.text.joined())
+        text.append(writer.text.join())
 
-    def _copied(self, first: int, last: int, starts: "array[int]", text: Chunks) -> Slices:
+    def _copy_blocks(self, first: int, last: int, starts: "array[int]", text: Chunks) -> Slices:
         for block in range(first, last, SLICE_BLOCKS):
             end = min(block + SLICE_BLOCKS, last)
             shift = len(text) - self._starts[block]
             starts.extend(start + shift for start in self._starts[block:end])
-            text.append(self._text[self._starts[block] : self._end(end - 1)])
+            text.append(self._text[self._starts[block] : self._find_block_end(end - 1)])
             # What is shorter is not worth a pause.
             if end - block == SLICE_BLOCKS:
                 yield
 
-    def _first(self, number: int) -> bytes:
+    def _read_first_key(self, number: int) -> bytes:
         # Written out: a search asks for some seventeen.
         text, at = self._text, self._starts[number] + 2
         length = text[at - 1]
         if length > LENGTH_SHORT_MAX:
-            length, at = length_at(text, at - 1)
+            length, at = decode_varint(text, at - 1)
         return text[at : at + length].tobytes()
 
-    def _end(self, number: int) -> int:
+    def _find_block_end(self, number: int) -> int:
         return self._starts[number + 1] if number + 1 < len(self._starts) else len(self._text)
 
 
-class NamesWriter:
+class KeyIndexWriter:
     """Takes ascending keys, and front-codes them as they come.
 
     Args:
@@ -187,12 +187,12 @@ class NamesWriter:
             while shared < limit and key[shared] == last[shared]:
                 shared += 1
         rest = key[shared:]
-        self.text.append(shared.to_bytes() + encoded_length(len(rest)) + rest)
+        self.text.append(shared.to_bytes() + encode_varint(len(rest)) + rest)
         self._last, self._shared = key, shared
         self._count += 1
 
 
-def encoded(key: str) -> bytes:
+def encode_key(key: str) -> bytes:
     """Return a key in the form in which keys are compared."""
     return str.encode(key, "utf-8", "surrogatepass")
 
@@ -217,7 +217,7 @@ class Arena:
         "columns",
         "content",
         "header",
-        "names",
+        "key_indexes",
     )
 
     def __init__(self, content: Buffer) -> None:
@@ -227,19 +227,21 @@ class Arena:
             SnapshotFormatError: they are no arena that can be read here.
         """
         self.content = memoryview(content)
-        self.header = header = header_of(self.content)
-        self._data = data = data_of(self.content)
-        self.columns = columns_of(header, data)
+        self.header = header = read_header(self.content)
+        self._data = data = read_data(self.content)
+        self.columns = read_columns(header, data)
         # By names of their own, for each look-up takes some microseconds.
         columns = self.columns
         self._directory, self._hashes, self._states = columns[:3]
         self._versions, self._offsets, self._bodies = columns[3:]
         self._shift = HASH_BITS - header.directory_bits
-        self.names = {
-            region: Names(part_of(data, starts).cast("I"), part_of(data, text))
+        self.key_indexes = {
+            region: KeyIndex(read_section(data, starts).cast("I"), read_section(data, text))
             for region, (starts, text) in header.names.items()
         }
-        self._seeds = {region: seed_of(region) for region, count in header.counts.items() if count}
+        self._seeds = {
+            region: derive_seed(region) for region, count in header.counts.items() if count
+        }
         self._colliding = {record.id: record for record in header.colliding}
 
     @property
@@ -250,7 +252,7 @@ class Arena:
     @property
     def checksum(self) -> int:
         """The checksum that its bytes claim; 0 where they were never elsewhere."""
-        return prefix_of(self.content)[0]
+        return read_prefix(self.content)[0]
 
     @property
     def count(self) -> int:
@@ -264,69 +266,69 @@ class Arena:
             return None
         if self._colliding and (region, key) in self._colliding:
             return self._colliding[region, key]
-        key_hash = hash_of(seed, key)
-        place = self.place_of(key_hash)
+        key_hash = compute_key_hash(seed, key)
+        place = self.find_place(key_hash)
         if place == len(self._hashes) or self._hashes[place] != key_hash:
             return None
         bodies, start = self._bodies, self._offsets[place] + 1
         length = bodies[start - 1]
         if length > LENGTH_SHORT_MAX:
-            length, start = length_at(bodies, start - 1)
+            length, start = decode_varint(bodies, start - 1)
         body = bodies[start : start + length].tobytes()
         return Record(region, key, self._versions[place], self._states[place], body)
 
-    def place_of(self, key_hash: int) -> int:
+    def find_place(self, key_hash: int) -> int:
         """Return the place of the first record with a hash or a greater one."""
         top = key_hash >> self._shift
         return bisect_left(self._hashes, key_hash, self._directory[top], self._directory[top + 1])
 
-    def keys(self, region: str, prefix: str = "") -> Iterator[str]:
+    def iter_keys(self, region: str, prefix: str = "") -> Iterator[str]:
         """Yield the keys of a region that begin with a prefix, ascending."""
-        names = self.names.get(region)
-        return iter(()) if names is None else names.starting_with(prefix)
+        names = self.key_indexes.get(region)
+        return iter(()) if names is None else names.iter_with_prefix(prefix)
 
-    def records(self, region: str) -> Iterator[Record]:
+    def iter_records(self, region: str) -> Iterator[Record]:
         """Yield the records of a region, by ascending keys."""
-        for key in self.keys(region):
+        for key in self.iter_keys(region):
             record = self.find(region, key)
             assert record is not None, "every name has a record"
             yield record
 
-    def part(self, name: str) -> memoryview:
+    def get_part(self, name: str) -> memoryview:
         """Return members of a segment, hashes of 64 bits, by the SHA-256 of their bytes.
 
         Raises:
             KeyError: they are not here.
         """
-        return part_of(self._data, self.header.parts[name]).cast("Q")
+        return read_section(self._data, self.header.parts[name]).cast("Q")
 
 
-def opened(content: Buffer) -> Arena:
+def open_arena(content: Buffer) -> Arena:
     """Return the arena of bytes that come from elsewhere, which have to be sound.
 
     Raises:
         SnapshotFormatError: they are no arena, of another format, cut off or damaged.
     """
     view = memoryview(content)
-    checksum, length, _ = prefix_of(view)
+    checksum, length, _ = read_prefix(view)
     if length != len(view):
         raise SnapshotFormatError(f"it is {len(view):,} of {length:,} bytes: it was cut off")
-    if checksum_of(view) != checksum:
+    if compute_checksum(view) != checksum:
         raise SnapshotFormatError("its checksum is wrong: it was damaged")
     return Arena(view)
 
 
-def seed_of(region: str) -> int:
+def derive_seed(region: str) -> int:
     """Return the seed of the hashes of a region's keys."""
     return xxhash.xxh3_64_intdigest(region.encode())
 
 
-def hash_of(seed: int, key: str) -> int:
+def compute_key_hash(seed: int, key: str) -> int:
     """Return the hash by which a record is found."""
     try:
         # Not `key.encode()`: where a caller passes a class such as `str` for a key, Python 3.11 may
         # crash in that call.
         content = str.encode(key)
     except UnicodeEncodeError:
-        content = encoded(key)
+        content = encode_key(key)
     return xxhash.xxh3_64_intdigest(content, seed)

@@ -14,23 +14,23 @@ from flagkit._core.model.changes import DIGEST_MODULUS, Tip
 from flagkit._core.snapshot.arena import (
     HASH_BITS,
     Arena,
-    Names,
-    NamesWriter,
-    encoded,
-    hash_of,
-    seed_of,
+    KeyIndex,
+    KeyIndexWriter,
+    compute_key_hash,
+    derive_seed,
+    encode_key,
 )
 from flagkit._core.snapshot.chunks import Chunks, Slices
 from flagkit._core.snapshot.layout import (
     Buffer,
     Columns,
     Header,
-    Plan,
+    Layout,
     Record,
-    allocated,
-    directory_bits,
-    encoded_length,
-    length_at,
+    allocate_arena,
+    compute_directory_bits,
+    decode_varint,
+    encode_varint,
 )
 from flagkit.errors import SnapshotFormatError
 
@@ -56,15 +56,15 @@ class _Partition:
         self.versions = array("Q")
         self.offsets = array("I")
 
-    def sort(self) -> "list[_Twin]":
+    def sort(self) -> "list[_CollidingRecord]":
         """Sort by hashes; return, and leave out, the records whose hash is there twice."""
         hashes = self.hashes
-        twins: list[_Twin] = []
+        twins: list[_CollidingRecord] = []
         order = sorted(range(len(hashes)), key=hashes.__getitem__)
         if len(set(hashes)) < len(hashes):
             counted = Counter(hashes)
             # The order of equal ones is that in which they came.
-            twins = [self._twin(place) for place in order if counted[hashes[place]] > 1]
+            twins = [self._read_colliding(place) for place in order if counted[hashes[place]] > 1]
             order = [place for place in order if counted[hashes[place]] == 1]
         self.hashes = array("Q", map(hashes.__getitem__, order))
         self.states = array("Q", map(self.states.__getitem__, order))
@@ -72,8 +72,8 @@ class _Partition:
         self.offsets = array("I", map(self.offsets.__getitem__, order))
         return twins
 
-    def _twin(self, place: int) -> "_Twin":
-        return _Twin(
+    def _read_colliding(self, place: int) -> "_CollidingRecord":
+        return _CollidingRecord(
             self.hashes[place],
             self.regions[place],
             self.versions[place],
@@ -82,7 +82,7 @@ class _Partition:
         )
 
 
-class _Twin(NamedTuple):
+class _CollidingRecord(NamedTuple):
     """A record that shares its hash with another; which key it is of, its place among them says."""
 
     hash: int
@@ -92,7 +92,7 @@ class _Twin(NamedTuple):
     offset: int
 
 
-class Builder:
+class ArenaBuilder:
     """Takes records, and makes an arena of them.
 
     Args:
@@ -120,13 +120,13 @@ class Builder:
         """Add a record, whose key comes after those of its region so far."""
         into = self._regions.get(region)
         if into is None:
-            into = self._regions[region] = _Region(len(self._regions), seed_of(region))
+            into = self._regions[region] = _Region(len(self._regions), derive_seed(region))
         # Many small tables: a large one holds the interpreter while it grows.
         offsets = self._offsets[hash(body) % OFFSETS_TABLES]
         offset = offsets.get(body)
         if offset is None:
-            offset = offsets[body] = self._store(body)
-        key_hash = hash_of(into.seed, key)
+            offset = offsets[body] = self._store_body(body)
+        key_hash = compute_key_hash(into.seed, key)
         number = key_hash >> HASH_BITS - PARTITION_BITS
         partition = self._partitions.get(number)
         if partition is None:
@@ -136,12 +136,12 @@ class Builder:
         partition.states.append(state_hash)
         partition.versions.append(version)
         partition.offsets.append(offset)
-        into.names.write(encoded(key))
+        into.names.write(encode_key(key))
         into.count += 1
         into.digest += state_hash
         self._version_max = max(self._version_max, version)
 
-    def finished(self, tip: Tip, parts: Mapping[str, Buffer]) -> Generator[None, None, Arena]:
+    def build(self, tip: Tip, parts: Mapping[str, Buffer]) -> Generator[None, None, Arena]:
         """Return the arena, in slices.
 
         Raises:
@@ -149,7 +149,7 @@ class Builder:
         """
         partitions = deque(self._partitions[number] for number in sorted(self._partitions))
         self._partitions.clear()
-        twins: list[_Twin] = []
+        twins: list[_CollidingRecord] = []
         done = 0
         for partition in partitions:
             done += len(partition.hashes)
@@ -157,15 +157,15 @@ class Builder:
             if done >= RECORDS_SLICE:
                 yield
                 done = 0
-        colliding = yield from self._named(twins)
-        yield from self._let_go()
+        colliding = yield from self._resolve_keys(twins)
+        yield from self._free_bodies()
         count = sum(len(partition.hashes) for partition in partitions)
         header = Header(
             tip=tip,
             counts={name: region.count for name, region in self._regions.items()},
             digests=self.digests,
-            directory_bits=directory_bits(count),
-            version_bytes=version_bytes(self._version_max),
+            directory_bits=compute_directory_bits(count),
+            version_bytes=compute_version_bytes(self._version_max),
             packed_bytes=len(self._bodies),
             colliding=tuple(colliding),
             namespaces=self._namespaces,
@@ -174,16 +174,16 @@ class Builder:
             name: (region.names.starts.tobytes(), region.names.text)
             for name, region in self._regions.items()
         }
-        plan = Plan(count, len(self._bodies), names, parts)
-        content, columns = yield from allocated(header, plan)
+        plan = Layout(count, len(self._bodies), names, parts)
+        content, columns = yield from allocate_arena(header, plan)
         self._regions.clear()
         del names, plan
-        yield from self._bodies.moved(columns.bodies)
-        yield from _filled(columns, partitions)
+        yield from self._bodies.move_into(columns.bodies)
+        yield from _fill_columns(columns, partitions)
         yield from fill_directory(columns, header.directory_bits)
         return Arena(content)
 
-    def _let_go(self) -> Slices:
+    def _free_bodies(self) -> Slices:
         """Free the bodies as the keys of tables; all at once that would take long, too."""
         done = 0
         while self._offsets:
@@ -192,29 +192,29 @@ class Builder:
                 yield
                 done = 0
 
-    def _store(self, body: bytes) -> int:
+    def _store_body(self, body: bytes) -> int:
         offset = len(self._bodies)
-        self._bodies.append(encoded_length(len(body)) + body)
+        self._bodies.append(encode_varint(len(body)) + body)
         if len(self._bodies) > BODIES_BYTES_MAX:
             raise SnapshotFormatError("the flags are over 4 GiB: use fewer, or smaller ones")
         return offset
 
-    def _named(self, twins: list[_Twin]) -> Generator[None, None, list[Record]]:
+    def _resolve_keys(self, twins: list[_CollidingRecord]) -> Generator[None, None, list[Record]]:
         """Return twins with their keys: those of a region came in the order of its keys."""
         found: list[Record] = []
         for name, region in self._regions.items() if twins else ():
-            waiting: dict[int, list[_Twin]] = {}
+            waiting: dict[int, list[_CollidingRecord]] = {}
             for twin in reversed(twins):
                 if twin.region == region.number:
                     waiting.setdefault(twin.hash, []).append(twin)
             # One run of all keys takes its time: it happens once in a myriad of environments.
-            names = Names(memoryview(region.names.starts), memoryview(region.names.text.joined()))
-            for done, key in enumerate(names.starting_with(""), 1):
-                named = waiting.get(hash_of(region.seed, key))
+            names = KeyIndex(memoryview(region.names.starts), memoryview(region.names.text.join()))
+            for done, key in enumerate(names.iter_with_prefix(""), 1):
+                named = waiting.get(compute_key_hash(region.seed, key))
                 if named:
                     twin = named.pop()
-                    stored = self._bodies.at(twin.offset)
-                    length, start = length_at(stored, 0)
+                    stored = self._bodies.get_tail(twin.offset)
+                    length, start = decode_varint(stored, 0)
                     body = stored[start : start + length].tobytes()
                     found.append(Record(name, key, twin.version, twin.state, body))
                 if done % KEYS_SLICE == 0:
@@ -228,12 +228,12 @@ class _Region:
     def __init__(self, number: int, seed: int) -> None:
         self.number = number
         self.seed = seed
-        self.names = NamesWriter()
+        self.names = KeyIndexWriter()
         self.count = 0
         self.digest = 0
 
 
-def _filled(columns: Columns, partitions: deque[_Partition]) -> Slices:
+def _fill_columns(columns: Columns, partitions: deque[_Partition]) -> Slices:
     """Write the numbers of partitions into the columns of an arena, in slices.
 
     Each is let go of: all of them at once would take long, too.
@@ -252,7 +252,7 @@ def _filled(columns: Columns, partitions: deque[_Partition]) -> Slices:
         place = end
 
 
-def version_bytes(version_max: int) -> int:
+def compute_version_bytes(version_max: int) -> int:
     """Return in how many bytes a version is stored."""
     return next(size for size in VERSION_BYTES if version_max < 1 << 8 * size)
 

@@ -17,14 +17,14 @@ SORTED_AT_ONCE: Final = 1024
 Slices: TypeAlias = Generator[None, None, None]
 
 
-class _Ordered(Protocol):
+class _Comparable(Protocol):
     def __lt__(self, other: Any, /) -> bool: ...
 
 
-T = TypeVar("T", bound=_Ordered)
+T = TypeVar("T", bound=_Comparable)
 
 
-def blank(length: int) -> memoryview:
+def allocate_zeroed(length: int) -> memoryview:
     """Return so many bytes, all zero."""
     if length < SLICE_BYTES:
         return memoryview(bytearray(length))
@@ -33,7 +33,7 @@ def blank(length: int) -> memoryview:
     return memoryview(mmap.mmap(-1, length, flags=private))
 
 
-def copied(source: memoryview, target: memoryview) -> Slices:
+def copy_in_slices(source: memoryview, target: memoryview) -> Slices:
     """Copy bytes into as many others, in slices."""
     for start in range(0, len(source), SLICE_BYTES):
         end = min(start + SLICE_BYTES, len(source))
@@ -49,21 +49,21 @@ class Chunks:
 
     def __init__(self) -> None:
         self._chunks = deque([bytearray()])
-        self._before = 0
+        self._offset = 0
 
     def __len__(self) -> int:
-        return self._before + (len(self._chunks[-1]) if self._chunks else 0)
+        return self._offset + (len(self._chunks[-1]) if self._chunks else 0)
 
     def append(self, content: bytes | memoryview) -> None:
         """Add some bytes, which stay together in a chunk."""
         last = self._chunks[-1]
         if len(last) >= SLICE_BYTES:
-            self._before += len(last)
+            self._offset += len(last)
             last = bytearray()
             self._chunks.append(last)
         last += content
 
-    def at(self, offset: int) -> memoryview:
+    def get_tail(self, offset: int) -> memoryview:
         """Return the bytes from an offset to the end of their chunk.
 
         Raises:
@@ -75,13 +75,13 @@ class Chunks:
             offset -= len(chunk)
         raise IndexError("there are no such bytes")
 
-    def joined(self) -> bytes:
+    def join(self) -> bytes:
         """Return all of them as one run, at once."""
         return b"".join(self._chunks)
 
-    def moved(self, target: memoryview) -> Slices:
+    def move_into(self, target: memoryview) -> Slices:
         """Copy them into as many bytes, in slices, and let go of them: nothing stays here."""
-        end = self._before = 0
+        end = self._offset = 0
         while self._chunks:
             chunk = self._chunks.popleft()
             start, end = end, end + len(chunk)
@@ -89,8 +89,8 @@ class Chunks:
             yield
 
 
-def given_back(memory: memoryview) -> Slices:
-    """Give back the pages of `blank` bytes that nobody reads any more, in slices.
+def release_pages(memory: memoryview) -> Slices:
+    """Give back the pages of `allocate_zeroed` bytes that nobody reads any more, in slices.
 
     To free them all at once takes 5 ms for a million flags.
     """
@@ -101,7 +101,7 @@ def given_back(memory: memoryview) -> Slices:
             yield
 
 
-def ascending(items: list[T]) -> Generator[None, None, Iterator[T]]:
+def sort_in_slices(items: list[T]) -> Generator[None, None, Iterator[T]]:
     """Return items in ascending order, sorted in slices."""
     runs: list[list[T]] = []
     for start in range(0, len(items), SORTED_AT_ONCE):

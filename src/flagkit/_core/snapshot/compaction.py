@@ -15,18 +15,30 @@ from msgspec import Struct
 from msgspec.structs import astuple, replace
 
 from flagkit._core.model.changes import DIGEST_MODULUS, PolicyId, Tip
-from flagkit._core.snapshot.arena import BLOCK_KEYS, Arena, Names, encoded, hash_of, seed_of
-from flagkit._core.snapshot.builder import BODIES_BYTES_MAX, Builder, fill_directory, version_bytes
-from flagkit._core.snapshot.chunks import Chunks, Slices, ascending, copied
+from flagkit._core.snapshot.arena import (
+    BLOCK_KEYS,
+    Arena,
+    KeyIndex,
+    compute_key_hash,
+    derive_seed,
+    encode_key,
+)
+from flagkit._core.snapshot.builder import (
+    BODIES_BYTES_MAX,
+    ArenaBuilder,
+    compute_version_bytes,
+    fill_directory,
+)
+from flagkit._core.snapshot.chunks import Chunks, Slices, copy_in_slices, sort_in_slices
 from flagkit._core.snapshot.layout import (
     Buffer,
     Columns,
     Header,
-    Plan,
+    Layout,
     Record,
-    allocated,
-    directory_bits,
-    encoded_length,
+    allocate_arena,
+    compute_directory_bits,
+    encode_varint,
 )
 
 GAPS_MIN: Final = 64 * 1024
@@ -48,7 +60,7 @@ class _Edit(Struct, frozen=True, order=True, gc=False):
     hash: int
     id: PolicyId
     place: int
-    there: bool
+    is_present: bool
     record: Record | None
 
 
@@ -59,11 +71,13 @@ class _Edits:
         header = base.header
         self.base = base
         self.edits: deque[_Edit] = deque()
-        self.names: dict[str, list[tuple[bytes, bool]]] = {region: [] for region in base.names}
+        self.names: dict[str, list[tuple[bytes, bool]]] = {
+            region: [] for region in base.key_indexes
+        }
         self.counts, self.digests = {**header.counts}, {**header.digests}
         self.offsets: dict[bytes, int] = {}
         self.bodies_end = len(base.columns.bodies)
-        self.fits = not header.colliding and not _fallen_apart(header)
+        self.can_merge = not header.colliding and not _has_fragmented_keys(header)
         """Whether they can be merged into the base as it is."""
 
     def gather(self, changed: Mapping[PolicyId, Record | None]) -> Slices:
@@ -71,22 +85,22 @@ class _Edits:
         seeds: dict[str, int] = {}
         for done, ((region, key), record) in enumerate(changed.items(), 1):
             if region not in seeds:
-                seeds[region] = seed_of(region)
-            self._add(hash_of(seeds[region], key), (region, key), record)
+                seeds[region] = derive_seed(region)
+            self._add(compute_key_hash(seeds[region], key), (region, key), record)
             if done % EDITS_SLICE == 0:
                 yield
         header = self.base.header
         if self.bodies_end > min(BODIES_BYTES_MAX, 2 * header.packed_bytes + GAPS_MIN):
-            self.fits = False
+            self.can_merge = False
 
     def _add(self, key_hash: int, identity: PolicyId, record: Record | None) -> None:
         base, (region, key) = self.base, identity
-        hashes, place = base.columns.hashes, base.place_of(key_hash)
+        hashes, place = base.columns.hashes, base.find_place(key_hash)
         found = place < len(hashes) and hashes[place] == key_hash
-        there = found and region in base.names and encoded(key) in base.names[region]
+        there = found and region in base.key_indexes and encode_key(key) in base.key_indexes[region]
         if found and not there and record is not None:
             # Another key has this hash: what builds anew knows how to keep both.
-            self.fits = False
+            self.can_merge = False
         if not there and record is None:
             return
         self.edits.append(_Edit(key_hash, identity, place, there, record))
@@ -94,31 +108,31 @@ class _Edits:
         state = 0
         if record is not None:
             state = record.hash
-            if version_bytes(record.version) > base.header.version_bytes:
-                self.fits = False
+            if compute_version_bytes(record.version) > base.header.version_bytes:
+                self.can_merge = False
             if record.body not in self.offsets:
                 self.offsets[record.body] = self.bodies_end
-                self.bodies_end += len(_stored(record.body))
+                self.bodies_end += len(_encode_body(record.body))
         if there != (record is not None):
-            self.names.setdefault(region, []).append((encoded(key), not there))
+            self.names.setdefault(region, []).append((encode_key(key), not there))
             self.counts[region] = self.counts.get(region, 0) + (1 if record else -1)
         digest = self.digests.get(region, 0) - before + state
         self.digests[region] = digest % DIGEST_MODULUS
 
     def sort(self) -> Slices:
         """Put them in the order of their hashes; two of one hash do not fit in."""
-        ordered = yield from ascending([*self.edits])
+        ordered = yield from sort_in_slices([*self.edits])
         self.edits.clear()
         last = -1
         for done, edit in enumerate(ordered, 1):
             if edit.hash == last:
-                self.fits = False
+                self.can_merge = False
             last = edit.hash
             self.edits.append(edit)
             if done % EDITS_SLICE == 0:
                 yield
 
-    def let_go(self) -> Slices:
+    def free(self) -> Slices:
         """Free them, a few at a time: thousands at once take milliseconds."""
         while self.edits:
             for _ in range(min(NEWS_SLICE, len(self.edits))):
@@ -126,7 +140,7 @@ class _Edits:
             yield
 
 
-def folded(
+def compact_arena(
     base: Arena, tip: Tip, changed: Mapping[PolicyId, Record | None], parts: Mapping[str, Buffer]
 ) -> Generator[None, None, Arena]:
     """Return the arena of a tip, in slices.
@@ -140,60 +154,62 @@ def folded(
     edits = _Edits(base)
     yield from edits.gather(changed)
     yield from edits.sort()
-    if edits.fits:
-        return (yield from _merged(edits, tip, parts))
-    yield from edits.let_go()
-    return (yield from _rebuilt(base, tip, changed, parts))
+    if edits.can_merge:
+        return (yield from _merge(edits, tip, parts))
+    yield from edits.free()
+    return (yield from _rebuild(base, tip, changed, parts))
 
 
-def _fallen_apart(header: Header) -> bool:
+def _has_fragmented_keys(header: Header) -> bool:
     """Tell whether blocks of keys have become so small that they are to be made anew."""
     blocks = sum(starts.length for starts, _ in header.names.values()) // 4
     return blocks > max(BLOCKS_MIN, 2 * sum(header.counts.values()) // BLOCK_KEYS)
 
 
-def _merged(edits: _Edits, tip: Tip, parts: Mapping[str, Buffer]) -> Generator[None, None, Arena]:
+def _merge(edits: _Edits, tip: Tip, parts: Mapping[str, Buffer]) -> Generator[None, None, Arena]:
     old = edits.base.columns
-    names = yield from _names(edits)
+    names = yield from _edit_key_indexes(edits)
     record_count = sum(edits.counts.values())
     header = replace(
         edits.base.header,
         tip=tip,
         counts={region: count for region, count in edits.counts.items() if count},
         digests={region: digest for region, digest in edits.digests.items() if digest},
-        directory_bits=directory_bits(record_count),
+        directory_bits=compute_directory_bits(record_count),
         sections={},
     )
-    plan = Plan(record_count, edits.bodies_end, names, parts)
-    content, new = yield from allocated(header, plan)
+    plan = Layout(record_count, edits.bodies_end, names, parts)
+    content, new = yield from allocate_arena(header, plan)
     del names, plan
-    yield from copied(old.bodies, new.bodies[: len(old.bodies)])
-    yield from _added(edits, new)
-    yield from _columns(old, new, edits)
+    yield from copy_in_slices(old.bodies, new.bodies[: len(old.bodies)])
+    yield from _append_bodies(edits, new)
+    yield from _merge_columns(old, new, edits)
     yield from fill_directory(new, header.directory_bits)
     return Arena(content)
 
 
-def _names(edits: _Edits) -> Generator[None, None, dict[str, tuple[Buffer, Chunks]]]:
+def _edit_key_indexes(edits: _Edits) -> Generator[None, None, dict[str, tuple[Buffer, Chunks]]]:
     found: dict[str, tuple[Buffer, Chunks]] = {}
     for region, mine in edits.names.items():
-        names = edits.base.names.get(region) or Names(memoryview(array("I")), memoryview(b""))
-        edited = yield from names.edited(mine)
+        names = edits.base.key_indexes.get(region) or KeyIndex(
+            memoryview(array("I")), memoryview(b"")
+        )
+        edited = yield from names.apply_edits(mine)
         if edited[0]:
             found[region] = edited
     return found
 
 
-def _added(edits: _Edits, new: Columns) -> Slices:
+def _append_bodies(edits: _Edits, new: Columns) -> Slices:
     """Write the bodies that are new behind those of the base."""
     for done, (body, offset) in enumerate(edits.offsets.items(), 1):
-        stored = _stored(body)
+        stored = _encode_body(body)
         new.bodies[offset : offset + len(stored)] = stored
         if done % EDITS_SLICE == 0:
             yield
 
 
-def _columns(old: Columns, new: Columns, edits: _Edits) -> Slices:
+def _merge_columns(old: Columns, new: Columns, edits: _Edits) -> Slices:
     pairs = (
         (old.hashes, new.hashes),
         (old.states, new.states),
@@ -202,7 +218,7 @@ def _columns(old: Columns, new: Columns, edits: _Edits) -> Slices:
     )
     read = written = work = 0
     while True:
-        # Taken out one by one, as in `let_go`.
+        # Taken out one by one, as in `free`.
         edit = edits.edits.popleft() if edits.edits else None
         end = len(old.hashes) if edit is None else edit.place
         while read < end:
@@ -215,7 +231,7 @@ def _columns(old: Columns, new: Columns, edits: _Edits) -> Slices:
                 work = 0
         if edit is None:
             return
-        read += edit.there
+        read += edit.is_present
         record = edit.record
         if record is not None:
             new.hashes[written] = edit.hash
@@ -226,10 +242,10 @@ def _columns(old: Columns, new: Columns, edits: _Edits) -> Slices:
         work = min(work + EDIT_RUN, RUN_SLICE - 1)
 
 
-def _rebuilt(
+def _rebuild(
     base: Arena, tip: Tip, changed: Mapping[PolicyId, Record | None], parts: Mapping[str, Buffer]
 ) -> Generator[None, None, Arena]:
-    builder = Builder(base.header.namespaces)
+    builder = ArenaBuilder(base.header.namespaces)
     news: dict[str, list[str]] = {region: [] for region in base.header.counts}
     for done, ((region, key), record) in enumerate(changed.items(), 1):
         if record is not None:
@@ -237,21 +253,21 @@ def _rebuilt(
         if done % NEWS_SLICE == 0:
             yield
     for region in sorted(news):
-        keys = yield from ascending(news[region])
-        for done, record in enumerate(_with_news(base, region, keys, changed), 1):
+        keys = yield from sort_in_slices(news[region])
+        for done, record in enumerate(_iter_merged_records(base, region, keys, changed), 1):
             builder.add(*astuple(record))
             if done % RECORDS_SLICE == 0:
                 yield
-    return (yield from builder.finished(tip, parts))
+    return (yield from builder.build(tip, parts))
 
 
-def _with_news(
+def _iter_merged_records(
     base: Arena, region: str, keys: Iterator[str], changed: Mapping[PolicyId, Record | None]
 ) -> Iterator[Record]:
-    kept = (record for record in base.records(region) if record.id not in changed)
+    kept = (record for record in base.iter_records(region) if record.id not in changed)
     news = (record for key in keys if (record := changed[region, key]) is not None)
     return heapq.merge(kept, news, key=operator.attrgetter("key"))
 
 
-def _stored(body: bytes) -> bytes:
-    return encoded_length(len(body)) + body
+def _encode_body(body: bytes) -> bytes:
+    return encode_varint(len(body)) + body

@@ -17,17 +17,17 @@ from typing import Final, TypeAlias
 
 from flagkit._core.model import EVERYWHERE
 from flagkit._core.model.changes import SEGMENTS
-from flagkit._core.snapshot.arena import Arena, opened
+from flagkit._core.snapshot.arena import Arena, open_arena
 from flagkit._core.snapshot.chunks import SLICE_BYTES
 from flagkit._core.snapshot.layout import (
     PREFIX_BYTES,
     Header,
-    checksum_of,
-    header_of,
-    prefix_of,
-    written_prefix,
+    compute_checksum,
+    encode_prefix,
+    read_header,
+    read_prefix,
 )
-from flagkit._core.snapshot.snapshot import Snapshot, kept_of, snapshot_of
+from flagkit._core.snapshot.snapshot import Snapshot, create_snapshot, list_kept_regions
 from flagkit.errors import HistoryLostError, SnapshotFormatError
 
 _READ: Final = {
@@ -75,63 +75,63 @@ class SnapshotFile:
             OSError: it cannot be read.
         """
         try:
-            with self._opened() as (descriptor, status):
+            with self._open() as (descriptor, status):
                 try:
-                    return self._snapshot_in(descriptor)
+                    return self._load_snapshot(descriptor)
                 except _ForeignError:
                     raise
                 except SnapshotFormatError:
-                    self._refused = _identity(status)
+                    self._refused = _get_identity(status)
                     raise
         except FileNotFoundError:
             return None
 
-    def header(self) -> Header | None:
+    def read_header(self) -> Header | None:
         """Return what the file says of itself; None where there is none that is of any use.
 
         It is not checked as a whole, yet one that `read` has refused is of no use.
         """
-        header = self._header()
-        return None if header is None or self._misfit(header) is not None else header
+        header = self._read_any_header()
+        return None if header is None or self._describe_mismatch(header) is not None else header
 
-    def foreign(self) -> str | None:
+    def describe_foreign_scope(self) -> str | None:
         """Return whose the file is, if it is that of others with another scope; else None.
 
         It must not be replaced then: they read it. A damaged file is nobody's.
         """
-        header = self._header()
+        header = self._read_any_header()
         if header is None:
             return None
-        misfit = self._misfit(header)
-        more = _regions_in(header) - {*kept_of(self._region)}
+        misfit = self._describe_mismatch(header)
+        more = _read_regions(header) - {*list_kept_regions(self._region)}
         if misfit is None and more:
             misfit = f"it is of the region {', '.join(sorted(more))}"
         return misfit
 
-    def left_alone(self, whose: str) -> str:
+    def describe_refusal(self, owner: str) -> str:
         """Return what to say of a file that is that of others."""
         return (
-            f"the snapshot file {self.path} is that of others, and is not replaced: {whose}; give"
+            f"the snapshot file {self.path} is that of others, and is not replaced: {owner}; give"
             " clients of other environments, regions, namespaces or databases a path of their own,"
             " and delete the file if nobody uses it any more"
         )
 
-    def _header(self) -> Header | None:
+    def _read_any_header(self) -> Header | None:
         """Return what the file says of itself, whoever's it is; None where it is of no use."""
         with (
             contextlib.suppress(OSError, SnapshotFormatError),
-            self._opened() as (descriptor, status),
+            self._open() as (descriptor, status),
         ):
             begin = os.pread(descriptor, PREFIX_BYTES, 0)
-            _, length, header_length = prefix_of(memoryview(begin))
-            if length != status.st_size or _identity(status) == self._refused:
+            _, length, header_length = read_prefix(memoryview(begin))
+            if length != status.st_size or _get_identity(status) == self._refused:
                 return None
             begin += os.pread(descriptor, min(header_length, length), PREFIX_BYTES)
-            return header_of(memoryview(begin))
+            return read_header(memoryview(begin))
         return None
 
     @contextlib.contextmanager
-    def claimed(self) -> Generator[bool]:
+    def claim(self) -> Generator[bool]:
         """Give whether this one may write for the block: one at a time may, of all processes.
 
         Raises:
@@ -143,13 +143,13 @@ class SnapshotFile:
             yield False
             return
         try:
-            with self._locked() as locked:
+            with self._lock() as locked:
                 yield locked
         finally:
             del _claims[claim]
 
     @contextlib.contextmanager
-    def _locked(self) -> Generator[bool]:
+    def _lock(self) -> Generator[bool]:
         # Not flock, which a forked child would hold, too.
         descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -172,14 +172,14 @@ class SnapshotFile:
         if self.path.exists() and not self.path.is_file():
             # A device, say, that a privileged process could replace.
             raise FileExistsError(errno.EEXIST, "it is no regular file")
-        self._remove_left_over()
+        self._remove_orphans()
         # Not by tempfile, the import of which takes a tenth of that of flagkit.
         temporary = directory / f".{name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                _, length, header_length = prefix_of(base.content)
-                file.write(written_prefix(checksum_of(base.content), length, header_length))
+                _, length, header_length = read_prefix(base.content)
+                file.write(encode_prefix(compute_checksum(base.content), length, header_length))
                 for start in range(PREFIX_BYTES, length, SLICE_BYTES):
                     file.write(base.content[start : start + SLICE_BYTES])
                 file.flush()
@@ -191,7 +191,7 @@ class SnapshotFile:
         self._sync_directory()
 
     @contextlib.contextmanager
-    def _opened(self) -> Generator[tuple[int, os.stat_result]]:
+    def _open(self) -> Generator[tuple[int, os.stat_result]]:
         # Whoever opens a pipe to read waits for one that writes, unless it says otherwise.
         descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -202,19 +202,19 @@ class SnapshotFile:
         finally:
             os.close(descriptor)
 
-    def _snapshot_in(self, descriptor: int) -> Snapshot:
+    def _load_snapshot(self, descriptor: int) -> Snapshot:
         if os.fstat(descriptor).st_size == 0:
             raise SnapshotFormatError("it is empty")
-        base = opened(memoryview(mmap.mmap(descriptor, 0, **_READ)))
-        misfit = self._misfit(base.header)
+        base = open_arena(memoryview(mmap.mmap(descriptor, 0, **_READ)))
+        misfit = self._describe_mismatch(base.header)
         if misfit is not None:
             raise _ForeignError(misfit)
         try:
-            return snapshot_of(base, self._region)
+            return create_snapshot(base, self._region)
         except HistoryLostError as error:
             raise SnapshotFormatError(str(error)) from None
 
-    def _remove_left_over(self) -> None:
+    def _remove_orphans(self) -> None:
         """Remove what killed writers of this file left, and nothing of other files' writers."""
         begin, end = f".{self.path.name}.", ".tmp"
         for found in self.path.parent.iterdir():
@@ -224,18 +224,18 @@ class SnapshotFile:
                 with contextlib.suppress(OSError):
                     found.unlink()
 
-    def _misfit(self, header: Header) -> str | None:
+    def _describe_mismatch(self, header: Header) -> str | None:
         """Return why a file that is sound is not for this environment, region and namespaces."""
         if header.tip.environment != self._environment:
             return f"it is of the environment {header.tip.environment!r}"
         if header.namespaces != self._namespaces:
             kept = ", ".join(header.namespaces) or "all"
             return f"its namespaces are others: {kept}"
-        regions = _regions_in(header)
+        regions = _read_regions(header)
         has_overrides = header.tip.digests.get(self._region, 0) != 0
         if self._namespaces:
             # Overrides in other namespaces do not tell.
-            lacks = bool(regions - {*kept_of(self._region)})
+            lacks = bool(regions - {*list_kept_regions(self._region)})
         else:
             lacks = has_overrides and self._region not in regions
         if lacks and self._region != EVERYWHERE:
@@ -255,9 +255,9 @@ class _ForeignError(SnapshotFormatError):
     """The file is sound, and of others."""
 
 
-def _regions_in(header: Header) -> set[str]:
+def _read_regions(header: Header) -> set[str]:
     return {region for region, count in header.counts.items() if count} - {SEGMENTS}
 
 
-def _identity(status: os.stat_result) -> _Identity:
+def _get_identity(status: os.stat_result) -> _Identity:
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from flagkit._core.model import packing
 from flagkit._core.model.changes import PolicyId, Tip
-from flagkit._core.snapshot.chunks import SLICE_BYTES, Chunks, blank, copied
+from flagkit._core.snapshot.chunks import SLICE_BYTES, Chunks, allocate_zeroed, copy_in_slices
 from flagkit.errors import SnapshotFormatError
 
 MAGIC: Final = b"flagkit"
@@ -44,7 +44,7 @@ class Record(Struct, frozen=True, order=True, array_like=True, gc=False):
         return (self.region, self.key)
 
 
-def seal_of(key: str, version: int, state_hash: int, body: bytes) -> str:
+def compute_seal(key: str, version: int, state_hash: int, body: bytes) -> str:
     """Return what binds a body to the state that it was made from: 16 hexadecimal digits.
 
     Whoever has the body, and not the document, proves by it that they belong together.
@@ -109,7 +109,7 @@ class Columns(NamedTuple):
     bodies: memoryview
 
 
-class Plan(NamedTuple):
+class Layout(NamedTuple):
     """How large the parts of an arena are that is to be made, and the parts that are there."""
 
     record_count: int
@@ -118,26 +118,28 @@ class Plan(NamedTuple):
     parts: Mapping[str, Buffer]
 
 
-def allocated(header: Header, plan: Plan) -> Generator[None, None, tuple[memoryview, Columns]]:
+def allocate_arena(
+    header: Header, layout: Layout
+) -> Generator[None, None, tuple[memoryview, Columns]]:
     """Return the bytes of an arena to be filled, and its columns, in slices.
 
     Names and parts are in place; of the names' chunks nothing is left.
     """
-    count = plan.record_count
+    count = layout.record_count
     sizes = {
         "directory": 4 * (2**header.directory_bits + 1),
         "hashes": 8 * count,
         "states": 8 * count,
         "versions": header.version_bytes * count,
         "offsets": 4 * count,
-        "bodies": plan.bodies_bytes,
+        "bodies": layout.bodies_bytes,
     }
     end = 0
     placed: list[tuple[Section, Buffer | Chunks]] = []
 
     def place(size: int, content: Buffer | Chunks = b"") -> Section:
         nonlocal end
-        section = Section(aligned(end), size)
+        section = Section(align(end), size)
         end = section.offset + size
         placed.append((section, content))
         return section
@@ -147,30 +149,30 @@ def allocated(header: Header, plan: Plan) -> Generator[None, None, tuple[memoryv
         sections={name: place(size) for name, size in sizes.items()},
         names={
             region: (place(len(starts), starts), place(len(text), text))
-            for region, (starts, text) in plan.names.items()
+            for region, (starts, text) in layout.names.items()
         },
-        parts={name: place(len(part), part) for name, part in plan.parts.items()},
+        parts={name: place(len(part), part) for name, part in layout.parts.items()},
     )
     encoded = _encode_header(header)
-    start = aligned(PREFIX_BYTES + len(encoded))
-    content = blank(start + end)
-    content[:PREFIX_BYTES] = written_prefix(0, start + end, len(encoded))
+    start = align(PREFIX_BYTES + len(encoded))
+    content = allocate_zeroed(start + end)
+    content[:PREFIX_BYTES] = encode_prefix(0, start + end, len(encoded))
     content[PREFIX_BYTES : PREFIX_BYTES + len(encoded)] = encoded
     data = content[start:]
     for section, part in placed:
-        target = part_of(data, section)
+        target = read_section(data, section)
         if isinstance(part, Chunks):
-            yield from part.moved(target)
+            yield from part.move_into(target)
         else:
-            yield from copied(memoryview(part), target)
-    return content, columns_of(header, data)
+            yield from copy_in_slices(memoryview(part), target)
+    return content, read_columns(header, data)
 
 
-def columns_of(header: Header, data: memoryview) -> Columns:
+def read_columns(header: Header, data: memoryview) -> Columns:
     """Return the columns of an arena from what follows its header."""
 
     def section(name: str) -> memoryview:
-        return part_of(data, header.sections[name])
+        return read_section(data, header.sections[name])
 
     return Columns(
         section("directory").cast("I"),
@@ -182,12 +184,12 @@ def columns_of(header: Header, data: memoryview) -> Columns:
     )
 
 
-def directory_bits(count: int) -> int:
+def compute_directory_bits(count: int) -> int:
     """Return by how many leading bits the directory of some records goes: some 16 to a value."""
     return max(0, min(20, (count // 16).bit_length()))
 
 
-def checksum_of(content: memoryview) -> int:
+def compute_checksum(content: memoryview) -> int:
     """Return the XXH3-64 of all that follows the checksum in an arena."""
     state = xxhash.xxh3_64()
     for start in range(16, len(content), SLICE_BYTES):
@@ -195,7 +197,7 @@ def checksum_of(content: memoryview) -> int:
     return state.intdigest()
 
 
-def prefix_of(content: memoryview) -> tuple[int, int, int]:
+def read_prefix(content: memoryview) -> tuple[int, int, int]:
     """Return the checksum that some bytes claim, their length and that of the header.
 
     Raises:
@@ -211,29 +213,29 @@ def prefix_of(content: memoryview) -> tuple[int, int, int]:
     return checksum, length, header
 
 
-def written_prefix(checksum: int, length: int, header: int) -> bytes:
+def encode_prefix(checksum: int, length: int, header: int) -> bytes:
     """Return the first bytes of an arena."""
     numbers = b"".join(number.to_bytes(8, "little") for number in (checksum, length, header))
     return MAGIC + bytes([FORMAT]) + numbers
 
 
-def data_of(content: memoryview) -> memoryview:
+def read_data(content: memoryview) -> memoryview:
     """Return what follows the header."""
-    return content[aligned(PREFIX_BYTES + prefix_of(content)[2]) :]
+    return content[align(PREFIX_BYTES + read_prefix(content)[2]) :]
 
 
-def aligned(offset: int) -> int:
+def align(offset: int) -> int:
     """Return the next offset at which a section may begin."""
     return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
-def header_of(content: memoryview) -> Header:
+def read_header(content: memoryview) -> Header:
     """Return the header of some bytes.
 
     Raises:
         SnapshotFormatError: they are no arena that can be read here.
     """
-    _, _, header_length = prefix_of(content)
+    _, _, header_length = read_prefix(content)
     try:
         header = _decode_header(content[PREFIX_BYTES : PREFIX_BYTES + header_length])
     except (msgspec.MsgspecError, ValueError) as error:
@@ -247,7 +249,7 @@ def header_of(content: memoryview) -> Header:
     return header
 
 
-def part_of(content: memoryview, section: Section) -> memoryview:
+def read_section(content: memoryview, section: Section) -> memoryview:
     """Return the bytes of a section."""
     return content[section.offset : section.offset + section.length]
 
@@ -257,7 +259,7 @@ LENGTH_SHORT_MAX: Final = 0x7F
 _MORE: Final = 0x80
 
 
-def encoded_length(length: int) -> bytes:
+def encode_varint(length: int) -> bytes:
     """Return a length as it is stored, in one byte if it is below 128."""
     encoded = bytearray()
     while length >= _MORE:
@@ -267,7 +269,7 @@ def encoded_length(length: int) -> bytes:
     return bytes(encoded)
 
 
-def length_at(content: memoryview, at: int) -> tuple[int, int]:
+def decode_varint(content: memoryview, at: int) -> tuple[int, int]:
     """Return the length that is stored at a place, and the place after it."""
     length = content[at]
     if length < _MORE:

@@ -12,7 +12,7 @@ from typing import TypeAlias, cast
 import msgspec
 from msgspec import Struct
 
-from flagkit._core.cooperative import whole
+from flagkit._core.cooperative import run_slices
 from flagkit._core.model import EVERYWHERE, Flag, decode, packing
 from flagkit._core.model.changes import (
     SEGMENTS,
@@ -21,12 +21,12 @@ from flagkit._core.model.changes import (
     PolicyId,
     PolicyState,
     Tip,
-    parts_of,
+    get_member_parts,
 )
-from flagkit._core.model.segments import MEMBER_BYTES, Segment, decode_segment, unpacked_part
+from flagkit._core.model.segments import MEMBER_BYTES, Segment, decode_part, decode_segment
 from flagkit._core.snapshot.arena import Arena
-from flagkit._core.snapshot.builder import Builder
-from flagkit._core.snapshot.compaction import folded
+from flagkit._core.snapshot.builder import ArenaBuilder
+from flagkit._core.snapshot.compaction import compact_arena
 from flagkit._core.snapshot.layout import Buffer, Record
 from flagkit.errors import HistoryLostError, InvalidDocumentError
 
@@ -61,38 +61,40 @@ class Snapshot(Struct, frozen=True):
     @property
     def regions(self) -> tuple[str, ...]:
         """The regions whose flags are kept, the one that overrides first."""
-        return regions_of(self.region)
+        return list_regions(self.region)
 
     def find(self, key: str) -> Record | None:
         """Return the record of a flag that holds in this region: its override, else `"*"`."""
         for region in self.regions:
-            record = self._record((region, key))
+            record = self._find_record((region, key))
             if record is not None:
                 return record
         return None
 
-    def keeps(self, policy: PolicyId) -> bool:
+    def is_in_scope(self, policy: PolicyId) -> bool:
         """Tell whether a flag or a segment is one of those that are kept, if it is there."""
         region, key = policy
         if region == SEGMENTS:
             return True
         return region in self.regions and (not self.namespaces or key.startswith(self.namespaces))
 
-    def segment(self, key: str) -> Record | None:
+    def find_segment(self, key: str) -> Record | None:
         """Return the record of a segment."""
-        return self._record((SEGMENTS, key))
+        return self._find_record((SEGMENTS, key))
 
-    def records(self) -> Iterator[Record]:
+    def iter_records(self) -> Iterator[Record]:
         """Yield every record that is kept, overridden ones included, in no order."""
-        for region in kept_of(self.region):
-            yield from self._records_in(region)
+        for region in list_kept_regions(self.region):
+            yield from self._iter_region(region)
 
-    def keys(self, prefix: str = "") -> list[str]:
+    def list_keys(self, prefix: str = "") -> list[str]:
         """Return the keys of all flags of this region that begin with a prefix, ascending."""
         found: list[str] = []
         for region in self.regions:
             found += [
-                key for key in self.base.keys(region, prefix) if (region, key) not in self.overlay
+                key
+                for key in self.base.iter_keys(region, prefix)
+                if (region, key) not in self.overlay
             ]
         found += [
             key
@@ -121,14 +123,14 @@ class Snapshot(Struct, frozen=True):
             parts |= change.parts
             for policy in change.policies:
                 identity = policy.id
-                if not self.keeps(identity):
+                if not self.is_in_scope(identity):
                     continue
                 held = overlay[identity] if identity in overlay else self.base.find(*identity)
-                if not _same(held, policy.before):
+                if not _is_same(held, policy.before):
                     raise HistoryLostError(
                         f"{identity[1]} is not as revision {tip.revision} found it"
                     )
-                overlay[identity] = None if policy.after is None else record_of(policy.after)
+                overlay[identity] = None if policy.after is None else encode_record(policy.after)
         after = msgspec.structs.replace(self, tip=tip, overlay=overlay)
         segments_changed = any(
             policy.id[0] == SEGMENTS for change in changes for policy in change.policies
@@ -136,39 +138,39 @@ class Snapshot(Struct, frozen=True):
         if not segments_changed:
             return after
         after = after.with_parts(parts)
-        if after.parts_missing:
+        if after.has_missing_parts:
             raise HistoryLostError(f"members of segments did not come with revision {tip.revision}")
         return after
 
-    def with_parts(self, arrived: Mapping[str, bytes]) -> "Snapshot":
+    def with_parts(self, new_parts: Mapping[str, bytes]) -> "Snapshot":
         """Return this snapshot with the parts that its segments refer to, and no others.
 
         Those that are missing, or are not what their names say, are left out.
         """
-        needed = self.parts_needed()
+        needed = self.collect_part_names()
         parts = {name: self.parts[name] for name in needed & self.parts.keys()}
-        for name in needed & arrived.keys() - parts.keys():
-            content = arrived[name]
+        for name in needed & new_parts.keys() - parts.keys():
+            content = new_parts[name]
             if hashlib.sha256(content).hexdigest() == name and len(content) % MEMBER_BYTES == 0:
-                parts[name] = unpacked_part(content)
+                parts[name] = decode_part(content)
         return msgspec.structs.replace(self, parts=parts)
 
-    def parts_needed(self) -> set[str]:
+    def collect_part_names(self) -> set[str]:
         """Return the names of all parts that segments refer to."""
-        return {name for record in self._records_in(SEGMENTS) for name in parts_in(record)}
+        return {name for record in self._iter_region(SEGMENTS) for name in read_part_names(record)}
 
     @property
-    def parts_missing(self) -> bool:
+    def has_missing_parts(self) -> bool:
         """Whether segments refer to members that are not there."""
-        return not self.parts_needed() <= self.parts.keys()
+        return not self.collect_part_names() <= self.parts.keys()
 
     @property
-    def to_be_folded(self) -> bool:
+    def needs_compaction(self) -> bool:
         """Whether the overlay has grown so large that it costs more than folding it."""
         return len(self.overlay) > self._overlay_max
 
     @property
-    def folding_is_overdue(self) -> bool:
+    def is_compaction_overdue(self) -> bool:
         """Whether it is twice as large as it should be, however good the reasons to wait are."""
         return len(self.overlay) > 2 * self._overlay_max
 
@@ -176,7 +178,7 @@ class Snapshot(Struct, frozen=True):
     def _overlay_max(self) -> int:
         return max(OVERLAY_MIN, self.base.count // BASE_PER_OVERLAY)
 
-    def rebased(self, base: Arena, folded: Overlay) -> "Snapshot":
+    def rebase(self, base: Arena, compacted: Overlay) -> "Snapshot":
         """Return this snapshot on a base that an earlier overlay has been folded into.
 
         Members stay where they are: evaluators that are in use would keep what they move from.
@@ -184,25 +186,25 @@ class Snapshot(Struct, frozen=True):
         overlay = {
             identity: record
             for identity, record in self.overlay.items()
-            if identity not in folded or folded[identity] is not record
+            if identity not in compacted or compacted[identity] is not record
         }
         return msgspec.structs.replace(self, base=base, overlay=overlay)
 
-    def _records_in(self, region: str) -> Iterator[Record]:
-        for record in self.base.records(region):
+    def _iter_region(self, region: str) -> Iterator[Record]:
+        for record in self.base.iter_records(region):
             if record.id not in self.overlay:
                 yield record
         for changed in self.overlay.values():
             if changed is not None and changed.region == region:
                 yield changed
 
-    def _record(self, identity: PolicyId) -> Record | None:
+    def _find_record(self, identity: PolicyId) -> Record | None:
         if identity in self.overlay:
             return self.overlay[identity]
         return self.base.find(*identity)
 
 
-def build(
+def build_snapshot(
     tip: Tip,
     region: str,
     states: Iterable[PolicyState],
@@ -214,20 +216,20 @@ def build(
         HistoryLostError: the states do not add up to the tip's digests: something changed them
             past the writer, or they are not of this revision.
     """
-    base = arena_of(tip, map(record_of, states))
-    check_digests(base.header.digests, tip, kept_of(region))
+    base = build_arena(tip, map(encode_record, states))
+    check_digests(base.header.digests, tip, list_kept_regions(region))
     return Snapshot(tip, region, base).with_parts(parts or {})
 
 
-def arena_of(tip: Tip, records: Iterable[Record]) -> Arena:
+def build_arena(tip: Tip, records: Iterable[Record]) -> Arena:
     """Return the arena of some records, in any order."""
-    builder = Builder()
+    builder = ArenaBuilder()
     for record in sorted(records):
         builder.add(*msgspec.structs.astuple(record))
-    return whole(builder.finished(tip, {}))
+    return run_slices(builder.build(tip, {}))
 
 
-def snapshot_of(base: Arena, region: str) -> Snapshot:
+def create_snapshot(base: Arena, region: str) -> Snapshot:
     """Return the snapshot that an arena with all members is, as a region sees it.
 
     Of some namespaces only, it is not known whether flags are missing.
@@ -236,19 +238,23 @@ def snapshot_of(base: Arena, region: str) -> Snapshot:
         HistoryLostError: it is not of the revision that it says.
     """
     namespaces = base.header.namespaces
-    check_digests(base.header.digests, base.tip, (SEGMENTS,) if namespaces else kept_of(region))
-    parts = {name: base.part(name) for name in base.header.parts}
+    check_digests(
+        base.header.digests, base.tip, (SEGMENTS,) if namespaces else list_kept_regions(region)
+    )
+    parts = {name: base.get_part(name) for name in base.header.parts}
     return Snapshot(base.tip, region, base, parts=parts, namespaces=namespaces)
 
 
-def fold(snapshot: Snapshot, *, with_members: bool = False) -> Generator[None, None, Arena]:
+def compact_snapshot(
+    snapshot: Snapshot, *, with_members: bool = False
+) -> Generator[None, None, Arena]:
     """Return the arena of a snapshot, in slices.
 
     Its members go with it where it is to be read elsewhere; here the snapshot has them.
     """
     kept = snapshot.parts.items() if with_members else ()
     parts = {name: memoryview(cast("Buffer", part)).cast("B") for name, part in kept}
-    return folded(snapshot.base, snapshot.tip, snapshot.overlay, parts)
+    return compact_arena(snapshot.base, snapshot.tip, snapshot.overlay, parts)
 
 
 def check_digests(found: Digests, tip: Tip, places: Iterable[str]) -> None:
@@ -265,7 +271,7 @@ def check_digests(found: Digests, tip: Tip, places: Iterable[str]) -> None:
             )
 
 
-def record_of(state: PolicyState, flag: Flag | None = None) -> Record:
+def encode_record(state: PolicyState, flag: Flag | None = None) -> Record:
     """Return the record of a state. A document that is none makes a record that says so.
 
     `flag` is what the document decodes to, if that is known.
@@ -277,19 +283,19 @@ def record_of(state: PolicyState, flag: Flag | None = None) -> Record:
             body = packing.pack(flag or decode(state.policy, stored=True))
         except Exception as error:
             # Whatever is stored, the other flags live.
-            if not packing.is_fault_of(state.packed, error):
+            if not packing.is_document_fault(state.packed, error):
                 raise
-            body = packing.fault(error)
+            body = packing.pack_fault(error)
     return Record(state.region, state.key, state.version, state.hash, body)
 
 
-def _same(record: Record | None, state: PolicyState | None) -> bool:
+def _is_same(record: Record | None, state: PolicyState | None) -> bool:
     if record is None or state is None:
         return record is None and state is None
     return (record.version, record.hash) == (state.version, state.hash)
 
 
-def flag_of(record: Record) -> Flag:
+def unpack_flag(record: Record) -> Flag:
     """Return the flag of a record, without metadata.
 
     Raises:
@@ -298,7 +304,7 @@ def flag_of(record: Record) -> Flag:
     return packing.unpack(record.key, record.region, record.body)
 
 
-def segment_of(record: Record) -> Segment:
+def unpack_segment(record: Record) -> Segment:
     """Return the segment of a record.
 
     Raises:
@@ -308,21 +314,21 @@ def segment_of(record: Record) -> Segment:
     try:
         return decode_segment(_decode(record.body), stored=True).segment
     except RecursionError as error:
-        if not packing.is_fault_of(record.body, error):
+        if not packing.is_document_fault(record.body, error):
             raise
         raise InvalidDocumentError("", "is nested too deep", "Write the segment anew") from None
 
 
-def parts_in(record: Record) -> tuple[str, ...]:
+def read_part_names(record: Record) -> tuple[str, ...]:
     """Return the names of the parts that a segment refers to."""
-    return parts_of(_decode(record.body))
+    return get_member_parts(_decode(record.body))
 
 
-def kept_of(region: str) -> tuple[str, ...]:
+def list_kept_regions(region: str) -> tuple[str, ...]:
     """Return the regions whose flags concern a region, and where segments stand."""
-    return (*regions_of(region), SEGMENTS)
+    return (*list_regions(region), SEGMENTS)
 
 
-def regions_of(region: str) -> tuple[str, ...]:
+def list_regions(region: str) -> tuple[str, ...]:
     """Return the regions whose flags concern a region, the one that overrides first."""
     return (region, EVERYWHERE) if region != EVERYWHERE else (EVERYWHERE,)

@@ -24,36 +24,26 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
-from flagkit._core.aio import in_turns
+from flagkit._core.aio import run_cooperatively
 from flagkit._core.background import Log
 from flagkit._core.model import packing
 from flagkit._core.model.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit._core.model.changes import Change, Tip
-from flagkit._core.snapshot import Arena, Snapshot, snapshot_of
-from flagkit._core.snapshot.arena import opened
-from flagkit._core.snapshot.chunks import blank, copied
+from flagkit._core.snapshot import Arena, Snapshot, create_snapshot
+from flagkit._core.snapshot.arena import open_arena
+from flagkit._core.snapshot.chunks import allocate_zeroed, copy_in_slices
 from flagkit._core.snapshot.layout import (
     FORMAT,
     PREFIX_BYTES,
-    checksum_of,
-    prefix_of,
-    written_prefix,
+    compute_checksum,
+    encode_prefix,
+    read_prefix,
 )
-from flagkit._core.storage.change_stream import Paging
-from flagkit._core.storage.documents import tip_fields, tip_in, tip_of
-from flagkit._core.storage.driver import translated
-from flagkit._core.storage.layout import (
-    CHECKPOINTS,
-    LEDGER,
-    SLICES,
-    Document,
-    checkpoint_id,
-    checkpoints_of,
-    ledger_id,
-    slice_id,
-    slices_of,
-)
-from flagkit._core.storage.validation import judged
+from flagkit._core.storage import layout
+from flagkit._core.storage.change_stream import ChangeReader
+from flagkit._core.storage.documents import decode_head_tip, decode_tip, encode_tip
+from flagkit._core.storage.driver import translate_errors
+from flagkit._core.storage.validation import validates_form
 from flagkit.errors import SnapshotFormatError, StoreError, StoreUnavailableError
 
 _log = Log("flagkit.refresh")
@@ -98,23 +88,23 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
         formats = self.frame, self.packing, self.byte_order
         return formats == (FORMAT, packing.FORMAT, sys.byteorder)
 
-    def is_worth_it(self, revision: int) -> bool:
+    def is_worth_using(self, revision: int) -> bool:
         """Tell whether to go on from it to a revision is quicker than to scan all flags."""
         behind = revision - self.tip.revision
         return behind <= min(TAIL_MAX, max(TAIL_MIN, self.flags // FLAGS_PER_REVISION))
 
 
-def manifest(checkpoint: Checkpoint) -> Document:
+def encode_manifest(checkpoint: Checkpoint) -> layout.Document:
     """Return the manifest of a checkpoint."""
     fields = msgspec.structs.asdict(checkpoint)
     del fields["id"], fields["tip"]
-    identity = checkpoint_id(checkpoint.tip.environment, checkpoint.id)
+    identity = layout.build_checkpoint_id(checkpoint.tip.environment, checkpoint.id)
     fields["checksum"] = f"{checkpoint.checksum:016x}"
-    return {"_id": identity, **tip_fields(checkpoint.tip), **fields}
+    return {"_id": identity, **encode_tip(checkpoint.tip), **fields}
 
 
-@judged
-def checkpoint_of(document: Mapping[str, Any]) -> Checkpoint:
+@validates_form
+def decode_manifest(document: Mapping[str, Any]) -> Checkpoint:
     """Return the checkpoint that a manifest is of."""
     numbers = {name: int(document[name]) for name in ("flags", "slices", "bytes")}
     bytes_max = min(numbers["slices"], SLICES_MAX) * SLICE_BYTES_MAX
@@ -122,7 +112,7 @@ def checkpoint_of(document: Mapping[str, Any]) -> Checkpoint:
         raise StoreError("a manifest has sizes that cannot be")
     return Checkpoint(
         id=document["_id"]["checkpoint"],
-        tip=tip_in(document),
+        tip=decode_tip(document),
         checksum=int(document["checksum"], 16),
         frame=int(document["frame"]),
         packing=int(document["packing"]),
@@ -131,37 +121,43 @@ def checkpoint_of(document: Mapping[str, Any]) -> Checkpoint:
     )
 
 
-@judged
-def base_in(checkpoint: Checkpoint, content: memoryview) -> Arena:
+@validates_form
+def open_checkpoint_base(checkpoint: Checkpoint, content: memoryview) -> Arena:
     """Return the base that a checkpoint's slices, joined, are.
 
     Raises:
         SnapshotFormatError: they are damaged, or foreign.
         StoreError: they are those of another.
     """
-    base = opened(content)
+    base = open_arena(content)
     if base.tip != checkpoint.tip or base.checksum != checkpoint.checksum:
         raise StoreError("its manifest is that of another")
     return base
 
 
-class Checkpoints:
+class CheckpointLoader:
     """The checkpoints of an environment, as a source starts from them.
 
     Each is used at most once: who loads again has reason to doubt what was loaded.
     """
 
     def __init__(
-        self, database: AsyncDatabase[Document], environment: str, region: str, complete: Complete
+        self,
+        database: AsyncDatabase[layout.Document],
+        environment: str,
+        region: str,
+        complete: Complete,
     ) -> None:
         self._database = database
         self._environment = environment
         self._region = region
         self._complete = complete
-        self._paging = Paging(database, environment)
-        self._passed: set[str] = set()
+        self._paging = ChangeReader(database, environment)
+        self._skipped: set[str] = set()
 
-    async def start(self, session: AsyncClientSession, head: Document) -> Snapshot | None:
+    async def load_snapshot(
+        self, session: AsyncClientSession, head: layout.Document
+    ) -> Snapshot | None:
         """Return a snapshot from the newest checkpoint that is of use, at the revision of a head.
 
         None where there is none. What is wrong with one is said once.
@@ -173,74 +169,85 @@ class Checkpoints:
         Raises:
             StoreUnavailableError: the database cannot be reached, or broke off.
         """
-        last = tip_of(head)
-        for document in await self._manifests(session, last):
+        last = decode_head_tip(head)
+        for document in await self._read_manifests(session, last):
             identity = f"checkpoint {document['_id']['checkpoint']}"
-            if identity in self._passed:
+            if identity in self._skipped:
                 continue
-            with self._unless_bad(identity), translated("reading a checkpoint"):
-                checkpoint = checkpoint_of(document)
-                if not checkpoint.is_worth_it(last.revision):
+            with self._skip_if_bad(identity), translate_errors("reading a checkpoint"):
+                checkpoint = decode_manifest(document)
+                if not checkpoint.is_worth_using(last.revision):
                     continue
-                snapshot = self._snapshot(await self._base(session, checkpoint, last))
-                snapshot = await self._brought_to(head, snapshot, session)
-                self._passed.add(identity)
+                snapshot = self._build_snapshot(await self._load_base(session, checkpoint, last))
+                snapshot = await self._catch_up(head, snapshot, session)
+                self._skipped.add(identity)
                 return snapshot
         return None
 
     @contextlib.contextmanager
-    def _unless_bad(self, identity: str) -> Generator[None]:
+    def _skip_if_bad(self, identity: str) -> Generator[None]:
         """Say what is wrong with a checkpoint, or with all of them, and have it used no more."""
         try:
             yield
         except StoreUnavailableError:
             raise
         except (StoreError, SnapshotFormatError, OSError) as error:
-            if identity not in self._passed:
+            if identity not in self._skipped:
                 _log.warning("%s is not used to start from: %s", identity, error)
-            self._passed.add(identity)
+            self._skipped.add(identity)
 
-    async def _manifests(self, session: AsyncClientSession, last: Tip) -> list[Document]:
+    async def _read_manifests(
+        self, session: AsyncClientSession, last: Tip
+    ) -> list[layout.Document]:
         """Return the manifests of the history of a tip, the newest first."""
         revisions = {"$gte": last.revision - TAIL_MAX, "$lte": last.revision}
-        with self._unless_bad("any checkpoint"), translated("looking for checkpoints"):
-            found = self._database[CHECKPOINTS].find(
-                {**checkpoints_of(self._environment), "epoch": last.epoch, "revision": revisions},
+        with self._skip_if_bad("any checkpoint"), translate_errors("looking for checkpoints"):
+            found = self._database[layout.CHECKPOINTS].find(
+                {
+                    **layout.filter_checkpoints(self._environment),
+                    "epoch": last.epoch,
+                    "revision": revisions,
+                },
                 sort=[("revision", DESCENDING)],
                 session=session,
             )
             return await found.to_list()
         return []
 
-    async def _base(self, session: AsyncClientSession, checkpoint: Checkpoint, last: Tip) -> Arena:
+    async def _load_base(
+        self, session: AsyncClientSession, checkpoint: Checkpoint, last: Tip
+    ) -> Arena:
         if not checkpoint.is_readable:
             raise SnapshotFormatError("it has formats that this version does not read")
-        if not await self._is_of(last, checkpoint.tip, session):
+        if not await self._is_ancestor(last, checkpoint.tip, session):
             raise StoreError("it is not of the history that the ledger has")
-        return base_in(checkpoint, await self._content(session, checkpoint))
+        return open_checkpoint_base(checkpoint, await self._read_content(session, checkpoint))
 
-    async def _is_of(self, last: Tip, tip: Tip, session: AsyncClientSession) -> bool:
+    async def _is_ancestor(self, last: Tip, tip: Tip, session: AsyncClientSession) -> bool:
         """Tell whether a tip is one of those that led to the last one."""
         if tip.revision == last.revision:
             return tip == last
-        found = await self._database[LEDGER].find_one(
-            {"_id": ledger_id(self._environment, tip.revision)},
-            dict.fromkeys(tip_fields(tip), True),
+        found = await self._database[layout.LEDGER].find_one(
+            {"_id": layout.build_ledger_id(self._environment, tip.revision)},
+            dict.fromkeys(encode_tip(tip), True),
             session=session,
         )
-        return found is not None and tip_in(found) == tip
+        return found is not None and decode_tip(found) == tip
 
-    def _snapshot(self, base: Arena) -> Snapshot:
-        snapshot = snapshot_of(base, self._region)
+    def _build_snapshot(self, base: Arena) -> Snapshot:
+        snapshot = create_snapshot(base, self._region)
         # Members outlive their base, which they would keep in memory if they were a part of it.
-        parts = {name: array("Q", base.part(name).tobytes()) for name in base.header.parts}
+        parts = {name: array("Q", base.get_part(name).tobytes()) for name in base.header.parts}
         return msgspec.structs.replace(snapshot, parts=parts)
 
-    async def _content(self, session: AsyncClientSession, checkpoint: Checkpoint) -> memoryview:
-        content, end = blank(checkpoint.bytes), 0
+    async def _read_content(
+        self, session: AsyncClientSession, checkpoint: Checkpoint
+    ) -> memoryview:
+        content, end = allocate_zeroed(checkpoint.bytes), 0
         for number in range(checkpoint.slices):
-            found = await self._database[SLICES].find_one(
-                {"_id": slice_id(self._environment, checkpoint.id, number)}, session=session
+            found = await self._database[layout.SLICES].find_one(
+                {"_id": layout.build_slice_id(self._environment, checkpoint.id, number)},
+                session=session,
             )
             part = None if found is None else found.get("content")
             if not isinstance(part, bytes):
@@ -248,28 +255,28 @@ class Checkpoints:
             start, end = end, end + len(part)
             if end > checkpoint.bytes:
                 raise StoreError(f"its slice {number} is too long")
-            await in_turns(copied(memoryview(part), content[start:end]))
+            await run_cooperatively(copy_in_slices(memoryview(part), content[start:end]))
         return content
 
-    async def _brought_to(
-        self, head: Document, snapshot: Snapshot, session: AsyncClientSession
+    async def _catch_up(
+        self, head: layout.Document, snapshot: Snapshot, session: AsyncClientSession
     ) -> Snapshot:
         """Return a snapshot after what the ledger, and a head, have after it."""
-        last = tip_of(head)
+        last = decode_head_tip(head)
         between = {
-            "$gt": ledger_id(self._environment, snapshot.tip.revision),
-            "$lt": ledger_id(self._environment, last.revision),
+            "$gt": layout.build_ledger_id(self._environment, snapshot.tip.revision),
+            "$lt": layout.build_ledger_id(self._environment, last.revision),
         }
-        found = self._database[LEDGER].find(
+        found = self._database[layout.LEDGER].find(
             {"_id": between}, sort=[("_id", ASCENDING)], session=session, batch_size=TAIL_AT_ONCE
         )
         while documents := await found.to_list(TAIL_AT_ONCE):
-            read = [await self._paging.ledgered(each, session) for each in documents]
+            read = [await self._paging.decode_ledger_change(each, session) for each in documents]
             changes = await self._complete(read)
             snapshot = snapshot.apply(changes)
             await asyncio.sleep(0)
         if snapshot.tip != last:
-            newest = await self._paging.newest(head, session)
+            newest = await self._paging.read_newest(head, session)
             snapshot = snapshot.apply(await self._complete([newest]))
         return snapshot
 
@@ -280,8 +287,8 @@ LEFT_OVER_AFTER: Final = timedelta(hours=1)
 """Slices without a manifest for so long have lost their writer."""
 
 
-def published(
-    database: Database[Document], base: Arena, read_at: datetime
+def store_checkpoint(
+    database: Database[layout.Document], base: Arena, read_at: datetime
 ) -> Generator[str, None, Checkpoint]:
     """Write a base of all regions, and remove what it replaces; yields how far it is.
 
@@ -291,106 +298,110 @@ def published(
         read_at: When it was read, by the server's clock.
     """
     environment, content = base.tip.environment, base.content
-    _, length, header_length = prefix_of(content)
-    checksum = checksum_of(content)
-    identity = f"{_moment(read_at)}-{os.urandom(8).hex()}"
+    _, length, header_length = read_prefix(content)
+    checksum = compute_checksum(content)
+    identity = f"{_format_moment(read_at)}-{os.urandom(8).hex()}"
     starts = range(0, length, SLICE_BYTES)
     for number, start in enumerate(starts):
         part = content[start : start + SLICE_BYTES].tobytes()
         if start == 0:
             # In memory it has no checksum.
-            part = written_prefix(checksum, length, header_length) + part[PREFIX_BYTES:]
-        document = {"_id": slice_id(environment, identity, number), "content": part}
-        database[SLICES].insert_one(document)
+            part = encode_prefix(checksum, length, header_length) + part[PREFIX_BYTES:]
+        document = {"_id": layout.build_slice_id(environment, identity, number), "content": part}
+        database[layout.SLICES].insert_one(document)
         yield f"{(start + len(part)) / 1e6:,.1f} of {length / 1e6:,.1f} MB are written"
     checkpoint = Checkpoint(
         id=identity,
         tip=base.tip,
-        flags=flags_in(base),
+        flags=count_flags(base),
         slices=len(starts),
         bytes=length,
         checksum=checksum,
     )
-    database[CHECKPOINTS].insert_one(manifest(checkpoint))
+    database[layout.CHECKPOINTS].insert_one(encode_manifest(checkpoint))
     _remove_old(database, checkpoint, read_at)
     return checkpoint
 
 
-def flags_in(base: Arena) -> int:
+def count_flags(base: Arena) -> int:
     """Return how many flags a base has, in all regions."""
     counts = base.header.counts.items()
     return sum(count for region, count in counts if region != SEGMENTS_REGION)
 
 
-def newest_first(documents: Iterable[Mapping[str, Any]]) -> list[Checkpoint]:
+def decode_manifests(documents: Iterable[Mapping[str, Any]]) -> list[Checkpoint]:
     """Return the checkpoints of manifests, without those that make no sense."""
     found: list[Checkpoint] = []
     for document in documents:
         try:
-            found.append(checkpoint_of(document))
+            found.append(decode_manifest(document))
         except StoreError:
             continue
     return sorted(found, key=lambda checkpoint: (checkpoint.tip.revision, checkpoint.id))[::-1]
 
 
-def read_back(
-    database: Database[Document], checkpoint: Checkpoint, session: ClientSession
+def load_checkpoint_base(
+    database: Database[layout.Document], checkpoint: Checkpoint, session: ClientSession
 ) -> Arena:
-    """Return the base of a checkpoint, for auditors: clients have `Checkpoints`.
+    """Return the base of a checkpoint, for auditors: clients have `CheckpointLoader`.
 
     Raises:
         SnapshotFormatError: it is damaged, foreign, or of another format.
         StoreError: slices are missing, or are those of another.
     """
-    mine = slices_of(checkpoint.tip.environment, checkpoint.id)
-    found = database[SLICES].find(mine, sort=[("_id", ASCENDING)], session=session).to_list()
+    mine = layout.filter_slices(checkpoint.tip.environment, checkpoint.id)
+    found = database[layout.SLICES].find(mine, sort=[("_id", ASCENDING)], session=session).to_list()
     if [document["_id"].get("slice") for document in found] != [*range(checkpoint.slices)]:
         raise StoreError("its slices are not those that its manifest counts")
-    content = _joined(found)
-    base = base_in(checkpoint, content)
-    if (len(content), flags_in(base)) != (checkpoint.bytes, checkpoint.flags):
+    content = _join_slices(found)
+    base = open_checkpoint_base(checkpoint, content)
+    if (len(content), count_flags(base)) != (checkpoint.bytes, checkpoint.flags):
         raise StoreError("its manifest counts other bytes or flags than it has")
     return base
 
 
-@judged
-def _joined(slices: Iterable[Mapping[str, Any]]) -> memoryview:
+@validates_form
+def _join_slices(slices: Iterable[Mapping[str, Any]]) -> memoryview:
     return memoryview(b"".join(document["content"] for document in slices))
 
 
-def _remove_old(database: Database[Document], newest: Checkpoint, now: datetime) -> None:
+def _remove_old(database: Database[layout.Document], newest: Checkpoint, now: datetime) -> None:
     environment = newest.tip.environment
-    for rest in left_over(database, environment, newest.tip.epoch, now):
-        remove_left_over(database, environment, rest)
+    for rest in find_orphans(database, environment, newest.tip.epoch, now):
+        remove_orphan(database, environment, rest)
 
 
-def left_over(
-    database: Database[Document], environment: str, epoch: str, now: datetime
+def find_orphans(
+    database: Database[layout.Document], environment: str, epoch: str, now: datetime
 ) -> list[str]:
     """Return the ids of checkpoints that are not kept, and of what killed writers left of some.
 
     Kept are the newest of this history.
     """
-    there = list(database[CHECKPOINTS].find(checkpoints_of(environment)))
-    mine = [found for found in newest_first(there) if found.tip.epoch == epoch]
+    there = list(database[layout.CHECKPOINTS].find(layout.filter_checkpoints(environment)))
+    mine = [found for found in decode_manifests(there) if found.tip.epoch == epoch]
     kept = {found.id for found in mine[:CHECKPOINTS_KEPT]}
     old = {document["_id"]["checkpoint"] for document in there} - kept
     # From the index alone: the slices themselves are not read.
     with_slices = {
         document["_id"]["checkpoint"]
-        for document in database[SLICES].find(slices_of(environment), {"_id": True})
+        for document in database[layout.SLICES].find(
+            layout.filter_slices(environment), {"_id": True}
+        )
     }
-    left_over_before = _moment(now - LEFT_OVER_AFTER)
+    left_over_before = _format_moment(now - LEFT_OVER_AFTER)
     return sorted(
         old | {identity for identity in with_slices - kept if identity < left_over_before}
     )
 
 
-def remove_left_over(database: Database[Document], environment: str, checkpoint: str) -> None:
+def remove_orphan(database: Database[layout.Document], environment: str, checkpoint: str) -> None:
     """Remove a checkpoint, or what there is of it: its manifest first."""
-    database[CHECKPOINTS].delete_one({"_id": checkpoint_id(environment, checkpoint)})
-    database[SLICES].delete_many(slices_of(environment, checkpoint))
+    database[layout.CHECKPOINTS].delete_one(
+        {"_id": layout.build_checkpoint_id(environment, checkpoint)}
+    )
+    database[layout.SLICES].delete_many(layout.filter_slices(environment, checkpoint))
 
 
-def _moment(at: datetime) -> str:
+def _format_moment(at: datetime) -> str:
     return f"{at:%Y%m%dT%H%M%SZ}"

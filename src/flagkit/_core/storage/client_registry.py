@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from flagkit._core.source import LIFETIME_SECONDS_MAX, Heartbeat
 from flagkit._core.storage.layout import CLIENTS, Document
-from flagkit._core.storage.validation import VALIDATORS, judged
+from flagkit._core.storage.validation import VALIDATORS, validates_form
 from flagkit.errors import StoreError
 
 SHOWN_MAX: Final = 200
@@ -26,11 +26,11 @@ COUNTED_MAX: Final = 100_000
 _TOLD: Final = ("service", "host", "pid", "region", "epoch", "revision", "staleness")
 
 
-class Registered(Struct, frozen=True):
+class RegisteredClient(Struct, frozen=True):
     """A client that is alive, and the seconds since it was heard of."""
 
     heartbeat: Heartbeat
-    heard: float
+    seconds_since_heartbeat: float
 
     @property
     def staleness(self) -> float | None:
@@ -39,15 +39,15 @@ class Registered(Struct, frozen=True):
         That may have changed since it was heard of.
         """
         age = self.heartbeat.staleness
-        return None if age is None else age + self.heard
+        return None if age is None else age + self.seconds_since_heartbeat
 
 
-def identity_of(heartbeat: Heartbeat) -> Document:
+def build_client_filter(heartbeat: Heartbeat) -> Document:
     """Return the filter of a client's document."""
     return {"_id": {"environment": heartbeat.environment, "instance": heartbeat.instance}}
 
 
-def registering(heartbeat: Heartbeat) -> list[Document]:
+def build_heartbeat_update(heartbeat: Heartbeat) -> list[Document]:
     """Return the update by which a client's document becomes that of a heartbeat."""
     # Literally: a string that begins with a dollar would be a field.
     told = {name: {"$literal": getattr(heartbeat, name)} for name in _TOLD}
@@ -61,16 +61,16 @@ class Census(Struct, frozen=True):
     `count` ends at COUNTED_MAX.
     """
 
-    clients: Sequence[Registered]
+    clients: Sequence[RegisteredClient]
     count: int
 
     @property
-    def left_out(self) -> int:
+    def omitted_count(self) -> int:
         """How many clients are counted and not among `clients`."""
         return self.count - len(self.clients)
 
 
-class Goal(Struct, frozen=True):
+class ConvergenceGoal(Struct, frozen=True):
     """A revision of an epoch, and whose clients are to have it; `service` may be None for all."""
 
     environment: str
@@ -79,20 +79,20 @@ class Goal(Struct, frozen=True):
     revision: int
 
 
-def census_pipeline(environment: str | None, service: str | None) -> list[Document]:
+def build_census_pipeline(environment: str | None, service: str | None) -> list[Document]:
     """Return the pipeline that counts the clients that are alive, and gives the first of them."""
     return [
-        {"$match": _alive(environment, service)},
+        {"$match": _build_alive_filter(environment, service)},
         {"$limit": COUNTED_MAX},
         {"$facet": {"shown": _SHOWN, "counted": _COUNTED}},
     ]
 
 
-def laggards_pipeline(goal: Goal) -> list[Document]:
+def build_laggards_pipeline(goal: ConvergenceGoal) -> list[Document]:
     """Return the pipeline that counts who has a revision and who has not, and gives laggards."""
     has_it = {"epoch": goal.epoch, "revision": {"$gte": goal.revision}}
     return [
-        {"$match": _alive(goal.environment, goal.service)},
+        {"$match": _build_alive_filter(goal.environment, goal.service)},
         {
             "$facet": {
                 "good": [{"$match": has_it}, *_COUNTED],
@@ -103,17 +103,17 @@ def laggards_pipeline(goal: Goal) -> list[Document]:
     ]
 
 
-def census_in(facets: Mapping[str, Sequence[Mapping[str, Any]]]) -> Census:
+def decode_census(facets: Mapping[str, Sequence[Mapping[str, Any]]]) -> Census:
     """Return the census that a pipeline gives."""
-    return Census(_registered_in(facets["shown"]), count_in(facets["counted"]))
+    return Census(_decode_clients(facets["shown"]), decode_count(facets["counted"]))
 
 
-def count_in(counted: Sequence[Mapping[str, Any]]) -> int:
+def decode_count(counted: Sequence[Mapping[str, Any]]) -> int:
     """Return what a pipeline counted; it gives no document for none."""
     return int(counted[0]["count"]) if counted else 0
 
 
-def _alive(environment: str | None, service: str | None) -> Document:
+def _build_alive_filter(environment: str | None, service: str | None) -> Document:
     """Return the filter of heartbeats that hold now, and are such as clients write.
 
     The index `until` answers the first part, so that no others are looked at.
@@ -147,22 +147,22 @@ _SHOWN: Final[list[Document]] = [
 _COUNTED: Final[list[Document]] = [{"$count": "count"}]
 
 
-def _registered_in(documents: Iterable[Mapping[str, Any]]) -> list[Registered]:
-    found: list[Registered] = []
+def _decode_clients(documents: Iterable[Mapping[str, Any]]) -> list[RegisteredClient]:
+    found: list[RegisteredClient] = []
     for document in documents:
         try:
-            found.append(registered(document))
+            found.append(decode_client(document))
         except StoreError:
             continue
     return found
 
 
-@judged
-def registered(document: Mapping[str, Any]) -> Registered:
+@validates_form
+def decode_client(document: Mapping[str, Any]) -> RegisteredClient:
     """Return the client of a document that a pipeline gives."""
     identity = document["_id"]
     told = {name: document[name] for name in _TOLD}
     heartbeat = Heartbeat(
         environment=identity["environment"], instance=identity["instance"], **told
     )
-    return Registered(heartbeat, document["heard"] / 1000)
+    return RegisteredClient(heartbeat, document["heard"] / 1000)

@@ -12,24 +12,24 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import PrimaryPreferred
 
 from flagkit._core.model.changes import Tip
-from flagkit._core.storage.checkpoints import Checkpoint, checkpoint_of
+from flagkit._core.storage.checkpoints import Checkpoint, decode_manifest
 from flagkit._core.storage.client_registry import (
     Census,
-    Goal,
-    Registered,
-    census_in,
-    census_pipeline,
-    count_in,
-    laggards_pipeline,
+    ConvergenceGoal,
+    RegisteredClient,
+    build_census_pipeline,
+    build_laggards_pipeline,
+    decode_census,
+    decode_count,
 )
-from flagkit._core.storage.documents import CODEC, tip_of
+from flagkit._core.storage.documents import CODEC, decode_head_tip
 from flagkit._core.storage.driver import (
     OPERATION_MILLISECONDS_MAX,
-    configured,
-    settings_for,
-    translated,
+    build_driver_settings,
+    check_uri,
+    translate_errors,
 )
-from flagkit._core.storage.layout import CHECKPOINTS, CLIENTS, HEADS, Document, checkpoints_of
+from flagkit._core.storage.layout import CHECKPOINTS, CLIENTS, HEADS, Document, filter_checkpoints
 from flagkit.errors import StoreError
 
 _BY_ID = [("_id", ASCENDING)]
@@ -45,16 +45,16 @@ class Member(Struct, frozen=True):
     Attributes:
         name: Its host and port.
         state: As MongoDB has it, such as PRIMARY or SECONDARY; empty where it may not be asked for.
-        behind: Seconds that its newest write is older than the primary's; None where that is not
-            known.
+        lag_seconds: Seconds that its newest write is older than the primary's; None where that is
+            not known.
     """
 
     name: str
     state: str
-    behind: float | None
+    lag_seconds: float | None
 
 
-class Survey:
+class DatabaseStatus:
     """A database, whoever of its members answers. To be closed, by `close` or as a context manager.
 
     Raises:
@@ -64,8 +64,8 @@ class Survey:
     def __init__(self, uri: str, database: str) -> None:
         self.database = database
         """The name of the database."""
-        with configured(uri):
-            self._client: MongoClient[Document] = MongoClient(uri, **settings_for(uri))
+        with check_uri(uri):
+            self._client: MongoClient[Document] = MongoClient(uri, **build_driver_settings(uri))
             # Without a primary there is most need to look.
             self._database = self._client.get_database(
                 database,
@@ -84,36 +84,36 @@ class Survey:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def environments(self) -> tuple[datetime, list[Tip]]:
+    def read_environments(self) -> tuple[datetime, list[Tip]]:
         """Return the server's time, and where each environment stands, by name.
 
         Raises:
             StoreError: the database did not answer, or refused.
         """
-        with translated("reading the heads"):
-            now: datetime = self._hello()["localTime"]
+        with translate_errors("reading the heads"):
+            now: datetime = self._send_hello()["localTime"]
             heads = self._database[HEADS].find(
                 {}, _TIP, sort=_BY_ID, max_time_ms=OPERATION_MILLISECONDS_MAX
             )
-            return now, [tip_of(head) for head in heads]
+            return now, [decode_head_tip(head) for head in heads]
 
-    def checkpoints(self, environment: str | None = None) -> list[Checkpoint]:
+    def read_checkpoints(self, environment: str | None = None) -> list[Checkpoint]:
         """Return the checkpoints that are whole, by environment, the newest of each first.
 
         Raises:
             StoreError: the database did not answer, or refused.
         """
-        chosen = {} if environment is None else checkpoints_of(environment)
-        with translated("reading the checkpoints"):
+        chosen = {} if environment is None else filter_checkpoints(environment)
+        with translate_errors("reading the checkpoints"):
             manifests = list(self._database[CHECKPOINTS].find(chosen))
         found: list[Checkpoint] = []
         for manifest in manifests:
             # One that is damaged, or of a later version, is none here, as it is to clients.
             with contextlib.suppress(StoreError):
-                found.append(checkpoint_of(manifest))
+                found.append(decode_manifest(manifest))
         return sorted(found, key=lambda each: (each.tip.environment, -each.tip.revision))
 
-    def census(self, environment: str | None = None, service: str | None = None) -> Census:
+    def read_census(self, environment: str | None = None, service: str | None = None) -> Census:
         """Return how many registered clients are alive, and the first of them.
 
         They are in the order of environment, service and region.
@@ -121,41 +121,41 @@ class Survey:
         Raises:
             StoreError: the database did not answer, or refused.
         """
-        return census_in(self._registry(census_pipeline(environment, service)))
+        return decode_census(self._aggregate_registry(build_census_pipeline(environment, service)))
 
-    def clients(
+    def read_clients(
         self, environment: str | None = None, service: str | None = None
-    ) -> list[Registered]:
+    ) -> list[RegisteredClient]:
         """Return the first of the registered clients that are alive, as `census` does.
 
         Raises:
             StoreError: the database did not answer, or refused.
         """
-        return [*self.census(environment, service).clients]
+        return [*self.read_census(environment, service).clients]
 
-    def laggards(self, goal: Goal) -> tuple[int, Census]:
+    def read_laggards(self, goal: ConvergenceGoal) -> tuple[int, Census]:
         """Return how many clients that are alive have reached a goal, and those that have not.
 
         Raises:
             StoreError: the database did not answer, or refused.
         """
-        facets = self._registry(laggards_pipeline(goal))
-        return count_in(facets["good"]), census_in(facets)
+        facets = self._aggregate_registry(build_laggards_pipeline(goal))
+        return decode_count(facets["good"]), decode_census(facets)
 
-    def _registry(self, pipeline: list[Document]) -> Document:
+    def _aggregate_registry(self, pipeline: list[Document]) -> Document:
         # Heartbeats do not wait for a majority either.
         clients = self._database[CLIENTS].with_options(read_concern=ReadConcern("local"))
-        with translated("reading the registry"):
+        with translate_errors("reading the registry"):
             (facets,) = clients.aggregate(pipeline, maxTimeMS=OPERATION_MILLISECONDS_MAX)
         return facets
 
-    def members(self) -> list[Member]:
+    def read_members(self) -> list[Member]:
         """Return the members of the replica set; their names alone, where more may not be asked.
 
         Raises:
             StoreError: the database did not answer.
         """
-        with translated("asking for the members"):
+        with translate_errors("asking for the members"):
             try:
                 status: Mapping[str, Any] = self._client.admin.command(
                     "replSetGetStatus", read_preference=PrimaryPreferred()
@@ -165,25 +165,25 @@ class Survey:
                     return []
                 if error.code not in _NOT_TOLD:
                     raise
-                hello = self._hello()
+                hello = self._send_hello()
                 named = (*hello.get("hosts", ()), *hello.get("passives", ()))
                 primary = hello.get("primary")
                 return [Member(name, "PRIMARY" if name == primary else "", None) for name in named]
         members = status["members"]
         newest = [member["optimeDate"] for member in members if member["stateStr"] == "PRIMARY"]
         return [
-            Member(member["name"], member["stateStr"], _behind(member, newest))
+            Member(member["name"], member["stateStr"], _compute_lag(member, newest))
             for member in members
         ]
 
-    def _hello(self) -> Mapping[str, Any]:
+    def _send_hello(self) -> Mapping[str, Any]:
         codec = self._database.codec_options
         return self._client.admin.command(
             "hello", read_preference=PrimaryPreferred(), codec_options=codec
         )
 
 
-def _behind(member: Mapping[str, Any], newest: list[datetime]) -> float | None:
+def _compute_lag(member: Mapping[str, Any], newest: list[datetime]) -> float | None:
     """Return the seconds between a member's newest write and the primary's."""
     # Who is down, or only votes, has a date in 1970, or none.
     if not newest or member["stateStr"] not in {"PRIMARY", "SECONDARY", "RECOVERING"}:

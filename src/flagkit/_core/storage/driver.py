@@ -98,21 +98,23 @@ _REMEDIES: Final = {
 }
 
 
-def settings_for(uri: str) -> dict[str, Any]:
+def build_driver_settings(uri: str) -> dict[str, Any]:
     """Return the settings of a client for a connection string, whose own come first.
 
     Except for how documents are decoded, which is always the same, and for limits that are too low
     to work with.
     """
-    own = _options(uri)
+    own = _parse_options(uri)
     defaults = {name: value for name, value in _DEFAULTS.items() if name.lower() not in own}
     raised = {
-        name: least for name, least in _LEAST.items() if 0 < _number(own.get(name.lower())) < least
+        name: least
+        for name, least in _LEAST.items()
+        if 0 < _parse_number(own.get(name.lower())) < least
     }
     return _ALWAYS | defaults | raised
 
 
-class Limits(NamedTuple):
+class DriverTimeouts(NamedTuple):
     """How many seconds the driver waits; None stands for no limit.
 
     `operation` limits a whole operation, if the connection string says so. `selection` limits the
@@ -124,17 +126,17 @@ class Limits(NamedTuple):
     answer: float | None
 
 
-def limits_of(uri: str) -> Limits:
+def read_timeouts(uri: str) -> DriverTimeouts:
     """Return how long a client with a connection string and these settings waits."""
-    own, settings = _options(uri), settings_for(uri)
+    own, settings = _parse_options(uri), build_driver_settings(uri)
     operation, selection, answer = (
-        settings[name] if name in settings else _number(own.get(name.lower()))
+        settings[name] if name in settings else _parse_number(own.get(name.lower()))
         for name in ("timeoutMS", "serverSelectionTimeoutMS", "socketTimeoutMS")
     )
-    return Limits(operation / 1000 or None, selection / 1000, answer / 1000 or None)
+    return DriverTimeouts(operation / 1000 or None, selection / 1000, answer / 1000 or None)
 
 
-def await_milliseconds(options: ClientOptions) -> int:
+def compute_await_milliseconds(options: ClientOptions) -> int:
     """Return how long a change stream may wait for news, with the settings that a client has."""
     limits = [options.timeout, options.pool_options.socket_timeout]
     # Half of it: the answer has to come back in time, too.
@@ -143,7 +145,7 @@ def await_milliseconds(options: ClientOptions) -> int:
 
 
 @contextmanager
-def configured(uri: str) -> Generator[None]:
+def check_uri(uri: str) -> Generator[None]:
     """Raise what is wrong with the settings of a client as a ConfigurationError.
 
     The driver raises ValueError, TypeError, KeyError or OSError for ports, names and files, besides
@@ -163,7 +165,7 @@ def configured(uri: str) -> Generator[None]:
 
 
 @contextmanager
-def translated(doing: str, seconds_max: float | None = None) -> Generator[None]:
+def translate_errors(action: str, seconds_max: float | None = None) -> Generator[None]:
     """Raise the driver's errors as flagkit's, saying what was being done.
 
     With `seconds_max`, what takes longer than that is given up.
@@ -181,31 +183,33 @@ def translated(doing: str, seconds_max: float | None = None) -> Generator[None]:
         # What follows names the whole topology, or repeats a reply that differs each time.
         reason = re.split(r", Timeout:|, full error:| \(configured timeouts", str(error))[0]
         raise StoreUnavailableError(
-            f"while {doing}: no member of the replica set that may serve this answered in time:"
-            f" {_with_remedy(reason)}"
+            f"while {action}: no member of the replica set that may serve this answered in time:"
+            f" {_append_remedy(reason)}"
         ) from error
     except _UNAVAILABLE as error:
-        raise StoreUnavailableError(f"while {doing}: {error}") from error
+        raise StoreUnavailableError(f"while {action}: {error}") from error
     except OperationFailure as error:
         # A write concern that was not met says nothing of the write itself.
         unsure = error.code in _PASSING or isinstance(error, WriteConcernError)
         kind = StoreUnavailableError if unsure else StoreError
-        raise kind(f"while {doing}: {problem_of(error)}") from error
+        raise kind(f"while {action}: {describe_server_error(error)}") from error
     except InvalidOperation as error:
-        raise ClosedError(f"while {doing}: {error}") from error
+        raise ClosedError(f"while {action}: {error}") from error
     except DriverConfigurationError as error:
         # Of a server that starts the driver says that it has no sessions.
-        raise StoreUnavailableError(f"while {doing}: {error}") from error
+        raise StoreUnavailableError(f"while {action}: {error}") from error
     except PyMongoError as error:
-        raise StoreError(f"while {doing}: {error}") from error
+        raise StoreError(f"while {action}: {error}") from error
     except (InvalidDocument, InvalidStringData, OverflowError, UnicodeEncodeError) as error:
         # Whatever is read or written was asked for by something that no document can hold. The
         # messages of the driver do not quote it.
-        raise InvalidArgumentError(f"while {doing}: an argument cannot be sent: {error}") from error
+        raise InvalidArgumentError(
+            f"while {action}: an argument cannot be sent: {error}"
+        ) from error
 
 
 @contextmanager
-def streams_wanted() -> Generator[None]:
+def require_change_streams() -> Generator[None]:
     """Raise what a database without change streams says as a StreamsUnavailableError."""
     try:
         yield
@@ -214,11 +218,11 @@ def streams_wanted() -> Generator[None]:
             raise
         raise StreamsUnavailableError(
             "there are no change streams here, so the ledger is asked again and again:"
-            f" {problem_of(error)}"
+            f" {describe_server_error(error)}"
         ) from error
 
 
-def problem_of(error: OperationFailure) -> str:
+def describe_server_error(error: OperationFailure) -> str:
     """Return what the server refused and why, with its code."""
     code = error.code or 0
     # The driver's text repeats the server's whole reply; its own words say enough.
@@ -226,17 +230,17 @@ def problem_of(error: OperationFailure) -> str:
     return f"{_PROBLEMS.get(code, said)} (code {code})"
 
 
-def _with_remedy(reason: str) -> str:
+def _append_remedy(reason: str) -> str:
     remedies = [remedy for sign, remedy in _REMEDIES.items() if sign in reason]
     return "; ".join([reason, *remedies[:1]])
 
 
-def names_preference(uri: str) -> bool:
+def has_read_preference(uri: str) -> bool:
     """Tell whether a connection string says whom to read from."""
-    return "readpreference" in _options(uri)
+    return "readpreference" in _parse_options(uri)
 
 
-def _options(uri: str) -> dict[str, str]:
+def _parse_options(uri: str) -> dict[str, str]:
     # Not by urlsplit, whose errors repeat what stands before the host: the password.
     options = uri.partition("?")[2]
     separator = ";" if ";" in options and "&" not in options else "&"
@@ -244,6 +248,6 @@ def _options(uri: str) -> dict[str, str]:
     return {name.lower(): value for name, value in found}
 
 
-def _number(text: str | None) -> int:
+def _parse_number(text: str | None) -> int:
     """Return a number that is written in a connection string, 0 where it is none."""
     return int(text) if text is not None and text.isdecimal() else 0

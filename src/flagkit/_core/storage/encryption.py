@@ -20,7 +20,7 @@ from pymongo.errors import EncryptionError as DriverEncryptionError
 
 from flagkit._core.secrets import Encryption
 from flagkit._core.storage.documents import CODEC
-from flagkit._core.storage.driver import configured, settings_for, translated
+from flagkit._core.storage.driver import build_driver_settings, check_uri, translate_errors
 from flagkit._core.storage.layout import Document
 from flagkit.errors import EncryptionError
 
@@ -44,14 +44,14 @@ class MongoDataKeys:
     ) -> None:
         self._uri = uri
         self._encryption = encryption
-        self._names = encryption.names(environment)
-        self._vault = encryption.vault(database)
+        self._names = encryption.get_key_names(environment)
+        self._vault = encryption.get_vault(database)
         self._lock = threading.Lock()
         self._opened: ClientEncryption[Document] | None = None
         self._ids: dict[bytes, str] = {}
 
     @property
-    def are_there(self) -> bool:
+    def is_fetched(self) -> bool:
         """Whether they were fetched."""
         return self._opened is not None
 
@@ -64,9 +64,9 @@ class MongoDataKeys:
         """
         if self._opened is not None:
             return
-        with _vault(self._uri) as client, _translated("fetching data keys"):
-            opened = _client_encryption(client, self._encryption, self._vault)
-            ids = dict(self._fetched(opened, name) for name in self._names)
+        with _open_vault(self._uri) as client, _translate_errors("fetching data keys"):
+            opened = _create_client_encryption(client, self._encryption, self._vault)
+            ids = dict(self._fetch_key(opened, name) for name in self._names)
         with self._lock:
             self._ids, self._opened = ids, opened
 
@@ -81,29 +81,29 @@ class MongoDataKeys:
         """
         name, provider = self._names[0], next(iter(self._encryption.kms_providers))
         database, _, collection = self._vault.partition(".")
-        with _vault(self._uri) as client, _translated("making a data key"):
+        with _open_vault(self._uri) as client, _translate_errors("making a data key"):
             # As the driver's manual has it: no name twice.
             client[database][collection].create_index(
                 "keyAltNames",
                 unique=True,
                 partialFilterExpression={"keyAltNames": {"$exists": True}},
             )
-            opened = _client_encryption(client, self._encryption, self._vault)
+            opened = _create_client_encryption(client, self._encryption, self._vault)
             with contextlib.closing(opened), contextlib.suppress(DuplicateKeyError):
                 if opened.get_key_by_alt_name(name) is None:
                     opened.create_data_key(provider, master_key, key_alt_names=[name])
         return name
 
-    def seal(self, content: bytes) -> bytes:
+    def encrypt(self, content: bytes) -> bytes:
         """Encrypt with the first of the keys, fetching them if need be."""
         self.fetch()
         first = next(iter(self._ids))
-        with self._lock, _translated("encrypting"):
+        with self._lock, _translate_errors("encrypting"):
             assert self._opened is not None, "it was fetched"
             key = Binary(first, 4)
             return bytes(self._opened.encrypt(content, _DETERMINISTIC, key_id=key))
 
-    def unseal(self, ciphertext: bytes) -> bytes:
+    def decrypt(self, ciphertext: bytes) -> bytes:
         """Decrypt what was encrypted with one of the keys. Never waits."""
         key = ciphertext[_ID]
         if ciphertext[:1] != _HEADER or len(ciphertext) <= _ID.stop:
@@ -120,13 +120,13 @@ class MongoDataKeys:
         except DriverEncryptionError:
             raise EncryptionError("was altered since it was encrypted") from None
 
-    def go_on_after_fork(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Go on with the keys, or fetch them anew if they were in use when the parent forked."""
         if self._lock.locked():
             self._opened, self._ids = None, {}
         self._lock = threading.Lock()
 
-    def _fetched(self, opened: "ClientEncryption[Document]", name: str) -> tuple[bytes, str]:
+    def _fetch_key(self, opened: "ClientEncryption[Document]", name: str) -> tuple[bytes, str]:
         found = opened.get_key_by_alt_name(name)
         if found is None:
             raise EncryptionError(
@@ -137,7 +137,7 @@ class MongoDataKeys:
         return bytes(found["_id"]), name
 
 
-def _client_encryption(
+def _create_client_encryption(
     client: "MongoClient[Document]", encryption: Encryption, vault: str
 ) -> "ClientEncryption[Document]":
     return ClientEncryption(
@@ -151,18 +151,18 @@ def _client_encryption(
 
 
 @contextmanager
-def _vault(uri: str) -> "Generator[MongoClient[Document]]":
+def _open_vault(uri: str) -> "Generator[MongoClient[Document]]":
     """Give a client for as long as keys are fetched: what is fetched needs none."""
-    with configured(uri):
-        client: MongoClient[Document] = MongoClient(uri, **settings_for(uri))
+    with check_uri(uri):
+        client: MongoClient[Document] = MongoClient(uri, **build_driver_settings(uri))
     with client:
         yield client
 
 
 @contextmanager
-def _translated(doing: str) -> Generator[None]:
+def _translate_errors(action: str) -> Generator[None]:
     """Raise the driver's errors as flagkit's, without what settings hold."""
-    with translated(doing, VAULT_SECONDS_MAX):
+    with translate_errors(action, VAULT_SECONDS_MAX):
         try:
             yield
         except DriverEncryptionError as error:
@@ -171,12 +171,12 @@ def _translated(doing: str) -> Generator[None]:
             problem = str(error)
             if "HMAC" in problem:
                 problem = "the master key is not the one that the data key was made with"
-            raise EncryptionError(f"while {doing}: {problem}") from None
+            raise EncryptionError(f"while {action}: {problem}") from None
         except (PyMongoError, EncryptionError):
             raise
         except Exception as error:  # noqa: BLE001 - options are the caller's, errors of many classes
             # Its words may repeat what is in the settings.
             raise EncryptionError(
-                f"while {doing}: kms_providers or kms_tls_options are not as the driver takes them"
+                f"while {action}: kms_providers or kms_tls_options are not as the driver takes them"
                 f" ({type(error).__name__})"
             ) from None

@@ -112,78 +112,78 @@ INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
 }
 
 
-def ledger_id(environment: str, revision: Any) -> Document:
+def build_ledger_id(environment: str, revision: Any) -> Document:
     """Return a ledger document's `_id`. Field order counts: ranges compare whole `_id`s."""
     return {"environment": environment, "revision": revision}
 
 
-def policy_id(environment: str, key: Any, region: Any) -> Document:
+def build_policy_id(environment: str, key: Any, region: Any) -> Document:
     """Return a flag's or segment's `_id`. Field order counts: ranges compare whole `_id`s."""
     return {"environment": environment, "key": key, "region": region}
 
 
-def slice_id(environment: str, checkpoint: Any, number: Any) -> Document:
+def build_slice_id(environment: str, checkpoint: Any, number: Any) -> Document:
     """Return the `_id` of a slice. Field order counts: ranges compare whole `_id`s."""
     return {"environment": environment, "checkpoint": checkpoint, "slice": number}
 
 
-def checkpoint_id(environment: str, checkpoint: Any) -> Document:
+def build_checkpoint_id(environment: str, checkpoint: Any) -> Document:
     """Return a manifest's `_id`. Field order counts: ranges compare whole `_id`s."""
     return {"environment": environment, "checkpoint": checkpoint}
 
 
-def checkpoints_of(environment: str) -> Document:
+def filter_checkpoints(environment: str) -> Document:
     """Return the filter of all manifests of an environment, a range of the `_id` index."""
     return {
         "_id": {
-            "$gte": checkpoint_id(environment, MinKey()),
-            "$lte": checkpoint_id(environment, MaxKey()),
+            "$gte": build_checkpoint_id(environment, MinKey()),
+            "$lte": build_checkpoint_id(environment, MaxKey()),
         }
     }
 
 
-def slices_of(environment: str, checkpoint: str | None = None) -> Document:
+def filter_slices(environment: str, checkpoint: str | None = None) -> Document:
     """Return the filter of the slices of a checkpoint, or of all; a range of the `_id` index."""
     first, last = (MinKey(), MaxKey()) if checkpoint is None else (checkpoint, checkpoint)
     return {
         "_id": {
-            "$gte": slice_id(environment, first, MinKey()),
-            "$lte": slice_id(environment, last, MaxKey()),
+            "$gte": build_slice_id(environment, first, MinKey()),
+            "$lte": build_slice_id(environment, last, MaxKey()),
         }
     }
 
 
-def parts_named(environment: str, parts: Iterable[str]) -> Document:
+def filter_parts(environment: str, parts: Iterable[str]) -> Document:
     """Return the filter of some parts of members."""
     return {"_id": {"$in": [{"environment": environment, "part": part} for part in parts]}}
 
 
-def page_id(environment: str, page: Any) -> Document:
+def build_page_id(environment: str, page: Any) -> Document:
     """Return a page's `_id`. Field order counts: ranges compare whole `_id`s."""
     return {"environment": environment, "page": page}
 
 
-def pages_named(environment: str, pages: Iterable[str]) -> Document:
+def filter_pages(environment: str, pages: Iterable[str]) -> Document:
     """Return the filter of some pages."""
-    return {"_id": {"$in": [page_id(environment, page) for page in pages]}}
+    return {"_id": {"$in": [build_page_id(environment, page) for page in pages]}}
 
 
-def pending_of(environment: str) -> Document:
+def filter_pending(environment: str) -> Document:
     """Return the filter of all that waits in an environment, a range of the `_id` index."""
-    return _named(environment, "request")
+    return _filter_by_kind(environment, "request")
 
 
-def proposals_of(environment: str) -> Document:
+def filter_proposals(environment: str) -> Document:
     """Return the filter of all proposals of an environment, a range of the `_id` index."""
-    return _named(environment, "proposal")
+    return _filter_by_kind(environment, "proposal")
 
 
-def _named(environment: str, kind: str) -> Document:
+def _filter_by_kind(environment: str, kind: str) -> Document:
     first, last = ({"environment": environment, kind: end} for end in (MinKey(), MaxKey()))
     return {"_id": {"$gte": first, "$lte": last}}
 
 
-def proposals_named(environment: str, proposals: Iterable[str]) -> Document:
+def filter_proposals_by_id(environment: str, proposals: Iterable[str]) -> Document:
     """Return the filter of some proposals, with all that was said; ranges of the `_id` index."""
     return {
         "$or": [
@@ -198,25 +198,35 @@ def proposals_named(environment: str, proposals: Iterable[str]) -> Document:
     }
 
 
-def ledger_after(environment: str, revision: int) -> Document:
+def filter_ledger_after(environment: str, revision: int) -> Document:
     """Return the filter of an environment's ledger after a revision, a range of the `_id` index."""
     # Whatever number a revision is, a string comes after it in BSON's order.
-    return {"_id": {"$gt": ledger_id(environment, revision), "$lt": ledger_id(environment, "")}}
+    return {
+        "_id": {
+            "$gt": build_ledger_id(environment, revision),
+            "$lt": build_ledger_id(environment, ""),
+        }
+    }
 
 
-def ledger_through(environment: str, revision: int) -> Document:
+def filter_ledger_through(environment: str, revision: int) -> Document:
     """Return the filter of an environment's ledger up to a revision, a range of `_id`s."""
-    return {"_id": {"$gt": ledger_id(environment, 0), "$lte": ledger_id(environment, revision)}}
+    return {
+        "_id": {
+            "$gt": build_ledger_id(environment, 0),
+            "$lte": build_ledger_id(environment, revision),
+        }
+    }
 
 
-def all_of(environment: str) -> Document:
+def filter_environment(environment: str) -> Document:
     """Return the filter of all that an environment has in a collection, a range of `_id`s."""
     # Of whatever field comes second, a value of the last of all types comes after it.
     after = {"environment": environment, "": MaxKey()}
     return {"_id": {"$gte": {"environment": environment}, "$lte": after}}
 
 
-def ledger_of(
+def filter_policy_ledger(
     key: str | None, since: datetime | None, until: datetime | None, pages: Iterable[str] = ()
 ) -> Document:
     """Return the filter of changes to a flag or segment, from a moment on and before another.
@@ -231,18 +241,20 @@ def ledger_of(
     return found | {"time": bounds} if bounds else found
 
 
-def request_of(environment: str, request: str) -> Document:
+def filter_ledger_request(environment: str, request: str) -> Document:
     """Return the filter of the ledger's document of a request; answered from an index."""
     return {"_id.environment": environment, "request": request}
 
 
-def changed_last(environment: str, policy: PolicyId, until: int | None = None) -> list[Document]:
+def build_last_change_pipeline(
+    environment: str, policy: PolicyId, until: int | None = None
+) -> list[Document]:
     """Return the pipeline for the last change to a policy, of which it keeps that part alone.
 
     `until` is the last revision that is asked for. The index `policy_history` has it in its order.
     """
     region, key = policy
-    itself = {"$and": [_is("$$this.key", key), _is("$$this.region", region)]}
+    itself = {"$and": [_match_literal("$$this.key", key), _match_literal("$$this.region", region)]}
     return [
         {
             "$match": {
@@ -258,14 +270,18 @@ def changed_last(environment: str, policy: PolicyId, until: int | None = None) -
     ]
 
 
-def changes_at(environment: str, revisions: Iterable[int], keys: Iterable[str]) -> list[Document]:
+def build_changes_pipeline(
+    environment: str, revisions: Iterable[int], keys: Iterable[str]
+) -> list[Document]:
     """Return the pipeline for the ledger's changes at some revisions, to policies of some keys."""
-    identities = [ledger_id(environment, revision) for revision in sorted(set(revisions))]
+    identities = [build_ledger_id(environment, revision) for revision in sorted(set(revisions))]
     mine = {"_id": {"$in": identities}, "policies": {"$exists": True}}
-    return [{"$match": mine}, {"$set": {"policies": _those_of(keys)}}]
+    return [{"$match": mine}, {"$set": {"policies": _build_policies_expression(keys)}}]
 
 
-def changes_beyond(environment: str, keys: Mapping[int, Iterable[str]]) -> list[Document]:
+def build_later_changes_pipeline(
+    environment: str, keys: Mapping[int, Iterable[str]]
+) -> list[Document]:
     """Return the pipeline for what the ledger changed of keys after revisions, each with its own.
 
     It gives ids alone, and is to be answered from the index `policy_history`.
@@ -280,11 +296,11 @@ def changes_beyond(environment: str, keys: Mapping[int, Iterable[str]]) -> list[
     ]
     wanted = {key for some in keys.values() for key in some}
     named = {"key": "$$this.key", "region": "$$this.region"}
-    ids = {"$map": {"input": _those_of(wanted), "in": named}}
+    ids = {"$map": {"input": _build_policies_expression(wanted), "in": named}}
     return [{"$match": {"$or": later}}, {"$project": {"policies": ids}}]
 
 
-def dependents_of(environment: str, keys: Iterable[str]) -> Document:
+def filter_dependents(environment: str, keys: Iterable[str]) -> Document:
     """Return the filter of the flags that rest on others; answered from the index `dependents`."""
     return {
         "_id.environment": environment,
@@ -292,31 +308,36 @@ def dependents_of(environment: str, keys: Iterable[str]) -> Document:
     }
 
 
-def policies_of(environment: str) -> Document:
+def filter_policies(environment: str) -> Document:
     """Return the filter of all flags, or segments, of an environment, a range of `_id`s."""
-    return {"_id": _between(environment, MinKey(), MaxKey())}
+    return {"_id": _filter_id_range(environment, MinKey(), MaxKey())}
 
 
-def policies_in(environment: str, namespaces: Iterable[str]) -> Document:
+def filter_namespaces(environment: str, namespaces: Iterable[str]) -> Document:
     """Return the filter of the flags whose keys begin with one of some; ranges of `_id`s."""
     # What keys are made of comes before a tilde.
-    return {"$or": [{"_id": _between(environment, name, f"{name}~")} for name in namespaces]}
+    return {
+        "$or": [{"_id": _filter_id_range(environment, name, f"{name}~")} for name in namespaces]
+    }
 
 
-def policies_named(environment: str, keys: list[str]) -> Document:
+def filter_policies_by_key(environment: str, keys: list[str]) -> Document:
     """Return the filter of some flags in all regions, or segments; ranges of the `_id` index."""
-    return {"$or": [{"_id": _between(environment, key, key)} for key in keys]}
+    return {"$or": [{"_id": _filter_id_range(environment, key, key)} for key in keys]}
 
 
-def policies_around(environment: str, key: str, *, is_after: bool) -> Document:
+def filter_neighbours(environment: str, key: str, *, is_after: bool) -> Document:
     """Return the filter of flags, or segments, from a key on, or before it; a range of `_id`s."""
     if is_after:
-        return {"_id": _between(environment, key, MaxKey())}
-    first, last = policy_id(environment, MinKey(), MinKey()), policy_id(environment, key, MinKey())
+        return {"_id": _filter_id_range(environment, key, MaxKey())}
+    first, last = (
+        build_policy_id(environment, MinKey(), MinKey()),
+        build_policy_id(environment, key, MinKey()),
+    )
     return {"_id": {"$gte": first, "$lt": last}}
 
 
-def _those_of(keys: Iterable[str]) -> Document:
+def _build_policies_expression(keys: Iterable[str]) -> Document:
     """Return the expression for what a ledger document has on policies of some keys."""
     return {
         "$filter": {
@@ -326,18 +347,18 @@ def _those_of(keys: Iterable[str]) -> Document:
     }
 
 
-def _is(field: str, text: str) -> Document:
+def _match_literal(field: str, text: str) -> Document:
     return {"$eq": [field, {"$literal": text}]}
 
 
-def _between(environment: str, first: Any, last: Any) -> Document:
+def _filter_id_range(environment: str, first: Any, last: Any) -> Document:
     return {
-        "$gte": policy_id(environment, first, MinKey()),
-        "$lte": policy_id(environment, last, MaxKey()),
+        "$gte": build_policy_id(environment, first, MinKey()),
+        "$lte": build_policy_id(environment, last, MaxKey()),
     }
 
 
-def active_in_region(environment: str, region: str, at: datetime) -> Document:
+def filter_active_flags(environment: str, region: str, at: datetime) -> Document:
     """Return the filter of flags written for one region, active and not past `expires`."""
     return {
         "_id.environment": environment,
@@ -347,11 +368,11 @@ def active_in_region(environment: str, region: str, at: datetime) -> Document:
     }
 
 
-def collection_of(region: str) -> str:
+def get_collection_name(region: str) -> str:
     """Return the collection in which a policy stands."""
     return _COLLECTIONS.get(region, FLAGS)
 
 
-def comparable_digest(request: Mapping[str, Any]) -> str:
+def compute_request_digest(request: Mapping[str, Any]) -> str:
     """Return the digest that tells whether two requests of one id ask for the same."""
     return str(request.get(UNSEEDED, request["digest"]))

@@ -20,30 +20,22 @@ from msgspec import Struct
 from pymongo import ASCENDING, DESCENDING
 from pymongo.database import Database
 
-from flagkit._core.cooperative import whole
+from flagkit._core.cooperative import run_slices
 from flagkit._core.model.changes import DIGEST_MODULUS, Change, PolicyId, PolicyState, Tip
 from flagkit._core.snapshot import (
     Arena,
     Snapshot,
-    arena_of,
+    build_arena,
     check_digests,
-    kept_of,
-    record_of,
-    snapshot_of,
+    create_snapshot,
+    encode_record,
+    list_kept_regions,
 )
+from flagkit._core.storage import layout
 from flagkit._core.storage.checkpoints import FLAGS_PER_REVISION, Checkpoint
-from flagkit._core.storage.documents import change_of, ledgered
-from flagkit._core.storage.layout import (
-    HEADS,
-    LEDGER,
-    PAGES,
-    Document,
-    ledger_after,
-    ledger_of,
-    pages_named,
-)
-from flagkit._core.storage.pages import names_in, pages_in
-from flagkit._core.storage.reader import Reading
+from flagkit._core.storage.documents import decode_head_change, decode_ledger
+from flagkit._core.storage.pages import read_page_contents, read_page_names
+from flagkit._core.storage.reader import EnvironmentReader
 from flagkit.errors import (
     ConfigurationError,
     HistoryLostError,
@@ -54,7 +46,7 @@ from flagkit.errors import (
 )
 
 
-class Wanted(Struct, frozen=True):
+class LedgerQuery(Struct, frozen=True):
     """Which changes: after a revision, of a key, from a moment on, before another; in an order."""
 
     after: int = 0
@@ -63,7 +55,7 @@ class Wanted(Struct, frozen=True):
     until: datetime | None = None
     newest_first: bool = False
 
-    def holds(self, change: Change) -> bool:
+    def matches(self, change: Change) -> bool:
         """Tell whether a change is wanted."""
         time = change.tip.time
         return (
@@ -74,40 +66,50 @@ class Wanted(Struct, frozen=True):
         )
 
 
-def changes_in(database: Database[Document], environment: str, wanted: Wanted) -> Iterator[Change]:
+def iter_ledger_changes(
+    database: Database[layout.Document], environment: str, query: LedgerQuery
+) -> Iterator[Change]:
     """Yield the changes that are wanted, in order, up to the head's at least."""
     # Before the ledger, which then has all that the head had but for its own change.
-    head = database[HEADS].find_one({"_id": environment})
+    head = database[layout.HEADS].find_one({"_id": environment})
     body = None if head is None else head.get("change")
-    tip = None if head is None else change_of(head, _pages(database, environment, body))
-    missing = tip if tip is not None and wanted.holds(tip) else None
-    for change in _ledgered(database, environment, wanted):
-        if missing is not None and wanted.newest_first and change.revision < missing.revision:
+    tip = (
+        None if head is None else decode_head_change(head, _read_pages(database, environment, body))
+    )
+    missing = tip if tip is not None and query.matches(tip) else None
+    for change in _iter_ledger(database, environment, query):
+        if missing is not None and query.newest_first and change.revision < missing.revision:
             yield missing
-        if missing is not None and (wanted.newest_first or change.revision == missing.revision):
+        if missing is not None and (query.newest_first or change.revision == missing.revision):
             missing = None
         yield change
     if missing is not None:
         yield missing
 
 
-def _ledgered(database: Database[Document], environment: str, wanted: Wanted) -> Iterator[Change]:
-    key = wanted.key
+def _iter_ledger(
+    database: Database[layout.Document], environment: str, query: LedgerQuery
+) -> Iterator[Change]:
+    key = query.key
     named = {} if key is None else {"_id.environment": environment, "keys": key}
-    on_pages = database[PAGES].distinct("_id.page", named) if named else ()
-    asked = ledger_of(key, wanted.since, wanted.until, on_pages)
-    order = [("_id", DESCENDING if wanted.newest_first else ASCENDING)]
-    for document in database[LEDGER].find(
-        ledger_after(environment, wanted.after) | asked, sort=order
+    on_pages = database[layout.PAGES].distinct("_id.page", named) if named else ()
+    asked = layout.filter_policy_ledger(key, query.since, query.until, on_pages)
+    order = [("_id", DESCENDING if query.newest_first else ASCENDING)]
+    for document in database[layout.LEDGER].find(
+        layout.filter_ledger_after(environment, query.after) | asked, sort=order
     ):
-        yield ledgered(document, _pages(database, environment, document))
+        yield decode_ledger(document, _read_pages(database, environment, document))
 
 
-def _pages(
-    database: Database[Document], environment: str, document: Mapping[str, Any] | None
+def _read_pages(
+    database: Database[layout.Document], environment: str, document: Mapping[str, Any] | None
 ) -> dict[str, bytes]:
-    names = names_in(document)
-    return pages_in(database[PAGES].find(pages_named(environment, names))) if names else {}
+    names = read_page_names(document)
+    return (
+        read_page_contents(database[layout.PAGES].find(layout.filter_pages(environment, names)))
+        if names
+        else {}
+    )
 
 
 States: TypeAlias = Mapping[PolicyId, PolicyState | None]
@@ -119,14 +121,16 @@ _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 """The time of a revision 0: nothing that is kept says it."""
 
 
-class AsOf(NamedTuple):
+class HistoricalSnapshot(NamedTuple):
     """All flags as a region saw them, and the time of their evaluations."""
 
     snapshot: Snapshot
     time: datetime
 
 
-def as_of(reading: Reading, at: datetime | int | None, region: str) -> AsOf:
+def load_historical_snapshot(
+    reader: EnvironmentReader, at: datetime | int | None, region: str
+) -> HistoricalSnapshot:
     """Return an environment as a region saw it at a moment, or at a revision; None: now.
 
     The time of a revision is that at which it was made; that of now is the server's.
@@ -138,31 +142,35 @@ def as_of(reading: Reading, at: datetime | int | None, region: str) -> AsOf:
             writer, or members that segments had are not there any more.
     """
     if at is None:
-        return AsOf(snapshot_at(reading, reading.tip.revision, region), reading.now)
+        return HistoricalSnapshot(
+            load_revision_snapshot(reader, reader.tip.revision, region), reader.now
+        )
     if isinstance(at, datetime):
-        return AsOf(snapshot_at(reading, _revision_at(reading, at), region), at)
+        return HistoricalSnapshot(
+            load_revision_snapshot(reader, _find_revision(reader, at), region), at
+        )
     if isinstance(at, bool) or not isinstance(at, int):  # pyright: ignore[reportUnnecessaryIsInstance] - not all callers check types
         raise ConfigurationError(
             f"at is {at!r}: pass a datetime with a time zone, or the number of a revision"
         )
-    snapshot = snapshot_at(reading, at, region)
-    return AsOf(snapshot, snapshot.tip.time)
+    snapshot = load_revision_snapshot(reader, at, region)
+    return HistoricalSnapshot(snapshot, snapshot.tip.time)
 
 
-def snapshot_at(reading: Reading, revision: int, region: str) -> Snapshot:
+def load_revision_snapshot(reader: EnvironmentReader, revision: int, region: str) -> Snapshot:
     """Return all flags of a revision as a region sees them.
 
     Raises:
         RevisionNotFoundError, HistoryLostError: as `as_of` does.
     """
-    head = reading.tip
+    head = reader.tip
     if not 1 <= revision <= head.revision:
         known = f"there are 1 to {head.revision}" if head.revision else "nothing was changed yet"
         raise RevisionNotFoundError(
             f"{head.environment!r} has no revision {revision} to ask: {known}"
         )
     faults: list[StoreError | SnapshotFormatError] = []
-    for way in _ways(reading, revision, region):
+    for way in _find_paths(reader, revision, region):
         try:
             return way()
         except StoreUnavailableError:
@@ -174,85 +182,90 @@ def snapshot_at(reading: Reading, revision: int, region: str) -> Snapshot:
     ) from faults[0]
 
 
-def tip_at(reading: Reading, revision: int) -> Tip | None:
+def find_tip(reader: EnvironmentReader, revision: int) -> Tip | None:
     """Return where the environment stood at a revision, None if the ledger has it no more.
 
     Raises:
         HistoryLostError: it was altered.
     """
-    found = next(_changes(reading, revision - 1), None)
+    found = next(_iter_changes(reader, revision - 1), None)
     if found is None or found.revision != revision:
         return None
-    if not found.is_sealed:
+    if not found.is_intact:
         raise HistoryLostError(f"revision {revision} is not the one that was written")
     return found.tip
 
 
-def _revision_at(reading: Reading, moment: datetime) -> int:
+def _find_revision(reader: EnvironmentReader, moment: datetime) -> int:
     """Return the last revision that was made by a moment."""
     if moment.utcoffset() is None:
         raise ConfigurationError(
             f"at is {moment.isoformat()}, without a time zone: write {moment.isoformat()}+00:00, or"
             " pass tzinfo="
         )
-    if moment > reading.now:
+    if moment > reader.now:
         raise ConfigurationError(
-            f"at is {_said(moment)}, which is still to come: the server has {_said(reading.now)}"
+            f"at is {_format_moment(moment)}, which is still to come:"
+            f" the server has {_format_moment(reader.now)}"
         )
-    made = (base.tip for base, _ in reading.checkpoints())
+    made = (base.tip for base, _ in reader.iter_checkpoints())
     revision = max(
-        reading.revision_at(moment), *(tip.revision for tip in made if tip.time <= moment), 0
+        reader.find_revision(moment), *(tip.revision for tip in made if tip.time <= moment), 0
     )
     if revision:
         return revision
-    first = next(_changes(reading, 0), None)
-    environment = reading.tip.environment
+    first = next(_iter_changes(reader, 0), None)
+    environment = reader.tip.environment
     if first is None:
         raise RevisionNotFoundError(f"{environment!r} has no revision yet: nothing was changed")
     if first.revision > 1:
-        raise _lost(reading, f"at {_said(moment)}", first)
+        raise _build_history_lost_error(reader, f"at {_format_moment(moment)}", first)
     raise RevisionNotFoundError(
-        f"{environment!r} had no flags at {_said(moment)}: its first revision was made at"
-        f" {_said(first.tip.time)}"
+        f"{environment!r} had no flags at {_format_moment(moment)}: its first revision was made at"
+        f" {_format_moment(first.tip.time)}"
     )
 
 
-def _ways(reading: Reading, revision: int, region: str) -> list[_Way]:
+def _find_paths(reader: EnvironmentReader, revision: int, region: str) -> list[_Way]:
     """Return the ways to a revision, the shortest first, by how many revisions are to be read."""
-    first = next(_changes(reading, 0), None)
+    first = next(_iter_changes(reader, 0), None)
     assert first is not None, "there is a revision"
-    starts = [(checkpoint.tip, read, 0) for checkpoint, read in _connected(reading, first)]
+    starts = [
+        (checkpoint.tip, read, 0) for checkpoint, read in _find_connected_checkpoints(reader, first)
+    ]
     if first.revision == 1:
         tip = Tip(first.tip.environment, first.tip.epoch, 0, first.previous_hash, _NEVER, {})
-        starts.append((tip, functools.partial(arena_of, tip, ()), 0))
+        starts.append((tip, functools.partial(build_arena, tip, ()), 0))
     # As many revisions as take no longer than to scan the flags, as far as these were counted.
-    counts = (checkpoint.flags for checkpoint, _ in reading.checkpoints())
+    counts = (checkpoint.flags for checkpoint, _ in reader.iter_checkpoints())
     scan = max(counts, default=0) // FLAGS_PER_REVISION
-    starts.append((reading.tip, lambda: whole(reading.base()), scan))
+    starts.append((reader.tip, lambda: run_slices(reader.build_base()), scan))
     ways: list[tuple[int, _Way]] = []
     for tip, read, more in starts:
         if tip.revision <= revision or first.revision <= revision:
-            go = _gone_on if tip.revision <= revision else _undone
-            way = functools.partial(go, reading, tip, read, revision, region)
+            go = _redo_changes if tip.revision <= revision else _undo_changes
+            way = functools.partial(go, reader, tip, read, revision, region)
             ways.append((more + abs(revision - tip.revision), way))
     if not ways:
-        raise _lost(reading, f"revision {revision}", first)
+        raise _build_history_lost_error(reader, f"revision {revision}", first)
     return [way for _, way in sorted(ways, key=itemgetter(0))]
 
 
-def _connected(reading: Reading, first: Change) -> _Bases:
+def _find_connected_checkpoints(reader: EnvironmentReader, first: Change) -> _Bases:
     """Return the checkpoints from which the ledger goes on."""
-    return [found for found in reading.checkpoints() if found[0].tip.revision + 1 >= first.revision]
+    return [
+        found for found in reader.iter_checkpoints() if found[0].tip.revision + 1 >= first.revision
+    ]
 
 
-def _undone(
-    reading: Reading, end: Tip, read: Callable[[], Arena], revision: int, region: str
+def _undo_changes(
+    reader: EnvironmentReader, end: Tip, read: Callable[[], Arena], revision: int, region: str
 ) -> Snapshot:
     """Return a revision from a later base, without what came between them."""
-    tip = last = tip_at(reading, revision)
+    tip = last = find_tip(reader, revision)
     states: dict[PolicyId, PolicyState | None] = {}
     if tip is not None:
-        for change in _in_order(tip, _changes(reading, revision)):
+        for change in _check_order(tip, _iter_changes(reader, revision)):
             if change.revision > end.revision:
                 break
             last = change.tip
@@ -261,15 +274,15 @@ def _undone(
                 states.setdefault(policy.id, policy.before)
     if tip is None or last != end:
         raise HistoryLostError(f"the ledger does not lead from there to revision {end.revision}")
-    return _snapshot(reading, read(), tip, states, region)
+    return _build_snapshot(reader, read(), tip, states, region)
 
 
-def _gone_on(
-    reading: Reading, start: Tip, read: Callable[[], Arena], revision: int, region: str
+def _redo_changes(
+    reader: EnvironmentReader, start: Tip, read: Callable[[], Arena], revision: int, region: str
 ) -> Snapshot:
     """Return a revision from a base, with what came between them."""
     tip, states = start, dict[PolicyId, PolicyState | None]()
-    for change in _in_order(start, _changes(reading, start.revision)):
+    for change in _check_order(start, _iter_changes(reader, start.revision)):
         # The one that comes next is looked at, too: it says what it went on from.
         if change.revision > revision:
             break
@@ -277,26 +290,28 @@ def _gone_on(
         states |= {policy.id: policy.after for policy in change.policies}
     if tip.revision != revision:
         raise HistoryLostError(f"the ledger ends in revision {tip.revision}")
-    return _snapshot(reading, read(), tip, states, region)
+    return _build_snapshot(reader, read(), tip, states, region)
 
 
-def _snapshot(reading: Reading, base: Arena, tip: Tip, states: States, region: str) -> Snapshot:
+def _build_snapshot(
+    reader: EnvironmentReader, base: Arena, tip: Tip, states: States, region: str
+) -> Snapshot:
     """Return what a base and what differs from it come to, held to the digests of a tip."""
     found = {**base.header.digests}
-    seen = snapshot_of(base, region)
+    seen = create_snapshot(base, region)
     overlay = {
-        identity: None if state is None else record_of(state)
+        identity: None if state is None else encode_record(state)
         for identity, state in states.items()
-        if seen.keeps(identity)
+        if seen.is_in_scope(identity)
     }
     for identity, record in overlay.items():
         held = base.find(*identity)
         gained = (record.hash if record else 0) - (held.hash if held else 0)
         found[identity[0]] = (found.get(identity[0], 0) + gained) % DIGEST_MODULUS
-    check_digests(found, tip, kept_of(region))
+    check_digests(found, tip, list_kept_regions(region))
     then = Snapshot(tip, region, base, overlay, seen.parts)
-    then = then.with_parts(reading.parts(then.parts_needed() - then.parts.keys()))
-    if then.parts_missing:
+    then = then.with_parts(reader.read_parts(then.collect_part_names() - then.parts.keys()))
+    if then.has_missing_parts:
         raise StoreError(
             f"members that segments of {tip.environment!r} had at revision {tip.revision} are not"
             " there any more: ask a later revision, or restore the collection members"
@@ -304,7 +319,7 @@ def _snapshot(reading: Reading, base: Arena, tip: Tip, states: States, region: s
     return then
 
 
-def _in_order(tip: Tip, changes: Iterable[Change]) -> Iterator[Change]:
+def _check_order(tip: Tip, changes: Iterable[Change]) -> Iterator[Change]:
     """Yield changes, each of which must continue the one before it; the first one a tip.
 
     Raises:
@@ -320,23 +335,27 @@ def _in_order(tip: Tip, changes: Iterable[Change]) -> Iterator[Change]:
         yield change
 
 
-def _changes(reading: Reading, after: int) -> Iterator[Change]:
+def _iter_changes(reader: EnvironmentReader, after: int) -> Iterator[Change]:
     """Yield all changes after a revision, with the one that the ledger has not got yet."""
-    unledgered = reading.unledgered
+    unledgered = reader.tip_not_in_ledger
     later = () if unledgered is None or unledgered.revision <= after else (unledgered,)
-    return chain(reading.changes(after), later)
+    return chain(reader.iter_changes(after), later)
 
 
-def _lost(reading: Reading, asked: str, first: Change) -> HistoryLostError:
+def _build_history_lost_error(
+    reader: EnvironmentReader, asked: str, first: Change
+) -> HistoryLostError:
     """Return the error that it is not known any more what was asked for."""
     known = [(first.revision, first.tip.time)]
-    known += [(base.tip.revision, base.tip.time) for base, _ in _connected(reading, first)]
+    known += [
+        (base.tip.revision, base.tip.time) for base, _ in _find_connected_checkpoints(reader, first)
+    ]
     revision, time = min(known)
     return HistoryLostError(
-        f"what {reading.tip.environment!r} was {asked} is not known any more: its ledger was"
-        f" pruned. Ask for revision {revision} ({_said(time)}) or a later one"
+        f"what {reader.tip.environment!r} was {asked} is not known any more: its ledger was"
+        f" pruned. Ask for revision {revision} ({_format_moment(time)}) or a later one"
     )
 
 
-def _said(moment: datetime) -> str:
+def _format_moment(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"

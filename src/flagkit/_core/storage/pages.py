@@ -12,8 +12,13 @@ from typing import Any, Final, cast
 import msgspec
 from msgspec import Struct
 
-from flagkit._core.model.changes import PolicyChange, PolicyState, encoded_policies, list_header
-from flagkit._core.storage.layout import Document, page_id
+from flagkit._core.model.changes import (
+    PolicyChange,
+    PolicyState,
+    encode_list_header,
+    encode_policies,
+)
+from flagkit._core.storage.layout import Document, build_page_id
 from flagkit.errors import HistoryLostError
 
 UNPAGED_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -30,7 +35,7 @@ _Side = tuple[int, bytes]
 _decode = msgspec.msgpack.Decoder(list[tuple[str, str, _Side | None, _Side | None]]).decode
 
 
-def bytes_of(policies: Iterable[PolicyChange]) -> int:
+def count_bytes(policies: Iterable[PolicyChange]) -> int:
     """Return how many bytes of documents a change has, before and after."""
     sides = (side for change in policies for side in (change.before, change.after))
     return sum(len(side.packed) for side in sides if side is not None)
@@ -43,18 +48,18 @@ class Page(Struct, frozen=True):
     content: bytes
 
 
-def split(policies: Sequence[PolicyChange]) -> dict[str, Page]:
+def split_pages(policies: Sequence[PolicyChange]) -> dict[str, Page]:
     """Return the pages of a change by their names, in order; none if it needs none."""
-    if len(policies) <= UNPAGED_POLICIES_MAX and bytes_of(policies) <= UNPAGED_BYTES_MAX:
+    if len(policies) <= UNPAGED_POLICIES_MAX and count_bytes(policies) <= UNPAGED_BYTES_MAX:
         return {}
-    pages = map(_page, _groups(policies))
+    pages = map(_build_page, _group_policies(policies))
     return {hashlib.sha256(page.content).hexdigest(): page for page in pages}
 
 
-def _groups(policies: Sequence[PolicyChange]) -> Iterable[Sequence[PolicyChange]]:
+def _group_policies(policies: Sequence[PolicyChange]) -> Iterable[Sequence[PolicyChange]]:
     first, size = 0, 0
     for i, policy in enumerate(policies):
-        size += bytes_of((policy,))
+        size += count_bytes((policy,))
         if size >= PAGE_BYTES or i + 1 - first == PAGE_POLICIES:
             yield policies[first : i + 1]
             first, size = i + 1, 0
@@ -62,11 +67,11 @@ def _groups(policies: Sequence[PolicyChange]) -> Iterable[Sequence[PolicyChange]
         yield policies[first:]
 
 
-def _page(policies: Sequence[PolicyChange]) -> Page:
-    return Page(policies, list_header(len(policies)) + encoded_policies(policies))
+def _build_page(policies: Sequence[PolicyChange]) -> Page:
+    return Page(policies, encode_list_header(len(policies)) + encode_policies(policies))
 
 
-def joined(names: Iterable[str], pages: Mapping[str, bytes]) -> tuple[PolicyChange, ...]:
+def join_pages(names: Iterable[str], pages: Mapping[str, bytes]) -> tuple[PolicyChange, ...]:
     """Return what a change did to policies, from its pages.
 
     Raises:
@@ -74,11 +79,11 @@ def joined(names: Iterable[str], pages: Mapping[str, bytes]) -> tuple[PolicyChan
     """
     policies: list[PolicyChange] = []
     for name in names:
-        policies += policies_on(name, pages.get(name))
+        policies += decode_page(name, pages.get(name))
     return tuple(policies)
 
 
-def policies_on(name: str, content: bytes | None) -> list[PolicyChange]:
+def decode_page(name: str, content: bytes | None) -> list[PolicyChange]:
     """Return what stands on a page.
 
     Raises:
@@ -93,27 +98,27 @@ def policies_on(name: str, content: bytes | None) -> list[PolicyChange]:
     except msgspec.DecodeError as error:
         raise HistoryLostError(f"the page {name} of a change is none: {error}") from error
     return [
-        PolicyChange(_state(key, region, before), _state(key, region, after))
+        PolicyChange(_decode_state(key, region, before), _decode_state(key, region, after))
         for region, key, before, after in found
     ]
 
 
-def _state(key: str, region: str, side: _Side | None) -> PolicyState | None:
+def _decode_state(key: str, region: str, side: _Side | None) -> PolicyState | None:
     return None if side is None else PolicyState(key, region, *side)
 
 
-def page_document(environment: str, name: str, page: Page) -> Document:
+def encode_page(environment: str, name: str, page: Page) -> Document:
     """Return the document of a page; by its `keys` the history of a flag or a segment is found."""
-    identity = page_id(environment, name)
-    return {"_id": identity, "keys": keys_of(page.policies), "content": page.content}
+    identity = build_page_id(environment, name)
+    return {"_id": identity, "keys": list_page_keys(page.policies), "content": page.content}
 
 
-def keys_of(policies: Iterable[PolicyChange]) -> list[str]:
+def list_page_keys(policies: Iterable[PolicyChange]) -> list[str]:
     """Return the keys by which the page of some policies is found."""
     return sorted({policy.id[1] for policy in policies})
 
 
-def pages_in(documents: Iterable[Mapping[str, Any]]) -> dict[str, bytes]:
+def read_page_contents(documents: Iterable[Mapping[str, Any]]) -> dict[str, bytes]:
     """Return what is on the pages of some documents, by their names. `joined` judges it."""
     return {
         document["_id"]["page"]: document["content"]
@@ -122,7 +127,7 @@ def pages_in(documents: Iterable[Mapping[str, Any]]) -> dict[str, bytes]:
     }
 
 
-def names_in(body: object) -> list[str]:
+def read_page_names(body: object) -> list[str]:
     """Return the names of the pages that the change of a head, or of the ledger, refers to."""
     if not isinstance(body, Mapping):
         return []

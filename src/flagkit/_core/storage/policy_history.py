@@ -10,49 +10,39 @@ from pymongo import ASCENDING, DESCENDING
 from pymongo.client_session import ClientSession
 
 from flagkit._core.model.changes import Change, Cut, PolicyChange, PolicyId, PolicyState, Tip
+from flagkit._core.storage import layout
 from flagkit._core.storage.documents import (
-    audited,
-    change_of,
-    checked_head,
+    check_head,
+    decode_committed_tip,
+    decode_head_change,
+    decode_head_tip,
+    decode_last_state,
+    decode_ledger,
+    decode_ledger_strict,
+    decode_partial_change,
+    decode_policy_state,
+    decode_tip,
     is_tombstone,
-    last_state,
-    ledgered,
-    part_of_change,
-    policy_state,
-    revision_in,
-    sequenced,
-    tip_in,
-    tip_of,
-    version_in,
+    read_revision,
+    read_version,
 )
-from flagkit._core.storage.layout import (
-    AUDIT,
-    HEADS,
-    LEDGER,
-    PAGES,
-    POLICY_HISTORY,
-    Document,
-    changed_last,
-    changes_at,
-    changes_beyond,
-    ledger_after,
-    ledger_id,
-    page_id,
-    pages_named,
-    request_of,
+from flagkit._core.storage.pages import (
+    decode_page,
+    list_page_keys,
+    read_page_contents,
+    read_page_names,
 )
-from flagkit._core.storage.pages import keys_of, names_in, pages_in, policies_on
 from flagkit._core.storage.prefetch import (
     ENTRIES,
     NEWEST,
     PAGED,
     REQUEST,
-    Foreseen,
-    Found,
-    Standing,
-    projects_lightly,
+    DocumentCache,
+    Prefetch,
+    PrefetchResult,
+    can_skip_majority,
 )
-from flagkit._core.storage.validation import checked, fault_in, judged, told
+from flagkit._core.storage.validation import check_form, describe_fault, find_fault, validates_form
 from flagkit.errors import (
     HistoryLostError,
     RevisionNotFoundError,
@@ -64,40 +54,42 @@ _GROUPS_MAX: Final = 16
 _POLICIES_AT_ONCE: Final = 1_000
 
 
-def together(stand: Mapping[PolicyId, int]) -> Iterator[dict[PolicyId, int]]:
+def iter_batches(known_revisions: Mapping[PolicyId, int]) -> Iterator[dict[PolicyId, int]]:
     """Yield policies and the revisions that they stand at, some at a time, by revisions."""
-    ordered = sorted(stand.items(), key=lambda item: (item[1], item[0][1]))
+    ordered = sorted(known_revisions.items(), key=lambda item: (item[1], item[0][1]))
     for first in range(0, len(ordered), _POLICIES_AT_ONCE):
         yield dict(ordered[first : first + _POLICIES_AT_ONCE])
 
 
-def grouped(stand: Mapping[PolicyId, int]) -> dict[int, set[str]]:
+def group_by_revision(known_revisions: Mapping[PolicyId, int]) -> dict[int, set[str]]:
     """Return keys by a revision that none of them stands before.
 
     Most were imported together. Where they were not, some groups of them are enough, for what is
     found too early is passed over.
     """
-    ordered = sorted(stand, key=lambda policy: stand[policy])
+    ordered = sorted(known_revisions, key=lambda policy: known_revisions[policy])
     keys: dict[int, set[str]] = {}
     size = max(len(ordered) // _GROUPS_MAX, 1)
     for first in range(0, len(ordered), size):
         some = ordered[first : first + size]
-        keys.setdefault(stand[some[0]], set()).update(key for _, key in some)
+        keys.setdefault(known_revisions[some[0]], set()).update(key for _, key in some)
     return keys
 
 
-@judged
-def named_beyond(documents: Iterable[Document], stand: Mapping[PolicyId, int]) -> set[PolicyId]:
-    """Return the policies in what `changes_beyond` found that was later than they stand."""
+@validates_form
+def find_changed_after(
+    documents: Iterable[layout.Document], known_revisions: Mapping[PolicyId, int]
+) -> set[PolicyId]:
+    """Return the policies that a pipeline of later changes found to have changed later."""
     named = (
         ((policy["region"], policy["key"]), document["_id"]["revision"])
         for document in documents
         for policy in document["policies"]
     )
-    return {policy for policy, revision in named if revision > stand.get(policy, 0)}
+    return {policy for policy, revision in named if revision > known_revisions.get(policy, 0)}
 
 
-def follows(newest: PolicyChange | None, change: PolicyChange) -> bool:
+def continues(newest: PolicyChange | None, change: PolicyChange) -> bool:
     """Tell whether a change goes on from where a policy's newest one left it."""
     if newest is None or newest.after is not None:
         return change.before == (None if newest is None else newest.after)
@@ -118,148 +110,162 @@ class PagedHistory:
         self._environment = environment
         self._read: dict[str, Mapping[PolicyId, PolicyChange]] = {}
 
-    def contents(self, names: Sequence[str]) -> dict[str, bytes]:
+    def read_contents(self, names: Sequence[str]) -> dict[str, bytes]:
         """Return what is on some pages, by their names, as far as they are there."""
         if not names:
             return {}
-        found = self._database[PAGES].find(
-            pages_named(self._environment, names), session=self._session
+        found = self._database[layout.PAGES].find(
+            layout.filter_pages(self._environment, names), session=self._session
         )
-        return pages_in(found)
+        return read_page_contents(found)
 
-    def names(self) -> set[str]:
+    def read_names(self) -> set[str]:
         """Return the names of all pages that changes of the ledger are on."""
-        found = self._database[LEDGER].find(
+        found = self._database[layout.LEDGER].find(
             {"_id.environment": self._environment, "pages": {"$exists": True}},
             {"pages": True},
             session=self._session,
         )
-        return {name for document in found for name in names_in(document)}
+        return {name for document in found for name in read_page_names(document)}
 
-    def faults(self, newest: Mapping[int, Sequence[str]], lagging: int | None) -> Iterator[str]:
+    def iter_faults(
+        self, newest: Mapping[int, Sequence[str]], first_unprojected: int | None
+    ) -> Iterator[str]:
         """Yield what is wrong with the pages of the ledger.
 
         Args:
             newest: The pages of the tip's change, by its revision.
-            lagging: The revision from which on pages need not be projected yet; None if all are.
+            first_unprojected: The revision from which on pages need not be projected yet; None if
+                all are.
         """
-        documents = self._database[LEDGER].find(
+        documents = self._database[layout.LEDGER].find(
             {"_id.environment": self._environment, "pages": {"$exists": True}},
             {"pages": True},
             session=self._session,
         )
         revisions: dict[str, set[object]] = {}
         for revision, names in (
-            *((document["_id"].get("revision"), names_in(document)) for document in documents),
+            *(
+                (document["_id"].get("revision"), read_page_names(document))
+                for document in documents
+            ),
             *newest.items(),
         ):
             for name in names:
                 revisions.setdefault(name, set()).add(revision)
         for name in sorted(revisions):
-            page = self._database[PAGES].find_one(
-                {"_id": page_id(self._environment, name)}, session=self._session
+            page = self._database[layout.PAGES].find_one(
+                {"_id": layout.build_page_id(self._environment, name)}, session=self._session
             )
-            fault = None if page is None else fault_in(PAGES, page)
+            fault = None if page is None else find_fault(layout.PAGES, page)
             if page is not None and fault is not None:
-                yield told(PAGES, page, fault)
+                yield describe_fault(layout.PAGES, page, fault)
                 continue
             try:
-                policies = policies_on(name, pages_in([] if page is None else [page]).get(name))
+                policies = decode_page(
+                    name, read_page_contents([] if page is None else [page]).get(name)
+                )
             except HistoryLostError as error:
                 yield str(error)
                 continue
-            if page is None or page["keys"] != keys_of(policies):
+            if page is None or page["keys"] != list_page_keys(policies):
                 yield f"the page {name} of a change has other keys than what is on it"
-            elif not _is_projected(page.get("projected"), revisions[name], lagging):
+            elif not _is_projected(page.get("projected"), revisions[name], first_unprojected):
                 yield f"the page {name} of a change is not marked with a revision that it is of"
 
-    def projected_count(self, revision: int, names: Sequence[str]) -> int:
+    def count_projected(self, revision: int, names: Sequence[str]) -> int:
         """Return how many of a revision's pages are projected."""
-        count: int = self._database[PAGES].count_documents(
-            pages_named(self._environment, names) | {"projected": revision}, session=self._session
+        count: int = self._database[layout.PAGES].count_documents(
+            layout.filter_pages(self._environment, names) | {"projected": revision},
+            session=self._session,
         )
         return count
 
-    def last(self, policy: PolicyId, until: int) -> Change | None:
+    def find_last(self, policy: PolicyId, until: int) -> Change | None:
         """Return the last large change to a policy up to a revision, of which it keeps that part.
 
         Raises:
             HistoryLostError: a page is missing, or was changed past the writer.
         """
-        return self._next(policy, {"$lte": until}, DESCENDING)
+        return self._find_nearest(policy, {"$lte": until}, DESCENDING)
 
-    def first(self, policy: PolicyId, after: int) -> Change | None:
+    def find_first(self, policy: PolicyId, after: int) -> Change | None:
         """Return the first large change to a policy after a revision, of which it keeps that part.
 
         Raises:
             HistoryLostError: a page is missing, or was changed past the writer.
         """
-        return self._next(policy, {"$gt": after}, ASCENDING)
+        return self._find_nearest(policy, {"$gt": after}, ASCENDING)
 
-    def _next(self, policy: PolicyId, revisions: Document, direction: int) -> Change | None:
-        named = self._naming([policy[1]])
+    def _find_nearest(
+        self, policy: PolicyId, revisions: layout.Document, direction: int
+    ) -> Change | None:
+        named = self._find_pages([policy[1]])
         if not named:
             return None
-        documents = self._database[LEDGER].find(
-            {**self._with_pages(named), "_id.revision": revisions},
+        documents = self._database[layout.LEDGER].find(
+            {**self._filter_by_pages(named), "_id.revision": revisions},
             sort=[("_id.revision", direction)],
             session=self._session,
         )
         for document in documents:
-            names = [name for name in names_in(document) if name in named]
-            item = self._on(names).get(policy)
+            names = [name for name in read_page_names(document) if name in named]
+            item = self._read_policies(names).get(policy)
             if item is not None:
-                return part_of_change(document, (item,))
+                return decode_partial_change(document, (item,))
         return None
 
-    def at(self, stand: Mapping[PolicyId, int]) -> dict[PolicyId, PolicyChange]:
+    def read_changes(self, known_revisions: Mapping[PolicyId, int]) -> dict[PolicyId, PolicyChange]:
         """Return what large changes did to policies, each at a revision."""
-        identities = [ledger_id(self._environment, revision) for revision in {*stand.values()}]
-        documents = self._database[LEDGER].find(
+        identities = [
+            layout.build_ledger_id(self._environment, revision)
+            for revision in {*known_revisions.values()}
+        ]
+        documents = self._database[layout.LEDGER].find(
             {"_id": {"$in": identities}, "pages": {"$exists": True}},
             {"pages": True},
             session=self._session,
         )
         found: dict[PolicyId, PolicyChange] = {}
         for document in documents:
-            revision, names = document["_id"]["revision"], {*names_in(document)}
-            mine = {policy for policy, at in stand.items() if at == revision}
-            on = self._on(
-                [name for name in self._naming({key for _, key in mine}) if name in names]
+            revision, names = document["_id"]["revision"], {*read_page_names(document)}
+            mine = {policy for policy, at in known_revisions.items() if at == revision}
+            on = self._read_policies(
+                [name for name in self._find_pages({key for _, key in mine}) if name in names]
             )
             found |= {policy: on[policy] for policy in mine & on.keys()}
         return found
 
-    def beyond(self, stand: Mapping[PolicyId, int]) -> set[PolicyId]:
+    def find_changed(self, known_revisions: Mapping[PolicyId, int]) -> set[PolicyId]:
         """Return the policies that large changes touched after the revision that each is at."""
-        named = self._naming({key for _, key in stand})
+        named = self._find_pages({key for _, key in known_revisions})
         if not named:
             return set()
         policies: dict[str, set[PolicyId]] = {}
-        for policy in stand:
+        for policy in known_revisions:
             policies.setdefault(policy[1], set()).add(policy)
-        documents = self._database[LEDGER].find(
-            self._with_pages(named), {"pages": True}, session=self._session
+        documents = self._database[layout.LEDGER].find(
+            self._filter_by_pages(named), {"pages": True}, session=self._session
         )
         later: set[PolicyId] = set()
         for document in documents:
             revision = document["_id"]["revision"]
-            for name in named.keys() & {*names_in(document)}:
+            for name in named.keys() & {*read_page_names(document)}:
                 doubtful = {
                     policy
                     for key in named[name]
                     for policy in policies.get(key, ())
-                    if revision > stand[policy]
+                    if revision > known_revisions[policy]
                 }
                 # It may be another region's.
-                later |= doubtful & self._on([name]).keys() if doubtful else set()
+                later |= doubtful & self._read_policies([name]).keys() if doubtful else set()
         return later
 
-    def _naming(self, keys: Collection[str]) -> dict[str, list[str]]:
+    def _find_pages(self, keys: Collection[str]) -> dict[str, list[str]]:
         """Return the pages that name some keys, and which of these."""
         named: dict[str, list[str]] = {}
-        for some in _some(sorted(keys)):
-            found: Iterable[Document] = self._database[PAGES].aggregate(
+        for some in _split_keys(sorted(keys)):
+            found: Iterable[layout.Document] = self._database[layout.PAGES].aggregate(
                 [
                     {"$match": {"_id.environment": self._environment, "keys": {"$in": some}}},
                     {"$project": {"keys": {"$setIntersection": ["$keys", {"$literal": some}]}}},
@@ -270,60 +276,62 @@ class PagedHistory:
                 named.setdefault(document["_id"]["page"], []).extend(document["keys"])
         return named
 
-    def _with_pages(self, names: Iterable[str]) -> Document:
+    def _filter_by_pages(self, names: Iterable[str]) -> layout.Document:
         return {"_id.environment": self._environment, "pages": {"$in": [*names]}}
 
-    def _on(self, names: Sequence[str]) -> Mapping[PolicyId, PolicyChange]:
+    def _read_policies(self, names: Sequence[str]) -> Mapping[PolicyId, PolicyChange]:
         """Return what stands on some pages, by policies."""
         unread = [name for name in names if name not in self._read]
-        contents = self.contents(unread)
+        contents = self.read_contents(unread)
         for name in unread:
-            items = policies_on(name, contents.get(name))
+            items = decode_page(name, contents.get(name))
             self._read[name] = {item.id: item for item in items}
         if len(names) == 1:
             return self._read[names[0]]
         return {policy: item for name in names for policy, item in self._read[name].items()}
 
 
-def _is_projected(projected: object, revisions: Collection[object], lagging: int | None) -> bool:
+def _is_projected(
+    projected: object, revisions: Collection[object], first_unprojected: int | None
+) -> bool:
     """Tell whether a page that some revisions are on is marked as it should be."""
     if projected is None:
-        return lagging is not None and any(
-            isinstance(revision, int) and revision >= lagging for revision in revisions
+        return first_unprojected is not None and any(
+            isinstance(revision, int) and revision >= first_unprojected for revision in revisions
         )
     return projected in revisions
 
 
-def _some(keys: Sequence[str]) -> Iterable[Sequence[str]]:
+def _split_keys(keys: Sequence[str]) -> Iterable[Sequence[str]]:
     for first in range(0, len(keys), _KEYS_AT_ONCE):
         yield keys[first : first + _KEYS_AT_ONCE]
 
 
-class Past:
+class PolicyHistory:
     """The changes that led to a revision. Its own is read through where it is not yet projected.
 
     Where the ledger was cut, what came before is not told, and what goes on from it is.
     """
 
     def __init__(
-        self, database: Any, session: ClientSession, found: Found, foreseen: Foreseen
+        self, database: Any, session: ClientSession, prefetched: PrefetchResult, prefetch: Prefetch
     ) -> None:
-        self.tip = tip_of(found.head)
+        self.tip = decode_head_tip(prefetched.head)
         self._database = database
         self._session = session
-        self._foreseen = foreseen
-        self._answers = found.answers
-        self._standing = Standing(database, session, self.tip, foreseen, found)
+        self._prefetch = prefetch
+        self._answers = prefetched.answers
+        self._documents = DocumentCache(database, session, self.tip, prefetch, prefetched)
         self._paged = PagedHistory(database, session, self.tip.environment)
-        self._head = checked_head(found.head)
-        self.pages = names_in(found.head["change"])
+        self._head = check_head(prefetched.head)
+        self.pages = read_page_names(prefetched.head["change"])
         """The pages that the tip's change is on, if it is on any."""
         self._newest, ledgered_already = self._read_newest()
-        self.unledgered = None if ledgered_already else self._newest
+        self.tip_not_in_ledger = None if ledgered_already else self._newest
         """The tip's change, if the ledger has not got it yet."""
 
     @functools.cached_property
-    def behind(self) -> Change | None:
+    def unprojected_tip(self) -> Change | None:
         """The tip's change, if the ledger or its flags have not got it yet, or have lost it.
 
         One that is on pages is only about the ledger: its flags are `lagging`.
@@ -333,41 +341,41 @@ class Past:
         """
         change = self._newest
         is_behind = change is not None and not self.pages and not self._is_projected(change)
-        return change if is_behind else self.unledgered
+        return change if is_behind else self.tip_not_in_ledger
 
     @functools.cached_property
-    def lagging(self) -> int | None:
+    def first_unprojected(self) -> int | None:
         """The revision of a change on pages that flags may lack in part; None if they lack none."""
         revision = self._head.get("unprojected")
         if revision is None:
             return None
         names = self.pages
         if revision != self.tip.revision:
-            identity = ledger_id(self.tip.environment, revision)
-            names = names_in(
-                self._database[LEDGER].find_one(
+            identity = layout.build_ledger_id(self.tip.environment, revision)
+            names = read_page_names(
+                self._database[layout.LEDGER].find_one(
                     {"_id": identity}, {"pages": True}, session=self._session
                 )
             )
-        done = self._paged.projected_count(revision, names)
+        done = self._paged.count_projected(revision, names)
         return None if names and done == len(names) else int(revision)
 
     @functools.cached_property
-    def unprojected(self) -> Sequence[Change]:
+    def unprojected_changes(self) -> Sequence[Change]:
         """The changes that flags may lack, in order; the last is the tip's."""
-        behind = [] if self.behind is None else [self.behind]
-        if self.lagging is None:
+        behind = [] if self.unprojected_tip is None else [self.unprojected_tip]
+        if self.first_unprojected is None:
             return behind
-        earlier = [*self.changes(self.lagging - 1)]
+        earlier = [*self.iter_changes(self.first_unprojected - 1)]
         return earlier if behind and earlier and earlier[-1] == behind[0] else [*earlier, *behind]
 
-    def head_faults(self) -> Iterator[str]:
+    def iter_head_faults(self) -> Iterator[str]:
         """Yield what is wrong with a head beside its tip, which the chain is held to."""
         head, tip = self._head, self.tip
-        fault = fault_in(HEADS, head)
+        fault = find_fault(layout.HEADS, head)
         if fault is not None:
-            yield told(HEADS, head, fault)
-        document = self._ledger_document(tip.revision)
+            yield describe_fault(layout.HEADS, head, fault)
+        document = self._find_ledger_document(tip.revision)
         body: Mapping[str, Any] = head["change"] or {}
         if document is not None and body != {name: document.get(name) for name in body}:
             yield f"the head has another change than the ledger has as revision {tip.revision}"
@@ -375,32 +383,38 @@ class Past:
         if isinstance(first, int) and not 0 < first <= tip.revision:
             yield f"the head says that flags lack revision {first}, which there is not"
 
-    def _ledger_document(self, revision: int) -> Mapping[str, Any] | None:
-        identity = ledger_id(self.tip.environment, revision)
-        found: Mapping[str, Any] | None = self._database[LEDGER].find_one(
+    def _find_ledger_document(self, revision: int) -> Mapping[str, Any] | None:
+        identity = layout.build_ledger_id(self.tip.environment, revision)
+        found: Mapping[str, Any] | None = self._database[layout.LEDGER].find_one(
             {"_id": identity}, session=self._session
         )
         return found
 
-    def page_names(self) -> set[str]:
+    def read_page_names(self) -> set[str]:
         """Return the names of the pages that the ledger's changes, and the tip's, are on."""
-        return self._paged.names().union(self.pages)
+        return self._paged.read_names().union(self.pages)
 
-    def page_faults(self) -> Iterator[str]:
+    def iter_page_faults(self) -> Iterator[str]:
         """Yield what is wrong with the pages that the ledger's changes, and the tip's, are on."""
-        return self._paged.faults({self.tip.revision: self.pages}, self._head.get("unprojected"))
+        return self._paged.iter_faults(
+            {self.tip.revision: self.pages}, self._head.get("unprojected")
+        )
 
     @property
-    def lags_by(self) -> timedelta:
+    def projection_lag(self) -> timedelta:
         """How much older than the tip the oldest of the changes is that flags may lack."""
-        return self.tip.time - self.unprojected[0].tip.time if self.unprojected else timedelta()
+        return (
+            self.tip.time - self.unprojected_changes[0].tip.time
+            if self.unprojected_changes
+            else timedelta()
+        )
 
     @property
     def cut(self) -> Cut | None:
         """Up to where the ledger was cut, None if it reaches back to revision 1."""
         raise NotImplementedError
 
-    def check_told(self, revision: int) -> None:
+    def check_within_retention(self, revision: int) -> None:
         """Refuse to tell what was at a revision if the ledger does not reach back to it.
 
         Raises:
@@ -413,26 +427,26 @@ class Past:
                 f" {cut.tip.revision}, which is the first that can be asked for"
             )
 
-    def commit_of(self, request: str) -> Tip | None:
+    def find_commit(self, request: str) -> Tip | None:
         """Return the tip that a request led to, None if it has not been committed."""
         body = self._head["change"]
         if body is not None and body["request"] == request:
             return self.tip
-        if request == self._foreseen.request:
+        if request == self._prefetch.request:
             documents = self._answers.get(REQUEST, [])
         else:
-            asked = request_of(self.tip.environment, request)
-            documents = self._database[LEDGER].find(asked, session=self._session).to_list(1)
+            asked = layout.filter_ledger_request(self.tip.environment, request)
+            documents = self._database[layout.LEDGER].find(asked, session=self._session).to_list(1)
         if documents:
-            return tip_in(documents[0])
+            return decode_tip(documents[0])
         if self.cut is None:
             return None
         # Who prunes the ledger leaves there what became of a request.
         identity = {"environment": self.tip.environment, "request": request}
-        recorded = self._database[AUDIT].find_one({"_id": identity}, session=self._session)
-        return None if recorded is None else sequenced(recorded)
+        recorded = self._database[layout.AUDIT].find_one({"_id": identity}, session=self._session)
+        return None if recorded is None else decode_committed_tip(recorded)
 
-    def changes(self, after: int = 0, faults: list[str] | None = None) -> Iterator[Change]:
+    def iter_changes(self, after: int = 0, faults: list[str] | None = None) -> Iterator[Change]:
         """Yield the ledger's changes after a revision, in order; without the unledgered one.
 
         What is wrong with a document is put in `faults`, if that is given, and the next one comes.
@@ -440,14 +454,16 @@ class Past:
         Raises:
             StoreError: a document was altered, or has not the form that it should have.
         """
-        found = self._database[LEDGER].find(
-            ledger_after(self.tip.environment, after),
+        found = self._database[layout.LEDGER].find(
+            layout.filter_ledger_after(self.tip.environment, after),
             sort=[("_id", ASCENDING)],
             session=self._session,
         )
         for document in found:
             try:
-                change = audited(document, self._paged.contents(names_in(document)))
+                change = decode_ledger_strict(
+                    document, self._paged.read_contents(read_page_names(document))
+                )
             except StoreUnavailableError:
                 raise
             except StoreError as error:
@@ -457,58 +473,60 @@ class Past:
             else:
                 yield change
 
-    def revision_at(self, moment: datetime) -> int:
+    def find_revision(self, moment: datetime) -> int:
         """Return the last revision that is not later than a moment; 0 if none is."""
-        if self.unledgered is not None and self.tip.time <= moment:
+        if self.tip_not_in_ledger is not None and self.tip.time <= moment:
             return self.tip.revision
-        found = self._database[LEDGER].find_one(
-            ledger_after(self.tip.environment, 0) | {"time": {"$lte": moment}},
+        found = self._database[layout.LEDGER].find_one(
+            layout.filter_ledger_after(self.tip.environment, 0) | {"time": {"$lte": moment}},
             {"revision": True},
             sort=[("_id", DESCENDING)],
             session=self._session,
         )
-        return 0 if found is None else revision_in(found)
+        return 0 if found is None else read_revision(found)
 
-    def strays(self) -> list[Any]:
+    def find_unexpected_ledger_documents(self) -> list[Any]:
         """Return what stands in the ledger in the place of a revision and is no revision."""
-        found = self._database[LEDGER].find(
+        found = self._database[layout.LEDGER].find(
             {
                 "_id.environment": self.tip.environment,
-                "$nor": [ledger_after(self.tip.environment, 0)],
+                "$nor": [layout.filter_ledger_after(self.tip.environment, 0)],
             },
             {"_id": True},
             session=self._session,
         )
         return [document["_id"].get("revision") for document in found]
 
-    def deleted(self, policies: Iterable[PolicyId]) -> dict[PolicyId, PolicyState]:
+    def find_deleted(self, policies: Iterable[PolicyId]) -> dict[PolicyId, PolicyState]:
         """Return the last states of those of some flags and segments that were deleted."""
         wanted = set(policies)
-        standing = self._standing.at(wanted)
+        standing = self._documents.find_documents(wanted)
         gone = {policy for policy in standing if is_tombstone(standing[policy])}
-        last = self._last(gone)
-        last |= {policy.id: policy for policy in self._policies_behind() if policy.id in wanted}
+        last = self._find_last_changes(gone)
+        last |= {
+            policy.id: policy for policy in self._iter_unprojected_policies() if policy.id in wanted
+        }
         # Of those that were deleted before the ledger was cut, their tombstones tell.
-        kept = {policy: last_state(standing[policy]) for policy in gone - last.keys()}
+        kept = {policy: decode_last_state(standing[policy]) for policy in gone - last.keys()}
         return {policy: state for policy, state in kept.items() if state is not None} | {
             identity: policy.before
             for identity, policy in last.items()
             if identity in wanted and policy.after is None and policy.before is not None
         }
 
-    def at(self, policy: PolicyId, revision: int) -> PolicyState | None:
+    def find_state(self, policy: PolicyId, revision: int) -> PolicyState | None:
         """Return the state that a flag or a segment had at a revision, None if there was none.
 
         Raises:
             RevisionNotFoundError: the ledger does not reach back to it.
         """
-        self.check_told(revision)
-        newest = self._newest_of(policy, revision)
+        self.check_within_retention(revision)
+        newest = self._find_newest(policy, revision)
         if newest is not None:
             return newest[1].after
-        return None if self.cut is None else self._at_cut(policy)
+        return None if self.cut is None else self._find_state_before_cut(policy)
 
-    def _at_cut(self, policy: PolicyId) -> PolicyState | None:
+    def _find_state_before_cut(self, policy: PolicyId) -> PolicyState | None:
         """Return what a policy was when the ledger was cut: what its first change after it found.
 
         If there is none, it is as it stands.
@@ -516,7 +534,7 @@ class Past:
         cut = self.cut
         after = 0 if cut is None else cut.tip.revision
         itself = {"$elemMatch": {"key": policy[1], "region": policy[0]}}
-        document = self._database[LEDGER].find_one(
+        document = self._database[layout.LEDGER].find_one(
             {
                 "_id.environment": self.tip.environment,
                 "policies": itself,
@@ -525,59 +543,64 @@ class Past:
             sort=[("_id.revision", ASCENDING)],
             session=self._session,
         )
-        changes = [] if document is None else [ledgered(document)]
-        paged = self._paged.first(policy, after)
+        changes = [] if document is None else [decode_ledger(document)]
+        paged = self._paged.find_first(policy, after)
         if paged is not None:
             changes = sorted((*changes, paged), key=lambda change: change.revision)
-        changes += [self.unledgered] if self.unledgered is not None else []
+        changes += [self.tip_not_in_ledger] if self.tip_not_in_ledger is not None else []
         for item in (item for change in changes for item in change.policies):
             if item.id == policy:
                 return item.before
-        standing = self._standing.at([policy]).get(policy)
-        return None if standing is None else policy_state(standing)
+        standing = self._documents.find_documents([policy]).get(policy)
+        return None if standing is None else decode_policy_state(standing)
 
-    def author(self, policy: PolicyId) -> tuple[str, datetime] | None:
+    def find_author(self, policy: PolicyId) -> tuple[str, datetime] | None:
         """Return who changed a flag or a segment last, and when; None if it is not known."""
-        newest = self._newest_of(policy, self.tip.revision)
+        newest = self._find_newest(policy, self.tip.revision)
         if newest is None:
             return None
         identity = {"environment": self.tip.environment, "request": newest[0].request}
-        request = self._database[AUDIT].find_one({"_id": identity}, session=self._session)
-        return None if request is None else (checked(AUDIT, request)["actor"], newest[0].tip.time)
+        request = self._database[layout.AUDIT].find_one({"_id": identity}, session=self._session)
+        return (
+            None
+            if request is None
+            else (check_form(layout.AUDIT, request)["actor"], newest[0].tip.time)
+        )
 
-    def states_before(self, policy: PolicyId) -> Iterator[PolicyState | None]:
+    def iter_previous_states(self, policy: PolicyId) -> Iterator[PolicyState | None]:
         """Yield the states that a flag or a segment had before its present one, newest first.
 
         That goes as far back as the ledger reaches. None stands for absence.
         """
         revision = self.tip.revision
-        while (newest := self._newest_of(policy, revision)) is not None:
+        while (newest := self._find_newest(policy, revision)) is not None:
             change, item = newest
             yield item.before
             revision = change.revision - 1
 
-    def changed_at(self, policy: PolicyId) -> int | None:
+    def find_last_revision(self, policy: PolicyId) -> int | None:
         """Return the revision that changed a flag or a segment last.
 
         None if the ledger does not reach back to it.
         """
-        newest = self._newest_of(policy, self.tip.revision)
+        newest = self._find_newest(policy, self.tip.revision)
         return None if newest is None else newest[0].revision
 
-    def _newest_of(self, policy: PolicyId, revision: int) -> tuple[Change, PolicyChange] | None:
+    def _find_newest(self, policy: PolicyId, revision: int) -> tuple[Change, PolicyChange] | None:
         """Return the last change to a flag or a segment up to a revision, or that part of it."""
         document = next(
-            self._database[LEDGER].aggregate(
-                changed_last(self.tip.environment, policy, revision), session=self._session
+            self._database[layout.LEDGER].aggregate(
+                layout.build_last_change_pipeline(self.tip.environment, policy, revision),
+                session=self._session,
             ),
             None,
         )
-        changes = [] if document is None else [ledgered(document)]
-        paged = self._paged.last(policy, revision)
+        changes = [] if document is None else [decode_ledger(document)]
+        paged = self._paged.find_last(policy, revision)
         if paged is not None:
             changes = sorted((*changes, paged), key=lambda change: change.revision)
-        if self.unledgered is not None and self.unledgered.revision <= revision:
-            changes.append(self.unledgered)
+        if self.tip_not_in_ledger is not None and self.tip_not_in_ledger.revision <= revision:
+            changes.append(self.tip_not_in_ledger)
         for change in reversed(changes):
             for item in change.policies:
                 if item.id == policy:
@@ -591,17 +614,17 @@ class Past:
             StoreError: an older one was put back past the writer, or one was removed.
         """
         by_id = {change.id: change for change in changes}
-        read_through = {change.id: change for change in self._policies_behind()}
+        read_through = {change.id: change for change in self._iter_unprojected_policies()}
         asked = by_id.keys() - read_through.keys()
-        last = self._last(asked) | read_through
-        later = self._changed_since(asked)
+        last = self._find_last_changes(asked) | read_through
+        later = self._find_changed(asked)
         cut = self.cut
         for identity, change in by_id.items():
             newest = last.get(identity)
             if newest is None and cut is not None:
-                goes_on = self._follows_cut(change, cut)
+                goes_on = self._continues_cut(change, cut)
             else:
-                goes_on = follows(newest, change)
+                goes_on = continues(newest, change)
             if identity in later or not goes_on:
                 region, key = identity
                 raise StoreError(
@@ -609,39 +632,42 @@ class Past:
                     " writer; nothing was written"
                 )
 
-    def _follows_cut(self, change: PolicyChange, cut: Cut) -> bool:
+    def _continues_cut(self, change: PolicyChange, cut: Cut) -> bool:
         """Tell whether a change goes on from what stands since before the ledger was cut."""
-        standing = self._standing.at([change.id]).get(change.id)
+        standing = self._documents.find_documents([change.id]).get(change.id)
         if standing is None:
             return change.before is None
-        if revision_in(standing) > cut.tip.revision:
+        if read_revision(standing) > cut.tip.revision:
             return False
         if is_tombstone(standing):
-            after, version = change.after, version_in(standing)
+            after, version = change.after, read_version(standing)
             return change.before is None and bool(after and after.version > version)
-        return change.before == policy_state(standing)
+        return change.before == decode_policy_state(standing)
 
-    def _last(self, policies: AbstractSet[PolicyId]) -> dict[PolicyId, PolicyChange]:
+    def _find_last_changes(self, policies: AbstractSet[PolicyId]) -> dict[PolicyId, PolicyChange]:
         """Return the ledger's last changes to policies; or, of many, those that they stand at.
 
-        What came after these is told by `_changed_since`.
+        What came after these is told by `_find_changed`.
         """
-        if self._are_foreseen(policies):
-            changes = [*map(ledgered, self._answers.get(ENTRIES, ()))]
+        if self._is_prefetched(policies):
+            changes = [*map(decode_ledger, self._answers.get(ENTRIES, ()))]
             if self._answers.get(PAGED):
-                found_on_pages = (self._paged.last(each, self.tip.revision) for each in policies)
+                found_on_pages = (
+                    self._paged.find_last(each, self.tip.revision) for each in policies
+                )
                 changes += (change for change in found_on_pages if change is not None)
                 changes.sort(key=lambda change: change.revision)
             items = (item for change in changes for item in change.policies)
             return {item.id: item for item in items if item.id in policies}
-        stand = self._standing.revisions(policies)
-        last = self._paged.at(stand)
+        stand = self._documents.find_revisions(policies)
+        last = self._paged.read_changes(stand)
         # Most were changed together, with those at the same revision.
-        for some in together(stand):
+        for some in iter_batches(stand):
             keys = {key for _, key in some}
-            pipeline = changes_at(self.tip.environment, some.values(), keys)
+            pipeline = layout.build_changes_pipeline(self.tip.environment, some.values(), keys)
             for change in map(
-                ledgered, self._database[LEDGER].aggregate(pipeline, session=self._session)
+                decode_ledger,
+                self._database[layout.LEDGER].aggregate(pipeline, session=self._session),
             ):
                 last |= {
                     item.id: item
@@ -650,36 +676,36 @@ class Past:
                 }
         return last
 
-    def _changed_since(self, policies: AbstractSet[PolicyId]) -> set[PolicyId]:
+    def _find_changed(self, policies: AbstractSet[PolicyId]) -> set[PolicyId]:
         """Return the policies that the ledger has changes to after those that they stand at."""
-        if self._are_foreseen(policies):
+        if self._is_prefetched(policies):
             return set()
-        stand = dict.fromkeys(policies, 0) | self._standing.revisions(policies)
-        later = self._paged.beyond(stand)
-        for some in together(stand):
-            found = self._database[LEDGER].aggregate(
-                changes_beyond(self.tip.environment, grouped(some)),
+        stand = dict.fromkeys(policies, 0) | self._documents.find_revisions(policies)
+        later = self._paged.find_changed(stand)
+        for some in iter_batches(stand):
+            found = self._database[layout.LEDGER].aggregate(
+                layout.build_later_changes_pipeline(self.tip.environment, group_by_revision(some)),
                 session=self._session,
-                hint=POLICY_HISTORY,
+                hint=layout.POLICY_HISTORY,
             )
-            later |= named_beyond(found, stand) & policies
+            later |= find_changed_after(found, stand) & policies
         return later
 
-    def _are_foreseen(self, policies: AbstractSet[PolicyId]) -> bool:
-        return self._foreseen.is_read and policies <= self._foreseen.policies
+    def _is_prefetched(self, policies: AbstractSet[PolicyId]) -> bool:
+        return self._prefetch.is_small and policies <= self._prefetch.policies
 
-    def _policies_behind(self) -> Iterator[PolicyChange]:
-        return (policy for change in self.unprojected for policy in change.policies)
+    def _iter_unprojected_policies(self) -> Iterator[PolicyChange]:
+        return (policy for change in self.unprojected_changes for policy in change.policies)
 
     def _is_projected(self, change: Change) -> bool:
         """Tell whether the flags stand where the tip's change, which is in the ledger, led them.
 
         Only a failover can have taken them back, and only where a majority was not waited for.
         """
-        if self.unledgered is not None or not projects_lightly(change):
+        if self.tip_not_in_ledger is not None or not can_skip_majority(change):
             return True
         policies = {policy.id for policy in change.policies}
-        stand = self._standing.revisions(policies)
+        stand = self._documents.find_revisions(policies)
         return all(stand.get(policy, 0) >= self.tip.revision for policy in policies)
 
     def _read_newest(self) -> tuple[Change | None, bool]:
@@ -694,12 +720,12 @@ class Past:
         }
         change = None
         if not self.pages or not hashes:
-            change = change_of(self._head, self._paged.contents(self.pages))
+            change = decode_head_change(self._head, self._paged.read_contents(self.pages))
             if change is None:
                 if self.tip.revision > 0:
                     raise StoreError(f"the head of {self.tip.environment!r} has lost its change")
                 return None, True
-        is_altered = change is not None and not change.is_sealed
+        is_altered = change is not None and not change.is_intact
         if is_altered or hashes not in ({}, {self.tip.revision: self.tip.hash}):
             beyond = [str(revision) for revision in hashes if revision != self.tip.revision]
             also = f" (the ledger has revision {beyond[0]} too)" if beyond else ""

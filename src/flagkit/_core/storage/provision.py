@@ -22,38 +22,20 @@ from typing import Any, Final
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
-from flagkit._core.model.changes import Tip, genesis
-from flagkit._core.storage.documents import head_document
+from flagkit._core.model.changes import Tip, build_genesis_tip
+from flagkit._core.storage import layout
+from flagkit._core.storage.documents import encode_head
 from flagkit._core.storage.driver import NO_REPLICA_SET
-from flagkit._core.storage.layout import (
-    ACCESS,
-    AUDIT,
-    BUCKET_KEYS,
-    CHECKPOINTS,
-    CLIENTS,
-    DENIALS,
-    ERASURES,
-    FLAGS,
-    HEADS,
-    INDEXES,
-    KEYS,
-    LEDGER,
-    MEMBERS,
-    PAGES,
-    PENDING,
-    PROPOSALS,
-    SEGMENTS,
-    SLICES,
-    Document,
-)
-from flagkit._core.storage.validation import validation
+from flagkit._core.storage.validation import build_validation_options
 from flagkit.errors import StoreError, StoreUnavailableError
 
 _EXISTS: Final = 48
 _NOT_ALLOWED: Final = 13
 
 
-def create_environment(database: Database[Document], environment: str, epoch: str) -> Tip | None:
+def create_environment(
+    database: Database[layout.Document], environment: str, epoch: str
+) -> Tip | None:
     """Make an environment with its collections; return its tip, None if it was there before.
 
     Raises:
@@ -64,33 +46,33 @@ def create_environment(database: Database[Document], environment: str, epoch: st
     if "setName" not in hello:
         raise StoreError(NO_REPLICA_SET)
     try:
-        for _ in prepared(database):
+        for _ in provision_database(database):
             pass
     except OperationFailure as error:
         if error.code != _NOT_ALLOWED:
             raise
-        if database[HEADS].find_one({"_id": environment}) is None:
+        if database[layout.HEADS].find_one({"_id": environment}) is None:
             raise StoreError(
                 f"this user may not make the environment {environment!r}: have an administrator"
                 f" run flagkit admin init --environment {environment}"
             ) from error
         return None
     # The ledger first: another may create the environment, and change it, in between.
-    left_over = database[LEDGER].find_one({"_id.environment": environment})
-    if left_over and database[HEADS].find_one({"_id": environment}) is None:
+    left_over = database[layout.LEDGER].find_one({"_id.environment": environment})
+    if left_over and database[layout.HEADS].find_one({"_id": environment}) is None:
         raise StoreError(
             f"{environment!r} has a ledger and no head: restore the head, or remove the"
             " environment's ledger, flags and audit"
         )
-    tip = genesis(environment, epoch, hello["localTime"])
+    tip = build_genesis_tip(environment, epoch, hello["localTime"])
     try:
-        database[HEADS].insert_one(head_document(tip, None))
+        database[layout.HEADS].insert_one(encode_head(tip, None))
     except DuplicateKeyError:
         return None
     return tip
 
 
-def prepared(database: Database[Document], *, mend: bool = False) -> Iterator[str]:
+def provision_database(database: Database[layout.Document], *, mend: bool = False) -> Iterator[str]:
     """Make collections and indexes that are not there; yield what was done, in words.
 
     Args:
@@ -98,10 +80,10 @@ def prepared(database: Database[Document], *, mend: bool = False) -> Iterator[st
         mend: Also bring validators up to date.
     """
     there = {found["name"]: found.get("options", {}) for found in database.list_collections()}
-    for name, indexes in INDEXES.items():
-        wanted = validation(name)
+    for name, indexes in layout.INDEXES.items():
+        wanted = build_validation_options(name)
         if name not in there:
-            if _created(database, name, wanted):
+            if _create_collection(database, name, wanted):
                 yield f"{name}: created, with its validator"
         elif mend and any(there[name].get(option) != value for option, value in wanted.items()):
             database.command("collMod", name, **wanted)
@@ -115,7 +97,9 @@ def prepared(database: Database[Document], *, mend: bool = False) -> Iterator[st
                 yield f"{name}: {count} {'index' if count == 1 else 'indexes'} created"
 
 
-def _created(database: Database[Document], name: str, options: dict[str, Any]) -> bool:
+def _create_collection(
+    database: Database[layout.Document], name: str, options: dict[str, Any]
+) -> bool:
     try:
         database.command("create", name, **options)
     except OperationFailure as error:
@@ -138,63 +122,63 @@ _PUBLISH: Final = ("find", "insert", "remove")
 
 ROLES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     READER: {
-        HEADS: _WATCH,
-        LEDGER: _READ,
-        FLAGS: _READ,
-        SEGMENTS: _READ,
-        MEMBERS: _READ,
-        PAGES: _READ,
-        CHECKPOINTS: _READ,
-        SLICES: _READ,
+        layout.HEADS: _WATCH,
+        layout.LEDGER: _READ,
+        layout.FLAGS: _READ,
+        layout.SEGMENTS: _READ,
+        layout.MEMBERS: _READ,
+        layout.PAGES: _READ,
+        layout.CHECKPOINTS: _READ,
+        layout.SLICES: _READ,
         # Where clients tell where they stand.
-        CLIENTS: _PUT,
-        KEYS: _READ,
+        layout.CLIENTS: _PUT,
+        layout.KEYS: _READ,
     },
     WRITER: {
-        HEADS: (*_WATCH, "update"),
-        LEDGER: _ADD,
-        FLAGS: _PUT,
-        SEGMENTS: _PUT,
-        MEMBERS: _PUT,
-        PAGES: _PUT,
-        ACCESS: _PUT,
-        AUDIT: _ADD,
-        DENIALS: ("insert",),
-        BUCKET_KEYS: _ADD,
-        PENDING: (*_PUT, "remove"),
-        PROPOSALS: _ADD,
-        CHECKPOINTS: _PUBLISH,
-        SLICES: _PUBLISH,
-        CLIENTS: _READ,
-        KEYS: _READ,
+        layout.HEADS: (*_WATCH, "update"),
+        layout.LEDGER: _ADD,
+        layout.FLAGS: _PUT,
+        layout.SEGMENTS: _PUT,
+        layout.MEMBERS: _PUT,
+        layout.PAGES: _PUT,
+        layout.ACCESS: _PUT,
+        layout.AUDIT: _ADD,
+        layout.DENIALS: ("insert",),
+        layout.BUCKET_KEYS: _ADD,
+        layout.PENDING: (*_PUT, "remove"),
+        layout.PROPOSALS: _ADD,
+        layout.CHECKPOINTS: _PUBLISH,
+        layout.SLICES: _PUBLISH,
+        layout.CLIENTS: _READ,
+        layout.KEYS: _READ,
     },
     ADMIN: {
         ALL: ("listCollections", "createCollection", "createIndex", "collMod"),
-        HEADS: (*_WATCH, "insert", "update"),
-        LEDGER: (*_ADD, "remove"),
-        FLAGS: _PUT,
-        SEGMENTS: _PUT,
-        MEMBERS: (*_PUT, "remove"),
-        PAGES: (*_PUT, "remove"),
-        ACCESS: _PUT,
-        AUDIT: (*_PUT, "remove"),
-        DENIALS: (*_PUT, "remove"),
+        layout.HEADS: (*_WATCH, "insert", "update"),
+        layout.LEDGER: (*_ADD, "remove"),
+        layout.FLAGS: _PUT,
+        layout.SEGMENTS: _PUT,
+        layout.MEMBERS: (*_PUT, "remove"),
+        layout.PAGES: (*_PUT, "remove"),
+        layout.ACCESS: _PUT,
+        layout.AUDIT: (*_PUT, "remove"),
+        layout.DENIALS: (*_PUT, "remove"),
         # Never another key, by which every actor would have a full bucket again.
-        BUCKET_KEYS: _ADD,
+        layout.BUCKET_KEYS: _ADD,
         # Never another salt, by which the same person would become another.
-        ERASURES: _ADD,
-        PENDING: (*_PUT, "remove"),
-        PROPOSALS: (*_PUT, "remove"),
-        CHECKPOINTS: _PUBLISH,
-        SLICES: _PUBLISH,
-        CLIENTS: _PUT,
-        KEYS: _PUT,
+        layout.ERASURES: _ADD,
+        layout.PENDING: (*_PUT, "remove"),
+        layout.PROPOSALS: (*_PUT, "remove"),
+        layout.CHECKPOINTS: _PUBLISH,
+        layout.SLICES: _PUBLISH,
+        layout.CLIENTS: _PUT,
+        layout.KEYS: _PUT,
     },
 }
 """By role and collection, MongoDB's actions; nothing else is allowed."""
 
 
-def prepared_roles(database: Database[Document]) -> Iterator[str]:
+def provision_roles(database: Database[layout.Document]) -> Iterator[str]:
     """Make the roles of a database, or bring them up to date; yield what was done, in words."""
     named = [{"role": role, "db": database.name} for role in ROLES]
     told = database.command("rolesInfo", named, showPrivileges=True)
@@ -209,7 +193,10 @@ def prepared_roles(database: Database[Document]) -> Iterator[str]:
             yield f"{role}: created"
             continue
         # By differences, which an owner of this database may do; to update it takes one of all.
-        lacking, excess = _less(wanted, there[role]), _less(there[role], wanted)
+        lacking, excess = (
+            _subtract_privileges(wanted, there[role]),
+            _subtract_privileges(there[role], wanted),
+        )
         if lacking:
             database.command("grantPrivilegesToRole", role, privileges=lacking)
         if excess:
@@ -218,9 +205,11 @@ def prepared_roles(database: Database[Document]) -> Iterator[str]:
             yield f"{role}: brought up to date"
 
 
-def _less(some: list[Document], others: list[Document]) -> list[Document]:
+def _subtract_privileges(
+    some: list[layout.Document], others: list[layout.Document]
+) -> list[layout.Document]:
     """Return some privileges without the actions that others have on the same resources."""
-    found: list[Document] = []
+    found: list[layout.Document] = []
     for privilege in some:
         resource = privilege["resource"]
         known = [other["actions"] for other in others if other["resource"] == resource]
@@ -233,26 +222,28 @@ def _less(some: list[Document], others: list[Document]) -> list[Document]:
 KEY_BYTES: Final = 32
 
 
-def found_bucket_key(database: Database[Document], environment: str, epoch: str) -> bytes | None:
+def find_bucket_key(
+    database: Database[layout.Document], environment: str, epoch: str
+) -> bytes | None:
     """Return the key of an environment's history, None if it has none yet.
 
     Raises:
         StoreError: something changed it past the writer.
     """
-    document = database[BUCKET_KEYS].find_one({"_id": _identity(environment, epoch)})
+    document = database[layout.BUCKET_KEYS].find_one({"_id": _build_id(environment, epoch)})
     if document is None:
         return None
     key = document.get("key")
     if not isinstance(key, bytes) or len(key) != KEY_BYTES:
         raise StoreError(
-            f"{BUCKET_KEYS} {document['_id']}: key is not {KEY_BYTES} bytes: it was changed past"
-            " the writer. An administrator of the database removes the document: the next change"
-            " makes a new one"
+            f"{layout.BUCKET_KEYS} {document['_id']}: key is not {KEY_BYTES} bytes: it was changed"
+            " past the writer. An administrator of the database removes the document: the next"
+            " change makes a new one"
         )
     return key
 
 
-def made_bucket_key(database: Database[Document], environment: str, epoch: str) -> bytes:
+def ensure_bucket_key(database: Database[layout.Document], environment: str, epoch: str) -> bytes:
     """Return the key of an environment's history, which is made if it has none yet.
 
     Of several that make it at once, all end with the same one.
@@ -261,27 +252,27 @@ def made_bucket_key(database: Database[Document], environment: str, epoch: str) 
         StoreError: something changed it past the writer.
         StoreUnavailableError: another is making it, and the majority has not got it yet.
     """
-    found = found_bucket_key(database, environment, epoch)
+    found = find_bucket_key(database, environment, epoch)
     if found is None:
-        made = {"_id": _identity(environment, epoch), "key": os.urandom(KEY_BYTES)}
+        made = {"_id": _build_id(environment, epoch), "key": os.urandom(KEY_BYTES)}
         with contextlib.suppress(DuplicateKeyError):
-            database[BUCKET_KEYS].insert_one(made)
-        found = found_bucket_key(database, environment, epoch)
+            database[layout.BUCKET_KEYS].insert_one(made)
+        found = find_bucket_key(database, environment, epoch)
     if found is None:
         raise StoreUnavailableError("the key of the rate limits is being made elsewhere")
     return found
 
 
-def make_bucket_keys(database: Database[Document]) -> int:
+def create_bucket_keys(database: Database[layout.Document]) -> int:
     """Make the keys of all environments that have none; return how many were made."""
     count = 0
-    for head in database[HEADS].find({}, {"epoch": True}):
+    for head in database[layout.HEADS].find({}, {"epoch": True}):
         place = head["_id"], str(head.get("epoch"))
-        if found_bucket_key(database, *place) is None:
-            made_bucket_key(database, *place)
+        if find_bucket_key(database, *place) is None:
+            ensure_bucket_key(database, *place)
             count += 1
     return count
 
 
-def _identity(environment: str, epoch: str) -> Document:
+def _build_id(environment: str, epoch: str) -> layout.Document:
     return {"environment": environment, "epoch": epoch}

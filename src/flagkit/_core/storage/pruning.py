@@ -16,60 +16,49 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
 from flagkit._core.model.changes import PolicyId, PolicyState
-from flagkit._core.storage.checkpoints import left_over, remove_left_over
-from flagkit._core.storage.driver import translated
-from flagkit._core.storage.layout import (
-    AUDIT,
-    CHECKPOINTS,
-    DENIALS,
-    HEADS,
-    LEDGER,
-    MEMBERS,
-    PAGES,
-    PENDING,
-    PROJECTED,
-    SLICES,
-    Document,
-    all_of,
-    checkpoint_id,
-    collection_of,
-    ledger_after,
-    ledger_through,
-    policy_id,
-    slices_of,
-)
-from flagkit._core.storage.pages import names_in
-from flagkit._core.storage.validation import judging
+from flagkit._core.storage import layout
+from flagkit._core.storage.checkpoints import find_orphans, remove_orphan
+from flagkit._core.storage.driver import translate_errors
+from flagkit._core.storage.pages import read_page_names
+from flagkit._core.storage.validation import translate_form_errors
 from flagkit.errors import StoreError
 
 BATCH_DOCUMENTS: Final = 100
 """So many are removed, or updated, at once: between batches writers have their turn."""
 _NOT_ALLOWED: Final = 13
-_REMOVED_FROM: Final = (LEDGER, AUDIT, DENIALS, MEMBERS, PAGES, CHECKPOINTS, SLICES)
-_UPDATED: Final = (*PROJECTED, AUDIT, MEMBERS, PAGES)
+_REMOVED_FROM: Final = (
+    layout.LEDGER,
+    layout.AUDIT,
+    layout.DENIALS,
+    layout.MEMBERS,
+    layout.PAGES,
+    layout.CHECKPOINTS,
+    layout.SLICES,
+)
+_UPDATED: Final = (*layout.PROJECTED, layout.AUDIT, layout.MEMBERS, layout.PAGES)
 _TIP: Final = ("epoch", "revision", "hash", "time", "digests")
 
-PARTS: Final[Mapping[str, str]] = {MEMBERS: "part", PAGES: "page"}
+PARTS: Final[Mapping[str, str]] = {layout.MEMBERS: "part", layout.PAGES: "page"}
 """Collections of parts, which others refer to by hash; and what of their `_id`s that is."""
 REQUESTS_NAMED: Final[Mapping[str, str]] = {
-    LEDGER: "request",
-    HEADS: "change.request",
-    PENDING: "_id.request",
+    layout.LEDGER: "request",
+    layout.HEADS: "change.request",
+    layout.PENDING: "_id.request",
 }
 """Where requests are named that became of something, or still may. Others were abandoned."""
 
 
-class Found(NamedTuple):
+class PrunableDocument(NamedTuple):
     """A document that can go: its `_id`, and how many bytes of BSON it is."""
 
     id: Any
     bytes: int
 
 
-Batches: TypeAlias = Iterator[list[Found]]
+Batches: TypeAlias = Iterator[list[PrunableDocument]]
 
 
-class Carried(NamedTuple):
+class CarriedState(NamedTuple):
     """A policy whose last change goes with the ledger: what of that must stay with the policy."""
 
     id: PolicyId
@@ -79,10 +68,10 @@ class Carried(NamedTuple):
     """What it was, if it was deleted."""
 
 
-class Pruning:
+class DocumentPruner:
     """What can go of one environment. The iterators yield after each batch, for others' turn."""
 
-    def __init__(self, database: Database[Document], environment: str) -> None:
+    def __init__(self, database: Database[layout.Document], environment: str) -> None:
         self._database = database
         self._environment = environment
 
@@ -92,125 +81,144 @@ class Pruning:
         Raises:
             StoreError: it may not; nothing was written.
         """
-        nothing: Document = {"_id": None}
-        with _pruning():
+        nothing: layout.Document = {"_id": None}
+        with _translate_errors():
             for name in _UPDATED:
                 self._database[name].update_many(nothing, {"$set": {"time": None}})
             for name in _REMOVED_FROM:
                 self._database[name].delete_many(nothing)
 
-    def carry(self, carried: Iterable[Carried]) -> Iterator[int]:
+    def carry_states(self, carried: Iterable[CarriedState]) -> Iterator[int]:
         """Leave with policies what only the ledger has of their last changes."""
         items = iter(carried)
         while batch := [*islice(items, BATCH_DOCUMENTS)]:
-            for collection in PROJECTED:
+            for collection in layout.PROJECTED:
                 updates = [
                     UpdateOne(
                         {
-                            "_id": policy_id(self._environment, item.id[1], item.id[0]),
+                            "_id": layout.build_policy_id(
+                                self._environment, item.id[1], item.id[0]
+                            ),
                             "revision": item.revision,
                         },
-                        {"$set": _kept_of(item)},
+                        {"$set": _encode_carried(item)},
                     )
                     for item in batch
-                    if collection_of(item.id[0]) == collection
+                    if layout.get_collection_name(item.id[0]) == collection
                 ]
-                with _pruning():
+                with _translate_errors():
                     if updates:
                         self._database[collection].bulk_write(updates, ordered=False)
             yield len(batch)
 
-    def ledger(self, revision: int) -> Batches:
+    def iter_ledger(self, revision: int) -> Batches:
         """Yield the ledger's documents up to a revision, the oldest first."""
-        return self._found(LEDGER, ledger_through(self._environment, revision))
+        return self._iter_prunable(
+            layout.LEDGER, layout.filter_ledger_through(self._environment, revision)
+        )
 
-    def remove_ledger(self, documents: Sequence[Found]) -> None:
+    def remove_ledger(self, documents: Sequence[PrunableDocument]) -> None:
         """Remove some of them, after their audit documents have been told what became of them."""
         chosen = {"_id": {"$in": [found.id for found in documents]}}
-        with _pruning():
-            changes = self._database[LEDGER].find(chosen, dict.fromkeys(("request", *_TIP), True))
-            self._database[AUDIT].bulk_write(
+        with _translate_errors():
+            changes = self._database[layout.LEDGER].find(
+                chosen, dict.fromkeys(("request", *_TIP), True)
+            )
+            self._database[layout.AUDIT].bulk_write(
                 [
                     UpdateOne(
-                        {"_id": self._request_id(change["request"])},
+                        {"_id": self._build_request_id(change["request"])},
                         {"$set": {"tip": {name: change[name] for name in _TIP}}},
                     )
                     for change in changes
                 ],
                 ordered=False,
             )
-            self._database[LEDGER].delete_many(chosen)
+            self._database[layout.LEDGER].delete_many(chosen)
 
-    def pages(self, revision: int) -> Batches:
+    def iter_pages(self, revision: int) -> Batches:
         """Yield the pages that only changes up to a revision are on, which is in the past.
 
         They go after the ledger's documents, or else these could not be read any more.
         """
-        projected = all_of(self._environment) | {"projected": {"$lte": revision}}
-        for batch in self._found(PAGES, projected):
-            kept = self._named_after(revision, [found.id["page"] for found in batch])
+        projected = layout.filter_environment(self._environment) | {"projected": {"$lte": revision}}
+        for batch in self._iter_prunable(layout.PAGES, projected):
+            kept = self._find_pages_after(revision, [found.id["page"] for found in batch])
             yield [found for found in batch if found.id["page"] not in kept]
 
-    def _named_after(self, revision: int, pages: Sequence[str]) -> set[str]:
+    def _find_pages_after(self, revision: int, pages: Sequence[str]) -> set[str]:
         """Return the pages, of some and maybe more, that a change after a revision is on."""
-        named = {**ledger_after(self._environment, revision), "pages": {"$in": pages}}
-        with _pruning():
-            bodies: list[Any] = self._database[LEDGER].find(named, {"pages": True}).to_list()
-            head = self._database[HEADS].find_one(self._mine(HEADS), {"change": True})
+        named = {**layout.filter_ledger_after(self._environment, revision), "pages": {"$in": pages}}
+        with _translate_errors():
+            bodies: list[Any] = self._database[layout.LEDGER].find(named, {"pages": True}).to_list()
+            head = self._database[layout.HEADS].find_one(
+                self._filter_environment(layout.HEADS), {"change": True}
+            )
         bodies += [head["change"]] if head is not None else []
-        return {name for body in bodies for name in names_in(body)}
+        return {name for body in bodies for name in read_page_names(body)}
 
-    def audit_of(self, revision: int, before: datetime) -> Batches:
+    def iter_audit(self, revision: int, before: datetime) -> Batches:
         """Yield audit documents of changes before a moment that a cut at a revision would cut."""
-        wanted = ledger_through(self._environment, revision) | {"time": {"$lt": before}}
-        with _pruning():
-            found = self._database[LEDGER].find(wanted, {"request": True})
+        wanted = layout.filter_ledger_through(self._environment, revision) | {
+            "time": {"$lt": before}
+        }
+        with _translate_errors():
+            found = self._database[layout.LEDGER].find(wanted, {"request": True})
             while changes := found.to_list(BATCH_DOCUMENTS):
-                identities = [self._request_id(change["request"]) for change in changes]
-                yield from self._found(AUDIT, {"_id": {"$in": identities}})
+                identities = [self._build_request_id(change["request"]) for change in changes]
+                yield from self._iter_prunable(layout.AUDIT, {"_id": {"$in": identities}})
 
-    def expired(self, before: datetime) -> Batches:
+    def iter_expired_audit(self, before: datetime) -> Batches:
         """Yield audit documents of changes before a moment that the ledger has no more."""
-        return self._found(AUDIT, all_of(self._environment) | {"tip.time": {"$lt": before}})
+        return self._iter_prunable(
+            layout.AUDIT,
+            layout.filter_environment(self._environment) | {"tip.time": {"$lt": before}},
+        )
 
-    def abandoned(self, before: datetime) -> Batches:
+    def iter_abandoned_requests(self, before: datetime) -> Batches:
         """Yield requests that were sent before a moment and never became a change."""
         sent = {"sent": {"$lt": before}, "tip": {"$exists": False}}
-        for batch in self._found(AUDIT, all_of(self._environment) | sent):
+        for batch in self._iter_prunable(
+            layout.AUDIT, layout.filter_environment(self._environment) | sent
+        ):
             requests = [found.id["request"] for found in batch]
             named: set[object] = set()
-            with _pruning():
+            with _translate_errors():
                 for collection, path in REQUESTS_NAMED.items():
-                    mine = self._mine(collection) | {path: {"$in": requests}}
+                    mine = self._filter_environment(collection) | {path: {"$in": requests}}
                     for document in self._database[collection].find(mine, {path: True}):
-                        named |= {*_values(document, path.split("."))}
+                        named |= {*_iter_values(document, path.split("."))}
             yield [found for found in batch if found.id["request"] not in named]
 
-    def denials(self, before: datetime) -> Batches:
+    def iter_denials(self, before: datetime) -> Batches:
         """Yield what was logged of denials before a moment."""
-        return self._found(DENIALS, all_of(self._environment) | {"time": {"$lt": before}})
+        return self._iter_prunable(
+            layout.DENIALS, layout.filter_environment(self._environment) | {"time": {"$lt": before}}
+        )
 
-    def remove(self, collection: str, documents: Sequence[Found], **guard: Any) -> None:
+    def remove(self, collection: str, documents: Sequence[PrunableDocument], **guard: Any) -> None:
         """Remove documents, as long as they are still as the guard says."""
-        with _pruning():
+        with _translate_errors():
             chosen = {"_id": {"$in": [found.id for found in documents]}}
             self._database[collection].delete_many(chosen | guard)
 
-    def unreferred(self, collection: str, referred: AbstractSet[str], before: datetime) -> Batches:
+    def iter_unreferenced(
+        self, collection: str, referred: AbstractSet[str], before: datetime
+    ) -> Batches:
         """Yield parts that are not referred to, and that were marked so before a moment."""
-        marked = all_of(self._environment) | {"unreferred": {"$lt": before}}
-        for batch in self._found(collection, marked):
+        marked = layout.filter_environment(self._environment) | {"unreferred": {"$lt": before}}
+        for batch in self._iter_prunable(collection, marked):
             yield [found for found in batch if found.id[PARTS[collection]] not in referred]
 
-    def mark_unreferred(self, collection: str, referred: AbstractSet[str], now: datetime) -> None:
+    def mark_unreferenced(self, collection: str, referred: AbstractSet[str], now: datetime) -> None:
         """Mark the parts that are not referred to, and no others.
 
         A part may have been written for a change that is not committed yet: so it is not removed
         when it is first met with. A writer that stores it again takes the mark away.
         """
         parts, name = self._database[collection], PARTS[collection]
-        with _pruning():
-            found = parts.find(all_of(self._environment), {"unreferred": True})
+        with _translate_errors():
+            found = parts.find(layout.filter_environment(self._environment), {"unreferred": True})
             while batch := found.to_list(BATCH_DOCUMENTS):
                 new, wrong = list[Any](), list[Any]()
                 for document in batch:
@@ -222,45 +230,51 @@ class Pruning:
                 if wrong:
                     parts.update_many({"_id": {"$in": wrong}}, {"$unset": {"unreferred": True}})
 
-    def checkpoint_rests(self, epoch: str, now: datetime) -> Batches:
+    def iter_checkpoint_orphans(self, epoch: str, now: datetime) -> Batches:
         """Yield what is left of checkpoints that are not kept, each by itself."""
-        with _pruning():
-            rests = left_over(self._database, self._environment, epoch, now)
+        with _translate_errors():
+            rests = find_orphans(self._database, self._environment, epoch, now)
         for rest in rests:
-            itself = {"_id": checkpoint_id(self._environment, rest)}
-            slices = self._found(SLICES, slices_of(self._environment, rest))
-            batches = [*self._found(CHECKPOINTS, itself), *slices]
+            itself = {"_id": layout.build_checkpoint_id(self._environment, rest)}
+            slices = self._iter_prunable(
+                layout.SLICES, layout.filter_slices(self._environment, rest)
+            )
+            batches = [*self._iter_prunable(layout.CHECKPOINTS, itself), *slices]
             yield [found for batch in batches for found in batch]
 
-    def remove_checkpoints(self, documents: Sequence[Found]) -> None:
+    def remove_checkpoints(self, documents: Sequence[PrunableDocument]) -> None:
         """Remove all that is left of the checkpoints that some documents are of."""
-        with _pruning():
+        with _translate_errors():
             for rest in {found.id["checkpoint"] for found in documents}:
-                remove_left_over(self._database, self._environment, rest)
+                remove_orphan(self._database, self._environment, rest)
 
-    def _found(self, collection: str, wanted: Document) -> Batches:
-        with _pruning():
+    def _iter_prunable(self, collection: str, query: layout.Document) -> Batches:
+        with _translate_errors():
             found = self._database[collection].aggregate(
                 [
-                    {"$match": wanted},
+                    {"$match": query},
                     {"$sort": {"_id": ASCENDING}},
                     {"$project": {"bytes": {"$bsonSize": "$$ROOT"}}},
                 ],
                 batchSize=BATCH_DOCUMENTS,
             )
             while batch := found.to_list(BATCH_DOCUMENTS):
-                yield [Found(document["_id"], document["bytes"]) for document in batch]
+                yield [PrunableDocument(document["_id"], document["bytes"]) for document in batch]
 
-    def _mine(self, collection: str) -> Document:
-        return {"_id": self._environment} if collection == HEADS else all_of(self._environment)
+    def _filter_environment(self, collection: str) -> layout.Document:
+        return (
+            {"_id": self._environment}
+            if collection == layout.HEADS
+            else layout.filter_environment(self._environment)
+        )
 
-    def _request_id(self, request: str) -> Document:
+    def _build_request_id(self, request: str) -> layout.Document:
         return {"environment": self._environment, "request": request}
 
 
 @contextmanager
-def _pruning() -> Generator[None]:
-    with translated("pruning"), judging():
+def _translate_errors() -> Generator[None]:
+    with translate_errors("pruning"), translate_form_errors():
         try:
             yield
         except OperationFailure as error:
@@ -272,19 +286,19 @@ def _pruning() -> Generator[None]:
             ) from error
 
 
-def _kept_of(carried: Carried) -> Document:
+def _encode_carried(carried: CarriedState) -> layout.Document:
     if carried.last is None:
         return {"time": carried.time}
     last = {"policy": carried.last.policy, "hash": f"{carried.last.hash:016x}"}
     return {"time": carried.time, "last": last}
 
 
-def _values(part: object, path: Sequence[str]) -> Iterator[object]:
+def _iter_values(part: object, path: Sequence[str]) -> Iterator[object]:
     """Yield what stands at a path of a document, in all items of lists on the way."""
     if isinstance(part, list):
         for item in cast("list[object]", part):
-            yield from _values(item, path)
+            yield from _iter_values(item, path)
     elif not path:
         yield part
     elif isinstance(part, Mapping):
-        yield from _values(cast("Mapping[str, object]", part).get(path[0]), path[1:])
+        yield from _iter_values(cast("Mapping[str, object]", part).get(path[0]), path[1:])

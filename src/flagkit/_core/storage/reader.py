@@ -19,59 +19,43 @@ from flagkit._core.model.changes import (
     Cut,
     PolicyId,
     PolicyState,
-    cut_in,
-    digest,
+    compute_digests,
+    decode_cut,
 )
 from flagkit._core.model.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit._core.model.keys import KEY_LENGTH_MAX
-from flagkit._core.model.segments import unpacked_part
+from flagkit._core.model.segments import decode_part
 from flagkit._core.snapshot import Arena, check_digests
-from flagkit._core.storage.checkpoints import Checkpoint, newest_first, read_back
+from flagkit._core.storage import layout
+from flagkit._core.storage.checkpoints import Checkpoint, decode_manifests, load_checkpoint_base
 from flagkit._core.storage.documents import (
-    buckets_in,
     check_access_policy,
     check_body,
-    id_in,
+    decode_last_state,
+    decode_members_part,
+    decode_policy_state,
+    find_prerequisites,
+    find_segment_names,
     is_tombstone,
-    last_state,
-    members_part,
-    operations_in,
-    policy_state,
-    prerequisites_of,
-    revision_in,
-    segments_named,
-    time_in,
-    version_in,
+    read_buckets,
+    read_operations,
+    read_policy_id,
+    read_revision,
+    read_time,
+    read_version,
 )
-from flagkit._core.storage.driver import translated
-from flagkit._core.storage.layout import (
-    ACCESS,
-    AUDIT,
-    CHECKPOINTS,
-    FLAGS,
-    MEMBERS,
-    PENDING,
-    PROJECTED,
-    PROPOSALS,
-    SEGMENTS,
-    Document,
-    all_of,
-    checkpoints_of,
-    collection_of,
-    dependents_of,
-    parts_named,
-    pending_of,
-    policies_around,
-    policies_of,
-    policy_id,
-    proposals_named,
-    proposals_of,
+from flagkit._core.storage.driver import translate_errors
+from flagkit._core.storage.policy_history import PolicyHistory
+from flagkit._core.storage.prefetch import Prefetch, PrefetchMemo, PrefetchResult
+from flagkit._core.storage.requests import tolerate_bad_dates
+from flagkit._core.storage.scan import (
+    BATCH_DOCUMENTS,
+    PROJECTIONS,
+    PolicyScan,
+    filter_without_body,
+    merge_full_documents,
 )
-from flagkit._core.storage.policy_history import Past
-from flagkit._core.storage.prefetch import Foreseen, Found, Remembered
-from flagkit._core.storage.requests import readable
-from flagkit._core.storage.scan import BATCH_DOCUMENTS, PROJECTIONS, Scan, completed, without_body
-from flagkit._core.storage.validation import checked, fault_in
+from flagkit._core.storage.validation import check_form, find_fault
 from flagkit.errors import StoreError
 
 _BY_ID = [("_id", ASCENDING)]
@@ -92,7 +76,7 @@ class CarriedFlag(NamedTuple):
     lacks_last: bool
 
 
-class Reading(Past):
+class EnvironmentReader(PolicyHistory):
     """An environment at one revision.
 
     What the tip's change did is read through where it is not yet projected.
@@ -102,26 +86,26 @@ class Reading(Past):
         self,
         database: Any,
         session: ClientSession,
-        found: Found,
-        foreseen: Foreseen,
-        remembered: Remembered,
+        prefetched: PrefetchResult,
+        prefetch: Prefetch,
+        memo: PrefetchMemo,
     ) -> None:
-        super().__init__(database, session, found, foreseen)
+        super().__init__(database, session, prefetched, prefetch)
         if self._newest is not None:
-            remembered.take(self._newest)
-        self.now: datetime = found.head["now"]
+            memo.remember(self._newest)
+        self.now: datetime = prefetched.head["now"]
         """The server's time."""
-        self.buckets: Mapping[str, int] = buckets_in(found.head)
+        self.buckets: Mapping[str, int] = read_buckets(prefetched.head)
         """By name, when a bucket of the rate limits is full again, in microseconds since 1970."""
-        self._remembered = remembered
+        self._memo = memo
 
-    def find(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
+    def find_flags(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of some flags, in all regions."""
-        return self._find(FLAGS, set(keys))
+        return self._find_states(layout.FLAGS, set(keys))
 
-    def segments(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
+    def find_segments(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of some segments."""
-        return self._find(SEGMENTS, set(keys))
+        return self._find_states(layout.SEGMENTS, set(keys))
 
     @property
     def access(self) -> Mapping[PolicyId, PolicyState]:
@@ -134,60 +118,65 @@ class Reading(Past):
         # What was read before is no other where the digest is the same, for it is of all of it. An
         # environment that has none pays no query.
         wanted = self.tip.digests.get(ACCESS_REGION)
-        held = self._remembered.access
-        if digest(held.values()).get(ACCESS_REGION) != wanted:
-            held = self._find(
-                ACCESS, {GRANTS[1], LIMITS[1], CUT[1]} if wanted is not None else set()
+        held = self._memo.access
+        if compute_digests(held.values()).get(ACCESS_REGION) != wanted:
+            held = self._find_states(
+                layout.ACCESS, {GRANTS[1], LIMITS[1], CUT[1]} if wanted is not None else set()
             )
-            check_digests(digest(held.values()), self.tip, (ACCESS_REGION,))
+            check_digests(compute_digests(held.values()), self.tip, (ACCESS_REGION,))
             for state in held.values():
                 check_access_policy(self.tip.environment, state)
-            self._remembered.access = held
+            self._memo.access = held
         return held
 
     @property
     def cut(self) -> Cut | None:
         """Up to where the ledger was cut, None if it reaches back to revision 1."""
         state = self.access.get(CUT)
-        return None if state is None else cut_in(self.tip.environment, state.policy)
+        return None if state is None else decode_cut(self.tip.environment, state.policy)
 
-    def _find(self, collection: str, wanted: set[str]) -> dict[PolicyId, PolicyState]:
-        return self._read_through(
-            self._standing.of(collection, wanted),
-            lambda state: state.key in wanted and collection_of(state.region) == collection,
+    def _find_states(self, collection: str, wanted: set[str]) -> dict[PolicyId, PolicyState]:
+        return self._decode_states(
+            self._documents.iter_documents(collection, wanted),
+            lambda state: (
+                state.key in wanted and layout.get_collection_name(state.region) == collection
+            ),
         )
 
-    def parts(self, names: Iterable[str]) -> dict[str, bytes]:
+    def read_parts(self, names: Iterable[str]) -> dict[str, bytes]:
         """Return parts of members, by their SHA-256, as far as they are there."""
         wanted = set(names)
         if not wanted:
             return {}
-        found = self._database[MEMBERS].find(
-            parts_named(self.tip.environment, wanted), session=self._session
+        found = self._database[layout.MEMBERS].find(
+            layout.filter_parts(self.tip.environment, wanted), session=self._session
         )
-        return dict(map(members_part, found))
+        return dict(map(decode_members_part, found))
 
-    def known_parts(self, names: Iterable[str]) -> set[str]:
+    def find_known_parts(self, names: Iterable[str]) -> set[str]:
         """Return those of some parts of members that are there."""
         wanted = set(names)
         if not wanted:
             return set()
-        found = self._database[MEMBERS].find(
-            parts_named(self.tip.environment, wanted), {"_id": True}, session=self._session
+        found = self._database[layout.MEMBERS].find(
+            layout.filter_parts(self.tip.environment, wanted), {"_id": True}, session=self._session
         )
         return {document["_id"]["part"] for document in found}
 
-    def all(self, collections: Iterable[str] = PROJECTED) -> dict[PolicyId, PolicyState]:
+    def read_all(
+        self, collections: Iterable[str] = layout.PROJECTED
+    ) -> dict[PolicyId, PolicyState]:
         """Return the states of all that is in some collections: flags, in all regions, and so on.
 
         No other collections are read: who reads flags may not be allowed to.
         """
         wanted = {*collections}
-        return self._read_through(
-            self._all_documents(wanted), lambda state: collection_of(state.region) in wanted
+        return self._decode_states(
+            self._iter_all_documents(wanted),
+            lambda state: layout.get_collection_name(state.region) in wanted,
         )
 
-    def base(self) -> Generator[str | None, None, Arena]:
+    def build_base(self) -> Generator[str | None, None, Arena]:
         """Return the base of all regions, with all members and without grants, in slices.
 
         Yields now and then how far it is.
@@ -197,48 +186,50 @@ class Reading(Past):
                 the writer.
             StoreError: members of segments are missing, or were changed past the writer.
         """
-        scan, count = Scan(self.tip, self.unprojected, None), 0
+        scan, count = PolicyScan(self.tip, self.unprojected_changes, None), 0
         for collection, projection in PROJECTIONS.items():
             found = self._database[collection].find(
-                scan.filter(collection),
+                scan.build_filter(collection),
                 projection,
                 sort=_BY_ID,
                 session=self._session,
                 batch_size=BATCH_DOCUMENTS,
             )
             while documents := found.to_list(BATCH_DOCUMENTS):
-                lacking = without_body(documents)
+                lacking = filter_without_body(documents)
                 if lacking is not None:
                     whole = self._database[collection].find(lacking, session=self._session)
-                    documents = completed(documents, whole)
-                scan.take(collection, documents)
+                    documents = merge_full_documents(documents, whole)
+                scan.add_documents(collection, documents)
                 count += len(documents)
                 yield f"{count:,} flags and segments are read"
-        parts = self.parts(scan.parts)
+        parts = self.read_parts(scan.parts)
         if parts.keys() != scan.parts:
             raise StoreError("members of segments are missing: they were removed past the writer")
-        base = yield from scan.finished(
-            {name: unpacked_part(part).tobytes() for name, part in parts.items()}
+        base = yield from scan.build(
+            {name: decode_part(part).tobytes() for name, part in parts.items()}
         )
         found = base.header.digests
         places = (found.keys() | self.tip.digests.keys()) - {ACCESS_REGION}
         check_digests(found, self.tip, places)
         return base
 
-    def checkpoints(self) -> Iterator[tuple[Checkpoint, Callable[[], Arena]]]:
+    def iter_checkpoints(self) -> Iterator[tuple[Checkpoint, Callable[[], Arena]]]:
         """Yield the checkpoints of this epoch that can be read here, and what reads their bases."""
-        found = self._database[CHECKPOINTS].find(
-            checkpoints_of(self.tip.environment), session=self._session
+        found = self._database[layout.CHECKPOINTS].find(
+            layout.filter_checkpoints(self.tip.environment), session=self._session
         )
-        for checkpoint in newest_first(found):
+        for checkpoint in decode_manifests(found):
             if checkpoint.tip.epoch == self.tip.epoch and checkpoint.is_readable:
                 yield (
                     checkpoint,
-                    functools.partial(read_back, self._database, checkpoint, self._session),
+                    functools.partial(
+                        load_checkpoint_base, self._database, checkpoint, self._session
+                    ),
                 )
 
-    def projected(
-        self, collections: Iterable[str] = PROJECTED, faults: list[str] | None = None
+    def read_projected(
+        self, collections: Iterable[str] = layout.PROJECTED, faults: list[str] | None = None
     ) -> dict[PolicyId, tuple[int, PolicyState | None]]:
         """Return what is projected to some collections, as it stands: revisions and states.
 
@@ -250,45 +241,48 @@ class Reading(Past):
         """
         found: dict[PolicyId, tuple[int, PolicyState | None]] = {}
         for collection in collections:
-            for document in self._all_documents([collection]):
+            for document in self._iter_all_documents([collection]):
                 try:
                     if faults is not None:
-                        checked(collection, document)
-                    state = policy_state(document)
+                        check_form(collection, document)
+                    state = decode_policy_state(document)
                     if state is not None:
                         check_body(document, state)
-                    found[id_in(document)] = revision_in(document), state
+                    found[read_policy_id(document)] = read_revision(document), state
                 except StoreError as error:
                     if faults is None:
                         raise
                     faults.append(str(error))
         return found
 
-    def carried(self) -> dict[PolicyId, CarriedFlag]:
+    def read_carried(self) -> dict[PolicyId, CarriedFlag]:
         """Return what policies have of their last changes that the ledger has no more.
 
         Documents that have not their form are left out.
         """
         found: dict[PolicyId, CarriedFlag] = {}
-        for document in self._all_documents(PROJECTED):
-            if fault_in(collection_of(str(document["_id"].get("region"))), document) is None:
-                revision, time = revision_in(document), document.get("time")
+        for document in self._iter_all_documents(layout.PROJECTED):
+            if (
+                find_fault(layout.get_collection_name(str(document["_id"].get("region"))), document)
+                is None
+            ):
+                revision, time = read_revision(document), document.get("time")
                 lacks_last = is_tombstone(document) and "last" not in document
-                found[id_in(document)] = CarriedFlag(revision, time, lacks_last=lacks_last)
+                found[read_policy_id(document)] = CarriedFlag(revision, time, lacks_last=lacks_last)
         return found
 
-    def documents(self, collection: str) -> Iterator[Document]:
+    def iter_documents(self, collection: str) -> Iterator[layout.Document]:
         """Yield all documents of an environment in a collection, as they are."""
         found = self._database[collection].find(
-            all_of(self.tip.environment), sort=_BY_ID, session=self._session
+            layout.filter_environment(self.tip.environment), sort=_BY_ID, session=self._session
         )
-        with translated(f"reading {collection}"):
+        with translate_errors(f"reading {collection}"):
             yield from found
 
-    def recorded(self, request: str) -> Document | None:
+    def find_audit_document(self, request: str) -> layout.Document | None:
         """Return the audit document of a request, as it is."""
         identity = {"environment": self.tip.environment, "request": request}
-        found: Document | None = self._database[AUDIT].find_one(
+        found: layout.Document | None = self._database[layout.AUDIT].find_one(
             {"_id": identity}, session=self._session
         )
         return found
@@ -297,54 +291,59 @@ class Reading(Past):
         """Return the base of a checkpoint.
 
         Raises:
-            SnapshotFormatError, StoreError: as `read_back` does.
+            SnapshotFormatError, StoreError: as `load_checkpoint_base` does.
         """
-        return read_back(self._database, checkpoint, self._session)
+        return load_checkpoint_base(self._database, checkpoint, self._session)
 
-    def tombstones(self, faults: list[str]) -> dict[PolicyId, tuple[int, PolicyState | None]]:
+    def read_tombstones(self, faults: list[str]) -> dict[PolicyId, tuple[int, PolicyState | None]]:
         """Return the versions of what was deleted, and the last states, where tombstones have them.
 
         What is wrong with one is put in `faults`, and it is left out.
         """
         found: dict[PolicyId, tuple[int, PolicyState | None]] = {}
-        for collection in PROJECTED:
+        for collection in layout.PROJECTED:
             for document in self._database[collection].find(
-                policies_of(self.tip.environment) | {"policy": None}, session=self._session
+                layout.filter_policies(self.tip.environment) | {"policy": None},
+                session=self._session,
             ):
                 try:
-                    found[id_in(document)] = version_in(document), last_state(document)
+                    found[read_policy_id(document)] = (
+                        read_version(document),
+                        decode_last_state(document),
+                    )
                 except StoreError as error:
                     faults.append(str(error))
         return found
 
-    def carried_times(self) -> dict[PolicyId, datetime]:
+    def read_carried_times(self) -> dict[PolicyId, datetime]:
         """Return when flags were changed last whose last change the ledger has no more."""
-        found = self._database[FLAGS].find(
-            policies_of(self.tip.environment) | {"time": {"$exists": True}},
+        found = self._database[layout.FLAGS].find(
+            layout.filter_policies(self.tip.environment) | {"time": {"$exists": True}},
             {"time": True},
             session=self._session,
         )
-        return {id_in(document): time_in(document) for document in found}
+        return {read_policy_id(document): read_time(document) for document in found}
 
-    def _all_documents(self, collections: Iterable[str]) -> Iterator[Document]:
+    def _iter_all_documents(self, collections: Iterable[str]) -> Iterator[layout.Document]:
         for collection in collections:
             yield from self._database[collection].find(
-                policies_of(self.tip.environment), session=self._session
+                layout.filter_policies(self.tip.environment), session=self._session
             )
 
-    def dependents(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
+    def find_dependents(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of the flags that have one of `keys` as a direct prerequisite."""
         wanted = set(keys)
-        asked = dependents_of(self.tip.environment, wanted)
-        documents = self._database[FLAGS].find(asked, session=self._session)
-        return self._read_through(
+        asked = layout.filter_dependents(self.tip.environment, wanted)
+        documents = self._database[layout.FLAGS].find(asked, session=self._session)
+        return self._decode_states(
             documents,
             lambda state: (
-                b"prerequisites" in state.packed and not wanted.isdisjoint(prerequisites_of(state))
+                b"prerequisites" in state.packed
+                and not wanted.isdisjoint(find_prerequisites(state))
             ),
         )
 
-    def keys_near(self, policy: PolicyId) -> set[str]:
+    def find_similar_keys(self, policy: PolicyId) -> set[str]:
         """Return keys of flags, or of segments, among them those that are near to a mistyped one.
 
         All keys of a small environment are returned. Of a large one, it is KEYS_AROUND_MAX on
@@ -354,88 +353,92 @@ class Reading(Past):
         found: dict[PolicyId, bool] = {}
         if not key.isprintable() or len(key) > KEY_LENGTH_MAX:
             return set()
-        collection = self._database[collection_of(region)]
+        collection = self._database[layout.get_collection_name(region)]
         environment = self.tip.environment
-        is_there: Document = {"policy": {"$ne": None}}
+        is_there: layout.Document = {"policy": {"$ne": None}}
         is_whole = True
         for is_after, order in ((True, ASCENDING), (False, DESCENDING)):
             count = 0
             for document in collection.find(
-                policies_around(environment, key, is_after=is_after) | is_there,
+                layout.filter_neighbours(environment, key, is_after=is_after) | is_there,
                 {"_id": True},
                 sort=[("_id", order)],
                 limit=KEYS_AROUND_MAX,
                 session=self._session,
             ):
                 count += 1
-                found[id_in(document)] = True
+                found[read_policy_id(document)] = True
             is_whole = is_whole and count < KEYS_AROUND_MAX
         if not is_whole and len(key) <= _MISTYPED_LENGTH_MAX:
             stored = SEGMENTS_REGION if region == SEGMENTS_REGION else EVERYWHERE
-            meant = [policy_id(environment, other, stored) for other in _meant_by(key)]
+            meant = [
+                layout.build_policy_id(environment, other, stored) for other in _generate_typos(key)
+            ]
             for document in collection.find(
                 {"_id": {"$in": meant}} | is_there, {"_id": True}, session=self._session
             ):
-                found[id_in(document)] = True
-        for change in self.unprojected:
+                found[read_policy_id(document)] = True
+        for change in self.unprojected_changes:
             found |= {each.id: each.after is not None for each in change.policies}
-        wanted = collection_of(region)
+        wanted = layout.get_collection_name(region)
         return {
             other
             for (place, other), is_kept in found.items()
-            if is_kept and collection_of(place) == wanted
+            if is_kept and layout.get_collection_name(place) == wanted
         }
 
-    def referring(self, segments: Iterable[str]) -> dict[PolicyId, PolicyState]:
+    def find_referring(self, segments: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of the flags whose rules refer to one of some segments."""
         wanted = set(segments)
-        documents = self._database[FLAGS].find(
+        documents = self._database[layout.FLAGS].find(
             {"_id.environment": self.tip.environment, "segments": {"$in": sorted(wanted)}},
             session=self._session,
         )
-        return self._read_through(
-            documents, lambda state: not wanted.isdisjoint(segments_named(state))
+        return self._decode_states(
+            documents, lambda state: not wanted.isdisjoint(find_segment_names(state))
         )
 
-    def said_of(self, proposal: str) -> list[Document]:
+    def read_proposal(self, proposal: str) -> list[layout.Document]:
         """Return the documents of a proposal, the oldest first."""
-        wanted = proposals_named(self.tip.environment, [proposal])
-        found = readable(self._database[PROPOSALS]).find(wanted, session=self._session)
+        wanted = layout.filter_proposals_by_id(self.tip.environment, [proposal])
+        found = tolerate_bad_dates(self._database[layout.PROPOSALS]).find(
+            wanted, session=self._session
+        )
         return [*found.sort("time", ASCENDING)]
 
-    def asked(self, request: str) -> Document | None:
+    def find_request(self, request: str) -> layout.Document | None:
         """Return what the audit has of a request."""
         identity = {"environment": self.tip.environment, "request": request}
-        found: Document | None = self._database[AUDIT].find_one(
+        found: layout.Document | None = self._database[layout.AUDIT].find_one(
             {"_id": identity}, session=self._session
         )
         return found
 
-    def awaited(self) -> Iterator[Document]:
+    def iter_pending_operations(self) -> Iterator[layout.Document]:
         """Yield the operations that are recorded of pending changes and of proposals."""
         environment = self.tip.environment
-        waiting = self._database[PENDING].find(
-            pending_of(environment), {"_id": True}, session=self._session
+        waiting = self._database[layout.PENDING].find(
+            layout.filter_pending(environment), {"_id": True}, session=self._session
         )
         asked = {"_id": {"$in": [document["_id"] for document in waiting]}}
-        for document in self._database[AUDIT].find(
+        for document in self._database[layout.AUDIT].find(
             asked, {"operations": True}, session=self._session
         ):
-            yield from operations_in(document)
-        for document in readable(self._database[PROPOSALS]).find(
-            proposals_of(environment), {"operations": True}, session=self._session
+            yield from read_operations(document)
+        for document in tolerate_bad_dates(self._database[layout.PROPOSALS]).find(
+            layout.filter_proposals(environment), {"operations": True}, session=self._session
         ):
             # A proposal that was changed past the writer can never be applied, so it needs nothing.
             with contextlib.suppress(StoreError):
-                yield from operations_in(document)
+                yield from read_operations(document)
 
-    def _read_through(
-        self, documents: Iterable[Document], wanted: Callable[[PolicyState], bool]
+    def _decode_states(
+        self, documents: Iterable[layout.Document], wanted: Callable[[PolicyState], bool]
     ) -> dict[PolicyId, PolicyState]:
         states: dict[PolicyId, PolicyState | None] = {
-            id_in(document): policy_state(document) for document in documents
+            read_policy_id(document): decode_policy_state(document) for document in documents
         }
-        for change in self.unprojected:
+        for change in self.unprojected_changes:
             states |= {policy.id: policy.after for policy in change.policies}
         return {
             identity: state
@@ -444,7 +447,7 @@ class Reading(Past):
         }
 
 
-def _meant_by(key: str) -> set[str]:
+def _generate_typos(key: str) -> set[str]:
     """Return all texts that one mistake makes a key of: a character too many, too few or wrong."""
     parts = [(key[:at], key[at:]) for at in range(len(key) + 1)]
     found = {f"{head}{tail[1:]}" for head, tail in parts if tail}

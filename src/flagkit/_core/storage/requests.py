@@ -34,24 +34,10 @@ from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 
 from flagkit._core.model.changes import PolicyId
+from flagkit._core.storage import layout
 from flagkit._core.storage.documents import CODEC
-from flagkit._core.storage.driver import translated
-from flagkit._core.storage.layout import (
-    AUDIT,
-    DENIAL_LENGTH_MAX,
-    DENIAL_OPERATIONS_MAX,
-    DENIALS,
-    HEADS,
-    PENDING,
-    PROPOSALS,
-    UNSEEDED,
-    Document,
-    comparable_digest,
-    pending_of,
-    proposals_named,
-    proposals_of,
-)
-from flagkit._core.storage.validation import checked
+from flagkit._core.storage.driver import translate_errors
+from flagkit._core.storage.validation import check_form
 from flagkit.errors import ConfigurationError, EnvironmentNotFoundError
 
 Session: TypeAlias = ClientSession
@@ -61,14 +47,14 @@ READ_MAX = 1_000
 """So many of those that wait are looked at in one go, the oldest."""
 
 
-class WaitingRequests:
+class PendingRequests:
     """The requests of an environment that wait for a revision."""
 
-    def __init__(self, database: Database[Document], environment: str) -> None:
+    def __init__(self, database: Database[layout.Document], environment: str) -> None:
         self._database = database
         self._environment = environment
 
-    def put(
+    def insert(
         self,
         session: object,
         request: str,
@@ -89,45 +75,45 @@ class WaitingRequests:
                 "session= takes a session of pymongo's in which a transaction was started:"
                 " session.start_transaction(), or with_transaction()"
             )
-        identity = self._identity(request)
+        identity = self._build_id(request)
         # The settings of their client say how their own documents are read.
         theirs = session.client.get_database(self._database.name, CODEC)
         mine = {"_id": self._environment}
-        if theirs[HEADS].find_one(mine, {"_id": True}, session=session) is None:
+        if theirs[layout.HEADS].find_one(mine, {"_id": True}, session=session) is None:
             raise EnvironmentNotFoundError(
                 f"where the session is, there is no environment {self._environment!r} in the"
                 f" database {self._database.name!r}: take a session of a client of the same cluster"
             )
-        wanted = comparable_digest(content)
-        digests = {"digest": True, UNSEEDED: True}
-        earlier = theirs[AUDIT].find_one({"_id": identity}, digests, session=session)
+        wanted = layout.compute_request_digest(content)
+        digests = {"digest": True, layout.UNSEEDED: True}
+        earlier = theirs[layout.AUDIT].find_one({"_id": identity}, digests, session=session)
         if earlier is None:
-            theirs[AUDIT].insert_one({"_id": identity, **content}, session=session)
-        elif (recorded := comparable_digest(earlier)) != wanted:
+            theirs[layout.AUDIT].insert_one({"_id": identity, **content}, session=session)
+        elif (recorded := layout.compute_request_digest(earlier)) != wanted:
             return recorded
         listed = (
             None if touched is None else [{"region": item[0], "key": item[1]} for item in touched]
         )
         first = {"since": "$$NOW", "place": str(ObjectId()), "touched": {"$literal": listed}}
         kept = {name: {"$ifNull": [f"${name}", value]} for name, value in first.items()}
-        theirs[PENDING].update_one(
+        theirs[layout.PENDING].update_one(
             {"_id": identity}, [{"$set": kept}], upsert=True, session=session
         )
         return wanted
 
-    def in_order(self) -> list[Document]:
+    def read_pending(self) -> list[layout.Document]:
         """Return what waits and is not refused, in order, each with `now`, the server's time."""
         return self._read({"refused": {"$ne": True}})
 
-    def all(self) -> list[Document]:
+    def read_all(self) -> list[layout.Document]:
         """Return what waits, and what was refused, in order."""
         return self._read({})
 
-    def find(self, request: str) -> Document | None:
+    def find(self, request: str) -> layout.Document | None:
         """Return what waits of that name, with `now`."""
-        return next(iter(self._read({"_id": self._identity(request)})), None)
+        return next(iter(self._read({"_id": self._build_id(request)})), None)
 
-    def ahead_of(self, document: Mapping[str, Any]) -> list[Document]:
+    def find_blockers(self, document: Mapping[str, Any]) -> list[layout.Document]:
         """Return what waits, is not refused, and was put there before a document, in order."""
         since, place = document["since"], document["place"]
         before = [{"since": {"$lt": since}}, {"since": since, "place": {"$lt": place}}]
@@ -137,62 +123,66 @@ class WaitingRequests:
     def is_due(self) -> bool:
         """Tell whether anything waits whose time has come."""
         come = {"$lte": [{"$ifNull": ["$not_before", "$since"]}, "$$NOW"]}
-        wanted = {**pending_of(self._environment), "refused": {"$ne": True}, "$expr": come}
-        with translated("looking for pending changes"):
-            return self._database[PENDING].find_one(wanted, {"_id": True}) is not None
+        wanted = {
+            **layout.filter_pending(self._environment),
+            "refused": {"$ne": True},
+            "$expr": come,
+        }
+        with translate_errors("looking for pending changes"):
+            return self._database[layout.PENDING].find_one(wanted, {"_id": True}) is not None
 
-    def is_there(self, request: str) -> bool:
+    def is_present(self, request: str) -> bool:
         """Tell whether a request stands there, be it that the majority has not got it yet."""
-        newest = self._database[PENDING].with_options(read_concern=ReadConcern("local"))
-        with translated("looking for a pending change"):
-            return newest.find_one({"_id": self._identity(request)}, {"_id": True}) is not None
+        newest = self._database[layout.PENDING].with_options(read_concern=ReadConcern("local"))
+        with translate_errors("looking for a pending change"):
+            return newest.find_one({"_id": self._build_id(request)}, {"_id": True}) is not None
 
-    def postpone(self, request: str, not_before: datetime, trouble: str) -> None:
+    def retry_later(self, request: str, not_before: datetime, trouble: str) -> None:
         """Note that a request is to be tried again from a moment on, and why."""
-        self._set(request, {"not_before": not_before, "trouble": trouble})
+        self._update(request, {"not_before": not_before, "trouble": trouble})
 
-    def refuse(self, request: str, trouble: str) -> None:
+    def mark_refused(self, request: str, trouble: str) -> None:
         """Note that a request was refused, and why."""
-        self._set(request, {"trouble": trouble, "refused": True})
+        self._update(request, {"trouble": trouble, "refused": True})
 
     def remove(self, request: str) -> None:
         """Remove a request that waits no more; it may be gone."""
-        with translated("removing what waited"):
-            self._database[PENDING].delete_one({"_id": self._identity(request)})
+        with translate_errors("removing what waited"):
+            self._database[layout.PENDING].delete_one({"_id": self._build_id(request)})
 
-    def _set(self, request: str, fields: Mapping[str, Any]) -> None:
-        with translated("noting what became of a pending change"):
-            self._database[PENDING].update_one(
-                {"_id": self._identity(request)}, {"$set": {**fields}, "$inc": {"tries": 1}}
+    def _update(self, request: str, fields: Mapping[str, Any]) -> None:
+        with translate_errors("noting what became of a pending change"):
+            self._database[layout.PENDING].update_one(
+                {"_id": self._build_id(request)}, {"$set": {**fields}, "$inc": {"tries": 1}}
             )
 
-    def _read(self, wanted: Mapping[str, Any], *, whole: bool = False) -> list[Document]:
-        with translated("reading pending changes"):
-            found = self._database[PENDING].aggregate(
+    def _read(self, wanted: Mapping[str, Any], *, whole: bool = False) -> list[layout.Document]:
+        with translate_errors("reading pending changes"):
+            found = self._database[layout.PENDING].aggregate(
                 [
-                    {"$match": {**pending_of(self._environment), **wanted}},
+                    {"$match": {**layout.filter_pending(self._environment), **wanted}},
                     {"$sort": {"since": ASCENDING, "place": ASCENDING}},
                     *([] if whole else [{"$limit": READ_MAX}]),
                     {"$set": {"now": "$$NOW"}},
                 ]
             )
-            return [checked(PENDING, document) for document in found]
+            return [check_form(layout.PENDING, document) for document in found]
 
-    def _identity(self, request: str) -> Document:
+    def _build_id(self, request: str) -> layout.Document:
         return {"environment": self._environment, "request": request}
 
 
 PROPOSE: Final = "propose"
 
 
-class Proposals:
+class ProposalStore:
     """The proposals of an environment."""
 
-    def __init__(self, database: Database[Document], environment: str) -> None:
-        self._collection = readable(database[PROPOSALS])
+    def __init__(self, database: Database[layout.Document], environment: str) -> None:
+        self._collection = tolerate_bad_dates(database[layout.PROPOSALS])
         self._environment = environment
 
-    def say(self, proposal: str, actor: str, verdict: str, content: Mapping[str, Any]) -> None:
+    def add(self, proposal: str, actor: str, verdict: str, content: Mapping[str, Any]) -> None:
         """Insert a proposal, or what an actor says of one; what was said before stands."""
         identity = {
             "environment": self._environment,
@@ -200,41 +190,43 @@ class Proposals:
             "actor": actor,
             "verdict": verdict,
         }
-        with translated("recording what is said of a proposal"):
+        with translate_errors("recording what is said of a proposal"):
             try:
                 self._collection.insert_one({"_id": identity, **content})
             except DuplicateKeyError:
                 return
 
-    def newest(self, limit: int) -> list[str]:
+    def list_newest(self, limit: int) -> list[str]:
         """Return the ids of proposals, the newest first: they begin with when they were made."""
         named = {"_id.proposal": {"$type": "string"}, "_id.verdict": PROPOSE}
-        wanted = {**proposals_of(self._environment), **named}
-        with translated("reading the proposals"):
+        wanted = {**layout.filter_proposals(self._environment), **named}
+        with translate_errors("reading the proposals"):
             found = self._collection.find(wanted, {"_id": True})
             return [
                 document["_id"]["proposal"]
                 for document in found.sort("_id", DESCENDING).limit(limit)
             ]
 
-    def said(self, proposals: Iterable[str]) -> dict[str, list[Document]]:
+    def read_many(self, proposals: Iterable[str]) -> dict[str, list[layout.Document]]:
         """Return the documents of some proposals, the oldest first."""
-        said: dict[str, list[Document]] = {proposal: [] for proposal in proposals}
+        said: dict[str, list[layout.Document]] = {proposal: [] for proposal in proposals}
         if not said:
             return said
-        wanted = proposals_named(self._environment, said)
-        with translated("reading what was said of proposals"):
+        wanted = layout.filter_proposals_by_id(self._environment, said)
+        with translate_errors("reading what was said of proposals"):
             for document in self._collection.find(wanted).sort("time", ASCENDING):
                 said[document["_id"]["proposal"]].append(document)
         return said
 
-    def all(self) -> Iterator[Document]:
+    def iter_all(self) -> Iterator[layout.Document]:
         """Yield all documents, those of a proposal after each other."""
-        with translated("reading the proposals"):
-            yield from self._collection.find(proposals_of(self._environment)).sort("_id", ASCENDING)
+        with translate_errors("reading the proposals"):
+            yield from self._collection.find(layout.filter_proposals(self._environment)).sort(
+                "_id", ASCENDING
+            )
 
 
-def readable(proposals: Collection[Document]) -> Collection[Document]:
+def tolerate_bad_dates(proposals: Collection[layout.Document]) -> Collection[layout.Document]:
     """Return the collection such that a moment that no clock can tell does not break a reading."""
     options = proposals.codec_options.with_options(
         datetime_conversion=DatetimeConversion.DATETIME_AUTO
@@ -250,35 +242,35 @@ GROUPS: Final = 256
 _CUT: Final = "..."
 
 
-class Denials:
+class DenialLog:
     """The denials of an environment."""
 
-    def __init__(self, database: Database[Document], environment: str) -> None:
-        self._collection = database[DENIALS]
+    def __init__(self, database: Database[layout.Document], environment: str) -> None:
+        self._collection = database[layout.DENIALS]
         self._environment = environment
         self._minute = ""
-        self._taken: dict[str, int] = {}
+        self._taken_slots: dict[str, int] = {}
         """By actor, how many slots of this minute are known to be taken."""
 
-    def add(self, now: datetime, told: Mapping[str, Any]) -> bool:
+    def add(self, now: datetime, details: Mapping[str, Any]) -> bool:
         """Log what is told of a denial at a time of the server's; return whether there was room."""
-        bounded: Document = {**told}
-        for name in DENIAL_LENGTH_MAX:
-            bounded[name] = shortened(told[name], name)
+        bounded: layout.Document = {**details}
+        for name in layout.DENIAL_LENGTH_MAX:
+            bounded[name] = shorten_text(details[name], name)
         bounded["operations"] = [
-            {**operation, "key": shortened(operation["key"], "key")}
-            for operation in told["operations"][:DENIAL_OPERATIONS_MAX]
+            {**operation, "key": shorten_text(operation["key"], "key")}
+            for operation in details["operations"][: layout.DENIAL_OPERATIONS_MAX]
         ]
-        minute = _minute(now)
+        minute = _format_minute(now)
         if minute != self._minute:
-            self._minute, self._taken = minute, {}
-        taken, actor = self._taken, bounded["actor"]
-        for number, slot in enumerate(_slots(minute, actor)):
+            self._minute, self._taken_slots = minute, {}
+        taken, actor = self._taken_slots, bounded["actor"]
+        for number, slot in enumerate(_iter_slots(minute, actor)):
             if number < taken.get(actor, 0):
                 continue
             taken[actor] = number + 1
-            document = {"_id": _identity(self._environment, slot), "time": now, **bounded}
-            with translated("logging a denial"):
+            document = {"_id": _build_denial_id(self._environment, slot), "time": now, **bounded}
+            with translate_errors("logging a denial"):
                 try:
                     self._collection.insert_one(document)
                 except DuplicateKeyError:
@@ -286,38 +278,38 @@ class Denials:
             return True
         return False
 
-    def all(self) -> list[Document]:
+    def read_all(self) -> list[layout.Document]:
         """Return what was logged, oldest first."""
-        first, last = (_identity(self._environment, end) for end in (MinKey(), MaxKey()))
-        with translated("reading the denials"):
+        first, last = (_build_denial_id(self._environment, end) for end in (MinKey(), MaxKey()))
+        with translate_errors("reading the denials"):
             found = [
-                checked(DENIALS, document)
+                check_form(layout.DENIALS, document)
                 for document in self._collection.find({"_id": {"$gte": first, "$lte": last}})
             ]
         return sorted(found, key=lambda document: document["time"])
 
 
-def shortened(text: str, name: str) -> str:
+def shorten_text(text: str, name: str) -> str:
     """Return as much of a text as is logged of it."""
     # What UTF-8 cannot carry, no document can hold.
-    length = DENIAL_LENGTH_MAX[name]
+    length = layout.DENIAL_LENGTH_MAX[name]
     whole = text[: length + 1].encode(errors="replace").decode()
     return whole if len(whole) <= length else whole[: length - len(_CUT)] + _CUT
 
 
-def beginnings_of_names(time: datetime) -> tuple[str, ...]:
+def list_name_prefixes(time: datetime) -> tuple[str, ...]:
     """Return what the name of a denial of some time begins with: its minute.
 
     Earlier versions gave each denial a name of its own, with the microsecond.
     """
-    return f"{_minute(time)}-", f"{time:%Y%m%dT%H%M%S.%f}Z-"
+    return f"{_format_minute(time)}-", f"{time:%Y%m%dT%H%M%S.%f}Z-"
 
 
-def _minute(time: datetime) -> str:
+def _format_minute(time: datetime) -> str:
     return f"{time:%Y%m%dT%H%M}Z"
 
 
-def _slots(minute: str, actor: str) -> Iterator[str]:
+def _iter_slots(minute: str, actor: str) -> Iterator[str]:
     hashed = hashlib.sha256(f"{minute} {actor}".encode()).digest()
     for group, numbers in (
         (hashed[0], range(FIRST_SLOTS)),
@@ -327,6 +319,6 @@ def _slots(minute: str, actor: str) -> Iterator[str]:
             yield f"{minute}-{group:02x}-{number}"
 
 
-def _identity(environment: str, denial: Any) -> Document:
+def _build_denial_id(environment: str, denial: Any) -> layout.Document:
     # Field order counts: ranges compare whole `_id`s.
     return {"environment": environment, "denial": denial}

@@ -13,25 +13,18 @@ from msgspec.structs import astuple
 from flagkit._core.model import packing
 from flagkit._core.model.changes import ACCESS, Change, PolicyState, Tip
 from flagkit._core.model.changes import SEGMENTS as SEGMENTS_REGION
-from flagkit._core.snapshot import Arena, Record, record_of, seal_of
-from flagkit._core.snapshot.builder import Builder
-from flagkit._core.storage.documents import policy_state
-from flagkit._core.storage.layout import (
-    FLAGS,
-    SEGMENTS,
-    Document,
-    collection_of,
-    policies_in,
-    policies_of,
-)
-from flagkit._core.storage.validation import judged
+from flagkit._core.snapshot import Arena, Record, compute_seal, encode_record
+from flagkit._core.snapshot.builder import ArenaBuilder
+from flagkit._core.storage import layout
+from flagkit._core.storage.documents import decode_policy_state
+from flagkit._core.storage.validation import validates_form
 from flagkit.errors import HistoryLostError
 
 BATCH_DOCUMENTS: Final = 1_000
 """So many documents are decoded and taken in at once: a few milliseconds."""
-PROJECTIONS: Final[Mapping[str, Document | None]] = {
-    FLAGS: dict.fromkeys(("version", "hash", "body", "format", "seal"), True),
-    SEGMENTS: None,
+PROJECTIONS: Final[Mapping[str, layout.Document | None]] = {
+    layout.FLAGS: dict.fromkeys(("version", "hash", "body", "format", "seal"), True),
+    layout.SEGMENTS: None,
 }
 """What clients need, and the projections to what is read of it."""
 
@@ -39,7 +32,7 @@ _Place: TypeAlias = tuple[bytes, bytes]
 """Where a policy stands in the order of `_id`s: its key and region."""
 
 
-class Scan:
+class PolicyScan:
     """What is read of an environment, at the revision of a head.
 
     Args:
@@ -64,35 +57,37 @@ class Scan:
         """The parts of members that segments refer to, once all documents have been taken."""
         self._kept = kept
         self._namespaces = namespaces
-        self._builder = Builder(namespaces)
-        self._waiting: dict[str, list[tuple[_Place, Record | None]]] = {
+        self._builder = ArenaBuilder(namespaces)
+        self._pending: dict[str, list[tuple[_Place, Record | None]]] = {
             collection: [] for collection in PROJECTIONS
         }
-        if not all(change.is_sealed for change in unprojected):
+        if not all(change.is_intact for change in unprojected):
             raise HistoryLostError("the head was changed past the writer")
         newest = {item.id: item.after for change in unprojected for item in change.policies}
         for (region, key), state in newest.items():
-            if self._wants(region, key):
-                record = None if state is None else self._record_of(state)
-                self._waiting[collection_of(region)].append((_place(key, region), record))
-        for waiting in self._waiting.values():
+            if self._is_in_scope(region, key):
+                record = None if state is None else self._encode_record(state)
+                self._pending[layout.get_collection_name(region)].append(
+                    (_build_place(key, region), record)
+                )
+        for waiting in self._pending.values():
             waiting.sort(key=itemgetter(0), reverse=True)
 
-    def filter(self, collection: str) -> Document:
+    def build_filter(self, collection: str) -> layout.Document:
         """Return the filter of what is to be taken from one of PROJECTIONS, sorted by `_id`."""
         environment = self.tip.environment
         regions = {} if self._kept is None else {"_id.region": {"$in": [*self._kept]}}
-        if self._namespaces and collection == FLAGS:
-            return {**policies_in(environment, self._namespaces), **regions}
-        return {**policies_of(environment), **regions}
+        if self._namespaces and collection == layout.FLAGS:
+            return {**layout.filter_namespaces(environment, self._namespaces), **regions}
+        return {**layout.filter_policies(environment), **regions}
 
-    def _wants(self, region: str, key: str) -> bool:
+    def _is_in_scope(self, region: str, key: str) -> bool:
         if region == ACCESS or (self._kept is not None and region not in self._kept):
             return False
         return region == SEGMENTS_REGION or not self._namespaces or key.startswith(self._namespaces)
 
-    @judged
-    def take(self, collection: str, documents: Sequence[Mapping[str, Any]]) -> None:
+    @validates_form
+    def add_documents(self, collection: str, documents: Sequence[Mapping[str, Any]]) -> None:
         """Take the next documents of one of PROJECTIONS, by ascending `_id`s.
 
         Raises:
@@ -100,12 +95,12 @@ class Scan:
         """
         if not documents:
             return
-        waiting = self._waiting[collection]
-        if not waiting or waiting[-1][0] > _place_of(documents[-1]):
+        waiting = self._pending[collection]
+        if not waiting or waiting[-1][0] > _read_place(documents[-1]):
             self._add(documents)
             return
         merged: dict[_Place, Mapping[str, Any] | Record | None] = {
-            _place_of(document): document for document in documents
+            _read_place(document): document for document in documents
         }
         last = max(merged)
         while waiting and waiting[-1][0] <= last:
@@ -117,14 +112,14 @@ class Scan:
             elif found is not None:
                 self._add((found,))
 
-    def finished(self, parts: Mapping[str, bytes]) -> Generator[None, None, Arena]:
+    def build(self, parts: Mapping[str, bytes]) -> Generator[None, None, Arena]:
         """Return the base, in slices, once all documents have been taken."""
-        for waiting in self._waiting.values():
+        for waiting in self._pending.values():
             while waiting:
                 _, record = waiting.pop()
                 if record is not None:
                     self._builder.add(*astuple(record))
-        return (yield from self._builder.finished(self.tip, parts))
+        return (yield from self._builder.build(self.tip, parts))
 
     def _add(self, documents: Sequence[Mapping[str, Any]]) -> None:
         add = self._builder.add
@@ -133,24 +128,24 @@ class Scan:
             if document["hash"] is None:
                 continue
             if document.get("format") != packing.FORMAT:
-                state = policy_state(document)
+                state = decode_policy_state(document)
                 if state is not None:
-                    add(*astuple(self._record_of(state)))
+                    add(*astuple(self._encode_record(state)))
                 continue
             key, version, body = identity["key"], document["version"], document["body"]
             state_hash = int(document["hash"], 16)
-            if seal_of(key, version, state_hash, body) != document["seal"]:
+            if compute_seal(key, version, state_hash, body) != document["seal"]:
                 raise HistoryLostError(f"{key} was changed past the writer")
             add(identity["region"], key, version, state_hash, body)
 
-    def _record_of(self, state: PolicyState) -> Record:
+    def _encode_record(self, state: PolicyState) -> Record:
         if state.region == SEGMENTS_REGION:
             self.parts.update(state.parts)
-        return record_of(state)
+        return encode_record(state)
 
 
-@judged
-def without_body(documents: Iterable[Mapping[str, Any]]) -> Document | None:
+@validates_form
+def filter_without_body(documents: Iterable[Mapping[str, Any]]) -> layout.Document | None:
     """Return the filter of those of some documents whose policy has to be read; None if none has.
 
     They are older, or newer writers wrote them in another format.
@@ -165,17 +160,17 @@ def without_body(documents: Iterable[Mapping[str, Any]]) -> Document | None:
     return {"_id": {"$in": found}} if found else None
 
 
-def completed(
+def merge_full_documents(
     documents: Iterable[Mapping[str, Any]], read: Iterable[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
     """Return documents with those that were read whole in their places."""
-    whole = {_place_of(document): document for document in read}
-    return [whole.get(_place_of(document), document) for document in documents]
+    whole = {_read_place(document): document for document in read}
+    return [whole.get(_read_place(document), document) for document in documents]
 
 
-def _place(key: str, region: str) -> _Place:
+def _build_place(key: str, region: str) -> _Place:
     return key.encode("utf-8", "surrogatepass"), region.encode("utf-8", "surrogatepass")
 
 
-def _place_of(document: Mapping[str, Any]) -> _Place:
-    return _place(document["_id"]["key"], document["_id"]["region"])
+def _read_place(document: Mapping[str, Any]) -> _Place:
+    return _build_place(document["_id"]["key"], document["_id"]["region"])

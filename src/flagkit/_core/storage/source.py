@@ -21,40 +21,36 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import Nearest
 from pymongo.write_concern import WriteConcern
 
-from flagkit._core.aio import in_turns
-from flagkit._core.cooperative import collector_paused
+from flagkit._core.aio import run_cooperatively
+from flagkit._core.cooperative import pause_gc
 from flagkit._core.model import EVERYWHERE
 from flagkit._core.model.changes import SEGMENTS as SEGMENTS_REGION
-from flagkit._core.model.changes import Change, Tip, parts_added
-from flagkit._core.snapshot import Snapshot, check_digests, kept_of, regions_of
+from flagkit._core.model.changes import Change, Tip, collect_added_parts
+from flagkit._core.snapshot import Snapshot, check_digests, list_kept_regions, list_regions
 from flagkit._core.source import Heartbeat, Route
-from flagkit._core.storage.change_stream import Paging, arrived, pipeline_of
-from flagkit._core.storage.checkpoints import Checkpoints
-from flagkit._core.storage.client_registry import identity_of, registering
-from flagkit._core.storage.documents import CODEC, policy_state, tip_of
+from flagkit._core.storage import layout
+from flagkit._core.storage.change_stream import ChangeReader, build_stream_pipeline, decode_batch
+from flagkit._core.storage.checkpoints import CheckpointLoader
+from flagkit._core.storage.client_registry import build_client_filter, build_heartbeat_update
+from flagkit._core.storage.documents import CODEC, decode_head_tip, decode_policy_state
 from flagkit._core.storage.driver import (
     NO_SNAPSHOTS,
     OPERATION_MILLISECONDS_MAX,
-    await_milliseconds,
-    configured,
-    names_preference,
-    problem_of,
-    settings_for,
-    streams_wanted,
-    translated,
+    build_driver_settings,
+    check_uri,
+    compute_await_milliseconds,
+    describe_server_error,
+    has_read_preference,
+    require_change_streams,
+    translate_errors,
 )
-from flagkit._core.storage.layout import (
-    CLIENTS,
-    FLAGS,
-    HEADS,
-    LEDGER,
-    MEMBERS,
-    Document,
-    ledger_id,
-    parts_named,
-    policies_named,
+from flagkit._core.storage.scan import (
+    BATCH_DOCUMENTS,
+    PROJECTIONS,
+    PolicyScan,
+    filter_without_body,
+    merge_full_documents,
 )
-from flagkit._core.storage.scan import BATCH_DOCUMENTS, PROJECTIONS, Scan, completed, without_body
 from flagkit.errors import (
     HistoryLostError,
     StoreError,
@@ -96,83 +92,94 @@ class MongoSource:
         self._environment = environment
         self._region = region
         self._namespaces = namespaces
-        with configured(uri):
-            self._client: AsyncMongoClient[Document] = AsyncMongoClient(uri, **settings_for(uri))
-            self._await_milliseconds = await_milliseconds(self._client.options)
+        with check_uri(uri):
+            self._client: AsyncMongoClient[layout.Document] = AsyncMongoClient(
+                uri, **build_driver_settings(uri)
+            )
+            self._await_milliseconds = compute_await_milliseconds(self._client.options)
             near = Nearest(None if region == EVERYWHERE else [{"region": region}, {}])
             self._databases = {
-                Route.NEAR: self._client.get_database(
+                Route.NEAREST: self._client.get_database(
                     database,
                     CODEC,
                     read_concern=_MAJORITY,
-                    read_preference=self._client.read_preference if names_preference(uri) else near,
+                    read_preference=self._client.read_preference
+                    if has_read_preference(uri)
+                    else near,
                 ),
                 Route.PRIMARY: self._client.get_database(
                     database, CODEC, read_concern=_MAJORITY, read_preference=ReadPreference.PRIMARY
                 ),
             }
-        self._paging = {route: Paging(read, environment) for route, read in self._databases.items()}
+        self._paging = {
+            route: ChangeReader(read, environment) for route, read in self._databases.items()
+        }
         self._checkpoints = {
-            route: Checkpoints(
-                read, environment, region, functools.partial(self._with_parts, route=route)
+            route: CheckpointLoader(
+                read, environment, region, functools.partial(self._attach_parts, route=route)
             )
             for route, read in self._databases.items()
         }
-        self._route = Route.NEAR
-        self._stream: AsyncRawBatchCommandCursor[Document] | None = None
+        self._route = Route.NEAREST
+        self._stream: AsyncRawBatchCommandCursor[layout.Document] | None = None
         # What members are asked to have before they answer; none where there is no replica set.
-        self._seen_at: Timestamp | None = None
+        self._operation_time: Timestamp | None = None
         self._has_snapshots = True
 
     async def load(self, route: Route) -> Snapshot:
         """Read all that concerns the region, in one snapshot of the database."""
-        with collector_paused():
-            return await self._from_checkpoint(route) or await self._scanned(route)
+        with pause_gc():
+            return await self._load_checkpoint(route) or await self._scan(route)
 
-    async def _from_checkpoint(self, route: Route) -> Snapshot | None:
+    async def _load_checkpoint(self, route: Route) -> Snapshot | None:
         if self._namespaces:
             # It would have all flags.
             return None
-        with translated("loading all flags"):
-            async with self._at_one_time() as session:
-                head = await self._head(route, session)
-                return await self._checkpoints[route].start(session, head)
+        with translate_errors("loading all flags"):
+            async with self._open_snapshot_session() as session:
+                head = await self._read_head(route, session)
+                return await self._checkpoints[route].load_snapshot(session, head)
 
-    async def _scanned(self, route: Route) -> Snapshot:
+    async def _scan(self, route: Route) -> Snapshot:
         database = self._databases[route]
-        with translated("loading all flags"):
-            async with self._at_one_time() as session:
-                head = await self._head(route, session)
-                lacking = await self._paging[route].unprojected(head, session)
-                scan = Scan(tip_of(head), lacking, kept_of(self._region), self._namespaces)
+        with translate_errors("loading all flags"):
+            async with self._open_snapshot_session() as session:
+                head = await self._read_head(route, session)
+                lacking = await self._paging[route].read_unprojected(head, session)
+                scan = PolicyScan(
+                    decode_head_tip(head),
+                    lacking,
+                    list_kept_regions(self._region),
+                    self._namespaces,
+                )
                 for collection, projection in PROJECTIONS.items():
                     found = database[collection].find(
-                        scan.filter(collection),
+                        scan.build_filter(collection),
                         projection,
                         sort=_BY_ID,
                         session=session,
                         batch_size=BATCH_DOCUMENTS,
                     )
-                    while documents := await self._batch(found, session):
-                        scan.take(collection, documents)
-                parts = await self._parts(scan.parts, route, session)
-        base = await in_turns(scan.finished({}))
+                    while documents := await self._read_batch(found, session):
+                        scan.add_documents(collection, documents)
+                parts = await self._read_parts(scan.parts, route, session)
+        base = await run_cooperatively(scan.build({}))
         # Of some namespaces only, nobody knows what the flags add up to.
-        places = (SEGMENTS_REGION,) if self._namespaces else kept_of(self._region)
+        places = (SEGMENTS_REGION,) if self._namespaces else list_kept_regions(self._region)
         check_digests(base.header.digests, base.tip, places)
         loaded = Snapshot(base.tip, self._region, base, namespaces=self._namespaces)
         return loaded.with_parts(parts)
 
-    async def _batch(
-        self, found: AsyncCursor[Document], session: AsyncClientSession
+    async def _read_batch(
+        self, found: AsyncCursor[layout.Document], session: AsyncClientSession
     ) -> Sequence[Mapping[str, Any]]:
         # Whole batches: to iterate over documents would cost as much as to decode them.
         documents = await found.to_list(BATCH_DOCUMENTS)
-        lacking = without_body(documents)
+        lacking = filter_without_body(documents)
         if lacking is None:
             return documents
         whole = found.collection.find(lacking, session=session)
-        return completed(documents, await whole.to_list())
+        return merge_full_documents(documents, await whole.to_list())
 
     async def open(self, route: Route) -> None:
         """Begin to watch."""
@@ -180,57 +187,57 @@ class MongoSource:
         self._route, database = route, self._databases[route]
         # Left to itself, the stream begins after the last write, which a majority may not have yet:
         # catching up would not see that write, and the stream would not bring it.
-        with translated("asking for the time"):
+        with translate_errors("asking for the time"):
             async with self._client.start_session(causal_consistency=True) as session:
                 await database.command(
                     "ping", session=session, read_preference=database.read_preference
                 )
                 now = session.operation_time
         # Not the latest: what was restored may not have come so far, and would never answer.
-        self._seen_at = now
-        pipeline = pipeline_of(self._environment, now)
-        with translated("opening the change stream"), streams_wanted():
-            stream: object = await database[HEADS].aggregate_raw_batches(
+        self._operation_time = now
+        pipeline = build_stream_pipeline(self._environment, now)
+        with translate_errors("opening the change stream"), require_change_streams():
+            stream: object = await database[layout.HEADS].aggregate_raw_batches(
                 pipeline, batchSize=EVENTS_AT_ONCE, maxAwaitTimeMS=self._await_milliseconds
             )
         # The driver's annotations have it as another kind of cursor.
-        self._stream = cast("AsyncRawBatchCommandCursor[Document]", stream)
+        self._stream = cast("AsyncRawBatchCommandCursor[layout.Document]", stream)
 
-    async def head(self) -> Tip:
+    async def read_head(self) -> Tip:
         """Return where the primary has the head."""
         # What the stream brings meanwhile has to wait.
-        with translated("asking the primary for the head", HEAD_SECONDS_MAX):
+        with translate_errors("asking the primary for the head", HEAD_SECONDS_MAX):
             async with self._client.start_session(causal_consistency=True) as session:
-                head = await self._head(Route.PRIMARY, session, {"change": False})
-                self._note_time(session.operation_time)
-        return tip_of(head)
+                head = await self._read_head(Route.PRIMARY, session, {"change": False})
+                self._advance_time(session.operation_time)
+        return decode_head_tip(head)
 
     async def watch(self) -> Sequence[Change]:
         """Wait for changes."""
         stream = self._stream
         if stream is None or not stream.alive:
             raise StoreUnavailableError("the change stream has ended")
-        with translated("watching for changes"):
+        with translate_errors("watching for changes"):
             batch = cast("bytes | None", await stream.try_next())
-        found, time = arrived(batch) if batch else ([], None)
-        self._note_time(time)
-        changes = [await self._complete(item) for item in found]
-        return await self._with_parts(changes, self._route)
+        found, time = decode_batch(batch) if batch else ([], None)
+        self._advance_time(time)
+        changes = [await self._complete_change(item) for item in found]
+        return await self._attach_parts(changes, self._route)
 
-    async def _complete(self, head: Change | Document) -> Change:
+    async def _complete_change(self, head: Change | layout.Document) -> Change:
         if isinstance(head, Change):
             return head
-        with translated("reading a large change"):
-            async with self._after_what_is_seen() as session:
-                return await self._paging[self._route].newest(head, session)
+        with translate_errors("reading a large change"):
+            async with self._open_causal_session() as session:
+                return await self._paging[self._route].read_newest(head, session)
 
     async def catch_up(self, tip: Tip, route: Route) -> Sequence[Change]:
         """Return every change after `tip`, from the ledger and the head."""
-        with translated("reading the ledger"):
-            async with self._after_what_is_seen() as session:
-                head = await self._head(route, session)
-                self._note_time(session.operation_time)
-                last = tip_of(head)
+        with translate_errors("reading the ledger"):
+            async with self._open_causal_session() as session:
+                head = await self._read_head(route, session)
+                self._advance_time(session.operation_time)
+                last = decode_head_tip(head)
                 if last == tip:
                     return ()
                 if last.epoch != tip.epoch or last.revision <= tip.revision:
@@ -243,10 +250,10 @@ class MongoSource:
                 if last.revision - tip.revision > CATCH_UP_MAX:
                     raise HistoryLostError(f"{last.revision - tip.revision} revisions behind")
                 between = {
-                    "$gt": ledger_id(self._environment, tip.revision),
-                    "$lt": ledger_id(self._environment, last.revision),
+                    "$gt": layout.build_ledger_id(self._environment, tip.revision),
+                    "$lt": layout.build_ledger_id(self._environment, last.revision),
                 }
-                found = self._databases[route][LEDGER].find(
+                found = self._databases[route][layout.LEDGER].find(
                     {"_id": between},
                     sort=_BY_ID,
                     session=session,
@@ -254,54 +261,59 @@ class MongoSource:
                     max_time_ms=OPERATION_MILLISECONDS_MAX,
                 )
                 paging = self._paging[route]
-                with collector_paused():
-                    changes = [await paging.ledgered(document, session) async for document in found]
-                newest = await paging.newest(head, session)
+                with pause_gc():
+                    changes = [
+                        await paging.decode_ledger_change(document, session)
+                        async for document in found
+                    ]
+                newest = await paging.read_newest(head, session)
         changes.append(newest)
         if len(changes) != last.revision - tip.revision:
             raise HistoryLostError(f"the ledger does not reach back to revision {tip.revision}")
-        return await self._with_parts(changes, route)
+        return await self._attach_parts(changes, route)
 
-    async def policy(self, key: str) -> dict[str, Any] | None:
+    async def read_policy(self, key: str) -> dict[str, Any] | None:
         """Read the newest document of a flag as the region sees it."""
-        with translated("reading a flag"):
-            async with self._at_one_time() as session:
-                head = await self._head(Route.PRIMARY, session)
+        with translate_errors("reading a flag"):
+            async with self._open_snapshot_session() as session:
+                head = await self._read_head(Route.PRIMARY, session)
                 found = {
-                    document["_id"]["region"]: policy_state(document)
-                    async for document in self._databases[Route.PRIMARY][FLAGS].find(
-                        policies_named(self._environment, [key]), session=session
+                    document["_id"]["region"]: decode_policy_state(document)
+                    async for document in self._databases[Route.PRIMARY][layout.FLAGS].find(
+                        layout.filter_policies_by_key(self._environment, [key]), session=session
                     )
                 }
-                lacking = await self._paging[Route.PRIMARY].unprojected(head, session)
+                lacking = await self._paging[Route.PRIMARY].read_unprojected(head, session)
         for change in lacking:
             newest = {policy.id: policy.after for policy in change.policies}
             found |= {region: state for (region, name), state in newest.items() if name == key}
-        states = (found.get(region) for region in regions_of(self._region))
+        states = (found.get(region) for region in list_regions(self._region))
         return next((state.policy for state in states if state is not None), None)
 
-    async def beat(self, heartbeat: Heartbeat) -> None:
+    async def send_heartbeat(self, heartbeat: Heartbeat) -> None:
         """Put a heartbeat in the place of the last one of its client."""
-        clients = self._databases[Route.PRIMARY][CLIENTS]
+        clients = self._databases[Route.PRIMARY][layout.CLIENTS]
         # One member is enough: the next comes soon.
         clients = clients.with_options(write_concern=WriteConcern(1))
-        with translated("registering this client"):
-            await clients.update_one(identity_of(heartbeat), registering(heartbeat), upsert=True)
+        with translate_errors("registering this client"):
+            await clients.update_one(
+                build_client_filter(heartbeat), build_heartbeat_update(heartbeat), upsert=True
+            )
 
     async def close(self) -> None:
         """Free everything."""
-        with translated("closing the connections", GOODBYE_SECONDS):
+        with translate_errors("closing the connections", GOODBYE_SECONDS):
             await self._client.close()
 
     @contextlib.asynccontextmanager
-    async def _after_what_is_seen(self) -> AsyncGenerator[AsyncClientSession]:
+    async def _open_causal_session(self) -> AsyncGenerator[AsyncClientSession]:
         async with self._client.start_session(causal_consistency=True) as session:
-            if self._seen_at is not None:
-                session.advance_operation_time(self._seen_at)
+            if self._operation_time is not None:
+                session.advance_operation_time(self._operation_time)
             yield session
 
     @contextlib.asynccontextmanager
-    async def _at_one_time(self) -> AsyncGenerator[AsyncClientSession]:
+    async def _open_snapshot_session(self) -> AsyncGenerator[AsyncClientSession]:
         """Give a session of one snapshot of the database, where it has such.
 
         Elsewhere the digests tell whether something was changed while it was read.
@@ -313,14 +325,14 @@ class MongoSource:
             if error.code in NO_SNAPSHOTS and self._has_snapshots:
                 self._has_snapshots = False
                 raise StoreUnavailableError(
-                    f"no snapshots can be read: {problem_of(error)}"
+                    f"no snapshots can be read: {describe_server_error(error)}"
                 ) from error
             raise
 
-    async def _head(
-        self, route: Route, session: AsyncClientSession, projection: Document | None = None
-    ) -> Document:
-        head = await self._databases[route][HEADS].find_one(
+    async def _read_head(
+        self, route: Route, session: AsyncClientSession, projection: layout.Document | None = None
+    ) -> layout.Document:
+        head = await self._databases[route][layout.HEADS].find_one(
             {"_id": self._environment},
             projection,
             session=session,
@@ -333,9 +345,9 @@ class MongoSource:
             )
         return head
 
-    def _note_time(self, time: Timestamp | None) -> None:
-        if time is not None and (self._seen_at is None or time > self._seen_at):
-            self._seen_at = time
+    def _advance_time(self, time: Timestamp | None) -> None:
+        if time is not None and (self._operation_time is None or time > self._operation_time):
+            self._operation_time = time
 
     async def _check_primary(self) -> None:
         """Have the primary prove that it is one: others may have elected another since.
@@ -343,33 +355,33 @@ class MongoSource:
         Raises:
             OperationFailure: it is none, or cannot be sure in time.
         """
-        if self._seen_at is not None:
+        if self._operation_time is not None:
             await (
-                self._databases[Route.PRIMARY][HEADS]
+                self._databases[Route.PRIMARY][layout.HEADS]
                 .with_options(read_concern=_LINEARIZABLE)
                 .find_one({"_id": self._environment}, max_time_ms=OPERATION_MILLISECONDS_MAX)
             )
 
-    async def _with_parts(self, changes: list[Change], route: Route) -> list[Change]:
+    async def _attach_parts(self, changes: list[Change], route: Route) -> list[Change]:
         """Return changes with the parts of members that are there after them, and not before."""
-        with collector_paused():
-            added = parts_added(changes)
+        with pause_gc():
+            added = collect_added_parts(changes)
         if not added:
             return changes
-        with translated("reading members"):
-            async with self._after_what_is_seen() as session:
-                parts = await self._parts(added, route, session)
+        with translate_errors("reading members"):
+            async with self._open_causal_session() as session:
+                parts = await self._read_parts(added, route, session)
         return [*changes[:-1], msgspec.structs.replace(changes[-1], parts=parts)]
 
-    async def _parts(
+    async def _read_parts(
         self, names: Iterable[str], route: Route, session: AsyncClientSession
     ) -> dict[str, bytes]:
         wanted = sorted(set(names))
         parts: dict[str, bytes] = {}
         for start in range(0, len(wanted), PARTS_AT_ONCE):
             some = wanted[start : start + PARTS_AT_ONCE]
-            found = self._databases[route][MEMBERS].find(
-                parts_named(self._environment, some), session=session
+            found = self._databases[route][layout.MEMBERS].find(
+                layout.filter_parts(self._environment, some), session=session
             )
             # Whether they are what their names say, the snapshot finds, whatever the source.
             parts |= {
@@ -383,6 +395,6 @@ class MongoSource:
         stream, self._stream = self._stream, None
         if stream is not None:
             # A member that answers nothing does not hear of it either: its stream ends by itself.
-            told = translated("closing the change stream", GOODBYE_SECONDS)
+            told = translate_errors("closing the change stream", GOODBYE_SECONDS)
             with contextlib.suppress(StoreUnavailableError), told:
                 await stream.close()

@@ -24,56 +24,44 @@ from flagkit._core.arguments import instance
 from flagkit._core.model import EVERYWHERE
 from flagkit._core.model.changes import Change, PolicyChange, PolicyId, Tip
 from flagkit._core.snapshot import Arena
-from flagkit._core.storage.checkpoints import Checkpoint, newest_first, published
+from flagkit._core.storage import layout
+from flagkit._core.storage.checkpoints import Checkpoint, decode_manifests, store_checkpoint
 from flagkit._core.storage.documents import (
     CODEC,
-    Prepared,
-    head_document,
-    id_in,
-    ledger_document,
-    policy_document,
-    tip_of,
+    EncodedPolicy,
+    decode_head_tip,
+    encode_head,
+    encode_ledger,
+    encode_policy_document,
+    read_policy_id,
 )
 from flagkit._core.storage.driver import (
     OPERATION_MILLISECONDS_MAX,
-    configured,
-    settings_for,
-    translated,
+    build_driver_settings,
+    check_uri,
+    translate_errors,
 )
-from flagkit._core.storage.layout import (
-    AUDIT,
-    CHECKPOINTS,
-    FLAGS,
-    HEADS,
-    LEDGER,
-    MEMBERS,
-    PAGES,
-    PROJECTED,
-    Document,
-    active_in_region,
-    all_of,
-    checkpoints_of,
-    collection_of,
-    comparable_digest,
-    ledger_id,
-    page_id,
-    pages_named,
+from flagkit._core.storage.ledger import LedgerQuery, iter_ledger_changes
+from flagkit._core.storage.pages import (
+    Page,
+    decode_page,
+    encode_page,
+    read_page_contents,
+    read_page_names,
 )
-from flagkit._core.storage.ledger import Wanted, changes_in
-from flagkit._core.storage.pages import Page, names_in, page_document, pages_in, policies_on
 from flagkit._core.storage.prefetch import (
     NOTHING,
-    Foreseen,
-    Remembered,
-    found_in,
-    pipeline,
-    projects_lightly,
+    Prefetch,
+    PrefetchMemo,
+    build_prefetch_pipeline,
+    can_skip_majority,
+    decode_prefetch,
 )
-from flagkit._core.storage.provision import create_environment, found_bucket_key, made_bucket_key
-from flagkit._core.storage.pruning import Pruning
-from flagkit._core.storage.reader import Reading
-from flagkit._core.storage.requests import Denials, Proposals, WaitingRequests
-from flagkit._core.storage.validation import checked
+from flagkit._core.storage.provision import create_environment, ensure_bucket_key, find_bucket_key
+from flagkit._core.storage.pruning import DocumentPruner
+from flagkit._core.storage.reader import EnvironmentReader
+from flagkit._core.storage.requests import DenialLog, PendingRequests, ProposalStore
+from flagkit._core.storage.validation import check_form
 from flagkit._core.suggestions import environment_not_found
 from flagkit.errors import (
     EnvironmentNotFoundError,
@@ -81,38 +69,38 @@ from flagkit.errors import (
     StoreUnavailableError,
 )
 
-_Write: TypeAlias = ReplaceOne[Document] | InsertOne[Document]
+_Write: TypeAlias = ReplaceOne[layout.Document] | InsertOne[layout.Document]
 _DUPLICATE_KEY: Final = 11000
 PAGES_AT_ONCE: Final = 8
 """So many pages are stored in one call: a megabyte each."""
 
 
 def project_policies(
-    database: Database[Document],
+    database: Database[layout.Document],
     environment: str,
     revision: int,
     policies: Sequence[PolicyChange],
-    ready: Mapping[PolicyId, Prepared] | None = None,
+    encoded: Mapping[PolicyId, EncodedPolicy] | None = None,
 ) -> None:
     """Bring what a revision did to policies to where they are read.
 
-    `ready` is what was prepared of them, as far as it was.
+    `encoded` is what was prepared of them, as far as it was.
     """
-    known = ready or {}
-    writes: dict[str, list[_Write]] = {collection: [] for collection in PROJECTED}
+    known = encoded or {}
+    writes: dict[str, list[_Write]] = {collection: [] for collection in layout.PROJECTED}
     for policy in policies:
         identity = policy.id
         made = known.get(identity)
         fields = None if made is None else made.fields
-        document = policy_document(environment, revision, policy, fields)
-        writes[collection_of(identity[0])].append(_write(document))
+        document = encode_policy_document(environment, revision, policy, fields)
+        writes[layout.get_collection_name(identity[0])].append(_build_write(document))
     for collection, some in writes.items():
-        with duplicates_passed():
+        with ignore_duplicates():
             if some:
                 database[collection].bulk_write(some, ordered=False)
 
 
-def _write(document: Document) -> _Write:
+def _build_write(document: layout.Document) -> _Write:
     # A newer state stays: the guard finds nothing to replace, and what is inserted meets its `_id`.
     if document["version"] == 1 and document["hash"] is not None:
         # There never was another, so there is nothing to look for.
@@ -121,7 +109,9 @@ def _write(document: Document) -> _Write:
     return ReplaceOne(older, document, upsert=True)
 
 
-def add_pages(database: Database[Document], environment: str, pages: Mapping[str, Page]) -> None:
+def add_pages(
+    database: Database[layout.Document], environment: str, pages: Mapping[str, Page]
+) -> None:
     """Store the pages of a change that is to be committed."""
     names = [*pages]
     for first in range(0, len(names), PAGES_AT_ONCE):
@@ -129,37 +119,37 @@ def add_pages(database: Database[Document], environment: str, pages: Mapping[str
         replacements = [
             ReplaceOne(
                 {
-                    "_id": page_id(environment, name),
+                    "_id": layout.build_page_id(environment, name),
                     # What nothing referred to is marked to be pruned: it is not any more.
                     "$or": [
                         {"content": {"$ne": pages[name].content}},
                         {"unreferred": {"$exists": True}},
                     ],
                 },
-                page_document(environment, name, pages[name]),
+                encode_page(environment, name, pages[name]),
                 upsert=True,
             )
             for name in some
         ]
-        with duplicates_passed():
-            database[PAGES].bulk_write(replacements, ordered=False)
+        with ignore_duplicates():
+            database[layout.PAGES].bulk_write(replacements, ordered=False)
 
 
 def project_own_pages(
-    database: Database[Document],
+    database: Database[layout.Document],
     environment: str,
     revision: int,
     pages: Mapping[str, Page],
-    ready: Mapping[PolicyId, Prepared],
+    encoded: Mapping[PolicyId, EncodedPolicy],
 ) -> None:
     """Project the pages of a revision that were just written."""
     for name, page in pages.items():
-        project_policies(database, environment, revision, page.policies, ready)
-        _mark(database, environment, revision, name)
+        project_policies(database, environment, revision, page.policies, encoded)
+        _mark_projected(database, environment, revision, name)
 
 
 def project_pages(
-    database: Database[Document], environment: str, revision: int, limit: int | None = None
+    database: Database[layout.Document], environment: str, revision: int, limit: int | None = None
 ) -> int:
     """Project the pages of a revision of the ledger that are not yet, `limit` at most.
 
@@ -168,35 +158,41 @@ def project_pages(
     Raises:
         StoreError: one is missing, or was changed past the writer.
     """
-    names = _unprojected(database, environment, revision)
+    names = _find_unprojected(database, environment, revision)
     for name in names[:limit]:
-        found = database[PAGES].find_one({"_id": page_id(environment, name)})
-        content = pages_in([] if found is None else [found]).get(name)
-        project_policies(database, environment, revision, policies_on(name, content))
-        _mark(database, environment, revision, name)
+        found = database[layout.PAGES].find_one({"_id": layout.build_page_id(environment, name)})
+        content = read_page_contents([] if found is None else [found]).get(name)
+        project_policies(database, environment, revision, decode_page(name, content))
+        _mark_projected(database, environment, revision, name)
     return len(names[limit:]) if limit is not None else 0
 
 
-def _mark(database: Database[Document], environment: str, revision: int, name: str) -> None:
-    database[PAGES].update_one(
-        {"_id": page_id(environment, name)}, {"$set": {"projected": revision}}
+def _mark_projected(
+    database: Database[layout.Document], environment: str, revision: int, name: str
+) -> None:
+    database[layout.PAGES].update_one(
+        {"_id": layout.build_page_id(environment, name)}, {"$set": {"projected": revision}}
     )
 
 
-def _unprojected(database: Database[Document], environment: str, revision: int) -> list[str]:
-    document = database[LEDGER].find_one({"_id": ledger_id(environment, revision)}, {"pages": True})
+def _find_unprojected(
+    database: Database[layout.Document], environment: str, revision: int
+) -> list[str]:
+    document = database[layout.LEDGER].find_one(
+        {"_id": layout.build_ledger_id(environment, revision)}, {"pages": True}
+    )
     if document is None:
         raise StoreError(f"the ledger of {environment!r} has lost revision {revision}")
-    names = names_in(document)
-    projected = database[PAGES].find(
-        pages_named(environment, names) | {"projected": revision}, {"_id": True}
+    names = read_page_names(document)
+    projected = database[layout.PAGES].find(
+        layout.filter_pages(environment, names) | {"projected": revision}, {"_id": True}
     )
     done = {found["_id"]["page"] for found in projected}
     return [name for name in names if name not in done]
 
 
 @contextmanager
-def duplicates_passed() -> Generator[None]:
+def ignore_duplicates() -> Generator[None]:
     """Pass over documents that are there already, in a bulk of unordered writes."""
     try:
         yield
@@ -211,7 +207,7 @@ ENVIRONMENTS_ASKED_MAX: Final = 10_000
 """So many environments are looked at for one that a mistyped name could mean."""
 
 
-def checked_store(store: object) -> "Store":
+def check_store(store: object) -> "Store":
     """Return what is given as a store, if it is one.
 
     Raises:
@@ -225,10 +221,12 @@ class Store:
 
     def __init__(self, uri: str, *, environment: str, database: str) -> None:
         self.environment = environment
-        self._remembered = Remembered()
+        self._memo = PrefetchMemo()
         self._bucket_keys: dict[str, bytes] = {}
-        with configured(uri):
-            self._client: MongoClient[Document] = MongoClient(uri, **settings_for(uri))
+        with check_uri(uri):
+            self._client: MongoClient[layout.Document] = MongoClient(
+                uri, **build_driver_settings(uri)
+            )
             # The primary, whatever the URI says: checks must be made on what a commit compares.
             self._database = self._client.get_database(
                 database,
@@ -237,11 +235,11 @@ class Store:
                 write_concern=WriteConcern("majority"),
                 read_preference=ReadPreference.PRIMARY,
             )
-        self.waiting = WaitingRequests(self._database, environment)
-        self.proposals = Proposals(self._database, environment)
-        self.denials = Denials(self._database, environment)
+        self.pending = PendingRequests(self._database, environment)
+        self.proposals = ProposalStore(self._database, environment)
+        self.denials = DenialLog(self._database, environment)
         """Who was denied what."""
-        self.pruning = Pruning(self._database, environment)
+        self.pruner = DocumentPruner(self._database, environment)
         """What can go, and how it goes."""
 
     def close(self) -> None:
@@ -250,48 +248,48 @@ class Store:
 
     def create_environment(self, epoch: str) -> Tip:
         """Make collections, indexes and the head at revision 0, where they are not there yet."""
-        with translated("creating the environment"):
+        with translate_errors("creating the environment"):
             created = create_environment(self._database, self.environment, epoch)
             if created is not None:
                 # Else the first change that needs it makes it.
                 with contextlib.suppress(StoreError):
-                    self.bucket_key(created.epoch, make=True)
-        return created or self.tip()
+                    self.get_bucket_key(created.epoch, make=True)
+        return created or self.read_tip()
 
-    def tip(self) -> Tip:
+    def read_tip(self) -> Tip:
         """Return where the environment stands.
 
         Raises:
             EnvironmentNotFoundError: it was never created.
         """
-        with translated("reading the head"):
-            head = self._database[HEADS].find_one({"_id": self.environment})
+        with translate_errors("reading the head"):
+            head = self._database[layout.HEADS].find_one({"_id": self.environment})
         if head is None:
-            raise self._unknown()
-        return tip_of(head)
+            raise self._build_not_found_error()
+        return decode_head_tip(head)
 
     @contextmanager
-    def reading(self, foreseen: Foreseen = NOTHING) -> "Generator[Reading]":
+    def open_reader(self, prefetch: Prefetch = NOTHING) -> "Generator[EnvironmentReader]":
         """Give a reading of the environment at one revision, for the block.
 
         What is foreseen is read at once, all else when it is asked for.
         """
-        policies = self._remembered.policies(foreseen)
+        policies = self._memo.select_policies(prefetch)
         with (
-            translated("reading the environment"),
+            translate_errors("reading the environment"),
             self._client.start_session(snapshot=True) as session,
         ):
-            documents = self._database[HEADS].aggregate(
-                pipeline(self.environment, foreseen, policies),
+            documents = self._database[layout.HEADS].aggregate(
+                build_prefetch_pipeline(self.environment, prefetch, policies),
                 session=session,
                 maxTimeMS=OPERATION_MILLISECONDS_MAX,
             )
-            found = found_in(documents, policies)
+            found = decode_prefetch(documents, policies)
             if found is None:
-                raise self._unknown()
-            yield Reading(self._database, session, found, foreseen, self._remembered)
+                raise self._build_not_found_error()
+            yield EnvironmentReader(self._database, session, found, prefetch, self._memo)
 
-    def bucket_key(self, epoch: str, *, make: bool) -> bytes | None:
+    def get_bucket_key(self, epoch: str, *, make: bool) -> bytes | None:
         """Return the secret by which the buckets of actors are named in a history.
 
         It is read once. If there is none, it is made, where that is asked for.
@@ -301,8 +299,8 @@ class Store:
         """
         key = self._bucket_keys.get(epoch)
         if key is None:
-            find = made_bucket_key if make else found_bucket_key
-            with translated("reading the key of the rate limits"):
+            find = ensure_bucket_key if make else find_bucket_key
+            with translate_errors("reading the key of the rate limits"):
                 key = find(self._database, self.environment, epoch)
             if key is not None:
                 self._bucket_keys[epoch] = key
@@ -316,8 +314,8 @@ class Store:
         `content` has `digest`, and whatever else audit documents have.
         """
         identity = {"environment": self.environment, "request": request}
-        audit = self._database[AUDIT]
-        with translated("recording the request"):
+        audit = self._database[layout.AUDIT]
+        with translate_errors("recording the request"):
             try:
                 audit.insert_one({"_id": identity, **content})
             except DuplicateKeyError:
@@ -325,8 +323,8 @@ class Store:
                 if earlier is None:
                     # Another's insert, which the majority has not got yet.
                     raise StoreUnavailableError("the request is being recorded elsewhere") from None
-                return comparable_digest(checked(AUDIT, earlier))
-        return comparable_digest(content)
+                return layout.compute_request_digest(check_form(layout.AUDIT, earlier))
+        return layout.compute_request_digest(content)
 
     def add_parts(self, parts: Mapping[str, bytes]) -> None:
         """Store parts of members, by their SHA-256, in the place of any that were altered."""
@@ -343,13 +341,13 @@ class Store:
             )
             for identity, hashes in zip(identities, parts.values(), strict=True)
         ]
-        with translated("storing members"), duplicates_passed():
+        with translate_errors("storing members"), ignore_duplicates():
             if replacements:
-                self._database[MEMBERS].bulk_write(replacements, ordered=False)
+                self._database[layout.MEMBERS].bulk_write(replacements, ordered=False)
 
     def add_pages(self, pages: Mapping[str, Page]) -> None:
         """Store the pages that a change is on, by their SHA-256."""
-        with translated("storing a large change"):
+        with translate_errors("storing a large change"):
             add_pages(self._database, self.environment, pages)
 
     def compare_and_set(
@@ -367,11 +365,11 @@ class Store:
         """
         expected = {"_id": tip.environment, "revision": tip.revision, "hash": tip.hash}
         expected["epoch"] = tip.epoch
-        with translated("committing"):
-            head = head_document(change.tip, change, buckets, pages, unprojected)
-            done = self._database[HEADS].replace_one(expected, head).matched_count == 1
+        with translate_errors("committing"):
+            head = encode_head(change.tip, change, buckets, pages, unprojected)
+            done = self._database[layout.HEADS].replace_one(expected, head).matched_count == 1
         if done:
-            self._remembered.take(change)
+            self._memo.remember(change)
         return done
 
     def project(
@@ -384,34 +382,34 @@ class Store:
         """
         # What a failover takes back, the next reading misses.
         projected = self._database
-        if is_mine and projects_lightly(change):
+        if is_mine and can_skip_majority(change):
             projected = projected.with_options(
                 write_concern=WriteConcern(1), read_concern=ReadConcern("local")
             )
-        with translated("projecting a change"):
+        with translate_errors("projecting a change"):
             if not pages:
                 project_policies(projected, self.environment, change.revision, change.policies)
             try:
-                projected[LEDGER].insert_one(ledger_document(change, pages))
+                projected[layout.LEDGER].insert_one(encode_ledger(change, pages))
             except DuplicateKeyError:
-                self._check_same(projected, change)
+                self._check_unchanged(projected, change)
 
     def project_own_pages(
-        self, revision: int, pages: Mapping[str, Page], ready: Mapping[PolicyId, Prepared]
+        self, revision: int, pages: Mapping[str, Page], encoded: Mapping[PolicyId, EncodedPolicy]
     ) -> None:
         """Bring a large change that was just committed to where it is read, page by page.
 
-        `ready` is what was prepared of it.
+        `encoded` is what was prepared of it.
         """
-        with translated("projecting a large change"):
-            project_own_pages(self._database, self.environment, revision, pages, ready)
+        with translate_errors("projecting a large change"):
+            project_own_pages(self._database, self.environment, revision, pages, encoded)
 
     def project_pages(self, revision: int, limit: int | None = None) -> int:
         """Bring a large change to where it is read, or some pages; return how many are left."""
-        with translated("projecting a large change"):
+        with translate_errors("projecting a large change"):
             return project_pages(self._database, self.environment, revision, limit)
 
-    def changes(
+    def iter_changes(
         self,
         after: int = 0,
         *,
@@ -424,47 +422,53 @@ class Store:
 
         Only those of a flag or segment, from a moment on, or before another, where these are given.
         """
-        wanted = Wanted(after, key, since, until, newest_first)
-        with translated("reading the ledger"):
-            yield from changes_in(self._database, self.environment, wanted)
+        wanted = LedgerQuery(after, key, since, until, newest_first)
+        with translate_errors("reading the ledger"):
+            yield from iter_ledger_changes(self._database, self.environment, wanted)
 
-    def requests(self, requests: Iterable[str]) -> dict[str, Document]:
+    def read_requests(self, requests: Iterable[str]) -> dict[str, layout.Document]:
         """Return audit documents by request id.
 
         Raises:
             StoreError: one has not the form that it should have.
         """
         identities = [{"environment": self.environment, "request": request} for request in requests]
-        with translated("reading the audit"):
-            found = self._database[AUDIT].find({"_id": {"$in": identities}})
-            return {document["_id"]["request"]: checked(AUDIT, document) for document in found}
+        with translate_errors("reading the audit"):
+            found = self._database[layout.AUDIT].find({"_id": {"$in": identities}})
+            return {
+                document["_id"]["request"]: check_form(layout.AUDIT, document) for document in found
+            }
 
-    def recorded(self) -> Iterator[Document]:
+    def iter_audit_documents(self) -> Iterator[layout.Document]:
         """Yield all audit documents of the environment, as they are."""
-        with translated("reading the audit"):
-            yield from self._database[AUDIT].find(all_of(self.environment))
+        with translate_errors("reading the audit"):
+            yield from self._database[layout.AUDIT].find(
+                layout.filter_environment(self.environment)
+            )
 
-    def active_flags(self, region: str, at: datetime) -> list[str]:
+    def list_active_flags(self, region: str, at: datetime) -> list[str]:
         """Return the keys of the flags that are active in a region at a moment, sorted.
 
         Active is a flag in state active that is not past its `expires`; an override that is not
-        hides the flag for all regions. Answered from the index `active_in_region`, with no scan.
+        hides the flag for all regions. Answered from the index `filter_active_flags`, with no scan.
         """
         key_only = {"_id": True}
-        with translated("asking for active flags"):
-            flags = self._database[FLAGS]
+        with translate_errors("asking for active flags"):
+            flags = self._database[layout.FLAGS]
             mine = {
-                id_in(document)[1]
-                for document in flags.find(active_in_region(self.environment, region, at), key_only)
+                read_policy_id(document)[1]
+                for document in flags.find(
+                    layout.filter_active_flags(self.environment, region, at), key_only
+                )
             }
             everywhere = {
-                id_in(document)[1]
+                read_policy_id(document)[1]
                 for document in flags.find(
-                    active_in_region(self.environment, EVERYWHERE, at), key_only
+                    layout.filter_active_flags(self.environment, EVERYWHERE, at), key_only
                 )
             }
             overridden = {
-                id_in(document)[1]
+                read_policy_id(document)[1]
                 for document in flags.find(
                     {
                         "_id.environment": self.environment,
@@ -476,19 +480,23 @@ class Store:
             }
         return sorted(mine | (everywhere - overridden))
 
-    def checkpoints(self) -> list[Checkpoint]:
+    def list_checkpoints(self) -> list[Checkpoint]:
         """Return what there is to start from, the newest revision first."""
-        with translated("looking for checkpoints"):
-            return newest_first(self._database[CHECKPOINTS].find(checkpoints_of(self.environment)))
+        with translate_errors("looking for checkpoints"):
+            return decode_manifests(
+                self._database[layout.CHECKPOINTS].find(layout.filter_checkpoints(self.environment))
+            )
 
-    def publish(self, base: Arena, read_at: datetime) -> Generator[str, None, Checkpoint]:
+    def publish_checkpoint(
+        self, base: Arena, read_at: datetime
+    ) -> Generator[str, None, Checkpoint]:
         """Write a base as the newest checkpoint, as `published` does."""
-        with translated("writing a checkpoint"):
-            return (yield from published(self._database, base, read_at))
+        with translate_errors("writing a checkpoint"):
+            return (yield from store_checkpoint(self._database, base, read_at))
 
-    def _check_same(self, database: Database[Document], change: Change) -> None:
-        found = database[LEDGER].find_one(
-            {"_id": ledger_id(change.tip.environment, change.revision)}, {"hash": True}
+    def _check_unchanged(self, database: Database[layout.Document], change: Change) -> None:
+        found = database[layout.LEDGER].find_one(
+            {"_id": layout.build_ledger_id(change.tip.environment, change.revision)}, {"hash": True}
         )
         if found is None:
             raise StoreUnavailableError("the ledger document is being written elsewhere")
@@ -498,8 +506,10 @@ class Store:
                 f" {change.tip.environment!r}: the database was restored or edited"
             )
 
-    def _unknown(self) -> EnvironmentNotFoundError:
-        with translated("looking for environments"):
-            heads = self._database[HEADS].find({}, {"_id": True}, limit=ENVIRONMENTS_ASKED_MAX)
+    def _build_not_found_error(self) -> EnvironmentNotFoundError:
+        with translate_errors("looking for environments"):
+            heads = self._database[layout.HEADS].find(
+                {}, {"_id": True}, limit=ENVIRONMENTS_ASKED_MAX
+            )
             known = [head["_id"] for head in heads if isinstance(head["_id"], str)]
         return environment_not_found(self.environment, self._database.name, known)

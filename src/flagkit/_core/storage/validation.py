@@ -19,36 +19,17 @@ from typing import Any, Final, ParamSpec, TypeVar, cast
 import msgspec
 
 from flagkit._core.source import HOST_LENGTH_MAX, SERVICE_LENGTH_MAX
-from flagkit._core.storage.layout import (
-    ACCESS,
-    AUDIT,
-    BUCKET_KEYS,
-    CHECKPOINTS,
-    CLIENTS,
-    DENIAL_LENGTH_MAX,
-    DENIAL_OPERATIONS_MAX,
-    DENIALS,
-    ERASURES,
-    FLAGS,
-    HEADS,
-    LEDGER,
-    MEMBERS,
-    PAGES,
-    PENDING,
-    PROPOSALS,
-    SEGMENTS,
-    SLICES,
-    Document,
-    collection_of,
-)
+from flagkit._core.storage import layout
 from flagkit.errors import StoreError
 
 
-def _kind(*types: str) -> Document:
+def _build_kind_form(*types: str) -> layout.Document:
     return {"bsonType": [*types]}
 
 
-def _object(required: Mapping[str, Document], *also: str, **optional: Document) -> Document:
+def _build_object_form(
+    required: Mapping[str, layout.Document], *also: str, **optional: layout.Document
+) -> layout.Document:
     """Return the form of an object with fields that it must have, and some that it may."""
     return {
         "bsonType": ["object", *also],
@@ -57,19 +38,19 @@ def _object(required: Mapping[str, Document], *also: str, **optional: Document) 
     }
 
 
-def _short(length: int) -> Document:
+def _build_text_form(length: int) -> layout.Document:
     """Return the form of a text of at most so many characters."""
     return {"bsonType": ["string"], "maxLength": length}
 
 
-_TEXT: Final = _kind("string")
-_WHOLE: Final = {**_kind("int", "long"), "minimum": 0}
+_TEXT: Final = _build_kind_form("string")
+_WHOLE: Final = {**_build_kind_form("int", "long"), "minimum": 0}
 _SECONDS_MAX: Final = 1e10
 """No client is alive for so long."""
-_MOMENT: Final = _kind("date")
-_BYTES: Final = _kind("binData")
-_LIST: Final = _kind("array")
-_ANY: Final = _kind("object")
+_MOMENT: Final = _build_kind_form("date")
+_BYTES: Final = _build_kind_form("binData")
+_LIST: Final = _build_kind_form("array")
+_ANY: Final = _build_kind_form("object")
 
 _TIP: Final = {
     "epoch": _TEXT,
@@ -78,7 +59,7 @@ _TIP: Final = {
     "time": _MOMENT,
     "digests": {**_ANY, "additionalProperties": _TEXT},
 }
-_SIDE: Final = _object({"version": _WHOLE, "policy": _ANY}, "null")
+_SIDE: Final = _build_object_form({"version": _WHOLE, "policy": _ANY}, "null")
 _CHANGE: Final = {
     "request": _TEXT,
     "previous_hash": _TEXT,
@@ -86,7 +67,9 @@ _CHANGE: Final = {
 _DID: Final = {
     "policies": {
         **_LIST,
-        "items": _object({"region": _TEXT, "key": _TEXT, "before": _SIDE, "after": _SIDE}),
+        "items": _build_object_form(
+            {"region": _TEXT, "key": _TEXT, "before": _SIDE, "after": _SIDE}
+        ),
     },
     "pages": {**_LIST, "items": _TEXT},
 }
@@ -95,55 +78,64 @@ _POLICY: Final = {
     "revision": _WHOLE,
     "version": _WHOLE,
     # Both are null in a tombstone.
-    "policy": _kind("object", "null"),
-    "hash": _kind("string", "null"),
+    "policy": _build_kind_form("object", "null"),
+    "hash": _build_kind_form("string", "null"),
 }
 _CARRIED: Final = {
     "time": _MOMENT,
-    "last": _object({"policy": _ANY, "hash": _TEXT}),
+    "last": _build_object_form({"policy": _ANY, "hash": _TEXT}),
 }
 """What a policy keeps of its last change where the ledger has it no more."""
 _ASKED: Final = {"actor": _TEXT, "reason": _TEXT, "operations": {**_LIST, "items": _ANY}}
 
 
-def _either(form: Document, names: Mapping[str, Document]) -> Document:
+def _build_either_form(
+    form: layout.Document, names: Mapping[str, layout.Document]
+) -> layout.Document:
     """Return the form of an object that has at least one of some fields."""
     fields = {"properties": {**form["properties"], **names}}
     return form | fields | {"anyOf": [{"required": [name]} for name in names]}
 
 
-def _document(
-    identity: Mapping[str, Document], required: Mapping[str, Document], **optional: Document
-) -> Document:
+def _build_validator(
+    identity: Mapping[str, layout.Document],
+    required: Mapping[str, layout.Document],
+    **optional: layout.Document,
+) -> layout.Document:
     """Return the validator of documents whose `_id` has exactly these fields, in this order."""
-    form = _object({"_id": _object(identity), **required}, **optional)
+    form = _build_object_form({"_id": _build_object_form(identity), **required}, **optional)
     # Ranges compare whole `_id`s, so their order counts; a schema cannot say it.
     ordered = {name: f"$_id.{name}" for name in identity}
     return {"$jsonSchema": form, "$expr": {"$eq": ["$_id", ordered]}}
 
 
-_LEDGER: Final = _document({"environment": _TEXT, "revision": _WHOLE}, {**_TIP, **_CHANGE})
+_LEDGER: Final = _build_validator({"environment": _TEXT, "revision": _WHOLE}, {**_TIP, **_CHANGE})
 
-VALIDATORS: Final[Mapping[str, Document]] = {
-    HEADS: {
-        "$jsonSchema": _object(
+VALIDATORS: Final[Mapping[str, layout.Document]] = {
+    layout.HEADS: {
+        "$jsonSchema": _build_object_form(
             {
                 "_id": _TEXT,
                 **_TIP,
-                "change": {"anyOf": [_kind("null"), _either(_object(_CHANGE), _DID)]},
+                "change": {
+                    "anyOf": [
+                        _build_kind_form("null"),
+                        _build_either_form(_build_object_form(_CHANGE), _DID),
+                    ]
+                },
             },
             buckets={**_ANY, "additionalProperties": _WHOLE},
             unprojected=_WHOLE,
         )
     },
-    LEDGER: _LEDGER | {"$jsonSchema": _either(_LEDGER["$jsonSchema"], _DID)},
-    PAGES: _document(
+    layout.LEDGER: _LEDGER | {"$jsonSchema": _build_either_form(_LEDGER["$jsonSchema"], _DID)},
+    layout.PAGES: _build_validator(
         {"environment": _TEXT, "page": _TEXT},
         {"keys": {**_LIST, "items": _TEXT}, "content": _BYTES},
         projected=_WHOLE,
         unreferred=_MOMENT,
     ),
-    FLAGS: _document(
+    layout.FLAGS: _build_validator(
         _POLICY_ID,
         _POLICY,
         body=_BYTES,
@@ -152,69 +144,75 @@ VALIDATORS: Final[Mapping[str, Document]] = {
         segments={**_LIST, "items": _TEXT},
         **_CARRIED,
     ),
-    SEGMENTS: _document(_POLICY_ID, _POLICY, **_CARRIED),
-    ACCESS: _document(_POLICY_ID, _POLICY, **_CARRIED),
-    MEMBERS: _document(
+    layout.SEGMENTS: _build_validator(_POLICY_ID, _POLICY, **_CARRIED),
+    layout.ACCESS: _build_validator(_POLICY_ID, _POLICY, **_CARRIED),
+    layout.MEMBERS: _build_validator(
         {"environment": _TEXT, "part": _TEXT}, {"hashes": _BYTES}, unreferred=_MOMENT
     ),
-    AUDIT: _document(
+    layout.AUDIT: _build_validator(
         {"environment": _TEXT, "request": _TEXT},
         {"sent": _MOMENT, **_ASKED, "digest": _TEXT},
         unseeded=_TEXT,
         glass=_TEXT,
-        tip=_object(_TIP),
+        tip=_build_object_form(_TIP),
         proposal=_TEXT,
         applied_by=_TEXT,
-        approved=_object({"digest": _TEXT, "by": {**_LIST, "items": _TEXT}}),
+        approved=_build_object_form({"digest": _TEXT, "by": {**_LIST, "items": _TEXT}}),
     ),
-    PENDING: _document(
+    layout.PENDING: _build_validator(
         {"environment": _TEXT, "request": _TEXT},
         {
             "since": _MOMENT,
             "place": _TEXT,
             # Null where all is touched.
             "touched": {
-                **_kind("array", "null"),
-                "items": _object({"region": _TEXT, "key": _TEXT}),
+                **_build_kind_form("array", "null"),
+                "items": _build_object_form({"region": _TEXT, "key": _TEXT}),
             },
         },
         tries=_WHOLE,
         not_before=_MOMENT,
         trouble=_TEXT,
-        refused=_kind("bool"),
+        refused=_build_kind_form("bool"),
     ),
-    PROPOSALS: _document(
+    layout.PROPOSALS: _build_validator(
         {"environment": _TEXT, "proposal": _TEXT, "actor": _TEXT, "verdict": _TEXT},
         {"time": _MOMENT, "reason": _TEXT, "digest": _TEXT},
         seal=_TEXT,
         operations={**_LIST, "items": _ANY},
         touched={
             **_LIST,
-            "items": _object(
-                {"region": _TEXT, "key": _TEXT, "version": _kind("int", "long", "null")}
+            "items": _build_object_form(
+                {"region": _TEXT, "key": _TEXT, "version": _build_kind_form("int", "long", "null")}
             ),
         },
         depends={
             **_LIST,
-            "items": _object(
+            "items": _build_object_form(
                 {
                     **dict.fromkeys(("key", "which", "region"), _TEXT),
                     "but": {**_LIST, "items": _TEXT},
-                    "versions": {**_LIST, "items": _object({"region": _TEXT, "version": _WHOLE})},
+                    "versions": {
+                        **_LIST,
+                        "items": _build_object_form({"region": _TEXT, "version": _WHOLE}),
+                    },
                 }
             ),
         },
     ),
-    DENIALS: _document(
+    layout.DENIALS: _build_validator(
         {"environment": _TEXT, "denial": _TEXT},
         {
             "time": _MOMENT,
             "action": _TEXT,
-            **{name: {**_TEXT, "maxLength": most} for name, most in DENIAL_LENGTH_MAX.items()},
-            "operations": {**_LIST, "items": _ANY, "maxItems": DENIAL_OPERATIONS_MAX},
+            **{
+                name: {**_TEXT, "maxLength": most}
+                for name, most in layout.DENIAL_LENGTH_MAX.items()
+            },
+            "operations": {**_LIST, "items": _ANY, "maxItems": layout.DENIAL_OPERATIONS_MAX},
         },
     ),
-    CHECKPOINTS: _document(
+    layout.CHECKPOINTS: _build_validator(
         {"environment": _TEXT, "checkpoint": _TEXT},
         {
             **_TIP,
@@ -223,20 +221,20 @@ VALIDATORS: Final[Mapping[str, Document]] = {
             "byte_order": _TEXT,
         },
     ),
-    SLICES: _document(
+    layout.SLICES: _build_validator(
         {"environment": _TEXT, "checkpoint": _TEXT, "slice": _WHOLE}, {"content": _BYTES}
     ),
-    BUCKET_KEYS: _document({"environment": _TEXT, "epoch": _TEXT}, {"key": _BYTES}),
-    ERASURES: {"$jsonSchema": _object({"_id": _TEXT, "salt": _BYTES})},
-    CLIENTS: _document(
-        {"environment": _short(1_000), "instance": _short(100)},
+    layout.BUCKET_KEYS: _build_validator({"environment": _TEXT, "epoch": _TEXT}, {"key": _BYTES}),
+    layout.ERASURES: {"$jsonSchema": _build_object_form({"_id": _TEXT, "salt": _BYTES})},
+    layout.CLIENTS: _build_validator(
+        {"environment": _build_text_form(1_000), "instance": _build_text_form(100)},
         {
-            "service": _short(SERVICE_LENGTH_MAX),
-            "host": _short(HOST_LENGTH_MAX),
-            **dict.fromkeys(("region", "epoch"), _short(100)),
+            "service": _build_text_form(SERVICE_LENGTH_MAX),
+            "host": _build_text_form(HOST_LENGTH_MAX),
+            **dict.fromkeys(("region", "epoch"), _build_text_form(100)),
             **dict.fromkeys(("pid", "revision"), _WHOLE),
             "staleness": {
-                **_kind("double", "int", "long", "null"),
+                **_build_kind_form("double", "int", "long", "null"),
                 "minimum": 0,
                 "maximum": _SECONDS_MAX,
             },
@@ -248,7 +246,7 @@ VALIDATORS: Final[Mapping[str, Document]] = {
 """What a document of each collection must match."""
 
 
-def validation(collection: str) -> dict[str, Any]:
+def build_validation_options(collection: str) -> dict[str, Any]:
     """Return the options by which a collection is made, or modified, so that it is held to it."""
     return {
         "validator": VALIDATORS[collection],
@@ -284,24 +282,24 @@ _NUMBERS: Final = ("int", "long", "double")
 _WORDS: Final = {"binData": "bytes", "long": "int"}
 # By the second field of its `_id`; a policy has a third one, which says more.
 _COLLECTIONS: Final = {
-    "revision": LEDGER,
-    "request": AUDIT,
-    "proposal": PROPOSALS,
-    "denial": DENIALS,
-    "part": MEMBERS,
-    "page": PAGES,
-    "checkpoint": CHECKPOINTS,
-    "instance": CLIENTS,
-    "epoch": BUCKET_KEYS,
+    "revision": layout.LEDGER,
+    "request": layout.AUDIT,
+    "proposal": layout.PROPOSALS,
+    "denial": layout.DENIALS,
+    "part": layout.MEMBERS,
+    "page": layout.PAGES,
+    "checkpoint": layout.CHECKPOINTS,
+    "instance": layout.CLIENTS,
+    "epoch": layout.BUCKET_KEYS,
 }
 
 
-def fault_in(collection: str, document: Mapping[str, Any]) -> str | None:
+def find_fault(collection: str, document: Mapping[str, Any]) -> str | None:
     """Return which field of a document is not as it should be, and why; None if none is."""
     validator = VALIDATORS.get(collection)
     if validator is None:
         return None
-    fault = next(_faults(validator["$jsonSchema"], document, ""), None)
+    fault = next(_iter_faults(validator["$jsonSchema"], document, ""), None)
     if fault is None and "$expr" in validator:
         wanted = [*validator["$expr"]["$eq"][1]]
         if [*document["_id"]] != wanted:
@@ -309,34 +307,38 @@ def fault_in(collection: str, document: Mapping[str, Any]) -> str | None:
     return fault
 
 
-def checked(collection: str, document: Document) -> Document:
+def check_form(collection: str, document: layout.Document) -> layout.Document:
     """Return a document, if it has the form of its collection.
 
     Raises:
         StoreError: it has not; with the collection, the `_id` and the field.
     """
-    fault = fault_in(collection, document)
+    fault = find_fault(collection, document)
     if fault is not None:
-        raise StoreError(told(collection, document, fault))
+        raise StoreError(describe_fault(collection, document, fault))
     return document
 
 
-def told(collection: str, document: Mapping[str, Any], fault: str) -> str:
+def describe_fault(collection: str, document: Mapping[str, Any], fault: str) -> str:
     """Return in words what is wrong with a document of a collection."""
-    return f"{collection} {name_of(document)} {_NO_FORM}: {fault}. {REMEDY}"
+    return f"{collection} {format_id(document)} {_NO_FORM}: {fault}. {REMEDY}"
 
 
-def name_of(document: Mapping[str, Any]) -> str:
+def format_id(document: Mapping[str, Any]) -> str:
     """Return the `_id` of a document in words."""
     identity = document.get("_id", "without an _id")
     if not isinstance(identity, Mapping):
-        return _shown(identity)
+        return _format_value(identity)
     fields = cast("Mapping[str, object]", identity)
-    return "{" + ", ".join(f"{name}: {_shown(value)}" for name, value in fields.items()) + "}"
+    return (
+        "{" + ", ".join(f"{name}: {_format_value(value)}" for name, value in fields.items()) + "}"
+    )
 
 
 @contextmanager
-def judging(collection: str | None = None, document: object = None) -> Generator[None]:
+def translate_form_errors(
+    collection: str | None = None, document: object = None
+) -> Generator[None]:
     """Raise what a malformed document causes in the block as a StoreError that names it.
 
     Nothing of a caller's own may run in the block, for its errors would be taken for such.
@@ -351,10 +353,10 @@ def judging(collection: str | None = None, document: object = None) -> Generator
     try:
         yield
     except FORM_FAULTS as error:
-        raise _problem(collection, document, error) from error
+        raise _build_form_error(collection, document, error) from error
 
 
-def judged(read: Callable[P, R]) -> Callable[P, R]:
+def validates_form(read: Callable[P, R]) -> Callable[P, R]:
     """Have a function raise a StoreError where a stored document has not its form.
 
     The document is the first argument that has an `_id`. It is looked at only once something was
@@ -372,86 +374,88 @@ def judged(read: Callable[P, R]) -> Callable[P, R]:
                 if isinstance(each, Mapping)
             ]
             found = next((each for each in mappings if "_id" in each), None)
-            raise _problem(None, found, error) from error
+            raise _build_form_error(None, found, error) from error
 
     return judging_it
 
 
-def whole_number(value: object) -> int:
+def check_whole_number(value: object) -> int:
     """Return a whole number, as an int.
 
     Raises:
         TypeError: it is none.
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{_shown(value)} is no whole number")
+        raise TypeError(f"{_format_value(value)} is no whole number")
     return int(value)
 
 
-def typed(value: object, kind: type[R]) -> R:
+def check_type(value: object, kind: type[R]) -> R:
     """Return a value, if it is of a type.
 
     Raises:
         TypeError: it is not.
     """
     if not isinstance(value, kind):
-        raise TypeError(f"{_shown(value)} is no {kind.__name__}")
+        raise TypeError(f"{_format_value(value)} is no {kind.__name__}")
     return value
 
 
-def _problem(collection: str | None, document: object, error: Exception) -> StoreError:
+def _build_form_error(collection: str | None, document: object, error: Exception) -> StoreError:
     cause = f"{type(error).__name__}: {str(error)[:500]}"
     if not isinstance(document, Mapping):
         return StoreError(f"a stored document {_NO_FORM} ({cause}). {REMEDY}")
     stored = cast("Mapping[str, Any]", document)
-    place = collection or _collection_of(stored)
-    fault = fault_in(place, stored) if place in VALIDATORS else None
-    return StoreError(told(place, stored, fault or cause))
+    place = collection or _guess_collection(stored)
+    fault = find_fault(place, stored) if place in VALIDATORS else None
+    return StoreError(describe_fault(place, stored, fault or cause))
 
 
-def _collection_of(document: Mapping[str, Any]) -> str:
+def _guess_collection(document: Mapping[str, Any]) -> str:
     """Return where a document stands, as far as its `_id` says so."""
     identity = document["_id"]
     if isinstance(identity, str):
-        return HEADS
+        return layout.HEADS
     if not isinstance(identity, Mapping):
         return "the document"
     fields = cast("Mapping[str, object]", identity)
     if "slice" in fields:
-        return SLICES
+        return layout.SLICES
     if "key" in fields:
-        return collection_of(str(fields.get("region")))
+        return layout.get_collection_name(str(fields.get("region")))
     found = (_COLLECTIONS[name] for name in fields if name in _COLLECTIONS)
     return next(found, "the document")
 
 
-def _faults(form: Mapping[str, Any], value: object, path: str) -> Iterator[str]:
+def _iter_faults(form: Mapping[str, Any], value: object, path: str) -> Iterator[str]:
     """Yield what is wrong with a value by the form of a validator, at the first place and on."""
     forms: Iterable[Mapping[str, Any]] = form.get("anyOf", ())
-    if forms and all(next(_faults(each, value, path), None) is not None for each in forms):
-        yield from _best(forms, value, path)
+    if forms and all(next(_iter_faults(each, value, path), None) is not None for each in forms):
+        yield from _iter_nearest_faults(forms, value, path)
         return
     types: list[str] | None = form.get("bsonType")
-    if types is not None and not _is_of(types, value):
+    if types is not None and not _has_type(types, value):
         wanted = " or ".join(dict.fromkeys(_WORDS.get(name, name) for name in types))
-        yield f"{path or 'the document'}: is {_shown(value)}, not {wanted}"
+        yield f"{path or 'the document'}: is {_format_value(value)}, not {wanted}"
         return
-    yield from _bounds(form, value, path)
+    yield from _iter_bound_faults(form, value, path)
     if isinstance(value, Mapping):
-        yield from _faults_in_fields(form, cast("Mapping[str, object]", value), path)
+        yield from _iter_field_faults(form, cast("Mapping[str, object]", value), path)
     elif isinstance(value, list | tuple) and "items" in form:
         for i, item in enumerate(cast("list[object]", value)):
-            yield from _faults(form["items"], item, f"{path}.{i}")
+            yield from _iter_faults(form["items"], item, f"{path}.{i}")
 
 
-def _best(forms: Iterable[Mapping[str, Any]], value: object, path: str) -> Iterator[str]:
+def _iter_nearest_faults(
+    forms: Iterable[Mapping[str, Any]], value: object, path: str
+) -> Iterator[str]:
     """Yield what is wrong by the form that a value comes nearest to."""
-    fitting = [each for each in forms if _is_of(each.get("bsonType", ["object"]), value)]
+    fitting = [each for each in forms if _has_type(each.get("bsonType", ["object"]), value)]
     for each in (fitting or [*forms])[:1]:
-        yield from _faults(each, value, path)
+        yield from _iter_faults(each, value, path)
 
 
-def _faults_in_fields(
+def _iter_field_faults(
     form: Mapping[str, Any], fields: Mapping[str, object], path: str
 ) -> Iterator[str]:
     at = f"{path}." if path else ""
@@ -461,14 +465,14 @@ def _faults_in_fields(
     known: Mapping[str, Mapping[str, Any]] = form.get("properties", {})
     for name, kind in known.items():
         if name in fields:
-            yield from _faults(kind, fields[name], f"{at}{name}")
+            yield from _iter_faults(kind, fields[name], f"{at}{name}")
     others = form.get("additionalProperties")
     if others is not None:
         for name in fields.keys() - known.keys():
-            yield from _faults(others, fields[name], f"{at}{name}")
+            yield from _iter_faults(others, fields[name], f"{at}{name}")
 
 
-def _bounds(form: Mapping[str, Any], value: object, path: str) -> Iterator[str]:
+def _iter_bound_faults(form: Mapping[str, Any], value: object, path: str) -> Iterator[str]:
     if isinstance(value, str) and len(value) > form.get("maxLength", len(value)):
         yield f"{path}: is longer than {form['maxLength']} characters"
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -478,14 +482,14 @@ def _bounds(form: Mapping[str, Any], value: object, path: str) -> Iterator[str]:
             yield f"{path}: is {value}, which is more than {form['maximum']}"
 
 
-def _is_of(types: Iterable[str], value: object) -> bool:
+def _has_type(types: Iterable[str], value: object) -> bool:
     is_bool = isinstance(value, bool)
     return any(
         isinstance(value, _TYPES[name]) and not (is_bool and name in _NUMBERS) for name in types
     )
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     name = "an object" if isinstance(value, Mapping) else "a list"
     text = name if isinstance(value, Mapping | list | tuple) else repr(value)
     return text if len(text) <= _SHOWN_LENGTH_MAX else f"{text[:_SHOWN_LENGTH_MAX]}..."

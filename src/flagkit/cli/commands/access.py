@@ -5,15 +5,21 @@ from typing import Any, Unpack
 import click
 import msgspec
 
-from flagkit._core.model.access import ROLES, WHOSE, Role, Whose
-from flagkit.cli.changes import Asking, changing, writing_options
-from flagkit.cli.options import HOW_MANY, Place, place_options, store_at, to_option
-from flagkit.cli.output import PROGRAMS, Teller, emit, output_option, say
+from flagkit._core.model.access import LIMIT_SCOPES, ROLES, LimitScope, Role
+from flagkit.cli.changes import ChangeCommandOptions, change_options, open_draft
+from flagkit.cli.options import (
+    LIMIT_RANGE,
+    EnvironmentOptions,
+    environment_options,
+    open_store,
+    to_option,
+)
+from flagkit.cli.output import PROGRAM_FORMATS, Printer, emit, output_option, print_lines
 from flagkit.writer.access import denials, grants, limits
 
 who_argument = click.argument("who", metavar="ACTOR")
 role_argument = click.argument("role", type=click.Choice(ROLES))
-whose_argument = click.argument("whose", type=click.Choice(WHOSE))
+whose_argument = click.argument("whose", type=click.Choice(LIMIT_SCOPES))
 
 
 @click.group("access")
@@ -22,25 +28,25 @@ def access() -> None:
 
 
 @access.command("list")
-@place_options
+@environment_options
 @output_option("table")
-def _list(output: str, **place: Unpack[Place]) -> None:
+def _list(output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """List the roles that are granted."""
-    with store_at(**place) as store:
+    with open_store(**place) as store:
         found = grants(store)
-    if output in PROGRAMS:
+    if output in PROGRAM_FORMATS:
         told: list[Any] = [
             {"actor": grant.actor, "role": grant.role, "namespaces": [*grant.namespaces]}
             for grant in found
         ]
         emit(told, output)
     elif found:
-        Teller().table(
+        Printer().print_table(
             ("actor", "role", "namespaces"),
             [(grant.actor, grant.role, grant.namespaces or "everything") for grant in found],
         )
     else:
-        say("No role is granted: anybody may change anything.")
+        print_lines("No role is granted: anybody may change anything.")
 
 
 @access.command("grant")
@@ -53,48 +59,50 @@ def _list(output: str, **place: Unpack[Place]) -> None:
     multiple=True,
     help="On keys that begin with it, such as shop.; by default on all. Repeatable.",
 )
-@writing_options
-def _grant(who: str, role: Role, namespaces: tuple[str, ...], **asking: Unpack[Asking]) -> None:
+@change_options
+def _grant(
+    who: str, role: Role, namespaces: tuple[str, ...], **asking: Unpack[ChangeCommandOptions]
+) -> None:
     """Grant a role to ACTOR, in the place of what the actor has of this role."""
-    with changing(**asking) as change:
+    with open_draft(**asking) as change:
         change.grant(who, role, namespaces)
 
 
 @access.command("revoke")
 @who_argument
 @click.argument("role", type=click.Choice(ROLES), required=False)
-@writing_options
-def _revoke(who: str, role: Role | None, **asking: Unpack[Asking]) -> None:
+@change_options
+def _revoke(who: str, role: Role | None, **asking: Unpack[ChangeCommandOptions]) -> None:
     """Take a role from ACTOR, or all roles."""
-    with changing(**asking) as change:
+    with open_draft(**asking) as change:
         change.revoke(who, role)
 
 
 @access.command("rollback")
 @to_option
-@writing_options
-def _rollback(to: int, **asking: Unpack[Asking]) -> None:
+@change_options
+def _rollback(to: int, **asking: Unpack[ChangeCommandOptions]) -> None:
     """Give back all roles as they were granted at a revision.
 
     It is a new revision.
     """
-    with changing(**asking) as change:
+    with open_draft(**asking) as change:
         change.rollback_grants(to=to)
 
 
 @access.command("denials")
-@place_options
-@click.option("--limit", type=HOW_MANY, default=20, show_default=True, help="How many.")
+@environment_options
+@click.option("--limit", type=LIMIT_RANGE, default=20, show_default=True, help="How many.")
 @output_option("table")
-def _denials(limit: int, output: str, **place: Unpack[Place]) -> None:
+def _denials(limit: int, output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """Show who was denied what, the newest first."""
-    with store_at(**place) as store:
-        store.tip()
+    with open_store(**place) as store:
+        store.read_tip()
         found = denials(store)[::-1][:limit]
-    if output in PROGRAMS:
+    if output in PROGRAM_FORMATS:
         emit([msgspec.to_builtins(denial) for denial in found], output)
     elif found:
-        Teller().table(
+        Printer().print_table(
             ("time (UTC)", "actor", "denied", "reason"),
             [
                 (
@@ -107,7 +115,7 @@ def _denials(limit: int, output: str, **place: Unpack[Place]) -> None:
             ],
         )
     else:
-        say("Nobody was denied anything.")
+        print_lines("Nobody was denied anything.")
 
 
 @access.group("limits")
@@ -116,41 +124,45 @@ def _limits() -> None:
 
 
 @_limits.command("show")
-@place_options
+@environment_options
 @output_option("table")
-def _show_limits(output: str, **place: Unpack[Place]) -> None:
+def _show_limits(output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """Show the limits on changes."""
-    with store_at(**place) as store:
+    with open_store(**place) as store:
         found = limits(store)
-    held = {whose: getattr(found, whose) for whose in WHOSE}
-    if output in PROGRAMS:
+    held = {whose: getattr(found, whose) for whose in LIMIT_SCOPES}
+    if output in PROGRAM_FORMATS:
         emit(msgspec.to_builtins(held), output)
         return
     rows = [(whose, limit.capacity, f"{limit.rate:g}") for whose, limit in held.items() if limit]
     if rows:
-        Teller().table(("limit of", "capacity", "a second"), rows, right=("capacity", "a second"))
+        Printer().print_table(
+            ("limit of", "capacity", "a second"), rows, right=("capacity", "a second")
+        )
     else:
-        say("Changes are not limited.")
+        print_lines("Changes are not limited.")
 
 
 @_limits.command("set")
 @whose_argument
 @click.option("--capacity", type=int, required=True, help="How many changes at once.")
 @click.option("--rate", type=float, required=True, help="How many a second after that.")
-@writing_options
-def _set_limit(whose: Whose, capacity: int, rate: float, **asking: Unpack[Asking]) -> None:
+@change_options
+def _set_limit(
+    whose: LimitScope, capacity: int, rate: float, **asking: Unpack[ChangeCommandOptions]
+) -> None:
     """Limit the changes of each actor, or of the whole environment.
 
     Pauses and changes of access are not counted.
     """
-    with changing(**asking) as change:
+    with open_draft(**asking) as change:
         change.set_limit(whose, capacity=capacity, rate=rate)
 
 
 @_limits.command("lift")
 @whose_argument
-@writing_options
-def _lift_limit(whose: Whose, **asking: Unpack[Asking]) -> None:
+@change_options
+def _lift_limit(whose: LimitScope, **asking: Unpack[ChangeCommandOptions]) -> None:
     """Limit them no more."""
-    with changing(**asking) as change:
+    with open_draft(**asking) as change:
         change.lift_limit(whose)

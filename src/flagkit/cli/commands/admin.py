@@ -3,11 +3,11 @@
 import click
 import msgspec
 
-from flagkit._core.storage.admin import Administration
+from flagkit._core.storage.admin import DatabaseAdmin
 from flagkit.cli.options import database_option, uri_option
-from flagkit.cli.output import PROGRAMS, emit, output_option, say, work_is_done
-from flagkit.config import connection_from
-from flagkit.writer import Erasure, Writer, erase
+from flagkit.cli.output import PROGRAM_FORMATS, emit, mark_work_done, output_option, print_lines
+from flagkit.config import resolve_connection
+from flagkit.writer import Erasure, Writer, erase_actor
 
 
 @click.group("admin")
@@ -31,8 +31,8 @@ def _init(
     Says what it did, and may be run again at any time: run it with each new version of flagkit.
     --roles takes a user with the role dbOwner on the database, all else flagkitAdmin.
     """
-    place = connection_from(uri, database)
-    with Administration(*place) as administration:
+    place = resolve_connection(uri, database)
+    with DatabaseAdmin(*place) as administration:
         done = administration.prepare()
         if roles:
             done += administration.prepare_roles()
@@ -40,11 +40,11 @@ def _init(
         with Writer(place[0], environment, actor="flagkit", database=place[1]) as writer:
             tip = writer.create_environment()
         done.append(f"{environment}: stands at revision {tip.revision}")
-    work_is_done()
-    if output in PROGRAMS:
+    mark_work_done()
+    if output in PROGRAM_FORMATS:
         emit({"done": done}, output)
     else:
-        say(*(done or ["Nothing was to be done."]))
+        print_lines(*(done or ["Nothing was to be done."]))
 
 
 @admin.command("erase")
@@ -62,23 +62,23 @@ def _erase(
     ledger is not altered: it has no actors, but for those that roles were granted to, whose
     revisions are told. Takes the role flagkitAdmin; done again, it goes on where it was broken off.
     """
-    found = erase(actor, uri=uri, database=database, dry_run=dry_run)
+    found = erase_actor(actor, uri=uri, database=database, dry_run=dry_run)
     if not dry_run:
-        work_is_done()
-    if output in PROGRAMS:
+        mark_work_done()
+    if output in PROGRAM_FORMATS:
         emit(msgspec.to_builtins(found), output)
     else:
-        say(*_told(actor, found))
+        print_lines(*_format_erasure(actor, found))
 
 
-def _told(actor: str, found: Erasure) -> list[str]:
-    lines = [f"{name}: {count:,} named {actor}" for name, count in found.documents.items()]
+def _format_erasure(actor: str, erasure: Erasure) -> list[str]:
+    lines = [f"{name}: {count:,} named {actor}" for name, count in erasure.documents.items()]
     revisions: dict[str, list[str]] = {}
-    for environment, revision in found.chained:
+    for environment, revision in erasure.chained:
         revisions.setdefault(environment, []).append(str(revision))
     lines += [
         f"The ledger of {environment} keeps the name, in the grants of revision {', '.join(named)}."
         for environment, named in revisions.items()
     ]
-    done = f"{actor} is {found.name} from now on." if found.name else "Nothing was erased."
+    done = f"{actor} is {erasure.name} from now on." if erasure.name else "Nothing was erased."
     return [*lines, done]

@@ -9,17 +9,30 @@ import click
 import msgspec
 
 from flagkit.cli.changes import (
-    Deciding,
+    DecisionOptions,
     actor_option,
-    deciding_options,
+    decision_options,
     guards_option,
-    tell_commit,
-    tell_proposal,
+    print_commit,
+    print_proposal,
 )
-from flagkit.cli.options import HOW_MANY, Place, guards_named, place_options, store_at
-from flagkit.cli.output import PROGRAMS, Teller, emit, output_option, say, work_is_done
+from flagkit.cli.options import (
+    LIMIT_RANGE,
+    EnvironmentOptions,
+    environment_options,
+    load_guards,
+    open_store,
+)
+from flagkit.cli.output import (
+    PROGRAM_FORMATS,
+    Printer,
+    emit,
+    mark_work_done,
+    output_option,
+    print_lines,
+)
 from flagkit.writer import Writer
-from flagkit.writer.approvals import proposal_in, proposals_in
+from flagkit.writer.approvals import list_proposals, read_proposal
 
 proposal_argument = click.argument("proposal")
 
@@ -30,17 +43,17 @@ def approvals() -> None:
 
 
 @approvals.command("list")
-@place_options
-@click.option("--limit", type=HOW_MANY, default=20, show_default=True, help="How many.")
+@environment_options
+@click.option("--limit", type=LIMIT_RANGE, default=20, show_default=True, help="How many.")
 @output_option("table")
-def _list(limit: int, output: str, **place: Unpack[Place]) -> None:
+def _list(limit: int, output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """List proposals, the newest first."""
-    with store_at(**place) as store:
-        found = proposals_in(store, limit)
-    if output in PROGRAMS:
+    with open_store(**place) as store:
+        found = list_proposals(store, limit)
+    if output in PROGRAM_FORMATS:
         emit([msgspec.to_builtins(proposal) for proposal in found], output)
     elif found:
-        Teller().table(
+        Printer().print_table(
             ("proposal", "state", "actor", "what", "approved by", "reason"),
             [
                 (
@@ -55,81 +68,81 @@ def _list(limit: int, output: str, **place: Unpack[Place]) -> None:
             ],
         )
     else:
-        say("Nothing is proposed.")
+        print_lines("Nothing is proposed.")
 
 
 @approvals.command("show")
 @proposal_argument
-@place_options
+@environment_options
 @output_option("text")
-def _show(proposal: str, output: str, **place: Unpack[Place]) -> None:
+def _show(proposal: str, output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """Show what a proposal would do now, and what was said of it."""
-    with store_at(**place) as store:
-        tell_proposal(proposal_in(store, proposal), output)
+    with open_store(**place) as store:
+        print_proposal(read_proposal(store, proposal), output)
 
 
 @approvals.command("approve")
 @proposal_argument
-@deciding_options
-def _approve(proposal: str, **deciding: Unpack[Deciding]) -> None:
+@decision_options
+def _approve(proposal: str, **deciding: Unpack[DecisionOptions]) -> None:
     """Approve of what somebody else proposed.
 
     It takes the role that the change takes.
     """
-    with _writer(deciding) as writer:
+    with _open_writer(deciding) as writer:
         approved = writer.approve(proposal, reason=deciding["reason"])
-        work_is_done()
-        tell_proposal(approved, deciding["output"])
+        mark_work_done()
+        print_proposal(approved, deciding["output"])
 
 
 @approvals.command("reject")
 @proposal_argument
-@deciding_options
-def _reject(proposal: str, **deciding: Unpack[Deciding]) -> None:
+@decision_options
+def _reject(proposal: str, **deciding: Unpack[DecisionOptions]) -> None:
     """Close a proposal: it can be applied no more.
 
     That is a revision, which changes no flag.
     """
-    with _writer(deciding) as writer:
-        tell_commit(writer.reject(proposal, reason=deciding["reason"]), writer, deciding["output"])
+    with _open_writer(deciding) as writer:
+        print_commit(writer.reject(proposal, reason=deciding["reason"]), writer, deciding["output"])
 
 
 @approvals.command("withdraw")
 @proposal_argument
-@deciding_options
-def _withdraw(proposal: str, **deciding: Unpack[Deciding]) -> None:
+@decision_options
+def _withdraw(proposal: str, **deciding: Unpack[DecisionOptions]) -> None:
     """Close a proposal of one's own.
 
     That is a revision, which changes no flag.
     """
-    with _writer(deciding) as writer:
-        tell_commit(
+    with _open_writer(deciding) as writer:
+        print_commit(
             writer.withdraw(proposal, reason=deciding["reason"]), writer, deciding["output"]
         )
 
 
 @approvals.command("apply")
 @proposal_argument
-@place_options
+@environment_options
 @actor_option
 @guards_option
 @output_option("text")
 def _apply(
-    proposal: str, actor: str, guards: str | None, output: str, **place: Unpack[Place]
+    proposal: str, actor: str, guards: str | None, output: str, **place: Unpack[EnvironmentOptions]
 ) -> None:
     """Make the change that was proposed, once it is approved of.
 
     Exits with 4 if something that it touches has moved since.
     """
-    asked = guards_named(guards)
+    asked = load_guards(guards)
     with Writer(**place, actor=actor, guards=asked) as writer:
-        tell_commit(writer.apply(proposal), writer, output)
+        print_commit(writer.apply(proposal), writer, output)
 
 
-def _writer(deciding: Deciding) -> Writer:
+def _open_writer(options: DecisionOptions) -> Writer:
     return Writer(
-        deciding["uri"],
-        deciding["environment"],
-        actor=deciding["actor"],
-        database=deciding["database"],
+        options["uri"],
+        options["environment"],
+        actor=options["actor"],
+        database=options["database"],
     )

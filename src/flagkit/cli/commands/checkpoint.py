@@ -6,10 +6,10 @@ from flagkit._core.storage.checkpoints import Checkpoint
 from flagkit._core.storage.store import Store
 from flagkit.cli.output import Progress
 from flagkit.config import Settings
-from flagkit.writer.checkpoints import checkpoint_in_steps
+from flagkit.writer.checkpoints import write_checkpoint_in_steps
 
 
-def made(settings: Settings) -> Checkpoint:
+def publish_checkpoint(settings: Settings) -> Checkpoint:
     """Publish a checkpoint of an environment, and show how far it is on a terminal.
 
     Args:
@@ -20,7 +20,7 @@ def made(settings: Settings) -> Checkpoint:
     """
     store = Store(settings.uri, environment=settings.environment, database=settings.database)
     with contextlib.closing(store), Progress() as progress:
-        steps = checkpoint_in_steps(store)
+        steps = write_checkpoint_in_steps(store)
         while True:
             try:
                 step = next(steps)
@@ -31,7 +31,7 @@ def made(settings: Settings) -> Checkpoint:
                 progress.show(step)
 
 
-def told(checkpoint: Checkpoint, seconds: float) -> str:
+def format_checkpoint(checkpoint: Checkpoint, seconds: float) -> str:
     """Return in a line what was made."""
     flags = "flag" if checkpoint.flags == 1 else "flags"
     return (

@@ -18,8 +18,8 @@ import click
 
 from flagkit import Client, Context, Evaluation
 from flagkit._core.model import EVERYWHERE, Flag, Rollout
-from flagkit._core.model.rollouts import BUCKETS, percent
-from flagkit.cli.output import Teller
+from flagkit._core.model.rollouts import BUCKETS, to_percent
+from flagkit.cli.output import Printer
 from flagkit.errors import ConfigurationError
 from flagkit.policy_files.reader import PolicyFile
 from flagkit.testing.embedded import EmbeddedMongo
@@ -38,16 +38,16 @@ _PLANS = ("free", "plus", "business")
 _PLAN_WEIGHTS = (70, 22, 8)
 
 
-def users(count: int) -> list[Context]:
+def build_users(count: int) -> list[Context]:
     """Return `count` customers of a shop, as contexts: keys "u-00000" and up, and attributes.
 
     Users are the same whatever the count.
     """
     draw = random.Random(_SEED)  # noqa: S311 - invented people, no secrets
-    return [_user(number, draw) for number in range(count)]
+    return [_build_user(number, draw) for number in range(count)]
 
 
-def _user(number: int, draw: random.Random) -> Context:
+def _build_user(number: int, draw: random.Random) -> Context:
     country = draw.choices(tuple(_CITIES), _COUNTRY_WEIGHTS)[0]
     plan = draw.choices(_PLANS, _PLAN_WEIGHTS)[0]
     staff = draw.random() < 0.01  # noqa: PLR2004 - one in a hundred
@@ -85,7 +85,7 @@ class CheckFailedError(click.ClickException):
     exit_code = 3
 
 
-def shop_file() -> Path:
+def find_shop_file() -> Path:
     """Return the policy file of the example shop: the wheel's copy, or the clone's own.
 
     Raises:
@@ -111,14 +111,14 @@ def run(file: Path) -> None:
     """
     start = time.perf_counter()
     policies = PolicyFile(file, ENVIRONMENT)
-    if not _seen(policies):
+    if not _select_visible_flags(policies):
         raise ConfigurationError(f"the policy file {file} has no flags for region {REGION}")
-    tell = Teller()
-    tell.step("A MongoDB server of its own")
+    tell = Printer()
+    tell.start_step("A MongoDB server of its own")
     with ExitStack() as stack:
         server = stack.enter_context(EmbeddedMongo())
         member = server.members[0]
-        tell.say(
+        tell.print_paragraph(
             f"mongod runs as process {member.pid} on port {member.port}, with its data in"
             f" {server.path}, after {time.perf_counter() - start:.1f} s."
         )
@@ -131,41 +131,41 @@ def run(file: Path) -> None:
         demo.widen()
         demo.pause_and_roll_back()
         demo.show_ledger()
-    tell.step("The end")
+    tell.start_step("The end")
     if server.path.exists():
         raise CheckFailedError(f"the server's directory {server.path} is still there")
-    tell.say(
+    tell.print_paragraph(
         f"The server has stopped and its data is removed. All of it took"
         f" {time.perf_counter() - start:.1f} s."
     )
 
 
-class _Landing(NamedTuple):
+class _TimedCommit(NamedTuple):
     """A commit and its times, in seconds from the start of the writer's call."""
 
     commit: Commit
-    returned: float
-    visible: float
+    returned_after: float
+    visible_after: float
 
 
 class _Demo:
     """The steps, in order, on one writer, one client and the same users."""
 
-    def __init__(self, tell: Teller, file: PolicyFile, writer: Writer, client: Client) -> None:
-        self._tell = tell
+    def __init__(self, printer: Printer, file: PolicyFile, writer: Writer, client: Client) -> None:
+        self._printer = printer
         self._file = file
         self._writer = writer
         self._client = client
-        self._users = users(USERS_COUNT)
-        self._flags = _seen(file)
+        self._users = build_users(USERS_COUNT)
+        self._flags = _select_visible_flags(file)
 
     def load(self) -> None:
         """Write all flags as one revision, and start the client."""
-        self._tell.step("The policy file becomes revision 1")
+        self._printer.start_step("The policy file becomes revision 1")
         self._writer.create_environment()
         start = time.perf_counter()
         with (
-            self._file.locating(),
+            self._file.locate_errors(),
             self._writer.change(reason=f"Load {self._file.path.name}") as change,
         ):
             for segment in self._file.segments:
@@ -175,38 +175,41 @@ class _Demo:
         written = time.perf_counter()
         self._client.wait_ready()
         ready = time.perf_counter()
-        self._tell.say(
+        self._printer.print_paragraph(
             f"{self._file.path.name} holds flags: {len(self._file.policies)}. The writer"
-            f" checked and committed them together, in {_milliseconds(written - start)}. Each"
-            " change to an environment makes the next revision, which is seen whole or not at all."
+            f" checked and committed them together, in {_format_milliseconds(written - start)}."
+            " Each change to an environment makes the next revision, which is seen whole or not"
+            " at all."
         )
-        self._tell.say(
+        self._printer.print_paragraph(
             f"A client in region {REGION} had its snapshot of revision {self._client.revision} in"
-            f" {_milliseconds(ready - written)}. From here on it answers from memory; a change"
-            " stream brings it each new revision."
+            f" {_format_milliseconds(ready - written)}. From here on it answers from memory; a"
+            " change stream brings it each new revision."
         )
 
     def evaluate(self) -> None:
         """Evaluate each flag for each user."""
-        self._tell.step(f"Every flag for {USERS_COUNT:,} users")
+        self._printer.start_step(f"Every flag for {USERS_COUNT:,} users")
         rows: list[tuple[object, ...]] = []
         seconds = 0.0
         for key, flag in self._flags.items():
             start = time.perf_counter()
-            evaluations = self._ask(key)
+            evaluations = self._evaluate_users(key)
             seconds += time.perf_counter() - start
-            answers = Counter((_variant(it), _reason(it), it.rule or "") for it in evaluations)
+            answers = Counter(
+                (_format_variant(it), _format_reason(it), it.rule or "") for it in evaluations
+            )
             for i, ((variant, reason, rule), users_count) in enumerate(answers.most_common()):
                 name, kind = ("", "") if i else (key, flag.type)
                 rows.append((name, kind, variant, f"{users_count:,}", reason, rule))
         columns = ("flag", "type", "variant", "users", "reason", "rule")
-        self._tell.table(columns, rows, ["users"])
+        self._printer.print_table(columns, rows, ["users"])
         count = len(self._flags) * USERS_COUNT
-        self._tell.say(
+        self._printer.print_paragraph(
             f"{count:,} evaluations, {count / seconds:,.0f} a second in one thread: each is a"
             " function call, without a query and without a lock."
         )
-        self._tell.say(
+        self._printer.print_paragraph(
             "The reasons: STATIC, the flag says the same to all; TARGETING_MATCH, the rule decided;"
             " DEFAULT, no rule did; DISABLED, the flag is paused or a prerequisite is not met;"
             " SPLIT, a rollout decided. A rollout hashes flag and user into one of"
@@ -217,20 +220,24 @@ class _Demo:
     def widen(self) -> None:
         """Raise the share of a rollout step by step, and count who came in and who fell out."""
         found = [
-            (flag, share) for flag in self._flags.values() if (share := _share(flag)) is not None
+            (flag, share)
+            for flag in self._flags.values()
+            if (share := _find_share(flag)) is not None
         ]
         if not found:
-            self._tell.step("A rollout is widened")
-            self._tell.say("No boolean flag has a fallthrough with a rollout to widen: left out.")
+            self._printer.start_step("A rollout is widened")
+            self._printer.print_paragraph(
+                "No boolean flag has a fallthrough with a rollout to widen: left out."
+            )
             return
         flag, share = found[0]
         steps = [step for step in _STEPS_PERCENT if step > share] or [100]
-        self._tell.step(f"{flag.key} goes from {share} % to {steps[-1]} %")
-        inside = self._enabled(flag.key)
+        self._printer.start_step(f"{flag.key} goes from {share} % to {steps[-1]} %")
+        inside = self._find_enabled_users(flag.key)
         rows: list[tuple[object, ...]] = [(self._client.revision, f"{share} %", f"{len(inside):,}")]
         first, gone = inside, 0
         for step in steps:
-            landing = self._time(
+            landing = self._time_change(
                 partial(
                     self._writer.set_rollout,
                     flag.key,
@@ -239,7 +246,7 @@ class _Demo:
                     reason=f"Widen to {step} %",
                 )
             )
-            before, inside = inside, self._enabled(flag.key)
+            before, inside = inside, self._find_enabled_users(flag.key)
             came, left = len(inside - before), len(before - inside)
             gone += left
             rows.append(
@@ -249,13 +256,13 @@ class _Demo:
                     f"{len(inside):,}",
                     f"+{came:,}",
                     left,
-                    _milliseconds(landing.visible),
-                    _milliseconds(landing.returned),
+                    _format_milliseconds(landing.visible_after),
+                    _format_milliseconds(landing.returned_after),
                 )
             )
         columns = ("revision", "share", "users on", "came in", "taken out", "visible", "returned")
-        self._tell.table(columns, rows, columns)
-        self._tell.say(
+        self._printer.print_table(columns, rows, columns)
+        self._printer.print_paragraph(
             f"{len(inside - first):,} users came in, {gone:,} were taken out: the true variant took"
             " over buckets and gave none away. The times run from the start of the writer's call:"
             " `visible` until the watching client answered from the revision, `returned` until the"
@@ -267,52 +274,61 @@ class _Demo:
 
     def pause_and_roll_back(self) -> None:
         """Pause a flag, show what it and its dependents serve, and go back to before."""
-        flag = self._switch()
+        flag = self._find_kill_switch()
         if flag is None:
-            self._tell.step("A flag is paused")
-            self._tell.say("No active flag has an `off` variant to serve while paused: left out.")
+            self._printer.start_step("A flag is paused")
+            self._printer.print_paragraph(
+                "No active flag has an `off` variant to serve while paused: left out."
+            )
             return
-        self._tell.step(f"{flag.key} is paused, and rolled back")
+        self._printer.start_step(f"{flag.key} is paused, and rolled back")
         keys = [flag.key] + [
             other.key
             for other in self._flags.values()
             if any(item.flag == flag.key for item in other.prerequisites)
         ]
         good = self._client.revision
-        before = [self._ask(key) for key in keys]
-        paused = self._time(
+        before = [self._evaluate_users(key) for key in keys]
+        paused = self._time_change(
             lambda: self._writer.pause(flag.key, region=flag.region, reason="Fire drill")
         )
-        during = [self._ask(key) for key in keys]
-        restored = self._time(
+        during = [self._evaluate_users(key) for key in keys]
+        restored = self._time_change(
             lambda: self._writer.rollback(
                 flag.key, to=good, region=flag.region, reason="End of the drill"
             )
         )
-        after = [self._ask(key) for key in keys]
-        self._tell.table(
+        after = [self._evaluate_users(key) for key in keys]
+        self._printer.print_table(
             (
                 "flag",
                 f"revision {good}",
                 f"{paused.commit.revision}: paused",
                 f"{restored.commit.revision}: rolled back",
             ),
-            zip(keys, map(_served, before), map(_served, during), map(_served, after), strict=True),
+            zip(
+                keys,
+                map(_format_variant_counts, before),
+                map(_format_variant_counts, during),
+                map(_format_variant_counts, after),
+                strict=True,
+            ),
         )
-        differing = sum(map(_differing, before, after))
-        self._tell.say(
+        differing = sum(map(_count_differing, before, after))
+        self._printer.print_paragraph(
             "A paused flag serves its `off` variant, and so does a flag that has it as a"
-            f" prerequisite. This was visible {_milliseconds(paused.visible)} after the call began."
-            f" Rolling back to revision {good} made revision {restored.commit.revision}, for"
-            " history is only ever added to; it was visible after"
-            f" {_milliseconds(restored.visible)}, and {differing:,} answers differ from before."
+            f" prerequisite. This was visible {_format_milliseconds(paused.visible_after)} after"
+            f" the call began. Rolling back to revision {good} made revision"
+            f" {restored.commit.revision}, for history is only ever added to; it was visible after"
+            f" {_format_milliseconds(restored.visible_after)}, and {differing:,} answers differ"
+            " from before."
         )
         if differing or any(answer.variant != flag.off for answer in during[0]):
             raise CheckFailedError(f"{flag.key} was not paused, or not as before when rolled back")
 
     def show_ledger(self) -> None:
         """Verify the ledger and print it."""
-        self._tell.step("The ledger")
+        self._printer.start_step("The ledger")
         problems = verify(self._writer.store)
         if problems:
             raise CheckFailedError(f"the ledger does not verify: {'; '.join(problems)}")
@@ -322,36 +338,36 @@ class _Demo:
                 entry.time.strftime("%H:%M:%S"),
                 entry.actor,
                 entry.reason,
-                _shortened(entry.actions),
+                _shorten_actions(entry.actions),
                 entry.hash[:_HASH_SHOWN_LENGTH],
             )
             for entry in entries(self._writer.store)
         ]
         columns = ("rev.", "UTC", "actor", "reason", "actions", "hash")
-        self._tell.table(columns, rows, ["rev."])
-        self._tell.say(
+        self._printer.print_table(columns, rows, ["rev."])
+        self._printer.print_paragraph(
             f"Verified: revisions 1 to {len(rows)} without a gap, each hash over the one before,"
             " and the flags in the database are those that the last one left."
         )
 
-    def _switch(self) -> Flag | None:
+    def _find_kill_switch(self) -> Flag | None:
         """Return the flag to pause: a kill switch if there is one, else any that can be paused."""
         able = [
             flag for flag in self._flags.values() if flag.state == "active" and flag.off is not None
         ]
-        marked = [flag for flag in able if _KILL_SWITCH in _tags(flag)]
+        marked = [flag for flag in able if _KILL_SWITCH in _get_tags(flag)]
         return next(iter(marked + able), None)
 
-    def _ask(self, key: str) -> list[Evaluation[Any]]:
+    def _evaluate_users(self, key: str) -> list[Evaluation[Any]]:
         evaluate = self._client.evaluate
         return [evaluate(key, user) for user in self._users]
 
-    def _enabled(self, key: str) -> set[int]:
+    def _find_enabled_users(self, key: str) -> set[int]:
         """Return the places of the users for whom a boolean flag is on."""
         is_enabled = self._client.is_enabled
         return {place for place, user in enumerate(self._users) if is_enabled(key, user)}
 
-    def _time(self, write: Callable[[], Commit]) -> _Landing:
+    def _time_change(self, write: Callable[[], Commit]) -> _TimedCommit:
         """Make a change, and take the times of its return and of the client's serving it.
 
         Another thread waits for the client, since that may have a revision before the call returns.
@@ -367,10 +383,10 @@ class _Demo:
             start = time.perf_counter()
             commit = write()
             returned = time.perf_counter()
-            return _Landing(commit, returned - start, visible.result() - start)
+            return _TimedCommit(commit, returned - start, visible.result() - start)
 
 
-def _seen(file: PolicyFile) -> dict[str, Flag]:
+def _select_visible_flags(file: PolicyFile) -> dict[str, Flag]:
     """Return the flags that the client's region sees: an override hides the flag for all."""
     flags = [policy.flag for policy in file.policies]
     return {
@@ -378,7 +394,7 @@ def _seen(file: PolicyFile) -> dict[str, Flag]:
     }
 
 
-def _share(flag: Flag) -> float | None:
+def _find_share(flag: Flag) -> float | None:
     """Return the percentage that a flag's fallthrough rolls out, None if that cannot be widened."""
     rollout = flag.fallthrough
     on = {name for name, value in flag.variants.items() if value is True}
@@ -386,41 +402,41 @@ def _share(flag: Flag) -> float | None:
     if flag.state != "active" or not isinstance(rollout, Rollout) or (len(on), len(off)) != (1, 1):
         return None
     share = sum(rollout.weights.get(variant, 0) for variant in on)
-    return percent(share) if share < BUCKETS else None
+    return to_percent(share) if share < BUCKETS else None
 
 
-def _tags(flag: Flag) -> list[Any]:
+def _get_tags(flag: Flag) -> list[Any]:
     tags = flag.metadata.get("tags")
     return tags if isinstance(tags, list) else []
 
 
-def _variant(evaluation: Evaluation[Any]) -> str:
+def _format_variant(evaluation: Evaluation[Any]) -> str:
     return evaluation.variant if evaluation.variant is not None else "(caller's default)"
 
 
-def _reason(evaluation: Evaluation[Any]) -> str:
+def _format_reason(evaluation: Evaluation[Any]) -> str:
     return " ".join(word for word in (evaluation.reason, evaluation.error_code) if word)
 
 
-def _served(evaluations: Sequence[Evaluation[Any]]) -> str:
+def _format_variant_counts(evaluations: Sequence[Evaluation[Any]]) -> str:
     """Return how often each variant was served, most often first."""
-    counts = Counter(map(_variant, evaluations))
+    counts = Counter(map(_format_variant, evaluations))
     return ", ".join(f"{variant} {count:,}" for variant, count in counts.most_common())
 
 
-def _differing(before: Sequence[Evaluation[Any]], after: Sequence[Evaluation[Any]]) -> int:
+def _count_differing(before: Sequence[Evaluation[Any]], after: Sequence[Evaluation[Any]]) -> int:
     return sum(
         (one.variant, one.reason, one.rule) != (two.variant, two.reason, two.rule)
         for one, two in zip(before, after, strict=True)
     )
 
 
-def _shortened(actions: Sequence[str]) -> list[str]:
+def _shorten_actions(actions: Sequence[str]) -> list[str]:
     shown = list(actions[:_ACTIONS_SHOWN_MAX])
     if len(actions) > len(shown):
         shown.append(f"and {len(actions) - len(shown)} more")
     return shown
 
 
-def _milliseconds(seconds: float) -> str:
+def _format_milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms"

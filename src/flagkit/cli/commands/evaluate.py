@@ -14,22 +14,22 @@ from flagkit._core.model import EVERYWHERE
 from flagkit._core.suggestions import suggested
 from flagkit.cli.errors import FAULTS_FOUND
 from flagkit.cli.options import (
-    Place,
-    Who,
-    context_from,
+    ContextOptions,
+    EnvironmentOptions,
     context_options,
     database_option,
-    place_options,
-    store_at,
+    environment_options,
+    load_context,
+    open_store,
+    parse_value,
     uri_option,
-    value_of,
 )
-from flagkit.cli.output import PROGRAMS, emit, output_option, say
+from flagkit.cli.output import PROGRAM_FORMATS, emit, output_option, print_lines
 from flagkit.errors import InvalidDocumentError
-from flagkit.history import Replayed, client_at, replay
+from flagkit.history import ReplayResult, client_at, replay
 
 
-class _Question(Place, Who):
+class _EvaluateOptions(EnvironmentOptions, ContextOptions):
     """What the options of `eval` say."""
 
     region: str | None
@@ -38,7 +38,7 @@ class _Question(Place, Who):
     explain: bool
 
 
-def _at(_context: object, _parameter: object, text: str | None) -> datetime | int | None:
+def _parse_moment(_context: object, _parameter: object, text: str | None) -> datetime | int | None:
     if text is None:
         return None
     if text.isascii() and text.isdigit():
@@ -59,30 +59,33 @@ def _at(_context: object, _parameter: object, text: str | None) -> datetime | in
         raise click.BadParameter(f"{text!r} is beyond all dates in UTC") from None
 
 
-def _default(_context: object, _parameter: object, text: str | None) -> Any:
+def _parse_default(_context: object, _parameter: object, text: str | None) -> Any:
     try:
-        return None if text is None else value_of(text)
+        return None if text is None else parse_value(text)
     except InvalidDocumentError as error:
         raise click.BadParameter(f"{error.problem}. {error.remedy}") from None
 
 
 @click.command("eval")
 @click.argument("key")
-@place_options
+@environment_options
 @click.option("--region", help="Whose overrides apply; by default FLAGKIT_REGION, or nobody's.")
 @context_options
 @click.option(
     "--at",
     metavar="WHEN",
-    callback=_at,
+    callback=_parse_moment,
     help="A moment, such as 2026-11-21T10:32Z, or a revision; by default now.",
 )
 @click.option(
-    "--default", metavar="VALUE", callback=_default, help="The caller's default, as JSON or text."
+    "--default",
+    metavar="VALUE",
+    callback=_parse_default,
+    help="The caller's default, as JSON or text.",
 )
 @click.option("--explain", is_flag=True, help="Show all that led to the answer.")
 @output_option("text")
-def evaluate(key: str, output: str, **asked: Unpack[_Question]) -> None:
+def evaluate(key: str, output: str, **asked: Unpack[_EvaluateOptions]) -> None:
     """Tell what a flag answers, and why; now, or as it was.
 
     At a moment it is the last revision that was not later; windows and ramps are as of then. The
@@ -95,25 +98,30 @@ def evaluate(key: str, output: str, **asked: Unpack[_Question]) -> None:
         region=asked["region"],
         database=asked["database"],
     )
-    found = client.explain(key, context_from(asked), asked["default"])
+    found = client.explain(key, load_context(asked), asked["default"])
     explain = asked["explain"]
     told = found if explain else msgspec.structs.replace(found, flags=())
-    if output in PROGRAMS:
+    if output in PROGRAM_FORMATS:
         document = told.as_dict()
         flags = {"flags": document["flags"]} if explain else {}
         emit({**document["evaluation"], "time": document["time"], **flags}, output)
     else:
-        say(*str(told).split("\n"))
+        print_lines(*str(told).split("\n"))
     if found.evaluation.error_code is not None:
         sentence = f"{found.evaluation.error_code}: the answer is the default"
         if found.evaluation.error_code is ErrorCode.FLAG_NOT_FOUND:
-            with store_at(**_place_of(asked)) as store, store.reading() as reading:
-                sentence = suggested(sentence, key, reading.keys_near((EVERYWHERE, key)))
+            with (
+                open_store(**_select_environment_options(asked)) as store,
+                store.open_reader() as reading,
+            ):
+                sentence = suggested(sentence, key, reading.find_similar_keys((EVERYWHERE, key)))
         raise click.ClickException(sentence)
 
 
-def _place_of(asked: _Question) -> Place:
-    return Place(uri=asked["uri"], environment=asked["environment"], database=asked["database"])
+def _select_environment_options(options: _EvaluateOptions) -> EnvironmentOptions:
+    return EnvironmentOptions(
+        uri=options["uri"], environment=options["environment"], database=options["database"]
+    )
 
 
 @click.command("replay")
@@ -123,27 +131,29 @@ def _place_of(asked: _Question) -> Place:
 @context_options
 @output_option("text")
 def replay_digest(
-    digest: str, output: str, uri: str | None, database: str | None, **who: Unpack[Who]
+    digest: str, output: str, uri: str | None, database: str | None, **who: Unpack[ContextOptions]
 ) -> None:
     """Evaluate again what a digest is of, as of then, and say what differs.
 
     The context has to be the same, with all its attributes. A digest that was made with a secret
     takes the same in FLAGKIT_DIGEST_SECRET. Exits with 3 if something differs.
     """
-    found = replay(uri, digest, context_from(who), database=database)
-    if output in PROGRAMS:
+    found = replay(uri, digest, load_context(who), database=database)
+    if output in PROGRAM_FORMATS:
         document = {"is_same": found.is_same, **msgspec.to_builtins(found)}
         emit(document, output)
     else:
-        say(*_told(found))
+        print_lines(*_format_replay(found))
     if not found.is_same:
         raise SystemExit(FAULTS_FOUND)
 
 
-def _told(found: Replayed) -> list[str]:
-    served = "the caller's default" if found.variant is None else repr(found.variant)
-    where = f"at revision {found.revision} of {found.environment}, {found.time.isoformat()}"
-    said = f"{found.key} was {served} {where}"
-    if found.is_same:
+def _format_replay(replayed: ReplayResult) -> list[str]:
+    served = "the caller's default" if replayed.variant is None else repr(replayed.variant)
+    where = (
+        f"at revision {replayed.revision} of {replayed.environment}, {replayed.time.isoformat()}"
+    )
+    said = f"{replayed.key} was {served} {where}"
+    if replayed.is_same:
         return [f"{said}: so it is"]
-    return [f"{said}, says the digest, but:", *(f"  {line}" for line in found.differences)]
+    return [f"{said}, says the digest, but:", *(f"  {line}" for line in replayed.differences)]

@@ -10,36 +10,42 @@ from flagkit._core.model import EVERYWHERE
 from flagkit._core.model.keys import check_key
 from flagkit._core.storage.layout import FLAGS
 from flagkit._core.suggestions import suggested
-from flagkit.cli.changes import Asking, changing, flags_in, tell_notes, writing_options
+from flagkit.cli.changes import (
+    ChangeCommandOptions,
+    change_options,
+    load_flags,
+    open_draft,
+    print_notes,
+)
 from flagkit.cli.commands.flags_import import import_flags
 from flagkit.cli.options import (
-    Place,
+    EnvironmentOptions,
+    check_single_key,
+    environment_options,
     expected_version_option,
     file_argument,
     key_argument,
     keys_argument,
-    only_one,
-    place_options,
+    open_store,
     reassign_option,
     region_option,
     rule_option,
-    store_at,
     to_option,
 )
 from flagkit.cli.output import (
-    PROGRAMS,
-    Teller,
+    PROGRAM_FORMATS,
+    Printer,
+    build_flag_document,
+    build_flag_row,
     emit,
     emit_text,
-    flag_document,
-    flag_file,
-    flag_line,
+    format_flag_file,
+    iter_document_rows,
     output_option,
-    rows_of,
-    say,
+    print_lines,
 )
 from flagkit.errors import FlagNotFoundError
-from flagkit.writer.effects import edits_since_active, is_active
+from flagkit.writer.effects import is_active, iter_edits_since_active
 from flagkit.writer.retention import DAYS_MAX
 from flagkit.writer.stale_flags import stale_flags
 
@@ -53,7 +59,7 @@ flags.add_command(import_flags)
 
 
 @flags.command("list")
-@place_options
+@environment_options
 @click.option("--namespace", default="", help="Only keys that begin with it, such as checkout.")
 @click.option(
     "--state", type=click.Choice(["active", "paused", "archived"]), help="Only those in it."
@@ -67,53 +73,55 @@ def _list(
     match: str,
     after: str | None,
     output: str,
-    **place: Unpack[Place],
+    **place: Unpack[EnvironmentOptions],
 ) -> None:
     """List flags, overrides of regions included, sorted by key.
 
     For people 1,000 are listed at most; --after goes on with the next ones.
     """
-    with store_at(**place) as store, store.reading() as reading:
-        states = reading.all([FLAGS]).values()
+    with open_store(**place) as store, store.open_reader() as reading:
+        states = reading.read_all([FLAGS]).values()
     lines = [
-        flag_line(found)
+        build_flag_row(found)
         for found in sorted(states, key=lambda found: (found.key, found.region))
         if found.key.startswith(namespace)
         and match in found.key
         and (after is None or found.key > after)
         and state in (None, found.policy["state"])
     ]
-    if output in PROGRAMS:
+    if output in PROGRAM_FORMATS:
         emit([msgspec.to_builtins(line) for line in lines], output)
     elif lines:
-        Teller().listing(
+        Printer().print_listing(
             ("flag", "region", "version", "state", "type", "serves", "owner"),
             [msgspec.structs.astuple(line) for line in lines],
             right=("version",),
         )
     else:
-        say("No such flag.")
+        print_lines("No such flag.")
 
 
 @flags.command("show")
 @key_argument
 @region_option
-@place_options
+@environment_options
 @output_option("table", "policy")
-def _show(key: str, region: str, output: str, **place: Unpack[Place]) -> None:
+def _show(key: str, region: str, output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """Show a flag: its document, version and overrides.
 
     `--output policy` is a policy file, to edit and to pass to `flagkit flags update`; without the
     state, which an update then leaves as it is.
     """
     check_key(key)
-    with store_at(**place) as store, store.reading() as reading:
-        found = reading.find([key])
+    with open_store(**place) as store, store.open_reader() as reading:
+        found = reading.find_flags([key])
         revision = reading.tip.revision
         state = found.get((region, key))
-        changed = reading.changed_at((region, key))
-        edits = [] if state is None or is_active(state) else [*edits_since_active(reading, state)]
-        near = set[str]() if found else reading.keys_near((region, key))
+        changed = reading.find_last_revision((region, key))
+        edits = (
+            [] if state is None or is_active(state) else [*iter_edits_since_active(reading, state)]
+        )
+        near = set[str]() if found else reading.find_similar_keys((region, key))
     regions = sorted({other for other, _ in found} - {region, EVERYWHERE})
     if state is None:
         there = f"; there it is: {', '.join(sorted(other for other, _ in found))}" if found else ""
@@ -122,9 +130,9 @@ def _show(key: str, region: str, output: str, **place: Unpack[Place]) -> None:
         )
     if output == "policy":
         standing = state.policy["state"]
-        say(f"# version {state.version} at revision {revision}, {standing}")
-        emit_text(flag_file(state), "yaml")
-    elif output in PROGRAMS:
+        print_lines(f"# version {state.version} at revision {revision}, {standing}")
+        emit_text(format_flag_file(state), "yaml")
+    elif output in PROGRAM_FORMATS:
         told = {
             "key": key,
             "region": region,
@@ -132,7 +140,7 @@ def _show(key: str, region: str, output: str, **place: Unpack[Place]) -> None:
             "revision": revision,
             "changed": changed,
             "overrides": regions,
-            "document": flag_document(state),
+            "document": build_flag_document(state),
         }
         emit(told, output)
     else:
@@ -140,20 +148,20 @@ def _show(key: str, region: str, output: str, **place: Unpack[Place]) -> None:
         rows = [("version", [f"{state.version}, changed {since}; the newest is {revision:,}"])]
         rows += [("overrides", [", ".join(regions)])] if regions else []
         rows += [("note", edits)] if edits else []
-        rows += rows_of(flag_document(state))
-        Teller().table(("flag", key), rows)
+        rows += iter_document_rows(build_flag_document(state))
+        Printer().print_table(("flag", key), rows)
 
 
 @flags.command("create")
 @file_argument
-@writing_options
-def _create(file: Path, **asking: Unpack[Asking]) -> None:
+@change_options
+def _create(file: Path, **asking: Unpack[ChangeCommandOptions]) -> None:
     """Create the flags of a policy file, all in one revision.
 
     FILE is YAML or JSON, or - for standard input.
     """
-    found = flags_in(file, asking["environment"])
-    with found.locating(), changing(**asking) as change:
+    found = load_flags(file, asking["environment"])
+    with found.locate_errors(), open_draft(**asking) as change:
         for policy in found.policies:
             change.create(policy.document)
 
@@ -162,18 +170,22 @@ def _create(file: Path, **asking: Unpack[Asking]) -> None:
 @file_argument
 @expected_version_option
 @reassign_option
-@writing_options
+@change_options
 def _update(
-    file: Path, expected_version: int | None, *, reassign: bool, **asking: Unpack[Asking]
+    file: Path,
+    expected_version: int | None,
+    *,
+    reassign: bool,
+    **asking: Unpack[ChangeCommandOptions],
 ) -> None:
     """Replace the documents of flags by those of a policy file.
 
     All in one revision. FILE is YAML or JSON, or - for standard input. A flag whose document has no
     state stays as it is, paused or not.
     """
-    found = flags_in(file, asking["environment"])
-    only_one(tuple(policy.flag.key for policy in found.policies), expected_version)
-    with found.locating(), changing(**asking) as change:
+    found = load_flags(file, asking["environment"])
+    check_single_key(tuple(policy.flag.key for policy in found.policies), expected_version)
+    with found.locate_errors(), open_draft(**asking) as change:
         for policy in found.policies:
             change.update(policy.document, expected_version=expected_version, reassign=reassign)
 
@@ -185,7 +197,7 @@ def _update(
 @region_option
 @expected_version_option
 @reassign_option
-@writing_options
+@change_options
 def _set_rollout(
     key: str,
     weights: tuple[str, ...],
@@ -194,15 +206,15 @@ def _set_rollout(
     expected_version: int | None,
     *,
     reassign: bool,
-    **asking: Unpack[Asking],
+    **asking: Unpack[ChangeCommandOptions],
 ) -> None:
     """Set the weights of a rollout, in percent.
 
     A bare percentage is the share of the true variant of a boolean flag; of others, each variant is
     given its own, as in a=20 b=80.
     """
-    parsed = _weights(weights)
-    with changing(**asking) as change:
+    parsed = _parse_weights(weights)
+    with open_draft(**asking) as change:
         change.set_rollout(
             key,
             parsed,
@@ -219,20 +231,20 @@ def _set_rollout(
 @rule_option
 @region_option
 @expected_version_option
-@writing_options
+@change_options
 def _serve(
     key: str,
     variant: str,
     rule: str | None,
     region: str,
     expected_version: int | None,
-    **asking: Unpack[Asking],
+    **asking: Unpack[ChangeCommandOptions],
 ) -> None:
     """Serve another variant to all, where a flag serves one variant.
 
     A rollout has weights instead: see set-rollout.
     """
-    with changing(**asking) as change:
+    with open_draft(**asking) as change:
         change.serve(key, variant, rule=rule, region=region, expected_version=expected_version)
 
 
@@ -241,21 +253,21 @@ def _serve(
 @rule_option
 @region_option
 @expected_version_option
-@writing_options
+@change_options
 def _enable(
     keys: tuple[str, ...],
     rule: str | None,
     region: str,
     expected_version: int | None,
-    **asking: Unpack[Asking],
+    **asking: Unpack[ChangeCommandOptions],
 ) -> None:
     """Serve the true variant of boolean flags to all.
 
     For flags whose fallthrough, or whose rule, serves one variant. Rules still decide first for
     their own contexts. All in one revision.
     """
-    only_one(keys, expected_version)
-    with changing(**asking) as change:
+    check_single_key(keys, expected_version)
+    with open_draft(**asking) as change:
         for key in keys:
             change.serve(key, True, rule=rule, region=region, expected_version=expected_version)
 
@@ -265,21 +277,21 @@ def _enable(
 @rule_option
 @region_option
 @expected_version_option
-@writing_options
+@change_options
 def _disable(
     keys: tuple[str, ...],
     rule: str | None,
     region: str,
     expected_version: int | None,
-    **asking: Unpack[Asking],
+    **asking: Unpack[ChangeCommandOptions],
 ) -> None:
     """Serve the false variant of boolean flags to all.
 
     This is a release, like any change of what is served. In an emergency use pause: editors may do
     it, and no guard stops it. All in one revision.
     """
-    only_one(keys, expected_version)
-    with changing(**asking) as change:
+    check_single_key(keys, expected_version)
+    with open_draft(**asking) as change:
         for key in keys:
             change.serve(key, False, rule=rule, region=region, expected_version=expected_version)
 
@@ -288,16 +300,19 @@ def _disable(
 @keys_argument
 @region_option
 @expected_version_option
-@writing_options
+@change_options
 def _pause(
-    keys: tuple[str, ...], region: str, expected_version: int | None, **asking: Unpack[Asking]
+    keys: tuple[str, ...],
+    region: str,
+    expected_version: int | None,
+    **asking: Unpack[ChangeCommandOptions],
 ) -> None:
     """Pause flags: they serve their off variants.
 
     All in one revision.
     """
-    only_one(keys, expected_version)
-    with changing(**asking) as change:
+    check_single_key(keys, expected_version)
+    with open_draft(**asking) as change:
         for key in keys:
             change.pause(key, region=region, expected_version=expected_version)
 
@@ -306,37 +321,44 @@ def _pause(
 @keys_argument
 @region_option
 @expected_version_option
-@writing_options
+@change_options
 def _resume(
-    keys: tuple[str, ...], region: str, expected_version: int | None, **asking: Unpack[Asking]
+    keys: tuple[str, ...],
+    region: str,
+    expected_version: int | None,
+    **asking: Unpack[ChangeCommandOptions],
 ) -> None:
     """Make paused flags active again.
 
     If a flag was edited since it was last active, the command says so first. All in one revision.
     """
-    only_one(keys, expected_version)
-    edited = {} if asking["dry_run"] else _tell_edits(keys, region, asking)
+    check_single_key(keys, expected_version)
+    edited = {} if asking["dry_run"] else _print_edits(keys, region, asking)
     if asking["idempotency_key"] is not None:
         # A request that is sent again has to be the same one.
         edited = {}
-    with changing(**asking) as change:
+    with open_draft(**asking) as change:
         for key in keys:
             # Another edit in between makes it a conflict: nobody was told of that one.
             version = expected_version or edited.get(key)
             change.resume(key, region=region, expected_version=version)
 
 
-def _tell_edits(keys: tuple[str, ...], region: str, asking: Asking) -> dict[str, int]:
+def _print_edits(
+    keys: tuple[str, ...], region: str, options: ChangeCommandOptions
+) -> dict[str, int]:
     """Tell how flags were edited since they were last active; return the versions of those."""
-    place = Place(uri=asking["uri"], environment=asking["environment"], database=asking["database"])
+    place = EnvironmentOptions(
+        uri=options["uri"], environment=options["environment"], database=options["database"]
+    )
     versions: dict[str, int] = {}
-    with store_at(**place) as store, store.reading() as reading:
-        found = reading.find(map(check_key, keys))
+    with open_store(**place) as store, store.open_reader() as reading:
+        found = reading.find_flags(map(check_key, keys))
         for key in keys:
             state = found.get((region, key))
             if state is not None and not is_active(state):
-                edits = [*edits_since_active(reading, state)]
-                tell_notes(edits, err=True)
+                edits = [*iter_edits_since_active(reading, state)]
+                print_notes(edits, err=True)
                 if edits:
                     versions[key] = state.version
     return versions
@@ -346,16 +368,19 @@ def _tell_edits(keys: tuple[str, ...], region: str, asking: Asking) -> dict[str,
 @keys_argument
 @region_option
 @expected_version_option
-@writing_options
+@change_options
 def _archive(
-    keys: tuple[str, ...], region: str, expected_version: int | None, **asking: Unpack[Asking]
+    keys: tuple[str, ...],
+    region: str,
+    expected_version: int | None,
+    **asking: Unpack[ChangeCommandOptions],
 ) -> None:
     """Archive flags whose time is over.
 
     They serve their off variants, and neither pause nor resume. All in one revision.
     """
-    only_one(keys, expected_version)
-    with changing(**asking) as change:
+    check_single_key(keys, expected_version)
+    with open_draft(**asking) as change:
         for key in keys:
             change.archive(key, region=region, expected_version=expected_version)
 
@@ -364,16 +389,19 @@ def _archive(
 @keys_argument
 @region_option
 @expected_version_option
-@writing_options
+@change_options
 def _restore(
-    keys: tuple[str, ...], region: str, expected_version: int | None, **asking: Unpack[Asking]
+    keys: tuple[str, ...],
+    region: str,
+    expected_version: int | None,
+    **asking: Unpack[ChangeCommandOptions],
 ) -> None:
     """Make archived flags paused ones.
 
     All in one revision.
     """
-    only_one(keys, expected_version)
-    with changing(**asking) as change:
+    check_single_key(keys, expected_version)
+    with open_draft(**asking) as change:
         for key in keys:
             change.restore(key, region=region, expected_version=expected_version)
 
@@ -382,16 +410,19 @@ def _restore(
 @keys_argument
 @region_option
 @expected_version_option
-@writing_options
+@change_options
 def _delete(
-    keys: tuple[str, ...], region: str, expected_version: int | None, **asking: Unpack[Asking]
+    keys: tuple[str, ...],
+    region: str,
+    expected_version: int | None,
+    **asking: Unpack[ChangeCommandOptions],
 ) -> None:
     """Delete archived flags.
 
     Checks answer with their callers' defaults. All in one revision.
     """
-    only_one(keys, expected_version)
-    with changing(**asking) as change:
+    check_single_key(keys, expected_version)
+    with open_draft(**asking) as change:
         for key in keys:
             change.delete(key, region=region, expected_version=expected_version)
 
@@ -402,7 +433,7 @@ def _delete(
 @to_option
 @region_option
 @expected_version_option
-@writing_options
+@change_options
 def _rollback(
     key: str | None,
     to: int,
@@ -410,7 +441,7 @@ def _rollback(
     expected_version: int | None,
     *,
     whole: bool,
-    **asking: Unpack[Asking],
+    **asking: Unpack[ChangeCommandOptions],
 ) -> None:
     """Give a flag, or everything, the content of a revision.
 
@@ -423,7 +454,7 @@ def _rollback(
         raise click.UsageError("--all is of all regions: leave --region out")
     if whole and expected_version is not None:
         raise click.UsageError("--expected-version is of one flag: leave it out with --all")
-    with changing(**asking) as change:
+    with open_draft(**asking) as change:
         if key is None:
             change.rollback_all(to=to)
         else:
@@ -431,33 +462,33 @@ def _rollback(
 
 
 @flags.command("stale")
-@place_options
+@environment_options
 @click.option(
     "--days", type=click.IntRange(0, DAYS_MAX), default=30, show_default=True, help="How long."
 )
 @output_option("table")
-def _stale(days: int, output: str, **place: Unpack[Place]) -> None:
+def _stale(days: int, output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """List flags whose time seems to be over.
 
     Those past their `expires`; and those that nobody touched for some days, and that never changed,
     are archived, or have each rollout at 0 or 100 %.
     """
-    with store_at(**place) as store:
+    with open_store(**place) as store:
         found = stale_flags(store, days)
-    if output in PROGRAMS:
+    if output in PROGRAM_FORMATS:
         emit([msgspec.to_builtins(flag) for flag in found], output)
     elif found:
-        Teller().table(
+        Printer().print_table(
             ("flag", "region", "owner", "why"),
             [(flag.key, flag.region, flag.owner, flag.reasons) for flag in found],
         )
     else:
-        say("No flag is stale.")
+        print_lines("No flag is stale.")
 
 
-def _weights(written: tuple[str, ...]) -> dict[str, float] | float:
+def _parse_weights(written: tuple[str, ...]) -> dict[str, float] | float:
     if len(written) == 1 and "=" not in written[0]:
-        return _percent(written[0])
+        return _parse_percent(written[0])
     found: dict[str, Any] = {}
     for part in written:
         variant, equals, percent = part.rpartition("=")
@@ -467,11 +498,11 @@ def _weights(written: tuple[str, ...]) -> dict[str, float] | float:
                 f"{part!r} {problem}: write a percentage, or variants as in a=20 b=80",
                 param_hint="WEIGHTS",
             )
-        found[variant] = _percent(percent)
+        found[variant] = _parse_percent(percent)
     return found
 
 
-def _percent(written: str) -> float:
+def _parse_percent(written: str) -> float:
     try:
         return float(written)
     except ValueError:

@@ -14,16 +14,29 @@ import click
 import msgspec
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from flagkit._core.cooperative import collector_paused
-from flagkit._core.strict_json import read_json, read_policies
+from flagkit._core.cooperative import pause_gc
+from flagkit._core.strict_json import parse_json, parse_policies
 from flagkit.cli.changes import actor_option, dry_run_option, guards_option, reason_option
 from flagkit.cli.errors import FAULTS_FOUND
-from flagkit.cli.options import Place, guards_named, place_options, reassign_option, settings_at
-from flagkit.cli.output import PROGRAMS, emit, output_option, progress_console, say, work_is_done
+from flagkit.cli.options import (
+    EnvironmentOptions,
+    environment_options,
+    load_guards,
+    load_settings,
+    reassign_option,
+)
+from flagkit.cli.output import (
+    PROGRAM_FORMATS,
+    create_progress_console,
+    emit,
+    mark_work_done,
+    output_option,
+    print_lines,
+)
 from flagkit.errors import ConfigurationError, InvalidDocumentError
 from flagkit.policy_files.reader import PolicyFile
-from flagkit.writer.bulk_import import DIFFERENCES_MAX, Import, Imported, Step
-from flagkit.writer.draft import data_keys_of
+from flagkit.writer.bulk_import import DIFFERENCES_MAX, Import, ImportProgress, ImportResult
+from flagkit.writer.draft import build_data_keys
 from flagkit.writer.writer import Writer
 
 _LINES: Final = {".jsonl", ".ndjson"}
@@ -36,30 +49,30 @@ class ImportFiles:
 
     Args:
         paths: Where they are. What ends in .jsonl or .ndjson is JSON lines.
-        wanted: Takes what is valid.
+        flag_import: Takes what is valid.
         environment: What the documents' own `environment` must be, where they have one.
 
     Attributes:
-        wanted: What is in them.
+        flag_import: What is in them.
         faults: What is wrong with documents, the first fault of each.
     """
 
-    def __init__(self, paths: Iterable[Path], wanted: Import, environment: str) -> None:
+    def __init__(self, paths: Iterable[Path], flag_import: Import, environment: str) -> None:
         self.faults: list[InvalidDocumentError] = []
-        self.wanted = wanted
+        self.flag_import = flag_import
         self._environment = environment
         self._files: list[PolicyFile] = []
         self._json: list[Path] = []
         self._lines: dict[str, str] = {}
-        with collector_paused():
+        with pause_gc():
             for path in paths:
                 if path.suffix in _LINES:
                     self._read_lines(path)
                 elif path.suffix != ".json" or not self._read_json(path):
-                    self._read(path)
+                    self._read_policy_file(path)
 
     @contextlib.contextmanager
-    def locating(self) -> Generator[None]:
+    def locate_errors(self) -> Generator[None]:
         """Name file and line in an InvalidDocumentError of the block that is about one of these."""
         try:
             yield
@@ -69,10 +82,10 @@ class ImportFiles:
             files = [*self._files, *(PolicyFile(path) for path in self._json)]
             with contextlib.ExitStack() as stack:
                 for file in files:
-                    stack.enter_context(file.locating())
+                    stack.enter_context(file.locate_errors())
                 raise
 
-    def _read(self, path: Path) -> None:
+    def _read_policy_file(self, path: Path) -> None:
         try:
             file = PolicyFile(path, self._environment, faults=self.faults)
         except InvalidDocumentError as error:
@@ -80,13 +93,13 @@ class ImportFiles:
             return
         self._files.append(file)
         for segment in file.segments:
-            self._add_from(file, self.wanted.add_segment, segment.document)
+            self._add_document(file, self.flag_import.add_segment, segment.document)
         for policy in file.policies:
-            self._add_from(file, self.wanted.add, policy.document)
+            self._add_document(file, self.flag_import.add, policy.document)
 
-    def _add_from(self, file: PolicyFile, add: Any, document: dict[str, Any]) -> None:
+    def _add_document(self, file: PolicyFile, add: Any, document: dict[str, Any]) -> None:
         try:
-            with file.locating():
+            with file.locate_errors():
                 add(document)
         except InvalidDocumentError as error:
             self.faults.append(error)
@@ -94,40 +107,40 @@ class ImportFiles:
     def _read_json(self, path: Path) -> bool:
         """Take in a policy file in JSON, unless something is wrong with it; return whether."""
         try:
-            fields = read_policies(_content(path), str(path))
+            fields = parse_policies(_read_bytes(path), str(path))
         except InvalidDocumentError:
             return False
-        before = self.wanted.copy()
+        before = self.flag_import.copy()
         try:
             for document in fields.get("segments", []):
-                self.wanted.add_segment(document)
+                self.flag_import.add_segment(document)
             for document in fields.get("flags", []):
-                self.wanted.add(document)
+                self.flag_import.add(document)
         except InvalidDocumentError:
-            self.wanted = before
+            self.flag_import = before
             return False
         self._json.append(path)
         return True
 
     def _read_lines(self, path: Path) -> None:
-        for number, line in enumerate(_content(path).removeprefix(BOM_UTF8).split(b"\n"), 1):
+        for number, line in enumerate(_read_bytes(path).removeprefix(BOM_UTF8).split(b"\n"), 1):
             if not line.strip() or len(self.faults) >= FAULTS_MAX:
                 continue
             where = f"{path}:{number}"
             try:
-                document = read_json(line, str(path), number)
+                document = parse_json(line, str(path), number)
             except InvalidDocumentError as error:
                 self.faults.append(error)
                 continue
             try:
-                self.wanted.add(document)
+                self.flag_import.add(document)
             except InvalidDocumentError as error:
                 self.faults.append(error.about(f"{where}: {error.subject}".removesuffix(": ")))
                 continue
             self._lines[f"flag {document['key']!r}"] = where
 
 
-def _content(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
@@ -142,7 +155,7 @@ def _content(path: Path) -> bytes:
     "--create-environment", is_flag=True, help="Create the environment first if it does not exist."
 )
 @reassign_option
-@place_options
+@environment_options
 @actor_option
 @reason_option
 @guards_option
@@ -158,7 +171,7 @@ def import_flags(  # noqa: PLR0913 - each is an option
     create_environment: bool,
     reassign: bool,
     dry_run: bool,
-    **place: Unpack[Place],
+    **place: Unpack[EnvironmentOptions],
 ) -> None:
     """Create or update the flags and segments of files, in batches.
 
@@ -169,59 +182,60 @@ def import_flags(  # noqa: PLR0913 - each is an option
     """
     if create_environment and dry_run:
         raise click.UsageError("--create-environment does not go with --dry-run: it writes")
-    settings = settings_at(**place)
-    wanted = Import(settings.environment, reassign=reassign, keys=data_keys_of(settings))
+    settings = load_settings(**place)
+    wanted = Import(settings.environment, reassign=reassign, keys=build_data_keys(settings))
     found = ImportFiles(files, wanted, settings.environment)
     for fault in found.faults:
-        say(str(fault), err=True)
+        print_lines(str(fault), err=True)
     if found.faults:
         raise SystemExit(FAULTS_FOUND)
     with (
-        found.locating(),
+        found.locate_errors(),
         Writer(
             settings.uri,
             settings.environment,
             actor=actor,
             database=settings.database,
-            guards=guards_named(guards),
+            guards=load_guards(guards),
         ) as writer,
     ):
         if create_environment:
             writer.create_environment()
         if dry_run:
-            made = found.wanted.look(writer, reason=reason)
+            made = found.flag_import.preview(writer, reason=reason)
         else:
-            made = _run(found.wanted, writer, reason)
-            work_is_done()
-    if output in PROGRAMS:
+            made = _run_import(found.flag_import, writer, reason)
+            mark_work_done()
+    if output in PROGRAM_FORMATS:
         emit(msgspec.to_builtins(made), output)
     else:
         for line in made.differences:
-            say(line)
+            print_lines(line)
         if len(made.differences) == DIFFERENCES_MAX:
-            say("and others: these are the first lines")
-        say(_told(made, dry_run=dry_run))
+            print_lines("and others: these are the first lines")
+        print_lines(_format_result(made, dry_run=dry_run))
 
 
-def _run(wanted: Import, writer: Writer, reason: str) -> Imported:
+def _run_import(flag_import: Import, writer: Writer, reason: str) -> ImportResult:
     columns = ("imported", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = progress_console()
+    console = create_progress_console()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
 
-        def show(step: Step) -> None:
+        def show(step: ImportProgress) -> None:
             bar.update(task, completed=step.done, total=step.total)
 
-        return wanted.run(writer, reason=reason, progress=show)
+        return flag_import.run(writer, reason=reason, progress=show)
 
 
-def _told(made: Imported, *, dry_run: bool) -> str:
+def _format_result(result: ImportResult, *, dry_run: bool) -> str:
     verb = "would be " if dry_run else ""
     counts = (
-        f"{made.created:,} {verb}created, {made.updated:,} updated, {made.unchanged:,} as asked"
+        f"{result.created:,} {verb}created, {result.updated:,} updated,"
+        f" {result.unchanged:,} as asked"
     )
-    if not made.revisions:
+    if not result.revisions:
         return counts
-    first, last = made.revisions[0], made.revisions[-1]
+    first, last = result.revisions[0], result.revisions[-1]
     span = f"revision {first:,}" if first == last else f"revisions {first:,} to {last:,}"
     return f"{counts}: {span}"

@@ -19,17 +19,30 @@ from flagkit._core.model import EVERYWHERE
 from flagkit._core.model.changes import SEGMENTS
 from flagkit._core.storage.store import Store
 from flagkit._core.suggestions import suggested
-from flagkit.cli.errors import FAULTS_FOUND, without_secrets
-from flagkit.cli.options import HOW_MANY, HOW_MANY_MAX, Place, place_options, store_at
-from flagkit.cli.output import PROGRAMS, Teller, emit, emit_text, output_option, say
+from flagkit.cli.errors import FAULTS_FOUND, redact_secrets
+from flagkit.cli.options import (
+    LIMIT_MAX,
+    LIMIT_RANGE,
+    EnvironmentOptions,
+    environment_options,
+    open_store,
+)
+from flagkit.cli.output import PROGRAM_FORMATS, Printer, emit, emit_text, output_option, print_lines
 from flagkit.errors import StoreUnavailableError
-from flagkit.writer.ledger import ACTIONS, Entry, Wanted, begins_after, entries, newer
-from flagkit.writer.verification import proof_of
+from flagkit.writer.ledger import (
+    ACTIONS,
+    Entry,
+    EntryFilter,
+    entries,
+    read_newer_entries,
+    read_pruned_revision,
+)
+from flagkit.writer.verification import run_verification
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _LINES_MAX: Final = 20
-_ASK_AGAIN_SECONDS: Final = 0.5
+_POLL_SECONDS: Final = 0.5
 _AGE = re.compile("([0-9]{1,9})([smhdw])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _ANCHOR = re.compile("([1-9][0-9]*):([0-9a-f]{64})")
@@ -40,7 +53,7 @@ def ledger() -> None:
     """Read the history of an environment, and prove it."""
 
 
-def _moment(_context: object, _parameter: object, text: str | None) -> datetime | None:
+def _parse_moment(_context: object, _parameter: object, text: str | None) -> datetime | None:
     if text is None:
         return None
     try:
@@ -54,15 +67,15 @@ def _moment(_context: object, _parameter: object, text: str | None) -> datetime 
         ) from None
 
 
-def _wanted_options(command: _Command) -> _Command:
+def _filter_options(command: _Command) -> _Command:
     """Give a command the options that say which entries are meant."""
     for option in (
         click.option(
-            "--until", callback=_moment, help="Only before this moment, written likewise."
+            "--until", callback=_parse_moment, help="Only before this moment, written likewise."
         ),
         click.option(
             "--since",
-            callback=_moment,
+            callback=_parse_moment,
             help="Only from then on: a moment in UTC such as 2026-11-21T10:32Z, or an age such as"
             " 2h.",
         ),
@@ -75,9 +88,9 @@ def _wanted_options(command: _Command) -> _Command:
 
 
 @ledger.command("show")
-@place_options
-@_wanted_options
-@click.option("--limit", type=HOW_MANY, default=20, show_default=True, help="How many.")
+@environment_options
+@_filter_options
+@click.option("--limit", type=LIMIT_RANGE, default=20, show_default=True, help="How many.")
 @output_option("table")
 def _show(
     uri: str | None,
@@ -85,39 +98,42 @@ def _show(
     database: str | None,
     limit: int,
     output: str,
-    **wanted: Unpack[Wanted],
+    **wanted: Unpack[EntryFilter],
 ) -> None:
     """Show who changed what, when and why, the newest first."""
-    with store_at(uri=uri, environment=environment, database=database) as store:
-        store.tip()
+    with open_store(uri=uri, environment=environment, database=database) as store:
+        store.read_tip()
         shown = [*itertools.islice(entries(store, newest_first=True, **wanted), limit)]
-        after = begins_after(store) if len(shown) < limit else 0
-        nothing = "" if shown else _told_nothing(store, wanted.get("key"))
-    if output in PROGRAMS:
+        after = read_pruned_revision(store) if len(shown) < limit else 0
+        nothing = "" if shown else _format_nothing_found(store, wanted.get("key"))
+    if output in PROGRAM_FORMATS:
         emit([msgspec.to_builtins(entry) for entry in shown], output)
     elif shown:
-        _tell(shown, wanted.get("key"))
+        _print_entries(shown, wanted.get("key"))
     else:
-        say(nothing)
+        print_lines(nothing)
     if after:
-        say(f"What came up to revision {after:,} was pruned.", err=True)
+        print_lines(f"What came up to revision {after:,} was pruned.", err=True)
 
 
-def _told_nothing(store: Store, key: str | None) -> str:
+def _format_nothing_found(store: Store, key: str | None) -> str:
     """Return the line for people if no entry is wanted, with the keys that are near to a key."""
     if key is None:
         return "No such change."
-    with store.reading() as reading:
-        known = {*reading.keys_near((EVERYWHERE, key)), *reading.keys_near((SEGMENTS, key))}
+    with store.open_reader() as reading:
+        known = {
+            *reading.find_similar_keys((EVERYWHERE, key)),
+            *reading.find_similar_keys((SEGMENTS, key)),
+        }
     said = suggested("No such change", key, known)
     return said if said.endswith("?") else f"{said}."
 
 
 @ledger.command("tail")
-@place_options
-@_wanted_options
+@environment_options
+@_filter_options
 @click.option(
-    "--limit", type=click.IntRange(0, HOW_MANY_MAX), default=10, show_default=True, help="How many."
+    "--limit", type=click.IntRange(0, LIMIT_MAX), default=10, show_default=True, help="How many."
 )
 @click.option("--follow", is_flag=True, help="Go on with each change that is made, until Ctrl-C.")
 @output_option("text")
@@ -129,17 +145,17 @@ def _tail(
     output: str,
     *,
     follow: bool,
-    **wanted: Unpack[Wanted],
+    **wanted: Unpack[EntryFilter],
 ) -> None:
     """Tell the newest changes, the newest last, and those to come.
 
     As JSON, each is a line; as YAML, all are one list.
     """
-    with store_at(uri=uri, environment=environment, database=database) as store:
-        tip = store.tip()
+    with open_store(uri=uri, environment=environment, database=database) as store:
+        tip = store.read_tip()
         shown = [*itertools.islice(entries(store, newest_first=True, **wanted), limit)]
         for entry in reversed(shown):
-            _tell_one(entry, output, wanted.get("key"))
+            _print_entry(entry, output, wanted.get("key"))
         after = max(0, tip.revision - 1, *(entry.revision for entry in shown[:1]))
         if follow:
             # To be interrupted is how it ends.
@@ -147,24 +163,24 @@ def _tail(
                 _follow(store, after, output, wanted)
 
 
-def _follow(store: Store, after: int, output: str, wanted: Wanted) -> None:
+def _follow(store: Store, after: int, output: str, entry_filter: EntryFilter) -> None:
     trouble = ""
     while True:
         try:
-            after, found = newer(store, after, **wanted)
+            after, found = read_newer_entries(store, after, **entry_filter)
             trouble = ""
         except StoreUnavailableError as error:
             # It may come back, as after a failover.
             found = []
             if not trouble:
-                trouble = without_secrets(f"Waiting: {error}")
-                say(trouble, err=True)
+                trouble = redact_secrets(f"Waiting: {error}")
+                print_lines(trouble, err=True)
         for entry in found:
-            _tell_one(entry, output, wanted.get("key"))
-        time.sleep(_ASK_AGAIN_SECONDS)
+            _print_entry(entry, output, entry_filter.get("key"))
+        time.sleep(_POLL_SECONDS)
 
 
-def _tell_one(entry: Entry, output: str, key: str | None) -> None:
+def _print_entry(entry: Entry, output: str, key: str | None) -> None:
     """Tell of an entry that others may follow."""
     if output == "json":
         emit_text(json.dumps(msgspec.to_builtins(entry)) + "\n", output)
@@ -172,14 +188,14 @@ def _tell_one(entry: Entry, output: str, key: str | None) -> None:
     if output == "yaml":
         emit([msgspec.to_builtins(entry)], output)
         return
-    who = ", ".join(_people(entry))
-    why = ": ".join([who, *_why(entry)])
+    who = ", ".join(_list_people(entry))
+    why = ": ".join([who, *_list_reasons(entry)])
     head = f"{entry.revision}  {entry.time:%Y-%m-%d %H:%M:%S}  {why}"
-    say(head, *(f"    {line}" for line in _lines(entry, key)))
+    print_lines(head, *(f"    {line}" for line in _format_lines(entry, key)))
 
 
 @ledger.command("verify")
-@place_options
+@environment_options
 @click.option(
     "--anchor",
     "anchors",
@@ -188,19 +204,19 @@ def _tell_one(entry: Entry, output: str, key: str | None) -> None:
     help="What an earlier run printed, and was kept elsewhere. May be given several times.",
 )
 @output_option("text")
-def _verify(anchors: tuple[str, ...], output: str, **place: Unpack[Place]) -> None:
+def _verify(anchors: tuple[str, ...], output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """Prove the ledger against the head, and flags and checkpoints against the ledger.
 
     Whoever can rewrite everything, the head included, is found only against an anchor: keep the
     one that is printed where they cannot write. Exits with 3 if something is wrong.
     """
-    kept = [_anchor(text) for text in anchors]
-    with store_at(**place) as store:
-        tip = store.tip()
+    kept = [_parse_anchor(text) for text in anchors]
+    with open_store(**place) as store:
+        tip = store.read_tip()
         witness = [(tip.revision, tip.hash)] if tip.revision else []
-        proof = proof_of(store, [*kept, *witness])
+        proof = run_verification(store, [*kept, *witness])
     problems = proof.problems
-    if output in PROGRAMS:
+    if output in PROGRAM_FORMATS:
         told = {
             "environment": tip.environment,
             "revision": tip.revision,
@@ -211,16 +227,16 @@ def _verify(anchors: tuple[str, ...], output: str, **place: Unpack[Place]) -> No
         emit(told, output)
     elif not problems:
         since = f" from revision {proof.after + 1:,}, after what was pruned," if proof.after else ""
-        say(f"{tip.environment}: all is well{since} up to revision {tip.revision:,}")
+        print_lines(f"{tip.environment}: all is well{since} up to revision {tip.revision:,}")
         for revision, digest in witness:
-            say(f"anchor: {revision}:{digest}")
+            print_lines(f"anchor: {revision}:{digest}")
     else:
-        say(*problems, err=True)
+        print_lines(*problems, err=True)
     if problems:
         raise SystemExit(FAULTS_FOUND)
 
 
-def _anchor(text: str) -> tuple[int, str]:
+def _parse_anchor(text: str) -> tuple[int, str]:
     found = _ANCHOR.fullmatch(text)
     if found is None:
         raise click.BadParameter(
@@ -229,16 +245,16 @@ def _anchor(text: str) -> tuple[int, str]:
     return int(found[1]), found[2]
 
 
-def _tell(shown: Sequence[Entry], key: str | None) -> None:
-    Teller().table(
+def _print_entries(shown: Sequence[Entry], key: str | None) -> None:
+    Printer().print_table(
         ("revision", "time (UTC)", "actor", "what", "reason"),
         [
             (
                 entry.revision,
                 f"{entry.time:%Y-%m-%d %H:%M:%S}",
-                _people(entry),
-                _lines(entry, key),
-                _why(entry),
+                _list_people(entry),
+                _format_lines(entry, key),
+                _list_reasons(entry),
             )
             for entry in shown
         ],
@@ -246,19 +262,19 @@ def _tell(shown: Sequence[Entry], key: str | None) -> None:
     )
 
 
-def _people(entry: Entry) -> list[str]:
+def _list_people(entry: Entry) -> list[str]:
     """Return who asked for a revision, and who else had a hand in it."""
     approved = [f"approved: {actor}" for actor in entry.approvers]
     return [entry.actor, *approved, *([f"applied: {entry.applier}"] if entry.applier else [])]
 
 
-def _why(entry: Entry) -> list[str]:
+def _list_reasons(entry: Entry) -> list[str]:
     """Return the reason of a revision, and why guards were passed by, if they were."""
     glass = f"broke the glass: {entry.glass}" if entry.glass else ""
     return [*filter(None, [entry.reason, glass])]
 
 
-def _lines(entry: Entry, key: str | None) -> list[str]:
+def _format_lines(entry: Entry, key: str | None) -> list[str]:
     """Return what a revision did, or what was asked for if it changed nothing.
 
     The lines of a key that was asked for come first, so that they are never left out.

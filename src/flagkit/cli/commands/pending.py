@@ -6,10 +6,17 @@ from typing import Any, Final, TypeVar, Unpack
 import click
 import msgspec
 
-from flagkit.cli.changes import Deciding, deciding_options, guards_option, tell_commit
-from flagkit.cli.options import Place, guards_named, place_options
-from flagkit.cli.output import PROGRAMS, Teller, emit, output_option, say, work_is_done
-from flagkit.writer import Waiting, Writer
+from flagkit.cli.changes import DecisionOptions, decision_options, guards_option, print_commit
+from flagkit.cli.options import EnvironmentOptions, environment_options, load_guards
+from flagkit.cli.output import (
+    PROGRAM_FORMATS,
+    Printer,
+    emit,
+    mark_work_done,
+    output_option,
+    print_lines,
+)
+from flagkit.writer import PendingRequest, Writer
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -24,20 +31,20 @@ def pending() -> None:
 
 
 def _sequencing_options(command: _Command) -> _Command:
-    return place_options(guards_option(output_option("text")(command)))
+    return environment_options(guards_option(output_option("text")(command)))
 
 
 @pending.command("list")
-@place_options
+@environment_options
 @output_option("table")
-def _list(output: str, **place: Unpack[Place]) -> None:
+def _list(output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """List changes that wait to be made, and those that were refused, in order."""
     with Writer(**place, actor=_NOBODY) as writer:
         found = writer.pending()
-    if output in PROGRAMS:
+    if output in PROGRAM_FORMATS:
         emit([msgspec.to_builtins(waiting) for waiting in found], output)
     elif found:
-        Teller().table(
+        Printer().print_table(
             ("request", "since (UTC)", "actor", "what", "state", "reason"),
             [
                 (
@@ -45,50 +52,54 @@ def _list(output: str, **place: Unpack[Place]) -> None:
                     f"{waiting.since:%Y-%m-%d %H:%M:%S}",
                     waiting.actor,
                     waiting.actions,
-                    _state(waiting),
+                    _format_state(waiting),
                     waiting.reason,
                 )
                 for waiting in found
             ],
         )
     else:
-        say("Nothing is pending.")
+        print_lines("Nothing is pending.")
 
 
 @pending.command("sweep")
 @_sequencing_options
-def _sweep(guards: str | None, output: str, **place: Unpack[Place]) -> None:
+def _sweep(guards: str | None, output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """Make the changes that wait, in order.
 
     Those that were refused are left as they are.
     """
-    with Writer(**place, actor=_NOBODY, guards=guards_named(guards)) as writer:
+    with Writer(**place, actor=_NOBODY, guards=load_guards(guards)) as writer:
         swept = writer.sweep()
-        work_is_done()
-        if output in PROGRAMS:
+        mark_work_done()
+        if output in PROGRAM_FORMATS:
             emit(msgspec.to_builtins(swept), output)
             return
         for commit in swept.commits:
-            tell_commit(commit, writer, output)
-    say(f"{len(swept.commits)} made, {swept.refused} refused, {swept.waiting} go on waiting")
+            print_commit(commit, writer, output)
+    print_lines(
+        f"{len(swept.commits)} made, {swept.refused} refused, {swept.waiting} go on waiting"
+    )
 
 
 @pending.command("commit")
 @request_argument
 @_sequencing_options
-def _commit(request: str, guards: str | None, output: str, **place: Unpack[Place]) -> None:
+def _commit(
+    request: str, guards: str | None, output: str, **place: Unpack[EnvironmentOptions]
+) -> None:
     """Make a change that waits, or one that was refused before.
 
     What was asked for before it of the same flags is made before it.
     """
-    with Writer(**place, actor=_NOBODY, guards=guards_named(guards)) as writer:
-        tell_commit(writer.pending_change(request).commit(), writer, output)
+    with Writer(**place, actor=_NOBODY, guards=load_guards(guards)) as writer:
+        print_commit(writer.pending_change(request).commit(), writer, output)
 
 
 @pending.command("drop")
 @request_argument
-@deciding_options
-def _drop(request: str, **deciding: Unpack[Deciding]) -> None:
+@decision_options
+def _drop(request: str, **deciding: Unpack[DecisionOptions]) -> None:
     """Make sure that a change that waits is never made.
 
     That is a revision, which changes no flag.
@@ -100,10 +111,10 @@ def _drop(request: str, **deciding: Unpack[Deciding]) -> None:
         database=deciding["database"],
     ) as writer:
         dropped = writer.drop_pending(request, reason=deciding["reason"])
-        tell_commit(dropped, writer, deciding["output"])
+        print_commit(dropped, writer, deciding["output"])
 
 
-def _state(waiting: Waiting) -> str:
+def _format_state(waiting: PendingRequest) -> str:
     if waiting.refused:
         return f"refused: {waiting.trouble}"
     if waiting.not_before is None:

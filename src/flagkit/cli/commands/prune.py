@@ -5,17 +5,31 @@ from collections.abc import Sequence
 import click
 import msgspec
 
-from flagkit._core.model.access import checked_actor
-from flagkit.cli.options import Place, guards_named, place_options, settings_at, store_at
-from flagkit.cli.output import PROGRAMS, Progress, Teller, emit, output_option, say, work_is_done
-from flagkit.writer.retention import DAYS_MAX, Pruned, Retention, prunable, prune_in_steps
+from flagkit._core.model.access import check_actor
+from flagkit.cli.options import (
+    EnvironmentOptions,
+    environment_options,
+    load_guards,
+    load_settings,
+    open_store,
+)
+from flagkit.cli.output import (
+    PROGRAM_FORMATS,
+    Printer,
+    Progress,
+    emit,
+    mark_work_done,
+    output_option,
+    print_lines,
+)
+from flagkit.writer.retention import DAYS_MAX, PruneResult, Retention, list_prunable, prune_in_steps
 from flagkit.writer.writer import Writer
 
 _days = click.IntRange(1, DAYS_MAX)
 
 
 @click.command("prune")
-@place_options
+@environment_options
 @click.option("--archived-days", type=_days, help="Flags archived so long, unless needed.")
 @click.option("--ledger-days", type=_days, help="The ledger before; no rollback goes further back.")
 @click.option("--audit-days", type=_days, help="Who and why of what the ledger has no more.")
@@ -53,26 +67,26 @@ def prune(  # noqa: PLR0913, PLR0917 - who, why, and what is asked
         raise click.UsageError("say what, and after how many days: as in --ledger-days 90")
     if applies and actor is None:
         raise click.UsageError("say who removes it: --actor, or FLAGKIT_ACTOR")
-    asking = Place(uri=uri, environment=environment, database=database)
+    asking = EnvironmentOptions(uri=uri, environment=environment, database=database)
     retention = Retention(**days)
     if actor is not None:
-        checked_actor(actor)
+        check_actor(actor)
     if applies and actor is not None:
-        place = settings_at(**asking)
+        place = load_settings(**asking)
         with Writer(
             place.uri,
             place.environment,
             actor=actor,
             database=place.database,
-            guards=guards_named(guards),
+            guards=load_guards(guards),
         ) as writer:
-            rows = _applied(writer, retention, reason)
-            work_is_done()
-            tip = writer.store.tip()
+            rows = _run_prune(writer, retention, reason)
+            mark_work_done()
+            tip = writer.store.read_tip()
     else:
-        with store_at(**asking) as store:
-            rows, tip = prunable(store, retention), store.tip()
-    if output in PROGRAMS:
+        with open_store(**asking) as store:
+            rows, tip = list_prunable(store, retention), store.read_tip()
+    if output in PROGRAM_FORMATS:
         told = {
             "environment": tip.environment,
             "applied": applies,
@@ -82,27 +96,27 @@ def prune(  # noqa: PLR0913, PLR0917 - who, why, and what is asked
         }
         emit(told, output)
         return
-    _tell(rows)
+    _print_rows(rows)
     if applies:
-        say(f"{tip.environment} is at revision {tip.revision:,}")
-        say(f"anchor: {tip.revision}:{tip.hash}")
+        print_lines(f"{tip.environment} is at revision {tip.revision:,}")
+        print_lines(f"anchor: {tip.revision}:{tip.hash}")
     else:
-        say(f"dry run on {tip.environment}: nothing was removed; --apply removes it")
+        print_lines(f"dry run on {tip.environment}: nothing was removed; --apply removes it")
 
 
-def _applied(writer: Writer, retention: Retention, reason: str) -> list[Pruned]:
+def _run_prune(writer: Writer, retention: Retention, reason: str) -> list[PruneResult]:
     steps = prune_in_steps(writer, retention, reason=reason)
     with Progress() as progress:
         while True:
             try:
                 progress.show(next(steps))
             except StopIteration as done:
-                rows: list[Pruned] = done.value
+                rows: list[PruneResult] = done.value
                 return rows
 
 
-def _tell(rows: Sequence[Pruned]) -> None:
-    Teller().table(
+def _print_rows(rows: Sequence[PruneResult]) -> None:
+    Printer().print_table(
         ("what", "documents", "bytes", "until"),
         [(row.what, f"{row.documents:,}", f"{row.bytes:,}", row.until) for row in rows],
         right=("documents", "bytes"),

@@ -11,29 +11,29 @@ from flagkit._core.model.changes import SEGMENTS
 from flagkit._core.model.keys import check_key
 from flagkit._core.storage import layout
 from flagkit._core.suggestions import suggested
-from flagkit.cli.changes import Asking, changing, segments_in, writing_options
+from flagkit.cli.changes import ChangeCommandOptions, change_options, load_segments, open_draft
 from flagkit.cli.options import (
-    Place,
+    EnvironmentOptions,
+    check_single_key,
+    environment_options,
     expected_version_option,
     file_argument,
     key_argument,
     keys_argument,
-    only_one,
-    place_options,
-    store_at,
+    open_store,
     to_option,
 )
 from flagkit.cli.output import (
-    PROGRAMS,
-    Teller,
+    PROGRAM_FORMATS,
+    Printer,
+    build_segment_document,
+    build_segment_row,
     emit,
     emit_text,
+    format_segment_file,
+    iter_document_rows,
     output_option,
-    rows_of,
-    say,
-    segment_document,
-    segment_file,
-    segment_line,
+    print_lines,
 )
 from flagkit.errors import ConfigurationError, FlagNotFoundError
 
@@ -46,31 +46,31 @@ def segments() -> None:
 
 
 @segments.command("list")
-@place_options
+@environment_options
 @click.option("--namespace", default="", help="Only keys that begin with it, such as shop.")
 @click.option("--match", default="", metavar="TEXT", help="Only keys that contain it.")
 @click.option("--after", metavar="KEY", help="Only keys that come after it, to go on with a list.")
 @output_option("table")
 def _list(
-    namespace: str, match: str, after: str | None, output: str, **place: Unpack[Place]
+    namespace: str, match: str, after: str | None, output: str, **place: Unpack[EnvironmentOptions]
 ) -> None:
     """List the segments of an environment, sorted by key.
 
     For people 1,000 are listed at most; --after goes on with the next ones.
     """
-    with store_at(**place) as store, store.reading() as reading:
-        states = reading.all([layout.SEGMENTS]).values()
+    with open_store(**place) as store, store.open_reader() as reading:
+        states = reading.read_all([layout.SEGMENTS]).values()
     lines = [
-        segment_line(found)
+        build_segment_row(found)
         for found in sorted(states, key=lambda found: found.key)
         if found.key.startswith(namespace)
         and match in found.key
         and (after is None or found.key > after)
     ]
-    if output in PROGRAMS:
+    if output in PROGRAM_FORMATS:
         emit([msgspec.to_builtins(line) for line in lines], output)
     elif lines:
-        Teller().listing(
+        Printer().print_listing(
             ("segment", "version", "condition", "by", "included", "excluded", "owner"),
             [
                 (
@@ -82,57 +82,57 @@ def _list(
             right=("version", "included", "excluded"),
         )
     else:
-        say("No such segment.")
+        print_lines("No such segment.")
 
 
 @segments.command("show")
 @key_argument
-@place_options
+@environment_options
 @output_option("table", "policy")
-def _show(key: str, output: str, **place: Unpack[Place]) -> None:
+def _show(key: str, output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """Show a segment: its document, version, and flags.
 
     Of its keys only hashes are kept, so what is shown is how many there are.
     `--output policy` is a policy file, to edit and to pass to `flagkit segments update`.
     """
     check_key(key, kind="segment")
-    with store_at(**place) as store, store.reading() as reading:
-        state = reading.segments([key]).get((SEGMENTS, key))
-        referring = sorted({flag for _, flag in reading.referring([key])})
+    with open_store(**place) as store, store.open_reader() as reading:
+        state = reading.find_segments([key]).get((SEGMENTS, key))
+        referring = sorted({flag for _, flag in reading.find_referring([key])})
         revision = reading.tip.revision
-        near = set[str]() if state else reading.keys_near((SEGMENTS, key))
+        near = set[str]() if state else reading.find_similar_keys((SEGMENTS, key))
     if state is None:
         sentence = f"there is no segment {key!r}: `flagkit segments list` has all"
         raise FlagNotFoundError(suggested(sentence, key, near))
     if output == "policy":
-        say(f"# version {state.version} at revision {revision}")
-        emit_text(segment_file(state), "yaml")
-    elif output in PROGRAMS:
+        print_lines(f"# version {state.version} at revision {revision}")
+        emit_text(format_segment_file(state), "yaml")
+    elif output in PROGRAM_FORMATS:
         told = {
             "key": key,
             "version": state.version,
             "revision": revision,
             "flags": referring,
-            "document": segment_document(state),
+            "document": build_segment_document(state),
         }
         emit(told, output)
     else:
         rows = [("version", [f"{state.version} at revision {revision:,}"])]
-        rows += rows_of(segment_document(state))
+        rows += iter_document_rows(build_segment_document(state))
         rows += [("flags", [", ".join(referring)])] if referring else []
-        Teller().table(("segment", key), rows)
+        Printer().print_table(("segment", key), rows)
 
 
 @segments.command("create")
 @file_argument
-@writing_options
-def _create(file: Path, **asking: Unpack[Asking]) -> None:
+@change_options
+def _create(file: Path, **asking: Unpack[ChangeCommandOptions]) -> None:
     """Create the segments of a policy file, all in one revision.
 
     FILE is YAML or JSON, or - for standard input.
     """
-    found = segments_in(file, asking["environment"])
-    with found.locating(), changing(**asking) as change:
+    found = load_segments(file, asking["environment"])
+    with found.locate_errors(), open_draft(**asking) as change:
         for policy in found.segments:
             change.create_segment(policy.document)
 
@@ -140,15 +140,17 @@ def _create(file: Path, **asking: Unpack[Asking]) -> None:
 @segments.command("update")
 @file_argument
 @expected_version_option
-@writing_options
-def _update(file: Path, expected_version: int | None, **asking: Unpack[Asking]) -> None:
+@change_options
+def _update(
+    file: Path, expected_version: int | None, **asking: Unpack[ChangeCommandOptions]
+) -> None:
     """Replace the documents of segments by those of a policy file.
 
     Keys included, and all in one revision. FILE is YAML or JSON, or - for standard input.
     """
-    found = segments_in(file, asking["environment"])
-    only_one(tuple(policy.segment.key for policy in found.segments), expected_version)
-    with found.locating(), changing(**asking) as change:
+    found = load_segments(file, asking["environment"])
+    check_single_key(tuple(policy.segment.key for policy in found.segments), expected_version)
+    with found.locate_errors(), open_draft(**asking) as change:
         for policy in found.segments:
             change.update_segment(policy.document, expected_version=expected_version)
 
@@ -169,7 +171,7 @@ def _members_options(side: str, what: str) -> Callable[[_Command], _Command]:
 @_members_options("exclude", "A key to put into the excluded ones.")
 @_members_options("remove", "A key to take out of both.")
 @expected_version_option
-@writing_options
+@change_options
 def _change_members(  # noqa: PLR0913 - options
     key: str,
     expected_version: int | None,
@@ -180,20 +182,20 @@ def _change_members(  # noqa: PLR0913 - options
     include_from: BinaryIO | None,
     exclude_from: BinaryIO | None,
     remove_from: BinaryIO | None,
-    **asking: Unpack[Asking],
+    **asking: Unpack[ChangeCommandOptions],
 ) -> None:
     """Move keys into or out of a segment, at most 10,000 at a time.
 
     The audit has them as they are.
     """
     moved = {
-        "include": [*include, *_keys(include_from)],
-        "exclude": [*exclude, *_keys(exclude_from)],
-        "remove": [*remove, *_keys(remove_from)],
+        "include": [*include, *_read_keys(include_from)],
+        "exclude": [*exclude, *_read_keys(exclude_from)],
+        "remove": [*remove, *_read_keys(remove_from)],
     }
     if not any(moved.values()):
         raise click.UsageError("no key is given: pass --include, --exclude or --remove")
-    with changing(**asking) as change:
+    with open_draft(**asking) as change:
         change.change_members(key, expected_version=expected_version, **moved)
 
 
@@ -201,32 +203,36 @@ def _change_members(  # noqa: PLR0913 - options
 @key_argument
 @to_option
 @expected_version_option
-@writing_options
-def _rollback(key: str, to: int, expected_version: int | None, **asking: Unpack[Asking]) -> None:
+@change_options
+def _rollback(
+    key: str, to: int, expected_version: int | None, **asking: Unpack[ChangeCommandOptions]
+) -> None:
     """Give a segment the content of a revision, keys included.
 
     It is a new revision.
     """
-    with changing(**asking) as change:
+    with open_draft(**asking) as change:
         change.rollback_segment(key, to=to, expected_version=expected_version)
 
 
 @segments.command("delete")
 @keys_argument
 @expected_version_option
-@writing_options
-def _delete(keys: tuple[str, ...], expected_version: int | None, **asking: Unpack[Asking]) -> None:
+@change_options
+def _delete(
+    keys: tuple[str, ...], expected_version: int | None, **asking: Unpack[ChangeCommandOptions]
+) -> None:
     """Delete segments that no flag refers to.
 
     All in one revision.
     """
-    only_one(keys, expected_version)
-    with changing(**asking) as change:
+    check_single_key(keys, expected_version)
+    with open_draft(**asking) as change:
         for key in keys:
             change.delete_segment(key, expected_version=expected_version)
 
 
-def _keys(file: BinaryIO | None) -> list[str]:
+def _read_keys(file: BinaryIO | None) -> list[str]:
     """Return the keys of a file, a key a line. Empty lines are none.
 
     Lines end with a newline alone: other separators of lines may be part of a key.
