@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import TypeAlias
 
 from benchmarks import (
+    bulk_import,
     evaluate,
     imports,
-    kept,
-    load,
     refresh,
+    result_store,
     segments,
     snapshot,
     stalls,
     startup,
     write,
 )
-from benchmarks.apart import WorkerError
-from benchmarks.page import PAGE, render_page
-from benchmarks.peers import suite as peers
+from benchmarks.peers import runner
 from benchmarks.plot import IMAGE, build_curves, draw
+from benchmarks.render_docs import PAGE, render_page
 from benchmarks.report import FLAG_COUNT, QUICK_FLAG_COUNT, Line, MeasurementPlan, report
+from benchmarks.subprocesses import WorkerError
 from flagkit.errors import FlagkitError
 
 QUICK_TOLERANCE = 1.1
@@ -42,8 +42,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "segments": segments.run,
     "stalls": stalls.run,
     "write": write.run,
-    "load": load.run,
-    "peers": peers.run,
+    "load": bulk_import.run,
+    "peers": runner.run,
 }
 
 PLOT = "plot"
@@ -59,7 +59,7 @@ def main(
     """
     options = _build_parser(benchmarks).parse_args(arguments)
     if options.names == [PLOT]:
-        found = list(kept.read_results(kept.get_release_path()))
+        found = list(result_store.read_results(result_store.get_release_path()))
         draw(build_curves(found), IMAGE)
         PAGE.write_text(render_page(PAGE.read_text(), found))
         return 0
@@ -76,7 +76,7 @@ def main(
             print(f"could not go on: {error}", file=sys.stderr)
             return 1
     if options.keep:
-        kept.store_results(to_keep.getvalue(), names, options.keep)
+        result_store.store_results(to_keep.getvalue(), names, options.keep)
     if not good:
         print("a bound was missed", file=sys.stderr)
     return 0 if good else 1
@@ -106,7 +106,7 @@ def _build_parser(benchmarks: Mapping[str, Benchmark]) -> argparse.ArgumentParse
         "--keep",
         type=Path,
         nargs="?",
-        const=kept.get_release_path(),
+        const=result_store.get_release_path(),
         metavar="FILE",
         help="put results in the place of those that are kept of this version",
     )

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from msgspec import Struct
 
-from benchmarks.cases import FLAGS
+from benchmarks.workloads import FLAGS
 from flagkit._core.model import EVERYWHERE, decode, encode, packing
 from flagkit._core.model.changes import DIGEST_MODULUS, PolicyState, Tip, build_state
 from flagkit._core.snapshot import Record, SnapshotFile, build_arena

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from pymongo import MongoClient, ReplaceOne
 
-from benchmarks.cases import FLAGS, W1
 from benchmarks.catalogue import ENVIRONMENT, CatalogueEntry, build_entry, build_tip, iter_documents
+from benchmarks.workloads import FLAGS, W1
 from flagkit._core.model import packing
 from flagkit._core.model.changes import Change, PolicyChange, Tip, build_next_change
 from flagkit._core.snapshot import compute_seal

@@ -17,9 +17,9 @@ from typing import Any, Final
 from xxhash import xxh3_64_intdigest
 
 from benchmarks import catalogue
-from benchmarks.cases import CONTEXT, FLAGS, HASHES, VARIANTS, W1, W2, W3, WORKLOADS, Workload
+from benchmarks.interleave import compute_ratios, create_timer, time_interleaved
 from benchmarks.report import MeasurementPlan, Result, compute_percentile, measure_with_retries
-from benchmarks.timing import compute_ratios, create_timer, time_interleaved
+from benchmarks.workloads import CONTEXT, FLAGS, HASHES, VARIANTS, W1, W2, W3, WORKLOADS, Workload
 from flagkit.client.client import Client, CountingClient
 from flagkit.testing import client_from
 

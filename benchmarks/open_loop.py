@@ -27,11 +27,11 @@ from msgspec import Struct
 from pymongo import MongoClient
 
 from benchmarks import catalogue
-from benchmarks.apart import WorkerProcess
-from benchmarks.cases import CONTEXT
 from benchmarks.catalogue import ENVIRONMENT, ROLLOUT, StoredCatalogue
 from benchmarks.report import MeasurementPlan, Result, compute_percentile, measure_with_retries
-from benchmarks.revisions import iter_changes
+from benchmarks.revision_feed import iter_changes
+from benchmarks.subprocesses import WorkerProcess
+from benchmarks.workloads import CONTEXT
 from flagkit._core.model.changes import Change, Tip
 from flagkit._core.storage.documents import encode_head, encode_ledger
 from flagkit._core.storage.layout import HEADS, LEDGER

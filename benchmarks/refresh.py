@@ -1,7 +1,7 @@
 """Refresh: how long a change takes from its writer to a client in another process.
 
-How fast a client applies revisions is in `applying`, and what it does to a service meanwhile in
-`open_loop`; all three are run from here.
+`apply_backlog` measures how fast a client applies revisions. `open_loop` measures what that does to a
+service. This module runs all three.
 
 A writer here commits a change, rests, and commits the next. A client in a second process notes when
 it answers by each revision; a bare change stream in a third notes when the event of the same change
@@ -22,9 +22,9 @@ from typing import Any, Final, TypeAlias
 from msgspec import Struct
 from pymongo import MongoClient
 
-from benchmarks import applying, open_loop
-from benchmarks.apart import WorkerProcess
+from benchmarks import apply_backlog, open_loop
 from benchmarks.report import MeasurementPlan, Result, compute_percentile, measure_with_retries
+from benchmarks.subprocesses import WorkerProcess
 from flagkit._core.storage.layout import HEADS
 from flagkit.client.client import Client
 from flagkit.config import DATABASE
@@ -60,7 +60,7 @@ class TimedCommit(Struct, frozen=True):
 def run(plan: MeasurementPlan) -> Iterator[Result]:
     """Measure how soon, how fast, and how smoothly."""
     yield from _measure_visibility(plan)
-    yield from applying.run(plan)
+    yield from apply_backlog.run(plan)
     yield from open_loop.run(plan)
 
 

@@ -17,12 +17,12 @@ from typing import Final
 from msgspec import Struct
 
 from benchmarks import catalogue
-from benchmarks.apart import measure_private_bytes, measure_resident_bytes, run_in_subprocess
-from benchmarks.cases import CONTEXT, FLAGS, W2
 from benchmarks.catalogue import ROLLOUT, StoredCatalogue
 from benchmarks.evaluate import time_first_call
+from benchmarks.interleave import create_timer, time_interleaved
 from benchmarks.report import FLAG_COUNT, MeasurementPlan, Result
-from benchmarks.timing import create_timer, time_interleaved
+from benchmarks.subprocesses import measure_private_bytes, measure_resident_bytes, run_in_subprocess
+from benchmarks.workloads import CONTEXT, FLAGS, W2
 from flagkit.testing import client_from
 
 COUNTS: Final = (1_000, 10_000, 100_000, 1_000_000)

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from benchmarks import catalogue
-from benchmarks.apart import run_in_subprocess
-from benchmarks.cases import CONTEXT
 from benchmarks.catalogue import Document, StoredCatalogue
 from benchmarks.report import MeasurementPlan, Result, measure_with_retries
+from benchmarks.subprocesses import run_in_subprocess
+from benchmarks.workloads import CONTEXT
 from flagkit.client.client import Client
 from flagkit.testing import client_from
 

@@ -21,12 +21,12 @@ from typing import Any, Final
 from pymongo import ASCENDING, MongoClient
 
 from benchmarks import catalogue, database
-from benchmarks.apart import run_in_subprocess
-from benchmarks.cases import CONTEXT, W2, check_w2_by_hand
 from benchmarks.catalogue import ENVIRONMENT, StoredCatalogue
+from benchmarks.interleave import compute_ratios, read_waited_seconds
 from benchmarks.report import FLAG_COUNT, MeasurementPlan, Result, measure_with_retries
-from benchmarks.revisions import iter_changes
-from benchmarks.timing import compute_ratios, read_waited_seconds
+from benchmarks.revision_feed import iter_changes
+from benchmarks.subprocesses import run_in_subprocess
+from benchmarks.workloads import CONTEXT, W2, check_w2_by_hand
 from flagkit._core.model.changes import Tip
 from flagkit._core.storage.layout import FLAGS, filter_policies
 from flagkit._core.storage.scan import BATCH_DOCUMENTS, PROJECTIONS

@@ -16,10 +16,9 @@ import cachetools
 import pytest
 from pymongo import MongoClient
 
-from benchmarks import applying, catalogue, database, open_loop, snapshot, startup
+from benchmarks import apply_backlog as applying
+from benchmarks import catalogue, database, open_loop, snapshot, startup
 from benchmarks.__main__ import QUICK_TOLERANCE, main
-from benchmarks.apart import WorkerError, WorkerProcess, run_in_subprocess
-from benchmarks.cases import ASIA, CONTEXT, EUROZONE, FLAGS, NORTH, W1, W2, W3, WORKLOADS, Workload
 from benchmarks.catalogue import PLAIN, ROLLOUT, RULES, iter_documents, iter_keys, iter_lines
 from benchmarks.evaluate import (
     build_by_hand_table,
@@ -30,14 +29,14 @@ from benchmarks.evaluate import (
     shuffle_hot_keys,
 )
 from benchmarks.imports import list_slowest
-from benchmarks.kept import get_release_path, read_results
-from benchmarks.page import PAGE, render_page
-from benchmarks.peers.comparing import WrongAnswerError, check_answers, check_peer, iter_payload
+from benchmarks.interleave import Call
 from benchmarks.peers.flags import AttributeTest as PlainTest
 from benchmarks.peers.flags import Peer, RolloutStep, to_plain_flag
-from benchmarks.peers.suite import PEERS
-from benchmarks.peers.suite import run as run_peers
+from benchmarks.peers.harness import WrongAnswerError, check_answers, check_peer, iter_payload
+from benchmarks.peers.runner import PEERS
+from benchmarks.peers.runner import run as run_peers
 from benchmarks.plot import build_curves, draw
+from benchmarks.render_docs import PAGE, render_page
 from benchmarks.report import (
     ATTEMPTS_MAX,
     FLAG_COUNT,
@@ -49,8 +48,21 @@ from benchmarks.report import (
     measure_with_retries,
     report,
 )
-from benchmarks.revisions import iter_changes
-from benchmarks.timing import Call
+from benchmarks.result_store import get_release_path, read_results
+from benchmarks.revision_feed import iter_changes
+from benchmarks.subprocesses import WorkerError, WorkerProcess, run_in_subprocess
+from benchmarks.workloads import (
+    ASIA,
+    CONTEXT,
+    EUROZONE,
+    FLAGS,
+    NORTH,
+    W1,
+    W2,
+    W3,
+    WORKLOADS,
+    Workload,
+)
 from flagkit._core.cooperative import run_slices
 from flagkit._core.evaluation import compiler
 from flagkit._core.model.changes import PolicyChange

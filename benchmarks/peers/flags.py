@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from msgspec import Struct
 
-from benchmarks.timing import Call
+from benchmarks.interleave import Call
 
 Operator: TypeAlias = Literal["among", "version from", "number from", "equals"]
 Ask: TypeAlias = Callable[[str, Mapping[str, Any]], Call]

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Final
 
+from benchmarks.interleave import Call
 from benchmarks.peers.flags import FULL, Ask, AttributeTest, Peer, PlainFlag, RolloutStep
-from benchmarks.timing import Call
 
 ON, OFF = 0, 1
 WEIGHT_OF_PERCENT: Final = 1000

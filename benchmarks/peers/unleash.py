@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Final
 
+from benchmarks.interleave import Call
 from benchmarks.peers.flags import Ask, AttributeTest, Peer, PlainFlag, RolloutStep
-from benchmarks.timing import Call
 
 
 def to_native(flag: PlainFlag) -> Mapping[str, Any]:

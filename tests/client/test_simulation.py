@@ -15,7 +15,7 @@ from flagkit._core.source import Route
 from flagkit.client import refresher
 from flagkit.client.refresher import Action, Breaker, HeadRead, Refresher, RefreshState
 from flagkit.errors import HistoryLostError
-from tests.support.simulation import run as simulation
+from tests.support.simulation import run
 from tests.support.simulation.client import Answer, SimulatedClient
 from tests.support.simulation.replica_set import SimulatedMember, SimulatedReplicaSet
 from tests.support.simulation.run import BrokenRuleError, run_simulation
@@ -66,7 +66,7 @@ def with_silence_as_current(patch: pytest.MonkeyPatch) -> None:
                 self.current_as_of = now
             return super()._on_changes(changes, now)
 
-    patch.setattr(simulation, "Refresher", Trusting)
+    patch.setattr(run, "Refresher", Trusting)
 
 
 def with_the_head_of_who_is_near(patch: pytest.MonkeyPatch) -> None:
@@ -86,7 +86,7 @@ def with_the_heads_revision_alone(patch: pytest.MonkeyPatch) -> None:
                 seen = replace(seen, tip=mine)
             return super()._on_head(seen, now)
 
-    patch.setattr(simulation, "Refresher", Careless)
+    patch.setattr(run, "Refresher", Careless)
 
 
 def with_the_awaited_revision_alone(patch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ def with_the_awaited_revision_alone(patch: pytest.MonkeyPatch) -> None:
             if awaited is not None and self._get_snapshot().tip.revision >= awaited.tip.revision:
                 self.current_as_of = awaited.asked_at
 
-    patch.setattr(simulation, "Refresher", Careless)
+    patch.setattr(run, "Refresher", Careless)
 
 
 def with_a_loss_that_who_is_near_told(patch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def with_a_loss_that_who_is_near_told(patch: pytest.MonkeyPatch) -> None:
                 self._route = Route.PRIMARY
             return super()._on_failure(error, now)
 
-    patch.setattr(simulation, "Refresher", Hasty)
+    patch.setattr(run, "Refresher", Hasty)
 
 
 def with_endless_patience(patch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def with_endless_patience(patch: pytest.MonkeyPatch) -> None:
             self._expected_head = None
             return super()._on_timer(now)
 
-    patch.setattr(simulation, "Refresher", Patient)
+    patch.setattr(run, "Refresher", Patient)
 
 
 def with_patience_begun_anew(patch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def with_patience_begun_anew(patch: pytest.MonkeyPatch) -> None:
             self._expected_head = None
             return super()._on_head(seen, now)
 
-    patch.setattr(simulation, "Refresher", Patient)
+    patch.setattr(run, "Refresher", Patient)
 
 
 def without_backing_off(patch: pytest.MonkeyPatch) -> None:

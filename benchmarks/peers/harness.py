@@ -12,11 +12,11 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from benchmarks.apart import measure_resident_bytes
-from benchmarks.cases import ASIA, CONTEXT, EUROZONE, FLAGS, NORTH, W1, W2, W3, Workload
 from benchmarks.catalogue import StoredCatalogue
+from benchmarks.interleave import Call, time_interleaved
 from benchmarks.peers.flags import Ask, Peer, to_plain_flag
-from benchmarks.timing import Call, time_interleaved
+from benchmarks.subprocesses import measure_resident_bytes
+from benchmarks.workloads import ASIA, CONTEXT, EUROZONE, FLAGS, NORTH, W1, W2, W3, Workload
 from flagkit.testing import client_from
 
 USER_COUNT: Final = 2_000

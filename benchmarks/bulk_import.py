@@ -19,7 +19,7 @@ import bson
 from pymongo import MongoClient
 from pymongo.write_concern import WriteConcern
 
-from benchmarks import catalogue, switching
+from benchmarks import catalogue, kill_switch_process
 from benchmarks.report import MeasurementPlan, Result, compute_percentile, measure_with_retries
 from flagkit._core.storage.layout import FLAGS
 from flagkit.config import DATABASE
@@ -129,12 +129,12 @@ def _time_bare_inserts(
 
 def _time_kill_switch(uri: str, flags: Sequence[Document]) -> list[float]:
     """Import flags beside a kill switch; return how many milliseconds each of its calls took."""
-    switch = {"key": switching.KEY, "variants": {"on": True, "off": False}, "off": "off"}
+    switch = {"key": kill_switch_process.KEY, "variants": {"on": True, "off": False}, "off": "off"}
     with Writer(uri, catalogue.ENVIRONMENT, actor="load") as writer:
         writer.create_environment()
         writer.create({**switch, "fallthrough": {"serve": "on"}})
     process = subprocess.Popen(  # noqa: S603 - it is this Python
-        [sys.executable, "-m", switching.__name__, uri],
+        [sys.executable, "-m", kill_switch_process.__name__, uri],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -19,11 +19,11 @@ from pymongo import MongoClient, ReplaceOne
 from pymongo.collection import Collection
 
 from benchmarks import catalogue
-from benchmarks.apart import WorkerProcess
 from benchmarks.catalogue import ENVIRONMENT, StoredCatalogue
+from benchmarks.interleave import compute_ratios
 from benchmarks.report import MeasurementPlan, Result, measure_with_retries
-from benchmarks.revisions import iter_changes
-from benchmarks.timing import compute_ratios
+from benchmarks.revision_feed import iter_changes
+from benchmarks.subprocesses import WorkerProcess
 from flagkit._core.evaluation.evaluator import Evaluator
 from flagkit._core.model import EVERYWHERE
 from flagkit._core.storage.documents import encode_head

@@ -13,20 +13,20 @@ from typing import Final
 from msgspec import Struct
 
 from benchmarks import catalogue
-from benchmarks.apart import WorkerError, run_in_subprocess
-from benchmarks.cases import FLAGS, WORKLOADS, Workload
 from benchmarks.imports import list_loaded_modules, time_import
+from benchmarks.interleave import compute_ratios
 from benchmarks.peers import eppo, growthbook, launchdarkly, unleash
-from benchmarks.peers.comparing import (
+from benchmarks.peers.flags import Peer
+from benchmarks.peers.harness import (
     LoadCost,
     iter_payload,
     measure_own_load,
     measure_peer_load,
     time_peer,
 )
-from benchmarks.peers.flags import Peer
 from benchmarks.report import Line, MeasurementPlan, Result, SkippedBenchmark, measure_with_retries
-from benchmarks.timing import compute_ratios
+from benchmarks.subprocesses import WorkerError, run_in_subprocess
+from benchmarks.workloads import FLAGS, WORKLOADS, Workload
 
 PEERS: Final = (eppo.PEER, growthbook.PEER, unleash.PEER, launchdarkly.PEER)
 TIMES_FASTER: Final[Mapping[str, Mapping[str, float]]] = {

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from benchmarks import catalogue
-from benchmarks.cases import FLAGS, W2
 from benchmarks.catalogue import SHARES, Document, build_entry
+from benchmarks.workloads import FLAGS, W2
 from flagkit._core.model.changes import Change, PolicyChange, PolicyState, Tip, build_next_change
 
 CHANGED: Final[Mapping[str, Any]] = next(flag for flag in FLAGS if flag["key"] == W2)
