@@ -14,7 +14,7 @@ from benchmarks.catalogue import ENVIRONMENT, CatalogueEntry, build_entry, build
 from benchmarks.workloads import FLAGS, W1
 from flagkit._core.model import packing
 from flagkit._core.model.changes import Change, PolicyChange, Tip, build_next_change
-from flagkit._core.snapshot import compute_seal
+from flagkit._core.model.packing import compute_seal
 from flagkit._core.storage.documents import encode_head, encode_ledger, encode_policy_document
 from flagkit._core.storage.layout import FLAGS as FLAGS_COLLECTION
 from flagkit._core.storage.layout import HEADS, LEDGER, Document, build_policy_id

@@ -1,6 +1,6 @@
 """Refresh: how long a change takes from its writer to a client in another process.
 
-`apply_backlog` measures how fast a client applies revisions. `open_loop` measures what that does to a
+`apply_backlog` measures how fast a client applies revisions. `open_loop` measures the effect on a
 service. This module runs all three.
 
 A writer here commits a change, rests, and commits the next. A client in a second process notes when

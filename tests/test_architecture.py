@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from flagkit.writer import Writer
+from tests.support.module_trace import trace_modules
+
 SOURCE = Path(__file__).parent.parent / "src"
 PACKAGE = SOURCE / "flagkit"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -68,6 +71,7 @@ LONGER: dict[str, str] = {}
 ENTRIES_MAX = 14
 MODULES_MAX = 135
 IMPORT_LINES_MAX = 0.07
+ENTERED_MAX = 26
 
 
 def name_of(path: Path) -> str:
@@ -178,6 +182,21 @@ def test_the_layout_stays_small() -> None:
     entries = {path.name for path in PACKAGE.iterdir()} - {"__pycache__"}
     assert len(entries) <= ENTRIES_MAX
     assert len(MODULES) <= MODULES_MAX
+
+
+@pytest.mark.mongo
+def test_a_change_of_weights_enters_few_modules(writer: Writer) -> None:
+    writer.create(
+        {
+            "key": "shop.express",
+            "variants": {"on": True, "off": False},
+            "off": "off",
+            "fallthrough": {"rollout": {"weights": {"on": 10, "off": 90}}},
+        }
+    )
+    writer.set_rollout("shop.express", {"on": 20, "off": 80})
+    entered = trace_modules(lambda: writer.set_rollout("shop.express", {"on": 30, "off": 70}))
+    assert len(entered) <= ENTERED_MAX, entered
 
 
 def test_imports_are_a_small_part_of_the_source() -> None:

@@ -5,6 +5,7 @@ it asks the reader: it checks references, cycles and sizes.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -208,8 +209,10 @@ def plan(
         check_has_admin(decode_grants(grants.policy))
     whole = any(isinstance(operation, Reinstate) for operation in operations)
     _check_size(changes, "Roll back flag by flag" if whole else "Split it up")
-    # A long chain of prerequisites makes many objects, which stay until the change is committed.
-    with pause_gc():
+    has_prerequisites = any(flag is not None and flag.prerequisites for flag in flags.values())
+    # A chain of prerequisites makes many objects that stay until the commit. Collections would walk
+    # all of them again and again, and stop other threads.
+    with pause_gc() if has_prerequisites else nullcontext():
         ReferenceChecker(reading, found, flags).check()
     check_segments(reading, flags, {key: after[SEGMENTS, key] is not None for key in segment_keys})
     states = [state for state in after.values() if state is not None]

@@ -13,12 +13,13 @@ docs/snapshot-format.md describes the layout. A change of the layout needs a new
 from typing import Annotated, Any, Final, TypeAlias, cast, get_args
 
 import msgspec
+import xxhash
 from msgspec import Meta, Struct
 
 from flagkit._core.interruptions import is_interruption
 from flagkit._core.model.conditions import ALWAYS, parse_condition
 from flagkit._core.model.documents import TARGETING_KEY, State, VariantType, WhenStale
-from flagkit._core.model.flags import Flag, Prerequisite, Ramp, Rollout, Rule, Serve, Serves
+from flagkit._core.model.flags import Flag, Prerequisite, Ramp, Rollout, Rule, Serve, Serves, decode
 from flagkit._core.model.sensitive import EncryptedValue, VariantValue, encode_variant
 from flagkit._core.model.values import DEPTH_MAX, Value
 from flagkit._core.model.windows import Recurrence, Window, check_zone
@@ -169,6 +170,32 @@ def _pack_variant(value: VariantValue, name: str) -> Any:
         if isinstance(value, EncryptedValue)
         else encode_variant(value, f"variants.{name}")
     )
+
+
+def pack_document(packed: bytes, flag: Flag | None = None) -> bytes:
+    """Return the body of a flag's stored document, or of its fault if the document is malformed.
+
+    A malformed document spoils its own flag only; all other flags keep working.
+
+    Args:
+        packed: The policy document in MessagePack.
+        flag: The flag that the document decodes to, if the caller has it.
+    """
+    try:
+        return pack(flag or decode(msgspec.msgpack.decode(packed), stored=True))
+    except Exception as error:
+        if not is_document_fault(packed, error):
+            raise
+        return pack_fault(error)
+
+
+def compute_seal(key: str, version: int, state_hash: int, body: bytes) -> str:
+    """Return 16 hexadecimal digits that bind a body to the state from which it was made.
+
+    A reader that has the body without its document checks with it that both belong together.
+    """
+    seed = xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogatepass"), state_hash ^ version)
+    return xxhash.xxh3_64_hexdigest(body, seed)
 
 
 def pack_fault(error: Exception) -> bytes:

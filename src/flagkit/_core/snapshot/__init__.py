@@ -2,7 +2,7 @@
 
 from flagkit._core.snapshot.arena import Arena
 from flagkit._core.snapshot.file import SnapshotFile
-from flagkit._core.snapshot.layout import Record, compute_seal
+from flagkit._core.snapshot.layout import Record
 from flagkit._core.snapshot.snapshot import (
     Part,
     Snapshot,
@@ -29,7 +29,6 @@ __all__ = [
     "build_snapshot",
     "check_digests",
     "compact_snapshot",
-    "compute_seal",
     "create_snapshot",
     "encode_record",
     "list_kept_regions",

@@ -44,15 +44,6 @@ class Record(Struct, frozen=True, order=True, array_like=True, gc=False):
         return (self.region, self.key)
 
 
-def compute_seal(key: str, version: int, state_hash: int, body: bytes) -> str:
-    """Return what binds a body to the state that it was made from: 16 hexadecimal digits.
-
-    Whoever has the body, and not the document, proves by it that they belong together.
-    """
-    seed = xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogatepass"), state_hash ^ version)
-    return xxhash.xxh3_64_hexdigest(body, seed)
-
-
 class Section(NamedTuple):
     """Where a part of an arena lies: its offset from the end of the header, and its length."""
 

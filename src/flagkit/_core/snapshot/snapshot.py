@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from flagkit._core.cooperative import run_slices
-from flagkit._core.model import EVERYWHERE, Flag, decode, packing
+from flagkit._core.model import EVERYWHERE, Flag, packing
 from flagkit._core.model.changes import (
     SEGMENTS,
     Change,
@@ -276,16 +276,8 @@ def encode_record(state: PolicyState, flag: Flag | None = None) -> Record:
 
     `flag` is what the document decodes to, if that is known.
     """
-    if state.region == SEGMENTS:
-        body = state.packed
-    else:
-        try:
-            body = packing.pack(flag or decode(state.policy, stored=True))
-        except Exception as error:
-            # Whatever is stored, the other flags live.
-            if not packing.is_document_fault(state.packed, error):
-                raise
-            body = packing.pack_fault(error)
+    is_segment = state.region == SEGMENTS
+    body = state.packed if is_segment else packing.pack_document(state.packed, flag)
     return Record(state.region, state.key, state.version, state.hash, body)
 
 

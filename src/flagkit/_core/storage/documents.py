@@ -32,7 +32,6 @@ from flagkit._core.model.changes import (
 )
 from flagkit._core.model.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit._core.model.flags import collect_flag_segments
-from flagkit._core.snapshot import Record, compute_seal, encode_record
 from flagkit._core.storage import layout
 from flagkit._core.storage.pages import join_pages, read_page_names
 from flagkit._core.storage.validation import (
@@ -201,17 +200,21 @@ def encode_policy_fields(
     # The document of a segment is its body, and clients do not read grants.
     if layout.get_collection_name(state.region) != layout.FLAGS:
         return {"policy": policy, "hash": f"{state.hash:016x}"}
-    record = encode_record(state, flag)
-    body = _encode_body_fields(
-        record, find_segment_names(state) if flag is None else collect_flag_segments(flag)
-    )
-    return {"policy": policy, "hash": f"{record.hash:016x}", **body}
+    names = find_segment_names(state) if flag is None else collect_flag_segments(flag)
+    return {
+        "policy": policy,
+        "hash": f"{state.hash:016x}",
+        **_encode_body_fields(state, names, flag),
+    }
 
 
-def _encode_body_fields(record: Record, named: set[str]) -> layout.Document:
-    seal = compute_seal(record.key, record.version, record.hash, record.body)
-    fields = {"body": record.body, "format": packing.FORMAT, "seal": seal}
-    return fields | {"segments": sorted(named)} if named else fields
+def _encode_body_fields(
+    state: PolicyState, names: set[str], flag: Flag | None = None
+) -> layout.Document:
+    body = packing.pack_document(state.packed, flag)
+    seal = packing.compute_seal(state.key, state.version, state.hash, body)
+    fields = {"body": body, "format": packing.FORMAT, "seal": seal}
+    return fields | {"segments": sorted(names)} if names else fields
 
 
 def find_segment_names(state: PolicyState) -> set[str]:
@@ -367,7 +370,7 @@ def check_body(document: Mapping[str, Any], state: PolicyState) -> None:
         StoreError: something changed one of them past the writer.
     """
     if document.get("format") == packing.FORMAT:
-        expected = _encode_body_fields(encode_record(state), find_segment_names(state))
+        expected = _encode_body_fields(state, find_segment_names(state))
         if any(document.get(name) != value for name, value in expected.items()):
             raise StoreError(
                 f"the body of {state.key} ({state.region}) is not that of its policy: one of them"

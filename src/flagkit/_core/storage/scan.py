@@ -13,7 +13,7 @@ from msgspec.structs import astuple
 from flagkit._core.model import packing
 from flagkit._core.model.changes import ACCESS, Change, PolicyState, Tip
 from flagkit._core.model.changes import SEGMENTS as SEGMENTS_REGION
-from flagkit._core.snapshot import Arena, Record, compute_seal, encode_record
+from flagkit._core.snapshot import Arena, Record, encode_record
 from flagkit._core.snapshot.builder import ArenaBuilder
 from flagkit._core.storage import layout
 from flagkit._core.storage.documents import decode_policy_state
@@ -134,7 +134,7 @@ class PolicyScan:
                 continue
             key, version, body = identity["key"], document["version"], document["body"]
             state_hash = int(document["hash"], 16)
-            if compute_seal(key, version, state_hash, body) != document["seal"]:
+            if packing.compute_seal(key, version, state_hash, body) != document["seal"]:
                 raise HistoryLostError(f"{key} was changed past the writer")
             add(identity["region"], key, version, state_hash, body)
 
