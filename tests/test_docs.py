@@ -1,5 +1,7 @@
 """Documentation that runs: every Python block, every policy document, and every link."""
 
+import doctest
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,22 @@ def blocks(language: str) -> list[Any]:
         ):
             found.append(pytest.param(code, id=f"{name_of(page)}-{number}"))
     return found
+
+
+def modules_with_examples() -> list[str]:
+    source = ROOT / "src"
+    return [
+        ".".join(path.relative_to(source).with_suffix("").parts).removesuffix(".__init__")
+        for path in sorted(source.rglob("*.py"))
+        if re.search(r"^ +>>> ", path.read_text(), re.MULTILINE)
+    ]
+
+
+@pytest.mark.parametrize("module", modules_with_examples())
+def test_examples_in_docstrings_run(module: str) -> None:
+    found = doctest.testmod(importlib.import_module(module))
+    assert found.attempted > 0
+    assert found.failed == 0
 
 
 @pytest.mark.parametrize("code", blocks("python"))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import flagkit
-from flagkit import errors, history, testing, writer
+from flagkit import errors, history, policy_files, testing, writer
 
 pytestmark = pytest.mark.every_python
 
@@ -51,7 +51,7 @@ def test_the_words_that_users_import() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [flagkit, writer, history, testing, errors], ids=lambda m: m.__name__
+    "module", [flagkit, writer, history, policy_files, testing, errors], ids=lambda m: m.__name__
 )
 def test_every_public_thing_has_a_docstring(module: object) -> None:
     named = {name: thing for name, thing in vars(module).items() if not name.startswith("_")}

@@ -19,6 +19,7 @@ import pytest
 
 import flagkit
 import flagkit.history
+import flagkit.policy_files
 import flagkit.testing
 import flagkit.writer
 from benchmarks.catalogue import iter_documents
@@ -39,7 +40,7 @@ LOADED = (
 
 
 def public_names() -> dict[str, Any]:
-    packages = (flagkit, flagkit.writer, flagkit.history)
+    packages = (flagkit, flagkit.writer, flagkit.history, flagkit.policy_files, flagkit.testing)
     return {package.__name__: sorted(package.__all__) for package in packages}
 
 

@@ -38,6 +38,8 @@ from flagkit.errors import (
     InvalidArgumentError,
 )
 
+__all__ = ["ManualClock", "MemoryHistory", "MemorySource", "client_from"]
+
 ENVIRONMENT = "test"
 
 
