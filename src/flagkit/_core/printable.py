@@ -40,7 +40,7 @@ def to_printable(text: str) -> str:
     colour stays behind a symbol.
 
     Example:
-        >>> printable("shop\x1b[2J\nnext")
+        >>> to_printable("shop\x1b[2J\nnext")
         'shop\\x1b[2J\\nnext'
     """
     if text.isprintable() and not _INVISIBLE.search(text):

@@ -25,7 +25,7 @@ def parse_json(content: bytes | str, name: str, line: int = 1) -> Any:
     Raises:
         InvalidDocumentError: it is not JSON, or readers disagree on it. `subject` is `file:line`.
 
-    >>> read_json('{"flags": []}', "flags.json")
+    >>> parse_json('{"flags": []}', "flags.json")
     {'flags': []}
     """
     try:
