@@ -421,7 +421,7 @@ def test_floats_that_programs_take_for_text_are_warned_of_and_what_has_a_tag_is_
         f"{FLAG.replace(', y: 2', '')}  rules: [{{name: r, when: {{a: {constants}}}, serve: x}}]"
     )
     place = f"{path}:5: flags[0].rules[0].when.a"
-    assert [str(doubt) for doubt in PolicyFile(path).warnings] == [
+    assert [str(doubt) for doubt in PolicyFile(path).ambiguities] == [
         f"{place}[{i}]: {written} is a number, but text to readers of YAML 1.1."
         " Write a point, and the exponent with its sign, as in 1.0e+3"
         for i, written in enumerate(["1e3", "1.5e3", "1e+3"])

@@ -184,6 +184,6 @@ from flagkit.writer import Writer
 with EmbeddedMongo() as server:
     with Writer(server.uri, "production", actor="tester") as writer:
         writer.create_environment()
-        print(writer.store.tip().revision)
+        print(writer.store.read_tip().revision)
 """
     assert output(PATCHES["gevent"], program) == ["0"]

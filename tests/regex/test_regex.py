@@ -473,17 +473,17 @@ WRONG: dict[str, tuple[object, str, object]] = {
     ),
     "no sign has another case": (patterns, "_FOLDS", patterns._FOLDS[:2]),
     "only upper case has another case": (patterns, "_FOLDS", patterns._FOLDS[:1]),
-    "classes keep their case": (patterns._Parser, "cased", lambda _, r: patterns.join_ranges(r)),
+    "classes keep their case": (patterns._Parser, "fold_if_ignored", lambda _, r: patterns.join_ranges(r)),
     "a dot is any character": (Positions, "add_part", any_character),
     "negated classes have no newline": (
-        patterns, "inverted", lambda r: right_inverted(patterns.join_ranges((*r, (10, 10))))
+        patterns, "invert_ranges", lambda r: right_inverted(patterns.join_ranges((*r, (10, 10))))
     ),
     "what may be empty never is": (Positions, "join_parts", joined_without_the_empty),
     "{n,m} is one more": (Positions, "add_part", repeated_once_more),
     "+ is *": (Positions, "add_part", endless_from_none),
     "the last branch is lost": (Positions, "add_part", any_branch_but_the_last),
-    "comments are text": (patterns._Parser, "skip", skip_no_comments),
-    "no blank is skipped": (patterns._Parser, "skip", lambda _: None),
+    "comments are text": (patterns._Parser, "skip_blanks", skip_no_comments),
+    "no blank is skipped": (patterns._Parser, "skip_blanks", lambda _: None),
     "Python's $ is not before a last newline": (regex, "_PLACES", {**WRITTEN, "end": r"\Z"}),
     "Python's lines": (regex, "_PLACES", {**WRITTEN, "line start": "(?m:^)"}),
     "Python's \\B": (regex, "_PLACES", {**WRITTEN, "no word edge": r"\B"}),

@@ -257,7 +257,7 @@ def _draw_call(
             return 0.0
         elapsed = time.thread_time() - started
         if method in ("evaluate", "explain"):
-            assert type(answer) is Evaluation
+            assert isinstance(answer, Evaluation)
             story.codes[answer.error_code or "none"] += 1
         return elapsed
 

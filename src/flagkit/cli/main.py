@@ -121,7 +121,7 @@ def _load_valid_file(file: Path, environment: str | None) -> PolicyFile | None:
     for fault in faults:
         print_lines(str(fault), err=True)
     if found is not None:
-        for doubt in found.warnings:
+        for doubt in found.ambiguities:
             warn(str(doubt))
     return None if faults else found
 

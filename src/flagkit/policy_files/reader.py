@@ -82,7 +82,7 @@ class PolicyFile:
                 if faults is None:
                     raise
                 faults.append(error)
-        self.warnings: list[InvalidDocumentError] = reading.warnings
+        self.ambiguities: list[InvalidDocumentError] = reading.ambiguities
         """What is valid here, and something else to readers of YAML 1.1."""
 
     def _read_bytes(self) -> bytes:
@@ -167,7 +167,7 @@ def _iter_members(name: str, written: bytes, reading: YamlReader) -> Iterator[_M
             content = reading.read_value(root)
         except InvalidDocumentError as error:
             raise _hide_sensitive(error, root) from None
-        reading.warnings = [_hide_sensitive(doubt, root) for doubt in reading.warnings]
+        reading.ambiguities = [_hide_sensitive(doubt, root) for doubt in reading.ambiguities]
     if content.keys().isdisjoint(LISTS):
         raise InvalidDocumentError(
             "flags",

@@ -114,11 +114,11 @@ def _check_version(path: str, text: str) -> None:
 class YamlReader:
     """The step from nodes to values; refuses what has two meanings.
 
-    What has another meaning to readers of YAML 1.1 is put into `warnings`.
+    What has another meaning to readers of YAML 1.1 is put into `ambiguities`.
     """
 
     def __init__(self, path: str) -> None:
-        self.warnings: list[InvalidDocumentError] = []
+        self.ambiguities: list[InvalidDocumentError] = []
         self._path = path
         self._seen: set[int] = set()
         self._constructor: Any = YAML(typ="safe", pure=True).constructor
@@ -201,7 +201,7 @@ class YamlReader:
             remedy = f'Quote it: "{text}"'
         elif tag == "float":
             remedy = "Write a point, and the exponent with its sign, as in 1.0e+3"
-        self.warnings.append(self._build_error(node, path, problem, remedy))
+        self.ambiguities.append(self._build_error(node, path, problem, remedy))
 
     def _build_error(
         self, node: Node, path: str, problem: str, remedy: str
