@@ -61,30 +61,30 @@ def client_at(
     database: str | None = None,
     encryption: Encryption | None = None,
 ) -> Client:
-    """Return a client that evaluates as an environment was, with the clock of that moment.
+    """Return a client that evaluates a past state of an environment, with the clock of that moment.
 
     Flags, segments and prerequisites are of one revision. Windows, ramps, and `valid_until` of
-    evaluations are as of the moment. The connection is closed by the time that this returns. What
-    is not given is taken from the environment variables of flagkit.config.Options.
+    evaluations are as of the moment. The connection is closed before this returns. Arguments that
+    are not given come from the environment variables of flagkit.config.Options.
 
     Args:
         uri: A MongoDB connection string of a replica set.
-        environment: Whose flags.
-        at: A moment, with a time zone: the last revision that was not later, by the server's time,
-            and the clock at that moment. Or a revision: the clock is at its own time. Without it,
-            the newest revision, and the server's time of now.
-        region: Whose overrides to apply.
-        database: Where flagkit's collections are.
-        encryption: What the values of sensitive variants are encrypted by; where it is of no use,
-            that is logged, and callers get their defaults for these.
+        environment: The environment whose flags to evaluate.
+        at: A moment with a time zone: it selects the last revision up to it, by the server's time,
+            and the clock shows that moment. Or a revision: the clock shows the revision's time.
+            Without it, the newest revision, and the server's current time.
+        region: The region whose overrides to apply.
+        database: The database with flagkit's collections.
+        encryption: The encryption of sensitive variants. If it does not work, that is logged, and
+            callers get their defaults for these variants.
 
     Raises:
-        ConfigurationError: an argument makes no sense; a moment without a time zone, or still to
-            come, does not.
+        ConfigurationError: an argument is not valid, such as a moment without a time zone, or one
+            in the future.
         EnvironmentNotFoundError: there is no such environment.
-        RevisionNotFoundError: there is no such revision, or none was made by then.
-        HistoryLostError: the ledger does not reach back so far, or something of then was altered,
-            or is not there any more.
+        RevisionNotFoundError: there is no such revision, or none existed at that moment.
+        HistoryLostError: the ledger does not reach back so far, or its data was altered or is
+            missing.
         StoreError: the database did not answer, or refused.
     """
     settings = resolve_settings(
@@ -93,9 +93,9 @@ def client_at(
     with open_settings_reader(settings) as reading:
         snapshot, moment = load_historical_snapshot(reading, at, settings.region)
     seconds = moment.timestamp()
-    unsealing = build_decrypter(settings)
-    unsealing.fetch_or_warn()
-    return Client.from_snapshot(snapshot, lambda: seconds, unsealing)
+    decrypter = build_decrypter(settings)
+    decrypter.fetch_or_warn()
+    return Client.from_snapshot(snapshot, lambda: seconds, decrypter)
 
 
 @contextmanager
@@ -107,20 +107,19 @@ def open_settings_reader(settings: Settings) -> "Generator[EnvironmentReader]":
 
 
 PREFIX: Final = "fk1."
-"""What a digest begins with: its format."""
+"""The prefix of digests, which names their format."""
 HASH_BYTES: Final = 16
 _SEAL_BYTES: Final = 12
 _CODES: Final = {BOOLEAN: 6, DATE: 7, OBJECT_ID: 8}
-"""The numbers of kinds in hashes, where they differ from their order, so that old digests hold."""
+"""The numbers of kinds in hashes, if they differ from their order: old digests stay valid."""
 
 
 class EvaluationDigest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What a digest says, in the order in which it is written.
+    """The fields of a digest, in the order of its encoding.
 
     `moment` is in microseconds since 1970. `anchor` is a revision of the history at or after
-    `revision`, and `hash` the beginning of its hash, by which another history is told from this
-    one. `context` is a hash. `default` names the type of the caller's default, where the answer
-    was that it did not fit.
+    `revision`, and `hash` the beginning of its hash, which identifies the history. `context` is a
+    hash. `default` names the type of the caller's default if the default did not fit the flag.
     """
 
     environment: str
@@ -159,7 +158,7 @@ def decode_digest(text: str, secret: bytes) -> EvaluationDigest:
     except (binascii.Error, ValueError):
         content = b""
     payload, seal = content[:-_SEAL_BYTES], content[-_SEAL_BYTES:]
-    # The last letter has bits that say nothing, and letters of no meaning are passed over.
+    # Base64 ignores unused bits of the last letter and foreign letters, so compare the encoding.
     if not payload or _format_base64(content) != text:
         raise DigestError("this is no digest, or not all of one: one begins with fk1.")
     if not hmac.compare_digest(seal, _compute_seal(payload, secret)):
@@ -175,8 +174,8 @@ def decode_digest(text: str, secret: bytes) -> EvaluationDigest:
 def hash_context(context: ContextLike, secret: bytes) -> bytes:
     """Return the hash of a context, keyed by a secret unless that is empty.
 
-    Contexts that conditions and rollouts cannot tell apart may have different hashes; those that
-    they can, have. The order of attributes does not count, that within documents does.
+    Contexts that conditions or rollouts can distinguish have different hashes; others may have. The
+    order of attributes does not count, that of fields within documents does.
 
     Raises:
         InvalidContextError: it is none of the forms of a context, or an attribute misbehaves.
@@ -200,7 +199,7 @@ def hash_context(context: ContextLike, secret: bytes) -> bytes:
 def _to_plain(value: object) -> Any:  # noqa: PLR0911 - one for each kind
     """Return a value with its kind, for MessagePack: dates to the millisecond, as BSON has them.
 
-    All that BSON has not is alike but for the type, as it matches nothing.
+    Values that BSON lacks differ only by their type, as they match nothing.
     """
     value = to_native(value)
     place = get_kind(value)
@@ -227,7 +226,7 @@ def _to_plain(value: object) -> Any:  # noqa: PLR0911 - one for each kind
 def _encode_number(value: Any) -> tuple[str, str]:
     """Return a number's type, which conditions may ask for, and its text."""
     if isinstance(value, int):
-        # Of any length: Python refuses to write long ones in decimal.
+        # Hexadecimal has no limit of length: Python refuses to write long integers in decimal.
         return "integer", f"{int(value):x}"
     if isinstance(value, float):
         return "float", float(value).hex()
@@ -235,7 +234,7 @@ def _encode_number(value: Any) -> tuple[str, str]:
 
 
 def _encode_name(name: object) -> bytes:
-    """Return a text in UTF-8, lone surrogates included; of what is none, its type."""
+    """Return a text in UTF-8, lone surrogates included; for other objects, their type."""
     if isinstance(name, str):
         return str.encode(name, "utf-8", "surrogatepass")
     return b"\0" + type(name).__name__.encode()
@@ -266,15 +265,15 @@ class _UnsupportedDefault:
 _DEFAULTS: Final[dict[str, Any]] = {
     kind.__name__: kind() for kind in (bool, int, float, str, dict, list)
 }
-"""By the name of their type, defaults that stand for a caller's."""
+"""Defaults that replace a caller's, by the name of their type."""
 
 
 class ReplayResult(Struct, frozen=True, kw_only=True):
-    """What came of a replay.
+    """The result of a replay.
 
-    `key`, `environment`, `region`, `revision` and `time` are those of the digest, `variant` what it
-    says was served. `evaluation` is what the flag answers, as of then, to the context that was
-    given. `differences` has a sentence for each thing that is not as the digest says.
+    `key`, `environment`, `region`, `revision`, `time` and `variant`, the one that was served, are
+    those of the digest. `evaluation` is the answer of the flag, as of then, to the given context.
+    `differences` has a sentence for each difference from the digest.
     """
 
     environment: str
@@ -288,7 +287,7 @@ class ReplayResult(Struct, frozen=True, kw_only=True):
 
     @property
     def is_same(self) -> bool:
-        """Whether the same context got the same answer, from the same history."""
+        """True if the same context got the same answer, from the same history."""
         return not self.differences
 
 
@@ -299,16 +298,16 @@ def digest_of(
     *,
     secret: str | bytes | None = None,
 ) -> str:
-    """Return a short text that stands for an evaluation, to be logged, and replayed later.
+    """Return a short text that identifies an evaluation, to be logged, and replayed later.
 
-    It holds no attributes: of the context there is a hash. Anybody who has it, and guesses the
-    context, can find that the guess is right, unless the hash is keyed by a secret. Without one, a
-    digest can be forged, too: it proves something to those who trust the log that it comes from.
+    It has a hash of the context instead of its attributes. Unless a secret keys the hash, anybody
+    who has the digest can check a guess of the context. Without a secret, a digest can be forged,
+    too: it proves something only to those who trust the log that it comes from.
 
     Args:
-        client: The one that answered.
+        client: The client that answered.
         evaluation: Its answer.
-        context: Who asked.
+        context: The context of the evaluation.
         secret: A key of the hashes, needed again for the replay; or FLAGKIT_DIGEST_SECRET, or none.
 
     Raises:
@@ -348,14 +347,14 @@ def replay(
     database: str | None = None,
     secret: str | bytes | None = None,
 ) -> ReplayResult:
-    """Evaluate once more what a digest is of, at its revision and moment, and compare.
+    """Repeat the evaluation of a digest, at its revision and moment, and compare the answers.
 
     Args:
         uri: A MongoDB connection string of a replica set; or FLAGKIT_URI.
-        digest: As `digest_of` returned it.
-        context: Who asked, with the same attributes.
-        database: Where flagkit's collections are.
-        secret: As it was given to `digest_of`.
+        digest: The text that `digest_of` returned.
+        context: The context of the evaluation, with the same attributes.
+        database: The database with flagkit's collections.
+        secret: The secret that was given to `digest_of`.
 
     Raises:
         DigestError: it is no digest, was altered, was made with another secret, or is of an answer
@@ -366,37 +365,37 @@ def replay(
     """
     key = _read_secret(secret)
     instance(digest, str, "digest", "pass the text that digest_of returned")
-    said = decode_digest(digest, key)
-    if not said.revision or not said.hash:
+    recorded = decode_digest(digest, key)
+    if not recorded.revision or not recorded.hash:
         raise DigestError(
             "this digest is of an answer that came from no revision of a database: there were no"
             " flags yet, or the flags were documents or a bootstrap file"
         )
     hashed = hash_context(context, key)
     settings = resolve_settings(
-        uri, environment=said.environment, region=said.region, database=database
+        uri, environment=recorded.environment, region=recorded.region, database=database
     )
     with open_settings_reader(settings) as reading:
-        snapshot = load_revision_snapshot(reading, said.revision, said.region)
-        anchored = said.anchor == said.revision
-        anchor = snapshot.tip if anchored else find_tip(reading, said.anchor)
-    found = _find_answer(_narrow_snapshot(snapshot, said.namespaces), said, context)
+        snapshot = load_revision_snapshot(reading, recorded.revision, recorded.region)
+        anchored = recorded.anchor == recorded.revision
+        anchor = snapshot.tip if anchored else find_tip(reading, recorded.anchor)
+    found = _find_answer(_narrow_snapshot(snapshot, recorded.namespaces), recorded, context)
     return ReplayResult(
-        environment=said.environment,
-        region=said.region,
-        key=said.key,
-        revision=said.revision,
-        time=_EPOCH + said.moment * _TICK,
-        variant=said.variant,
+        environment=recorded.environment,
+        region=recorded.region,
+        key=recorded.key,
+        revision=recorded.revision,
+        time=_EPOCH + recorded.moment * _TICK,
+        variant=recorded.variant,
         evaluation=found,
-        differences=tuple(_iter_differences(said, anchor, hashed, found)),
+        differences=tuple(_iter_differences(recorded, anchor, hashed, found)),
     )
 
 
 def _iter_differences(
     digest: EvaluationDigest, anchor: Tip | None, hashed: bytes, found: Evaluation[Any]
 ) -> Iterator[str]:
-    """Yield a sentence for each thing that is not as a digest says."""
+    """Yield a sentence for each difference from a digest."""
     if anchor is None or _shorten_hash(anchor.hash) != digest.hash:
         yield f"the history is another: revision {digest.anchor} is not the one that was then"
     if hashed != digest.context:
@@ -410,11 +409,11 @@ def _iter_differences(
 def _find_moment(
     evaluator: Evaluator, evaluation: Evaluation[Any], context: ContextLike
 ) -> datetime:
-    """Return a moment at which the answer was what it was: now, or one before it changed."""
+    """Return a moment at which the flag gave the same answer: now, or before it changed."""
     now, until = datetime.fromtimestamp(evaluator.now(), UTC), evaluation.valid_until
     if until is None or now < until:
         return now
-    # It may have changed since, and it may not have: `until` comes early, and before the answer.
+    # The answer may have changed since, or not: `until` may be too early, even before the answer.
     before = until - _TICK
     if evaluator.snapshot.tip.revision == evaluation.revision:
         default = evaluation.value if evaluation.variant is None else None
@@ -429,7 +428,7 @@ def _find_moment(
 def _find_answer(
     snapshot: Snapshot, digest: EvaluationDigest, context: ContextLike
 ) -> Evaluation[Any]:
-    """Return what a flag answers as of a digest: as it says, if a client of any age can."""
+    """Return the answer of a flag as of a digest: the digest's, if a client of any age gives it."""
     first: Evaluation[Any] | None = None
     for found in _iter_answers(snapshot, digest, context):
         if _matches(digest, found):
@@ -442,17 +441,18 @@ def _find_answer(
 def _iter_answers(
     snapshot: Snapshot, digest: EvaluationDigest, context: ContextLike
 ) -> Iterator[Evaluation[Any]]:
-    """Yield the answers of a client that is fresh, of one that is stale, and of one by a call."""
+    """Yield the answers of a fresh client, a stale client, and a call with `max_staleness`."""
     default = _DEFAULTS.get(digest.default, _UnsupportedDefault()) if digest.default else None
     moment = _EPOCH + digest.moment * _TICK
-    # Which variant a client with keys served takes none to tell; another had not got any, or yet.
-    unsealings: list[VariantDecrypter] = [PlaceholderDecrypter()]
+    # The variant that a client with keys served is known without keys. Another client had no keys,
+    # or had not fetched them yet.
+    decrypters: list[VariantDecrypter] = [PlaceholderDecrypter()]
     if digest.error_code in (ErrorCode.PARSE_ERROR, ErrorCode.PROVIDER_NOT_READY):
-        unsealings += [VariantDecrypter(), VariantDecrypter(_raise_never)]
-    for unsealing in unsealings:
+        decrypters += [VariantDecrypter(), VariantDecrypter(_raise_never)]
+    for decrypter in decrypters:
         # A past client is older than anything: its age is infinite.
         for stale_after, max_staleness in ((math.inf, None), (0.0, None), (math.inf, 0.0)):
-            view = _build_evaluator(snapshot, moment, Staleness(stale_after), unsealing)
+            view = _build_evaluator(snapshot, moment, Staleness(stale_after), decrypter)
             yield view.evaluate(digest.key, context, default, max_staleness)
 
 
@@ -481,12 +481,12 @@ def _format_answer(variant: str | None, reason: str, error_code: str | None) -> 
 
 
 def _narrow_snapshot(snapshot: Snapshot, namespaces: tuple[str, ...]) -> Snapshot:
-    """Return a snapshot as a client has it that keeps some namespaces only."""
+    """Return a snapshot with some namespaces only, as a client with these namespaces has it."""
     if not namespaces:
         return snapshot
     narrow = msgspec.structs.replace(snapshot, namespaces=namespaces)
-    kept = (record for record in snapshot.iter_records() if narrow.is_in_scope(record.id))
-    return msgspec.structs.replace(narrow, base=build_arena(snapshot.tip, kept), overlay={})
+    records = (record for record in snapshot.iter_records() if narrow.is_in_scope(record.id))
+    return msgspec.structs.replace(narrow, base=build_arena(snapshot.tip, records), overlay={})
 
 
 def _shorten_hash(tip_hash: str) -> bytes:

@@ -28,8 +28,8 @@ from flagkit._core.snapshot import (
     compact_snapshot,
     create_snapshot,
     encode_record,
-    list_kept_regions,
     list_regions,
+    list_snapshot_regions,
     unpack_flag,
 )
 from flagkit._core.snapshot import snapshot as snapshots
@@ -240,10 +240,10 @@ def test_an_edit_in_another_region_is_not_this_ones_concern() -> None:
 def test_digests_are_compared_for_the_regions_that_are_kept() -> None:
     history = History([(EVERYWHERE, 1), (("us", "f"), 2)])
     tip = history.tips[-1]
-    check_digests({"*": tip.digests["*"]}, tip, list_kept_regions("eu"))
+    check_digests({"*": tip.digests["*"]}, tip, list_snapshot_regions("eu"))
     for region, found in (("us", {"*": tip.digests["*"]}), ("eu", {}), ("eu", {"*": 1})):
         with pytest.raises(HistoryLostError, match=r"the policies of '(us|\*)'"):
-            check_digests(found, tip, list_kept_regions(region))
+            check_digests(found, tip, list_snapshot_regions(region))
 
 
 # Folding

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from flagkit import Client, Reason
 from flagkit._core.model.changes import Change, Tip
-from flagkit._core.snapshot import Record, Snapshot, encode_record, list_kept_regions
+from flagkit._core.snapshot import Record, Snapshot, encode_record, list_snapshot_regions
 from flagkit.writer import Writer
 from tests.support.replica_set import wait_until
 
@@ -194,7 +194,7 @@ def get_tip(client: Client) -> Tip | None:
 
 def read_expected_records(writer: Writer, region: str) -> list[Record]:
     """Return what a client of a region should hold, read anew from the database."""
-    kept = list_kept_regions(region)
+    kept = list_snapshot_regions(region)
     with writer.store.open_reader() as reading:
         return [
             encode_record(state) for state in reading.read_all().values() if state.region in kept

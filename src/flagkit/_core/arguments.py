@@ -21,17 +21,17 @@ V = TypeVar("V")
 INT32_MAX: Final = 2**31 - 1
 INT64_MAX: Final = 2**63 - 1
 _VARIABLE_KEYWORDS: Final = 0x08
-"""The flag of a function's code that says that it takes any keyword arguments."""
+"""The code flag of a function that takes any keyword arguments."""
 
 
 def refuse_unknown_arguments(function: Callable[P, R]) -> Callable[P, R]:
-    """Have a function with keyword arguments by a TypedDict refuse all others.
+    """Make a function whose keyword arguments are a TypedDict reject all other arguments.
 
-        @refusing_unknown
-        def change(self, **asked: Unpack[Asked]) -> Commit: ...
+        @refuse_unknown_arguments
+        def change(self, **options: Unpack[ChangeOptions]) -> Commit: ...
 
     Raises:
-        InvalidArgumentError: an argument has another name. It names the nearest.
+        InvalidArgumentError: an argument has another name. The error names the most similar one.
     """
     known = _collect_argument_names(function)
 
@@ -84,7 +84,7 @@ def check_revision(value: object, name: str = "revision") -> int:
     """Return the number of a revision.
 
     Raises:
-        InvalidArgumentError: it is none.
+        InvalidArgumentError: it is no revision.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= INT64_MAX:
         raise InvalidArgumentError(f"{name} is {value!r}: pass a number, as in commit.revision")
@@ -174,7 +174,7 @@ def _collect_argument_names(function: Callable[..., Any]) -> frozenset[str]:
     code = inner.__code__
     count = code.co_argcount + code.co_kwonlyargcount
     named, rest = code.co_varnames[:count], code.co_varnames[count:]
-    # Behind the named ones are *args, where there are such, and then **kwargs.
+    # After the named parameters come *args, if there is one, and then **kwargs.
     unpacked = next(inner.__annotations__[name] for name in rest if name in inner.__annotations__)
     [typed] = unpacked.__args__
     return frozenset({*named[code.co_posonlyargcount :], *typed.__annotations__} - {"self"})

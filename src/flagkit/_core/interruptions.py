@@ -11,13 +11,13 @@ from typing import Final, cast
 
 
 def is_interruption(error: BaseException) -> bool:
-    """Tell whether a signal handler raised an exception, or something that the handler called.
+    """Return True if a signal handler, or a function that it called, raised an exception.
 
     Python calls a handler with the frame that it interrupts, which is also the frame that the
     handler returns to. No other function gets its own caller as an argument, apart from trace
-    functions, whose exceptions are not for flagkit either. This looks at the traceback alone, so
-    only failures pay for it. It cannot see handlers that are not written in Python. Where one
-    exception object was raised several times, the last time alone counts.
+    functions, whose exceptions are not for flagkit either. This reads only the traceback, so only
+    failures pay for it. It cannot see handlers that are not written in Python. If one exception
+    object was raised several times, only the last time counts.
     """
     step = error.__traceback__
     before: FrameType | None = None
@@ -41,7 +41,7 @@ def is_interruption(error: BaseException) -> bool:
                 return True
         if has_rest:
             rest: object = values.get(code.co_varnames[count + code.co_kwonlyargcount])
-            # By identity: to compare with what a caller passed would run the caller's code.
+            # Compare by identity: `==` would run code of the caller's object.
             if type(rest) is tuple:
                 for value in cast("tuple[object, ...]", rest):
                     if value is caller:
@@ -62,4 +62,4 @@ class _Suppression:
 
 
 FAILURES_SUPPRESSED: Final = _Suppression()
-"""Use it as `with FAILURES_SUPPRESSED:` around what must not raise. It may be nested."""
+"""Use it as `with FAILURES_SUPPRESSED:` around code that must not raise. It may be nested."""

@@ -36,8 +36,8 @@ def to_printable(text: str) -> str:
     Accents, CJK and emoji stay. Backslashes stay too, so a text that is printable stays as it is.
 
     The joiner U+200D is a format character and is escaped, also inside an emoji: it is invisible,
-    and terminals disagree about the width of what it joins. The selector that gives an emoji its
-    colour stays behind a symbol.
+    and terminals disagree about the width of joined characters. The selector that gives an emoji
+    its colour stays after a symbol.
 
     Example:
         >>> to_printable("shop\x1b[2J\nnext")
@@ -87,7 +87,7 @@ def format_safely(value: object) -> str:
     """Return `str(value)`, or the name of its type where its own `__str__` fails."""
     try:
         return str(value)
-    except Exception:  # noqa: BLE001 - the caller's own object must not fail what is told of it
+    except Exception:  # noqa: BLE001 - a caller's object must not break a message about it
         return f"<{type(value).__qualname__} without a text>"
 
 

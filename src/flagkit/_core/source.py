@@ -1,6 +1,6 @@
 """The interface between the refresher and storage: `Source`, `Route` and `Heartbeat`.
 
-A heartbeat says what a client reports to the registry, and how long that report holds.
+A heartbeat has the report of a client to the registry, and the time for which it holds.
 """
 
 from collections.abc import Sequence
@@ -21,19 +21,19 @@ HOST_LENGTH_MAX: Final = 255
 
 
 class Heartbeat(Struct, frozen=True, kw_only=True):
-    """Where a client stood at a moment, which the registry has the time of.
+    """The state of a client at a moment. The registry adds the time.
 
     Attributes:
         instance: The random name of a client in one process.
-        service: What it is a part of, by its own word.
+        service: The name of the service that the client gave.
         host: The machine, or container, that it runs on.
-        pid: Its process there.
-        environment: Whose flags it serves.
-        region: Whose overrides it applies; "*" for none.
+        pid: Its process id there.
+        environment: The environment whose flags it serves.
+        region: The region whose overrides it applies; "*" for none.
         epoch: The history that it follows.
         revision: The revision that it answers from.
         staleness: Seconds since it was known to be current; None if it never was.
-        lifetime: Seconds for which it is to be taken for alive; 0 when it ends.
+        lifetime: Seconds for which the registry counts it as alive; 0 when it ends.
     """
 
     instance: str
@@ -49,21 +49,21 @@ class Heartbeat(Struct, frozen=True, kw_only=True):
 
 
 class Route(StrEnum):
-    """Which members of the replica set are asked."""
+    """The members of the replica set that a read may go to."""
 
     NEAREST = "near"
     PRIMARY = "primary"
 
 
 class Source(Protocol):
-    """Where snapshots and changes come from. All its errors are FlagkitErrors."""
+    """The source of snapshots and changes. All its errors are FlagkitErrors."""
 
     async def load(self, route: Route) -> Snapshot:
         """Read everything, at one revision."""
         ...
 
     async def open(self, route: Route) -> None:
-        """Begin to watch, anew where a watch was open: later changes are had from `watch`.
+        """Open a watch, in place of an open one: `watch` then returns later changes.
 
         Raises:
             StreamsUnavailableError: changes cannot be watched here, only asked for.
@@ -71,7 +71,7 @@ class Source(Protocol):
         ...
 
     async def read_head(self) -> Tip:
-        """Return where the environment stands, as the primary has it from a majority."""
+        """Return the tip of the environment, read from the primary with majority."""
         ...
 
     async def catch_up(self, tip: Tip, route: Route) -> Sequence[Change]:

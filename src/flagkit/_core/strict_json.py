@@ -11,15 +11,15 @@ from typing import Any, Final, NoReturn, cast
 from flagkit.errors import InvalidDocumentError
 
 LISTS: Final[Mapping[str, str]] = {"flags": "flag", "segments": "segment"}
-"""The lists of a policy file, and what each member is called."""
+"""The lists of a policy file, and the word for a member."""
 
 
 def parse_json(content: bytes | str, name: str, line: int = 1) -> Any:
-    """Return the value that a text in JSON stands for.
+    """Return the value of a text in JSON.
 
     Args:
         content: The text. Bytes are read as UTF-8.
-        name: What errors call the file.
+        name: The name of the file in errors.
         line: The line of the file in which the text begins.
 
     Raises:
@@ -51,7 +51,7 @@ def parse_json(content: bytes | str, name: str, line: int = 1) -> Any:
             "", f"has a number that cannot be read: {error}", "Shorten it", subject=name
         ) from None
     except _RefusedError as refused:
-        # The parser does not tell where. A text of one line has only one place.
+        # The parser does not give the place. A text of one line has only one.
         place = f"{name}:{line}" if "\n" not in text.strip() else name
         raise InvalidDocumentError("", refused.problem, refused.remedy, subject=place) from None
 

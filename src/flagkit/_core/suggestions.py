@@ -17,9 +17,9 @@ _BEGINNING_LENGTH_MIN: Final = 2
 
 
 def suggested(sentence: str, name: object, names: Iterable[str]) -> str:
-    """Return a sentence without its full stop, and behind it the names that are near to a name.
+    """Return a sentence without its full stop, followed by the names that are similar to a name.
 
-    If no name is near, or if the name itself is among them, the sentence stays as it is.
+    If no name is similar, or if the name itself is among them, the sentence stays as it is.
 
     Example:
         >>> suggested("There is no flag 'shop.serch'", "shop.serch", ["shop.search", "shop.top"])

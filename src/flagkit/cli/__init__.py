@@ -8,8 +8,8 @@ _EXTRA = ("click", "rich", "ruamel")
 def main() -> None:
     """Run the command with the arguments of the process, and end the process.
 
-    Exit codes: 0 good, 1 failed, 2 wrong usage, 3 a check found something, 4 a
-    conflict: what stands is not what was taken to stand.
+    Exit codes: 0 success, 1 failure, 2 wrong usage, 3 a check found something, 4 a
+    conflict: the stored state is not the expected one.
     """
     try:
         # Deferred, so that a missing extra is a sentence and no traceback.

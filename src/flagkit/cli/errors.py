@@ -26,7 +26,7 @@ FAILED: Final = 1
 FAULTS_FOUND: Final = 3
 """The exit code of a check that found something."""
 CONFLICT: Final = 4
-"""The exit code where what stands is not what the caller took to stand. Wrong usage is click's."""
+"""The exit code if the stored state is not the expected one. Click has the code of wrong usage."""
 
 _CONFLICTS: Final = (
     FlagExistsError,
@@ -35,7 +35,7 @@ _CONFLICTS: Final = (
     RequestConflictError,
     VersionConflictError,
 )
-# All of it: passwords stand before the host, in options after it, and need not be well-formed.
+# The whole string: passwords may be before the host and in options after it, and malformed.
 _CONNECTION_STRING = re.compile(r"(mongodb(?:\+srv)?://)\S*")
 
 
@@ -54,7 +54,7 @@ def redact_secrets(text: str) -> str:
 
 @contextmanager
 def report_errors() -> Generator[None]:
-    """Make errors of the block such as click tells in a sentence."""
+    """Convert errors of the block to click's, which end the command with a sentence."""
     try:
         yield
     except FlagkitError as error:
@@ -63,13 +63,13 @@ def report_errors() -> Generator[None]:
 
 
 def run_command(run: Callable[[], object]) -> int:
-    """Run a command, tell how it failed if it did, and return its exit code.
+    """Run a command, print its error if it fails, and return its exit code.
 
-    Whatever fails once its work is done, such as a full disk where its output was to go, is told
-    and does not count: an exit code of 1 means that nothing was done.
+    A failure after the work is done, such as a full disk for the output, is printed, but does not
+    change the exit code: an exit code of 1 means that nothing was done.
     """
     code = _run_to_exit_code(run)
-    # What is still in a buffer may fail, too.
+    # Flushing the buffers may fail, too.
     flushed = _run_to_exit_code(sys.stdout.flush)
     return code or flushed
 
@@ -86,7 +86,7 @@ def _run_to_exit_code(run: Callable[[], object]) -> int:
     except (click.Abort, KeyboardInterrupt):
         print_lines("Aborted!", err=True)
         code = FAILED
-    except Exception as error:  # noqa: BLE001 - a fault of flagkit's: all that is known is told
+    except Exception as error:  # noqa: BLE001 - a bug of flagkit: print the whole traceback
         print_lines(*redact_secrets(format_traceback(error)).split("\n"), err=True)
         code = FAILED
     return 0 if is_work_done() else code
@@ -106,7 +106,7 @@ def _print_error(error: click.ClickException) -> None:
 
 
 def _format_message(error: click.ClickException) -> str:
-    """Return what an error says. An argument too many may be a connection string."""
+    """Return the message of an error. A surplus argument may be a connection string."""
     message = error.format_message()
     if isinstance(error, click.MissingParameter):
         # Click lists the choices on lines of their own.

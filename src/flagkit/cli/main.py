@@ -75,10 +75,10 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="flagkit")
 def flagkit() -> None:
-    """Feature flags and rollouts, evaluated in process and kept in MongoDB.
+    """Feature flags and rollouts, evaluated in process and stored in MongoDB.
 
-    FLAGKIT_URI and FLAGKIT_ENVIRONMENT say where, FLAGKIT_ACTOR who changes something; or --uri,
-    --environment and --actor, after the command.
+    FLAGKIT_URI and FLAGKIT_ENVIRONMENT select the flags, and FLAGKIT_ACTOR names the author of
+    changes. --uri, --environment and --actor, after the command, replace them.
     """
 
 
@@ -94,11 +94,11 @@ for _command in (
 @click.option("--environment", help="What the flags' own environment must be, where they have one.")
 @click.option("--partial", is_flag=True, help="Allow references to what is in none of the files.")
 def _validate(files: tuple[Path, ...], environment: str | None, *, partial: bool) -> None:
-    """Check policy files, and say what is wrong with file, line, path and remedy.
+    """Check policy files, and show each fault with file, line, path and remedy.
 
-    All files are checked together: prerequisites and segments must be in one of them, unless
-    --partial says that they may exist elsewhere. Warns of what is valid, but something else to
-    readers of YAML 1.1. Exits with 3 if a file is not valid.
+    All files are checked together: prerequisites and segments must be in one of them. With
+    --partial they may exist elsewhere. The command warns of values that YAML 1.1 readers understand
+    differently. It exits with 3 if a file is not valid.
     """
     valid = [found for file in files if (found := _load_valid_file(file, environment)) is not None]
     faults = [*iter_faults(valid, partial=partial)] if len(valid) == len(files) else []
@@ -111,7 +111,7 @@ def _validate(files: tuple[Path, ...], environment: str | None, *, partial: bool
 
 
 def _load_valid_file(file: Path, environment: str | None) -> PolicyFile | None:
-    """Return a file that is valid by itself; say what is wrong with any other."""
+    """Return a file that is valid by itself; print the faults of any other."""
     faults: list[InvalidDocumentError] = []
     found: PolicyFile | None = None
     try:
@@ -142,10 +142,10 @@ def _format_counts(file: PolicyFile) -> str:
     help="A policy file; or a line for each policy: digest, region (or segment) and key.",
 )
 def _format(file: Path, output: str) -> None:
-    """Print a policy file in canonical form: what says the same is written the same.
+    """Print a policy file in canonical form: equivalent flags have the same text.
 
-    Flags stay in their order, and comments go. Flags of one digest mean the same, in whatever words
-    and format they were written.
+    Flags stay in their order, and comments are removed. Flags with the same digest are equivalent,
+    however they were written.
     """
     found = PolicyFile(file)
     if output == "digest":
@@ -170,7 +170,7 @@ def _schema() -> None:
 @flagkit.command("completion")
 @click.argument("shell", type=click.Choice(_SHELLS))
 def _completion(shell: str) -> None:
-    """Print what makes a shell complete commands and options.
+    """Print the script that makes a shell complete commands and options.
 
     In ~/.bashrc: eval "$(flagkit completion bash)". In ~/.zshrc: eval "$(flagkit completion zsh)".
     For fish: flagkit completion fish > ~/.config/fish/completions/flagkit.fish.
@@ -186,23 +186,23 @@ def _completion(shell: str) -> None:
 def _checkpoint(output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """Publish all flags of an environment, for new clients to start from.
 
-    Clients start from the newest checkpoint and go on from the ledger; without one they read every
-    flag, which takes some seconds at hundreds of thousands. The newest two are kept.
+    Clients load the newest checkpoint and continue from the ledger. Without one they read every
+    flag, which takes some seconds for hundreds of thousands. The newest two checkpoints stay.
     """
     settings = load_settings(**place)
     started = time.monotonic()
-    made = checkpoint.publish_checkpoint(settings)
+    published = checkpoint.publish_checkpoint(settings)
     mark_work_done()
     seconds = time.monotonic() - started
     if output not in PROGRAM_FORMATS:
-        print_lines(checkpoint.format_checkpoint(made, seconds))
+        print_lines(checkpoint.format_checkpoint(published, seconds))
     else:
         found = {
-            "checkpoint": made.id,
-            "environment": made.tip.environment,
-            "revision": made.tip.revision,
-            "flags": made.flags,
-            "bytes": made.bytes,
+            "checkpoint": published.id,
+            "environment": published.tip.environment,
+            "revision": published.tip.revision,
+            "flags": published.flags,
+            "bytes": published.bytes,
             "seconds": round(seconds, 3),
         }
         emit(found, output)
@@ -214,9 +214,9 @@ def _checkpoint(output: str, **place: Unpack[EnvironmentOptions]) -> None:
 @database_option
 @output_option("table")
 def _status(uri: str | None, environment: str | None, database: str | None, output: str) -> None:
-    """Tell where environments, the members of the replica set and registered clients stand.
+    """Show the state of environments, members of the replica set, and registered clients.
 
-    How far members are behind, only a user with the role clusterMonitor may ask.
+    The lag of members is shown only to users with the role clusterMonitor.
     """
     place = resolve_connection(uri, database)
     found = status.read_status(*place, environment)
@@ -248,24 +248,24 @@ def _rollout() -> None:
 def _wait(uri: str | None, database: str | None, timeout: float, output: str, **goal: Any) -> None:
     """Wait until all clients that are registered and alive have a revision.
 
-    Clients register where they are started with `register=`, or FLAGKIT_REGISTER. One that ended
-    without being closed counts for fifty seconds. Exits with 1 when the time is up, and names the
-    laggards; also when there is nobody.
+    Clients register if they are started with `register=`, or FLAGKIT_REGISTER. One that ended
+    without being closed counts for fifty seconds. The command exits with 1 if the time is up, and
+    names the laggards. It also exits with 1 if there are no clients.
     """
     place = resolve_connection(uri, database)
     goal["environment"] = check_environment_name(require_value("environment", goal["environment"]))
     wanted = status.WaitGoal(**goal)
     with DatabaseStatus(*place) as survey:
         found = status.wait_with_bar(survey, wanted, timeout)
-    said = status.describe_outcome(found, wanted, timeout)
+    message = status.describe_outcome(found, wanted, timeout)
     if output in PROGRAM_FORMATS:
         emit(status.encode_progress(found, wanted), output)
     elif found.is_reached:
-        print_lines(said)
+        print_lines(message)
     else:
         status.print_laggards(found)
     if not found.is_reached:
-        raise click.ClickException(said)
+        raise click.ClickException(message)
 
 
 @flagkit.command("demo")

@@ -47,11 +47,11 @@ _BEYOND_ASCII: Final = re.compile(r"[^\x00-\x7f]")
 
 
 def output_option(default: str, *others: str) -> Callable[[_Command], _Command]:
-    """Return the option for the form of output: the one for people, which is the default.
+    """Return the option for the format of output. Its default is the format for people.
 
     Args:
-        default: What it is called.
-        others: Forms beside it and those for programs.
+        default: The name of the default format.
+        others: Formats beside it and those for programs.
     """
     return click.option(
         "--output",
@@ -76,7 +76,7 @@ def emit(document: Any, output: str) -> None:
 def emit_text(text: str, output: str) -> None:
     """Write a text that is JSON or YAML already, as it is.
 
-    What the encoding of standard output lacks is escaped in the way of the form.
+    Characters that the encoding of standard output lacks are escaped as the format does.
     """
     if output == "json" and not _is_encodable(text):
         # Beyond ASCII there is nothing in JSON but the insides of strings.
@@ -104,9 +104,9 @@ _TERMINAL: Final = -1
 
 
 def print_lines(*lines: str, err: bool = False) -> None:
-    """Write lines, each of them printable: to standard output, or to standard error.
+    """Write lines, made printable, to standard output or standard error.
 
-    What a line quotes cannot end the line.
+    Line breaks in quoted text are escaped, so they cannot end a line.
     """
     stream = sys.stderr if err else sys.stdout
     stream.write("".join(f"{to_printable(line)}\n" for line in lines))
@@ -119,12 +119,12 @@ def warn(text: str) -> None:
 
 
 def create_progress_console() -> Console:
-    """Return what shows progress: on standard error, and as plain text."""
+    """Return the console for progress: plain text on standard error."""
     return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 class Progress:
-    """A line on a terminal that says what is being done, for a `with` block."""
+    """A line on a terminal that names the current step, for a `with` block."""
 
     def __init__(self) -> None:
         # The spinner is one of ASCII, which any terminal shows.
@@ -133,7 +133,7 @@ class Progress:
         )
 
     def show(self, step: str) -> None:
-        """Say what is being done now."""
+        """Show the current step."""
         self._status.update(Text(to_printable(step)))
 
     def __enter__(self) -> Self:
@@ -148,8 +148,8 @@ class Printer:
     """Writes numbered steps, short paragraphs, and tables that need no colour.
 
     Args:
-        width: How wide tables are at most; None where no line of a table may be broken. By default
-            it is the width of the terminal that standard output is, and None if it is none.
+        width: The greatest width of tables; None if no line of a table may be broken. By default
+            it is the width of the terminal, and None if standard output is no terminal.
     """
 
     def __init__(self, width: int | None = _TERMINAL) -> None:
@@ -175,7 +175,7 @@ class Printer:
         self.print_table(columns, rows[:LISTED_MAX], right)
         more = len(rows) - LISTED_MAX
         if more > 0:
-            # Overrides of one key stand in several rows, which stay together in the next list.
+            # Overrides of one key have several rows, which stay together in the next list.
             last = next(
                 row[0] for row in reversed(rows[:LISTED_MAX]) if row[0] != rows[LISTED_MAX][0]
             )
@@ -189,9 +189,9 @@ class Printer:
     ) -> None:
         """Print a table; the columns in `right` hold numbers.
 
-        A cell that is a list or tuple has several lines. No word is ever broken or cut, so keys can
-        be searched for and copied. Where there is no terminal no line is broken. On a terminal that
-        is too narrow for the longest words, each row is told field by field instead.
+        A cell that is a list or tuple has several lines. Words are never broken or truncated, so
+        keys can be searched for and copied. Without a terminal no line is broken. On a terminal
+        that is too narrow for the longest words, each row is printed field by field instead.
         """
         grid = _Grid(columns, rows, right)
         if self._width is not None and not grid.can_fit(self._width):
@@ -236,25 +236,25 @@ class _Grid:
         return width if self._is_right_aligned[at] else max(self._words[at], min(width, _NARROWEST))
 
     def can_fit(self, width: int) -> bool:
-        """Tell whether columns can stand side by side; two always do, as a name and what it is."""
+        """Return True if the columns fit side by side. Two columns always do."""
         least = sum(map(self._get_min_width, range(len(self._heads))))
         return len(self._heads) <= _PAIR or least + len(_GAP) * (len(self._heads) - 1) <= width
 
     def iter_lines(self, width: int | None) -> Iterator[str]:
-        """Yield the lines of a table: its head, a rule, and the rows."""
+        """Yield the lines of a table: its head, a horizontal line, and the rows."""
         widths = [*self._widths]
         if width is not None:
-            room = width - len(_GAP) * (len(widths) - 1)
+            space = width - len(_GAP) * (len(widths) - 1)
             widths = [
-                max(self._get_min_width(at), min(widths[at], room)) for at in range(len(widths))
+                max(self._get_min_width(at), min(widths[at], space)) for at in range(len(widths))
             ]
-            while sum(widths) > room:
+            while sum(widths) > space:
                 at = max(range(len(widths)), key=lambda at: widths[at] - self._get_min_width(at))
                 if widths[at] == self._get_min_width(at):
                     break
                 widths[at] -= 1
-            # In the last column, a word that is too wide for the terminal moves nothing else.
-            left = room - sum(widths[:-1])
+            # A word in the last column may be wider than the terminal: it shifts no other column.
+            left = space - sum(widths[:-1])
             widths[-1] = min(widths[-1], max(left, _NARROWEST))
         yield self._format_line(self._heads, widths)
         yield _get_rule_character() * min(sum(widths) + len(_GAP) * (len(widths) - 1), _RULE_MAX)
@@ -276,15 +276,15 @@ class _Grid:
         return _GAP.join(padded).rstrip(" ")
 
     def iter_fields(self, width: int) -> Iterator[str]:
-        """Yield a line or more for each cell of each row, beginning with what its column is."""
+        """Yield one or more lines for each cell of each row, beginning with the column's name."""
         label = max(map(cell_len, self._heads))
-        room = max(width - label - len(_GAP), _NARROWEST)
+        space = max(width - label - len(_GAP), _NARROWEST)
         for number, row in enumerate(self._rows):
             if number:
                 yield ""
             for head, cell in zip(self._heads, row, strict=True):
                 names = itertools.chain([head], itertools.repeat(""))
-                for part in (part for line in cell for part in _wrap_line(line, room)):
+                for part in (part for line in cell for part in _wrap_line(line, space)):
                     if part:
                         yield f"{(name := next(names))}{' ' * (label - cell_len(name))}{_GAP}{part}"
 
@@ -313,7 +313,7 @@ def _wrap_line(line: str, width: int) -> list[str]:
 
 
 def _get_rule_character() -> str:
-    """Return what a line is drawn with."""
+    """Return the character to draw a line with."""
     return "─" if (sys.stdout.encoding or "utf-8").lower().startswith("utf") else "-"
 
 
@@ -325,7 +325,7 @@ _Document: TypeAlias = dict[str, Any]
 
 
 class FlagRow(Struct, frozen=True):
-    """A flag in a line; `serves` says in short what it serves to whom."""
+    """A flag in a line; `serves` is a summary of its rules and fallthrough."""
 
     key: str
     region: str
@@ -384,9 +384,9 @@ def build_segment_document(state: PolicyState) -> _Document:
 
 
 def format_flag_file(state: PolicyState) -> str:
-    """Return a policy file of a flag, to change and to update it with.
+    """Return a policy file of a flag, to edit it and to update the flag with it.
 
-    It has no state: whoever pauses the flag before the update is not to be undone by it.
+    It has no state, so that the update does not undo a pause in the meantime.
     """
     document = build_flag_document(state)
     del document["state"]
@@ -400,9 +400,9 @@ def format_segment_file(state: PolicyState) -> str:
 
 
 def iter_document_rows(document: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Yield what a document says: the name of each field, and its lines."""
+    """Yield the name of each field of a document, and the lines of its value."""
     for name, value in document.items():
-        # A seed tells people nothing.
+        # A seed is of no use to people.
         if name in ("key", "seed"):
             continue
         match name:
@@ -442,9 +442,9 @@ _UNENCODABLE: Final = "backslashreplace"
 
 
 class OutputLostError(click.ClickException):
-    """Standard output cannot be written, and nothing but output was asked for.
+    """Standard output cannot be written, and the output was the only result of the command.
 
-    `is_silent` tells whether nobody needs to hear of it: the reader of a pipe has left.
+    If `is_silent`, no message is needed: the reader of a pipe has closed it.
     """
 
     def __init__(self, error: OSError | ValueError) -> None:
@@ -454,7 +454,7 @@ class OutputLostError(click.ClickException):
 
 
 class _WorkState:
-    """Whether the command that runs has done something that stays."""
+    """Records if the current command has made a permanent change."""
 
     is_done = False
 
@@ -463,16 +463,16 @@ _work: Final = _WorkState()
 
 
 def mark_work_done() -> None:
-    """Note that the command has done all that it was asked to do, but for telling of it.
+    """Record that the command has done its work, apart from printing the result.
 
-    From here on neither output that is lost nor an error makes the command fail. A command calls
-    this between the last change that it makes and the first line that it prints.
+    After this, neither lost output nor an error makes the command fail. A command calls this
+    between its last change and the first line that it prints.
     """
     _work.is_done = True
 
 
 def is_work_done() -> bool:
-    """Tell whether the command has noted that its work is done."""
+    """Return True if the command has called `mark_work_done`."""
     return _work.is_done
 
 
@@ -501,7 +501,7 @@ class _GuardedStream(io.TextIOBase):
     def write(self, text: str | bytes, /) -> int:
         """Write a text, with escapes for the characters that the encoding lacks."""
         if isinstance(text, bytes):
-            # Click writes completions as bytes, to whatever takes them.
+            # Click writes completions as bytes.
             text = text.decode()
         self._attempt(partial(self._write, text))
         return len(text)
@@ -537,7 +537,7 @@ class _GuardedStream(io.TextIOBase):
 
     @property
     def _open_stream(self) -> TextIO:
-        # Python has no stream where the process was started with a closed one.
+        # Python has no stream if the process was started with a closed one.
         if self._stream is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return self._stream
@@ -555,7 +555,7 @@ class _GuardedStream(io.TextIOBase):
                 raise OutputLostError(error) from error
 
     def _discard(self) -> None:
-        """Send what is left in buffers nowhere, or the interpreter would fail at its exit."""
+        """Discard the rest of the buffers, or the interpreter would fail at its exit."""
         with contextlib.suppress(OSError, ValueError):
             number = self._open_stream.fileno()
             nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -20,7 +20,7 @@ from flagkit.cli.output import print_lines
 from flagkit.writer.writer import TIMEOUT_SECONDS
 
 SILENCE_SECONDS = 0.7
-"""A command that waits longer for one answer says so. It has taken time to start before that."""
+"""A command that waits longer for one answer prints a notice. Its start has taken time before."""
 _POLL_SECONDS: Final = 0.05
 _DRIVER: Final = "pymongo."
 _HOSTS: Final = re.compile(r"[A-Za-z0-9_.:,%\[\]-]{1,500}")
@@ -28,9 +28,9 @@ _HOSTS: Final = re.compile(r"[A-Za-z0-9_.:,%\[\]-]{1,500}")
 
 @contextmanager
 def notify_waiting(get_uri: Callable[[], str | None]) -> Generator[None]:
-    """Say on standard error what this thread waits for in the block, once at most.
+    """Print on standard error what this thread waits for in the block, at most once.
 
-    Nothing is said if each call of the driver ends within SILENCE_SECONDS.
+    Nothing is printed if each call of the driver ends within SILENCE_SECONDS.
 
     Args:
         get_uri: Returns the connection string once it is known. Only its hosts are printed.
@@ -39,13 +39,13 @@ def notify_waiting(get_uri: Callable[[], str | None]) -> Generator[None]:
     ended = threading.Event()
     is_over = threading.Event()
 
-    def look() -> None:
+    def watch() -> None:
         try:
             _watch_thread(watched, get_uri, ended)
         finally:
             is_over.set()
 
-    start_helper("flagkit-patience", look)
+    start_helper("flagkit-patience", watch)
     try:
         yield
     finally:
@@ -81,7 +81,7 @@ def _find_driver_call(thread: int) -> FrameType | None:
 
 
 def format_notice(uri: str) -> str:
-    """Return the line that says which database does not answer, and how long it is waited for."""
+    """Return the line that names the database that does not answer, and the time limit."""
     limits = read_timeouts(uri)
     hosts = parse_hosts(uri)
     where = f"the database at {hosts}" if hosts else "the database"
@@ -102,7 +102,7 @@ def format_notice(uri: str) -> str:
 def parse_hosts(uri: str) -> str:
     """Return the hosts of a connection string, without anything that may be a password.
 
-    If it has a sign that was not percent-encoded, nothing tells what is a host: then it is empty.
+    If it has a sign that was not percent-encoded, hosts cannot be recognized: the result is empty.
     """
     _, _, rest = uri.partition("://")
     authority, *others = re.split(r"[/?]", rest, maxsplit=1)

@@ -20,7 +20,7 @@ from flagkit._core.model import decode, encode
 from flagkit._core.model.changes import SEGMENTS, PolicyState, Tip, build_state, compute_digests
 from flagkit._core.model.segments import decode_segment, encode_segment, generate_seed
 from flagkit._core.secrets import DataKeys, Encryption, VariantDecrypter
-from flagkit._core.snapshot import Snapshot, SnapshotFile, build_snapshot, list_kept_regions
+from flagkit._core.snapshot import Snapshot, SnapshotFile, build_snapshot, list_snapshot_regions
 from flagkit._core.snapshot.layout import MAGIC
 from flagkit._core.source import Source
 from flagkit.config import Bootstrap, Documents, Settings
@@ -76,7 +76,7 @@ def build_policy_snapshot(
                 "key", f"{key!r} is there {count} times for {place}", "Keep one"
             )
     tip = Tip(environment, "memory", 1, "", datetime.now(UTC), compute_digests(states))
-    kept = [state for state in states if state.region in list_kept_regions(region)]
+    kept = [state for state in states if state.region in list_snapshot_regions(region)]
     return build_snapshot(tip, region, kept, parts)
 
 

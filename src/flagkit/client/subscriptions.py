@@ -20,7 +20,7 @@ from flagkit._core.model import EVERYWHERE, encode, packing
 from flagkit._core.model.changes import SEGMENTS, Change, PolicyId
 from flagkit._core.model.flags import collect_flag_segments
 from flagkit._core.model.keys import check_key
-from flagkit._core.snapshot import Record, Snapshot, list_kept_regions, unpack_flag
+from flagkit._core.snapshot import Record, Snapshot, list_snapshot_regions, unpack_flag
 from flagkit.errors import InvalidArgumentError, InvalidDocumentError
 
 
@@ -422,7 +422,7 @@ class _CallbackThread:
     ) -> set[PolicyId]:
         """Return what may differ in two snapshots; a flag stands for its key in all regions."""
         if changed is not None:
-            kept = list_kept_regions(new.region)
+            kept = list_snapshot_regions(new.region)
             return {
                 (SEGMENTS if region == SEGMENTS else EVERYWHERE, key)
                 for region, key in changed

@@ -25,34 +25,35 @@ PROPAGATION_BOUNDS: Final = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
 )
-"""The histogram's bounds, in seconds: what a stream takes, what polling takes, and outages."""
+"""The histogram's bounds, in seconds: for change streams, for polling, and for outages."""
 
 Measurements: TypeAlias = Iterable[tuple[float, dict[str, str]]]
 StatusReader: TypeAlias = Callable[[Status], Measurements]
-"""Returns what an instrument has of a client: values, with attributes of their own."""
+"""Returns the values of an instrument for a client, with attributes of their own."""
 
 
 def instrument(client: Client, meter_provider: MeterProvider | None = None) -> None:
-    """Have a client measured, for as long as it lives. Harmless again; due again after a fork.
+    """Measure a client, for as long as it lives. Repeated calls are harmless; forks need a new one.
 
-    Several clients share the instruments, and are told apart by environment and region. In a forked
-    child no delays are recorded before it is called there.
+    Several clients share the instruments; their environment and region distinguish them. A forked
+    child records no delays until it calls this itself.
 
     Args:
-        client: What to measure. Evaluations are those of a client that counts.
-        meter_provider: Whose meter to use; OpenTelemetry's own by default, which may be set later.
+        client: The client to measure. Only a client that counts evaluations reports their number.
+        meter_provider: The provider of the meter; by default OpenTelemetry's own, even if it is
+            set later.
     """
     with _lock:
-        made = (
+        instruments = (
             _global_instruments
             if meter_provider is None
             else _instruments_by_provider.get(meter_provider)
         )
-        if made is None:
+        if instruments is None:
             provider = meter_provider or metrics.get_meter_provider()
-            made = _Instruments(provider.get_meter("flagkit", __version__))
-            _store_instruments(made, meter_provider)
-        made.add(client)
+            instruments = _Instruments(provider.get_meter("flagkit", __version__))
+            _store_instruments(instruments, meter_provider)
+        instruments.add(client)
 
 
 class _Instruments:
@@ -99,15 +100,15 @@ class _Instruments:
     def _on_publish(
         self, known: weakref.ref[Client], snapshot: Snapshot, changes: Sequence[Change] | None
     ) -> None:
-        # A lock of the SDK's, held at the fork, would stop a child's refresh thread for ever.
+        # The child of a fork may inherit a locked lock of the SDK, which would block its thread.
         client = known() if os.getpid() == self._pid else None
-        # Before it was current for the first time, the delay would be that of the start.
+        # Until the client is current for the first time, the delay would be that of its start.
         if client is None or client.staleness == math.inf:
             return
         now = time.time()
         own = _build_attributes(snapshot.tip.environment, snapshot.region)
         for change in changes or ():
-            # Two clocks: this one may be behind.
+            # This clock may be slower than the server's.
             self._propagation.record(max(now - change.tip.time.timestamp(), 0.0), own)
 
 

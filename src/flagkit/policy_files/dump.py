@@ -28,12 +28,12 @@ from flagkit._core.model.values import Value
 from flagkit.policy_files.reader import FlagPolicy, SegmentPolicy
 
 _WIDTH = 2**31
-"""Lines are as long as what is on them: YAML does not read a name that is folded."""
+"""Lines are never folded: YAML cannot read a folded name."""
 _PLAIN = re.compile(r"[A-Za-z_$][A-Za-z0-9_$@./+-]*( [A-Za-z0-9_$@./+-]+)*")
 _WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
-"""What some YAML reader takes for something other than text, in lower case."""
+"""The words, in lower case, that some YAML readers do not read as text."""
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
-"""What JSON may hold as it is, but YAML may not, or changes."""
+"""The characters that JSON may have unescaped, but that YAML forbids or changes."""
 
 
 def dump_yaml(policies: Iterable[FlagPolicy], segments: Iterable[SegmentPolicy] = ()) -> str:
@@ -69,21 +69,21 @@ def _build_lists(
 
 
 def _to_written_segment(policy: SegmentPolicy) -> dict[str, Any]:
-    """Return the canonical document with the keys themselves, sorted, and what a writer heeds."""
+    """Return the canonical document with plain keys, sorted, and the fields that writers read."""
     document = canonicalize_segment(policy.segment)
     for side, keys in get_key_lists(policy.document).items():
         document.pop(side, None)
         if keys:
             document[side] = sorted({str(key) for key in keys})
-    kept = {name: policy.document[name] for name in ("environment",) if name in policy.document}
-    return {"key": policy.segment.key} | kept | document
+    extra = {name: policy.document[name] for name in ("environment",) if name in policy.document}
+    return {"key": policy.segment.key} | extra | document
 
 
 def _to_written_flag(policy: FlagPolicy) -> dict[str, Any]:
-    """Return the canonical document, with what it leaves out and a writer heeds."""
-    kept = {name: policy.document[name] for name in ("environment", "state")
+    """Return the canonical document, with the fields that it lacks and writers read."""
+    extra = {name: policy.document[name] for name in ("environment", "state")
             if name in policy.document}  # fmt: skip
-    return {"key": policy.flag.key} | kept | canonicalize_flag(policy.flag)
+    return {"key": policy.flag.key} | extra | canonicalize_flag(policy.flag)
 
 
 class _Representer(RoundTripRepresenter):
@@ -108,7 +108,7 @@ _Representer.add_representer(float, _represent_float)  # pyright: ignore[reportU
 
 
 def _style_value(value: Value) -> Any:
-    """Return a value with the styles that it is to be written in."""
+    """Return a value with its YAML styles."""
     match value:
         case str():
             plain = _PLAIN.fullmatch(value) and value.lower() not in _WORDS
@@ -130,7 +130,7 @@ def _apply_flow_style(node: Any, value: Value) -> Any:
 
 
 def _is_flat(value: Value, within: int = 2) -> bool:
-    """Tell whether a value is simple enough for one line: scalars, and lists of them."""
+    """Return True if a value is simple enough for one line: scalars, and lists of them."""
     match value:
         case dict():
             return within == 2 and all(_is_flat(item, 1) for item in value.values())  # noqa: PLR2004 - outermost

@@ -45,10 +45,9 @@ class PolicyFile:
     """The flags and segments of a policy file, in its order, each of them valid by itself.
 
     Args:
-        path: Where the file is, or - for standard input; errors name it as given.
-        environment: What the documents' own `environment` must be, where they have one.
-        faults: Where what is wrong with documents, the first fault of each, is put instead of
-            raised.
+        path: The path of the file, or - for standard input; errors name it as given.
+        environment: The required value of the documents' own `environment`, if they have one.
+        faults: A list for the first fault of each document. Without it, faults are raised.
 
     Raises:
         ConfigurationError: the file cannot be read.
@@ -73,7 +72,7 @@ class PolicyFile:
         reading = YamlReader(self._name)
         content = self._read_bytes()
         if self.path.suffix == ".json":
-            # YAML takes what JSON has no word for, such as NaN, for text.
+            # The YAML reader would accept words that are no JSON, such as NaN, as text.
             parse_json(content, self._name)
         for member in _iter_members(self._name, content, reading):
             try:
@@ -83,7 +82,7 @@ class PolicyFile:
                     raise
                 faults.append(error)
         self.ambiguities: list[InvalidDocumentError] = reading.ambiguities
-        """What is valid here, and something else to readers of YAML 1.1."""
+        """Values that are valid here, but that YAML 1.1 readers understand differently."""
 
     def _read_bytes(self) -> bytes:
         try:
@@ -134,7 +133,7 @@ class PolicyFile:
 
 
 class _Member(NamedTuple):
-    """A member of one of the lists: where it is written, and what it holds."""
+    """A member of one of the lists: its place in the file, and its contents."""
 
     field: str
     place: int
@@ -143,7 +142,7 @@ class _Member(NamedTuple):
 
     @property
     def subject(self) -> str:
-        """What an error calls it: by its key, where it has one."""
+        """The name of the document in errors: its key, if it has one."""
         document: Any = self.document
         if isinstance(document, dict) and "key" in document:
             return f"{LISTS[self.field]} {document['key']!r}"
@@ -203,7 +202,7 @@ def _add_location(
 
 
 def _hide_sensitive(error: InvalidDocumentError, root: Node) -> InvalidDocumentError:
-    """Return the fault of a file without what it says of values that are sensitive."""
+    """Return the fault of a file without the sensitive values that it quotes."""
     found = re.fullmatch(r"(flags(\[\d+\])\.)(variants\..*)", error.path, re.DOTALL)
     if found is None:
         return error
@@ -213,7 +212,7 @@ def _hide_sensitive(error: InvalidDocumentError, root: Node) -> InvalidDocumentE
     node = fields.get("sensitive")
     named: object = None
     if node is not None:
-        # What is no list of names may mean any.
+        # If `sensitive` is no list of names, any variant may be sensitive.
         is_list = node.id == "sequence"
         named = [item.value for _, _, item in iter_children(node)] if is_list else True
     inner = InvalidDocumentError(found[3], error.problem, error.remedy)
@@ -240,15 +239,15 @@ class _EmptyEnvironment:
 
 
 def iter_faults(files: Sequence[PolicyFile], *, partial: bool) -> Iterator[InvalidDocumentError]:
-    """Yield what is wrong with valid files together.
+    """Yield the faults of files whose documents are valid by themselves.
 
-    A flag or segment that stands in two files is a fault. So are a prerequisite or a segment that
-    is in none of them, a variant that a prerequisite does not have, and a cycle. Of the last two
-    kinds, only the first fault is told.
+    A flag or segment that is in two files is a fault. So are a prerequisite or a segment that is
+    in none of them, a variant that a prerequisite does not have, and a cycle. Only the first fault
+    of the last two kinds is reported.
 
     Args:
         files: Files whose documents are valid by themselves.
-        partial: Whether flags and segments that are in none of the files may exist elsewhere.
+        partial: True if flags and segments that are in none of the files may exist elsewhere.
     """
     flags: dict[PolicyId, Flag] = {}
     segments: set[str] = set()

@@ -82,7 +82,7 @@ def compose(path: str, written: bytes) -> Node:
         problem = ", ".join(filter(None, (fault.context, fault.problem)))
         if r"'\t'" in problem:
             problem = "a tab stands where YAML takes spaces alone: indent with spaces"
-        # Neither names nor the lines themselves: what is no YAML may be a secret.
+        # The message quotes neither names nor lines: text that is no YAML may be a secret.
         raise _build_syntax_error(where, re.sub(r"'[^'<]{2,}'", "a name", problem)) from None
     except YAMLError as error:
         raise _build_syntax_error(path, str(error).partition("\n")[0]) from error
@@ -112,9 +112,9 @@ def _check_version(path: str, text: str) -> None:
 
 
 class YamlReader:
-    """The step from nodes to values; refuses what has two meanings.
+    """Converts nodes to values, and rejects ambiguous ones.
 
-    What has another meaning to readers of YAML 1.1 is put into `ambiguities`.
+    `ambiguities` has the values that YAML 1.1 readers understand differently.
     """
 
     def __init__(self, path: str) -> None:
@@ -124,7 +124,7 @@ class YamlReader:
         self._constructor: Any = YAML(typ="safe", pure=True).constructor
 
     def read_value(self, node: Node, path: str = "") -> Any:
-        """Return what a node says, in plain types."""
+        """Return the value of a node, in plain types."""
         if id(node) in self._seen:
             raise self._build_error(
                 node, path, "is an alias", "Write it out: each flag says it all"
@@ -215,7 +215,7 @@ def _is_tagged(node: Node) -> bool:
 
 
 def shorten(text: str) -> str:
-    """Return a text as it may stand in a message: not all of it, if it is long."""
+    """Return a text for a message, truncated if it is long."""
     return escape_for_display(text if len(text) <= _QUOTED_MAX else f"{text[:_QUOTED_MAX]}...")
 
 
@@ -224,7 +224,7 @@ def _quote(text: str) -> str:
 
 
 def get_line(node: Node, path: str = "") -> int:
-    """Return the line, from 1, of what stands at a path below a node, or as near as there is."""
+    """Return the line, from 1, of the value at a path below a node, or of the nearest parent."""
     mark = node
     while path:
         reached = [
@@ -241,7 +241,7 @@ def get_line(node: Node, path: str = "") -> int:
 
 
 def iter_children(node: Node) -> Iterator[tuple[str, Node, Node]]:
-    """Yield how a path names each child of a node, the node where it begins, and itself."""
+    """Yield each child of a node: its label in a path, the node where it begins, and itself."""
     if node.id == "mapping":
         for key, child in node.value:
             yield escape_for_display(str(key.value)), key, child

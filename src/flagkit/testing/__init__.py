@@ -1,8 +1,8 @@
 """Clients without a database, for the tests of services and of flagkit.
 
 `client_from` is all that most tests need. `MemoryHistory` is a whole history in memory; its sources
-pass the same contract tests as those of MongoDB. `ManualClock` is a clock that moves only when
-told.
+pass the same contract tests as those of MongoDB. `ManualClock` is a clock that moves only by its
+methods.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from flagkit._core.model.changes import (
     build_next_change,
 )
 from flagkit._core.model.keys import check_region
-from flagkit._core.snapshot import Snapshot, build_snapshot, list_kept_regions, list_regions
+from flagkit._core.snapshot import Snapshot, build_snapshot, list_regions, list_snapshot_regions
 from flagkit._core.source import Heartbeat, Route
 from flagkit.client.client import Client
 from flagkit.client.sources import build_initial_segment, build_initial_state, build_policy_snapshot
@@ -44,7 +44,7 @@ ENVIRONMENT = "test"
 
 
 class ManualClock:
-    """A clock that moves when told to. Calling it gives the time, an aware datetime."""
+    """A clock that moves only by its methods. Calling it gives the time, an aware datetime."""
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
         self._now = _to_utc(instance(start, datetime, "start", "pass a datetime"))
@@ -83,9 +83,9 @@ def client_from(
     Args:
         flags: Policy documents, in the shape of the YAML form.
         segments: Documents of segments, with their keys.
-        now: The time of evaluations: a moment, or what gives it, in UTC where it has no zone. The
-            system's time by default.
-        region: Whose overrides to apply.
+        now: The time of evaluations, or a clock that returns it, in UTC if it has no zone. By
+            default it is the system's time.
+        region: The region whose overrides to apply.
 
     Raises:
         InvalidDocumentError: a document is not valid.
@@ -124,11 +124,11 @@ class MemoryHistory:
 
     @property
     def tip(self) -> Tip:
-        """Where the history stands."""
+        """The tip of the history."""
         return self.get_tip(len(self.changes))
 
     def get_tip(self, revision: int) -> Tip:
-        """Return where it stood at a revision.
+        """Return the tip of the history at a revision.
 
         Raises:
             InvalidArgumentError: there is no such revision.
@@ -166,7 +166,7 @@ class MemoryHistory:
                 version = before.version + 1 if before else 1
                 after[state.id] = PolicyState(state.key, state.region, version, state.packed)
             edits = [PolicyChange(held.get(policy), state) for policy, state in after.items()]
-            parts = {name: part for _, made in hashed for name, part in made.items()}
+            parts = {name: part for _, new_parts in hashed for name, part in new_parts.items()}
             change = build_next_change(self.tip, uuid.uuid4().hex, self._now(), edits, parts)
             self.changes.append(change)
         for wake in self._listeners:
@@ -196,7 +196,7 @@ class MemoryHistory:
         return MemorySource(self, check_region(region))
 
     def on_commit(self, wake: Callable[[], object]) -> Callable[[], None]:
-        """Have `wake` called after each commit, until what this returns is called."""
+        """Call `wake` after each commit, until the returned function is called."""
         if not callable(wake):
             raise InvalidArgumentError(
                 f"wake is of the type {type(wake).__name__}: pass a function without parameters"
@@ -219,12 +219,12 @@ class MemorySource:
         """Read everything, at one revision."""
         self._check_fault()
         tip = self._history.tip
-        kept = list_kept_regions(self._region)
+        regions = list_snapshot_regions(self._region)
         states = self._history.get_states(tip).values()
         return build_snapshot(
             tip,
             self._region,
-            [state for state in states if state.region in kept],
+            [state for state in states if state.region in regions],
             self._history.get_parts(tip),
         )
 
@@ -239,7 +239,7 @@ class MemorySource:
         )
 
     async def read_head(self) -> Tip:
-        """Return where the history stands."""
+        """Return the tip of the history."""
         self._check_fault()
         return self._history.tip
 

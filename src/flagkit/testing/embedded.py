@@ -64,7 +64,7 @@ _ELECTION = {"electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 200}
 
 
 class EmbeddedMember(NamedTuple):
-    """One mongod: where it listens on 127.0.0.1, and its process id."""
+    """One mongod: its port on 127.0.0.1, and its process id."""
 
     port: int
     pid: int
@@ -73,19 +73,19 @@ class EmbeddedMember(NamedTuple):
 class EmbeddedMongo:
     """A running MongoDB replica set, shared by all that enter with the same `path`.
 
-    Each instance is one user, good for one `with`; processes, threads and nested blocks may have
-    as many as they like. The server ends when the last user leaves or dies, by kill -9 too; leaving
-    as the last one waits for that end. A forked child is no user: it may go on using the server
-    while its parent stays, and enters with the same path to stay longer.
+    Each instance is one user, for one `with`; processes, threads and nested blocks may have any
+    number. The server ends when the last user leaves or dies, by kill -9 too. If the last user
+    leaves, it waits for that end. A forked child is no user: it may use the server while its
+    parent stays, and enters with the same path to stay longer.
 
     Without `path` the data directory is a new temporary one, removed with the server; others join
-    by `EmbeddedMongo(path=server.path)`. With a path, data is kept, also over kill -9, and the
-    ports are new at each start. A member that dies is not started again; when all are dead, the
-    next to enter starts them anew. Once entered it has `uri`, the connection string of the set;
-    `path`, absolute; and `members`, 1 or 3 of them, as they were on entering.
+    by `EmbeddedMongo(path=server.path)`. With a path, data persists, also over kill -9, and the
+    ports are new at each start. A member that dies is not restarted. If all are dead, the next
+    user restarts them. Once entered, it has `uri`, the connection string of the set; `path`,
+    absolute; and `members`, 1 or 3 of them, as they were on entering.
 
     Entering takes at most about 30 s, and raises `EmbeddedMongoError` if no mongod is found, if it
-    does not start, or if the directory was made for another number of members.
+    does not start, or if the directory is for another number of members.
     """
 
     path: Path
@@ -132,10 +132,10 @@ class EmbeddedMongo:
             last = share.take(fcntl.LOCK_EX) or not share.take(fcntl.LOCK_SH)
             share.close()
             if alone and last and server.take(fcntl.LOCK_EX, deadline) and start.is_current():
-                _remove_throwaway(path)  # where the supervisor was killed, or never came
+                _remove_throwaway(path)  # if the supervisor was killed, or never started
 
     def _join(self, deadline: float) -> bool:
-        """Become a user of the server, found or started; False if its directory just went away."""
+        """Become a user of the server, and start it if need be. False if its directory is gone."""
         self.path.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             try:
@@ -150,10 +150,10 @@ class EmbeddedMongo:
             stack.pop_all()
             self._user_lock = share
             with start:
-                made = _read_json(self.path / "layout.json") or self._layout
-                if (there := made["members"]) != (here := self._layout["members"]):
+                layout = _read_json(self.path / "layout.json") or self._layout
+                if (there := layout["members"]) != (here := self._layout["members"]):
                     raise EmbeddedMongoError(f"{self.path} is for members={there}, not {here}")
-                _write_json(self.path / "layout.json", made)
+                _write_json(self.path / "layout.json", layout)
                 self.members = _running_members(self.path, deadline)
         hosts = ",".join(f"127.0.0.1:{member.port}" for member in self.members)
         self.uri = f"mongodb://{hosts}/?replicaSet=rs0"
@@ -198,7 +198,7 @@ def _running_members(path: Path, deadline: float) -> tuple[EmbeddedMember, ...]:
             if server.take(fcntl.LOCK_EX):  # no supervisor
                 state.unlink(missing_ok=True)
                 _start_supervisor(path, server, deadline)
-        # Not there: the supervisor is still starting, but its starter was killed.
+        # If it is missing, the supervisor is still starting, but its starter was killed.
         return state.exists()
 
     if not _wait(is_ready, deadline):
@@ -207,8 +207,8 @@ def _running_members(path: Path, deadline: float) -> tuple[EmbeddedMember, ...]:
 
 
 def _start_supervisor(path: Path, server: _Lock, deadline: float) -> None:
-    """Start the process that will own the mongods, hand `server` over to it, wait until ready."""
-    # Not the lock itself: where gevent forks, the child runs the hook that closes locks.
+    """Start the process that will own the mongods, pass `server` to it, and wait until ready."""
+    # It passes a duplicate of the lock: if gevent forks, the child runs the hook that closes locks.
     handed = os.dup(server.fileno())
     try:
         process = _spawn_supervisor(path, handed, deadline)
@@ -332,8 +332,8 @@ def _die_with_parent(parent: int) -> None:
 def _launch(binary: Path, folders: list[Path], mongods: list[_Mongod], deadline: float) -> bool:
     """Start the members on free ports, into `mongods`, and wait until they listen.
 
-    False if a port was taken in between, or a mongod of a killed supervisor is not quite gone;
-    judged by the log, as a connection would reach also the one that took the port.
+    Return False if a port was taken in between, or a mongod of a killed supervisor still runs. The
+    log decides, as a connection would also reach the process that took the port.
     """
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in folders]  # at once, so all differ
     ports: list[int] = [each.getsockname()[1] for each in sockets]
@@ -394,10 +394,10 @@ def _stop(mongods: Sequence[_Mongod], signal_number: signal.Signals) -> None:
 
 
 def _remove_throwaway(path: Path) -> None:
-    made = _read_json(path / "layout.json")
-    if made and made["throwaway"]:
+    layout = _read_json(path / "layout.json")
+    if layout and layout["throwaway"]:
         gone = path.with_name(f"{path.name}.gone")
-        path.rename(gone)  # at once, so that nobody enters what is half removed
+        path.rename(gone)  # at once, so that nobody enters a directory that is half removed
         shutil.rmtree(gone, ignore_errors=True)
 
 

@@ -21,7 +21,7 @@ from flagkit._core.model.changes import (
     build_genesis_tip,
     build_next_change,
 )
-from flagkit._core.snapshot import Snapshot, build_snapshot, list_kept_regions
+from flagkit._core.snapshot import Snapshot, build_snapshot, list_snapshot_regions
 from flagkit.client.sources import build_initial_segment, build_initial_state
 from flagkit.testing import ENVIRONMENT
 
@@ -114,7 +114,7 @@ class LogEntry(Struct):
 
     def snapshot(self, region: str) -> Snapshot:
         """Build what the environment is, as a region sees it."""
-        kept = list_kept_regions(region)
+        kept = list_snapshot_regions(region)
         states = self.branch.states[self.revision].values()
         return build_snapshot(
             self.tip, region, [state for state in states if state.region in kept], PARTS

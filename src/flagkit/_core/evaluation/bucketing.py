@@ -26,7 +26,7 @@ def compute_bucket(hash_seed: int, key: str) -> int:
     """Map `key` to a bucket, an integer in [0, BUCKETS). Never raises.
 
     Each rollout has its own seed, so rollouts are independent of each other. Lone surrogates, which
-    UTF-8 has not, hash as the three bytes that UTF-8 would give them.
+    UTF-8 cannot encode, hash as the three bytes that UTF-8 would give them.
 
     Source: XXH3-64 (https://xxhash.com); multiply-shift reduction after Lemire, "Fast random
     integer generation in an interval", 2019, section 4.
@@ -42,6 +42,6 @@ def hash_key(hash_seed: int, key: str) -> int:
 def compute_threshold(end: int) -> int:
     """Return the least hash whose bucket is `end` or more, for `end` in [0, BUCKETS].
 
-    `hash_of(...) < threshold(end)` says the same as `bucket(...) < end`, without the reduction.
+    `hash < compute_threshold(end)` is equivalent to `bucket < end`, without the reduction.
     """
     return -(-end * HASHES // BUCKETS)

@@ -48,7 +48,7 @@ CALLS_MAX = 64
 
 
 class PrerequisiteChain(Struct, frozen=True, eq=False):
-    """A flag without its prerequisites, the steps that these are, and what it answers without."""
+    """A flag with a long chain of prerequisites: its own answer, and the prerequisites as steps."""
 
     answer: Outcome | EvaluationFn
     off: Outcome
@@ -63,8 +63,8 @@ class PrerequisiteChain(Struct, frozen=True, eq=False):
     ) -> Outcome:
         """Return the outcome for a context, and add it to the outcomes that are known for it.
 
-        Who asks many flags for one context passes the same `outcomes` each time. Each step of a
-        chain is then taken once, and not once for each flag that depends on it.
+        A caller that evaluates many flags for one context passes the same `outcomes` each time.
+        Each step of a chain then runs once, instead of once for each flag that depends on it.
         """
         attributes = get_attributes(context)
         waiting = [] if self in outcomes else [(self, 0)]
@@ -86,21 +86,21 @@ class PrerequisiteChain(Struct, frozen=True, eq=False):
 
 
 SHARED_BODIES_MAX: Final = 4_096
-"""For so many bodies is kept what flags share."""
+"""The cache holds the shared part of flags for at most so many bodies."""
 SHARED_BODY_BYTES_MAX: Final = 256
-"""A longer body, such as one of some rules, is seldom that of another flag: nothing is kept."""
+"""Flags seldom share a longer body, such as one with several rules, so it is not cached."""
 
 _NO_KEY: Final = ""
-"""The key of no flag. As a salt it stands for the key of the flag that a body is compiled for."""
+"""The key of no flag. As a salt it is replaced by the key of the flag that uses the body."""
 
 
 class SharedBody:
-    """What flags of one body share that rest on no others: all but their keys and versions.
+    """The shared part of flags with one body and no dependencies: all but keys and versions.
 
     Attributes:
         flag: The flag of the body under no key, without its conditions as they were written.
-        constant: Their outcome, where that is always the same.
-        is_time_dependent: Whether their answers can change by time alone.
+        constant: Their outcome, if that is always the same.
+        is_time_dependent: True if their answers can change by time alone.
     """
 
     __slots__ = (
@@ -140,7 +140,7 @@ class SharedBody:
         return cast("EvaluationFn", code.build_function(key, now))
 
     def build_boolean_fn(self, key: str, now: Clock) -> BooleanFn:
-        """Return the switch of the flag of a key; the flag is not constant."""
+        """Return the boolean function of the flag with a key; the flag is not constant."""
         if self.flag.type != "boolean":
             return return_default
         code = self._boolean_code
@@ -149,7 +149,7 @@ class SharedBody:
         return cast("BooleanFn", code.build_function(key, now))
 
     def build_silent_fn(self, key: str, now: Clock) -> BooleanFn:
-        """Return the silent switch of the flag of a key; the flag is boolean and not constant."""
+        """Return the silent boolean function of the flag with a key, which is not constant."""
         code = self._silent_code
         if code is None:
             code = self._silent_code = generate_boolean_code(self.flag)
@@ -168,9 +168,9 @@ def _without_written_conditions(flag: Flag) -> Flag:
 
 
 def find_shared_body(body: bytes) -> SharedBody | None:
-    """Return what flags of a body share, None where it is none.
+    """Return the shared part of the flags with a body, None if the body is not valid.
 
-    None, too, for flags that rest on others, or have secrets, which are of one flag each.
+    Flags that depend on others, or that have secrets, share nothing: the result is None, too.
     """
     return (
         _build_shared_body(body)
@@ -193,14 +193,14 @@ _build_shared_body_cached = functools.lru_cache(SHARED_BODIES_MAX)(_build_shared
 
 
 class CompiledFlag:
-    """A flag ready to be asked: in this form, one that always answers the same.
+    """A flag that is ready for evaluation. This class is a flag that always answers the same.
 
     Attributes:
-        version: The flag's.
-        constant: Its outcome, where that is always the same.
-        prerequisites: The flags that it rests on.
-        calls: How many evaluators an evaluation runs at most, prerequisites included.
-        is_time_dependent: Whether its answers can change by time alone.
+        version: The flag's version.
+        constant: Its outcome, if that is always the same.
+        prerequisites: The flags that it depends on.
+        calls: The most evaluator functions that one evaluation runs, prerequisites included.
+        is_time_dependent: True if its answers can change by time alone.
     """
 
     __slots__ = (
@@ -224,7 +224,7 @@ class CompiledFlag:
 
     @property
     def evaluation_fn(self) -> Outcome | EvaluationFn:
-        """What `compile_flag` returns."""
+        """The result of `compile_flag`."""
         found = self._evaluation_fn
         if found is None:
             found = self._evaluation_fn = self._build_evaluation_fn()
@@ -232,14 +232,14 @@ class CompiledFlag:
 
     @property
     def boolean_fn(self) -> bool | BooleanFn:
-        """What `compile_boolean_fn` returns."""
+        """The result of `compile_boolean_fn`."""
         found = self._boolean_fn
         if found is None:
             found = self._boolean_fn = self._build_boolean_fn()
         return found
 
     def build_silent_fn(self) -> bool | BooleanFn:
-        """Return the switch that raises nothing where there is nothing to hash."""
+        """Return the boolean function that does not raise MissingKeyError."""
         return self.boolean_fn
 
     def find_next_change(self, context: ContextLike, moment: float) -> float:
@@ -271,7 +271,7 @@ class CompiledFlag:
 
 
 class _IndependentFlag(CompiledFlag):
-    """A flag that rests on no others: what it shares, under its key."""
+    """A flag that depends on no others: the shared part of its body, under its key."""
 
     __slots__ = ("_key", "_now", "_shared")
 
@@ -293,7 +293,7 @@ class _IndependentFlag(CompiledFlag):
         return self._shared.build_boolean_fn(self._key, self._now)
 
     def build_silent_fn(self) -> bool | BooleanFn:
-        """Return the switch that raises nothing where there is nothing to hash."""
+        """Return the boolean function that does not raise MissingKeyError."""
         if self._shared.flag.type != "boolean":
             return return_default
         return self._shared.build_silent_fn(self._key, self._now)
@@ -303,7 +303,7 @@ class _IndependentFlag(CompiledFlag):
 
 
 class _DependentFlag(CompiledFlag):
-    """A flag that rests on prerequisites or segments, with their meanings, or that has secrets."""
+    """A flag that depends on prerequisites or segments, bound to them, or that has secrets."""
 
     __slots__ = ("_flag", "_now", "prerequisites")
 
@@ -318,7 +318,7 @@ class _DependentFlag(CompiledFlag):
         self._flag = flag = _without_written_conditions(flag)
         self._now = now
         if self.calls > CALLS_MAX:
-            # Not on demand, which would nest as deep as a chain is long.
+            # Compiling on demand would recurse as deep as the chain is long.
             self._evaluation_fn = _build_chain(flag, prerequisites, now)
 
     def _build_evaluation_fn(self) -> Outcome | EvaluationFn:
@@ -328,7 +328,7 @@ class _DependentFlag(CompiledFlag):
         return self._compile_boolean_fn(raises=True)
 
     def build_silent_fn(self) -> bool | BooleanFn:
-        """Return the switch that raises nothing where there is nothing to hash."""
+        """Return the boolean function that does not raise MissingKeyError."""
         return self._compile_boolean_fn(raises=False)
 
     def _compile_boolean_fn(self, *, raises: bool) -> bool | BooleanFn:
@@ -362,13 +362,13 @@ class CallableFlag(CompiledFlag):
 def build_independent_flag(
     version: int, shared: SharedBody, key: str, now: Clock = time.time
 ) -> CompiledFlag:
-    """Return a flag that rests on no others, compiled.
+    """Return a flag that depends on no others, compiled.
 
     Args:
-        version: The flag's.
-        shared: What it shares with others of its body.
+        version: The flag's version.
+        shared: The part that it shares with other flags of its body.
         key: Its key.
-        now: The clock of its windows.
+        now: The clock for its windows.
     """
     return shared.compiled(version, key, now)
 
@@ -379,10 +379,10 @@ def build_compiled_flag(
     """Return a flag compiled.
 
     Args:
-        flag: A checked flag, with the meanings of its segments.
-        version: The flag's.
+        flag: A checked flag, bound to its segments.
+        version: The flag's version.
         prerequisites: Its prerequisites, compiled, in their order.
-        now: The clock of its windows.
+        now: The clock for its windows.
     """
     constant = find_constant(flag, [found.constant for found in prerequisites])
     if constant is not None:
@@ -409,10 +409,10 @@ def _build_chain(
 def _wrap_as_boolean_fn(evaluator: Outcome | EvaluationFn) -> BooleanFn:
     assert not isinstance(evaluator, Outcome), "only flags that are not constant have one"
 
-    def switch(context: ContextLike, default: bool) -> bool:  # noqa: FBT001 - a switch
+    def boolean_fn(context: ContextLike, default: bool) -> bool:  # noqa: FBT001 - a boolean function
         value = evaluator(context).value
         if isinstance(value, SecretValue):
             value = value.value
         return value if value is True or value is False else default
 
-    return switch
+    return boolean_fn

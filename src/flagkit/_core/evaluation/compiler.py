@@ -9,8 +9,8 @@ a mark for each constant, and `code.replace` puts the constants into a copy of t
 `_Walk` and `_Source` visit the structure in the same order: the n-th constant replaces the n-th
 mark. Constants cost nothing at a call this way; as defaults of parameters each costs 3.5 ns.
 
-Flags of one policy have one code object. What differs between them, such as the key, is the default
-of a parameter that no caller passes.
+Flags of one policy have one code object. Their differences, such as the key, are defaults of
+parameters that no caller passes.
 
 An attribute is fetched once. The code compares plain strings, numbers, booleans and missing
 attributes itself. It passes any other value to `matching`.
@@ -64,10 +64,10 @@ from flagkit.errors import InvalidContextError
 
 EvaluationFn: TypeAlias = Callable[[ContextLike], Outcome]
 BooleanFn: TypeAlias = Callable[[ContextLike, bool], bool]
-"""Answers for a context with a boolean, which is the caller's default where a flag leaves it so.
+"""Returns the boolean for a context and the caller's default.
 
-A telling switch raises MissingKeyError where there is no key to hash, so that this can be logged.
-A silent one, which takes its place afterwards, answers the default.
+A boolean function first raises MissingKeyError if there is no key to hash, so that the client logs
+it. A silent one, which replaces it afterwards, returns the default.
 """
 Shape: TypeAlias = tuple[Any, ...]
 
@@ -93,7 +93,7 @@ def build_hash_error(
 def get_outcome_without_key(
     value: object, path: str | tuple[str, ...], missing: Outcome
 ) -> Outcome:
-    """Return what an evaluator answers where it cannot hash an attribute."""
+    """Return the outcome of an evaluator function that cannot hash an attribute."""
     error = build_hash_error(value, path)
     if isinstance(error, MissingKeyError):
         return missing
@@ -103,12 +103,12 @@ def get_outcome_without_key(
 def get_default_without_key(
     value: object,
     path: str | tuple[str, ...],
-    default: bool,  # noqa: FBT001 - a switch's
+    default: bool,  # noqa: FBT001 - a boolean function's
 ) -> bool:
-    """Return what a silent switch answers where there is nothing to hash.
+    """Return the answer of a silent boolean function that has nothing to hash.
 
     Raises:
-        InvalidContextError: there is something, which no rollout can hash.
+        InvalidContextError: the attribute has a type that no rollout can hash.
     """
     error = build_hash_error(value, path)
     if isinstance(error, MissingKeyError):
@@ -139,7 +139,7 @@ _BY_KIND: Final = {
     "text": f"({{a}} {{op}} {{c}} if {{k}} is str else {_SLOWLY})",
     "number": f"({{a}} {{op}} {{c}} if {{k}} is int or {{k}} is float else {_SLOWLY})",
     "key": f"({{a}} {{op}} {{c}} if {{k}} is str or {{k}} is int else {_SLOWLY})",
-    # Where the other boolean is ruled out, what has the class of one is a proxy.
+    # The code has ruled out the other boolean: a value of class bool is then a proxy.
     "true": f"({{a}} is True or {{a}} is not False and {_SLOWLY_BUT.replace('KIND', 'bool')})",
     "false": f"({{a}} is False or {{a}} is not True and {_SLOWLY_BUT.replace('KIND', 'bool')})",
     "null": f"({{a}} is None or {_SLOWLY_BUT.replace('KIND', 'NONE')})",
@@ -195,7 +195,7 @@ _templates_lock = threading.Lock()
 
 
 def _renew_lock() -> None:
-    """Replace the lock in a forked child: a thread that is not there any more may have held it."""
+    """Replace the lock in a forked child: a thread of the parent may have held it."""
     global _templates_lock  # noqa: PLW0603 - renewed where it is
     _templates_lock = threading.Lock()
 
@@ -276,7 +276,7 @@ class _Source:
         return f"{start} <= moment < {end} and {recurs}"
 
     def take_marks(self, count: int) -> list[str]:
-        """Return the marks of the next constants, as they stand in the source."""
+        """Return the marks of the next constants, as the source has them."""
         taken: list[str] = []
         for _ in range(count):
             mark = f"constant {len(self.places)}"
@@ -370,18 +370,18 @@ class _Source:
         return f"return {kind}_without_key({value}, {path}, {missing})"
 
     def build_hashed_value(self, by: int, missing: str) -> tuple[list[str], str, str, str]:
-        """Return code for what is hashed: its fetching, name, test for plain strings, and path."""
+        """Return code for the hashed attribute: how to fetch it, name, test for str, and path."""
         path = repr(_format_name_mark(by)) if by >= 0 else self.take_marks(1)[0]
         if by in self.fetched_attributes:
             return [], f"a{by}", f"k{by} is str and a{by}", path
         if by < 0:
             body = [f"value = attribute(context, {path})"]
         else:
-            telling = f"raise unfit(None, {path})"
-            # Some 20 ns less than `get`, where there is a key.
+            raising = f"raise unfit(None, {path})"
+            # This is about 20 ns faster than `get` if the attribute is present.
             body = [
                 f"try: value = context[{path}]",
-                f"except KeyError: {telling if self.answers == 'telling' else f'return {missing}'}",
+                f"except KeyError: {raising if self.answers == 'telling' else f'return {missing}'}",
             ]
         return body, "value", "value.__class__ is str and value", path
 
@@ -412,12 +412,12 @@ _PYTHON: Final = {"$eq": "==", "$ne": "!=", "$gt": ">", "$gte": ">=", "$lt": "<"
 def find_constant(
     flag: Flag, prerequisites: Sequence[Outcome | EvaluationFn | None] = ()
 ) -> Outcome | None:
-    """Return what a flag answers to everyone at any time, None if that is not always the same.
+    """Return the answer of a flag to everyone at any time, None if answers differ.
 
     Args:
         flag: A checked flag.
-        prerequisites: What its prerequisites always answer, in their order; anything that is no
-            outcome where that is not always the same.
+        prerequisites: The constant outcomes of its prerequisites, in their order. For one whose
+            answers differ, pass anything that is not an Outcome.
     """
     if flag.state != "active":
         return build_off_outcome(flag)
@@ -439,13 +439,13 @@ def compile_flag(
 
     Args:
         flag: A checked flag.
-        prerequisites: What the flag's prerequisites compiled to, in their order; nothing where the
-            caller looks to them.
-        now: What the evaluator asks for the time, if the flag has windows.
+        prerequisites: The compiled prerequisites of the flag, in their order; empty if the caller
+            checks them.
+        now: The clock that the evaluator function reads if the flag has windows.
 
     Returns:
-        An Outcome, or a function of a context that returns one. The function raises only what a
-        context of a wrong type or one that misbehaves raises.
+        An Outcome, or a function of a context that returns one. The function raises only if the
+        context has a wrong type or misbehaves.
     """
     constant = find_constant(flag, prerequisites)
     if constant is not None:
@@ -465,12 +465,12 @@ def compile_boolean_fn(
     *,
     raises: bool = False,
 ) -> bool | BooleanFn:
-    """Compile a flag as `compile_flag` does, into nothing but what callers with a boolean are told.
+    """Compile a flag as `compile_flag` does, into a function that returns only the boolean.
 
     Returns:
         True or False, if that is always the same, or a function of a context and the caller's
-        default. It raises what an evaluator raises; InvalidContextError where an attribute cannot
-        be hashed; and, if it tells, MissingKeyError where there is nothing to hash.
+        default. It raises the same errors as an evaluator function, and InvalidContextError if an
+        attribute cannot be hashed. With `raises`, a missing key raises MissingKeyError.
     """
     if flag.type != "boolean":
         return return_default
@@ -484,26 +484,26 @@ def compile_boolean_fn(
 def generate_boolean_code(
     flag: Flag, prerequisites: Sequence[Outcome | EvaluationFn] = (), *, raises: bool = False
 ) -> Code:
-    """Return the code of the switch of a boolean flag that is not constant."""
+    """Return the code of the boolean function of a flag that is not constant."""
     return (_RaisingShapeBuilder if raises else _BooleanShapeBuilder)(flag).generate_code(
         prerequisites
     )
 
 
-def return_default(_: ContextLike, default: bool) -> bool:  # noqa: FBT001 - a switch
-    """Return the caller's default: the switch of flags that have no boolean to answer with."""
+def return_default(_: ContextLike, default: bool) -> bool:  # noqa: FBT001 - a boolean function
+    """Return the caller's default: the boolean function of flags that have no boolean variants."""
     return default
 
 
 def build_off_outcome(flag: Flag) -> Outcome:
-    """Return what a flag answers that is not active, or whose prerequisites are not met."""
+    """Return the answer of a flag that is not active, or whose prerequisites are not met."""
     if flag.off is None:
         return Outcome(reason=Reason.DISABLED)
     return Outcome(value=flag.variants[flag.off], variant=flag.off, reason=Reason.DISABLED)
 
 
 def build_outcome(flag: Flag, variant: str, rule: str | None, *, split: bool = False) -> Outcome:
-    """Return what a flag answers where a rule, or the fallthrough, decides for a variant."""
+    """Return the outcome if a rule, or the fallthrough, chooses a variant."""
     if split:
         reason = Reason.SPLIT
     elif rule is not None:
@@ -514,7 +514,7 @@ def build_outcome(flag: Flag, variant: str, rule: str | None, *, split: bool = F
 
 
 def build_missing_key_outcome(serves: Rollout | Ramp) -> Outcome:
-    """Return what a rollout answers to a context that has nothing to hash."""
+    """Return the outcome of a rollout for a context that has nothing to hash."""
     return build_error_outcome(
         ErrorCode.TARGETING_KEY_MISSING,
         f"the rollout is by {'.'.join(serves.by)!r}, where the context has no string"
@@ -653,7 +653,7 @@ class _ShapeBuilder:
         return ("rollout", by, len(serves.intervals), own)
 
     def has_own_seed(self, serves: Rollout | Ramp) -> bool:
-        """Tell whether a rollout's seed is that of the flag's key, which is left open."""
+        """Return True if a rollout's seed comes from the flag's key, which a body does not have."""
         own = serves.salt == self.flag.key
         if not own:
             self.constants.append(compute_seed(serves.salt))
@@ -667,7 +667,7 @@ class _ShapeBuilder:
 
 
 class _BooleanShapeBuilder(_ShapeBuilder):
-    """The same walk for a switch, which needs of each variant its boolean alone."""
+    """The same walk for a boolean function, which needs only the boolean of each variant."""
 
     answers = "silent"
 
@@ -699,7 +699,7 @@ class _BooleanShapeBuilder(_ShapeBuilder):
 
 
 class _RaisingShapeBuilder(_BooleanShapeBuilder):
-    """The same walk for a switch that raises an error where there is nothing to hash."""
+    """The same walk for a boolean function that raises an error if there is nothing to hash."""
 
     answers = "telling"
 
@@ -718,9 +718,9 @@ def _prepare_patterns(condition: Condition) -> Condition:
 
 
 def _rank_cost(condition: Condition) -> int:
-    """Return a condition's rank among those that are tried with it: what is cheap decides first.
+    """Return a condition's rank among its siblings: cheap conditions are tested first.
 
-    Inline tests take some 20 ns, versions 150, and what core.matching is asked for a microsecond.
+    Inline tests take about 20 ns, versions 150, and tests by the slow path a microsecond.
     """
     match condition:
         case Field((_,), Compare() | In() | Exists() | Affix()) | InSegment():
@@ -740,7 +740,7 @@ def _count_leaves(condition: Condition) -> int:
 
 
 def _find_common_kind(values: Collection[object]) -> str | None:
-    """Return which inline test a set of constants allows, None where they have none in common."""
+    """Return the inline test that a set of constants allows, None if they share none."""
     types = set(map(type, values))
     if types == {str}:
         return "text"

@@ -18,7 +18,7 @@ from flagkit._core.model.foreign import NATIVE, ObjectIdLike, Oid, to_native
 from flagkit.errors import InvalidArgumentError, InvalidContextError
 
 TargetingKey: TypeAlias = str | int | UUID | ObjectIdLike
-"""What names somebody. A boolean, which is an integer to Python, does not."""
+"""A value that identifies a user or thing. Booleans, which Python counts as integers, do not."""
 Attributes: TypeAlias = dict[str, Any]
 
 
@@ -56,7 +56,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class _ActiveContext:
-    """One block of `use_context`: its attributes, and the block that it stands in."""
+    """One block of `use_context`: its attributes, and the enclosing block."""
 
     __slots__ = ("attributes", "is_over", "outer")
 
@@ -65,7 +65,7 @@ class _ActiveContext:
     ) -> None:
         self.attributes = attributes
         self.outer = outer
-        # Whether the block was left without taking it out of the context that it was entered in.
+        # True if the block ended, but could not be removed from the context that entered it.
         self.is_over = False
 
 
@@ -73,7 +73,7 @@ _ambient: ContextVar[_ActiveContext] = ContextVar("flagkit_context", default=_Ac
 
 
 class ContextBlock(ContextDecorator):
-    """What `use_context` returns: it is entered by `with`, or decorates a function."""
+    """The result of `use_context`: `with` enters it, or it decorates a function."""
 
     def __init__(self, context: ContextLike) -> None:
         self._context = context
@@ -90,7 +90,7 @@ class ContextBlock(ContextDecorator):
         use, token = mine[-1]
         self._active.remove((use, token))
         if innermost is not use:
-            # Another block stands in this one still, or this is another task or thread.
+            # A block inside of this one is still open, or this is another task or thread.
             use.is_over = True
             return
         try:
@@ -100,11 +100,11 @@ class ContextBlock(ContextDecorator):
             use.is_over = True
 
     def __call__(self, func: _Function) -> _Function:
-        """Have a function, or a coroutine function, called in such a block each time.
+        """Decorate a function, or a coroutine function: each call runs in such a block.
 
         Raises:
-            InvalidArgumentError: it is a generator function, whose body runs later, in between
-                what its caller does.
+            InvalidArgumentError: it is a generator function. Its body would run later, interleaved
+                with its caller.
         """
         # Deferred, for it takes some milliseconds to import.
         import inspect  # noqa: PLC0415
@@ -135,10 +135,10 @@ def use_context(context: ContextLike) -> ContextBlock:
 
     This holds for the block, in this thread or asyncio task and the tasks that it starts. A block
     may be left in another task or thread than it was entered in, as generators of web frameworks
-    are. It is over then in both, and the ambient context of the other task or thread stays as it
+    are. The block then ends in both. The ambient context of the other task or thread stays as it
     is. As a decorator, it holds for each call of a function or coroutine function.
 
-    Never raises: where the context is none, evaluations in the block answer INVALID_CONTEXT.
+    Never raises: if the context is not valid, evaluations in the block answer INVALID_CONTEXT.
     """
     return ContextBlock(context)
 
@@ -151,7 +151,7 @@ def _get_current() -> _ActiveContext:
 
 
 def _resolve_context(context: ContextLike) -> "Attributes | InvalidContextError":
-    """Return the attributes of a context, or what is wrong with it."""
+    """Return the attributes of a context, or the error if it is not valid."""
     try:
         return get_attributes(context)
     except InvalidContextError as error:
@@ -179,7 +179,7 @@ def get_attributes(context: ContextLike) -> Attributes:
     if isinstance(context, str):
         return {TARGETING_KEY: context}
     if isinstance(context, dict):
-        # A proxy of one says so, too.
+        # `isinstance` accepts proxies of a dict, too.
         context = to_native(context)
     if isinstance(context, Mapping):
         return _copy_attributes(context)
@@ -195,8 +195,8 @@ def get_attributes(context: ContextLike) -> Attributes:
 def convert_foreign_attributes(context: ContextLike) -> Attributes | None:
     """Return the attributes of a context with native values for foreign ones, None if it has none.
 
-    The code of flags takes what says that it is a string for one. Some proxies do say so, and
-    then fail at an operation that a string has.
+    The code of flags accepts any object that claims to be a string. Some proxies do so, and then
+    fail at a string operation.
     """
     attributes = get_attributes(context)
     found = {

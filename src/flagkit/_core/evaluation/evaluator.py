@@ -53,17 +53,17 @@ from flagkit.errors import (
 )
 
 FRESH_PREREQUISITE: Final = Prerequisite("@fresh", ("fresh",))
-"""What a flag rests on that is off when its snapshot is stale. No flag has this key."""
+"""The prerequisite of flags that are off when their snapshot is stale. No flag has this key."""
 _FRESH: Final = Outcome(variant="fresh", reason=Reason.STATIC)
 _STALE: Final = Outcome(variant="stale", reason=Reason.STATIC)
 
 
 class Staleness:
-    """As of when a snapshot is known to be current, and what counts as stale.
+    """The time at which a snapshot was last known to be current, and the limit of its age.
 
     Args:
         max_seconds: The greatest age that is not stale.
-        now: A monotonic clock: what sets the system's time must not make a snapshot younger.
+        now: A monotonic clock: setting the system's time must not make a snapshot younger.
     """
 
     __slots__ = ("_now", "as_of", "max_seconds")
@@ -71,7 +71,7 @@ class Staleness:
     def __init__(self, max_seconds: float = math.inf, now: Clock = time.monotonic) -> None:
         self.max_seconds = max_seconds
         self.as_of = -math.inf
-        """When the database was asked for the last revision that the snapshot has reached."""
+        """When the last read of the head began that showed the snapshot to be current."""
         self._now = now
 
     @property
@@ -81,23 +81,23 @@ class Staleness:
 
     @property
     def is_stale(self) -> bool:
-        """Whether the snapshot is older than it may be."""
+        """True if the snapshot is older than the limit."""
         return self.age > self.max_seconds
 
     @property
     def has_limit(self) -> bool:
-        """Whether there is an age that is too old."""
+        """True if there is a limit."""
         return self.max_seconds < math.inf
 
     def evaluate(self, _: ContextLike) -> Outcome:
-        """Return what a flag that is off when it is stale has for its first prerequisite."""
+        """Return the outcome of FRESH_PREREQUISITE."""
         return _STALE if self.is_stale else _FRESH
 
 
 _log = Log("flagkit")
 
 COMPILED_MAX = 65_536
-"""How many compiled flags a view keeps. Beyond it the newest makes room: O(1), never a stall."""
+"""The most compiled flags in an evaluator. Beyond it, it evicts the newest: O(1), no stall."""
 
 OBJECTS_AT_ONCE: Final = 5_000
 """`evaluate_all` lets the garbage collector run after about so many new objects: for about 1 ms.
@@ -135,14 +135,14 @@ class Evaluator:
         self.now = now
         self._staleness = staleness or Staleness()
         self._decrypter = decrypter or VariantDecrypter()
-        # Flags that were compiled before the keys to them were there.
+        # Flags that were compiled before their decryption keys were available.
         self._unavailable: set[str] = set()
         self.boolean_fns: dict[str, bool | BooleanFn] = {}
         self._compiled: dict[str, CompiledFlag] = {}
         self._segment_conditions: dict[str, Condition] = {}
-        # By a prerequisite's or a segment's id, the flags that were ever compiled against it. A
-        # flag stands for its key in all regions. Shared by successive views: an entry too many
-        # costs a compile, one too few would be a wrong answer.
+        # Maps the id of a prerequisite or segment to the keys of flags that were ever compiled
+        # against it, in any region. Successive evaluators share the mapping: a superfluous entry
+        # costs a compile, a missing one would give wrong answers.
         self._dependents: dict[PolicyId, set[str]] = {}
 
     def advance(self, snapshot: Snapshot, changes: Sequence[Change]) -> "Evaluator":
@@ -157,7 +157,7 @@ class Evaluator:
         if self._decrypter.is_waiting:
             view._unavailable = self._unavailable
         else:
-            # After the copy, for a flag is noted before it is kept.
+            # Read this after the copy: a flag is recorded as unavailable before it is stored.
             stale += [(EVERYWHERE, key) for key in tuple(self._unavailable)]
         dropped: set[PolicyId] = set()
         while stale:
@@ -182,27 +182,27 @@ class Evaluator:
         return compiled if compiled is not None else self._compile(key)
 
     def has_compiled(self, key: str) -> bool:
-        """Tell whether a flag is compiled. Never raises."""
+        """Return True if a flag is compiled. Never raises."""
         with FAILURES_SUPPRESSED:
             return key in self._compiled
         return False
 
     def has_boolean_fn(self, key: str) -> bool:
-        """Tell whether a flag's switch is ready. Never raises."""
+        """Return True if a flag's boolean function is ready. Never raises."""
         with FAILURES_SUPPRESSED:
             return key in self.boolean_fns
         return False
 
     def decrypt_flag(self, record: Record) -> Flag:
-        """Return the flag of a record, with what is sensitive in it as far as it can be read.
+        """Return the flag of a record, with its sensitive variants decrypted if possible.
 
         Raises:
-            InvalidDocumentError: its document is none.
+            InvalidDocumentError: its document is not valid.
         """
         return self._decrypter.decrypt(unpack_flag(record), self.snapshot.tip.environment)
 
     def get_boolean_fn(self, key: str) -> bool | BooleanFn:
-        """Return what `is_enabled` asks for a flag that it has not asked before.
+        """Return the boolean function of a flag for `is_enabled`, and cache it.
 
         Raises:
             KeyError: there is no such flag.
@@ -212,11 +212,11 @@ class Evaluator:
             raise KeyError(key)
         if len(self.boolean_fns) >= COMPILED_MAX:
             self.boolean_fns.popitem()
-        switch = self.boolean_fns[key] = compiled.boolean_fn
-        return switch
+        boolean_fn = self.boolean_fns[key] = compiled.boolean_fn
+        return boolean_fn
 
     def silence(self, key: str) -> None:
-        """Have the switch of a flag raise nothing from now on where there is nothing to hash."""
+        """Replace the boolean function of a flag by one that does not raise MissingKeyError."""
         compiled = self.find(key)
         if compiled is not None and key in self.boolean_fns:
             self.boolean_fns[key] = compiled.build_silent_fn()
@@ -231,11 +231,11 @@ class Evaluator:
     ) -> Evaluation[Any]:
         """Return the answer of a flag to a caller with a default. Never raises.
 
-        With `max_staleness` it is judged by that, too. What it rests on is not. `known` has what
-        prerequisites were found to answer to the same context, and takes in more.
+        If `max_staleness` is given, an older snapshot also makes this flag stale. Its prerequisites
+        still use the client's own limit. `known` caches outcomes of prerequisites for one context.
         """
         freshness, answer = self._staleness, self._answer
-        # Before the answer, which can then only be older than this says.
+        # Staleness is read before the answer, which can then only be older than this says.
         stale = freshness.has_limit and freshness.is_stale
         if max_staleness is not None and not stale:
             with FAILURES_SUPPRESSED:
@@ -252,8 +252,8 @@ class Evaluator:
         known: dict[PrerequisiteChain, Outcome] = {}
         start = 0
         while start < len(keys):
-            # Most of what is made here stays. Runs of the collector would free next to nothing, and
-            # some of them would walk all that the process has, while no other thread runs.
+            # Most objects made here stay alive. A run of the collector would free next to nothing,
+            # and some runs would walk the whole heap while no other thread runs.
             with pause_gc():
                 is_due = False
                 while start < len(keys) and not is_due:
@@ -299,7 +299,7 @@ class Evaluator:
             else:
                 version = compiled.version
                 if compiled.is_time_dependent:
-                    # Before the answer, which can then only be newer than this says.
+                    # This reads the clock before the answer, so `valid_until` is never too late.
                     valid_until = _compute_valid_until(compiled, context, self.now())
                 evaluator = compiled.evaluation_fn
                 if isinstance(evaluator, Outcome):
@@ -327,7 +327,7 @@ class Evaluator:
         return alone if alone is not None else self._compile_dependent(record)
 
     def _compile_independent(self, record: Record) -> CompiledFlag | None:
-        """Compile a flag that rests on nothing; return None of any other."""
+        """Compile a flag that depends on nothing; return None for any other."""
         shared = find_shared_body(record.body)
         if shared is None or self._needs_fresh_snapshot(shared.flag):
             return None
@@ -335,9 +335,9 @@ class Evaluator:
         return self._store(record.key, compiled)
 
     def _compile_dependent(self, record: Record) -> CompiledFlag | None:
-        """Compile a flag after all that it rests on; without nesting, however long the chains."""
+        """Compile a flag after its prerequisites, iteratively: chains may be of any length."""
         done: dict[str, CompiledFlag | None] = {}
-        begun = {record.key: self._begin_flag(record)}
+        pending = {record.key: self._begin_flag(record)}
         waiting = [record.key]
         while waiting:
             current = waiting[-1]
@@ -345,26 +345,26 @@ class Evaluator:
                 done.setdefault(current, self._compiled.get(current))
                 waiting.pop()
                 continue
-            if current not in begun:
+            if current not in pending:
                 found = self.snapshot.find(current)
-                alone = None if found is None else self._compile_independent(found)
-                if found is None or alone is not None:
-                    done[current] = alone
+                independent = None if found is None else self._compile_independent(found)
+                if found is None or independent is not None:
+                    done[current] = independent
                     continue
-                begun[current] = self._begin_flag(found)
-            flag = begun[current].flag
+                pending[current] = self._begin_flag(found)
+            flag = pending[current].flag
             wanted = [] if flag is None else [item.flag for item in flag.prerequisites]
             missing = [name for name in wanted if name not in done]
-            if missing and begun.keys().isdisjoint(missing):
+            if missing and pending.keys().isdisjoint(missing):
                 waiting += missing
                 continue
-            # What was begun and is not done leads here: to rest on it is to go round in a circle.
-            way = [name for name in begun if name not in done] if missing else []
-            done[current] = self._compile_and_store(current, begun[current], done, way)
+            # A prerequisite that was begun but is not done depends on this flag: a cycle.
+            cycle = [name for name in pending if name not in done] if missing else []
+            done[current] = self._compile_and_store(current, pending[current], done, cycle)
         return done[record.key]
 
     def _needs_fresh_snapshot(self, flag: Flag) -> bool:
-        """Tell whether a flag rests on the freshness of its snapshot."""
+        """Return True if the flag depends on the freshness of its snapshot."""
         return flag.when_stale == "off" and self._staleness.has_limit
 
     def _begin_flag(self, record: Record) -> "_PendingFlag":
@@ -372,20 +372,20 @@ class Evaluator:
             flag = unpack_flag(record)
         except InvalidDocumentError as error:
             return _PendingFlag(record.version, None, error)
-        rests_on = [(EVERYWHERE, prerequisite.flag) for prerequisite in flag.prerequisites]
-        rests_on += [(SEGMENTS, segment) for segment in collect_flag_segments(flag)]
-        for policy in rests_on:
+        dependencies = [(EVERYWHERE, prerequisite.flag) for prerequisite in flag.prerequisites]
+        dependencies += [(SEGMENTS, segment) for segment in collect_flag_segments(flag)]
+        for policy in dependencies:
             self._dependents.setdefault(policy, set()).add(flag.key)
         return _PendingFlag(record.version, flag, None)
 
     def _bind_segments(self, flag: Flag) -> Flag:
-        """Return a flag with the meanings of the segments that it refers to."""
+        """Return a flag bound to the conditions of the segments that it refers to."""
         names = collect_flag_segments(flag)
         if not names:
             return flag
-        meanings = {name: self._get_segment_condition(name) for name in names}
+        conditions = {name: self._get_segment_condition(name) for name in names}
         rules = tuple(
-            msgspec.structs.replace(rule, condition=bind_segments(rule.condition, meanings))
+            msgspec.structs.replace(rule, condition=bind_segments(rule.condition, conditions))
             for rule in flag.rules
         )
         return msgspec.structs.replace(flag, rules=rules)
@@ -430,18 +430,18 @@ class Evaluator:
         done: dict[str, CompiledFlag | None],
         cycle: list[str],
     ) -> CompiledFlag:
-        """Compile a flag and keep it. One that cannot be compiled is kept as a PARSE_ERROR.
+        """Compile a flag and cache it. A flag that cannot be compiled is cached as a PARSE_ERROR.
 
-        Only what is wrong with the policies is kept. What is due to the caller's circumstances is
-        raised, and the next call compiles the flag again: a stack or memory that is used up, and an
-        exception that came from a signal handler or another thread.
+        Only faults of policies are cached. Faults of the caller's circumstances are raised, and the
+        next call compiles the flag again: an exhausted stack or memory, or an exception from a
+        signal handler or another thread.
         """
         try:
             compiled = self._compile_pending(key, pending, done, cycle)
         except FAULTS as error:
             if is_interruption(error) or not self._fails_again(key, str(error), done, cycle):
                 raise
-            # One bad flag answers the caller's default; the others live.
+            # A broken flag answers the caller's default and leaves the other flags alone.
             _log.warning("%s answers callers' defaults: %s", key, error)
             compiled = CompiledFlag(
                 pending.version, build_error_outcome(ErrorCode.PARSE_ERROR, str(error))
@@ -451,9 +451,9 @@ class Evaluator:
     def _fails_again(
         self, key: str, problem: str, done: dict[str, CompiledFlag | None], cycle: list[str]
     ) -> bool:
-        """Tell whether compiling a flag fails in the same way a second time.
+        """Return True if compiling a flag fails in the same way a second time.
 
-        An exception that another thread injected strikes once. A fault of a policy stays.
+        An exception that another thread injected occurs once. A fault of a policy repeats.
         """
         record = self.snapshot.find(key)
         assert record is not None, "it was compiled from there"
@@ -500,17 +500,17 @@ class Evaluator:
 
 
 class UnattendedEvaluator(Evaluator):
-    """A view of a client whose background thread is not running: it has the client start it again.
+    """The evaluator of a client whose background thread does not run: each call restarts it.
 
-    Evaluations are what such a client is still called for. The view has no switches, so that each
-    check comes by, and the client's hot path needs no test.
+    Such a client is still asked for evaluations. `boolean_fns` stays empty, so that each check
+    calls this class, and the client's hot path needs no test.
 
     Attributes:
-        evaluator: The view that it stands for.
+        evaluator: The evaluator that this one replaces.
 
     Args:
-        evaluator: See above. It answers all calls.
-        ask: Called before each answer. It must not raise or wait.
+        attended: The evaluator to replace. It answers all calls.
+        on_evaluation: Called before each answer. It must not raise or wait.
     """
 
     __slots__ = ("_on_evaluation", "evaluator")
@@ -523,7 +523,7 @@ class UnattendedEvaluator(Evaluator):
         self._on_evaluation = on_evaluation
 
     def get_boolean_fn(self, key: str) -> bool | BooleanFn:
-        """Return what `is_enabled` asks for a flag, and keep nothing of it."""
+        """Return the boolean function of a flag, without caching it."""
         self._on_evaluation()
         compiled = self.find(key)
         if compiled is None:
@@ -546,7 +546,7 @@ class UnattendedEvaluator(Evaluator):
 def _compute_valid_until(
     compiled: CompiledFlag, context: ContextLike, moment: float
 ) -> datetime | None:
-    """Return until when an answer is valid; only until now where the calendar ends before that."""
+    """Return until when an answer is valid; it is now if the calendar ends before that."""
     try:
         return _to_date(compiled.find_next_change(context, moment))
     except NO_DATE as error:
@@ -570,7 +570,7 @@ def _build_not_found(key: str) -> Outcome:
 def _build_failure(error: Exception) -> Outcome:
     if isinstance(error, InvalidContextError):
         return build_error_outcome(ErrorCode.INVALID_CONTEXT, str(error))
-    # The type alone: the message may hold what the context holds.
+    # The message may quote attributes of the context, so only the type is shown.
     return build_error_outcome(ErrorCode.GENERAL, f"evaluation raised {type(error).__name__}")
 
 

@@ -48,9 +48,9 @@ _TEXT_ALL_MAX, _ITEMS_ALL_MAX = 10_000, 1000
 class ConditionTrace(Struct, frozen=True, kw_only=True):
     """One test of a condition, or several below a logical operator.
 
-    `seen` is the attribute that stands at the path, `present` whether there is one; lists are shown
-    whole. `constant` is what the policy compares with. With a logical operator, and with
-    `$segment`, `inner` has the tests below it.
+    `seen` is the attribute at the path; lists are shown whole. `present` is true if there is one.
+    `constant` is the policy's value to compare with. With a logical operator, and with `$segment`,
+    `inner` has the tests below it.
     """
 
     operator: str
@@ -63,9 +63,9 @@ class ConditionTrace(Struct, frozen=True, kw_only=True):
 
 
 class RolloutTrace(Struct, frozen=True, kw_only=True):
-    """How a rollout or ramp chose a variant.
+    """The choice of a variant by a rollout or ramp.
 
-    `key` is what was hashed with `salt`, cut where it is long, None where there is nothing to hash.
+    `key` was hashed with `salt`. It is truncated if it is long, and None if there was no key.
     `bucket` is in [0, 100,000) and lies in `interval`, whose end is exclusive. `ramp_percent` is
     the share of a ramp at the time.
     """
@@ -99,7 +99,7 @@ class PrerequisiteTrace(Struct, frozen=True, kw_only=True):
 
 
 class FlagTrace(Struct, frozen=True, kw_only=True):
-    """One flag that was evaluated: what was tried in order, up to what decided.
+    """One flag that was evaluated: its steps in order, up to the one that decided.
 
     `rollout` is the fallthrough's.
     """
@@ -117,15 +117,14 @@ class FlagTrace(Struct, frozen=True, kw_only=True):
 
 
 class Explanation(Struct, frozen=True, kw_only=True):
-    """An evaluation and how it came about; `str()` gives it as text.
+    """An evaluation and the steps that led to it; `str()` gives it as text.
 
-    The text shows control and invisible characters of what it quotes as escapes.
+    In the text, control and invisible characters of quoted values are escapes.
 
-    `flags` are the flag that was asked, first, and the prerequisites that were evaluated for it;
-    none where there was nothing to evaluate, where it is off because its snapshot is stale, or
-    where the context, the default or the clock misbehaved. `time` is the moment that windows and
-    ramps were judged at, in UTC; the epoch where that cannot be told, since the clock gave no
-    moment that a calendar has.
+    `flags` are the requested flag, first, and the prerequisites that were evaluated for it. It is
+    empty if nothing was evaluated, if the flag is off because its snapshot is stale, or if the
+    context, the default or the clock misbehaved. `time` is the time that windows and ramps used,
+    in UTC; it is the epoch if the clock gave a time that no calendar has.
     """
 
     evaluation: Evaluation[Any]
@@ -133,12 +132,12 @@ class Explanation(Struct, frozen=True, kw_only=True):
     flags: tuple[FlagTrace, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything as JSON has it: dates and other such values are strings.
+        """Return everything as plain JSON values, with strings for dates and similar values.
 
-        The caller's key and default are cut as attributes are. Never raises.
+        The caller's key and default are truncated as attributes are. Never raises.
         """
-        told = msgspec.structs.replace(self, evaluation=_to_plain_evaluation(self.evaluation))
-        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(told))
+        encodable = msgspec.structs.replace(self, evaluation=_to_plain_evaluation(self.evaluation))
+        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(encodable))
         return plain
 
     def __str__(self) -> str:
@@ -146,15 +145,15 @@ class Explanation(Struct, frozen=True, kw_only=True):
 
 
 def truncate_for_display(value: object) -> Any:
-    """Return an attribute as plain data, cut where it is long or deep. Never raises.
+    """Return an attribute as plain data, truncated if it is long or deep. Never raises.
 
-    Of all in it there are at most 1,000 items and 10,000 characters.
+    The result has at most 1,000 items and 10,000 characters in total.
     """
     return _Truncater().to_plain(value, 0)
 
 
 class _Truncater:
-    """What of a value is shown, by what is left of its items and characters."""
+    """Truncates one value: counts down the items and characters that may still be shown."""
 
     def __init__(self) -> None:
         self._items = _ITEMS_ALL_MAX
@@ -164,10 +163,10 @@ class _Truncater:
         try:
             return self._convert(value, depth)
         except Exception as error:
-            # Whatever a caller's object does.
+            # A caller's object may raise anything.
             if is_interruption(error):
                 raise
-            # What a type is called, its own metaclass cannot misstate here.
+            # `type.__repr__` gives the type's name without calling its metaclass.
             return self._truncate_text(f"an object of {type.__repr__(type(value))}")
 
     # The methods of the plain types, and not those by which a caller's own types replace them.
@@ -214,7 +213,7 @@ class _Truncater:
 
 
 def _to_plain_evaluation(evaluation: Evaluation[Any]) -> Evaluation[Any]:
-    """Return an evaluation with what is the caller's own in it as plain data."""
+    """Return an evaluation with the caller's key and default as plain data."""
     return msgspec.structs.replace(
         evaluation,
         flag_key=truncate_for_display(evaluation.flag_key),
@@ -226,9 +225,9 @@ def _to_plain_evaluation(evaluation: Evaluation[Any]) -> Evaluation[Any]:
 
 
 def _to_plain_value(value: Any) -> Any:
-    """Return a variant's value, or its text if JSON cannot say it.
+    """Return a variant's value, or its text if JSON cannot express it.
 
-    No writer stores such a value, but what was stored past the writer may hold a null for a name.
+    No writer stores such a value. A document from outside flagkit may have a null as a name.
     """
     try:
         msgspec.json.encode(value)
@@ -304,7 +303,7 @@ def _shorten(value: object) -> str:
 
 
 class FlagLookup(Protocol):
-    """What a tracer looks flags and segments up in. All that sound flags refer to is there."""
+    """Finds flags and segments for a tracer. Everything that valid flags refer to exists."""
 
     def get_flag(self, key: str) -> tuple[Flag, int]:
         """Return a flag and its version."""
@@ -411,12 +410,12 @@ class Tracer:
 
     def _trace_rule(self, rule: Rule) -> RuleTrace:
         conditions = tuple(self._iter_conditions(rule.when))
-        opened = None if rule.during is None else is_open(rule.during, self._moment)
-        holds = opened is not False and all(condition.holds for condition in conditions)
+        is_window_open = None if rule.during is None else is_open(rule.during, self._moment)
+        holds = is_window_open is not False and all(condition.holds for condition in conditions)
         return RuleTrace(
             name=rule.name,
             holds=holds,
-            open=opened,
+            open=is_window_open,
             conditions=conditions,
             rollout=self._trace_rollout(rule.serves) if holds else None,
         )
@@ -533,7 +532,7 @@ class Tracer:
         )
 
     def _display(self, path: str, seen: object) -> Any:
-        # Once for each path: what is large, or contains itself, takes long to show.
+        # Convert each path once: large or recursive values take long.
         if path not in self._display_cache:
             self._display_cache[path] = (
                 REDACTED if self._is_redacted(path) else truncate_for_display(seen)
@@ -541,7 +540,7 @@ class Tracer:
         return self._display_cache[path]
 
     def _is_redacted(self, path: str) -> bool:
-        """Tell whether what stands at a path is to be hidden, or part of it, or what it is in."""
+        """Return True if the value at a path, a part of it, or an enclosing one must be hidden."""
         names = _split_path(path)
         return any(
             all(one == other for one, other in zip(names, hidden, strict=False))
@@ -556,7 +555,7 @@ def _split_path(path: str) -> list[str]:
 
 
 def _find_value(attributes: dict[str, Any], path: str) -> tuple[str | None, object]:
-    """Return what stands at a path, or a list on the way to it, with its own path; None if none."""
+    """Return the value at a path, or a list on the way to it, with its own path; None if none."""
     value: Any = attributes
     names = path.split(".")
     for at, name in enumerate(names):
@@ -577,18 +576,17 @@ def _join_traces(operator: str, inner: tuple[ConditionTrace, ...]) -> ConditionT
 REDACTED_MAX = 1_000
 """At most so many paths are redacted. Some iterators never end."""
 EXPLANATIONS_MAX = 3
-"""How often an explanation is tried while the clock changes the answer."""
+"""The most attempts at an explanation while the clock changes the answer."""
 
 
 def explain_flag(
     evaluator: Evaluator, key: str, context: ContextLike, default: Any, redact: Collection[str] = ()
 ) -> Explanation:
-    """Return the answer of a flag with all that led to it. Never raises.
+    """Return the answer of a flag with the steps that led to it. Never raises.
 
-    What led to it is left out where there is none, or where what the caller passed, or the clock,
-    misbehaves.
+    The steps are left out if there are none, or if the caller's arguments or the clock misbehave.
     """
-    # Gone through anew where the clock has made a difference in between.
+    # The loop repeats if time changed the answer between the evaluation and its trace.
     evaluation = evaluator.evaluate(key, context, default)
     time = datetime.fromtimestamp(0, UTC)
     flags: tuple[FlagTrace, ...] = ()
@@ -628,7 +626,7 @@ def _check_paths(redact: Collection[str]) -> tuple[str, ...]:
 def _trace(
     evaluator: Evaluator, key: str, context: ContextLike, moment: float, redact: Collection[str]
 ) -> list[TracedFlag]:
-    """Return the steps of an evaluation, none where there are none to go through."""
+    """Return the steps of an evaluation; none if the flag is unknown or broken."""
     compiled = evaluator.find(key)
     broken = compiled.constant if compiled is not None else None
     if compiled is None or (broken is not None and broken.error_code is not None):
@@ -637,7 +635,7 @@ def _trace(
 
 
 def _is_same_answer(one: Evaluation[Any], other: Evaluation[Any]) -> bool:
-    # That it is stale is no step of what led to an answer.
+    # A trace does not know that the snapshot is stale, so STALE equals any reason.
     return (one.variant, one.rule, one.error_code) == (
         other.variant,
         other.rule,

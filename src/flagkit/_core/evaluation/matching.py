@@ -2,7 +2,7 @@
 
 The compiler compares plain strings and numbers itself and calls this module for lists, documents
 and rarer types. Attributes of a type that BSON does not have match nothing. A function here raises
-only what a misbehaving attribute raises.
+only if an attribute misbehaves.
 
 Source: mongod's answers to `find`, which tests/evaluation/test_matching.py compares with these.
 """
@@ -68,7 +68,7 @@ _TYPES = ("null", "", "string", "object", "array", "binData", "objectId", "bool"
 
 
 def matches(condition: Condition, attributes: Any) -> bool:  # noqa: PLR0911 - one for each form
-    """Tell whether a condition holds for attributes, or, with empty paths, for one value."""
+    """Return True if a condition holds for attributes, or, with empty paths, for one value."""
     match condition:
         case Field((name,), test):
             return value_passes(test, attributes.get(name, MISSING))
@@ -84,7 +84,8 @@ def matches(condition: Condition, attributes: Any) -> bool:  # noqa: PLR0911 - o
         case Nor(conditions):
             return not any(matches(item, attributes) for item in conditions)
         case InSegment():
-            # Its meaning stands there before anyone is asked; nobody is in a mere name.
+            # Flags bind segments to their conditions before evaluation. An unbound name matches
+            # nobody.
             return False
 
 
@@ -101,7 +102,7 @@ def get_attribute(attributes: Mapping[str, Any], path: tuple[str, ...]) -> objec
 
 
 def value_passes(test: Test, value: object) -> bool:
-    """Tell whether an attribute passes a test, by itself or by an element of it."""
+    """Return True if an attribute passes a test, by itself or by an element of it."""
     value = _to_native(value)
     if _is_list(value) and not isinstance(test, Size | ElemMatch):
         return any(_passes(test, item) for item in value) or _passes(test, value)
@@ -109,9 +110,9 @@ def value_passes(test: Test, value: object) -> bool:
 
 
 def _iter_values(node: Node, path: tuple[str, ...], at: int, whole: bool) -> Iterator[object]:  # noqa: FBT001
-    """Yield the values that `path[at:]` reaches in a document, MISSING where it breaks off.
+    """Yield the values that `path[at:]` reaches in a document, MISSING if the path breaks off.
 
-    A list at the end of the path stands for its elements and itself, or, if `whole`, for itself.
+    A list at the end of the path yields its elements and itself, or, if `whole`, only itself.
     """
     value = _to_native(node.get(path[at], MISSING))
     at += 1
@@ -156,7 +157,7 @@ def _iter_indexed_values(
         yield from _iter_list_values(item, path, at, whole)
     elif isinstance(item, dict):
         yield from _iter_values(cast("Node", item), path, at, whole)
-    # With path left, a scalar is nothing, and not even "missing": as one that stands in a list.
+    # A scalar inside of a list yields nothing if the path goes on, not even MISSING.
 
 
 def _passes(test: Test, value: object) -> bool:  # noqa: C901, PLR0911, PLR0912 - one for each test
@@ -204,7 +205,7 @@ AFFIXES: Final[Mapping[str, Callable[[str, tuple[str, ...]], bool]]] = {
 
 
 def version_passes(operator: str, value: str, keys: tuple[VersionKey, ...]) -> bool:
-    """Tell whether a string is a version, and in an order to some others; no other string is."""
+    """Return True if a string is a version that compares to some others as `operator` asks."""
     key = parse_version(value)
     if key is None:
         return False
@@ -234,7 +235,7 @@ def _get_number_type(value: object) -> str | None:
 
 
 def _compute_remainder(value: Any, divisor: int) -> int | None:
-    """Return the remainder as C has it, of what is left of a number without its fraction."""
+    """Return the remainder, with the sign that C gives it, of a number without its fraction."""
     if get_kind(value) != NUMBER or is_nan(value) or not -(2**63) <= value < 2**63:
         return None
     whole = int(value)
@@ -260,13 +261,13 @@ def _is_list(value: object) -> TypeGuard[Items]:
 
 
 class MemberSet:
-    """A set of keys, kept as ascending 64-bit hashes in parts, 8 bytes a member.
+    """A set of keys, stored as ascending 64-bit hashes in parts, 8 bytes a member.
 
-    A key that is none of n members is taken for one with a probability of n / 2**64.
+    A key that is not among n members is mistaken for one with a probability of n / 2**64.
 
     Args:
         parts: The hashes.
-        seed: The seed of the segment, which they were made with.
+        seed: The seed of the segment, which the keys were hashed with.
     """
 
     __slots__ = ("_parts", "_seed")
@@ -286,10 +287,10 @@ class MemberSet:
 
 
 def build_segment_condition(segment: Segment, parts: "Mapping[str, Sequence[int]]") -> Condition:
-    """Return the condition that being in a segment is.
+    """Return the condition that contexts in a segment meet.
 
     Raises:
-        KeyError: parts of members are not there.
+        KeyError: parts of members are missing.
     """
     conditions = [segment.condition] if segment.condition != NEVER else []
     if segment.included.count:
@@ -303,10 +304,10 @@ def build_segment_condition(segment: Segment, parts: "Mapping[str, Sequence[int]
 def build_member_test(
     segment: Segment, keys: Keys, parts: "Mapping[str, Sequence[int]]"
 ) -> Condition:
-    """Return the condition that being among some keys of a segment is.
+    """Return the condition that contexts among some keys of a segment meet.
 
     Raises:
-        KeyError: parts of members are not there.
+        KeyError: parts of members are missing.
     """
     members = MemberSet([parts[name] for name in keys.parts], segment.seed)
     return Field(segment.by, MemberTest(members))
@@ -315,10 +316,10 @@ def build_member_test(
 def bind_segments(
     condition: Condition, conditions_by_segment: Mapping[str, Condition]
 ) -> Condition:
-    """Return a condition with the meaning of each segment in the place of its name.
+    """Return a condition with each segment's name replaced by the segment's condition.
 
     Raises:
-        KeyError: a segment's is not there.
+        KeyError: the condition of a segment is missing.
     """
     match condition:
         case InSegment(key):

@@ -17,7 +17,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Reason(StrEnum):
-    """Why an evaluation has the value that it has."""
+    """The reason for the value of an evaluation."""
 
     STATIC = "STATIC"
     DEFAULT = "DEFAULT"
@@ -29,7 +29,7 @@ class Reason(StrEnum):
 
 
 class ErrorCode(StrEnum):
-    """What kept an evaluation from answering better than with the caller's default."""
+    """The error because of which an evaluation returned the caller's default."""
 
     PROVIDER_NOT_READY = "PROVIDER_NOT_READY"
     FLAG_NOT_FOUND = "FLAG_NOT_FOUND"
@@ -56,11 +56,11 @@ _PLAIN: Final = frozenset({bool, str, int, float, type(None)})
 
 
 class Outcome(Struct, frozen=True, kw_only=True, gc=False):
-    """One of the answers that a flag can give, made once when the flag is compiled.
+    """One of the answers that a flag can give, created once when the flag is compiled.
 
     Its value comes from a document and so is in no cycle: the garbage collector need not track it.
 
-    `value` is CALLERS_DEFAULT where the flag leaves it to the caller. `rule` is the name of the
+    `value` is CALLERS_DEFAULT if the flag leaves it to the caller. `rule` is the name of the
     targeting rule that decided.
     """
 
@@ -83,16 +83,16 @@ class Evaluation(Struct, Generic[T_co], frozen=True, kw_only=True, gc=False):
     The garbage collector does not track evaluations, because `evaluate_all` makes as many as there
     are flags. An evaluation whose value could be in a cycle is a `_TrackedEvaluation`.
 
-    `variant` is None where the value is the caller's default. `rule` names the targeting rule that
-    decided, if one did. `version` is the flag's, `revision` the environment's; both are 0 where
-    there is none. With reason ERROR, `error_code` and `error_message` say what went wrong; with
-    STALE, the answer is from a snapshot that is older than it may be.
+    `variant` is None if the value is the caller's default. `rule` names the targeting rule that
+    decided, if one did. `version` is the flag's, `revision` the environment's; both are 0 if there
+    is none. With reason ERROR, `error_code` and `error_message` describe the error. With STALE, the
+    answer is from a snapshot that is older than the limit.
 
-    `valid_until` is when the answer may change by time alone, in UTC; None where it cannot. It may
-    come early, never late.
+    `valid_until` is when the answer may change by time alone, in UTC; None if it cannot. It may be
+    too early, never too late.
 
-    With `is_sensitive`, the value is a secret: it is not printed with the rest, and whoever passes
-    evaluations on has to leave it out.
+    With `is_sensitive`, the value is a secret. It is not printed with the other fields. Code that
+    passes evaluations on must leave it out.
     """
 
     flag_key: str
@@ -153,7 +153,7 @@ def build_evaluation(
     revision: int = 0,
     valid_until: datetime | None = None,
 ) -> Evaluation[Any]:
-    """Return what a caller with a default is told of an outcome."""
+    """Return the evaluation of an outcome for a caller with a default."""
     value = outcome.value
     if value is CALLERS_DEFAULT:
         value = default
@@ -163,8 +163,8 @@ def build_evaluation(
             if type(outcome.value) in _SENSITIVE:
                 open_outcome = _reveal_secret(outcome)
                 found = build_evaluation(key, open_outcome, default, version, revision, valid_until)
-                is_told = found.variant is not None and found.error_code is None
-                return msgspec.structs.replace(found, is_sensitive=is_told)
+                is_served = found.variant is not None and found.error_code is None
+                return msgspec.structs.replace(found, is_sensitive=is_served)
             value = default
             outcome = build_error_outcome(
                 ErrorCode.TYPE_MISMATCH,
@@ -187,7 +187,7 @@ def build_evaluation(
 
 
 def _reveal_secret(outcome: Outcome) -> Outcome:
-    """Return the outcome of a sensitive variant with its value, or with what withholds it."""
+    """Return the outcome of a sensitive variant with its value, or with the error that hides it."""
     value: SecretValue | UnavailableValue = outcome.value
     if isinstance(value, SecretValue):
         return msgspec.structs.replace(outcome, value=value.value)
@@ -196,7 +196,7 @@ def _reveal_secret(outcome: Outcome) -> Outcome:
 
 
 def _fit_to_default(value: Any, default: Any) -> Any:
-    """Return a variant's value in the type of the default, CALLERS_DEFAULT where it has another."""
+    """Return a variant's value in the type of the default, CALLERS_DEFAULT if it does not fit."""
     kind = cast("type[object]", type(value))
     if kind is dict or kind is list:
         # Its own copy, so that nobody can change the snapshot.

@@ -20,22 +20,22 @@ from flagkit._core.model.keys import to_bucketing_key
 from flagkit._core.model.windows import DAY_MINUTES, DAYS, Recurrence, Window
 
 _DAY_SECONDS: Final = 86_400
-_LOOK_AHEAD_DAYS: Final = 16
-"""Two weeks and a bit: daylight saving may skip the hours of one week, never of two."""
+_HORIZON_DAYS: Final = 16
+"""The search covers two weeks: daylight saving may skip the hours of one week, never of two."""
 _EPOCH_WEEKDAY: Final = 3
 """1970 began on a Thursday."""
-_TURNS_KEPT_MAX: Final = 16_384
-"""How many recurrences have their next turn at hand: some megabytes, 64 flags full of them."""
+_CACHED_RECURRENCES_MAX: Final = 16_384
+"""The cache has the next change of so many recurrences: some megabytes, 64 full flags."""
 _MICROSECOND: Final = 1_000_000
 NO_DATE: Final = (OverflowError, ValueError, OSError)
-"""What `datetime` raises for a moment that no calendar has."""
+"""The errors that `datetime` raises for a time that no calendar has."""
 
-# ZoneInfo itself keeps eight zones at most, and reads the file of any other anew.
+# ZoneInfo caches only eight zones, and reads the file of any other again.
 _zone = functools.cache(ZoneInfo)
 
 
 def is_open(window: Window, moment: float) -> bool:
-    """Tell whether a window is open."""
+    """Return True if a window is open."""
     again = window.recurrence
     return window.start <= moment < window.end and (
         again is None or is_recurrence_open(again, moment)
@@ -43,7 +43,7 @@ def is_open(window: Window, moment: float) -> bool:
 
 
 def is_recurrence_open(recurrence: Recurrence, moment: float) -> bool:
-    """Tell whether a recurring window is open, by what a clock on the wall shows.
+    """Return True if a recurring window is open, by the local time of its zone.
 
     An hour that daylight saving repeats counts twice, one that it skips never comes. A moment
     before the calendar's year 1, or after 9999, is in no window.
@@ -69,10 +69,10 @@ def _is_in_hours(recurrence: Recurrence, day: int, minute: int) -> bool:
 def find_window_change(window: Window, moment: float) -> float:
     """Return when a window opens or closes next, infinity if never.
 
-    Before the window begins that is when it does, although its first hours may come later.
+    Before the window begins, the result is its begin, although its first hours may come later.
 
     Raises:
-        OverflowError, ValueError, OSError: the calendar ends before it can be told.
+        OverflowError, ValueError, OSError: the calendar ends before the next change.
     """
     if moment >= window.end:
         return math.inf
@@ -85,23 +85,23 @@ def find_window_change(window: Window, moment: float) -> float:
 
 
 def _find_next_turn(recurrence: Recurrence, moment: float) -> float:
-    """Return when a recurring window opens or closes next, found once for all moments until then.
+    """Return when a recurring window opens or closes next, cached for all moments until then.
 
     Raises:
         OverflowError, ValueError, OSError: as in `find_window_change`.
     """
-    kept = _get_cached_turn(recurrence)
-    since, until = kept[0]
+    cached = _get_cached_turn(recurrence)
+    since, until = cached[0]
     if not since <= moment < until:
         until = _compute_next_turn(recurrence, moment)
-        # One assignment: other threads see the pair before or this one, both true.
-        kept[0] = (moment, until)
+        # A single assignment: other threads see the previous pair or this one, both correct.
+        cached[0] = (moment, until)
     return until
 
 
-@functools.lru_cache(maxsize=_TURNS_KEPT_MAX)
+@functools.lru_cache(maxsize=_CACHED_RECURRENCES_MAX)
 def _get_cached_turn(_: Recurrence) -> list[tuple[float, float]]:
-    """Return the place of a recurrence's last turn, and of a moment since when it is the next."""
+    """Return the cache entry of a recurrence: its next change, and since when that is the next."""
     return [(math.inf, math.inf)]
 
 
@@ -110,7 +110,7 @@ def _compute_next_turn(recurrence: Recurrence, moment: float) -> float:
     now_open = is_recurrence_open(recurrence, moment)
     hours = sorted({recurrence.start % DAY_MINUTES, recurrence.end % DAY_MINUTES})
     start = math.floor(moment)
-    for _ in range(_LOOK_AHEAD_DAYS):
+    for _ in range(_HORIZON_DAYS):
         end, offset = _find_steady_offset(zone, start)
         today = (start + offset) // _DAY_SECONDS
         for day, minute in itertools.product((today, today + 1), hours):
@@ -170,27 +170,27 @@ def find_ramp_change(ramp: Ramp, place: int, moment: float) -> float:
 def _find_crossing(ramp: Ramp, place: int, start: float, end: float) -> float:
     """Return when an even ramp reaches a bucket between two moments, at most 1 us early.
 
-    By halves, since the inverse of its formula would be off by a rounding from what evaluations do.
+    It bisects, since the inverse of the formula rounds differently from evaluations.
     """
     inside = place < compute_share(ramp, start)
     ticks = range(math.floor(start * _MICROSECOND) + 1, round(end * _MICROSECOND) + 1)
-    turned = bisect.bisect_left(
+    crossed = bisect.bisect_left(
         ticks, x=True, key=lambda tick: (place < compute_share(ramp, tick / _MICROSECOND)) != inside
     )
-    # It may have turned since the tick before.
-    return ticks[max(turned - 1, 0)] / _MICROSECOND
+    # The crossing may lie between the previous tick and this one.
+    return ticks[max(crossed - 1, 0)] / _MICROSECOND
 
 
 def find_flag_change(flag: Flag, key: str, attributes: dict[str, Any], moment: float) -> float:
-    """Return when a flag, its prerequisites aside, may answer otherwise by time alone.
+    """Return when time alone may next change a flag's answer, apart from its prerequisites.
 
-    Infinity if never. Conditions do not depend on time: rules whose condition does not hold are
-    passed over.
+    The result is infinity if never. Conditions do not depend on time, so rules whose condition
+    does not hold are skipped.
 
     Args:
-        flag: The flag, or one that differs in its key alone.
+        flag: The flag, or one that differs only in its key.
         key: The flag's key.
-        attributes: Of who asks.
+        attributes: The attributes of the context.
         moment: In seconds since 1970.
     """
 
@@ -218,7 +218,7 @@ def find_flag_change(flag: Flag, key: str, attributes: dict[str, Any], moment: f
 
 
 def is_time_dependent(flag: Flag) -> bool:
-    """Tell whether a flag's answers can change by time alone."""
+    """Return True if a flag's answers can change by time alone."""
     for rule in flag.rules:
         if rule.during is not None or isinstance(rule.serves, Ramp):
             return True

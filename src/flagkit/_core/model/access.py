@@ -25,18 +25,18 @@ _NAMESPACE: Final = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 _INVISIBLE: Final = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
-"""Characters that are drawn as nothing, though Unicode says that they can be printed."""
+"""Characters that are invisible, although Unicode calls them printable."""
 
 
 class Grant(Struct, frozen=True, order=True):
-    """A role of an actor, on what has a key that begins with one of `namespaces`; none is all."""
+    """A role of an actor, for keys that begin with one of `namespaces`; without them, all keys."""
 
     actor: str
     role: Role
     namespaces: tuple[str, ...] = ()
 
     def covers(self, key: str) -> bool:
-        """Tell whether it is a grant on a key."""
+        """Return True if the grant applies to a key."""
         return not self.namespaces or key.startswith(self.namespaces)
 
 
@@ -70,10 +70,10 @@ class Grants(Struct, frozen=True):
 
 
 def build_grant(actor: object, role: object, namespaces: Collection[str]) -> Grant:
-    """Return a grant from what a caller says.
+    """Return a grant from a caller's arguments.
 
     Raises:
-        InvalidDocumentError: there is no such role, or actor and namespaces are no names of such.
+        InvalidDocumentError: there is no such role, or the actor or a namespace is not valid.
     """
     if isinstance(namespaces, str):
         raise InvalidDocumentError("namespaces", "is one text", f"Pass a list: [{namespaces!r}]")
@@ -130,10 +130,10 @@ def check_actor(actor: object) -> str:
 
 
 def check_granted_actor(actor: object) -> str:
-    """Return a name that may stand in grants, though it may be none that is taken today.
+    """Return an actor's name as grants may have it, even if it would not be accepted today.
 
     Raises:
-        InvalidDocumentError: it is too long, or empty, so that no role was ever granted to it.
+        InvalidDocumentError: it is too long or empty, so no role can have been granted to it.
     """
     name = check_stored_actor(actor)
     if not 0 < len(name) <= ACTOR_LENGTH_MAX:
@@ -156,7 +156,7 @@ def check_stored_actor(actor: object) -> str:
 
 
 def _is_invisible(character: str) -> bool:
-    # Controls, formats, separators other than the plain blank, and what is no character.
+    # Control and format characters, separators other than the space, and unassigned code points.
     return not character.isprintable() or _INVISIBLE.match(character) is not None
 
 
@@ -214,9 +214,9 @@ _MICROSECONDS: Final = 1_000_000
 
 
 class Limit(Struct, frozen=True):
-    """A bucket of `capacity` tokens, of which each change takes one, refilled by `rate` a second.
+    """A bucket of `capacity` tokens, refilled by `rate` a second. Each change takes one token.
 
-    What there is of a bucket is told by a time: when it is full again, in microseconds since 1970.
+    A single time stores the state of a bucket: when it is full again, in microseconds since 1970.
     """
 
     capacity: int
@@ -236,7 +236,7 @@ class Limit(Struct, frozen=True):
 
     @property
     def _interval(self) -> int:
-        # Not less: rather a token too late than one too many.
+        # Rounded up: a token may come too late, but never one too many.
         return math.ceil(_MICROSECONDS / self.rate)
 
 
@@ -256,10 +256,10 @@ def check_limit_scope(scope: object) -> LimitScope:
 
 
 def build_limit(capacity: object, rate: object) -> Limit:
-    """Return a limit from what a caller says.
+    """Return a limit from a caller's arguments.
 
     Raises:
-        InvalidDocumentError: it makes no sense.
+        InvalidDocumentError: capacity or rate is not valid.
     """
     if type(capacity) is not int or not 1 <= capacity <= CAPACITY_MAX:
         raise InvalidDocumentError(

@@ -20,16 +20,16 @@ HASHED_AT_ONCE = 1_000
 _FIXED_LIST, _SHORT_LIST = 16, 65_536
 
 SEGMENTS = "@segments"
-"""Where segments stand, in the place of a region: they have none, and no region has this name."""
+"""The region field of segments, which belong to no region. No region has this name."""
 ACCESS = "@access"
-"""Where grants of roles, and rate limits, stand in the same way. Clients do not keep them."""
+"""The region field of role grants and rate limits, in the same way. Clients do not load them."""
 GRANTS, LIMITS = (ACCESS, "@grants"), (ACCESS, "@limits")
 """The ids of the two policies there, which have all of them."""
 CUT = (ACCESS, "@cut")
-"""The id of a third one: up to where the ledger was cut, in an environment that was pruned."""
+"""The id of the policy that records where the ledger of a pruned environment was cut."""
 
 PolicyId: TypeAlias = tuple[str, str]
-"""A flag's region and key, or SEGMENTS and a segment's key: what tells a policy from others."""
+"""Identifies a policy: a flag's region and key, or SEGMENTS and a segment's key."""
 Digests: TypeAlias = Mapping[str, int]
 """By region, SEGMENTS or ACCESS, the sum of the hashes of the states, modulo DIGEST_MODULUS."""
 
@@ -45,8 +45,8 @@ _encode = msgspec.msgpack.Encoder(enc_hook=_to_plain_integer).encode
 _decode = msgspec.msgpack.Decoder().decode
 
 
-# Nothing here is for the collector of cycles, which would walk the heap for every few thousand of
-# them that come.
+# The garbage collector does not track these types: for every few thousand new objects it would
+# walk the heap.
 class PolicyState(Struct, frozen=True, gc=False):
     """A policy, which is a flag in one region or a segment, at one version.
 
@@ -60,7 +60,7 @@ class PolicyState(Struct, frozen=True, gc=False):
 
     @property
     def id(self) -> PolicyId:
-        """What tells this policy from others."""
+        """The region and key, which identify the policy."""
         return (self.region, self.key)
 
     @property
@@ -97,7 +97,7 @@ def get_member_parts(policy: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 class PolicyChange(Struct, frozen=True, gc=False):
-    """What a revision did to one policy; None stands for absence."""
+    """The effect of a revision on one policy: before and after, None if it does not exist."""
 
     before: PolicyState | None
     after: PolicyState | None
@@ -111,7 +111,7 @@ class PolicyChange(Struct, frozen=True, gc=False):
 
 
 class Tip(Struct, frozen=True, gc=False):
-    """Where an environment stands: the revision, and what proves the way there.
+    """The state of an environment: its revision, and the hashes that prove its history.
 
     `epoch` is the random name of one history; revisions are ordered within it. `hash` is the hex
     SHA-256 that ends the chain. `time` is the server's, in UTC, never before the previous
@@ -127,10 +127,10 @@ class Tip(Struct, frozen=True, gc=False):
 
 
 class Change(Struct, frozen=True, gc=False):
-    """One committed revision: the tip that it made, what it changed, and the hash before it.
+    """One committed revision: its tip, its changes of policies, and the hash before it.
 
-    `parts` are the members that its segments refer to by SHA-256, as far as they come with it. The
-    hash of the change covers the references.
+    `parts` are members that its segments refer to by SHA-256, as far as the change includes them.
+    The hash of the change covers the references.
     """
 
     tip: Tip
@@ -145,7 +145,7 @@ class Change(Struct, frozen=True, gc=False):
         return self.tip.revision
 
     def continues(self, tip: Tip) -> bool:
-        """Tell whether this change is the next after a tip, of the same history, and unaltered."""
+        """Return True if this change directly follows a tip of its history, and is unaltered."""
         return (
             self.tip.environment == tip.environment
             and self.tip.epoch == tip.epoch
@@ -158,7 +158,7 @@ class Change(Struct, frozen=True, gc=False):
 
     @property
     def is_intact(self) -> bool:
-        """Whether nothing of the change was altered since its hash was made."""
+        """True if the change has not been altered since it was hashed."""
         return self.tip.hash == self._recompute_hash()
 
     def _recompute_hash(self) -> str:
@@ -166,10 +166,10 @@ class Change(Struct, frozen=True, gc=False):
 
 
 class Cut(Struct, frozen=True):
-    """Up to where a ledger was cut: the tip there, and a hash of what there was at it.
+    """The place where a ledger was cut: the tip there, and a hash of the contents at that tip.
 
-    The first change that is kept continues this tip, so the chain is bound to it; and the cut is a
-    policy of a later revision, so the chain is bound to the contents.
+    The first remaining change continues this tip, so the chain is bound to it. The cut is a policy
+    of a later revision, so the chain is bound to the contents.
     """
 
     tip: Tip
@@ -177,7 +177,7 @@ class Cut(Struct, frozen=True):
 
     @property
     def policy(self) -> dict[str, Any]:
-        """The policy document that says so."""
+        """The policy document of the cut."""
         return {
             "epoch": self.tip.epoch,
             "revision": self.tip.revision,
@@ -189,7 +189,7 @@ class Cut(Struct, frozen=True):
 
 
 def decode_cut(environment: str, policy: Mapping[str, Any]) -> Cut:
-    """Return the cut that a policy document says."""
+    """Return the cut of a policy document."""
     digests = {region: int(total, 16) for region, total in policy["digests"].items()}
     epoch, revision, digest_there = policy["epoch"], int(policy["revision"]), policy["hash"]
     tip = Tip(environment, epoch, revision, digest_there, policy["time"], digests)
@@ -197,9 +197,9 @@ def decode_cut(environment: str, policy: Mapping[str, Any]) -> Cut:
 
 
 def hash_contents(contents: Iterable[tuple[PolicyId, int, bytes | None]]) -> str:
-    """Return the hex SHA-256 of what there is in an environment, whatever its order.
+    """Return the hex SHA-256 of the contents of an environment, in any order.
 
-    Of each policy its id and version, and its document in MessagePack; None where it was deleted.
+    Each policy is an id, a version, and its document in MessagePack; None if it was deleted.
     """
     found = hashlib.sha256()
     for identity, version, packed in sorted(contents, key=lambda item: item[0]):
@@ -208,13 +208,13 @@ def hash_contents(contents: Iterable[tuple[PolicyId, int, bytes | None]]) -> str
 
 
 def collect_added_parts(changes: Iterable[Change]) -> set[str]:
-    """Return the parts of members that are there after changes that follow, and not before."""
+    """Return the parts of members that exist after consecutive changes, but not before them."""
     before: dict[PolicyId, set[str]] = {}
     after: dict[PolicyId, set[str]] = {}
     for policy in (policy for change in changes for policy in change.policies):
-        held, kept = policy.before, policy.after
-        before.setdefault(policy.id, set(held.parts) if held is not None else set())
-        after[policy.id] = set(kept.parts) if kept is not None else set()
+        old, new = policy.before, policy.after
+        before.setdefault(policy.id, set(old.parts) if old is not None else set())
+        after[policy.id] = set(new.parts) if new is not None else set()
     return {part for identity in after for part in after[identity] - before[identity]}
 
 
@@ -263,10 +263,10 @@ def compute_digests(states: Iterable[PolicyState]) -> dict[str, int]:
 def _compute_hash(
     tip: Tip, request: str, previous_hash: str, policies: Iterable[PolicyChange]
 ) -> str:
-    """Return the hex SHA-256 of everything that a change says; the tip's own hash is not read.
+    """Return the hex SHA-256 of everything in a change, except for the tip's own hash.
 
-    What is hashed is one list in MessagePack, written piece by piece: a change may be of a hundred
-    megabytes, and to encode it in one call would hold the interpreter as long.
+    The hashed text is one list in MessagePack, written piece by piece. A change may have a hundred
+    megabytes, and encoding it in one call would hold the interpreter for as long.
     """
     changed = tuple(policies)
     content = [
@@ -302,7 +302,7 @@ def encode_policies(policies: Sequence[PolicyChange]) -> bytes:
 
 
 def encode_list_header(length: int) -> bytes:
-    """Return what a list of a length begins with in MessagePack."""
+    """Return the MessagePack header of a list."""
     if length < _FIXED_LIST:
         return bytes([0x90 | length])
     if length < _SHORT_LIST:

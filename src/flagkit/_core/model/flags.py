@@ -80,7 +80,7 @@ class Serve(Struct, frozen=True, gc=False):
 
 
 class Rollout(Struct, frozen=True, gc=False):
-    """Weights over variants, kept as intervals of buckets.
+    """Weights over variants, stored as intervals of buckets.
 
     `by` is the path of the attribute that is hashed; `salt` seeds the hash.
     """
@@ -108,11 +108,11 @@ class Ramp(Struct, frozen=True, gc=False):
 
 
 Serves: TypeAlias = Serve | Rollout | Ramp
-"""What a targeting rule or the fallthrough serves."""
+"""The decision of a targeting rule or of the fallthrough."""
 
 
 class Rule(Struct, frozen=True, gc=False):
-    """A targeting rule: who and when it is for, and what it serves.
+    """A targeting rule: its condition, its window, and the variant or rollout that it serves.
 
     `when` is `condition` as written.
     """
@@ -159,7 +159,7 @@ def encode(flag: Flag) -> dict[str, Value]:
     if flag.region != EVERYWHERE:
         document["region"] = flag.region
     document["state"] = flag.state
-    # Only those that are named as sensitive stand in a document as anything but themselves.
+    # Only sensitive variants have another form in a document.
     document["variants"] = cast("dict[str, Value]", {**flag.variants})
     if flag.sensitive:
         document["variants"] = {
@@ -226,10 +226,10 @@ def unify_variants(
 ) -> tuple[VariantType, dict[str, VariantValue]]:
     """Return the type that all variants have, and the variants; integers among floats are floats.
 
-    Those named by `sensitive` are Sealed or, where they are not encrypted yet, Secret.
+    Variants that `sensitive` names are encrypted values or, before encryption, secret values.
 
     Raises:
-        InvalidDocumentError: there are none, or of several types, or of none that variants have.
+        InvalidDocumentError: there are no variants, or their types differ or are not supported.
     """
     if not variants:
         raise InvalidDocumentError("variants", "is empty", "Name at least one variant")
@@ -329,7 +329,7 @@ def _check_json(value: Value, path: str) -> None:
 
 
 def check_variant(name: str, variants: Mapping[str, object], path: str) -> None:
-    """Refuse the name of a variant that a flag has not."""
+    """Reject the name of a variant that a flag does not have."""
     if name not in variants:
         raise InvalidDocumentError(
             path,
@@ -342,7 +342,7 @@ def get_boolean_variant(value: bool, variants: Mapping[str, object], path: str) 
     """Return the name of the variant of a boolean flag that has a value.
 
     Raises:
-        InvalidDocumentError: the flag is not boolean, or has not exactly one such variant.
+        InvalidDocumentError: the flag is not boolean, or does not have exactly one such variant.
     """
     names = [name for name, found in variants.items() if found is value]
     if len(names) != 1:
@@ -357,10 +357,10 @@ def get_boolean_variant(value: bool, variants: Mapping[str, object], path: str) 
 def build_boolean_weights(
     share: float | None, variants: Mapping[str, object], path: str
 ) -> dict[str, int | float]:
-    """Return the weights that a bare percentage stands for: the share of the true variant.
+    """Return the weights that a bare percentage means: the share of the true variant.
 
     Raises:
-        InvalidDocumentError: it is none, or the variants are not one true and one false.
+        InvalidDocumentError: it is no percentage, or the variants are not one true and one false.
     """
     names = {value: name for name, value in variants.items() if isinstance(value, bool)}
     if len(names) != len(variants) or len(names) != 2 or share is None:  # noqa: PLR2004 - true, false
@@ -379,14 +379,14 @@ T = TypeVar("T", bound=Struct)
 DOCUMENT_BYTES_MAX = 1024 * 1024
 RULES_MAX = 256
 TESTS_MAX = 2048
-"""How many tests the conditions of one flag may be, as conditions.tests_in counts them."""
+"""The most tests in the conditions of one flag."""
 _CHOICES = {"state": get_args(State), "when_stale": get_args(WhenStale)}
 _MISREAD = {
     "bool": "on, off, yes and no for booleans",
     "int": "22:00 for the number 1320",
     "float": "1.0 and 22:00:00.5 for numbers",
 }
-"""What text becomes that is not quoted, and an example of it."""
+"""The types that YAML 1.1 makes of unquoted text, with examples."""
 _DATE_REMEDY = "Write it like 2026-12-01T08:00:00Z"
 _KINDS = {
     "array": ("a list", "Write its members in brackets, as in [a, b]"),
@@ -400,7 +400,7 @@ _KINDS = {
     "bytes": ("binary data", ""),
     "ext": ("an extension", ""),
 }
-"""What msgspec's types are called here, and what to write where they belong."""
+"""The words for msgspec's types in messages, and a remedy for each."""
 
 
 def decode(document: object, *, environment: str | None = None, stored: bool = False) -> Flag:
@@ -408,9 +408,9 @@ def decode(document: object, *, environment: str | None = None, stored: bool = F
 
     Args:
         document: A mapping in the shape of the YAML form; its rollouts may have intervals.
-        stored: Whether it was checked when it was written: it is then in normal form, and its size
-            is not judged again, so that a flag at the limit can still be paused.
-        environment: What the document's own `environment` must be, where it has one.
+        stored: True if it was checked when it was written. It is then in normal form, and its size
+            is not checked again, so that a flag at the limit can still be paused.
+        environment: The required value of the document's own `environment`, if it has one.
 
     Raises:
         InvalidDocumentError: with the path of the fault and the remedy.
@@ -442,7 +442,7 @@ def normalize_fields(document: object) -> dict[str, Value]:
     fields = cast("Mapping[object, object]", document)
     if (values := to_plain(fields)) is not None:
         return values
-    # The values of variants are the callers' data, in which nothing stands for anything else.
+    # The values of variants are the callers' data, in which no extended values are decoded.
     return {
         check_name(key, ""): normalize(value, join_path("", key), 1, extended=key != "variants")
         for key, value in fields.items()
@@ -483,7 +483,7 @@ def convert(values: object, shape: type[T]) -> T:
 
 
 def _build_located_error(message: str, shape: type[Struct]) -> InvalidDocumentError:
-    # The place is the last one named: what is quoted before it may hold anything.
+    # msgspec puts the path last; text quoted before it may have user input.
     parts = re.fullmatch(r"(.*) - at `\$\.?(.*)`", message, re.DOTALL)
     problem, path = parts.groups() if parts else (message, "")
     missing = re.fullmatch(r"Object missing required field `(.*)`", problem)
@@ -504,7 +504,7 @@ def _build_type_error(path: str, problem: str) -> InvalidDocumentError:
     remedy = "docs/policy.md has the form of a flag"
     found = re.fullmatch(r"Expected `(.*)`, got `(\w+)`", problem)
     if found:
-        # Null may stand for any field that can be left out; it is not what is to be written.
+        # Any optional field may be null; the message does not recommend that.
         wanted = sorted(name for name in found[1].split(" | ") if name != "null")
         if "float" in wanted:
             wanted.remove("int")
@@ -512,7 +512,7 @@ def _build_type_error(path: str, problem: str) -> InvalidDocumentError:
         problem = f"is {_KINDS[found[2]][0]}, where {names} belongs"
         remedy = _KINDS[wanted[0]][1]
         if wanted == ["str"] and found[2] in _MISREAD:
-            # Where text belongs, YAML 1.1 is the usual culprit.
+            # If text is required here, YAML 1.1 is the usual cause.
             remedy = f"Quote it: YAML 1.1 readers take {_MISREAD[found[2]]}"
     elif "datetime" in problem:
         problem, remedy = "is no date", _DATE_REMEDY
@@ -579,7 +579,7 @@ def build_metadata(
     tags: list[str] | None,
     expires: datetime | None = None,
 ) -> dict[str, Value]:
-    """Return what of the metadata there is."""
+    """Return the metadata fields that are present."""
     until = expires and floor_to_milliseconds(expires, "expires")
     listed: list[Value] | None = [*tags] if tags else None
     found = {"owner": owner, "description": description, "tags": listed, "expires": until}
@@ -634,7 +634,7 @@ def _build_rollout(
 def _parse_bucketing(
     wire: RolloutDocument | RampDocument, path: str, key: str
 ) -> tuple[tuple[str, ...], str]:
-    """Return by what is hashed, and the salt."""
+    """Return the attribute to hash by, and the salt."""
     by = parse_attribute_path(wire.by, f"{path}.by")
     if wire.salt == "":
         raise InvalidDocumentError(f"{path}.salt", "is empty", "Leave it out for the flag's key")

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 
 class ObjectIdLike(Protocol):
-    """What a type checker knows of `bson.ObjectId`, which flagkit does not import."""
+    """The type of `bson.ObjectId` for type checkers, without importing it."""
 
     @property
     def binary(self) -> bytes:
@@ -59,7 +59,7 @@ _EXACT: Final[Mapping[type, Callable[[Any], object]]] = {
     bytes: bytes.__bytes__,
     datetime: lambda value: None if value != value else value,  # noqa: PLR0124 - pandas.NaT is none
 }
-"""How an instance of a derived class becomes what it derives from, without the class's methods."""
+"""The conversions from a derived class to its base, without methods of the derived class."""
 _PROXIED: Final[Mapping[type, Callable[[Any], object]]] = {
     type(None): lambda _: None,
     bool: bool,
@@ -75,20 +75,20 @@ _PROXIED: Final[Mapping[type, Callable[[Any], object]]] = {
     UUID: lambda proxy: UUID(str(proxy)),
     Oid: lambda proxy: Oid(proxy.content),
 }
-"""How the value that a proxy stands for is asked for, by the type that the proxy says it has."""
+"""The conversions from a proxy to the value behind it, by the class that the proxy claims."""
 _NUMPY_SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes, datetime})
 
 
 def to_native(value: object) -> Any:
-    """Return the native value that an attribute stands for; the attribute itself if there is none.
+    """Return the native value of an attribute; the attribute itself if there is no conversion.
 
-    - An instance of a derived class stands for its base: a text, a number, bytes.
-    - A member of an enumeration stands for its value.
-    - A `bson.ObjectId` stands for an Oid.
-    - A scalar of NumPy stands for Python's; NaT and pandas.NA stand for None.
-    - A proxy stands for the object behind it, a lazy text for the text.
+    - An instance of a derived class becomes its base: a text, a number, bytes.
+    - A member of an enumeration becomes its value.
+    - A `bson.ObjectId` becomes an Oid.
+    - A scalar of NumPy becomes Python's; NaT and pandas.NA become None.
+    - A proxy becomes the object behind it, a lazy text becomes the text.
 
-    Raises what the object raises, if it misbehaves.
+    If the object misbehaves, its exceptions propagate.
     """
     kind = type(value)
     if kind in NATIVE:
@@ -104,7 +104,7 @@ def to_native(value: object) -> Any:
 
 
 def _convert_library_value(kind: type, value: Any) -> object:
-    """Return what a value of a known library stands for, the value itself if it is of none."""
+    """Return the native value of a known library's value, the value itself for other libraries."""
     object_id = _find_loaded_class("bson.objectid", "ObjectId")
     if object_id is not None and issubclass(kind, object_id):
         return Oid(value.binary)
@@ -127,28 +127,28 @@ def _find_loaded_class(module: str, name: str) -> type | None:
 
 
 def _unwrap_proxy(kind: type, proxy: Any) -> object:
-    """Return the value behind a proxy, which says that it has another class than its type."""
-    said = cast("type[object]", proxy.__class__)
-    # What a proxy says may be anything.
-    if said is kind or not isinstance(said, type):  # pyright: ignore[reportUnnecessaryIsInstance]
+    """Return the value behind a proxy: an object whose `__class__` differs from its type."""
+    cls = cast("type[object]", proxy.__class__)
+    # The `__class__` of a proxy may be anything.
+    if cls is kind or not isinstance(cls, type):  # pyright: ignore[reportUnnecessaryIsInstance]
         return str.__str__(str(proxy)) if _is_text(kind) else proxy
     if vars(object)["__str__"] is kind.__str__:
-        # A proxy passes this on. This is an object that only says that it is something else.
+        # A proxy forwards `__str__`. This object only claims to have another class.
         return proxy
-    if issubclass(said, Enum):
+    if issubclass(cls, Enum):
         return to_native(proxy._value_)
     object_id = _find_loaded_class("bson.objectid", "ObjectId")
-    if object_id is not None and issubclass(said, object_id):
+    if object_id is not None and issubclass(cls, object_id):
         return Oid(proxy.binary)
-    for base in said.__mro__:
+    for base in cls.__mro__:
         if base in _PROXIED:
             found = _PROXIED[base](proxy)
             return (
                 to_native(found) if isinstance(found, base) and type(found) is not kind else proxy
             )
-    return str.__str__(str(proxy)) if _is_text(said) else proxy
+    return str.__str__(str(proxy)) if _is_text(cls) else proxy
 
 
 def _is_text(kind: type) -> bool:
-    """Tell whether a class that does not derive from `str` has the methods of one."""
+    """Return True if a class that does not derive from `str` has the methods of `str`."""
     return hasattr(kind, "casefold") and hasattr(kind, "encode")

@@ -41,7 +41,7 @@ def parse_attribute_path(text: str, path: str) -> tuple[str, ...]:
     """Return the names of a dotted path to an attribute.
 
     Raises:
-        InvalidDocumentError: it is none, or has too many.
+        InvalidDocumentError: it is no path, or has too many names.
     """
     names = tuple(text.split("."))
     if "" in names or ("$" in text and any(name.startswith("$") for name in names)):
@@ -61,11 +61,11 @@ def parse_attribute_path(text: str, path: str) -> tuple[str, ...]:
 
 
 def to_bucketing_key(value: object) -> str | None:
-    """Return the string that a bucketing attribute hashes as, or None where it cannot serve.
+    """Return the string that a bucketing attribute hashes as, or None if it has a wrong type.
 
     Non-empty strings are themselves. Integers are their decimal form, UUIDs and ObjectIds their
-    usual text: `00112233-4455-6677-8899-aabbccddeeff`, 24 hexadecimal digits. Nothing else names
-    anyone. Lazy and proxied values count as what they stand for.
+    usual text: `00112233-4455-6677-8899-aabbccddeeff`, 24 hexadecimal digits. No other type is
+    accepted. Lazy and proxied values count as the values behind them.
     """
     found: Any = to_native(value)
     kind = cast("type[object]", type(found))

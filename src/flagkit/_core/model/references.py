@@ -13,7 +13,7 @@ from flagkit.errors import BrokenReferenceError
 
 
 class Neighbours(Protocol):
-    """What is known of the flags around a change."""
+    """Finds the flags that a change refers to, and those that depend on it."""
 
     def find_flags(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of some flags, in all regions."""
@@ -47,13 +47,13 @@ class ReferenceChecker:
                 self._by_key[key][region] = flag
 
     def check(self) -> None:
-        """Raise BrokenReferenceError where a prerequisite would dangle or close a cycle."""
+        """Raise BrokenReferenceError if a prerequisite would dangle or close a cycle."""
         self._load_prerequisites()
         for flag in filter(None, self._changed.values()):
             for i in range(len(flag.prerequisites)):
                 self._check_prerequisite(flag, i)
         changed_keys = {key for _, key in self._changed}
-        # Nobody rests on what was not there in any region.
+        # No flag can depend on a flag that existed in no region.
         there = {key for _, key in self._previous}
         lessened = {
             identity[1]
@@ -72,10 +72,10 @@ class ReferenceChecker:
         )
 
     def _can_break_dependents(self, identity: PolicyId) -> bool:
-        """Tell whether flags that rest on a changed one may miss something: all others do not."""
+        """Return True if a change may break flags that depend on the changed flag."""
         before, after = self._previous.get(identity), self._changed[identity]
         if before is None or after is None:
-            # A new override hides what there was.
+            # A new override hides the flag of all regions.
             return True
         return not before.policy.get("variants", {}).keys() <= after.variants.keys()
 
@@ -121,7 +121,7 @@ class ReferenceChecker:
                 subject=f"flag {flag.key!r}",
             )
         for region, other in regions.items():
-            # Where this flag is an override, what counts is the other flag as its region sees it.
+            # An override refers to the other flag as the override's region sees it.
             hidden = region == EVERYWHERE and flag.region in regions
             if flag.region != EVERYWHERE and (hidden or region not in (EVERYWHERE, flag.region)):
                 continue
@@ -136,7 +136,7 @@ class ReferenceChecker:
                 )
 
     def _check_cycles(self, keys: Iterable[str]) -> None:
-        """Follow prerequisites, of all regions alike; a way back to where it came by is a cycle."""
+        """Follow prerequisites in all regions together; a path back to its start is a cycle."""
         done: set[str] = set()
         for start in sorted(keys):
             way: dict[str, Iterator[str]] = {}

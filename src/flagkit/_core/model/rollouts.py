@@ -1,7 +1,7 @@
 """Rollouts as intervals of buckets: resizing moves as few keys as possible.
 
-A rollout stores intervals, because weights alone do not say which keys are in. After 10 % -> 50 %
--> 30 % the same keys are in as if the steps between had never been. Pure integer arithmetic.
+A rollout stores intervals, because weights alone do not determine which keys are in. After 10 % ->
+50 % -> 30 % the same keys are in as after 10 % -> 30 %. All arithmetic is on integers.
 """
 
 import itertools
@@ -30,7 +30,7 @@ def parse_weight(percent: object, path: str) -> int:
 
 
 def to_percent(share: int) -> int | float:
-    """Return a share of BUCKETS as a percentage, whole where it can be."""
+    """Return a share of BUCKETS as a percentage, as an integer if possible."""
     return share // PERCENT if share % PERCENT == 0 else share / PERCENT
 
 
@@ -60,8 +60,9 @@ def allocate(
     buckets change hands as the shares differ, which is the least possible. A variant gives from the
     end that faces the taker, so a share that grows and shrinks again has its first keys back.
 
-    With an `untreated` variant, what any other gives goes to it, and what another takes comes from
-    what it had, as far as that goes: as few buckets move as can without an exchange between others.
+    With an `untreated` variant, buckets that another variant gives go to it, and buckets that
+    another takes come from it, as far as it has any. So as few buckets as possible move, without
+    an exchange between treated variants.
     """
     if not current:
         ends = itertools.accumulate(wanted.values())

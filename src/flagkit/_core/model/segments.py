@@ -38,21 +38,21 @@ from flagkit.errors import InvalidDocumentError
 
 MEMBER_BYTES: Final = 8
 PART_MEMBERS: Final = 16_384
-"""How many members a part has, on average, at most."""
+"""The most members of a part, on average."""
 PUBLIC_SEED: Final = xxhash.xxh3_64_intdigest(b"flagkit.members")
 """The seed of a document that names none: earlier versions hashed all keys with it."""
 _SEED_TEXT: Final = re.compile(r"[0-9a-f]{16}")
 
 
 class Keys(Struct, frozen=True):
-    """A set of keys by what names it: how many there are, and the SHA-256 of each part."""
+    """The description of a set of keys: their number, and the SHA-256 of each part."""
 
     count: int
     parts: tuple[str, ...]
 
 
 SEGMENT_TESTS_MAX: Final = 256
-"""How many tests a segment's condition may be: a flag may name many segments."""
+"""The most tests in a segment's condition: a flag may name many segments."""
 _NO_LISTS: Final = (str, bytes, bytearray, memoryview, Mapping)
 NOBODY: Final = Keys(0, ())
 
@@ -88,7 +88,7 @@ def generate_seed() -> int:
 
 
 def hash_member(key: str, seed: int) -> int:
-    """Return the 64-bit hash that a key is kept as in a segment of some seed."""
+    """Return the 64-bit hash that represents a key in a segment with a seed."""
     return xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogatepass"), seed)
 
 
@@ -117,12 +117,12 @@ def edit_keys(
     remove: set[int],
     read: Callable[[Iterable[str]], Mapping[str, bytes]],
 ) -> tuple[Keys, dict[str, bytes]]:
-    """Return keys with some members more and some less, and the parts that are new.
+    """Add and remove members of keys; return the keys, and the parts that are new.
 
-    Only the parts that change are read, unless there are to be more or fewer of them.
+    It reads only the parts that change, unless the number of parts changes.
 
     Raises:
-        InvalidDocumentError: parts are not there.
+        InvalidDocumentError: parts are missing.
     """
     if not keys.count:
         return build_keys(add - remove)
@@ -138,13 +138,13 @@ def edit_keys(
     for member in sorted(members):
         buckets[get_part_index(member, count)].append(member)
     names = [*keys.parts]
-    made: dict[str, bytes] = {}
+    new_parts: dict[str, bytes] = {}
     for place, bucket in buckets.items():
         part = encode_part(bucket)
         names[place] = hashlib.sha256(part).hexdigest()
         if names[place] != keys.parts[place]:
-            made[names[place]] = part
-    return Keys(total, tuple(names)), made
+            new_parts[names[place]] = part
+    return Keys(total, tuple(names)), new_parts
 
 
 def _read_members(
@@ -158,10 +158,10 @@ def _read_members(
 
 
 def check_members(segment: Segment, read: Callable[[Iterable[str]], Mapping[str, bytes]]) -> None:
-    """Refuse keys that are not as many as they say, or not in the one form that a set has.
+    """Reject keys whose number is wrong, or that are not in the normal form of a set.
 
     Raises:
-        InvalidDocumentError: they are not; or parts of them are not there.
+        InvalidDocumentError: they are not valid, or parts of them are missing.
     """
     for side, keys in (("included", segment.included), ("excluded", segment.excluded)):
         parts = _read_members(keys, range(len(keys.parts)), read)
@@ -176,7 +176,7 @@ def compute_part_count(member_count: int) -> int:
 
 
 def encode_part(members: "array[int]") -> bytes:
-    """Return a part's bytes: little-endian, whatever the machine."""
+    """Return a part's bytes: little-endian on every machine."""
     if sys.byteorder == "big":
         members = array("Q", members)
         members.byteswap()
@@ -207,10 +207,10 @@ def decode_segment(
 
     Args:
         document: A mapping in the shape of the YAML form; its keys may be hashed already.
-        environment: What the document's own `environment` must be, where it has one.
-        stored: Whether the writer made the document. It was then checked when it was written, and
+        environment: The required value of the document's own `environment`, if it has one.
+        stored: True if the writer made the document. It was then checked when it was written, and
             its own seed holds.
-        seed: The seed to hash listed keys with. It is not used where the document has hashed keys:
+        seed: The seed to hash listed keys with. It is not used if the document has hashed keys:
             both lists of a segment share one seed, so the document's own seed holds.
 
     Raises:
@@ -297,8 +297,8 @@ def _parse_seed(text: str) -> int:
 def _build_listed_keys(
     keys: Iterable[object], path: str, seed: int, parts: dict[str, bytes]
 ) -> Keys:
-    found, made = build_keys(hash_keys(keys, path, seed))
-    parts |= made
+    found, new_parts = build_keys(hash_keys(keys, path, seed))
+    parts |= new_parts
     return found
 
 
@@ -350,7 +350,7 @@ def _build_stored_keys(wire: "list[str | int] | MembersDocument", path: str) -> 
 def encode_segment(segment: Segment) -> dict[str, Value]:
     """Return the document of a segment: defaults left out, keys by their parts.
 
-    The seed is there even where there are no keys, for keys that are included later.
+    It has the seed even without keys, for keys that are included later.
     """
     document: dict[str, Value] = {"key": segment.key}
     if segment.when is not None:

@@ -15,7 +15,7 @@ from flagkit._core.model.values import FORMS, Value, join_path
 from flagkit.errors import InvalidDocumentError
 
 SENSITIVE: Final = "(sensitive)"
-"""What is shown in the place of a value."""
+"""The text that replaces a secret value in output."""
 ENCRYPTED: Final = "$encrypted"
 _BASE64: Final = FORMS["$binary"]
 
@@ -28,7 +28,7 @@ class EncryptedValue(Struct, frozen=True):
 
 
 class SecretValue:
-    """A value in the clear, which does not show in what is printed of it."""
+    """A value in the clear, which its `repr` does not show."""
 
     __slots__ = ("value",)
 
@@ -50,10 +50,10 @@ VariantValue: TypeAlias = "Value | EncryptedValue | SecretValue | UnavailableVal
 
 
 def encode_variant(value: VariantValue, path: str) -> Value:
-    """Return a variant's value as documents have it.
+    """Return a variant's value in the form of documents.
 
     Raises:
-        InvalidDocumentError: it is sensitive, and not encrypted.
+        InvalidDocumentError: it is sensitive, but not encrypted.
     """
     match value:
         case EncryptedValue(ciphertext, kind):
@@ -71,10 +71,10 @@ def encode_variant(value: VariantValue, path: str) -> Value:
 
 
 def find_encrypted_value(value: Value, path: str) -> EncryptedValue | None:
-    """Return what a variant's value in a document is if it is encrypted, None if it is not.
+    """Return the encrypted value of a variant in a document, None if it is not encrypted.
 
     Raises:
-        InvalidDocumentError: it looks so, and is not.
+        InvalidDocumentError: it has the form of an encrypted value, but is malformed.
     """
     if not isinstance(value, dict) or value.keys() != {ENCRYPTED}:
         return None
@@ -93,7 +93,7 @@ def find_encrypted_value(value: Value, path: str) -> EncryptedValue | None:
 
 
 def redact_error(error: InvalidDocumentError, document: object) -> InvalidDocumentError:
-    """Return the fault of a document, without what it says of values that are sensitive."""
+    """Return the fault of a document, without the sensitive values that it quotes."""
     place = find_sensitive_path(error.path, document)
     if place is None:
         return error
@@ -118,5 +118,5 @@ def find_sensitive_path(path: str, document: object) -> str | None:
                 return place
         if all(isinstance(name, str) for name in cast("list[object]", named)):
             return None
-    # Which ones are meant cannot be told: any may be.
+    # The list is malformed, so any variant may be sensitive.
     return "variants"

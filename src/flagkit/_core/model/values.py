@@ -5,8 +5,7 @@ UTC cut to the millisecond, lists, and dicts with string keys. It survives BSON 
 unchanged; the hash chain of the ledger depends on that. The order of keys counts, as in MongoDB.
 
 Values that JSON and YAML cannot express are written as MongoDB's Extended JSON. Decimals, UUIDs,
-ObjectIds and binaries keep that form; `decode_extended_json` returns the values that they stand
-for.
+ObjectIds and binaries keep that form; `decode_extended_json` returns their values.
 
 Sources: https://www.mongodb.com/docs/manual/reference/mongodb-extended-json; mongod's answers to
 `find`, which tests/evaluation/test_matching.py compares with these; Semantic Versioning 2.0.0
@@ -32,7 +31,7 @@ from flagkit.errors import InvalidDocumentError
 Value: TypeAlias = "bool | int | float | str | datetime | list[Value] | dict[str, Value] | None"
 Scalar: TypeAlias = bool | int | float | str | datetime | Decimal | UUID | Oid | bytes | None
 Constant: TypeAlias = "Scalar | list[Constant] | dict[str, Constant]"
-"""What conditions compare with: a value whose extended ones are revived."""
+"""A value that conditions compare with: extended values in it are decoded."""
 
 DEPTH_MAX = 32
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
@@ -47,7 +46,7 @@ _EXTENDED: Final[Mapping[str, str]] = {
     "$oid": '"507f1f77bcf86cd799439011", 24 hexadecimal digits',
     "$uuid": '"00112233-4455-6677-8899-aabbccddeeff"',
 }
-"""Extended values, by what they are written with: examples."""
+"""Examples of extended values, by the operator that marks them."""
 _NOT_PLAIN: Final = {*_EXTENDED, "$ref", "$id"}
 _AS_THEY_ARE: Final = {bool, float, type(None)}
 _NUMBER: Final = r"-?(\d+(\.\d*)?|\.\d+)([Ee][+-]?\d+)?|-?Infinity|NaN"
@@ -67,8 +66,8 @@ FORMS: Final[Mapping[str, re.Pattern[str]]] = {
         "$uuid": f"{_HEX}{{32}}|{_HEX}{{8}}(-{_HEX}{{4}}){{3}}-{_HEX}{{12}}",
     }.items()
 }
-"""How the text of extended values is written, that of a binary in base64."""
-# BSON's decimals: IEEE 754's decimal128. What does not fit is refused, never rounded.
+"""The syntax of extended values as text; that of a binary is base64."""
+# BSON's decimals are IEEE 754's decimal128. A value that does not fit is rejected, never rounded.
 DECIMAL128: Final = decimal.Context(
     prec=34,
     Emin=-6143,
@@ -79,10 +78,10 @@ DECIMAL128: Final = decimal.Context(
 
 
 def is_same(one: object, other: object) -> bool:
-    """Tell whether two values in normal form are the same, in type and order as well.
+    """Return True if two values in normal form are the same, in type and order as well.
 
-    Python's `==` takes True for 1 and 1.0, and does not look at the order of a document's fields.
-    MongoDB's operators do, so evaluations may tell such values apart.
+    Python's `==` equates True with 1 and 1.0, and ignores the order of a document's fields.
+    MongoDB's operators do not, so evaluations may distinguish such values.
 
     >>> is_same({"$ne": True}, {"$ne": 1}), is_same({"a": 1, "b": 2}, {"b": 2, "a": 1})
     (False, False)
@@ -91,7 +90,7 @@ def is_same(one: object, other: object) -> bool:
 
 
 encode_exactly: Final[Callable[[object], bytes]] = msgspec.msgpack.Encoder().encode
-"""Returns bytes that stand for a value, its types and its order: others have other bytes."""
+"""Returns bytes that identify a value with its types and its order."""
 
 
 class _NotPlainError(Exception):
@@ -101,8 +100,8 @@ class _NotPlainError(Exception):
 def to_plain(fields: Mapping[Any, object]) -> dict[str, Value] | None:
     """Normalize the fields of a document as `normalize` does, if all are of plain types.
 
-    None says that it takes `normalize` to tell what they are, or what is wrong with them. Documents
-    are imported by the hundred thousand, and most take half the time so.
+    None means that `normalize` must convert them, or find their fault. Imports have hundreds of
+    thousands of documents, and most take half the time this way.
     """
     try:
         return cast("dict[str, Value]", _to_plain_value(fields, 0))
@@ -148,9 +147,9 @@ def normalize(  # noqa: C901, PLR0911 - one for each type
 
     Args:
         value: Anything.
-        path: Where it stands.
-        depth: How deep it stands.
-        extended: Whether extended values may stand in it; if not, what looks like one is data.
+        path: Its path in the document.
+        depth: The depth of that path.
+        extended: True if it may have extended values; if not, documents like them are data.
 
     Raises:
         InvalidDocumentError: it has a type, size or depth that a policy cannot hold.
@@ -214,7 +213,7 @@ def _normalize_document(
 
 
 def decode_extended_json(value: Value) -> Constant:
-    """Return a value in normal form, with the extended ones as what they stand for."""
+    """Return a value in normal form, with extended values decoded."""
     match value:
         case dict():
             operator = find_extended_form(value)
@@ -228,7 +227,7 @@ def decode_extended_json(value: Value) -> Constant:
 
 
 def find_extended_form(fields: Mapping[Any, object]) -> str | None:
-    """Return what a document is written with if it is an extended value, else None."""
+    """Return the operator that marks a document as an extended value, None if there is none."""
     key = next(iter(fields), None)
     return key if len(fields) == 1 and isinstance(key, str) and key in _EXTENDED else None
 
@@ -244,11 +243,11 @@ def _decode_extended(operator: str, written: object, path: str) -> Value:
 
 
 def _convert_extended(operator: str, written: object) -> Constant:
-    """Return what an extended value stands for.
+    """Return the value that an extended value encodes.
 
     Raises:
-        ArithmeticError: a decimal is none, or does not fit.
-        ValueError: anything else is wrong with it.
+        ArithmeticError: a decimal is malformed, or does not fit.
+        ValueError: it is invalid in any other way.
     """
     match operator, written:
         case "$binary", Mapping():
@@ -273,10 +272,10 @@ def _decode_binary(written: Mapping[object, object]) -> bytes | UUID:
 
 
 def parse_date(text: str) -> datetime:
-    """Return the date that a text says.
+    """Return the date of a text.
 
     Raises:
-        ValueError: it says none, or in another way than `2026-12-01T08:00:00Z`.
+        ValueError: it is no date, or has another form than `2026-12-01T08:00:00Z`.
     """
     if not FORMS["$date"].fullmatch(text):
         raise ValueError(text)
@@ -322,7 +321,7 @@ def _encode_extended(value: Decimal | UUID | Oid | bytes, path: str) -> Value:
 
 def _format_decimal(value: Decimal, path: str) -> str:
     if value.is_nan():
-        # MongoDB has one NaN: neither sign nor payload nor a signal tell any apart.
+        # MongoDB has one NaN: sign, payload and signalling make no difference.
         return "NaN"
     try:
         return str(DECIMAL128.create_decimal(value))
@@ -333,7 +332,7 @@ def _format_decimal(value: Decimal, path: str) -> str:
 
 
 def check_text(value: str, path: str) -> str:
-    """Return `value` as a plain str, refusing what UTF-8 cannot carry."""
+    """Return `value` as a plain str; reject characters that UTF-8 cannot encode."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -384,7 +383,7 @@ def join_path(path: str, field: object) -> str:
 
 
 def escape_for_display(text: str) -> str:
-    """Return a text as it may stand in a message: what a terminal might obey is escaped."""
+    """Return a text for a message: characters that may control a terminal are escaped."""
     return text if text.isprintable() else repr(text)
 
 
@@ -413,8 +412,8 @@ _NOTHING: Final = object()
 def get_kind(value: object) -> int | None:
     """Return the place of a value's type in BSON's order; numbers of all types share one.
 
-    Subclasses count as what they derive from. None for types that BSON has not. Foreign values
-    have to be made plain before.
+    Subclasses count as their base. The result is None for types that BSON lacks. Convert foreign
+    values with `to_native` before.
     """
     found = _KINDS.get(type(value))
     if found is None:
@@ -425,15 +424,15 @@ def get_kind(value: object) -> int | None:
 
 
 def to_identity(value: Any) -> object:  # noqa: PLR0911 - one for each kind
-    """Return what is equal, and hashes alike, for scalars that are equal in MongoDB.
+    """Return an object that is equal, and hashes alike, for scalars that are equal in MongoDB.
 
-    That of a list, a document or a type that BSON has not equals nothing. A string's is itself.
+    The result for a list, a document or a type that BSON lacks equals nothing. A string is itself.
     """
     place = get_kind(value)
     if place == TEXT:
         return str.__str__(value)
     if place == NUMBER:
-        # Python's numbers equal each other, and hash, by what they are worth; so does True to 1.
+        # Python's numbers are equal, and hash alike, by numeric value; True equals 1.
         return (NUMBER,) if is_nan(value) else value
     if place == NULL:
         return None
@@ -481,7 +480,7 @@ def _compare_same_kind(place: int, left: Any, right: Any) -> int:
 
 
 def is_equal(left: object, right: object) -> bool:
-    """Tell whether two values are equal in MongoDB: of one kind, NaN equal to itself."""
+    """Return True if two values are equal in MongoDB: they have one kind, and NaN equals itself."""
     place = get_kind(left)
     return (
         place is not None
@@ -506,7 +505,7 @@ def is_ordered(operator: str, value: object, constant: object) -> bool:
 
 
 def is_nan(value: Any) -> bool:
-    """Tell whether a value is not a number, of any type that has one."""
+    """Return True if a value is not a number, of any type that has one."""
     return (
         value.is_nan()
         if isinstance(value, Decimal)
@@ -544,7 +543,7 @@ def _compare_documents(left: Mapping[Any, Any], right: Mapping[Any, Any]) -> int
         if left_kind != right_kind:
             return compare(left_value, right_value)
         if left_name != right_name:
-            # Contexts may have names that are no strings, which BSON has not: they come first.
+            # Contexts may have names that are no strings. BSON has none, so they come first.
             return 1 if isinstance(left_name, str) and left_name > right_name else -1
         order = compare(left_value, right_value)
         if order:
@@ -573,7 +572,7 @@ VERSION = re.compile(
 
 
 def parse_version(text: str) -> VersionKey | None:
-    """Return the key of a version, None for what is none, such as "1.0" or "v1.0.0".
+    """Return the key of a version, None for other texts, such as "1.0" or "v1.0.0".
 
     A release comes after its prereleases, numeric identifiers before others, and build metadata
     does not count.

@@ -23,7 +23,7 @@ DAY_MINUTES: Final = 24 * 60
 _CIRCUMSTANCES: Final = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EIO, errno.EINTR}
 )
-"""Numbers of system errors that say nothing of the file that was to be opened."""
+"""Numbers of system errors that do not depend on the file to open."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TIME = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])|24:00")
 
@@ -93,10 +93,10 @@ def _build_recurrence(wire: WindowDocument, path: str) -> Recurrence | None:
 
 
 def check_zone(zone: str, path: str) -> None:
-    """Refuse a time zone that this machine does not know.
+    """Reject a time zone that this machine does not know.
 
-    An OSError that says nothing of the zone is raised as it is, such as one for too many open
-    files. So is an error that a signal handler raises.
+    An OSError that does not depend on the zone, such as one for too many open files, propagates.
+    So does an error that a signal handler raises.
     """
     try:
         ZoneInfo(zone)

@@ -24,7 +24,7 @@ from flagkit._core.regex.parser import (
 )
 
 Search: TypeAlias = Callable[[str], object]
-"""Returns what is true if a text has the pattern in it."""
+"""Returns a true value if a text contains the pattern."""
 
 TEXT_MAX = 1_024
 """Longer texts match no pattern: they are not searched."""
@@ -53,11 +53,11 @@ def compile_search(source: str, options: str) -> Search:
 
 
 def is_harmless(positions: Positions) -> bool:
-    """Tell whether trying one way after the other makes little work.
+    """Return True if backtracking through the pattern takes little work.
 
-    In a plain pattern, one start leads to each character of the text at most once, and there to as
-    many tries as positions can come next. So a pattern with one start tries at most that often the
-    length of the text; one without endless repetitions, at most once each that follows another.
+    In a plain pattern, one start reaches each character of the text at most once, and tries as many
+    positions there as can come next. So a pattern with one start makes at most that many tries for
+    each character of the text. One without endless repetitions tries each successor at most once.
     """
     if not positions.plain:
         return False
@@ -68,7 +68,7 @@ def is_harmless(positions: Positions) -> bool:
 
 
 def has_match(text: str, source: str, options: str) -> bool:
-    """Tell whether a text has a pattern in it; one that is too long has none."""
+    """Return True if a text contains a pattern; texts that are too long contain none."""
     return len(text) <= TEXT_MAX and bool(compile_search(source, options)(text))
 
 
@@ -80,7 +80,7 @@ def to_python_pattern(node: Node) -> str:  # noqa: PLR0911 - one for each node
         case Chars(((low, high),)) if low == high:
             return re.escape(chr(low))
         case Chars(ranges):
-            # Python takes 1.6 ms to compile a class that goes on to the last character.
+            # Python takes 1.6 ms to compile a class that extends to the last character.
             negated = ranges[-1][1] == LAST
             shown = invert_ranges(ranges) if negated else ranges
             inside = "".join(f"\\U{low:08x}-\\U{high:08x}" for low, high in shown)

@@ -34,7 +34,7 @@ from flagkit._core.regex.parser import (
 
 BORDERS = 20
 NOTHING, NEWLINE, WORD, OTHER, LAST_NEWLINE = range(5)
-"""What stands on a side of a border. The last is, on its right, a newline that ends the text."""
+"""The kinds of characters at a border. LAST_NEWLINE, on its right, is a newline at the end."""
 
 Edges: TypeAlias = dict[int, int]
 """The positions that are reached, by the borders at which they are: bits of integers, both."""
@@ -69,7 +69,7 @@ PLACES: Final[Mapping[Place, int]] = {
 
 
 class PatternPart(Struct, frozen=True):
-    """What a part of a pattern begins and ends with, and at which borders it may be empty."""
+    """The first and last positions of a part of a pattern, and borders where it may be empty."""
 
     first: Edges
     last: Edges
@@ -106,7 +106,7 @@ class Positions:
 
     @property
     def is_anchored(self) -> bool:
-        """Whether all that is found is found at the start of the text."""
+        """True if every match begins at the start of the text."""
         return not any(borders & ~START for borders in (self.pattern.empty, *self.pattern.first))
 
     def add_part(self, node: Node) -> PatternPart:
@@ -166,7 +166,7 @@ class Positions:
         )
 
     def connect_edges(self, last: Edges, first: Edges) -> None:
-        """Let positions follow others, where both may."""
+        """Let positions follow others, at the borders that both allow."""
         for last_at, ends in last.items():
             for first_at, starts in first.items():
                 if not last_at & first_at:
@@ -178,7 +178,7 @@ class Positions:
 
 
 def _partition_characters(characters: Iterable[Ranges]) -> tuple[list[int], list[int]]:
-    """Return bounds of code points, and the positions that have what is before and after each."""
+    """Return bounds of code points, and the positions that match the characters between them."""
     sharing: dict[Ranges, int] = {}
     for i, ranges in enumerate(characters):
         sharing[ranges] = sharing.get(ranges, 0) | 1 << i
@@ -238,7 +238,7 @@ _AFTER: Final = {_END: NOTHING, _LAST: LAST_NEWLINE, "\n": NEWLINE} | dict.fromk
 )
 
 _cache_entries: deque[tuple[dict[Any, Any], object]] = deque()
-"""The tables and keys of all that is kept, the oldest first."""
+"""The tables and keys of all cache entries, the oldest first."""
 
 
 def _cache(table: dict[_Key, _Value], key: _Key, value: _Value) -> _Value:
@@ -252,7 +252,7 @@ def _cache(table: dict[_Key, _Value], key: _Key, value: _Value) -> _Value:
 
 
 class _State(dict[str, "_State"]):
-    """A set of positions, and what stands before the next character; by it, the next state."""
+    """A set of positions, and the kind of the last character. Maps the next one to a state."""
 
     __slots__ = ("automaton", "before", "positions")
 
@@ -267,7 +267,7 @@ class _State(dict[str, "_State"]):
 
 
 class _Unions(dict[str, int]):
-    """What can come after some of four positions, at one border; by the bits of these, in hex."""
+    """The positions after some of four positions, at one border. Keys are their bits in hex."""
 
     __slots__ = ("at", "automaton", "first")
 
@@ -295,8 +295,8 @@ class Automaton:
         self.last = [_collect_at_border(positions.pattern.last, at) for at in range(BORDERS)]
         self.empty = positions.pattern.empty
         self.bounds, self.members = positions.bounds, positions.members
-        # One character stands for all that no position and no border tells from it, so a state has
-        # few steps, whatever the text.
+        # One character represents all that no position and no border distinguishes from it. A state
+        # thus has few transitions for any text.
         alike: dict[tuple[int, int], str] = {}
         for symbol in map(chr, range(_ASCII)):
             alike.setdefault(self._classify(symbol), symbol)
@@ -307,7 +307,7 @@ class Automaton:
         self.unions: dict[int, list[_Unions]] = {}
 
     def search(self, text: str) -> bool:
-        """Tell whether a text has the pattern in it."""
+        """Return True if a text contains the pattern."""
         state = self.start
         last = text.endswith("\n")
         if last:

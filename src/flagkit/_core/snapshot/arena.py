@@ -50,7 +50,7 @@ class KeyIndex:
     """A reader of keys. Immutable.
 
     Args:
-        starts: Where blocks begin in `text`, 32-bit numbers, ascending.
+        starts: The offsets of blocks in `text`, as ascending 32-bit numbers.
         text: The blocks, one after the other.
     """
 
@@ -125,10 +125,10 @@ class KeyIndex:
     ) -> Slices:
         there = dict.fromkeys(self.iter_block(number), True) if len(self._starts) else {}
         there |= edits
-        kept = [key for key in there if there[key]]
-        keys = yield from sort_in_slices(kept)
-        blocks = max(1, -(-len(kept) // BLOCK_KEYS_MAX))
-        writer = KeyIndexWriter(max(1, -(-len(kept) // blocks)))
+        remaining = [key for key in there if there[key]]
+        keys = yield from sort_in_slices(remaining)
+        blocks = max(1, -(-len(remaining) // BLOCK_KEYS_MAX))
+        writer = KeyIndexWriter(max(1, -(-len(remaining) // blocks)))
         for done, key in enumerate(keys, 1):
             writer.write(key)
             if done % WRITTEN_AT_ONCE == 0:
@@ -142,7 +142,7 @@ class KeyIndex:
             shift = len(text) - self._starts[block]
             starts.extend(start + shift for start in self._starts[block:end])
             text.append(self._text[self._starts[block] : self._find_block_end(end - 1)])
-            # What is shorter is not worth a pause.
+            # A shorter copy is not worth a pause.
             if end - block == SLICE_BLOCKS:
                 yield
 
@@ -162,7 +162,7 @@ class KeyIndexWriter:
     """Takes ascending keys, and front-codes them as they come.
 
     Args:
-        block_keys: How many a block has, but for the last.
+        block_keys: The number of keys in a block. The last block may have fewer.
     """
 
     def __init__(self, block_keys: int = BLOCK_KEYS) -> None:
@@ -179,7 +179,7 @@ class KeyIndexWriter:
         if self._count % self._block_keys == 0:
             self.starts.append(len(self.text))
         else:
-            # From where the last two parted: neighbours share about as much.
+            # Start at the shared length of the last two keys: neighbours share about as much.
             shared = min(self._shared, len(key))
             while not last.startswith(key[:shared]):
                 shared -= 1
@@ -221,16 +221,16 @@ class Arena:
     )
 
     def __init__(self, content: Buffer) -> None:
-        """Read the header of some bytes; whether they are sound, `check` tells.
+        """Read the header of some bytes. `check` verifies the contents.
 
         Raises:
-            SnapshotFormatError: they are no arena that can be read here.
+            SnapshotFormatError: they are no arena of a known format.
         """
         self.content = memoryview(content)
         self.header = header = read_header(self.content)
         self._data = data = read_data(self.content)
         self.columns = read_columns(header, data)
-        # By names of their own, for each look-up takes some microseconds.
+        # Attributes of their own save time: each look-up takes some microseconds.
         columns = self.columns
         self._directory, self._hashes, self._states = columns[:3]
         self._versions, self._offsets, self._bodies = columns[3:]
@@ -246,21 +246,21 @@ class Arena:
 
     @property
     def tip(self) -> Tip:
-        """Where its environment stood."""
+        """The tip of its environment."""
         return self.header.tip
 
     @property
     def checksum(self) -> int:
-        """The checksum that its bytes claim; 0 where they were never elsewhere."""
+        """The checksum that its bytes claim; 0 if they never left this process."""
         return read_prefix(self.content)[0]
 
     @property
     def count(self) -> int:
-        """How many records there are."""
+        """The number of records."""
         return len(self._hashes) + len(self._colliding)
 
     def find(self, region: str, key: str) -> Record | None:
-        """Return a record, None where there is none."""
+        """Return a record, None if there is none."""
         seed = self._seeds.get(region)
         if seed is None:
             return None
@@ -326,8 +326,7 @@ def derive_seed(region: str) -> int:
 def compute_key_hash(seed: int, key: str) -> int:
     """Return the hash by which a record is found."""
     try:
-        # Not `key.encode()`: where a caller passes a class such as `str` for a key, Python 3.11 may
-        # crash in that call.
+        # `key.encode()` may crash Python 3.11 if a caller passes a class such as `str` for a key.
         content = str.encode(key)
     except UnicodeEncodeError:
         content = encode_key(key)

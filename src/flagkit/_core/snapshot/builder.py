@@ -45,7 +45,7 @@ VERSION_BYTES: Final = (1, 2, 4, 8)
 
 
 class _Partition:
-    """The records whose hashes begin alike: columns of one length."""
+    """The records whose hashes have the same leading bits: columns of one length."""
 
     __slots__ = ("hashes", "offsets", "regions", "states", "versions")
 
@@ -83,7 +83,7 @@ class _Partition:
 
 
 class _CollidingRecord(NamedTuple):
-    """A record that shares its hash with another; which key it is of, its place among them says."""
+    """A record that shares its hash with another. Its place among them identifies its key."""
 
     hash: int
     region: int
@@ -93,10 +93,10 @@ class _CollidingRecord(NamedTuple):
 
 
 class ArenaBuilder:
-    """Takes records, and makes an arena of them.
+    """Collects records, and builds an arena of them.
 
     Args:
-        namespaces: What the keys of flags begin with, where these are not all flags.
+        namespaces: The prefixes of the flags' keys; none if these are all flags.
     """
 
     def __init__(self, namespaces: tuple[str, ...] = ()) -> None:
@@ -109,7 +109,7 @@ class ArenaBuilder:
 
     @property
     def digests(self) -> dict[str, int]:
-        """The sum of the hashes of the states in each region, as `changes.digest` has it."""
+        """The sum of the hashes of the states in each region, as in the digests of a tip."""
         return {
             name: region.digest % DIGEST_MODULUS
             for name, region in self._regions.items()
@@ -223,7 +223,7 @@ class ArenaBuilder:
 
 
 class _Region:
-    """What was added of one region."""
+    """The records of one region that were added."""
 
     def __init__(self, number: int, seed: int) -> None:
         self.number = number
@@ -236,7 +236,7 @@ class _Region:
 def _fill_columns(columns: Columns, partitions: deque[_Partition]) -> Slices:
     """Write the numbers of partitions into the columns of an arena, in slices.
 
-    Each is let go of: all of them at once would take long, too.
+    It frees them one by one: freeing all of them at once would take long.
     """
     place = done = 0
     while partitions:
@@ -253,17 +253,17 @@ def _fill_columns(columns: Columns, partitions: deque[_Partition]) -> Slices:
 
 
 def compute_version_bytes(version_max: int) -> int:
-    """Return in how many bytes a version is stored."""
+    """Return the number of bytes that versions up to a maximum are stored in."""
     return next(size for size in VERSION_BYTES if version_max < 1 << 8 * size)
 
 
 def fill_directory(columns: Columns, bits: int) -> Slices:
-    """Write down where the hashes of each leading value begin, in slices."""
+    """Write the place of the first hash with each leading value, in slices."""
     directory, hashes = columns.directory, columns.hashes
     place, shift = 0, HASH_BITS - bits
     for top in range(1, 2**bits):
         first = top << shift
-        # Not far: some 16 records have the same leading bits.
+        # The search is short: about 16 records have the same leading bits.
         place = bisect_left(hashes, first, place, len(hashes))
         directory[top] = place
         if top % DIRECTORY_SLICE == 0:

@@ -67,7 +67,7 @@ class Chunks:
         """Return the bytes from an offset to the end of their chunk.
 
         Raises:
-            IndexError: there are none.
+            IndexError: the offset is not in any chunk.
         """
         for chunk in self._chunks:
             if offset < len(chunk):

@@ -1,7 +1,7 @@
 """Compaction: an arena and its overlay become one new arena, in slices and off the hot path.
 
-Whole runs between the edited places are copied. Bodies that nothing refers to stay behind. The
-arena is rebuilt once they may be half of all bodies, or if an edit does not fit in.
+Whole runs between the edited places are copied. Bodies that nothing refers to remain. The arena is
+rebuilt once they may be half of all bodies, or if an edit does not fit in.
 """
 
 import heapq
@@ -42,20 +42,20 @@ from flagkit._core.snapshot.layout import (
 )
 
 GAPS_MIN: Final = 64 * 1024
-"""Bodies are not packed anew for gaps of fewer bytes."""
+"""Bodies are not repacked for gaps of fewer bytes."""
 BLOCKS_MIN: Final = 1024
-"""Nor are keys, for fewer blocks of them."""
+"""Keys are not repacked for fewer blocks."""
 EDITS_SLICE: Final = 32
 RECORDS_SLICE: Final = 128
 RUN_SLICE: Final = 64 * 1024
 """So many records are copied at once: over a megabyte."""
 NEWS_SLICE: Final = 1024
 EDIT_RUN: Final = 256
-"""An edit takes as long as to copy so many records."""
+"""One edit takes as long as copying so many records."""
 
 
 class _Edit(Struct, frozen=True, order=True, gc=False):
-    """What becomes of the record at a place of the base, or before it where it has none yet."""
+    """A change of the record at a place of the base, or an insertion before that place."""
 
     hash: int
     id: PolicyId
@@ -65,7 +65,7 @@ class _Edit(Struct, frozen=True, order=True, gc=False):
 
 
 class _Edits:
-    """What changes in a base, and what that comes to."""
+    """The changes of a base, and the counts, digests and offsets that result."""
 
     def __init__(self, base: Arena) -> None:
         header = base.header
@@ -78,10 +78,10 @@ class _Edits:
         self.offsets: dict[bytes, int] = {}
         self.bodies_end = len(base.columns.bodies)
         self.can_merge = not header.colliding and not _has_fragmented_keys(header)
-        """Whether they can be merged into the base as it is."""
+        """True if the edits can be merged into the base without building it from scratch."""
 
     def gather(self, changed: Mapping[PolicyId, Record | None]) -> Slices:
-        """Take in all that has changed."""
+        """Add all changed records, in slices."""
         seeds: dict[str, int] = {}
         for done, ((region, key), record) in enumerate(changed.items(), 1):
             if region not in seeds:
@@ -99,7 +99,7 @@ class _Edits:
         found = place < len(hashes) and hashes[place] == key_hash
         there = found and region in base.key_indexes and encode_key(key) in base.key_indexes[region]
         if found and not there and record is not None:
-            # Another key has this hash: what builds anew knows how to keep both.
+            # Another key has this hash. Only a full build can store both.
             self.can_merge = False
         if not there and record is None:
             return
@@ -146,10 +146,10 @@ def compact_arena(
     """Return the arena of a tip, in slices.
 
     Args:
-        base: The records as they were.
-        tip: Where they stand now.
-        changed: All records that are others now than in the base; None where they are gone.
-        parts: All members that segments refer to now.
+        base: The previous records.
+        tip: The tip of the new records.
+        changed: All records that differ from the base; None for deleted ones.
+        parts: All members that segments refer to at the tip.
     """
     edits = _Edits(base)
     yield from edits.gather(changed)
@@ -161,7 +161,7 @@ def compact_arena(
 
 
 def _has_fragmented_keys(header: Header) -> bool:
-    """Tell whether blocks of keys have become so small that they are to be made anew."""
+    """Return True if blocks of keys have become so small that they must be rebuilt."""
     blocks = sum(starts.length for starts, _ in header.names.values()) // 4
     return blocks > max(BLOCKS_MIN, 2 * sum(header.counts.values()) // BLOCK_KEYS)
 
@@ -201,7 +201,7 @@ def _edit_key_indexes(edits: _Edits) -> Generator[None, None, dict[str, tuple[Bu
 
 
 def _append_bodies(edits: _Edits, new: Columns) -> Slices:
-    """Write the bodies that are new behind those of the base."""
+    """Append the new bodies to those of the base."""
     for done, (body, offset) in enumerate(edits.offsets.items(), 1):
         stored = _encode_body(body)
         new.bodies[offset : offset + len(stored)] = stored
@@ -264,9 +264,9 @@ def _rebuild(
 def _iter_merged_records(
     base: Arena, region: str, keys: Iterator[str], changed: Mapping[PolicyId, Record | None]
 ) -> Iterator[Record]:
-    kept = (record for record in base.iter_records(region) if record.id not in changed)
-    news = (record for key in keys if (record := changed[region, key]) is not None)
-    return heapq.merge(kept, news, key=operator.attrgetter("key"))
+    unchanged = (record for record in base.iter_records(region) if record.id not in changed)
+    updated = (record for key in keys if (record := changed[region, key]) is not None)
+    return heapq.merge(unchanged, updated, key=operator.attrgetter("key"))
 
 
 def _encode_body(body: bytes) -> bytes:

@@ -27,7 +27,7 @@ from flagkit._core.snapshot.layout import (
     read_header,
     read_prefix,
 )
-from flagkit._core.snapshot.snapshot import Snapshot, create_snapshot, list_kept_regions
+from flagkit._core.snapshot.snapshot import Snapshot, create_snapshot, list_snapshot_regions
 from flagkit.errors import HistoryLostError, SnapshotFormatError
 
 _READ: Final = {
@@ -36,19 +36,19 @@ _READ: Final = {
 }
 
 _Identity: TypeAlias = tuple[int, int, int, int]
-"""What tells a file from one that has replaced it."""
+"""Identifies a file: a file that replaces it has another identity."""
 
-# What is claimed in this process, by path and process: a forked child has claimed nothing.
+# The claims of this process, by path and process id: a forked child has claimed nothing.
 _claims: dict[tuple[str, int], object] = {}
 
 
 class SnapshotFile:
-    """Where a snapshot of one environment, as one region sees it, is kept.
+    """A file with a snapshot of one environment, as one region sees it.
 
-    Of some `namespaces` only, which keys of flags begin with, if there are any.
+    If `namespaces` are given, it has only flags whose keys begin with one of them.
 
-    `path` is the file's. Beside it are, at times, a lock (`PATH.lock`) and files that are being
-    written (`.NAME.*.tmp`).
+    `path` is the file's path. A lock (`PATH.lock`) and files that are being written
+    (`.NAME.*.tmp`) may be beside it.
     """
 
     def __init__(
@@ -58,17 +58,17 @@ class SnapshotFile:
         region: str,
         namespaces: tuple[str, ...] = (),
     ) -> None:
-        # One lock for one file, by whichever of its names.
+        # The real path gives one file one lock, whatever name it is opened by.
         self.path = Path(os.path.realpath(path))
         self._environment = environment
         self._region = region
         self._namespaces = namespaces
         self._refused: _Identity | None = None
         self.trouble: str | None = None
-        """What keeps the file from being served or written; None while nothing does."""
+        """The reason why the file cannot be served or written; None if it can."""
 
     def read(self) -> Snapshot | None:
-        """Map the file, and return what it holds, checked; None where there is none.
+        """Map the file, check it, and return its snapshot; None if there is no file.
 
         Raises:
             SnapshotFormatError: it is damaged, foreign or of another format.
@@ -87,29 +87,29 @@ class SnapshotFile:
             return None
 
     def read_header(self) -> Header | None:
-        """Return what the file says of itself; None where there is none that is of any use.
+        """Return the header of the file; None if there is no usable file.
 
-        It is not checked as a whole, yet one that `read` has refused is of no use.
+        The contents are not checked, but a file that `read` has refused is not usable.
         """
         header = self._read_any_header()
         return None if header is None or self._describe_mismatch(header) is not None else header
 
     def describe_foreign_scope(self) -> str | None:
-        """Return whose the file is, if it is that of others with another scope; else None.
+        """Return the scope of the file if it is a file of clients with another scope, else None.
 
-        It must not be replaced then: they read it. A damaged file is nobody's.
+        Such a file must not be replaced: those clients read it. A damaged file may be replaced.
         """
         header = self._read_any_header()
         if header is None:
             return None
         misfit = self._describe_mismatch(header)
-        more = _read_regions(header) - {*list_kept_regions(self._region)}
+        more = _read_regions(header) - {*list_snapshot_regions(self._region)}
         if misfit is None and more:
             misfit = f"it is of the region {', '.join(sorted(more))}"
         return misfit
 
     def describe_refusal(self, owner: str) -> str:
-        """Return what to say of a file that is that of others."""
+        """Return the message for a file that belongs to clients with another scope."""
         return (
             f"the snapshot file {self.path} is that of others, and is not replaced: {owner}; give"
             " clients of other environments, regions, namespaces or databases a path of their own,"
@@ -117,7 +117,7 @@ class SnapshotFile:
         )
 
     def _read_any_header(self) -> Header | None:
-        """Return what the file says of itself, whoever's it is; None where it is of no use."""
+        """Return the header of the file, whatever its scope; None if it is not usable."""
         with (
             contextlib.suppress(OSError, SnapshotFormatError),
             self._open() as (descriptor, status),
@@ -132,12 +132,12 @@ class SnapshotFile:
 
     @contextlib.contextmanager
     def claim(self) -> Generator[bool]:
-        """Give whether this one may write for the block: one at a time may, of all processes.
+        """Yield True if this object may write in the block: one at a time, in all processes.
 
         Raises:
-            OSError: there can be no lock.
+            OSError: the lock file cannot be opened.
         """
-        # Within the process the lock would not tell, and would be lost when it is opened again.
+        # A file lock does not exclude the same process, and closing the file again would drop it.
         claim, mine = (os.fspath(self.path), os.getpid()), object()
         if _claims.setdefault(claim, mine) is not mine:
             yield False
@@ -150,7 +150,7 @@ class SnapshotFile:
 
     @contextlib.contextmanager
     def _lock(self) -> Generator[bool]:
-        # Not flock, which a forked child would hold, too.
+        # A forked child would share a lock by flock, but not one by lockf.
         descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
@@ -163,17 +163,17 @@ class SnapshotFile:
             os.close(descriptor)
 
     def write(self, base: Arena) -> None:
-        """Replace the file by an arena, which has to have all members. To be called when claimed.
+        """Replace the file by an arena, which must have all members. Claim the file first.
 
         Raises:
             OSError: it cannot be written; the file is as it was.
         """
         directory, name = self.path.parent, self.path.name
         if self.path.exists() and not self.path.is_file():
-            # A device, say, that a privileged process could replace.
+            # It may be a device, which a privileged process could replace.
             raise FileExistsError(errno.EEXIST, "it is no regular file")
         self._remove_orphans()
-        # Not by tempfile, the import of which takes a tenth of that of flagkit.
+        # Importing tempfile would take a tenth of the time for importing flagkit.
         temporary = directory / f".{name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -192,7 +192,7 @@ class SnapshotFile:
 
     @contextlib.contextmanager
     def _open(self) -> Generator[tuple[int, os.stat_result]]:
-        # Whoever opens a pipe to read waits for one that writes, unless it says otherwise.
+        # Opening a pipe would wait for a writer unless the flags forbid it.
         descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             status = os.fstat(descriptor)
@@ -215,27 +215,27 @@ class SnapshotFile:
             raise SnapshotFormatError(str(error)) from None
 
     def _remove_orphans(self) -> None:
-        """Remove what killed writers of this file left, and nothing of other files' writers."""
+        """Remove the temporary files of killed writers of this file, and of no other file."""
         begin, end = f".{self.path.name}.", ".tmp"
         for found in self.path.parent.iterdir():
             random = found.name.removeprefix(begin).removesuffix(end)
             if f"{begin}{random}{end}" == found.name and "." not in random:
-                # What cannot be removed may stay.
+                # A file that cannot be removed does no harm.
                 with contextlib.suppress(OSError):
                     found.unlink()
 
     def _describe_mismatch(self, header: Header) -> str | None:
-        """Return why a file that is sound is not for this environment, region and namespaces."""
+        """Return why a valid file is not for this environment, region and namespaces."""
         if header.tip.environment != self._environment:
             return f"it is of the environment {header.tip.environment!r}"
         if header.namespaces != self._namespaces:
-            kept = ", ".join(header.namespaces) or "all"
-            return f"its namespaces are others: {kept}"
+            namespaces = ", ".join(header.namespaces) or "all"
+            return f"its namespaces are others: {namespaces}"
         regions = _read_regions(header)
         has_overrides = header.tip.digests.get(self._region, 0) != 0
         if self._namespaces:
-            # Overrides in other namespaces do not tell.
-            lacks = bool(regions - {*list_kept_regions(self._region)})
+            # The tip's digest includes overrides in other namespaces, so it proves nothing here.
+            lacks = bool(regions - {*list_snapshot_regions(self._region)})
         else:
             lacks = has_overrides and self._region not in regions
         if lacks and self._region != EVERYWHERE:

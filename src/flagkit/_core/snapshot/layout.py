@@ -40,24 +40,24 @@ class Record(Struct, frozen=True, order=True, array_like=True, gc=False):
 
     @property
     def id(self) -> PolicyId:
-        """What tells this policy from others."""
+        """The region and key, which identify the policy."""
         return (self.region, self.key)
 
 
 class Section(NamedTuple):
-    """Where a part of an arena lies: its offset from the end of the header, and its length."""
+    """The place of a part of an arena: its offset from the end of the header, and its length."""
 
     offset: int
     length: int
 
 
 class Header(Struct, frozen=True, kw_only=True):
-    """What an arena says of itself.
+    """The header of an arena.
 
-    `counts` are the records of each region. `digests` are theirs, as the tip has them. `colliding`
-    are the records that share their hash with another. `packed_bytes` is how long the bodies were
-    when they were last stored without gaps. Of flags, those are there whose keys begin with one of
-    `namespaces`; all, if there are none.
+    `counts` are the numbers of records of each region, and `digests` their digests, as in the tip.
+    `colliding` are the records that share their hash with another. `packed_bytes` is the length of
+    the bodies when they were last stored without gaps. If there are `namespaces`, the arena has
+    only flags whose keys begin with one of them.
     """
 
     tip: Tip
@@ -86,10 +86,10 @@ VERSION_CODES: Final[Mapping[int, Literal["B", "H", "I", "Q"]]] = {
 
 
 class Columns(NamedTuple):
-    """The sections of an arena, as numbers where they are numbers; in it or still to be filled.
+    """The sections of an arena: views of numbers, and of bytes for `bodies`.
 
-    `directory` has, for each value of a hash's leading bits, the place of the first record that has
-    it or a greater one. The others but `bodies` have a number for each record.
+    `directory` has, for each value of a hash's leading bits, the place of the first record with
+    this value or a greater one. The others, except for `bodies`, have a number for each record.
     """
 
     directory: memoryview
@@ -101,7 +101,7 @@ class Columns(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How large the parts of an arena are that is to be made, and the parts that are there."""
+    """The sizes of the parts of a new arena, and the parts that exist already."""
 
     record_count: int
     bodies_bytes: int
@@ -114,7 +114,7 @@ def allocate_arena(
 ) -> Generator[None, None, tuple[memoryview, Columns]]:
     """Return the bytes of an arena to be filled, and its columns, in slices.
 
-    Names and parts are in place; of the names' chunks nothing is left.
+    Names and parts are copied already. The chunks of names are consumed.
     """
     count = layout.record_count
     sizes = {
@@ -160,7 +160,7 @@ def allocate_arena(
 
 
 def read_columns(header: Header, data: memoryview) -> Columns:
-    """Return the columns of an arena from what follows its header."""
+    """Return the columns of an arena from the data after its header."""
 
     def section(name: str) -> memoryview:
         return read_section(data, header.sections[name])
@@ -211,7 +211,7 @@ def encode_prefix(checksum: int, length: int, header: int) -> bytes:
 
 
 def read_data(content: memoryview) -> memoryview:
-    """Return what follows the header."""
+    """Return the data after the header."""
     return content[align(PREFIX_BYTES + read_prefix(content)[2]) :]
 
 

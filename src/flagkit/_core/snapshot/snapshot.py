@@ -33,12 +33,12 @@ from flagkit.errors import HistoryLostError, InvalidDocumentError
 OVERLAY_MIN = 1024
 """An overlay smaller than this is never folded into its base."""
 BASE_PER_OVERLAY = 64
-"""An overlay is to be folded once it holds more than one record for this many of the base."""
+"""An overlay needs compaction if it has more than one record for so many of the base."""
 
 Part: TypeAlias = Sequence[int]
 """Hashes of members, of 64 bits, ascending."""
 Overlay: TypeAlias = Mapping[PolicyId, Record | None]
-"""Records changed since the base; None where one was deleted."""
+"""Records changed since the base; None for a deleted one."""
 
 
 _decode = msgspec.msgpack.Decoder().decode
@@ -47,8 +47,8 @@ _decode = msgspec.msgpack.Decoder().decode
 class Snapshot(Struct, frozen=True):
     """All flags of an environment at its tip that concern one region, and all segments.
 
-    `parts` are the hashed members of segments, ascending, by the SHA-256 of their bytes. Of flags,
-    only those are kept whose keys begin with one of `namespaces`, if there are any.
+    `parts` are the hashed members of segments, ascending, by the SHA-256 of their bytes. If there
+    are `namespaces`, the snapshot has only flags whose keys begin with one of them.
     """
 
     tip: Tip
@@ -60,7 +60,7 @@ class Snapshot(Struct, frozen=True):
 
     @property
     def regions(self) -> tuple[str, ...]:
-        """The regions whose flags are kept, the one that overrides first."""
+        """The regions whose flags the snapshot has, the one with overrides first."""
         return list_regions(self.region)
 
     def find(self, key: str) -> Record | None:
@@ -72,7 +72,7 @@ class Snapshot(Struct, frozen=True):
         return None
 
     def is_in_scope(self, policy: PolicyId) -> bool:
-        """Tell whether a flag or a segment is one of those that are kept, if it is there."""
+        """Return True if the snapshot has a flag or a segment, provided that it exists."""
         region, key = policy
         if region == SEGMENTS:
             return True
@@ -83,8 +83,8 @@ class Snapshot(Struct, frozen=True):
         return self._find_record((SEGMENTS, key))
 
     def iter_records(self) -> Iterator[Record]:
-        """Yield every record that is kept, overridden ones included, in no order."""
-        for region in list_kept_regions(self.region):
+        """Yield every record, overridden ones included, in no order."""
+        for region in list_snapshot_regions(self.region):
             yield from self._iter_region(region)
 
     def list_keys(self, prefix: str = "") -> list[str]:
@@ -109,7 +109,7 @@ class Snapshot(Struct, frozen=True):
         """Return the snapshot after some changes, which must continue this one.
 
         Raises:
-            HistoryLostError: one does not continue what is before it, or changes what is not here.
+            HistoryLostError: a change does not continue the one before, or does not fit records.
         """
         tip = self.tip
         overlay = {**self.overlay}
@@ -145,7 +145,7 @@ class Snapshot(Struct, frozen=True):
     def with_parts(self, new_parts: Mapping[str, bytes]) -> "Snapshot":
         """Return this snapshot with the parts that its segments refer to, and no others.
 
-        Those that are missing, or are not what their names say, are left out.
+        It leaves out parts that are missing, or whose hashes do not match their names.
         """
         needed = self.collect_part_names()
         parts = {name: self.parts[name] for name in needed & self.parts.keys()}
@@ -161,17 +161,17 @@ class Snapshot(Struct, frozen=True):
 
     @property
     def has_missing_parts(self) -> bool:
-        """Whether segments refer to members that are not there."""
+        """True if segments refer to members that are missing."""
         return not self.collect_part_names() <= self.parts.keys()
 
     @property
     def needs_compaction(self) -> bool:
-        """Whether the overlay has grown so large that it costs more than folding it."""
+        """True if the overlay has grown so large that it costs more than a compaction."""
         return len(self.overlay) > self._overlay_max
 
     @property
     def is_compaction_overdue(self) -> bool:
-        """Whether it is twice as large as it should be, however good the reasons to wait are."""
+        """True if the overlay is twice as large as it should be: compaction must not wait."""
         return len(self.overlay) > 2 * self._overlay_max
 
     @property
@@ -181,7 +181,7 @@ class Snapshot(Struct, frozen=True):
     def rebase(self, base: Arena, compacted: Overlay) -> "Snapshot":
         """Return this snapshot on a base that an earlier overlay has been folded into.
 
-        Members stay where they are: evaluators that are in use would keep what they move from.
+        Members are not moved: evaluators that are in use would keep the old memory alive.
         """
         overlay = {
             identity: record
@@ -213,11 +213,11 @@ def build_snapshot(
     """Build a snapshot from the states of a region and of `"*"`, and of all segments.
 
     Raises:
-        HistoryLostError: the states do not add up to the tip's digests: something changed them
-            past the writer, or they are not of this revision.
+        HistoryLostError: the states do not match the tip's digests: something outside flagkit
+            changed them, or they are of another revision.
     """
     base = build_arena(tip, map(encode_record, states))
-    check_digests(base.header.digests, tip, list_kept_regions(region))
+    check_digests(base.header.digests, tip, list_snapshot_regions(region))
     return Snapshot(tip, region, base).with_parts(parts or {})
 
 
@@ -230,16 +230,16 @@ def build_arena(tip: Tip, records: Iterable[Record]) -> Arena:
 
 
 def create_snapshot(base: Arena, region: str) -> Snapshot:
-    """Return the snapshot that an arena with all members is, as a region sees it.
+    """Return the snapshot of an arena with all members, as a region sees it.
 
-    Of some namespaces only, it is not known whether flags are missing.
+    If it has only some namespaces, digests cannot show whether flags are missing.
 
     Raises:
-        HistoryLostError: it is not of the revision that it says.
+        HistoryLostError: its records do not match the digests of its tip.
     """
     namespaces = base.header.namespaces
     check_digests(
-        base.header.digests, base.tip, (SEGMENTS,) if namespaces else list_kept_regions(region)
+        base.header.digests, base.tip, (SEGMENTS,) if namespaces else list_snapshot_regions(region)
     )
     parts = {name: base.get_part(name) for name in base.header.parts}
     return Snapshot(base.tip, region, base, parts=parts, namespaces=namespaces)
@@ -250,10 +250,10 @@ def compact_snapshot(
 ) -> Generator[None, None, Arena]:
     """Return the arena of a snapshot, in slices.
 
-    Its members go with it where it is to be read elsewhere; here the snapshot has them.
+    The arena needs the members if another process reads it; in this one, the snapshot has them.
     """
-    kept = snapshot.parts.items() if with_members else ()
-    parts = {name: memoryview(cast("Buffer", part)).cast("B") for name, part in kept}
+    members = snapshot.parts.items() if with_members else ()
+    parts = {name: memoryview(cast("Buffer", part)).cast("B") for name, part in members}
     return compact_arena(snapshot.base, snapshot.tip, snapshot.overlay, parts)
 
 
@@ -272,9 +272,9 @@ def check_digests(found: Digests, tip: Tip, places: Iterable[str]) -> None:
 
 
 def encode_record(state: PolicyState, flag: Flag | None = None) -> Record:
-    """Return the record of a state. A document that is none makes a record that says so.
+    """Return the record of a state. The record of an invalid document marks it as invalid.
 
-    `flag` is what the document decodes to, if that is known.
+    `flag` is the decoded document, if it is known.
     """
     is_segment = state.region == SEGMENTS
     body = state.packed if is_segment else packing.pack_document(state.packed, flag)
@@ -291,7 +291,7 @@ def unpack_flag(record: Record) -> Flag:
     """Return the flag of a record, without metadata.
 
     Raises:
-        InvalidDocumentError: its document is none.
+        InvalidDocumentError: its document is not valid.
     """
     return packing.unpack(record.key, record.region, record.body)
 
@@ -300,8 +300,8 @@ def unpack_segment(record: Record) -> Segment:
     """Return the segment of a record.
 
     Raises:
-        InvalidDocumentError: its document is none.
-        msgspec.DecodeError: nor is it MessagePack.
+        InvalidDocumentError: its document is not valid.
+        msgspec.DecodeError: it is not MessagePack.
     """
     try:
         return decode_segment(_decode(record.body), stored=True).segment
@@ -316,8 +316,8 @@ def read_part_names(record: Record) -> tuple[str, ...]:
     return get_member_parts(_decode(record.body))
 
 
-def list_kept_regions(region: str) -> tuple[str, ...]:
-    """Return the regions whose flags concern a region, and where segments stand."""
+def list_snapshot_regions(region: str) -> tuple[str, ...]:
+    """Return the regions of the policies in a region's snapshot: flags, overrides and segments."""
     return (*list_regions(region), SEGMENTS)
 
 

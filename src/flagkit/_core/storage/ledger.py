@@ -29,7 +29,7 @@ from flagkit._core.snapshot import (
     check_digests,
     create_snapshot,
     encode_record,
-    list_kept_regions,
+    list_snapshot_regions,
 )
 from flagkit._core.storage import layout
 from flagkit._core.storage.checkpoints import FLAGS_PER_REVISION, Checkpoint
@@ -308,7 +308,7 @@ def _build_snapshot(
         held = base.find(*identity)
         gained = (record.hash if record else 0) - (held.hash if held else 0)
         found[identity[0]] = (found.get(identity[0], 0) + gained) % DIGEST_MODULUS
-    check_digests(found, tip, list_kept_regions(region))
+    check_digests(found, tip, list_snapshot_regions(region))
     then = Snapshot(tip, region, base, overlay, seen.parts)
     then = then.with_parts(reader.read_parts(then.collect_part_names() - then.parts.keys()))
     if then.has_missing_parts:

@@ -26,7 +26,7 @@ from flagkit._core.cooperative import pause_gc
 from flagkit._core.model import EVERYWHERE
 from flagkit._core.model.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit._core.model.changes import Change, Tip, collect_added_parts
-from flagkit._core.snapshot import Snapshot, check_digests, list_kept_regions, list_regions
+from flagkit._core.snapshot import Snapshot, check_digests, list_regions, list_snapshot_regions
 from flagkit._core.source import Heartbeat, Route
 from flagkit._core.storage import layout
 from flagkit._core.storage.change_stream import ChangeReader, build_stream_pipeline, decode_batch
@@ -149,7 +149,7 @@ class MongoSource:
                 scan = PolicyScan(
                     decode_head_tip(head),
                     lacking,
-                    list_kept_regions(self._region),
+                    list_snapshot_regions(self._region),
                     self._namespaces,
                 )
                 for collection, projection in PROJECTIONS.items():
@@ -165,7 +165,7 @@ class MongoSource:
                 parts = await self._read_parts(scan.parts, route, session)
         base = await run_cooperatively(scan.build({}))
         # Of some namespaces only, nobody knows what the flags add up to.
-        places = (SEGMENTS_REGION,) if self._namespaces else list_kept_regions(self._region)
+        places = (SEGMENTS_REGION,) if self._namespaces else list_snapshot_regions(self._region)
         check_digests(base.header.digests, base.tip, places)
         loaded = Snapshot(base.tip, self._region, base, namespaces=self._namespaces)
         return loaded.with_parts(parts)

@@ -24,7 +24,7 @@ whose_argument = click.argument("whose", type=click.Choice(LIMIT_SCOPES))
 
 @click.group("access")
 def access() -> None:
-    """Look at who may change what, and how often, and change it."""
+    """Show and change roles, and limits of changes."""
 
 
 @access.command("list")
@@ -35,11 +35,11 @@ def _list(output: str, **place: Unpack[EnvironmentOptions]) -> None:
     with open_store(**place) as store:
         found = grants(store)
     if output in PROGRAM_FORMATS:
-        told: list[Any] = [
+        roles: list[Any] = [
             {"actor": grant.actor, "role": grant.role, "namespaces": [*grant.namespaces]}
             for grant in found
         ]
-        emit(told, output)
+        emit(roles, output)
     elif found:
         Printer().print_table(
             ("actor", "role", "namespaces"),
@@ -95,7 +95,7 @@ def _rollback(to: int, **asking: Unpack[ChangeCommandOptions]) -> None:
 @click.option("--limit", type=LIMIT_RANGE, default=20, show_default=True, help="How many.")
 @output_option("table")
 def _denials(limit: int, output: str, **place: Unpack[EnvironmentOptions]) -> None:
-    """Show who was denied what, the newest first."""
+    """Show denied changes, the newest first."""
     with open_store(**place) as store:
         store.read_tip()
         found = denials(store)[::-1][:limit]

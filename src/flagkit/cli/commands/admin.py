@@ -28,8 +28,8 @@ def _init(
 ) -> None:
     """Make collections, indexes and validators, or bring them up to date.
 
-    Says what it did, and may be run again at any time: run it with each new version of flagkit.
-    --roles takes a user with the role dbOwner on the database, all else flagkitAdmin.
+    The command shows its changes and is idempotent: run it with each new version of flagkit.
+    --roles requires a user with the role dbOwner on the database, all else flagkitAdmin.
     """
     place = resolve_connection(uri, database)
     with DatabaseAdmin(*place) as administration:
@@ -58,9 +58,9 @@ def _erase(
 ) -> None:
     """Erase an actor's name and words from audit and denials, in all environments.
 
-    A salted hash stands in the place of the name, so that what one person did stays together. The
-    ledger is not altered: it has no actors, but for those that roles were granted to, whose
-    revisions are told. Takes the role flagkitAdmin; done again, it goes on where it was broken off.
+    A salted hash replaces the name, so that the actions of one person stay together. The ledger is
+    not altered. It names only actors that roles were granted to; the command lists those revisions.
+    It requires the role flagkitAdmin. If it was interrupted, run it again to continue.
     """
     found = erase_actor(actor, uri=uri, database=database, dry_run=dry_run)
     if not dry_run:

@@ -39,7 +39,7 @@ proposal_argument = click.argument("proposal")
 
 @click.group("approvals")
 def approvals() -> None:
-    """Look at what was proposed, approve of it, and apply it."""
+    """Show, approve and apply proposals."""
 
 
 @approvals.command("list")
@@ -61,7 +61,7 @@ def _list(limit: int, output: str, **place: Unpack[EnvironmentOptions]) -> None:
                     f"void: {proposal.problem}" if proposal.state == "void" else proposal.state,
                     proposal.actor,
                     proposal.actions,
-                    [said.actor for said in proposal.verdicts if said.verdict == "approve"],
+                    [vote.actor for vote in proposal.verdicts if vote.verdict == "approve"],
                     proposal.reason,
                 )
                 for proposal in found
@@ -76,7 +76,7 @@ def _list(limit: int, output: str, **place: Unpack[EnvironmentOptions]) -> None:
 @environment_options
 @output_option("text")
 def _show(proposal: str, output: str, **place: Unpack[EnvironmentOptions]) -> None:
-    """Show what a proposal would do now, and what was said of it."""
+    """Show the current effect of a proposal, and its verdicts."""
     with open_store(**place) as store:
         print_proposal(read_proposal(store, proposal), output)
 
@@ -85,9 +85,9 @@ def _show(proposal: str, output: str, **place: Unpack[EnvironmentOptions]) -> No
 @proposal_argument
 @decision_options
 def _approve(proposal: str, **deciding: Unpack[DecisionOptions]) -> None:
-    """Approve of what somebody else proposed.
+    """Approve the proposal of another actor.
 
-    It takes the role that the change takes.
+    This requires the role that the change requires.
     """
     with _open_writer(deciding) as writer:
         approved = writer.approve(proposal, reason=deciding["reason"])
@@ -99,9 +99,9 @@ def _approve(proposal: str, **deciding: Unpack[DecisionOptions]) -> None:
 @proposal_argument
 @decision_options
 def _reject(proposal: str, **deciding: Unpack[DecisionOptions]) -> None:
-    """Close a proposal: it can be applied no more.
+    """Close a proposal, so that it can no longer be applied.
 
-    That is a revision, which changes no flag.
+    This creates a revision that changes no flag.
     """
     with _open_writer(deciding) as writer:
         print_commit(writer.reject(proposal, reason=deciding["reason"]), writer, deciding["output"])
@@ -113,7 +113,7 @@ def _reject(proposal: str, **deciding: Unpack[DecisionOptions]) -> None:
 def _withdraw(proposal: str, **deciding: Unpack[DecisionOptions]) -> None:
     """Close a proposal of one's own.
 
-    That is a revision, which changes no flag.
+    This creates a revision that changes no flag.
     """
     with _open_writer(deciding) as writer:
         print_commit(

@@ -10,10 +10,10 @@ from flagkit.writer.checkpoints import write_checkpoint_in_steps
 
 
 def publish_checkpoint(settings: Settings) -> Checkpoint:
-    """Publish a checkpoint of an environment, and show how far it is on a terminal.
+    """Publish a checkpoint of an environment, and show the progress on a terminal.
 
     Args:
-        settings: Where the environment is.
+        settings: The database and environment.
 
     Raises:
         StoreError, EnvironmentNotFoundError: as `write_checkpoint` does.

@@ -41,7 +41,7 @@ _PLAN_WEIGHTS = (70, 22, 8)
 def build_users(count: int) -> list[Context]:
     """Return `count` customers of a shop, as contexts: keys "u-00000" and up, and attributes.
 
-    Users are the same whatever the count.
+    Users do not depend on the count.
     """
     draw = random.Random(_SEED)  # noqa: S311 - invented people, no secrets
     return [_build_user(number, draw) for number in range(count)]
@@ -80,7 +80,7 @@ _HASH_SHOWN_LENGTH = 8
 
 
 class CheckFailedError(click.ClickException):
-    """Something that the demo shows did not turn out as flagkit promises."""
+    """The result of a step of the demo was not the one that flagkit promises."""
 
     exit_code = 3
 
@@ -107,34 +107,34 @@ def run(file: Path) -> None:
 
     Raises:
         FlagkitError: a part is missing or the file is not valid; nothing stays running.
-        CheckFailedError: a promise was not kept.
+        CheckFailedError: the result of a step is not the expected one.
     """
     start = time.perf_counter()
     policies = PolicyFile(file, ENVIRONMENT)
     if not _select_visible_flags(policies):
         raise ConfigurationError(f"the policy file {file} has no flags for region {REGION}")
-    tell = Printer()
-    tell.start_step("A MongoDB server of its own")
+    printer = Printer()
+    printer.start_step("A MongoDB server of its own")
     with ExitStack() as stack:
         server = stack.enter_context(EmbeddedMongo())
         member = server.members[0]
-        tell.print_paragraph(
+        printer.print_paragraph(
             f"mongod runs as process {member.pid} on port {member.port}, with its data in"
             f" {server.path}, after {time.perf_counter() - start:.1f} s."
         )
         writer = stack.enter_context(Writer(server.uri, ENVIRONMENT, actor="demo"))
         client = Client(server.uri, environment=ENVIRONMENT, region=REGION)
         stack.callback(client.close)
-        demo = _Demo(tell, policies, writer, client)
+        demo = _Demo(printer, policies, writer, client)
         demo.load()
         demo.evaluate()
         demo.widen()
         demo.pause_and_roll_back()
         demo.show_ledger()
-    tell.start_step("The end")
+    printer.start_step("The end")
     if server.path.exists():
         raise CheckFailedError(f"the server's directory {server.path} is still there")
-    tell.print_paragraph(
+    printer.print_paragraph(
         f"The server has stopped and its data is removed. All of it took"
         f" {time.perf_counter() - start:.1f} s."
     )
@@ -273,7 +273,7 @@ class _Demo:
             raise CheckFailedError(f"widening {flag.key} took {gone} users out")
 
     def pause_and_roll_back(self) -> None:
-        """Pause a flag, show what it and its dependents serve, and go back to before."""
+        """Pause a flag, show the answers of it and its dependents, and roll back."""
         flag = self._find_kill_switch()
         if flag is None:
             self._printer.start_step("A flag is paused")

@@ -30,7 +30,7 @@ from flagkit.history import ReplayResult, client_at, replay
 
 
 class _EvaluateOptions(EnvironmentOptions, ContextOptions):
-    """What the options of `eval` say."""
+    """The options of `eval`."""
 
     region: str | None
     at: datetime | int | None
@@ -86,10 +86,10 @@ def _parse_default(_context: object, _parameter: object, text: str | None) -> An
 @click.option("--explain", is_flag=True, help="Show all that led to the answer.")
 @output_option("text")
 def evaluate(key: str, output: str, **asked: Unpack[_EvaluateOptions]) -> None:
-    """Tell what a flag answers, and why; now, or as it was.
+    """Show the answer of a flag and the reason, now or at a moment in the past.
 
-    At a moment it is the last revision that was not later; windows and ramps are as of then. The
-    database is read, once. Exits with 1 if there is no good answer, such as for an unknown flag.
+    At a moment, the last revision up to it answers; windows and ramps are as of then. The command
+    reads the database once. It exits with 1 if the answer is an error, as for an unknown flag.
     """
     client = client_at(
         asked["uri"],
@@ -100,13 +100,13 @@ def evaluate(key: str, output: str, **asked: Unpack[_EvaluateOptions]) -> None:
     )
     found = client.explain(key, load_context(asked), asked["default"])
     explain = asked["explain"]
-    told = found if explain else msgspec.structs.replace(found, flags=())
+    shown = found if explain else msgspec.structs.replace(found, flags=())
     if output in PROGRAM_FORMATS:
-        document = told.as_dict()
+        document = shown.as_dict()
         flags = {"flags": document["flags"]} if explain else {}
         emit({**document["evaluation"], "time": document["time"], **flags}, output)
     else:
-        print_lines(*str(told).split("\n"))
+        print_lines(*str(shown).split("\n"))
     if found.evaluation.error_code is not None:
         sentence = f"{found.evaluation.error_code}: the answer is the default"
         if found.evaluation.error_code is ErrorCode.FLAG_NOT_FOUND:
@@ -133,10 +133,10 @@ def _select_environment_options(options: _EvaluateOptions) -> EnvironmentOptions
 def replay_digest(
     digest: str, output: str, uri: str | None, database: str | None, **who: Unpack[ContextOptions]
 ) -> None:
-    """Evaluate again what a digest is of, as of then, and say what differs.
+    """Repeat the evaluation of a digest, as of then, and show the differences.
 
-    The context has to be the same, with all its attributes. A digest that was made with a secret
-    takes the same in FLAGKIT_DIGEST_SECRET. Exits with 3 if something differs.
+    The context must be the same, with all its attributes. A digest that was made with a secret
+    requires the same one in FLAGKIT_DIGEST_SECRET. The command exits with 3 if something differs.
     """
     found = replay(uri, digest, load_context(who), database=database)
     if output in PROGRAM_FORMATS:
@@ -153,7 +153,7 @@ def _format_replay(replayed: ReplayResult) -> list[str]:
     where = (
         f"at revision {replayed.revision} of {replayed.environment}, {replayed.time.isoformat()}"
     )
-    said = f"{replayed.key} was {served} {where}"
+    summary = f"{replayed.key} was {served} {where}"
     if replayed.is_same:
-        return [f"{said}: so it is"]
-    return [f"{said}, says the digest, but:", *(f"  {line}" for line in replayed.differences)]
+        return [f"{summary}: so it is"]
+    return [f"{summary}, says the digest, but:", *(f"  {line}" for line in replayed.differences)]

@@ -41,20 +41,20 @@ from flagkit.writer.writer import Writer
 
 _LINES: Final = {".jsonl", ".ndjson"}
 FAULTS_MAX: Final = 100
-"""So many faults are told of, and no more is looked at then."""
+"""The command stops to check documents after it has found so many faults."""
 
 
 class ImportFiles:
-    """Some files, whose flags and segments are in an import then.
+    """Files whose flags and segments are added to an import.
 
     Args:
-        paths: Where they are. What ends in .jsonl or .ndjson is JSON lines.
-        flag_import: Takes what is valid.
-        environment: What the documents' own `environment` must be, where they have one.
+        paths: The files. Those that end in .jsonl or .ndjson are JSON lines.
+        flag_import: The import to add valid documents to.
+        environment: The required value of the documents' own `environment`, if they have one.
 
     Attributes:
-        flag_import: What is in them.
-        faults: What is wrong with documents, the first fault of each.
+        flag_import: The import, with the contents of the files.
+        faults: The first fault of each document that is not valid.
     """
 
     def __init__(self, paths: Iterable[Path], flag_import: Import, environment: str) -> None:
@@ -176,9 +176,9 @@ def import_flags(  # noqa: PLR0913 - each is an option
     """Create or update the flags and segments of files, in batches.
 
     Each batch is one revision. FILE is a policy file, in YAML or JSON; or JSON lines (.jsonl), a
-    flag in each line, which is the quickest to read. All is checked before anything is written.
-    Flags that are as asked for already are left alone: an import that was broken off is resumed by
-    running it again. Exits with 3 if a file is not valid.
+    flag in each line, which is the quickest to read. The command checks all files before it writes.
+    It skips flags that are already as the files say: to resume an interrupted import, run it again.
+    It exits with 3 if a file is not valid.
     """
     if create_environment and dry_run:
         raise click.UsageError("--create-environment does not go with --dry-run: it writes")
@@ -202,18 +202,18 @@ def import_flags(  # noqa: PLR0913 - each is an option
         if create_environment:
             writer.create_environment()
         if dry_run:
-            made = found.flag_import.preview(writer, reason=reason)
+            result = found.flag_import.preview(writer, reason=reason)
         else:
-            made = _run_import(found.flag_import, writer, reason)
+            result = _run_import(found.flag_import, writer, reason)
             mark_work_done()
     if output in PROGRAM_FORMATS:
-        emit(msgspec.to_builtins(made), output)
+        emit(msgspec.to_builtins(result), output)
     else:
-        for line in made.differences:
+        for line in result.differences:
             print_lines(line)
-        if len(made.differences) == DIFFERENCES_MAX:
+        if len(result.differences) == DIFFERENCES_MAX:
             print_lines("and others: these are the first lines")
-        print_lines(_format_result(made, dry_run=dry_run))
+        print_lines(_format_result(result, dry_run=dry_run))
 
 
 def _run_import(flag_import: Import, writer: Writer, reason: str) -> ImportResult:

@@ -20,7 +20,7 @@ from flagkit.writer import PendingRequest, Writer
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-# Those who asked are the actors of what is sequenced.
+# The actor of each sequenced change is the one who requested it.
 _NOBODY: Final = "flagkit"
 request_argument = click.argument("request")
 
@@ -65,9 +65,9 @@ def _list(output: str, **place: Unpack[EnvironmentOptions]) -> None:
 @pending.command("sweep")
 @_sequencing_options
 def _sweep(guards: str | None, output: str, **place: Unpack[EnvironmentOptions]) -> None:
-    """Make the changes that wait, in order.
+    """Commit the pending changes, in order.
 
-    Those that were refused are left as they are.
+    It skips changes that were refused before.
     """
     with Writer(**place, actor=_NOBODY, guards=load_guards(guards)) as writer:
         swept = writer.sweep()
@@ -88,9 +88,9 @@ def _sweep(guards: str | None, output: str, **place: Unpack[EnvironmentOptions])
 def _commit(
     request: str, guards: str | None, output: str, **place: Unpack[EnvironmentOptions]
 ) -> None:
-    """Make a change that waits, or one that was refused before.
+    """Commit a pending change, or one that was refused before.
 
-    What was asked for before it of the same flags is made before it.
+    Earlier pending changes of the same flags are committed first.
     """
     with Writer(**place, actor=_NOBODY, guards=load_guards(guards)) as writer:
         print_commit(writer.pending_change(request).commit(), writer, output)
@@ -100,9 +100,9 @@ def _commit(
 @request_argument
 @decision_options
 def _drop(request: str, **deciding: Unpack[DecisionOptions]) -> None:
-    """Make sure that a change that waits is never made.
+    """Drop a pending change, so that it is never committed.
 
-    That is a revision, which changes no flag.
+    This creates a revision that changes no flag.
     """
     with Writer(
         deciding["uri"],

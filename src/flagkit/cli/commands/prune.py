@@ -58,10 +58,10 @@ def prune(  # noqa: PLR0913, PLR0917 - who, why, and what is asked
     applies: bool,
     **days: int | None,
 ) -> None:
-    """Show what need not be kept any more, and remove it with --apply.
+    """Show the data that is no longer needed, and remove it with --apply.
 
-    Nothing goes for which no number of days is given. Of the ledger stays what clients need that
-    start from the newest two checkpoints; the rest is proved before it goes.
+    Data without an option for its days stays. The ledger keeps the revisions that clients need to
+    start from the newest two checkpoints; the others are verified before they are removed.
     """
     if not any(days.values()):
         raise click.UsageError("say what, and after how many days: as in --ledger-days 90")
@@ -87,14 +87,14 @@ def prune(  # noqa: PLR0913, PLR0917 - who, why, and what is asked
         with open_store(**asking) as store:
             rows, tip = list_prunable(store, retention), store.read_tip()
     if output in PROGRAM_FORMATS:
-        told = {
+        document = {
             "environment": tip.environment,
             "applied": applies,
             "revision": tip.revision,
             "hash": tip.hash,
             "parts": [msgspec.to_builtins(row) for row in rows],
         }
-        emit(told, output)
+        emit(document, output)
         return
     _print_rows(rows)
     if applies:

@@ -23,7 +23,7 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
 
 class StatusReport(Struct, frozen=True):
-    """What there is to tell, at a moment of the server's."""
+    """The contents of the report, at one time of the server's clock."""
 
     now: datetime
     environments: Sequence[Tip]
@@ -33,10 +33,10 @@ class StatusReport(Struct, frozen=True):
 
 
 def read_status(uri: str, database: str, environment: str | None) -> StatusReport:
-    """Return how things stand, of one environment or of all.
+    """Return the status of one environment or of all.
 
     Raises:
-        EnvironmentNotFoundError: the environment is not there.
+        EnvironmentNotFoundError: the environment does not exist.
         StoreError: the database did not answer, or refused.
     """
     with DatabaseStatus(uri, database) as survey:
@@ -50,10 +50,10 @@ def read_status(uri: str, database: str, environment: str | None) -> StatusRepor
 
 
 def read_tip(survey: DatabaseStatus, environment: str) -> Tip:
-    """Return where an environment stands.
+    """Return the tip of an environment.
 
     Raises:
-        EnvironmentNotFoundError: it is not there.
+        EnvironmentNotFoundError: it does not exist.
         StoreError: the database did not answer, or refused.
     """
     return _get_tip(environment, survey.read_environments()[1], survey.database)
@@ -61,9 +61,9 @@ def read_tip(survey: DatabaseStatus, environment: str) -> Tip:
 
 def print_status(report: StatusReport, database: str) -> None:
     """Print tables for people."""
-    tell = Printer()
+    printer = Printer()
     if report.environments:
-        tell.print_table(
+        printer.print_table(
             ("environment", "revision", "last change", "ago", "epoch", "checkpoint"),
             [
                 (
@@ -79,11 +79,11 @@ def print_status(report: StatusReport, database: str) -> None:
             right=("revision", "ago", "checkpoint"),
         )
     else:
-        tell.print_paragraph(
+        printer.print_paragraph(
             f"No environment is in the database {database!r}: a writer creates one."
         )
     if report.members:
-        tell.print_table(
+        printer.print_table(
             ("member", "state", "behind"),
             [
                 (member.name, member.state or "not told", _format_lag(member))
@@ -92,9 +92,9 @@ def print_status(report: StatusReport, database: str) -> None:
             right=("behind",),
         )
     if report.clients.clients:
-        tell.print_table(*build_client_table(report.clients.clients, report.environments))
+        printer.print_table(*build_client_table(report.clients.clients, report.environments))
     if report.clients.omitted_count:
-        tell.print_paragraph(describe_omitted_clients(report.clients))
+        printer.print_paragraph(describe_omitted_clients(report.clients))
 
 
 def build_client_table(
@@ -104,7 +104,7 @@ def build_client_table(
 
     Args:
         clients: The clients.
-        tips: Where their environments stand.
+        tips: The tips of their environments.
     """
     columns = ("environment", "service", "region", "host", "pid", "revision", "staleness", "heard")
     epochs = {tip.environment: tip.epoch for tip in tips}
@@ -131,10 +131,10 @@ def describe_omitted_clients(census: Census) -> str:
 
 
 def encode_client(client: RegisteredClient) -> dict[str, Any]:
-    """Return a client as programs have it; staleness and heard are seconds."""
-    told: dict[str, Any] = msgspec.to_builtins(client.heartbeat)
-    del told["lifetime"]
-    return told | {"staleness": client.staleness, "heard": client.seconds_since_heartbeat}
+    """Return a client as plain data for programs; `staleness` and `heard` are seconds."""
+    document: dict[str, Any] = msgspec.to_builtins(client.heartbeat)
+    del document["lifetime"]
+    return document | {"staleness": client.staleness, "heard": client.seconds_since_heartbeat}
 
 
 def encode_status(report: StatusReport) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def encode_status(report: StatusReport) -> dict[str, Any]:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration as people say it: `0.4 s`, `12 s`, `5 min`, `3 h`, `2 d`."""
+    """Return a duration in a short form: `0.4 s`, `12 s`, `5 min`, `3 h`, `2 d`."""
     if seconds < _MINUTE:
         return f"{max(seconds, 0):.{0 if seconds >= 10 else 1}f} s"  # noqa: PLR2004 - two digits
     for size, unit in ((_DAY, "d"), (_HOUR, "h")):
@@ -213,7 +213,7 @@ POLL_SECONDS = 0.5
 
 
 class WaitGoal(Struct, frozen=True):
-    """What is waited for; `service` may be None for all."""
+    """The revision to wait for; `service` may be None for all."""
 
     environment: str
     service: str | None
@@ -221,7 +221,7 @@ class WaitGoal(Struct, frozen=True):
 
 
 class RolloutProgress(Struct, frozen=True):
-    """How far the clients are that are alive: how many have the revision, and who does not."""
+    """The progress of live clients: how many have the revision, and which ones do not."""
 
     tip: Tip
     reached_count: int
@@ -229,20 +229,20 @@ class RolloutProgress(Struct, frozen=True):
 
     @property
     def count(self) -> int:
-        """How many clients are alive."""
+        """The number of clients that are alive."""
         return self.reached_count + self.laggards.count
 
     @property
     def is_reached(self) -> bool:
-        """Whether all have it. Where there is nobody, nothing shows that it has arrived."""
+        """True if all have it. It is False without clients, since nothing shows an arrival."""
         return bool(self.reached_count) and not self.laggards.count
 
 
 def read_progress(survey: DatabaseStatus, goal: WaitGoal) -> RolloutProgress:
-    """Return how far clients are at this moment.
+    """Return the progress of clients at this moment.
 
     Raises:
-        EnvironmentNotFoundError: the environment is not there.
+        EnvironmentNotFoundError: the environment does not exist.
         StoreError: the database did not answer, or refused.
     """
     tip = read_tip(survey, goal.environment)
@@ -258,10 +258,10 @@ def wait(
     timeout: float,
     on_progress: Callable[[RolloutProgress], None],
 ) -> RolloutProgress:
-    """Ask again and again until the goal is reached or `timeout` seconds are over; return the last.
+    """Poll until the goal is reached or `timeout` seconds are over; return the last progress.
 
     Raises:
-        EnvironmentNotFoundError: the environment is not there.
+        EnvironmentNotFoundError: the environment does not exist.
         StoreError: the database refused, or did not answer until the time was up.
     """
     ends = time.monotonic() + timeout
@@ -280,7 +280,7 @@ def wait(
 
 
 def wait_with_bar(survey: DatabaseStatus, goal: WaitGoal, timeout: float) -> RolloutProgress:
-    """Wait as `wait`, with a bar that says how many have it."""
+    """Wait as `wait` does, with a bar that shows how many clients have the revision."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -291,14 +291,14 @@ def wait_with_bar(survey: DatabaseStatus, goal: WaitGoal, timeout: float) -> Rol
     with Progress(*columns, console=create_progress_console()) as progress:
         task = progress.add_task(f"revision {goal.revision}", total=None)
 
-        def tell(found: RolloutProgress) -> None:
+        def show_progress(found: RolloutProgress) -> None:
             progress.update(task, total=found.count or None, completed=found.reached_count)
 
-        return wait(survey, goal, timeout, tell)
+        return wait(survey, goal, timeout, show_progress)
 
 
 def describe_outcome(progress: RolloutProgress, goal: WaitGoal, timeout: float) -> str:
-    """Return in a sentence what came of waiting."""
+    """Return a sentence on the outcome of waiting."""
     of_service = "" if goal.service is None else f" of {goal.service}"
     count = progress.count
     if not count:
@@ -316,7 +316,7 @@ def describe_outcome(progress: RolloutProgress, goal: WaitGoal, timeout: float) 
 
 
 def print_laggards(progress: RolloutProgress) -> None:
-    """Print a table of those that are behind."""
+    """Print a table of the clients that lag."""
     if progress.laggards.clients:
         Printer().print_table(*build_client_table(progress.laggards.clients, [progress.tip]))
     if progress.laggards.omitted_count:
