@@ -14,12 +14,10 @@ from typing import Final, Protocol
 
 import msgspec
 
-from flagkit._core.background import Log, format_error, repeat_until_done
+from flagkit._core.background import LogOnce, format_error, repeat_until_done
 from flagkit._core.evaluation.evaluator import Staleness
 from flagkit._core.snapshot import Snapshot
 from flagkit._core.source import HOST_LENGTH_MAX, Heartbeat
-
-_log = Log("flagkit.refresh")
 
 BEAT_SECONDS: Final = 10.0
 """Between two heartbeats of a client that nothing happens to; drawn anew from 0.8 to 1.2 of it."""
@@ -43,9 +41,6 @@ class Registry(Protocol):
 class HeartbeatSender:
     """Writes the heartbeats of one client in one process. To be used in one asyncio loop.
 
-    Attributes:
-        trouble: What is in the way, in words; None if nothing is.
-
     Args:
         service: The name that the client registers itself by.
         freshness: How old its snapshot is.
@@ -63,7 +58,16 @@ class HeartbeatSender:
         self._registry: Registry | None = None
         self._task: asyncio.Future[None] | None = None
         self._is_registered = False
-        self.trouble: str | None = None
+        self._log_once = LogOnce(
+            "flagkit.refresh",
+            "this client is not registered: %s; it serves flags as ever",
+            "this client is registered again",
+        )
+
+    @property
+    def trouble(self) -> str | None:
+        """The problem in words; None if there is none."""
+        return self._log_once.problem
 
     def on_snapshot(self, snapshot: Snapshot) -> None:
         """Take note of what the client answers from."""
@@ -74,7 +78,7 @@ class HeartbeatSender:
         """Begin to write heartbeats."""
         self._registry = registry
         self._task = asyncio.ensure_future(
-            repeat_until_done(lambda: self._run(registry), self._log_once, asyncio.sleep)
+            repeat_until_done(lambda: self._run(registry), self._on_failure, asyncio.sleep)
         )
 
     async def end(self) -> None:
@@ -101,9 +105,10 @@ class HeartbeatSender:
             try:
                 await registry.send_heartbeat(self._build_heartbeat(snapshot))
             except Exception as error:  # noqa: BLE001 - whatever fails, flags are served
-                self._log_once(error)
+                self._on_failure(error)
             else:
-                self._log_once(None)
+                self._is_registered = True
+                self._log_once.clear()
 
     async def _wait_until_due(self, last: float) -> Snapshot:
         """Wait until a heartbeat is due, and return what it is to tell of."""
@@ -132,15 +137,9 @@ class HeartbeatSender:
             staleness=age if age < math.inf else None,
         )
 
-    def _log_once(self, error: Exception | None) -> None:
-        """Say a trouble once, and once that it is over."""
-        self._is_registered = error is None
-        trouble = None if error is None else format_error(error)
-        if trouble is not None and trouble != self.trouble:
-            _log.warning("this client is not registered: %s; it serves flags as ever", trouble)
-        elif trouble is None and self.trouble is not None:
-            _log.info("this client is registered again")
-        self.trouble = trouble
+    def _on_failure(self, error: Exception) -> None:
+        self._is_registered = False
+        self._log_once.report(format_error(error))
 
 
 async def _cancel_task(task: asyncio.Future[None]) -> None:
