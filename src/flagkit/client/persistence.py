@@ -9,18 +9,16 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias
 
+from flagkit._core.aio import run_cooperatively
 from flagkit._core.background import LogOnce, is_shutdown_error, repeat_until_done
-from flagkit._core.cooperative import pause_gc, run_slices
+from flagkit._core.cooperative import run_slices
 from flagkit._core.model.changes import Change, PolicyId, Tip
 from flagkit._core.snapshot import Arena, Record, Snapshot, SnapshotFile, compact_snapshot
 from flagkit._core.snapshot.chunks import release_pages
 from flagkit.errors import SnapshotFormatError
 
-T = TypeVar("T")
-
-PAUSE_SECONDS: Final = 0.0005
 SAVE_BYTES_PER_SECOND: Final = 1024 * 1024
 SAVE_SECONDS_MIN, SAVE_SECONDS_MAX = 1.0, 60.0
 """Between two writes of a file; in between, the more the larger it is."""
@@ -132,7 +130,9 @@ class SnapshotPersister:
         if snapshot.needs_compaction:
             try:
                 self._rebase(
-                    snapshot, await _run_paced(compact_snapshot(snapshot)), snapshot.overlay
+                    snapshot,
+                    await run_cooperatively(compact_snapshot(snapshot), is_paced=True),
+                    snapshot.overlay,
                 )
             except Exception as error:  # noqa: BLE001 - as above
                 self._set_trouble(f"what has changed is not folded: {_format_error(error)}")
@@ -164,7 +164,9 @@ class SnapshotPersister:
             # What another has written that is newer has to stay.
             if not mine or self._is_saved(file, snapshot) or self._describe_owner(file) is not None:
                 return False
-            base = await _run_paced(compact_snapshot(snapshot, with_members=True))
+            base = await run_cooperatively(
+                compact_snapshot(snapshot, with_members=True), is_paced=True
+            )
             writing = asyncio.ensure_future(asyncio.to_thread(file.write, base))
             try:
                 await asyncio.shield(writing)
@@ -177,7 +179,7 @@ class SnapshotPersister:
                 self._rebase(snapshot, base, snapshot.overlay)
             else:
                 self._rebase(snapshot, saved.base, snapshot.overlay)
-                await _run_paced(release_pages(base.content))
+                await run_cooperatively(release_pages(base.content), is_paced=True)
             self._schedule_save(base)
             return True
 
@@ -190,7 +192,9 @@ class SnapshotPersister:
         if saved is None or saved.tip != header.tip:
             return False
         self._rebase(
-            snapshot, saved.base, await _run_paced(_find_common_records(snapshot, saved.base))
+            snapshot,
+            saved.base,
+            await run_cooperatively(_find_common_records(snapshot, saved.base), is_paced=True),
         )
         self._schedule_save(saved.base)
         return True
@@ -285,16 +289,3 @@ def _find_common_records(
         if done % 128 == 0:
             yield
     return found
-
-
-async def _run_paced(slices: Generator[None, None, T]) -> T:
-    """Do work in slices, with a pause after each that is as long."""
-    while True:
-        started = time.perf_counter()
-        try:
-            with pause_gc():
-                next(slices)
-        except StopIteration as done:
-            result: T = done.value
-            return result
-        await asyncio.sleep(max(PAUSE_SECONDS, time.perf_counter() - started))

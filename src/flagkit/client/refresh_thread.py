@@ -15,7 +15,13 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from flagkit._core.aio import DaemonResolverLoop, DescriptorsLostError, open_loop
+from flagkit._core.aio import (
+    CANCEL_AGAIN_SECONDS,
+    DaemonResolverLoop,
+    DescriptorsLostError,
+    cancel_task,
+    open_loop,
+)
 from flagkit._core.background import (
     BackgroundThread,
     LogOnce,
@@ -50,7 +56,6 @@ from flagkit.client.refresher import (
 from flagkit.client.registration import HeartbeatSender
 from flagkit.errors import ClosedError, FlagkitError, NotReadyError
 
-CANCEL_AGAIN_SECONDS = 0.02
 OPEN_AGAIN_SECONDS = 5.0
 KEYS_SECONDS_MAX = 3.0
 """So long are data keys waited for, by who waits for flags; in the background, for ever."""
@@ -430,15 +435,10 @@ class RefreshThread:
         return ChangesReceived(watching.result())
 
     async def _stop_watching(self) -> None:
-        while self._watching is not None:
-            # Again and again, as in `_cancel`.
-            self._watching.cancel()
-            await asyncio.wait({self._watching}, timeout=CANCEL_AGAIN_SECONDS)
-            if self._watching.done():
-                # What it brought is had from the ledger; that it failed matters no more.
-                if not self._watching.cancelled():
-                    self._watching.exception()
-                self._watching = None
+        if self._watching is not None:
+            # The ledger has what it brought.
+            await cancel_task(self._watching)
+            self._watching = None
 
     def _on_failure(self, error: Exception) -> None:
         """Note an error that has ended the loop, or kept the thread from being started."""

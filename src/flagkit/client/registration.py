@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from flagkit._core.aio import cancel_task
 from flagkit._core.background import LogOnce, format_error, repeat_until_done
 from flagkit._core.evaluation.evaluator import Staleness
 from flagkit._core.snapshot import Snapshot
@@ -23,7 +24,6 @@ BEAT_SECONDS: Final = 10.0
 """Between two heartbeats of a client that nothing happens to; drawn anew from 0.8 to 1.2 of it."""
 BEAT_SECONDS_MIN: Final = 1.0
 """Between any two heartbeats, however many revisions come."""
-CANCEL_AGAIN_SECONDS: Final = 0.02
 SPREAD_SECONDS: Final = 0.25
 """A fleet that gets a revision at once tells of it within so long."""
 FAREWELL_SECONDS: Final = 1.0
@@ -87,12 +87,12 @@ class HeartbeatSender:
         if registry is None or task is None:
             return
         self._is_ending = True
-        await _cancel_task(task)
+        await cancel_task(task)
         if snapshot is not None and self._is_registered:
             farewell = msgspec.structs.replace(self._build_heartbeat(snapshot), lifetime=0.0)
             telling = asyncio.ensure_future(registry.send_heartbeat(farewell))
             await asyncio.wait({telling}, timeout=FAREWELL_SECONDS)
-            await _cancel_task(telling)
+            await cancel_task(telling)
 
     async def _run(self, registry: Registry) -> None:
         last = -math.inf
@@ -140,13 +140,3 @@ class HeartbeatSender:
     def _on_failure(self, error: Exception) -> None:
         self._is_registered = False
         self._log_once.report(format_error(error))
-
-
-async def _cancel_task(task: asyncio.Future[None]) -> None:
-    """Cancel a task until it ends: the driver swallows a cancellation now and then."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait({task}, timeout=CANCEL_AGAIN_SECONDS)
-    if not task.cancelled():
-        # Whether it failed matters no more.
-        task.exception()

@@ -8,18 +8,18 @@ import functools
 import hashlib
 import os
 import threading
-import time
 from array import array
 from collections.abc import Collection, Generator
 from typing import Final
 
 from flagkit._core.background import BackgroundThread, LogOnce
-from flagkit._core.cooperative import run_slices
+from flagkit._core.cooperative import pace_slices, run_slices
 from flagkit._core.model.changes import PolicyState, Tip
 from flagkit._core.model.segments import encode_part
 from flagkit._core.snapshot import Arena, encode_record
 from flagkit._core.storage.checkpoints import Checkpoint
 from flagkit._core.storage.store import Store, check_store
+from flagkit.errors import ClosedError
 
 CLOSE_SECONDS: Final = 5.0
 """How long a writer that closes waits for a checkpoint that is being made to be left off."""
@@ -130,16 +130,12 @@ class CheckpointPublisher:
                 return checkpoint.tip.revision
         steps = write_checkpoint_in_steps(self._store)
         with contextlib.closing(steps):
-            while True:
-                started = time.perf_counter()
-                try:
-                    next(steps)
-                except StopIteration as done:
-                    made: Checkpoint = done.value
-                    return made.tip.revision
-                # As long as it took: evaluations in this process have their turn.
-                if self._stop.wait(time.perf_counter() - started):
-                    return tip.revision
+            # The pauses are for the evaluations in this process.
+            return run_slices(pace_slices(steps, self._pause)).tip.revision
+
+    def _pause(self, seconds: float) -> None:
+        if self._stop.wait(seconds):
+            raise ClosedError("the writer was closed")
 
 
 @contextlib.contextmanager
