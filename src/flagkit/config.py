@@ -4,8 +4,8 @@ import copy
 import math
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, TypeAlias, TypedDict, Unpack, cast
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Final, TypeAlias, TypedDict, Unpack, cast
 
 from msgspec import Struct
 
@@ -22,108 +22,37 @@ _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,199}")
 _SERVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
 _DATABASE_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
 
-
 Documents: TypeAlias = Iterable[Mapping[str, Any]]
-
-
 Bootstrap: TypeAlias = str | os.PathLike[str] | Documents
-"""The path of a policy file in JSON or of a snapshot file; or documents of flags."""
 
 
-class Options(TypedDict, total=False):
-    """What a client is told beside its connection string. None is as good as nothing.
-
-    Each falls back on an environment variable: FLAGKIT_ENVIRONMENT, _REGION, _DATABASE,
-    _SNAPSHOT_PATH, _NAMESPACES (with commas in between), _MAX_STALENESS_MS, _BOOTSTRAP, _REGISTER;
-    `encryption` on FLAGKIT_LOCAL_KEY_PATH, the path of a local master key.
-
-    Attributes:
-        environment: Whose flags to serve.
-        region: Whose overrides to apply, and whose members of the replica set to read from, by
-            their tag `region`; without one, the flags for all regions hold, and any member will do.
-        database: Where flagkit's collections are; "flagkit" unless said otherwise.
-        snapshot_path: A file to keep the flags in. What it holds is served from the beginning, the
-            database being there or not. Processes may share it if they have the same
-            environment, region, namespaces and database.
-        namespaces: What the keys of flags begin with that are to be kept, such as `checkout.`; all
-            flags, if there are none. What they rest on as prerequisites has to be among them.
-        max_staleness: Seconds that a snapshot may be older than the database before evaluations
-            say STALE, and flags with `when_stale: off` serve `off`; never, unless said otherwise.
-        bootstrap: What to serve until flags are there: a policy file in JSON, a snapshot file, or
-            documents of flags.
-        register: The name of the service, by which its clients appear in the registry, for `flagkit
-            status` and `flagkit rollout wait`; they do not, unless it is given.
-        encryption: What the values of sensitive variants are encrypted by; without it, callers get
-            their defaults in the place of these.
-    """
-
-    environment: str | None
-    region: str | None
-    database: str | None
-    snapshot_path: "str | os.PathLike[str] | None"
-    namespaces: Collection[str] | None
-    max_staleness: float | None
-    bootstrap: Bootstrap | None
-    register: str | None
-    encryption: Encryption | None
-
-
-class Settings(Struct, frozen=True):
-    """Where to read or write, and how. `uri` may hold a password: it is never printed."""
-
-    uri: str
-    environment: str
-    region: str
-    database: str
-    snapshot_path: str | None = None
-    namespaces: tuple[str, ...] = ()
-    max_staleness: float = math.inf
-    bootstrap: Bootstrap | None = None
-    service: str | None = None
-    encryption: Encryption | None = None
-
-    def __repr__(self) -> str:
-        return f"Settings({self.environment!r}, {self.region!r}, {self.database!r})"
-
-
-def resolve_settings(uri: str | None = None, **options: Unpack[Options]) -> Settings:
-    """Return settings from arguments, else from variables, FLAGKIT_URI and those of Options.
+def require_value(name: str, value: object) -> str:
+    """Return a value, else that of the variable of its name.
 
     Raises:
-        ConfigurationError: the URI or the environment is named nowhere, or something is not what
-            it should be.
+        ConfigurationError: there is neither.
     """
-    found, database = resolve_connection(uri, options.get("database"))
-    return Settings(
-        found,
-        check_environment_name(require_value("environment", options.get("environment"))),
-        _check_region(options.get("region") or os.environ.get("FLAGKIT_REGION") or EVERYWHERE),
-        database,
-        _check_path(options.get("snapshot_path") or os.environ.get("FLAGKIT_SNAPSHOT_PATH")),
-        _normalize_namespaces(options.get("namespaces")),
-        _check_max_staleness(options.get("max_staleness")),
-        _copy_bootstrap(options.get("bootstrap") or os.environ.get("FLAGKIT_BOOTSTRAP") or None),
-        _check_service(options.get("register") or os.environ.get("FLAGKIT_REGISTER") or None),
-        _check_encryption(options.get("encryption")),
-    )
+    variable = f"FLAGKIT_{name.upper()}"
+    found = value or os.environ.get(variable)
+    if not found:
+        raise ConfigurationError(
+            f"{name} is missing: pass {name}=, or --{name} to the command, or set {variable}"
+        )
+    if not isinstance(found, str):
+        raise ConfigurationError(f"{name} is of the type {type(found).__name__}: pass text")
+    return found
 
 
-def resolve_connection(uri: str | None, database: str | None) -> tuple[str, str]:
-    """Return the connection string and the database's name from arguments, else from variables.
-
-    Raises:
-        ConfigurationError: the URI is named nowhere, or one of them is not what it should be.
-    """
-    found = require_value("uri", uri)
-    if not found.startswith(("mongodb://", "mongodb+srv://")):
+def _check_uri(uri: str) -> str:
+    if not uri.startswith(("mongodb://", "mongodb+srv://")):
         raise ConfigurationError("uri is no connection string: it begins with mongodb://")
     # It may hold a password, so it is not shown.
-    if not found.isprintable() or " " in found:
+    if not uri.isprintable() or " " in uri:
         raise ConfigurationError(
             "uri has a space, a line's end or another character that nobody sees: take it out, or"
             " percent-encode it. A value from a file or a secret may end in a line's end"
         )
-    return found, _check_database(database or os.environ.get("FLAGKIT_DATABASE") or DATABASE)
+    return uri
 
 
 def check_environment_name(name: object) -> str:
@@ -145,28 +74,13 @@ def check_environment_name(name: object) -> str:
     return name
 
 
-def load_default_encryption() -> Encryption | None:
-    """Return the encryption by the master key that FLAGKIT_LOCAL_KEY_PATH names, if it does."""
-    path = os.environ.get("FLAGKIT_LOCAL_KEY_PATH")
-    return local_encryption(path) if path else None
-
-
-def should_count() -> bool:
-    """Tell whether FLAGKIT_COUNTING asks the default client to count: by 1, true, yes or on."""
-    return os.environ.get("FLAGKIT_COUNTING", "").lower() in {"1", "true", "yes", "on"}
-
-
-def _normalize_namespaces(given: Collection[str] | None) -> tuple[str, ...]:
-    """Return them in one form: sorted, and none within another."""
-    if given is None:
-        given = [name.strip() for name in os.environ.get("FLAGKIT_NAMESPACES", "").split(",")]
-        given = [name for name in given if name]
+def _normalize_namespaces(given: object) -> tuple[str, ...]:
+    """Return namespaces in one form: sorted, and none within another."""
     if isinstance(given, str):
         raise ConfigurationError(f"namespaces is one text: pass a list, such as [{given!r}]")
-    names: Any = given
-    if not isinstance(names, Iterable) or isinstance(names, bytes | Mapping):
+    if not isinstance(given, Iterable) or isinstance(given, bytes | Mapping):
         raise ConfigurationError(f"namespaces is {given!r}: pass a list, such as ['checkout.']")
-    names = list(cast("Iterable[object]", names))
+    names: Any = list(cast("Iterable[object]", given))
     for name in names:
         if not isinstance(name, str) or not _NAMESPACE.fullmatch(name):
             raise ConfigurationError(
@@ -179,10 +93,8 @@ def _normalize_namespaces(given: Collection[str] | None) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _check_path(given: object, name: str = "snapshot_path") -> str | None:
-    """Return the path of a file as text, None for none."""
-    if given is None or given == "":
-        return None
+def _check_path(given: object, name: str = "snapshot_path") -> str:
+    """Return the path of a file as text."""
     path = os.fspath(cast("os.PathLike[str]", given)) if isinstance(given, os.PathLike) else given
     if not isinstance(path, str):
         raise ConfigurationError(f"{name} is {given!r}: pass the path of a file, as text or a Path")
@@ -193,9 +105,7 @@ def _check_path(given: object, name: str = "snapshot_path") -> str | None:
     return path
 
 
-def _check_encryption(given: object) -> Encryption | None:
-    if given is None:
-        return load_default_encryption()
+def _check_encryption(given: object) -> Encryption:
     if not isinstance(given, Encryption):
         raise ConfigurationError(
             f"encryption is of the type {type(given).__name__}: pass a flagkit.Encryption"
@@ -203,9 +113,9 @@ def _check_encryption(given: object) -> Encryption | None:
     return given
 
 
-def _copy_bootstrap(given: Bootstrap | None) -> Bootstrap | None:
-    """Return what is given, documents as a copy: the caller may change its own later."""
-    if given is None or isinstance(given, str | os.PathLike):
+def _copy_bootstrap(given: Bootstrap) -> Bootstrap:
+    """Return a path as text, and documents as a copy: the caller may change its own later."""
+    if isinstance(given, str | os.PathLike):
         return _check_path(given, "bootstrap")
     documents: Any = given
     if not isinstance(documents, Iterable) or isinstance(documents, Mapping | bytes):
@@ -220,16 +130,16 @@ def _copy_bootstrap(given: Bootstrap | None) -> Bootstrap | None:
         return listed
 
 
-def _check_max_staleness(seconds: object) -> float:
-    variable = os.environ.get("FLAGKIT_MAX_STALENESS_MS")
+def _parse_milliseconds(variable: str) -> float:
     try:
-        found = float(variable) / 1000 if seconds is None and variable else seconds
+        return float(variable) / 1000
     except ValueError:
         raise ConfigurationError(
             f"FLAGKIT_MAX_STALENESS_MS is {variable!r}: write milliseconds, such as 60000"
         ) from None
-    if found is None:
-        return math.inf
+
+
+def _check_max_staleness(found: object) -> float:
     if isinstance(found, bool) or not isinstance(found, int | float):
         raise ConfigurationError(f"max_staleness is {found!r}: pass a number of seconds")
     if not found >= STALENESS_SECONDS_MIN:
@@ -248,9 +158,7 @@ def _check_database(name: object) -> str:
     return name
 
 
-def _check_service(name: object) -> str | None:
-    if name is None:
-        return None
+def _check_service(name: object) -> str:
     if not isinstance(name, str) or not _SERVICE_NAME.fullmatch(name):
         raise ConfigurationError(
             f"register is {name!r}: name the service by letters, digits, -, _, . and /, 100 at most"
@@ -265,18 +173,160 @@ def _check_region(region: str) -> str:
         raise ConfigurationError(str(error)) from None
 
 
-def require_value(name: str, value: object) -> str:
-    """Return a value, else that of the variable of its name.
+class Option(Struct, frozen=True):
+    """One option: the variable behind it, and the check of its value.
+
+    `parse` reads the variable, where its text is not what a caller passes. Such an option falls
+    back on the variable if the argument is None. The others do so if the argument is empty.
+    """
+
+    variable: str
+    check: Callable[[Any], Any]
+    description: str
+    parse: Callable[[str], Any] | None = None
+    is_required: bool = False
+
+
+OPTIONS: Final[Mapping[str, Option]] = {
+    "uri": Option(
+        "FLAGKIT_URI",
+        _check_uri,
+        "The connection string. A `readPreference` in it says which members are near.",
+        is_required=True,
+    ),
+    "environment": Option(
+        "FLAGKIT_ENVIRONMENT",
+        check_environment_name,
+        "The environment to serve.",
+        is_required=True,
+    ),
+    "region": Option(
+        "FLAGKIT_REGION",
+        _check_region,
+        "The region whose overrides apply. Reads prefer members with this tag `region`. Without a"
+        " region, the flags for all regions apply, and any member will do.",
+    ),
+    "database": Option(
+        "FLAGKIT_DATABASE", _check_database, "The database of flagkit's collections."
+    ),
+    "snapshot_path": Option(
+        "FLAGKIT_SNAPSHOT_PATH",
+        _check_path,
+        "A file that keeps the flags. The client serves it from the start, even without a"
+        " database. Processes of the same environment, region, namespaces and database may"
+        " share it.",
+    ),
+    "namespaces": Option(
+        "FLAGKIT_NAMESPACES",
+        _normalize_namespaces,
+        "Keep only flags whose keys begin so, such as `checkout.`. Their prerequisites must be"
+        " among them. The variable separates them by commas.",
+        lambda text: [name.strip() for name in text.split(",") if name.strip()],
+    ),
+    "max_staleness": Option(
+        "FLAGKIT_MAX_STALENESS_MS",
+        _check_max_staleness,
+        "The age in seconds from which evaluations say STALE, and flags with `when_stale: off`"
+        " serve `off`. The variable has milliseconds.",
+        _parse_milliseconds,
+    ),
+    "bootstrap": Option(
+        "FLAGKIT_BOOTSTRAP",
+        _copy_bootstrap,
+        "The flags to serve until others arrive: the path of a policy file in JSON or of a snapshot"
+        " file, or documents of flags.",
+    ),
+    "encryption": Option(
+        "FLAGKIT_LOCAL_KEY_PATH",
+        _check_encryption,
+        "The encryption of sensitive variants. Without it, callers get their defaults for these."
+        " The variable has the path of a local master key.",
+        local_encryption,
+    ),
+    "register": Option(
+        "FLAGKIT_REGISTER",
+        _check_service,
+        "The name of the service. Its clients appear in the registry under this name, for `flagkit"
+        " status` and `flagkit rollout wait`.",
+    ),
+}
+"""The options by name, in the order in which they are checked."""
+
+
+class Settings(Struct, frozen=True):
+    """The checked options. `uri` may hold a password: it is never printed."""
+
+    uri: str
+    environment: str
+    region: str = EVERYWHERE
+    database: str = DATABASE
+    snapshot_path: str | None = None
+    namespaces: tuple[str, ...] = ()
+    max_staleness: float = math.inf
+    bootstrap: Bootstrap | None = None
+    encryption: Encryption | None = None
+    register: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Settings({self.environment!r}, {self.region!r}, {self.database!r})"
+
+
+class Options(TypedDict, total=False):
+    """The options of a client, for type checkers. None is the same as no option.
+
+    `OPTIONS` has their variables and descriptions, and `help()` shows these here.
+    """
+
+    environment: str | None
+    region: str | None
+    database: str | None
+    snapshot_path: "str | os.PathLike[str] | None"
+    namespaces: Collection[str] | None
+    max_staleness: float | None
+    bootstrap: Bootstrap | None
+    encryption: Encryption | None
+    register: str | None
+
+
+Options.__doc__ = f"{Options.__doc__}\n" + "\n".join(
+    f"    - `{name}`, or {option.variable}: {option.description}"
+    for name, option in OPTIONS.items()
+)
+
+
+def resolve_settings(uri: str | None = None, **options: Unpack[Options]) -> Settings:
+    """Return the settings from arguments, or else from the variables of `OPTIONS`.
 
     Raises:
-        ConfigurationError: there is neither.
+        ConfigurationError: the URI or the environment is missing, or a value is invalid.
     """
-    variable = f"FLAGKIT_{name.upper()}"
-    found = value or os.environ.get(variable)
-    if not found:
-        raise ConfigurationError(
-            f"{name} is missing: pass {name}=, or --{name} to the command, or set {variable}"
-        )
-    if not isinstance(found, str):
-        raise ConfigurationError(f"{name} is of the type {type(found).__name__}: pass text")
-    return found
+    given: dict[str, Any] = {"uri": uri, **options}
+    found = {name: _resolve_option(name, given.get(name)) for name in OPTIONS}
+    return Settings(**{name: value for name, value in found.items() if value is not None})
+
+
+def resolve_connection(uri: str | None, database: str | None) -> tuple[str, str]:
+    """Return the connection string and the database's name from arguments, else from variables.
+
+    Raises:
+        ConfigurationError: the URI is missing, or a value is invalid.
+    """
+    return _resolve_option("uri", uri), _resolve_option("database", database) or DATABASE
+
+
+def _resolve_option(name: str, given: Any) -> Any:
+    """Return the checked argument, or else the checked variable; None if there is neither."""
+    option = OPTIONS[name]
+    text = os.environ.get(option.variable)
+    if option.is_required:
+        given = require_value(name, given)
+    elif option.parse is None:
+        given = given or text or None
+    elif given is None and text:
+        given = option.parse(text)
+    return None if given is None else option.check(given)
+
+
+def should_count() -> bool:
+    """Tell whether FLAGKIT_COUNTING asks the default client to count: by 1, true, yes or on."""
+    return os.environ.get("FLAGKIT_COUNTING", "").lower() in {"1", "true", "yes", "on"}

@@ -15,12 +15,19 @@ from hypothesis import strategies as st
 
 from flagkit import Client
 from flagkit._core import background
-from flagkit._core.background import BackgroundThread, Backoff, Log, format_error
+from flagkit._core.background import (
+    BackgroundThread,
+    Backoff,
+    Log,
+    LogOnce,
+    format_error,
+    silence,
+)
 from flagkit._core.snapshot import Snapshot, SnapshotFile
 from flagkit._core.source import Route
 from flagkit.client.refresher import RefreshState
 from flagkit.client.sources import FlagSource
-from flagkit.errors import FlagkitError
+from flagkit.errors import FlagkitError, StoreError
 from flagkit.testing import MemoryHistory, MemorySource
 from flagkit.writer import Writer
 from tests.support.forked import poll_until
@@ -425,6 +432,60 @@ def test_outside_of_background_threads_an_exit_is_still_the_callers(
 def test_a_record_names_the_line_that_logged(caplog: pytest.LogCaptureFixture) -> None:
     Log("flagkit.refresh").warning("here")
     assert caplog.records[-1].funcName == "test_a_record_names_the_line_that_logged"
+
+
+def test_a_problem_is_logged_once_until_another_one_and_once_when_it_is_over(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    log = LogOnce("flagkit.refresh", "not current: %s", "current again")
+    log.clear()
+    for problem in (StoreError("down"), StoreError("down"), "slow", StoreError("down")):
+        log.report(problem)
+    assert log.problem == "down"
+    log.clear()
+    log.clear()
+    assert log.problem is None
+    log.report("down")
+    assert caplog.messages == [
+        "not current: down",
+        "not current: slow",
+        "not current: down",
+        "current again",
+        "not current: down",
+    ]
+    assert {record.funcName for record in caplog.records} == {
+        "test_a_problem_is_logged_once_until_another_one_and_once_when_it_is_over"
+    }
+
+
+def test_only_unknown_errors_are_logged_with_their_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log = LogOnce("flagkit.refresh", "%s")
+    for problem in (StoreError("known"), ValueError("unknown"), "text"):
+        log.report(problem)
+    assert [record.exc_info is not None for record in caplog.records] == [False, True, False]
+
+
+def test_a_problem_that_could_not_be_logged_is_logged_later(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log = LogOnce("flagkit.refresh", "not current: %s")
+    with silence():
+        log.report("down")
+    assert (log.problem, caplog.messages) == ("down", [])
+    log.report("down")
+    assert caplog.messages == ["not current: down"]
+
+
+def test_what_only_says_that_the_interpreter_exits_is_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log = LogOnce("flagkit.refresh", "not current: %s")
+    log.report(RuntimeError("cannot schedule new futures after interpreter shutdown"))
+    assert log.problem is not None
+    assert caplog.messages == []
 
 
 @given(st.integers(1, 200))

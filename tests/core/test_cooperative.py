@@ -1,16 +1,18 @@
-"""Collector: paused for a block, and always left as the application wants it."""
+"""Pauses of the collector, which leave it as the application wants it, and work in slices."""
 
+import asyncio
 import contextlib
 import gc
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagkit._core.cooperative import PAUSED_THRESHOLD, pause_gc
+from flagkit._core.aio import cancel_task, run_cooperatively
+from flagkit._core.cooperative import PAUSED_THRESHOLD, pace_slices, pause_gc, run_slices
 
 pytestmark = pytest.mark.every_python
 
@@ -120,3 +122,74 @@ def test_a_child_forked_in_a_pause_has_its_collector() -> None:
         if child == 0:
             os._exit(0 if gc.get_threshold() == (FIRST, SECOND, THIRD) else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def count_to(last: int) -> Generator[int, None, str]:
+    yield from range(1, last + 1)
+    return "done"
+
+
+def test_work_in_slices_tells_of_each_slice() -> None:
+    seen: list[int] = []
+    assert run_slices(count_to(3), seen.append) == "done"
+    assert seen == [1, 2, 3]
+
+
+def test_paced_work_pauses_after_each_slice_and_ends_with_its_pause() -> None:
+    pauses: list[float] = []
+    seen: list[int] = []
+    assert run_slices(pace_slices(count_to(3), pauses.append), seen.append) == "done"
+    assert seen == [1, 2, 3]
+    assert len(pauses) == 3
+    assert min(pauses) >= 0
+
+    def stop(_: float) -> None:
+        raise InterruptedError
+
+    slices = count_to(3)
+    with pytest.raises(InterruptedError):
+        run_slices(pace_slices(slices, stop))
+    assert next(slices) == 2, "it was left after the first slice"
+
+
+@pytest.mark.parametrize("is_paced", [False, True])
+def test_other_tasks_run_between_the_slices_of_cooperative_work(*, is_paced: bool) -> None:
+    seen: list[int] = []
+
+    def work() -> Generator[None, None, list[int]]:
+        for _ in range(3):
+            seen.append(0)
+            yield
+        return seen
+
+    async def watch() -> None:
+        while True:
+            seen.append(1)
+            await asyncio.sleep(0)
+
+    async def main() -> list[int]:
+        other = asyncio.ensure_future(watch())
+        await run_cooperatively(work(), is_paced=is_paced)
+        await cancel_task(other)
+        return seen
+
+    found = asyncio.run(main())
+    assert found.count(0) == 3
+    assert all(1 in found[at:] for at, item in enumerate(found) if item == 0)
+
+
+def test_a_task_that_swallows_a_cancellation_is_cancelled_again() -> None:
+    async def resist() -> None:
+        for _ in range(2):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+        raise ValueError("nobody reads it")
+
+    async def main() -> asyncio.Future[None]:
+        task = asyncio.ensure_future(resist())
+        await asyncio.sleep(0)
+        await cancel_task(task)
+        await cancel_task(task)
+        return task
+
+    assert asyncio.run(main()).done()

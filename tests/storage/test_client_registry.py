@@ -181,7 +181,7 @@ def test_a_service_has_a_plain_name(name: str) -> None:
 def test_the_name_may_come_from_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLAGKIT_REGISTER", "shop/web.1")
     found = resolve_settings("mongodb://127.0.0.1:1/", environment="production")
-    assert found.service == "shop/web.1"
+    assert found.register == "shop/web.1"
 
 
 # The registry in MongoDB

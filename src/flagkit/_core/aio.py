@@ -22,19 +22,39 @@ from collections.abc import Callable, Generator
 from typing import Any, Final, TypeAlias, TypeVar
 
 from flagkit._core.background import Log, is_green, start_helper
+from flagkit._core.cooperative import pause_gc
 
 T = TypeVar("T")
 
 
-async def run_cooperatively(slices: Generator[None, None, T]) -> T:
-    """Return what work in slices comes to."""
+PACED_SECONDS_MIN: Final = 0.0005
+
+
+async def run_cooperatively(slices: Generator[None, None, T], *, is_paced: bool = False) -> T:
+    """Return the result of work in slices. Other tasks of the loop run between the slices.
+
+    A paced run pauses after each slice for as long as the slice took, for the other threads.
+    """
     while True:
+        started = time.perf_counter()
         try:
-            next(slices)
+            with pause_gc():
+                next(slices)
         except StopIteration as done:
             result: T = done.value
             return result
-        await asyncio.sleep(0)
+        took = time.perf_counter() - started
+        await asyncio.sleep(max(PACED_SECONDS_MIN, took) if is_paced else 0)
+
+
+async def cancel_task(task: "asyncio.Future[Any]") -> None:
+    """Cancel a task until it has ended: the driver swallows a cancellation now and then."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=CANCEL_AGAIN_SECONDS)
+    if not task.cancelled():
+        # Nobody needs its error, and asyncio logs an error that nobody reads.
+        task.exception()
 
 
 FileIdentity: TypeAlias = tuple[int, int]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine, Generator, Mapping
 from typing import Any, Final, ParamSpec, cast
 
 from flagkit._core.printable import format_safely, format_traceback, to_printable
-from flagkit.errors import ConfigurationError
+from flagkit.errors import ConfigurationError, FlagkitError
 
 _PLAIN: Final = (bool, int, float, type(None))
 """The types of arguments that keep their type, so that formats such as %d work."""
@@ -115,6 +115,51 @@ class Log:
         # The record names the line that called `warning`, three frames up.
         call_safely(self._logger.log, level, message, *args, exc_info=error, stacklevel=4)
         return True
+
+
+class LogOnce(Log):
+    """Logs a problem once for as long as it lasts, and once that it is over.
+
+    Attributes:
+        problem: The text of the last problem; None if there is none.
+
+    Args:
+        name: The logger's name.
+        message: The warning, with a place for the problem's text.
+        over: The message for the end of a problem.
+        known: The classes of errors that are logged without a traceback.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        message: str,
+        over: str = "",
+        *,
+        known: tuple[type[Exception], ...] = (FlagkitError,),
+    ) -> None:
+        super().__init__(name)
+        self.problem: str | None = None
+        self._message = message
+        self._over = over
+        self._known = known
+        self._last_logged: str | None = None
+
+    def report(self, problem: Exception | str) -> None:
+        """Log a problem, unless it was the last one, or the interpreter is about to exit."""
+        error = problem if isinstance(problem, Exception) else None
+        self.problem = problem if isinstance(problem, str) else format_error(problem)
+        if self.problem == self._last_logged or (error and is_shutdown_error(error)):
+            return
+        cause = None if isinstance(error, self._known) else error
+        if self._write(logging.WARNING, self._message, (self.problem,), cause):
+            self._last_logged = self.problem
+
+    def clear(self) -> None:
+        """Log that the problem is over, if there was one."""
+        if self.problem is not None and self._over:
+            self._write(logging.INFO, self._over, (), None)
+        self.problem = self._last_logged = None
 
 
 class _GuardingFilter(logging.Filter):

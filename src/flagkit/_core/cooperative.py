@@ -10,7 +10,8 @@ owns that switch.
 import gc
 import os
 import threading
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
@@ -71,14 +72,32 @@ def _resume_in_child() -> None:
 os.register_at_fork(after_in_child=_resume_in_child)
 
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
-def run_slices(slices: Generator[object, None, T]) -> T:
-    """Return what work in slices comes to, done at once."""
+def run_slices(slices: Generator[S, None, T], on_slice: Callable[[S], object] | None = None) -> T:
+    """Return the result of work in slices; call `on_slice` with the value of each slice."""
     while True:
         try:
-            next(slices)
+            value = next(slices)
         except StopIteration as done:
             result: T = done.value
             return result
+        if on_slice is not None:
+            on_slice(value)
+
+
+def pace_slices(
+    slices: Generator[S, None, T], pause: Callable[[float], object]
+) -> Generator[S, None, T]:
+    """Yield the values of the slices, and call `pause` with the seconds that each slice took."""
+    while True:
+        started = time.perf_counter()
+        try:
+            value = next(slices)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        yield value
+        pause(time.perf_counter() - started)

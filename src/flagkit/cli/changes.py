@@ -6,14 +6,20 @@ With `--dry-run` a command makes the same checks and prints the same report, and
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack, cast
 
 import click
 import msgspec
 
 from flagkit._core.model.canonical import format_date
 from flagkit.cli.errors import redact_secrets
-from flagkit.cli.options import EnvironmentOptions, environment_options, load_guards
+from flagkit.cli.options import (
+    EnvironmentOptions,
+    check_single_key,
+    environment_options,
+    file_argument,
+    load_guards,
+)
 from flagkit.cli.output import (
     PROGRAM_FORMATS,
     emit,
@@ -24,7 +30,7 @@ from flagkit.cli.output import (
 )
 from flagkit.config import require_value
 from flagkit.errors import FlagkitError, InvalidDocumentError
-from flagkit.policy_files.reader import PolicyFile
+from flagkit.policy_files.reader import FlagPolicy, PolicyFile, SegmentPolicy
 from flagkit.writer import Commit, Draft, Preview, Proposal, Writer, entries
 from flagkit.writer.shortcuts import ChangeOptions
 
@@ -107,6 +113,16 @@ def change_options(command: _Command) -> _Command:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def open_decision_writer(options: DecisionOptions) -> Writer:
+    """Return the writer of a command that decides of somebody's change."""
+    return Writer(
+        options["uri"],
+        options["environment"],
+        actor=options["actor"],
+        database=options["database"],
+    )
 
 
 @contextmanager
@@ -235,26 +251,20 @@ def _print_differences(lines: Sequence[str]) -> None:
     print_lines(*(lines or ["no difference"]))
 
 
-def load_flags(file: Path, environment: str | None) -> PolicyFile:
-    """Return a file that has flags for an environment.
+def load_policies(
+    kind: str, file: Path, environment: str | None
+) -> tuple[PolicyFile, Sequence[FlagPolicy | SegmentPolicy]]:
+    """Return a policy file and what it has of one kind: "flag" or "segment".
 
     Raises:
-        ConfigurationError, InvalidDocumentError: as PolicyFile does; or it has no flags.
+        ConfigurationError, InvalidDocumentError: as PolicyFile does; or it has none of this kind.
     """
     found = PolicyFile(file, require_value("environment", environment))
-    _check_kinds(found.policies, file, "flag", others=len(found.segments))
-    return found
-
-
-def load_segments(file: Path, environment: str | None) -> PolicyFile:
-    """Return a file that has segments for an environment; for errors see `flags_in`."""
-    found = PolicyFile(file, require_value("environment", environment))
-    _check_kinds(found.segments, file, "segment", others=len(found.policies))
-    return found
-
-
-def _check_kinds(policies: Sequence[object], file: Path, kind: str, *, others: int) -> None:
-    other = {"flag": "segment", "segment": "flag"}[kind]
+    policies: Sequence[FlagPolicy | SegmentPolicy] = found.policies
+    others: Sequence[FlagPolicy | SegmentPolicy] = found.segments
+    other = "segment"
+    if kind == "segment":
+        policies, others, other = others, policies, "flag"
     if not policies:
         also = f"; `flagkit {other}s` takes the {other}s in it" if others else ""
         raise InvalidDocumentError(
@@ -262,3 +272,69 @@ def _check_kinds(policies: Sequence[object], file: Path, kind: str, *, others: i
         )
     if others:
         print_lines(f"{file}: {other}s are left alone: `flagkit {other}s` takes them", err=True)
+    return found, policies
+
+
+def take_change_options(given: dict[str, Any]) -> ChangeCommandOptions:
+    """Remove the options of `change_options` from the options of a command, and return them."""
+    taken = {name: given.pop(name) for name in ChangeCommandOptions.__required_keys__}
+    return cast("ChangeCommandOptions", taken)
+
+
+def add_change_command(
+    group: click.Group,
+    name: str,
+    operation: Callable[..., object],
+    description: str,
+    *options: Callable[[Any], Any],
+) -> None:
+    """Add a command that makes one change. Its options are the arguments of the operation.
+
+    With `keys_argument`, it calls the operation for each key, and all become one revision.
+
+    Example: add_change_command(flags, "pause", Draft.pause, "Pause flags.", keys_argument)
+    """
+
+    def run(**given: Any) -> None:
+        asking = take_change_options(given)
+        keys: tuple[str, ...] | None = given.pop("keys", None)
+        if keys is not None:
+            check_single_key(keys, given["expected_version"])
+        with open_draft(**asking) as draft:
+            for key in [{}] if keys is None else [{"key": key} for key in keys]:
+                operation(draft, **key, **given)
+
+    _add_command(group, name, run, description, options)
+
+
+def add_file_command(
+    group: click.Group,
+    name: str,
+    kind: str,
+    operation: Callable[..., object],
+    description: str,
+    *options: Callable[[Any], Any],
+) -> None:
+    """Add a command that calls an operation for each document of a policy file, as one change."""
+
+    def run(file: Path, **given: Any) -> None:
+        asking = take_change_options(given)
+        found, policies = load_policies(kind, file, asking["environment"])
+        check_single_key(policies, given.get("expected_version"))
+        with found.locate_errors(), open_draft(**asking) as draft:
+            for policy in policies:
+                operation(draft, policy.document, **given)
+
+    _add_command(group, name, run, description, (file_argument, *options))
+
+
+def _add_command(
+    group: click.Group,
+    name: str,
+    command: Callable[..., None],
+    description: str,
+    options: Sequence[Callable[[Any], Any]],
+) -> None:
+    for option in (change_options, *reversed(options)):
+        command = option(command)
+    group.command(name, help=description)(command)

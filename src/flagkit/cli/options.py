@@ -5,7 +5,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypedDict, TypeVar, Unpack, cast
 
@@ -115,7 +115,7 @@ def open_store(**place: Unpack[EnvironmentOptions]) -> contextlib.closing[Store]
     return contextlib.closing(store)
 
 
-def check_single_key(keys: tuple[str, ...], expected_version: int | None) -> None:
+def check_single_key(keys: Sequence[object], expected_version: int | None) -> None:
     """Refuse an expected version of several policies."""
     if expected_version is not None and len(keys) > 1:
         raise click.UsageError("--expected-version is of one key, and there are several")

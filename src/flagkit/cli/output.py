@@ -132,9 +132,10 @@ class Progress:
             "looking at the environment", console=create_progress_console(), spinner="line"
         )
 
-    def show(self, step: str) -> None:
-        """Show the current step."""
-        self._status.update(Text(to_printable(step)))
+    def show(self, step: str | None) -> None:
+        """Show the step that runs now; None leaves the line as it is."""
+        if step is not None:
+            self._status.update(Text(to_printable(step)))
 
     def __enter__(self) -> Self:
         self._status.start()

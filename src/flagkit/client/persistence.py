@@ -9,20 +9,16 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias
 
-from flagkit._core.background import Log, is_shutdown_error, repeat_until_done
-from flagkit._core.cooperative import pause_gc, run_slices
+from flagkit._core.aio import run_cooperatively
+from flagkit._core.background import LogOnce, is_shutdown_error, repeat_until_done
+from flagkit._core.cooperative import run_slices
 from flagkit._core.model.changes import Change, PolicyId, Tip
 from flagkit._core.snapshot import Arena, Record, Snapshot, SnapshotFile, compact_snapshot
 from flagkit._core.snapshot.chunks import release_pages
 from flagkit.errors import SnapshotFormatError
 
-T = TypeVar("T")
-
-_log = Log("flagkit.refresh")
-
-PAUSE_SECONDS: Final = 0.0005
 SAVE_BYTES_PER_SECOND: Final = 1024 * 1024
 SAVE_SECONDS_MIN, SAVE_SECONDS_MAX = 1.0, 60.0
 """Between two writes of a file; in between, the more the larger it is."""
@@ -37,10 +33,7 @@ Rebase: TypeAlias = "Callable[[Snapshot, Arena, Mapping[PolicyId, Record | None]
 
 
 class SnapshotPersister:
-    """Folds and saves the snapshots that it is shown. To be used in one asyncio loop.
-
-    Attributes:
-        trouble: What is in the way, in words; None if nothing is.
+    """Compacts and saves the snapshots that it is shown. To be used in one asyncio loop.
 
     Args:
         rebase: Called with new bases.
@@ -56,7 +49,8 @@ class SnapshotPersister:
         # The hashes of revisions that were seen, and of those that are history no more.
         self._hashes: dict[int, str] = {}
         self._lost_hashes: dict[int, str] = {}
-        self.trouble: str | None = None if file is None else file.trouble
+        self._log_once = LogOnce("flagkit.refresh", "%s", "the snapshot file is written again")
+        self._log_once.problem = None if file is None else file.trouble
         # The histories that were seen, and another one that the file was of at the last look.
         self._epochs: set[str] = set()
         self._foreign_history: str | None = None
@@ -76,8 +70,13 @@ class SnapshotPersister:
             del self._hashes[next(iter(self._hashes))]
         self._news.set()
 
+    @property
+    def trouble(self) -> str | None:
+        """The problem in words; None if there is none."""
+        return self._log_once.problem
+
     async def run(self) -> None:
-        """Fold and save for ever."""
+        """Compact and save for ever."""
         await repeat_until_done(self._run, self._on_run_failure, asyncio.sleep)
 
     def release_snapshot(self) -> None:
@@ -106,7 +105,7 @@ class SnapshotPersister:
             await self._persist(await self._wait_until_due())
 
     def _on_run_failure(self, error: Exception) -> None:
-        self._log_once(f"what has changed is not kept: {_format_error(error)}")
+        self._set_trouble(f"what has changed is not kept: {_format_error(error)}")
 
     async def _persist(self, snapshot: Snapshot) -> None:
         """Keep a snapshot in the file, if there is one, or else fold it, if that is due."""
@@ -118,7 +117,7 @@ class SnapshotPersister:
         elif file is not None:
             try:
                 if await self._sync_with_file(file, snapshot):
-                    self._log_once(None)
+                    self._set_trouble(None)
                     return
             except Exception as error:  # noqa: BLE001 - whatever fails, flags are served
                 self._on_failure(file, error)
@@ -131,10 +130,12 @@ class SnapshotPersister:
         if snapshot.needs_compaction:
             try:
                 self._rebase(
-                    snapshot, await _run_paced(compact_snapshot(snapshot)), snapshot.overlay
+                    snapshot,
+                    await run_cooperatively(compact_snapshot(snapshot), is_paced=True),
+                    snapshot.overlay,
                 )
             except Exception as error:  # noqa: BLE001 - as above
-                self._log_once(f"what has changed is not folded: {_format_error(error)}")
+                self._set_trouble(f"what has changed is not folded: {_format_error(error)}")
                 await asyncio.sleep(SAVE_SECONDS_MAX)
 
     async def _wait_until_due(self) -> Snapshot:
@@ -163,7 +164,9 @@ class SnapshotPersister:
             # What another has written that is newer has to stay.
             if not mine or self._is_saved(file, snapshot) or self._describe_owner(file) is not None:
                 return False
-            base = await _run_paced(compact_snapshot(snapshot, with_members=True))
+            base = await run_cooperatively(
+                compact_snapshot(snapshot, with_members=True), is_paced=True
+            )
             writing = asyncio.ensure_future(asyncio.to_thread(file.write, base))
             try:
                 await asyncio.shield(writing)
@@ -176,7 +179,7 @@ class SnapshotPersister:
                 self._rebase(snapshot, base, snapshot.overlay)
             else:
                 self._rebase(snapshot, saved.base, snapshot.overlay)
-                await _run_paced(release_pages(base.content))
+                await run_cooperatively(release_pages(base.content), is_paced=True)
             self._schedule_save(base)
             return True
 
@@ -189,7 +192,9 @@ class SnapshotPersister:
         if saved is None or saved.tip != header.tip:
             return False
         self._rebase(
-            snapshot, saved.base, await _run_paced(_find_common_records(snapshot, saved.base))
+            snapshot,
+            saved.base,
+            await run_cooperatively(_find_common_records(snapshot, saved.base), is_paced=True),
         )
         self._schedule_save(saved.base)
         return True
@@ -245,24 +250,23 @@ class SnapshotPersister:
         is_sure = file.describe_foreign_scope() is not None or self._foreign_history == whose
         self._foreign_history = None if is_sure else whose
         if is_sure:
-            self._log_once(file.describe_refusal(whose))
+            self._set_trouble(file.describe_refusal(whose))
         return True
 
     def _on_failure(self, file: SnapshotFile, error: Exception) -> None:
         if is_shutdown_error(error):
             return
-        self._log_once(
+        self._set_trouble(
             f"the snapshot file {file.path} is not written: {_format_error(error)};"
             " flags are served from memory"
         )
 
-    def _log_once(self, trouble: str | None) -> None:
-        """Say a trouble once, and once that it is over."""
-        if trouble is not None and trouble != self.trouble:
-            _log.warning("%s", trouble)
-        elif trouble is None and self.trouble is not None:
-            _log.info("the snapshot file is written again")
-        self.trouble = trouble
+    def _set_trouble(self, trouble: str | None) -> None:
+        """Log a problem once, and once that it is over."""
+        if trouble is None:
+            self._log_once.clear()
+        elif trouble != self.trouble:
+            self._log_once.report(trouble)
         if self._file is not None:
             self._file.trouble = trouble
 
@@ -285,16 +289,3 @@ def _find_common_records(
         if done % 128 == 0:
             yield
     return found
-
-
-async def _run_paced(slices: Generator[None, None, T]) -> T:
-    """Do work in slices, with a pause after each that is as long."""
-    while True:
-        started = time.perf_counter()
-        try:
-            with pause_gc():
-                next(slices)
-        except StopIteration as done:
-            result: T = done.value
-            return result
-        await asyncio.sleep(max(PAUSE_SECONDS, time.perf_counter() - started))

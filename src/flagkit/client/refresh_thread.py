@@ -15,12 +15,17 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from flagkit._core.aio import DaemonResolverLoop, DescriptorsLostError, open_loop
+from flagkit._core.aio import (
+    CANCEL_AGAIN_SECONDS,
+    DaemonResolverLoop,
+    DescriptorsLostError,
+    cancel_task,
+    open_loop,
+)
 from flagkit._core.background import (
     BackgroundThread,
-    Log,
+    LogOnce,
     format_error,
-    is_shutdown_error,
     repeat_until_done,
 )
 from flagkit._core.cooperative import pause_gc
@@ -51,9 +56,6 @@ from flagkit.client.refresher import (
 from flagkit.client.registration import HeartbeatSender
 from flagkit.errors import ClosedError, FlagkitError, NotReadyError
 
-_log = Log("flagkit.refresh")
-
-CANCEL_AGAIN_SECONDS = 0.02
 OPEN_AGAIN_SECONDS = 5.0
 KEYS_SECONDS_MAX = 3.0
 """So long are data keys waited for, by who waits for flags; in the background, for ever."""
@@ -97,7 +99,12 @@ class RefreshThread:
     ) -> None:
         self.error: Exception | None = None
         self.error_count = 0
-        self._last_logged = ""
+        self._currency_log = LogOnce(
+            "flagkit.refresh",
+            "not current: %s",
+            "current again",
+            known=(FlagkitError, DescriptorsLostError),
+        )
         self.refresher = refresher
         self._open_source = open_source
         self._publish = publish
@@ -131,7 +138,7 @@ class RefreshThread:
         found = {
             "keeping": self._persister.trouble,
             "registering": None if registrar is None else registrar.trouble,
-            "keys": self._keys_trouble,
+            "keys": self._keys_log.problem,
         }
         return {work: trouble for work, trouble in found.items() if trouble is not None}
 
@@ -237,7 +244,7 @@ class RefreshThread:
         self._watching: asyncio.Future[Sequence[Change]] | None = None
         self._is_executing = True
         self._policy_reads: set[asyncio.Future[None]] = set()
-        self._keys_trouble: str | None = None
+        self._keys_log = LogOnce("flagkit.refresh", "sensitive values are not served: %s")
         self._persister = SnapshotPersister(self._rebase, self._file)
         service = self._service
         self._heartbeat_sender = (
@@ -345,17 +352,13 @@ class RefreshThread:
                     self._settle_keys()
                 await fetched
             except Exception as error:  # noqa: BLE001 - whatever fails, all other flags are served
-                words = format_error(error)
-                if words != self._keys_trouble and not is_shutdown_error(error):
-                    cause = None if isinstance(error, FlagkitError) else error
-                    _log.warning("sensitive values are not served: %s", words, exc_info=cause)
-                self._keys_trouble = words
+                self._keys_log.report(error)
                 self._settle_keys()
                 await asyncio.sleep(KEYS_AGAIN_SECONDS)
             finally:
                 fetched.cancel()
                 await asyncio.gather(fetched, return_exceptions=True)
-        self._keys_trouble = None
+        self._keys_log.clear()
         self._settle_keys()
 
     def _settle_keys(self) -> None:
@@ -432,15 +435,10 @@ class RefreshThread:
         return ChangesReceived(watching.result())
 
     async def _stop_watching(self) -> None:
-        while self._watching is not None:
-            # Again and again, as in `_cancel`.
-            self._watching.cancel()
-            await asyncio.wait({self._watching}, timeout=CANCEL_AGAIN_SECONDS)
-            if self._watching.done():
-                # What it brought is had from the ledger; that it failed matters no more.
-                if not self._watching.cancelled():
-                    self._watching.exception()
-                self._watching = None
+        if self._watching is not None:
+            # The ledger has what it brought.
+            await cancel_task(self._watching)
+            self._watching = None
 
     def _on_failure(self, error: Exception) -> None:
         """Note an error that has ended the loop, or kept the thread from being started."""
@@ -448,23 +446,16 @@ class RefreshThread:
         self._log_once(error)
 
     def _on_keys_failure(self, error: Exception) -> None:
-        self._keys_trouble = format_error(error)
+        self._keys_log.problem = format_error(error)
 
     def _log_once(self, error: Exception | None) -> None:
-        """Log a trouble once, and once that it is over."""
-        before, self.error = self.error, error
+        """Log an error once, and once that it is over."""
+        self.error = error
         if error is None:
-            if before is not None:
-                _log.info("current again")
-            self._last_logged = ""
-            return
-        self.error_count += 1
-        words = format_error(error)
-        if words == self._last_logged or is_shutdown_error(error):
-            return
-        known = isinstance(error, FlagkitError | DescriptorsLostError)
-        if _log.warning("not current: %s", words, exc_info=None if known else error):
-            self._last_logged = words
+            self._currency_log.clear()
+        else:
+            self.error_count += 1
+            self._currency_log.report(error)
 
 
 def _build_closed_error() -> ClosedError:

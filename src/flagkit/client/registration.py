@@ -14,18 +14,16 @@ from typing import Final, Protocol
 
 import msgspec
 
-from flagkit._core.background import Log, format_error, repeat_until_done
+from flagkit._core.aio import cancel_task
+from flagkit._core.background import LogOnce, format_error, repeat_until_done
 from flagkit._core.evaluation.evaluator import Staleness
 from flagkit._core.snapshot import Snapshot
 from flagkit._core.source import HOST_LENGTH_MAX, Heartbeat
-
-_log = Log("flagkit.refresh")
 
 BEAT_SECONDS: Final = 10.0
 """Between two heartbeats of a client that nothing happens to; drawn anew from 0.8 to 1.2 of it."""
 BEAT_SECONDS_MIN: Final = 1.0
 """Between any two heartbeats, however many revisions come."""
-CANCEL_AGAIN_SECONDS: Final = 0.02
 SPREAD_SECONDS: Final = 0.25
 """A fleet that gets a revision at once tells of it within so long."""
 FAREWELL_SECONDS: Final = 1.0
@@ -42,9 +40,6 @@ class Registry(Protocol):
 
 class HeartbeatSender:
     """Writes the heartbeats of one client in one process. To be used in one asyncio loop.
-
-    Attributes:
-        trouble: What is in the way, in words; None if nothing is.
 
     Args:
         service: The name that the client registers itself by.
@@ -63,7 +58,16 @@ class HeartbeatSender:
         self._registry: Registry | None = None
         self._task: asyncio.Future[None] | None = None
         self._is_registered = False
-        self.trouble: str | None = None
+        self._log_once = LogOnce(
+            "flagkit.refresh",
+            "this client is not registered: %s; it serves flags as ever",
+            "this client is registered again",
+        )
+
+    @property
+    def trouble(self) -> str | None:
+        """The problem in words; None if there is none."""
+        return self._log_once.problem
 
     def on_snapshot(self, snapshot: Snapshot) -> None:
         """Take note of what the client answers from."""
@@ -74,7 +78,7 @@ class HeartbeatSender:
         """Begin to write heartbeats."""
         self._registry = registry
         self._task = asyncio.ensure_future(
-            repeat_until_done(lambda: self._run(registry), self._log_once, asyncio.sleep)
+            repeat_until_done(lambda: self._run(registry), self._on_failure, asyncio.sleep)
         )
 
     async def end(self) -> None:
@@ -83,12 +87,12 @@ class HeartbeatSender:
         if registry is None or task is None:
             return
         self._is_ending = True
-        await _cancel_task(task)
+        await cancel_task(task)
         if snapshot is not None and self._is_registered:
             farewell = msgspec.structs.replace(self._build_heartbeat(snapshot), lifetime=0.0)
             telling = asyncio.ensure_future(registry.send_heartbeat(farewell))
             await asyncio.wait({telling}, timeout=FAREWELL_SECONDS)
-            await _cancel_task(telling)
+            await cancel_task(telling)
 
     async def _run(self, registry: Registry) -> None:
         last = -math.inf
@@ -101,9 +105,10 @@ class HeartbeatSender:
             try:
                 await registry.send_heartbeat(self._build_heartbeat(snapshot))
             except Exception as error:  # noqa: BLE001 - whatever fails, flags are served
-                self._log_once(error)
+                self._on_failure(error)
             else:
-                self._log_once(None)
+                self._is_registered = True
+                self._log_once.clear()
 
     async def _wait_until_due(self, last: float) -> Snapshot:
         """Wait until a heartbeat is due, and return what it is to tell of."""
@@ -132,22 +137,6 @@ class HeartbeatSender:
             staleness=age if age < math.inf else None,
         )
 
-    def _log_once(self, error: Exception | None) -> None:
-        """Say a trouble once, and once that it is over."""
-        self._is_registered = error is None
-        trouble = None if error is None else format_error(error)
-        if trouble is not None and trouble != self.trouble:
-            _log.warning("this client is not registered: %s; it serves flags as ever", trouble)
-        elif trouble is None and self.trouble is not None:
-            _log.info("this client is registered again")
-        self.trouble = trouble
-
-
-async def _cancel_task(task: asyncio.Future[None]) -> None:
-    """Cancel a task until it ends: the driver swallows a cancellation now and then."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait({task}, timeout=CANCEL_AGAIN_SECONDS)
-    if not task.cancelled():
-        # Whether it failed matters no more.
-        task.exception()
+    def _on_failure(self, error: Exception) -> None:
+        self._is_registered = False
+        self._log_once.report(format_error(error))

@@ -125,7 +125,7 @@ def build_flag_source(settings: Settings) -> FlagSource:
         file,
         None if bootstrap is None else build_bootstrap_snapshot(bootstrap, environment, region),
         settings.max_staleness,
-        settings.service,
+        settings.register,
         _build_keys_factory(settings),
         settings,
     )

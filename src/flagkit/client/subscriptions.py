@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, Final, Self, TypeAlias, TypeVar
 
-from flagkit._core.background import BackgroundThread, Log, format_error
+from flagkit._core.background import BackgroundThread, Log, LogOnce
 from flagkit._core.model import EVERYWHERE, encode, packing
 from flagkit._core.model.changes import SEGMENTS, Change, PolicyId
 from flagkit._core.model.flags import collect_flag_segments
@@ -310,7 +310,7 @@ class _CallbackThread:
         subscriptions: Callable[[], tuple[Subscription, ...]],
         ensure_others: Callable[[], object],
     ) -> None:
-        self.trouble: str | None = None
+        self._log_once = LogOnce("flagkit", "callbacks are not told of changes: %s", known=())
         self._ensure_others = ensure_others
         self._news = news
         self._subscriptions = subscriptions
@@ -324,6 +324,11 @@ class _CallbackThread:
         self._dependencies = DependencyGraph()
         self._closing = threading.Event()
         self._thread = BackgroundThread("flagkit-changes", self._run, self._on_failure)
+
+    @property
+    def trouble(self) -> str | None:
+        """The problem in words; None if there is none."""
+        return self._log_once.problem
 
     def start(self) -> None:
         """Start the thread, or start it again if it has died. Never raises."""
@@ -349,7 +354,7 @@ class _CallbackThread:
         with contextlib.suppress(_ClosingError):
             while True:
                 self._process_news()
-                self.trouble = None
+                self._log_once.clear()
                 if self._pending_calls:
                     (subscription, key), before = self._pending_calls.popitem(last=False)
                     self._call(subscription, key, before)
@@ -358,10 +363,7 @@ class _CallbackThread:
         """Compare all that is followed the next time: what had changed may be forgotten."""
         with self._news:
             self._changed = None
-        words = format_error(error)
-        if words != self.trouble:
-            _log.warning("callbacks are not told of changes: %s", words, exc_info=error)
-        self.trouble = words
+        self._log_once.report(error)
 
     def _call(self, subscription: Subscription, key: str, before: Record | None) -> None:
         told = self._last_notified

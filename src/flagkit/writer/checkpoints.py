@@ -8,21 +8,18 @@ import functools
 import hashlib
 import os
 import threading
-import time
 from array import array
 from collections.abc import Collection, Generator
 from typing import Final
 
-from flagkit._core.background import BackgroundThread, Log, format_error
-from flagkit._core.cooperative import run_slices
+from flagkit._core.background import BackgroundThread, LogOnce
+from flagkit._core.cooperative import pace_slices, run_slices
 from flagkit._core.model.changes import PolicyState, Tip
 from flagkit._core.model.segments import encode_part
 from flagkit._core.snapshot import Arena, encode_record
 from flagkit._core.storage.checkpoints import Checkpoint
 from flagkit._core.storage.store import Store, check_store
-from flagkit.errors import FlagkitError
-
-_log = Log("flagkit.writer")
+from flagkit.errors import ClosedError
 
 CLOSE_SECONDS: Final = 5.0
 """How long a writer that closes waits for a checkpoint that is being made to be left off."""
@@ -85,7 +82,7 @@ class CheckpointPublisher:
         self._stop = threading.Event()
         # Where the newest checkpoint is, as far as is known; or where one could not be made.
         self._newest_revision = -every
-        self._last_problem: str | None = None
+        self._log_once = LogOnce("flagkit.writer", "no checkpoint is made: %s")
 
     def on_commit(self, tip: Tip) -> None:
         """Take note of where the environment stands, and begin a checkpoint if one is due."""
@@ -114,12 +111,13 @@ class CheckpointPublisher:
             if not mine:
                 return
             self._newest_revision = self._publish_if_due(tip)
-            self._last_problem = None
+            self._log_once.clear()
 
     def _on_failure(self, tip: Tip, error: Exception) -> None:
         """Try again as many revisions later."""
         self._newest_revision = tip.revision
-        self._log_once(error)
+        if not self._stop.is_set():
+            self._log_once.report(error)
 
     def _publish_if_due(self, tip: Tip) -> int:
         """Return the revision of a checkpoint that is new enough at a tip; make it, if need be."""
@@ -132,24 +130,12 @@ class CheckpointPublisher:
                 return checkpoint.tip.revision
         steps = write_checkpoint_in_steps(self._store)
         with contextlib.closing(steps):
-            while True:
-                started = time.perf_counter()
-                try:
-                    next(steps)
-                except StopIteration as done:
-                    made: Checkpoint = done.value
-                    return made.tip.revision
-                # As long as it took: evaluations in this process have their turn.
-                if self._stop.wait(time.perf_counter() - started):
-                    return tip.revision
+            # The pauses are for the evaluations in this process.
+            return run_slices(pace_slices(steps, self._pause)).tip.revision
 
-    def _log_once(self, error: Exception) -> None:
-        words = format_error(error)
-        if self._stop.is_set() or words == self._last_problem:
-            return
-        self._last_problem = words
-        known = isinstance(error, FlagkitError)
-        _log.warning("no checkpoint is made: %s", words, exc_info=None if known else error)
+    def _pause(self, seconds: float) -> None:
+        if self._stop.wait(seconds):
+            raise ClosedError("the writer was closed")
 
 
 @contextlib.contextmanager

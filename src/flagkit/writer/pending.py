@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from flagkit._core.background import BackgroundThread, Log, format_error
+from flagkit._core.background import BackgroundThread, Log, LogOnce
 from flagkit._core.model.changes import GRANTS, PolicyId
 from flagkit._core.storage.documents import check_request_fits
 from flagkit._core.storage.layout import AUDIT
@@ -119,7 +119,7 @@ class PendingQueue:
         self._last_check = -SWEEP_CHECK_SECONDS
         self._thread: BackgroundThread | None = None
         self._stop = threading.Event()
-        self._last_problem = ""
+        self._log_once = LogOnce("flagkit.writer", "pending changes are not swept: %s")
 
     def insert(
         self, session: Session, draft: Draft, request: str, content: Mapping[str, Any]
@@ -261,11 +261,15 @@ class PendingQueue:
             if not self._store.pending.is_due():
                 return
         except Exception as error:  # noqa: BLE001 - what looks is a change that is made already
-            self._log_once(error)
+            self._on_failure(error)
             return
         # The next look is the next try.
         sweeper = BackgroundThread(
-            "flagkit-sweep", self._sweep_in_background, self._log_once, repeats=False, is_real=False
+            "flagkit-sweep",
+            self._sweep_in_background,
+            self._on_failure,
+            repeats=False,
+            is_real=False,
         )
         self._thread = sweeper
         sweeper.start()
@@ -316,16 +320,11 @@ class PendingQueue:
 
     def _sweep_in_background(self) -> None:
         self.sweep()
-        self._last_problem = ""
+        self._log_once.clear()
 
-    def _log_once(self, error: Exception) -> None:
-        words = format_error(error)
-        if not self._stop.is_set() and words != self._last_problem:
-            self._last_problem = words
-            known = isinstance(error, FlagkitError)
-            _log.warning(
-                "pending changes are not swept: %s", words, exc_info=None if known else error
-            )
+    def _on_failure(self, error: Exception) -> None:
+        if not self._stop.is_set():
+            self._log_once.report(error)
 
 
 class _RefusedError(Exception):

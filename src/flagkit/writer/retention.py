@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from flagkit._core.arguments import days_before, instance, moment
+from flagkit._core.cooperative import pace_slices, run_slices
 from flagkit._core.model.access import check_stored_actor
 from flagkit._core.model.changes import CUT, SEGMENTS, PolicyId, PolicyState, get_member_parts
 from flagkit._core.storage.admin import DatabaseAdmin
@@ -405,13 +406,7 @@ def prune(
         StoreError: the database's user may not; or the ledger does not prove, so nothing may go; or
             the database cannot be reached.
     """
-    steps = prune_in_steps(writer, retention, reason=reason, now=now)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            pruned: list[PruneResult] = done.value
-            return pruned
+    return run_slices(prune_in_steps(writer, retention, reason=reason, now=now))
 
 
 def _check_retention(retention: object) -> Retention:
@@ -426,15 +421,8 @@ def prune_in_steps(
     # The audit takes the reason after the first flags are gone.
     instance(reason, str, "reason", "pass text")
     steps = _run_prune(writer, _check_retention(retention), reason, moment(now))
-    while True:
-        started = time.perf_counter()
-        try:
-            yield next(steps)
-        except StopIteration as done:
-            rows: list[PruneResult] = done.value
-            return rows
-        # As long as it took: others, who want the same disk and cores, have their turn.
-        time.sleep(max(PAUSE_SECONDS_MIN, time.perf_counter() - started))
+    # The pause is for others, who need the same disk and cores.
+    return pace_slices(steps, lambda seconds: time.sleep(max(PAUSE_SECONDS_MIN, seconds)))
 
 
 def _run_prune(
@@ -513,12 +501,7 @@ def _build_proved_plan(
             if not plan.checkpoints_needed:
                 plan.prove(reading)
                 return plan
-        steps = write_checkpoint_in_steps(store)
-        while True:
-            try:
-                step = next(steps)
-            except StopIteration:
-                break
+        for step in write_checkpoint_in_steps(store):
             yield step or "looking at the environment"
     raise StoreError("checkpoints of others come in between: try again")
 

@@ -5,8 +5,8 @@ from typing import Any, Unpack
 import click
 import msgspec
 
-from flagkit._core.model.access import LIMIT_SCOPES, ROLES, LimitScope, Role
-from flagkit.cli.changes import ChangeCommandOptions, change_options, open_draft
+from flagkit._core.model.access import LIMIT_SCOPES, ROLES, Role
+from flagkit.cli.changes import add_change_command
 from flagkit.cli.options import (
     LIMIT_RANGE,
     EnvironmentOptions,
@@ -15,11 +15,11 @@ from flagkit.cli.options import (
     to_option,
 )
 from flagkit.cli.output import PROGRAM_FORMATS, Printer, emit, output_option, print_lines
+from flagkit.writer import Draft
 from flagkit.writer.access import denials, grants, limits
 
 who_argument = click.argument("who", metavar="ACTOR")
-role_argument = click.argument("role", type=click.Choice(ROLES))
-whose_argument = click.argument("whose", type=click.Choice(LIMIT_SCOPES))
+scope_argument = click.argument("scope", type=click.Choice(LIMIT_SCOPES))
 
 
 @click.group("access")
@@ -49,45 +49,47 @@ def _list(output: str, **place: Unpack[EnvironmentOptions]) -> None:
         print_lines("No role is granted: anybody may change anything.")
 
 
-@access.command("grant")
-@who_argument
-@role_argument
-@click.option(
-    "--namespace",
-    "namespaces",
-    metavar="PREFIX",
-    multiple=True,
-    help="On keys that begin with it, such as shop.; by default on all. Repeatable.",
+def _grant(draft: Draft, who: str, role: Role, namespaces: tuple[str, ...]) -> None:
+    draft.grant(who, role, namespaces)
+
+
+def _revoke(draft: Draft, who: str, role: Role | None) -> None:
+    draft.revoke(who, role)
+
+
+add_change_command(
+    access,
+    "grant",
+    _grant,
+    "Grant a role to ACTOR, in the place of what the actor has of this role.",
+    who_argument,
+    click.argument("role", type=click.Choice(ROLES)),
+    click.option(
+        "--namespace",
+        "namespaces",
+        metavar="PREFIX",
+        multiple=True,
+        help="On keys that begin with it, such as shop.; by default on all. Repeatable.",
+    ),
 )
-@change_options
-def _grant(
-    who: str, role: Role, namespaces: tuple[str, ...], **asking: Unpack[ChangeCommandOptions]
-) -> None:
-    """Grant a role to ACTOR, in the place of what the actor has of this role."""
-    with open_draft(**asking) as change:
-        change.grant(who, role, namespaces)
-
-
-@access.command("revoke")
-@who_argument
-@click.argument("role", type=click.Choice(ROLES), required=False)
-@change_options
-def _revoke(who: str, role: Role | None, **asking: Unpack[ChangeCommandOptions]) -> None:
-    """Take a role from ACTOR, or all roles."""
-    with open_draft(**asking) as change:
-        change.revoke(who, role)
-
-
-@access.command("rollback")
-@to_option
-@change_options
-def _rollback(to: int, **asking: Unpack[ChangeCommandOptions]) -> None:
+add_change_command(
+    access,
+    "revoke",
+    _revoke,
+    "Take a role from ACTOR, or all roles.",
+    who_argument,
+    click.argument("role", type=click.Choice(ROLES), required=False),
+)
+add_change_command(
+    access,
+    "rollback",
+    Draft.rollback_grants,
     """Give back all roles as they were granted at a revision.
 
     It is a new revision.
-    """
-    with open_draft(**asking) as change:
-        change.rollback_grants(to=to)
+    """,
+    to_option,
+)
 
 
 @access.command("denials")
@@ -143,26 +145,16 @@ def _show_limits(output: str, **place: Unpack[EnvironmentOptions]) -> None:
         print_lines("Changes are not limited.")
 
 
-@_limits.command("set")
-@whose_argument
-@click.option("--capacity", type=int, required=True, help="How many changes at once.")
-@click.option("--rate", type=float, required=True, help="How many a second after that.")
-@change_options
-def _set_limit(
-    whose: LimitScope, capacity: int, rate: float, **asking: Unpack[ChangeCommandOptions]
-) -> None:
+add_change_command(
+    _limits,
+    "set",
+    Draft.set_limit,
     """Limit the changes of each actor, or of the whole environment.
 
     Pauses and changes of access are not counted.
-    """
-    with open_draft(**asking) as change:
-        change.set_limit(whose, capacity=capacity, rate=rate)
-
-
-@_limits.command("lift")
-@whose_argument
-@change_options
-def _lift_limit(whose: LimitScope, **asking: Unpack[ChangeCommandOptions]) -> None:
-    """Limit them no more."""
-    with open_draft(**asking) as change:
-        change.lift_limit(whose)
+    """,
+    scope_argument,
+    click.option("--capacity", type=int, required=True, help="How many changes at once."),
+    click.option("--rate", type=float, required=True, help="How many a second after that."),
+)
+add_change_command(_limits, "lift", Draft.lift_limit, "Limit them no more.", scope_argument)

@@ -13,6 +13,7 @@ from flagkit.cli.changes import (
     actor_option,
     decision_options,
     guards_option,
+    open_decision_writer,
     print_commit,
     print_proposal,
 )
@@ -89,7 +90,7 @@ def _approve(proposal: str, **deciding: Unpack[DecisionOptions]) -> None:
 
     This requires the role that the change requires.
     """
-    with _open_writer(deciding) as writer:
+    with open_decision_writer(deciding) as writer:
         approved = writer.approve(proposal, reason=deciding["reason"])
         mark_work_done()
         print_proposal(approved, deciding["output"])
@@ -103,7 +104,7 @@ def _reject(proposal: str, **deciding: Unpack[DecisionOptions]) -> None:
 
     This creates a revision that changes no flag.
     """
-    with _open_writer(deciding) as writer:
+    with open_decision_writer(deciding) as writer:
         print_commit(writer.reject(proposal, reason=deciding["reason"]), writer, deciding["output"])
 
 
@@ -115,7 +116,7 @@ def _withdraw(proposal: str, **deciding: Unpack[DecisionOptions]) -> None:
 
     This creates a revision that changes no flag.
     """
-    with _open_writer(deciding) as writer:
+    with open_decision_writer(deciding) as writer:
         print_commit(
             writer.withdraw(proposal, reason=deciding["reason"]), writer, deciding["output"]
         )
@@ -137,12 +138,3 @@ def _apply(
     asked = load_guards(guards)
     with Writer(**place, actor=actor, guards=asked) as writer:
         print_commit(writer.apply(proposal), writer, output)
-
-
-def _open_writer(options: DecisionOptions) -> Writer:
-    return Writer(
-        options["uri"],
-        options["environment"],
-        actor=options["actor"],
-        database=options["database"],
-    )

@@ -2,6 +2,7 @@
 
 import contextlib
 
+from flagkit._core.cooperative import run_slices
 from flagkit._core.storage.checkpoints import Checkpoint
 from flagkit._core.storage.store import Store
 from flagkit.cli.output import Progress
@@ -20,15 +21,7 @@ def publish_checkpoint(settings: Settings) -> Checkpoint:
     """
     store = Store(settings.uri, environment=settings.environment, database=settings.database)
     with contextlib.closing(store), Progress() as progress:
-        steps = write_checkpoint_in_steps(store)
-        while True:
-            try:
-                step = next(steps)
-            except StopIteration as done:
-                checkpoint: Checkpoint = done.value
-                return checkpoint
-            if step is not None:
-                progress.show(step)
+        return run_slices(write_checkpoint_in_steps(store), progress.show)
 
 
 def format_checkpoint(checkpoint: Checkpoint, seconds: float) -> str:

@@ -1,6 +1,6 @@
 """`flagkit flags`: show and change the flags of an environment."""
 
-from pathlib import Path
+from functools import partial
 from typing import Any, Unpack
 
 import click
@@ -12,10 +12,12 @@ from flagkit._core.storage.layout import FLAGS
 from flagkit._core.suggestions import suggested
 from flagkit.cli.changes import (
     ChangeCommandOptions,
+    add_change_command,
+    add_file_command,
     change_options,
-    load_flags,
     open_draft,
     print_notes,
+    take_change_options,
 )
 from flagkit.cli.commands.flags_import import import_flags
 from flagkit.cli.options import (
@@ -23,7 +25,6 @@ from flagkit.cli.options import (
     check_single_key,
     environment_options,
     expected_version_option,
-    file_argument,
     key_argument,
     keys_argument,
     open_store,
@@ -45,6 +46,7 @@ from flagkit.cli.output import (
     print_lines,
 )
 from flagkit.errors import FlagNotFoundError
+from flagkit.writer import Draft
 from flagkit.writer.effects import is_active, iter_edits_since_active
 from flagkit.writer.retention import DAYS_MAX
 from flagkit.writer.stale_flags import stale_flags
@@ -152,42 +154,29 @@ def _show(key: str, region: str, output: str, **place: Unpack[EnvironmentOptions
         Printer().print_table(("flag", key), rows)
 
 
-@flags.command("create")
-@file_argument
-@change_options
-def _create(file: Path, **asking: Unpack[ChangeCommandOptions]) -> None:
+add_file_command(
+    flags,
+    "create",
+    "flag",
+    Draft.create,
     """Create the flags of a policy file, all in one revision.
 
     FILE is YAML or JSON, or - for standard input.
-    """
-    found = load_flags(file, asking["environment"])
-    with found.locate_errors(), open_draft(**asking) as change:
-        for policy in found.policies:
-            change.create(policy.document)
-
-
-@flags.command("update")
-@file_argument
-@expected_version_option
-@reassign_option
-@change_options
-def _update(
-    file: Path,
-    expected_version: int | None,
-    *,
-    reassign: bool,
-    **asking: Unpack[ChangeCommandOptions],
-) -> None:
+    """,
+)
+add_file_command(
+    flags,
+    "update",
+    "flag",
+    Draft.update,
     """Replace the documents of flags by those of a policy file.
 
     All in one revision. FILE is YAML or JSON, or - for standard input. A flag whose document has no
     state stays as it is, paused or not.
-    """
-    found = load_flags(file, asking["environment"])
-    check_single_key(tuple(policy.flag.key for policy in found.policies), expected_version)
-    with found.locate_errors(), open_draft(**asking) as change:
-        for policy in found.policies:
-            change.update(policy.document, expected_version=expected_version, reassign=reassign)
+    """,
+    expected_version_option,
+    reassign_option,
+)
 
 
 @flags.command("set-rollout")
@@ -198,123 +187,96 @@ def _update(
 @expected_version_option
 @reassign_option
 @change_options
-def _set_rollout(
-    key: str,
-    weights: tuple[str, ...],
-    rule: str | None,
-    region: str,
-    expected_version: int | None,
-    *,
-    reassign: bool,
-    **asking: Unpack[ChangeCommandOptions],
-) -> None:
+def _set_rollout(key: str, weights: tuple[str, ...], **given: Any) -> None:
     """Set the weights of a rollout, in percent.
 
     A bare percentage is the share of the true variant of a boolean flag; of others, each variant is
     given its own, as in a=20 b=80.
     """
     parsed = _parse_weights(weights)
-    with open_draft(**asking) as change:
-        change.set_rollout(
-            key,
-            parsed,
-            rule=rule,
-            region=region,
-            expected_version=expected_version,
-            reassign=reassign,
-        )
+    with open_draft(**take_change_options(given)) as draft:
+        draft.set_rollout(key, parsed, **given)
 
 
-@flags.command("serve")
-@key_argument
-@click.argument("variant")
-@rule_option
-@region_option
-@expected_version_option
-@change_options
-def _serve(
-    key: str,
-    variant: str,
-    rule: str | None,
-    region: str,
-    expected_version: int | None,
-    **asking: Unpack[ChangeCommandOptions],
-) -> None:
+_SERVE_OPTIONS = rule_option, region_option, expected_version_option
+_STATE_OPTIONS = keys_argument, region_option, expected_version_option
+
+add_change_command(
+    flags,
+    "serve",
+    Draft.serve,
     """Serve another variant to all, where a flag serves one variant.
 
     A rollout has weights instead: see set-rollout.
-    """
-    with open_draft(**asking) as change:
-        change.serve(key, variant, rule=rule, region=region, expected_version=expected_version)
-
-
-@flags.command("enable")
-@keys_argument
-@rule_option
-@region_option
-@expected_version_option
-@change_options
-def _enable(
-    keys: tuple[str, ...],
-    rule: str | None,
-    region: str,
-    expected_version: int | None,
-    **asking: Unpack[ChangeCommandOptions],
-) -> None:
+    """,
+    key_argument,
+    click.argument("variant"),
+    *_SERVE_OPTIONS,
+)
+add_change_command(
+    flags,
+    "enable",
+    partial(Draft.serve, variant=True),
     """Serve the true variant of boolean flags to all.
 
     For flags whose fallthrough, or whose rule, serves one variant. Rules still decide first for
     their own contexts. All in one revision.
-    """
-    check_single_key(keys, expected_version)
-    with open_draft(**asking) as change:
-        for key in keys:
-            change.serve(key, True, rule=rule, region=region, expected_version=expected_version)
-
-
-@flags.command("disable")
-@keys_argument
-@rule_option
-@region_option
-@expected_version_option
-@change_options
-def _disable(
-    keys: tuple[str, ...],
-    rule: str | None,
-    region: str,
-    expected_version: int | None,
-    **asking: Unpack[ChangeCommandOptions],
-) -> None:
+    """,
+    keys_argument,
+    *_SERVE_OPTIONS,
+)
+add_change_command(
+    flags,
+    "disable",
+    partial(Draft.serve, variant=False),
     """Serve the false variant of boolean flags to all.
 
     This is a release, like any change of what is served. In an emergency use pause: editors may do
     it, and no guard stops it. All in one revision.
-    """
-    check_single_key(keys, expected_version)
-    with open_draft(**asking) as change:
-        for key in keys:
-            change.serve(key, False, rule=rule, region=region, expected_version=expected_version)
-
-
-@flags.command("pause")
-@keys_argument
-@region_option
-@expected_version_option
-@change_options
-def _pause(
-    keys: tuple[str, ...],
-    region: str,
-    expected_version: int | None,
-    **asking: Unpack[ChangeCommandOptions],
-) -> None:
+    """,
+    keys_argument,
+    *_SERVE_OPTIONS,
+)
+add_change_command(
+    flags,
+    "pause",
+    Draft.pause,
     """Pause flags: they serve their off variants.
 
     All in one revision.
-    """
-    check_single_key(keys, expected_version)
-    with open_draft(**asking) as change:
-        for key in keys:
-            change.pause(key, region=region, expected_version=expected_version)
+    """,
+    *_STATE_OPTIONS,
+)
+add_change_command(
+    flags,
+    "archive",
+    Draft.archive,
+    """Archive flags whose time is over.
+
+    They serve their off variants, and neither pause nor resume. All in one revision.
+    """,
+    *_STATE_OPTIONS,
+)
+add_change_command(
+    flags,
+    "restore",
+    Draft.restore,
+    """Make archived flags paused ones.
+
+    All in one revision.
+    """,
+    *_STATE_OPTIONS,
+)
+add_change_command(
+    flags,
+    "delete",
+    Draft.delete,
+    """Delete archived flags.
+
+    Checks answer with their callers' defaults. All in one revision.
+    """,
+    *_STATE_OPTIONS,
+)
 
 
 @flags.command("resume")
@@ -362,69 +324,6 @@ def _print_edits(
                 if edits:
                     versions[key] = state.version
     return versions
-
-
-@flags.command("archive")
-@keys_argument
-@region_option
-@expected_version_option
-@change_options
-def _archive(
-    keys: tuple[str, ...],
-    region: str,
-    expected_version: int | None,
-    **asking: Unpack[ChangeCommandOptions],
-) -> None:
-    """Archive flags whose time is over.
-
-    They serve their off variants, and neither pause nor resume. All in one revision.
-    """
-    check_single_key(keys, expected_version)
-    with open_draft(**asking) as change:
-        for key in keys:
-            change.archive(key, region=region, expected_version=expected_version)
-
-
-@flags.command("restore")
-@keys_argument
-@region_option
-@expected_version_option
-@change_options
-def _restore(
-    keys: tuple[str, ...],
-    region: str,
-    expected_version: int | None,
-    **asking: Unpack[ChangeCommandOptions],
-) -> None:
-    """Make archived flags paused ones.
-
-    All in one revision.
-    """
-    check_single_key(keys, expected_version)
-    with open_draft(**asking) as change:
-        for key in keys:
-            change.restore(key, region=region, expected_version=expected_version)
-
-
-@flags.command("delete")
-@keys_argument
-@region_option
-@expected_version_option
-@change_options
-def _delete(
-    keys: tuple[str, ...],
-    region: str,
-    expected_version: int | None,
-    **asking: Unpack[ChangeCommandOptions],
-) -> None:
-    """Delete archived flags.
-
-    Checks answer with their callers' defaults. All in one revision.
-    """
-    check_single_key(keys, expected_version)
-    with open_draft(**asking) as change:
-        for key in keys:
-            change.delete(key, region=region, expected_version=expected_version)
 
 
 @flags.command("rollback")

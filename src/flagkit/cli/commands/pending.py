@@ -6,7 +6,13 @@ from typing import Any, Final, TypeVar, Unpack
 import click
 import msgspec
 
-from flagkit.cli.changes import DecisionOptions, decision_options, guards_option, print_commit
+from flagkit.cli.changes import (
+    DecisionOptions,
+    decision_options,
+    guards_option,
+    open_decision_writer,
+    print_commit,
+)
 from flagkit.cli.options import EnvironmentOptions, environment_options, load_guards
 from flagkit.cli.output import (
     PROGRAM_FORMATS,
@@ -104,12 +110,7 @@ def _drop(request: str, **deciding: Unpack[DecisionOptions]) -> None:
 
     This creates a revision that changes no flag.
     """
-    with Writer(
-        deciding["uri"],
-        deciding["environment"],
-        actor=deciding["actor"],
-        database=deciding["database"],
-    ) as writer:
+    with open_decision_writer(deciding) as writer:
         dropped = writer.drop_pending(request, reason=deciding["reason"])
         print_commit(dropped, writer, deciding["output"])
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import click
 import msgspec
 
+from flagkit._core.cooperative import run_slices
 from flagkit._core.model.access import check_actor
 from flagkit.cli.options import (
     EnvironmentOptions,
@@ -107,12 +108,7 @@ def prune(  # noqa: PLR0913, PLR0917 - who, why, and what is asked
 def _run_prune(writer: Writer, retention: Retention, reason: str) -> list[PruneResult]:
     steps = prune_in_steps(writer, retention, reason=reason)
     with Progress() as progress:
-        while True:
-            try:
-                progress.show(next(steps))
-            except StopIteration as done:
-                rows: list[PruneResult] = done.value
-                return rows
+        return run_slices(steps, progress.show)
 
 
 def _print_rows(rows: Sequence[PruneResult]) -> None:

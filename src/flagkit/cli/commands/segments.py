@@ -1,7 +1,6 @@
 """`flagkit segments`: show and change the segments of an environment."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, Unpack
 
 import click
@@ -11,13 +10,17 @@ from flagkit._core.model.changes import SEGMENTS
 from flagkit._core.model.keys import check_key
 from flagkit._core.storage import layout
 from flagkit._core.suggestions import suggested
-from flagkit.cli.changes import ChangeCommandOptions, change_options, load_segments, open_draft
+from flagkit.cli.changes import (
+    ChangeCommandOptions,
+    add_change_command,
+    add_file_command,
+    change_options,
+    open_draft,
+)
 from flagkit.cli.options import (
     EnvironmentOptions,
-    check_single_key,
     environment_options,
     expected_version_option,
-    file_argument,
     key_argument,
     keys_argument,
     open_store,
@@ -36,6 +39,7 @@ from flagkit.cli.output import (
     print_lines,
 )
 from flagkit.errors import ConfigurationError, FlagNotFoundError
+from flagkit.writer import Draft
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -123,36 +127,27 @@ def _show(key: str, output: str, **place: Unpack[EnvironmentOptions]) -> None:
         Printer().print_table(("segment", key), rows)
 
 
-@segments.command("create")
-@file_argument
-@change_options
-def _create(file: Path, **asking: Unpack[ChangeCommandOptions]) -> None:
+add_file_command(
+    segments,
+    "create",
+    "segment",
+    Draft.create_segment,
     """Create the segments of a policy file, all in one revision.
 
     FILE is YAML or JSON, or - for standard input.
-    """
-    found = load_segments(file, asking["environment"])
-    with found.locate_errors(), open_draft(**asking) as change:
-        for policy in found.segments:
-            change.create_segment(policy.document)
-
-
-@segments.command("update")
-@file_argument
-@expected_version_option
-@change_options
-def _update(
-    file: Path, expected_version: int | None, **asking: Unpack[ChangeCommandOptions]
-) -> None:
+    """,
+)
+add_file_command(
+    segments,
+    "update",
+    "segment",
+    Draft.update_segment,
     """Replace the documents of segments by those of a policy file.
 
     Keys included, and all in one revision. FILE is YAML or JSON, or - for standard input.
-    """
-    found = load_segments(file, asking["environment"])
-    check_single_key(tuple(policy.segment.key for policy in found.segments), expected_version)
-    with found.locate_errors(), open_draft(**asking) as change:
-        for policy in found.segments:
-            change.update_segment(policy.document, expected_version=expected_version)
+    """,
+    expected_version_option,
+)
 
 
 def _members_options(side: str, what: str) -> Callable[[_Command], _Command]:
@@ -199,37 +194,29 @@ def _change_members(  # noqa: PLR0913 - options
         change.change_members(key, expected_version=expected_version, **moved)
 
 
-@segments.command("rollback")
-@key_argument
-@to_option
-@expected_version_option
-@change_options
-def _rollback(
-    key: str, to: int, expected_version: int | None, **asking: Unpack[ChangeCommandOptions]
-) -> None:
+add_change_command(
+    segments,
+    "rollback",
+    Draft.rollback_segment,
     """Give a segment the content of a revision, keys included.
 
     It is a new revision.
-    """
-    with open_draft(**asking) as change:
-        change.rollback_segment(key, to=to, expected_version=expected_version)
-
-
-@segments.command("delete")
-@keys_argument
-@expected_version_option
-@change_options
-def _delete(
-    keys: tuple[str, ...], expected_version: int | None, **asking: Unpack[ChangeCommandOptions]
-) -> None:
+    """,
+    key_argument,
+    to_option,
+    expected_version_option,
+)
+add_change_command(
+    segments,
+    "delete",
+    Draft.delete_segment,
     """Delete segments that no flag refers to.
 
     All in one revision.
-    """
-    check_single_key(keys, expected_version)
-    with open_draft(**asking) as change:
-        for key in keys:
-            change.delete_segment(key, expected_version=expected_version)
+    """,
+    keys_argument,
+    expected_version_option,
+)
 
 
 def _read_keys(file: BinaryIO | None) -> list[str]:
