@@ -16,10 +16,9 @@ from flagkit._core.evaluation.compiler import compile_flag
 from flagkit._core.evaluation.result import Outcome
 from flagkit._core.model import Flag, decode, encode
 from flagkit._core.model.changes import build_genesis_tip
-from flagkit._core.model.conditions import LOGICAL_OPERATORS, OPTIONS
-from flagkit._core.model.conditions import OPERATORS as QUERY_OPERATORS
+from flagkit._core.model.conditions import KEYWORDS
 from flagkit._core.model.flags import collect_flag_segments
-from flagkit._core.model.packing import FORMAT, OPERATORS, pack, pack_fault, unpack
+from flagkit._core.model.packing import FORMAT, KEYWORD_NUMBERS, pack, pack_fault, unpack
 from flagkit._core.model.values import FORMS
 from flagkit._core.model.windows import Recurrence, Window
 from flagkit._core.snapshot import Record, Snapshot, build_arena
@@ -234,9 +233,8 @@ def test_bodies_never_change_but_with_the_format(made: dict[str, Any], body: str
 
 
 def test_every_operator_has_its_number() -> None:
-    known = {*QUERY_OPERATORS, *LOGICAL_OPERATORS, OPTIONS, *FORMS}
-    assert set(OPERATORS) == known
-    assert len(OPERATORS) == len(known)
+    assert KEYWORD_NUMBERS.keys() == {*KEYWORDS, *FORMS}
+    assert sorted(KEYWORD_NUMBERS.values()) == [*range(len(KEYWORD_NUMBERS))]
 
 
 # What is no body
@@ -355,7 +353,7 @@ OUT_OF_RANGE: Mapping[str, bytes] = {
     "a ramp's negative other": packed(0, 0, ON_OFF, -1, [1, 0, -2, [[0.0, 5]], True]),
     "neither rollout nor ramp": packed(0, 0, ON_OFF, -1, [2, [100_000, 1]]),
     "a rule's negative variant": packed(0, 0, ON_OFF, -1, 0, [["r", -1]]),
-    "an operator": packed(0, 0, ON_OFF, -1, 0, [["r", 0, {"a": {len(OPERATORS): 1}}]]),
+    "an operator": packed(0, 0, ON_OFF, -1, 0, [["r", 0, {"a": {len(KEYWORD_NUMBERS): 1}}]]),
     "a negative operator": packed(0, 0, ON_OFF, -1, 0, [["r", 0, {"a": {-1: 1}}]]),
     "a negative operator of the whole": packed(0, 0, ON_OFF, -1, 0, [["r", 0, {-20: [{}]}]]),
     "a day": packed(0, 0, ON_OFF, -1, 0, [["r", 0, {}, [0.0, 1.0, "UTC", [7], [0, 1440]]]]),

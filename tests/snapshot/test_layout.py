@@ -314,7 +314,8 @@ def test_the_page_has_all_fields_sections_and_operators() -> None:
     for section in layout.Columns._fields:
         assert f"| `{section}` |" in PAGE
     listed = re.findall(r"(\d+) (\$\w+)", PAGE)
-    assert listed == [(str(number), name) for number, name in enumerate(packing.OPERATORS)]
+    numbers = sorted((number, name) for name, number in packing.KEYWORD_NUMBERS.items())
+    assert listed == [(str(number), name) for number, name in numbers]
     assert f"This is format {layout.FORMAT}, with bodies of format {packing.FORMAT}." in PAGE
 
 

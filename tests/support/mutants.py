@@ -11,6 +11,8 @@ from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
+from msgspec.structs import replace
+
 from flagkit._core.evaluation import matching
 from flagkit._core.model import conditions as queries
 from flagkit._core.model import values
@@ -279,7 +281,12 @@ WRONG: dict[str, Mutant] = {
     "true is among [1]": Mutant(matching, "to_identity", identity_of_python),
     "all of nothing always holds": Mutant(queries, "NEVER", ALWAYS),
     "$exists: 0 is presence": Mutant(
-        queries, "_OPERATORS", {**queries._OPERATORS, "$exists": presence_for_zero}
+        queries,
+        "OPERATORS",
+        {
+            **queries.OPERATORS,
+            "$exists": replace(queries.OPERATORS["$exists"], parse=presence_for_zero),
+        },
     ),
     "decimals are read as floats": Mutant(queries, "decode_extended_json", revived_as_floats),
 }

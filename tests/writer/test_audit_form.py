@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from flagkit.errors import InvalidDocumentError
 from flagkit.writer import Draft
-from flagkit.writer.bulk_import import UpsertFlag
 from flagkit.writer.operations import (
+    OPERATIONS,
     READABLE_OPERATIONS,
     Edit,
     Operation,
     Prune,
     Reinstate,
+    UpsertFlag,
     check_readable,
     decode_operations,
     encode_operations,
@@ -123,9 +124,10 @@ def test_every_operation_is_read_back_but_for_edits() -> None:
     def below(kind: type[Operation]) -> set[type[Operation]]:
         return {kind}.union(*map(below, kind.__subclasses__()))
 
+    every = below(Operation) - {Operation}
+    assert {*OPERATIONS.values()} == every, "operations are declared in writer/operations.py"
     # What can neither wait nor be proposed needs no reading back.
-    assert {*READABLE_OPERATIONS} == below(Operation) - {
-        Operation,
+    assert {*READABLE_OPERATIONS} == every - {
         Edit,
         Reinstate,
         Prune,

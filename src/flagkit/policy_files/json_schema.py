@@ -1,31 +1,31 @@
 """The JSON schema of policy files, for editors.
 
-The fields come from `model.documents` and the operators from `model.conditions`. The tables here
-describe each of them, and a missing entry is an error. The schema accepts everything that `decode`
-accepts. It leaves checks across fields, such as whether a variant exists, to `decode`.
+The fields come from `model.documents`, and FIELDS describes each of them; a missing entry is an
+error. The operators and their descriptions come from the tables of `model.conditions`. The schema
+accepts everything that `decode` accepts. It leaves checks across fields, such as whether a variant
+exists, to `decode`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias, get_args
 
 import msgspec
 from msgspec import Struct
 
 from flagkit._core.model.conditions import (
+    KEY_SCHEMA,
+    KEYWORDS,
     LOGICAL_OPERATORS,
     OPERATORS,
     OPTIONS,
-    TYPE_NAMES,
-    VERSION_OPERATORS,
 )
 from flagkit._core.model.documents import FlagDocument, SegmentDocument, VariantType
 from flagkit._core.model.flags import RULES_MAX
-from flagkit._core.model.keys import KEY, KEY_LENGTH_MAX, PATH_NAMES_MAX, REGION
+from flagkit._core.model.keys import PATH_NAMES_MAX, REGION
 from flagkit._core.model.rollouts import BUCKETS
 from flagkit._core.model.sensitive import ENCRYPTED
-from flagkit._core.model.values import FORMS, LENGTH_MAX, VERSION
+from flagkit._core.model.values import FORMS
 from flagkit._core.model.windows import DAYS, TIME
-from flagkit._core.regex import parser
 
 Schema: TypeAlias = dict[str, Any]
 FieldEntry: TypeAlias = "str | tuple[str, Schema]"
@@ -62,13 +62,6 @@ def _restrict_names(names: Schema) -> Schema:
 
 ATTRIBUTE_PATH = rf"^[^.$][^.]*(\.[^.$][^.]*){{0,{PATH_NAMES_MAX - 1}}}$"
 _ATTRIBUTE = {"type": "string", "pattern": ATTRIBUTE_PATH, "examples": ["targeting_key"]}
-_FLAG_KEY = {"type": "string", "pattern": _anchor_pattern(KEY.pattern), "maxLength": KEY_LENGTH_MAX}
-_VERSION = {
-    "type": "string",
-    "pattern": _anchor_pattern(VERSION.pattern),
-    "maxLength": LENGTH_MAX,
-    "examples": ["2.3.0"],
-}
 _TIME = {"type": "string", "pattern": _anchor_pattern(TIME.pattern), "examples": ["09:00"]}
 _TEXT = {"type": "string", "minLength": 1}
 _OPERAND_PATTERNS = {
@@ -87,8 +80,6 @@ _BINARY = {
     "required": ["base64", "subType"],
     "additionalProperties": False,
 }
-_NUMBER = _build_any({"type": "number"}, build_ref("extended"))
-_TYPE = _build_any({"enum": ["number", *TYPE_NAMES.values(), *TYPE_NAMES]}, build_ref("extended"))
 _BARE = [name.removeprefix("$") for name in OPERATORS]
 
 VALUES: Schema = {
@@ -209,7 +200,7 @@ FIELDS: Mapping[str, Mapping[str, FieldEntry]] = {
     "FlagDocument": {
         "key": (
             "product.team.feature: lower case letters, digits, - and _, joined by dots.",
-            _FLAG_KEY,
+            KEY_SCHEMA,
         ),
         "environment": "If it is there, it must be that of the writer.",
         "region": (
@@ -323,7 +314,7 @@ FIELDS: Mapping[str, Mapping[str, FieldEntry]] = {
         "until": ("Until when, exclusive; before from, on the next day; quoted.", _TIME),
     },
     "SegmentDocument": {
-        "key": ("team.name: lower case letters, digits, - and _, joined by dots.", _FLAG_KEY),
+        "key": ("team.name: lower case letters, digits, - and _, joined by dots.", KEY_SCHEMA),
         "environment": "If it is there, it must be that of the writer.",
         "when": (
             "Who is in, besides the included keys; `{}` for everyone.",
@@ -348,7 +339,7 @@ FIELDS: Mapping[str, Mapping[str, FieldEntry]] = {
         "parts": "The SHA-256 of each part of the hashed keys.",
     },
     "PrerequisiteDocument": {
-        "flag": ("The key of the other flag.", _FLAG_KEY),
+        "flag": ("The key of the other flag.", KEY_SCHEMA),
         "variants": (
             "The variants one of which must be served.",
             _build_list({"type": "string"}, minItems=1),
@@ -356,92 +347,6 @@ FIELDS: Mapping[str, Mapping[str, FieldEntry]] = {
     },
 }
 """What each field is for, and its limits where its type does not say them."""
-
-_BRANCHES = _build_list(build_ref("condition"), minItems=1)
-LOGICAL_OPERATOR_FIELDS: Mapping[str, FieldEntry] = {
-    "$and": ("All of the conditions hold.", _BRANCHES),
-    "$or": ("At least one of the conditions holds.", _BRANCHES),
-    "$nor": ("None of the conditions holds.", _BRANCHES),
-    "$segment": (
-        "The context is in the segment, or in any of them.",
-        _build_any(_FLAG_KEY, _build_list(_FLAG_KEY, minItems=1)),
-    ),
-}
-_AFFIX = _build_any(_TEXT, _build_list(_TEXT, minItems=1))
-_COMPARISONS = {
-    name: _build_list(_VERSION) if name in ("$in", "$nin") else _VERSION
-    for name in VERSION_OPERATORS
-}
-OPERATOR_FIELDS: Mapping[str, FieldEntry] = {
-    "$regex": (
-        "A string has the regular expression in it.",
-        {"type": "string", "maxLength": parser.LENGTH_MAX},
-    ),
-    "$options": (
-        "Of $regex: i, m, s and x.",
-        {"type": "string", "pattern": "^[imsx]*$"},
-    ),
-    "$eq": "Equals the value.",
-    "$ne": "Does not equal the value; also where there is no such attribute.",
-    "$gt": "Is of the same type and greater.",
-    "$gte": "Is of the same type and greater or equal.",
-    "$lt": "Is of the same type and less.",
-    "$lte": "Is of the same type and less or equal.",
-    "$in": ("Equals one of the values.", _build_list(build_ref("value"))),
-    "$nin": (
-        "Equals none of the values; also where it is missing.",
-        _build_list(build_ref("value")),
-    ),
-    "$exists": ("Is there, be it null; false: is not there.", {"examples": [True, False]}),
-    "$size": (
-        "Is a list with so many elements.",
-        _build_any({"type": "integer", "minimum": 0, "maximum": 2**31 - 1}, build_ref("extended")),
-    ),
-    "$mod": (
-        "Is a number that, divided by the first, leaves the second.",
-        {
-            "type": "array",
-            "prefixItems": [
-                _NUMBER
-                | {"not": {"type": "number", "exclusiveMinimum": -1, "exclusiveMaximum": 1}},
-                _NUMBER,
-            ],
-            "minItems": 2,
-            "maxItems": 2,
-            "examples": [[4, 0]],
-        },
-    ),
-    "$type": (
-        "Is of a BSON type, or of one of some.",
-        _build_any(_TYPE, _build_list(_TYPE, minItems=1)),
-    ),
-    "$elemMatch": (
-        "Is a list with an element for which all of the conditions hold.",
-        _build_any(build_ref("operators"), build_ref("condition")),
-    ),
-    "$all": (
-        "Is a list with all of the values; each may be an $elemMatch.",
-        _build_any(
-            _build_list(build_ref("value")),
-            _build_list({**build_ref("operators"), "required": ["$elemMatch"]}),
-        ),
-    ),
-    "$startsWith": ("Is a string that starts with it, or with one of some.", _AFFIX),
-    "$endsWith": ("Is a string that ends with it, or with one of some.", _AFFIX),
-    "$contains": ("Is a string that contains it, or one of some.", _AFFIX),
-    "$semver": (
-        "Is a semantic version in such an order to others.",
-        {
-            "type": "object",
-            "properties": _COMPARISONS,
-            "minProperties": 1,
-            "additionalProperties": False,
-        },
-    ),
-    "$not": ("The operators inside do not hold.", build_ref("operators")),
-}
-"""What each operator means, and what it may be given."""
-
 
 _LISTS: Mapping[str, tuple[type[Struct], str]] = {
     "flags": (FlagDocument, "The flags of this file."),
@@ -501,9 +406,7 @@ def _build_condition() -> Schema:
     return {
         "description": "A MongoDB query document over the attributes of the context.",
         "type": "object",
-        "properties": {
-            name: _build_field({}, LOGICAL_OPERATOR_FIELDS[name]) for name in LOGICAL_OPERATORS
-        },
+        "properties": _build_keywords(LOGICAL_OPERATORS),
         "patternProperties": {ATTRIBUTE_PATH: build_ref("test")},
         "additionalProperties": False,
     }
@@ -512,9 +415,15 @@ def _build_condition() -> Schema:
 def _build_operators() -> Schema:
     return {
         "type": "object",
-        "properties": {
-            name: _build_field({}, OPERATOR_FIELDS[name]) for name in (*OPERATORS, OPTIONS)
-        },
+        "properties": _build_keywords((*OPERATORS, OPTIONS)),
         "minProperties": 1,
         "additionalProperties": False,
+    }
+
+
+def _build_keywords(names: Iterable[str]) -> Schema:
+    found = {name: KEYWORDS[name] for name in names}
+    return {
+        name: {"description": keyword.description, **keyword.constant.schema}
+        for name, keyword in found.items()
     }

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from flagkit._core.arguments import instance
 from flagkit._core.cooperative import pause_gc
-from flagkit._core.model import EVERYWHERE, Flag, decode, encode
+from flagkit._core.model import Flag, decode, encode
 from flagkit._core.model.access import check_actor
 from flagkit._core.model.changes import SEGMENTS, PolicyChange, PolicyId, PolicyState, build_state
 from flagkit._core.model.references import ReferenceChecker
@@ -33,16 +33,9 @@ from flagkit.errors import (
     InvalidDocumentError,
     RateLimitedError,
 )
-from flagkit.writer.assignments import RolloutCarryOver
 from flagkit.writer.draft import Draft, VariantEncrypter
 from flagkit.writer.ledger import format_differences
-from flagkit.writer.operations import (
-    Operation,
-    PolicyLookup,
-    PolicyValue,
-    carry_over_to_new_flag,
-    has_same_keys,
-)
+from flagkit.writer.operations import UpsertFlag, has_same_keys
 from flagkit.writer.planning import build_lookup, check_segments, plan
 from flagkit.writer.shortcuts import ChangeOptions
 from flagkit.writer.writer import Writer
@@ -54,30 +47,6 @@ PAUSE_SECONDS: Final = 0.03
 DIFFERENCES_MAX: Final = 1_000
 TURN_SECONDS: Final = 0.005
 """Between any two, for threads that wait for the same writer's turn."""
-
-
-class UpsertFlag(Operation, frozen=True, tag="import", kw_only=True, gc=False):
-    """Create a flag, or update it, whichever it takes.
-
-    `packed` is the flag's document. One without a state leaves the flag's as it is.
-    """
-
-    flag: Flag
-    packed: bytes
-    has_state: bool
-    reassign: bool = False
-
-    def apply(self, before: PolicyState | None, lookup: PolicyLookup, /) -> Flag:
-        """Return the flag, its rollouts led on from what was there."""
-        if before is None:
-            return carry_over_to_new_flag(self.flag, lookup)
-        old, moment = decode(before.policy, stored=True), lookup.now.timestamp()
-        new = self.flag if self.has_state else msgspec.structs.replace(self.flag, state=old.state)
-        return RolloutCarryOver(old, new, moment, self.reassign).carry_over()
-
-    def find_packed_document(self, value: PolicyValue) -> bytes | None:
-        """Return the flag's document, unless something was led on."""
-        return self.packed if value is self.flag else None
 
 
 class ImportResult(Struct, frozen=True, kw_only=True):
@@ -132,25 +101,8 @@ class _Batch(Struct, frozen=True):
         if self.segment is not None:
             (draft.update_segment if self.is_existing else draft.create_segment)(self.segment)
             return
-        digest = hashlib.sha256()
-        for put in self.upserts:
-            digest.update(put.packed)
-        names = [
-            put.key if put.region == EVERYWHERE else f"{put.key} in {put.region}"
-            for put in self.upserts
-        ]
         draft.add_batch(
-            self.upserts,
-            {
-                "operation": "import",
-                "key": "",
-                "region": EVERYWHERE,
-                "batch": number,
-                "of": total,
-                "digest": digest.hexdigest(),
-                "flags": names,
-            },
-            preencoded,
+            self.upserts, UpsertFlag.encode_batch(self.upserts, number, total), preencoded
         )
 
 

@@ -22,6 +22,7 @@ from flagkit._core.storage.layout import AUDIT, LEDGER, build_ledger_id
 from flagkit._core.storage.store import Store, check_store
 from flagkit._core.storage.validation import translate_form_errors
 from flagkit.errors import InvalidArgumentError
+from flagkit.writer.operations import OPERATIONS, AuditForm, Operation
 
 _Document: TypeAlias = Mapping[str, Any]
 
@@ -255,10 +256,11 @@ _CHUNK = 500
 DECISIONS: Final = ("drop-pending", "reject-proposal", "withdraw-proposal")
 """What is decided of pending changes and proposals, in revisions that change nothing else."""
 ACTIONS: Final = (
-    *("create", "update", "edit", "set-rollout", "serve", "pause", "resume"),
-    *("archive", "restore", "delete", "rollback", "rollback-all"),
-    *("create-segment", "update-segment", "change-members", "delete-segment"),
-    *("grant", "revoke", "set-limit", "import", "prune"),
+    *(
+        action
+        for tag, found in OPERATIONS.items()
+        for action in ((tag.replace("_", "-"),) if found.actions is None else found.actions)
+    ),
     *DECISIONS,
 )
 """What entries may be asked for by."""
@@ -434,77 +436,16 @@ def _list_approvers(
     )
 
 
-def format_actions(operations: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+def format_actions(operations: Iterable[AuditForm]) -> tuple[str, ...]:
     """Return what was asked for, by what is recorded of it, in sentences."""
-    return tuple(map(_format_action, operations))
+    return tuple(_find_class(operation).describe(operation) for operation in operations)
 
 
-def _get_action_name(operation: Mapping[str, Any]) -> str:
-    """Return which of ACTIONS an operation is."""
-    match operation["operation"]:
-        case "set_state":
-            return str(operation["verb"])
-        case "set_segment":
-            return "create-segment" if operation["create"] else "update-segment"
-        case name:
-            return str(name).replace("_", "-")
+def _get_action_name(operation: AuditForm) -> str:
+    """Return the name of an operation among ACTIONS."""
+    return _find_class(operation).get_action(operation)
 
 
-def _format_action(operation: Mapping[str, Any]) -> str:
-    if operation["region"] == ACCESS:
-        return _format_access_action(operation)
-    words = [_get_action_name(operation).replace("-", " "), operation["key"]]
-    match operation["operation"]:
-        case "set_rollout":
-            words.append(_format_weights(operation["weights"], operation.get("rule")))
-        case "serve":
-            rule = operation.get("rule")
-            variant = str(operation["variant"])
-            words.append(variant.lower() if operation["variant"] in (True, False) else variant)
-            words += [] if rule is None else [f"in rule {rule}"]
-        case "rollback":
-            words.append(f"to revision {operation['to']}")
-        case "import":
-            count, batch = len(operation["flags"]), operation["batch"]
-            return f"import {count:,} flags, batch {batch} of {operation['of']}"
-        case "rollback_all":
-            return f"rollback everything to revision {operation['to']}"
-        case "edit":
-            words.append(f"by {operation['function']}")
-        case "change_members":
-            counts = [
-                f"{len(operation[side])} {side}d" for side in ("include", "exclude", "remove")
-            ]
-            return f"change members of {operation['key']}: {', '.join(counts)}"
-        case _:
-            pass
-    if operation["region"] not in ("*", SEGMENTS):
-        words.append(f"in {operation['region']}")
-    return " ".join(words)
-
-
-def _format_weights(weights: float | Mapping[str, float], rule: str | None) -> str:
-    given = weights.items() if isinstance(weights, Mapping) else [("", weights)]
-    listed = ", ".join(f"{variant} {weight:g} %".lstrip() for variant, weight in given)
-    return f"to {listed}" if rule is None else f"rule {rule} to {listed}"
-
-
-def _format_access_action(operation: Mapping[str, Any]) -> str:
-    match operation["operation"]:
-        case "grant":
-            listed = ", ".join(operation["namespaces"])
-            where = f" on {listed}" if listed else ""
-            return f"grant {operation['role']} to {operation['actor']}{where}"
-        case "revoke":
-            return f"revoke {operation['role'] or 'all roles'} of {operation['actor']}"
-        case "prune":
-            ledger = [f"the ledger up to revision {operation['to']}"] if operation["policy"] else []
-            others = [f"{name} before {moment}" for name, moment in operation["removed"].items()]
-            return f"prune {', '.join(ledger + others)}"
-        case "set_limit":
-            whose = "each actor" if operation["whose"] == "actor" else "all"
-            limit = operation["limit"]
-            to = f"{limit['capacity']} and {limit['rate']} a second" if limit else "any number"
-            return f"set limit of {whose} to {to}"
-        case _:
-            return f"rollback all grants to revision {operation['to']}"
+def _find_class(operation: AuditForm) -> type[Operation]:
+    # Decisions have no class, nor have operations of later versions.
+    return OPERATIONS.get(str(operation["operation"]), Operation)

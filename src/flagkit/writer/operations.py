@@ -6,6 +6,10 @@ the same on every attempt, whatever the revision.
 
 A rollback restores content and salts, never version, time or actor, and is checked like any change.
 
+The class of an operation declares all of it: its fields, its effect (`apply`), whether its audit
+form can be read back, and the sentence that people read in the ledger. OPERATIONS finds all
+classes.
+
 The audit form of an operation reads back as an equal operation with an equal digest. The function
 of an edit cannot be stored, so the audit has only its name.
 """
@@ -13,7 +17,9 @@ of an edit cannot be stored, so the audit has only its name.
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from functools import reduce
+from types import GenericAlias
+from typing import Any, ClassVar, Final, Literal, Protocol, TypeAlias, cast, get_args
 
 import msgspec
 from msgspec import Struct
@@ -159,10 +165,20 @@ class PolicyLookup(Protocol):
 
 
 PolicyValue: TypeAlias = Flag | SegmentWithMembers | Grants | Limits | Cut
+AuditForm: TypeAlias = Mapping[str, Any]
+"""The fields of an operation in the audit, with its tag as `operation`."""
 
 
 class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
-    """One step asked for. `expected_version`, where given, is what the flag's version must be."""
+    """One step of a change.
+
+    If `expected_version` is given, the flag must have this version.
+    """
+
+    is_readable: ClassVar[bool] = True
+    """Whether the audit form reads back as an equal operation, as proposals need it."""
+    actions: ClassVar[tuple[str, ...] | None] = None
+    """The names by which people find it in the ledger; None if that is the tag."""
 
     key: str
     region: str = EVERYWHERE
@@ -188,6 +204,22 @@ class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
     def find_packed_document(self, _value: PolicyValue) -> bytes | None:
         """Return the document of what was made in MessagePack, if it is known already."""
         return None
+
+    @classmethod
+    def get_action(cls, recorded: AuditForm) -> str:
+        """Return the name by which people find an operation in the ledger."""
+        return str(recorded["operation"]).replace("_", "-")
+
+    @classmethod
+    def describe(cls, recorded: AuditForm) -> str:
+        """Return an operation as a sentence for people, such as "pause shop.search in eu"."""
+        region = recorded["region"]
+        where = "" if region in (EVERYWHERE, SEGMENTS, ACCESS) else f" in {region}"
+        return cls._describe(recorded) + where
+
+    @classmethod
+    def _describe(cls, recorded: AuditForm) -> str:
+        return f"{cls.get_action(recorded).replace('-', ' ')} {recorded['key']}"
 
     def _get_existing(self, before: PolicyState | None, lookup: PolicyLookup) -> PolicyState:
         if before is None and self.region == ACCESS:
@@ -283,6 +315,15 @@ class SetRollout(Operation, frozen=True, tag="set_rollout", kw_only=True):
         part["rollout"]["weights"] = weights
         return _update_flag(flag, document, lookup.now, reassign=self.reassign)
 
+    @classmethod
+    def _describe(cls, recorded: AuditForm) -> str:
+        weights: Mapping[str, float] | float = recorded["weights"]
+        rule = recorded.get("rule")
+        pairs = weights.items() if isinstance(weights, Mapping) else [("", weights)]
+        listed = ", ".join(f"{variant} {weight:g} %".lstrip() for variant, weight in pairs)
+        place = "" if rule is None else f" rule {rule}"
+        return f"set rollout {recorded['key']}{place} to {listed}"
+
 
 VariantName: TypeAlias = "str | bool"
 """The name of a variant. True and False stand for the one with this value, of a boolean flag."""
@@ -322,13 +363,22 @@ class ServeVariant(Operation, frozen=True, tag="serve", kw_only=True):
         part["serve"] = variant
         return _update_flag(flag, document, lookup.now, reassign=False)
 
+    @classmethod
+    def _describe(cls, recorded: AuditForm) -> str:
+        variant, rule = recorded["variant"], recorded.get("rule")
+        name = str(variant).lower() if variant in (True, False) else variant
+        place = "" if rule is None else f" in rule {rule}"
+        return f"serve {recorded['key']} {name}{place}"
+
 
 class Edit(Operation, frozen=True, tag="edit", kw_only=True):
-    """Replace a flag's document by what a function makes of it.
+    """Replace a flag's document by the result of a function.
 
-    The function is asked in each attempt, so that it always sees what it changes. The audit has its
-    name, the ledger what it made.
+    Each attempt calls the function, so that it always gets the document that it changes. The audit
+    has its name, and the ledger has its result.
     """
+
+    is_readable = False
 
     function: Callable[[dict[str, Any]], Mapping[str, Any]]
     environment: str
@@ -350,9 +400,15 @@ class Edit(Operation, frozen=True, tag="edit", kw_only=True):
             del policy["state"]
         return _update_flag(old, policy, lookup.now, reassign=self.reassign)
 
+    @classmethod
+    def _describe(cls, recorded: AuditForm) -> str:
+        return f"edit {recorded['key']} by {recorded['function']}"
+
 
 class SetState(Operation, frozen=True, tag="set_state", kw_only=True):
     """Pause, resume, archive or restore a flag, or delete it."""
+
+    actions: ClassVar[tuple[str, ...] | None] = get_args(Verb)
 
     verb: Verb
 
@@ -361,6 +417,11 @@ class SetState(Operation, frozen=True, tag="set_state", kw_only=True):
         flag = self._get_existing_flag(before, lookup)
         after = get_next_state(self.verb, self.key, flag.state)
         return None if after == "absent" else msgspec.structs.replace(flag, state=after)
+
+    @classmethod
+    def get_action(cls, recorded: AuditForm) -> str:
+        """Return the verb."""
+        return str(recorded["verb"])
 
 
 class DeleteSegment(Operation, frozen=True, tag="delete_segment", kw_only=True):
@@ -378,6 +439,8 @@ class SetSegment(Operation, frozen=True, tag="set_segment", kw_only=True):
     listed, if they are few enough to be recorded; `taken_over` names the sides that it did not
     list.
     """
+
+    actions: ClassVar[tuple[str, ...] | None] = ("create-segment", "update-segment")
 
     policy: dict[str, Any]
     create: bool
@@ -456,6 +519,11 @@ class SetSegment(Operation, frozen=True, tag="set_segment", kw_only=True):
         segment = decode_segment({**self.policy, **listed}).segment
         return msgspec.structs.replace(self, policy=dict(encode_segment(segment)))
 
+    @classmethod
+    def get_action(cls, recorded: AuditForm) -> str:
+        """Return the action for the value of `create`."""
+        return "create-segment" if recorded["create"] else "update-segment"
+
 
 def has_same_keys(new: Segment, previous: Segment) -> bool:
     """Tell whether a segment that was hashed with the seed of another one has the same keys.
@@ -485,6 +553,11 @@ class ChangeMembers(Operation, frozen=True, tag="change_members", kw_only=True):
         excluded, more = edit_keys(segment.excluded, exclude, include | remove, lookup.read_parts)
         after = msgspec.structs.replace(segment, included=included, excluded=excluded)
         return SegmentWithMembers(after, made | more)
+
+    @classmethod
+    def _describe(cls, recorded: AuditForm) -> str:
+        counts = [f"{len(recorded[side])} {side}d" for side in ("include", "exclude", "remove")]
+        return f"change members of {recorded['key']}: {', '.join(counts)}"
 
 
 def normalize_policy(
@@ -588,6 +661,11 @@ class Rollback(Operation, frozen=True, tag="rollback", kw_only=True):
             raise RevisionNotFoundError(f"{self.key!r} did not exist at revision {self.to}")
         return _decode_policy(self.region, then.policy)
 
+    @classmethod
+    def _describe(cls, recorded: AuditForm) -> str:
+        policy = "all grants" if recorded["region"] == ACCESS else recorded["key"]
+        return f"rollback {policy} to revision {recorded['to']}"
+
 
 class RollbackAll(Operation, frozen=True, tag="rollback_all", kw_only=True):
     """Give a whole environment the content that it had at a revision; see `expand_operations`."""
@@ -595,9 +673,16 @@ class RollbackAll(Operation, frozen=True, tag="rollback_all", kw_only=True):
     key: str = ""
     to: int
 
+    @classmethod
+    def _describe(cls, recorded: AuditForm) -> str:
+        return f"rollback everything to revision {recorded['to']}"
+
 
 class Reinstate(Operation, frozen=True, tag="reinstate", kw_only=True):
     """Give a flag, or a segment, some content, or delete it if there is none. Never recorded."""
+
+    is_readable = False
+    actions: ClassVar[tuple[str, ...] | None] = ()
 
     policy: dict[str, Any] | None
 
@@ -666,6 +751,12 @@ class GrantRole(Operation, frozen=True, tag="grant", kw_only=True):
         """Return the grants with this one."""
         return get_grants(before).with_grant(Grant(self.actor, self.role, self.namespaces))
 
+    @classmethod
+    def _describe(cls, recorded: AuditForm) -> str:
+        listed = ", ".join(recorded["namespaces"])
+        where = f" on {listed}" if listed else ""
+        return f"grant {recorded['role']} to {recorded['actor']}{where}"
+
 
 class RevokeRole(Operation, frozen=True, tag="revoke", kw_only=True):
     """Take a role from an actor, or all roles."""
@@ -684,6 +775,10 @@ class RevokeRole(Operation, frozen=True, tag="revoke", kw_only=True):
             check_actor(self.actor)
         return held.without_role(self.actor, self.role)
 
+    @classmethod
+    def _describe(cls, recorded: AuditForm) -> str:
+        return f"revoke {recorded['role'] or 'all roles'} of {recorded['actor']}"
+
 
 def get_grants(state: PolicyState | None) -> Grants:
     """Return the grants that a state holds, none where there is no state."""
@@ -700,10 +795,70 @@ class SetLimit(Operation, frozen=True, tag="set_limit", kw_only=True):
         """Return the limits with this one."""
         return msgspec.structs.replace(get_limits(before), **{self.whose: self.limit})
 
+    @classmethod
+    def _describe(cls, recorded: AuditForm) -> str:
+        whose = "each actor" if recorded["whose"] == "actor" else "all"
+        limit = recorded["limit"]
+        to = f"{limit['capacity']} and {limit['rate']} a second" if limit else "any number"
+        return f"set limit of {whose} to {to}"
+
 
 def get_limits(state: PolicyState | None) -> Limits:
     """Return the limits that a state holds, none where there is no state."""
     return Limits() if state is None else decode_limits(state.policy)
+
+
+class UpsertFlag(Operation, frozen=True, tag="import", kw_only=True, gc=False):
+    """Create a flag, or update it if it exists. An import consists of these.
+
+    `packed` is the flag's document. If `has_state` is false, the flag keeps its state.
+    """
+
+    is_readable = False
+
+    flag: Flag
+    packed: bytes
+    has_state: bool
+    reassign: bool = False
+
+    def apply(self, before: PolicyState | None, lookup: PolicyLookup, /) -> Flag:
+        """Return the flag, its rollouts carried over from the flag that exists."""
+        if before is None:
+            return carry_over_to_new_flag(self.flag, lookup)
+        old, moment = decode(before.policy, stored=True), lookup.now.timestamp()
+        new = self.flag if self.has_state else msgspec.structs.replace(self.flag, state=old.state)
+        return RolloutCarryOver(old, new, moment, self.reassign).carry_over()
+
+    def find_packed_document(self, value: PolicyValue) -> bytes | None:
+        """Return the flag's document, unless the carry-over changed the flag."""
+        return self.packed if value is self.flag else None
+
+    @classmethod
+    def encode_batch(
+        cls, upserts: Iterable["UpsertFlag"], number: int, total: int
+    ) -> dict[str, Any]:
+        """Return the audit form of a batch of an import.
+
+        It is one for all flags: their keys, and a digest of their documents.
+        """
+        digest, names = hashlib.sha256(), list[str]()
+        for put in upserts:
+            digest.update(put.packed)
+            names.append(put.key if put.region == EVERYWHERE else f"{put.key} in {put.region}")
+        return {
+            "operation": cls.__struct_config__.tag,
+            "key": "",
+            "region": EVERYWHERE,
+            "batch": number,
+            "of": total,
+            "digest": digest.hexdigest(),
+            "flags": names,
+        }
+
+    @classmethod
+    def _describe(cls, recorded: AuditForm) -> str:
+        batch = f"batch {recorded['batch']} of {recorded['of']}"
+        return f"import {len(recorded['flags']):,} flags, {batch}"
 
 
 class Prune(Operation, frozen=True, tag="prune", kw_only=True):
@@ -711,6 +866,8 @@ class Prune(Operation, frozen=True, tag="prune", kw_only=True):
 
     `to` is where the ledger is cut. `removed` has the moments before which other things go.
     """
+
+    is_readable = False
 
     to: int
     policy: dict[str, Any] | None
@@ -732,24 +889,21 @@ class Prune(Operation, frozen=True, tag="prune", kw_only=True):
             )
         return decode_cut(self.environment, self.policy)
 
+    @classmethod
+    def _describe(cls, recorded: AuditForm) -> str:
+        ledger = [f"the ledger up to revision {recorded['to']}"] if recorded["policy"] else []
+        others = [f"{name} before {moment}" for name, moment in recorded["removed"].items()]
+        return f"prune {', '.join(ledger + others)}"
 
-_Readable: TypeAlias = (
-    Create
-    | Update
-    | SetRollout
-    | ServeVariant
-    | SetState
-    | SetSegment
-    | ChangeMembers
-    | DeleteSegment
-    | Rollback
-    | RollbackAll
-    | GrantRole
-    | RevokeRole
-    | SetLimit
+
+OPERATIONS: Final[Mapping[str, type[Operation]]] = {
+    str(found.__struct_config__.tag): found for found in Operation.__subclasses__()
+}
+"""The classes of operations, by their tags."""
+READABLE_OPERATIONS: Final = tuple(found for found in OPERATIONS.values() if found.is_readable)
+_READABLE_UNION: Final = reduce(
+    lambda one, other: one | other, cast("Iterable[Any]", READABLE_OPERATIONS)
 )
-READABLE_OPERATIONS: Final = _Readable.__args__
-"""The operations that can be read back."""
 
 
 APPLICATION_FIELDS: Final = ("proposal", "applied_by", "approved")
@@ -774,7 +928,7 @@ def decode_operations(documents: object) -> list[Operation]:
         InvalidDocumentError: they were changed past the writer, or one is an edit.
     """
     try:
-        return [*msgspec.convert(documents, list[_Readable])]
+        return [*msgspec.convert(documents, GenericAlias(list, (_READABLE_UNION,)))]
     except msgspec.ValidationError as error:
         raise InvalidDocumentError(
             "operations", f"cannot be read back: {error}", "Ask for it anew"

@@ -28,7 +28,13 @@ from flagkit._core.evaluation.result import Evaluation, Outcome, Reason, build_e
 from flagkit._core.evaluation.schedule import compute_share, is_open
 from flagkit._core.interruptions import is_interruption
 from flagkit._core.model import EVERYWHERE, Flag, Ramp, Rule, Serve, Serves
-from flagkit._core.model.conditions import LOGICAL, OPTIONS, SEGMENT, Condition, parse_condition
+from flagkit._core.model.conditions import (
+    LOGICAL_OPERATORS,
+    OPTIONS,
+    SEGMENT,
+    Condition,
+    parse_condition,
+)
 from flagkit._core.model.foreign import to_native
 from flagkit._core.model.keys import to_bucketing_key
 from flagkit._core.model.rollouts import BUCKETS, list_spans, to_percent
@@ -458,9 +464,7 @@ class Tracer:
 
     def _iter_conditions(self, when: Mapping[str, Value]) -> Iterator[ConditionTrace]:
         for name, written in when.items():
-            if name in LOGICAL:
-                yield self._trace_logical(name, written)
-            elif name == SEGMENT:
+            if name == SEGMENT:
                 keys = [written] if isinstance(written, str) else written
                 assert isinstance(keys, list), "it was parsed"
                 traces = tuple(self._trace_segment(str(key)) for key in keys)
@@ -468,6 +472,8 @@ class Tracer:
                     yield traces[0]
                 else:
                     yield _join_traces("$or", traces)
+            elif name in LOGICAL_OPERATORS:
+                yield self._trace_logical(name, written)
             else:
                 yield from self._iter_tests(name, written)
 

@@ -1,8 +1,9 @@
 """The canonical form of a flag: equal policies have one form and one digest.
 
 The form is a policy document again. It flattens, sorts and deduplicates conditions, but it never
-reasons about them: `{age: {$gte: 18}}` and `{age: {$not: {$lt: 18}}}` stay different. The constant
-of an unknown operator stays as written, which is safe.
+reasons about them: `{age: {$gte: 18}}` and `{age: {$not: {$lt: 18}}}` stay different.
+`model.conditions` declares the form of each operator's constant; this module has a function for
+each form.
 """
 
 import hashlib
@@ -16,10 +17,11 @@ from typing import Any, TypeAlias, cast
 from msgspec.structs import replace
 
 from flagkit._core.model.conditions import (
+    LOGICAL_OPERATORS,
     OPERATORS,
     OPTIONS,
-    SEGMENT,
     TYPE_NAMES,
+    ConstantForm,
     Field,
     parse_condition,
 )
@@ -30,7 +32,7 @@ from flagkit._core.model.values import DECIMAL128, INT64_MAX, INT64_MIN, Value, 
 from flagkit.errors import InvalidDocumentError
 
 _Document: TypeAlias = dict[str, Any]
-_TESTS = (*OPERATORS, OPTIONS)
+_TESTS = {*OPERATORS, OPTIONS}
 
 
 def compute_flag_digest(flag: Flag) -> str:
@@ -195,12 +197,8 @@ def _iter_atoms(document: _Document) -> Iterator[_Document]:
         if name == "$and":
             for branch in value:
                 yield from _iter_atoms(branch)
-        elif name in ("$or", "$nor"):
-            yield {name: _remove_duplicates(_normalize_condition(branch) for branch in value)}
-        elif name == SEGMENT:
-            yield {name: _normalize_one_or_more(value)}
-        elif name.startswith("$"):
-            yield {name: value}
+        elif name in LOGICAL_OPERATORS:
+            yield {name: _NORMALIZERS[LOGICAL_OPERATORS[name].constant.form](value)}
         elif _has_operators(value):
             yield from ({name: test} for test in _iter_tests(value))
         else:
@@ -217,7 +215,7 @@ def _iter_tests(operators: _Document) -> Iterator[_Document]:
         if operator == "$regex":
             yield {operator: constant} | _normalize_options(operators.get(OPTIONS, ""))
         elif operator != OPTIONS:
-            yield {operator: _CONSTANTS.get(operator, lambda written: written)(constant)}
+            yield {operator: _NORMALIZERS[OPERATORS[operator].constant.form](constant)}
 
 
 def _normalize_options(options: str) -> _Document:
@@ -304,16 +302,14 @@ def _normalize_versions(constant: _Document) -> _Document:
     }
 
 
-_CONSTANTS: Mapping[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("$eq", "$ne", "$gt", "$gte", "$lt", "$lte"), _normalize_constant),
-    **dict.fromkeys(("$size", "$mod"), _normalize_constant),
-    **dict.fromkeys(("$in", "$nin"), _normalize_set),
-    **dict.fromkeys(("$startsWith", "$endsWith", "$contains"), _normalize_one_or_more),
-    "$exists": _normalize_exists,
-    "$type": _normalize_types,
-    "$all": _normalize_all,
-    "$elemMatch": _normalize_elem_match,
-    "$not": _normalize_operators,
-    "$semver": _normalize_versions,
+_NORMALIZERS: Mapping[ConstantForm, Callable[[Any], Any]] = {
+    "value": _normalize_constant,
+    "set": _normalize_all,
+    "one or more": _normalize_one_or_more,
+    "presence": _normalize_exists,
+    "types": _normalize_types,
+    "versions": _normalize_versions,
+    "condition": _normalize_elem_match,
+    "conditions": lambda branches: _remove_duplicates(map(_normalize_condition, branches)),
 }
-"""How the constant of each operator is put into canonical form."""
+"""The function that puts constants of each form into canonical form."""

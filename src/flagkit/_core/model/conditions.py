@@ -1,22 +1,25 @@
 """Conditions: MongoDB query documents, checked and parsed into a tree.
 
-This module defines the operators and the constants that they accept. `evaluation.matching` defines
-what they mean, and `evaluation.compiler` makes the common ones fast. Negations (`$ne`, `$nin`,
-`$not`, `$exists: false`) are `Nor` around the positive test, because MongoDB negates the whole path
-and never a single element.
+The tables at the end declare each operator once: the parser of its constant, its number in packed
+bodies, its canonical form and its text for editors. `evaluation.matching` defines what the tests
+mean, and `evaluation.compiler` makes the common ones fast. Negations (`$ne`, `$nin`, `$not`,
+`$exists: false`) are `Nor` around the positive test, because MongoDB negates the whole path and
+never a single element.
 """
 
 import difflib
 from collections.abc import Callable, Container, Iterable, Mapping
 from decimal import Decimal
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from msgspec import Struct
 
-from flagkit._core.model.keys import check_key, parse_attribute_path
+from flagkit._core.model.keys import KEY, KEY_LENGTH_MAX, check_key, parse_attribute_path
 from flagkit._core.model.values import (
     BOOLEAN,
+    LENGTH_MAX,
     NUMBER,
+    VERSION,
     Constant,
     Value,
     VersionKey,
@@ -27,11 +30,13 @@ from flagkit._core.model.values import (
     parse_version,
     to_identity,
 )
+from flagkit._core.regex.parser import LENGTH_MAX as PATTERN_LENGTH_MAX
 from flagkit._core.regex.parser import parse_pattern
 from flagkit.errors import InvalidDocumentError
 
 PATTERN_TESTS, SEGMENT_TESTS = 40, 32
 Ordering: TypeAlias = Literal["$eq", "$gt", "$gte", "$lt", "$lte"]
+AffixOperator: TypeAlias = Literal["$startsWith", "$endsWith", "$contains"]
 
 
 class Compare(Struct, frozen=True, gc=False):
@@ -89,7 +94,7 @@ class ElemMatch(Struct, frozen=True, gc=False):
 class Affix(Struct, frozen=True, gc=False):
     """A test for a string that begins with, ends with or contains any of some others."""
 
-    operator: Literal["$startsWith", "$endsWith", "$contains"]
+    operator: AffixOperator
     texts: tuple[str, ...]
 
 
@@ -174,6 +179,47 @@ ALWAYS = And(())
 NEVER = Nor((ALWAYS,))
 
 
+Parse: TypeAlias = Callable[[tuple[str, ...], str, Constant, str], Condition]
+"""A parser of constants.
+
+It takes the attribute path, the operator, the constant and the place for errors.
+"""
+ConstantForm: TypeAlias = Literal[
+    "value", "set", "one or more", "presence", "types", "versions", "condition", "conditions"
+]
+"""A form of constants: it decides which of them are equal in the canonical form.
+
+A `value` keeps the order of a list. The order and the duplicates of a `set` do not count. `one or
+more` is a set or a single value. `model.canonical` has a function for each form.
+"""
+
+
+class ConstantKind(Struct, frozen=True):
+    """A kind of constants: its JSON schema for editors, and its canonical form."""
+
+    schema: Mapping[str, Any]
+    form: ConstantForm = "value"
+
+
+class Keyword(Struct, frozen=True):
+    """A name in conditions that begins with `$`.
+
+    - `number`: stands for the name in packed bodies and never changes. A new name takes the next
+      free number of the list in docs/snapshot-format.md.
+    - `description`: the text that editors show.
+    """
+
+    number: int
+    description: str
+    constant: ConstantKind
+
+
+class Operator(Keyword, frozen=True):
+    """A keyword that makes a condition by itself."""
+
+    parse: Parse
+
+
 def collect_condition_segments(condition: Condition) -> set[str]:
     """Return the keys of the segments that a condition refers to."""
     match condition:
@@ -251,18 +297,16 @@ def _combine_all(conditions: Iterable[Condition]) -> Condition:
 
 
 def _parse_member(key: str, value: Constant, path: str) -> Condition:
-    if key in LOGICAL:
-        return LOGICAL[key](_parse_branches(value, path))
-    if key == SEGMENT:
-        return _parse_segments(value, path)
+    if (logical := LOGICAL_OPERATORS.get(key)) is not None:
+        return logical.parse((), key, value, path)
     if key.startswith("$"):
-        raise _build_unknown_error(key, path, (*LOGICAL, SEGMENT))
+        raise _build_unknown_error(key, path, LOGICAL_OPERATORS)
     parts = parse_attribute_path(key, path)
     if isinstance(value, dict):
         first = next(iter(value), "")
         if first.startswith("$"):
             return _parse_tests(parts, value, path)
-        if (meant := _SYMBOLS.get(first, f"${first}")) in _OPERATORS:
+        if (meant := _SYMBOLS.get(first, f"${first}")) in OPERATORS:
             raise InvalidDocumentError(
                 join_path(path, first),
                 "is no operator",
@@ -271,7 +315,7 @@ def _parse_member(key: str, value: Constant, path: str) -> Condition:
     return Field(parts, Compare("$eq", value))
 
 
-def _parse_segments(value: Constant, path: str) -> Condition:
+def _parse_segments(_: tuple[str, ...], __: str, value: Constant, path: str) -> Condition:
     keys = [value] if isinstance(value, str) else value
     if not isinstance(keys, list) or not keys:
         raise InvalidDocumentError(
@@ -284,12 +328,16 @@ def _parse_segments(value: Constant, path: str) -> Condition:
     return found[0] if len(found) == 1 else Or(tuple(found))
 
 
-def _parse_branches(value: Constant, path: str) -> tuple[Condition, ...]:
+def _parse_logical(_: tuple[str, ...], operator: str, value: Constant, path: str) -> Condition:
     if not isinstance(value, list) or not value:
         raise InvalidDocumentError(
             path, "is not a list of conditions, or is empty", "List at least one condition"
         )
-    return tuple(_parse_document(branch, f"{path}[{i}]") for i, branch in enumerate(value))
+    branches = tuple(_parse_document(branch, f"{path}[{i}]") for i, branch in enumerate(value))
+    return _COMBINATIONS[operator](branches)
+
+
+_COMBINATIONS: Mapping[str, type[And | Or | Nor]] = {"$and": And, "$or": Or, "$nor": Nor}
 
 
 def _parse_tests(parts: tuple[str, ...], operators: Mapping[str, Constant], path: str) -> Condition:
@@ -301,11 +349,11 @@ def _parse_tests(parts: tuple[str, ...], operators: Mapping[str, Constant], path
     for operator, constant in operators.items():
         if operator == OPTIONS:
             continue
-        build = _OPERATORS.get(operator)
-        if build is None:
-            raise _build_unknown_error(operator, join_path(path, operator), (*_OPERATORS, OPTIONS))
+        found = OPERATORS.get(operator)
+        if found is None:
+            raise _build_unknown_error(operator, join_path(path, operator), (*OPERATORS, OPTIONS))
         given = [constant, operators.get(OPTIONS, "")] if operator == "$regex" else constant
-        conditions.append(build(parts, operator, given, join_path(path, operator)))
+        conditions.append(found.parse(parts, operator, given, join_path(path, operator)))
     return _combine_all(conditions)
 
 
@@ -329,7 +377,7 @@ def _build_unknown_error(operator: str, path: str, known: Iterable[str]) -> Inva
 
 
 def _parse_compare(parts: tuple[str, ...], operator: str, constant: Constant, _: str) -> Condition:
-    return Field(parts, Compare(_ORDERINGS[operator], constant))
+    return Field(parts, Compare(cast("Ordering", operator), constant))
 
 
 def _parse_not_equal(parts: tuple[str, ...], _: str, constant: Constant, path: str) -> Condition:
@@ -413,7 +461,7 @@ def _parse_elem_match(
             path, "is not a document", f"Write {operator}: {{field: value}} or {{$gt: 1}}"
         )
     first = next(iter(constant), "")
-    if first.startswith("$") and first not in (*LOGICAL, SEGMENT):
+    if first.startswith("$") and first not in LOGICAL_OPERATORS:
         return Field(parts, ElemMatch(_parse_tests((), constant, path), by_value=True))
     condition = _parse_document(constant, path)
     if collect_condition_segments(condition):
@@ -447,7 +495,7 @@ def _parse_affix(parts: tuple[str, ...], operator: str, constant: Constant, path
         raise InvalidDocumentError(
             path, "is not a string or a list of strings, or one is empty", f'Write {operator}: "x"'
         )
-    return Field(parts, Affix(_AFFIXES[operator], found))
+    return Field(parts, Affix(cast("AffixOperator", operator), found))
 
 
 def _parse_regex(parts: tuple[str, ...], operator: str, constant: Constant, path: str) -> Condition:
@@ -508,24 +556,8 @@ def _to_whole_number(value: Constant) -> int | None:
 
 SEGMENT = "$segment"
 OPTIONS = "$options"
-LOGICAL: Mapping[str, Callable[[tuple[Condition, ...]], Condition]] = {
-    "$and": And,
-    "$or": Or,
-    "$nor": Nor,
-}
-_ORDERINGS: Mapping[str, Ordering] = {
-    "$eq": "$eq",
-    "$gt": "$gt",
-    "$gte": "$gte",
-    "$lt": "$lt",
-    "$lte": "$lte",
-}
-_AFFIXES: Mapping[str, Literal["$startsWith", "$endsWith", "$contains"]] = {
-    "$startsWith": "$startsWith",
-    "$endsWith": "$endsWith",
-    "$contains": "$contains",
-}
-_VERSION_OPERATORS = (*_ORDERINGS, "$ne", "$in", "$nin")
+_VERSION_OPERATORS = (*get_args(Ordering), "$ne", "$in", "$nin")
+"""The comparisons within `$semver`."""
 _SYMBOLS: Mapping[str, str] = {
     "==": "$eq",
     "=": "$eq",
@@ -535,27 +567,133 @@ _SYMBOLS: Mapping[str, str] = {
     "<": "$lt",
     "<=": "$lte",
 }
-_OPERATORS: Mapping[str, Callable[[tuple[str, ...], str, Constant, str], Condition]] = {
-    **dict.fromkeys(_ORDERINGS, _parse_compare),
-    "$ne": _parse_not_equal,
-    "$in": _parse_in,
-    "$nin": _parse_not_in,
-    "$exists": _parse_exists,
-    "$size": _parse_size,
-    "$mod": _parse_mod,
-    "$type": _parse_has_type,
-    "$elemMatch": _parse_elem_match,
-    "$all": _parse_all,
-    "$startsWith": _parse_affix,
-    "$endsWith": _parse_affix,
-    "$contains": _parse_affix,
-    "$regex": _parse_regex,
-    "$semver": _parse_version_test,
-    "$not": _parse_not,
+
+KEY_SCHEMA = {"type": "string", "pattern": f"^(?:{KEY.pattern})$", "maxLength": KEY_LENGTH_MAX}
+"""The JSON schema of a key of a flag or of a segment."""
+# References lead to the parts that `policy_files.json_schema` defines.
+_EXTENDED = {"$ref": "#/$defs/extended"}
+_OPERATORS = {"$ref": "#/$defs/operators"}
+_CONDITION = {"$ref": "#/$defs/condition"}
+_NUMBER = {"anyOf": [{"type": "number"}, _EXTENDED]}
+_NEAR_ZERO = {"type": "number", "exclusiveMinimum": -1, "exclusiveMaximum": 1}
+_VERSION = {
+    "type": "string",
+    "pattern": f"^(?:{VERSION.pattern})$",
+    "maxLength": LENGTH_MAX,
+    "examples": ["2.3.0"],
 }
-OPERATORS = tuple(_OPERATORS)
+
+
+def _build_list(items: Mapping[str, Any], **limits: int) -> dict[str, Any]:
+    return {"type": "array", "items": items, **limits}
+
+
+def _build_one_or_more(one: Mapping[str, Any], form: ConstantForm = "one or more") -> ConstantKind:
+    return ConstantKind({"anyOf": [one, _build_list(one, minItems=1)]}, form)
+
+
+_VALUE = ConstantKind({})
+_VALUES = ConstantKind(_build_list({"$ref": "#/$defs/value"}), "set")
+_PRESENCE = ConstantKind({"examples": [True, False]}, "presence")
+_LENGTH = ConstantKind(
+    {"anyOf": [{"type": "integer", "minimum": 0, "maximum": 2**31 - 1}, _EXTENDED]}
+)
+_DIVISION = ConstantKind(
+    {
+        "type": "array",
+        "prefixItems": [{**_NUMBER, "not": _NEAR_ZERO}, _NUMBER],
+        "minItems": 2,
+        "maxItems": 2,
+        "examples": [[4, 0]],
+    }
+)
+_TYPE_CHOICE = _build_one_or_more(
+    {"anyOf": [{"enum": ["number", *TYPE_NAMES.values(), *TYPE_NAMES]}, _EXTENDED]}, "types"
+)
+_ELEMENT = ConstantKind({"anyOf": [_OPERATORS, _CONDITION]}, "condition")
+_ELEMENTS = ConstantKind(
+    {"anyOf": [_VALUES.schema, _build_list({**_OPERATORS, "required": ["$elemMatch"]})]}, "set"
+)
+_TEXTS = _build_one_or_more({"type": "string", "minLength": 1})
+_PATTERN = ConstantKind({"type": "string", "maxLength": PATTERN_LENGTH_MAX})
+_PATTERN_OPTIONS = ConstantKind({"type": "string", "pattern": "^[imsx]*$"})
+_VERSIONS = ConstantKind(
+    {
+        "type": "object",
+        "properties": {
+            name: _build_list(_VERSION) if name in ("$in", "$nin") else _VERSION
+            for name in _VERSION_OPERATORS
+        },
+        "minProperties": 1,
+        "additionalProperties": False,
+    },
+    "versions",
+)
+_TESTS = ConstantKind(_OPERATORS, "condition")
+_CONDITIONS = ConstantKind(_build_list(_CONDITION, minItems=1), "conditions")
+_SEGMENTS = _build_one_or_more(KEY_SCHEMA)
+
+OPERATORS: Mapping[str, Operator] = {
+    "$eq": Operator(0, "Equals the value.", _VALUE, _parse_compare),
+    "$gt": Operator(2, "Is of the same type and greater.", _VALUE, _parse_compare),
+    "$gte": Operator(3, "Is of the same type and greater or equal.", _VALUE, _parse_compare),
+    "$lt": Operator(4, "Is of the same type and less.", _VALUE, _parse_compare),
+    "$lte": Operator(5, "Is of the same type and less or equal.", _VALUE, _parse_compare),
+    "$ne": Operator(
+        1,
+        "Does not equal the value; also where there is no such attribute.",
+        _VALUE,
+        _parse_not_equal,
+    ),
+    "$in": Operator(6, "Equals one of the values.", _VALUES, _parse_in),
+    "$nin": Operator(
+        7, "Equals none of the values; also where it is missing.", _VALUES, _parse_not_in
+    ),
+    "$exists": Operator(8, "Is there, be it null; false: is not there.", _PRESENCE, _parse_exists),
+    "$size": Operator(16, "Is a list with so many elements.", _LENGTH, _parse_size),
+    "$mod": Operator(
+        17, "Is a number that, divided by the first, leaves the second.", _DIVISION, _parse_mod
+    ),
+    "$type": Operator(18, "Is of a BSON type, or of one of some.", _TYPE_CHOICE, _parse_has_type),
+    "$elemMatch": Operator(
+        15,
+        "Is a list with an element for which all of the conditions hold.",
+        _ELEMENT,
+        _parse_elem_match,
+    ),
+    "$all": Operator(
+        14, "Is a list with all of the values; each may be an $elemMatch.", _ELEMENTS, _parse_all
+    ),
+    "$startsWith": Operator(
+        21, "Is a string that starts with it, or with one of some.", _TEXTS, _parse_affix
+    ),
+    "$endsWith": Operator(
+        22, "Is a string that ends with it, or with one of some.", _TEXTS, _parse_affix
+    ),
+    "$contains": Operator(
+        23, "Is a string that contains it, or one of some.", _TEXTS, _parse_affix
+    ),
+    "$regex": Operator(19, "A string has the regular expression in it.", _PATTERN, _parse_regex),
+    "$semver": Operator(
+        24, "Is a semantic version in such an order to others.", _VERSIONS, _parse_version_test
+    ),
+    "$not": Operator(9, "The operators inside do not hold.", _TESTS, _parse_not),
+}
 """The operators of an attribute."""
-LOGICAL_OPERATORS = (*LOGICAL, SEGMENT)
+
+LOGICAL_OPERATORS: Mapping[str, Operator] = {
+    "$and": Operator(10, "All of the conditions hold.", _CONDITIONS, _parse_logical),
+    "$or": Operator(11, "At least one of the conditions holds.", _CONDITIONS, _parse_logical),
+    "$nor": Operator(12, "None of the conditions holds.", _CONDITIONS, _parse_logical),
+    SEGMENT: Operator(
+        13, "The context is in the segment, or in any of them.", _SEGMENTS, _parse_segments
+    ),
+}
 """The operators that stand where an attribute could."""
-VERSION_OPERATORS = _VERSION_OPERATORS
-"""The comparisons within `$semver`."""
+
+KEYWORDS: Mapping[str, Keyword] = {
+    **OPERATORS,
+    OPTIONS: Keyword(20, "Of $regex: i, m, s and x.", _PATTERN_OPTIONS),
+    **LOGICAL_OPERATORS,
+}
+"""The operators, and `$options` beside `$regex`."""

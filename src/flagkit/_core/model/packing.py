@@ -10,6 +10,7 @@ its ciphertext.
 docs/snapshot-format.md describes the layout. A change of the layout needs a new FORMAT.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, TypeAlias, cast, get_args
 
 import msgspec
@@ -17,7 +18,7 @@ import xxhash
 from msgspec import Meta, Struct
 
 from flagkit._core.interruptions import is_interruption
-from flagkit._core.model.conditions import ALWAYS, parse_condition
+from flagkit._core.model.conditions import ALWAYS, KEYWORDS, parse_condition
 from flagkit._core.model.documents import TARGETING_KEY, State, VariantType, WhenStale
 from flagkit._core.model.flags import Flag, Prerequisite, Ramp, Rollout, Rule, Serve, Serves, decode
 from flagkit._core.model.sensitive import EncryptedValue, VariantValue, encode_variant
@@ -27,16 +28,16 @@ from flagkit.errors import FlagkitError, InvalidDocumentError
 
 FORMAT: Final = 1
 
-OPERATORS: Final = (
-    *("$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$exists", "$not"),
-    *("$and", "$or", "$nor", "$segment", "$all", "$elemMatch", "$size", "$mod", "$type"),
-    *("$regex", "$options", "$startsWith", "$endsWith", "$contains", "$semver"),
+_EXTENDED_JSON: Final = (
     *("$date", "$numberDecimal", "$numberDouble", "$numberInt", "$numberLong", "$uuid", "$binary"),
     "$oid",
 )
-"""Names that stand for numbers in conditions; new ones go to the end."""
-_NUMBERS: Final = {name: number for number, name in enumerate(OPERATORS)}
-_NAMES: Final = dict(enumerate(OPERATORS))
+KEYWORD_NUMBERS: Final[Mapping[str, int]] = {
+    **{name: keyword.number for name, keyword in KEYWORDS.items()},
+    **{name: number for number, name in enumerate(_EXTENDED_JSON, 25)},
+}
+"""Numbers that stand for the names of operators and of Extended JSON in conditions."""
+_KEYWORD_NAMES: Final = {number: name for name, number in KEYWORD_NUMBERS.items()}
 
 _STATES: Final[tuple[State, ...]] = get_args(State)
 _WHEN_STALE: Final[tuple[WhenStale, ...]] = get_args(WhenStale)
@@ -359,7 +360,10 @@ def _number_operators(value: Any) -> Any:
     """Return a condition with numbers for the names of operators; no other names are numbers."""
     if isinstance(value, dict):
         fields = cast("dict[str, Any]", value)
-        return {_NUMBERS.get(name, name): _number_operators(item) for name, item in fields.items()}
+        return {
+            KEYWORD_NUMBERS.get(name, name): _number_operators(item)
+            for name, item in fields.items()
+        }
     if isinstance(value, list):
         return [*map(_number_operators, value)]  # pyright: ignore[reportUnknownArgumentType]
     return value
@@ -370,7 +374,7 @@ def _name_operators(value: Any) -> Any:
     if isinstance(value, dict):
         fields = cast("dict[str | int, Any]", value)
         return {
-            name if isinstance(name, str) else _NAMES[name]: _name_operators(item)
+            name if isinstance(name, str) else _KEYWORD_NAMES[name]: _name_operators(item)
             for name, item in fields.items()
         }
     if isinstance(value, list):
