@@ -182,7 +182,7 @@ class Stage:
             mongo.start_session() as session,
             session.start_transaction(),
         ):
-            self.writer.pause(key, reason=BAD, idempotency_key=request, session=session)
+            self.writer.in_transaction(session).pause(key, reason=BAD, idempotency_key=request)
         return request
 
     def digest(self) -> str:

@@ -886,15 +886,15 @@ def test_a_request_with_lists_in_a_transaction_is_recognised_when_it_is_sent_aga
             with session.start_transaction():
                 # Even twice in one transaction, in which alone the first one can be seen.
                 for _ in range(2):
-                    writer.create_segment(document, idempotency_key="k", session=session)
+                    writer.in_transaction(session).create_segment(document, idempotency_key="k")
             other = {"key": "s", "included": ["eve"]}
             with session.start_transaction(), pytest.raises(RequestConflictError):
-                writer.create_segment(other, idempotency_key="k", session=session)
+                writer.in_transaction(session).create_segment(other, idempotency_key="k")
         assert len(writer.sweep().commits) == 1
         held = stored(writer)
         parts_before = mine[database].members.count_documents({})
         with session.start_transaction():
-            writer.update_segment(document, session=session)
+            writer.in_transaction(session).update_segment(document)
         assert len(writer.sweep().commits) == 1
         assert stored(writer) == held
         parts_after = mine[database].members.count_documents({})

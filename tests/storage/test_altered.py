@@ -178,10 +178,10 @@ def _propose_and_ask(writer: Writer, held: Database[Document]) -> None:
         change.pause("a.three")
     for name, actor in (("a.one", "dana"), ("a.two", "mallory"), ("a.three", "mallory")):
         with held.client.start_session() as session, session.start_transaction():
-            writer.set_rollout(name, 3, actor=actor, session=session)
+            writer.in_transaction(session).set_rollout(name, 3, actor=actor)
     writer.sweep()
     with held.client.start_session() as session, session.start_transaction():
-        writer.pause("a.two", session=session)
+        writer.in_transaction(session).pause("a.two")
     held.pending.update_many({}, {"$set": {"not_before": datetime(2031, 1, 1, tzinfo=UTC)}})
     writer.update_segment({"key": "guests", "included": ["eve", "joe"], "by": "id"})
     with pytest.raises(AccessDeniedError):

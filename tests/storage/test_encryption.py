@@ -715,7 +715,7 @@ def test_secrets_are_encrypted_in_transactions_and_proposals(
     since = now(where["uri"])
     with MongoClient[dict[str, Any]](where["uri"]) as mine, mine.start_session() as session:
         with session.start_transaction():
-            pending = sealing.create(flag("a.b", "canary-asked"), session=session)
+            pending = sealing.in_transaction(session).create(flag("a.b", "canary-asked"))
         with sealing.propose() as change:
             change.create(flag("a.c", "canary-proposed"))
         # Who makes them needs no keys.
@@ -726,7 +726,7 @@ def test_secrets_are_encrypted_in_transactions_and_proposals(
         sealing.edit("a.b", lambda found: kept(found, stored))
         session.start_transaction()
         with pytest.raises(InvalidDocumentError, match="outside of a transaction"):
-            plain.update(stored, session=session)
+            plain.in_transaction(session).update(stored)
         session.abort_transaction()
     with (
         pytest.raises(InvalidDocumentError, match="is not what the flag has"),

@@ -364,8 +364,8 @@ def test_a_writer_proposes_and_asks_in_transactions(uri_of: UriOf) -> None:
         writer.reject(change.proposal or "")
         with MongoClient[Document](uri_of(WRITER)) as mine, mine.start_session() as session:
             with session.start_transaction():
-                due = writer.set_rollout("w.one", 50, session=session)
-                refused = writer.pause("w.gone", session=session)
+                due = writer.in_transaction(session).set_rollout("w.one", 50)
+                refused = writer.in_transaction(session).pause("w.gone")
             assert len(writer.sweep().commits) == 1
             assert due.commit().revision < writer.drop_pending(refused.request).revision
 

@@ -61,11 +61,11 @@ def held(mongo_uri: str) -> Iterator[Database[Document]]:
             writer.approve(proposal, actor="ada")
             writer.apply(proposal)
             with direct.start_session() as session, session.start_transaction():
-                writer.pause("a.gone", session=session)
+                writer.in_transaction(session).pause("a.gone")
             writer.sweep()
             with direct.start_session() as session, session.start_transaction():
-                writer.rollback(to=1, session=session)
-                writer.pause("a.one", session=session)
+                writer.in_transaction(session).rollback(to=1)
+                writer.in_transaction(session).pause("a.one")
         erase_actor("bob", uri=mongo_uri, database=name)
         for staleness in (None, 0.5):
             told = Heartbeat(

@@ -122,7 +122,7 @@ def _imported(writer: Writer, actor: Any) -> None:
 def _put(writer: Writer, actor: Any) -> None:
     client = writer.store._client
     with client.start_session() as session, session.start_transaction():
-        writer.pause("shop.search", actor=actor, session=session)
+        writer.in_transaction(session).pause("shop.search", actor=actor)
 
 
 CALLS: dict[str, Call] = {

@@ -211,7 +211,7 @@ def test_what_waits_of_a_person_is_refused_and_does_not_name_the_person(
     writer: Writer, mongo_uri: str, direct: Database[dict[str, Any]]
 ) -> None:
     with direct.client.start_session() as session, session.start_transaction():
-        writer.create(flag("a.one"), actor=ADA, reason=WORDS, session=session)
+        writer.in_transaction(session).create(flag("a.one"), actor=ADA, reason=WORDS)
     erased(writer, mongo_uri)
     writer.sweep()
     assert writer.store.read_tip().revision == 0
@@ -257,11 +257,11 @@ def test_names_that_are_refused_today_are_erased(
     with writer.change() as change:
         change.grant("tester", "admin")
     # An earlier version took any name.
-    writer._actor = name
+    writer._requests.actor = name
     with pytest.raises(AccessDeniedError):
         writer.pause("a.one", reason=WORDS)
     with direct.client.start_session() as session, session.start_transaction():
-        writer.archive("a.one", reason=WORDS, session=session)
+        writer.in_transaction(session).archive("a.one", reason=WORDS)
     writer.sweep()
     trouble = {"refused": True, "trouble": "another's"}
     (waiting,) = direct.pending.find()

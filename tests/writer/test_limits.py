@@ -183,7 +183,7 @@ def _waiting(writer: Writer) -> str:
     with (
         client.start_session() as session,
         session.start_transaction(),
-        writer.change(session=session) as change,
+        writer.in_transaction(session).change() as change,
     ):
         change.grant("tester", "admin")
     assert change.pending is not None

@@ -16,7 +16,7 @@ from flagkit.writer.guards import (
     Required,
 )
 from flagkit.writer.ledger import Entry, entries
-from flagkit.writer.pending import PendingRequest, SweepResult
+from flagkit.writer.pending import PendingRequest, SweepResult, TransactionWriter
 from flagkit.writer.retention import (
     Erasure,
     PruneResult,
@@ -54,6 +54,7 @@ __all__ = [
     "Retention",
     "StaleFlag",
     "SweepResult",
+    "TransactionWriter",
     "Verdict",
     "Writer",
     "denials",

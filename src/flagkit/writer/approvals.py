@@ -62,7 +62,11 @@ from flagkit.writer.access import (
     list_required_permissions,
     log_denial,
 )
-from flagkit.writer.commit import format_application_request, format_closing_request
+from flagkit.writer.commit import (
+    RequestBuilder,
+    format_application_request,
+    format_closing_request,
+)
 from flagkit.writer.draft import Commit, Draft
 from flagkit.writer.ledger import format_actions, format_differences
 from flagkit.writer.operations import (
@@ -77,7 +81,7 @@ from flagkit.writer.operations import (
     list_policies,
 )
 from flagkit.writer.planning import ChangePlan, plan
-from flagkit.writer.shortcuts import ChangeOptions, SegmentShortcuts
+from flagkit.writer.shortcuts import ChangeOptions, ChangeShortcuts
 
 _ANY_VERSION: Final = 0
 
@@ -809,13 +813,14 @@ def _list_approvers(
     )
 
 
-class Approvals(SegmentShortcuts):
+class Approvals(ChangeShortcuts[Commit]):
     """What a writer does with proposals."""
 
     environment: str
     store: Store
     keys: DataKeys | None
     """What sensitive variants are encrypted by."""
+    _requests: RequestBuilder
 
     @contextmanager
     def propose(self, *, reason: str = "", actor: str | None = None) -> Generator[Draft]:
@@ -854,7 +859,7 @@ class Approvals(SegmentShortcuts):
             ProposalNotFoundError, ProposalClosedError, ProposalVoidError: there is nothing to
                 approve of.
         """
-        who, proposal = self._resolve_actor(actor), check_proposal_name(proposal)
+        who, proposal = self._requests.resolve_actor(actor), check_proposal_name(proposal)
         with self.store.open_reader() as reading:
             found = decode_proposal(proposal, reading.read_proposal(proposal))
             check_open(reading, found)
@@ -902,7 +907,7 @@ class Approvals(SegmentShortcuts):
                 touches.
             ProposalNotFoundError, ProposalClosedError: there is nothing to apply.
         """
-        who, proposal = self._resolve_actor(actor), check_proposal_name(proposal)
+        who, proposal = self._requests.resolve_actor(actor), check_proposal_name(proposal)
         said = self.store.proposals.read_many([proposal])[proposal]
         if not said:
             # An environment that does not exist has no proposals, either.
@@ -911,18 +916,10 @@ class Approvals(SegmentShortcuts):
         draft = Draft(self.environment)
         draft.operations = [*found.operations]
         draft.commit_policy = ApplyProposal(found, who)
-        _, content = self._build_request(Draft(self.environment), {"reason": found.reason})
+        _, content = self._requests.build(Draft(self.environment), {"reason": found.reason})
         content |= {"actor": found.actor, "operations": found.documents}
         content["digest"] = hash_request(content)
         return self._commit(draft, format_application_request(proposal), content)
-
-    def _resolve_actor(self, actor: str | None) -> str:
-        """Return who asks: the writer's own actor, where nobody is named."""
-        raise NotImplementedError
-
-    def _build_request(self, draft: Draft, options: ChangeOptions) -> tuple[str, dict[str, Any]]:
-        """Return the id of a request, and what the audit is to have of it."""
-        raise NotImplementedError
 
     def _commit(self, draft: Draft, request: str, content: Mapping[str, Any]) -> Commit:
         """Make a revision of a draft."""
@@ -935,7 +932,7 @@ class Approvals(SegmentShortcuts):
             )
         check_readable(draft.operations)
         draft.reuse_seeds(self.store)
-        request, content = self._build_request(draft, options)
+        request, content = self._requests.build(draft, options)
         with self.store.open_reader() as reading:
             planned = plan(
                 draft.operations, reading, reading.tip.revision, draft.parts, draft.listed_keys
@@ -977,7 +974,7 @@ class Approvals(SegmentShortcuts):
     def _close_proposal(
         self, proposal: str, decision: Decision, reason: str, actor: str | None
     ) -> Commit:
-        who, proposal = self._resolve_actor(actor), check_proposal_name(proposal)
+        who, proposal = self._requests.resolve_actor(actor), check_proposal_name(proposal)
         with self.store.open_reader() as reading:
             found = decode_proposal(proposal, reading.read_proposal(proposal))
             is_said = check_closable(reading, found, decision, who)
@@ -1005,7 +1002,7 @@ class Approvals(SegmentShortcuts):
         # Whoever has read the proposal before this revision loses the race against it.
         draft = Draft(self.environment)
         draft.commit_policy = closing
-        _, content = self._build_request(Draft(self.environment), {"reason": reason, "actor": who})
+        _, content = self._requests.build(Draft(self.environment), {"reason": reason, "actor": who})
         content = build_decision_content(
             content, f"{decision}_proposal", proposal, digest=found.digest
         )

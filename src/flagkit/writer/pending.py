@@ -9,12 +9,13 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 from msgspec import Struct
 
+from flagkit._core.arguments import refuse_unknown_in_methods
 from flagkit._core.background import BackgroundThread, Log, format_error
 from flagkit._core.model.changes import GRANTS, PolicyId
 from flagkit._core.storage.documents import check_request_fits
@@ -34,7 +35,12 @@ from flagkit.errors import (
     StoreUnavailableError,
 )
 from flagkit.writer.access import CommitPolicy, Permission
-from flagkit.writer.commit import find_commit, format_drop_request
+from flagkit.writer.commit import (
+    RequestBuilder,
+    check_same_request,
+    find_commit,
+    format_drop_request,
+)
 from flagkit.writer.draft import Commit, Draft, PendingChange
 from flagkit.writer.ledger import format_actions
 from flagkit.writer.operations import (
@@ -44,6 +50,7 @@ from flagkit.writer.operations import (
     hash_request,
     list_policies,
 )
+from flagkit.writer.shortcuts import ChangeOptions, ChangeShortcuts
 
 _log = Log("flagkit.writer")
 
@@ -113,26 +120,32 @@ class _DropPending(CommitPolicy):
 class PendingQueue:
     """Puts requests into transactions, and makes revisions of them afterwards."""
 
-    def __init__(self, store: Store, commit: CommitFunction) -> None:
+    def __init__(self, store: Store, requests: RequestBuilder, commit: CommitFunction) -> None:
         self._store = store
+        self._requests = requests
         self._commit_draft = commit
         self._last_check = -SWEEP_CHECK_SECONDS
         self._thread: BackgroundThread | None = None
         self._stop = threading.Event()
         self._last_problem = ""
 
-    def insert(
-        self, session: Session, draft: Draft, request: str, content: Mapping[str, Any]
-    ) -> tuple[PendingChange, str]:
-        """Insert a request into a session's transaction; return the digest on record, too."""
+    def insert(self, session: Session, draft: Draft, options: ChangeOptions) -> PendingChange:
+        """Insert the request of a draft into the transaction of a session.
+
+        Raises:
+            RequestConflictError: its idempotency key names another request.
+        """
+        draft.reuse_seeds(self._store)
+        request, content = self._requests.build(draft, options)
         check_readable(draft.operations)
         draft.encrypter.check_verified()
         check_request_fits(content)
-        # Not in the transaction: they are named by what they are, and harmless if it is aborted.
+        # Outside the transaction: a part is named by its content, so an orphan does no harm.
         self._store.add_parts(draft.parts)
         touched = list_policies(draft.operations)
         digest = self._store.pending.insert(session, request, content, touched)
-        return PendingChange(request, self.commit), digest
+        check_same_request(request, digest, content, is_committed=False)
+        return PendingChange(request, self.commit)
 
     def commit(self, request: str, timeout: float) -> Commit:
         """Sequence a request, and before it what must come before."""
@@ -326,6 +339,53 @@ class PendingQueue:
             _log.warning(
                 "pending changes are not swept: %s", words, exc_info=None if known else error
             )
+
+
+@refuse_unknown_in_methods
+class TransactionWriter(ChangeShortcuts[PendingChange]):
+    """Requests changes inside a transaction of the caller's own client.
+
+    `Writer.in_transaction` returns it. Each method inserts one request into the transaction and
+    returns a PendingChange. Its `commit` makes the revision after the transaction. MongoDB cannot
+    store a function, so there is no `edit`: call `update` with `expected_version`.
+    """
+
+    def __init__(self, queue: PendingQueue, requests: RequestBuilder, session: Session) -> None:
+        self._queue = queue
+        self._requests = requests
+        self._session = session
+
+    @contextlib.contextmanager
+    def change(self, **options: Unpack[ChangeOptions]) -> Generator[Draft]:
+        """Collect operations that become one request when the block ends without an error.
+
+        The draft's `pending` is then the PendingChange.
+
+            with writer.in_transaction(session).change(reason="orders moved") as change:
+                change.pause("orders.old")
+                change.resume("orders.new")
+            session.commit_transaction()
+            change.pending.commit()
+
+        Raises:
+            ConfigurationError: the session is in no transaction.
+            InvalidDocumentError, RequestConflictError: the request is refused. The transaction does
+                not contain it.
+            EnvironmentNotFoundError: the session belongs to a cluster without the environment.
+        """
+        if options.get("skip_unchanged"):
+            raise InvalidDocumentError(
+                "skip_unchanged",
+                "does not go with a session: the change is compared after the transaction",
+                "Leave one of them out",
+            )
+        draft = self._requests.create_draft()
+        yield draft
+        draft.pending = self._queue.insert(self._session, draft, options)
+
+    def _get_result(self, draft: Draft) -> PendingChange:
+        assert draft.pending is not None, "the block ended without error"
+        return draft.pending
 
 
 class _RefusedError(Exception):
