@@ -175,7 +175,7 @@ def test_what_is_not_right_cannot_be_proposed(team: Open, writer: Writer) -> Non
         (lambda draft: draft.create(flag()), "is there already"),
         (lambda draft: draft.pause("shop.gone"), "no flag"),
         (lambda draft: draft.edit("shop.search", dict), "update it with expected_version"),
-        (lambda draft: draft.break_glass("now"), "is for what cannot wait"),
+        (lambda draft: draft.bypass_guards("now"), "is for what cannot wait"),
         (lambda draft: draft.update(flag(), expected_version=7), "expected 7"),
     ):
         with pytest.raises(FlagkitError, match=problem):

@@ -216,7 +216,7 @@ DOCUMENTS: list[tuple[str, Asks, str, str]] = [
     ("an admin of a namespace alone", together(lambda c: c.grant("ada", "admin", ["shop."])),
      "grants", "Grant admin"),
     ("a revoked role that is none", together(lambda c: c.revoke("ada", "boss")), "role", "viewer"),
-    ("no reason to break the glass", together(lambda c: c.break_glass(" ")), "why", "Write why"),
+    ("no reason to break the glass", together(lambda c: c.bypass_guards(" ")), "why", "Write why"),
     # Limits
     ("nobody's limit", together(lambda c: c.set_limit("team", capacity=1, rate=1)), "whose",
      "actor, environment"),
