@@ -155,9 +155,9 @@ CALLS: dict[str, Callable[[Writer, Any], object]] = {
     "glass": lambda w, v: drafted(lambda d: d.bypass_guards(v), w),
     "a capacity": lambda w, v: drafted(lambda d: d.set_limit("actor", capacity=v, rate=1), w),
     "a rate": lambda w, v: drafted(lambda d: d.set_limit("actor", capacity=1, rate=v), w),
-    "a proposal": lambda w, v: w.approve(v),
-    "proposals": lambda w, v: w.proposals(v),
-    "a request": lambda w, v: w.drop_pending(v),
+    "a proposal": lambda w, v: w.proposals.approve(v),
+    "proposals": lambda w, v: w.proposals.list_newest(v),
+    "a request": lambda w, v: w.pending.drop(v),
     "days": lambda w, v: stale_flags(w.store, v),
     **{
         f"entries by {name}": lambda w, v, name=name: list(entries(w.store, **{name: v}))  # type: ignore[misc]

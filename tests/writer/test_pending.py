@@ -83,7 +83,7 @@ def asked(client: MongoClient[Any], ask: Callable[[ClientSession], PendingChange
 
 
 def names(writer: Writer) -> list[str]:
-    return [waiting.request for waiting in writer.pending()]
+    return [waiting.request for waiting in writer.pending.list_all()]
 
 
 def left(mine: MongoClient[dict[str, Any]], database: str) -> dict[str, int]:
@@ -111,7 +111,7 @@ def test_a_change_happens_with_the_data_that_it_was_asked_for_with(
     (entry,) = entries(writer.store, 1)
     assert (entry.actor, entry.reason) == ("tester", "orders moved")
     assert entry.actions == ("create shop.search", "create shop.other")
-    assert writer.pending() == []
+    assert writer.pending.list_all() == []
     assert verify(writer.store) == []
 
 
@@ -125,7 +125,7 @@ def test_an_aborted_transaction_leaves_nothing(
     assert left(mine, database) == {"audit": 0, "pending": 0, "ledger": 0}
     with pytest.raises(NotPendingError, match="not committed, or was aborted"):
         pending.commit()
-    assert writer.sweep().commits == ()
+    assert writer.pending.sweep().commits == ()
     assert writer.store.read_tip().revision == 0
 
 
@@ -137,7 +137,7 @@ def test_what_is_not_committed_yet_is_not_sequenced(
         pending = writer.in_transaction(session).create(flag())
         with pytest.raises(NotPendingError):
             pending.commit(timeout=0.05)
-        assert writer.sweep().commits == ()
+        assert writer.pending.sweep().commits == ()
         session.commit_transaction()
     assert pending.commit().revision == 1
 
@@ -186,10 +186,10 @@ def test_several_in_one_transaction_are_made_in_their_order(
     with mine.start_session() as session, session.start_transaction():
         pending = [writer.in_transaction(session).create(flag(f"shop.flag-{i}")) for i in range(20)]
         pending += [writer.in_transaction(session).pause(f"shop.flag-{i}") for i in range(20)]
-    swept = writer.sweep()
+    swept = writer.pending.sweep()
     assert [commit.request for commit in swept.commits] == [item.request for item in pending]
     assert (swept.refused, swept.waiting) == (0, 0)
-    assert writer.sweep().commits == ()
+    assert writer.pending.sweep().commits == ()
 
 
 def test_what_was_asked_for_before_of_the_same_flags_is_made_before(
@@ -255,12 +255,12 @@ def test_of_a_process_that_is_killed_there_is_both_or_neither(
             process.stdin.flush()
             assert process.stdout.readline() == "committed\n"
         assert process.wait(20) == -signal.SIGKILL
-    swept = writer.sweep()
+    swept = writer.pending.sweep()
     assert orders.orders.count_documents({}) == len(swept.commits) == (0 if before else 1)
     if not before:
         (entry,) = entries(writer.store)
         assert (entry.actor, entry.reason) == ("ada", "moved")
-        assert writer.pending_change(request).commit() == swept.commits[0]
+        assert writer.pending.commit(request) == swept.commits[0]
 
 
 def test_many_that_wait_ahead_hide_none_of_the_same_flag(
@@ -281,12 +281,12 @@ def test_many_sweepers_at_once_make_each_change_once_and_in_order(
         with mine.start_session() as session, session.start_transaction():
             writer.in_transaction(session).update(flag(owner=str(i)))
     sweepers = [other(f"sweeper-{i}") for i in range(3)]
-    threads = [threading.Thread(target=sweeper.sweep) for sweeper in sweepers]
+    threads = [threading.Thread(target=sweeper.pending.sweep) for sweeper in sweepers]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert writer.pending() == []
+    assert writer.pending.list_all() == []
     assert writer.store.read_tip().revision == 15
     owners = [change.policies[0].after for change in writer.store.iter_changes()]
     assert [state and state.policy["owner"] for state in owners] == [str(i) for i in range(15)]
@@ -307,12 +307,12 @@ def test_a_sweeper_may_die_at_any_step(
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(dying.store.pending if step == "remove" else dying.store, step, die)
         with pytest.raises(KeyboardInterrupt):
-            dying.sweep()
+            dying.pending.sweep()
     assert names(writer) == [pending.request]
-    (commit,) = writer.sweep().commits
+    (commit,) = writer.pending.sweep().commits
     assert commit == pending.commit()
     assert writer.store.read_tip().revision == commit.revision == 1
-    assert writer.pending() == []
+    assert writer.pending.list_all() == []
     assert verify(writer.store) == []
 
 
@@ -321,7 +321,7 @@ def test_another_writer_sweeps_in_the_background_after_a_change_of_its_own(
 ) -> None:
     asked(mine, lambda session: writer.in_transaction(session).create(flag()))
     other("bob").create(flag("shop.unrelated"))
-    poll_until(writer.pending, lambda waiting: waiting == [])
+    poll_until(writer.pending.list_all, lambda waiting: waiting == [])
     assert policy(writer)["key"] == "shop.search"
 
 
@@ -359,10 +359,10 @@ def test_a_refused_change_is_not_tried_for_ever_and_says_why(
             reason="mine",
         ),
     )
-    swept = writer.sweep()
+    swept = writer.pending.sweep()
     assert (swept.commits, swept.refused, swept.waiting) == ((), 1, 0)
-    assert writer.sweep().refused == 0
-    (waiting,) = writer.pending()
+    assert writer.pending.sweep().refused == 0
+    (waiting,) = writer.pending.list_all()
     assert isinstance(waiting, PendingRequest)
     assert (waiting.request, waiting.actor, waiting.reason) == (pending.request, "tester", "mine")
     assert (waiting.actions, waiting.tries) == (("update shop.search",), 1)
@@ -374,7 +374,7 @@ def test_a_refused_change_is_not_tried_for_ever_and_says_why(
     # What was in the way is gone, and somebody tries again.
     writer.pause("shop.search")
     assert pending.commit().revision == 3
-    assert writer.pending() == []
+    assert writer.pending.list_all() == []
 
 
 def test_one_that_was_refused_holds_up_nobody(
@@ -383,7 +383,7 @@ def test_one_that_was_refused_holds_up_nobody(
     asked(mine, lambda session: writer.in_transaction(session).pause("shop.search"))
     create = asked(mine, lambda session: writer.in_transaction(session).create(flag()))
     assert create.commit().revision == 1
-    assert [waiting.refused for waiting in writer.pending()] == [True]
+    assert [waiting.refused for waiting in writer.pending.list_all()] == [True]
 
 
 def test_access_is_that_of_who_asked_at_the_revision_of_the_commit(
@@ -395,9 +395,9 @@ def test_access_is_that_of_who_asked_at_the_revision_of_the_commit(
     pending = asked(mine, lambda s: other("ada").in_transaction(s).create(flag()))
     with writer.change() as change:
         change.revoke("ada")
-    assert writer.sweep().refused == 1
+    assert writer.pending.sweep().refused == 1
     with pytest.raises(AccessDeniedError, match="'ada' may not release"):
-        writer.pending_change(pending.request).commit()
+        writer.pending.commit(pending.request)
     with writer.change() as change:
         change.grant("ada", "releaser")
     pending.commit()
@@ -416,17 +416,17 @@ def test_what_passes_with_time_is_tried_again_and_holds_up_what_comes_after(
     unrelated = asked(
         mine, lambda s: writer.in_transaction(s).create(flag("shop.c"), actor="carol")
     )
-    swept = writer.sweep()
+    swept = writer.pending.sweep()
     assert [commit.request for commit in swept.commits] == [unrelated.request]
     assert (swept.refused, swept.waiting) == (0, 2)
-    waiting = writer.pending()[0]
+    waiting = writer.pending.list_all()[0]
     assert not waiting.refused
     assert waiting.not_before is not None
     assert waiting.not_before > datetime.now(UTC) + timedelta(minutes=5)
     assert "limit on changes" in waiting.trouble
     # A sweep does not try before; and who asks for the later one is told what is in the way.
-    assert writer.sweep().waiting == 2
-    assert writer.pending()[0].tries == 1
+    assert writer.pending.sweep().waiting == 2
+    assert writer.pending.list_all()[0].tries == 1
     with pytest.raises(RateLimitedError):
         later.commit()
     with writer.change() as change:
@@ -453,28 +453,28 @@ def test_a_freeze_is_waited_for_and_any_other_guard_refuses(
     with pytest.raises(GuardError, match="is frozen") as caught:
         pending.commit()
     assert caught.value.retry_at is not None
-    (waiting,) = writer.pending()
+    (waiting,) = writer.pending.list_all()
     assert not waiting.refused
     assert waiting.not_before == floored(caught.value.retry_at)
     with pytest.raises(ZeroDivisionError):
-        guarded.pending_change(pending.request).commit()
-    assert writer.pending()[0].refused
+        guarded.pending.commit(pending.request)
+    assert writer.pending.list_all()[0].refused
 
 
 def test_a_dropped_change_is_never_made_and_the_ledger_says_who_dropped_it(
     writer: Writer, other: Open, mine: MongoClient[dict[str, Any]]
 ) -> None:
     pending = asked(mine, lambda session: writer.in_transaction(session).create(flag()))
-    commit = other("bob").drop_pending(pending.request, reason="no longer wanted")
+    commit = other("bob").pending.drop(pending.request, reason="no longer wanted")
     assert commit.revision == 1
-    assert writer.pending() == []
+    assert writer.pending.list_all() == []
     (entry,) = entries(writer.store, action="drop-pending")
     assert (entry.actor, entry.reason) == ("bob", "no longer wanted")
     assert entry.actions == (f"drop pending {pending.request}",)
     with pytest.raises(NotPendingError, match="was dropped at revision 1"):
         pending.commit()
     with pytest.raises(NotPendingError, match="there is no pending change"):
-        writer.drop_pending(pending.request)
+        writer.pending.drop(pending.request)
 
 
 def test_what_was_dropped_is_not_made_outside_of_a_transaction_either(
@@ -484,7 +484,7 @@ def test_what_was_dropped_is_not_made_outside_of_a_transaction_either(
         mine,
         lambda session: writer.in_transaction(session).create(flag(), idempotency_key="orders"),
     )
-    writer.drop_pending("orders")
+    writer.pending.drop("orders")
     with pytest.raises(NotPendingError, match="was dropped at revision 1"):
         writer.create(flag(), idempotency_key="orders")
     assert writer.store.read_tip().revision == 1
@@ -499,7 +499,7 @@ def test_no_idempotency_key_is_a_drop(writer: Writer, mine: MongoClient[dict[str
         with contextlib.suppress(InvalidDocumentError):
             writer.create(flag("a.two"), idempotency_key=key)
     assert pending.commit().revision == 2
-    assert writer.drop_pending(asked_anew(writer, mine)).request == "flagkit:drop anew"
+    assert writer.pending.drop(asked_anew(writer, mine)).request == "flagkit:drop anew"
 
 
 def asked_anew(writer: Writer, mine: MongoClient[dict[str, Any]]) -> str:
@@ -521,7 +521,7 @@ def test_to_drop_a_change_of_nothing_takes_a_role_on_all(
     ):
         pass
     with pytest.raises(AccessDeniedError):
-        writer.drop_pending("nothing", actor="bob")
+        writer.pending.drop("nothing", actor="bob")
 
 
 def test_a_drop_and_a_sweep_exclude_each_other(
@@ -536,12 +536,12 @@ def test_a_drop_and_a_sweep_exclude_each_other(
 
     def late(tip: Tip, change: Change, *kept: Any) -> bool:
         monkeypatch.undo()
-        writer.drop_pending(pending.request)
+        writer.pending.drop(pending.request)
         return compare_and_set(tip, change, *kept)
 
     monkeypatch.setattr(sweeper.store, "compare_and_set", late)
-    assert sweeper.sweep().commits == ()
-    assert writer.pending() == []
+    assert sweeper.pending.sweep().commits == ()
+    assert writer.pending.list_all() == []
     assert [entry.actions[0].split()[0] for entry in entries(writer.store)] == ["drop"]
     # And the other way round.
     pending = asked(mine, lambda session: writer.in_transaction(session).create(flag()))
@@ -549,12 +549,12 @@ def test_a_drop_and_a_sweep_exclude_each_other(
 
     def swept(tip: Tip, change: Change, *kept: Any) -> bool:
         monkeypatch.undo()
-        writer.sweep()
+        writer.pending.sweep()
         return compare_and_set(tip, change, *kept)
 
     monkeypatch.setattr(sweeper.store, "compare_and_set", swept)
     with pytest.raises(NotPendingError, match="was made as revision 2"):
-        sweeper.drop_pending(pending.request)
+        sweeper.pending.drop(pending.request)
 
 
 def test_dropping_takes_a_role_on_what_it_touches(
@@ -565,7 +565,7 @@ def test_dropping_takes_a_role_on_what_it_touches(
         change.grant("bob", "editor", ["pay."])
     pending = asked(mine, lambda session: writer.in_transaction(session).create(flag()))
     with pytest.raises(AccessDeniedError, match=r"may not edit shop\.search"):
-        other("bob").drop_pending(pending.request)
+        other("bob").pending.drop(pending.request)
     assert names(writer) == [pending.request]
 
 
@@ -578,7 +578,7 @@ def test_a_key_that_was_used_before_is_the_same_change_or_an_error_at_once(
         lambda session: writer.in_transaction(session).create(flag(), idempotency_key="deploy-7"),
     )
     assert same.commit() == first
-    assert writer.pending() == []
+    assert writer.pending.list_all() == []
     with mine.start_session() as session:
         session.start_transaction()
         with pytest.raises(RequestConflictError):
@@ -594,7 +594,7 @@ def test_who_sends_it_again_outside_of_a_transaction_makes_it_once(
         mine, lambda session: writer.in_transaction(session).create(flag(), idempotency_key="k")
     )
     commit = writer.create(flag(), idempotency_key="k")
-    assert writer.sweep().commits == (commit,)
+    assert writer.pending.sweep().commits == (commit,)
     assert pending.commit() == commit
 
 
@@ -622,7 +622,7 @@ def test_a_transaction_that_is_tried_again_asks_once(
     assert len(tries) == 2
     assert left(mine, database) == {"audit": 1, "pending": 1, "ledger": 0}
     assert pending.commit().revision == 1
-    assert writer.sweep().commits == ()
+    assert writer.pending.sweep().commits == ()
     assert (tries[0].request == tries[1].request) == (key is not None)
 
 
@@ -652,7 +652,7 @@ def test_members_come_with_a_segment(writer: Writer, mine: MongoClient[dict[str,
     keys = [f"user-{i}" for i in range(20_000)]
     document = {"key": "beta", "included": keys}
     asked(mine, lambda session: writer.in_transaction(session).create_segment(document))
-    assert len(writer.sweep().commits) == 1
+    assert len(writer.pending.sweep().commits) == 1
     assert verify(writer.store) == []
     with writer.store.open_reader() as reading:
         assert (
@@ -718,7 +718,7 @@ def test_a_request_that_was_altered_is_refused(
     mine[database].audit.delete_many({})
     with pytest.raises(InvalidDocumentError, match="removed past the writer"):
         pending.commit()
-    assert writer.pending()[0].refused
+    assert writer.pending.list_all()[0].refused
 
 
 def test_what_was_changed_past_the_writer_is_waited_for(
@@ -727,8 +727,8 @@ def test_what_was_changed_past_the_writer_is_waited_for(
     writer.create(flag())
     pending = asked(mine, lambda session: writer.in_transaction(session).pause("shop.search"))
     mine[database].flags.update_one({}, {"$set": {"policy.owner": "eve"}})
-    assert writer.sweep().waiting == 1
-    (waiting,) = writer.pending()
+    assert writer.pending.sweep().waiting == 1
+    (waiting,) = writer.pending.list_all()
     assert (waiting.refused, waiting.tries) == (False, 1)
     with pytest.raises(StoreError, match="past the writer"):
         pending.commit()
@@ -750,7 +750,7 @@ def test_the_glass_is_broken_as_at_any_commit(
     ):
         change.bypass_guards("incident 7")
         change.create(flag())
-    assert guarded.sweep().refused == 0
+    assert guarded.pending.sweep().refused == 0
     assert [entry.glass for entry in entries(writer.store)] == ["incident 7"]
 
 

@@ -678,14 +678,14 @@ def test_members_of_what_is_pending_or_proposed_stay(history: Writer, mongo_uri:
         with session.start_transaction():
             asked = {"key": "a.asked", "included": ["asked"]}
             pending = history.in_transaction(session).create_segment(asked)
-        with history.propose() as change:
+        with history.proposals.propose() as change:
             change.create_segment({"key": "a.proposed", "included": ["proposed"]})
     wanted, start = Retention(remains_days=1), later(history)
     for day in range(3):
         prune(history, wanted, now=start + timedelta(days=2 * day))
     pending.commit()
-    history.approve(change.proposal or "", actor="ada")
-    history.apply(change.proposal or "")
+    history.proposals.approve(change.proposal or "", actor="ada")
+    history.proposals.apply(change.proposal or "")
     assert verify(history.store) == []
 
 

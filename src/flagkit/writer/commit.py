@@ -15,10 +15,10 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from flagkit._core.background import Log
 from flagkit._core.model import Flag
@@ -56,7 +56,7 @@ from flagkit.writer.access import (
     list_required_permissions,
     log_denial,
 )
-from flagkit.writer.draft import Draft
+from flagkit.writer.draft import Commit, Draft
 from flagkit.writer.guards import Guard, build_planned_changes, check_guards
 from flagkit.writer.operations import encode_operations, hash_request
 from flagkit.writer.planning import ChangePlan, plan
@@ -155,12 +155,16 @@ def build_audit_content(
     return content
 
 
+CommitFunction: TypeAlias = Callable[[Draft, str, Mapping[str, Any], float | None], Commit]
+"""Commits a draft under the id of a request, with its content for the audit, within seconds."""
+
+
 class RequestBuilder:
     """Builds drafts and requests for one writer, with its actor and its data keys."""
 
     def __init__(self, environment: str, actor: str, keys: DataKeys | None) -> None:
         self._environment = environment
-        self.actor = check_actor(actor)
+        self.actor = actor
         self._keys = keys
 
     def create_draft(self) -> Draft:

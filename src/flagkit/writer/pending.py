@@ -9,7 +9,7 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Unpack
 
@@ -36,6 +36,7 @@ from flagkit.errors import (
 )
 from flagkit.writer.access import CommitPolicy, Permission
 from flagkit.writer.commit import (
+    CommitFunction,
     RequestBuilder,
     check_same_request,
     find_commit,
@@ -60,9 +61,6 @@ CLOSE_SECONDS: Final = 5.0
 BACKOFF_SECONDS_MAX: Final = 60.0
 _PAUSE_SECONDS_MAX = 0.02
 _UNAVAILABLE_SECONDS_MAX = 0.5
-
-CommitFunction = Callable[[Draft, str, Mapping[str, Any], float | None], Commit]
-"""Commits a draft under a request's id, with what the audit has of it, within some seconds."""
 
 
 class PendingRequest(Struct, frozen=True):
@@ -118,7 +116,11 @@ class _DropPending(CommitPolicy):
 
 
 class PendingQueue:
-    """Puts requests into transactions, and makes revisions of them afterwards."""
+    """The pending changes of an environment, as `writer.pending` has them.
+
+    `Writer.in_transaction` inserts requests. The queue makes revisions of them after their
+    transactions.
+    """
 
     def __init__(self, store: Store, requests: RequestBuilder, commit: CommitFunction) -> None:
         self._store = store
@@ -147,8 +149,11 @@ class PendingQueue:
         check_same_request(request, digest, content, is_committed=False)
         return PendingChange(request, self.commit)
 
-    def commit(self, request: str, timeout: float) -> Commit:
-        """Sequence a request, and before it what must come before."""
+    def commit(self, request: str, timeout: float = 30.0) -> Commit:
+        """Make the revision of a pending change, as `PendingChange.commit` does.
+
+        Any process may do so for any other. Earlier pending changes of the same flags come first.
+        """
         deadline = time.monotonic() + timeout
         while True:
             try:
@@ -191,7 +196,13 @@ class PendingQueue:
             raise refused.error from None
 
     def sweep(self) -> SweepResult:
-        """Sequence all that waits, in order; what touches flags of what goes on waiting, waits."""
+        """Make the revisions of all pending changes, in order, whoever requested them.
+
+        A change waits if an earlier one of the same flags has to go on waiting.
+
+        Raises:
+            StoreUnavailableError: the database cannot be reached. Nothing is lost.
+        """
         commits: list[Commit] = []
         refused, waiting = 0, 0
         held: list[set[PolicyId] | None] = []
@@ -223,8 +234,8 @@ class PendingQueue:
             waiting += 1
         return SweepResult(tuple(commits), refused, waiting)
 
-    def list_pending(self) -> list[PendingRequest]:
-        """Return what waits, and what was refused, in order."""
+    def list_all(self) -> list[PendingRequest]:
+        """Return the changes that wait and those that were refused, in order."""
         documents = self._store.pending.read_all()
         if not documents:
             # Nothing waits in an environment that does not exist, either.
@@ -248,13 +259,21 @@ class PendingQueue:
             )
         return found
 
-    def drop(self, request: str, content: Mapping[str, Any]) -> Commit:
-        """Make sure that a request never becomes a revision; this is a revision itself."""
+    def drop(self, request: str, *, reason: str = "", actor: str | None = None) -> Commit:
+        """Drop a pending change, so that nothing ever makes it. The drop is itself a revision.
+
+        Raises:
+            NotPendingError: no pending change has this id, or it was made meanwhile.
+            AccessDeniedError: the actor has no role to edit the flags of the change.
+        """
+        draft = self._requests.create_draft()
+        _, content = self._requests.build(draft, {"reason": reason, "actor": actor})
         document = self._store.pending.find(request)
         if document is None:
             self._store.read_tip()
-            raise NotPendingError(f"there is no pending change {request!r}: see Writer.pending()")
-        draft = Draft(self._store.environment)
+            raise NotPendingError(
+                f"there is no pending change {request!r}: see writer.pending.list_all()"
+            )
         draft.commit_policy = _DropPending(
             request, _list_drop_permissions(_get_touched_policies(document))
         )
@@ -322,7 +341,7 @@ class PendingQueue:
             raise InvalidDocumentError(
                 "", "was changed past the writer since it was asked for", "Ask for it anew"
             )
-        draft = Draft(self._store.environment)
+        draft = self._requests.create_draft()
         draft.operations = decode_operations(content["operations"])
         draft.bypass_reason = content.get("glass", "")
         return self._commit_draft(draft, request, content, timeout)

@@ -17,14 +17,14 @@ from flagkit._core.storage.requests import Session
 from flagkit._core.storage.store import Store
 from flagkit.config import resolve_settings
 from flagkit.errors import ConfigurationError, InvalidArgumentError
-from flagkit.writer.approvals import Approvals
+from flagkit.writer.approvals import Proposals
 from flagkit.writer.checkpoints import CheckpointPublisher
 from flagkit.writer.commit import CommitProtocol, RequestBuilder, check_same_request
-from flagkit.writer.draft import Commit, Draft, PendingChange, Preview, build_data_keys
+from flagkit.writer.draft import Commit, Draft, Preview, build_data_keys
 from flagkit.writer.effects import iter_notes
 from flagkit.writer.guards import Guard
-from flagkit.writer.pending import PendingQueue, PendingRequest, SweepResult, TransactionWriter
-from flagkit.writer.shortcuts import ChangeOptions
+from flagkit.writer.pending import PendingQueue, TransactionWriter
+from flagkit.writer.shortcuts import ChangeOptions, ChangeShortcuts
 
 _log = Log("flagkit.writer")
 
@@ -33,7 +33,7 @@ TIMEOUT_SECONDS: Final = 30.0
 
 
 @refuse_unknown_in_methods
-class Writer(Approvals):
+class Writer(ChangeShortcuts[Commit]):
     """Makes changes to one environment. May be used from many threads, which then take turns.
 
     Args:
@@ -81,10 +81,14 @@ class Writer(Approvals):
         self._checkpoint_publisher = (
             None if checkpoint_every is None else CheckpointPublisher(self.store, checkpoint_every)
         )
-        self.keys = self._data_keys = build_data_keys(settings)
+        self.keys = build_data_keys(settings)
+        """The data keys that encrypt sensitive variants."""
         self._commit_protocol = CommitProtocol(self.store, asked, timeout)
         self._requests = RequestBuilder(settings.environment, actor, self.keys)
-        self._pending_queue = PendingQueue(self.store, self._requests, self._commit)
+        self.pending = PendingQueue(self.store, self._requests, self._commit)
+        """The changes that were requested in transactions, to sweep, list and drop."""
+        self.proposals = Proposals(self.store, self._requests, self._commit)
+        """The changes that were proposed, to approve, reject and apply."""
 
     @property
     def actor(self) -> str:
@@ -106,11 +110,11 @@ class Writer(Approvals):
             ConfigurationError: this writer has no encryption.
             EncryptionError, StoreError: the provider, or the database, refused.
         """
-        if self._data_keys is None:
+        if self.keys is None:
             raise ConfigurationError(
                 "this writer has no encryption: pass encryption=, or set FLAGKIT_LOCAL_KEY_PATH"
             )
-        return self._data_keys.create(master_key)
+        return self.keys.create(master_key)
 
     @contextlib.contextmanager
     def change(self, **options: Unpack[ChangeOptions]) -> Generator[Draft]:
@@ -132,7 +136,7 @@ class Writer(Approvals):
         request, content = self._requests.build(draft, options)
         is_new = options.get("idempotency_key") is None
         draft.commit = self._commit(draft, request, content, is_new=is_new)
-        self._pending_queue.maybe_sweep()
+        self.pending.maybe_sweep()
 
     def edit(
         self,
@@ -169,7 +173,7 @@ class Writer(Approvals):
         Args:
             session: A session of a client of the same cluster, with a started transaction.
         """
-        return TransactionWriter(self._pending_queue, self._requests, session)
+        return TransactionWriter(self.pending, self._requests, session)
 
     @contextlib.contextmanager
     def preview(self, **options: Unpack[ChangeOptions]) -> Generator[Draft]:
@@ -208,37 +212,9 @@ class Writer(Approvals):
             reading, changes, self._requests.resolve_actor(actor), reason
         )
 
-    def pending_change(self, request: str) -> PendingChange:
-        """Return the pending change of a request's id, be it that another process asked for it."""
-        return PendingChange(request, self._pending_queue.commit)
-
-    def pending(self) -> list[PendingRequest]:
-        """Return the changes that wait to be sequenced, and those that were refused, in order."""
-        return self._pending_queue.list_pending()
-
-    def sweep(self) -> SweepResult:
-        """Sequence the changes that wait, whoever asked for them.
-
-        Raises:
-            StoreUnavailableError: the database cannot be reached. Nothing is lost.
-        """
-        return self._pending_queue.sweep()
-
-    def drop_pending(self, request: str, *, reason: str = "", actor: str | None = None) -> Commit:
-        """Make sure that a pending change is never made. That stands in the ledger as a revision.
-
-        Raises:
-            NotPendingError: there is none of that name, or it was made meanwhile.
-            AccessDeniedError: to edit what it touches takes another role.
-        """
-        _, content = self._requests.build(
-            Draft(self.environment), {"reason": reason, "actor": actor}
-        )
-        return self._pending_queue.drop(request, content)
-
     def close(self) -> None:
         """Close the connections; a checkpoint or a sweep that is being made is left off."""
-        self._pending_queue.close()
+        self.pending.close()
         if self._checkpoint_publisher is not None:
             self._checkpoint_publisher.close()
         self.store.close()

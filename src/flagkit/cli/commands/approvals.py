@@ -90,7 +90,7 @@ def _approve(proposal: str, **deciding: Unpack[DecisionOptions]) -> None:
     It takes the role that the change takes.
     """
     with _open_writer(deciding) as writer:
-        approved = writer.approve(proposal, reason=deciding["reason"])
+        approved = writer.proposals.approve(proposal, reason=deciding["reason"])
         mark_work_done()
         print_proposal(approved, deciding["output"])
 
@@ -104,7 +104,9 @@ def _reject(proposal: str, **deciding: Unpack[DecisionOptions]) -> None:
     That is a revision, which changes no flag.
     """
     with _open_writer(deciding) as writer:
-        print_commit(writer.reject(proposal, reason=deciding["reason"]), writer, deciding["output"])
+        print_commit(
+            writer.proposals.reject(proposal, reason=deciding["reason"]), writer, deciding["output"]
+        )
 
 
 @approvals.command("withdraw")
@@ -117,7 +119,9 @@ def _withdraw(proposal: str, **deciding: Unpack[DecisionOptions]) -> None:
     """
     with _open_writer(deciding) as writer:
         print_commit(
-            writer.withdraw(proposal, reason=deciding["reason"]), writer, deciding["output"]
+            writer.proposals.withdraw(proposal, reason=deciding["reason"]),
+            writer,
+            deciding["output"],
         )
 
 
@@ -136,7 +140,7 @@ def _apply(
     """
     asked = load_guards(guards)
     with Writer(**place, actor=actor, guards=asked) as writer:
-        print_commit(writer.apply(proposal), writer, output)
+        print_commit(writer.proposals.apply(proposal), writer, output)
 
 
 def _open_writer(options: DecisionOptions) -> Writer:

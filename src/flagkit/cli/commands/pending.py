@@ -40,7 +40,7 @@ def _sequencing_options(command: _Command) -> _Command:
 def _list(output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """List changes that wait to be made, and those that were refused, in order."""
     with Writer(**place, actor=_NOBODY) as writer:
-        found = writer.pending()
+        found = writer.pending.list_all()
     if output in PROGRAM_FORMATS:
         emit([msgspec.to_builtins(waiting) for waiting in found], output)
     elif found:
@@ -70,7 +70,7 @@ def _sweep(guards: str | None, output: str, **place: Unpack[EnvironmentOptions])
     Those that were refused are left as they are.
     """
     with Writer(**place, actor=_NOBODY, guards=load_guards(guards)) as writer:
-        swept = writer.sweep()
+        swept = writer.pending.sweep()
         mark_work_done()
         if output in PROGRAM_FORMATS:
             emit(msgspec.to_builtins(swept), output)
@@ -93,7 +93,7 @@ def _commit(
     What was asked for before it of the same flags is made before it.
     """
     with Writer(**place, actor=_NOBODY, guards=load_guards(guards)) as writer:
-        print_commit(writer.pending_change(request).commit(), writer, output)
+        print_commit(writer.pending.commit(request), writer, output)
 
 
 @pending.command("drop")
@@ -110,7 +110,7 @@ def _drop(request: str, **deciding: Unpack[DecisionOptions]) -> None:
         actor=deciding["actor"],
         database=deciding["database"],
     ) as writer:
-        dropped = writer.drop_pending(request, reason=deciding["reason"])
+        dropped = writer.pending.drop(request, reason=deciding["reason"])
         print_commit(dropped, writer, deciding["output"])
 
 
