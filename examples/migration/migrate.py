@@ -48,12 +48,11 @@ def migrate(mine: MongoClient[dict[str, Any]], orders: Orders, writer: Writer) -
             cents = int(Decimal(order["amount"]) * 100)
             orders.update_one({"_id": order["_id"]}, {"$set": {"cents": cents}}, session=session)
         # The key names the request: the driver may call this function again.
-        return writer.set_rollout(
+        return writer.in_transaction(session).set_rollout(
             FLAG,
             100,
             reason="all orders have their amount in cents",
             idempotency_key="orders-in-cents",
-            session=session,
         )
 
     with mine.start_session() as session:
@@ -77,7 +76,7 @@ def show(uri: str, database: str) -> None:
             migrate(mine, orders, writer)
         except ArithmeticError:
             moved = orders.count_documents({"cents": {"$exists": True}})
-            waiting = len(writer.pending())
+            waiting = len(writer.pending.list_all())
             print(f"An order cannot be migrated: {moved} are, and {waiting} changes of flags wait.")
         orders.update_one({"_id": 100}, {"$set": {"amount": "100.50"}})
         commit = migrate(mine, orders, writer)

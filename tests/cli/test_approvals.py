@@ -109,9 +109,9 @@ def test_pending_changes_are_listed_swept_committed_and_dropped(
     assert command.told("pending", "list") == "Nothing is pending.\n"
     with MongoClient[dict[str, Any]](mongo_uri) as mine, mine.start_session() as session:
         with session.start_transaction():
-            writer.pause("shop.search", reason="moved", session=session)
-            gone = writer.pause("shop.gone", session=session).request
-            late = writer.pause("shop.late", session=session).request
+            writer.in_transaction(session).pause("shop.search", reason="moved")
+            gone = writer.in_transaction(session).pause("shop.gone").request
+            late = writer.in_transaction(session).pause("shop.late").request
         assert [item["refused"] for item in command.data("pending", "list")] == [False] * 3
         assert "pause shop.search" in command.told("pending", "list")
     swept = command.told("pending", "sweep").splitlines()

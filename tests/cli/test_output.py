@@ -30,7 +30,7 @@ from flagkit.cli.main import flagkit
 from flagkit.cli.output import Printer, guard_streams, mark_work_done
 from flagkit.errors import AccessDeniedError
 from flagkit.history import client_at, digest_of
-from flagkit.writer import Writer, writer
+from flagkit.writer import Writer, commit
 from tests.support.hostile import MARKUP, STORABLE, assert_harmless
 from tests.support.terminals import TerminalOutput, run_on_terminal, show_on_terminal
 
@@ -82,7 +82,7 @@ def flag(key: str, **fields: Any) -> dict[str, Any]:
 def as_earlier() -> Iterator[None]:
     """Let any name come in for an actor, as earlier builds did."""
     with pytest.MonkeyPatch.context() as patched:
-        for module in (writer, access):
+        for module in (commit, access):
             patched.setattr(module, "check_actor", str)
         yield
 
@@ -155,14 +155,14 @@ class Stage:
 
     def proposal(self) -> str:
         key = self.key()
-        with self.writer.propose(reason=BAD) as change:
+        with self.writer.proposals.propose(reason=BAD) as change:
             change.pause(key)
         assert change.proposal is not None
         return change.proposal
 
     def proposed_by_another(self) -> str:
         key = self.key()
-        with as_earlier(), self.writer.propose(reason=BAD, actor=f"dana {BAD}") as change:
+        with as_earlier(), self.writer.proposals.propose(reason=BAD, actor=f"dana {BAD}") as change:
             change.pause(key)
         assert change.proposal is not None
         return change.proposal
@@ -170,7 +170,7 @@ class Stage:
     def approved(self) -> str:
         proposal = self.proposal()
         with as_earlier():
-            self.writer.approve(proposal, reason=BAD, actor=f"dana {BAD}")
+            self.writer.proposals.approve(proposal, reason=BAD, actor=f"dana {BAD}")
         return proposal
 
     def pending(self) -> str:
@@ -182,7 +182,7 @@ class Stage:
             mongo.start_session() as session,
             session.start_transaction(),
         ):
-            self.writer.pause(key, reason=BAD, idempotency_key=request, session=session)
+            self.writer.in_transaction(session).pause(key, reason=BAD, idempotency_key=request)
         return request
 
     def digest(self) -> str:

@@ -89,9 +89,9 @@ def test_a_writer_refuses_what_it_does_not_know_before_anything_is_done(
 
 def test_an_unknown_argument_is_compared_with_all_that_a_verb_takes(flag: Writer) -> None:
     with pytest.raises(TypeError, match="Did you mean 'expected_version'"):
-        flag.set_rollout("a.b", 5, expected_versoin=1)  # type: ignore[call-overload]
+        flag.set_rollout("a.b", 5, expected_versoin=1)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="Did you mean 'idempotency_key'"):
-        flag.rollback("a.b", to=1, idempotency="k")  # type: ignore[call-overload]
+        flag.rollback("a.b", to=1, idempotency="k")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="Did you mean 'key'"):
         entries(flag.store, kye="a.b")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="Did you mean 'since'"):
@@ -149,15 +149,15 @@ CALLS: dict[str, Callable[[Writer, Any], object]] = {
     "a segment": lambda w, v: w.create_segment(v),
     "a reason": lambda w, v: w.pause("a.b", reason=v),
     "an idempotency key": lambda w, v: w.pause("a.b", idempotency_key=v),
-    "a session": lambda w, v: w.pause("a.b", session=v),
+    "a session": lambda w, v: w.in_transaction(v).pause("a.b"),
     "namespaces": lambda w, v: drafted(lambda d: d.grant("x", "admin", v), w),
     "a role": lambda w, v: drafted(lambda d: d.grant("x", v), w),
     "glass": lambda w, v: drafted(lambda d: d.bypass_guards(v), w),
     "a capacity": lambda w, v: drafted(lambda d: d.set_limit("actor", capacity=v, rate=1), w),
     "a rate": lambda w, v: drafted(lambda d: d.set_limit("actor", capacity=1, rate=v), w),
-    "a proposal": lambda w, v: w.approve(v),
-    "proposals": lambda w, v: w.proposals(v),
-    "a request": lambda w, v: w.drop_pending(v),
+    "a proposal": lambda w, v: w.proposals.approve(v),
+    "proposals": lambda w, v: w.proposals.list_newest(v),
+    "a request": lambda w, v: w.pending.drop(v),
     "days": lambda w, v: stale_flags(w.store, v),
     **{
         f"entries by {name}": lambda w, v, name=name: list(entries(w.store, **{name: v}))  # type: ignore[misc]

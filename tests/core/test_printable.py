@@ -246,7 +246,9 @@ def test_requests_and_reasons_make_no_line_of_a_log(
             change.bypass_guards(f"why {STORABLE}")
             change.pause("shop.a")
         with mongo.start_session() as session, session.start_transaction():
-            pending = writer.resume("shop.a", idempotency_key=f"k {STORABLE}", session=session)
+            pending = writer.in_transaction(session).resume(
+                "shop.a", idempotency_key=f"k {STORABLE}"
+            )
         writer.archive("shop.a")
         with pytest.raises(FlagkitError):
             pending.commit()

@@ -54,7 +54,7 @@ def test_killed_after_its_transaction_it_is_finished_by_another_writer(
         assert killed.returncode == -signal.SIGKILL
         assert orders.count_documents({"cents": 50}) == 3
     assert writer.store.read_tip().revision == 1
-    (commit,) = writer.sweep().commits
+    (commit,) = writer.pending.sweep().commits
     assert commit.request == "orders-in-cents"
     with writer.store.open_reader() as reading:
         policy = reading.find_flags([EXAMPLE["FLAG"]])["*", EXAMPLE["FLAG"]].policy

@@ -886,16 +886,16 @@ def test_a_request_with_lists_in_a_transaction_is_recognised_when_it_is_sent_aga
             with session.start_transaction():
                 # Even twice in one transaction, in which alone the first one can be seen.
                 for _ in range(2):
-                    writer.create_segment(document, idempotency_key="k", session=session)
+                    writer.in_transaction(session).create_segment(document, idempotency_key="k")
             other = {"key": "s", "included": ["eve"]}
             with session.start_transaction(), pytest.raises(RequestConflictError):
-                writer.create_segment(other, idempotency_key="k", session=session)
-        assert len(writer.sweep().commits) == 1
+                writer.in_transaction(session).create_segment(other, idempotency_key="k")
+        assert len(writer.pending.sweep().commits) == 1
         held = stored(writer)
         parts_before = mine[database].members.count_documents({})
         with session.start_transaction():
-            writer.update_segment(document, session=session)
-        assert len(writer.sweep().commits) == 1
+            writer.in_transaction(session).update_segment(document)
+        assert len(writer.pending.sweep().commits) == 1
         assert stored(writer) == held
         parts_after = mine[database].members.count_documents({})
         # A list that is too long to be recorded is compared before its parts are stored.
@@ -908,12 +908,12 @@ def test_a_request_with_lists_in_a_transaction_is_recognised_when_it_is_sent_aga
 def test_a_proposal_of_the_same_lists_keeps_the_seed(writer: Writer, listed: list[Any]) -> None:
     writer.create_segment({"key": "s", "included": listed})
     held = stored(writer)
-    with writer.propose(reason="an owner") as draft:
+    with writer.proposals.propose(reason="an owner") as draft:
         draft.update_segment({"key": "s", "included": listed, "owner": "shop"})
     assert draft.proposal is not None
-    assert writer.proposal(draft.proposal).differences == ("segment s: owner added: shop",)
-    writer.approve(draft.proposal, actor="grace")
-    writer.apply(draft.proposal)
+    assert writer.proposals.read(draft.proposal).differences == ("segment s: owner added: shop",)
+    writer.proposals.approve(draft.proposal, actor="grace")
+    writer.proposals.apply(draft.proposal)
     assert stored(writer).policy == held.policy | {"owner": "shop"}
 
 

@@ -473,7 +473,9 @@ WRONG: dict[str, tuple[object, str, object]] = {
     ),
     "no sign has another case": (patterns, "_FOLDS", patterns._FOLDS[:2]),
     "only upper case has another case": (patterns, "_FOLDS", patterns._FOLDS[:1]),
-    "classes keep their case": (patterns._Parser, "fold_if_ignored", lambda _, r: patterns.join_ranges(r)),
+    "classes keep their case": (
+        patterns._Parser, "fold_if_ignored", lambda _, r: patterns.join_ranges(r)
+    ),
     "a dot is any character": (Positions, "add_part", any_character),
     "negated classes have no newline": (
         patterns, "invert_ranges", lambda r: right_inverted(patterns.join_ranges((*r, (10, 10))))

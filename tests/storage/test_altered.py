@@ -166,22 +166,22 @@ def _fill_production(uri: str, held: Database[Document]) -> None:
 def _propose_and_ask(writer: Writer, held: Database[Document]) -> None:
     """Make proposals, and ask for changes in transactions."""
     for name in ("a.three", "a.four", "a.five"):
-        with writer.propose(reason=f"please, {name}") as change:
+        with writer.proposals.propose(reason=f"please, {name}") as change:
             change.create(rolled(name))
         proposal = change.proposal or ""
-        writer.approve(proposal, actor="ada", reason="seen it")
+        writer.proposals.approve(proposal, actor="ada", reason="seen it")
         if name == "a.five":
-            writer.reject(proposal, actor="ada")
+            writer.proposals.reject(proposal, actor="ada")
         else:
-            writer.apply(proposal, actor="ada")
-    with writer.propose(reason="it can wait") as change:
+            writer.proposals.apply(proposal, actor="ada")
+    with writer.proposals.propose(reason="it can wait") as change:
         change.pause("a.three")
     for name, actor in (("a.one", "dana"), ("a.two", "mallory"), ("a.three", "mallory")):
         with held.client.start_session() as session, session.start_transaction():
-            writer.set_rollout(name, 3, actor=actor, session=session)
-    writer.sweep()
+            writer.in_transaction(session).set_rollout(name, 3, actor=actor)
+    writer.pending.sweep()
     with held.client.start_session() as session, session.start_transaction():
-        writer.pause("a.two", session=session)
+        writer.in_transaction(session).pause("a.two")
     held.pending.update_many({}, {"$set": {"not_before": datetime(2031, 1, 1, tzinfo=UTC)}})
     writer.update_segment({"key": "guests", "included": ["eve", "joe"], "by": "id"})
     with pytest.raises(AccessDeniedError):
@@ -396,8 +396,8 @@ CALLS: dict[str, Callable[[Writer], object]] = {
     "limits": lambda writer: limits(writer.store),
     "denials": lambda writer: denials(writer.store),
     "stale": lambda writer: stale_flags(writer.store, 1),
-    "pending": lambda writer: writer.pending(),
-    "proposals": lambda writer: writer.proposals(),
+    "pending": lambda writer: writer.pending.list_all(),
+    "proposals": lambda writer: writer.proposals.list_newest(),
     "preview": lambda writer: previewed(writer, "a.two"),
 }
 NOT_READ = ("checkpoints", "slices", "clients", "erasures", "keys")

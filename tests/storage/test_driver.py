@@ -166,6 +166,6 @@ def test_a_session_of_a_client_that_decodes_in_its_own_way_is_taken(
         revisions = []
         for _ in range(2):
             with theirs.start_session() as session, session.start_transaction():
-                pending = writer.create(DATED, session=session, idempotency_key="once")
+                pending = writer.in_transaction(session).create(DATED, idempotency_key="once")
             revisions.append(pending.commit().revision)
         assert revisions == [1, 1]

@@ -715,25 +715,25 @@ def test_secrets_are_encrypted_in_transactions_and_proposals(
     since = now(where["uri"])
     with MongoClient[dict[str, Any]](where["uri"]) as mine, mine.start_session() as session:
         with session.start_transaction():
-            pending = sealing.create(flag("a.b", "canary-asked"), session=session)
-        with sealing.propose() as change:
+            pending = sealing.in_transaction(session).create(flag("a.b", "canary-asked"))
+        with sealing.proposals.propose() as change:
             change.create(flag("a.c", "canary-proposed"))
         # Who makes them needs no keys.
-        assert plain.sweep().commits == (pending.commit(),)
-        plain.approve(change.proposal or "", actor="ada")
-        revision = plain.apply(change.proposal or "").revision
+        assert plain.pending.sweep().commits == (pending.commit(),)
+        plain.proposals.approve(change.proposal or "", actor="ada")
+        revision = plain.proposals.apply(change.proposal or "").revision
         stored: dict[str, Any] = {}
         sealing.edit("a.b", lambda found: kept(found, stored))
         session.start_transaction()
         with pytest.raises(InvalidDocumentError, match="outside of a transaction"):
-            plain.update(stored, session=session)
+            plain.in_transaction(session).update(stored)
         session.abort_transaction()
     with (
         pytest.raises(InvalidDocumentError, match="is not what the flag has"),
-        plain.propose() as p,
+        plain.proposals.propose() as p,
     ):
         p.create({**stored, "key": "a.d"})
-    with plain.propose() as change:
+    with plain.proposals.propose() as change:
         change.update({**stored, "owner": "ada"})
     for canary in ("canary-asked", "canary-proposed"):
         assert places_of(canary, where["uri"], where["database"], since) == set()

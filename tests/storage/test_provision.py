@@ -354,20 +354,20 @@ def test_a_writer_proposes_and_asks_in_transactions(uri_of: UriOf) -> None:
         with writer.change() as change:
             change.grant("dana", "admin")
             change.grant("ada", "releaser")
-        with writer.propose(reason="later") as change:
+        with writer.proposals.propose(reason="later") as change:
             change.set_rollout("w.one", 30)
         proposal = change.proposal or ""
-        writer.approve(proposal, actor="ada")
-        writer.apply(proposal)
-        with writer.propose() as change:
+        writer.proposals.approve(proposal, actor="ada")
+        writer.proposals.apply(proposal)
+        with writer.proposals.propose() as change:
             change.set_rollout("w.one", 40)
-        writer.reject(change.proposal or "")
+        writer.proposals.reject(change.proposal or "")
         with MongoClient[Document](uri_of(WRITER)) as mine, mine.start_session() as session:
             with session.start_transaction():
-                due = writer.set_rollout("w.one", 50, session=session)
-                refused = writer.pause("w.gone", session=session)
-            assert len(writer.sweep().commits) == 1
-            assert due.commit().revision < writer.drop_pending(refused.request).revision
+                due = writer.in_transaction(session).set_rollout("w.one", 50)
+                refused = writer.in_transaction(session).pause("w.gone")
+            assert len(writer.pending.sweep().commits) == 1
+            assert due.commit().revision < writer.pending.drop(refused.request).revision
 
 
 @pytest.mark.parametrize("stored", [READER, WRITER], indirect=True, ids=str)

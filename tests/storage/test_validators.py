@@ -54,18 +54,18 @@ def held(mongo_uri: str) -> Iterator[Database[Document]]:
                 patched.setattr(pages, "UNPAGED_POLICIES_MAX", 0)
                 writer.create(flag("a.paged"), actor="dana")
             write_checkpoint(writer.store)
-            with writer.propose() as change:
+            with writer.proposals.propose() as change:
                 change.restore("a.one")
                 change.create(flag("a.three"))
             proposal = change.proposal or ""
-            writer.approve(proposal, actor="ada")
-            writer.apply(proposal)
+            writer.proposals.approve(proposal, actor="ada")
+            writer.proposals.apply(proposal)
             with direct.start_session() as session, session.start_transaction():
-                writer.pause("a.gone", session=session)
-            writer.sweep()
+                writer.in_transaction(session).pause("a.gone")
+            writer.pending.sweep()
             with direct.start_session() as session, session.start_transaction():
-                writer.rollback(to=1, session=session)
-                writer.pause("a.one", session=session)
+                writer.in_transaction(session).rollback(to=1)
+                writer.in_transaction(session).pause("a.one")
         erase_actor("bob", uri=mongo_uri, database=name)
         for staleness in (None, 0.5):
             told = Heartbeat(

@@ -46,6 +46,6 @@ def write(writer: Writer) -> None:
 
 def write_within(writer: Writer, session: ClientSession) -> None:
     """Hold what is asked for in a transaction to what is returned."""
-    assert_type(writer.create({"key": "a"}, session=session), PendingChange)
-    assert_type(writer.change_members("a", include=["b"], session=session), PendingChange)
-    assert_type(writer.pause("a", reason="why", session=session).commit(), Commit)
+    assert_type(writer.in_transaction(session).create({"key": "a"}), PendingChange)
+    assert_type(writer.in_transaction(session).change_members("a", include=["b"]), PendingChange)
+    assert_type(writer.in_transaction(session).pause("a", reason="why").commit(), Commit)

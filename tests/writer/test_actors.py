@@ -100,7 +100,7 @@ def _previewed(writer: Writer, actor: Any) -> None:
 
 
 def _proposed(writer: Writer, actor: Any) -> None:
-    with writer.propose(actor=actor) as change:
+    with writer.proposals.propose(actor=actor) as change:
         change.pause("shop.search")
 
 
@@ -122,7 +122,7 @@ def _imported(writer: Writer, actor: Any) -> None:
 def _put(writer: Writer, actor: Any) -> None:
     client = writer.store._client
     with client.start_session() as session, session.start_transaction():
-        writer.pause("shop.search", actor=actor, session=session)
+        writer.in_transaction(session).pause("shop.search", actor=actor)
 
 
 CALLS: dict[str, Call] = {
@@ -137,11 +137,11 @@ CALLS: dict[str, Call] = {
     "a rollback": lambda w, actor: w.rollback(to=1, actor=actor),
     "with a key": lambda w, actor: w.pause("shop.search", actor=actor, idempotency_key="k"),
     "in a transaction": _put,
-    "approve": lambda w, actor: w.approve("p", actor=actor),
-    "reject": lambda w, actor: w.reject("p", actor=actor),
-    "withdraw": lambda w, actor: w.withdraw("p", actor=actor),
-    "apply": lambda w, actor: w.apply("p", actor=actor),
-    "drop": lambda w, actor: w.drop_pending("r", actor=actor),
+    "approve": lambda w, actor: w.proposals.approve("p", actor=actor),
+    "reject": lambda w, actor: w.proposals.reject("p", actor=actor),
+    "withdraw": lambda w, actor: w.proposals.withdraw("p", actor=actor),
+    "apply": lambda w, actor: w.proposals.apply("p", actor=actor),
+    "drop": lambda w, actor: w.pending.drop("r", actor=actor),
 }
 
 

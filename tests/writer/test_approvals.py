@@ -22,7 +22,7 @@ from flagkit.errors import (
     RateLimitedError,
     StoreError,
 )
-from flagkit.writer import Approval, Draft, Freeze, Writer, denials, entries, verify
+from flagkit.writer import Approval, Draft, Freeze, Proposals, Writer, denials, entries, verify
 from flagkit.writer.approvals import hash_proposal
 from flagkit.writer.ledger import DECISIONS
 from tests.writer.test_writer import flag, policy
@@ -62,7 +62,7 @@ def direct(mongo_uri: str, database: str) -> Iterator[Database[dict[str, Any]]]:
 
 
 def proposed(writer: Writer, *asked: Callable[[Draft], object], reason: str = "launch") -> str:
-    with writer.propose(reason=reason) as change:
+    with writer.proposals.propose(reason=reason) as change:
         for ask in asked:
             ask(change)
     assert change.commit is None
@@ -81,21 +81,21 @@ def test_a_change_takes_the_approval_of_another_person(team: Open, writer: Write
     tip = writer.store.read_tip()
     proposal = proposed(ada, off)
     assert writer.store.read_tip() == tip
-    seen = bob.proposal(proposal)
+    seen = bob.proposals.read(proposal)
     assert (seen.state, seen.actor, seen.reason, seen.verdicts) == ("open", "ada", "launch", ())
     assert seen.actions == ("update shop.search",)
     assert seen.differences == ("shop.search: fallthrough: serves on -> serves off",)
-    approved = bob.approve(proposal, reason="looks good")
+    approved = bob.proposals.approve(proposal, reason="looks good")
     (verdict,) = approved.verdicts
     assert (verdict.actor, verdict.verdict, verdict.reason) == ("bob", "approve", "looks good")
-    commit = team("dana").apply(proposal)
+    commit = team("dana").proposals.apply(proposal)
     assert commit.revision == tip.revision + 1
     assert policy(writer)["fallthrough"] == {"serve": "off"}
-    assert ada.apply(proposal) == commit
+    assert ada.proposals.apply(proposal) == commit
     (entry,) = entries(writer.store, tip.revision)
     assert (entry.actor, entry.reason, entry.proposal) == ("ada", "launch", proposal)
     assert (entry.approvers, entry.applier) == (("bob",), "dana")
-    done = writer.proposal(proposal)
+    done = writer.proposals.read(proposal)
     assert (done.state, done.revision) == ("applied", commit.revision)
     assert verify(writer.store) == []
 
@@ -103,22 +103,22 @@ def test_a_change_takes_the_approval_of_another_person(team: Open, writer: Write
 def test_no_idempotency_key_is_an_application(writer: Writer) -> None:
     writer.create(flag())
     proposal = proposed(writer, off)
-    writer.approve(proposal, actor="dana")
+    writer.proposals.approve(proposal, actor="dana")
     applied = f"flagkit:apply {proposal}"
     with pytest.raises(InvalidArgumentError, match="does not begin with flagkit:"):
         writer.pause("shop.search", idempotency_key=applied)
     writer.create(flag("a.new"), idempotency_key=proposal)
-    assert writer.proposal(proposal).state == "open"
-    assert writer.apply(proposal).request == applied
+    assert writer.proposals.read(proposal).state == "open"
+    assert writer.proposals.apply(proposal).request == applied
 
 
 def test_nobody_approves_of_what_they_propose(team: Open) -> None:
     dana = team("dana")
     proposal = proposed(dana, off)
     with pytest.raises(NotApprovedError, match="somebody else has to approve"):
-        dana.approve(proposal)
+        dana.proposals.approve(proposal)
     with pytest.raises(NotApprovedError, match="not approved of by anybody"):
-        dana.apply(proposal)
+        dana.proposals.apply(proposal)
 
 
 def test_an_approval_that_was_forged_for_who_proposed_it_does_not_count(
@@ -132,7 +132,7 @@ def test_an_approval_that_was_forged_for_who_proposed_it_does_not_count(
         proposal, "dana", "approve", {name: made[name] for name in ("time", "reason", "digest")}
     )
     with pytest.raises(NotApprovedError):
-        dana.apply(proposal)
+        dana.proposals.apply(proposal)
 
 
 @pytest.mark.parametrize(
@@ -143,31 +143,31 @@ def test_to_approve_takes_the_role_that_the_change_takes(
 ) -> None:
     proposal = proposed(team("tester"), off)
     if may:
-        team(actor).approve(proposal)
-        assert team("tester").apply(proposal).revision == 3
+        team(actor).proposals.approve(proposal)
+        assert team("tester").proposals.apply(proposal).revision == 3
         return
     with pytest.raises(AccessDeniedError, match=f"'{actor}' may not release"):
-        team(actor).approve(proposal)
+        team(actor).proposals.approve(proposal)
     assert [denial.actor for denial in denials(writer.store)] == [actor]
     with pytest.raises(NotApprovedError):
-        team("tester").apply(proposal)
+        team("tester").proposals.apply(proposal)
 
 
 def test_to_propose_and_to_apply_take_a_role_that_may_edit(team: Open, writer: Writer) -> None:
     for actor in ("eve", "nobody"):
         with pytest.raises(AccessDeniedError, match="may not edit shop"):
             proposed(team(actor), off)
-    assert writer.proposals() == []
+    assert writer.proposals.list_newest() == []
     assert [denial.actor for denial in denials(writer.store)] == ["eve", "nobody"]
     proposal = proposed(team("ada"), off)
-    team("bob").approve(proposal)
+    team("bob").proposals.approve(proposal)
     with pytest.raises(AccessDeniedError, match="'eve' may not edit"):
-        team("eve").apply(proposal)
+        team("eve").proposals.apply(proposal)
     # Who proposed it has left the team.
     with writer.change() as change:
         change.revoke("ada")
     with pytest.raises(AccessDeniedError, match="'ada' may not edit"):
-        team("bob").apply(proposal)
+        team("bob").proposals.apply(proposal)
 
 
 def test_what_is_not_right_cannot_be_proposed(team: Open, writer: Writer) -> None:
@@ -180,35 +180,35 @@ def test_what_is_not_right_cannot_be_proposed(team: Open, writer: Writer) -> Non
     ):
         with pytest.raises(FlagkitError, match=problem):
             proposed(team("ada"), ask)
-    assert writer.proposals() == []
+    assert writer.proposals.list_newest() == []
 
 
 def test_a_proposal_is_void_once_what_it_touches_has_moved(team: Open, writer: Writer) -> None:
     proposal = proposed(team("ada"), off)
-    team("bob").approve(proposal)
+    team("bob").proposals.approve(proposal)
     writer.create(flag("shop.unrelated"))
     writer.pause("shop.search", actor="dana")
     with pytest.raises(
         ProposalVoidError, match=r"shop\.search is at version 2, and was at 1 \('dana' at"
     ) as caught:
-        team("ada").apply(proposal)
+        team("ada").proposals.apply(proposal)
     assert (caught.value.key, caught.value.actor) == ("shop.search", "dana")
     with pytest.raises(ProposalVoidError):
-        team("dana").approve(proposal)
-    seen = writer.proposal(proposal)
+        team("dana").proposals.approve(proposal)
+    seen = writer.proposals.read(proposal)
     assert seen.state == "void"
     assert "is at version 2" in seen.problem
-    assert [listed.state for listed in writer.proposals()] == ["void"]
+    assert [listed.state for listed in writer.proposals.list_newest()] == ["void"]
 
 
 def test_what_was_not_there_must_not_be_there(team: Open, writer: Writer) -> None:
     first = proposed(team("ada"), lambda draft: draft.create(flag("shop.new")))
     second = proposed(team("ada"), lambda draft: draft.create(flag("shop.new", owner="ada")))
     for proposal in (first, second):
-        team("bob").approve(proposal)
-    team("ada").apply(second)
+        team("bob").proposals.approve(proposal)
+    team("ada").proposals.apply(second)
     with pytest.raises(ProposalVoidError, match="was not there"):
-        team("ada").apply(first)
+        team("ada").proposals.apply(first)
     assert policy(writer, "shop.new")["owner"] == "ada"
 
 
@@ -217,10 +217,10 @@ def test_a_rollback_of_everything_changes_no_more_than_was_proposed(
 ) -> None:
     writer.pause("shop.search")
     proposal = proposed(team("ada"), lambda draft: draft.rollback_all(to=2))
-    team("dana").approve(proposal)
+    team("dana").proposals.approve(proposal)
     writer.create(flag("shop.later"))
     with pytest.raises(ProposalVoidError, match=r"shop\.later would be changed, too"):
-        team("ada").apply(proposal)
+        team("ada").proposals.apply(proposal)
 
 
 def test_nothing_slips_in_between_the_look_and_the_commit(
@@ -228,7 +228,7 @@ def test_nothing_slips_in_between_the_look_and_the_commit(
 ) -> None:
     def apply_after(ask: Callable[[str], object]) -> Callable[[], object]:
         proposal = proposed(team("ada"), off)
-        team("bob").approve(proposal)
+        team("bob").proposals.approve(proposal)
         applying = team("ada")
         compare_and_set = applying.store.compare_and_set
 
@@ -238,7 +238,7 @@ def test_nothing_slips_in_between_the_look_and_the_commit(
             return compare_and_set(*asked)
 
         monkeypatch.setattr(applying.store, "compare_and_set", late)
-        return lambda: applying.apply(proposal)
+        return lambda: applying.proposals.apply(proposal)
 
     def revoke(_proposal: str) -> None:
         with writer.change() as change:
@@ -247,9 +247,9 @@ def test_nothing_slips_in_between_the_look_and_the_commit(
     with pytest.raises(ProposalVoidError):
         apply_after(lambda _: writer.pause("shop.search"))()
     with pytest.raises(ProposalClosedError, match="rejected by 'dana'"):
-        apply_after(lambda proposal: team("dana").reject(proposal))()
+        apply_after(team("dana").proposals.reject)()
     with pytest.raises(ProposalClosedError, match="withdrawn by 'ada'"):
-        apply_after(lambda proposal: team("ada").withdraw(proposal))()
+        apply_after(team("ada").proposals.withdraw)()
     with pytest.raises(NotApprovedError, match="bob may not make this change"):
         apply_after(revoke)()
     assert [entry for entry in entries(writer.store) if entry.proposal] == []
@@ -259,18 +259,18 @@ def test_two_who_apply_at_once_make_one_revision(
     team: Open, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proposal = proposed(team("ada"), off)
-    team("bob").approve(proposal)
+    team("bob").proposals.approve(proposal)
     slow = team("ada")
     compare_and_set = slow.store.compare_and_set
     fast: list[object] = []
 
     def late(*asked: Any) -> bool:
         monkeypatch.undo()
-        fast.append(team("bob").apply(proposal))
+        fast.append(team("bob").proposals.apply(proposal))
         return compare_and_set(*asked)
 
     monkeypatch.setattr(slow.store, "compare_and_set", late)
-    assert slow.apply(proposal) == fast[0]
+    assert slow.proposals.apply(proposal) == fast[0]
     assert writer.store.read_tip().revision == 3
 
 
@@ -278,7 +278,7 @@ def test_a_rejection_and_an_application_exclude_each_other(
     team: Open, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proposal = proposed(team("ada"), off)
-    team("bob").approve(proposal)
+    team("bob").proposals.approve(proposal)
     rejecting = team("dana")
     compare_and_set = rejecting.store.compare_and_set
 
@@ -286,28 +286,28 @@ def test_a_rejection_and_an_application_exclude_each_other(
         monkeypatch.undo()
         # It read the proposal before it was rejected.
         with pytest.raises(ProposalClosedError):
-            team("ada").apply(proposal)
+            team("ada").proposals.apply(proposal)
         return compare_and_set(*asked)
 
     monkeypatch.setattr(rejecting.store, "compare_and_set", late)
-    rejecting.reject(proposal, reason="not before Christmas")
-    seen = writer.proposal(proposal)
+    rejecting.proposals.reject(proposal, reason="not before Christmas")
+    seen = writer.proposals.read(proposal)
     assert seen.state == "rejected"
     with pytest.raises(ProposalClosedError):
-        team("bob").approve(proposal)
+        team("bob").proposals.approve(proposal)
     with pytest.raises(ProposalClosedError):
-        team("ada").withdraw(proposal)
+        team("ada").proposals.withdraw(proposal)
 
 
 def test_who_closes_a_proposal_stands_in_the_ledger(team: Open, writer: Writer) -> None:
     rejected, withdrawn = (proposed(team("ada"), off) for _ in range(2))
     with pytest.raises(AccessDeniedError):
-        team("carol").reject(rejected)
+        team("carol").proposals.reject(rejected)
     with pytest.raises(NotApprovedError, match="'bob' would withdraw it: reject it"):
-        team("bob").withdraw(withdrawn)
-    team("bob").reject(rejected, reason="no")
-    team("ada").withdraw(withdrawn, reason="a mistake")
-    assert {listed.id: listed.state for listed in writer.proposals()} == {
+        team("bob").proposals.withdraw(withdrawn)
+    team("bob").proposals.reject(rejected, reason="no")
+    team("ada").proposals.withdraw(withdrawn, reason="a mistake")
+    assert {listed.id: listed.state for listed in writer.proposals.list_newest()} == {
         withdrawn: "withdrawn",
         rejected: "rejected",
     }
@@ -317,21 +317,21 @@ def test_who_closes_a_proposal_stands_in_the_ledger(team: Open, writer: Writer) 
         ("ada", "a mistake", (f"withdraw proposal {withdrawn}",)),
     ]
     applied = proposed(team("ada"), off)
-    team("bob").approve(applied)
-    team("ada").apply(applied)
+    team("bob").proposals.approve(applied)
+    team("ada").proposals.apply(applied)
     with pytest.raises(ProposalClosedError, match="was applied as revision"):
-        team("bob").reject(applied)
+        team("bob").proposals.reject(applied)
 
 
 def test_an_approval_holds_as_long_as_its_role(team: Open, writer: Writer) -> None:
     proposal = proposed(team("ada"), off)
-    team("bob").approve(proposal)
+    team("bob").proposals.approve(proposal)
     with writer.change() as change:
         change.revoke("bob")
     with pytest.raises(NotApprovedError, match="bob may not make this change"):
-        team("ada").apply(proposal)
-    team("dana").approve(proposal)
-    team("ada").apply(proposal)
+        team("ada").proposals.apply(proposal)
+    team("dana").proposals.approve(proposal)
+    team("ada").proposals.apply(proposal)
 
 
 @pytest.mark.parametrize("digest", [False, True], ids=["as it was", "made anew"])
@@ -339,15 +339,15 @@ def test_a_proposal_that_was_altered_is_refused(
     digest: bool, team: Open, direct: Database[dict[str, Any]]
 ) -> None:
     proposal = proposed(team("ada"), off)
-    team("bob").approve(proposal)
+    team("bob").proposals.approve(proposal)
     wanted = {"_id.proposal": proposal, "_id.verdict": "propose"}
     direct.proposals.update_one(wanted, {"$set": {"operations.0.policy.off": "on"}})
     if not digest:
-        for use in (Writer.proposal, Writer.approve, Writer.apply):
+        for use in (Proposals.read, Proposals.approve, Proposals.apply):
             with pytest.raises(StoreError, match="changed past the writer"):
-                use(team("dana"), proposal)
+                use(team("dana").proposals, proposal)
         other = proposed(team("ada"), off)
-        states = {found.id: found.state for found in team("dana").proposals()}
+        states = {found.id: found.state for found in team("dana").proposals.list_newest()}
         assert states == {proposal: "void", other: "open"}
         return
     altered = direct.client.get_database(
@@ -357,7 +357,7 @@ def test_a_proposal_that_was_altered_is_refused(
     direct.proposals.update_one(wanted, {"$set": {"digest": hash_proposal("ada", altered)}})
     # Whoever can write to the database can do that; what was approved of was something else.
     with pytest.raises(NotApprovedError):
-        team("ada").apply(proposal)
+        team("ada").proposals.apply(proposal)
 
 
 def test_the_kill_switch_takes_no_approval(team: Open, writer: Writer) -> None:
@@ -405,11 +405,11 @@ def test_an_edit_takes_an_approval_where_that_is_asked_for(team: Open) -> None:
 def test_two_have_to_approve_where_that_is_asked_for(team: Open) -> None:
     dana = team("dana", guards=[Approval(count=2)])
     proposal = proposed(team("ada"), off)
-    team("bob").approve(proposal)
+    team("bob").proposals.approve(proposal)
     with pytest.raises(GuardError, match="takes the approval of 1 more"):
-        dana.apply(proposal)
-    team("tester").approve(proposal)
-    dana.apply(proposal)
+        dana.proposals.apply(proposal)
+    team("tester").proposals.approve(proposal)
+    dana.proposals.apply(proposal)
 
 
 @pytest.mark.parametrize(
@@ -424,21 +424,21 @@ def test_a_guard_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
 
 def test_other_guards_and_limits_hold_when_it_is_applied(team: Open, writer: Writer) -> None:
     proposal = proposed(team("ada"), off)
-    team("bob").approve(proposal)
+    team("bob").proposals.approve(proposal)
     frozen = Freeze({"from": "2020-01-01T00:00:00Z"})
     with pytest.raises(GuardError, match="is frozen"):
-        team("ada", guards=[*GUARDED, frozen]).apply(proposal)
+        team("ada", guards=[*GUARDED, frozen]).proposals.apply(proposal)
     with writer.change() as change:
         change.set_limit("actor", capacity=1, rate=0.001)
     team("ada").create_segment({"key": "shop.draft"})
     with pytest.raises(RateLimitedError):
-        team("bob").apply(proposal)
+        team("bob").proposals.apply(proposal)
 
 
 def test_in_an_open_environment_anybody_else_may_approve(writer: Writer) -> None:
     proposal = proposed(writer, lambda draft: draft.create(flag()))
-    writer.approve(proposal, actor="bob")
-    assert writer.apply(proposal).revision == 1
+    writer.proposals.approve(proposal, actor="bob")
+    assert writer.proposals.apply(proposal).revision == 1
 
 
 def test_grants_and_segments_can_be_proposed(team: Open, writer: Writer) -> None:
@@ -449,24 +449,25 @@ def test_grants_and_segments_can_be_proposed(team: Open, writer: Writer) -> None
 
     proposal = proposed(team("ada"), ask)
     with pytest.raises(AccessDeniedError, match="may not grant"):
-        team("dana").approve(proposal)
-    writer.approve(proposal)
-    team("ada").apply(proposal)
+        team("dana").proposals.approve(proposal)
+    writer.proposals.approve(proposal)
+    team("ada").proposals.apply(proposal)
     assert verify(writer.store) == []
-    assert writer.proposal(proposal).state == "applied"
+    assert writer.proposals.read(proposal).state == "applied"
 
 
 def test_proposals_are_listed_newest_first(team: Open, writer: Writer) -> None:
     made = [
         proposed(team("ada"), lambda draft: draft.update(flag()), reason=str(i)) for i in range(3)
     ]
-    listed = writer.proposals(2)
+    listed = writer.proposals.list_newest(2)
     assert len(listed) == 2
-    assert {item.id for item in writer.proposals()} == {*made}
+    assert {item.id for item in writer.proposals.list_newest()} == {*made}
     assert [item.id for item in listed] == sorted(made, reverse=True)[:2]
 
 
 def test_what_is_not_there_cannot_be_approved_of(writer: Writer) -> None:
-    for use in (Writer.proposal, Writer.approve, Writer.reject, Writer.withdraw, Writer.apply):
+    made = writer.proposals
+    for use in (made.read, made.approve, made.reject, made.withdraw, made.apply):
         with pytest.raises(ProposalNotFoundError, match="flagkit approvals list"):
-            use(writer, "20261121-103200-00000000")
+            use("20261121-103200-00000000")

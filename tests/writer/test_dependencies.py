@@ -48,7 +48,7 @@ def shop(writer: Writer) -> Writer:
 
 
 def proposed(writer: Writer, ask: Ask) -> str:
-    with writer.propose(actor="ada") as change:
+    with writer.proposals.propose(actor="ada") as change:
         ask(change)
     assert change.proposal is not None
     return change.proposal
@@ -120,19 +120,19 @@ def _gone(draft: Draft, region: str) -> None:
 
 def held_to(writer: Writer, ask: Ask, move: Ask, key: str) -> None:
     proposal = proposed(writer, ask)
-    writer.approve(proposal, actor="bob")
+    writer.proposals.approve(proposal, actor="bob")
     with writer.change(actor="dana") as change:
         move(change)
     if not key:
-        assert writer.proposal(proposal).state == "open"
-        writer.apply(proposal)
+        assert writer.proposals.read(proposal).state == "open"
+        writer.proposals.apply(proposal)
         return
-    for use in (writer.apply, lambda it: writer.approve(it, actor="carol")):
+    for use in (writer.proposals.apply, lambda it: writer.proposals.approve(it, actor="carol")):
         with pytest.raises(ProposalVoidError, match=key) as caught:
             use(proposal)
         assert (caught.value.key, caught.value.actor) == (key, "dana")
-    assert writer.proposal(proposal).state == "void"
-    (listed,) = writer.proposals()
+    assert writer.proposals.read(proposal).state == "void"
+    (listed,) = writer.proposals.list_newest()
     assert listed.state == "void"
     assert key in listed.problem
     assert verify(writer.store) == []
@@ -181,7 +181,7 @@ def test_what_is_deleted_before_anything_refers_to_it_is_named(what: str, shop: 
         shop,
         lambda d: d.update(flag("a.other", prerequisites=on("a.later"), rules=within("later"))),
     )
-    shop.approve(proposal, actor="bob")
+    shop.proposals.approve(proposal, actor="bob")
     with shop.change() as change:
         if what == "later":
             change.delete_segment("later")
@@ -189,9 +189,9 @@ def test_what_is_deleted_before_anything_refers_to_it_is_named(what: str, shop: 
             change.archive("a.later")
             change.delete("a.later")
     with pytest.raises(ProposalVoidError, match="is not there any more, and was at 1") as caught:
-        shop.apply(proposal)
+        shop.proposals.apply(proposal)
     assert caught.value.key == what
-    assert shop.proposal(proposal).state == "void"
+    assert shop.proposals.read(proposal).state == "void"
 
 
 def test_what_a_proposal_itself_changes_is_what_it_touches(shop: Writer) -> None:
@@ -207,7 +207,7 @@ def test_nothing_moves_between_the_look_and_the_commit(
     shop: Writer, mongo_uri: str, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proposal = proposed(shop, off())
-    shop.approve(proposal, actor="bob")
+    shop.proposals.approve(proposal, actor="bob")
     compare_and_set = shop.store.compare_and_set
 
     def late(*asked: Any) -> bool:
@@ -218,7 +218,7 @@ def test_nothing_moves_between_the_look_and_the_commit(
 
     monkeypatch.setattr(shop.store, "compare_and_set", late)
     with pytest.raises(ProposalVoidError, match="deep"):
-        shop.apply(proposal)
+        shop.proposals.apply(proposal)
 
 
 def test_a_proposal_of_an_earlier_version_has_no_dependencies(shop: Writer) -> None:
@@ -231,9 +231,9 @@ def test_a_proposal_of_an_earlier_version_has_no_dependencies(shop: Writer) -> N
     made["digest"] = hash_proposal("ada", made)
     collection.delete_one({"_id": made["_id"]})
     collection.insert_one(made)
-    shop.approve(proposal, actor="bob")
+    shop.proposals.approve(proposal, actor="bob")
     shop.update_segment({"key": "staff", "when": {}})
-    shop.apply(proposal)
+    shop.proposals.apply(proposal)
     assert verify(shop.store) == []
 
 
@@ -282,9 +282,9 @@ def test_a_proposal_is_void_if_and_only_if_an_answer_depends_on_what_moved(
     if moved not in flags or moved == (root, "*"):
         return
     proposal = proposed(writer, lambda d: d.set_rollout(f"{name}.{root}", 50))
-    writer.approve(proposal, actor="bob")
+    writer.proposals.approve(proposal, actor="bob")
     writer.set_rollout(f"{name}.{mover}", 10, region=region)
     places = [place for place in ("eu", "asia") if (root, place) not in flags]
     expected = any(moved in served(flags, place, root) for place in places)
     with pytest.raises(ProposalVoidError) if expected else contextlib.nullcontext():
-        writer.apply(proposal)
+        writer.proposals.apply(proposal)

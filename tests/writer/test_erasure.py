@@ -173,7 +173,7 @@ def test_who_wrote_first_is_told_by_the_name_that_is_left(writer: Writer, mongo_
 
 
 def proposed(writer: Writer, actor: str, *keys: str) -> str:
-    with writer.propose(actor=actor, reason=WORDS if actor == ADA else "") as change:
+    with writer.proposals.propose(actor=actor, reason=WORDS if actor == ADA else "") as change:
         for key in keys:
             change.create(flag(key))
     assert change.proposal is not None
@@ -184,12 +184,12 @@ def test_proposals_and_what_was_said_of_them_are_kept_without_the_name(
     writer: Writer, mongo_uri: str, direct: Database[dict[str, Any]]
 ) -> None:
     applied = proposed(writer, ADA, "a.one")
-    writer.approve(applied, actor="bob")
-    commit = writer.apply(applied, actor=ADA)
+    writer.proposals.approve(applied, actor="bob")
+    commit = writer.proposals.apply(applied, actor=ADA)
     others = proposed(writer, "bob", "a.two")
-    writer.approve(others, actor=ADA, reason=WORDS)
+    writer.proposals.approve(others, actor=ADA, reason=WORDS)
     left = proposed(writer, ADA, "a.three")
-    writer.approve(left, actor="bob")
+    writer.proposals.approve(left, actor="bob")
     done = erased(writer, mongo_uri)
     assert done.documents == {"audit": 1, "proposals": 3, "denials": 0}
     for collection in ("audit", "proposals"):
@@ -197,23 +197,23 @@ def test_proposals_and_what_was_said_of_them_are_kept_without_the_name(
         assert ADA not in held
         assert WORDS not in held
     assert verify(writer.store) == []
-    assert writer.proposal(applied).actor == done.name
-    assert [verdict.actor for verdict in writer.proposal(others).verdicts] == [done.name]
-    assert writer.apply(applied, actor="bob") == commit
+    assert writer.proposals.read(applied).actor == done.name
+    assert [verdict.actor for verdict in writer.proposals.read(others).verdicts] == [done.name]
+    assert writer.proposals.apply(applied, actor="bob") == commit
     # What she proposed is not as it was made; what others did, and she approved of, is.
-    assert writer.proposal(left).state == "void"
+    assert writer.proposals.read(left).state == "void"
     with pytest.raises(ProposalClosedError, match="was erased"):
-        writer.apply(left, actor="bob")
-    assert writer.apply(others, actor="bob").revision == commit.revision + 1
+        writer.proposals.apply(left, actor="bob")
+    assert writer.proposals.apply(others, actor="bob").revision == commit.revision + 1
 
 
 def test_what_waits_of_a_person_is_refused_and_does_not_name_the_person(
     writer: Writer, mongo_uri: str, direct: Database[dict[str, Any]]
 ) -> None:
     with direct.client.start_session() as session, session.start_transaction():
-        writer.create(flag("a.one"), actor=ADA, reason=WORDS, session=session)
+        writer.in_transaction(session).create(flag("a.one"), actor=ADA, reason=WORDS)
     erased(writer, mongo_uri)
-    writer.sweep()
+    writer.pending.sweep()
     assert writer.store.read_tip().revision == 0
     assert ADA not in str([*direct.pending.find(), *direct.audit.find()])
 
@@ -257,12 +257,12 @@ def test_names_that_are_refused_today_are_erased(
     with writer.change() as change:
         change.grant("tester", "admin")
     # An earlier version took any name.
-    writer._actor = name
+    writer._requests.actor = name
     with pytest.raises(AccessDeniedError):
         writer.pause("a.one", reason=WORDS)
     with direct.client.start_session() as session, session.start_transaction():
-        writer.archive("a.one", reason=WORDS, session=session)
-    writer.sweep()
+        writer.in_transaction(session).archive("a.one", reason=WORDS)
+    writer.pending.sweep()
     trouble = {"refused": True, "trouble": "another's"}
     (waiting,) = direct.pending.find()
     direct.pending.insert_one({**waiting, "_id": waiting["_id"] | {"request": "x"}, **trouble})

@@ -172,7 +172,7 @@ def test_pauses_and_changes_of_access_are_not_limited(writer: Writer) -> None:
 
 
 def _granting(writer: Writer) -> str:
-    with writer.propose(actor="ada") as change:
+    with writer.proposals.propose(actor="ada") as change:
         change.grant("tester", "admin")
     assert change.proposal is not None
     return change.proposal
@@ -183,7 +183,7 @@ def _waiting(writer: Writer) -> str:
     with (
         client.start_session() as session,
         session.start_transaction(),
-        writer.change(session=session) as change,
+        writer.in_transaction(session).change() as change,
     ):
         change.grant("tester", "admin")
     assert change.pending is not None
@@ -193,9 +193,9 @@ def _waiting(writer: Writer) -> str:
 LIMITED: dict[str, Callable[[Writer], object]] = {
     "a change": lambda w: w.resume("shop.search", actor="ada"),
     "a change of nothing": lambda w: w.update_segment({"key": "staff"}, actor="ada"),
-    "a withdrawal": lambda w: w.withdraw(_granting(w), actor="ada"),
-    "a rejection": lambda w: w.reject(_granting(w), actor="ada"),
-    "a drop": lambda w: w.drop_pending(_waiting(w), actor="ada"),
+    "a withdrawal": lambda w: w.proposals.withdraw(_granting(w), actor="ada"),
+    "a rejection": lambda w: w.proposals.reject(_granting(w), actor="ada"),
+    "a drop": lambda w: w.pending.drop(_waiting(w), actor="ada"),
 }
 
 
@@ -219,21 +219,21 @@ def test_all_but_pauses_and_changes_of_access_takes_a_token(first: str, writer: 
 @pytest.mark.mongo
 def test_what_was_not_closed_for_a_limit_stays_open(writer: Writer) -> None:
     writer.create(flag())
-    with writer.propose(actor="ada") as change:
+    with writer.proposals.propose(actor="ada") as change:
         change.pause("shop.search")
     proposal = change.proposal
     assert proposal is not None
     limit(writer, environment=(1, 1e-6))
     writer.create(flag("a.new"))
-    for close in (writer.withdraw, writer.reject):
+    for close in (writer.proposals.withdraw, writer.proposals.reject):
         with pytest.raises(RateLimitedError):
             close(proposal, actor="ada")
-        assert writer.proposal(proposal).state == "open"
+        assert writer.proposals.read(proposal).state == "open"
     with writer.change() as change:
         change.lift_limit("environment")
-    commit = writer.withdraw(proposal, actor="ada")
-    assert writer.withdraw(proposal, actor="ada") == commit
-    assert writer.proposal(proposal).state == "withdrawn"
+    commit = writer.proposals.withdraw(proposal, actor="ada")
+    assert writer.proposals.withdraw(proposal, actor="ada") == commit
+    assert writer.proposals.read(proposal).state == "withdrawn"
 
 
 @pytest.mark.mongo

@@ -84,7 +84,7 @@ def asked(client: MongoClient[Any], ask: Callable[[ClientSession], PendingChange
 
 
 def names(writer: Writer) -> list[str]:
-    return [waiting.request for waiting in writer.pending()]
+    return [waiting.request for waiting in writer.pending.list_all()]
 
 
 def left(mine: MongoClient[dict[str, Any]], database: str) -> dict[str, int]:
@@ -97,7 +97,7 @@ def test_a_change_happens_with_the_data_that_it_was_asked_for_with(
 ) -> None:
     with mine.start_session() as session, session.start_transaction():
         orders.orders.insert_one({"_id": 1}, session=session)
-        with writer.change(reason="orders moved", session=session) as change:
+        with writer.in_transaction(session).change(reason="orders moved") as change:
             change.create(flag())
             change.create(flag("shop.other"))
         assert change.commit is None
@@ -112,7 +112,7 @@ def test_a_change_happens_with_the_data_that_it_was_asked_for_with(
     (entry,) = entries(writer.store, 1)
     assert (entry.actor, entry.reason) == ("tester", "orders moved")
     assert entry.actions == ("create shop.search", "create shop.other")
-    assert writer.pending() == []
+    assert writer.pending.list_all() == []
     assert verify(writer.store) == []
 
 
@@ -121,12 +121,12 @@ def test_an_aborted_transaction_leaves_nothing(
 ) -> None:
     with mine.start_session() as session:
         session.start_transaction()
-        pending = writer.create(flag(), session=session)
+        pending = writer.in_transaction(session).create(flag())
         session.abort_transaction()
     assert left(mine, database) == {"audit": 0, "pending": 0, "ledger": 0}
     with pytest.raises(NotPendingError, match="not committed, or was aborted"):
         pending.commit()
-    assert writer.sweep().commits == ()
+    assert writer.pending.sweep().commits == ()
     assert writer.store.read_tip().revision == 0
 
 
@@ -135,10 +135,10 @@ def test_what_is_not_committed_yet_is_not_sequenced(
 ) -> None:
     with mine.start_session() as session:
         session.start_transaction()
-        pending = writer.create(flag(), session=session)
+        pending = writer.in_transaction(session).create(flag())
         with pytest.raises(NotPendingError):
             pending.commit(timeout=0.05)
-        assert writer.sweep().commits == ()
+        assert writer.pending.sweep().commits == ()
         session.commit_transaction()
     assert pending.commit().revision == 1
 
@@ -149,7 +149,7 @@ def test_a_transaction_that_no_majority_has_yet_is_waited_for(
     for i in range(20):
         with mine.start_session() as session:
             with session.start_transaction(write_concern=WriteConcern(1)):
-                pending = writer.create(flag(f"shop.flag-{i}"), session=session)
+                pending = writer.in_transaction(session).create(flag(f"shop.flag-{i}"))
             assert pending.commit().revision == i + 1
 
 
@@ -159,22 +159,22 @@ def test_every_workflow_can_be_asked_for_in_a_transaction(
     document = {"key": "staff", "included": ["ada"]}
     off = flag(fallthrough={"rollout": 10})
     steps: list[Callable[[ClientSession], PendingChange]] = [
-        lambda session: writer.create(flag(), session=session),
-        lambda session: writer.update(off, expected_version=1, session=session),
-        lambda session: writer.set_rollout("shop.search", 20, session=session),
-        lambda session: writer.pause("shop.search", session=session),
-        lambda session: writer.resume("shop.search", session=session),
-        lambda session: writer.archive("shop.search", session=session),
-        lambda session: writer.restore("shop.search", session=session),
-        lambda session: writer.archive("shop.search", expected_version=7, session=session),
-        lambda session: writer.delete("shop.search", session=session),
-        lambda session: writer.rollback("shop.search", to=1, session=session),
-        lambda session: writer.create_segment(document, session=session),
-        lambda session: writer.change_members("staff", include=["bob"], session=session),
-        lambda session: writer.update_segment({"key": "staff"}, session=session),
-        lambda session: writer.rollback_segment("staff", to=12, session=session),
-        lambda session: writer.delete_segment("staff", session=session),
-        lambda session: writer.rollback(to=0, session=session),
+        lambda session: writer.in_transaction(session).create(flag()),
+        lambda session: writer.in_transaction(session).update(off, expected_version=1),
+        lambda session: writer.in_transaction(session).set_rollout("shop.search", 20),
+        lambda session: writer.in_transaction(session).pause("shop.search"),
+        lambda session: writer.in_transaction(session).resume("shop.search"),
+        lambda session: writer.in_transaction(session).archive("shop.search"),
+        lambda session: writer.in_transaction(session).restore("shop.search"),
+        lambda session: writer.in_transaction(session).archive("shop.search", expected_version=7),
+        lambda session: writer.in_transaction(session).delete("shop.search"),
+        lambda session: writer.in_transaction(session).rollback("shop.search", to=1),
+        lambda session: writer.in_transaction(session).create_segment(document),
+        lambda session: writer.in_transaction(session).change_members("staff", include=["bob"]),
+        lambda session: writer.in_transaction(session).update_segment({"key": "staff"}),
+        lambda session: writer.in_transaction(session).rollback_segment("staff", to=12),
+        lambda session: writer.in_transaction(session).delete_segment("staff"),
+        lambda session: writer.in_transaction(session).rollback(to=0),
     ]
     for number, ask in enumerate(steps, 1):
         assert asked(mine, ask).commit().revision == number
@@ -185,12 +185,12 @@ def test_several_in_one_transaction_are_made_in_their_order(
     writer: Writer, mine: MongoClient[dict[str, Any]]
 ) -> None:
     with mine.start_session() as session, session.start_transaction():
-        pending = [writer.create(flag(f"shop.flag-{i}"), session=session) for i in range(20)]
-        pending += [writer.pause(f"shop.flag-{i}", session=session) for i in range(20)]
-    swept = writer.sweep()
+        pending = [writer.in_transaction(session).create(flag(f"shop.flag-{i}")) for i in range(20)]
+        pending += [writer.in_transaction(session).pause(f"shop.flag-{i}") for i in range(20)]
+    swept = writer.pending.sweep()
     assert [commit.request for commit in swept.commits] == [item.request for item in pending]
     assert (swept.refused, swept.waiting) == (0, 0)
-    assert writer.sweep().commits == ()
+    assert writer.pending.sweep().commits == ()
 
 
 def test_what_was_asked_for_before_of_the_same_flags_is_made_before(
@@ -199,16 +199,16 @@ def test_what_was_asked_for_before_of_the_same_flags_is_made_before(
     def ask(what: Callable[[ClientSession], PendingChange]) -> PendingChange:
         return asked(mine, what)
 
-    first = ask(lambda session: writer.create(flag("shop.a"), session=session))
-    unrelated = ask(lambda session: writer.create(flag("shop.c"), session=session))
+    first = ask(lambda session: writer.in_transaction(session).create(flag("shop.a")))
+    unrelated = ask(lambda session: writer.in_transaction(session).create(flag("shop.c")))
     with (
         mine.start_session() as session,
         session.start_transaction(),
-        writer.change(session=session) as change,
+        writer.in_transaction(session).change() as change,
     ):
         change.create(flag("shop.b"))
         change.pause("shop.a")
-    last = ask(lambda session: writer.resume("shop.b", session=session))
+    last = ask(lambda session: writer.in_transaction(session).resume("shop.b"))
     assert last.commit().revision == 3
     assert names(writer) == [unrelated.request]
     assert [entry.actions[0] for entry in entries(writer.store)] == [
@@ -229,7 +229,7 @@ writer, client = Writer(uri, "production", actor="ada", database=database), Mong
 with client.start_session() as session:
     session.start_transaction()
     client[own].orders.insert_one({"_id": 1}, session=session)
-    pending = writer.create(flag(), reason="moved", session=session)
+    pending = writer.in_transaction(session).create(flag(), reason="moved")
     print(pending.request, flush=True)
     sys.stdin.readline()
     session.commit_transaction()
@@ -256,38 +256,38 @@ def test_of_a_process_that_is_killed_there_is_both_or_neither(
             process.stdin.flush()
             assert process.stdout.readline() == "committed\n"
         assert process.wait(20) == -signal.SIGKILL
-    swept = writer.sweep()
+    swept = writer.pending.sweep()
     assert orders.orders.count_documents({}) == len(swept.commits) == (0 if before else 1)
     if not before:
         (entry,) = entries(writer.store)
         assert (entry.actor, entry.reason) == ("ada", "moved")
-        assert writer.pending_change(request).commit() == swept.commits[0]
+        assert writer.pending.commit(request) == swept.commits[0]
 
 
 def test_many_that_wait_ahead_hide_none_of_the_same_flag(
     writer: Writer, mine: MongoClient[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "READ_MAX", 1)
-    asked(mine, lambda session: writer.create(flag("shop.other"), session=session))
-    asked(mine, lambda session: writer.create(flag("shop.a"), session=session))
-    paused = asked(mine, lambda session: writer.pause("shop.a", session=session))
+    asked(mine, lambda session: writer.in_transaction(session).create(flag("shop.other")))
+    asked(mine, lambda session: writer.in_transaction(session).create(flag("shop.a")))
+    paused = asked(mine, lambda session: writer.in_transaction(session).pause("shop.a"))
     assert paused.commit().revision == 2
 
 
 def test_many_sweepers_at_once_make_each_change_once_and_in_order(
     writer: Writer, other: Open, mine: MongoClient[dict[str, Any]]
 ) -> None:
-    asked(mine, lambda session: writer.create(flag(owner="0"), session=session))
+    asked(mine, lambda session: writer.in_transaction(session).create(flag(owner="0")))
     for i in range(1, 15):
         with mine.start_session() as session, session.start_transaction():
-            writer.update(flag(owner=str(i)), session=session)
+            writer.in_transaction(session).update(flag(owner=str(i)))
     sweepers = [other(f"sweeper-{i}") for i in range(3)]
-    threads = [threading.Thread(target=sweeper.sweep) for sweeper in sweepers]
+    threads = [threading.Thread(target=sweeper.pending.sweep) for sweeper in sweepers]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert writer.pending() == []
+    assert writer.pending.list_all() == []
     assert writer.store.read_tip().revision == 15
     owners = [change.policies[0].after for change in writer.store.iter_changes()]
     assert [state and state.policy["owner"] for state in owners] == [str(i) for i in range(15)]
@@ -303,26 +303,26 @@ def test_a_sweeper_may_die_at_any_step(
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    pending = asked(mine, lambda session: writer.create(flag(), session=session))
+    pending = asked(mine, lambda session: writer.in_transaction(session).create(flag()))
     dying = other("bob")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(dying.store.pending if step == "remove" else dying.store, step, die)
         with pytest.raises(KeyboardInterrupt):
-            dying.sweep()
+            dying.pending.sweep()
     assert names(writer) == [pending.request]
-    (commit,) = writer.sweep().commits
+    (commit,) = writer.pending.sweep().commits
     assert commit == pending.commit()
     assert writer.store.read_tip().revision == commit.revision == 1
-    assert writer.pending() == []
+    assert writer.pending.list_all() == []
     assert verify(writer.store) == []
 
 
 def test_another_writer_sweeps_in_the_background_after_a_change_of_its_own(
     writer: Writer, other: Open, mine: MongoClient[dict[str, Any]]
 ) -> None:
-    asked(mine, lambda session: writer.create(flag(), session=session))
+    asked(mine, lambda session: writer.in_transaction(session).create(flag()))
     other("bob").create(flag("shop.unrelated"))
-    poll_until(writer.pending, lambda waiting: waiting == [])
+    poll_until(writer.pending.list_all, lambda waiting: waiting == [])
     assert policy(writer)["key"] == "shop.search"
 
 
@@ -354,14 +354,16 @@ def test_a_refused_change_is_not_tried_for_ever_and_says_why(
     writer.create(flag())
     pending = asked(
         mine,
-        lambda session: writer.update(
-            flag(owner="ada"), expected_version=2, reason="mine", session=session
+        lambda session: writer.in_transaction(session).update(
+            flag(owner="ada"),
+            expected_version=2,
+            reason="mine",
         ),
     )
-    swept = writer.sweep()
+    swept = writer.pending.sweep()
     assert (swept.commits, swept.refused, swept.waiting) == ((), 1, 0)
-    assert writer.sweep().refused == 0
-    (waiting,) = writer.pending()
+    assert writer.pending.sweep().refused == 0
+    (waiting,) = writer.pending.list_all()
     assert isinstance(waiting, PendingRequest)
     assert (waiting.request, waiting.actor, waiting.reason) == (pending.request, "tester", "mine")
     assert (waiting.actions, waiting.tries) == (("update shop.search",), 1)
@@ -373,16 +375,16 @@ def test_a_refused_change_is_not_tried_for_ever_and_says_why(
     # What was in the way is gone, and somebody tries again.
     writer.pause("shop.search")
     assert pending.commit().revision == 3
-    assert writer.pending() == []
+    assert writer.pending.list_all() == []
 
 
 def test_one_that_was_refused_holds_up_nobody(
     writer: Writer, mine: MongoClient[dict[str, Any]]
 ) -> None:
-    asked(mine, lambda session: writer.pause("shop.search", session=session))
-    create = asked(mine, lambda session: writer.create(flag(), session=session))
+    asked(mine, lambda session: writer.in_transaction(session).pause("shop.search"))
+    create = asked(mine, lambda session: writer.in_transaction(session).create(flag()))
     assert create.commit().revision == 1
-    assert [waiting.refused for waiting in writer.pending()] == [True]
+    assert [waiting.refused for waiting in writer.pending.list_all()] == [True]
 
 
 def test_access_is_that_of_who_asked_at_the_revision_of_the_commit(
@@ -391,12 +393,12 @@ def test_access_is_that_of_who_asked_at_the_revision_of_the_commit(
     with writer.change() as change:
         change.grant("tester", "admin")
         change.grant("ada", "releaser")
-    pending = asked(mine, lambda s: other("ada").create(flag(), session=s))
+    pending = asked(mine, lambda s: other("ada").in_transaction(s).create(flag()))
     with writer.change() as change:
         change.revoke("ada")
-    assert writer.sweep().refused == 1
+    assert writer.pending.sweep().refused == 1
     with pytest.raises(AccessDeniedError, match="'ada' may not release"):
-        writer.pending_change(pending.request).commit()
+        writer.pending.commit(pending.request)
     with writer.change() as change:
         change.grant("ada", "releaser")
     pending.commit()
@@ -410,20 +412,22 @@ def test_what_passes_with_time_is_tried_again_and_holds_up_what_comes_after(
         change.set_limit("actor", capacity=1, rate=0.001)
     ada = other("ada")
     ada.create(flag())
-    first = asked(mine, lambda s: ada.update(flag(owner="first"), session=s))
-    later = asked(mine, lambda s: writer.pause("shop.search", actor="bob", session=s))
-    unrelated = asked(mine, lambda s: writer.create(flag("shop.c"), actor="carol", session=s))
-    swept = writer.sweep()
+    first = asked(mine, lambda s: ada.in_transaction(s).update(flag(owner="first")))
+    later = asked(mine, lambda s: writer.in_transaction(s).pause("shop.search", actor="bob"))
+    unrelated = asked(
+        mine, lambda s: writer.in_transaction(s).create(flag("shop.c"), actor="carol")
+    )
+    swept = writer.pending.sweep()
     assert [commit.request for commit in swept.commits] == [unrelated.request]
     assert (swept.refused, swept.waiting) == (0, 2)
-    waiting = writer.pending()[0]
+    waiting = writer.pending.list_all()[0]
     assert not waiting.refused
     assert waiting.not_before is not None
     assert waiting.not_before > datetime.now(UTC) + timedelta(minutes=5)
     assert "limit on changes" in waiting.trouble
     # A sweep does not try before; and who asks for the later one is told what is in the way.
-    assert writer.sweep().waiting == 2
-    assert writer.pending()[0].tries == 1
+    assert writer.pending.sweep().waiting == 2
+    assert writer.pending.list_all()[0].tries == 1
     with pytest.raises(RateLimitedError):
         later.commit()
     with writer.change() as change:
@@ -446,39 +450,42 @@ def test_a_freeze_is_waited_for_and_any_other_guard_refuses(
         raise ZeroDivisionError(planned.key)
 
     frozen, guarded = other("ada", guards=[freeze]), other("bob", guards=[broken])
-    pending = asked(mine, lambda session: frozen.create(flag(), session=session))
+    pending = asked(mine, lambda session: frozen.in_transaction(session).create(flag()))
     with pytest.raises(GuardError, match="is frozen") as caught:
         pending.commit()
     assert caught.value.retry_at is not None
-    (waiting,) = writer.pending()
+    (waiting,) = writer.pending.list_all()
     assert not waiting.refused
     assert waiting.not_before == floored(caught.value.retry_at)
     with pytest.raises(ZeroDivisionError):
-        guarded.pending_change(pending.request).commit()
-    assert writer.pending()[0].refused
+        guarded.pending.commit(pending.request)
+    assert writer.pending.list_all()[0].refused
 
 
 def test_a_dropped_change_is_never_made_and_the_ledger_says_who_dropped_it(
     writer: Writer, other: Open, mine: MongoClient[dict[str, Any]]
 ) -> None:
-    pending = asked(mine, lambda session: writer.create(flag(), session=session))
-    commit = other("bob").drop_pending(pending.request, reason="no longer wanted")
+    pending = asked(mine, lambda session: writer.in_transaction(session).create(flag()))
+    commit = other("bob").pending.drop(pending.request, reason="no longer wanted")
     assert commit.revision == 1
-    assert writer.pending() == []
+    assert writer.pending.list_all() == []
     (entry,) = entries(writer.store, action="drop-pending")
     assert (entry.actor, entry.reason) == ("bob", "no longer wanted")
     assert entry.actions == (f"drop pending {pending.request}",)
     with pytest.raises(NotPendingError, match="was dropped at revision 1"):
         pending.commit()
     with pytest.raises(NotPendingError, match="there is no pending change"):
-        writer.drop_pending(pending.request)
+        writer.pending.drop(pending.request)
 
 
 def test_what_was_dropped_is_not_made_outside_of_a_transaction_either(
     writer: Writer, mine: MongoClient[dict[str, Any]]
 ) -> None:
-    asked(mine, lambda session: writer.create(flag(), idempotency_key="orders", session=session))
-    writer.drop_pending("orders")
+    asked(
+        mine,
+        lambda session: writer.in_transaction(session).create(flag(), idempotency_key="orders"),
+    )
+    writer.pending.drop("orders")
     with pytest.raises(NotPendingError, match="was dropped at revision 1"):
         writer.create(flag(), idempotency_key="orders")
     assert writer.store.read_tip().revision == 1
@@ -486,18 +493,19 @@ def test_what_was_dropped_is_not_made_outside_of_a_transaction_either(
 
 def test_no_idempotency_key_is_a_drop(writer: Writer, mine: MongoClient[dict[str, Any]]) -> None:
     pending = asked(
-        mine, lambda session: writer.create(flag(), idempotency_key="orders", session=session)
+        mine,
+        lambda session: writer.in_transaction(session).create(flag(), idempotency_key="orders"),
     )
     for key in ("flagkit:drop orders", "drop orders"):
         with contextlib.suppress(InvalidArgumentError):
             writer.create(flag("a.two"), idempotency_key=key)
     assert pending.commit().revision == 2
-    assert writer.drop_pending(asked_anew(writer, mine)).request == "flagkit:drop anew"
+    assert writer.pending.drop(asked_anew(writer, mine)).request == "flagkit:drop anew"
 
 
 def asked_anew(writer: Writer, mine: MongoClient[dict[str, Any]]) -> str:
     def ask(session: ClientSession) -> PendingChange:
-        return writer.pause("shop.search", idempotency_key="anew", session=session)
+        return writer.in_transaction(session).pause("shop.search", idempotency_key="anew")
 
     return asked(mine, ask).request
 
@@ -510,11 +518,11 @@ def test_to_drop_a_change_of_nothing_takes_a_role_on_all(
     with (
         mine.start_session() as session,
         session.start_transaction(),
-        writer.change(idempotency_key="nothing", session=session),
+        writer.in_transaction(session).change(idempotency_key="nothing"),
     ):
         pass
     with pytest.raises(AccessDeniedError):
-        writer.drop_pending("nothing", actor="bob")
+        writer.pending.drop("nothing", actor="bob")
 
 
 def test_a_drop_and_a_sweep_exclude_each_other(
@@ -523,31 +531,31 @@ def test_a_drop_and_a_sweep_exclude_each_other(
     mine: MongoClient[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pending = asked(mine, lambda session: writer.create(flag(), session=session))
+    pending = asked(mine, lambda session: writer.in_transaction(session).create(flag()))
     sweeper = other("bob")
     compare_and_set = sweeper.store.compare_and_set
 
     def late(tip: Tip, change: Change, *kept: Any) -> bool:
         monkeypatch.undo()
-        writer.drop_pending(pending.request)
+        writer.pending.drop(pending.request)
         return compare_and_set(tip, change, *kept)
 
     monkeypatch.setattr(sweeper.store, "compare_and_set", late)
-    assert sweeper.sweep().commits == ()
-    assert writer.pending() == []
+    assert sweeper.pending.sweep().commits == ()
+    assert writer.pending.list_all() == []
     assert [entry.actions[0].split()[0] for entry in entries(writer.store)] == ["drop"]
     # And the other way round.
-    pending = asked(mine, lambda session: writer.create(flag(), session=session))
+    pending = asked(mine, lambda session: writer.in_transaction(session).create(flag()))
     compare_and_set = sweeper.store.compare_and_set
 
     def swept(tip: Tip, change: Change, *kept: Any) -> bool:
         monkeypatch.undo()
-        writer.sweep()
+        writer.pending.sweep()
         return compare_and_set(tip, change, *kept)
 
     monkeypatch.setattr(sweeper.store, "compare_and_set", swept)
     with pytest.raises(NotPendingError, match="was made as revision 2"):
-        sweeper.drop_pending(pending.request)
+        sweeper.pending.drop(pending.request)
 
 
 def test_dropping_takes_a_role_on_what_it_touches(
@@ -556,9 +564,9 @@ def test_dropping_takes_a_role_on_what_it_touches(
     with writer.change() as change:
         change.grant("tester", "admin")
         change.grant("bob", "editor", ["pay."])
-    pending = asked(mine, lambda session: writer.create(flag(), session=session))
+    pending = asked(mine, lambda session: writer.in_transaction(session).create(flag()))
     with pytest.raises(AccessDeniedError, match=r"may not edit shop\.search"):
-        other("bob").drop_pending(pending.request)
+        other("bob").pending.drop(pending.request)
     assert names(writer) == [pending.request]
 
 
@@ -568,14 +576,14 @@ def test_a_key_that_was_used_before_is_the_same_change_or_an_error_at_once(
     first = writer.create(flag(), idempotency_key="deploy-7")
     same = asked(
         mine,
-        lambda session: writer.create(flag(), idempotency_key="deploy-7", session=session),
+        lambda session: writer.in_transaction(session).create(flag(), idempotency_key="deploy-7"),
     )
     assert same.commit() == first
-    assert writer.pending() == []
+    assert writer.pending.list_all() == []
     with mine.start_session() as session:
         session.start_transaction()
         with pytest.raises(RequestConflictError):
-            writer.pause("shop.search", idempotency_key="deploy-7", session=session)
+            writer.in_transaction(session).pause("shop.search", idempotency_key="deploy-7")
         session.commit_transaction()
     assert left(mine, database) == {"audit": 1, "pending": 0, "ledger": 1}
 
@@ -584,10 +592,10 @@ def test_who_sends_it_again_outside_of_a_transaction_makes_it_once(
     writer: Writer, mine: MongoClient[dict[str, Any]]
 ) -> None:
     pending = asked(
-        mine, lambda session: writer.create(flag(), idempotency_key="k", session=session)
+        mine, lambda session: writer.in_transaction(session).create(flag(), idempotency_key="k")
     )
     commit = writer.create(flag(), idempotency_key="k")
-    assert writer.sweep().commits == (commit,)
+    assert writer.pending.sweep().commits == (commit,)
     assert pending.commit() == commit
 
 
@@ -603,7 +611,7 @@ def test_a_transaction_that_is_tried_again_asks_once(
     tries: list[PendingChange] = []
 
     def move(session: ClientSession) -> PendingChange:
-        tries.append(writer.create(flag(), idempotency_key=key, session=session))
+        tries.append(writer.in_transaction(session).create(flag(), idempotency_key=key))
         if len(tries) == 1:
             # Somebody else is first: the server breaks off this transaction.
             orders.orders.update_one({"_id": 1}, {"$set": {"state": "paid"}})
@@ -615,7 +623,7 @@ def test_a_transaction_that_is_tried_again_asks_once(
     assert len(tries) == 2
     assert left(mine, database) == {"audit": 1, "pending": 1, "ledger": 0}
     assert pending.commit().revision == 1
-    assert writer.sweep().commits == ()
+    assert writer.pending.sweep().commits == ()
     assert (tries[0].request == tries[1].request) == (key is not None)
 
 
@@ -626,7 +634,7 @@ def test_two_transactions_that_use_one_key_at_once_ask_once(
 
     def ask(session: ClientSession) -> PendingChange:
         tries.append(None)
-        return writer.create(flag(), idempotency_key="k", session=session)
+        return writer.in_transaction(session).create(flag(), idempotency_key="k")
 
     with mine.start_session() as first, mine.start_session() as second:
         with first.start_transaction():
@@ -644,8 +652,8 @@ def test_two_transactions_that_use_one_key_at_once_ask_once(
 def test_members_come_with_a_segment(writer: Writer, mine: MongoClient[dict[str, Any]]) -> None:
     keys = [f"user-{i}" for i in range(20_000)]
     document = {"key": "beta", "included": keys}
-    asked(mine, lambda session: writer.create_segment(document, session=session))
-    assert len(writer.sweep().commits) == 1
+    asked(mine, lambda session: writer.in_transaction(session).create_segment(document))
+    assert len(writer.pending.sweep().commits) == 1
     assert verify(writer.store) == []
     with writer.store.open_reader() as reading:
         assert (
@@ -664,7 +672,7 @@ def fill(change: Draft) -> None:
 
 
 def within(writer: Writer, session: ClientSession, ask: Callable[[Draft], object]) -> None:
-    with writer.change(session=session) as change:
+    with writer.in_transaction(session).change() as change:
         ask(change)
 
 
@@ -673,9 +681,9 @@ def test_what_cannot_be_asked_for_in_a_transaction_is_refused_before_it_is_touch
 ) -> None:
     with mine.start_session() as session:
         with pytest.raises(ConfigurationError, match="a transaction was started"):
-            writer.create(flag(), session=session)
+            writer.in_transaction(session).create(flag())
         with pytest.raises(ConfigurationError, match="a session of pymongo"):
-            writer.create(flag(), session=mine)  # type: ignore[call-overload]
+            writer.in_transaction(mine).create(flag())  # type: ignore[arg-type]
         session.start_transaction()
         for ask, problem in (
             (edit, "update it with expected_version"),
@@ -698,30 +706,30 @@ def test_a_session_must_be_where_the_environment_is(
         session.start_transaction(),
         pytest.raises(EnvironmentNotFoundError, match="of the same cluster"),
     ):
-        lost.create(flag(), session=session)
+        lost.in_transaction(session).create(flag())
 
 
 def test_a_request_that_was_altered_is_refused(
     writer: Writer, mine: MongoClient[dict[str, Any]], database: str
 ) -> None:
-    pending = asked(mine, lambda session: writer.create(flag(), session=session))
+    pending = asked(mine, lambda session: writer.in_transaction(session).create(flag()))
     mine[database].audit.update_one({}, {"$set": {"actor": "eve"}})
     with pytest.raises(InvalidDocumentError, match="changed past the writer"):
         pending.commit()
     mine[database].audit.delete_many({})
     with pytest.raises(InvalidDocumentError, match="removed past the writer"):
         pending.commit()
-    assert writer.pending()[0].refused
+    assert writer.pending.list_all()[0].refused
 
 
 def test_what_was_changed_past_the_writer_is_waited_for(
     writer: Writer, mine: MongoClient[dict[str, Any]], database: str
 ) -> None:
     writer.create(flag())
-    pending = asked(mine, lambda session: writer.pause("shop.search", session=session))
+    pending = asked(mine, lambda session: writer.in_transaction(session).pause("shop.search"))
     mine[database].flags.update_one({}, {"$set": {"policy.owner": "eve"}})
-    assert writer.sweep().waiting == 1
-    (waiting,) = writer.pending()
+    assert writer.pending.sweep().waiting == 1
+    (waiting,) = writer.pending.list_all()
     assert (waiting.refused, waiting.tries) == (False, 1)
     with pytest.raises(StoreError, match="past the writer"):
         pending.commit()
@@ -739,18 +747,18 @@ def test_the_glass_is_broken_as_at_any_commit(
     with (
         mine.start_session() as session,
         session.start_transaction(),
-        guarded.change(session=session) as change,
+        guarded.in_transaction(session).change() as change,
     ):
         change.bypass_guards("incident 7")
         change.create(flag())
-    assert guarded.sweep().refused == 0
+    assert guarded.pending.sweep().refused == 0
     assert [entry.glass for entry in entries(writer.store)] == ["incident 7"]
 
 
 def test_a_writer_that_closes_waits_for_its_sweep(
     writer: Writer, other: Open, mine: MongoClient[dict[str, Any]]
 ) -> None:
-    asked(mine, lambda session: writer.create(flag(), session=session))
+    asked(mine, lambda session: writer.in_transaction(session).create(flag()))
     bob = other("bob")
     bob.create(flag("shop.unrelated"))
     bob.close()

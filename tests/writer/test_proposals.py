@@ -53,7 +53,7 @@ def direct(mongo_uri: str, database: str) -> Iterator[Database[dict[str, Any]]]:
 
 
 def proposed(writer: Writer, actor: str = "ada") -> str:
-    with writer.propose(actor=actor, reason="launch") as change:
+    with writer.proposals.propose(actor=actor, reason="launch") as change:
         change.update(
             flag(
                 fallthrough={"serve": "off"},
@@ -71,7 +71,7 @@ def two(writer: Writer) -> tuple[str, str]:
     writer.create(flag())
     writer.create_segment({"key": "staff", "included": ["ada"]})
     first, other = proposed(writer), proposed(writer, "carol")
-    writer.approve(first, actor="bob", reason="fine")
+    writer.proposals.approve(first, actor="bob", reason="fine")
     return first, other
 
 
@@ -111,7 +111,7 @@ def test_whatever_field_is_malformed_the_others_are_told_as_before(
 ) -> None:
     first, other = two
     command = CommandRunner(mongo_uri, database)
-    before = {listed.id: listed for listed in writer.proposals()}
+    before = {listed.id: listed for listed in writer.proposals.list_newest()}
     where = {"_id.proposal": first, "_id.verdict": verdict}
     document = direct.proposals.find_one(where)
     assert document is not None
@@ -121,13 +121,13 @@ def test_whatever_field_is_malformed_the_others_are_told_as_before(
             if altered == document:
                 continue
             direct.proposals.replace_one(where, altered)
-            told = {listed.id: listed for listed in writer.proposals()}
+            told = {listed.id: listed for listed in writer.proposals.list_newest()}
             assert told[other] == before[other], (path, value)
             if verdict == "approve" and path == ("digest",) and isinstance(value, str):
                 # What is said of something else does not count, and that is all.
                 assert told[first].verdicts == ()
                 with pytest.raises(NotApprovedError):
-                    writer.apply(first)
+                    writer.proposals.apply(first)
             elif path == ("seal",) and value is REMOVED:
                 # Verdicts of an earlier version have none.
                 assert told[first] == before[first]
@@ -142,9 +142,9 @@ def test_whatever_field_is_malformed_the_others_are_told_as_before(
         assert [*entries(writer.store)]
         list_prunable(writer.store, Retention(remains_days=1))
     direct.proposals.replace_one(where, document)
-    assert {listed.id: listed for listed in writer.proposals()} == before
+    assert {listed.id: listed for listed in writer.proposals.list_newest()} == before
     assert verify(writer.store) == []
-    writer.apply(first)
+    writer.proposals.apply(first)
     assert denials(writer.store) == []
 
 
@@ -157,11 +157,11 @@ def assert_altered(found: Proposal) -> None:
 
 def assert_of_no_use(writer: Writer, proposal: str) -> None:
     uses: tuple[Callable[[str], object], ...] = (
-        writer.proposal,
-        lambda it: writer.approve(it, actor="eve"),
-        lambda it: writer.reject(it, actor="eve"),
-        lambda it: writer.withdraw(it, actor="ada"),
-        writer.apply,
+        writer.proposals.read,
+        lambda it: writer.proposals.approve(it, actor="eve"),
+        lambda it: writer.proposals.reject(it, actor="eve"),
+        lambda it: writer.proposals.withdraw(it, actor="ada"),
+        writer.proposals.apply,
     )
     tip = writer.store.read_tip()
     for use in uses:
@@ -184,16 +184,17 @@ def test_whatever_name_a_document_has_the_others_are_told_as_before(
     direct: Database[dict[str, Any]],
 ) -> None:
     first, other = two
-    (before,) = [listed for listed in writer.proposals() if listed.id == other]
+    (before,) = [listed for listed in writer.proposals.list_newest() if listed.id == other]
     document = direct.proposals.find_one({"_id.proposal": first, "_id.verdict": verdict})
     assert document is not None
     direct.proposals.delete_one({"_id": document["_id"]})
     with contextlib.suppress(TypeError):
         direct.proposals.insert_one(edited(document, ("_id", field), value))
-    listed = {found.id: found for found in writer.proposals()}
+    listed = {found.id: found for found in writer.proposals.list_newest()}
     assert listed[other] == before
-    for use in (writer.proposal, writer.apply, lambda it: writer.reject(it, actor="eve")):
-        if verdict == "propose" or use is writer.apply:
+    made = writer.proposals
+    for use in (made.read, made.apply, lambda it: made.reject(it, actor="eve")):
+        if verdict == "propose" or use == made.apply:
             with pytest.raises(FlagkitError):
                 use(first)
     verify(writer.store)
@@ -218,20 +219,20 @@ def test_a_forged_proposal_whose_digest_is_right_breaks_nothing(
         forged = {**made, "operations": [operation]}
         forged["digest"] = hash_proposal("ada", forged)
         direct.proposals.replace_one(where, forged)
-        told = {listed.id: listed.state for listed in writer.proposals()}
+        told = {listed.id: listed.state for listed in writer.proposals.list_newest()}
         assert told[other] == "open"
         with contextlib.suppress(StoreError):
-            assert writer.proposal(first).state == "void", operation
+            assert writer.proposals.read(first).state == "void", operation
         with pytest.raises(FlagkitError):
-            writer.approve(first, actor="eve")
+            writer.proposals.approve(first, actor="eve")
         with pytest.raises(FlagkitError):
-            writer.apply(first)
+            writer.proposals.apply(first)
 
 
 def test_members_that_a_malformed_proposal_refers_to_do_not_stop_a_pruning(
     writer: Writer, direct: Database[dict[str, Any]]
 ) -> None:
-    with writer.propose() as change:
+    with writer.proposals.propose() as change:
         change.create_segment({"key": "staff", "included": ["ada"]})
     where = {"_id.proposal": change.proposal}
     made = direct.proposals.find_one(where)
@@ -241,7 +242,7 @@ def test_members_that_a_malformed_proposal_refers_to_do_not_stop_a_pruning(
             altered = edited(made, ("operations", 0, *path), value)
             direct.proposals.replace_one(where, altered)
             list_prunable(writer.store, Retention(remains_days=1))
-            (listed,) = writer.proposals()
+            (listed,) = writer.proposals.list_newest()
             assert listed.state == "void"
 
 
@@ -252,10 +253,10 @@ def test_two_proposals_of_one_name_are_none(
     made = direct.proposals.find_one({"_id.proposal": first, "_id.verdict": "propose"})
     assert made is not None
     direct.proposals.insert_one({**made, "_id": {**made["_id"], "actor": "mallory"}})
-    told = {listed.id: listed.state for listed in writer.proposals()}
+    told = {listed.id: listed.state for listed in writer.proposals.list_newest()}
     assert told == {first: "void", other: "open"}
     with pytest.raises(StoreError, match="there are two of that name"):
-        writer.apply(first)
+        writer.proposals.apply(first)
 
 
 def test_an_approval_of_another_digest_never_counts(
@@ -265,8 +266,8 @@ def test_an_approval_of_another_digest_never_counts(
     (bobs,) = direct.proposals.find({"_id.proposal": first, "_id.verdict": "approve"})
     forged = {**bobs, "_id": {**bobs["_id"], "proposal": other, "actor": "eve"}}
     direct.proposals.insert_one(forged)
-    assert writer.proposal(other).verdicts == ()
+    assert writer.proposals.read(other).verdicts == ()
     with pytest.raises(NotApprovedError):
-        writer.apply(other)
+        writer.proposals.apply(other)
     (problem,) = verify(writer.store)
     assert f"what 'eve' said of the proposal {other} ('approve') is of another one" in problem

@@ -183,7 +183,7 @@ DOCUMENTS: list[tuple[str, Asks, str, str]] = [
     ("variants of 5 MB", lambda w: w.create(flag(variants={"on": "x" * 5_000_000, "off": "y"})),
      "variants", ""),
     ("a reason that is no text", lambda w: w.pause("shop.base", reason="\ud800"), "", "Mend it"),
-    ("a number for an actor", lambda w: w.pause("shop.base", actor=7), "actor", "text"),  # type: ignore[call-overload]
+    ("a number for an actor", lambda w: w.pause("shop.base", actor=7), "actor", "text"),  # type: ignore[arg-type]
     ("a reason of 13 MB", lambda w: w.pause("shop.base", reason="x" * 13_000_000), "", ""),
     # Segments
     ("no key of a segment", lambda w: w.delete_segment("A b"), "key", "lower case"),
@@ -317,7 +317,7 @@ OTHERS: list[tuple[str, Asks, type[FlagkitError], tuple[str, ...]]] = [
        InvalidArgumentError, ("idempotency_key is ", "string")) for key in NO_IDEMPOTENCY_KEYS),
     ("a region without a key to roll back", lambda w: w.rollback(to=1, region="eu-west-1"),
      InvalidArgumentError, ("region is given without a key", "name a flag")),
-    ("a number for a reason", lambda w: w.pause("shop.base", reason=7),  # type: ignore[call-overload]
+    ("a number for a reason", lambda w: w.pause("shop.base", reason=7),  # type: ignore[arg-type]
      InvalidArgumentError, ("reason is of the type int", "text")),
     ("no reason to bypass the guards", together(lambda c: c.bypass_guards(" ")),
      InvalidArgumentError, ("reason is empty", "write why")),
@@ -367,7 +367,7 @@ def test_documents_that_make_no_sense_leave_no_trace(
     for bad in BAD:
         for ask in (writer.create, writer.update):
             with pytest.raises(InvalidDocumentError) as caught:
-                ask(bad.document)  # type: ignore[call-overload]
+                ask(bad.document)  # type: ignore[arg-type]
             assert (caught.value.path, bad.remedy in caught.value.remedy) == (bad.path, True)
             refused += 1
     for name, document, path, _ in BAD_SEGMENTS:

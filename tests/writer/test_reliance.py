@@ -31,7 +31,7 @@ def direct(mongo_uri: str, database: str) -> Iterator[Direct]:
 
 
 def proposed(writer: Writer, key: str, actor: str = "ada") -> str:
-    with writer.propose(actor=actor, reason="launch") as change:
+    with writer.proposals.propose(actor=actor, reason="launch") as change:
         change.create(flag(key))
     assert change.proposal is not None
     return change.proposal
@@ -42,12 +42,12 @@ def decided(writer: Writer) -> dict[str, str]:
     """Return proposals that were applied, rejected and withdrawn, and one that is open."""
     found = {name: proposed(writer, f"a.{name}") for name in ("applied", "rejected", "withdrawn")}
     for who in ("bob", "carol"):
-        writer.approve(found["applied"], actor=who)
-    writer.apply(found["applied"], actor="dana")
-    writer.reject(found["rejected"], actor="eve", reason="no")
-    writer.withdraw(found["withdrawn"], actor="ada")
+        writer.proposals.approve(found["applied"], actor=who)
+    writer.proposals.apply(found["applied"], actor="dana")
+    writer.proposals.reject(found["rejected"], actor="eve", reason="no")
+    writer.proposals.withdraw(found["withdrawn"], actor="ada")
     found["open"] = proposed(writer, "a.open")
-    writer.approve(found["open"], actor="bob")
+    writer.proposals.approve(found["open"], actor="bob")
     assert verify(writer.store) == []
     return found
 
@@ -210,11 +210,11 @@ def test_a_proposal_stays_closed_though_its_rejection_was_removed(
 ) -> None:
     for name, verdict in (("rejected", "reject"), ("withdrawn", "withdraw")):
         direct.proposals.delete_one(said(name, verdict)(decided))
-        assert writer.proposal(decided[name]).state == name
+        assert writer.proposals.read(decided[name]).state == name
         with pytest.raises(ProposalClosedError):
-            writer.approve(decided[name], actor="bob")
+            writer.proposals.approve(decided[name], actor="bob")
         with pytest.raises(ProposalClosedError):
-            writer.apply(decided[name])
+            writer.proposals.apply(decided[name])
 
 
 def test_an_application_and_closings_of_an_earlier_version_still_prove(
@@ -260,7 +260,7 @@ def test_what_was_decided_before_a_cut_is_not_asked_for(
     now = writer.store.read_tip().time + timedelta(days=9)
     prune(writer, Retention(ledger_days=1, audit_days=1), now=now)
     assert verify(writer.store) == []
-    assert writer.proposal(decided["rejected"]).state == "rejected"
+    assert writer.proposals.read(decided["rejected"]).state == "rejected"
 
 
 def test_an_attempt_that_came_to_nothing_binds_the_next_one(
@@ -275,23 +275,23 @@ def test_an_attempt_that_came_to_nothing_binds_the_next_one(
     def killed(proposal: str) -> None:
         monkeypatch.setattr(writer.store, "compare_and_set", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            writer.apply(proposal, actor="bob")
+            writer.proposals.apply(proposal, actor="bob")
         monkeypatch.undo()
 
     one, two = proposed(writer, "a.one"), proposed(writer, "a.two")
     for proposal in (one, two):
-        writer.approve(proposal, actor="bob")
+        writer.proposals.approve(proposal, actor="bob")
         killed(proposal)
-        writer.approve(proposal, actor="carol")
+        writer.proposals.approve(proposal, actor="carol")
     # More approvals do no harm.
-    commit = writer.apply(one, actor="carol")
-    assert writer.apply(one) == commit
+    commit = writer.proposals.apply(one, actor="carol")
+    assert writer.proposals.apply(one) == commit
     (entry,) = entries(writer.store, commit.revision - 1)
     assert (entry.approvers, entry.applier) == (("bob",), "bob")
     with writer.change() as change:
         change.revoke("bob")
     with pytest.raises(NotApprovedError, match="on the approval of bob, which does not count"):
-        writer.apply(two, actor="carol")
+        writer.proposals.apply(two, actor="carol")
     assert verify(writer.store) == []
 
 
@@ -299,20 +299,20 @@ def test_two_attempts_at_once_record_one_truth(
     writer: Writer, mongo_uri: str, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proposal = proposed(writer, "a.one")
-    writer.approve(proposal, actor="bob")
+    writer.proposals.approve(proposal, actor="bob")
     add_request = writer.store.add_request
 
     def late(*asked: Any) -> str:
         monkeypatch.undo()
         with Writer(mongo_uri, "production", actor="dana", database=database) as other_writer:
-            other_writer.approve(proposal, actor="carol")
+            other_writer.proposals.approve(proposal, actor="carol")
             monkeypatch.setattr(other_writer.store, "compare_and_set", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
-                other_writer.apply(proposal)
+                other_writer.proposals.apply(proposal)
         return add_request(*asked)
 
     monkeypatch.setattr(writer.store, "add_request", late)
-    writer.apply(proposal)
+    writer.proposals.apply(proposal)
     (entry,) = entries(writer.store)
     assert (entry.approvers, entry.applier) == (("bob", "carol"), "dana")
     assert verify(writer.store) == []
@@ -322,7 +322,7 @@ def test_what_somebody_put_in_the_place_of_an_application_is_refused(
     writer: Writer, direct: Direct
 ) -> None:
     proposal = proposed(writer, "a.one")
-    writer.approve(proposal, actor="bob")
+    writer.proposals.approve(proposal, actor="bob")
     writer.create(flag("a.other"))
     asked = direct.audit.find_one()
     assert asked is not None
@@ -332,7 +332,7 @@ def test_what_somebody_put_in_the_place_of_an_application_is_refused(
         forged = {**asked, **more, "proposal": proposal, "applied_by": "x", "_id": identity}
         direct.audit.insert_one(forged)
         with pytest.raises(RequestConflictError, match="another request in the place of"):
-            writer.apply(proposal)
+            writer.proposals.apply(proposal)
 
 
 @pytest.mark.parametrize("closes", ["reject", "withdraw"])
@@ -351,7 +351,7 @@ def test_two_who_close_a_proposal_at_once_make_one_revision(
 
     monkeypatch.setattr(writer.store.proposals, "add", late)
     with pytest.raises(ProposalClosedError):
-        writer.reject(proposal)
+        writer.proposals.reject(proposal)
     assert writer.store.read_tip().revision == 1
     assert [entry.actor for entry in entries(writer.store)] == ["ada"]
     assert verify(writer.store) == []

@@ -619,7 +619,7 @@ def test_requests_that_were_abandoned_go_and_others_stay(
         mine.start_session() as session,
         session.start_transaction(),
     ):
-        waiting = history.pause("a.old", session=session)
+        waiting = history.in_transaction(session).pause("a.old")
     content = {"actor": "a", "reason": "", "operations": [], "digest": "x"}
     for name, days in (("old", 100), ("young", 10)):
         sent = later(history) - timedelta(days=days)
@@ -677,15 +677,15 @@ def test_members_of_what_is_pending_or_proposed_stay(history: Writer, mongo_uri:
     with MongoClient[dict[str, Any]](mongo_uri) as mine, mine.start_session() as session:
         with session.start_transaction():
             asked = {"key": "a.asked", "included": ["asked"]}
-            pending = history.create_segment(asked, session=session)
-        with history.propose() as change:
+            pending = history.in_transaction(session).create_segment(asked)
+        with history.proposals.propose() as change:
             change.create_segment({"key": "a.proposed", "included": ["proposed"]})
     wanted, start = Retention(remains_days=1), later(history)
     for day in range(3):
         prune(history, wanted, now=start + timedelta(days=2 * day))
     pending.commit()
-    history.approve(change.proposal or "", actor="ada")
-    history.apply(change.proposal or "")
+    history.proposals.approve(change.proposal or "", actor="ada")
+    history.proposals.apply(change.proposal or "")
     assert verify(history.store) == []
 
 

@@ -424,4 +424,4 @@ def test_what_waits_for_a_transaction_is_not_skipped(writer: Writer, mongo_uri: 
         session.start_transaction(),
         pytest.raises(InvalidArgumentError, match="skip_unchanged does not go with a session"),
     ):
-        writer.pause(KEY, session=session, skip_unchanged=True)
+        writer.in_transaction(session).pause(KEY, skip_unchanged=True)

@@ -151,7 +151,7 @@ def open_draft(**asking: Unpack[ChangeCommandOptions]) -> Generator[Draft]:
         if draft.preview is not None:
             _print_preview(draft.preview, writer.environment, asking["output"])
         elif draft.proposal is not None:
-            print_proposal(writer.proposal(draft.proposal), asking["output"])
+            print_proposal(writer.proposals.read(draft.proposal), asking["output"])
         else:
             assert draft.commit is not None, "the block ended without error"
             print_commit(draft.commit, writer, asking["output"])
@@ -163,7 +163,7 @@ def _open_writer_draft(
     writer: Writer, options: ChangeCommandOptions
 ) -> AbstractContextManager[Draft]:
     if options["propose"]:
-        return writer.propose(reason=options["reason"])
+        return writer.proposals.propose(reason=options["reason"])
     change = writer.preview if options["dry_run"] else writer.change
     return change(
         **ChangeOptions(

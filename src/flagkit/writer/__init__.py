@@ -2,7 +2,7 @@
 
 from flagkit._core.storage.checkpoints import Checkpoint
 from flagkit.writer.access import Denial, denials, grants, limits
-from flagkit.writer.approvals import Proposal, Verdict
+from flagkit.writer.approvals import Proposal, Proposals, Verdict
 from flagkit.writer.bulk_import import Import, ImportProgress, ImportResult
 from flagkit.writer.checkpoints import write_checkpoint
 from flagkit.writer.draft import Commit, Draft, PendingChange, Preview
@@ -16,7 +16,7 @@ from flagkit.writer.guards import (
     Required,
 )
 from flagkit.writer.ledger import Entry, entries
-from flagkit.writer.pending import PendingRequest, SweepResult
+from flagkit.writer.pending import PendingQueue, PendingRequest, SweepResult, TransactionWriter
 from flagkit.writer.retention import (
     Erasure,
     PruneResult,
@@ -44,16 +44,19 @@ __all__ = [
     "ImportResult",
     "LargestStep",
     "PendingChange",
+    "PendingQueue",
     "PendingRequest",
     "PlannedChange",
     "Preview",
     "Proposal",
+    "Proposals",
     "PruneResult",
     "Refusal",
     "Required",
     "Retention",
     "StaleFlag",
     "SweepResult",
+    "TransactionWriter",
     "Verdict",
     "Writer",
     "denials",

@@ -33,7 +33,6 @@ from flagkit._core.model.changes import (
     build_next_change,
 )
 from flagkit._core.model.flags import collect_flag_segments
-from flagkit._core.secrets import DataKeys
 from flagkit._core.storage.documents import encode_change
 from flagkit._core.storage.layout import ERASED
 from flagkit._core.storage.reader import EnvironmentReader
@@ -63,7 +62,12 @@ from flagkit.writer.access import (
     list_required_permissions,
     log_denial,
 )
-from flagkit.writer.commit import format_application_request, format_closing_request
+from flagkit.writer.commit import (
+    CommitFunction,
+    RequestBuilder,
+    format_application_request,
+    format_closing_request,
+)
 from flagkit.writer.draft import Commit, Draft
 from flagkit.writer.ledger import format_actions, format_differences
 from flagkit.writer.operations import (
@@ -78,7 +82,7 @@ from flagkit.writer.operations import (
     list_policies,
 )
 from flagkit.writer.planning import ChangePlan, plan
-from flagkit.writer.shortcuts import ChangeOptions, SegmentShortcuts
+from flagkit.writer.shortcuts import ChangeOptions
 
 _ANY_VERSION: Final = 0
 
@@ -542,7 +546,8 @@ def decode_proposal(proposal: str, documents: Sequence[Mapping[str, Any]]) -> St
     made = [found for found in documents if get_verdict(found) == PROPOSE]
     if not made:
         raise ProposalNotFoundError(
-            f"there is no proposal {proposal!r}: see Writer.proposals(), or flagkit approvals list"
+            f"there is no proposal {proposal!r}: see writer.proposals.list_newest(), or flagkit"
+            " approvals list"
         )
     try:
         if len(made) > 1:
@@ -810,41 +815,49 @@ def _list_approvers(
     )
 
 
-class Approvals(SegmentShortcuts):
-    """What a writer does with proposals."""
+class Proposals:
+    """The proposals of an environment, as `writer.proposals` has them.
 
-    environment: str
-    store: Store
-    keys: DataKeys | None
-    """What sensitive variants are encrypted by."""
+    with ada.proposals.propose(reason="it went well") as change:
+        change.set_rollout("shop.search", 100)
+    dana.proposals.approve(change.proposal)
+    ada.proposals.apply(change.proposal)
+    """
+
+    def __init__(self, store: Store, requests: RequestBuilder, commit: CommitFunction) -> None:
+        self._store = store
+        self._requests = requests
+        self._commit = commit
 
     @contextmanager
     def propose(self, *, reason: str = "", actor: str | None = None) -> Generator[Draft]:
-        """Collect operations as `change` does, and propose them; `proposal` of the draft names it.
+        """Collect operations as `Writer.change` does, and propose them when the block ends.
 
-        They are checked as a change is. To propose takes a role that may edit what they touch; to
-        approve takes the role that the change itself takes.
+        The draft's `proposal` is then the name of the proposal. The operations are checked as those
+        of a change are. The actor needs a role that may edit the flags and segments. An approval
+        takes the role that the change itself takes.
 
         Raises:
-            WriteError, NotFoundError, InvalidDocumentError: refused; nothing was written.
+            WriteError, NotFoundError, InvalidDocumentError: the proposal is refused. Nothing is
+                written.
             StoreUnavailableError: the database cannot be reached.
         """
-        change = Draft(self.environment, self.keys)
-        yield change
-        change.proposal = self._propose(change, {"reason": reason, "actor": actor})
+        draft = self._requests.create_draft()
+        yield draft
+        draft.proposal = self._propose(draft, {"reason": reason, "actor": actor})
 
-    def proposal(self, proposal: str) -> Proposal:
-        """Return a proposal, with what would come of it now.
+    def read(self, proposal: str) -> Proposal:
+        """Return a proposal, with the differences that it would make now.
 
         Raises:
-            ProposalNotFoundError: there is none of that name.
-            StoreError: it was changed past the writer.
+            ProposalNotFoundError: no proposal has this name.
+            StoreError: something other than flagkit changed the proposal.
         """
-        return read_proposal(self.store, proposal)
+        return read_proposal(self._store, proposal)
 
-    def proposals(self, limit: int = 20) -> list[Proposal]:
+    def list_newest(self, limit: int = 20) -> list[Proposal]:
         """Return proposals, the newest first, without their differences."""
-        return list_proposals(self.store, check_count(limit, "limit"))
+        return list_proposals(self._store, check_count(limit, "limit"))
 
     def approve(self, proposal: str, *, reason: str = "", actor: str | None = None) -> Proposal:
         """Approve of what somebody else proposed, as it is; return it.
@@ -855,8 +868,8 @@ class Approvals(SegmentShortcuts):
             ProposalNotFoundError, ProposalClosedError, ProposalVoidError: there is nothing to
                 approve of.
         """
-        who, proposal = self._resolve_actor(actor), check_proposal_name(proposal)
-        with self.store.open_reader() as reading:
+        who, proposal = self._requests.resolve_actor(actor), check_proposal_name(proposal)
+        with self._store.open_reader() as reading:
             found = decode_proposal(proposal, reading.read_proposal(proposal))
             check_open(reading, found)
             if who == found.actor:
@@ -872,7 +885,7 @@ class Approvals(SegmentShortcuts):
                 found.operations,
             )
         self._record_verdict(found, who, "approve", reason, reading.now)
-        return self.proposal(proposal)
+        return self.read(proposal)
 
     def reject(self, proposal: str, *, reason: str = "", actor: str | None = None) -> Commit:
         """Close a proposal: it can be applied no more. That stands in the ledger as a revision.
@@ -903,31 +916,19 @@ class Approvals(SegmentShortcuts):
                 touches.
             ProposalNotFoundError, ProposalClosedError: there is nothing to apply.
         """
-        who, proposal = self._resolve_actor(actor), check_proposal_name(proposal)
-        said = self.store.proposals.read_many([proposal])[proposal]
+        who, proposal = self._requests.resolve_actor(actor), check_proposal_name(proposal)
+        said = self._store.proposals.read_many([proposal])[proposal]
         if not said:
             # An environment that does not exist has no proposals, either.
-            self.store.read_tip()
+            self._store.read_tip()
         found = decode_proposal(proposal, said)
-        draft = Draft(self.environment)
+        draft = self._requests.create_draft()
+        _, content = self._requests.build(draft, {"reason": found.reason})
         draft.operations = [*found.operations]
         draft.commit_policy = ApplyProposal(found, who)
-        _, content = self._build_request(Draft(self.environment), {"reason": found.reason})
         content |= {"actor": found.actor, "operations": found.documents}
         content["digest"] = hash_request(content)
-        return self._commit(draft, format_application_request(proposal), content)
-
-    def _resolve_actor(self, actor: str | None) -> str:
-        """Return who asks: the writer's own actor, where nobody is named."""
-        raise NotImplementedError
-
-    def _build_request(self, draft: Draft, options: ChangeOptions) -> tuple[str, dict[str, Any]]:
-        """Return the id of a request, and what the audit is to have of it."""
-        raise NotImplementedError
-
-    def _commit(self, draft: Draft, request: str, content: Mapping[str, Any]) -> Commit:
-        """Make a revision of a draft."""
-        raise NotImplementedError
+        return self._commit(draft, format_application_request(proposal), content, None)
 
     def _propose(self, draft: Draft, options: ChangeOptions) -> str:
         if draft.bypass_reason:
@@ -936,9 +937,9 @@ class Approvals(SegmentShortcuts):
                 " without"
             )
         check_readable(draft.operations)
-        draft.reuse_seeds(self.store)
-        request, content = self._build_request(draft, options)
-        with self.store.open_reader() as reading:
+        draft.reuse_seeds(self._store)
+        request, content = self._requests.build(draft, options)
+        with self._store.open_reader() as reading:
             planned = plan(
                 draft.operations, reading, reading.tip.revision, draft.parts, draft.listed_keys
             )
@@ -971,16 +972,16 @@ class Approvals(SegmentShortcuts):
             "depends": encode_dependencies(depends),
         }
         proposed["digest"] = hash_proposal(content["actor"], proposed)
-        self.store.add_parts(draft.parts)
+        self._store.add_parts(draft.parts)
         proposal = f"{reading.now:%Y%m%d-%H%M%S}-{os.urandom(4).hex()}"
-        self.store.proposals.add(proposal, content["actor"], PROPOSE, proposed)
+        self._store.proposals.add(proposal, content["actor"], PROPOSE, proposed)
         return proposal
 
     def _close_proposal(
         self, proposal: str, decision: Decision, reason: str, actor: str | None
     ) -> Commit:
-        who, proposal = self._resolve_actor(actor), check_proposal_name(proposal)
-        with self.store.open_reader() as reading:
+        who, proposal = self._requests.resolve_actor(actor), check_proposal_name(proposal)
+        with self._store.open_reader() as reading:
             found = decode_proposal(proposal, reading.read_proposal(proposal))
             is_said = check_closable(reading, found, decision, who)
             needed: list[Permission] = []
@@ -999,20 +1000,20 @@ class Approvals(SegmentShortcuts):
             compute_buckets(
                 reading,
                 who,
-                lambda: self.store.get_bucket_key(epoch, make=False),
+                lambda: self._store.get_bucket_key(epoch, make=False),
                 is_limited=closing.is_limited(needed),
             )
         if not is_said:
             self._record_verdict(found, who, decision, reason, reading.now)
         # Whoever has read the proposal before this revision loses the race against it.
-        draft = Draft(self.environment)
+        draft = self._requests.create_draft()
         draft.commit_policy = closing
-        _, content = self._build_request(Draft(self.environment), {"reason": reason, "actor": who})
+        _, content = self._requests.build(draft, {"reason": reason, "actor": who})
         content = build_decision_content(
             content, f"{decision}_proposal", proposal, digest=found.digest
         )
         try:
-            return self._commit(draft, format_closing_request(proposal, decision), content)
+            return self._commit(draft, format_closing_request(proposal, decision), content, None)
         except RequestConflictError:
             raise ProposalClosedError(f"{proposal} was closed by somebody else meanwhile") from None
 
@@ -1021,7 +1022,7 @@ class Approvals(SegmentShortcuts):
     ) -> None:
         content: dict[str, Any] = {"time": now, "reason": reason, "digest": proposal.digest}
         content["seal"] = hash_verdict(proposal.id, actor, decision, content)
-        self.store.proposals.add(proposal.id, actor, decision, content)
+        self._store.proposals.add(proposal.id, actor, decision, content)
 
     def _check_access(
         self,
@@ -1034,5 +1035,5 @@ class Approvals(SegmentShortcuts):
         try:
             check_access(reading, actor, permissions)
         except AccessDeniedError as error:
-            log_denial(self.store, reading.now, error, reason, operations)
+            log_denial(self._store, reading.now, error, reason, operations)
             raise

@@ -14,14 +14,16 @@ docs/architecture/commit-protocol.md describes the protocol.
 import random
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from flagkit._core.arguments import instance
 from flagkit._core.background import Log
 from flagkit._core.model import Flag
+from flagkit._core.model.access import check_actor
 from flagkit._core.model.changes import (
     ACCESS,
     GRANTS,
@@ -33,6 +35,7 @@ from flagkit._core.model.changes import (
     Tip,
     build_next_change,
 )
+from flagkit._core.secrets import DataKeys
 from flagkit._core.storage.documents import EncodedPolicy, encode_change
 from flagkit._core.storage.layout import ERASED, UNSEEDED, compute_request_digest
 from flagkit._core.storage.pages import Page, split_pages
@@ -53,10 +56,11 @@ from flagkit.writer.access import (
     list_required_permissions,
     log_denial,
 )
-from flagkit.writer.draft import Draft
+from flagkit.writer.draft import Commit, Draft
 from flagkit.writer.guards import Guard, build_planned_changes, check_guards
 from flagkit.writer.operations import encode_operations, hash_request
 from flagkit.writer.planning import ChangePlan, plan
+from flagkit.writer.shortcuts import ChangeOptions
 
 
 class PlannedCommit(NamedTuple):
@@ -148,6 +152,34 @@ def build_audit_content(
         unseeded = draft.audit_form or encode_operations(draft.strip_seeds())
         content[UNSEEDED] = hash_request({**content, "operations": unseeded})
     return content
+
+
+CommitFunction: TypeAlias = Callable[[Draft, str, Mapping[str, Any], float | None], Commit]
+"""Commits a draft under the id of a request, with its content for the audit, within seconds."""
+
+
+class RequestBuilder:
+    """Builds drafts and requests for one writer, with its actor and its data keys."""
+
+    def __init__(self, environment: str, actor: str, keys: DataKeys | None) -> None:
+        self._environment = environment
+        self.actor = actor
+        self._keys = keys
+
+    def create_draft(self) -> Draft:
+        """Return a new draft that encrypts sensitive variants with the data keys."""
+        return Draft(self._environment, self._keys)
+
+    def resolve_actor(self, actor: str | None) -> str:
+        """Return the actor of a request; the writer's own if the request names none."""
+        return self.actor if actor is None else check_actor(actor)
+
+    def build(self, draft: Draft, options: ChangeOptions) -> tuple[str, dict[str, Any]]:
+        """Return the id of a request, and its content for the audit."""
+        key = options.get("idempotency_key")
+        request = uuid.uuid4().hex if key is None else check_idempotency_key(key)
+        actor, reason = self.resolve_actor(options.get("actor")), options.get("reason", "")
+        return request, build_audit_content(draft, actor, reason, is_new=key is None)
 
 
 def check_same_request(

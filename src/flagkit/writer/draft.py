@@ -199,7 +199,7 @@ class Commit(Struct, frozen=True):
 class PendingChange:
     """A change that was asked for in a transaction.
 
-    `request` names it: `writer.pending_change(request)` is the same in any other process.
+    `request` names it: in any other process, `writer.pending.commit(request)` does the same.
     """
 
     def __init__(self, request: str, commit: Callable[[str, float], Commit]) -> None:

@@ -268,7 +268,8 @@ class Approval:
         return Refusal(
             "",
             f"takes the approval of {who} in {planned.environment}",
-            "Propose it: writer.propose(), or --propose on the command line; to pause takes none",
+            "Propose it: writer.proposals.propose(), or --propose on the command line; to pause"
+            " takes none",
         )
 
 

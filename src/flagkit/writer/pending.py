@@ -9,12 +9,13 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 from msgspec import Struct
 
+from flagkit._core.arguments import refuse_unknown_in_methods
 from flagkit._core.background import BackgroundThread, Log, LogOnce
 from flagkit._core.model.changes import GRANTS, PolicyId
 from flagkit._core.storage.documents import check_request_fits
@@ -34,7 +35,13 @@ from flagkit.errors import (
     StoreUnavailableError,
 )
 from flagkit.writer.access import CommitPolicy, Permission
-from flagkit.writer.commit import find_commit, format_drop_request
+from flagkit.writer.commit import (
+    CommitFunction,
+    RequestBuilder,
+    check_same_request,
+    find_commit,
+    format_drop_request,
+)
 from flagkit.writer.draft import Commit, Draft, PendingChange
 from flagkit.writer.ledger import format_actions
 from flagkit.writer.operations import (
@@ -44,6 +51,7 @@ from flagkit.writer.operations import (
     hash_request,
     list_policies,
 )
+from flagkit.writer.shortcuts import ChangeOptions, ChangeShortcuts
 
 _log = Log("flagkit.writer")
 
@@ -53,9 +61,6 @@ CLOSE_SECONDS: Final = 5.0
 BACKOFF_SECONDS_MAX: Final = 60.0
 _PAUSE_SECONDS_MAX = 0.02
 _UNAVAILABLE_SECONDS_MAX = 0.5
-
-CommitFunction = Callable[[Draft, str, Mapping[str, Any], float | None], Commit]
-"""Commits a draft under a request's id, with what the audit has of it, within some seconds."""
 
 
 class PendingRequest(Struct, frozen=True):
@@ -111,31 +116,44 @@ class _DropPending(CommitPolicy):
 
 
 class PendingQueue:
-    """Puts requests into transactions, and makes revisions of them afterwards."""
+    """The pending changes of an environment, as `writer.pending` has them.
 
-    def __init__(self, store: Store, commit: CommitFunction) -> None:
+    `Writer.in_transaction` inserts requests. The queue makes revisions of them after their
+    transactions.
+    """
+
+    def __init__(self, store: Store, requests: RequestBuilder, commit: CommitFunction) -> None:
         self._store = store
+        self._requests = requests
         self._commit_draft = commit
         self._last_check = -SWEEP_CHECK_SECONDS
         self._thread: BackgroundThread | None = None
         self._stop = threading.Event()
         self._log_once = LogOnce("flagkit.writer", "pending changes are not swept: %s")
 
-    def insert(
-        self, session: Session, draft: Draft, request: str, content: Mapping[str, Any]
-    ) -> tuple[PendingChange, str]:
-        """Insert a request into a session's transaction; return the digest on record, too."""
+    def insert(self, session: Session, draft: Draft, options: ChangeOptions) -> PendingChange:
+        """Insert the request of a draft into the transaction of a session.
+
+        Raises:
+            RequestConflictError: its idempotency key names another request.
+        """
+        draft.reuse_seeds(self._store)
+        request, content = self._requests.build(draft, options)
         check_readable(draft.operations)
         draft.encrypter.check_verified()
         check_request_fits(content)
-        # Not in the transaction: they are named by what they are, and harmless if it is aborted.
+        # Outside the transaction: a part is named by its content, so an orphan does no harm.
         self._store.add_parts(draft.parts)
         touched = list_policies(draft.operations)
         digest = self._store.pending.insert(session, request, content, touched)
-        return PendingChange(request, self.commit), digest
+        check_same_request(request, digest, content, is_committed=False)
+        return PendingChange(request, self.commit)
 
-    def commit(self, request: str, timeout: float) -> Commit:
-        """Sequence a request, and before it what must come before."""
+    def commit(self, request: str, timeout: float = 30.0) -> Commit:
+        """Make the revision of a pending change, as `PendingChange.commit` does.
+
+        Any process may do so for any other. Earlier pending changes of the same flags come first.
+        """
         deadline = time.monotonic() + timeout
         while True:
             try:
@@ -178,7 +196,13 @@ class PendingQueue:
             raise refused.error from None
 
     def sweep(self) -> SweepResult:
-        """Sequence all that waits, in order; what touches flags of what goes on waiting, waits."""
+        """Make the revisions of all pending changes, in order, whoever requested them.
+
+        A change waits if an earlier one of the same flags has to go on waiting.
+
+        Raises:
+            StoreUnavailableError: the database cannot be reached. Nothing is lost.
+        """
         commits: list[Commit] = []
         refused, waiting = 0, 0
         held: list[set[PolicyId] | None] = []
@@ -210,8 +234,8 @@ class PendingQueue:
             waiting += 1
         return SweepResult(tuple(commits), refused, waiting)
 
-    def list_pending(self) -> list[PendingRequest]:
-        """Return what waits, and what was refused, in order."""
+    def list_all(self) -> list[PendingRequest]:
+        """Return the changes that wait and those that were refused, in order."""
         documents = self._store.pending.read_all()
         if not documents:
             # Nothing waits in an environment that does not exist, either.
@@ -235,13 +259,21 @@ class PendingQueue:
             )
         return found
 
-    def drop(self, request: str, content: Mapping[str, Any]) -> Commit:
-        """Make sure that a request never becomes a revision; this is a revision itself."""
+    def drop(self, request: str, *, reason: str = "", actor: str | None = None) -> Commit:
+        """Drop a pending change, so that nothing ever makes it. The drop is itself a revision.
+
+        Raises:
+            NotPendingError: no pending change has this id, or it was made meanwhile.
+            AccessDeniedError: the actor has no role to edit the flags of the change.
+        """
+        draft = self._requests.create_draft()
+        _, content = self._requests.build(draft, {"reason": reason, "actor": actor})
         document = self._store.pending.find(request)
         if document is None:
             self._store.read_tip()
-            raise NotPendingError(f"there is no pending change {request!r}: see Writer.pending()")
-        draft = Draft(self._store.environment)
+            raise NotPendingError(
+                f"there is no pending change {request!r}: see writer.pending.list_all()"
+            )
         draft.commit_policy = _DropPending(
             request, _list_drop_permissions(_get_touched_policies(document))
         )
@@ -313,7 +345,7 @@ class PendingQueue:
             raise InvalidDocumentError(
                 "", "was changed past the writer since it was asked for", "Ask for it anew"
             )
-        draft = Draft(self._store.environment)
+        draft = self._requests.create_draft()
         draft.operations = decode_operations(content["operations"])
         draft.bypass_reason = content.get("glass", "")
         return self._commit_draft(draft, request, content, timeout)
@@ -325,6 +357,53 @@ class PendingQueue:
     def _on_failure(self, error: Exception) -> None:
         if not self._stop.is_set():
             self._log_once.report(error)
+
+
+@refuse_unknown_in_methods
+class TransactionWriter(ChangeShortcuts[PendingChange]):
+    """Requests changes inside a transaction of the caller's own client.
+
+    `Writer.in_transaction` returns it. Each method inserts one request into the transaction and
+    returns a PendingChange. Its `commit` makes the revision after the transaction. MongoDB cannot
+    store a function, so there is no `edit`: call `update` with `expected_version`.
+    """
+
+    def __init__(self, queue: PendingQueue, requests: RequestBuilder, session: Session) -> None:
+        self._queue = queue
+        self._requests = requests
+        self._session = session
+
+    @contextlib.contextmanager
+    def change(self, **options: Unpack[ChangeOptions]) -> Generator[Draft]:
+        """Collect operations that become one request when the block ends without an error.
+
+        The draft's `pending` is then the PendingChange.
+
+            with writer.in_transaction(session).change(reason="orders moved") as change:
+                change.pause("orders.old")
+                change.resume("orders.new")
+            session.commit_transaction()
+            change.pending.commit()
+
+        Raises:
+            ConfigurationError: the session is in no transaction.
+            InvalidDocumentError, RequestConflictError: the request is refused. The transaction does
+                not contain it.
+            EnvironmentNotFoundError: the session belongs to a cluster without the environment.
+        """
+        if options.get("skip_unchanged"):
+            raise InvalidDocumentError(
+                "skip_unchanged",
+                "does not go with a session: the change is compared after the transaction",
+                "Leave one of them out",
+            )
+        draft = self._requests.create_draft()
+        yield draft
+        draft.pending = self._queue.insert(self._session, draft, options)
+
+    def _get_result(self, draft: Draft) -> PendingChange:
+        assert draft.pending is not None, "the block ended without error"
+        return draft.pending
 
 
 class _RefusedError(Exception):

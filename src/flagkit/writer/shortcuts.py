@@ -1,26 +1,28 @@
-"""Changes of a single flag or segment, each as one call. All of them use `Writer.change`."""
+"""Changes of a single flag or segment, each as one call. Each opens `change` for one operation."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
 from flagkit._core.arguments import refuse_unknown_in_methods
 from flagkit._core.model import EVERYWHERE
-from flagkit._core.storage.requests import Session
 from flagkit.errors import InvalidArgumentError
-from flagkit.writer.draft import Commit, Draft, PendingChange
+from flagkit.writer.draft import Draft
 from flagkit.writer.operations import VariantName
+
+ResultT = TypeVar("ResultT")
 
 
 class ChangeOptions(TypedDict, total=False):
-    """Who asks for a change, why, and under which name.
+    """Options of each change: who requests it, why, and under which name.
 
-    - `reason`: why, for the audit.
-    - `actor`: who, for the audit; by default the writer's.
-    - `idempotency_key`: names the request: sent again with the same key, and the same content, it
-      returns the first Commit and changes nothing.
-    - `skip_unchanged`: whether a change that leaves everything as it is makes no revision. Then the
-      Commit has the newest revision, and `changed` is False. Nothing is recorded of the request.
+    - `reason`: The reason, for the audit.
+    - `actor`: The person or service that requests the change; by default the writer's actor.
+    - `idempotency_key`: Names the request. A second request with the same key and the same content
+      changes nothing and returns the first Commit.
+    - `skip_unchanged`: If True, a change that leaves everything as it is makes no revision. The
+      Commit then has the newest revision, and `changed` is False. The audit has no such request.
     """
 
     reason: str
@@ -29,99 +31,39 @@ class ChangeOptions(TypedDict, total=False):
     skip_unchanged: bool
 
 
-class TransactionOptions(ChangeOptions):
-    """What Asked has, and a session of the caller's own client, which is in a transaction.
+@refuse_unknown_in_methods
+class ChangeShortcuts(ABC, Generic[ResultT]):
+    """Changes of a single flag or segment. Each takes the options of ChangeOptions by name.
 
-    The change is asked for in that transaction, and made after it: what is returned is a
-    PendingChange, whose `commit` returns the Commit.
+    A Writer returns a Commit from each, a TransactionWriter a PendingChange.
     """
 
-    session: Session
+    @abstractmethod
+    def change(self, **options: Unpack[ChangeOptions]) -> AbstractContextManager[Draft]:
+        """Collect operations that become one revision together."""
 
+    @abstractmethod
+    def _get_result(self, draft: Draft) -> ResultT:
+        """Return the result of a draft whose block has ended without an error."""
 
-class OptionalTransactionOptions(ChangeOptions, total=False):
-    """What Asked has, and perhaps a session."""
-
-    session: Session | None
-
-
-@refuse_unknown_in_methods
-class FlagShortcuts:
-    """The changes of a single flag. Each takes what Asked has, by name, and perhaps a session."""
-
-    def change(self, **asked: Unpack[OptionalTransactionOptions]) -> AbstractContextManager[Draft]:
-        """Collect operations that are committed as one revision when the block ends."""
-        raise NotImplementedError
-
-    @overload
-    def create(self, flag: Mapping[str, Any], **asked: Unpack[ChangeOptions]) -> Commit: ...
-    @overload
-    def create(
-        self, flag: Mapping[str, Any], **asked: Unpack[TransactionOptions]
-    ) -> PendingChange: ...
-    def create(
-        self, flag: Mapping[str, Any], **asked: Unpack[OptionalTransactionOptions]
-    ) -> Commit | PendingChange:
+    def create(self, flag: Mapping[str, Any], **options: Unpack[ChangeOptions]) -> ResultT:
         """Create a flag from its policy document. For errors see `change`."""
-        with self.change(**asked) as change:
-            change.create(flag)
-        return get_result(change)
+        return self._change_once(options, lambda draft: draft.create(flag))
 
-    @overload
-    def update(
-        self,
-        flag: Mapping[str, Any],
-        *,
-        expected_version: int | None = ...,
-        reassign: bool = ...,
-        **asked: Unpack[ChangeOptions],
-    ) -> Commit: ...
-    @overload
-    def update(
-        self,
-        flag: Mapping[str, Any],
-        *,
-        expected_version: int | None = ...,
-        reassign: bool = ...,
-        **asked: Unpack[TransactionOptions],
-    ) -> PendingChange: ...
     def update(
         self,
         flag: Mapping[str, Any],
         *,
         expected_version: int | None = None,
         reassign: bool = False,
-        **asked: Unpack[OptionalTransactionOptions],
-    ) -> Commit | PendingChange:
+        **options: Unpack[ChangeOptions],
+    ) -> ResultT:
         """Replace a flag's policy document. For errors see `change`."""
-        with self.change(**asked) as change:
-            change.update(flag, expected_version=expected_version, reassign=reassign)
-        return get_result(change)
+        return self._change_once(
+            options,
+            lambda draft: draft.update(flag, expected_version=expected_version, reassign=reassign),
+        )
 
-    @overload
-    def set_rollout(
-        self,
-        key: str,
-        weights: Mapping[str, float] | float,
-        *,
-        rule: str | None = ...,
-        region: str = ...,
-        expected_version: int | None = ...,
-        reassign: bool = ...,
-        **asked: Unpack[ChangeOptions],
-    ) -> Commit: ...
-    @overload
-    def set_rollout(
-        self,
-        key: str,
-        weights: Mapping[str, float] | float,
-        *,
-        rule: str | None = ...,
-        region: str = ...,
-        expected_version: int | None = ...,
-        reassign: bool = ...,
-        **asked: Unpack[TransactionOptions],
-    ) -> PendingChange: ...
     def set_rollout(
         self,
         key: str,
@@ -131,42 +73,21 @@ class FlagShortcuts:
         region: str = EVERYWHERE,
         expected_version: int | None = None,
         reassign: bool = False,
-        **asked: Unpack[OptionalTransactionOptions],
-    ) -> Commit | PendingChange:
+        **options: Unpack[ChangeOptions],
+    ) -> ResultT:
         """Change a rollout's weights, as Draft.set_rollout does. For errors see `change`."""
-        with self.change(**asked) as change:
-            change.set_rollout(
+        return self._change_once(
+            options,
+            lambda draft: draft.set_rollout(
                 key,
                 weights,
                 rule=rule,
                 region=region,
                 expected_version=expected_version,
                 reassign=reassign,
-            )
-        return get_result(change)
+            ),
+        )
 
-    @overload
-    def serve(
-        self,
-        key: str,
-        variant: VariantName,
-        *,
-        rule: str | None = ...,
-        region: str = ...,
-        expected_version: int | None = ...,
-        **asked: Unpack[ChangeOptions],
-    ) -> Commit: ...
-    @overload
-    def serve(
-        self,
-        key: str,
-        variant: VariantName,
-        *,
-        rule: str | None = ...,
-        region: str = ...,
-        expected_version: int | None = ...,
-        **asked: Unpack[TransactionOptions],
-    ) -> PendingChange: ...
     def serve(
         self,
         key: str,
@@ -175,207 +96,86 @@ class FlagShortcuts:
         rule: str | None = None,
         region: str = EVERYWHERE,
         expected_version: int | None = None,
-        **asked: Unpack[OptionalTransactionOptions],
-    ) -> Commit | PendingChange:
+        **options: Unpack[ChangeOptions],
+    ) -> ResultT:
         """Serve another variant to all, as Draft.serve does. For errors see `change`."""
-        with self.change(**asked) as change:
-            change.serve(key, variant, rule=rule, region=region, expected_version=expected_version)
-        return get_result(change)
+        return self._change_once(
+            options,
+            lambda draft: draft.serve(
+                key, variant, rule=rule, region=region, expected_version=expected_version
+            ),
+        )
 
-    def edit(
-        self,
-        key: str,
-        function: Callable[[dict[str, Any]], Mapping[str, Any]],
-        *,
-        region: str = EVERYWHERE,
-        reassign: bool = False,
-        **asked: Unpack[ChangeOptions],
-    ) -> Commit:
-        """Replace a flag's document by what a function makes of it, as Draft.edit does.
-
-        With an idempotency key it is asked once: a resend does not call the function. For errors
-        see `change`.
-        """
-        with self.change(**asked) as change:
-            change.edit(key, function, region=region, reassign=reassign)
-        assert change.commit is not None, "a function cannot be asked for in a transaction"
-        return change.commit
-
-    @overload
-    def pause(
-        self,
-        key: str,
-        *,
-        region: str = ...,
-        expected_version: int | None = ...,
-        **asked: Unpack[ChangeOptions],
-    ) -> Commit: ...
-    @overload
-    def pause(
-        self,
-        key: str,
-        *,
-        region: str = ...,
-        expected_version: int | None = ...,
-        **asked: Unpack[TransactionOptions],
-    ) -> PendingChange: ...
     def pause(
         self,
         key: str,
         *,
         region: str = EVERYWHERE,
         expected_version: int | None = None,
-        **asked: Unpack[OptionalTransactionOptions],
-    ) -> Commit | PendingChange:
+        **options: Unpack[ChangeOptions],
+    ) -> ResultT:
         """Pause a flag: it serves its `off` variant. For errors see `change`."""
-        with self.change(**asked) as change:
-            change.pause(key, region=region, expected_version=expected_version)
-        return get_result(change)
+        return self._change_once(
+            options,
+            lambda draft: draft.pause(key, region=region, expected_version=expected_version),
+        )
 
-    @overload
-    def resume(
-        self,
-        key: str,
-        *,
-        region: str = ...,
-        expected_version: int | None = ...,
-        **asked: Unpack[ChangeOptions],
-    ) -> Commit: ...
-    @overload
-    def resume(
-        self,
-        key: str,
-        *,
-        region: str = ...,
-        expected_version: int | None = ...,
-        **asked: Unpack[TransactionOptions],
-    ) -> PendingChange: ...
     def resume(
         self,
         key: str,
         *,
         region: str = EVERYWHERE,
         expected_version: int | None = None,
-        **asked: Unpack[OptionalTransactionOptions],
-    ) -> Commit | PendingChange:
+        **options: Unpack[ChangeOptions],
+    ) -> ResultT:
         """Make a paused flag active again. For errors see `change`."""
-        with self.change(**asked) as change:
-            change.resume(key, region=region, expected_version=expected_version)
-        return get_result(change)
+        return self._change_once(
+            options,
+            lambda draft: draft.resume(key, region=region, expected_version=expected_version),
+        )
 
-    @overload
-    def archive(
-        self,
-        key: str,
-        *,
-        region: str = ...,
-        expected_version: int | None = ...,
-        **asked: Unpack[ChangeOptions],
-    ) -> Commit: ...
-    @overload
-    def archive(
-        self,
-        key: str,
-        *,
-        region: str = ...,
-        expected_version: int | None = ...,
-        **asked: Unpack[TransactionOptions],
-    ) -> PendingChange: ...
     def archive(
         self,
         key: str,
         *,
         region: str = EVERYWHERE,
         expected_version: int | None = None,
-        **asked: Unpack[OptionalTransactionOptions],
-    ) -> Commit | PendingChange:
+        **options: Unpack[ChangeOptions],
+    ) -> ResultT:
         """Archive a flag, as Draft.archive does. For errors see `change`."""
-        with self.change(**asked) as change:
-            change.archive(key, region=region, expected_version=expected_version)
-        return get_result(change)
+        return self._change_once(
+            options,
+            lambda draft: draft.archive(key, region=region, expected_version=expected_version),
+        )
 
-    @overload
-    def restore(
-        self,
-        key: str,
-        *,
-        region: str = ...,
-        expected_version: int | None = ...,
-        **asked: Unpack[ChangeOptions],
-    ) -> Commit: ...
-    @overload
-    def restore(
-        self,
-        key: str,
-        *,
-        region: str = ...,
-        expected_version: int | None = ...,
-        **asked: Unpack[TransactionOptions],
-    ) -> PendingChange: ...
     def restore(
         self,
         key: str,
         *,
         region: str = EVERYWHERE,
         expected_version: int | None = None,
-        **asked: Unpack[OptionalTransactionOptions],
-    ) -> Commit | PendingChange:
+        **options: Unpack[ChangeOptions],
+    ) -> ResultT:
         """Make an archived flag a paused one. For errors see `change`."""
-        with self.change(**asked) as change:
-            change.restore(key, region=region, expected_version=expected_version)
-        return get_result(change)
+        return self._change_once(
+            options,
+            lambda draft: draft.restore(key, region=region, expected_version=expected_version),
+        )
 
-    @overload
-    def delete(
-        self,
-        key: str,
-        *,
-        region: str = ...,
-        expected_version: int | None = ...,
-        **asked: Unpack[ChangeOptions],
-    ) -> Commit: ...
-    @overload
-    def delete(
-        self,
-        key: str,
-        *,
-        region: str = ...,
-        expected_version: int | None = ...,
-        **asked: Unpack[TransactionOptions],
-    ) -> PendingChange: ...
     def delete(
         self,
         key: str,
         *,
         region: str = EVERYWHERE,
         expected_version: int | None = None,
-        **asked: Unpack[OptionalTransactionOptions],
-    ) -> Commit | PendingChange:
+        **options: Unpack[ChangeOptions],
+    ) -> ResultT:
         """Delete an archived flag, as Draft.delete does. For errors see `change`."""
-        with self.change(**asked) as change:
-            change.delete(key, region=region, expected_version=expected_version)
-        return get_result(change)
+        return self._change_once(
+            options,
+            lambda draft: draft.delete(key, region=region, expected_version=expected_version),
+        )
 
-    @overload
-    def rollback(
-        self,
-        key: str | None = ...,
-        *,
-        to: int,
-        region: str = ...,
-        expected_version: int | None = ...,
-        **asked: Unpack[ChangeOptions],
-    ) -> Commit: ...
-    @overload
-    def rollback(
-        self,
-        key: str | None = ...,
-        *,
-        to: int,
-        region: str = ...,
-        expected_version: int | None = ...,
-        **asked: Unpack[TransactionOptions],
-    ) -> PendingChange: ...
     def rollback(
         self,
         key: str | None = None,
@@ -383,103 +183,45 @@ class FlagShortcuts:
         to: int,
         region: str = EVERYWHERE,
         expected_version: int | None = None,
-        **asked: Unpack[OptionalTransactionOptions],
-    ) -> Commit | PendingChange:
+        **options: Unpack[ChangeOptions],
+    ) -> ResultT:
         """Give a flag, or without a key the whole environment, the content of revision `to`.
 
-        That is one revision. Draft.rollback and Draft.rollback_all say more. For errors see
-        `change`.
+        Either is one revision. See Draft.rollback and Draft.rollback_all. For errors see `change`.
         """
-        with self.change(**asked) as change:
+
+        def collect(draft: Draft) -> None:
             if key is not None:
-                change.rollback(key, to=to, region=region, expected_version=expected_version)
+                draft.rollback(key, to=to, region=region, expected_version=expected_version)
             elif region != EVERYWHERE or expected_version is not None:
                 name = "region" if region != EVERYWHERE else "expected_version"
                 raise InvalidArgumentError(
                     f"{name} is given without a key: name a flag, or leave {name} out"
                 )
             else:
-                change.rollback_all(to=to)
-        return get_result(change)
+                draft.rollback_all(to=to)
 
+        return self._change_once(options, collect)
 
-def get_result(change: Draft) -> Commit | PendingChange:
-    """Return what came of a change whose block has ended without error."""
-    what = change.commit or change.pending
-    assert what is not None, "the block ended without error"
-    return what
-
-
-@refuse_unknown_in_methods
-class SegmentShortcuts(FlagShortcuts):
-    """The changes of a single segment, which take what those of flags do."""
-
-    @overload
     def create_segment(
-        self, segment: Mapping[str, Any], **asked: Unpack[ChangeOptions]
-    ) -> Commit: ...
-    @overload
-    def create_segment(
-        self, segment: Mapping[str, Any], **asked: Unpack[TransactionOptions]
-    ) -> PendingChange: ...
-    def create_segment(
-        self, segment: Mapping[str, Any], **asked: Unpack[OptionalTransactionOptions]
-    ) -> Commit | PendingChange:
+        self, segment: Mapping[str, Any], **options: Unpack[ChangeOptions]
+    ) -> ResultT:
         """Create a segment from its document. For errors see `change`."""
-        with self.change(**asked) as change:
-            change.create_segment(segment)
-        return get_result(change)
+        return self._change_once(options, lambda draft: draft.create_segment(segment))
 
-    @overload
-    def update_segment(
-        self,
-        segment: Mapping[str, Any],
-        *,
-        expected_version: int | None = ...,
-        **asked: Unpack[ChangeOptions],
-    ) -> Commit: ...
-    @overload
-    def update_segment(
-        self,
-        segment: Mapping[str, Any],
-        *,
-        expected_version: int | None = ...,
-        **asked: Unpack[TransactionOptions],
-    ) -> PendingChange: ...
     def update_segment(
         self,
         segment: Mapping[str, Any],
         *,
         expected_version: int | None = None,
-        **asked: Unpack[OptionalTransactionOptions],
-    ) -> Commit | PendingChange:
+        **options: Unpack[ChangeOptions],
+    ) -> ResultT:
         """Replace a segment's document, its keys included. For errors see `change`."""
-        with self.change(**asked) as change:
-            change.update_segment(segment, expected_version=expected_version)
-        return get_result(change)
+        return self._change_once(
+            options,
+            lambda draft: draft.update_segment(segment, expected_version=expected_version),
+        )
 
-    @overload
-    def change_members(
-        self,
-        key: str,
-        *,
-        include: Iterable[str | int] = ...,
-        exclude: Iterable[str | int] = ...,
-        remove: Iterable[str | int] = ...,
-        expected_version: int | None = ...,
-        **asked: Unpack[ChangeOptions],
-    ) -> Commit: ...
-    @overload
-    def change_members(
-        self,
-        key: str,
-        *,
-        include: Iterable[str | int] = ...,
-        exclude: Iterable[str | int] = ...,
-        remove: Iterable[str | int] = ...,
-        expected_version: int | None = ...,
-        **asked: Unpack[TransactionOptions],
-    ) -> PendingChange: ...
     def change_members(
         self,
         key: str,
@@ -488,66 +230,43 @@ class SegmentShortcuts(FlagShortcuts):
         exclude: Iterable[str | int] = (),
         remove: Iterable[str | int] = (),
         expected_version: int | None = None,
-        **asked: Unpack[OptionalTransactionOptions],
-    ) -> Commit | PendingChange:
+        **options: Unpack[ChangeOptions],
+    ) -> ResultT:
         """Move a segment's keys, as Draft.change_members does. For errors see `change`."""
-        with self.change(**asked) as change:
-            change.change_members(
+        return self._change_once(
+            options,
+            lambda draft: draft.change_members(
                 key,
                 include=include,
                 exclude=exclude,
                 remove=remove,
                 expected_version=expected_version,
-            )
-        return get_result(change)
+            ),
+        )
 
-    @overload
-    def rollback_segment(
-        self,
-        key: str,
-        *,
-        to: int,
-        expected_version: int | None = ...,
-        **asked: Unpack[ChangeOptions],
-    ) -> Commit: ...
-    @overload
-    def rollback_segment(
-        self,
-        key: str,
-        *,
-        to: int,
-        expected_version: int | None = ...,
-        **asked: Unpack[TransactionOptions],
-    ) -> PendingChange: ...
     def rollback_segment(
         self,
         key: str,
         *,
         to: int,
         expected_version: int | None = None,
-        **asked: Unpack[OptionalTransactionOptions],
-    ) -> Commit | PendingChange:
+        **options: Unpack[ChangeOptions],
+    ) -> ResultT:
         """Give a segment the content that it had at revision `to`. For errors see `change`."""
-        with self.change(**asked) as change:
-            change.rollback_segment(key, to=to, expected_version=expected_version)
-        return get_result(change)
+        return self._change_once(
+            options,
+            lambda draft: draft.rollback_segment(key, to=to, expected_version=expected_version),
+        )
 
-    @overload
     def delete_segment(
-        self, key: str, *, expected_version: int | None = ..., **asked: Unpack[ChangeOptions]
-    ) -> Commit: ...
-    @overload
-    def delete_segment(
-        self, key: str, *, expected_version: int | None = ..., **asked: Unpack[TransactionOptions]
-    ) -> PendingChange: ...
-    def delete_segment(
-        self,
-        key: str,
-        *,
-        expected_version: int | None = None,
-        **asked: Unpack[OptionalTransactionOptions],
-    ) -> Commit | PendingChange:
+        self, key: str, *, expected_version: int | None = None, **options: Unpack[ChangeOptions]
+    ) -> ResultT:
         """Delete a segment that no flag refers to. For errors see `change`."""
-        with self.change(**asked) as change:
-            change.delete_segment(key, expected_version=expected_version)
-        return get_result(change)
+        return self._change_once(
+            options, lambda draft: draft.delete_segment(key, expected_version=expected_version)
+        )
+
+    def _change_once(self, options: ChangeOptions, collect: Callable[[Draft], None]) -> ResultT:
+        with self.change(**options) as draft:
+            collect(draft)
+        return self._get_result(draft)

@@ -2,32 +2,29 @@
 
 import contextlib
 import uuid
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Final, NoReturn, Self, Unpack, cast
 
 from flagkit._core.arguments import refuse_unknown_in_methods
 from flagkit._core.background import Log
+from flagkit._core.model import EVERYWHERE
 from flagkit._core.model.access import check_actor
 from flagkit._core.model.changes import PolicyChange, Tip
 from flagkit._core.secrets import Encryption
 from flagkit._core.storage.layout import compute_request_digest
 from flagkit._core.storage.reader import EnvironmentReader
+from flagkit._core.storage.requests import Session
 from flagkit._core.storage.store import Store
 from flagkit.config import resolve_settings
 from flagkit.errors import ConfigurationError, InvalidArgumentError
-from flagkit.writer.approvals import Approvals
+from flagkit.writer.approvals import Proposals
 from flagkit.writer.checkpoints import CheckpointPublisher
-from flagkit.writer.commit import (
-    CommitProtocol,
-    build_audit_content,
-    check_idempotency_key,
-    check_same_request,
-)
-from flagkit.writer.draft import Commit, Draft, PendingChange, Preview, build_data_keys
+from flagkit.writer.commit import CommitProtocol, RequestBuilder, check_same_request
+from flagkit.writer.draft import Commit, Draft, Preview, build_data_keys
 from flagkit.writer.effects import iter_notes
 from flagkit.writer.guards import Guard
-from flagkit.writer.pending import PendingQueue, PendingRequest, SweepResult
-from flagkit.writer.shortcuts import ChangeOptions, OptionalTransactionOptions
+from flagkit.writer.pending import PendingQueue, TransactionWriter
+from flagkit.writer.shortcuts import ChangeOptions, ChangeShortcuts
 
 _log = Log("flagkit.writer")
 
@@ -36,7 +33,7 @@ TIMEOUT_SECONDS: Final = 30.0
 
 
 @refuse_unknown_in_methods
-class Writer(Approvals):
+class Writer(ChangeShortcuts[Commit]):
     """Makes changes to one environment. May be used from many threads, which then take turns.
 
     Args:
@@ -70,7 +67,7 @@ class Writer(Approvals):
         guards: Iterable[Guard] = (),
         encryption: Encryption | None = None,
     ) -> None:
-        self._actor = check_actor(actor)
+        check_actor(actor)
         _check_every(checkpoint_every)
         _check_timeout(timeout)
         asked = _check_guards(guards)
@@ -84,14 +81,19 @@ class Writer(Approvals):
         self._checkpoint_publisher = (
             None if checkpoint_every is None else CheckpointPublisher(self.store, checkpoint_every)
         )
-        self.keys = self._data_keys = build_data_keys(settings)
+        self.keys = build_data_keys(settings)
+        """The data keys that encrypt sensitive variants."""
         self._commit_protocol = CommitProtocol(self.store, asked, timeout)
-        self._pending_queue = PendingQueue(self.store, self._commit)
+        self._requests = RequestBuilder(settings.environment, actor, self.keys)
+        self.pending = PendingQueue(self.store, self._requests, self._commit)
+        """The changes that were requested in transactions, to sweep, list and drop."""
+        self.proposals = Proposals(self.store, self._requests, self._commit)
+        """The changes that were proposed, to approve, reject and apply."""
 
     @property
     def actor(self) -> str:
         """Who changes the flags, where a change does not name someone else."""
-        return self._actor
+        return self._requests.actor
 
     def create_environment(self) -> Tip:
         """Make the environment with its collections, if it is not there; return its tip."""
@@ -108,47 +110,74 @@ class Writer(Approvals):
             ConfigurationError: this writer has no encryption.
             EncryptionError, StoreError: the provider, or the database, refused.
         """
-        if self._data_keys is None:
+        if self.keys is None:
             raise ConfigurationError(
                 "this writer has no encryption: pass encryption=, or set FLAGKIT_LOCAL_KEY_PATH"
             )
-        return self._data_keys.create(master_key)
+        return self.keys.create(master_key)
 
     @contextlib.contextmanager
-    def change(self, **asked: Unpack[OptionalTransactionOptions]) -> Generator[Draft]:
+    def change(self, **options: Unpack[ChangeOptions]) -> Generator[Draft]:
         """Collect operations that are committed as one revision when the block ends without error.
 
-        Takes `reason`, `actor`, `idempotency_key` and `skip_unchanged`, as Asked has them. With a
-        session of your own client, in which a transaction was started, they are asked for in that
-        transaction alone. `pending` of the draft makes a revision of them after it.
+            with writer.change(reason="launch") as change:
+                change.resume("shop.search")
+                change.set_rollout("shop.ranking", 10)
+            print(change.commit.revision)
 
         Raises:
-            WriteError, NotFoundError, InvalidDocumentError: refused; nothing was written.
-            StoreUnavailableError: the database cannot be reached. With an idempotency key it is
-                safe to try again; without one, look whether the change was made.
+            WriteError, NotFoundError, InvalidDocumentError: the change is refused. Nothing is
+                written.
+            StoreUnavailableError: the database cannot be reached. Try again with the same
+                idempotency key; without one, look first whether the change was made.
         """
-        change = Draft(self.environment, self.keys)
-        change.should_skip_unchanged = asked.get("skip_unchanged", False)
-        session = asked.get("session")
-        if session is not None and change.should_skip_unchanged:
-            raise InvalidArgumentError(
-                "skip_unchanged does not go with a session, because the change is compared after"
-                " the transaction: leave one of them out"
-            )
-        yield change
-        if session is not None:
-            change.reuse_seeds(self.store)
-        request, content = self._build_request(change, asked)
-        if session is None:
-            is_new = asked.get("idempotency_key") is None
-            change.commit = self._commit(change, request, content, is_new=is_new)
-            self._pending_queue.maybe_sweep()
-        else:
-            change.pending, digest = self._pending_queue.insert(session, change, request, content)
-            check_same_request(request, digest, content, is_committed=False)
+        draft = self._requests.create_draft()
+        draft.should_skip_unchanged = options.get("skip_unchanged", False)
+        yield draft
+        request, content = self._requests.build(draft, options)
+        is_new = options.get("idempotency_key") is None
+        draft.commit = self._commit(draft, request, content, is_new=is_new)
+        self.pending.maybe_sweep()
+
+    def edit(
+        self,
+        key: str,
+        function: Callable[[dict[str, Any]], Mapping[str, Any]],
+        *,
+        region: str = EVERYWHERE,
+        reassign: bool = False,
+        **options: Unpack[ChangeOptions],
+    ) -> Commit:
+        """Replace a flag's document by the result of a function, as Draft.edit does.
+
+        If a request with the same idempotency key was committed before, the function is not
+        called. For errors see `change`.
+        """
+        return self._change_once(
+            options, lambda draft: draft.edit(key, function, region=region, reassign=reassign)
+        )
+
+    def in_transaction(self, session: Session) -> TransactionWriter:
+        """Return a writer of requests for a transaction of the caller's own client.
+
+        Its methods are those of this writer. They insert a request into the transaction and return
+        a PendingChange, whose `commit` makes the revision after the transaction.
+
+            def move(session):
+                orders.update_many({}, in_cents, session=session)
+                return writer.in_transaction(session).set_rollout("orders.in-cents", 100)
+
+            with my_client.start_session() as session:
+                pending = session.with_transaction(move)
+            commit = pending.commit()
+
+        Args:
+            session: A session of a client of the same cluster, with a started transaction.
+        """
+        return TransactionWriter(self.pending, self._requests, session)
 
     @contextlib.contextmanager
-    def preview(self, **asked: Unpack[ChangeOptions]) -> Generator[Draft]:
+    def preview(self, **options: Unpack[ChangeOptions]) -> Generator[Draft]:
         """Collect operations as `change` does, and look what they would do; nothing is written.
 
         All is checked that a commit checks, at the newest revision: documents, references, sizes,
@@ -158,9 +187,9 @@ class Writer(Approvals):
             WriteError, NotFoundError, InvalidDocumentError: the change would be refused.
             StoreUnavailableError: the database cannot be reached.
         """
-        change = Draft(self.environment, self.keys)
-        yield change
-        change.preview = self._preview(change, asked)
+        draft = self._requests.create_draft()
+        yield draft
+        draft.preview = self._preview(draft, options)
 
     @property
     def has_guards(self) -> bool:
@@ -180,39 +209,13 @@ class Writer(Approvals):
         Raises:
             AccessDeniedError, GuardError: refused.
         """
-        self._commit_protocol.check_changes(reading, changes, self._resolve_actor(actor), reason)
-
-    def pending_change(self, request: str) -> PendingChange:
-        """Return the pending change of a request's id, be it that another process asked for it."""
-        return PendingChange(request, self._pending_queue.commit)
-
-    def pending(self) -> list[PendingRequest]:
-        """Return the changes that wait to be sequenced, and those that were refused, in order."""
-        return self._pending_queue.list_pending()
-
-    def sweep(self) -> SweepResult:
-        """Sequence the changes that wait, whoever asked for them.
-
-        Raises:
-            StoreUnavailableError: the database cannot be reached. Nothing is lost.
-        """
-        return self._pending_queue.sweep()
-
-    def drop_pending(self, request: str, *, reason: str = "", actor: str | None = None) -> Commit:
-        """Make sure that a pending change is never made. That stands in the ledger as a revision.
-
-        Raises:
-            NotPendingError: there is none of that name, or it was made meanwhile.
-            AccessDeniedError: to edit what it touches takes another role.
-        """
-        _, content = self._build_request(
-            Draft(self.environment), {"reason": reason, "actor": actor}
+        self._commit_protocol.check_changes(
+            reading, changes, self._requests.resolve_actor(actor), reason
         )
-        return self._pending_queue.drop(request, content)
 
     def close(self) -> None:
         """Close the connections; a checkpoint or a sweep that is being made is left off."""
-        self._pending_queue.close()
+        self.pending.close()
         if self._checkpoint_publisher is not None:
             self._checkpoint_publisher.close()
         self.store.close()
@@ -230,11 +233,12 @@ class Writer(Approvals):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _resolve_actor(self, actor: str | None) -> str:
-        return self._actor if actor is None else check_actor(actor)
+    def _get_result(self, draft: Draft) -> Commit:
+        assert draft.commit is not None, "the block ended without error"
+        return draft.commit
 
     def _preview(self, draft: Draft, options: ChangeOptions) -> Preview:
-        request, content = self._build_request(draft, options)
+        request, content = self._requests.build(draft, options)
         earlier = self.store.read_requests([request]).get(request, content)
         with self.store.open_reader() as reading:
             look = self._commit_protocol.plan_commit(
@@ -249,12 +253,6 @@ class Writer(Approvals):
         )
         done = None if look.committed_as is None else look.committed_as.revision
         return Preview(reading.tip.revision, look.change.policies, done, notes)
-
-    def _build_request(self, draft: Draft, options: ChangeOptions) -> tuple[str, dict[str, Any]]:
-        key = options.get("idempotency_key")
-        request = uuid.uuid4().hex if key is None else check_idempotency_key(key)
-        actor, reason = self._resolve_actor(options.get("actor")), options.get("reason", "")
-        return request, build_audit_content(draft, actor, reason, is_new=key is None)
 
     def _commit(
         self,

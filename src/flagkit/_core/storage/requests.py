@@ -72,7 +72,7 @@ class PendingRequests:
         """
         if not isinstance(session, ClientSession) or not session.in_transaction:
             raise ConfigurationError(
-                "session= takes a session of pymongo's in which a transaction was started:"
+                "in_transaction() takes a session of pymongo's in which a transaction was started:"
                 " session.start_transaction(), or with_transaction()"
             )
         identity = self._build_id(request)

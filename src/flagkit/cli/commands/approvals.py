@@ -91,7 +91,7 @@ def _approve(proposal: str, **deciding: Unpack[DecisionOptions]) -> None:
     This requires the role that the change requires.
     """
     with open_decision_writer(deciding) as writer:
-        approved = writer.approve(proposal, reason=deciding["reason"])
+        approved = writer.proposals.approve(proposal, reason=deciding["reason"])
         mark_work_done()
         print_proposal(approved, deciding["output"])
 
@@ -105,7 +105,9 @@ def _reject(proposal: str, **deciding: Unpack[DecisionOptions]) -> None:
     This creates a revision that changes no flag.
     """
     with open_decision_writer(deciding) as writer:
-        print_commit(writer.reject(proposal, reason=deciding["reason"]), writer, deciding["output"])
+        print_commit(
+            writer.proposals.reject(proposal, reason=deciding["reason"]), writer, deciding["output"]
+        )
 
 
 @approvals.command("withdraw")
@@ -118,7 +120,9 @@ def _withdraw(proposal: str, **deciding: Unpack[DecisionOptions]) -> None:
     """
     with open_decision_writer(deciding) as writer:
         print_commit(
-            writer.withdraw(proposal, reason=deciding["reason"]), writer, deciding["output"]
+            writer.proposals.withdraw(proposal, reason=deciding["reason"]),
+            writer,
+            deciding["output"],
         )
 
 
@@ -137,4 +141,4 @@ def _apply(
     """
     asked = load_guards(guards)
     with Writer(**place, actor=actor, guards=asked) as writer:
-        print_commit(writer.apply(proposal), writer, output)
+        print_commit(writer.proposals.apply(proposal), writer, output)

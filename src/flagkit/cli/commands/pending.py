@@ -46,7 +46,7 @@ def _sequencing_options(command: _Command) -> _Command:
 def _list(output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """List changes that wait to be made, and those that were refused, in order."""
     with Writer(**place, actor=_NOBODY) as writer:
-        found = writer.pending()
+        found = writer.pending.list_all()
     if output in PROGRAM_FORMATS:
         emit([msgspec.to_builtins(waiting) for waiting in found], output)
     elif found:
@@ -76,7 +76,7 @@ def _sweep(guards: str | None, output: str, **place: Unpack[EnvironmentOptions])
     It skips changes that were refused before.
     """
     with Writer(**place, actor=_NOBODY, guards=load_guards(guards)) as writer:
-        swept = writer.sweep()
+        swept = writer.pending.sweep()
         mark_work_done()
         if output in PROGRAM_FORMATS:
             emit(msgspec.to_builtins(swept), output)
@@ -99,7 +99,7 @@ def _commit(
     Earlier pending changes of the same flags are committed first.
     """
     with Writer(**place, actor=_NOBODY, guards=load_guards(guards)) as writer:
-        print_commit(writer.pending_change(request).commit(), writer, output)
+        print_commit(writer.pending.commit(request), writer, output)
 
 
 @pending.command("drop")
@@ -111,7 +111,7 @@ def _drop(request: str, **deciding: Unpack[DecisionOptions]) -> None:
     This creates a revision that changes no flag.
     """
     with open_decision_writer(deciding) as writer:
-        dropped = writer.drop_pending(request, reason=deciding["reason"])
+        dropped = writer.pending.drop(request, reason=deciding["reason"])
         print_commit(dropped, writer, deciding["output"])
 
 
