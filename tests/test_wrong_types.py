@@ -141,8 +141,9 @@ BASE: dict[str, Any] = {
     "request": "r",
     "actor": "somebody",
     "role": "viewer",
-    "why": "because",
-    "whose": "actor",
+    "reason": "because",
+    "session": None,
+    "scope": "actor",
     "capacity": 5,
     "rate": 1.0,
     "document": FLAG,
@@ -174,7 +175,14 @@ def test_a_writer_refuses_wrong_types(name: str, stocked: Writer) -> None:
     assert problems(Call(method, base(method, **own), used)) == []
 
 
-@pytest.mark.parametrize("name", sorted({*methods(Draft)} - {"put", "settle", "unseeded"}))
+@pytest.mark.parametrize("part", ["proposals", "pending"])
+def test_the_parts_of_a_writer_refuse_wrong_types(part: str, stocked: Writer) -> None:
+    for name, method in methods(getattr(stocked, part)).items():
+        if not name.startswith(("insert", "maybe", "close")):
+            assert problems(Call(method, base(method), used)) == [], name
+
+
+@pytest.mark.parametrize("name", sorted({*methods(Draft)} - {"add_batch", "reuse_seeds"}))
 def test_a_draft_refuses_wrong_types(name: str, stocked: Writer) -> None:
     def ask(**arguments: Any) -> None:
         with stocked.preview() as draft:
@@ -228,7 +236,7 @@ def test_the_functions_of_the_writer_refuse_wrong_types(
 ) -> None:
     function = PROCEDURES[name]
     arguments = base(function, store=stocked.store, writer=stocked, retention=Retention(), days=30)
-    if name == "erase":
+    if name == "erase_actor":
         arguments |= {"uri": mongo_uri, "database": "nothing-here", "dry_run": True}
     assert problems(Call(function, arguments, used)) == []
 
@@ -347,7 +355,7 @@ def test_an_ambient_context_of_a_wrong_type_does_not_raise() -> None:
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda w: w.apply([]), "proposal is of the type list: pass its name"),
+        (lambda w: w.proposals.apply([]), "proposal is of the type list: pass its name"),
         (lambda _: Import(NOTHING), "environment is of the type NoneType: pass the name"),
         (writing.verify, "store is of the type Writer: pass a writer's store"),
         (

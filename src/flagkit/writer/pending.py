@@ -15,7 +15,7 @@ from typing import Any, Final, Unpack
 
 from msgspec import Struct
 
-from flagkit._core.arguments import refuse_unknown_in_methods
+from flagkit._core.arguments import check_seconds, refuse_unknown_in_methods
 from flagkit._core.background import BackgroundThread, Log, LogOnce
 from flagkit._core.model.changes import GRANTS, PolicyId
 from flagkit._core.storage.documents import check_request_fits
@@ -154,7 +154,7 @@ class PendingQueue:
 
         Any process may do so for any other. Earlier pending changes of the same flags come first.
         """
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + check_seconds(timeout)
         while True:
             try:
                 commit = self._try_commit(request, deadline)
