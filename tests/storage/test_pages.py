@@ -149,8 +149,8 @@ def test_the_history_of_a_flag_is_found_on_pages(writer: Writer) -> None:
     assert found == [1, 2, 3, 4]
     assert [entry.revision for entry in entries(writer.store, key="a.f6")] == [1, 3]
     with writer.store.open_reader() as reading:
-        assert reading.find_author(("*", "a.f6")) is not None
-        (then, gone) = (reading.find_state(("*", "a.f6"), revision) for revision in (2, 3))
+        assert reading.history.find_author(("*", "a.f6")) is not None
+        (then, gone) = (reading.history.find_state(("*", "a.f6"), revision) for revision in (2, 3))
     assert then is not None
     assert gone is None
     assert writer.create(flag("a.f6")).revision == 5

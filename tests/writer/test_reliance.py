@@ -346,7 +346,7 @@ def test_two_who_close_a_proposal_at_once_make_one_revision(
         # It has read the proposal while it was open.
         monkeypatch.undo()
         with Writer(mongo_uri, "production", actor="ada", database=database) as ada:
-            getattr(ada, closes)(proposal)
+            getattr(ada.proposals, closes)(proposal)
         say(*asked)
 
     monkeypatch.setattr(writer.store.proposals, "add", late)

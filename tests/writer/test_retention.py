@@ -461,7 +461,7 @@ def test_tampering_after_a_cut_is_found(pruned: Writer, direct: Database[dict[st
 def test_a_cut_that_was_forged_is_found(pruned: Writer, direct: Database[dict[str, Any]]) -> None:
     """Whoever makes a revision of a cut must say what was there, and how it led to what is kept."""
     with pruned.store.open_reader() as reading:
-        cut = reading.cut
+        cut = reading.history.cut
         assert cut is not None
         walk = LedgerVerifier(reading, 10)
         walk.run()
@@ -866,7 +866,7 @@ def test_a_tip_that_is_not_projected_is_read_after_a_cut(
     killed_before(step, writer, lambda: update_or_create(writer))
     assert verify(writer.store) == []
     with writer.store.open_reader() as reading:
-        then = reading.find_state(("*", "a.f3"), 1)
+        then = reading.history.find_state(("*", "a.f3"), 1)
     assert then is not None
     assert "description" not in then.policy
     for days in range(2):

@@ -157,7 +157,7 @@ def test_a_deletion_that_is_not_projected_yet_is_seen(writer: Writer) -> None:
     change = build_next_change(reading.tip, "the-dead-one", reading.now, planned.changes)
     assert writer.store.compare_and_set(reading.tip, change)
     with writer.store.open_reader() as reading:
-        assert reading.find_deleted([("*", KEY), ("*", "no.such")]) == {("*", KEY): before}
+        assert reading.history.find_deleted([("*", KEY), ("*", "no.such")]) == {("*", KEY): before}
     writer.create(flag())
     assert state(writer).version == 2
 

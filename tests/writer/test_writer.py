@@ -567,8 +567,8 @@ def test_what_a_failover_took_back_of_the_newest_change_is_projected_again(
     made = direct.ledger.count_documents({})
     assert verify(writer.store) == []
     with writer.store.open_reader() as reading:
-        assert reading.tip_not_in_ledger is None
-        assert reading.unprojected_tip is not None
+        assert reading.history.tip_not_in_ledger is None
+        assert reading.history.unprojected_tip is not None
         assert reading.find_flags(["shop.search"])["*", "shop.search"].policy["state"] == "paused"
     writer.create(flag("another.flag"))
     assert policy(writer)["state"] == "paused"
@@ -736,7 +736,7 @@ def test_the_next_writer_projects_what_a_dead_one_left(
     assert direct.ledger.count_documents({}) == 1
 
     with writer.store.open_reader() as reading:
-        assert reading.tip_not_in_ledger == change
+        assert reading.history.tip_not_in_ledger == change
         assert reading.find_flags(["shop.search"])["*", "shop.search"].policy["state"] == "paused"
     writer.create(flag("another.flag"))
     assert direct.ledger.count_documents({}) == 3

@@ -636,7 +636,7 @@ def resolve_proposal(
     reading: EnvironmentReader, proposal: StoredProposal, *, with_differences: bool
 ) -> Proposal:
     """Return what became of a proposal; if `with_differences`, with what would come of it now."""
-    done = reading.find_commit(format_application_request(proposal.id))
+    done = reading.history.find_commit(format_application_request(proposal.id))
     closed: list[ProposalState] = [
         _STATE_BY_DECISION[said.verdict]
         for said in proposal.verdicts
@@ -740,14 +740,14 @@ def check_closable(
 def _find_closing_state(reading: EnvironmentReader, proposal: str) -> ProposalState | None:
     """Return how a proposal was closed by the ledger, whatever became of its documents."""
     for says, state in _STATE_BY_DECISION.items():
-        if reading.find_commit(format_closing_request(proposal, says)) is not None:
+        if reading.history.find_commit(format_closing_request(proposal, says)) is not None:
             return state
     return None
 
 
 def _check_not_applied(reading: EnvironmentReader, proposal: StoredProposal) -> None:
     """Refuse a proposal that was applied."""
-    done = reading.find_commit(format_application_request(proposal.id))
+    done = reading.history.find_commit(format_application_request(proposal.id))
     if done is not None:
         raise ProposalClosedError(f"{proposal.id} was applied as revision {done.revision}")
 
@@ -760,14 +760,14 @@ def _check_versions(reading: EnvironmentReader, proposal: StoredProposal) -> Non
         then = proposal.touched_versions[identity]
         if version != then:
             problem = describe_version_change(then, version)
-            raise ProposalVoidError(identity[1], problem, reading.find_author(identity))
+            raise ProposalVoidError(identity[1], problem, reading.history.find_author(identity))
     for dependency, now in zip(
         proposal.dependencies, read_dependency_versions(reading, proposal.dependencies), strict=True
     ):
         other = dependency.find_moved_policy(now)
         if other is not None:
             identity, problem = other
-            raise ProposalVoidError(identity[1], problem, reading.find_author(identity))
+            raise ProposalVoidError(identity[1], problem, reading.history.find_author(identity))
 
 
 def _check_touched(
@@ -777,7 +777,7 @@ def _check_touched(
     for change in changes:
         if change.id not in proposal.touched_versions:
             raise ProposalVoidError(
-                change.id[1], "would be changed, too", reading.find_author(change.id)
+                change.id[1], "would be changed, too", reading.history.find_author(change.id)
             )
 
 
@@ -945,7 +945,7 @@ class Proposals:
             )
             # That a flag has it already holds as long as the proposal does, for its version does.
             draft.encrypter.check(planned.changes)
-            reading.check_newest(planned.changes)
+            reading.history.check_newest(planned.changes)
             lessened = list_proposing_permissions(
                 list_required_permissions(draft.operations, planned.changes)
             )

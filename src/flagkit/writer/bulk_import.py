@@ -286,7 +286,8 @@ class Import:
             ]
             changes = self._plan_segments(reading, lacking)
             changed: list[UpsertFlag] = []
-            deleted = reading.find_deleted(flags.keys() - found.keys()) if writer.has_guards else {}
+            gone = flags.keys() - found.keys()
+            deleted = reading.history.find_deleted(gone) if writer.has_guards else {}
             for put, change in self._iter_flag_changes(reading, found, deleted):
                 changed.append(put)
                 changes.append(change)

@@ -77,12 +77,11 @@ class PlannedCommit(NamedTuple):
 
     def is_still_valid(self, reading: EnvironmentReader, request: str) -> bool:
         """Tell whether it may be committed as it is, upon the revision of a reading."""
-        if reading.tip.epoch != self.base_tip.epoch or reading.find_commit(request) is not None:
+        history, base = reading.history, self.base_tip
+        if history.tip.epoch != base.epoch or history.find_commit(request) is not None:
             return False
-        unledgered = () if reading.tip_not_in_ledger is None else (reading.tip_not_in_ledger,)
-        return is_unaffected(
-            self.flags, chain(reading.iter_changes(self.base_tip.revision), unledgered)
-        )
+        unledgered = () if history.tip_not_in_ledger is None else (history.tip_not_in_ledger,)
+        return is_unaffected(self.flags, chain(history.iter_changes(base.revision), unledgered))
 
 
 def build_prefetch(draft: Draft, request: str | None) -> Prefetch:
@@ -206,14 +205,16 @@ def find_commit(reading: EnvironmentReader, request: str) -> Tip | None:
     Raises:
         NotPendingError: it never will be, for it waited and was dropped.
     """
-    done = reading.find_commit(request)
-    dropped = None if done is not None else reading.find_commit(format_drop_request(request))
+    done = reading.history.find_commit(request)
+    if done is not None:
+        return done
+    dropped = reading.history.find_commit(format_drop_request(request))
     if dropped is not None:
         raise NotPendingError(
             f"the pending change {request!r} was dropped at revision {dropped.revision}: ask for it"
             " anew, under another idempotency key"
         )
-    return done
+    return None
 
 
 def check_idempotency_key(key: object) -> str:
@@ -351,12 +352,13 @@ class CommitProtocol:
             except AccessDeniedError as error:
                 log_denial(self._store, reading.now, error, content["reason"], draft.operations)
                 raise
-            lagging, is_late = reading.first_unprojected, reading.projection_lag > LAG_MAX
+            lagging = reading.history.first_unprojected
+            is_late = reading.history.projection_lag > LAG_MAX
         if draft.should_skip_unchanged and look.committed_as is None and not look.change.policies:
             return CommitResult(reading.tip, changed=False)
         if again is None and not self._record_request(draft, request, content, look):
             return None
-        if reading.unprojected_tip is not None:
+        if reading.history.unprojected_tip is not None:
             self._project_previous_tip()
         if look.committed_as is not None:
             return CommitResult(look.committed_as)
@@ -420,7 +422,7 @@ class CommitProtocol:
         # Who committed it did not wait for a majority, which has it by now, with the request; or is
         # dead.
         with self._store.open_reader() as reading:
-            behind, pages = reading.unprojected_tip, reading.pages
+            behind, pages = reading.history.unprojected_tip, reading.history.pages
         if behind is not None:
             self._store.project(behind, pages)
 
@@ -482,7 +484,7 @@ class CommitProtocol:
                 draft.operations, reading, reading.tip.revision, draft.parts, draft.listed_keys
             )
             draft.encrypter.check(planned.changes)
-            reading.check_newest(planned.changes)
+            reading.history.check_newest(planned.changes)
             buckets = self._check_permissions(
                 draft, reading, planned.changes, content, is_preview=is_preview
             )

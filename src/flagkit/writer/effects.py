@@ -5,7 +5,6 @@ resumed flag continues from its last active state. `notes` describes such effect
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
 
 from msgspec import Struct
 
@@ -19,20 +18,9 @@ from flagkit._core.model.changes import (
     build_state,
 )
 from flagkit._core.model.documents import METADATA
+from flagkit._core.storage.policy_history import PolicyHistory
 from flagkit._core.storage.reader import EnvironmentReader
 from flagkit.writer.ledger import format_differences
-
-
-class StateHistory(Protocol):
-    """An environment at one revision, and the states that its policies had before."""
-
-    def find_flags(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
-        """Return the states of some flags, in all regions."""
-        ...
-
-    def iter_previous_states(self, policy: PolicyId) -> Iterator[PolicyState | None]:
-        """Yield the states that a flag or a segment had before its present one, newest first."""
-        ...
 
 
 class ServedStates(Struct, frozen=True):
@@ -47,7 +35,7 @@ def is_active(state: PolicyState | None) -> bool:
     return state is not None and state.policy.get("state", "active") == "active"
 
 
-def find_last_active(history: StateHistory, flag: PolicyId) -> PolicyState | None:
+def find_last_active(history: PolicyHistory, flag: PolicyId) -> PolicyState | None:
     """Return the state that a flag had when it was active before its present state.
 
     None if it never was, or if the ledger does not reach back so far.
@@ -56,7 +44,7 @@ def find_last_active(history: StateHistory, flag: PolicyId) -> PolicyState | Non
 
 
 def find_served_states(
-    change: PolicyChange, history: StateHistory, changed: Mapping[PolicyId, PolicyChange]
+    change: PolicyChange, reading: EnvironmentReader, changed: Mapping[PolicyId, PolicyChange]
 ) -> ServedStates:
     """Return the states by which a flag's callers are served before and after a change of it.
 
@@ -68,7 +56,7 @@ def find_served_states(
 
     Args:
         change: What becomes of the flag.
-        history: The environment before the change.
+        reading: The environment before the change.
         changed: All changes of flags in the same revision.
     """
     region, key = change.id
@@ -76,19 +64,19 @@ def find_served_states(
     before, after = change.before, change.after
     if region != EVERYWHERE and (before is None or after is None):
         base = (EVERYWHERE, key)
-        hidden = history.find_flags([key]).get(base)
+        hidden = reading.find_flags([key]).get(base)
         before = before or hidden
         after = after or (changed[base].after if base in changed else hidden)
     # Versions go on where a flag was deleted.
     is_created_again = before is None and after is not None and after.version > 1
     is_resumed = is_active(after) and change.before is not None and not is_active(change.before)
     if is_created_again or is_resumed:
-        before = _find_last_served(history, change.id, before)
+        before = _find_last_served(reading.history, change.id, before)
     return ServedStates(before, after)
 
 
 def _find_last_served(
-    history: StateHistory, flag: PolicyId, present: PolicyState | None
+    history: PolicyHistory, flag: PolicyId, present: PolicyState | None
 ) -> PolicyState | None:
     """Return the last active state of a flag, or else its newest one, if that serves something."""
     newest = oldest = present
@@ -122,14 +110,14 @@ def iter_edits_since_active(reading: EnvironmentReader, state: PolicyState) -> I
 
     Nothing is yielded for a flag that was never active.
     """
-    active = find_last_active(reading, state.id)
+    active = find_last_active(reading.history, state.id)
     if active is not None:
         change = PolicyChange(_extract_rules(active), _extract_rules(state))
         for line in format_differences(change) if change.before != change.after else ():
             name, _, difference = line.partition(": ")
             yield f"{name} was edited since it was last active: {difference}"
         return
-    *_, oldest = [state, *reading.iter_previous_states(state.id)]
+    *_, oldest = [state, *reading.history.iter_previous_states(state.id)]
     if oldest is not None:
         yield f"{state.key}: the ledger no longer has what it served when it was last active"
 

@@ -415,7 +415,7 @@ def read_newer_entries(
 def read_pruned_revision(store: Store) -> int:
     """Return the revision up to which the ledger was pruned; 0 if it was not."""
     with store.open_reader() as reading:
-        return 0 if reading.cut is None else reading.cut.tip.revision
+        return 0 if reading.history.cut is None else reading.history.cut.tip.revision
 
 
 def _list_approvers(

@@ -39,7 +39,6 @@ from flagkit._core.model.access import (
 from flagkit._core.model.changes import (
     ACCESS,
     SEGMENTS,
-    Change,
     Cut,
     PolicyId,
     PolicyState,
@@ -56,6 +55,7 @@ from flagkit._core.model.segments import (
     encode_segment,
     hash_keys,
 )
+from flagkit._core.storage.policy_history import PolicyHistory
 from flagkit._core.suggestions import suggested
 from flagkit.errors import (
     FlagExistsError,
@@ -626,23 +626,6 @@ def to_written_document(flag: Flag) -> dict[str, Any]:
     return document
 
 
-class RevisionHistory(Protocol):
-    """The changes that led to where an environment stands."""
-
-    def iter_changes(self, after: int = 0) -> Iterable[Change]:
-        """Yield those after a revision, in order; without the unledgered one."""
-        ...
-
-    def check_within_retention(self, revision: int) -> None:
-        """Refuse to tell what was at a revision if the ledger does not reach back to it."""
-        ...
-
-    @property
-    def tip_not_in_ledger(self) -> Change | None:
-        """The newest change, if it is not among the others yet."""
-        ...
-
-
 class Rollback(Operation, frozen=True, tag="rollback", kw_only=True):
     """Give a flag, or a segment, the content that it had at a revision; deleted ones come back.
 
@@ -696,7 +679,7 @@ class Reinstate(Operation, frozen=True, tag="reinstate", kw_only=True):
 
 
 def expand_operations(
-    operations: Sequence[Operation], history: RevisionHistory, revision: int
+    operations: Sequence[Operation], history: PolicyHistory, revision: int
 ) -> Sequence[Operation]:
     """Return operations on single flags and segments, whatever some operations are on.
 

@@ -99,7 +99,7 @@ class _DropPending(CommitPolicy):
         self._permissions = permissions
 
     def check(self, reading: EnvironmentReader) -> None:
-        done = reading.find_commit(self._request)
+        done = reading.history.find_commit(self._request)
         if done is not None:
             raise NotPendingError(
                 f"the change {self._request!r} was made as revision {done.revision}: roll it back"

@@ -7,7 +7,7 @@ it asks the reader: it checks references, cycles and sizes.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 from msgspec import Struct
 
@@ -30,13 +30,13 @@ from flagkit._core.model.changes import (
     PolicyChange,
     PolicyId,
     PolicyState,
-    Tip,
     build_state,
 )
 from flagkit._core.model.flags import check_size, collect_flag_segments
-from flagkit._core.model.references import Neighbours, ReferenceChecker
+from flagkit._core.model.references import ReferenceChecker
 from flagkit._core.model.segments import SegmentWithMembers, encode_segment
 from flagkit._core.storage.pages import count_bytes
+from flagkit._core.storage.reader import EnvironmentReader
 from flagkit._core.suggestions import suggested
 from flagkit.errors import BrokenReferenceError, InvalidDocumentError, RevisionNotFoundError
 from flagkit.writer.operations import (
@@ -45,54 +45,12 @@ from flagkit.writer.operations import (
     PolicyLookup,
     PolicyValue,
     Reinstate,
-    RevisionHistory,
     expand_operations,
 )
 
 CHANGE_BYTES_MAX = 256 * 1024 * 1024
 """Documents before and after; the writer has all of them in memory, some four times."""
 _NEVER_DELETED = {GRANTS, LIMITS, CUT}
-
-
-class RevisionReader(RevisionHistory, Neighbours, Protocol):
-    """An environment at one revision, as storage reads it."""
-
-    now: datetime
-    """The server's time."""
-    tip: Tip
-
-    def find_segments(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
-        """Return the states of some segments."""
-        ...
-
-    @property
-    def access(self) -> Mapping[PolicyId, PolicyState]:
-        """The states of the grants and of the limits, as far as there are any."""
-        ...
-
-    def find_referring(self, segments: Iterable[str]) -> dict[PolicyId, PolicyState]:
-        """Return the states of the flags whose rules refer to one of some segments."""
-        ...
-
-    def find_deleted(self, policies: Iterable[PolicyId]) -> dict[PolicyId, PolicyState]:
-        """Return the last states of those of some flags and segments that were deleted."""
-        ...
-
-    def find_state(self, policy: PolicyId, revision: int) -> PolicyState | None:
-        """Return the state that a flag or a segment had at a revision."""
-        ...
-
-    def find_author(self, policy: PolicyId) -> tuple[str, datetime] | None:
-        """Return who changed a flag or a segment last, and when."""
-        ...
-
-    def read_parts(self, names: Iterable[str]) -> Mapping[str, bytes]:
-        """Return parts of members, by their SHA-256, as far as they are there."""
-        ...
-
-    def find_known_parts(self, names: Iterable[str]) -> set[str]:
-        """Return those of some parts of members that are there."""
-        ...
 
 
 class ChangePlan(Struct, frozen=True):
@@ -109,7 +67,7 @@ class ChangePlan(Struct, frozen=True):
 class _RevisionLookup(Struct, frozen=True):
     """A reading, asked for nothing beyond its revision."""
 
-    reading: RevisionReader
+    reading: EnvironmentReader
     revision: int
     new_parts: dict[str, bytes]
     deleted: dict[PolicyId, PolicyState]
@@ -125,7 +83,7 @@ class _RevisionLookup(Struct, frozen=True):
             raise RevisionNotFoundError(
                 f"there is no revision {revision}: the newest is {self.revision}"
             )
-        return self.reading.find_state(policy, revision)
+        return self.reading.history.find_state(policy, revision)
 
     def find_last_state(self, policy: PolicyId) -> PolicyState | None:
         return self.deleted.get(policy)
@@ -137,7 +95,7 @@ class _RevisionLookup(Struct, frozen=True):
         return self.reading.find_similar_keys(policy)
 
     def find_author(self, policy: PolicyId) -> tuple[str, datetime] | None:
-        return self.reading.find_author(policy)
+        return self.reading.history.find_author(policy)
 
     def read_parts(self, names: Iterable[str]) -> Mapping[str, bytes]:
         wanted = set(names)
@@ -150,7 +108,7 @@ class _RevisionLookup(Struct, frozen=True):
 
 def plan(
     operations: Sequence[Operation],
-    reading: RevisionReader,
+    reading: EnvironmentReader,
     revision: int,
     parts: Mapping[str, bytes],
     listed_keys: Mapping[str, ListedKeys] | None = None,
@@ -166,14 +124,14 @@ def plan(
         WriteError: an operation cannot follow, or would break a reference.
         InvalidDocumentError: it would be too large, or refers to members that are not there.
     """
-    operations = expand_operations(operations, reading, revision)
+    operations = expand_operations(operations, reading.history, revision)
     touched = _collect_ids(operations)
     flag_keys = {key for region, key in touched if region not in (SEGMENTS, ACCESS)}
     segment_keys = {key for region, key in touched if region == SEGMENTS}
     found = {**reading.find_flags(flag_keys), **reading.find_segments(segment_keys)}
     if touched & _NEVER_DELETED:
         found |= reading.access
-    tombs = reading.find_deleted(touched - found.keys() - _NEVER_DELETED)
+    tombs = reading.history.find_deleted(touched - found.keys() - _NEVER_DELETED)
     after: dict[PolicyId, PolicyState | None] = {}
     flags: dict[PolicyId, Flag | None] = {}
     made = {**parts}
@@ -220,7 +178,7 @@ def plan(
     return ChangePlan(changes, _collect_new_parts(reading, states, found, made), left)
 
 
-def build_lookup(reading: RevisionReader) -> PolicyLookup:
+def build_lookup(reading: EnvironmentReader) -> PolicyLookup:
     """Return what a reading knows besides the newest states."""
     return _RevisionLookup(reading, reading.tip.revision, {}, {}, lambda _: None)
 
@@ -256,7 +214,7 @@ def _collect_ids(operations: Iterable[Operation]) -> set[PolicyId]:
 
 
 def check_segments(
-    reading: RevisionReader, flags: Mapping[PolicyId, Flag | None], changed: Mapping[str, bool]
+    reading: EnvironmentReader, flags: Mapping[PolicyId, Flag | None], changed: Mapping[str, bool]
 ) -> None:
     """Refuse flags that refer to segments that are neither there nor in this change.
 
@@ -301,7 +259,7 @@ def check_segments(
 
 
 def _collect_new_parts(
-    reading: RevisionReader,
+    reading: EnvironmentReader,
     states: Iterable[PolicyState],
     found: Mapping[PolicyId, PolicyState],
     brought: Mapping[str, bytes],

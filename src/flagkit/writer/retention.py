@@ -104,7 +104,7 @@ class PrunePlan:
         self.audit_before = before["audit_days"]
         self.denials_before = before["denials_days"]
         self.remains_before = before["remains_days"]
-        self.cut = reading.cut
+        self.cut = reading.history.cut
         """Where the ledger is cut, or will be."""
         self.has_new_cut = False
         self.carried_states: list[CarriedState] = []
@@ -193,10 +193,11 @@ class PrunePlan:
         Clients that start from them go on by the ledger.
         """
         if self.cut is None or moment > self.cut.tip.time:
-            self._cut_revision = min(reading.find_revision(moment), reading.tip.revision - 1)
-            if reading.first_unprojected is not None:
+            history = reading.history
+            self._cut_revision = min(history.find_revision(moment), history.tip.revision - 1)
+            if history.first_unprojected is not None:
                 # Flags may lack what it did: only its pages have that.
-                self._cut_revision = min(self._cut_revision, reading.first_unprojected - 1)
+                self._cut_revision = min(self._cut_revision, history.first_unprojected - 1)
         if self._cut_revision > self.last_pruned_revision:
             kept = [made.tip.revision for made, _ in reading.iter_checkpoints()][:CHECKPOINTS_KEPT]
             too_old = sum(revision <= self._cut_revision for revision in kept)
@@ -222,12 +223,12 @@ def _collect_referenced_parts(reading: EnvironmentReader) -> dict[str, set[str]]
         with contextlib.suppress(*FORM_FAULTS):
             if operation.get("region") == SEGMENTS:
                 members.update(get_member_parts(operation.get("policy", {})))
-    unledgered = [reading.tip_not_in_ledger] if reading.tip_not_in_ledger is not None else []
-    for change in chain(reading.iter_changes(), unledgered):
+    newest = reading.history.tip_not_in_ledger
+    for change in chain(reading.history.iter_changes(), () if newest is None else (newest,)):
         for policy in change.policies:
             for state in (policy.before, policy.after):
                 members.update(state.parts if state is not None else ())
-    return {MEMBERS: members, PAGES: reading.read_page_names()}
+    return {MEMBERS: members, PAGES: reading.history.read_page_names()}
 
 
 def format_before(moment: datetime) -> str:
@@ -481,7 +482,8 @@ def _build_archived_rows(plan: PrunePlan, flags: list[DeletableFlag]) -> list[Pr
 def _project_unfinished(store: Store) -> Generator[str]:
     """Bring a large change to an end whose writer may be dead: the ledger is not cut past it."""
     with store.open_reader() as reading:
-        behind, pages, lagging = reading.unprojected_tip, reading.pages, reading.first_unprojected
+        history = reading.history
+        behind, pages, lagging = history.unprojected_tip, history.pages, history.first_unprojected
     if lagging is None:
         return
     if behind is not None:

@@ -69,10 +69,10 @@ def read_unchanged_flags(
     reading: EnvironmentReader, moment: datetime
 ) -> tuple[dict[PolicyId, PolicyState], set[PolicyId]]:
     """Return the flags that there are, and which of them were not changed after a moment."""
-    last, found = reading.find_revision(moment), reading.read_projected([FLAGS])
+    last, found = reading.history.find_revision(moment), reading.read_projected([FLAGS])
     # Of those whose last change the ledger has no more; what changes them anew takes the time away.
     times = reading.read_carried_times()
-    for change in reading.unprojected_changes:
+    for change in reading.history.unprojected_changes:
         found |= {policy.id: (change.revision, policy.after) for policy in change.policies}
         for policy in change.policies:
             times.pop(policy.id, None)

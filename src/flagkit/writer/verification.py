@@ -472,7 +472,7 @@ def run_verification(store: Store, anchors: Iterable[tuple[int, str]] = ()) -> V
     after = 0
     try:
         with store.open_reader() as reading, translate_form_errors():
-            after = reading.cut.tip.revision if reading.cut is not None else 0
+            after = reading.history.cut.tip.revision if reading.history.cut is not None else 0
             walk = LedgerVerifier(reading, problems=problems)
             walk.run(kept)
             carried = reading.read_carried()
@@ -481,7 +481,7 @@ def run_verification(store: Store, anchors: Iterable[tuple[int, str]] = ()) -> V
             problems += iter_pending_problems(reading)
             problems += iter_denials_problems(reading)
             gone = [each for each in carried.values() if each.revision not in walk.ledger_times]
-            audit = AuditInspection(walk.requests, reading.cut, gone)
+            audit = AuditInspection(walk.requests, reading.history.cut, gone)
         with translate_form_errors():
             problems += audit.iter_problems(store)
             problems += iter_reliance_problems(store, walk.requests)
@@ -540,22 +540,24 @@ class LedgerVerifier:
         self._faults: list[str] = []
         self._reported_fault_count = 0
         self._projected = reading.read_projected(faults=self.problems)
-        self._tip_not_in_ledger = [reading.tip_not_in_ledger] if reading.tip_not_in_ledger else []
+        newest = reading.history.tip_not_in_ledger
+        self._tip_not_in_ledger = () if newest is None else (newest,)
 
     def run(self, anchors: Iterable[tuple[int, str]] = ()) -> None:
         """Go all the way, and note what is wrong."""
         reading, kept = self._reading, {*anchors}
         self.problems += [
             f"the ledger has {place!r} for a revision"
-            for place in reading.find_unexpected_ledger_documents()
+            for place in reading.history.find_unexpected_ledger_documents()
         ]
-        self.problems += reading.iter_head_faults()
+        self.problems += reading.history.iter_head_faults()
         checkpoints = CheckpointInspection(reading)
-        cut = reading.cut
+        cut = reading.history.cut
         if cut is not None:
             self._start_after_cut(cut)
             kept.discard((cut.tip.revision, cut.tip.hash))
-        for change in chain(reading.iter_changes(faults=self._faults), self._tip_not_in_ledger):
+        ledgered = reading.history.iter_changes(faults=self._faults)
+        for change in chain(ledgered, self._tip_not_in_ledger):
             self._check_change(change, cut)
             kept.discard((change.revision, change.tip.hash))
             if not self._faults and (cut is None or change.revision > cut.tip.revision):
@@ -568,7 +570,7 @@ class LedgerVerifier:
         self.problems += _find_members_problems(reading, states)
         self.problems += [
             problem
-            for problem in reading.iter_page_faults()
+            for problem in reading.history.iter_page_faults()
             if not any(problem in told for told in self._faults)
         ]
         self._check_anchors(kept, cut)
@@ -589,7 +591,7 @@ class LedgerVerifier:
         """Put together what there was at a cut, and hold it to what the cut says."""
         first: dict[PolicyId, PolicyChange] = {}
         for change in chain(
-            self._reading.iter_changes(cut.tip.revision, []), self._tip_not_in_ledger
+            self._reading.history.iter_changes(cut.tip.revision, []), self._tip_not_in_ledger
         ):
             for policy in change.policies:
                 first.setdefault(policy.id, policy)
@@ -697,7 +699,7 @@ class LedgerVerifier:
     def _read_unprojected(self) -> Sequence[Change]:
         """Return the changes that flags may lack; none where that cannot be told."""
         try:
-            return self._reading.unprojected_changes
+            return self._reading.history.unprojected_changes
         except StoreUnavailableError:
             raise
         except StoreError as error:

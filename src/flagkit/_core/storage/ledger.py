@@ -210,7 +210,9 @@ def _find_revision(reader: EnvironmentReader, moment: datetime) -> int:
         )
     made = (base.tip for base, _ in reader.iter_checkpoints())
     revision = max(
-        reader.find_revision(moment), *(tip.revision for tip in made if tip.time <= moment), 0
+        reader.history.find_revision(moment),
+        *(tip.revision for tip in made if tip.time <= moment),
+        0,
     )
     if revision:
         return revision
@@ -337,9 +339,9 @@ def _check_order(tip: Tip, changes: Iterable[Change]) -> Iterator[Change]:
 
 def _iter_changes(reader: EnvironmentReader, after: int) -> Iterator[Change]:
     """Yield all changes after a revision, with the one that the ledger has not got yet."""
-    unledgered = reader.tip_not_in_ledger
+    unledgered = reader.history.tip_not_in_ledger
     later = () if unledgered is None or unledgered.revision <= after else (unledgered,)
-    return chain(reader.iter_changes(after), later)
+    return chain(reader.history.iter_changes(after), later)
 
 
 def _build_history_lost_error(

@@ -1,7 +1,7 @@
 """The history of policies in the ledger and its pages, up to the revision that is read."""
 
 import functools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -9,9 +9,24 @@ from typing import Any, Final
 from pymongo import ASCENDING, DESCENDING
 from pymongo.client_session import ClientSession
 
-from flagkit._core.model.changes import Change, Cut, PolicyChange, PolicyId, PolicyState, Tip
+from flagkit._core.model.changes import ACCESS as ACCESS_REGION
+from flagkit._core.model.changes import (
+    CUT,
+    GRANTS,
+    LIMITS,
+    Change,
+    Cut,
+    PolicyChange,
+    PolicyId,
+    PolicyState,
+    Tip,
+    compute_digests,
+    decode_cut,
+)
+from flagkit._core.snapshot import check_digests
 from flagkit._core.storage import layout
 from flagkit._core.storage.documents import (
+    check_access_policy,
     check_head,
     decode_committed_tip,
     decode_head_change,
@@ -23,6 +38,7 @@ from flagkit._core.storage.documents import (
     decode_policy_state,
     decode_tip,
     is_tombstone,
+    read_policy_id,
     read_revision,
     read_version,
 )
@@ -39,6 +55,7 @@ from flagkit._core.storage.prefetch import (
     REQUEST,
     DocumentCache,
     Prefetch,
+    PrefetchMemo,
     PrefetchResult,
     can_skip_majority,
 )
@@ -308,13 +325,19 @@ def _split_keys(keys: Sequence[str]) -> Iterable[Sequence[str]]:
 
 
 class PolicyHistory:
-    """The changes that led to a revision. Its own is read through where it is not yet projected.
+    """The changes that led to a revision.
 
-    Where the ledger was cut, what came before is not told, and what goes on from it is.
+    The change of the revision itself may not be projected yet, so it is read from the head. The
+    history begins at the cut, which is one of the states of `access`.
     """
 
     def __init__(
-        self, database: Any, session: ClientSession, prefetched: PrefetchResult, prefetch: Prefetch
+        self,
+        database: Any,
+        session: ClientSession,
+        prefetched: PrefetchResult,
+        prefetch: Prefetch,
+        memo: PrefetchMemo,
     ) -> None:
         self.tip = decode_head_tip(prefetched.head)
         self._database = database
@@ -329,6 +352,9 @@ class PolicyHistory:
         self._newest, ledgered_already = self._read_newest()
         self.tip_not_in_ledger = None if ledgered_already else self._newest
         """The tip's change, if the ledger has not got it yet."""
+        self._memo = memo
+        if self._newest is not None:
+            memo.remember(self._newest)
 
     @functools.cached_property
     def unprojected_tip(self) -> Change | None:
@@ -410,9 +436,56 @@ class PolicyHistory:
         )
 
     @property
+    def access(self) -> Mapping[PolicyId, PolicyState]:
+        """The states of the grants, the limits and the cut, as far as there are any.
+
+        Raises:
+            HistoryLostError: they are not those of this revision: something changed them past the
+                writer.
+        """
+        # What was read before is no other where the digest is the same, for it is of all of it. An
+        # environment that has none pays no query.
+        wanted = self.tip.digests.get(ACCESS_REGION)
+        held = self._memo.access
+        if compute_digests(held.values()).get(ACCESS_REGION) != wanted:
+            held = self.find_states(
+                layout.ACCESS, {GRANTS[1], LIMITS[1], CUT[1]} if wanted is not None else set()
+            )
+            check_digests(compute_digests(held.values()), self.tip, (ACCESS_REGION,))
+            for state in held.values():
+                check_access_policy(self.tip.environment, state)
+            self._memo.access = held
+        return held
+
+    @property
     def cut(self) -> Cut | None:
         """Up to where the ledger was cut, None if it reaches back to revision 1."""
-        raise NotImplementedError
+        state = self.access.get(CUT)
+        return None if state is None else decode_cut(self.tip.environment, state.policy)
+
+    def find_states(self, collection: str, wanted: set[str]) -> dict[PolicyId, PolicyState]:
+        """Return the states of the policies of a collection that have one of some keys."""
+        return self.decode_states(
+            self._documents.iter_documents(collection, wanted),
+            lambda state: (
+                state.key in wanted and layout.get_collection_name(state.region) == collection
+            ),
+        )
+
+    def decode_states(
+        self, documents: Iterable[layout.Document], wanted: Callable[[PolicyState], bool]
+    ) -> dict[PolicyId, PolicyState]:
+        """Return the states in documents and unprojected changes that a predicate wants."""
+        states: dict[PolicyId, PolicyState | None] = {
+            read_policy_id(document): decode_policy_state(document) for document in documents
+        }
+        for change in self.unprojected_changes:
+            states |= {policy.id: policy.after for policy in change.policies}
+        return {
+            identity: state
+            for identity, state in states.items()
+            if state is not None and wanted(state)
+        }
 
     def check_within_retention(self, revision: int) -> None:
         """Refuse to tell what was at a revision if the ledger does not reach back to it.

@@ -12,24 +12,17 @@ from pymongo.client_session import ClientSession
 
 from flagkit._core.model import EVERYWHERE
 from flagkit._core.model.changes import ACCESS as ACCESS_REGION
+from flagkit._core.model.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit._core.model.changes import (
-    CUT,
-    GRANTS,
-    LIMITS,
-    Cut,
     PolicyId,
     PolicyState,
-    compute_digests,
-    decode_cut,
 )
-from flagkit._core.model.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit._core.model.keys import KEY_LENGTH_MAX
 from flagkit._core.model.segments import decode_part
 from flagkit._core.snapshot import Arena, check_digests
 from flagkit._core.storage import layout
 from flagkit._core.storage.checkpoints import Checkpoint, decode_manifests, load_checkpoint_base
 from flagkit._core.storage.documents import (
-    check_access_policy,
     check_body,
     decode_last_state,
     decode_members_part,
@@ -76,10 +69,11 @@ class CarriedFlag(NamedTuple):
     lacks_last: bool
 
 
-class EnvironmentReader(PolicyHistory):
+class EnvironmentReader:
     """An environment at one revision.
 
-    What the tip's change did is read through where it is not yet projected.
+    If the change of the tip is not projected yet, the reader adds it to what it reads. `history`
+    reads the changes that led to the revision.
     """
 
     def __init__(
@@ -90,58 +84,27 @@ class EnvironmentReader(PolicyHistory):
         prefetch: Prefetch,
         memo: PrefetchMemo,
     ) -> None:
-        super().__init__(database, session, prefetched, prefetch)
-        if self._newest is not None:
-            memo.remember(self._newest)
+        self._database = database
+        self._session = session
+        self.history = PolicyHistory(database, session, prefetched, prefetch, memo)
+        self.tip = self.history.tip
         self.now: datetime = prefetched.head["now"]
         """The server's time."""
         self.buckets: Mapping[str, int] = read_buckets(prefetched.head)
         """By name, when a bucket of the rate limits is full again, in microseconds since 1970."""
-        self._memo = memo
 
     def find_flags(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of some flags, in all regions."""
-        return self._find_states(layout.FLAGS, set(keys))
+        return self.history.find_states(layout.FLAGS, set(keys))
 
     def find_segments(self, keys: Iterable[str]) -> dict[PolicyId, PolicyState]:
         """Return the states of some segments."""
-        return self._find_states(layout.SEGMENTS, set(keys))
+        return self.history.find_states(layout.SEGMENTS, set(keys))
 
     @property
     def access(self) -> Mapping[PolicyId, PolicyState]:
-        """The states of the grants, the limits and the cut, as far as there are any.
-
-        Raises:
-            HistoryLostError: they are not those of this revision: something changed them past the
-                writer.
-        """
-        # What was read before is no other where the digest is the same, for it is of all of it. An
-        # environment that has none pays no query.
-        wanted = self.tip.digests.get(ACCESS_REGION)
-        held = self._memo.access
-        if compute_digests(held.values()).get(ACCESS_REGION) != wanted:
-            held = self._find_states(
-                layout.ACCESS, {GRANTS[1], LIMITS[1], CUT[1]} if wanted is not None else set()
-            )
-            check_digests(compute_digests(held.values()), self.tip, (ACCESS_REGION,))
-            for state in held.values():
-                check_access_policy(self.tip.environment, state)
-            self._memo.access = held
-        return held
-
-    @property
-    def cut(self) -> Cut | None:
-        """Up to where the ledger was cut, None if it reaches back to revision 1."""
-        state = self.access.get(CUT)
-        return None if state is None else decode_cut(self.tip.environment, state.policy)
-
-    def _find_states(self, collection: str, wanted: set[str]) -> dict[PolicyId, PolicyState]:
-        return self._decode_states(
-            self._documents.iter_documents(collection, wanted),
-            lambda state: (
-                state.key in wanted and layout.get_collection_name(state.region) == collection
-            ),
-        )
+        """The states of the grants, the limits and the cut; see PolicyHistory.access."""
+        return self.history.access
 
     def read_parts(self, names: Iterable[str]) -> dict[str, bytes]:
         """Return parts of members, by their SHA-256, as far as they are there."""
@@ -171,7 +134,7 @@ class EnvironmentReader(PolicyHistory):
         No other collections are read: who reads flags may not be allowed to.
         """
         wanted = {*collections}
-        return self._decode_states(
+        return self.history.decode_states(
             self._iter_all_documents(wanted),
             lambda state: layout.get_collection_name(state.region) in wanted,
         )
@@ -186,7 +149,7 @@ class EnvironmentReader(PolicyHistory):
                 the writer.
             StoreError: members of segments are missing, or were changed past the writer.
         """
-        scan, count = PolicyScan(self.tip, self.unprojected_changes, None), 0
+        scan, count = PolicyScan(self.tip, self.history.unprojected_changes, None), 0
         for collection, projection in PROJECTIONS.items():
             found = self._database[collection].find(
                 scan.build_filter(collection),
@@ -335,7 +298,7 @@ class EnvironmentReader(PolicyHistory):
         wanted = set(keys)
         asked = layout.filter_dependents(self.tip.environment, wanted)
         documents = self._database[layout.FLAGS].find(asked, session=self._session)
-        return self._decode_states(
+        return self.history.decode_states(
             documents,
             lambda state: (
                 b"prerequisites" in state.packed
@@ -378,7 +341,7 @@ class EnvironmentReader(PolicyHistory):
                 {"_id": {"$in": meant}} | is_there, {"_id": True}, session=self._session
             ):
                 found[read_policy_id(document)] = True
-        for change in self.unprojected_changes:
+        for change in self.history.unprojected_changes:
             found |= {each.id: each.after is not None for each in change.policies}
         wanted = layout.get_collection_name(region)
         return {
@@ -394,7 +357,7 @@ class EnvironmentReader(PolicyHistory):
             {"_id.environment": self.tip.environment, "segments": {"$in": sorted(wanted)}},
             session=self._session,
         )
-        return self._decode_states(
+        return self.history.decode_states(
             documents, lambda state: not wanted.isdisjoint(find_segment_names(state))
         )
 
@@ -431,20 +394,6 @@ class EnvironmentReader(PolicyHistory):
             # A proposal that was changed past the writer can never be applied, so it needs nothing.
             with contextlib.suppress(StoreError):
                 yield from read_operations(document)
-
-    def _decode_states(
-        self, documents: Iterable[layout.Document], wanted: Callable[[PolicyState], bool]
-    ) -> dict[PolicyId, PolicyState]:
-        states: dict[PolicyId, PolicyState | None] = {
-            read_policy_id(document): decode_policy_state(document) for document in documents
-        }
-        for change in self.unprojected_changes:
-            states |= {policy.id: policy.after for policy in change.policies}
-        return {
-            identity: state
-            for identity, state in states.items()
-            if state is not None and wanted(state)
-        }
 
 
 def _generate_typos(key: str) -> set[str]:

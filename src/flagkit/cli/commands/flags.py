@@ -119,7 +119,7 @@ def _show(key: str, region: str, output: str, **place: Unpack[EnvironmentOptions
         found = reading.find_flags([key])
         revision = reading.tip.revision
         state = found.get((region, key))
-        changed = reading.find_last_revision((region, key))
+        changed = reading.history.find_last_revision((region, key))
         edits = (
             [] if state is None or is_active(state) else [*iter_edits_since_active(reading, state)]
         )
