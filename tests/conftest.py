@@ -9,8 +9,8 @@ from hypothesis import settings
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from flagkit._core.storage.layout import INDEXES
 from flagkit._core.storage.provision import provision_database
+from flagkit._core.storage.validation import VALIDATORS
 from flagkit.cli import wait_notice
 from flagkit.testing.embedded import EmbeddedMongo
 from flagkit.writer import Writer
@@ -54,11 +54,11 @@ def database(_mongo: MongoClient[dict[str, Any]]) -> Iterator[str]:
 
 def _emptied_again(database: Database[dict[str, Any]]) -> bool:
     """Remove all documents, if the test has left collections, validators and indexes alone."""
-    if {found["name"] for found in database.list_collections()} != {*INDEXES}:
+    if {found["name"] for found in database.list_collections()} != {*VALIDATORS}:
         return False
     if [*provision_database(database, mend=True)]:
         return False
-    for name in INDEXES:
+    for name in VALIDATORS:
         database[name].delete_many({})
     return True
 

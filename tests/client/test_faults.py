@@ -19,7 +19,7 @@ from pymongo.errors import AutoReconnect
 from flagkit import Client, ErrorCode
 from flagkit._core.model.changes import build_genesis_tip, build_next_change
 from flagkit._core.storage.documents import encode_head, encode_ledger
-from flagkit._core.storage.layout import INDEXES
+from flagkit._core.storage.layout import COLLECTIONS
 from flagkit.client.refresher import RefreshIntervals, RefreshState, Thresholds
 from flagkit.errors import NotReadyError
 from flagkit.writer import Writer, verify
@@ -119,8 +119,8 @@ class Scene:
         self.mongo.drop_database(self.database)
         for name, documents in backup.items():
             collection = self.mongo[self.database][name]
-            if INDEXES[name]:
-                collection.create_indexes([*INDEXES[name]])
+            if COLLECTIONS[name].indexes:
+                collection.create_indexes([*COLLECTIONS[name].indexes])
             if documents:
                 collection.insert_many(documents)
 

@@ -22,7 +22,8 @@ from flagkit._core.secrets import Encryption
 from flagkit._core.source import Heartbeat
 from flagkit._core.storage import pages
 from flagkit._core.storage.client_registry import build_client_filter, build_heartbeat_update
-from flagkit._core.storage.layout import INDEXES, KEYS
+from flagkit._core.storage.layout import KEYS
+from flagkit._core.storage.validation import VALIDATORS
 from flagkit.errors import AccessDeniedError, FlagkitError
 from flagkit.writer import (
     Retention,
@@ -426,12 +427,12 @@ def problems_of(writers: list[Writer]) -> list[str]:
 def test_the_environments_have_every_kind_of_document(
     held: Database[Document], writers: list[Writer]
 ) -> None:
-    assert {name for name in (*INDEXES, KEYS) if not held[name].find_one()} == set()
+    assert {name for name in (*VALIDATORS, KEYS) if not held[name].find_one()} == set()
     assert problems_of(writers) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("collection", [*INDEXES, KEYS])
+@pytest.mark.parametrize("collection", [*VALIDATORS, KEYS])
 def test_an_edit_of_any_field_is_found_or_listed_and_breaks_nothing(
     collection: str, held: Database[Document], writers: list[Writer]
 ) -> None:

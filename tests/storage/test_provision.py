@@ -18,9 +18,10 @@ from flagkit import Client, FlagkitError
 from flagkit._core.source import Route
 from flagkit._core.storage import pages
 from flagkit._core.storage.database_status import DatabaseStatus
-from flagkit._core.storage.layout import INDEXES, KEYS
+from flagkit._core.storage.layout import KEYS
 from flagkit._core.storage.provision import ADMIN, ALL, READER, ROLES, WRITER
 from flagkit._core.storage.source import MongoSource
+from flagkit._core.storage.validation import VALIDATORS
 from flagkit.cli.main import flagkit
 from flagkit.errors import AccessDeniedError, HistoryLostError, RateLimitedError, StoreError
 from flagkit.history import client_at, digest_of, replay
@@ -90,7 +91,7 @@ def test_init_says_what_it_did_and_may_be_run_again(
 ) -> None:
     name = ("--database", "another")
     first = init(members.uri(), *name)
-    assert first.count("created, with its validator\n") == len(INDEXES)
+    assert first.count("created, with its validator\n") == len(VALIDATORS)
     assert init(members.uri(), *name) == "Nothing was to be done.\n"
     assert json.loads(init(members.uri(), *name, "--output", "json")) == {"done": []}
     assert init(members.uri(), *name, "--roles") == "".join(f"{role}: created\n" for role in ROLES)
@@ -371,7 +372,7 @@ def test_a_writer_proposes_and_asks_in_transactions(uri_of: UriOf) -> None:
 
 
 @pytest.mark.parametrize("stored", [READER, WRITER], indirect=True, ids=str)
-@pytest.mark.parametrize("collection", INDEXES)
+@pytest.mark.parametrize("collection", VALIDATORS)
 def test_what_a_role_may_not_do_the_database_refuses(
     stored: Stored, collection: str, request: pytest.FixtureRequest
 ) -> None:
@@ -380,7 +381,7 @@ def test_what_a_role_may_not_do_the_database_refuses(
     assert let == {*ALLOWED.get((role, collection), ())}
 
 
-@pytest.mark.parametrize("collection", INDEXES)
+@pytest.mark.parametrize("collection", VALIDATORS)
 def test_what_even_an_administrator_may_not_do_the_database_refuses(
     collection: str, uri_of: UriOf
 ) -> None:
@@ -450,7 +451,7 @@ def test_a_reader_or_a_writer_makes_no_collections(stored: Stored) -> None:
 
 
 def test_the_table_of_roles_knows_each_collection() -> None:
-    known = INDEXES.keys() | {KEYS}
+    known = VALIDATORS.keys() | {KEYS}
     assert ROLES[ADMIN].keys() - {ALL} == known
     assert all(collections.keys() - {ALL} <= known for collections in ROLES.values())
 

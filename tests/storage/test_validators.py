@@ -13,7 +13,6 @@ from pymongo.errors import WriteError
 from flagkit._core.source import Heartbeat
 from flagkit._core.storage import pages
 from flagkit._core.storage.client_registry import build_client_filter, build_heartbeat_update
-from flagkit._core.storage.layout import INDEXES
 from flagkit._core.storage.provision import provision_database
 from flagkit._core.storage.validation import VALIDATORS
 from flagkit.errors import AccessDeniedError
@@ -124,7 +123,7 @@ def edited(part: Any, path: tuple[str | int, ...], *value: object) -> Any:
 
 
 def test_each_collection_has_its_validator_and_its_documents(held: Database[Document]) -> None:
-    assert VALIDATORS.keys() == INDEXES.keys() == {*held.list_collection_names()}
+    assert VALIDATORS.keys() == {*held.list_collection_names()}
     for name in VALIDATORS:
         assert held[name].count_documents({}) > 0, name
 

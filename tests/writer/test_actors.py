@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pymongo import MongoClient
 
 from flagkit._core.model.access import check_actor
-from flagkit._core.storage.layout import INDEXES
+from flagkit._core.storage.validation import VALIDATORS
 from flagkit.errors import InvalidDocumentError
 from flagkit.writer import Import, Writer, grants, verify
 from tests.support.cli_runner import CommandRunner
@@ -153,7 +153,7 @@ def test_no_call_takes_a_name_that_is_none(call: str, writer: Writer, mongo_uri:
     with MongoClient[dict[str, Any]](mongo_uri) as direct:
 
         def held() -> list[Any]:
-            return [[*direct[name][collection].find()] for collection in INDEXES]
+            return [[*direct[name][collection].find()] for collection in VALIDATORS]
 
         before = held()
         for refused in REFUSED.values():

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from flagkit._core.storage.layout import INDEXES
+from flagkit._core.storage.validation import VALIDATORS
 from flagkit.cli.main import flagkit
 from flagkit.errors import (
     AccessDeniedError,
@@ -231,7 +231,7 @@ def test_a_dry_run_changes_nothing(
     history: Writer, mongo_uri: str, direct: Database[dict[str, Any]]
 ) -> None:
     def held() -> list[Any]:
-        return [[*direct[name].find()] for name in INDEXES]
+        return [[*direct[name].find()] for name in VALIDATORS]
 
     before = held()
     found = erased(history, mongo_uri, dry_run=True)

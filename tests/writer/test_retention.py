@@ -29,8 +29,8 @@ from flagkit._core.model.changes import (
 from flagkit._core.storage import pages
 from flagkit._core.storage import pruning as storage
 from flagkit._core.storage.documents import encode_head, encode_policy_document
-from flagkit._core.storage.layout import INDEXES
 from flagkit._core.storage.pages import UNPAGED_POLICIES_MAX
+from flagkit._core.storage.validation import VALIDATORS
 from flagkit.cli.main import flagkit
 from flagkit.errors import (
     AccessDeniedError,
@@ -972,7 +972,7 @@ def test_who_is_no_admin_of_everything_writes_nothing_whatever_is_to_go(
     now = later(history) if kind in {"ledger", "all"} else later(history, LAST)
 
     def held() -> dict[str, list[Any]]:
-        return {name: [*direct[name].find(sort=[("_id", 1)])] for name in INDEXES}
+        return {name: [*direct[name].find(sort=[("_id", 1)])] for name in VALIDATORS}
 
     with Writer(mongo_uri, "production", actor=actor, database=direct.name) as acting:
         before = held()

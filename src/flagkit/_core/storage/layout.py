@@ -1,4 +1,4 @@
-"""The collections, the fields of their documents, and their indexes.
+"""The collections: the forms of their documents, their indexes, and the rights of roles.
 
 - heads: {_id: environment, epoch, revision, hash, time, digests, change, buckets}; the truth
 - ledger: {_id: {environment, revision}} and the fields of a head and of its change
@@ -17,7 +17,7 @@ The modules `client_registry`, `requests`, `admin` and `provision` describe the 
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from bson import MaxKey, MinKey
 from pymongo import ASCENDING, DESCENDING, IndexModel
@@ -25,6 +25,7 @@ from pymongo import ASCENDING, DESCENDING, IndexModel
 from flagkit._core.model.changes import ACCESS as ACCESS_REGION
 from flagkit._core.model.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit._core.model.changes import PolicyId
+from flagkit._core.source import HOST_LENGTH_MAX, SERVICE_LENGTH_MAX
 
 Document: TypeAlias = dict[str, Any]
 
@@ -39,7 +40,7 @@ KEYS = "keys"
 """The driver's own collection, of data keys, which is there where something is encrypted."""
 PENDING, PROPOSALS = "pending", "proposals"
 PROJECTED = (FLAGS, SEGMENTS, ACCESS)
-_COLLECTIONS = {SEGMENTS_REGION: SEGMENTS, ACCESS_REGION: ACCESS}
+_COLLECTION_BY_REGION = {SEGMENTS_REGION: SEGMENTS, ACCESS_REGION: ACCESS}
 POLICY_HISTORY: Final = "policy_history"
 
 ERASED: Final = "erased"
@@ -52,64 +53,348 @@ DENIAL_LENGTH_MAX: Final[Mapping[str, int]] = {"actor": 200, "key": 200, "reason
 DENIAL_OPERATIONS_MAX: Final = 100
 """So many operations of what was denied are logged."""
 
-INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
-    HEADS: (),
-    AUDIT: (),
-    SEGMENTS: (),
-    ACCESS: (),
-    DENIALS: (),
-    BUCKET_KEYS: (),
-    MEMBERS: (),
-    CHECKPOINTS: (),
-    SLICES: (),
-    ERASURES: (),
-    PENDING: (),
-    PROPOSALS: (),
-    CLIENTS: (IndexModel([("until", ASCENDING)], name="until", expireAfterSeconds=0),),
-    LEDGER: (
-        IndexModel(
-            [("_id.environment", ASCENDING), ("request", ASCENDING)], name="request", unique=True
+
+def _build_kind_form(*types: str) -> Document:
+    return {"bsonType": [*types]}
+
+
+def _build_object_form(
+    required: Mapping[str, Document], *also: str, **optional: Document
+) -> Document:
+    """Return the form of an object with fields that it must have, and some that it may."""
+    return {
+        "bsonType": ["object", *also],
+        "required": [*required],
+        "properties": {**required, **optional},
+    }
+
+
+def _build_text_form(length: int) -> Document:
+    """Return the form of a text of at most so many characters."""
+    return {"bsonType": ["string"], "maxLength": length}
+
+
+_TEXT: Final = _build_kind_form("string")
+_WHOLE: Final = {**_build_kind_form("int", "long"), "minimum": 0}
+_SECONDS_MAX: Final = 1e10
+"""No client is alive for so long."""
+_MOMENT: Final = _build_kind_form("date")
+_BYTES: Final = _build_kind_form("binData")
+_LIST: Final = _build_kind_form("array")
+_ANY: Final = _build_kind_form("object")
+
+_TIP: Final = {
+    "epoch": _TEXT,
+    "revision": _WHOLE,
+    "hash": _TEXT,
+    "time": _MOMENT,
+    "digests": {**_ANY, "additionalProperties": _TEXT},
+}
+_SIDE: Final = _build_object_form({"version": _WHOLE, "policy": _ANY}, "null")
+_CHANGE: Final = {
+    "request": _TEXT,
+    "previous_hash": _TEXT,
+}
+_DID: Final = {
+    "policies": {
+        **_LIST,
+        "items": _build_object_form(
+            {"region": _TEXT, "key": _TEXT, "before": _SIDE, "after": _SIDE}
         ),
-        IndexModel(
-            [
-                ("_id.environment", ASCENDING),
-                ("policies.key", ASCENDING),
-                ("_id.revision", ASCENDING),
-            ],
-            name=POLICY_HISTORY,
+    },
+    "pages": {**_LIST, "items": _TEXT},
+}
+_POLICY_ID: Final = {"environment": _TEXT, "key": _TEXT, "region": _TEXT}
+_POLICY: Final = {
+    "revision": _WHOLE,
+    "version": _WHOLE,
+    # Both are null in a tombstone.
+    "policy": _build_kind_form("object", "null"),
+    "hash": _build_kind_form("string", "null"),
+}
+_CARRIED: Final = {
+    "time": _MOMENT,
+    "last": _build_object_form({"policy": _ANY, "hash": _TEXT}),
+}
+"""What a policy keeps of its last change where the ledger has it no more."""
+_ASKED: Final = {"actor": _TEXT, "reason": _TEXT, "operations": {**_LIST, "items": _ANY}}
+
+
+def _build_either_form(form: Document, names: Mapping[str, Document]) -> Document:
+    """Return the form of an object that has at least one of some fields."""
+    fields = {"properties": {**form["properties"], **names}}
+    return form | fields | {"anyOf": [{"required": [name]} for name in names]}
+
+
+def _build_validator(
+    identity: Mapping[str, Document],
+    required: Mapping[str, Document],
+    **optional: Document,
+) -> Document:
+    """Return the validator of documents whose `_id` has exactly these fields, in this order."""
+    form = _build_object_form({"_id": _build_object_form(identity), **required}, **optional)
+    # Ranges compare whole `_id`s, so their order counts; a schema cannot say it.
+    ordered = {name: f"$_id.{name}" for name in identity}
+    return {"$jsonSchema": form, "$expr": {"$eq": ["$_id", ordered]}}
+
+
+_LEDGER: Final = _build_validator({"environment": _TEXT, "revision": _WHOLE}, {**_TIP, **_CHANGE})
+
+_READ: Final = ("find",)
+_WATCH: Final = ("find", "changeStream")
+_ADD: Final = ("find", "insert")
+_PUT: Final = ("find", "insert", "update")
+_PUBLISH: Final = ("find", "insert", "remove")
+
+
+class Collection(NamedTuple):
+    """One collection. One without a validator belongs to the driver, which creates it.
+
+    `rights` are MongoDB's actions for the roles flagkitReader, flagkitWriter and flagkitAdmin.
+    """
+
+    validator: Document | None
+    rights: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+    indexes: tuple[IndexModel, ...] = ()
+
+
+COLLECTIONS: Final[Mapping[str, Collection]] = {
+    HEADS: Collection(
+        {
+            "$jsonSchema": _build_object_form(
+                {
+                    "_id": _TEXT,
+                    **_TIP,
+                    "change": {
+                        "anyOf": [
+                            _build_kind_form("null"),
+                            _build_either_form(_build_object_form(_CHANGE), _DID),
+                        ]
+                    },
+                },
+                buckets={**_ANY, "additionalProperties": _WHOLE},
+                unprojected=_WHOLE,
+            )
+        },
+        rights=(_WATCH, (*_WATCH, "update"), (*_WATCH, "insert", "update")),
+    ),
+    AUDIT: Collection(
+        _build_validator(
+            {"environment": _TEXT, "request": _TEXT},
+            {"sent": _MOMENT, **_ASKED, "digest": _TEXT},
+            unseeded=_TEXT,
+            glass=_TEXT,
+            tip=_build_object_form(_TIP),
+            proposal=_TEXT,
+            applied_by=_TEXT,
+            approved=_build_object_form({"digest": _TEXT, "by": {**_LIST, "items": _TEXT}}),
         ),
-        IndexModel(
-            [("_id.environment", ASCENDING), ("pages", ASCENDING)],
-            name="pages",
-            partialFilterExpression={"pages": {"$exists": True}},
+        rights=((), _ADD, (*_PUT, "remove")),
+    ),
+    SEGMENTS: Collection(
+        _build_validator(_POLICY_ID, _POLICY, **_CARRIED),
+        rights=(_READ, _PUT, _PUT),
+    ),
+    ACCESS: Collection(
+        _build_validator(_POLICY_ID, _POLICY, **_CARRIED),
+        rights=((), _PUT, _PUT),
+    ),
+    DENIALS: Collection(
+        _build_validator(
+            {"environment": _TEXT, "denial": _TEXT},
+            {
+                "time": _MOMENT,
+                "action": _TEXT,
+                **{name: {**_TEXT, "maxLength": most} for name, most in DENIAL_LENGTH_MAX.items()},
+                "operations": {**_LIST, "items": _ANY, "maxItems": DENIAL_OPERATIONS_MAX},
+            },
+        ),
+        rights=((), ("insert",), (*_PUT, "remove")),
+    ),
+    BUCKET_KEYS: Collection(
+        _build_validator({"environment": _TEXT, "epoch": _TEXT}, {"key": _BYTES}),
+        # Nobody may change a key: every actor would have a full bucket again.
+        rights=((), _ADD, _ADD),
+    ),
+    MEMBERS: Collection(
+        _build_validator(
+            {"environment": _TEXT, "part": _TEXT}, {"hashes": _BYTES}, unreferred=_MOMENT
+        ),
+        rights=(_READ, _PUT, (*_PUT, "remove")),
+    ),
+    CHECKPOINTS: Collection(
+        _build_validator(
+            {"environment": _TEXT, "checkpoint": _TEXT},
+            {
+                **_TIP,
+                **dict.fromkeys(("flags", "slices", "bytes", "frame", "packing"), _WHOLE),
+                "checksum": _TEXT,
+                "byte_order": _TEXT,
+            },
+        ),
+        rights=(_READ, _PUBLISH, _PUBLISH),
+    ),
+    SLICES: Collection(
+        _build_validator(
+            {"environment": _TEXT, "checkpoint": _TEXT, "slice": _WHOLE}, {"content": _BYTES}
+        ),
+        rights=(_READ, _PUBLISH, _PUBLISH),
+    ),
+    ERASURES: Collection(
+        {"$jsonSchema": _build_object_form({"_id": _TEXT, "salt": _BYTES})},
+        # Nobody may change a salt: the same person would get another name.
+        rights=((), (), _ADD),
+    ),
+    PENDING: Collection(
+        _build_validator(
+            {"environment": _TEXT, "request": _TEXT},
+            {
+                "since": _MOMENT,
+                "place": _TEXT,
+                # Null where all is touched.
+                "touched": {
+                    **_build_kind_form("array", "null"),
+                    "items": _build_object_form({"region": _TEXT, "key": _TEXT}),
+                },
+            },
+            tries=_WHOLE,
+            not_before=_MOMENT,
+            trouble=_TEXT,
+            refused=_build_kind_form("bool"),
+        ),
+        rights=((), (*_PUT, "remove"), (*_PUT, "remove")),
+    ),
+    PROPOSALS: Collection(
+        _build_validator(
+            {"environment": _TEXT, "proposal": _TEXT, "actor": _TEXT, "verdict": _TEXT},
+            {"time": _MOMENT, "reason": _TEXT, "digest": _TEXT},
+            seal=_TEXT,
+            operations={**_LIST, "items": _ANY},
+            touched={
+                **_LIST,
+                "items": _build_object_form(
+                    {
+                        "region": _TEXT,
+                        "key": _TEXT,
+                        "version": _build_kind_form("int", "long", "null"),
+                    }
+                ),
+            },
+            depends={
+                **_LIST,
+                "items": _build_object_form(
+                    {
+                        **dict.fromkeys(("key", "which", "region"), _TEXT),
+                        "but": {**_LIST, "items": _TEXT},
+                        "versions": {
+                            **_LIST,
+                            "items": _build_object_form({"region": _TEXT, "version": _WHOLE}),
+                        },
+                    }
+                ),
+            },
+        ),
+        rights=((), _ADD, (*_PUT, "remove")),
+    ),
+    CLIENTS: Collection(
+        _build_validator(
+            {"environment": _build_text_form(1_000), "instance": _build_text_form(100)},
+            {
+                "service": _build_text_form(SERVICE_LENGTH_MAX),
+                "host": _build_text_form(HOST_LENGTH_MAX),
+                **dict.fromkeys(("region", "epoch"), _build_text_form(100)),
+                **dict.fromkeys(("pid", "revision"), _WHOLE),
+                "staleness": {
+                    **_build_kind_form("double", "int", "long", "null"),
+                    "minimum": 0,
+                    "maximum": _SECONDS_MAX,
+                },
+                "time": _MOMENT,
+                "until": _MOMENT,
+            },
+        ),
+        # Clients write their heartbeats.
+        rights=(_PUT, _READ, _PUT),
+        indexes=(IndexModel([("until", ASCENDING)], name="until", expireAfterSeconds=0),),
+    ),
+    LEDGER: Collection(
+        _LEDGER | {"$jsonSchema": _build_either_form(_LEDGER["$jsonSchema"], _DID)},
+        rights=(_READ, _ADD, (*_ADD, "remove")),
+        indexes=(
+            IndexModel(
+                [("_id.environment", ASCENDING), ("request", ASCENDING)],
+                name="request",
+                unique=True,
+            ),
+            IndexModel(
+                [
+                    ("_id.environment", ASCENDING),
+                    ("policies.key", ASCENDING),
+                    ("_id.revision", ASCENDING),
+                ],
+                name=POLICY_HISTORY,
+            ),
+            IndexModel(
+                [("_id.environment", ASCENDING), ("pages", ASCENDING)],
+                name="pages",
+                partialFilterExpression={"pages": {"$exists": True}},
+            ),
         ),
     ),
-    PAGES: (
-        IndexModel([("_id.environment", ASCENDING), ("keys", ASCENDING)], name="page_of_policy"),
+    PAGES: Collection(
+        _build_validator(
+            {"environment": _TEXT, "page": _TEXT},
+            {"keys": {**_LIST, "items": _TEXT}, "content": _BYTES},
+            projected=_WHOLE,
+            unreferred=_MOMENT,
+        ),
+        rights=(_READ, _PUT, (*_PUT, "remove")),
+        indexes=(
+            IndexModel(
+                [("_id.environment", ASCENDING), ("keys", ASCENDING)], name="page_of_policy"
+            ),
+        ),
     ),
-    FLAGS: (
-        IndexModel(
-            [
-                ("_id.environment", ASCENDING),
-                ("_id.region", ASCENDING),
-                ("policy.state", ASCENDING),
-                ("policy.expires", ASCENDING),
-                ("_id.key", ASCENDING),
-            ],
-            name="active_in_region",
+    FLAGS: Collection(
+        _build_validator(
+            _POLICY_ID,
+            _POLICY,
+            body=_BYTES,
+            format=_WHOLE,
+            seal=_TEXT,
+            segments={**_LIST, "items": _TEXT},
+            **_CARRIED,
         ),
-        IndexModel(
-            [("_id.environment", ASCENDING), ("policy.prerequisites.flag", ASCENDING)],
-            name="dependents",
-            partialFilterExpression={"policy.prerequisites.flag": {"$exists": True}},
+        rights=(_READ, _PUT, _PUT),
+        indexes=(
+            IndexModel(
+                [
+                    ("_id.environment", ASCENDING),
+                    ("_id.region", ASCENDING),
+                    ("policy.state", ASCENDING),
+                    ("policy.expires", ASCENDING),
+                    ("_id.key", ASCENDING),
+                ],
+                name="active_in_region",
+            ),
+            IndexModel(
+                [("_id.environment", ASCENDING), ("policy.prerequisites.flag", ASCENDING)],
+                name="dependents",
+                partialFilterExpression={"policy.prerequisites.flag": {"$exists": True}},
+            ),
+            IndexModel(
+                [("_id.environment", ASCENDING), ("segments", ASCENDING)],
+                name="referring",
+                partialFilterExpression={"segments": {"$exists": True}},
+            ),
         ),
-        IndexModel(
-            [("_id.environment", ASCENDING), ("segments", ASCENDING)],
-            name="referring",
-            partialFilterExpression={"segments": {"$exists": True}},
-        ),
+    ),
+    KEYS: Collection(
+        None,
+        rights=(_READ, _READ, _PUT),
     ),
 }
+"""The collections, by name. `flagkit admin init` creates them, but for that of the driver."""
 
 
 def build_ledger_id(environment: str, revision: Any) -> Document:
@@ -370,7 +655,7 @@ def filter_active_flags(environment: str, region: str, at: datetime) -> Document
 
 def get_collection_name(region: str) -> str:
     """Return the collection in which a policy stands."""
-    return _COLLECTIONS.get(region, FLAGS)
+    return _COLLECTION_BY_REGION.get(region, FLAGS)
 
 
 def compute_request_digest(request: Mapping[str, Any]) -> str:

@@ -9,8 +9,8 @@ Bucket keys name the rate-limit buckets of actors in the head, which every reade
 hash would let a reader confirm a guessed actor name. A key never changes: a new key would give
 every actor a full bucket.
 
-One table defines the roles, and docs/access.md has the same table. MongoDB's roles know collections
-but not keys, so the writer checks who may change which flags.
+The table of `layout` has the rights of the roles, and docs/access.md has them, too. MongoDB's roles
+know collections but not keys, so the writer checks who may change which flags.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from flagkit._core.model.changes import Tip, build_genesis_tip
 from flagkit._core.storage import layout
 from flagkit._core.storage.documents import encode_head
 from flagkit._core.storage.driver import NO_REPLICA_SET
-from flagkit._core.storage.validation import build_validation_options
+from flagkit._core.storage.validation import VALIDATORS, build_validation_options
 from flagkit.errors import StoreError, StoreUnavailableError
 
 _EXISTS: Final = 48
@@ -80,7 +80,8 @@ def provision_database(database: Database[layout.Document], *, mend: bool = Fals
         mend: Also bring validators up to date.
     """
     there = {found["name"]: found.get("options", {}) for found in database.list_collections()}
-    for name, indexes in layout.INDEXES.items():
+    for name in VALIDATORS:
+        indexes = layout.COLLECTIONS[name].indexes
         wanted = build_validation_options(name)
         if name not in there:
             if _create_collection(database, name, wanted):
@@ -114,66 +115,12 @@ READER, WRITER, ADMIN = "flagkitReader", "flagkitWriter", "flagkitAdmin"
 ALL: Final = ""
 """In the place of a collection: each one of the database."""
 
-_READ: Final = ("find",)
-_WATCH: Final = ("find", "changeStream")
-_ADD: Final = ("find", "insert")
-_PUT: Final = ("find", "insert", "update")
-_PUBLISH: Final = ("find", "insert", "remove")
+_PREPARE: Final = ("listCollections", "createCollection", "createIndex", "collMod")
 
 ROLES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
-    READER: {
-        layout.HEADS: _WATCH,
-        layout.LEDGER: _READ,
-        layout.FLAGS: _READ,
-        layout.SEGMENTS: _READ,
-        layout.MEMBERS: _READ,
-        layout.PAGES: _READ,
-        layout.CHECKPOINTS: _READ,
-        layout.SLICES: _READ,
-        # Where clients tell where they stand.
-        layout.CLIENTS: _PUT,
-        layout.KEYS: _READ,
-    },
-    WRITER: {
-        layout.HEADS: (*_WATCH, "update"),
-        layout.LEDGER: _ADD,
-        layout.FLAGS: _PUT,
-        layout.SEGMENTS: _PUT,
-        layout.MEMBERS: _PUT,
-        layout.PAGES: _PUT,
-        layout.ACCESS: _PUT,
-        layout.AUDIT: _ADD,
-        layout.DENIALS: ("insert",),
-        layout.BUCKET_KEYS: _ADD,
-        layout.PENDING: (*_PUT, "remove"),
-        layout.PROPOSALS: _ADD,
-        layout.CHECKPOINTS: _PUBLISH,
-        layout.SLICES: _PUBLISH,
-        layout.CLIENTS: _READ,
-        layout.KEYS: _READ,
-    },
-    ADMIN: {
-        ALL: ("listCollections", "createCollection", "createIndex", "collMod"),
-        layout.HEADS: (*_WATCH, "insert", "update"),
-        layout.LEDGER: (*_ADD, "remove"),
-        layout.FLAGS: _PUT,
-        layout.SEGMENTS: _PUT,
-        layout.MEMBERS: (*_PUT, "remove"),
-        layout.PAGES: (*_PUT, "remove"),
-        layout.ACCESS: _PUT,
-        layout.AUDIT: (*_PUT, "remove"),
-        layout.DENIALS: (*_PUT, "remove"),
-        # Never another key, by which every actor would have a full bucket again.
-        layout.BUCKET_KEYS: _ADD,
-        # Never another salt, by which the same person would become another.
-        layout.ERASURES: _ADD,
-        layout.PENDING: (*_PUT, "remove"),
-        layout.PROPOSALS: (*_PUT, "remove"),
-        layout.CHECKPOINTS: _PUBLISH,
-        layout.SLICES: _PUBLISH,
-        layout.CLIENTS: _PUT,
-        layout.KEYS: _PUT,
-    },
+    role: ({ALL: _PREPARE} if role == ADMIN else {})
+    | {name: each.rights[at] for name, each in layout.COLLECTIONS.items() if each.rights[at]}
+    for at, role in enumerate((READER, WRITER, ADMIN))
 }
 """By role and collection, MongoDB's actions; nothing else is allowed."""
 

@@ -18,232 +18,20 @@ from typing import Any, Final, ParamSpec, TypeVar, cast
 
 import msgspec
 
-from flagkit._core.source import HOST_LENGTH_MAX, SERVICE_LENGTH_MAX
 from flagkit._core.storage import layout
 from flagkit.errors import StoreError
 
-
-def _build_kind_form(*types: str) -> layout.Document:
-    return {"bsonType": [*types]}
-
-
-def _build_object_form(
-    required: Mapping[str, layout.Document], *also: str, **optional: layout.Document
-) -> layout.Document:
-    """Return the form of an object with fields that it must have, and some that it may."""
-    return {
-        "bsonType": ["object", *also],
-        "required": [*required],
-        "properties": {**required, **optional},
-    }
-
-
-def _build_text_form(length: int) -> layout.Document:
-    """Return the form of a text of at most so many characters."""
-    return {"bsonType": ["string"], "maxLength": length}
-
-
-_TEXT: Final = _build_kind_form("string")
-_WHOLE: Final = {**_build_kind_form("int", "long"), "minimum": 0}
-_SECONDS_MAX: Final = 1e10
-"""No client is alive for so long."""
-_MOMENT: Final = _build_kind_form("date")
-_BYTES: Final = _build_kind_form("binData")
-_LIST: Final = _build_kind_form("array")
-_ANY: Final = _build_kind_form("object")
-
-_TIP: Final = {
-    "epoch": _TEXT,
-    "revision": _WHOLE,
-    "hash": _TEXT,
-    "time": _MOMENT,
-    "digests": {**_ANY, "additionalProperties": _TEXT},
-}
-_SIDE: Final = _build_object_form({"version": _WHOLE, "policy": _ANY}, "null")
-_CHANGE: Final = {
-    "request": _TEXT,
-    "previous_hash": _TEXT,
-}
-_DID: Final = {
-    "policies": {
-        **_LIST,
-        "items": _build_object_form(
-            {"region": _TEXT, "key": _TEXT, "before": _SIDE, "after": _SIDE}
-        ),
-    },
-    "pages": {**_LIST, "items": _TEXT},
-}
-_POLICY_ID: Final = {"environment": _TEXT, "key": _TEXT, "region": _TEXT}
-_POLICY: Final = {
-    "revision": _WHOLE,
-    "version": _WHOLE,
-    # Both are null in a tombstone.
-    "policy": _build_kind_form("object", "null"),
-    "hash": _build_kind_form("string", "null"),
-}
-_CARRIED: Final = {
-    "time": _MOMENT,
-    "last": _build_object_form({"policy": _ANY, "hash": _TEXT}),
-}
-"""What a policy keeps of its last change where the ledger has it no more."""
-_ASKED: Final = {"actor": _TEXT, "reason": _TEXT, "operations": {**_LIST, "items": _ANY}}
-
-
-def _build_either_form(
-    form: layout.Document, names: Mapping[str, layout.Document]
-) -> layout.Document:
-    """Return the form of an object that has at least one of some fields."""
-    fields = {"properties": {**form["properties"], **names}}
-    return form | fields | {"anyOf": [{"required": [name]} for name in names]}
-
-
-def _build_validator(
-    identity: Mapping[str, layout.Document],
-    required: Mapping[str, layout.Document],
-    **optional: layout.Document,
-) -> layout.Document:
-    """Return the validator of documents whose `_id` has exactly these fields, in this order."""
-    form = _build_object_form({"_id": _build_object_form(identity), **required}, **optional)
-    # Ranges compare whole `_id`s, so their order counts; a schema cannot say it.
-    ordered = {name: f"$_id.{name}" for name in identity}
-    return {"$jsonSchema": form, "$expr": {"$eq": ["$_id", ordered]}}
-
-
-_LEDGER: Final = _build_validator({"environment": _TEXT, "revision": _WHOLE}, {**_TIP, **_CHANGE})
-
 VALIDATORS: Final[Mapping[str, layout.Document]] = {
-    layout.HEADS: {
-        "$jsonSchema": _build_object_form(
-            {
-                "_id": _TEXT,
-                **_TIP,
-                "change": {
-                    "anyOf": [
-                        _build_kind_form("null"),
-                        _build_either_form(_build_object_form(_CHANGE), _DID),
-                    ]
-                },
-            },
-            buckets={**_ANY, "additionalProperties": _WHOLE},
-            unprojected=_WHOLE,
-        )
-    },
-    layout.LEDGER: _LEDGER | {"$jsonSchema": _build_either_form(_LEDGER["$jsonSchema"], _DID)},
-    layout.PAGES: _build_validator(
-        {"environment": _TEXT, "page": _TEXT},
-        {"keys": {**_LIST, "items": _TEXT}, "content": _BYTES},
-        projected=_WHOLE,
-        unreferred=_MOMENT,
-    ),
-    layout.FLAGS: _build_validator(
-        _POLICY_ID,
-        _POLICY,
-        body=_BYTES,
-        format=_WHOLE,
-        seal=_TEXT,
-        segments={**_LIST, "items": _TEXT},
-        **_CARRIED,
-    ),
-    layout.SEGMENTS: _build_validator(_POLICY_ID, _POLICY, **_CARRIED),
-    layout.ACCESS: _build_validator(_POLICY_ID, _POLICY, **_CARRIED),
-    layout.MEMBERS: _build_validator(
-        {"environment": _TEXT, "part": _TEXT}, {"hashes": _BYTES}, unreferred=_MOMENT
-    ),
-    layout.AUDIT: _build_validator(
-        {"environment": _TEXT, "request": _TEXT},
-        {"sent": _MOMENT, **_ASKED, "digest": _TEXT},
-        unseeded=_TEXT,
-        glass=_TEXT,
-        tip=_build_object_form(_TIP),
-        proposal=_TEXT,
-        applied_by=_TEXT,
-        approved=_build_object_form({"digest": _TEXT, "by": {**_LIST, "items": _TEXT}}),
-    ),
-    layout.PENDING: _build_validator(
-        {"environment": _TEXT, "request": _TEXT},
-        {
-            "since": _MOMENT,
-            "place": _TEXT,
-            # Null where all is touched.
-            "touched": {
-                **_build_kind_form("array", "null"),
-                "items": _build_object_form({"region": _TEXT, "key": _TEXT}),
-            },
-        },
-        tries=_WHOLE,
-        not_before=_MOMENT,
-        trouble=_TEXT,
-        refused=_build_kind_form("bool"),
-    ),
-    layout.PROPOSALS: _build_validator(
-        {"environment": _TEXT, "proposal": _TEXT, "actor": _TEXT, "verdict": _TEXT},
-        {"time": _MOMENT, "reason": _TEXT, "digest": _TEXT},
-        seal=_TEXT,
-        operations={**_LIST, "items": _ANY},
-        touched={
-            **_LIST,
-            "items": _build_object_form(
-                {"region": _TEXT, "key": _TEXT, "version": _build_kind_form("int", "long", "null")}
-            ),
-        },
-        depends={
-            **_LIST,
-            "items": _build_object_form(
-                {
-                    **dict.fromkeys(("key", "which", "region"), _TEXT),
-                    "but": {**_LIST, "items": _TEXT},
-                    "versions": {
-                        **_LIST,
-                        "items": _build_object_form({"region": _TEXT, "version": _WHOLE}),
-                    },
-                }
-            ),
-        },
-    ),
-    layout.DENIALS: _build_validator(
-        {"environment": _TEXT, "denial": _TEXT},
-        {
-            "time": _MOMENT,
-            "action": _TEXT,
-            **{
-                name: {**_TEXT, "maxLength": most}
-                for name, most in layout.DENIAL_LENGTH_MAX.items()
-            },
-            "operations": {**_LIST, "items": _ANY, "maxItems": layout.DENIAL_OPERATIONS_MAX},
-        },
-    ),
-    layout.CHECKPOINTS: _build_validator(
-        {"environment": _TEXT, "checkpoint": _TEXT},
-        {
-            **_TIP,
-            **dict.fromkeys(("flags", "slices", "bytes", "frame", "packing"), _WHOLE),
-            "checksum": _TEXT,
-            "byte_order": _TEXT,
-        },
-    ),
-    layout.SLICES: _build_validator(
-        {"environment": _TEXT, "checkpoint": _TEXT, "slice": _WHOLE}, {"content": _BYTES}
-    ),
-    layout.BUCKET_KEYS: _build_validator({"environment": _TEXT, "epoch": _TEXT}, {"key": _BYTES}),
-    layout.ERASURES: {"$jsonSchema": _build_object_form({"_id": _TEXT, "salt": _BYTES})},
-    layout.CLIENTS: _build_validator(
-        {"environment": _build_text_form(1_000), "instance": _build_text_form(100)},
-        {
-            "service": _build_text_form(SERVICE_LENGTH_MAX),
-            "host": _build_text_form(HOST_LENGTH_MAX),
-            **dict.fromkeys(("region", "epoch"), _build_text_form(100)),
-            **dict.fromkeys(("pid", "revision"), _WHOLE),
-            "staleness": {
-                **_build_kind_form("double", "int", "long", "null"),
-                "minimum": 0,
-                "maximum": _SECONDS_MAX,
-            },
-            "time": _MOMENT,
-            "until": _MOMENT,
-        },
-    ),
+    name: each.validator for name, each in layout.COLLECTIONS.items() if each.validator is not None
 }
-"""What a document of each collection must match."""
+"""The validators that a document of each collection must match."""
+
+# By the second field of the `_id`. The first collection has it: a pending request is in the audit.
+_COLLECTION_BY_FIELD: Final = {
+    [*validator["$expr"]["$eq"][1]][1]: name
+    for name, validator in reversed([*VALIDATORS.items()])
+    if "$expr" in validator
+}
 
 
 def build_validation_options(collection: str) -> dict[str, Any]:
@@ -280,18 +68,6 @@ _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
 }
 _NUMBERS: Final = ("int", "long", "double")
 _WORDS: Final = {"binData": "bytes", "long": "int"}
-# By the second field of its `_id`; a policy has a third one, which says more.
-_COLLECTIONS: Final = {
-    "revision": layout.LEDGER,
-    "request": layout.AUDIT,
-    "proposal": layout.PROPOSALS,
-    "denial": layout.DENIALS,
-    "part": layout.MEMBERS,
-    "page": layout.PAGES,
-    "checkpoint": layout.CHECKPOINTS,
-    "instance": layout.CLIENTS,
-    "epoch": layout.BUCKET_KEYS,
-}
 
 
 def find_fault(collection: str, document: Mapping[str, Any]) -> str | None:
@@ -407,7 +183,7 @@ def _build_form_error(collection: str | None, document: object, error: Exception
         return StoreError(f"a stored document {_NO_FORM} ({cause}). {REMEDY}")
     stored = cast("Mapping[str, Any]", document)
     place = collection or _guess_collection(stored)
-    fault = find_fault(place, stored) if place in VALIDATORS else None
+    fault = find_fault(place, stored)
     return StoreError(describe_fault(place, stored, fault or cause))
 
 
@@ -423,7 +199,7 @@ def _guess_collection(document: Mapping[str, Any]) -> str:
         return layout.SLICES
     if "key" in fields:
         return layout.get_collection_name(str(fields.get("region")))
-    found = (_COLLECTIONS[name] for name in fields if name in _COLLECTIONS)
+    found = (_COLLECTION_BY_FIELD[name] for name in fields if name in _COLLECTION_BY_FIELD)
     return next(found, "the document")
 
 
