@@ -2,19 +2,23 @@
 
     FlagkitError
       ConfigurationError(ValueError)     a setting is missing or makes no sense
-      InvalidArgumentError(TypeError)    a call was given what it cannot take
+      InvalidArgumentError(TypeError)    a call cannot take an argument that it got
       MissingExtraError(ImportError)     an optional part is not installed
-      NotReadyError(TimeoutError)        waited for data, and none came in time
+      NotReadyError(TimeoutError)        no data came within the time to wait
       ClosedError(RuntimeError)          used after close
-      InvalidContextError(TypeError)     what was given as a context is none
+      InvalidContextError(TypeError)     the context is no mapping, text or None
       InvalidDocumentError(ValueError)   .path: where in the policy document, .remedy: what to do
       EncryptionError                    a sensitive value cannot be encrypted or decrypted
       EmbeddedMongoError(RuntimeError)   no mongod was found, or it did not start
+      NotFoundError(LookupError)         nothing has the name that was asked for
+        EnvironmentNotFoundError
+        FlagNotFoundError
+        SegmentNotFoundError
+        GrantNotFoundError               the environment has no grants yet
+        RevisionNotFoundError
+        ProposalNotFoundError
       WriteError
-        EnvironmentNotFoundError(LookupError)
         FlagExistsError
-        FlagNotFoundError(LookupError)
-        RevisionNotFoundError(LookupError)
         VersionConflictError             .expected .actual .actor .time: who wrote first; read again
         BrokenReferenceError             also an InvalidDocumentError: a prerequisite dangles, or
                                          prerequisites form a cycle
@@ -25,7 +29,6 @@
         RequestConflictError             an idempotency key used for two different requests
         NotPendingError(LookupError)     no such change waits: its transaction is not committed, or
                                          was aborted; or it was dropped
-        ProposalNotFoundError(LookupError)
         ProposalClosedError              it was rejected, withdrawn or applied
         ProposalVoidError                .key: a flag that it touches has moved since; propose anew
         NotApprovedError                 it lacks approvals; or who proposed it would approve it
@@ -34,8 +37,9 @@
         StreamsUnavailableError          changes cannot be watched here, only asked for
         HistoryLostError                 the ledger does not continue what the reader holds
       SnapshotFormatError(ValueError)    a snapshot's bytes are foreign, damaged or too new
-      DigestError(ValueError)            the digest of an evaluation is none, or was altered
+      EvaluationDigestError(ValueError)  the digest of an evaluation is malformed or was altered
 
+A change of a flag that does not exist raises FlagNotFoundError, which is no WriteError.
 Evaluation raises none of them: it answers with `Evaluation.error_code`.
 """
 
@@ -60,7 +64,7 @@ class ConfigurationError(FlagkitError, ValueError):
 
 
 class InvalidArgumentError(FlagkitError, TypeError):
-    """A call was given what it cannot take: an unknown argument, or one of another type."""
+    """A call cannot take an argument: its name is unknown, or its type or value is wrong."""
 
 
 class MissingExtraError(FlagkitError, ImportError):
@@ -110,24 +114,40 @@ class EmbeddedMongoError(FlagkitError, RuntimeError):
     """The embedded MongoDB server was not found or did not start."""
 
 
+class NotFoundError(FlagkitError, LookupError):
+    """Nothing has the name, or the number, that was asked for."""
+
+
+class EnvironmentNotFoundError(NotFoundError):
+    """The database has no such environment: nobody created it, or its name is mistyped."""
+
+
+class FlagNotFoundError(NotFoundError):
+    """No flag has this key and region."""
+
+
+class SegmentNotFoundError(NotFoundError):
+    """No segment has this key."""
+
+
+class GrantNotFoundError(NotFoundError):
+    """The environment has no grants yet."""
+
+
+class RevisionNotFoundError(NotFoundError):
+    """The ledger has no such revision, or the flag did not exist at it."""
+
+
+class ProposalNotFoundError(NotFoundError):
+    """No proposal has this id."""
+
+
 class WriteError(FlagkitError):
     """A change was refused; nothing was written."""
 
 
-class EnvironmentNotFoundError(WriteError, LookupError):
-    """The environment is not in this database: it was never created, or its name is mistyped."""
-
-
 class FlagExistsError(WriteError):
     """A flag with this key and region exists already."""
-
-
-class FlagNotFoundError(WriteError, LookupError):
-    """No flag has this key and region."""
-
-
-class RevisionNotFoundError(WriteError, LookupError):
-    """The ledger holds no such revision, or the flag did not exist at it."""
 
 
 class VersionConflictError(WriteError):
@@ -241,10 +261,6 @@ class NotPendingError(WriteError, LookupError):
     """
 
 
-class ProposalNotFoundError(WriteError, LookupError):
-    """There is no such proposal."""
-
-
 class ProposalClosedError(WriteError):
     """The proposal was rejected, withdrawn or applied: nothing more can become of it."""
 
@@ -291,5 +307,5 @@ class SnapshotFormatError(FlagkitError, ValueError):
     """The bytes of a snapshot are none of flagkit's, damaged, or of a format not known here."""
 
 
-class DigestError(FlagkitError, ValueError):
-    """What was given as the digest of an evaluation is none, was altered, or cannot be replayed."""
+class EvaluationDigestError(FlagkitError, ValueError):
+    """The digest of an evaluation is malformed, was altered, or cannot be replayed."""

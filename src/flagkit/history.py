@@ -49,7 +49,7 @@ from flagkit._core.storage.store import Store
 from flagkit.client.client import BaseClient, Client
 from flagkit.client.sources import build_decrypter
 from flagkit.config import Settings, resolve_settings
-from flagkit.errors import DigestError, InvalidArgumentError, InvalidContextError
+from flagkit.errors import EvaluationDigestError, InvalidArgumentError, InvalidContextError
 
 
 def client_at(
@@ -152,7 +152,7 @@ def decode_digest(text: str, secret: bytes) -> EvaluationDigest:
     """Return what a text says.
 
     Raises:
-        DigestError: it is no digest, was altered, or was sealed with another secret.
+        EvaluationDigestError: it is no digest, was altered, or was sealed with another secret.
     """
     try:
         content = base64.urlsafe_b64decode(text.removeprefix(PREFIX) + "==")
@@ -161,15 +161,15 @@ def decode_digest(text: str, secret: bytes) -> EvaluationDigest:
     payload, seal = content[:-_SEAL_BYTES], content[-_SEAL_BYTES:]
     # The last letter has bits that say nothing, and letters of no meaning are passed over.
     if not payload or _format_base64(content) != text:
-        raise DigestError("this is no digest, or not all of one: one begins with fk1.")
+        raise EvaluationDigestError("this is no digest, or not all of one: one begins with fk1.")
     if not hmac.compare_digest(seal, _compute_seal(payload, secret)):
-        raise DigestError(
+        raise EvaluationDigestError(
             "this digest was altered, or was made with another secret than the one given here"
         )
     try:
         return _decoder.decode(payload)
     except msgspec.MsgspecError:
-        raise DigestError("this digest says what no digest says: it was forged") from None
+        raise EvaluationDigestError("this digest says what no digest says: it was forged") from None
 
 
 def hash_context(context: ContextLike, secret: bytes) -> bytes:
@@ -358,8 +358,8 @@ def replay(
         secret: As it was given to `digest_of`.
 
     Raises:
-        DigestError: it is no digest, was altered, was made with another secret, or is of an answer
-            that came from no revision.
+        EvaluationDigestError: the digest is malformed or was altered, another secret made it, or
+            its answer came from no revision.
         InvalidContextError: the context is none.
         EnvironmentNotFoundError, RevisionNotFoundError, HistoryLostError, StoreError: as
             `client_at` does.
@@ -368,7 +368,7 @@ def replay(
     instance(digest, str, "digest", "pass the text that digest_of returned")
     said = decode_digest(digest, key)
     if not said.revision or not said.hash:
-        raise DigestError(
+        raise EvaluationDigestError(
             "this digest is of an answer that came from no revision of a database: there were no"
             " flags yet, or the flags were documents or a bootstrap file"
         )

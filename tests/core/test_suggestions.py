@@ -18,7 +18,12 @@ from flagkit._core.suggestions import (
     nearest,
     suggested,
 )
-from flagkit.errors import BrokenReferenceError, FlagNotFoundError, InvalidDocumentError
+from flagkit.errors import (
+    BrokenReferenceError,
+    FlagNotFoundError,
+    InvalidDocumentError,
+    SegmentNotFoundError,
+)
 from flagkit.writer import Writer
 
 NAMES = st.lists(st.text(max_size=30), max_size=8)
@@ -154,7 +159,7 @@ class TestWriter:
     def test_an_unknown_flag_or_segment_is_answered_with_what_is_near(self, filled: Writer) -> None:
         with pytest.raises(FlagNotFoundError, match=r"Did you mean 'checkout\.express-pay'\?"):
             filled.pause("checkout.expres-pay")
-        with pytest.raises(FlagNotFoundError, match=r"Did you mean 'shop\.beta'\?"):
+        with pytest.raises(SegmentNotFoundError, match=r"Did you mean 'shop\.beta'\?"):
             filled.delete_segment("shop.betas")
 
     def test_an_unknown_rule_or_variant_is_answered_with_what_is_near(self, filled: Writer) -> None:

@@ -21,11 +21,12 @@ from flagkit._core.evaluation.evaluator import Evaluator, Staleness
 from flagkit._core.model.changes import PolicyChange, build_next_change
 from flagkit.errors import (
     ConfigurationError,
-    DigestError,
     EnvironmentNotFoundError,
+    EvaluationDigestError,
     HistoryLostError,
     InvalidContextError,
     InvalidDocumentError,
+    NotFoundError,
     RevisionNotFoundError,
     WriteError,
 )
@@ -204,7 +205,7 @@ class Watched:
                     for _ in range(self.chance.choice((1, 2, 6))):
                         self._operate(change)
                 break
-            except (WriteError, InvalidDocumentError):
+            except (WriteError, NotFoundError, InvalidDocumentError):
                 continue
         commit = change.commit
         assert commit is not None
@@ -600,7 +601,7 @@ def test_another_history_is_told_from_the_one_that_answered(
     memory = client_from([flag()])
     for client in (memory, Client.from_source()):
         kept = digest_of(client, client.evaluate("shop.search", ADA), ADA)
-        with pytest.raises(DigestError, match="came from no revision of a database"):
+        with pytest.raises(EvaluationDigestError, match="came from no revision of a database"):
             replay(mongo_uri, kept, ADA, database=database)
 
 
@@ -631,9 +632,9 @@ def test_whatever_is_altered_in_a_digest_is_found(
         text + "=",
         text.removeprefix(PREFIX),
     ):
-        with pytest.raises(DigestError):
+        with pytest.raises(EvaluationDigestError):
             decode_digest(altered, secret)
-    with pytest.raises(DigestError, match="made with another secret"):
+    with pytest.raises(EvaluationDigestError, match="made with another secret"):
         decode_digest(text, secret + b"!")
 
 
@@ -645,10 +646,10 @@ def test_what_is_no_digest_is_refused() -> None:
         "fk2." + encode_digest(EMPTY, b"").removeprefix(PREFIX),
         "é",
     ):
-        with pytest.raises(DigestError):
+        with pytest.raises(EvaluationDigestError):
             decode_digest(text, b"")
     odd: Any = [1, 2]
-    with pytest.raises(DigestError, match="it was forged"):
+    with pytest.raises(EvaluationDigestError, match="it was forged"):
         decode_digest(encode_digest(odd, b""), b"")
 
 

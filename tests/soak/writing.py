@@ -16,7 +16,7 @@ from typing import Any
 
 from flagkit._core.model.changes import Change, Tip
 from flagkit._core.storage.store import Store
-from flagkit.errors import WriteError
+from flagkit.errors import NotFoundError, WriteError
 from flagkit.writer import Commit, Draft, Writer
 
 
@@ -92,7 +92,7 @@ def main() -> None:
             print_message(asked=request)
             try:
                 commit = send(writer, request, int(flag_count))
-            except WriteError as error:
+            except (WriteError, NotFoundError) as error:
                 print_message(error=str(error))
                 raise
             print_message(

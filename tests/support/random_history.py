@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import Struct, field
 
 from flagkit._core.model.changes import SEGMENTS, PolicyId, PolicyState
-from flagkit.errors import InvalidDocumentError, WriteError
+from flagkit.errors import InvalidDocumentError, NotFoundError, WriteError
 from flagkit.writer import Draft, Writer
 
 Document = dict[str, Any]
@@ -34,7 +34,7 @@ class RandomHistory(Struct):
                 with self.writer.change(reason="rehearsal") as change:
                     for _ in range(self.chance.randint(1, 4)):
                         self._operate(change)
-            except (WriteError, InvalidDocumentError):
+            except (WriteError, NotFoundError, InvalidDocumentError):
                 continue
             self._look()
             return

@@ -14,7 +14,7 @@ from flagkit.errors import (
     ConfigurationError,
     FlagkitError,
     GuardError,
-    InvalidDocumentError,
+    InvalidArgumentError,
     NotApprovedError,
     ProposalClosedError,
     ProposalNotFoundError,
@@ -105,7 +105,7 @@ def test_no_idempotency_key_is_an_application(writer: Writer) -> None:
     proposal = proposed(writer, off)
     writer.approve(proposal, actor="dana")
     applied = f"flagkit:apply {proposal}"
-    with pytest.raises(InvalidDocumentError, match="does not begin with flagkit:"):
+    with pytest.raises(InvalidArgumentError, match="does not begin with flagkit:"):
         writer.pause("shop.search", idempotency_key=applied)
     writer.create(flag("a.new"), idempotency_key=proposal)
     assert writer.proposal(proposal).state == "open"
@@ -175,7 +175,7 @@ def test_what_is_not_right_cannot_be_proposed(team: Open, writer: Writer) -> Non
         (lambda draft: draft.create(flag()), "is there already"),
         (lambda draft: draft.pause("shop.gone"), "no flag"),
         (lambda draft: draft.edit("shop.search", dict), "update it with expected_version"),
-        (lambda draft: draft.break_glass("now"), "is for what cannot wait"),
+        (lambda draft: draft.bypass_guards("now"), "is for what cannot wait"),
         (lambda draft: draft.update(flag(), expected_version=7), "expected 7"),
     ):
         with pytest.raises(FlagkitError, match=problem):

@@ -15,6 +15,7 @@ from flagkit.errors import (
     AccessDeniedError,
     ConfigurationError,
     GuardError,
+    InvalidArgumentError,
     InvalidDocumentError,
     RequestConflictError,
 )
@@ -428,7 +429,7 @@ def test_a_request_does_not_break_the_glass_unrecorded(writer: Writer) -> None:
 
 
 def test_the_glass_is_not_broken_without_a_word() -> None:
-    with pytest.raises(InvalidDocumentError, match="Write why the guards are passed by"):
+    with pytest.raises(InvalidArgumentError, match="write why the guards are bypassed"):
         Draft("production").bypass_guards(" ")
 
 

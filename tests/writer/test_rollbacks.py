@@ -8,7 +8,7 @@ from pymongo import MongoClient
 
 from flagkit._core.model.changes import build_next_change
 from flagkit.client.client import Client
-from flagkit.errors import InvalidDocumentError, RevisionNotFoundError
+from flagkit.errors import InvalidArgumentError, InvalidDocumentError, RevisionNotFoundError
 from flagkit.writer import Writer, entries, planning, verify
 from flagkit.writer.operations import SetState
 from flagkit.writer.planning import plan
@@ -83,9 +83,9 @@ def test_a_rollback_to_where_nothing_is_known(writer: Writer) -> None:
         with pytest.raises(RevisionNotFoundError, match=f"no revision {revision}: the newest is 1"):
             writer.rollback(to=revision)
     odd: Any = "1"
-    with pytest.raises(InvalidDocumentError, match=r"commit\.revision"):
+    with pytest.raises(InvalidArgumentError, match=r"commit\.revision"):
         writer.rollback(to=odd)
-    with pytest.raises(InvalidDocumentError, match="leave region out"):
+    with pytest.raises(InvalidArgumentError, match="leave region out"):
         writer.rollback(to=1, region="eu")
 
 

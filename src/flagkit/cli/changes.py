@@ -114,7 +114,7 @@ def open_draft(**asking: Unpack[ChangeCommandOptions]) -> Generator[Draft]:
     """Give a draft that is committed, proposed or looked at, as asked; tell what came of it.
 
     Raises:
-        WriteError, InvalidDocumentError: refused; nothing was written.
+        WriteError, NotFoundError, InvalidDocumentError: refused; nothing was written.
         StoreError: the database cannot be reached, or refused.
     """
     if asking["propose"] and (asking["dry_run"] or asking["idempotency_key"] is not None):

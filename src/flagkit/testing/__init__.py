@@ -17,6 +17,7 @@ from flagkit._core.arguments import check_revision as revision_of
 from flagkit._core.arguments import instance, listed
 from flagkit._core.model import EVERYWHERE
 from flagkit._core.model.changes import (
+    SEGMENTS,
     Change,
     PolicyChange,
     PolicyId,
@@ -36,6 +37,7 @@ from flagkit.errors import (
     FlagNotFoundError,
     HistoryLostError,
     InvalidArgumentError,
+    SegmentNotFoundError,
 )
 
 ENVIRONMENT = "test"
@@ -147,7 +149,7 @@ class MemoryHistory:
 
         Raises:
             InvalidDocumentError: a document is not valid.
-            FlagNotFoundError: a flag to delete is not there.
+            FlagNotFoundError, SegmentNotFoundError: a policy to delete does not exist.
             InvalidArgumentError: an argument is of another type.
         """
         segments = listed(segments, "segments", "pass a list of the documents of segments")
@@ -156,7 +158,8 @@ class MemoryHistory:
             held = self.get_states(self.tip)
             for policy in ids:
                 if policy not in held:
-                    raise FlagNotFoundError(f"there is no {policy[1]!r} in {policy[0]}")
+                    kind = SegmentNotFoundError if policy[0] == SEGMENTS else FlagNotFoundError
+                    raise kind(f"there is no {policy[1]!r} in {policy[0]}")
             after: dict[PolicyId, PolicyState | None] = dict.fromkeys(ids)
             hashed = [build_initial_segment(document) for document in segments]
             for state in [*map(build_initial_state, documents), *(state for state, _ in hashed)]:

@@ -44,6 +44,7 @@ from flagkit.errors import (
     AccessDeniedError,
     ClosedError,
     FlagkitError,
+    InvalidArgumentError,
     InvalidDocumentError,
     NotApprovedError,
     ProposalClosedError,
@@ -825,7 +826,7 @@ class Approvals(SegmentShortcuts):
         approve takes the role that the change itself takes.
 
         Raises:
-            WriteError, InvalidDocumentError: refused; nothing was written.
+            WriteError, NotFoundError, InvalidDocumentError: refused; nothing was written.
             StoreUnavailableError: the database cannot be reached.
         """
         change = Draft(self.environment, self.keys)
@@ -930,8 +931,8 @@ class Approvals(SegmentShortcuts):
 
     def _propose(self, draft: Draft, options: ChangeOptions) -> str:
         if draft.bypass_reason:
-            raise InvalidDocumentError(
-                "break_glass", "is for what cannot wait", "Make the change, or propose it without"
+            raise InvalidArgumentError(
+                "to bypass guards is for what cannot wait: make the change, or propose it without"
             )
         check_readable(draft.operations)
         draft.reuse_seeds(self.store)

@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
+from flagkit._core.arguments import instance
 from flagkit._core.background import Log
 from flagkit._core.model import Flag
 from flagkit._core.model.changes import (
@@ -32,7 +33,6 @@ from flagkit._core.model.changes import (
     Tip,
     build_next_change,
 )
-from flagkit._core.model.values import check_text
 from flagkit._core.storage.documents import EncodedPolicy, encode_change
 from flagkit._core.storage.layout import ERASED, UNSEEDED, compute_request_digest
 from flagkit._core.storage.pages import Page, split_pages
@@ -41,7 +41,7 @@ from flagkit._core.storage.reader import EnvironmentReader
 from flagkit._core.storage.store import Store
 from flagkit.errors import (
     AccessDeniedError,
-    InvalidDocumentError,
+    InvalidArgumentError,
     NotPendingError,
     RequestConflictError,
     StoreError,
@@ -132,10 +132,9 @@ def build_audit_content(
         is_new: Whether nobody can send the request again.
 
     Raises:
-        InvalidDocumentError: the reason is no text.
+        InvalidArgumentError: the reason is no text.
     """
-    if not isinstance(reason, str):  # pyright: ignore[reportUnnecessaryIsInstance] - not all callers check types
-        raise InvalidDocumentError("reason", f"is {reason!r}", "Write text")
+    instance(reason, str, "reason", "pass text")
     content: dict[str, Any] = {
         "sent": datetime.now(UTC),
         "actor": actor,
@@ -186,22 +185,22 @@ def find_commit(reading: EnvironmentReader, request: str) -> Tip | None:
 
 
 def check_idempotency_key(key: object) -> str:
-    """Return an idempotency key, if it can be one."""
+    """Return an idempotency key.
+
+    Raises:
+        InvalidArgumentError: the database cannot store it, or flagkit reserves its prefix.
+    """
     if not isinstance(key, str) or not key:
-        raise InvalidDocumentError(
-            "idempotency_key", f"is {key!r}", "Write a string that names the request"
-        )
-    if key.startswith(_OWN_PREFIX):
-        raise InvalidDocumentError(
-            "idempotency_key", f"is {key!r}", f"Write one that does not begin with {_OWN_PREFIX}"
-        )
-    if len(key) > KEY_LENGTH_MAX:
-        raise InvalidDocumentError(
-            "idempotency_key",
-            f"has {len(key):,} characters",
-            f"Write {KEY_LENGTH_MAX:,} at most",
-        )
-    return check_text(key, "idempotency_key")
+        problem = f"is {key!r}: pass a string that names the request"
+    elif key.startswith(_OWN_PREFIX):
+        problem = f"is {key!r}: pass one that does not begin with {_OWN_PREFIX}"
+    elif len(key) > KEY_LENGTH_MAX:
+        problem = f"has {len(key):,} characters: pass {KEY_LENGTH_MAX:,} at most"
+    elif key.encode(errors="ignore").decode() != key:
+        problem = "holds a lone surrogate: pass characters that UTF-8 can encode"
+    else:
+        return str.__str__(key)
+    raise InvalidArgumentError(f"idempotency_key {problem}")
 
 
 def format_drop_request(request: str) -> str:
@@ -272,7 +271,7 @@ class CommitProtocol:
             is_new: Whether nobody can have sent the request before.
 
         Raises:
-            WriteError, InvalidDocumentError: refused; nothing was written.
+            WriteError, NotFoundError, InvalidDocumentError: refused; nothing was written.
             StoreUnavailableError: the database cannot be reached, or others were always first.
         """
         foreseen = build_prefetch(draft, None if is_new else request)

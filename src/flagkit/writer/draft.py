@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 import msgspec
 from msgspec import Struct
 
+from flagkit._core.arguments import instance
 from flagkit._core.model import EVERYWHERE, Flag, decode, encode
 from flagkit._core.model.access import (
     Limit,
@@ -45,7 +46,7 @@ from flagkit._core.secrets import DataKeys, encrypt_flag
 from flagkit._core.storage.documents import EncodedPolicy
 from flagkit._core.storage.store import Store
 from flagkit.config import Settings
-from flagkit.errors import InvalidDocumentError
+from flagkit.errors import InvalidArgumentError, InvalidDocumentError
 from flagkit.writer.access import CommitPolicy
 from flagkit.writer.ledger import format_differences
 from flagkit.writer.operations import (
@@ -663,37 +664,29 @@ def _normalize_keys(keys: Iterable[object], path: str) -> tuple[str, ...]:
 
 def _check_revision(to: object) -> int:
     if isinstance(to, bool) or not isinstance(to, int) or not INT64_MIN <= to <= INT64_MAX:
-        raise InvalidDocumentError("to", f"is {to!r}", "Write a revision, as in commit.revision")
+        raise InvalidArgumentError(f"to is {to!r}: pass a revision, as in commit.revision")
     return to
 
 
 def _check_bypass_reason(text: object) -> str:
     if not isinstance(text, str) or not text.strip():
         problem = "is empty" if isinstance(text, str) else f"is {text!r}"
-        raise InvalidDocumentError("why", problem, "Write why the guards are passed by")
+        raise InvalidArgumentError(f"reason {problem}: write why the guards are bypassed")
     return text
 
 
 def _check_rule(name: object) -> str | None:
-    if name is not None and not isinstance(name, str):
-        raise InvalidDocumentError("rule", f"is {name!r}", "Write the name of a rule, or None")
-    return name
+    return None if name is None else instance(name, str, "rule", "pass the name of a rule, or None")
 
 
 def _check_variant(variant: object) -> str | bool:
-    if not isinstance(variant, str | bool):
-        raise InvalidDocumentError(
-            "variant",
-            f"is of the type {type(variant).__name__}",
-            "Write the name of a variant, or True or False",
-        )
-    return variant
+    if isinstance(variant, bool):
+        return variant
+    return instance(variant, str, "variant", "pass the name of a variant, or True or False")
 
 
 def _check_reassign(reassign: object) -> bool:
-    if not isinstance(reassign, bool):
-        raise InvalidDocumentError("reassign", f"is {reassign!r}", "Write True or False")
-    return reassign
+    return instance(reassign, bool, "reassign", "pass True or False")
 
 
 def _check_weights(given: object) -> dict[str, float] | float:
@@ -710,7 +703,7 @@ def _check_weights(given: object) -> dict[str, float] | float:
 
 def _check_callable(function: Callable[[dict[str, Any]], Mapping[str, Any]]) -> Callable[..., Any]:
     if not callable(function):
-        raise InvalidDocumentError(
-            "function", f"is {function!r}", "Pass a function that takes and returns a document"
+        raise InvalidArgumentError(
+            f"function is {function!r}: pass a function that takes and returns a document"
         )
     return function

@@ -54,8 +54,11 @@ from flagkit._core.suggestions import suggested
 from flagkit.errors import (
     FlagExistsError,
     FlagNotFoundError,
+    GrantNotFoundError,
+    InvalidArgumentError,
     InvalidDocumentError,
     RevisionNotFoundError,
+    SegmentNotFoundError,
     VersionConflictError,
     WriteError,
 )
@@ -181,7 +184,7 @@ class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
         """Return the flag, segment, grants or limits after this operation; None if deleted.
 
         Raises:
-            WriteError: it cannot follow the state before.
+            WriteError, NotFoundError: it cannot follow the state before.
         """
         raise NotImplementedError
 
@@ -191,13 +194,14 @@ class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
 
     def _get_existing(self, before: PolicyState | None, lookup: PolicyLookup) -> PolicyState:
         if before is None and self.region == ACCESS:
-            raise FlagNotFoundError("there are no grants yet: grant admin first, to somebody")
+            raise GrantNotFoundError("there are no grants yet: grant admin first, to somebody")
         if before is None:
             what = "segment" if self.region == SEGMENTS else "flag"
             where = "" if self.region in (EVERYWHERE, SEGMENTS) else f" in region {self.region}"
             sentence = f"there is no {what} {self.key!r}{where}: check the key, or create it first"
             near = lookup.find_similar_keys(self.policy_id)
-            raise FlagNotFoundError(suggested(sentence, self.key, near))
+            kind = SegmentNotFoundError if self.region == SEGMENTS else FlagNotFoundError
+            raise kind(suggested(sentence, self.key, near))
         self._check_version(before, lookup)
         return before
 
@@ -216,8 +220,8 @@ class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
 
 def _check_version(expected: object) -> None:
     if isinstance(expected, bool) or not isinstance(expected, int):
-        raise InvalidDocumentError(
-            "expected_version", f"is {expected!r}", "Write the number of a version, or None"
+        raise InvalidArgumentError(
+            f"expected_version is {expected!r}: pass the number of a version, or None"
         )
 
 

@@ -31,6 +31,7 @@ from flagkit.errors import (
     AccessDeniedError,
     ConfigurationError,
     GuardError,
+    NotFoundError,
     RateLimitedError,
     StoreError,
     WriteError,
@@ -315,8 +316,8 @@ def _delete_flags(writer: Writer, flags: Iterable[DeletableFlag], reason: str) -
                 change.delete(flag.key, region=flag.region, expected_version=flag.version)
     except (AccessDeniedError, GuardError, RateLimitedError):
         raise
-    except WriteError:
-        # One of them was changed, or is referred to, since it was looked at: it stays.
+    except (WriteError, NotFoundError):
+        # Another writer changed, deleted or referred to one of them after the plan: it stays.
         return False
     return True
 

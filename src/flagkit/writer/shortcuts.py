@@ -7,7 +7,7 @@ from typing import Any, TypedDict, Unpack, overload
 from flagkit._core.arguments import refuse_unknown_in_methods
 from flagkit._core.model import EVERYWHERE
 from flagkit._core.storage.requests import Session
-from flagkit.errors import InvalidDocumentError
+from flagkit.errors import InvalidArgumentError
 from flagkit.writer.draft import Commit, Draft, PendingChange
 from flagkit.writer.operations import VariantName
 
@@ -395,8 +395,8 @@ class FlagShortcuts:
                 change.rollback(key, to=to, region=region, expected_version=expected_version)
             elif region != EVERYWHERE or expected_version is not None:
                 name = "region" if region != EVERYWHERE else "expected_version"
-                raise InvalidDocumentError(
-                    name, "is given without a key", f"Name a flag, or leave {name} out"
+                raise InvalidArgumentError(
+                    f"{name} is given without a key: name a flag, or leave {name} out"
                 )
             else:
                 change.rollback_all(to=to)

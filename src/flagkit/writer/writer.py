@@ -14,7 +14,7 @@ from flagkit._core.storage.layout import compute_request_digest
 from flagkit._core.storage.reader import EnvironmentReader
 from flagkit._core.storage.store import Store
 from flagkit.config import resolve_settings
-from flagkit.errors import ConfigurationError, InvalidArgumentError, InvalidDocumentError
+from flagkit.errors import ConfigurationError, InvalidArgumentError
 from flagkit.writer.approvals import Approvals
 from flagkit.writer.checkpoints import CheckpointPublisher
 from flagkit.writer.commit import (
@@ -123,7 +123,7 @@ class Writer(Approvals):
         transaction alone. `pending` of the draft makes a revision of them after it.
 
         Raises:
-            WriteError, InvalidDocumentError: refused; nothing was written.
+            WriteError, NotFoundError, InvalidDocumentError: refused; nothing was written.
             StoreUnavailableError: the database cannot be reached. With an idempotency key it is
                 safe to try again; without one, look whether the change was made.
         """
@@ -131,10 +131,9 @@ class Writer(Approvals):
         change.should_skip_unchanged = asked.get("skip_unchanged", False)
         session = asked.get("session")
         if session is not None and change.should_skip_unchanged:
-            raise InvalidDocumentError(
-                "skip_unchanged",
-                "does not go with a session: the change is compared after the transaction",
-                "Leave one of them out",
+            raise InvalidArgumentError(
+                "skip_unchanged does not go with a session, because the change is compared after"
+                " the transaction: leave one of them out"
             )
         yield change
         if session is not None:
@@ -156,7 +155,7 @@ class Writer(Approvals):
         access, guards, limits, the idempotency key. No token is taken, and no denial logged.
 
         Raises:
-            WriteError, InvalidDocumentError: the change would be refused.
+            WriteError, NotFoundError, InvalidDocumentError: the change would be refused.
             StoreUnavailableError: the database cannot be reached.
         """
         change = Draft(self.environment, self.keys)

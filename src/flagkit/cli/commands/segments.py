@@ -35,7 +35,7 @@ from flagkit.cli.output import (
     output_option,
     print_lines,
 )
-from flagkit.errors import ConfigurationError, FlagNotFoundError
+from flagkit.errors import ConfigurationError, SegmentNotFoundError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -103,7 +103,7 @@ def _show(key: str, output: str, **place: Unpack[EnvironmentOptions]) -> None:
         near = set[str]() if state else reading.find_similar_keys((SEGMENTS, key))
     if state is None:
         sentence = f"there is no segment {key!r}: `flagkit segments list` has all"
-        raise FlagNotFoundError(suggested(sentence, key, near))
+        raise SegmentNotFoundError(suggested(sentence, key, near))
     if output == "policy":
         print_lines(f"# version {state.version} at revision {revision}")
         emit_text(format_segment_file(state), "yaml")
