@@ -9,7 +9,6 @@ An evaluation costs nothing extra: a digest uses what is known, or computes it o
 
 import base64
 import binascii
-import contextlib
 import hashlib
 import hmac
 import math
@@ -101,8 +100,8 @@ def client_at(
 @contextmanager
 def open_settings_reader(settings: Settings) -> "Generator[EnvironmentReader]":
     """Give a reading of an environment, for the block."""
-    store = Store(settings.uri, environment=settings.environment, database=settings.database)
-    with contextlib.closing(store), store.open_reader() as reading:
+    place = {"environment": settings.environment, "database": settings.database}
+    with Store(settings.uri, **place) as store, store.open_reader() as reading:
         yield reading
 
 

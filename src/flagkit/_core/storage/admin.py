@@ -11,19 +11,15 @@ import contextlib
 import hmac
 import os
 from collections.abc import Iterator
-from typing import Final, Self
+from typing import Final
 
-from pymongo import MongoClient, ReadPreference
 from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
-from pymongo.read_concern import ReadConcern
-from pymongo.write_concern import WriteConcern
 
 from flagkit._core.model.changes import GRANTS
 from flagkit._core.storage import layout
-from flagkit._core.storage.documents import CODEC
-from flagkit._core.storage.driver import build_driver_settings, check_uri, translate_errors
+from flagkit._core.storage.driver import DatabaseHandle, translate_errors
 from flagkit._core.storage.provision import create_bucket_keys, provision_database, provision_roles
 from flagkit._core.storage.requests import PROPOSE, shorten_text
 from flagkit._core.storage.validation import translate_form_errors
@@ -158,35 +154,8 @@ def _load_salt(database: Database[layout.Document]) -> bytes:
     return bytes(found["salt"])
 
 
-class DatabaseAdmin:
-    """A database, on its primary. To be closed, by `close` or as a context manager.
-
-    Raises:
-        ConfigurationError: the connection string makes no sense.
-    """
-
-    def __init__(self, uri: str, database: str) -> None:
-        with check_uri(uri):
-            self._client: MongoClient[layout.Document] = MongoClient(
-                uri, **build_driver_settings(uri)
-            )
-            self._database = self._client.get_database(
-                database,
-                CODEC,
-                read_concern=ReadConcern("majority"),
-                write_concern=WriteConcern("majority"),
-                read_preference=ReadPreference.PRIMARY,
-            )
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+class DatabaseAdmin(DatabaseHandle):
+    """The operations of an administrator on a database."""
 
     def prepare(self) -> list[str]:
         """Make collections, indexes and keys, and mend validators; return what was done.

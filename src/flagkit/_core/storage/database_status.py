@@ -3,10 +3,10 @@
 import contextlib
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Self
+from typing import Any
 
 from msgspec import Struct
-from pymongo import ASCENDING, MongoClient
+from pymongo import ASCENDING
 from pymongo.errors import OperationFailure
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import PrimaryPreferred
@@ -22,11 +22,10 @@ from flagkit._core.storage.client_registry import (
     decode_census,
     decode_count,
 )
-from flagkit._core.storage.documents import CODEC, decode_head_tip
+from flagkit._core.storage.documents import decode_head_tip
 from flagkit._core.storage.driver import (
     OPERATION_MILLISECONDS_MAX,
-    build_driver_settings,
-    check_uri,
+    DatabaseHandle,
     translate_errors,
 )
 from flagkit._core.storage.layout import CHECKPOINTS, CLIENTS, HEADS, Document, filter_checkpoints
@@ -54,35 +53,13 @@ class Member(Struct, frozen=True):
     lag_seconds: float | None
 
 
-class DatabaseStatus:
-    """A database, whoever of its members answers. To be closed, by `close` or as a context manager.
-
-    Raises:
-        ConfigurationError: the connection string makes no sense.
-    """
+class DatabaseStatus(DatabaseHandle):
+    """Reads what a database holds, from its primary or, without one, from any member."""
 
     def __init__(self, uri: str, database: str) -> None:
+        super().__init__(uri, database, PrimaryPreferred())
         self.database = database
         """The name of the database."""
-        with check_uri(uri):
-            self._client: MongoClient[Document] = MongoClient(uri, **build_driver_settings(uri))
-            # Without a primary there is most need to look.
-            self._database = self._client.get_database(
-                database,
-                CODEC,
-                read_concern=ReadConcern("majority"),
-                read_preference=PrimaryPreferred(),
-            )
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def read_environments(self) -> tuple[datetime, list[Tip]]:
         """Return the server's time, and where each environment stands, by name.

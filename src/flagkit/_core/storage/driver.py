@@ -1,15 +1,17 @@
-"""Settings of the driver, and the one place that translates its errors into flagkit's."""
+"""Connections to MongoDB, and the one place that translates the driver's errors into flagkit's."""
 
 import contextlib
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self, TypeVar
 from urllib.parse import parse_qsl
 
 import pymongo
 from bson.errors import InvalidDocument, InvalidStringData
+from pymongo import AsyncMongoClient, MongoClient, ReadPreference
 from pymongo.client_options import ClientOptions
+from pymongo.database import Database
 from pymongo.errors import ConfigurationError as DriverConfigurationError
 from pymongo.errors import (
     ConnectionFailure,
@@ -22,7 +24,11 @@ from pymongo.errors import (
     WriteConcernError,
     WTimeoutError,
 )
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
 
+from flagkit._core.storage.documents import CODEC
+from flagkit._core.storage.layout import Document
 from flagkit.errors import (
     ClosedError,
     ConfigurationError,
@@ -162,6 +168,55 @@ def check_uri(uri: str) -> Generator[None]:
                 " look at hosts and options"
             ) from None
         raise ConfigurationError(f"{problem}: {error}") from error
+
+
+ClientT = TypeVar("ClientT", MongoClient[Document], AsyncMongoClient[Document])
+
+
+def connect(uri: str, kind: Callable[..., ClientT]) -> ClientT:
+    """Return a client of the driver, such as `MongoClient`, with flagkit's settings.
+
+    Raises:
+        ConfigurationError: the connection string makes no sense.
+    """
+    with check_uri(uri):
+        return kind(uri, **build_driver_settings(uri))
+
+
+class DatabaseHandle:
+    """Connections to one database. Close it, or use it as a context manager.
+
+    Args:
+        uri: A connection string of MongoDB.
+        database: The name of the database.
+        read_preference: Which members answer. It overrides the connection string.
+
+    Raises:
+        ConfigurationError: the connection string or the name makes no sense.
+    """
+
+    def __init__(
+        self, uri: str, database: str, read_preference: Any = ReadPreference.PRIMARY
+    ) -> None:
+        self._client = connect(uri, MongoClient[Document])
+        with check_uri(uri):
+            self._database: Database[Document] = self._client.get_database(
+                database,
+                CODEC,
+                read_concern=ReadConcern("majority"),
+                write_concern=WriteConcern("majority"),
+                read_preference=read_preference,
+            )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pymongo.errors import EncryptionError as DriverEncryptionError
 
 from flagkit._core.secrets import Encryption
 from flagkit._core.storage.documents import CODEC
-from flagkit._core.storage.driver import build_driver_settings, check_uri, translate_errors
+from flagkit._core.storage.driver import connect, translate_errors
 from flagkit._core.storage.layout import Document
 from flagkit.errors import EncryptionError
 
@@ -64,7 +64,10 @@ class MongoDataKeys:
         """
         if self._opened is not None:
             return
-        with _open_vault(self._uri) as client, _translate_errors("fetching data keys"):
+        with (
+            connect(self._uri, MongoClient[Document]) as client,
+            _translate_errors("fetching data keys"),
+        ):
             opened = _create_client_encryption(client, self._encryption, self._vault)
             ids = dict(self._fetch_key(opened, name) for name in self._names)
         with self._lock:
@@ -81,7 +84,10 @@ class MongoDataKeys:
         """
         name, provider = self._names[0], next(iter(self._encryption.kms_providers))
         database, _, collection = self._vault.partition(".")
-        with _open_vault(self._uri) as client, _translate_errors("making a data key"):
+        with (
+            connect(self._uri, MongoClient[Document]) as client,
+            _translate_errors("making a data key"),
+        ):
             # As the driver's manual has it: no name twice.
             client[database][collection].create_index(
                 "keyAltNames",
@@ -148,15 +154,6 @@ def _create_client_encryption(
         kms_tls_options=encryption.kms_tls_options,
         key_expiration_ms=_FOR_EVER,
     )
-
-
-@contextmanager
-def _open_vault(uri: str) -> "Generator[MongoClient[Document]]":
-    """Give a client for as long as keys are fetched: what is fetched needs none."""
-    with check_uri(uri):
-        client: MongoClient[Document] = MongoClient(uri, **build_driver_settings(uri))
-    with client:
-        yield client
 
 
 @contextmanager

@@ -36,9 +36,9 @@ from flagkit._core.storage.documents import CODEC, decode_head_tip, decode_polic
 from flagkit._core.storage.driver import (
     NO_SNAPSHOTS,
     OPERATION_MILLISECONDS_MAX,
-    build_driver_settings,
     check_uri,
     compute_await_milliseconds,
+    connect,
     describe_server_error,
     has_read_preference,
     require_change_streams,
@@ -92,10 +92,8 @@ class MongoSource:
         self._environment = environment
         self._region = region
         self._namespaces = namespaces
+        self._client = connect(uri, AsyncMongoClient[layout.Document])
         with check_uri(uri):
-            self._client: AsyncMongoClient[layout.Document] = AsyncMongoClient(
-                uri, **build_driver_settings(uri)
-            )
             self._await_milliseconds = compute_await_milliseconds(self._client.options)
             near = Nearest(None if region == EVERYWHERE else [{"region": region}, {}])
             self._databases = {

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final, TypeAlias
 
-from pymongo import InsertOne, MongoClient, ReadPreference, ReplaceOne
+from pymongo import InsertOne, ReplaceOne
 from pymongo.database import Database
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 from pymongo.read_concern import ReadConcern
@@ -27,7 +27,6 @@ from flagkit._core.snapshot import Arena
 from flagkit._core.storage import layout
 from flagkit._core.storage.checkpoints import Checkpoint, decode_manifests, store_checkpoint
 from flagkit._core.storage.documents import (
-    CODEC,
     EncodedPolicy,
     decode_head_tip,
     encode_head,
@@ -37,8 +36,7 @@ from flagkit._core.storage.documents import (
 )
 from flagkit._core.storage.driver import (
     OPERATION_MILLISECONDS_MAX,
-    build_driver_settings,
-    check_uri,
+    DatabaseHandle,
     translate_errors,
 )
 from flagkit._core.storage.ledger import LedgerQuery, iter_ledger_changes
@@ -216,35 +214,21 @@ def check_store(store: object) -> "Store":
     return instance(store, Store, "store", "pass a writer's store, as in writer.store")
 
 
-class Store:
+class Store(DatabaseHandle):
     """One environment in the database, for writers and auditors. May be used from many threads."""
 
     def __init__(self, uri: str, *, environment: str, database: str) -> None:
+        # The primary answers, because checks must read what a commit compares.
+        super().__init__(uri, database)
         self.environment = environment
         self._memo = PrefetchMemo()
         self._bucket_keys: dict[str, bytes] = {}
-        with check_uri(uri):
-            self._client: MongoClient[layout.Document] = MongoClient(
-                uri, **build_driver_settings(uri)
-            )
-            # The primary, whatever the URI says: checks must be made on what a commit compares.
-            self._database = self._client.get_database(
-                database,
-                CODEC,
-                read_concern=ReadConcern("majority"),
-                write_concern=WriteConcern("majority"),
-                read_preference=ReadPreference.PRIMARY,
-            )
         self.pending = PendingRequests(self._database, environment)
         self.proposals = ProposalStore(self._database, environment)
         self.denials = DenialLog(self._database, environment)
         """Who was denied what."""
         self.pruner = DocumentPruner(self._database, environment)
         """What can go, and how it goes."""
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
 
     def create_environment(self, epoch: str) -> Tip:
         """Make collections, indexes and the head at revision 0, where they are not there yet."""
