@@ -22,7 +22,7 @@ from flagkit.errors import (
     RateLimitedError,
     StoreError,
 )
-from flagkit.writer import Approval, Draft, Freeze, Writer, denials, entries, verify
+from flagkit.writer import Approval, Draft, Freeze, Writer
 from flagkit.writer.approvals import hash_proposal
 from flagkit.writer.ledger import DECISIONS
 from tests.writer.test_writer import flag, policy
@@ -92,12 +92,12 @@ def test_a_change_takes_the_approval_of_another_person(team: Open, writer: Write
     assert commit.revision == tip.revision + 1
     assert policy(writer)["fallthrough"] == {"serve": "off"}
     assert ada.apply(proposal) == commit
-    (entry,) = entries(writer.store, tip.revision)
+    (entry,) = writer.reader.entries(tip.revision)
     assert (entry.actor, entry.reason, entry.proposal) == ("ada", "launch", proposal)
     assert (entry.approvers, entry.applier) == (("bob",), "dana")
     done = writer.proposal(proposal)
     assert (done.state, done.revision) == ("applied", commit.revision)
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def test_no_idempotency_key_is_an_application(writer: Writer) -> None:
@@ -148,7 +148,7 @@ def test_to_approve_takes_the_role_that_the_change_takes(
         return
     with pytest.raises(AccessDeniedError, match=f"'{actor}' may not release"):
         team(actor).approve(proposal)
-    assert [denial.actor for denial in denials(writer.store)] == [actor]
+    assert [denial.actor for denial in writer.reader.denials()] == [actor]
     with pytest.raises(NotApprovedError):
         team("tester").apply(proposal)
 
@@ -158,7 +158,7 @@ def test_to_propose_and_to_apply_take_a_role_that_may_edit(team: Open, writer: W
         with pytest.raises(AccessDeniedError, match="may not edit shop"):
             proposed(team(actor), off)
     assert writer.proposals() == []
-    assert [denial.actor for denial in denials(writer.store)] == ["eve", "nobody"]
+    assert [denial.actor for denial in writer.reader.denials()] == ["eve", "nobody"]
     proposal = proposed(team("ada"), off)
     team("bob").approve(proposal)
     with pytest.raises(AccessDeniedError, match="'eve' may not edit"):
@@ -252,7 +252,7 @@ def test_nothing_slips_in_between_the_look_and_the_commit(
         apply_after(lambda proposal: team("ada").withdraw(proposal))()
     with pytest.raises(NotApprovedError, match="bob may not make this change"):
         apply_after(revoke)()
-    assert [entry for entry in entries(writer.store) if entry.proposal] == []
+    assert [entry for entry in writer.reader.entries() if entry.proposal] == []
 
 
 def test_two_who_apply_at_once_make_one_revision(
@@ -311,7 +311,7 @@ def test_who_closes_a_proposal_stands_in_the_ledger(team: Open, writer: Writer) 
         withdrawn: "withdrawn",
         rejected: "rejected",
     }
-    decisions = [entry for name in DECISIONS for entry in entries(writer.store, action=name)]
+    decisions = [entry for name in DECISIONS for entry in writer.reader.entries(action=name)]
     assert [(entry.actor, entry.reason, entry.actions) for entry in decisions] == [
         ("bob", "no", (f"reject proposal {rejected}",)),
         ("ada", "a mistake", (f"withdraw proposal {withdrawn}",)),
@@ -374,7 +374,7 @@ def test_the_glass_can_be_broken_and_that_is_loud(
         change.bypass_guards("incident 7")
         off(change)
     assert "bob broke the glass" in caplog.text
-    assert [*entries(writer.store)][-1].glass == "incident 7"
+    assert [*writer.reader.entries()][-1].glass == "incident 7"
 
 
 SCOPES: dict[str, tuple[Approval, bool]] = {
@@ -452,7 +452,7 @@ def test_grants_and_segments_can_be_proposed(team: Open, writer: Writer) -> None
         team("dana").approve(proposal)
     writer.approve(proposal)
     team("ada").apply(proposal)
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
     assert writer.proposal(proposal).state == "applied"
 
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flagkit.errors import ProposalVoidError
-from flagkit.writer import Draft, Writer, verify
+from flagkit.writer import Draft, Writer
 from tests.writer.test_writer import flag
 
 pytestmark = pytest.mark.mongo
@@ -135,7 +135,7 @@ def held_to(writer: Writer, ask: Ask, move: Ask, key: str) -> None:
     (listed,) = writer.proposals()
     assert listed.state == "void"
     assert key in listed.problem
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 @pytest.mark.parametrize("move", MOVES)
@@ -234,7 +234,7 @@ def test_a_proposal_of_an_earlier_version_has_no_dependencies(shop: Writer) -> N
     shop.approve(proposal, actor="bob")
     shop.update_segment({"key": "staff", "when": {}})
     shop.apply(proposal)
-    assert verify(shop.store) == []
+    assert shop.reader.verify() == []
 
 
 KEYS = ("a.one", "a.two", "a.three")

@@ -39,8 +39,6 @@ from flagkit.writer import (
     PlannedChange,
     Refusal,
     Writer,
-    entries,
-    verify,
 )
 from tests.support.forked import poll_until
 from tests.writer.test_writer import flag, policy
@@ -109,11 +107,11 @@ def test_a_change_happens_with_the_data_that_it_was_asked_for_with(
     assert commit.request == change.pending.request
     assert change.pending.commit() == commit
     assert policy(writer)["state"] == "active"
-    (entry,) = entries(writer.store, 1)
+    (entry,) = writer.reader.entries(1)
     assert (entry.actor, entry.reason) == ("tester", "orders moved")
     assert entry.actions == ("create shop.search", "create shop.other")
     assert writer.pending() == []
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def test_an_aborted_transaction_leaves_nothing(
@@ -178,7 +176,7 @@ def test_every_workflow_can_be_asked_for_in_a_transaction(
     ]
     for number, ask in enumerate(steps, 1):
         assert asked(mine, ask).commit().revision == number
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def test_several_in_one_transaction_are_made_in_their_order(
@@ -211,7 +209,7 @@ def test_what_was_asked_for_before_of_the_same_flags_is_made_before(
     last = ask(lambda session: writer.resume("shop.b", session=session))
     assert last.commit().revision == 3
     assert names(writer) == [unrelated.request]
-    assert [entry.actions[0] for entry in entries(writer.store)] == [
+    assert [entry.actions[0] for entry in writer.reader.entries()] == [
         "create shop.a",
         "create shop.b",
         "resume shop.b",
@@ -259,7 +257,7 @@ def test_of_a_process_that_is_killed_there_is_both_or_neither(
     swept = writer.sweep()
     assert orders.orders.count_documents({}) == len(swept.commits) == (0 if before else 1)
     if not before:
-        (entry,) = entries(writer.store)
+        (entry,) = writer.reader.entries()
         assert (entry.actor, entry.reason) == ("ada", "moved")
         assert writer.pending_change(request).commit() == swept.commits[0]
 
@@ -314,7 +312,7 @@ def test_a_sweeper_may_die_at_any_step(
     assert commit == pending.commit()
     assert writer.store.read_tip().revision == commit.revision == 1
     assert writer.pending() == []
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def test_another_writer_sweeps_in_the_background_after_a_change_of_its_own(
@@ -400,7 +398,7 @@ def test_access_is_that_of_who_asked_at_the_revision_of_the_commit(
     with writer.change() as change:
         change.grant("ada", "releaser")
     pending.commit()
-    assert [*entries(writer.store)][-1].actor == "ada"
+    assert [*writer.reader.entries()][-1].actor == "ada"
 
 
 def test_what_passes_with_time_is_tried_again_and_holds_up_what_comes_after(
@@ -465,7 +463,7 @@ def test_a_dropped_change_is_never_made_and_the_ledger_says_who_dropped_it(
     commit = other("bob").drop_pending(pending.request, reason="no longer wanted")
     assert commit.revision == 1
     assert writer.pending() == []
-    (entry,) = entries(writer.store, action="drop-pending")
+    (entry,) = writer.reader.entries(action="drop-pending")
     assert (entry.actor, entry.reason) == ("bob", "no longer wanted")
     assert entry.actions == (f"drop pending {pending.request}",)
     with pytest.raises(NotPendingError, match="was dropped at revision 1"):
@@ -535,7 +533,7 @@ def test_a_drop_and_a_sweep_exclude_each_other(
     monkeypatch.setattr(sweeper.store, "compare_and_set", late)
     assert sweeper.sweep().commits == ()
     assert writer.pending() == []
-    assert [entry.actions[0].split()[0] for entry in entries(writer.store)] == ["drop"]
+    assert [entry.actions[0].split()[0] for entry in writer.reader.entries()] == ["drop"]
     # And the other way round.
     pending = asked(mine, lambda session: writer.create(flag(), session=session))
     compare_and_set = sweeper.store.compare_and_set
@@ -646,7 +644,7 @@ def test_members_come_with_a_segment(writer: Writer, mine: MongoClient[dict[str,
     document = {"key": "beta", "included": keys}
     asked(mine, lambda session: writer.create_segment(document, session=session))
     assert len(writer.sweep().commits) == 1
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
     with writer.store.open_reader() as reading:
         assert (
             reading.find_segments(["beta"])["@segments", "beta"].policy["included"]["count"]
@@ -744,7 +742,7 @@ def test_the_glass_is_broken_as_at_any_commit(
         change.bypass_guards("incident 7")
         change.create(flag())
     assert guarded.sweep().refused == 0
-    assert [entry.glass for entry in entries(writer.store)] == ["incident 7"]
+    assert [entry.glass for entry in writer.reader.entries()] == ["incident 7"]
 
 
 def test_a_writer_that_closes_waits_for_its_sweep(

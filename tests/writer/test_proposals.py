@@ -11,7 +11,7 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from flagkit.errors import FlagkitError, NotApprovedError, StoreError
-from flagkit.writer import Proposal, Retention, Writer, denials, entries, list_prunable, verify
+from flagkit.writer import Proposal, Retention, Writer
 from flagkit.writer.approvals import hash_proposal
 from tests.support.cli_runner import CommandRunner
 from tests.writer.test_writer import flag
@@ -139,13 +139,13 @@ def test_whatever_field_is_malformed_the_others_are_told_as_before(
         assert {found["id"] for found in listed} == {first, other}
         table = command.told("approvals", "list")
         assert table.count(" open ") == table.count("void:") == 1
-        assert [*entries(writer.store)]
-        list_prunable(writer.store, Retention(remains_days=1))
+        assert [*writer.reader.entries()]
+        writer.reader.list_prunable(Retention(remains_days=1))
     direct.proposals.replace_one(where, document)
     assert {listed.id: listed for listed in writer.proposals()} == before
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
     writer.apply(first)
-    assert denials(writer.store) == []
+    assert writer.reader.denials() == []
 
 
 def assert_altered(found: Proposal) -> None:
@@ -168,7 +168,7 @@ def assert_of_no_use(writer: Writer, proposal: str) -> None:
         with pytest.raises(StoreError, match="was changed past the writer"):
             use(proposal)
     assert writer.store.read_tip() == tip
-    assert any(proposal in problem for problem in verify(writer.store))
+    assert any(proposal in problem for problem in writer.reader.verify())
 
 
 @pytest.mark.slow
@@ -196,8 +196,8 @@ def test_whatever_name_a_document_has_the_others_are_told_as_before(
         if verdict == "propose" or use is writer.apply:
             with pytest.raises(FlagkitError):
                 use(first)
-    verify(writer.store)
-    assert [*entries(writer.store)]
+    writer.reader.verify()
+    assert [*writer.reader.entries()]
 
 
 def test_a_forged_proposal_whose_digest_is_right_breaks_nothing(
@@ -240,7 +240,7 @@ def test_members_that_a_malformed_proposal_refers_to_do_not_stop_a_pruning(
         for value in WRONG:
             altered = edited(made, ("operations", 0, *path), value)
             direct.proposals.replace_one(where, altered)
-            list_prunable(writer.store, Retention(remains_days=1))
+            writer.reader.list_prunable(Retention(remains_days=1))
             (listed,) = writer.proposals()
             assert listed.state == "void"
 
@@ -268,5 +268,5 @@ def test_an_approval_of_another_digest_never_counts(
     assert writer.proposal(other).verdicts == ()
     with pytest.raises(NotApprovedError):
         writer.apply(other)
-    (problem,) = verify(writer.store)
+    (problem,) = writer.reader.verify()
     assert f"what 'eve' said of the proposal {other} ('approve') is of another one" in problem

@@ -25,7 +25,7 @@ from flagkit.cli.output import (
 from flagkit.config import require_value
 from flagkit.errors import FlagkitError, InvalidDocumentError
 from flagkit.policy_files.reader import PolicyFile
-from flagkit.writer import Commit, Draft, Preview, Proposal, Writer, entries
+from flagkit.writer import Commit, Draft, Preview, Proposal, Writer
 from flagkit.writer.shortcuts import ChangeOptions
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -181,7 +181,7 @@ def print_commit(commit: Commit, writer: Writer, output: str) -> None:
     lines: tuple[str, ...] | None = ()
     try:
         # Of a request that was sent again, the ledger knows what it did the first time.
-        entry = next(entries(writer.store, commit.revision - 1), None) if commit.changed else None
+        entry = next(writer.reader.entries(commit.revision - 1), None) if commit.changed else None
         lines = () if entry is None else entry.differences
     except FlagkitError as error:
         lines = None

@@ -20,7 +20,6 @@ from pymongo.errors import BulkWriteError, DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-from flagkit._core.arguments import instance
 from flagkit._core.model import EVERYWHERE
 from flagkit._core.model.changes import Change, PolicyChange, PolicyId, Tip
 from flagkit._core.snapshot import Arena
@@ -203,15 +202,6 @@ def ignore_duplicates() -> Generator[None]:
 
 ENVIRONMENTS_ASKED_MAX: Final = 10_000
 """So many environments are looked at for one that a mistyped name could mean."""
-
-
-def check_store(store: object) -> "Store":
-    """Return what is given as a store, if it is one.
-
-    Raises:
-        InvalidArgumentError: it is something else.
-    """
-    return instance(store, Store, "store", "pass a writer's store, as in writer.store")
 
 
 class Store(DatabaseHandle):
