@@ -14,7 +14,6 @@ The environment is in a MongoDB of its own, of one member.
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from itertools import islice
 from typing import Any, Final
 
@@ -30,11 +29,10 @@ from benchmarks.workloads import CONTEXT, W2, check_w2_by_hand
 from flagkit._core.model.changes import Tip
 from flagkit._core.storage.layout import FLAGS, filter_policies
 from flagkit._core.storage.scan import BATCH_DOCUMENTS, PROJECTIONS
-from flagkit._core.storage.store import Store
 from flagkit.client.client import Client
 from flagkit.config import DATABASE
 from flagkit.testing.embedded import EmbeddedMongo
-from flagkit.writer import write_checkpoint
+from flagkit.writer import Environment
 
 TAIL: Final = 1_000
 TAIL_FLAGS: Final = 8
@@ -151,8 +149,8 @@ def _measure_scan(uri: str, plan: MeasurementPlan) -> list[Result]:
 
 
 def _measure_checkpoint(uri: str, tip: Tip, plan: MeasurementPlan) -> Iterator[Result]:
-    with closing(Store(uri, environment=ENVIRONMENT, database=DATABASE)) as store:
-        write_checkpoint(store)
+    with Environment(uri, ENVIRONMENT, database=DATABASE) as environment:
+        environment.write_checkpoint()
     tail = min(TAIL, plan.flag_count // TAIL_FLAGS)
     database.commit(uri, list(islice(iter_changes(tip, plan.flag_count, others_count=0), tail)))
 

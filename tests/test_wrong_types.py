@@ -14,7 +14,7 @@ from flagkit import Client, CountingClient, history
 from flagkit import writer as writing
 from flagkit.errors import FlagkitError
 from flagkit.testing import ManualClock, MemoryHistory, client_from
-from flagkit.writer import Draft, Import, PlannedChange, Retention, Writer
+from flagkit.writer import Draft, Environment, Import, PlannedChange, Retention, Writer
 
 NOWHERE = "mongodb://127.0.0.1:1/?replicaSet=rs0"
 FLAG: dict[str, Any] = {
@@ -147,6 +147,9 @@ BASE: dict[str, Any] = {
     "capacity": 5,
     "rate": 1.0,
     "document": FLAG,
+    "retention": Retention(),
+    "days": 30,
+    "after": 0,
 }
 
 
@@ -182,7 +185,15 @@ def test_the_parts_of_a_writer_refuse_wrong_types(part: str, stocked: Writer) ->
             assert problems(Call(method, base(method), used)) == [], name
 
 
-@pytest.mark.parametrize("name", sorted({*methods(Draft)} - {"add_batch", "reuse_seeds"}))
+@pytest.mark.parametrize("name", sorted(methods(Environment)))
+def test_an_environment_refuses_wrong_types(name: str, stocked: Writer) -> None:
+    method = getattr(stocked.reader, name)
+    assert problems(Call(method, base(method), used)) == []
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*methods(Draft)} - {"add_batch", "reuse_seeds", "strip_seeds"})
+)
 def test_a_draft_refuses_wrong_types(name: str, stocked: Writer) -> None:
     def ask(**arguments: Any) -> None:
         with stocked.preview() as draft:
@@ -231,11 +242,9 @@ PROCEDURES = {
 
 
 @pytest.mark.parametrize("name", sorted(PROCEDURES))
-def test_the_functions_of_the_writer_refuse_wrong_types(
-    name: str, stocked: Writer, mongo_uri: str
-) -> None:
+def test_the_functions_of_the_writer_refuse_wrong_types(name: str, mongo_uri: str) -> None:
     function = PROCEDURES[name]
-    arguments = base(function, store=stocked.store, writer=stocked, retention=Retention(), days=30)
+    arguments = base(function)
     if name == "erase_actor":
         arguments |= {"uri": mongo_uri, "database": "nothing-here", "dry_run": True}
     assert problems(Call(function, arguments, used)) == []
@@ -244,7 +253,7 @@ def test_the_functions_of_the_writer_refuse_wrong_types(
 @pytest.mark.parametrize("name", Retention.__struct_fields__)
 def test_a_retention_has_whole_days(name: str, stocked: Writer) -> None:
     def ask(days: object) -> None:
-        writing.list_prunable(stocked.store, Retention(**{name: days}))  # type: ignore[arg-type]
+        stocked.reader.list_prunable(Retention(**{name: days}))  # type: ignore[arg-type]
 
     assert problems(Call(ask, {"days": 5}, used)) == []
 
@@ -264,6 +273,7 @@ def test_a_writer_and_an_import_are_not_made_of_wrong_types(mongo_uri: str) -> N
     arguments = {"uri": mongo_uri, "environment": "production", "actor": "x"}
     assert problems(Call(Writer, arguments, used)) == []
     assert problems(Call(Import, {"environment": "production"}, used)) == []
+    assert problems(Call(Environment, {"uri": mongo_uri, "environment": "production"}, used)) == []
 
 
 SETTINGS = {"uri": NOWHERE, "environment": "production"}
@@ -357,24 +367,23 @@ def test_an_ambient_context_of_a_wrong_type_does_not_raise() -> None:
     [
         (lambda w: w.proposals.apply([]), "proposal is of the type list: pass its name"),
         (lambda _: Import(NOTHING), "environment is of the type NoneType: pass the name"),
-        (writing.verify, "store is of the type Writer: pass a writer's store"),
         (
-            lambda w: writing.verify(w.store, [ODD]),
+            lambda w: w.reader.verify([ODD]),
             "an element of anchors is of the type int: pass",
         ),
         (
-            lambda w: writing.verify(w.store, [ODD_PAIR]),
+            lambda w: w.reader.verify([ODD_PAIR]),
             "an element of anchors has 1 elements:",
         ),
         (
-            lambda w: writing.verify(w.store, [(NOTHING, "h")]),
+            lambda w: w.reader.verify([(NOTHING, "h")]),
             "the revision of an anchor is None: pass",
         ),
         (
-            lambda w: writing.verify(w.store, [(1, NOTHING)]),
+            lambda w: w.reader.verify([(1, NOTHING)]),
             "the hash of an anchor is of the type NoneT",
         ),
-        (lambda w: writing.stale_flags(w.store, 1, NOW.replace(tzinfo=None)), "no time zone: pass"),
+        (lambda w: w.reader.stale_flags(1, NOW.replace(tzinfo=None)), "no time zone: pass"),
     ],
 )
 def test_an_error_names_the_argument_and_the_fix(
@@ -386,5 +395,5 @@ def test_an_error_names_the_argument_and_the_fix(
 
 def test_days_that_lead_before_the_first_date_are_taken(stocked: Writer) -> None:
     first = datetime.min.replace(tzinfo=UTC)
-    assert writing.stale_flags(stocked.store, 36_500, first) == []
-    assert writing.list_prunable(stocked.store, Retention(denials_days=100_000), first)
+    assert stocked.reader.stale_flags(36_500, first) == []
+    assert stocked.reader.list_prunable(Retention(denials_days=100_000), first)

@@ -76,7 +76,7 @@ def show(uri: str, database: str) -> None:
             migrate(mine, orders, writer)
         except ArithmeticError:
             moved = orders.count_documents({"cents": {"$exists": True}})
-            waiting = len(writer.pending.list_all())
+            waiting = len(writer.reader.pending())
             print(f"An order cannot be migrated: {moved} are, and {waiting} changes of flags wait.")
         orders.update_one({"_id": 100}, {"$set": {"amount": "100.50"}})
         commit = migrate(mine, orders, writer)

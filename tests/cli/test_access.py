@@ -4,7 +4,7 @@ import pytest
 
 from flagkit._core.model.access import Grant, Limit, Limits
 from flagkit.errors import AccessDeniedError
-from flagkit.writer import Writer, grants, limits
+from flagkit.writer import Writer
 from tests.support.cli_runner import CommandRunner, fetch_revision
 from tests.writer.test_writer import flag
 
@@ -48,9 +48,9 @@ def test_roles_are_granted_listed_revoked_and_rolled_back(
         "revision 4 of production\n"
     )
     command.told("access", "revoke", "bob@example.com")
-    assert grants(writer.store) == (ADMIN,)
+    assert writer.reader.grants() == (ADMIN,)
     command.told("access", "rollback", "--to", "3")
-    assert len(grants(writer.store)) == 3
+    assert len(writer.reader.grants()) == 3
 
 
 def test_who_may_not_is_told_so_and_denials_are_shown(
@@ -82,7 +82,7 @@ def test_changes_are_limited_and_limited_no_more(command: CommandRunner, writer:
     assert command.told("access", "limits", "show") == "Changes are not limited.\n"
     told = command.told("access", "limits", "set", "actor", "--capacity", "1", "--rate", "0.001")
     assert told.startswith("limit of actor added: ")
-    assert limits(writer.store) == Limits(Limit(1, 0.001))
+    assert writer.reader.limits() == Limits(Limit(1, 0.001))
     lines = command.told("access", "limits", "show").splitlines()
     assert lines[2].split() == ["actor", "1", "0.001"]
     assert command.data("access", "limits", "show") == {
@@ -94,7 +94,7 @@ def test_changes_are_limited_and_limited_no_more(command: CommandRunner, writer:
     assert "the limit on changes of this actor is reached" in refused
     command.told("flags", "pause", "shop.search")
     command.told("access", "limits", "lift", "actor")
-    assert limits(writer.store) == Limits()
+    assert writer.reader.limits() == Limits()
     command.told("flags", "archive", "shop.search")
     assert "rate: is 0.0" in command.fault(
         *("access", "limits", "set", "environment", "--capacity", "1", "--rate", "0")

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
-from flagkit.writer import Approval, Writer, entries
+from flagkit.writer import Approval, Writer
 from tests.support.cli_runner import CommandRunner, fetch_revision
 from tests.writer.test_writer import flag
 
@@ -132,5 +132,5 @@ def test_pending_changes_are_listed_swept_committed_and_dropped(
     command.told("pending", "drop", gone, "--reason", "a mistake")
     assert command.told("pending", "list") == "Nothing is pending.\n"
     assert "there is no pending change" in command.fault("pending", "drop", gone)
-    (dropped,) = entries(writer.store, action="drop-pending")
+    (dropped,) = writer.reader.entries(action="drop-pending")
     assert (dropped.actor, dropped.reason) == ("ada@example.com", "a mistake")

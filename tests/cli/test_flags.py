@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 
 from flagkit._core.model.changes import PolicyState
 from flagkit.cli.output import LISTED_MAX, Printer, build_flag_document
-from flagkit.writer import Writer, entries
+from flagkit.writer import Writer
 from tests.support.cli_runner import CommandRunner, fetch_revision
 from tests.writer.test_writer import flag
 
@@ -289,7 +289,7 @@ def test_a_fault_in_a_document_is_named_by_file_line_path_and_remedy(
 def test_who_asks_and_why_stands_in_the_audit(filled: CommandRunner, writer: Writer) -> None:
     filled.told("flags", "pause", "shop.search", "--reason", "incident 7")
     filled.told("flags", "resume", "shop.search", "--actor", "bob@example.com")
-    found = [(entry.actor, entry.reason) for entry in entries(writer.store, 2)]
+    found = [(entry.actor, entry.reason) for entry in writer.reader.entries(2)]
     assert found == [("ada@example.com", "incident 7"), ("bob@example.com", "")]
 
 
@@ -473,7 +473,7 @@ def test_broken_glass_is_warned_of_and_recorded(filled: CommandRunner, writer: W
     result = filled.ask("flags", "archive", "shop.search", "--break-glass", "incident 7")
     assert result.exit_code == 0
     assert result.stderr == "Warning: guards were passed by: incident 7\n"
-    assert [entry.glass for entry in entries(writer.store, 2)] == ["incident 7"]
+    assert [entry.glass for entry in writer.reader.entries(2)] == ["incident 7"]
     assert "why: is empty" in filled.fault("flags", "archive", "shop.search", "--break-glass", " ")
     dry = filled.ask("flags", "restore", "shop.search", "--break-glass", "why", "--dry-run")
     assert (dry.exit_code, dry.stderr) == (0, "")

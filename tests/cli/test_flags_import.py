@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flagkit.writer import Writer, entries
+from flagkit.writer import Writer
 from tests.support.cli_runner import CommandRunner, fetch_revision
 from tests.writer.test_writer import flag, policy
 
@@ -44,8 +44,8 @@ def test_files_of_all_kinds_are_imported_together(
     )
     assert fetch_revision(writer) == 0
     assert command.told(*asked) == "4 created, 0 updated, 0 as asked: revisions 1 to 2\n"
-    assert {entry.reason for entry in entries(writer.store)} == {"moved here"}
-    assert {entry.actor for entry in entries(writer.store)} == {"ada@example.com"}
+    assert {entry.reason for entry in writer.reader.entries()} == {"moved here"}
+    assert {entry.actor for entry in writer.reader.entries()} == {"ada@example.com"}
     assert policy(writer, "a.three")["off"] == "off"
     assert command.data(*asked) == {
         "created": 0,

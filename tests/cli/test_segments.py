@@ -7,7 +7,7 @@ import pytest
 
 from flagkit._core.model.changes import SEGMENTS
 from flagkit.cli.output import build_segment_document
-from flagkit.writer import Writer, entries
+from flagkit.writer import Writer
 from tests.support.cli_runner import CommandRunner, fetch_revision
 from tests.writer.test_writer import flag
 
@@ -174,7 +174,7 @@ def test_keys_of_a_file_end_with_newlines_alone(
     listed = tmp_path / "keys.txt"
     listed.write_bytes("\ufeffu-1\r\n\n u-2 \nx\u2028y\nv\x85w".encode())
     filled.told("segments", "change-members", "shop.s", "--include-from", str(listed))
-    (entry,) = entries(writer.store, 2)
+    (entry,) = writer.reader.entries(2)
     assert entry.actions == ("change members of shop.s: 4 included, 0 excluded, 0 removed",)
     with writer.store.open_reader() as reading:
         policy = reading.find_segments(["shop.s"])["@segments", "shop.s"].policy

@@ -22,7 +22,7 @@ from flagkit._core.storage.documents import encode_head, encode_ledger
 from flagkit._core.storage.layout import COLLECTIONS
 from flagkit.client.refresher import RefreshIntervals, RefreshState, Thresholds
 from flagkit.errors import NotReadyError
-from flagkit.writer import Writer, verify
+from flagkit.writer import Writer
 from tests.support.followers import (
     ENVIRONMENT,
     FLAG_COUNT,
@@ -449,7 +449,7 @@ class TestMembers:
             triple.change()
             for client in clients:
                 triple.assert_current(client, SOON_SECONDS)
-        assert verify(triple.writer.store) == []
+        assert triple.writer.reader.verify() == []
         for client in clients:
             assert identify_revision(lost.tip) not in client.published
 

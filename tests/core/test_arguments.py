@@ -17,8 +17,7 @@ from flagkit._core.arguments import refuse_unknown_arguments
 from flagkit.config import Options
 from flagkit.errors import FlagkitError, InvalidArgumentError
 from flagkit.testing import MemoryHistory
-from flagkit.writer import Draft, Writer, entries, stale_flags
-from flagkit.writer.ledger import read_newer_entries
+from flagkit.writer import Draft, Writer
 
 FLAG: dict[str, Any] = {
     "key": "a.b",
@@ -93,9 +92,9 @@ def test_an_unknown_argument_is_compared_with_all_that_a_verb_takes(flag: Writer
     with pytest.raises(TypeError, match="Did you mean 'idempotency_key'"):
         flag.rollback("a.b", to=1, idempotency="k")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="Did you mean 'key'"):
-        entries(flag.store, kye="a.b")  # type: ignore[call-arg]
+        flag.reader.entries(kye="a.b")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="Did you mean 'since'"):
-        read_newer_entries(flag.store, 0, sinc=None)  # type: ignore[call-arg]
+        flag.reader.read_newer_entries(0, sinc=None)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
@@ -156,11 +155,11 @@ CALLS: dict[str, Callable[[Writer, Any], object]] = {
     "a capacity": lambda w, v: drafted(lambda d: d.set_limit("actor", capacity=v, rate=1), w),
     "a rate": lambda w, v: drafted(lambda d: d.set_limit("actor", capacity=1, rate=v), w),
     "a proposal": lambda w, v: w.proposals.approve(v),
-    "proposals": lambda w, v: w.proposals.list_newest(v),
+    "proposals": lambda w, v: w.reader.proposals(v),
     "a request": lambda w, v: w.pending.drop(v),
-    "days": lambda w, v: stale_flags(w.store, v),
+    "days": lambda w, v: w.reader.stale_flags(v),
     **{
-        f"entries by {name}": lambda w, v, name=name: list(entries(w.store, **{name: v}))  # type: ignore[misc]
+        f"entries by {name}": lambda w, v, name=name: list(w.reader.entries(**{name: v}))  # type: ignore[misc]
         for name in ("after", "key", "actor", "action", "since", "until")
     },
     **{

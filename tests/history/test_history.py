@@ -41,7 +41,7 @@ from flagkit.history import (
     replay,
 )
 from flagkit.testing import ManualClock, client_from
-from flagkit.writer import Draft, Writer, write_checkpoint
+from flagkit.writer import Draft, Writer
 from flagkit.writer.operations import SetState
 from flagkit.writer.planning import plan
 from tests.evaluation.test_compiler import VALUES
@@ -251,7 +251,7 @@ def test_it_answers_exactly_what_live_clients_answered(
     for number in range(14):
         watched.go_on()
         if number in (4, 9):
-            write_checkpoint(writer.store)
+            writer.reader.write_checkpoint()
     for client in clients.values():
         client.close()
     past = {
@@ -280,7 +280,7 @@ def test_the_nearest_of_what_is_kept_is_gone_on_from(
     for number in range(1, 9):
         writer.create(flag(f"a.a{number}"))
         if number in (3, 5):
-            write_checkpoint(writer.store)
+            writer.reader.write_checkpoint()
     stored.command("profile", 2)
     read: list[set[str]] = []
     for revision in range(1, 9):
@@ -305,7 +305,7 @@ def test_where_one_way_is_of_no_use_another_is_gone(
     for number in range(1, 5):
         writer.create(flag(f"a.a{number}"))
         if number == 2:
-            write_checkpoint(writer.store)
+            writer.reader.write_checkpoint()
     stored.slices.delete_many({})
     assert at(2).keys() == ["a.a1", "a.a2"]
     stored.flags.update_one({"_id.key": "a.a1"}, {"$set": {"body": b"", "policy.owner": "eve"}})
@@ -364,7 +364,7 @@ def test_where_the_ledger_was_pruned_it_says_from_where_on_it_can_be_asked(
                 change.update(flag("a.a1", fallthrough={"serve": "off" if number % 2 else "on"}))
         times.append(change.commit.time if change.commit else pytest.fail("nothing was done"))
         if number == 2:
-            write_checkpoint(writer.store)
+            writer.reader.write_checkpoint()
     stored.ledger.delete_many({"revision": {"$lte": 2}})
     assert [len(at(revision).keys()) for revision in (2, 3, 4, 5)] == [2, 3, 4, 5]
     assert at(times[1]).revision == 2
@@ -406,7 +406,7 @@ def test_a_history_that_was_altered_is_not_answered_from(
     writer.pause("shop.search")
     for number in range(4):
         writer.create(flag(f"a.a{number}"))
-    write_checkpoint(writer.store)
+    writer.reader.write_checkpoint()
     stored.ledger.update_one({"revision": 3}, {"$set": {"request": "another"}})
     assert at(1).is_enabled("shop.search")
     for revision in (2, 3):
@@ -440,7 +440,7 @@ def test_members_of_then_have_to_be_there(writer: Writer, at: At, stored: Databa
 def test_readers_rights_are_enough(writer: Writer, at: At, stored: Database[Any]) -> None:
     writer.create_segment({"key": "staff", "included": ["ada"]})
     writer.create(flag(rules=[STAFF]))
-    write_checkpoint(writer.store)
+    writer.reader.write_checkpoint()
     writer.pause("shop.search")
     writer.change_members("staff", include=["bob"])
     stored.command("profile", 2)

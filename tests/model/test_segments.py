@@ -53,7 +53,7 @@ from flagkit.errors import (
     VersionConflictError,
 )
 from flagkit.testing import MemoryHistory, client_from
-from flagkit.writer import Commit, Draft, Writer, entries, verify
+from flagkit.writer import Commit, Draft, Writer
 from flagkit.writer.commit import build_audit_content
 from flagkit.writer.guards import PlannedChange
 from flagkit.writer.operations import SetSegment
@@ -367,7 +367,7 @@ def test_segments_are_written_and_versioned_like_flags(writer: Writer) -> None:
     assert "ada" in members(writer)
     assert stored(writer).policy.keys() == {"key", "seed", "included"}
     assert stored(writer).version == 5
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 @pytest.mark.mongo
@@ -463,10 +463,10 @@ def test_altered_members_are_never_built_upon(
     direct.members.update_one({}, {"$set": {"hashes": next(iter(planted.values()))}})
     with pytest.raises(StoreError, match="changed past the writer"):
         writer.change_members("s", include=["eve"])
-    assert verify(writer.store) != []
+    assert writer.reader.verify() != []
     for hashes in ("text", None, b"123"):
         direct.members.update_one({}, {"$set": {"hashes": hashes}})
-        assert verify(writer.store) != []
+        assert writer.reader.verify() != []
 
 
 @pytest.mark.mongo
@@ -488,7 +488,7 @@ def test_members_that_were_lost_hurt_their_flags_alone_until_they_are_listed_aga
         assert client.is_enabled("a.plan", {"plan": "pro"})
         assert client.evaluate("a.members", "user-7").error_code is ErrorCode.PARSE_ERROR
     writer.update_segment(segment)
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
     with Client(mongo_uri, environment="production", database=name) as client:
         client.wait_ready()
         assert client.is_enabled("a.members", "user-7")
@@ -730,7 +730,7 @@ def test_an_outsider_is_not_served_once_the_list_is_replaced(
         for member, outsider in OUTSIDERS.items():
             assert client.is_enabled("a.f", member)
             assert not client.is_enabled("a.f", outsider)
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 @pytest.mark.mongo
@@ -778,7 +778,7 @@ def test_the_seed_changes_with_the_lists_and_with_nothing_else(writer: Writer) -
     with writer.change() as change:
         change.rollback_all(to=first.revision)
     assert stored(writer).policy == held
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 @pytest.mark.mongo
@@ -801,7 +801,7 @@ def test_stored_segments_keep_the_public_seed_until_their_lists_are_replaced(
     held = stored(writer)
     writer.update_segment(listed)
     assert stored(writer) == held
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 @pytest.mark.mongo
@@ -823,7 +823,7 @@ def test_a_request_that_was_recorded_and_never_made_is_made_when_it_is_sent_agai
     writer.store.add_request("k", build_audit_content(broken_off, "tester", ""))
     assert writer.create_segment(document, idempotency_key="k").revision == 1
     assert "ada" in members(writer)
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 @pytest.mark.mongo
@@ -864,7 +864,7 @@ def test_a_request_with_lists_is_recognised_when_it_is_sent_again(
         assert looked.preview is not None
         assert looked.preview.committed_as == first.revision
     assert stored(writer) == held
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 @pytest.mark.mongo
@@ -900,7 +900,7 @@ def test_a_request_with_lists_in_a_transaction_is_recognised_when_it_is_sent_aga
         parts_after = mine[database].members.count_documents({})
         # A list that is too long to be recorded is compared before its parts are stored.
         assert parts_after == parts_before + (len(listed) < 1_000)
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 @pytest.mark.mongo
@@ -911,7 +911,7 @@ def test_a_proposal_of_the_same_lists_keeps_the_seed(writer: Writer, listed: lis
     with writer.proposals.propose(reason="an owner") as draft:
         draft.update_segment({"key": "s", "included": listed, "owner": "shop"})
     assert draft.proposal is not None
-    assert writer.proposals.read(draft.proposal).differences == ("segment s: owner added: shop",)
+    assert writer.reader.proposal(draft.proposal).differences == ("segment s: owner added: shop",)
     writer.proposals.approve(draft.proposal, actor="grace")
     writer.proposals.apply(draft.proposal)
     assert stored(writer).policy == held.policy | {"owner": "shop"}
@@ -963,7 +963,7 @@ def test_the_same_lists_of_two_writers_are_one_change(
 def test_the_ledger_tells_of_lists_and_never_of_seeds(writer: Writer) -> None:
     def told(ask: Callable[[], Commit]) -> tuple[str, ...]:
         revision = ask().revision
-        return next(e.differences for e in entries(writer.store) if e.revision == revision)
+        return next(e.differences for e in writer.reader.entries() if e.revision == revision)
 
     create_as_earlier(writer, {"key": "s", "included": ["a", "b", "c"]})
     listed = ["a", "b", "c", "d"]

@@ -10,7 +10,7 @@ from benchmarks.report import Result
 from flagkit import Client
 from flagkit._core.model.changes import PolicyId
 from flagkit.testing.embedded import EmbeddedMongo
-from flagkit.writer import Import, Writer, verify
+from flagkit.writer import Import, Writer
 from tests.support.random_history import RandomHistory
 
 KEYS = 100
@@ -36,7 +36,7 @@ def soak(points: int, seed: int) -> Iterator[Result]:
             started = time.monotonic()
             rehearsal.roll_back()
             slowest = max(slowest, time.monotonic() - started)
-        problems = [*rehearsal.problems, *verify(writer.store)]
+        problems = [*rehearsal.problems, *writer.reader.verify()]
     for problem in problems:
         print(f"  {problem}")
     yield Result(
@@ -76,7 +76,7 @@ def measure_large_rollback(count: int = LARGE) -> Iterator[Result]:
         after = _read_policies(writer)
         if after != before:
             problems.append(f"{len(after.items() ^ before.items())} flags are not as they were")
-        problems += verify(writer.store)
+        problems += writer.reader.verify()
     for problem in problems:
         print(f"  {problem}")
     yield Result(

@@ -28,7 +28,7 @@ from flagkit._core.storage.source import MongoSource
 from flagkit._core.storage.store import Store
 from flagkit.client.refresh_thread import RefreshThread
 from flagkit.client.refresher import Refresher
-from flagkit.writer import Writer, verify
+from flagkit.writer import Writer
 from tests.soak import writing
 from tests.support.replica_set import MongodReplicaSet
 
@@ -216,7 +216,7 @@ def run(  # noqa: PLR0913 - who fights, for what, and who dies
                     {"request": request, "revision": commit.revision, "time": str(commit.time)}
                 )
             caught_up(writer.pause("soak.flag-0").revision)
-        found = find_problems(writer.store, story)
+        found = find_problems(writer, story)
         return story, found + find_resend_problems(writer, story, flags, chance)
 
 
@@ -293,9 +293,10 @@ def follow_environment(uri: str, database: str, story: WritersReport) -> "Genera
         assert thread.close(5)
 
 
-def find_problems(store: Store, story: WritersReport) -> list[str]:
+def find_problems(writer: Writer, story: WritersReport) -> list[str]:
     """Return every broken promise."""
-    found = list(story.errors) + verify(store)
+    store = writer.store
+    found = list(story.errors) + writer.reader.verify()
     changes = list(store.iter_changes())
     requests = {change.request: change.revision for change in changes}
     if len(requests) != len(changes):

@@ -28,15 +28,7 @@ from flagkit.errors import AccessDeniedError, FlagkitError
 from flagkit.writer import (
     Retention,
     Writer,
-    denials,
-    entries,
     erase_actor,
-    grants,
-    limits,
-    prune,
-    stale_flags,
-    verify,
-    write_checkpoint,
 )
 from tests.writer.test_writer import flag
 
@@ -155,10 +147,10 @@ def _fill_production(uri: str, held: Database[Document]) -> None:
             # A page of a change that was never committed.
             (first, *_) = writer.store.iter_changes()
             writer.store.add_pages(pages.split_pages(first.policies))
-        prune(writer, Retention(remains_days=1))
-        write_checkpoint(writer.store)
+        writer.prune(Retention(remains_days=1))
+        writer.reader.write_checkpoint()
         writer.pause("a.one")
-        write_checkpoint(writer.store)
+        writer.reader.write_checkpoint()
         _propose_and_ask(writer, held)
     erase_actor("bob", uri=uri, database=held.name)
     _register(held)
@@ -224,13 +216,12 @@ def _fill_pruned(uri: str, held: Database[Document]) -> None:
         with writer.change() as change:
             change.grant("dana", "admin")
         last = writer.pause("b.one")
-        made = prune(
-            writer,
+        made = writer.prune(
             Retention(ledger_days=1, remains_days=1),
             now=last.time + timedelta(days=1, seconds=1),
         )
         assert any(part.what == "ledger" and part.documents for part in made)
-        prune(writer, Retention(remains_days=1))
+        writer.prune(Retention(remains_days=1))
         with pytest.MonkeyPatch.context() as patched:
             # The head says so of the newest change, and goes on saying so.
             patched.setattr(pages, "UNPAGED_POLICIES_MAX", 0)
@@ -392,13 +383,13 @@ def is_below(name: str, listed: str) -> bool:
 
 
 CALLS: dict[str, Callable[[Writer], object]] = {
-    "entries": lambda writer: [*entries(writer.store)],
-    "grants": lambda writer: grants(writer.store),
-    "limits": lambda writer: limits(writer.store),
-    "denials": lambda writer: denials(writer.store),
-    "stale": lambda writer: stale_flags(writer.store, 1),
-    "pending": lambda writer: writer.pending.list_all(),
-    "proposals": lambda writer: writer.proposals.list_newest(),
+    "entries": lambda writer: [*writer.reader.entries()],
+    "grants": lambda writer: writer.reader.grants(),
+    "limits": lambda writer: writer.reader.limits(),
+    "denials": lambda writer: writer.reader.denials(),
+    "stale": lambda writer: writer.reader.stale_flags(1),
+    "pending": lambda writer: writer.reader.pending(),
+    "proposals": lambda writer: writer.reader.proposals(),
     "preview": lambda writer: previewed(writer, "a.two"),
 }
 NOT_READ = ("checkpoints", "slices", "clients", "erasures", "keys")
@@ -418,7 +409,7 @@ def problems_of(writers: list[Writer]) -> list[str]:
     found: list[str] = []
     for writer in writers:
         try:
-            found += verify(writer.store)
+            found += writer.reader.verify()
         except FlagkitError as error:
             found.append(str(error))
     return found

@@ -29,7 +29,7 @@ from flagkit.errors import (
     SnapshotFormatError,
     StoreError,
 )
-from flagkit.writer import Checkpoint, Writer, checkpoints, write_checkpoint
+from flagkit.writer import Checkpoint, Writer, checkpoints
 
 pytestmark = pytest.mark.mongo
 
@@ -143,7 +143,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.mark.parametrize("region", REGIONS)
 def test_a_start_from_a_checkpoint_is_a_scan(filled: Writer, mongo_uri: str, region: str) -> None:
-    checkpoint = write_checkpoint(filled.store)
+    checkpoint = filled.reader.write_checkpoint()
     (snapshot,) = loads(filled, mongo_uri, region)
     # A scan has the other regions' flags in no case.
     assert set(snapshot.base.header.counts) == {*REGIONS, "@segments"}
@@ -156,7 +156,7 @@ def test_what_came_after_it_is_had_from_the_ledger(
     filled: Writer, mongo_uri: str, region: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "TAIL_AT_ONCE", 3)
-    checkpoint = write_checkpoint(filled.store)
+    checkpoint = filled.reader.write_checkpoint()
     change_all_kinds(filled)
     (snapshot,) = loads(filled, mongo_uri, region)
     assert snapshot.base.tip == checkpoint.tip
@@ -167,7 +167,7 @@ def test_what_came_after_it_is_had_from_the_ledger(
 def test_the_tips_change_need_not_be_projected(
     filled: Writer, mongo_uri: str, stored: Database[Any]
 ) -> None:
-    write_checkpoint(filled.store)
+    filled.reader.write_checkpoint()
     change_all_kinds(filled)
     expected = scanned(filled, mongo_uri)
     stored.ledger.delete_one({"revision": expected.tip.revision})
@@ -183,7 +183,7 @@ def test_a_checkpoint_may_be_of_a_change_that_is_not_projected(
     flags, ledger = stored.flags, stored.ledger
     flags.update_one({"_id.key": "shop.f1"}, {"$set": {"revision": 1, "version": 1}})
     ledger.delete_one({"revision": 2})
-    assert write_checkpoint(filled.store).tip.revision == 2
+    assert filled.reader.write_checkpoint().tip.revision == 2
     (snapshot,) = loads(filled, mongo_uri)
     assert snapshot.base.tip.revision == 2
     found = snapshot.find("shop.f1")
@@ -195,7 +195,7 @@ def test_a_checkpoint_may_be_of_a_change_that_is_not_projected(
 def test_what_is_kept_in_a_file_later_is_right_for_its_region_alone(
     filled: Writer, mongo_uri: str, tmp_path: Path, region: str
 ) -> None:
-    write_checkpoint(filled.store)
+    filled.reader.write_checkpoint()
     change_all_kinds(filled)
     (snapshot,) = loads(filled, mongo_uri, region)
     file = SnapshotFile(tmp_path / "flags", filled.environment, region)
@@ -212,7 +212,7 @@ def test_what_is_kept_in_a_file_later_is_right_for_its_region_alone(
 
 
 def test_members_outlive_the_base_that_they_came_with(filled: Writer, mongo_uri: str) -> None:
-    write_checkpoint(filled.store)
+    filled.reader.write_checkpoint()
     (snapshot,) = loads(filled, mongo_uri)
     parts = [memoryview(part) for part in snapshot.parts.values()]  # type: ignore[arg-type]
     assert parts
@@ -222,7 +222,7 @@ def test_members_outlive_the_base_that_they_came_with(filled: Writer, mongo_uri:
 def test_a_client_starts_from_one(
     filled: Writer, mongo_uri: str, database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_checkpoint(filled.store)
+    filled.reader.write_checkpoint()
     filled.pause("shop.f1")
     with Client(mongo_uri, environment="production", region="eu", database=database) as client:
         client.wait_ready()
@@ -236,7 +236,7 @@ def test_a_client_starts_from_one(
 
 
 def test_who_loads_again_has_doubts_and_scans(filled: Writer, mongo_uri: str) -> None:
-    write_checkpoint(filled.store)
+    filled.reader.write_checkpoint()
     filled.pause("shop.f1")
     first, second = loads(filled, mongo_uri, times=2)
     assert [first.base.tip.revision, second.base.tip.revision] == [1, 2]
@@ -250,7 +250,7 @@ def test_where_there_is_a_long_way_to_go_a_scan_is_quicker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(reading, "TAIL_MIN", 7)
-    write_checkpoint(filled.store)
+    filled.reader.write_checkpoint()
     change_all_kinds(filled)
     (snapshot,) = loads(filled, mongo_uri)
     assert snapshot.base.tip == snapshot.tip
@@ -260,7 +260,7 @@ def test_where_there_is_a_long_way_to_go_a_scan_is_quicker(
 def test_checkpoints_of_another_epoch_are_passed_over(
     filled: Writer, mongo_uri: str, stored: Database[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_checkpoint(filled.store)
+    filled.reader.write_checkpoint()
     for name in ("heads", "ledger", "flags", "segments", "audit"):
         stored[name].delete_many({})
     filled.create_environment()
@@ -269,7 +269,7 @@ def test_checkpoints_of_another_epoch_are_passed_over(
     assert snapshot.list_keys() == ["shop.other"]
     assert warnings(caplog) == []
     # The next one takes their place.
-    made = write_checkpoint(filled.store)
+    made = filled.reader.write_checkpoint()
     assert filled.store.list_checkpoints() == [made]
     assert stored.slices.count_documents({}) == made.slices
 
@@ -335,7 +335,7 @@ def test_what_is_wrong_with_one_is_said_once_and_all_is_scanned(
     fault: str,
 ) -> None:
     edit, said = FAULTS[fault]
-    write_checkpoint(filled.store)
+    filled.reader.write_checkpoint()
     filled.pause("shop.f1")
     filled.resume("shop.f1")
     edit(stored)
@@ -350,9 +350,9 @@ def test_what_is_wrong_with_one_is_said_once_and_all_is_scanned(
 def test_an_older_one_is_used_where_the_newest_is_of_no_use(
     filled: Writer, mongo_uri: str, stored: Database[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_checkpoint(filled.store)
+    filled.reader.write_checkpoint()
     filled.pause("shop.f1")
-    newest = write_checkpoint(filled.store)
+    newest = filled.reader.write_checkpoint()
     stored.slices.delete_many({"_id.checkpoint": newest.id})
     (snapshot,) = loads(filled, mongo_uri)
     assert (snapshot.base.tip.revision, snapshot.tip.revision) == (1, 2)
@@ -362,9 +362,9 @@ def test_an_older_one_is_used_where_the_newest_is_of_no_use(
 def test_bytes_of_another_checkpoint_are_not_taken_for_these(
     filled: Writer, mongo_uri: str, stored: Database[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    older = write_checkpoint(filled.store)
+    older = filled.reader.write_checkpoint()
     filled.pause("shop.f1")
-    newer = write_checkpoint(filled.store)
+    newer = filled.reader.write_checkpoint()
     (content,) = [found["content"] for found in stored.slices.find({"_id.checkpoint": older.id})]
     stored.slices.update_one({"_id.checkpoint": newer.id}, {"$set": {"content": content}})
     stored.checkpoints.update_one({"_id.checkpoint": newer.id}, {"$set": {"bytes": len(content)}})
@@ -381,7 +381,7 @@ def test_a_checkpoint_in_many_slices_is_joined_again(
     filled: Writer, mongo_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "SLICE_BYTES", 500)
-    checkpoint = write_checkpoint(filled.store)
+    checkpoint = filled.reader.write_checkpoint()
     assert checkpoint.slices == -(-checkpoint.bytes // 500) > 3
     (snapshot,) = loads(filled, mongo_uri, "us")
     assert "us" in snapshot.base.header.counts
@@ -391,7 +391,7 @@ def test_a_checkpoint_in_many_slices_is_joined_again(
 def test_the_newest_two_are_kept_with_their_slices(filled: Writer, stored: Database[Any]) -> None:
     made = []
     for _ in range(4):
-        made.append(write_checkpoint(filled.store))
+        made.append(filled.reader.write_checkpoint())
         filled.pause("shop.f1")
         filled.resume("shop.f1")
     assert filled.store.list_checkpoints() == [made[3], made[2]]
@@ -417,7 +417,7 @@ def test_what_killed_writers_left_is_removed_after_a_while(
     left(now - timedelta(minutes=61))
     young = left(now - timedelta(minutes=59))
     foreign = left(now - timedelta(days=1), "staging")
-    made = write_checkpoint(filled.store)
+    made = filled.reader.write_checkpoint()
     there = [document["_id"]["checkpoint"] for document in stored.slices.find()]
     assert sorted(there) == sorted(
         [made.id, young["_id"]["checkpoint"], foreign["_id"]["checkpoint"]]
@@ -428,9 +428,9 @@ def test_what_killed_writers_left_is_removed_after_a_while(
 def test_a_manifest_that_makes_no_sense_is_removed_by_the_next(
     filled: Writer, stored: Database[Any]
 ) -> None:
-    write_checkpoint(filled.store)
+    filled.reader.write_checkpoint()
     with_manifest(revision="many")(stored)
-    made = write_checkpoint(filled.store)
+    made = filled.reader.write_checkpoint()
     assert filled.store.list_checkpoints() == [made]
     assert stored.checkpoints.count_documents({}) == 1
 
@@ -439,7 +439,7 @@ def test_writers_at_the_same_time_are_not_in_each_others_way(
     filled: Writer, mongo_uri: str, stored: Database[Any]
 ) -> None:
     with ThreadPoolExecutor(4) as pool:
-        futures = [pool.submit(write_checkpoint, filled.store) for _ in range(8)]
+        futures = [pool.submit(filled.reader.write_checkpoint) for _ in range(8)]
         made = {future.result().id for future in futures}
     assert len(made) == 8
     kept = {checkpoint.id for checkpoint in filled.store.list_checkpoints()}
@@ -468,7 +468,7 @@ def test_what_was_changed_past_the_writer_is_not_published(
     filled.pause("shop.f1")
     edit(stored)
     with pytest.raises(StoreError, match=said):
-        write_checkpoint(filled.store)
+        filled.reader.write_checkpoint()
     assert filled.store.list_checkpoints() == []
     assert stored.slices.count_documents({}) == 0
 
@@ -478,11 +478,11 @@ def test_there_is_none_of_an_environment_that_is_not_there(mongo_uri: str, datab
         Writer(mongo_uri, "staging", actor="tester", database=database) as writer,
         pytest.raises(EnvironmentNotFoundError),
     ):
-        write_checkpoint(writer.store)
+        writer.reader.write_checkpoint()
 
 
 def test_an_empty_environment_has_one_too(writer: Writer, mongo_uri: str) -> None:
-    assert write_checkpoint(writer.store).flags == 0
+    assert writer.reader.write_checkpoint().flags == 0
     assert_same(*loads(writer, mongo_uri, times=2))
 
 
@@ -541,7 +541,7 @@ def test_a_writer_makes_one_whenever_the_newest_is_old_enough(keen: Writer) -> N
 
 
 def test_a_writer_looks_first_whether_another_has_made_one(keen: Writer) -> None:
-    write_checkpoint(keen.store)
+    keen.reader.write_checkpoint()
     toggled(keen, 2)
     assert revisions(keen) == [1]
     toggled(keen, 1)
@@ -549,7 +549,7 @@ def test_a_writer_looks_first_whether_another_has_made_one(keen: Writer) -> None
 
 
 def test_one_of_another_epoch_counts_for_nothing(keen: Writer, stored: Database[Any]) -> None:
-    write_checkpoint(keen.store)
+    keen.reader.write_checkpoint()
     with_manifest(epoch="another")(stored)
     toggled(keen, 1)
     assert revisions(keen) == [2]

@@ -15,7 +15,7 @@ from pymongo.database import Database
 from flagkit._core.storage.layout import DENIAL_LENGTH_MAX, DENIAL_OPERATIONS_MAX
 from flagkit._core.storage.requests import DENIALS_A_MINUTE_MAX, GROUPS, DenialLog, shorten_text
 from flagkit.errors import AccessDeniedError
-from flagkit.writer import Retention, Writer, denials, erase_actor, list_prunable, prune
+from flagkit.writer import Retention, Writer, erase_actor
 from flagkit.writer.access import Denial
 from tests.support.cli_runner import CommandRunner
 from tests.writer.test_writer import flag
@@ -41,7 +41,7 @@ def closed(writer: Writer) -> Writer:
 
 
 def logged(writer: Writer, actor: str) -> list[Denial]:
-    return [denial for denial in denials(writer.store) if denial.actor == actor]
+    return [denial for denial in writer.reader.denials() if denial.actor == actor]
 
 
 def test_a_denial_is_small_whatever_was_asked(
@@ -76,7 +76,7 @@ def test_a_reason_that_no_document_can_hold_does_not_keep_a_denial_from_being_lo
     closed: Writer,
 ) -> None:
     assert closed.store.denials.add(NOON, {**TOLD, "actor": "eve", "reason": "a\ud800"})
-    assert [denial.reason for denial in denials(closed.store)] == ["a?"]
+    assert [denial.reason for denial in closed.reader.denials()] == ["a?"]
 
 
 def test_a_flood_of_an_actor_leaves_a_few_and_hides_nobody_else(
@@ -116,7 +116,7 @@ def test_not_even_a_flood_of_names_has_no_end(closed: Writer) -> None:
     rooms = 0
     for number in range(2_000):
         rooms += held.add(NOON, {**TOLD, "actor": f"name-{number % 700}"})
-    assert len(denials(closed.store)) == rooms <= GROUPS * DENIALS_A_MINUTE_MAX
+    assert len(closed.reader.denials()) == rooms <= GROUPS * DENIALS_A_MINUTE_MAX
 
 
 @settings(max_examples=30)
@@ -139,7 +139,7 @@ def test_denials_are_told_oldest_first_also_those_of_an_earlier_version(
     direct.denials.insert_one(earlier)
     for actor, seconds in (("c", 40), ("a", 20)):
         closed.store.denials.add(NOON + timedelta(seconds=seconds), {**TOLD, "actor": actor})
-    assert [denial.actor for denial in denials(closed.store)] == ["a", "b", "c"]
+    assert [denial.actor for denial in closed.reader.denials()] == ["a", "b", "c"]
 
 
 def test_the_command_shows_them_newest_first(closed: Writer, mongo_uri: str, database: str) -> None:
@@ -155,11 +155,11 @@ def test_they_are_pruned_and_erased_as_before(
     long = "a" * 500
     for number in range(5):
         closed.store.denials.add(NOON + timedelta(days=number), {**TOLD, "actor": long})
-    assert {denial.actor for denial in denials(closed.store)} == {"a" * 197 + "..."}
+    assert {denial.actor for denial in closed.reader.denials()} == {"a" * 197 + "..."}
     done = erase_actor(long, uri=mongo_uri, database=database)
     assert done.documents["denials"] == 5
-    assert {denial.actor for denial in denials(closed.store)} == {done.name}
+    assert {denial.actor for denial in closed.reader.denials()} == {done.name}
     wanted, now = Retention(denials_days=1), NOON + timedelta(days=4)
-    assert [row.documents for row in list_prunable(closed.store, wanted, now)] == [3]
-    prune(closed, wanted, now=now)
+    assert [row.documents for row in closed.reader.list_prunable(wanted, now)] == [3]
+    closed.prune(wanted, now=now)
     assert direct.denials.count_documents({}) == 2

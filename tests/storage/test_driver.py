@@ -16,7 +16,7 @@ from flagkit._core.source import Route
 from flagkit._core.storage.driver import build_driver_settings, compute_await_milliseconds
 from flagkit._core.storage.source import MongoSource
 from flagkit.errors import ConfigurationError
-from flagkit.writer import Writer, verify
+from flagkit.writer import Writer
 
 pytestmark = pytest.mark.every_python
 
@@ -107,7 +107,7 @@ def test_clients_and_writers_work_with_any_option(
             assert policy == {**(client.policy("shop.dated") or {}), **policy}
             assert client.status().error_count == 0
         writer.rollback("shop.dated", to=1)
-        assert verify(writer.store) == []
+        assert writer.reader.verify() == []
 
 
 def options(uri: str) -> Any:

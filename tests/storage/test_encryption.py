@@ -62,7 +62,7 @@ from flagkit.errors import (
 from flagkit.history import client_at, digest_of, replay
 from flagkit.integrations.opentelemetry import instrument
 from flagkit.testing import client_from
-from flagkit.writer import Import, Writer, entries, verify, write_checkpoint
+from flagkit.writer import Import, Writer
 from tests.support.forked import ForkedChild, poll_until
 
 DOCUMENT = {"user": "ada", "keys": ["a", 1, 2.5, None, True], "deep": {"b": 1}}
@@ -199,7 +199,7 @@ def test_a_secret_is_nowhere_in_the_database_nor_in_what_is_kept_or_printed(
     with pytest.raises(RequestConflictError) as refused:
         sealing.create(flag("pay.key", later), idempotency_key="first")
     said.append("".join(traceback.format_exception(refused.value)))
-    write_checkpoint(sealing.store)
+    sealing.reader.write_checkpoint()
     revision = sealing.pause("pay.open").revision
     sealing.resume("pay.open")
     path = tmp_path / "flags"
@@ -224,9 +224,9 @@ def test_a_secret_is_nowhere_in_the_database_nor_in_what_is_kept_or_printed(
         told = reader.get_metrics_data()
         assert told is not None
         said.append(told.to_json())
-    for entry in entries(sealing.store):
+    for entry in sealing.reader.entries():
         said += [repr(entry), *entry.differences, *entry.actions]
-    assert verify(sealing.store) == []
+    assert sealing.reader.verify() == []
     said += outputs(where, encryption, tmp_path, flag("pay.key", later))
     kept = path.read_bytes()
     for canary in (secret, later):
@@ -290,9 +290,9 @@ def test_a_secret_that_is_imported_is_nowhere(
         with pytest.raises(InvalidDocumentError, match="another"):
             moved.add({**stored, "key": "pay.copy"})
     assert again.run(sealing) == moved.preview(sealing)
-    for entry in entries(sealing.store):
+    for entry in sealing.reader.entries():
         said += [repr(entry), *entry.differences, *entry.actions]
-    assert verify(sealing.store) == []
+    assert sealing.reader.verify() == []
     for canary in (secret, later):
         assert places_of(canary, where["uri"], where["database"], since) == set()
         assert canary not in caplog.text
@@ -395,7 +395,7 @@ def test_differences_tell_that_a_secret_changed_and_not_to_what(
     sealing.update(flag("a.b", "CANARY2"))
     sealing.update({**flag("a.b", "CANARY2"), "sensitive": []})
     sealing.update({**flag("a.b", "other"), "sensitive": []})
-    told = [entry.differences for entry in entries(sealing.store)]
+    told = [entry.differences for entry in sealing.reader.entries()]
     assert told[1] == ("a.b: variant live: (sensitive) -> (sensitive)",)
     assert told[2] == (
         'a.b: sensitive removed: ["live"]',
@@ -679,7 +679,7 @@ def test_the_same_value_in_the_same_place_is_the_same_request(sealing: Writer) -
     sealing.update(flag("a.b", "sk-1"))
     sealing.update(flag("a.b", "sk-2"))
     sealing.rollback("a.b", to=1)
-    told = [entry.differences for entry in entries(sealing.store)]
+    told = [entry.differences for entry in sealing.reader.entries()]
     assert told[1] == ()
     assert told[2] == told[3] == ("a.b: variant live: (sensitive) -> (sensitive)",)
     with sealing.store.open_reader() as reading:

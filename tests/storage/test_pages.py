@@ -28,7 +28,7 @@ from flagkit._core.storage import pages
 from flagkit._core.storage.pages import PAGE_POLICIES
 from flagkit._core.storage.source import MongoSource
 from flagkit.errors import HistoryLostError, StoreError
-from flagkit.writer import Writer, entries, verify, write_checkpoint
+from flagkit.writer import Writer
 from tests.writer.test_writer import flag, policy
 
 MANY = 700
@@ -131,12 +131,12 @@ def test_a_change_of_megabytes_is_on_pages_and_the_head_stays_small(
     assert len(head["change"]["pages"]) == direct.pages.count_documents({"projected": revision})
     assert direct.flags.count_documents({}) == 13
     assert policy(writer, "a.f11")["description"] == "x" * 600_000
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
     writer.rollback(to=before)
     assert [key for _, key in policies(writer)] == ["a.small"]
     writer.rollback(to=revision)
     assert policy(writer, "a.f3")["description"] == "x" * 600_000
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 @pytest.mark.mongo
@@ -145,16 +145,16 @@ def test_the_history_of_a_flag_is_found_on_pages(writer: Writer) -> None:
     writer.pause("a.f5")
     writer.rollback(to=0)
     writer.rollback("a.f5", to=2)
-    found = [entry.revision for entry in entries(writer.store, key="a.f5")]
+    found = [entry.revision for entry in writer.reader.entries(key="a.f5")]
     assert found == [1, 2, 3, 4]
-    assert [entry.revision for entry in entries(writer.store, key="a.f6")] == [1, 3]
+    assert [entry.revision for entry in writer.reader.entries(key="a.f6")] == [1, 3]
     with writer.store.open_reader() as reading:
         assert reading.history.find_author(("*", "a.f6")) is not None
         (then, gone) = (reading.history.find_state(("*", "a.f6"), revision) for revision in (2, 3))
     assert then is not None
     assert gone is None
     assert writer.create(flag("a.f6")).revision == 5
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 @pytest.mark.mongo
@@ -166,7 +166,7 @@ def test_a_writer_that_dies_before_the_commit_leaves_nothing_that_counts(
     killed_before(step, writer, lambda: created(writer))
     assert writer.store.read_tip().revision == 1
     assert list(policies(writer)) == [("*", "a.small")]
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
     assert created(writer) == 2
 
 
@@ -197,19 +197,19 @@ def test_nobody_waits_for_the_projection_of_a_writer_that_died(
     assert policy(writer, "a.f1")["description"] == "late"
     assert policy(writer, "a.f7")["state"] == "paused"
     assert len(policies(writer)) == MANY
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
     with Client(mongo_uri, environment="production", database=database) as client:
         client.wait_ready(30)
         assert client.status().revision == 4
         assert keys_of(client) == MANY
         assert not client.is_enabled("a.f7", default=True)
-    assert write_checkpoint(writer.store).flags == MANY
+    assert writer.reader.write_checkpoint().flags == MANY
     # And whoever makes the next large change finishes it.
     assert created_again(writer) == 5
     assert direct.flags.count_documents({"revision": 3}) == MANY - 2
     writer.resume("a.f7")
     assert "unprojected" not in next(direct.heads.find())
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def created_again(writer: Writer) -> int:
@@ -231,7 +231,7 @@ def test_a_change_that_lags_for_long_is_projected_by_who_comes_by(
         assert direct.flags.count_documents({}) == expected
     writer.resume("a.f7")
     assert "unprojected" not in next(direct.heads.find())
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def damaged(direct: Database[dict[str, Any]], how: str) -> str:
@@ -250,12 +250,12 @@ def test_a_page_that_hides_what_is_on_it_is_found(
     writer: Writer, direct: Database[dict[str, Any]]
 ) -> None:
     created(writer, owner="search")
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
     page = direct.pages.find_one({})
     assert page is not None
     direct.pages.update_one({"_id": page["_id"]}, {"$pop": {"keys": 1}})
     name = page["_id"]["page"]
-    assert verify(writer.store) == [
+    assert writer.reader.verify() == [
         f"the page {name} of a change has other keys than what is on it"
     ]
 
@@ -269,7 +269,7 @@ def test_a_page_that_is_not_as_it_was_is_found_and_refused(
     created(writer, owner="search")
     writer.pause("b.first")
     name = damaged(direct, how)
-    (problem,) = verify(writer.store)
+    (problem,) = writer.reader.verify()
     assert problem.startswith("revision 2 of the ledger: the page ")
     assert name in problem
 
@@ -296,7 +296,7 @@ def test_clients_follow_a_large_change(
 ) -> None:
     writer.create(flag("a.small"))
     if way == "checkpoint":
-        write_checkpoint(writer.store)
+        writer.reader.write_checkpoint()
 
     def client() -> Client:
         return Client(

@@ -28,11 +28,6 @@ from flagkit.history import client_at, digest_of, replay
 from flagkit.writer import (
     Retention,
     Writer,
-    denials,
-    entries,
-    prune,
-    verify,
-    write_checkpoint,
 )
 from tests.support.replica_set import MongodReplicaSet, create_certificate, wait_until
 from tests.writer.test_writer import flag
@@ -160,13 +155,13 @@ def test_a_writer_does_all_that_writers_do(uri_of: UriOf) -> None:
         with writer.change() as change:
             change.lift_limit("actor")
         for _ in range(3):
-            write_checkpoint(writer.store)
+            writer.reader.write_checkpoint()
         assert len(writer.store.list_checkpoints()) == 2
         assert writer.store.list_active_flags("*", writer.store.read_tip().time) == ["w.one"]
-        assert verify(writer.store) == []
-        assert next(entries(writer.store, newest_first=True)).actor == "dana"
+        assert writer.reader.verify() == []
+        assert next(writer.reader.entries(newest_first=True)).actor == "dana"
         with pytest.raises(StoreError, match="not allowed"):
-            denials(writer.store)
+            writer.reader.denials()
 
 
 def test_a_client_does_all_that_clients_do(uri_of: UriOf, caplog: pytest.LogCaptureFixture) -> None:
@@ -175,7 +170,7 @@ def test_a_client_does_all_that_clients_do(uri_of: UriOf, caplog: pytest.LogCapt
         writer.create_segment({"key": "c.staff", "included": ["ada"]})
         ruled = {"name": "staff", "when": {"$segment": "c.staff"}, "serve": "on"}
         writer.create(flag("c.one", rules=[ruled]))
-        made = write_checkpoint(writer.store)
+        made = writer.reader.write_checkpoint()
         writer.create(flag("c.two"))
         with (
             Client(uri, environment="production", register="shop") as client,
@@ -302,7 +297,7 @@ def test_who_may_read_flags_may_ask_what_they_were(uri_of: UriOf) -> None:
             change.create_segment({"key": "past.staff", "included": ["ada"]})
         staff = {"name": "staff", "when": {"$segment": "past.staff"}, "serve": "on"}
         made = writer.create(flag("past.top", rules=[staff], fallthrough={"serve": "off"}))
-        write_checkpoint(writer.store)
+        writer.reader.write_checkpoint()
         writer.change_members("past.staff", include=["bob"], remove=["ada"])
         writer.pause("past.top")
     uri = uri_of(READER)
@@ -329,16 +324,16 @@ def test_administrators_prune_and_writers_are_told_that_they_may_not(
         wanted = Retention(ledger_days=90, audit_days=90, denials_days=90, remains_days=90)
         before = writer.store.read_tip()
         with pytest.raises(StoreError, match=r"may not prune: that takes one who may .* remove"):
-            prune(writer, wanted, now=now)
+            writer.prune(wanted, now=now)
         assert writer.store.read_tip() == before
     with Writer(uri_of(ADMIN), "old", actor="dana") as admin:
-        done = {row.what: row.documents for row in prune(admin, wanted, now=now)}
+        done = {row.what: row.documents for row in admin.prune(wanted, now=now)}
         assert (done["ledger"], done["pages"], done["audit"]) == (3, 1, 3)
-        assert verify(admin.store) == []
+        assert admin.reader.verify() == []
     with Writer(uri_of(WRITER), "old", actor="dana") as writer:
         writer.create(flag("old.gone"))
         writer.resume("old.one")
-        assert verify(writer.store) == []
+        assert writer.reader.verify() == []
     uri = uri_of(READER)
     assert client_at(uri, "old", at=last.revision).is_enabled("old.one") is False
     with pytest.raises(HistoryLostError, match=r"pruned\. Ask for revision 4"):

@@ -14,7 +14,7 @@ from flagkit._core.storage.validation import VALIDATORS, find_fault, translate_f
 from flagkit.cli.errors import FAULTS_FOUND
 from flagkit.cli.main import flagkit
 from flagkit.errors import FlagkitError, InvalidDocumentError, StoreError
-from flagkit.writer import Writer, denials, entries, verify
+from flagkit.writer import Writer
 from tests.writer.test_writer import flag
 
 Document = dict[str, Any]
@@ -101,7 +101,7 @@ def test_a_malformed_document_is_named_with_its_field_and_what_to_run(
 ) -> None:
     edit, said = EDITS[name]
     edit(direct)
-    problems = verify(filled.store)
+    problems = filled.reader.verify()
     assert any(said in problem for problem in problems), problems
     assert any("run flagkit ledger verify" in problem for problem in problems)
     for arguments in (
@@ -131,7 +131,7 @@ def test_verify_goes_on_with_the_rest(filled: Writer, direct: Database[Document]
         EDITS[name][0](direct)
     direct.flags.update_one({"_id.key": "a.two"}, {"$set": {"policy.state": "archived"}})
     direct.ledger.update_one({"revision": 2}, {"$unset": {"policies": 1}})
-    problems = "\n".join(verify(filled.store))
+    problems = "\n".join(filled.reader.verify())
     for said in (
         "key: 'a.one', region: '*'} has not the form that it should have: revision: is missing",
         "actor: is missing",
@@ -149,10 +149,10 @@ def test_readers_of_a_malformed_document_raise_an_error_that_names_it(
 ) -> None:
     EDITS["audit without an actor"][0](direct)
     with pytest.raises(StoreError, match=r"audit \{environment: 'production', .*actor: is missing"):
-        [*entries(filled.store)]
+        [*filled.reader.entries()]
     EDITS["denial without a time"][0](direct)
     with pytest.raises(StoreError, match=r"denials \{.*time: is missing.*flagkit ledger verify"):
-        denials(filled.store)
+        filled.reader.denials()
     EDITS["flag without revision"][0](direct)
     with pytest.raises(StoreError, match=r"flags \{.*key: 'a.one'.*revision: is missing"):
         filled.set_rollout("a.one", 30)
@@ -164,7 +164,7 @@ def test_a_head_at_an_impossible_revision_raises_no_error_of_python(
     revision: object, filled: Writer, direct: Database[Document], ask: Callable[..., Result]
 ) -> None:
     direct.heads.update_one({}, {"$set": {"revision": revision}})
-    assert verify(filled.store) != []
+    assert filled.reader.verify() != []
     with pytest.raises(StoreError):
         filled.pause("a.one")
     for arguments in (("ledger", "verify"), ("ledger", "show"), ("status",)):

@@ -16,7 +16,7 @@ from flagkit._core.storage.client_registry import build_client_filter, build_hea
 from flagkit._core.storage.provision import provision_database
 from flagkit._core.storage.validation import VALIDATORS
 from flagkit.errors import AccessDeniedError
-from flagkit.writer import Writer, erase_actor, write_checkpoint
+from flagkit.writer import Writer, erase_actor
 from tests.writer.test_writer import flag
 
 pytestmark = pytest.mark.mongo
@@ -52,7 +52,7 @@ def held(mongo_uri: str) -> Iterator[Database[Document]]:
             with pytest.MonkeyPatch.context() as patched:
                 patched.setattr(pages, "UNPAGED_POLICIES_MAX", 0)
                 writer.create(flag("a.paged"), actor="dana")
-            write_checkpoint(writer.store)
+            writer.reader.write_checkpoint()
             with writer.proposals.propose() as change:
                 change.restore("a.one")
                 change.create(flag("a.three"))

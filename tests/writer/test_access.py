@@ -30,11 +30,6 @@ from flagkit.testing import client_from
 from flagkit.writer import (
     Draft,
     Writer,
-    denials,
-    entries,
-    grants,
-    verify,
-    write_checkpoint,
 )
 from flagkit.writer.access import ROLES_BY_ACTION, AccessAction, classify_change
 from flagkit.writer.ledger import format_differences
@@ -245,8 +240,8 @@ def test_a_role_allows_what_its_row_says_in_its_environment_and_namespace_alone(
                 allowed = is_allowed(writer, ask, within)
                 assert allowed == expected, (role, environment, namespace)
                 denied += not expected
-        assert len(denials(admin.store)) == denied
-        assert verify(admin.store) == []
+        assert len(admin.reader.denials()) == denied
+        assert admin.reader.verify() == []
 
 
 def test_every_role_can_do_all_that_a_lesser_one_can() -> None:
@@ -261,7 +256,7 @@ def test_every_role_can_do_all_that_a_lesser_one_can() -> None:
 
 def test_an_environment_without_grants_is_open(writer: Writer, acting: Acting) -> None:
     acting("anybody").create(flag())
-    assert grants(writer.store) == ()
+    assert writer.reader.grants() == ()
     assert "@access" not in writer.store.read_tip().digests
 
 
@@ -271,7 +266,7 @@ def test_the_first_grants_leave_an_admin_of_everything(writer: Writer) -> None:
             ask_all(writer, grant("ada", "editor"), grant("ada", "admin", namespaces))
     assert writer.store.read_tip().revision == 0
     granted(writer, ada=("editor", []))
-    assert grants(writer.store) == (Grant("ada", "editor"), Grant("tester", "admin"))
+    assert writer.reader.grants() == (Grant("ada", "editor"), Grant("tester", "admin"))
 
 
 def test_the_last_admin_stays(writer: Writer) -> None:
@@ -282,14 +277,14 @@ def test_the_last_admin_stays(writer: Writer) -> None:
     with writer.change() as change:
         change.revoke("tester")
         change.grant("ada", "admin")
-    assert grants(writer.store) == (Grant("ada", "admin"), Grant("ada", "editor"))
+    assert writer.reader.grants() == (Grant("ada", "admin"), Grant("ada", "editor"))
 
 
 def test_a_role_is_granted_anew_in_the_place_of_the_old_grant(writer: Writer) -> None:
     granted(writer, ada=("editor", ["shop.", "pay."]))
     granted(writer, ada=("editor", ["pay.", "pay."]))
     granted(writer, ada=("releaser", ["shop."]))
-    assert grants(writer.store)[:2] == (
+    assert writer.reader.grants()[:2] == (
         Grant("ada", "editor", ("pay.",)),
         Grant("ada", "releaser", ("shop.",)),
     )
@@ -309,7 +304,7 @@ def test_a_denial_says_who_would_be_allowed_and_is_logged(writer: Writer, acting
     assert (error.actor, error.action, error.key) == ("ada", "release", "shop.search")
     assert error.roles == ("releaser", "admin")
     assert writer.store.read_tip() == before
-    (denial,) = denials(writer.store)
+    (denial,) = writer.reader.denials()
     assert (denial.actor, denial.action, denial.key) == ("ada", "release", "shop.search")
     assert denial.reason == "launch"
     assert denial.operations == ({"operation": "set_rollout", "key": "shop.search"},)
@@ -403,7 +398,7 @@ def test_a_revocation_that_comes_first_is_obeyed(writer: Writer, acting: Acting)
     with pytest.raises(AccessDeniedError):
         ada.update(flag(owner="ada"))
     assert attempts == [False]
-    assert [entry.actor for entry in entries(writer.store)] == ["tester"] * 3
+    assert [entry.actor for entry in writer.reader.entries()] == ["tester"] * 3
 
 
 def test_who_was_revoked_still_hears_of_what_was_done(writer: Writer, acting: Acting) -> None:
@@ -422,14 +417,17 @@ def test_grants_are_in_the_ledger_and_can_be_rolled_back(writer: Writer, acting:
         change.revoke("eve")
     with writer.change() as change:
         change.rollback_grants(to=1)
-    actions = [entry.actions for entry in entries(writer.store)]
+    actions = [entry.actions for entry in writer.reader.entries()]
     assert actions == [
         ("grant admin to tester", "grant releaser to ada on shop."),
         ("revoke releaser of ada", "revoke all roles of eve"),
         ("rollback all grants to revision 1",),
     ]
-    assert grants(writer.store) == (Grant("ada", "releaser", ("shop.",)), Grant("tester", "admin"))
-    assert verify(writer.store) == []
+    assert writer.reader.grants() == (
+        Grant("ada", "releaser", ("shop.",)),
+        Grant("tester", "admin"),
+    )
+    assert writer.reader.verify() == []
     with pytest.raises(AccessDeniedError), acting("ada").change() as change:
         change.rollback_grants(to=1)
     with pytest.raises(AccessDeniedError), acting("ada").change() as change:
@@ -459,10 +457,10 @@ def test_a_rollback_of_the_environment_gives_nobody_a_role_back(
     # Of everything, who may release all: not who may release all that it changes.
     with pytest.raises(AccessDeniedError, match="may not edit everything"):
         acting("bob").rollback(to=created.revision)
-    held = grants(writer.store)
+    held = writer.reader.grants()
     writer.rollback(to=created.revision)
-    assert grants(writer.store) == held
-    assert verify(writer.store) == []
+    assert writer.reader.grants() == held
+    assert writer.reader.verify() == []
 
 
 def test_who_asks_for_a_single_change_needs_the_role(writer: Writer) -> None:
@@ -493,7 +491,7 @@ def test_grants_that_were_changed_past_the_writer_are_not_obeyed(
     TAMPERING[tampering](direct, old)
     with pytest.raises(StoreError, match="changed past the writer"):
         acting("ada").pause("shop.search")
-    assert verify(writer.store) != []
+    assert writer.reader.verify() != []
 
 
 def test_grants_that_a_dead_writer_did_not_project_hold(
@@ -502,11 +500,11 @@ def test_grants_that_a_dead_writer_did_not_project_hold(
     granted(writer)
     direct.access.delete_many({})
     direct.ledger.delete_many({})
-    assert grants(writer.store) == (Grant("tester", "admin"),)
+    assert writer.reader.grants() == (Grant("tester", "admin"),)
     with pytest.raises(AccessDeniedError):
         acting("ada").create(flag())
     writer.create(flag())
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 @pytest.mark.parametrize("from_checkpoint", [False, True])
@@ -522,8 +520,8 @@ def test_clients_neither_load_nor_need_grants(
     with writer.change() as change:
         change.set_limit("actor", capacity=100, rate=1)
     if from_checkpoint:
-        assert write_checkpoint(writer.store).flags == 1
-        assert verify(writer.store) == []
+        assert writer.reader.write_checkpoint().flags == 1
+        assert writer.reader.verify() == []
     held = list(direct.access.find())
     direct.access.drop()
     with Client(mongo_uri, environment="production", database=database) as client:

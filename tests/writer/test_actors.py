@@ -12,7 +12,7 @@ from pymongo import MongoClient
 from flagkit._core.model.access import check_actor
 from flagkit._core.storage.validation import VALIDATORS
 from flagkit.errors import InvalidDocumentError
-from flagkit.writer import Import, Writer, grants, verify
+from flagkit.writer import Import, Writer
 from tests.support.cli_runner import CommandRunner
 from tests.writer.test_writer import flag
 
@@ -184,13 +184,13 @@ def test_a_name_that_was_granted_a_role_earlier_can_be_revoked(writer: Writer) -
             }
             | {"actor": odd}
         )
-    assert odd in [grant.actor for grant in grants(writer.store)]
+    assert odd in [grant.actor for grant in writer.reader.grants()]
     with writer.change() as change:
         change.revoke(odd)
-    assert odd not in [grant.actor for grant in grants(writer.store)]
+    assert odd not in [grant.actor for grant in writer.reader.grants()]
     with pytest.raises(InvalidDocumentError, match="which nobody sees"), writer.change() as change:
         change.revoke(odd)
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 COMMANDS = (

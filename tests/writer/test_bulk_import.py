@@ -25,9 +25,7 @@ from flagkit.writer import (
     LargestStep,
     Writer,
     bulk_import,
-    entries,
     planning,
-    verify,
 )
 from tests.model.test_segments import create_as_earlier
 from tests.writer.test_writer import flag, policy, state
@@ -78,10 +76,10 @@ def test_flags_are_created_in_batches_each_of_them_a_revision(writer: Writer) ->
     made = found.run(writer, reason="moved here", actor="ada@example.com", progress=steps.append)
     assert made == ImportResult(created=10, updated=0, unchanged=0, revisions=(1, 2, 3))
     assert [(step.done, step.total) for step in steps] == [(4, 10), (8, 10), (10, 10)]
-    told = [(entry.actor, entry.reason, entry.actions) for entry in entries(writer.store)]
+    told = [(entry.actor, entry.reason, entry.actions) for entry in writer.reader.entries()]
     assert told[0] == ("ada@example.com", "moved here", ("import 4 flags, batch 1 of 3",))
-    assert [entry.revision for entry in entries(writer.store, action="import")] == [1, 2, 3]
-    assert verify(writer.store) == []
+    assert [entry.revision for entry in writer.reader.entries(action="import")] == [1, 2, 3]
+    assert writer.reader.verify() == []
 
 
 def test_an_import_for_another_environment_is_refused(writer: Writer) -> None:
@@ -132,7 +130,7 @@ def test_segments_are_compared_by_their_keys_and_keep_their_seed(writer: Writer)
     assert build_segment_document(segment_state(writer, "staff")) == exported[0] | {"owner": "shop"}
     assert wanted(segments=(listed | {"included": ["ada"]}, keyless)).run(writer).updated == 1
     assert build_segment_document(segment_state(writer, "staff"))["seed"] != exported[0]["seed"]
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def test_an_import_hashes_lists_anew_that_were_hashed_with_the_public_seed(writer: Writer) -> None:
@@ -167,7 +165,7 @@ def test_a_flag_comes_before_those_that_rest_on_it(writer: Writer) -> None:
     documents += [needing(key, keys[i]) for i, key in enumerate(keys[1:])]
     random.Random(7).shuffle(documents)
     assert len(wanted(*documents).run(writer).revisions) == 3
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def test_a_segment_comes_before_the_flags_that_refer_to_it(writer: Writer) -> None:
@@ -265,7 +263,7 @@ def test_an_import_that_is_killed_is_resumed_and_ends_in_the_same_state(
     assert made.created == 11 - done
     assert {key for _, key in policies(writer)} == {f"a.f{i}" for i in range(11)}
     assert {state(writer, f"a.f{i}").version for i in range(11)} == {1}
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def test_the_audit_has_what_was_asked_without_the_documents(
@@ -297,7 +295,7 @@ def test_what_others_changed_since_it_was_prepared_is_stored_as_it_comes_to_be(
     assert made.revisions == (1, 6, 7)
     assert "owner" not in policy(writer, "a.f5")
     assert [state(writer, f"a.f{i}").version for i in (4, 5, 6, 7)] == [1, 2, 3, 1]
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def test_a_limit_on_changes_is_waited_for(writer: Writer) -> None:
@@ -347,7 +345,7 @@ def test_a_batch_that_lost_a_race_is_planned_again_only_if_it_has_to_be(
     # The other writer has plans, too.
     assert len(planned) == plans + 1
     assert policy(writer, "a.f3")["prerequisites"]
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 AT_ONCE = [flag(f"a.f{i}") for i in range(6)]

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flagkit.errors import ProposalVoidError
-from flagkit.writer import Draft, Writer, verify
+from flagkit.writer import Draft, Writer
 from tests.writer.test_writer import flag
 
 pytestmark = pytest.mark.mongo
@@ -124,18 +124,18 @@ def held_to(writer: Writer, ask: Ask, move: Ask, key: str) -> None:
     with writer.change(actor="dana") as change:
         move(change)
     if not key:
-        assert writer.proposals.read(proposal).state == "open"
+        assert writer.reader.proposal(proposal).state == "open"
         writer.proposals.apply(proposal)
         return
     for use in (writer.proposals.apply, lambda it: writer.proposals.approve(it, actor="carol")):
         with pytest.raises(ProposalVoidError, match=key) as caught:
             use(proposal)
         assert (caught.value.key, caught.value.actor) == (key, "dana")
-    assert writer.proposals.read(proposal).state == "void"
-    (listed,) = writer.proposals.list_newest()
+    assert writer.reader.proposal(proposal).state == "void"
+    (listed,) = writer.reader.proposals()
     assert listed.state == "void"
     assert key in listed.problem
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 @pytest.mark.parametrize("move", MOVES)
@@ -191,7 +191,7 @@ def test_what_is_deleted_before_anything_refers_to_it_is_named(what: str, shop: 
     with pytest.raises(ProposalVoidError, match="is not there any more, and was at 1") as caught:
         shop.proposals.apply(proposal)
     assert caught.value.key == what
-    assert shop.proposals.read(proposal).state == "void"
+    assert shop.reader.proposal(proposal).state == "void"
 
 
 def test_what_a_proposal_itself_changes_is_what_it_touches(shop: Writer) -> None:
@@ -234,7 +234,7 @@ def test_a_proposal_of_an_earlier_version_has_no_dependencies(shop: Writer) -> N
     shop.proposals.approve(proposal, actor="bob")
     shop.update_segment({"key": "staff", "when": {}})
     shop.proposals.apply(proposal)
-    assert verify(shop.store) == []
+    assert shop.reader.verify() == []
 
 
 KEYS = ("a.one", "a.two", "a.three")

@@ -19,7 +19,7 @@ from flagkit.errors import (
     VersionConflictError,
     WriteError,
 )
-from flagkit.writer import Commit, Erasure, Writer, denials, entries, erase_actor, verify
+from flagkit.writer import Commit, Erasure, Writer, erase_actor
 from flagkit.writer.operations import hash_request
 from tests.writer.test_writer import flag
 
@@ -67,9 +67,9 @@ def revoked(writer: Writer) -> Writer:
 def test_a_name_and_words_are_gone_and_the_chain_is_whole(
     history: Writer, mongo_uri: str, direct: Database[dict[str, Any]]
 ) -> None:
-    before = [*entries(revoked(history).store)]
+    before = [*revoked(history).reader.entries()]
     done = erased(history, mongo_uri)
-    assert verify(history.store) == []
+    assert history.reader.verify() == []
     assert done.name.startswith("erased:")
     # Her own three, two that have her among keys, a grant and a revocation; and a denial.
     assert done.documents == {"audit": 7, "proposals": 0, "denials": 1}
@@ -78,15 +78,15 @@ def test_a_name_and_words_are_gone_and_the_chain_is_whole(
         assert ADA not in held
         assert WORDS not in held
         assert done.name in held
-    after = [*entries(history.store)]
+    after = [*history.reader.entries()]
     assert [entry.revision for entry in after if entry.actor == done.name] == [1, 2, 4]
     for old, new in zip(before, after, strict=True):
         assert (old.differences, old.hash, old.time) == (new.differences, new.hash, new.time)
         assert new.reason == ("" if old.actor == ADA else old.reason)
     assert after[1].glass == "erased"
     assert after[5].actions == ("grant admin to tester", f"grant viewer to {done.name}")
-    assert [*entries(history.store, actor=done.name)] == [after[0], after[1], after[3]]
-    assert [denial.actor for denial in denials(history.store)] == [done.name]
+    assert [*history.reader.entries(actor=done.name)] == [after[0], after[1], after[3]]
+    assert [denial.actor for denial in history.reader.denials()] == [done.name]
 
 
 def test_what_the_chain_keeps_is_told(history: Writer, mongo_uri: str) -> None:
@@ -132,7 +132,7 @@ def test_no_digest_is_left_that_would_confirm_a_name_in_a_list(
     assert "unseeded" not in left
     assert ADA not in str(left)
     assert ask() == first
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def test_a_request_that_is_sent_again_is_not_done_again(
@@ -196,12 +196,12 @@ def test_proposals_and_what_was_said_of_them_are_kept_without_the_name(
         held = str([*direct[collection].find()])
         assert ADA not in held
         assert WORDS not in held
-    assert verify(writer.store) == []
-    assert writer.proposals.read(applied).actor == done.name
-    assert [verdict.actor for verdict in writer.proposals.read(others).verdicts] == [done.name]
+    assert writer.reader.verify() == []
+    assert writer.reader.proposal(applied).actor == done.name
+    assert [verdict.actor for verdict in writer.reader.proposal(others).verdicts] == [done.name]
     assert writer.proposals.apply(applied, actor="bob") == commit
     # What she proposed is not as it was made; what others did, and she approved of, is.
-    assert writer.proposals.read(left).state == "void"
+    assert writer.reader.proposal(left).state == "void"
     with pytest.raises(ProposalClosedError, match="was erased"):
         writer.proposals.apply(left, actor="bob")
     assert writer.proposals.apply(others, actor="bob").revision == commit.revision + 1
@@ -270,7 +270,7 @@ def test_names_that_are_refused_today_are_erased(
     assert done.documents == {"audit": 1, "proposals": 0, "denials": 2}
     assert direct.audit.count_documents({"actor": name}) == 0
     assert direct.denials.count_documents({"actor": name}) == 0
-    assert [denial.actor for denial in denials(writer.store)] == [done.name] * 2
+    assert [denial.actor for denial in writer.reader.denials()] == [done.name] * 2
     assert {found["trouble"] for found in direct.pending.find()} == {"erased", "another's"}
 
 
@@ -294,4 +294,4 @@ def test_the_command_erases_and_tells(history: Writer, mongo_uri: str, database:
         "The ledger of production keeps the name, in the grants of revision 6, 8.",
     ]
     assert last.startswith(f"{ADA} is erased:")
-    assert next(entries(history.store)).actor in last
+    assert next(history.reader.entries()).actor in last

@@ -29,9 +29,6 @@ from flagkit.writer import (
     Required,
     Retention,
     Writer,
-    entries,
-    prune,
-    verify,
 )
 from flagkit.writer.guards import check_guards
 from tests.writer.test_writer import flag
@@ -395,10 +392,10 @@ def test_the_glass_is_broken_loudly_and_on_record(
     assert caplog.messages == [
         "ada broke the glass for revision 2 of production: incident 7: checkout is down"
     ]
-    first, second = entries(writer.store)
+    first, second = writer.reader.entries()
     assert (first.glass, second.glass) == ("", "incident 7: checkout is down")
     assert second.reason == "fix"
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 @pytest.mark.mongo
@@ -562,7 +559,7 @@ def test_a_resumed_flag_is_judged_by_off_where_the_ledger_was_pruned(
     writer.pause("shop.search")
     writer.create(flag("shop.other"))
     later = datetime.now(UTC) + timedelta(days=400)
-    prune(writer, Retention(ledger_days=1), now=later)
+    writer.prune(Retention(ledger_days=1), now=later)
     with writer.preview() as change:
         change.resume("shop.search")
     assert change.preview is not None

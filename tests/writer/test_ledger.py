@@ -28,7 +28,7 @@ from flagkit._core.storage.documents import (
     encode_ledger,
     encode_policy_document,
 )
-from flagkit.writer import Retention, Writer, entries, prune, verify, write_checkpoint
+from flagkit.writer import Retention, Writer
 from flagkit.writer.bulk_import import Import
 from flagkit.writer.checkpoints import find_checkpoint_problem
 from flagkit.writer.ledger import ACTIONS, DECISIONS, EntryFilter
@@ -61,7 +61,7 @@ def history(writer: Writer) -> Writer:
 
 
 def test_entries_say_who_did_what_and_why(history: Writer) -> None:
-    found = list(entries(history.store))
+    found = list(history.reader.entries())
     assert [(entry.revision, entry.actions, entry.reason) for entry in found] == [
         (1, ("create a.one",), "launch"),
         (2, ("create a.two",), ""),
@@ -79,19 +79,19 @@ def test_entries_say_who_did_what_and_why(history: Writer) -> None:
     ]
     assert {entry.actor for entry in found} == {"tester"}
     assert [entry.time for entry in found] == sorted(entry.time for entry in found)
-    assert [entry.revision for entry in entries(history.store, after=3)] == [4, 5, 6]
+    assert [entry.revision for entry in history.reader.entries(after=3)] == [4, 5, 6]
 
 
 def test_a_rollout_that_was_set_is_told_with_its_rule(writer: Writer) -> None:
     rules = [{"name": "dach", "when": {"country": "DE"}, "rollout": 10}]
     writer.create(flag("a.one", rules=rules))
     writer.set_rollout("a.one", {"on": 33.3, "off": 66.7}, rule="dach")
-    *_, entry = entries(writer.store)
+    *_, entry = writer.reader.entries()
     assert entry.actions == ("set rollout a.one rule dach to on 33.3 %, off 66.7 %",)
 
 
 def test_an_unaltered_history_verifies(history: Writer) -> None:
-    assert verify(history.store) == []
+    assert history.reader.verify() == []
 
 
 Tampering = Callable[[Any], object]
@@ -162,7 +162,7 @@ TAMPERING: dict[str, Tampering] = {
 @pytest.mark.parametrize("name", TAMPERING)
 def test_tampering_is_found(name: str, history: Writer, direct: Database[dict[str, Any]]) -> None:
     TAMPERING[name](direct)
-    assert verify(history.store) != []
+    assert history.reader.verify() != []
 
 
 LAST = 6
@@ -202,9 +202,9 @@ def test_whatever_is_altered_in_a_ledger_document_is_found_and_named(
         for alteration in alterations:
             direct.ledger.update_one(place, alteration)
             changed = direct.ledger.find_one(place)
-            assert named(verify(history.store), revision), (revision, alteration, changed)
+            assert named(history.reader.verify(), revision), (revision, alteration, changed)
             direct.ledger.replace_one(place, document)
-    assert verify(history.store) == []
+    assert history.reader.verify() == []
 
 
 def test_whatever_is_removed_from_the_ledger_is_found_and_named(
@@ -217,9 +217,9 @@ def test_whatever_is_removed_from_the_ledger_is_found_and_named(
             direct.ledger.delete_many({"_id": {"$in": [document["_id"] for document in gone]}})
             one = f"revision {first + 1} is missing"
             several = f"revisions {first + 1} to {last + 1} are missing"
-            assert (one if first == last else several) in verify(history.store)
+            assert (one if first == last else several) in history.reader.verify()
             direct.ledger.insert_many(gone)
-    assert verify(history.store) == []
+    assert history.reader.verify() == []
 
 
 def test_a_flag_that_was_altered_is_found_though_it_seems_not_to_be_projected(
@@ -234,20 +234,20 @@ def test_a_flag_that_was_altered_is_found_though_it_seems_not_to_be_projected(
     direct.flags.replace_one({"_id": found["_id"]}, document)
     problem = ["a.one (*) is not as the ledger has it"]
     direct.heads.update_one({}, {"$set": {"unprojected": 1}})
-    assert verify(history.store) == problem
+    assert history.reader.verify() == problem
     direct.heads.update_one({}, {"$unset": {"unprojected": True}})
     direct.ledger.delete_one({"_id.revision": 7})
-    assert verify(history.store) == problem
+    assert history.reader.verify() == problem
     # What is not there yet, and stands as it did before, is no problem.
     direct.flags.replace_one({"_id": found["_id"]}, found)
-    assert verify(history.store) == []
+    assert history.reader.verify() == []
 
 
 def test_a_newest_document_that_was_removed_is_brought_back_from_the_head(
     history: Writer, direct: Database[dict[str, Any]]
 ) -> None:
     gone = direct.ledger.find_one_and_delete({"revision": LAST})
-    assert verify(history.store) == []
+    assert history.reader.verify() == []
     history.resume("a.one")
     assert direct.ledger.find_one({"revision": LAST}) == gone
 
@@ -263,12 +263,12 @@ def test_whatever_is_inserted_into_the_ledger_is_found_and_named(
             for also in ({}, {"revision": place}):
                 planted = document | {"_id": identity, "request": "planted"} | also
                 direct.ledger.insert_one(planted)
-                problems = verify(history.store)
+                problems = history.reader.verify()
                 itself = re.compile(rf"(?<![\w.-]){re.escape(str(place))}(?![\w.])")
                 found = any(map(itself.search, problems))
                 assert found or named(problems, document["revision"]), (place, also)
                 direct.ledger.delete_one({"_id": identity})
-    assert verify(history.store) == []
+    assert history.reader.verify() == []
 
 
 def test_whatever_is_reordered_in_the_ledger_is_found_and_named(
@@ -283,10 +283,10 @@ def test_whatever_is_reordered_in_the_ledger_is_found_and_named(
             ]
             direct.ledger.delete_many({"_id": {"$in": [one["_id"], other["_id"]]}})
             direct.ledger.insert_many(swapped)
-            assert named(verify(history.store), one["revision"], other["revision"])
+            assert named(history.reader.verify(), one["revision"], other["revision"])
             direct.ledger.delete_many({"_id": {"$in": [one["_id"], other["_id"]]}})
             direct.ledger.insert_many([one, other])
-    assert verify(history.store) == []
+    assert history.reader.verify() == []
 
 
 def rewritten(history: Writer, direct: Database[dict[str, Any]], revision: int) -> None:
@@ -306,21 +306,21 @@ def rewritten(history: Writer, direct: Database[dict[str, Any]], revision: int) 
 def test_a_rewrite_of_everything_is_found_only_against_an_anchor(
     history: Writer, direct: Database[dict[str, Any]]
 ) -> None:
-    anchors = {entry.revision: entry.hash for entry in entries(history.store)}
-    assert verify(history.store, anchors.items()) == []
+    anchors = {entry.revision: entry.hash for entry in history.reader.entries()}
+    assert history.reader.verify(anchors.items()) == []
     rewritten(history, direct, 4)
-    assert verify(history.store) == []
-    assert verify(history.store, [(3, anchors[3])]) == []
+    assert history.reader.verify() == []
+    assert history.reader.verify([(3, anchors[3])]) == []
     for revision in (4, 5, 6):
-        (problem,) = verify(history.store, [(3, anchors[3]), (revision, anchors[revision])])
+        (problem,) = history.reader.verify([(3, anchors[3]), (revision, anchors[revision])])
         assert problem.startswith(f"revision {revision} is not the one whose hash was kept")
-    assert len(verify(history.store, [(99, anchors[3])])) == 1
+    assert len(history.reader.verify([(99, anchors[3])])) == 1
 
 
 def test_entries_may_be_asked_for_by_who_what_and_when(history: Writer) -> None:
     history.pause("a.one", actor="ana")
     history.change_members("staff", include=["bo"], actor="ana")
-    times = {entry.revision: entry.time for entry in entries(history.store)}
+    times = {entry.revision: entry.time for entry in history.reader.entries()}
     asked: list[tuple[EntryFilter, list[int]]] = [
         ({}, [1, 2, 3, 4, 5, 6, 7, 8]),
         ({"key": "a.two"}, [2, 3, 4, 5]),
@@ -336,19 +336,19 @@ def test_entries_may_be_asked_for_by_who_what_and_when(history: Writer) -> None:
         ({"since": times[2], "until": times[2] + timedelta(milliseconds=1), "key": "a.two"}, [2]),
     ]
     for wanted, revisions in asked:
-        found = [entry.revision for entry in entries(history.store, **wanted)]
+        found = [entry.revision for entry in history.reader.entries(**wanted)]
         assert found == revisions, wanted
-        backwards = entries(history.store, newest_first=True, **wanted)
+        backwards = history.reader.entries(newest_first=True, **wanted)
         assert [entry.revision for entry in backwards] == revisions[::-1]
 
 
 def test_entries_say_what_came_of_it(history: Writer) -> None:
-    found = {entry.revision: entry.differences for entry in entries(history.store)}
+    found = {entry.revision: entry.differences for entry in history.reader.entries()}
     assert found[3] == ("a.two: fallthrough: on 10 -> 50 %, off 90 -> 50 %",)
     assert found[4] == ("a.one: state: active -> paused", "a.two: state: active -> paused")
     assert found[6] == ("segment staff: created", "segment staff: included: 2 keys")
     assert history.pause("a.one").revision == 7
-    assert [entry.differences for entry in entries(history.store, after=6)] == [()]
+    assert [entry.differences for entry in history.reader.entries(after=6)] == [()]
 
 
 def test_entries_say_who_has_which_roles_and_limits_then(writer: Writer) -> None:
@@ -360,7 +360,7 @@ def test_entries_say_who_has_which_roles_and_limits_then(writer: Writer) -> None
         change.grant("ada", "editor", ["pay."])
         change.grant("ada", "releaser", ["shop."])
         change.lift_limit("actor")
-    assert [entry.differences for entry in entries(writer.store)] == [
+    assert [entry.differences for entry in writer.reader.entries()] == [
         (
             "granted: editor of ada on pay.",
             "granted: editor of ada on shop.",
@@ -394,10 +394,10 @@ def test_every_action_has_its_word(history: Writer) -> None:
         change.grant("tester", "admin")
         change.revoke("ada")
         change.set_limit("actor", capacity=5, rate=0.5)
-    oldest = next(entries(history.store))
-    prune(history, Retention(ledger_days=1), now=oldest.time + timedelta(days=1))
+    oldest = next(history.reader.entries())
+    history.prune(Retention(ledger_days=1), now=oldest.time + timedelta(days=1))
     for action in set(ACTIONS).difference(DECISIONS):
-        (first, *_) = entries(history.store, action=action)
+        (first, *_) = history.reader.entries(action=action)
         words = [sentence.partition(" ")[0] for sentence in first.actions]
         assert action.partition("-")[0] in words
 
@@ -437,9 +437,9 @@ FORGERIES: dict[str, tuple[Callable[[dict[PolicyId, Record]], object], str]] = {
 def test_a_checkpoint_that_was_forged_is_found(name: str, history: Writer) -> None:
     change, problem = FORGERIES[name]
     forged(history, lambda _: None)
-    assert verify(history.store) == []
+    assert history.reader.verify() == []
     forged(history, change)
-    (found,) = verify(history.store)
+    (found,) = history.reader.verify()
     assert found.startswith("checkpoint ")
     assert problem in found
 
@@ -464,10 +464,10 @@ def test_a_checkpoint_of_other_members_is_found(history: Writer) -> None:
 def test_a_checkpoint_that_cannot_be_read_is_found(
     history: Writer, direct: Database[dict[str, Any]], edit: str
 ) -> None:
-    write_checkpoint(history.store)
+    history.reader.write_checkpoint()
     if edit == "missing":
         direct.slices.delete_many({})
     else:
         direct.slices.update_one({}, {"$set": {"content": 5}})
-    (found,) = verify(history.store)
+    (found,) = history.reader.verify()
     assert "cannot be used" in found

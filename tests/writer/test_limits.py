@@ -34,7 +34,7 @@ from flagkit.errors import (
     RateLimitedError,
     StoreError,
 )
-from flagkit.writer import Draft, Writer, entries, erase_actor, limits, verify
+from flagkit.writer import Draft, Writer, erase_actor
 from flagkit.writer.access import ALL_ACTORS, take_tokens
 from tests.support.forked import ForkedChild
 from tests.writer.test_writer import flag
@@ -167,8 +167,8 @@ def test_pauses_and_changes_of_access_are_not_limited(writer: Writer) -> None:
         change.grant("tester", "admin")
         change.lift_limit("environment")
     writer.resume("shop.search")
-    assert limits(writer.store) == Limits()
-    assert verify(writer.store) == []
+    assert writer.reader.limits() == Limits()
+    assert writer.reader.verify() == []
 
 
 def _granting(writer: Writer) -> str:
@@ -213,7 +213,7 @@ def test_all_but_pauses_and_changes_of_access_takes_a_token(first: str, writer: 
             does(writer)
         assert writer.store.read_tip() == tip
     writer.pause("shop.search", actor="ada")
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 @pytest.mark.mongo
@@ -228,12 +228,12 @@ def test_what_was_not_closed_for_a_limit_stays_open(writer: Writer) -> None:
     for close in (writer.proposals.withdraw, writer.proposals.reject):
         with pytest.raises(RateLimitedError):
             close(proposal, actor="ada")
-        assert writer.proposals.read(proposal).state == "open"
+        assert writer.reader.proposal(proposal).state == "open"
     with writer.change() as change:
         change.lift_limit("environment")
     commit = writer.proposals.withdraw(proposal, actor="ada")
     assert writer.proposals.withdraw(proposal, actor="ada") == commit
-    assert writer.proposals.read(proposal).state == "withdrawn"
+    assert writer.reader.proposal(proposal).state == "withdrawn"
 
 
 @pytest.mark.mongo
@@ -290,14 +290,14 @@ def test_limits_are_for_admins_and_in_the_ledger(
     with writer.change() as change:
         change.grant("tester", "admin")
         change.grant("ada", "admin", ["shop."])
-    assert [entry.actions for entry in entries(writer.store)][:2] == [
+    assert [entry.actions for entry in writer.reader.entries()][:2] == [
         (
             "set limit of each actor to 5 and 0.5 a second",
             "set limit of all to 100 and 10.0 a second",
         ),
         ("set limit of all to any number",),
     ]
-    assert limits(writer.store) == Limits(Limit(5, 0.5))
+    assert writer.reader.limits() == Limits(Limit(5, 0.5))
     with (
         Writer(mongo_uri, "production", actor="ada", database=database) as ada,
         pytest.raises(AccessDeniedError, match="roles and limits of everything"),
@@ -355,7 +355,7 @@ def test_limits_hold_over_processes_that_hammer(
     for child in children:
         with child:
             refused += child.says()
-    made = list(entries(writer.store, after=1))
+    made = list(writer.reader.entries(after=1))
     assert len(made) + refused == PROCESSES * ATTEMPTS
     assert refused > 0
     model = Model(held)
@@ -366,7 +366,7 @@ def test_limits_hold_over_processes_that_hammer(
     for name in set(names):
         own = [time for entry, time in zip(made, times, strict=True) if entry.actor == name]
         assert_within(Limit(4, 8.0), own)
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 # The names of buckets

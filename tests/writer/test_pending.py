@@ -39,8 +39,6 @@ from flagkit.writer import (
     PlannedChange,
     Refusal,
     Writer,
-    entries,
-    verify,
 )
 from tests.support.forked import poll_until
 from tests.writer.test_writer import flag, policy
@@ -84,7 +82,7 @@ def asked(client: MongoClient[Any], ask: Callable[[ClientSession], PendingChange
 
 
 def names(writer: Writer) -> list[str]:
-    return [waiting.request for waiting in writer.pending.list_all()]
+    return [waiting.request for waiting in writer.reader.pending()]
 
 
 def left(mine: MongoClient[dict[str, Any]], database: str) -> dict[str, int]:
@@ -109,11 +107,11 @@ def test_a_change_happens_with_the_data_that_it_was_asked_for_with(
     assert commit.request == change.pending.request
     assert change.pending.commit() == commit
     assert policy(writer)["state"] == "active"
-    (entry,) = entries(writer.store, 1)
+    (entry,) = writer.reader.entries(1)
     assert (entry.actor, entry.reason) == ("tester", "orders moved")
     assert entry.actions == ("create shop.search", "create shop.other")
-    assert writer.pending.list_all() == []
-    assert verify(writer.store) == []
+    assert writer.reader.pending() == []
+    assert writer.reader.verify() == []
 
 
 def test_an_aborted_transaction_leaves_nothing(
@@ -178,7 +176,7 @@ def test_every_workflow_can_be_asked_for_in_a_transaction(
     ]
     for number, ask in enumerate(steps, 1):
         assert asked(mine, ask).commit().revision == number
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def test_several_in_one_transaction_are_made_in_their_order(
@@ -211,7 +209,7 @@ def test_what_was_asked_for_before_of_the_same_flags_is_made_before(
     last = ask(lambda session: writer.in_transaction(session).resume("shop.b"))
     assert last.commit().revision == 3
     assert names(writer) == [unrelated.request]
-    assert [entry.actions[0] for entry in entries(writer.store)] == [
+    assert [entry.actions[0] for entry in writer.reader.entries()] == [
         "create shop.a",
         "create shop.b",
         "resume shop.b",
@@ -259,7 +257,7 @@ def test_of_a_process_that_is_killed_there_is_both_or_neither(
     swept = writer.pending.sweep()
     assert orders.orders.count_documents({}) == len(swept.commits) == (0 if before else 1)
     if not before:
-        (entry,) = entries(writer.store)
+        (entry,) = writer.reader.entries()
         assert (entry.actor, entry.reason) == ("ada", "moved")
         assert writer.pending.commit(request) == swept.commits[0]
 
@@ -287,7 +285,7 @@ def test_many_sweepers_at_once_make_each_change_once_and_in_order(
         thread.start()
     for thread in threads:
         thread.join()
-    assert writer.pending.list_all() == []
+    assert writer.reader.pending() == []
     assert writer.store.read_tip().revision == 15
     owners = [change.policies[0].after for change in writer.store.iter_changes()]
     assert [state and state.policy["owner"] for state in owners] == [str(i) for i in range(15)]
@@ -313,8 +311,8 @@ def test_a_sweeper_may_die_at_any_step(
     (commit,) = writer.pending.sweep().commits
     assert commit == pending.commit()
     assert writer.store.read_tip().revision == commit.revision == 1
-    assert writer.pending.list_all() == []
-    assert verify(writer.store) == []
+    assert writer.reader.pending() == []
+    assert writer.reader.verify() == []
 
 
 def test_another_writer_sweeps_in_the_background_after_a_change_of_its_own(
@@ -322,7 +320,7 @@ def test_another_writer_sweeps_in_the_background_after_a_change_of_its_own(
 ) -> None:
     asked(mine, lambda session: writer.in_transaction(session).create(flag()))
     other("bob").create(flag("shop.unrelated"))
-    poll_until(writer.pending.list_all, lambda waiting: waiting == [])
+    poll_until(writer.reader.pending, lambda waiting: waiting == [])
     assert policy(writer)["key"] == "shop.search"
 
 
@@ -363,7 +361,7 @@ def test_a_refused_change_is_not_tried_for_ever_and_says_why(
     swept = writer.pending.sweep()
     assert (swept.commits, swept.refused, swept.waiting) == ((), 1, 0)
     assert writer.pending.sweep().refused == 0
-    (waiting,) = writer.pending.list_all()
+    (waiting,) = writer.reader.pending()
     assert isinstance(waiting, PendingRequest)
     assert (waiting.request, waiting.actor, waiting.reason) == (pending.request, "tester", "mine")
     assert (waiting.actions, waiting.tries) == (("update shop.search",), 1)
@@ -375,7 +373,7 @@ def test_a_refused_change_is_not_tried_for_ever_and_says_why(
     # What was in the way is gone, and somebody tries again.
     writer.pause("shop.search")
     assert pending.commit().revision == 3
-    assert writer.pending.list_all() == []
+    assert writer.reader.pending() == []
 
 
 def test_one_that_was_refused_holds_up_nobody(
@@ -384,7 +382,7 @@ def test_one_that_was_refused_holds_up_nobody(
     asked(mine, lambda session: writer.in_transaction(session).pause("shop.search"))
     create = asked(mine, lambda session: writer.in_transaction(session).create(flag()))
     assert create.commit().revision == 1
-    assert [waiting.refused for waiting in writer.pending.list_all()] == [True]
+    assert [waiting.refused for waiting in writer.reader.pending()] == [True]
 
 
 def test_access_is_that_of_who_asked_at_the_revision_of_the_commit(
@@ -402,7 +400,7 @@ def test_access_is_that_of_who_asked_at_the_revision_of_the_commit(
     with writer.change() as change:
         change.grant("ada", "releaser")
     pending.commit()
-    assert [*entries(writer.store)][-1].actor == "ada"
+    assert [*writer.reader.entries()][-1].actor == "ada"
 
 
 def test_what_passes_with_time_is_tried_again_and_holds_up_what_comes_after(
@@ -420,14 +418,14 @@ def test_what_passes_with_time_is_tried_again_and_holds_up_what_comes_after(
     swept = writer.pending.sweep()
     assert [commit.request for commit in swept.commits] == [unrelated.request]
     assert (swept.refused, swept.waiting) == (0, 2)
-    waiting = writer.pending.list_all()[0]
+    waiting = writer.reader.pending()[0]
     assert not waiting.refused
     assert waiting.not_before is not None
     assert waiting.not_before > datetime.now(UTC) + timedelta(minutes=5)
     assert "limit on changes" in waiting.trouble
     # A sweep does not try before; and who asks for the later one is told what is in the way.
     assert writer.pending.sweep().waiting == 2
-    assert writer.pending.list_all()[0].tries == 1
+    assert writer.reader.pending()[0].tries == 1
     with pytest.raises(RateLimitedError):
         later.commit()
     with writer.change() as change:
@@ -454,12 +452,12 @@ def test_a_freeze_is_waited_for_and_any_other_guard_refuses(
     with pytest.raises(GuardError, match="is frozen") as caught:
         pending.commit()
     assert caught.value.retry_at is not None
-    (waiting,) = writer.pending.list_all()
+    (waiting,) = writer.reader.pending()
     assert not waiting.refused
     assert waiting.not_before == floored(caught.value.retry_at)
     with pytest.raises(ZeroDivisionError):
         guarded.pending.commit(pending.request)
-    assert writer.pending.list_all()[0].refused
+    assert writer.reader.pending()[0].refused
 
 
 def test_a_dropped_change_is_never_made_and_the_ledger_says_who_dropped_it(
@@ -468,8 +466,8 @@ def test_a_dropped_change_is_never_made_and_the_ledger_says_who_dropped_it(
     pending = asked(mine, lambda session: writer.in_transaction(session).create(flag()))
     commit = other("bob").pending.drop(pending.request, reason="no longer wanted")
     assert commit.revision == 1
-    assert writer.pending.list_all() == []
-    (entry,) = entries(writer.store, action="drop-pending")
+    assert writer.reader.pending() == []
+    (entry,) = writer.reader.entries(action="drop-pending")
     assert (entry.actor, entry.reason) == ("bob", "no longer wanted")
     assert entry.actions == (f"drop pending {pending.request}",)
     with pytest.raises(NotPendingError, match="was dropped at revision 1"):
@@ -542,8 +540,8 @@ def test_a_drop_and_a_sweep_exclude_each_other(
 
     monkeypatch.setattr(sweeper.store, "compare_and_set", late)
     assert sweeper.pending.sweep().commits == ()
-    assert writer.pending.list_all() == []
-    assert [entry.actions[0].split()[0] for entry in entries(writer.store)] == ["drop"]
+    assert writer.reader.pending() == []
+    assert [entry.actions[0].split()[0] for entry in writer.reader.entries()] == ["drop"]
     # And the other way round.
     pending = asked(mine, lambda session: writer.in_transaction(session).create(flag()))
     compare_and_set = sweeper.store.compare_and_set
@@ -579,7 +577,7 @@ def test_a_key_that_was_used_before_is_the_same_change_or_an_error_at_once(
         lambda session: writer.in_transaction(session).create(flag(), idempotency_key="deploy-7"),
     )
     assert same.commit() == first
-    assert writer.pending.list_all() == []
+    assert writer.reader.pending() == []
     with mine.start_session() as session:
         session.start_transaction()
         with pytest.raises(RequestConflictError):
@@ -654,7 +652,7 @@ def test_members_come_with_a_segment(writer: Writer, mine: MongoClient[dict[str,
     document = {"key": "beta", "included": keys}
     asked(mine, lambda session: writer.in_transaction(session).create_segment(document))
     assert len(writer.pending.sweep().commits) == 1
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
     with writer.store.open_reader() as reading:
         assert (
             reading.find_segments(["beta"])["@segments", "beta"].policy["included"]["count"]
@@ -719,7 +717,7 @@ def test_a_request_that_was_altered_is_refused(
     mine[database].audit.delete_many({})
     with pytest.raises(InvalidDocumentError, match="removed past the writer"):
         pending.commit()
-    assert writer.pending.list_all()[0].refused
+    assert writer.reader.pending()[0].refused
 
 
 def test_what_was_changed_past_the_writer_is_waited_for(
@@ -729,7 +727,7 @@ def test_what_was_changed_past_the_writer_is_waited_for(
     pending = asked(mine, lambda session: writer.in_transaction(session).pause("shop.search"))
     mine[database].flags.update_one({}, {"$set": {"policy.owner": "eve"}})
     assert writer.pending.sweep().waiting == 1
-    (waiting,) = writer.pending.list_all()
+    (waiting,) = writer.reader.pending()
     assert (waiting.refused, waiting.tries) == (False, 1)
     with pytest.raises(StoreError, match="past the writer"):
         pending.commit()
@@ -752,7 +750,7 @@ def test_the_glass_is_broken_as_at_any_commit(
         change.bypass_guards("incident 7")
         change.create(flag())
     assert guarded.pending.sweep().refused == 0
-    assert [entry.glass for entry in entries(writer.store)] == ["incident 7"]
+    assert [entry.glass for entry in writer.reader.entries()] == ["incident 7"]
 
 
 def test_a_writer_that_closes_waits_for_its_sweep(

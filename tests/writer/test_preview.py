@@ -18,7 +18,7 @@ from flagkit.errors import (
     RequestConflictError,
     VersionConflictError,
 )
-from flagkit.writer import Draft, Preview, Required, Writer, denials, entries
+from flagkit.writer import Draft, Preview, Required, Writer
 from tests.writer.test_writer import flag
 
 pytestmark = pytest.mark.mongo
@@ -67,7 +67,7 @@ def test_it_says_what_a_commit_then_does_and_upon_which_revision(
     )
     with writer.change() as change:
         ask(change)
-    [entry] = entries(writer.store, found.base_revision)
+    [entry] = writer.reader.entries(found.base_revision)
     assert entry.differences == found.differences
     assert {item.id for item in found.changes} == {
         ("*", "shop.search"),
@@ -137,7 +137,7 @@ def test_access_is_checked_and_a_denial_is_not_logged(
     before = all_documents(stored)
     with pytest.raises(AccessDeniedError), writer.preview(actor="ada") as draft:
         draft.archive("shop.search")
-    assert denials(writer.store) == []
+    assert writer.reader.denials() == []
     assert all_documents(stored) == before
     with writer.preview(actor="ada") as draft:
         draft.pause("shop.search")

@@ -11,7 +11,7 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from flagkit.errors import FlagkitError, NotApprovedError, StoreError
-from flagkit.writer import Proposal, Retention, Writer, denials, entries, list_prunable, verify
+from flagkit.writer import Proposal, Retention, Writer
 from flagkit.writer.approvals import hash_proposal
 from tests.support.cli_runner import CommandRunner
 from tests.writer.test_writer import flag
@@ -111,7 +111,7 @@ def test_whatever_field_is_malformed_the_others_are_told_as_before(
 ) -> None:
     first, other = two
     command = CommandRunner(mongo_uri, database)
-    before = {listed.id: listed for listed in writer.proposals.list_newest()}
+    before = {listed.id: listed for listed in writer.reader.proposals()}
     where = {"_id.proposal": first, "_id.verdict": verdict}
     document = direct.proposals.find_one(where)
     assert document is not None
@@ -121,7 +121,7 @@ def test_whatever_field_is_malformed_the_others_are_told_as_before(
             if altered == document:
                 continue
             direct.proposals.replace_one(where, altered)
-            told = {listed.id: listed for listed in writer.proposals.list_newest()}
+            told = {listed.id: listed for listed in writer.reader.proposals()}
             assert told[other] == before[other], (path, value)
             if verdict == "approve" and path == ("digest",) and isinstance(value, str):
                 # What is said of something else does not count, and that is all.
@@ -139,13 +139,13 @@ def test_whatever_field_is_malformed_the_others_are_told_as_before(
         assert {found["id"] for found in listed} == {first, other}
         table = command.told("approvals", "list")
         assert table.count(" open ") == table.count("void:") == 1
-        assert [*entries(writer.store)]
-        list_prunable(writer.store, Retention(remains_days=1))
+        assert [*writer.reader.entries()]
+        writer.reader.list_prunable(Retention(remains_days=1))
     direct.proposals.replace_one(where, document)
-    assert {listed.id: listed for listed in writer.proposals.list_newest()} == before
-    assert verify(writer.store) == []
+    assert {listed.id: listed for listed in writer.reader.proposals()} == before
+    assert writer.reader.verify() == []
     writer.proposals.apply(first)
-    assert denials(writer.store) == []
+    assert writer.reader.denials() == []
 
 
 def assert_altered(found: Proposal) -> None:
@@ -157,7 +157,7 @@ def assert_altered(found: Proposal) -> None:
 
 def assert_of_no_use(writer: Writer, proposal: str) -> None:
     uses: tuple[Callable[[str], object], ...] = (
-        writer.proposals.read,
+        writer.reader.proposal,
         lambda it: writer.proposals.approve(it, actor="eve"),
         lambda it: writer.proposals.reject(it, actor="eve"),
         lambda it: writer.proposals.withdraw(it, actor="ada"),
@@ -168,7 +168,7 @@ def assert_of_no_use(writer: Writer, proposal: str) -> None:
         with pytest.raises(StoreError, match="was changed past the writer"):
             use(proposal)
     assert writer.store.read_tip() == tip
-    assert any(proposal in problem for problem in verify(writer.store))
+    assert any(proposal in problem for problem in writer.reader.verify())
 
 
 @pytest.mark.slow
@@ -184,21 +184,21 @@ def test_whatever_name_a_document_has_the_others_are_told_as_before(
     direct: Database[dict[str, Any]],
 ) -> None:
     first, other = two
-    (before,) = [listed for listed in writer.proposals.list_newest() if listed.id == other]
+    (before,) = [listed for listed in writer.reader.proposals() if listed.id == other]
     document = direct.proposals.find_one({"_id.proposal": first, "_id.verdict": verdict})
     assert document is not None
     direct.proposals.delete_one({"_id": document["_id"]})
     with contextlib.suppress(TypeError):
         direct.proposals.insert_one(edited(document, ("_id", field), value))
-    listed = {found.id: found for found in writer.proposals.list_newest()}
+    listed = {found.id: found for found in writer.reader.proposals()}
     assert listed[other] == before
     made = writer.proposals
-    for use in (made.read, made.apply, lambda it: made.reject(it, actor="eve")):
+    for use in (writer.reader.proposal, made.apply, lambda it: made.reject(it, actor="eve")):
         if verdict == "propose" or use == made.apply:
             with pytest.raises(FlagkitError):
                 use(first)
-    verify(writer.store)
-    assert [*entries(writer.store)]
+    writer.reader.verify()
+    assert [*writer.reader.entries()]
 
 
 def test_a_forged_proposal_whose_digest_is_right_breaks_nothing(
@@ -219,10 +219,10 @@ def test_a_forged_proposal_whose_digest_is_right_breaks_nothing(
         forged = {**made, "operations": [operation]}
         forged["digest"] = hash_proposal("ada", forged)
         direct.proposals.replace_one(where, forged)
-        told = {listed.id: listed.state for listed in writer.proposals.list_newest()}
+        told = {listed.id: listed.state for listed in writer.reader.proposals()}
         assert told[other] == "open"
         with contextlib.suppress(StoreError):
-            assert writer.proposals.read(first).state == "void", operation
+            assert writer.reader.proposal(first).state == "void", operation
         with pytest.raises(FlagkitError):
             writer.proposals.approve(first, actor="eve")
         with pytest.raises(FlagkitError):
@@ -241,8 +241,8 @@ def test_members_that_a_malformed_proposal_refers_to_do_not_stop_a_pruning(
         for value in WRONG:
             altered = edited(made, ("operations", 0, *path), value)
             direct.proposals.replace_one(where, altered)
-            list_prunable(writer.store, Retention(remains_days=1))
-            (listed,) = writer.proposals.list_newest()
+            writer.reader.list_prunable(Retention(remains_days=1))
+            (listed,) = writer.reader.proposals()
             assert listed.state == "void"
 
 
@@ -253,7 +253,7 @@ def test_two_proposals_of_one_name_are_none(
     made = direct.proposals.find_one({"_id.proposal": first, "_id.verdict": "propose"})
     assert made is not None
     direct.proposals.insert_one({**made, "_id": {**made["_id"], "actor": "mallory"}})
-    told = {listed.id: listed.state for listed in writer.proposals.list_newest()}
+    told = {listed.id: listed.state for listed in writer.reader.proposals()}
     assert told == {first: "void", other: "open"}
     with pytest.raises(StoreError, match="there are two of that name"):
         writer.proposals.apply(first)
@@ -266,8 +266,8 @@ def test_an_approval_of_another_digest_never_counts(
     (bobs,) = direct.proposals.find({"_id.proposal": first, "_id.verdict": "approve"})
     forged = {**bobs, "_id": {**bobs["_id"], "proposal": other, "actor": "eve"}}
     direct.proposals.insert_one(forged)
-    assert writer.proposals.read(other).verdicts == ()
+    assert writer.reader.proposal(other).verdicts == ()
     with pytest.raises(NotApprovedError):
         writer.proposals.apply(other)
-    (problem,) = verify(writer.store)
+    (problem,) = writer.reader.verify()
     assert f"what 'eve' said of the proposal {other} ('approve') is of another one" in problem

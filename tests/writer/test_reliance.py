@@ -13,7 +13,7 @@ from flagkit.errors import (
     ProposalClosedError,
     RequestConflictError,
 )
-from flagkit.writer import Retention, Writer, entries, erase_actor, prune, verify
+from flagkit.writer import Retention, Writer, erase_actor
 from flagkit.writer.approvals import hash_proposal
 from flagkit.writer.commit import format_application_request
 from flagkit.writer.operations import hash_request
@@ -48,7 +48,7 @@ def decided(writer: Writer) -> dict[str, str]:
     writer.proposals.withdraw(found["withdrawn"], actor="ada")
     found["open"] = proposed(writer, "a.open")
     writer.proposals.approve(found["open"], actor="bob")
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
     return found
 
 
@@ -61,7 +61,7 @@ def test_the_audit_says_what_an_application_relied_on(
     assert made is not None
     assert asked["approved"] == {"digest": made["digest"], "by": ["bob", "carol"]}
     assert asked["digest"] == hash_request(asked)
-    first = next(entries(writer.store))
+    first = next(writer.reader.entries())
     assert (first.approvers, first.applier) == (("bob", "carol"), "dana")
 
 
@@ -192,7 +192,7 @@ def test_what_was_altered_forged_or_removed_is_found(
 ) -> None:
     tamper, problem = TAMPERING[tampering]
     tamper(direct, decided)
-    found = verify(writer.store)
+    found = writer.reader.verify()
     assert any(problem.format(**decided) in told for told in found), found
 
 
@@ -200,9 +200,9 @@ def test_what_no_revision_relies_on_may_vanish_unseen(
     decided: dict[str, str], writer: Writer, direct: Direct
 ) -> None:
     direct.proposals.delete_one(said("open", "approve")(decided))
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
     direct.proposals.delete_one(said("open", "propose")(decided))
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def test_a_proposal_stays_closed_though_its_rejection_was_removed(
@@ -210,7 +210,7 @@ def test_a_proposal_stays_closed_though_its_rejection_was_removed(
 ) -> None:
     for name, verdict in (("rejected", "reject"), ("withdrawn", "withdraw")):
         direct.proposals.delete_one(said(name, verdict)(decided))
-        assert writer.proposals.read(decided[name]).state == name
+        assert writer.reader.proposal(decided[name]).state == name
         with pytest.raises(ProposalClosedError):
             writer.proposals.approve(decided[name], actor="bob")
         with pytest.raises(ProposalClosedError):
@@ -227,11 +227,11 @@ def test_an_application_and_closings_of_an_earlier_version_still_prove(
     asked["digest"] = hash_request(asked)
     direct.audit.replace_one({"_id": asked["_id"]}, asked)
     direct.proposals.update_many({}, {"$unset": {"seal": True}})
-    assert verify(writer.store) == []
-    assert next(entries(writer.store)).approvers == ("bob", "carol")
+    assert writer.reader.verify() == []
+    assert next(writer.reader.entries()).approvers == ("bob", "carol")
     for who in ("bob", "carol"):
         direct.proposals.delete_one(said("applied", "approve", actor=who)(decided))
-    (problem,) = verify(writer.store)
+    (problem,) = writer.reader.verify()
     assert problem.endswith("and nobody has approved of it")
 
 
@@ -242,15 +242,15 @@ def test_persons_are_erased_and_all_of_it_still_proves(
         who: erase_actor(who, uri=mongo_uri, database=direct.name).name
         for who in ("carol", "dana", "eve", "ada", "bob")
     }
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
     held = str([[*direct[name].find()] for name in ("audit", "proposals")])
     assert not any(f"'{who}'" in held for who in names)
-    first = next(entries(writer.store))
+    first = next(writer.reader.entries())
     assert (first.actor, first.applier) == (names["ada"], names["dana"])
     assert first.approvers == (names["bob"], names["carol"])
     # What is removed after that is found as before.
     direct.proposals.delete_one(said("applied", "approve", actor=names["carol"])(decided))
-    (problem,) = verify(writer.store)
+    (problem,) = writer.reader.verify()
     assert f"on the approval of '{names['carol']}'" in problem
 
 
@@ -258,9 +258,9 @@ def test_what_was_decided_before_a_cut_is_not_asked_for(
     decided: dict[str, str], writer: Writer
 ) -> None:
     now = writer.store.read_tip().time + timedelta(days=9)
-    prune(writer, Retention(ledger_days=1, audit_days=1), now=now)
-    assert verify(writer.store) == []
-    assert writer.proposals.read(decided["rejected"]).state == "rejected"
+    writer.prune(Retention(ledger_days=1, audit_days=1), now=now)
+    assert writer.reader.verify() == []
+    assert writer.reader.proposal(decided["rejected"]).state == "rejected"
 
 
 def test_an_attempt_that_came_to_nothing_binds_the_next_one(
@@ -286,13 +286,13 @@ def test_an_attempt_that_came_to_nothing_binds_the_next_one(
     # More approvals do no harm.
     commit = writer.proposals.apply(one, actor="carol")
     assert writer.proposals.apply(one) == commit
-    (entry,) = entries(writer.store, commit.revision - 1)
+    (entry,) = writer.reader.entries(commit.revision - 1)
     assert (entry.approvers, entry.applier) == (("bob",), "bob")
     with writer.change() as change:
         change.revoke("bob")
     with pytest.raises(NotApprovedError, match="on the approval of bob, which does not count"):
         writer.proposals.apply(two, actor="carol")
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def test_two_attempts_at_once_record_one_truth(
@@ -313,9 +313,9 @@ def test_two_attempts_at_once_record_one_truth(
 
     monkeypatch.setattr(writer.store, "add_request", late)
     writer.proposals.apply(proposal)
-    (entry,) = entries(writer.store)
+    (entry,) = writer.reader.entries()
     assert (entry.approvers, entry.applier) == (("bob", "carol"), "dana")
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def test_what_somebody_put_in_the_place_of_an_application_is_refused(
@@ -353,5 +353,5 @@ def test_two_who_close_a_proposal_at_once_make_one_revision(
     with pytest.raises(ProposalClosedError):
         writer.proposals.reject(proposal)
     assert writer.store.read_tip().revision == 1
-    assert [entry.actor for entry in entries(writer.store)] == ["ada"]
-    assert verify(writer.store) == []
+    assert [entry.actor for entry in writer.reader.entries()] == ["ada"]
+    assert writer.reader.verify() == []

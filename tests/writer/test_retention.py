@@ -45,15 +45,8 @@ from flagkit.writer import (
     PruneResult,
     Retention,
     Writer,
-    denials,
-    entries,
-    list_prunable,
-    prune,
-    stale_flags,
-    verify,
-    write_checkpoint,
 )
-from flagkit.writer.retention import delete_in_steps, find_deletable_flags, prune_in_steps
+from flagkit.writer.retention import delete_in_steps, find_deletable_flags
 from flagkit.writer.verification import LedgerVerifier, run_verification
 from tests.storage.test_checkpoints import assert_same, loads, scanned
 from tests.storage.test_pages import created, killed_before
@@ -124,7 +117,7 @@ def revisions(direct: Database[dict[str, Any]]) -> list[int]:
 
 @pytest.fixture
 def pruned(history: Writer) -> Writer:
-    prune(history, LEDGER, reason="a year is enough", now=later(history))
+    history.prune(LEDGER, reason="a year is enough", now=later(history))
     return history
 
 
@@ -138,7 +131,7 @@ def test_a_dry_run_tells_what_goes_and_writes_nothing(
         return {name: [*direct[name].find()] for name in direct.list_collection_names()}
 
     before = everything()
-    found = list_prunable(history.store, WHOLE, later(history))
+    found = history.reader.list_prunable(WHOLE, later(history))
     assert everything() == before
     assert rows(found) == {
         "archived flags": 0,
@@ -166,15 +159,15 @@ def test_a_dry_run_tells_what_goes_and_writes_nothing(
 def test_what_is_young_or_has_no_number_stays(
     history: Writer, direct: Database[dict[str, Any]]
 ) -> None:
-    assert prune(history, Retention(), now=later(history)) == []
-    prune(history, Retention(denials_days=1, remains_days=1), now=later(history))
-    assert set(rows(prune(history, WHOLE)).values()) == {0}
+    assert history.prune(Retention(), now=later(history)) == []
+    history.prune(Retention(denials_days=1, remains_days=1), now=later(history))
+    assert set(rows(history.prune(WHOLE)).values()) == {0}
     assert revisions(direct) == [*range(1, LAST + 1)]
     assert direct.audit.count_documents({}) == LAST
     with pytest.raises(ConfigurationError, match="ledger_days is 0"):
-        prune(history, Retention(ledger_days=0))
+        history.prune(Retention(ledger_days=0))
     with pytest.raises(ConfigurationError, match="audit_days is -1"):
-        list_prunable(history.store, Retention(audit_days=-1))
+        history.reader.list_prunable(Retention(audit_days=-1))
 
 
 # The ledger
@@ -187,13 +180,13 @@ def test_the_ledger_is_cut_once_and_that_stands_in_it(
     assert before == [*range(CUT_AT + 1, LAST + 2)]
     proof = run_verification(pruned.store)
     assert (proof.problems, proof.after) == ((), CUT_AT)
-    (*_, last) = entries(pruned.store)
+    (*_, last) = pruned.reader.entries()
     assert (last.revision, last.actor, last.reason) == (LAST + 1, "tester", "a year is enough")
     assert last.actions == (f"prune the ledger up to revision {CUT_AT}",)
     (line,) = last.differences
     assert line.startswith(f"ledger pruned up to revision {CUT_AT}, of ")
     again = later(pruned, CUT_AT + 1) - timedelta(milliseconds=1)
-    assert rows(prune(pruned, LEDGER, now=again)) == {"ledger": 0, "pages": 0}
+    assert rows(pruned.prune(LEDGER, now=again)) == {"ledger": 0, "pages": 0}
     assert revisions(direct) == before
 
 
@@ -201,11 +194,11 @@ def test_it_is_cut_again_further_on(pruned: Writer, direct: Database[dict[str, A
     pruned.archive("a.old")
     pruned.delete("a.old")
     pruned.create(flag("a.gone"))
-    assert rows(prune(pruned, LEDGER, now=later(pruned, LAST + 3))) == {"ledger": 7, "pages": 0}
+    assert rows(pruned.prune(LEDGER, now=later(pruned, LAST + 3))) == {"ledger": 7, "pages": 0}
     assert revisions(direct) == [LAST + 4, LAST + 5]
-    assert verify(pruned.store) == []
+    assert pruned.reader.verify() == []
     pruned.create(flag("a.old"))
-    assert verify(pruned.store) == []
+    assert pruned.reader.verify() == []
     with pruned.store.open_reader() as reading:
         versions = {key: state.version for (_, key), state in reading.read_all().items()}
     assert versions["a.gone"] == 2
@@ -215,25 +208,25 @@ def test_it_is_cut_again_further_on(pruned: Writer, direct: Database[dict[str, A
 def test_the_ledger_stays_from_the_older_of_two_checkpoints_on(
     history: Writer, direct: Database[dict[str, Any]]
 ) -> None:
-    write_checkpoint(history.store)
+    history.reader.write_checkpoint()
     history.resume("a.one")
-    newer = write_checkpoint(history.store)
+    newer = history.reader.write_checkpoint()
     history.pause("a.one")
     assert newer.tip.revision == LAST + 1
-    prune(history, LEDGER, now=later(history, LAST + 1))
+    history.prune(LEDGER, now=later(history, LAST + 1))
     # They were older than what is cut: others took their place.
     kept = [made.tip.revision for made in history.store.list_checkpoints()]
     assert kept == [LAST + 2, LAST + 2]
     assert revisions(direct)[0] == LAST + 2
-    assert verify(history.store) == []
+    assert history.reader.verify() == []
 
 
 def test_the_newest_revision_stays_however_old(
     history: Writer, direct: Database[dict[str, Any]]
 ) -> None:
-    prune(history, LEDGER, now=later(history, LAST) + timedelta(days=1))
+    history.prune(LEDGER, now=later(history, LAST) + timedelta(days=1))
     assert revisions(direct) == [LAST, LAST + 1]
-    assert verify(history.store) == []
+    assert history.reader.verify() == []
 
 
 def test_a_ledger_that_does_not_prove_is_not_cut(
@@ -243,8 +236,8 @@ def test_a_ledger_that_does_not_prove_is_not_cut(
     direct.ledger.update_one({"revision": 3}, {"$set": {"policies": []}})
     before = [*direct.ledger.find()]
     looks: list[Callable[[], object]] = [
-        lambda: list_prunable(history.store, LEDGER, now),
-        lambda: prune(history, LEDGER, now=now),
+        lambda: history.reader.list_prunable(LEDGER, now),
+        lambda: history.prune(LEDGER, now=now),
     ]
     for look in looks:
         with pytest.raises(StoreError, match=r"nothing is pruned.*revision 3 was altered"):
@@ -264,7 +257,7 @@ def test_writers_go_on(pruned: Writer) -> None:
         states = reading.read_all()
     assert states["*", "a.two"].version == 4
     assert states["*", "a.old"].version == 3
-    assert verify(pruned.store) == []
+    assert pruned.reader.verify() == []
 
 
 def test_a_flag_that_was_deleted_before_goes_on_from_its_version_and_salt(pruned: Writer) -> None:
@@ -273,7 +266,7 @@ def test_a_flag_that_was_deleted_before_goes_on_from_its_version_and_salt(pruned
         state = reading.read_all()["*", "a.gone"]
     assert state.version == 2
     assert state.policy["fallthrough"]["rollout"]["salt"] == "old"
-    assert verify(pruned.store) == []
+    assert pruned.reader.verify() == []
 
 
 def test_requests_that_are_sent_again_return_the_first_commit(pruned: Writer) -> None:
@@ -297,7 +290,7 @@ def test_a_rollback_to_the_cut_finds_what_a_large_change_changed_first(writer: W
         for key in keys:
             change.create(flag(key, description="before the cut"))
     writer.create(flag("a.new"))
-    prune(writer, LEDGER, now=later(writer, 1))
+    writer.prune(LEDGER, now=later(writer, 1))
     with writer.change() as change:
         for key in keys:
             change.update(flag(key, description="on pages"))
@@ -331,7 +324,7 @@ def test_a_rollback_goes_back_to_the_cut_and_no_further(pruned: Writer) -> None:
             ask()
     with pytest.raises(RevisionNotFoundError, match="did not exist at revision 8"):
         pruned.rollback("a.new", to=CUT_AT)
-    assert verify(pruned.store) == []
+    assert pruned.reader.verify() == []
 
 
 def test_an_environment_is_rolled_back_to_the_cut(
@@ -345,14 +338,14 @@ def test_an_environment_is_rolled_back_to_the_cut(
     with Client(mongo_uri, environment="production", database=database) as client:
         client.wait_ready(PATIENCE_SECONDS)
         assert client.is_enabled("a.staff", "ada")
-    assert verify(pruned.store) == []
+    assert pruned.reader.verify() == []
 
 
 def test_stale_flags_are_told_as_before(history: Writer) -> None:
     now = later(history, LAST) + timedelta(days=DAYS)
-    asked = [(days, stale_flags(history.store, days, now)) for days in (1, DAYS, 2 * DAYS)]
-    prune(history, LEDGER, now=later(history))
-    assert [(days, stale_flags(history.store, days, now)) for days, _ in asked] == asked
+    asked = [(days, history.reader.stale_flags(days, now)) for days in (1, DAYS, 2 * DAYS)]
+    history.prune(LEDGER, now=later(history))
+    assert [(days, history.reader.stale_flags(days, now)) for days, _ in asked] == asked
     assert [flag.key for flag in asked[2][1]] == ["a.new", "a.old", "a.staff"][: len(asked[2][1])]
 
 
@@ -368,7 +361,7 @@ def test_clients_converge(history: Writer, mongo_uri: str, database: str, tmp_pa
     history.set_rollout("a.two", 50)
     with follow() as connected:
         connected.wait_for(LAST + 1, PATIENCE_SECONDS)
-        prune(history, LEDGER, now=later(history, LAST + 1))
+        history.prune(LEDGER, now=later(history, LAST + 1))
         last = history.pause("a.two").revision
         connected.wait_for(last, PATIENCE_SECONDS)
         with follow(snapshot_path=path) as back:
@@ -449,13 +442,13 @@ def test_tampering_after_a_cut_is_found(pruned: Writer, direct: Database[dict[st
     before = {name: [*direct[name].find()] for name in collections}
     for name, (tamper, problem) in TAMPERING.items():
         tamper(direct)
-        problems = verify(pruned.store)
+        problems = pruned.reader.verify()
         assert problems, name
         assert any(problem in found for found in problems), (name, problems)
         for collection, documents in before.items():
             direct[collection].delete_many({})
             direct[collection].insert_many(documents)
-    assert verify(pruned.store) == []
+    assert pruned.reader.verify() == []
 
 
 def test_a_cut_that_was_forged_is_found(pruned: Writer, direct: Database[dict[str, Any]]) -> None:
@@ -489,7 +482,7 @@ def test_a_cut_that_was_forged_is_found(pruned: Writer, direct: Database[dict[st
             tip = reading.tip
         assert pruned.store.compare_and_set(tip, change)
         pruned.store.project(change)
-        problems = verify(pruned.store)
+        problems = pruned.reader.verify()
         assert any(problem in found for found in problems), (name, problems)
         direct.heads.replace_one({}, head)
         direct.ledger.delete_one({"revision": change.revision})
@@ -499,11 +492,11 @@ def test_a_cut_that_was_forged_is_found(pruned: Writer, direct: Database[dict[st
 
 def test_an_anchor_from_before_the_cut_is_held_to_nothing_and_said_so(history: Writer) -> None:
     hashes = {change.revision: change.tip.hash for change in history.store.iter_changes()}
-    prune(history, LEDGER, now=later(history))
-    assert verify(history.store, [(CUT_AT, hashes[CUT_AT]), (10, hashes[10])]) == []
-    (problem,) = verify(history.store, [(3, hashes[3])])
+    history.prune(LEDGER, now=later(history))
+    assert history.reader.verify([(CUT_AT, hashes[CUT_AT]), (10, hashes[10])]) == []
+    (problem,) = history.reader.verify([(3, hashes[3])])
     assert "revision 3 was pruned, up to revision 8" in problem
-    (problem,) = verify(history.store, [(CUT_AT, "0" * 64)])
+    (problem,) = history.reader.verify([(CUT_AT, "0" * 64)])
     assert "revision 8 is not the one whose hash was kept" in problem
 
 
@@ -527,7 +520,7 @@ def test_a_ledger_that_somebody_else_cut_is_found(
     history: Writer, direct: Database[dict[str, Any]]
 ) -> None:
     direct.ledger.delete_many({"revision": {"$lte": CUT_AT}})
-    assert f"revisions 1 to {CUT_AT} are missing" in verify(history.store)
+    assert f"revisions 1 to {CUT_AT} are missing" in history.reader.verify()
 
 
 # Flags
@@ -553,11 +546,11 @@ def test_flags_that_were_archived_long_ago_are_deleted(writer: Writer) -> None:
     writer.restore("b.young")
     writer.archive("b.young")
     # Whose last change the ledger has no more is known all the same.
-    prune(writer, LEDGER, now=later(writer, 2))
+    writer.prune(LEDGER, now=later(writer, 2))
     wanted = Retention(archived_days=2 * DAYS)
     now = long_ago + timedelta(days=DAYS)
-    assert rows(list_prunable(writer.store, wanted, now)) == {"archived flags": 4}
-    assert rows(prune(writer, wanted, reason="over", now=now)) == {"archived flags": 4}
+    assert rows(writer.reader.list_prunable(wanted, now)) == {"archived flags": 4}
+    assert rows(writer.prune(wanted, reason="over", now=now)) == {"archived flags": 4}
     with writer.store.open_reader() as reading:
         assert sorted({key for _, key in reading.read_all() if key[0] != "@"}) == [
             "b.deep",
@@ -566,7 +559,7 @@ def test_flags_that_were_archived_long_ago_are_deleted(writer: Writer) -> None:
             "b.live",
             "b.young",
         ]
-    (*_, last) = entries(writer.store)
+    (*_, last) = writer.reader.entries()
     assert last.actions == (
         "delete b.upper",
         "delete b.base",
@@ -574,8 +567,8 @@ def test_flags_that_were_archived_long_ago_are_deleted(writer: Writer) -> None:
         "delete b.regional in eu",
     )
     assert last.reason == "over"
-    assert verify(writer.store) == []
-    assert rows(prune(writer, wanted, now=now)) == {"archived flags": 0}
+    assert writer.reader.verify() == []
+    assert rows(writer.prune(wanted, now=now)) == {"archived flags": 0}
 
 
 def test_a_flag_that_moved_meanwhile_stays(writer: Writer) -> None:
@@ -585,9 +578,9 @@ def test_a_flag_that_moved_meanwhile_stays(writer: Writer) -> None:
     with writer.store.open_reader() as reading:
         found = find_deletable_flags(reading, reading.now)
     writer.restore("b.two")
-    gone = whole_of(delete_in_steps(writer, found, "over"))
+    gone = whole_of(delete_in_steps(writer.change, found, "over"))
     assert [flag.key for flag in gone] == ["b.one", "b.three"]
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 # Who and why, denials, and what nothing refers to
@@ -597,18 +590,18 @@ def test_audit_goes_after_the_ledger_and_later_if_wanted(
     history: Writer, direct: Database[dict[str, Any]]
 ) -> None:
     now = later(history)
-    prune(history, Retention(ledger_days=DAYS, audit_days=2 * DAYS), now=now)
+    history.prune(Retention(ledger_days=DAYS, audit_days=2 * DAYS), now=now)
     assert direct.audit.count_documents({}) == LAST + 1
     wanted = Retention(audit_days=DAYS)
-    assert rows(list_prunable(history.store, wanted, now)) == {"audit": 7, "abandoned requests": 0}
-    assert rows(prune(history, wanted, reason="tidy", now=now))["audit"] == 7
-    (*_, last) = entries(history.store)
+    assert rows(history.reader.list_prunable(wanted, now)) == {"audit": 7, "abandoned requests": 0}
+    assert rows(history.prune(wanted, reason="tidy", now=now))["audit"] == 7
+    (*_, last) = history.reader.entries()
     assert last.reason == "tidy"
     assert last.actions[0].startswith("prune audit before ")
     # The key is free again.
     again = history.create(flag("a.again"), idempotency_key="first")
     assert again.revision == LAST + 3
-    assert verify(history.store) == []
+    assert history.reader.verify() == []
 
 
 def test_requests_that_were_abandoned_go_and_others_stay(
@@ -628,11 +621,11 @@ def test_requests_that_were_abandoned_go_and_others_stay(
     direct.ledger.delete_one({"revision": LAST})
     wanted = Retention(audit_days=DAYS)
     now = later(history)
-    assert rows(prune(history, wanted, now=now)) == {"audit": 0, "abandoned requests": 1}
+    assert rows(history.prune(wanted, now=now)) == {"audit": 0, "abandoned requests": 1}
     assert direct.audit.find_one({"_id.request": "old"}) is None
     assert direct.audit.find_one({"_id.request": "young"}) is not None
     assert waiting.commit().revision == LAST + 1
-    assert all(entry.actor for entry in entries(history.store))
+    assert all(entry.actor for entry in history.reader.entries())
 
 
 def test_denials_go_and_that_stands_in_the_ledger(history: Writer) -> None:
@@ -640,14 +633,14 @@ def test_denials_go_and_that_stands_in_the_ledger(history: Writer) -> None:
     history.store.denials.add(NOON, {**told, "actor": "eve"})
     history.store.denials.add(later(history), {**told, "actor": "mallory"})
     wanted = Retention(denials_days=DAYS)
-    assert rows(list_prunable(history.store, wanted, later(history))) == {"denials": 1}
-    assert rows(prune(history, wanted, reason="old", now=later(history))) == {"denials": 1}
+    assert rows(history.reader.list_prunable(wanted, later(history))) == {"denials": 1}
+    assert rows(history.prune(wanted, reason="old", now=later(history))) == {"denials": 1}
     assert [denial["actor"] for denial in history.store.denials.read_all()] == ["mallory"]
-    (*_, last) = entries(history.store)
+    (*_, last) = history.reader.entries()
     assert last.reason == "old"
     assert last.actions[0].startswith("prune denials before ")
     before = history.store.read_tip()
-    assert rows(prune(history, wanted, now=later(history))) == {"denials": 0}
+    assert rows(history.prune(wanted, now=later(history))) == {"denials": 0}
     assert history.store.read_tip() == before
 
 
@@ -661,14 +654,14 @@ def test_members_that_nothing_refers_to_go_in_the_second_run(
     days = [now + timedelta(days=2 * number) for number in range(1, 4)]
     history.store.add_parts({sha256(b"12345678").hexdigest(): b"12345678"})
     count = direct.members.count_documents({})
-    assert rows(prune(history, wanted, now=days[0]))["unreferred members"] == 0
-    assert rows(prune(history, wanted, now=days[1]))["unreferred members"] == 1
+    assert rows(history.prune(wanted, now=days[0]))["unreferred members"] == 0
+    assert rows(history.prune(wanted, now=days[1]))["unreferred members"] == 1
     assert direct.members.count_documents({}) == count - 1
-    prune(history, LEDGER, now=later(history, LAST))
-    assert rows(prune(history, wanted, now=days[1]))["unreferred members"] == 0
-    gone = rows(prune(history, wanted, now=days[2]))["unreferred members"]
+    history.prune(LEDGER, now=later(history, LAST))
+    assert rows(history.prune(wanted, now=days[1]))["unreferred members"] == 0
+    gone = rows(history.prune(wanted, now=days[2]))["unreferred members"]
     assert gone == count - 1 - 1
-    assert verify(history.store) == []
+    assert history.reader.verify() == []
     (snapshot,) = loads(history, mongo_uri)
     assert not snapshot.has_missing_parts
 
@@ -682,11 +675,11 @@ def test_members_of_what_is_pending_or_proposed_stay(history: Writer, mongo_uri:
             change.create_segment({"key": "a.proposed", "included": ["proposed"]})
     wanted, start = Retention(remains_days=1), later(history)
     for day in range(3):
-        prune(history, wanted, now=start + timedelta(days=2 * day))
+        history.prune(wanted, now=start + timedelta(days=2 * day))
     pending.commit()
     history.proposals.approve(change.proposal or "", actor="ada")
     history.proposals.apply(change.proposal or "")
-    assert verify(history.store) == []
+    assert history.reader.verify() == []
 
 
 def test_members_that_are_stored_again_are_not_removed(
@@ -711,12 +704,12 @@ def test_members_that_are_stored_again_are_not_removed(
 def test_what_is_left_of_checkpoints_goes(
     history: Writer, direct: Database[dict[str, Any]]
 ) -> None:
-    made = write_checkpoint(history.store)
+    made = history.reader.write_checkpoint()
     left = {"environment": "production", "checkpoint": "20260101T000000Z-x", "slice": 0}
     direct.slices.insert_one({"_id": left, "content": b"x"})
     wanted = Retention(remains_days=1)
-    assert rows(list_prunable(history.store, wanted))["checkpoint remains"] == 1
-    assert rows(prune(history, wanted))["checkpoint remains"] == 1
+    assert rows(history.reader.list_prunable(wanted))["checkpoint remains"] == 1
+    assert rows(history.prune(wanted))["checkpoint remains"] == 1
     assert {found["_id"]["checkpoint"] for found in direct.slices.find()} == {made.id}
 
 
@@ -776,15 +769,15 @@ def test_pages_go_with_the_changes_that_are_on_them(
     ]
     assert [revision for revision, _ in sizes] == [1, 2, 4]
     now = later(large, LARGE_CUT)
-    (_, found) = list_prunable(large.store, LEDGER, now)
+    (_, found) = large.reader.list_prunable(LEDGER, now)
     assert (found.what, found.documents) == ("pages", 2)
     assert found.bytes == sum(size for revision, size in sizes if revision <= LARGE_CUT)
     with Client(mongo_uri, environment="production", database=direct.name) as connected:
         connected.wait_for(5, PATIENCE_SECONDS)
-        assert rows(prune(large, LEDGER, now=now)) == {"ledger": 3, "pages": 2}
+        assert rows(large.prune(LEDGER, now=now)) == {"ledger": 3, "pages": 2}
         assert page_names(direct) == named_pages(direct)
         assert len(page_names(direct)) == 1
-        assert verify(large.store) == []
+        assert large.reader.verify() == []
         last = large.pause("a.f9").revision
         connected.wait_for(last, PATIENCE_SECONDS)
         (from_checkpoint,) = loads(large, mongo_uri)
@@ -799,7 +792,7 @@ def test_pages_go_with_the_changes_that_are_on_them(
 
 def test_a_rollback_goes_back_to_the_cut_through_pages(large: Writer) -> None:
     """What was there at it, the first change after it has found, which is a large one."""
-    prune(large, LEDGER, now=later(large, LARGE_CUT))
+    large.prune(LEDGER, now=later(large, LARGE_CUT))
     assert descriptions(large, "a.f1", "a.f7") == ["fourth", "fourth"]
     large.rollback("a.f7", to=LARGE_CUT)
     large.rollback("a.f1", to=LARGE_CUT)
@@ -811,10 +804,10 @@ def test_a_rollback_goes_back_to_the_cut_through_pages(large: Writer) -> None:
     with large.store.open_reader() as reading:
         assert reading.read_all()["*", "a.f1"].policy["state"] == "paused"
     # Again, where what is cut anew was large, and the tip is.
-    assert rows(prune(large, LEDGER, now=later(large, 6)))["pages"] == 1
-    assert verify(large.store) == []
-    assert [entry.revision for entry in entries(large.store, key="a.f7")] == [7]
-    assert [entry.revision for entry in entries(large.store, key="a.f8")] == [9]
+    assert rows(large.prune(LEDGER, now=later(large, 6)))["pages"] == 1
+    assert large.reader.verify() == []
+    assert [entry.revision for entry in large.reader.entries(key="a.f7")] == [7]
+    assert [entry.revision for entry in large.reader.entries(key="a.f8")] == [9]
     assert large.update(flag("a.f8", description="on")).revision == 11
 
 
@@ -825,11 +818,11 @@ def test_flags_that_a_large_change_deleted_go_on_from_their_versions(writer: Wri
         for i in range(1, MANY):
             change.delete(f"a.f{i}")
     writer.create(flag("b.last"))
-    assert rows(prune(writer, LEDGER, now=later(writer, 2)))["pages"] == 2
+    assert rows(writer.prune(LEDGER, now=later(writer, 2)))["pages"] == 2
     writer.create(flag("a.f7"))
     with writer.store.open_reader() as reading:
         assert reading.read_all()["*", "a.f7"].version == 2
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 @pytest.mark.usefixtures("low_bound")
@@ -842,16 +835,16 @@ def test_the_ledger_is_not_cut_past_what_is_not_projected(
     killed_before(step, writer, lambda: created(writer, MANY))
     # At the tip it stays anyhow, be it in the ledger or not.
     tip = later(writer, 1) + timedelta(hours=1)
-    assert rows(list_prunable(writer.store, LEDGER, tip))["pages"] == 0
+    assert rows(writer.reader.list_prunable(LEDGER, tip))["pages"] == 0
     writer.pause("b.first")
     now = later(writer, 2)
-    ledger, found = list_prunable(writer.store, LEDGER, now)
+    ledger, found = writer.reader.list_prunable(LEDGER, now)
     assert (ledger.documents, found.documents) == (1, 0)
     assert direct.flags.count_documents({"revision": 2}) == 0
-    assert rows(prune(writer, LEDGER, now=now)) == {"ledger": 2, "pages": 1}
+    assert rows(writer.prune(LEDGER, now=now)) == {"ledger": 2, "pages": 1}
     assert direct.flags.count_documents({"revision": 2}) == MANY
     assert "unprojected" not in next(direct.heads.find())
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
     writer.pause("a.f7")
 
 
@@ -862,22 +855,22 @@ def test_a_tip_that_is_not_projected_is_read_after_a_cut(
 ) -> None:
     writer.create(flag("a.f3"))
     writer.create(flag("b.first"))
-    prune(writer, LEDGER, now=later(writer, 1))
+    writer.prune(LEDGER, now=later(writer, 1))
     killed_before(step, writer, lambda: update_or_create(writer))
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
     with writer.store.open_reader() as reading:
         then = reading.history.find_state(("*", "a.f3"), 1)
     assert then is not None
     assert "description" not in then.policy
     for days in range(2):
-        prune(writer, Retention(remains_days=1), now=NOON + timedelta(days=36_500 + 2 * days))
+        writer.prune(Retention(remains_days=1), now=NOON + timedelta(days=36_500 + 2 * days))
     assert named_pages(direct) <= page_names(direct) != set()
     with Client(mongo_uri, environment="production", database=direct.name) as client:
         client.wait_for(4, PATIENCE_SECONDS)
         assert client.snapshot is not None
         assert len(client.snapshot.list_keys()) == MANY + 1
     writer.rollback("a.f3", to=1)
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def update_or_create(writer: Writer) -> None:
@@ -894,7 +887,7 @@ def test_pages_that_nothing_refers_to_go_in_the_second_run(
     killed_before("compare_and_set", large, lambda: update_many(large, "abandoned"))
     (abandoned,) = page_names(direct) - kept
     wanted, start = Retention(remains_days=1), later(large, 5)
-    assert rows(prune(large, wanted, now=start))["unreferred pages"] == 0
+    assert rows(large.prune(wanted, now=start))["unreferred pages"] == 0
     assert [
         page["_id"]["page"] for page in direct.pages.find({"unreferred": {"$exists": True}})
     ] == [abandoned]
@@ -902,10 +895,10 @@ def test_pages_that_nothing_refers_to_go_in_the_second_run(
     killed_before("compare_and_set", large, lambda: update_many(large, "abandoned"))
     assert direct.pages.count_documents({"unreferred": {"$exists": True}}) == 0
     for days, count in ((2, 0), (4, 1)):
-        found = rows(prune(large, wanted, now=start + timedelta(days=days)))
+        found = rows(large.prune(wanted, now=start + timedelta(days=days)))
         assert found["unreferred pages"] == count
     assert page_names(direct) == kept
-    assert verify(large.store) == []
+    assert large.reader.verify() == []
 
 
 def test_pages_that_a_later_change_is_on_stay(
@@ -934,11 +927,11 @@ def test_it_takes_an_admin_of_the_environment(
         Writer(mongo_uri, "production", actor="ada@example.com", database=database) as ada,
         pytest.raises(AccessDeniedError, match="admin"),
     ):
-        prune(ada, LEDGER, now=now)
+        ada.prune(LEDGER, now=now)
     assert revisions(direct) == before
     with Writer(mongo_uri, "production", actor="dana@example.com", database=database) as dana:
-        assert rows(prune(dana, LEDGER, now=now)) == {"ledger": CUT_AT, "pages": 0}
-    assert verify(history.store) == []
+        assert rows(dana.prune(LEDGER, now=now)) == {"ledger": CUT_AT, "pages": 0}
+    assert history.reader.verify() == []
 
 
 KINDS = {
@@ -976,17 +969,17 @@ def test_who_is_no_admin_of_everything_writes_nothing_whatever_is_to_go(
 
     with Writer(mongo_uri, "production", actor=actor, database=direct.name) as acting:
         before = held()
-        logged = len(denials(history.store))
+        logged = len(history.reader.denials())
         with pytest.raises(AccessDeniedError, match="may not grant") as denied:
-            prune(acting, KINDS[kind], reason="tidy", now=now)
+            acting.prune(KINDS[kind], reason="tidy", now=now)
         assert denied.value.roles == ("admin",)
         after = held()
         del before["denials"], after["denials"]
         assert after == before
-        (*_, last) = denials(history.store)
+        (*_, last) = history.reader.denials()
         assert (last.actor, last.action, last.reason) == (actor, "grant", "tidy")
-        assert len(denials(history.store)) == logged + 1
-    assert rows(prune(history, KINDS[kind], now=now))
+        assert len(history.reader.denials()) == logged + 1
+    assert rows(history.prune(KINDS[kind], now=now))
 
 
 def test_a_role_that_is_revoked_on_the_way_stops_the_pruning(
@@ -997,7 +990,7 @@ def test_a_role_that_is_revoked_on_the_way_stops_the_pruning(
         change.grant("dana@example.com", "admin")
     before = revisions(direct)
     with Writer(mongo_uri, "production", actor="dana@example.com", database=direct.name) as dana:
-        steps = prune_in_steps(dana, LEDGER, reason="", now=later(history))
+        steps = dana.prune_in_steps(LEDGER, reason="", now=later(history))
         next(steps)
         with history.change() as change:
             change.revoke("dana@example.com")
@@ -1033,20 +1026,20 @@ def test_killed_anywhere_and_run_again_it_is_done(
         (writer.resume if step % 2 else writer.pause)("b.f0")
         met |= page_names(direct)
         last = writer.store.read_tip().revision
-        steps = prune_in_steps(writer, whole, reason="", now=later(writer, last))
+        steps = writer.prune_in_steps(whole, reason="", now=later(writer, last))
         done = sum(1 for _ in islice(steps, step)) < step
         steps.close()
         # As it was left: all is proved, told and gone on from.
-        assert verify(writer.store) == []
+        assert writer.reader.verify() == []
         assert writer.create(flag("b.f0"), idempotency_key="b0").revision == 1
         step += 1
     assert step > 6
-    prune(writer, whole, now=later(writer, writer.store.read_tip().revision))
+    writer.prune(whole, now=later(writer, writer.store.read_tip().revision))
     assert revisions(direct)[0] > first
     assert page_names(direct) == named_pages(direct)
     assert len(met - page_names(direct)) > 6
     writer.update(flag("b.f2"))
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def update_two(writer: Writer, step: int) -> None:
@@ -1106,7 +1099,7 @@ def test_the_command_shows_first_and_removes_when_it_is_told(
     assert applied.stdout.endswith(
         f"production is at revision 7\nanchor: {tip.revision}:{tip.hash}\n"
     )
-    (_, last) = entries(aged.store)
+    (_, last) = aged.reader.entries()
     assert (last.actor, last.reason) == ("dana@example.com", "a month is enough")
     again = json.loads(run(*days, "--apply", "--actor", "dana", "--output", "json").stdout)
     assert {part["documents"] for part in again["parts"]} == {0}

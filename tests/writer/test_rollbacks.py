@@ -9,7 +9,7 @@ from pymongo import MongoClient
 from flagkit._core.model.changes import build_next_change
 from flagkit.client.client import Client
 from flagkit.errors import InvalidArgumentError, InvalidDocumentError, RevisionNotFoundError
-from flagkit.writer import Writer, entries, planning, verify
+from flagkit.writer import Writer, planning
 from flagkit.writer.operations import SetState
 from flagkit.writer.planning import plan
 from tests.support.random_history import RandomHistory, count_segments
@@ -27,7 +27,7 @@ def test_an_environment_is_rolled_back_to_the_byte(seed: int, writer: Writer) ->
         rehearsal.roll_back()
     assert rehearsal.problems == []
     assert any(map(count_segments, rehearsal.policies))
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def test_a_rollback_of_everything_is_one_revision_that_says_what_it_was(writer: Writer) -> None:
@@ -45,7 +45,7 @@ def test_a_rollback_of_everything_is_one_revision_that_says_what_it_was(writer: 
     assert versions == [1, 2, 3]
     with writer.store.open_reader() as reading:
         assert reading.find_flags(["a.new"]) == {}
-    last = [*entries(writer.store)][-1]
+    last = [*writer.reader.entries()][-1]
     assert last.actions == (f"rollback everything to revision {point.revision}",)
     assert (last.actor, last.reason, last.time) == ("ana", "incident 7", commit.time)
     assert last.time >= point.time
@@ -62,7 +62,7 @@ def test_clients_follow_a_rollback_of_everything_to_nothing(
         client.wait_for(writer.rollback(to=1).revision)
         assert client.is_enabled("shop.search", {})
     assert writer.rollback(to=3).revision == 4
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def test_what_is_not_projected_yet_is_rolled_back_too(writer: Writer) -> None:

@@ -23,7 +23,7 @@ from flagkit.errors import (
     StoreError,
     VersionConflictError,
 )
-from flagkit.writer import Commit, Writer, entries, verify
+from flagkit.writer import Commit, Writer
 from flagkit.writer.operations import AS_BEFORE, AS_WRITTEN, TRANSITIONS, FlagState, SetState
 from flagkit.writer.planning import plan
 from tests.writer.test_writer import flag, needing, policy, state
@@ -80,7 +80,7 @@ def test_the_table_of_transitions_is_what_the_writer_does(
         ask()
     expected = {AS_WRITTEN: "paused", AS_BEFORE: "active", None: start}
     assert standing(writer) == expected.get(after, after)
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def test_states_and_standings_are_the_same_but_for_absence() -> None:
@@ -99,7 +99,7 @@ def test_a_deleted_flag_is_gone_for_clients_and_goes_on_when_created_again(
         client.wait_for(writer.create(flag()).revision)
         assert client.is_enabled(KEY, {})
     assert state(writer).version == 3
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def test_a_flag_created_again_keeps_its_salts_and_keys(writer: Writer) -> None:
@@ -133,8 +133,8 @@ def test_a_flag_may_be_deleted_and_created_in_one_change(writer: Writer) -> None
     with writer.change() as change:
         change.create(flag("a.brief", state="archived"))
         change.delete("a.brief")
-    assert [entry.revision for entry in entries(writer.store)] == [1, 2, 3]
-    assert verify(writer.store) == []
+    assert [entry.revision for entry in writer.reader.entries()] == [1, 2, 3]
+    assert writer.reader.verify() == []
 
 
 def test_a_tombstone_that_was_removed_is_missed(
@@ -146,7 +146,7 @@ def test_a_tombstone_that_was_removed_is_missed(
     direct.flags.delete_one({"_id.key": KEY})
     with pytest.raises(StoreError, match="past the writer"):
         writer.create(flag())
-    assert verify(writer.store) != []
+    assert writer.reader.verify() != []
 
 
 def test_a_deletion_that_is_not_projected_yet_is_seen(writer: Writer) -> None:
@@ -194,7 +194,7 @@ def test_a_segment_that_a_flag_refers_to_is_not_deleted(writer: Writer) -> None:
     writer.create_segment({"key": "staff"})
     with writer.store.open_reader() as reading:
         assert reading.find_segments(["staff"])["@segments", "staff"].version == 2
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def test_a_flag_is_not_written_for_a_segment_that_goes_with_the_same_change(
@@ -221,7 +221,7 @@ def test_where_segments_are_referred_to_is_held_to_the_policies(
     rules = [{"name": "r", "when": {"$segment": "staff"}, "serve": "off"}]
     writer.create(flag(rules=rules))
     direct.flags.update_one({}, {"$unset": {"segments": 1}})
-    assert verify(writer.store) != []
+    assert writer.reader.verify() != []
 
 
 def test_edits_by_many_at_once_all_count(writer: Writer, mongo_uri: str, database: str) -> None:
@@ -253,7 +253,7 @@ def test_an_edit_sees_the_document_as_people_write_it(writer: Writer) -> None:
     writer.edit(KEY, widened, reason="it went well")
     assert policy(writer)["fallthrough"]["rollout"]["intervals"][0] == [25_000, "on"]
     assert policy(writer)["state"] == "paused"
-    assert "widened" in [*entries(writer.store)][-1].actions[0]
+    assert "widened" in [*writer.reader.entries()][-1].actions[0]
 
 
 def test_an_edit_is_no_way_to_another_key_and_fails_whole(writer: Writer) -> None:
@@ -310,7 +310,7 @@ def test_a_change_may_name_its_own_actor(writer: Writer) -> None:
     with writer.change(actor="bo") as change:
         change.pause(KEY)
     writer.resume(KEY)
-    found = [(entry.actor, entry.reason) for entry in entries(writer.store)]
+    found = [(entry.actor, entry.reason) for entry in writer.reader.entries()]
     assert found == [("ana", "launch"), ("bo", ""), ("tester", "")]
     writer.pause(KEY, idempotency_key="k", actor="ana")
     with pytest.raises(RequestConflictError):
@@ -336,7 +336,7 @@ def test_each_workflow_can_be_sent_again(writer: Writer) -> None:
     first = {name: ask(name) for name, ask in asks.items()}
     assert {name: ask(name) for name, ask in asks.items()} == first
     assert writer.store.read_tip().revision == len(asks)
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 DACH = {"name": "dach", "when": {"country": "DE"}, "serve": "off"}
@@ -350,14 +350,14 @@ def test_a_flag_that_serves_one_variant_is_told_to_serve_another(writer: Writer)
     assert policy(writer)["rules"] == [DACH | {"serve": "on"}]
     writer.serve(KEY, variant=False, rule="dach")
     assert policy(writer)["rules"] == [DACH]
-    told = [entry.actions[0] for entry in entries(writer.store)]
+    told = [entry.actions[0] for entry in writer.reader.entries()]
     assert told[1:] == [
         "serve shop.search off",
         "serve shop.search true in rule dach",
         "serve shop.search false in rule dach",
     ]
-    assert [entry.revision for entry in entries(writer.store, action="serve")] == [2, 3, 4]
-    assert verify(writer.store) == []
+    assert [entry.revision for entry in writer.reader.entries(action="serve")] == [2, 3, 4]
+    assert writer.reader.verify() == []
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from flagkit._core.model.changes import build_next_change
 from flagkit.writer import Writer
 from flagkit.writer.operations import SetState
 from flagkit.writer.planning import plan
-from flagkit.writer.stale_flags import StaleFlag, stale_flags
+from flagkit.writer.stale_flags import StaleFlag
 from tests.cli.test_cli import in_environment, run
 from tests.writer.test_writer import flag
 
@@ -21,7 +21,7 @@ LATER = timedelta(days=31)
 
 def reasons(writer: Writer, later: timedelta = LATER) -> dict[str, tuple[str, ...]]:
     now = writer.store.read_tip().time + later
-    return {found.key: found.reasons for found in stale_flags(writer.store, 30, now)}
+    return {found.key: found.reasons for found in writer.reader.stale_flags(30, now)}
 
 
 def touched(writer: Writer, key: str, **more: Any) -> None:
@@ -35,7 +35,7 @@ def test_flags_that_were_never_changed_are_stale_after_some_days(writer: Writer)
     assert reasons(writer) == {"a.old": ("never changed for 30 days",)}
     assert reasons(writer, timedelta(days=29)) == {}
     now = writer.store.read_tip().time + LATER
-    (found,) = stale_flags(writer.store, 30, now)
+    (found,) = writer.reader.stale_flags(30, now)
     assert found == StaleFlag("a.old", "*", 1, "team-search", ("never changed for 30 days",))
 
 
@@ -96,7 +96,7 @@ def test_a_change_that_is_not_projected_yet_is_no_old_one(writer: Writer) -> Non
         planned = plan([SetState(key="a.old", verb="pause")], reading, 1, {})
     change = build_next_change(reading.tip, "the-dead-one", point.time + LATER, planned.changes)
     assert writer.store.compare_and_set(reading.tip, change)
-    assert stale_flags(writer.store, 30, point.time + LATER) == []
+    assert writer.reader.stale_flags(30, point.time + LATER) == []
 
 
 def test_the_command_lists_them(mongo_uri: str, database: str, writer: Writer) -> None:

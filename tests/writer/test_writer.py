@@ -44,7 +44,7 @@ from flagkit.errors import (
     StoreUnavailableError,
     VersionConflictError,
 )
-from flagkit.writer import Writer, planning, verify
+from flagkit.writer import Writer, planning
 from flagkit.writer.draft import Draft
 from flagkit.writer.operations import SetState, hash_request
 from flagkit.writer.planning import plan
@@ -84,7 +84,7 @@ def test_extended_values_survive_the_way_through_the_database(
         assert client.is_enabled("shop.search", attributes)
         for name in attributes:
             assert not client.is_enabled("shop.search", attributes | {name: 5})
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
     assert commit.revision == 1
 
 
@@ -490,7 +490,7 @@ def test_a_flag_that_was_edited_past_the_writer_is_not_built_upon(
     writer.pause("another.flag")
     direct.flags.update_one(edited, {"$unset": {"policy.description": 1}})
     writer.pause("shop.search")
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 @pytest.mark.parametrize("beside", [0, POLICIES_MAX], ids=["alone", "among many"])
@@ -520,7 +520,7 @@ def test_a_flag_that_is_not_the_newest_is_not_built_upon(
     with pytest.raises((StoreError, FlagExistsError)):
         ask(lambda change: change.create(flag()))
     assert written(direct) == before
-    assert verify(writer.store) != []
+    assert writer.reader.verify() != []
 
 
 def test_of_many_flags_with_histories_of_their_own_each_is_held_to_the_ledger(
@@ -537,7 +537,7 @@ def test_of_many_flags_with_histories_of_their_own_each_is_held_to_the_ledger(
     with writer.change() as change:
         for key in keys:
             change.set_rollout(key, 40)
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
     assert older is not None
     direct.flags.replace_one({"_id.key": keys[1]}, older)
     writer.create(flag())
@@ -565,7 +565,7 @@ def test_what_a_failover_took_back_of_the_newest_change_is_projected_again(
         writer.create(flag(state="paused"))
         direct.flags.delete_one({})
     made = direct.ledger.count_documents({})
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
     with writer.store.open_reader() as reading:
         assert reading.history.tip_not_in_ledger is None
         assert reading.history.unprojected_tip is not None
@@ -573,7 +573,7 @@ def test_what_a_failover_took_back_of_the_newest_change_is_projected_again(
     writer.create(flag("another.flag"))
     assert policy(writer)["state"] == "paused"
     assert direct.ledger.count_documents({}) == made + 1
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
     writer.resume("shop.search")
 
 
@@ -741,7 +741,7 @@ def test_the_next_writer_projects_what_a_dead_one_left(
     writer.create(flag("another.flag"))
     assert direct.ledger.count_documents({}) == 3
     assert policy(writer)["state"] == "paused"
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def test_a_zombie_that_projects_late_changes_nothing(writer: Writer) -> None:
@@ -750,7 +750,7 @@ def test_a_zombie_that_projects_late_changes_nothing(writer: Writer) -> None:
     writer.pause("shop.search")
     writer.store.project(first)
     assert policy(writer)["state"] == "paused"
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def test_a_compare_and_set_is_lost_to_whoever_was_first(writer: Writer) -> None:
@@ -780,7 +780,7 @@ def test_threads_of_one_writer_take_turns(writer: Writer) -> None:
     for thread in threads:
         thread.join()
     assert writer.store.read_tip().revision == 8
-    assert verify(writer.store) == []
+    assert writer.reader.verify() == []
 
 
 def test_a_database_that_is_not_there_is_said_in_time() -> None:

@@ -31,7 +31,7 @@ from flagkit.cli.output import (
 from flagkit.config import require_value
 from flagkit.errors import FlagkitError, InvalidDocumentError
 from flagkit.policy_files.reader import FlagPolicy, PolicyFile, SegmentPolicy
-from flagkit.writer import Commit, Draft, Preview, Proposal, Writer, entries
+from flagkit.writer import Commit, Draft, Preview, Proposal, Writer
 from flagkit.writer.shortcuts import ChangeOptions
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -151,7 +151,7 @@ def open_draft(**asking: Unpack[ChangeCommandOptions]) -> Generator[Draft]:
         if draft.preview is not None:
             _print_preview(draft.preview, writer.environment, asking["output"])
         elif draft.proposal is not None:
-            print_proposal(writer.proposals.read(draft.proposal), asking["output"])
+            print_proposal(writer.reader.proposal(draft.proposal), asking["output"])
         else:
             assert draft.commit is not None, "the block ended without error"
             print_commit(draft.commit, writer, asking["output"])
@@ -197,7 +197,7 @@ def print_commit(commit: Commit, writer: Writer, output: str) -> None:
     lines: tuple[str, ...] | None = ()
     try:
         # Of a request that was sent again, the ledger knows what it did the first time.
-        entry = next(entries(writer.store, commit.revision - 1), None) if commit.changed else None
+        entry = next(writer.reader.entries(commit.revision - 1), None) if commit.changed else None
         lines = () if entry is None else entry.differences
     except FlagkitError as error:
         lines = None

@@ -13,9 +13,10 @@ import click
 from click.shell_completion import get_completion_class
 
 from flagkit import __version__
+from flagkit._core.cooperative import run_slices
 from flagkit._core.model.canonical import compute_flag_digest, compute_segment_digest
 from flagkit._core.storage.database_status import DatabaseStatus
-from flagkit.cli.commands import checkpoint, demo, status
+from flagkit.cli.commands import demo, status
 from flagkit.cli.commands.access import access
 from flagkit.cli.commands.admin import admin
 from flagkit.cli.commands.approvals import approvals
@@ -32,11 +33,11 @@ from flagkit.cli.options import (
     environment_option,
     environment_options,
     get_noted_uri,
-    load_settings,
     uri_option,
 )
 from flagkit.cli.output import (
     PROGRAM_FORMATS,
+    Progress,
     emit,
     emit_text,
     guard_streams,
@@ -51,6 +52,8 @@ from flagkit.errors import InvalidDocumentError
 from flagkit.policy_files.dump import dump_json, dump_yaml
 from flagkit.policy_files.json_schema import build_schema
 from flagkit.policy_files.reader import PolicyFile, iter_faults
+from flagkit.writer import Environment
+from flagkit.writer.checkpoints import write_checkpoint_in_steps
 
 _SHELLS: Final = ("bash", "zsh", "fish")
 _COMPLETE: Final = "_FLAGKIT_COMPLETE"
@@ -189,13 +192,18 @@ def _checkpoint(output: str, **place: Unpack[EnvironmentOptions]) -> None:
     Clients load the newest checkpoint and continue from the ledger. Without one they read every
     flag, which takes some seconds for hundreds of thousands. The newest two checkpoints stay.
     """
-    settings = load_settings(**place)
     started = time.monotonic()
-    published = checkpoint.publish_checkpoint(settings)
+    with Environment(**place) as opened, Progress() as progress:
+        published = run_slices(write_checkpoint_in_steps(opened.store), progress.show)
     mark_work_done()
     seconds = time.monotonic() - started
     if output not in PROGRAM_FORMATS:
-        print_lines(checkpoint.format_checkpoint(published, seconds))
+        flags = "flag" if published.flags == 1 else "flags"
+        print_lines(
+            f"{published.id}: {published.flags:,} {flags} of {published.tip.environment} at"
+            f" revision {published.tip.revision:,}, {published.bytes / 1e6:,.1f} MB, in"
+            f" {seconds:,.1f} s"
+        )
     else:
         found = {
             "checkpoint": published.id,

@@ -1,6 +1,5 @@
 """Options that commands share: the environment, the context of an evaluation, and guards."""
 
-import contextlib
 import importlib
 import json
 import os
@@ -104,15 +103,14 @@ def load_settings(**place: Unpack[EnvironmentOptions]) -> Settings:
     )
 
 
-def open_store(**place: Unpack[EnvironmentOptions]) -> contextlib.closing[Store]:
-    """Return an environment to read, which closes at the end of a block.
+def open_store(**place: Unpack[EnvironmentOptions]) -> Store:
+    """Return the store of an environment, to read its policies in a `with` block.
 
     Raises:
-        ConfigurationError: it is not said which.
+        ConfigurationError: no option or variable names the environment.
     """
     settings = load_settings(**place)
-    store = Store(settings.uri, environment=settings.environment, database=settings.database)
-    return contextlib.closing(store)
+    return Store(settings.uri, environment=settings.environment, database=settings.database)
 
 
 def check_single_key(keys: Sequence[object], expected_version: int | None) -> None:

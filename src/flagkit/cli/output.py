@@ -39,6 +39,7 @@ from flagkit.policy_files.reader import FlagPolicy, SegmentPolicy
 from flagkit.writer.ledger import format_serving
 from flagkit.writer.operations import to_written_document
 
+T = TypeVar("T")
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 PROGRAM_FORMATS: Final = ("json", "yaml")
@@ -136,6 +137,17 @@ class Progress:
         """Show the step that runs now; None leaves the line as it is."""
         if step is not None:
             self._status.update(Text(to_printable(step)))
+
+    def run(self, steps: Generator[str | None, None, T]) -> T:
+        """Run work in steps, say what each step does, and return the result."""
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as done:
+                result: T = done.value
+                return result
+            if step is not None:
+                self.show(step)
 
     def __enter__(self) -> Self:
         self._status.start()

@@ -1,11 +1,11 @@
 """Write flags: versioned changes, each recorded in the ledger. Clients never load this package."""
 
 from flagkit._core.storage.checkpoints import Checkpoint
-from flagkit.writer.access import Denial, denials, grants, limits
+from flagkit.writer.access import Denial
 from flagkit.writer.approvals import Proposal, Proposals, Verdict
 from flagkit.writer.bulk_import import Import, ImportProgress, ImportResult
-from flagkit.writer.checkpoints import write_checkpoint
 from flagkit.writer.draft import Commit, Draft, PendingChange, Preview
+from flagkit.writer.environment import Environment
 from flagkit.writer.guards import (
     Approval,
     Freeze,
@@ -15,18 +15,15 @@ from flagkit.writer.guards import (
     Refusal,
     Required,
 )
-from flagkit.writer.ledger import Entry, entries
+from flagkit.writer.ledger import Entry
 from flagkit.writer.pending import PendingQueue, PendingRequest, SweepResult, TransactionWriter
 from flagkit.writer.retention import (
     Erasure,
     PruneResult,
     Retention,
     erase_actor,
-    list_prunable,
-    prune,
 )
-from flagkit.writer.stale_flags import StaleFlag, stale_flags
-from flagkit.writer.verification import verify
+from flagkit.writer.stale_flags import StaleFlag
 from flagkit.writer.writer import Writer
 
 __all__ = [
@@ -36,6 +33,7 @@ __all__ = [
     "Denial",
     "Draft",
     "Entry",
+    "Environment",
     "Erasure",
     "Freeze",
     "Guard",
@@ -59,14 +57,5 @@ __all__ = [
     "TransactionWriter",
     "Verdict",
     "Writer",
-    "denials",
-    "entries",
     "erase_actor",
-    "grants",
-    "limits",
-    "list_prunable",
-    "prune",
-    "stale_flags",
-    "verify",
-    "write_checkpoint",
 ]

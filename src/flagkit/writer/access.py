@@ -18,7 +18,6 @@ from msgspec import Struct
 from flagkit._core.background import Log
 from flagkit._core.model import EVERYWHERE
 from flagkit._core.model.access import (
-    Grant,
     Grants,
     Limits,
     Role,
@@ -29,7 +28,7 @@ from flagkit._core.model.documents import METADATA
 from flagkit._core.model.values import is_same
 from flagkit._core.storage.layout import DENIAL_OPERATIONS_MAX
 from flagkit._core.storage.reader import EnvironmentReader
-from flagkit._core.storage.store import Store, check_store
+from flagkit._core.storage.store import Store
 from flagkit.errors import AccessDeniedError, RateLimitedError, StoreError
 from flagkit.writer.operations import Operation, SetState, get_grants, get_limits
 
@@ -73,14 +72,8 @@ class Denial(Struct, frozen=True):
     operations: tuple[dict[str, Any], ...]
 
 
-def grants(store: Store) -> tuple[Grant, ...]:
-    """Return the grants of an environment, ordered by actor and role; none where it is open."""
-    with check_store(store).open_reader() as reading:
-        return get_grants(reading.access.get(GRANTS)).grants
-
-
-def denials(store: Store) -> list[Denial]:
-    """Return who was denied what, oldest first."""
+def read_denials(store: Store) -> list[Denial]:
+    """Return the log of denials, the oldest first."""
     return [
         Denial(
             document["time"],
@@ -90,7 +83,7 @@ def denials(store: Store) -> list[Denial]:
             document["reason"],
             tuple(document["operations"]),
         )
-        for document in check_store(store).denials.read_all()
+        for document in store.denials.read_all()
     ]
 
 
@@ -239,12 +232,6 @@ ALL_ACTORS: Final = "*"
 _NAME_LENGTH: Final = 16
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-
-
-def limits(store: Store) -> Limits:
-    """Return the limits of an environment."""
-    with check_store(store).open_reader() as reading:
-        return get_limits(reading.access.get(LIMITS))
 
 
 def compute_buckets(

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, TypeAlias, cast
 import msgspec
 from msgspec import Struct
 
-from flagkit._core.arguments import check_count, instance
+from flagkit._core.arguments import instance
 from flagkit._core.model import EVERYWHERE, decode
 from flagkit._core.model.access import ACTOR_LENGTH_MAX, decode_grants
 from flagkit._core.model.changes import (
@@ -546,7 +546,7 @@ def decode_proposal(proposal: str, documents: Sequence[Mapping[str, Any]]) -> St
     made = [found for found in documents if get_verdict(found) == PROPOSE]
     if not made:
         raise ProposalNotFoundError(
-            f"there is no proposal {proposal!r}: see writer.proposals.list_newest(), or flagkit"
+            f"there is no proposal {proposal!r}: see writer.reader.proposals(), or flagkit"
             " approvals list"
         )
     try:
@@ -846,19 +846,6 @@ class Proposals:
         yield draft
         draft.proposal = self._propose(draft, {"reason": reason, "actor": actor})
 
-    def read(self, proposal: str) -> Proposal:
-        """Return a proposal, with the differences that it would make now.
-
-        Raises:
-            ProposalNotFoundError: no proposal has this name.
-            StoreError: something other than flagkit changed the proposal.
-        """
-        return read_proposal(self._store, proposal)
-
-    def list_newest(self, limit: int = 20) -> list[Proposal]:
-        """Return proposals, the newest first, without their differences."""
-        return list_proposals(self._store, check_count(limit, "limit"))
-
     def approve(self, proposal: str, *, reason: str = "", actor: str | None = None) -> Proposal:
         """Approve of what somebody else proposed, as it is; return it.
 
@@ -885,7 +872,7 @@ class Proposals:
                 found.operations,
             )
         self._record_verdict(found, who, "approve", reason, reading.now)
-        return self.read(proposal)
+        return read_proposal(self._store, proposal)
 
     def reject(self, proposal: str, *, reason: str = "", actor: str | None = None) -> Commit:
         """Close a proposal: it can be applied no more. That stands in the ledger as a revision.

@@ -18,7 +18,7 @@ from flagkit._core.model.changes import PolicyState, Tip
 from flagkit._core.model.segments import encode_part
 from flagkit._core.snapshot import Arena, encode_record
 from flagkit._core.storage.checkpoints import Checkpoint
-from flagkit._core.storage.store import Store, check_store
+from flagkit._core.storage.store import Store
 from flagkit.errors import ClosedError
 
 CLOSE_SECONDS: Final = 5.0
@@ -27,22 +27,10 @@ CLOSE_SECONDS: Final = 5.0
 _claims: dict[int, object] = {}
 
 
-def write_checkpoint(store: Store) -> Checkpoint:
-    """Read an environment at its tip, prove it by the digests, and publish it to start from.
-
-    The newest two are kept.
-
-    Raises:
-        EnvironmentNotFoundError: it was never created.
-        StoreError: it was changed past the writer, or could not be read or written.
-    """
-    return run_slices(write_checkpoint_in_steps(check_store(store)))
-
-
 def write_checkpoint_in_steps(store: Store) -> Generator[str | None, None, Checkpoint]:
-    """Do what `write_checkpoint` does in short steps; yields now and then how far it is.
+    """Do what `Environment.write_checkpoint` does in short steps; yield its progress at times.
 
-    It may be left off: what was written is not used, and removed by a later one.
+    A caller may stop it. Nobody uses what it wrote, and a later checkpoint removes that.
     """
     with store.open_reader() as reading:
         base = yield from reading.build_base()

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias, TypedDict, Unpack
 
 from msgspec import Struct
 
-from flagkit._core.arguments import check_revision, refuse_unknown_arguments, suggest_name
+from flagkit._core.arguments import check_revision, suggest_name
 from flagkit._core.model import EVERYWHERE
 from flagkit._core.model.access import LIMIT_SCOPES, Grants, decode_grants
 from flagkit._core.model.canonical import to_extended_json
@@ -19,7 +19,7 @@ from flagkit._core.model.changes import ACCESS, CUT, GRANTS, SEGMENTS, Change, P
 from flagkit._core.model.sensitive import SENSITIVE
 from flagkit._core.model.values import is_same
 from flagkit._core.storage.layout import AUDIT, LEDGER, build_ledger_id
-from flagkit._core.storage.store import Store, check_store
+from flagkit._core.storage.store import Store
 from flagkit._core.storage.validation import translate_form_errors
 from flagkit.errors import InvalidArgumentError
 from flagkit.writer.operations import OPERATIONS, AuditForm, Operation
@@ -304,18 +304,10 @@ class EntryFilter(TypedDict, total=False):
     until: datetime | None
 
 
-@refuse_unknown_arguments
-def entries(
-    store: Store, after: int = 0, *, newest_first: bool = False, **wanted: Unpack[EntryFilter]
+def iter_entries(
+    store: Store, after: int, *, newest_first: bool, **wanted: Unpack[EntryFilter]
 ) -> Iterator[Entry]:
-    """Yield the ledger of an environment after a revision, oldest first, with who and why.
-
-    Takes `key`, `actor`, `action`, `since` and `until`, as Wanted has them.
-
-    Raises:
-        InvalidArgumentError: an argument is of another type, or no action has this name.
-    """
-    check_store(store)
+    """Check the arguments, and yield the entries as `Environment.entries` does."""
     return _iter_entries(
         store, check_revision(after, "after"), newest_first=newest_first, **_check_filter(wanted)
     )
@@ -396,26 +388,6 @@ def _build_entry(
         approvers,
         request.get("applied_by", ""),
     )
-
-
-@refuse_unknown_arguments
-def read_newer_entries(
-    store: Store, after: int, **wanted: Unpack[EntryFilter]
-) -> tuple[int, list[Entry]]:
-    """Return the entries after a revision, as far as there are any, and the one to go on after.
-
-    Takes what `entries` takes.
-    """
-    tip = store.read_tip()
-    found = [*entries(store, after, **wanted)]
-    # The tip itself may not be in the ledger yet. All before it is.
-    return max(after, tip.revision - 1, *(entry.revision for entry in found[-1:])), found
-
-
-def read_pruned_revision(store: Store) -> int:
-    """Return the revision up to which the ledger was pruned; 0 if it was not."""
-    with store.open_reader() as reading:
-        return 0 if reading.history.cut is None else reading.history.cut.tip.revision
 
 
 def _list_approvers(

@@ -234,31 +234,6 @@ class PendingQueue:
             waiting += 1
         return SweepResult(tuple(commits), refused, waiting)
 
-    def list_all(self) -> list[PendingRequest]:
-        """Return the changes that wait and those that were refused, in order."""
-        documents = self._store.pending.read_all()
-        if not documents:
-            # Nothing waits in an environment that does not exist, either.
-            self._store.read_tip()
-        requests = self._store.read_requests(map(_get_request_id, documents))
-        found: list[PendingRequest] = []
-        for document in documents:
-            request = requests.get(_get_request_id(document), {})
-            found.append(
-                PendingRequest(
-                    _get_request_id(document),
-                    document["since"],
-                    request.get("actor", ""),
-                    request.get("reason", ""),
-                    _format_actions(request),
-                    document.get("tries", 0),
-                    document.get("not_before"),
-                    document.get("trouble", ""),
-                    document.get("refused", False),
-                )
-            )
-        return found
-
     def drop(self, request: str, *, reason: str = "", actor: str | None = None) -> Commit:
         """Drop a pending change, so that nothing ever makes it. The drop is itself a revision.
 
@@ -272,7 +247,7 @@ class PendingQueue:
         if document is None:
             self._store.read_tip()
             raise NotPendingError(
-                f"there is no pending change {request!r}: see writer.pending.list_all()"
+                f"there is no pending change {request!r}: see writer.reader.pending()"
             )
         draft.commit_policy = _DropPending(
             request, _list_drop_permissions(_get_touched_policies(document))
@@ -412,6 +387,32 @@ class _RefusedError(Exception):
     def __init__(self, error: Exception) -> None:
         self.error = error
         super().__init__(str(error))
+
+
+def list_pending(store: Store) -> list[PendingRequest]:
+    """Return the pending changes and the refused ones, in order."""
+    documents = store.pending.read_all()
+    if not documents:
+        # An environment that does not exist has no pending changes, either.
+        store.read_tip()
+    requests = store.read_requests(map(_get_request_id, documents))
+    found: list[PendingRequest] = []
+    for document in documents:
+        request = requests.get(_get_request_id(document), {})
+        found.append(
+            PendingRequest(
+                _get_request_id(document),
+                document["since"],
+                request.get("actor", ""),
+                request.get("reason", ""),
+                _format_actions(request),
+                document.get("tries", 0),
+                document.get("not_before"),
+                document.get("trouble", ""),
+                document.get("refused", False),
+            )
+        )
+    return found
 
 
 def _find_retry_time(error: Exception, document: Mapping[str, Any]) -> datetime | None:

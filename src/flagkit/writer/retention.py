@@ -8,16 +8,17 @@ also deletes archived flags and erases the names of actors.
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import partial
 from itertools import chain, islice
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
 from flagkit._core.arguments import days_before, instance, moment
-from flagkit._core.cooperative import pace_slices, run_slices
+from flagkit._core.cooperative import pace_slices
 from flagkit._core.model.access import check_stored_actor
 from flagkit._core.model.changes import CUT, SEGMENTS, PolicyId, PolicyState, get_member_parts
 from flagkit._core.storage.admin import DatabaseAdmin
@@ -25,7 +26,7 @@ from flagkit._core.storage.checkpoints import CHECKPOINTS_KEPT
 from flagkit._core.storage.layout import AUDIT, DENIALS, MEMBERS, PAGES
 from flagkit._core.storage.pruning import Batches, CarriedState, DocumentPruner, PrunableDocument
 from flagkit._core.storage.reader import EnvironmentReader
-from flagkit._core.storage.store import Store, check_store
+from flagkit._core.storage.store import Store
 from flagkit._core.storage.validation import FORM_FAULTS
 from flagkit.config import resolve_connection
 from flagkit.errors import (
@@ -39,12 +40,22 @@ from flagkit.errors import (
 )
 from flagkit.writer.access import check_access, log_denial
 from flagkit.writer.checkpoints import write_checkpoint_in_steps
+from flagkit.writer.draft import Draft
 from flagkit.writer.operations import Prune
 from flagkit.writer.stale_flags import read_unchanged_flags
 from flagkit.writer.verification import LedgerVerifier
-from flagkit.writer.writer import Writer
 
 DAYS_MAX: Final = 100_000
+
+ChangeFunction: TypeAlias = Callable[..., AbstractContextManager[Draft]]
+
+
+class Pruner(NamedTuple):
+    """Prunes an environment: its store, the name of the actor, and `Writer.change`."""
+
+    store: Store
+    actor: str
+    change: ChangeFunction
 
 
 class Retention(Struct, frozen=True, kw_only=True):
@@ -297,25 +308,25 @@ def find_deletable_flags(reading: EnvironmentReader, before: datetime) -> list[D
 
 
 def delete_in_steps(
-    writer: Writer, flags: Sequence[DeletableFlag], reason: str
+    change: ChangeFunction, flags: Sequence[DeletableFlag], reason: str
 ) -> Generator[str, None, list[DeletableFlag]]:
     """Delete flags; return those that were, which are all but those that changed meanwhile."""
     gone: list[DeletableFlag] = []
     rest = iter(flags)
     while batch := [*islice(rest, FLAGS_AT_ONCE)]:
-        if _delete_flags(writer, batch, reason):
+        if _delete_flags(change, batch, reason):
             gone += batch
         else:
-            gone += [flag for flag in batch if _delete_flags(writer, [flag], reason)]
+            gone += [flag for flag in batch if _delete_flags(change, [flag], reason)]
         yield f"{len(gone):,} archived flags are deleted"
     return gone
 
 
-def _delete_flags(writer: Writer, flags: Iterable[DeletableFlag], reason: str) -> bool:
+def _delete_flags(change: ChangeFunction, flags: Iterable[DeletableFlag], reason: str) -> bool:
     try:
-        with writer.change(reason=reason) as change:
+        with change(reason=reason) as draft:
             for flag in flags:
-                change.delete(flag.key, region=flag.region, expected_version=flag.version)
+                draft.delete(flag.key, region=flag.region, expected_version=flag.version)
     except (AccessDeniedError, GuardError, RateLimitedError):
         raise
     except (WriteError, NotFoundError):
@@ -361,23 +372,10 @@ class PruneResult(Struct, frozen=True):
 PruneSteps: TypeAlias = Generator[str, None, list[PruneResult]]
 
 
-def list_prunable(
-    store: Store, retention: Retention, now: datetime | None = None
-) -> list[PruneResult]:
-    """Return what would go, by kind. Nothing is written.
-
-    Args:
-        store: The environment.
-        retention: For how long what is kept.
-        now: The moment to count the days back from; the server's time by default.
-
-    Raises:
-        ConfigurationError: the retention makes no sense.
-        EnvironmentNotFoundError: it was never created.
-        StoreError: the ledger does not prove, so nothing may go; or it could not be read.
-    """
+def list_prunable(store: Store, retention: Retention, now: datetime | None) -> list[PruneResult]:
+    """Return what would be deleted, as `Environment.list_prunable` does."""
     retention, asked = _check_retention(retention), moment(now)
-    with check_store(store).open_reader() as reading:
+    with store.open_reader() as reading:
         plan = PrunePlan(store.pruner, retention, reading, asked)
         plan.prove(reading)
         flags = (
@@ -392,47 +390,27 @@ def list_prunable(
     return rows
 
 
-def prune(
-    writer: Writer, retention: Retention, *, reason: str = "", now: datetime | None = None
-) -> list[PruneResult]:
-    """Remove what need not be kept any more, and return what went, by kind.
-
-    It takes a user of the database who may remove, and where there are grants an actor who is an
-    admin of everything. That is checked before anything is written, whatever is to go. Killed on
-    the way it has left nothing half-done, and can be run again.
-
-    Raises:
-        ConfigurationError: the retention makes no sense.
-        AccessDeniedError: the actor is no admin of everything; nothing was written.
-        WriteError: somebody else prunes.
-        StoreError: the database's user may not; or the ledger does not prove, so nothing may go; or
-            the database cannot be reached.
-    """
-    return run_slices(prune_in_steps(writer, retention, reason=reason, now=now))
-
-
 def _check_retention(retention: object) -> Retention:
     return instance(retention, Retention, "retention", "pass a Retention, of flagkit.writer")
 
 
 def prune_in_steps(
-    writer: Writer, retention: Retention, *, reason: str, now: datetime | None = None
+    pruner: Pruner, retention: Retention, *, reason: str, now: datetime | None = None
 ) -> PruneSteps:
-    """Do what `prune` does in short steps, and pause after each; yields how far it is."""
-    instance(writer, Writer, "writer", "pass a Writer, of flagkit.writer")
+    """Do what `Writer.prune` does in short steps, pause after each, and yield its progress."""
     # The audit takes the reason after the first flags are gone.
     instance(reason, str, "reason", "pass text")
-    steps = _run_prune(writer, _check_retention(retention), reason, moment(now))
+    steps = _run_prune(pruner, _check_retention(retention), reason, moment(now))
     # The pause is for others, who need the same disk and cores.
     return pace_slices(steps, lambda seconds: time.sleep(max(PAUSE_SECONDS_MIN, seconds)))
 
 
 def _run_prune(
-    writer: Writer, retention: Retention, reason: str, now: datetime | None
+    pruner: Pruner, retention: Retention, reason: str, now: datetime | None
 ) -> PruneSteps:
-    store = writer.store
+    store = pruner.store
     with store.open_reader() as reading:
-        _check_prune_access(writer, reading, reason)
+        _check_prune_access(pruner, reading, reason)
     store.pruner.check_allowed()
     with store.open_reader() as reading:
         plan = PrunePlan(store.pruner, retention, reading, now)
@@ -441,15 +419,15 @@ def _run_prune(
             if plan.archived_before is None
             else find_deletable_flags(reading, plan.archived_before)
         )
-    gone = yield from delete_in_steps(writer, flags, reason)
+    gone = yield from delete_in_steps(pruner.change, flags, reason)
     rows = _build_archived_rows(plan, gone)
     if retention.ledger_days is not None:
         yield from _project_unfinished(store)
-    plan = yield from _build_proved_plan(writer, retention, reason, now)
+    plan = yield from _build_proved_plan(pruner, retention, reason, now)
     # Before the cut is known: then they have what the ledger need not have any more.
     for count in store.pruner.carry_states(plan.carried_states):
         yield f"what the ledger has of {count:,} policies is kept with them"
-    _record_prune(writer, plan, reason)
+    _record_prune(pruner, plan, reason)
     yield "what goes is on record"
     if plan.remains_before is not None:
         for collection, referred in plan.referenced_parts.items():
@@ -464,11 +442,11 @@ def _run_prune(
     return rows
 
 
-def _check_prune_access(writer: Writer, reading: EnvironmentReader, reason: str) -> None:
+def _check_prune_access(pruner: Pruner, reading: EnvironmentReader, reason: str) -> None:
     try:
-        check_access(reading, writer.actor, [("grant", "")])
+        check_access(reading, pruner.actor, [("grant", "")])
     except AccessDeniedError as error:
-        log_denial(writer.store, reading.now, error, reason, ())
+        log_denial(pruner.store, reading.now, error, reason, ())
         raise
 
 
@@ -493,13 +471,13 @@ def _project_unfinished(store: Store) -> Generator[str]:
 
 
 def _build_proved_plan(
-    writer: Writer, retention: Retention, reason: str, now: datetime | None
+    pruner: Pruner, retention: Retention, reason: str, now: datetime | None
 ) -> Generator[str, None, PrunePlan]:
     """Return what can go, after the checkpoints have been made that this takes."""
-    store = writer.store
+    store = pruner.store
     for _ in range(CHECKPOINTS_KEPT + 1):
         with store.open_reader() as reading:
-            _check_prune_access(writer, reading, reason)
+            _check_prune_access(pruner, reading, reason)
             plan = PrunePlan(store.pruner, retention, reading, now)
             if not plan.checkpoints_needed:
                 plan.prove(reading)
@@ -509,13 +487,13 @@ def _build_proved_plan(
     raise StoreError("checkpoints of others come in between: try again")
 
 
-def _record_prune(writer: Writer, plan: PrunePlan, reason: str) -> None:
+def _record_prune(pruner: Pruner, plan: PrunePlan, reason: str) -> None:
     """Make a revision that says what goes, if there is anything that is not merely left over."""
     removed: dict[str, str] = {}
     if plan.audit_before is not None and (plan.has_new_cut or any(plan.iter_audit())):
         removed["audit"] = plan.audit_before.isoformat()
     if plan.denials_before is not None and any(
-        writer.store.pruner.iter_denials(plan.denials_before)
+        pruner.store.pruner.iter_denials(plan.denials_before)
     ):
         removed["denials"] = plan.denials_before.isoformat()
     if not plan.has_new_cut and not removed:
@@ -526,11 +504,11 @@ def _record_prune(writer: Writer, plan: PrunePlan, reason: str) -> None:
         to=plan.last_pruned_revision,
         policy=policy,
         removed=removed,
-        environment=writer.environment,
+        environment=pruner.store.environment,
         key=key,
         region=region,
     )
-    with writer.change(reason=reason) as draft:
+    with pruner.change(reason=reason) as draft:
         draft.operations.append(asked)
 
 

@@ -14,7 +14,7 @@ from flagkit._core.model.changes import ACCESS, SEGMENTS, PolicyId, PolicyState
 from flagkit._core.model.rollouts import BUCKETS
 from flagkit._core.storage.layout import FLAGS
 from flagkit._core.storage.reader import EnvironmentReader
-from flagkit._core.storage.store import Store, check_store
+from flagkit._core.storage.store import Store
 
 
 class StaleFlag(Struct, frozen=True):
@@ -30,27 +30,11 @@ class StaleFlag(Struct, frozen=True):
 DAYS_MAX: Final = 36_500
 
 
-def stale_flags(store: Store, days: int, now: datetime | None = None) -> list[StaleFlag]:
-    """Return the flags of an environment, sorted, that are over.
-
-    A flag is over if it is past its `expires`. It also is if nobody touched it for some days, and
-    it is archived, or was never changed since it was created, or has each rollout at 0 or 100 %.
-    A flag that time itself still changes, by a ramp or a window, is not over for the last two
-    reasons.
-
-    Args:
-        store: Where they are.
-        days: How long a flag must have been as it is.
-        now: The moment to ask for; the server's time by default.
-
-    Raises:
-        EnvironmentNotFoundError: it was never created.
-        StoreError: it was changed past the writer, or could not be read.
-        InvalidArgumentError: the days are no whole number, or `now` has no time zone.
-    """
+def list_stale_flags(store: Store, days: int, now: datetime | None) -> list[StaleFlag]:
+    """Return the stale flags, as `Environment.stale_flags` does."""
     check_count(days, "days", DAYS_MAX)
     asked = moment(now)
-    with check_store(store).open_reader() as reading:
+    with store.open_reader() as reading:
         then = asked or reading.now
         states, still = read_unchanged_flags(reading, days_before(then, days))
     stale: list[StaleFlag] = []

@@ -45,7 +45,7 @@ from flagkit._core.storage.layout import AUDIT, CHECKPOINTS, DENIALS, ERASED, ME
 from flagkit._core.storage.pruning import CarriedState
 from flagkit._core.storage.reader import CarriedFlag, EnvironmentReader
 from flagkit._core.storage.requests import PROPOSE, list_name_prefixes
-from flagkit._core.storage.store import Store, check_store
+from flagkit._core.storage.store import Store
 from flagkit._core.storage.validation import describe_fault, find_fault, translate_form_errors
 from flagkit.errors import (
     ClosedError,
@@ -449,24 +449,8 @@ class VerificationResult(Struct, frozen=True):
     after: int
 
 
-def verify(store: Store, anchors: Iterable[tuple[int, str]] = ()) -> list[str]:
-    """Return what is wrong with an environment's ledger and what stands beside it, if anything.
-
-    The chain proves that the ledger was not altered, shortened or reordered on its way to the head.
-    Whoever can rewrite all of it, head included, is found only against a hash kept elsewhere:
-    `anchors` are such revisions and hashes.
-
-    Raises:
-        InvalidArgumentError: an anchor is no pair of a revision and its hash.
-        EnvironmentNotFoundError: the environment was never created.
-        StoreUnavailableError: the database cannot be reached.
-    """
-    return [*run_verification(store, anchors).problems]
-
-
 def run_verification(store: Store, anchors: Iterable[tuple[int, str]] = ()) -> VerificationResult:
-    """Verify as `verify` does, and tell also from where on."""
-    check_store(store)
+    """Verify as `Environment.verify` does, and also return the first revision."""
     kept = _check_anchors(anchors)
     problems: list[str] = []
     after = 0

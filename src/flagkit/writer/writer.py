@@ -3,10 +3,12 @@
 import contextlib
 import uuid
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final, NoReturn, Self, Unpack, cast
 
 from flagkit._core.arguments import refuse_unknown_in_methods
 from flagkit._core.background import Log
+from flagkit._core.cooperative import run_slices
 from flagkit._core.model import EVERYWHERE
 from flagkit._core.model.access import check_actor
 from flagkit._core.model.changes import PolicyChange, Tip
@@ -14,7 +16,6 @@ from flagkit._core.secrets import Encryption
 from flagkit._core.storage.layout import compute_request_digest
 from flagkit._core.storage.reader import EnvironmentReader
 from flagkit._core.storage.requests import Session
-from flagkit._core.storage.store import Store
 from flagkit.config import resolve_settings
 from flagkit.errors import ConfigurationError, InvalidArgumentError
 from flagkit.writer.approvals import Proposals
@@ -22,8 +23,10 @@ from flagkit.writer.checkpoints import CheckpointPublisher
 from flagkit.writer.commit import CommitProtocol, RequestBuilder, check_same_request
 from flagkit.writer.draft import Commit, Draft, Preview, build_data_keys
 from flagkit.writer.effects import iter_notes
+from flagkit.writer.environment import Environment
 from flagkit.writer.guards import Guard
 from flagkit.writer.pending import PendingQueue, TransactionWriter
+from flagkit.writer.retention import Pruner, PruneResult, PruneSteps, Retention, prune_in_steps
 from flagkit.writer.shortcuts import ChangeOptions, ChangeShortcuts
 
 _log = Log("flagkit.writer")
@@ -75,9 +78,9 @@ class Writer(ChangeShortcuts[Commit]):
             uri, environment=environment, database=database, encryption=encryption
         )
         self.environment = settings.environment
-        self.store = Store(
-            settings.uri, environment=settings.environment, database=settings.database
-        )
+        self.reader = Environment(settings.uri, self.environment, database=settings.database)
+        """The environment, for reading its ledger, access and more on the same connections."""
+        self.store = self.reader.store
         self._checkpoint_publisher = (
             None if checkpoint_every is None else CheckpointPublisher(self.store, checkpoint_every)
         )
@@ -212,6 +215,35 @@ class Writer(ChangeShortcuts[Commit]):
         self._commit_protocol.check_changes(
             reading, changes, self._requests.resolve_actor(actor), reason
         )
+
+    def prune(
+        self, retention: Retention, *, reason: str = "", now: datetime | None = None
+    ) -> list[PruneResult]:
+        """Delete documents that are older than a retention says; return their numbers, by kind.
+
+        The user of the database must have the right to delete. If there are grants, the actor must
+        be an admin of everything. The method checks both before it writes. A process that dies on
+        the way leaves nothing half-done, and another call continues. `reader.list_prunable` returns
+        what this method would delete.
+
+        Example:
+            writer.prune(Retention(ledger_days=180), reason="half a year is enough")
+
+        Raises:
+            ConfigurationError: the retention makes no sense.
+            AccessDeniedError: the actor is no admin of everything; nothing was written.
+            WriteError: somebody else prunes.
+            StoreError: the database's user may not delete; or the ledger does not prove, so nothing
+                may be deleted; or the database cannot be reached.
+        """
+        return run_slices(self.prune_in_steps(retention, reason=reason, now=now))
+
+    def prune_in_steps(
+        self, retention: Retention, *, reason: str = "", now: datetime | None = None
+    ) -> PruneSteps:
+        """Do what `prune` does in short steps, pause after each, and yield the progress as text."""
+        pruner = Pruner(self.store, self.actor, self.change)
+        return prune_in_steps(pruner, retention, reason=reason, now=now)
 
     def close(self) -> None:
         """Close the connections; a checkpoint or a sweep that is being made is left off."""

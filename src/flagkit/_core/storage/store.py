@@ -20,7 +20,6 @@ from pymongo.errors import BulkWriteError, DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-from flagkit._core.arguments import instance
 from flagkit._core.model import EVERYWHERE
 from flagkit._core.model.changes import Change, PolicyChange, PolicyId, Tip
 from flagkit._core.snapshot import Arena
@@ -80,9 +79,9 @@ def project_policies(
     policies: Sequence[PolicyChange],
     encoded: Mapping[PolicyId, EncodedPolicy] | None = None,
 ) -> None:
-    """Bring what a revision did to policies to where they are read.
+    """Write the states of policies at a revision to the collections that readers read.
 
-    `encoded` is what was prepared of them, as far as it was.
+    `encoded` has the documents that were prepared for some of them.
     """
     known = encoded or {}
     writes: dict[str, list[_Write]] = {collection: [] for collection in layout.PROJECTED}
@@ -107,88 +106,6 @@ def _build_write(document: layout.Document) -> _Write:
     return ReplaceOne(older, document, upsert=True)
 
 
-def add_pages(
-    database: Database[layout.Document], environment: str, pages: Mapping[str, Page]
-) -> None:
-    """Store the pages of a change that is to be committed."""
-    names = [*pages]
-    for first in range(0, len(names), PAGES_AT_ONCE):
-        some = names[first : first + PAGES_AT_ONCE]
-        replacements = [
-            ReplaceOne(
-                {
-                    "_id": layout.build_page_id(environment, name),
-                    # What nothing referred to is marked to be pruned: it is not any more.
-                    "$or": [
-                        {"content": {"$ne": pages[name].content}},
-                        {"unreferred": {"$exists": True}},
-                    ],
-                },
-                encode_page(environment, name, pages[name]),
-                upsert=True,
-            )
-            for name in some
-        ]
-        with ignore_duplicates():
-            database[layout.PAGES].bulk_write(replacements, ordered=False)
-
-
-def project_own_pages(
-    database: Database[layout.Document],
-    environment: str,
-    revision: int,
-    pages: Mapping[str, Page],
-    encoded: Mapping[PolicyId, EncodedPolicy],
-) -> None:
-    """Project the pages of a revision that were just written."""
-    for name, page in pages.items():
-        project_policies(database, environment, revision, page.policies, encoded)
-        _mark_projected(database, environment, revision, name)
-
-
-def project_pages(
-    database: Database[layout.Document], environment: str, revision: int, limit: int | None = None
-) -> int:
-    """Project the pages of a revision of the ledger that are not yet, `limit` at most.
-
-    Returns how many are left.
-
-    Raises:
-        StoreError: one is missing, or was changed past the writer.
-    """
-    names = _find_unprojected(database, environment, revision)
-    for name in names[:limit]:
-        found = database[layout.PAGES].find_one({"_id": layout.build_page_id(environment, name)})
-        content = read_page_contents([] if found is None else [found]).get(name)
-        project_policies(database, environment, revision, decode_page(name, content))
-        _mark_projected(database, environment, revision, name)
-    return len(names[limit:]) if limit is not None else 0
-
-
-def _mark_projected(
-    database: Database[layout.Document], environment: str, revision: int, name: str
-) -> None:
-    database[layout.PAGES].update_one(
-        {"_id": layout.build_page_id(environment, name)}, {"$set": {"projected": revision}}
-    )
-
-
-def _find_unprojected(
-    database: Database[layout.Document], environment: str, revision: int
-) -> list[str]:
-    document = database[layout.LEDGER].find_one(
-        {"_id": layout.build_ledger_id(environment, revision)}, {"pages": True}
-    )
-    if document is None:
-        raise StoreError(f"the ledger of {environment!r} has lost revision {revision}")
-    names = read_page_names(document)
-    projected = database[layout.PAGES].find(
-        layout.filter_pages(environment, names) | {"projected": revision}, {"_id": True}
-    )
-    done = {found["_id"]["page"] for found in projected}
-    return [name for name in names if name not in done]
-
-
 @contextmanager
 def ignore_duplicates() -> Generator[None]:
     """Pass over documents that are there already, in a bulk of unordered writes."""
@@ -203,15 +120,6 @@ def ignore_duplicates() -> Generator[None]:
 
 ENVIRONMENTS_ASKED_MAX: Final = 10_000
 """So many environments are looked at for one that a mistyped name could mean."""
-
-
-def check_store(store: object) -> "Store":
-    """Return what is given as a store, if it is one.
-
-    Raises:
-        InvalidArgumentError: it is something else.
-    """
-    return instance(store, Store, "store", "pass a writer's store, as in writer.store")
 
 
 class Store(DatabaseHandle):
@@ -330,9 +238,26 @@ class Store(DatabaseHandle):
                 self._database[layout.MEMBERS].bulk_write(replacements, ordered=False)
 
     def add_pages(self, pages: Mapping[str, Page]) -> None:
-        """Store the pages that a change is on, by their SHA-256."""
-        with translate_errors("storing a large change"):
-            add_pages(self._database, self.environment, pages)
+        """Store the pages of a change before its commit, by their SHA-256."""
+        names = [*pages]
+        for first in range(0, len(names), PAGES_AT_ONCE):
+            replacements = [
+                ReplaceOne(
+                    {
+                        "_id": layout.build_page_id(self.environment, name),
+                        # Pruning marks pages that nothing refers to. The change refers to these.
+                        "$or": [
+                            {"content": {"$ne": pages[name].content}},
+                            {"unreferred": {"$exists": True}},
+                        ],
+                    },
+                    encode_page(self.environment, name, pages[name]),
+                    upsert=True,
+                )
+                for name in names[first : first + PAGES_AT_ONCE]
+            ]
+            with translate_errors("storing a large change"), ignore_duplicates():
+                self._database[layout.PAGES].bulk_write(replacements, ordered=False)
 
     def compare_and_set(
         self,
@@ -381,17 +306,53 @@ class Store(DatabaseHandle):
     def project_own_pages(
         self, revision: int, pages: Mapping[str, Page], encoded: Mapping[PolicyId, EncodedPolicy]
     ) -> None:
-        """Bring a large change that was just committed to where it is read, page by page.
+        """Project the pages of a change that this process just committed.
 
-        `encoded` is what was prepared of it.
+        `encoded` has the documents that were prepared for it.
         """
         with translate_errors("projecting a large change"):
-            project_own_pages(self._database, self.environment, revision, pages, encoded)
+            for name, page in pages.items():
+                self._project_page(revision, name, page.policies, encoded)
 
     def project_pages(self, revision: int, limit: int | None = None) -> int:
-        """Bring a large change to where it is read, or some pages; return how many are left."""
+        """Project pages of a revision that are not projected yet; return how many are left.
+
+        Raises:
+            StoreError: a page is missing, or somebody changed it past the writer.
+        """
         with translate_errors("projecting a large change"):
-            return project_pages(self._database, self.environment, revision, limit)
+            names = self._find_unprojected_pages(revision)
+            for name in names[:limit]:
+                page = {"_id": layout.build_page_id(self.environment, name)}
+                found = self._database[layout.PAGES].find_one(page)
+                content = read_page_contents([] if found is None else [found]).get(name)
+                self._project_page(revision, name, decode_page(name, content))
+        return len(names[limit:]) if limit is not None else 0
+
+    def _project_page(
+        self,
+        revision: int,
+        name: str,
+        policies: Sequence[PolicyChange],
+        encoded: Mapping[PolicyId, EncodedPolicy] | None = None,
+    ) -> None:
+        project_policies(self._database, self.environment, revision, policies, encoded)
+        self._database[layout.PAGES].update_one(
+            {"_id": layout.build_page_id(self.environment, name)}, {"$set": {"projected": revision}}
+        )
+
+    def _find_unprojected_pages(self, revision: int) -> list[str]:
+        document = self._database[layout.LEDGER].find_one(
+            {"_id": layout.build_ledger_id(self.environment, revision)}, {"pages": True}
+        )
+        if document is None:
+            raise StoreError(f"the ledger of {self.environment!r} has lost revision {revision}")
+        names = read_page_names(document)
+        projected = self._database[layout.PAGES].find(
+            layout.filter_pages(self.environment, names) | {"projected": revision}, {"_id": True}
+        )
+        done = {found["_id"]["page"] for found in projected}
+        return [name for name in names if name not in done]
 
     def iter_changes(
         self,

@@ -11,12 +11,10 @@ from flagkit.cli.options import (
     LIMIT_RANGE,
     EnvironmentOptions,
     environment_options,
-    open_store,
     to_option,
 )
 from flagkit.cli.output import PROGRAM_FORMATS, Printer, emit, output_option, print_lines
-from flagkit.writer import Draft
-from flagkit.writer.access import denials, grants, limits
+from flagkit.writer import Draft, Environment
 
 who_argument = click.argument("who", metavar="ACTOR")
 scope_argument = click.argument("scope", type=click.Choice(LIMIT_SCOPES))
@@ -32,8 +30,8 @@ def access() -> None:
 @output_option("table")
 def _list(output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """List the roles that are granted."""
-    with open_store(**place) as store:
-        found = grants(store)
+    with Environment(**place) as opened:
+        found = opened.grants()
     if output in PROGRAM_FORMATS:
         roles: list[Any] = [
             {"actor": grant.actor, "role": grant.role, "namespaces": [*grant.namespaces]}
@@ -98,9 +96,9 @@ add_change_command(
 @output_option("table")
 def _denials(limit: int, output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """Show denied changes, the newest first."""
-    with open_store(**place) as store:
-        store.read_tip()
-        found = denials(store)[::-1][:limit]
+    with Environment(**place) as opened:
+        opened.read_tip()
+        found = opened.denials()[::-1][:limit]
     if output in PROGRAM_FORMATS:
         emit([msgspec.to_builtins(denial) for denial in found], output)
     elif found:
@@ -130,8 +128,8 @@ def _limits() -> None:
 @output_option("table")
 def _show_limits(output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """Show the limits on changes."""
-    with open_store(**place) as store:
-        found = limits(store)
+    with Environment(**place) as opened:
+        found = opened.limits()
     held = {whose: getattr(found, whose) for whose in LIMIT_SCOPES}
     if output in PROGRAM_FORMATS:
         emit(msgspec.to_builtins(held), output)

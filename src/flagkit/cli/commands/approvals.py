@@ -22,7 +22,6 @@ from flagkit.cli.options import (
     EnvironmentOptions,
     environment_options,
     load_guards,
-    open_store,
 )
 from flagkit.cli.output import (
     PROGRAM_FORMATS,
@@ -32,8 +31,7 @@ from flagkit.cli.output import (
     output_option,
     print_lines,
 )
-from flagkit.writer import Writer
-from flagkit.writer.approvals import list_proposals, read_proposal
+from flagkit.writer import Environment, Writer
 
 proposal_argument = click.argument("proposal")
 
@@ -49,8 +47,8 @@ def approvals() -> None:
 @output_option("table")
 def _list(limit: int, output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """List proposals, the newest first."""
-    with open_store(**place) as store:
-        found = list_proposals(store, limit)
+    with Environment(**place) as opened:
+        found = opened.proposals(limit)
     if output in PROGRAM_FORMATS:
         emit([msgspec.to_builtins(proposal) for proposal in found], output)
     elif found:
@@ -78,8 +76,8 @@ def _list(limit: int, output: str, **place: Unpack[EnvironmentOptions]) -> None:
 @output_option("text")
 def _show(proposal: str, output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """Show the current effect of a proposal, and its verdicts."""
-    with open_store(**place) as store:
-        print_proposal(read_proposal(store, proposal), output)
+    with Environment(**place) as opened:
+        print_proposal(opened.proposal(proposal), output)
 
 
 @approvals.command("approve")

@@ -23,7 +23,7 @@ from flagkit.cli.output import Printer
 from flagkit.errors import ConfigurationError
 from flagkit.policy_files.reader import PolicyFile
 from flagkit.testing.embedded import EmbeddedMongo
-from flagkit.writer import Commit, Writer, entries, verify
+from flagkit.writer import Commit, Writer
 
 _SEED = 2026
 _CITIES = {
@@ -329,7 +329,7 @@ class _Demo:
     def show_ledger(self) -> None:
         """Verify the ledger and print it."""
         self._printer.start_step("The ledger")
-        problems = verify(self._writer.store)
+        problems = self._writer.reader.verify()
         if problems:
             raise CheckFailedError(f"the ledger does not verify: {'; '.join(problems)}")
         rows = [
@@ -341,7 +341,7 @@ class _Demo:
                 _shorten_actions(entry.actions),
                 entry.hash[:_HASH_SHOWN_LENGTH],
             )
-            for entry in entries(self._writer.store)
+            for entry in self._writer.reader.entries()
         ]
         columns = ("rev.", "UTC", "actor", "reason", "actions", "hash")
         self._printer.print_table(columns, rows, ["rev."])

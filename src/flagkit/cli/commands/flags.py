@@ -46,10 +46,9 @@ from flagkit.cli.output import (
     print_lines,
 )
 from flagkit.errors import FlagNotFoundError
-from flagkit.writer import Draft
+from flagkit.writer import Draft, Environment
 from flagkit.writer.effects import is_active, iter_edits_since_active
 from flagkit.writer.retention import DAYS_MAX
-from flagkit.writer.stale_flags import stale_flags
 
 
 @click.group("flags")
@@ -372,8 +371,8 @@ def _stale(days: int, output: str, **place: Unpack[EnvironmentOptions]) -> None:
     Those past their `expires`; and those that nobody touched for some days, and that never changed,
     are archived, or have each rollout at 0 or 100 %.
     """
-    with open_store(**place) as store:
-        found = stale_flags(store, days)
+    with Environment(**place) as opened:
+        found = opened.stale_flags(days)
     if output in PROGRAM_FORMATS:
         emit([msgspec.to_builtins(flag) for flag in found], output)
     elif found:

@@ -25,18 +25,11 @@ from flagkit.cli.options import (
     LIMIT_RANGE,
     EnvironmentOptions,
     environment_options,
-    open_store,
 )
 from flagkit.cli.output import PROGRAM_FORMATS, Printer, emit, emit_text, output_option, print_lines
 from flagkit.errors import StoreUnavailableError
-from flagkit.writer.ledger import (
-    ACTIONS,
-    Entry,
-    EntryFilter,
-    entries,
-    read_newer_entries,
-    read_pruned_revision,
-)
+from flagkit.writer import Entry, Environment
+from flagkit.writer.ledger import ACTIONS, EntryFilter
 from flagkit.writer.verification import run_verification
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -101,11 +94,11 @@ def _show(
     **wanted: Unpack[EntryFilter],
 ) -> None:
     """Show who changed what, when and why, the newest first."""
-    with open_store(uri=uri, environment=environment, database=database) as store:
-        store.read_tip()
-        shown = [*itertools.islice(entries(store, newest_first=True, **wanted), limit)]
-        after = read_pruned_revision(store) if len(shown) < limit else 0
-        nothing = "" if shown else _format_nothing_found(store, wanted.get("key"))
+    with Environment(uri, environment, database=database) as opened:
+        opened.read_tip()
+        shown = [*itertools.islice(opened.entries(newest_first=True, **wanted), limit)]
+        after = opened.read_pruned_revision() if len(shown) < limit else 0
+        nothing = "" if shown else _format_nothing_found(opened.store, wanted.get("key"))
     if output in PROGRAM_FORMATS:
         emit([msgspec.to_builtins(entry) for entry in shown], output)
     elif shown:
@@ -151,23 +144,23 @@ def _tail(
 
     As JSON, each is a line; as YAML, all are one list.
     """
-    with open_store(uri=uri, environment=environment, database=database) as store:
-        tip = store.read_tip()
-        shown = [*itertools.islice(entries(store, newest_first=True, **wanted), limit)]
+    with Environment(uri, environment, database=database) as opened:
+        tip = opened.read_tip()
+        shown = [*itertools.islice(opened.entries(newest_first=True, **wanted), limit)]
         for entry in reversed(shown):
             _print_entry(entry, output, wanted.get("key"))
         after = max(0, tip.revision - 1, *(entry.revision for entry in shown[:1]))
         if follow:
             # To be interrupted is how it ends.
             with contextlib.suppress(KeyboardInterrupt):
-                _follow(store, after, output, wanted)
+                _follow(opened, after, output, wanted)
 
 
-def _follow(store: Store, after: int, output: str, entry_filter: EntryFilter) -> None:
+def _follow(opened: Environment, after: int, output: str, entry_filter: EntryFilter) -> None:
     trouble = ""
     while True:
         try:
-            after, found = read_newer_entries(store, after, **entry_filter)
+            after, found = opened.read_newer_entries(after, **entry_filter)
             trouble = ""
         except StoreUnavailableError as error:
             # It may come back, as after a failover.
@@ -211,10 +204,10 @@ def _verify(anchors: tuple[str, ...], output: str, **place: Unpack[EnvironmentOp
     one that is printed where they cannot write. Exits with 3 if something is wrong.
     """
     kept = [_parse_anchor(text) for text in anchors]
-    with open_store(**place) as store:
-        tip = store.read_tip()
+    with Environment(**place) as opened:
+        tip = opened.read_tip()
         witness = [(tip.revision, tip.hash)] if tip.revision else []
-        proof = run_verification(store, [*kept, *witness])
+        proof = run_verification(opened.store, [*kept, *witness])
     problems = proof.problems
     if output in PROGRAM_FORMATS:
         told = {

@@ -22,7 +22,7 @@ from flagkit.cli.output import (
     output_option,
     print_lines,
 )
-from flagkit.writer import PendingRequest, Writer
+from flagkit.writer import Environment, PendingRequest, Writer
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -45,8 +45,8 @@ def _sequencing_options(command: _Command) -> _Command:
 @output_option("table")
 def _list(output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """List changes that wait to be made, and those that were refused, in order."""
-    with Writer(**place, actor=_NOBODY) as writer:
-        found = writer.pending.list_all()
+    with Environment(**place) as opened:
+        found = opened.pending()
     if output in PROGRAM_FORMATS:
         emit([msgspec.to_builtins(waiting) for waiting in found], output)
     elif found:

@@ -5,14 +5,12 @@ from collections.abc import Sequence
 import click
 import msgspec
 
-from flagkit._core.cooperative import run_slices
 from flagkit._core.model.access import check_actor
 from flagkit.cli.options import (
     EnvironmentOptions,
     environment_options,
     load_guards,
     load_settings,
-    open_store,
 )
 from flagkit.cli.output import (
     PROGRAM_FORMATS,
@@ -23,8 +21,8 @@ from flagkit.cli.output import (
     output_option,
     print_lines,
 )
-from flagkit.writer.retention import DAYS_MAX, PruneResult, Retention, list_prunable, prune_in_steps
-from flagkit.writer.writer import Writer
+from flagkit.writer import Environment, PruneResult, Retention, Writer
+from flagkit.writer.retention import DAYS_MAX
 
 _days = click.IntRange(1, DAYS_MAX)
 
@@ -81,12 +79,13 @@ def prune(  # noqa: PLR0913, PLR0917 - who, why, and what is asked
             database=place.database,
             guards=load_guards(guards),
         ) as writer:
-            rows = _run_prune(writer, retention, reason)
+            with Progress() as progress:
+                rows = progress.run(writer.prune_in_steps(retention, reason=reason))
             mark_work_done()
             tip = writer.store.read_tip()
     else:
-        with open_store(**asking) as store:
-            rows, tip = list_prunable(store, retention), store.read_tip()
+        with Environment(**asking) as opened:
+            rows, tip = opened.list_prunable(retention), opened.read_tip()
     if output in PROGRAM_FORMATS:
         document = {
             "environment": tip.environment,
@@ -103,12 +102,6 @@ def prune(  # noqa: PLR0913, PLR0917 - who, why, and what is asked
         print_lines(f"anchor: {tip.revision}:{tip.hash}")
     else:
         print_lines(f"dry run on {tip.environment}: nothing was removed; --apply removes it")
-
-
-def _run_prune(writer: Writer, retention: Retention, reason: str) -> list[PruneResult]:
-    steps = prune_in_steps(writer, retention, reason=reason)
-    with Progress() as progress:
-        return run_slices(steps, progress.show)
 
 
 def _print_rows(rows: Sequence[PruneResult]) -> None:
