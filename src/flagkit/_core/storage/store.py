@@ -21,6 +21,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from flagkit._core.arguments import instance
+from flagkit._core.cooperative import split_batches
 from flagkit._core.model import EVERYWHERE
 from flagkit._core.model.changes import Change, PolicyChange, PolicyId, Tip
 from flagkit._core.snapshot import Arena
@@ -113,9 +114,7 @@ def add_pages(
     database: Database[layout.Document], environment: str, pages: Mapping[str, Page]
 ) -> None:
     """Store the pages of a change that is to be committed."""
-    names = [*pages]
-    for first in range(0, len(names), PAGES_AT_ONCE):
-        some = names[first : first + PAGES_AT_ONCE]
+    for some in split_batches(pages, PAGES_AT_ONCE):
         replacements = [
             ReplaceOne(
                 {
