@@ -34,7 +34,12 @@ from flagkit.errors import (
     StoreUnavailableError,
 )
 from flagkit.writer.access import CommitPolicy, Permission
-from flagkit.writer.commit import find_commit, format_drop_request
+from flagkit.writer.commit import (
+    LOST_RACE_SECONDS,
+    find_commit,
+    format_drop_request,
+    retry_until,
+)
 from flagkit.writer.draft import Commit, Draft, PendingChange
 from flagkit.writer.ledger import format_actions
 from flagkit.writer.operations import (
@@ -51,8 +56,6 @@ SWEEP_CHECK_SECONDS: Final = 10.0
 """So often at most a writer looks, after a change of its own, whether anything waits."""
 CLOSE_SECONDS: Final = 5.0
 BACKOFF_SECONDS_MAX: Final = 60.0
-_PAUSE_SECONDS_MAX = 0.02
-_UNAVAILABLE_SECONDS_MAX = 0.5
 
 CommitFunction = Callable[[Draft, str, Mapping[str, Any], float | None], Commit]
 """Commits a draft under a request's id, with what the audit has of it, within some seconds."""
@@ -137,22 +140,13 @@ class PendingQueue:
     def commit(self, request: str, timeout: float) -> Commit:
         """Sequence a request, and before it what must come before."""
         deadline = time.monotonic() + timeout
-        while True:
-            try:
-                commit = self._try_commit(request, deadline)
-                pause = _PAUSE_SECONDS_MAX
-            except StoreUnavailableError:
-                if time.monotonic() > deadline:
-                    raise
-                commit, pause = None, _UNAVAILABLE_SECONDS_MAX
-            if commit is not None:
-                return commit
-            # The caller's transaction may be committed, and the majority may not have it yet.
-            if time.monotonic() > deadline:
-                raise StoreUnavailableError(
-                    f"the majority has not got the pending change {request!r} yet"
-                )
-            time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not secrets
+        # The caller's transaction may be committed, and the majority may not have it yet.
+        return retry_until(
+            deadline,
+            lambda: self._try_commit(request, deadline),
+            f"the majority has not got the pending change {request!r} yet",
+            pause_max=LOST_RACE_SECONDS,
+        )
 
     def _try_commit(self, request: str, deadline: float) -> Commit | None:
         """Try once; return None where the request is there, and not for the majority yet."""
