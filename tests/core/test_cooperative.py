@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flagkit._core.aio import cancel_task, run_cooperatively
-from flagkit._core.cooperative import PAUSED_THRESHOLD, pace_slices, pause_gc, run_slices
+from flagkit._core.cooperative import (
+    PAUSED_THRESHOLD,
+    pace_slices,
+    pause_gc,
+    run_slices,
+    split_batches,
+)
 
 pytestmark = pytest.mark.every_python
 
@@ -193,3 +199,11 @@ def test_a_task_that_swallows_a_cancellation_is_cancelled_again() -> None:
         return task
 
     assert asyncio.run(main()).done()
+
+
+@given(st.lists(st.integers()), st.integers(1, 7))
+def test_batches_are_the_items_in_lists_of_a_size(items: list[int], size: int) -> None:
+    batches = [*split_batches(iter(items), size)]
+    assert [item for batch in batches for item in batch] == items
+    assert all(len(batch) == size for batch in batches[:-1])
+    assert all(0 < len(batch) <= size for batch in batches[-1:])

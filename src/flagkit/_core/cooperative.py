@@ -11,8 +11,9 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Final, TypeVar
 
 PAUSED_THRESHOLD: Final = 1_000_003
@@ -74,6 +75,13 @@ os.register_at_fork(after_in_child=_resume_in_child)
 
 S = TypeVar("S")
 T = TypeVar("T")
+
+
+def split_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield items in lists of a size; the last one may be shorter."""
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
 
 
 def run_slices(slices: Generator[S, None, T], on_slice: Callable[[S], object] | None = None) -> T:

@@ -17,8 +17,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import chain
-from typing import Any, Final, NamedTuple, TypeAlias
+from itertools import chain, repeat
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from flagkit._core.arguments import instance
 from flagkit._core.background import Log
@@ -253,11 +253,39 @@ def format_application_request(proposal: str) -> str:
 
 _log = Log("flagkit.writer")
 
+T = TypeVar("T")
+
 LOST_RACE_SECONDS, LOST_RACE_SECONDS_MAX = 0.02, 0.16
-"""Up to so long who lost a race waits, twice as long for each that it loses, up to the latter."""
+"""The bounds in seconds of the random pause after a lost race: the first one, and the largest."""
 UNAVAILABLE_SECONDS_MAX = 0.5
 LAG_MAX = timedelta(seconds=2)
 """How long a large change may be projected before others help."""
+
+
+def retry_until(
+    deadline: float, attempt: Callable[[], T | None], problem: str, *, pause_max: float
+) -> T:
+    """Return the first result of the attempts that is not None.
+
+    The pauses are random, so that writers do not meet again. Their bound doubles up to `pause_max`.
+
+    Raises:
+        StoreUnavailableError: the deadline has passed; with `problem`, or that of the last attempt.
+    """
+    longest = LOST_RACE_SECONDS
+    while True:
+        try:
+            found = attempt()
+            pause, longest = longest, min(longest * 2, pause_max)
+        except StoreUnavailableError:
+            if time.monotonic() > deadline:
+                raise
+            found, pause = None, UNAVAILABLE_SECONDS_MAX
+        if found is not None:
+            return found
+        if time.monotonic() > deadline:
+            raise StoreUnavailableError(problem)
+        time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not secrets
 
 
 class CommitResult(NamedTuple):
@@ -307,30 +335,23 @@ class CommitProtocol:
             WriteError, NotFoundError, InvalidDocumentError: refused; nothing was written.
             StoreUnavailableError: the database cannot be reached, or others were always first.
         """
-        foreseen = build_prefetch(draft, None if is_new else request)
+        prefetches = chain([None if is_new else request], repeat(request))
         lost: list[PlannedCommit] = []
-        losses = -1
         seconds = self._timeout if timeout is None else timeout
         deadline = time.monotonic() + seconds
+
+        def attempt() -> CommitResult | None:
+            # After an error nobody knows whether it was committed: this looks for the request.
+            prefetch = build_prefetch(draft, next(prefetches))
+            return self._attempt(draft, request, content, prefetch, lost)
+
         with self._lock:
-            while True:
-                try:
-                    made = self._attempt(draft, request, content, foreseen, lost)
-                    losses += 1
-                    pause = min(LOST_RACE_SECONDS * 2**losses, LOST_RACE_SECONDS_MAX)
-                except StoreUnavailableError:
-                    # Unsure whether it was committed: the next reading looks for the request.
-                    if time.monotonic() > deadline:
-                        raise
-                    made, pause = None, UNAVAILABLE_SECONDS_MAX
-                if made is not None:
-                    return made
-                foreseen = build_prefetch(draft, request)
-                if time.monotonic() > deadline:
-                    raise StoreUnavailableError(
-                        f"other writers won every race for {seconds:g} s: nothing was changed"
-                    )
-                time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not secrets
+            return retry_until(
+                deadline,
+                attempt,
+                f"other writers won every race for {seconds:g} s: nothing was changed",
+                pause_max=LOST_RACE_SECONDS_MAX,
+            )
 
     def _attempt(
         self,

@@ -6,12 +6,12 @@ Two documents that differ in a value, a type or an order have at least one line.
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from itertools import islice
 from typing import Any, Final, TypeAlias, TypedDict, Unpack
 
 from msgspec import Struct
 
 from flagkit._core.arguments import check_revision, suggest_name
+from flagkit._core.cooperative import split_batches
 from flagkit._core.model import EVERYWHERE
 from flagkit._core.model.access import LIMIT_SCOPES, Grants, decode_grants
 from flagkit._core.model.canonical import to_extended_json
@@ -342,7 +342,7 @@ def _iter_entries(
         until=wanted.get("until"),
         newest_first=newest_first,
     )
-    while chunk := list(islice(changes, _CHUNK)):
+    for chunk in split_batches(changes, _CHUNK):
         requests = store.read_requests(change.request for change in chunk)
         proposed = [request["proposal"] for request in requests.values() if "proposal" in request]
         said = store.proposals.read_many(proposed)

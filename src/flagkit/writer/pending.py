@@ -36,11 +36,13 @@ from flagkit.errors import (
 )
 from flagkit.writer.access import CommitPolicy, Permission
 from flagkit.writer.commit import (
+    LOST_RACE_SECONDS,
     CommitFunction,
     RequestBuilder,
     check_same_request,
     find_commit,
     format_drop_request,
+    retry_until,
 )
 from flagkit.writer.draft import Commit, Draft, PendingChange
 from flagkit.writer.ledger import format_actions
@@ -59,8 +61,6 @@ SWEEP_CHECK_SECONDS: Final = 10.0
 """So often at most a writer looks, after a change of its own, whether anything waits."""
 CLOSE_SECONDS: Final = 5.0
 BACKOFF_SECONDS_MAX: Final = 60.0
-_PAUSE_SECONDS_MAX = 0.02
-_UNAVAILABLE_SECONDS_MAX = 0.5
 
 
 class PendingRequest(Struct, frozen=True):
@@ -155,22 +155,13 @@ class PendingQueue:
         Any process may do so for any other. Earlier pending changes of the same flags come first.
         """
         deadline = time.monotonic() + check_seconds(timeout)
-        while True:
-            try:
-                commit = self._try_commit(request, deadline)
-                pause = _PAUSE_SECONDS_MAX
-            except StoreUnavailableError:
-                if time.monotonic() > deadline:
-                    raise
-                commit, pause = None, _UNAVAILABLE_SECONDS_MAX
-            if commit is not None:
-                return commit
-            # The caller's transaction may be committed, and the majority may not have it yet.
-            if time.monotonic() > deadline:
-                raise StoreUnavailableError(
-                    f"the majority has not got the pending change {request!r} yet"
-                )
-            time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not secrets
+        # The caller's transaction may be committed, and the majority may not have it yet.
+        return retry_until(
+            deadline,
+            lambda: self._try_commit(request, deadline),
+            f"the majority has not got the pending change {request!r} yet",
+            pause_max=LOST_RACE_SECONDS,
+        )
 
     def _try_commit(self, request: str, deadline: float) -> Commit | None:
         """Try once; return None where the request is there, and not for the majority yet."""

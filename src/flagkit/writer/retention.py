@@ -11,14 +11,14 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
 from flagkit._core.arguments import days_before, instance, moment
-from flagkit._core.cooperative import pace_slices
+from flagkit._core.cooperative import pace_slices, split_batches
 from flagkit._core.model.access import check_stored_actor
 from flagkit._core.model.changes import CUT, SEGMENTS, PolicyId, PolicyState, get_member_parts
 from flagkit._core.storage.admin import DatabaseAdmin
@@ -312,8 +312,7 @@ def delete_in_steps(
 ) -> Generator[str, None, list[DeletableFlag]]:
     """Delete flags; return those that were, which are all but those that changed meanwhile."""
     gone: list[DeletableFlag] = []
-    rest = iter(flags)
-    while batch := [*islice(rest, FLAGS_AT_ONCE)]:
+    for batch in split_batches(flags, FLAGS_AT_ONCE):
         if _delete_flags(change, batch, reason):
             gone += batch
         else:

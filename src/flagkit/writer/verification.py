@@ -14,7 +14,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from itertools import chain, groupby, islice
+from itertools import chain, groupby
 from typing import Any, Final
 
 from msgspec import Struct
@@ -22,6 +22,7 @@ from msgspec.structs import replace
 
 from flagkit._core.arguments import check_revision as revision_of
 from flagkit._core.arguments import instance, listed
+from flagkit._core.cooperative import split_batches
 from flagkit._core.model import packing
 from flagkit._core.model.changes import (
     ACCESS,
@@ -316,7 +317,7 @@ def iter_reliance_problems(store: Store, revisions: Iterable[tuple[int, str]]) -
     decided: dict[str, str] = {}
     left = ((revision, request, *_parse_decision(request)) for revision, request in revisions)
     decisions = (item for item in left if item[2])
-    while some := list(islice(decisions, _AT_ONCE)):
+    for some in split_batches(decisions, _AT_ONCE):
         requests = store.read_requests(request for _, request, _, _ in some)
         said = store.proposals.read_many(proposal for _, _, _, proposal in some)
         for revision, request, did, proposal in some:

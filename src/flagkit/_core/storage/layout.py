@@ -15,8 +15,9 @@ while the collections of policies may lack changes from that revision on.
 The modules `client_registry`, `requests`, `admin` and `provision` describe the other collections.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from bson import MaxKey, MinKey
@@ -419,23 +420,14 @@ def build_checkpoint_id(environment: str, checkpoint: Any) -> Document:
 
 def filter_checkpoints(environment: str) -> Document:
     """Return the filter of all manifests of an environment, a range of the `_id` index."""
-    return {
-        "_id": {
-            "$gte": build_checkpoint_id(environment, MinKey()),
-            "$lte": build_checkpoint_id(environment, MaxKey()),
-        }
-    }
+    return _filter_range(lambda end: build_checkpoint_id(environment, end))
 
 
 def filter_slices(environment: str, checkpoint: str | None = None) -> Document:
     """Return the filter of the slices of a checkpoint, or of all; a range of the `_id` index."""
-    first, last = (MinKey(), MaxKey()) if checkpoint is None else (checkpoint, checkpoint)
-    return {
-        "_id": {
-            "$gte": build_slice_id(environment, first, MinKey()),
-            "$lte": build_slice_id(environment, last, MaxKey()),
-        }
-    }
+    return _filter_range(
+        lambda end: build_slice_id(environment, end if checkpoint is None else checkpoint, end)
+    )
 
 
 def filter_parts(environment: str, parts: Iterable[str]) -> Document:
@@ -455,32 +447,27 @@ def filter_pages(environment: str, pages: Iterable[str]) -> Document:
 
 def filter_pending(environment: str) -> Document:
     """Return the filter of all that waits in an environment, a range of the `_id` index."""
-    return _filter_by_kind(environment, "request")
+    return _filter_range(lambda end: {"environment": environment, "request": end})
 
 
 def filter_proposals(environment: str) -> Document:
     """Return the filter of all proposals of an environment, a range of the `_id` index."""
-    return _filter_by_kind(environment, "proposal")
-
-
-def _filter_by_kind(environment: str, kind: str) -> Document:
-    first, last = ({"environment": environment, kind: end} for end in (MinKey(), MaxKey()))
-    return {"_id": {"$gte": first, "$lte": last}}
+    return _filter_range(lambda end: {"environment": environment, "proposal": end})
 
 
 def filter_proposals_by_id(environment: str, proposals: Iterable[str]) -> Document:
     """Return the filter of some proposals, with all that was said; ranges of the `_id` index."""
-    return {
-        "$or": [
-            {
-                "_id": {
-                    "$gte": {"environment": environment, "proposal": name, "actor": MinKey()},
-                    "$lte": {"environment": environment, "proposal": name, "actor": MaxKey()},
-                }
-            }
-            for name in proposals
-        ]
-    }
+    ids = ({"environment": environment, "proposal": name} for name in proposals)
+    return {"$or": [_filter_range(partial(_add_actor, identity)) for identity in ids]}
+
+
+def _add_actor(identity: Document, actor: Any) -> Document:
+    return {**identity, "actor": actor}
+
+
+def _filter_range(build_id: Callable[[Any], Document]) -> Document:
+    """Return the filter of all `_id`s between those that the least and the largest value build."""
+    return {"_id": {"$gte": build_id(MinKey()), "$lte": build_id(MaxKey())}}
 
 
 def filter_ledger_after(environment: str, revision: int) -> Document:
@@ -595,7 +582,7 @@ def filter_dependents(environment: str, keys: Iterable[str]) -> Document:
 
 def filter_policies(environment: str) -> Document:
     """Return the filter of all flags, or segments, of an environment, a range of `_id`s."""
-    return {"_id": _filter_id_range(environment, MinKey(), MaxKey())}
+    return _filter_range(lambda end: build_policy_id(environment, end, end))
 
 
 def filter_namespaces(environment: str, namespaces: Iterable[str]) -> Document:
@@ -615,10 +602,7 @@ def filter_neighbours(environment: str, key: str, *, is_after: bool) -> Document
     """Return the filter of flags, or segments, from a key on, or before it; a range of `_id`s."""
     if is_after:
         return {"_id": _filter_id_range(environment, key, MaxKey())}
-    first, last = (
-        build_policy_id(environment, MinKey(), MinKey()),
-        build_policy_id(environment, key, MinKey()),
-    )
+    first, last = (build_policy_id(environment, end, MinKey()) for end in (MinKey(), key))
     return {"_id": {"$gte": first, "$lt": last}}
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from pymongo import ASCENDING, DESCENDING
 from pymongo.client_session import ClientSession
 
+from flagkit._core.cooperative import split_batches
 from flagkit._core.model.changes import ACCESS as ACCESS_REGION
 from flagkit._core.model.changes import (
     CUT,
@@ -74,8 +75,7 @@ _POLICIES_AT_ONCE: Final = 1_000
 def iter_batches(known_revisions: Mapping[PolicyId, int]) -> Iterator[dict[PolicyId, int]]:
     """Yield policies and the revisions that they stand at, some at a time, by revisions."""
     ordered = sorted(known_revisions.items(), key=lambda item: (item[1], item[0][1]))
-    for first in range(0, len(ordered), _POLICIES_AT_ONCE):
-        yield dict(ordered[first : first + _POLICIES_AT_ONCE])
+    yield from map(dict, split_batches(ordered, _POLICIES_AT_ONCE))
 
 
 def group_by_revision(known_revisions: Mapping[PolicyId, int]) -> dict[int, set[str]]:
@@ -86,9 +86,7 @@ def group_by_revision(known_revisions: Mapping[PolicyId, int]) -> dict[int, set[
     """
     ordered = sorted(known_revisions, key=lambda policy: known_revisions[policy])
     keys: dict[int, set[str]] = {}
-    size = max(len(ordered) // _GROUPS_MAX, 1)
-    for first in range(0, len(ordered), size):
-        some = ordered[first : first + size]
+    for some in split_batches(ordered, max(len(ordered) // _GROUPS_MAX, 1)):
         keys.setdefault(known_revisions[some[0]], set()).update(key for _, key in some)
     return keys
 
@@ -281,7 +279,7 @@ class PagedHistory:
     def _find_pages(self, keys: Collection[str]) -> dict[str, list[str]]:
         """Return the pages that name some keys, and which of these."""
         named: dict[str, list[str]] = {}
-        for some in _split_keys(sorted(keys)):
+        for some in split_batches(sorted(keys), _KEYS_AT_ONCE):
             found: Iterable[layout.Document] = self._database[layout.PAGES].aggregate(
                 [
                     {"$match": {"_id.environment": self._environment, "keys": {"$in": some}}},
@@ -317,11 +315,6 @@ def _is_projected(
             isinstance(revision, int) and revision >= first_unprojected for revision in revisions
         )
     return projected in revisions
-
-
-def _split_keys(keys: Sequence[str]) -> Iterable[Sequence[str]]:
-    for first in range(0, len(keys), _KEYS_AT_ONCE):
-        yield keys[first : first + _KEYS_AT_ONCE]
 
 
 class PolicyHistory:

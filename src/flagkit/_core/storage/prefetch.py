@@ -13,6 +13,7 @@ from typing import Any, Final
 from msgspec import Struct
 from pymongo.client_session import ClientSession
 
+from flagkit._core.cooperative import split_batches
 from flagkit._core.model import EVERYWHERE
 from flagkit._core.model.changes import ACCESS as ACCESS_REGION
 from flagkit._core.model.changes import SEGMENTS as SEGMENTS_REGION
@@ -227,11 +228,11 @@ class DocumentCache:
         self._queried[collection] |= unknown
 
     def _read(self, collection: str, policies: Iterable[PolicyId]) -> None:
-        identities = [
+        identities = (
             layout.build_policy_id(self._environment, key, region) for region, key in policies
-        ]
-        for first in range(0, len(identities), _ASKED_AT_ONCE):
-            wanted = {"_id": {"$in": identities[first : first + _ASKED_AT_ONCE]}}
+        )
+        for batch in split_batches(identities, _ASKED_AT_ONCE):
+            wanted = {"_id": {"$in": batch}}
             self._add(self._database[collection].find(wanted, session=self._session))
 
     def _list_regions(self, collection: str) -> list[str]:

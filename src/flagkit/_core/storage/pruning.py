@@ -8,13 +8,13 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from datetime import datetime
-from itertools import islice
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from pymongo import ASCENDING, UpdateOne
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
+from flagkit._core.cooperative import split_batches
 from flagkit._core.model.changes import PolicyId, PolicyState
 from flagkit._core.storage import layout
 from flagkit._core.storage.checkpoints import find_orphans, remove_orphan
@@ -90,8 +90,7 @@ class DocumentPruner:
 
     def carry_states(self, carried: Iterable[CarriedState]) -> Iterator[int]:
         """Leave with policies what only the ledger has of their last changes."""
-        items = iter(carried)
-        while batch := [*islice(items, BATCH_DOCUMENTS)]:
+        for batch in split_batches(carried, BATCH_DOCUMENTS):
             for collection in layout.PROJECTED:
                 updates = [
                     UpdateOne(

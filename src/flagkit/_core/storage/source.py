@@ -22,7 +22,7 @@ from pymongo.read_preferences import Nearest
 from pymongo.write_concern import WriteConcern
 
 from flagkit._core.aio import run_cooperatively
-from flagkit._core.cooperative import pause_gc
+from flagkit._core.cooperative import pause_gc, split_batches
 from flagkit._core.model import EVERYWHERE
 from flagkit._core.model.changes import SEGMENTS as SEGMENTS_REGION
 from flagkit._core.model.changes import Change, Tip, collect_added_parts
@@ -374,10 +374,8 @@ class MongoSource:
     async def _read_parts(
         self, names: Iterable[str], route: Route, session: AsyncClientSession
     ) -> dict[str, bytes]:
-        wanted = sorted(set(names))
         parts: dict[str, bytes] = {}
-        for start in range(0, len(wanted), PARTS_AT_ONCE):
-            some = wanted[start : start + PARTS_AT_ONCE]
+        for some in split_batches(sorted(set(names)), PARTS_AT_ONCE):
             found = self._databases[route][layout.MEMBERS].find(
                 layout.filter_parts(self._environment, some), session=session
             )
