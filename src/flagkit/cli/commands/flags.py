@@ -236,46 +236,27 @@ add_change_command(
     keys_argument,
     *_SERVE_OPTIONS,
 )
-add_change_command(
-    flags,
-    "pause",
-    Draft.pause,
-    """Pause flags: they serve their off variants.
+for _verb, _operation, _description in (
+    ("pause", Draft.pause, "Pause flags: they serve their off variants.\n\nAll in one revision."),
+    ("restore", Draft.restore, "Make archived flags paused ones.\n\nAll in one revision."),
+    (
+        "archive",
+        Draft.archive,
+        """Archive flags whose time is over.
 
-    All in one revision.
-    """,
-    *_STATE_OPTIONS,
-)
-add_change_command(
-    flags,
-    "archive",
-    Draft.archive,
-    """Archive flags whose time is over.
+        They serve their off variants, and neither pause nor resume. All in one revision.
+        """,
+    ),
+    (
+        "delete",
+        Draft.delete,
+        """Delete archived flags.
 
-    They serve their off variants, and neither pause nor resume. All in one revision.
-    """,
-    *_STATE_OPTIONS,
-)
-add_change_command(
-    flags,
-    "restore",
-    Draft.restore,
-    """Make archived flags paused ones.
-
-    All in one revision.
-    """,
-    *_STATE_OPTIONS,
-)
-add_change_command(
-    flags,
-    "delete",
-    Draft.delete,
-    """Delete archived flags.
-
-    Checks answer with their callers' defaults. All in one revision.
-    """,
-    *_STATE_OPTIONS,
-)
+        Checks answer with their callers' defaults. All in one revision.
+        """,
+    ),
+):
+    add_change_command(flags, _verb, _operation, _description, *_STATE_OPTIONS)
 
 
 @flags.command("resume")
