@@ -45,7 +45,7 @@ from flagkit._core.snapshot import Snapshot, build_arena
 from flagkit._core.storage.ledger import find_tip, load_historical_snapshot, load_revision_snapshot
 from flagkit._core.storage.reader import EnvironmentReader
 from flagkit._core.storage.store import Store
-from flagkit.client.client import BaseClient, Client
+from flagkit.client.client import Client
 from flagkit.client.sources import build_decrypter
 from flagkit.config import Settings, resolve_settings
 from flagkit.errors import EvaluationDigestError, InvalidArgumentError, InvalidContextError
@@ -291,7 +291,7 @@ class ReplayResult(Struct, frozen=True, kw_only=True):
 
 
 def digest_of(
-    client: BaseClient,
+    client: Client,
     evaluation: Evaluation[Any],
     context: ContextLike = None,
     *,
@@ -313,7 +313,7 @@ def digest_of(
         InvalidContextError: it is none of the forms of a context, or an attribute misbehaves.
     """
     key = _read_secret(secret)
-    instance(client, BaseClient, "client", "pass the client that answered")
+    instance(client, Client, "client", "pass the client that answered")
     instance(evaluation, Evaluation, "evaluation", "pass what client.evaluate returned")
     view = client.evaluator
     hashed = hash_context(context, key)

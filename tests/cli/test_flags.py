@@ -474,7 +474,9 @@ def test_broken_glass_is_warned_of_and_recorded(filled: CommandRunner, writer: W
     assert result.exit_code == 0
     assert result.stderr == "Warning: guards were passed by: incident 7\n"
     assert [entry.glass for entry in writer.reader.entries(2)] == ["incident 7"]
-    assert "why: is empty" in filled.fault("flags", "archive", "shop.search", "--break-glass", " ")
+    assert "reason is empty" in filled.fault(
+        "flags", "archive", "shop.search", "--break-glass", " "
+    )
     dry = filled.ask("flags", "restore", "shop.search", "--break-glass", "why", "--dry-run")
     assert (dry.exit_code, dry.stderr) == (0, "")
 

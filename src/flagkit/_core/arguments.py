@@ -105,7 +105,7 @@ def check_count(value: object, name: str, most: int = INT32_MAX) -> int:
 def instance(value: object, kind: type[V], name: str, remedy: str) -> V:
     """Return a value of a type.
 
-        instance(store, Store, "store", "pass a writer's store, as in writer.store")
+        instance(retention, Retention, "retention", "pass a Retention, of flagkit.writer")
 
     Raises:
         InvalidArgumentError: the value is of another type. The error does not show the value.

@@ -64,237 +64,12 @@ _NOT_READY = build_error_outcome(
 )
 
 
-class BaseClient:
-    """The evaluations of a client, whatever it is that publishes views to it."""
-
-    __slots__ = ("__weakref__", "_boolean_functions", "_counting", "_evaluator", "_mistakes")
-
-    _counting: Counters | None
-    _mistakes: MistakeLog
-    _evaluator: Evaluator | None
-    _boolean_functions: dict[str, bool | BooleanFn]
-
-    def is_enabled(self, key: str, context: ContextLike = None, default: bool = False) -> bool:  # noqa: FBT001, FBT002 - as every peer has it
-        """Return the value of a boolean flag, or `default` where there is none. Never raises."""
-        try:
-            switch = self._boolean_functions[key]
-            if switch is True or switch is False:
-                return switch
-            return switch(context, default)
-        except Exception as error:  # noqa: BLE001 - not compiled yet, or what a caller passed misbehaves
-            return self._evaluate_uncompiled(key, context, default, error)
-
-    @overload
-    def value(self, key: str, context: ContextLike = None, *, default: None) -> Any: ...
-    @overload
-    def value(self, key: str, context: ContextLike = None, *, default: T) -> T: ...
-    def value(self, key: str, context: ContextLike = None, *, default: Any) -> Any:
-        """Return a flag's value, if it has the type of `default`, else `default`. Never raises.
-
-        An integer serves where a float is asked for. With None as the default, any type does.
-        Objects are the caller's own copies.
-        """
-        return self.evaluate(key, context, default).value
-
-    @overload
-    def evaluate(
-        self,
-        key: str,
-        context: ContextLike = None,
-        default: None = None,
-        *,
-        max_staleness: float | None = None,
-    ) -> Evaluation[Any]: ...
-    @overload
-    def evaluate(
-        self, key: str, context: ContextLike, default: T, *, max_staleness: float | None = None
-    ) -> Evaluation[T]: ...
-    @overload
-    def evaluate(
-        self,
-        key: str,
-        context: ContextLike = None,
-        *,
-        default: T,
-        max_staleness: float | None = None,
-    ) -> Evaluation[T]: ...
-    def evaluate(
-        self,
-        key: str,
-        context: ContextLike = None,
-        default: Any = None,
-        *,
-        max_staleness: float | None = None,
-    ) -> Evaluation[Any]:
-        """Return the value of a flag and why it has it; as `value` otherwise. Never raises.
-
-        Older than `max_staleness` seconds it has the reason STALE, and a flag with
-        `when_stale: off` serves `off`; what it rests on is judged by what the client was told.
-        """
-        view = self._evaluator
-        if self._counting is not None:
-            self._counting.count_evaluation(hit=view is not None and view.has_compiled(key))
-        if view is None:
-            self._ensure_running()
-            return build_evaluation(key, _NOT_READY, default)
-        evaluation = view.evaluate(key, context, default, max_staleness)
-        if evaluation.error_code is not None and evaluation.error_code in _MISTAKES:
-            self._mistakes.log(evaluation.error_code, key, evaluation.error_message)
-        return evaluation
-
-    def evaluate_all(
-        self, context: ContextLike = None, prefix: str = ""
-    ) -> dict[str, Evaluation[Any]]:
-        """Return the evaluations of all flags whose keys begin with `prefix`, by key. Never raises.
-
-        They are of one revision, as a front end needs to begin with. Values of flags that leave
-        the answer to the caller are None. Flags that serve a secret are left out, as no front end
-        may have it. Empty before there are flags, and where the prefix is no string.
-        """
-        view = self._evaluator
-        if view is None:
-            return {}
-        keys = self._list_keys(view, prefix)
-        if self._counting is not None:
-            for key in keys:
-                self._counting.count_evaluation(hit=view.has_compiled(key))
-        return view.evaluate_all(keys, context)
-
-    def keys(self, prefix: str = "") -> list[str]:
-        """Return the keys of all flags that begin with `prefix`, ascending. Never raises.
-
-        Only those are looked at; no flag is decoded. Empty before there are flags, and where the
-        prefix is no string.
-        """
-        view = self._evaluator
-        return [] if view is None else self._list_keys(view, prefix)
-
-    def explain(
-        self,
-        key: str,
-        context: ContextLike = None,
-        default: Any = None,
-        *,
-        redact: Collection[str] = (),
-    ) -> Explanation:
-        """Return an evaluation with all that led to it, as data and as text. Never raises.
-
-        Args:
-            key: The flag's key.
-            context: Who asks.
-            default: The caller's default.
-            redact: Paths of attributes that are not to be shown, such as `email`.
-        """
-        view = self._evaluator
-        if view is None:
-            evaluation = build_evaluation(key, _NOT_READY, default)
-            return Explanation(evaluation=evaluation, time=datetime.now(UTC))
-        return explain_flag(view, key, context, default, redact)
-
-    def counts(self) -> Counts | None:
-        """Return how often flags were asked, None of a client that does not count. Never raises."""
-        return self._counting.read() if self._counting is not None else None
-
-    def bind(self, context: ContextLike) -> "BoundClient":
-        """Return this client with a context that need not be passed again. Never raises."""
-        return BoundClient(self, context)
-
-    @property
-    def revision(self) -> int:
-        """The revision that evaluations answer from, 0 before there is any."""
-        view = self._evaluator
-        return view.snapshot.tip.revision if view is not None else 0
-
-    @property
-    def snapshot(self) -> Snapshot | None:
-        """What evaluations answer from, None before there is any."""
-        view = self._evaluator
-        return view.snapshot if view is not None else None
-
-    @property
-    def evaluator(self) -> Evaluator | None:
-        """The snapshot with its clock, None before there is any; for flagkit's own rooms."""
-        return self._evaluator
-
-    def _publish_evaluator(self, evaluator: Evaluator | None) -> None:
-        """Have evaluations answer from a view from now on, of one revision whole.
-
-        All at once, for what answers is `_view` alone: `_boolean_functions` is its short way, and
-        while it is closed nobody is answered from another revision than `_view`'s.
-        """
-        self._boolean_functions = {}
-        self._evaluator = evaluator
-        if evaluator is not None:
-            self._boolean_functions = evaluator.boolean_fns
-
-    def _evaluate_uncompiled(
-        self,
-        key: str,
-        context: ContextLike,
-        default: bool,  # noqa: FBT001 - as `is_enabled`
-        error: Exception,
-    ) -> bool:
-        """Return what `is_enabled` answers after its short way raised an error. Never raises."""
-        # The error of a flag that is not compiled yet has the frame of `is_enabled` alone.
-        trace = error.__traceback__
-        if trace is not None and trace.tb_next is not None and is_interruption(error):
-            raise error
-        view = self._evaluator
-        if self._counting is not None and (view is None or not view.has_boolean_fn(key)):
-            self._counting.count_miss()
-        if view is None:
-            self._ensure_running()
-            return default
-        with FAILURES_SUPPRESSED:
-            switch = view.get_boolean_fn(key)
-            if isinstance(switch, bool):
-                return switch
-            if switch is not return_default:
-                return switch(context, default)
-        return self._evaluate_boolean(view, key, context, default)
-
-    def _evaluate_boolean(
-        self,
-        evaluator: Evaluator,
-        key: str,
-        context: ContextLike,
-        default: bool,  # noqa: FBT001 - as `is_enabled`
-    ) -> bool:
-        """Return what `is_enabled` answers where a switch could not, and log why."""
-        evaluation = evaluator.evaluate(key, context, None)
-        code, problem = evaluation.error_code, evaluation.error_message
-        if code is None and evaluation.variant is not None:
-            if isinstance(evaluation.value, bool):
-                return evaluation.value
-            code, problem = ErrorCode.TYPE_MISMATCH, f"{key!r} is no boolean flag"
-        if code is not None and code in _MISTAKES:
-            self._mistakes.log(code, key, problem)
-        if code is ErrorCode.TARGETING_KEY_MISSING:
-            # Many callers have none, and each would come here.
-            with FAILURES_SUPPRESSED:
-                evaluator.silence(key)
-        return default
-
-    def _list_keys(self, evaluator: Evaluator, prefix: object) -> list[str]:
-        found: list[str] = []
-        with FAILURES_SUPPRESSED:
-            text = to_native(prefix)
-            if type(text) is str:
-                return evaluator.snapshot.list_keys(text)
-            problem = f"the prefix is no string, but has the type {type(prefix).__name__}"
-            self._mistakes.log("INVALID_PREFIX", "", problem)
-        return found
-
-    def _ensure_running(self) -> None:
-        """Do what brings flags, if that is not under way. Called while there are none."""
-
-
 class BoundClient:
     """A client and a context. Its methods are the client's, without the context."""
 
     __slots__ = ("_client", "_context")
 
-    def __init__(self, client: BaseClient, context: ContextLike) -> None:
+    def __init__(self, client: "Client", context: ContextLike) -> None:
         self._client = client
         self._context = context
         with FAILURES_SUPPRESSED:
@@ -392,7 +167,7 @@ START_AGAIN_SECONDS: Final = 1.0
 """So long a client waits before it tries again to make its thread."""
 
 
-class Client(BaseClient):
+class Client:
     """Answers for the flags of one environment, as one region sees them.
 
     The constructor neither connects nor waits; `start` begins to load and to watch, in one
@@ -411,11 +186,16 @@ class Client(BaseClient):
     """
 
     __slots__ = (
+        "__weakref__",
         "_arrival",
+        "_boolean_functions",
         "_closed",
+        "_counting",
         "_decrypter",
+        "_evaluator",
         "_generation",
         "_listeners",
+        "_mistakes",
         "_refresh",
         "_should_run",
         "_source",
@@ -425,6 +205,10 @@ class Client(BaseClient):
         "_trouble",
     )
 
+    _counting: Counters | None
+    _mistakes: MistakeLog
+    _evaluator: Evaluator | None
+    _boolean_functions: dict[str, bool | BooleanFn]
     _refresh: "RefreshThread | None"
     _source: FlagSource
     _listeners: "tuple[Publish, ...]"
@@ -459,6 +243,149 @@ class Client(BaseClient):
         client._set_up(FlagSource())
         client._publish_evaluator(Evaluator(snapshot, clock, client._staleness, decrypter))
         return client
+
+    def is_enabled(self, key: str, context: ContextLike = None, default: bool = False) -> bool:  # noqa: FBT001, FBT002 - as every peer has it
+        """Return the value of a boolean flag, or `default` where there is none. Never raises."""
+        try:
+            switch = self._boolean_functions[key]
+            if switch is True or switch is False:
+                return switch
+            return switch(context, default)
+        except Exception as error:  # noqa: BLE001 - not compiled yet, or what a caller passed misbehaves
+            return self._evaluate_uncompiled(key, context, default, error)
+
+    @overload
+    def value(self, key: str, context: ContextLike = None, *, default: None) -> Any: ...
+    @overload
+    def value(self, key: str, context: ContextLike = None, *, default: T) -> T: ...
+    def value(self, key: str, context: ContextLike = None, *, default: Any) -> Any:
+        """Return a flag's value, if it has the type of `default`, else `default`. Never raises.
+
+        An integer serves where a float is asked for. With None as the default, any type does.
+        Objects are the caller's own copies.
+        """
+        return self.evaluate(key, context, default).value
+
+    @overload
+    def evaluate(
+        self,
+        key: str,
+        context: ContextLike = None,
+        default: None = None,
+        *,
+        max_staleness: float | None = None,
+    ) -> Evaluation[Any]: ...
+    @overload
+    def evaluate(
+        self, key: str, context: ContextLike, default: T, *, max_staleness: float | None = None
+    ) -> Evaluation[T]: ...
+    @overload
+    def evaluate(
+        self,
+        key: str,
+        context: ContextLike = None,
+        *,
+        default: T,
+        max_staleness: float | None = None,
+    ) -> Evaluation[T]: ...
+    def evaluate(
+        self,
+        key: str,
+        context: ContextLike = None,
+        default: Any = None,
+        *,
+        max_staleness: float | None = None,
+    ) -> Evaluation[Any]:
+        """Return a flag's value, as `value` does, and the reason for it. Never raises.
+
+            client.evaluate("shop.search", "user-1", default=False).reason
+
+        If the snapshot is older than `max_staleness` seconds, the reason is STALE, and a flag with
+        `when_stale: off` serves `off`. Its prerequisites still use the client's own limit.
+        """
+        view = self._evaluator
+        if self._counting is not None:
+            self._counting.count_evaluation(hit=view is not None and view.has_compiled(key))
+        if view is None:
+            self._ensure_running()
+            return build_evaluation(key, _NOT_READY, default)
+        evaluation = view.evaluate(key, context, default, max_staleness)
+        if evaluation.error_code is not None and evaluation.error_code in _MISTAKES:
+            self._mistakes.log(evaluation.error_code, key, evaluation.error_message)
+        return evaluation
+
+    def evaluate_all(
+        self, context: ContextLike = None, prefix: str = ""
+    ) -> dict[str, Evaluation[Any]]:
+        """Return the evaluations of all flags whose keys begin with `prefix`, by key. Never raises.
+
+        All are of one revision, as a front end needs them at its start. The value is None if a flag
+        leaves the answer to the caller. Flags that serve a secret are left out, because no front
+        end may have it. The result is empty before there are flags, or if the prefix is no string.
+        """
+        view = self._evaluator
+        if view is None:
+            return {}
+        keys = self._list_keys(view, prefix)
+        if self._counting is not None:
+            for key in keys:
+                self._counting.count_evaluation(hit=view.has_compiled(key))
+        return view.evaluate_all(keys, context)
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """Return the keys of all flags that begin with `prefix`, ascending. Never raises.
+
+        No flag is decoded. The list is empty before there are flags, or if the prefix is no string.
+        """
+        view = self._evaluator
+        return [] if view is None else self._list_keys(view, prefix)
+
+    def explain(
+        self,
+        key: str,
+        context: ContextLike = None,
+        default: Any = None,
+        *,
+        redact: Collection[str] = (),
+    ) -> Explanation:
+        """Return an evaluation with all that led to it, as data and as text. Never raises.
+
+        Args:
+            key: The flag's key.
+            context: Who asks.
+            default: The caller's default.
+            redact: Paths of attributes that are not to be shown, such as `email`.
+        """
+        view = self._evaluator
+        if view is None:
+            evaluation = build_evaluation(key, _NOT_READY, default)
+            return Explanation(evaluation=evaluation, time=datetime.now(UTC))
+        return explain_flag(view, key, context, default, redact)
+
+    def counts(self) -> Counts | None:
+        """Return how often flags were asked, None of a client that does not count. Never raises."""
+        return self._counting.read() if self._counting is not None else None
+
+    def bind(self, context: ContextLike) -> BoundClient:
+        """Return this client with a context that need not be passed again. Never raises."""
+        return BoundClient(self, context)
+
+    @property
+    def revision(self) -> int:
+        """The revision that evaluations answer from, 0 before there is any."""
+        view = self._evaluator
+        return view.snapshot.tip.revision if view is not None else 0
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """What evaluations answer from, None before there is any."""
+        view = self._evaluator
+        return view.snapshot if view is not None else None
+
+    @property
+    def evaluator(self) -> Evaluator | None:
+        """The published evaluator for flagkit's own modules; None before there are flags."""
+        return self._evaluator
 
     def policy(
         self, key: str, *, metadata: bool = False, timeout: float = 5.0
@@ -566,7 +493,7 @@ class Client(BaseClient):
         return subscription
 
     def on_publish(self, listener: "Publish") -> None:
-        """Have flagkit's own rooms hear of each snapshot: in the refresh thread, which waits."""
+        """Call a listener of flagkit's own modules with each snapshot. The refresh thread waits."""
         with self._arrival:
             self._listeners += (_wrap_listener(listener),)
 
@@ -773,6 +700,75 @@ class Client(BaseClient):
         self._refresh.start()
         register_fork_handler(self, Stage.STARTED)
         _check_client_count(self, self._source.settings)
+
+    def _publish_evaluator(self, evaluator: Evaluator | None) -> None:
+        """Answer evaluations from an evaluator from now on.
+
+        One assignment of `_evaluator` switches the revision. `_boolean_functions` is a short cut to
+        its flags. It is empty during the switch, so no evaluation mixes two revisions.
+        """
+        self._boolean_functions = {}
+        self._evaluator = evaluator
+        if evaluator is not None:
+            self._boolean_functions = evaluator.boolean_fns
+
+    def _evaluate_uncompiled(
+        self,
+        key: str,
+        context: ContextLike,
+        default: bool,  # noqa: FBT001 - as `is_enabled`
+        error: Exception,
+    ) -> bool:
+        """Return the answer of `is_enabled` after its short cut raised an error. Never raises."""
+        # The error of a flag that is not compiled yet has the frame of `is_enabled` alone.
+        trace = error.__traceback__
+        if trace is not None and trace.tb_next is not None and is_interruption(error):
+            raise error
+        view = self._evaluator
+        if self._counting is not None and (view is None or not view.has_boolean_fn(key)):
+            self._counting.count_miss()
+        if view is None:
+            self._ensure_running()
+            return default
+        with FAILURES_SUPPRESSED:
+            switch = view.get_boolean_fn(key)
+            if isinstance(switch, bool):
+                return switch
+            if switch is not return_default:
+                return switch(context, default)
+        return self._evaluate_boolean(view, key, context, default)
+
+    def _evaluate_boolean(
+        self,
+        evaluator: Evaluator,
+        key: str,
+        context: ContextLike,
+        default: bool,  # noqa: FBT001 - as `is_enabled`
+    ) -> bool:
+        """Return the answer of `is_enabled` if a boolean function has none, and log why."""
+        evaluation = evaluator.evaluate(key, context, None)
+        code, problem = evaluation.error_code, evaluation.error_message
+        if code is None and evaluation.variant is not None:
+            if isinstance(evaluation.value, bool):
+                return evaluation.value
+            code, problem = ErrorCode.TYPE_MISMATCH, f"{key!r} is no boolean flag"
+        if code is not None and code in _MISTAKES:
+            self._mistakes.log(code, key, problem)
+        if code is ErrorCode.TARGETING_KEY_MISSING:
+            # Many callers have none, and each would come here.
+            with FAILURES_SUPPRESSED:
+                evaluator.silence(key)
+        return default
+
+    def _list_keys(self, evaluator: Evaluator, prefix: object) -> list[str]:
+        found: list[str] = []
+        with FAILURES_SUPPRESSED:
+            text = to_native(prefix)
+            if type(text) is str:
+                return evaluator.snapshot.list_keys(text)
+            problem = f"the prefix is no string, but has the type {type(prefix).__name__}"
+            self._mistakes.log("INVALID_PREFIX", "", problem)
+        return found
 
     def _ensure_running(self) -> None:
         """Start threads that should be running and are not. Never raises, and never waits.

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from msgspec import Struct
@@ -308,18 +308,6 @@ def _shorten(value: object) -> str:
     return text if len(text) <= _WIDTH_MAX else f"{text[:_WIDTH_MAX]}... ({len(text):,} characters)"
 
 
-class FlagLookup(Protocol):
-    """Finds flags and segments for a tracer. Everything that valid flags refer to exists."""
-
-    def get_flag(self, key: str) -> tuple[Flag, int]:
-        """Return a flag and its version."""
-        ...
-
-    def get_segment(self, key: str) -> tuple[Segment, Mapping[str, Any]]:
-        """Return a segment, and the parts of members that it refers to."""
-        ...
-
-
 class TracedFlag(Struct, frozen=True):
     """A flag's trace and its outcome."""
 
@@ -332,7 +320,7 @@ class Tracer:
 
     def __init__(
         self,
-        policies: FlagLookup,
+        policies: "FlagLookup",
         attributes: dict[str, Any],
         moment: float,
         redact: Collection[str] = (),
@@ -637,7 +625,7 @@ def _trace(
     broken = compiled.constant if compiled is not None else None
     if compiled is None or (broken is not None and broken.error_code is not None):
         return []
-    return Tracer(_SnapshotLookup(evaluator), get_attributes(context), moment, redact).trace(key)
+    return Tracer(FlagLookup(evaluator), get_attributes(context), moment, redact).trace(key)
 
 
 def _is_same_answer(one: Evaluation[Any], other: Evaluation[Any]) -> bool:
@@ -649,8 +637,8 @@ def _is_same_answer(one: Evaluation[Any], other: Evaluation[Any]) -> bool:
     ) and one.reason in (other.reason, Reason.STALE)
 
 
-class _SnapshotLookup:
-    """A snapshot's flags and segments, for those whose references are sound."""
+class FlagLookup:
+    """The flags and segments of a snapshot for a tracer. Their references must be sound."""
 
     def __init__(self, evaluator: Evaluator) -> None:
         self._evaluator = evaluator
@@ -658,6 +646,7 @@ class _SnapshotLookup:
         self._flags: dict[str, tuple[Flag, int]] = {}
 
     def get_flag(self, key: str) -> tuple[Flag, int]:
+        """Return a flag and its version."""
         found = self._flags.get(key)
         if found is None:
             record = self._snapshot.find(key)
@@ -666,6 +655,7 @@ class _SnapshotLookup:
         return found
 
     def get_segment(self, key: str) -> tuple[Segment, Mapping[str, Part]]:
+        """Return a segment, and the parts of members that it refers to."""
         record = self._snapshot.find_segment(key)
         assert record is not None, "a sound flag refers to what there is"
         return unpack_segment(record), self._snapshot.parts
