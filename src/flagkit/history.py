@@ -21,7 +21,7 @@ from typing import Any, Final, NoReturn, cast
 import msgspec
 from msgspec import Struct
 
-from flagkit._core.arguments import instance
+from flagkit._core.arguments import check_instance
 from flagkit._core.evaluation.context import ContextLike, get_attributes
 from flagkit._core.evaluation.evaluator import Evaluator, Staleness
 from flagkit._core.evaluation.result import ErrorCode, Evaluation
@@ -313,8 +313,8 @@ def digest_of(
         InvalidContextError: it is none of the forms of a context, or an attribute misbehaves.
     """
     key = _read_secret(secret)
-    instance(client, Client, "client", "pass the client that answered")
-    instance(evaluation, Evaluation, "evaluation", "pass what client.evaluate returned")
+    check_instance(client, Client, "client", "pass the client that answered")
+    check_instance(evaluation, Evaluation, "evaluation", "pass what client.evaluate returned")
     view = client.evaluator
     hashed = hash_context(context, key)
     snapshot = None if view is None else view.snapshot
@@ -363,7 +363,7 @@ def replay(
             `client_at` does.
     """
     key = _read_secret(secret)
-    instance(digest, str, "digest", "pass the text that digest_of returned")
+    check_instance(digest, str, "digest", "pass the text that digest_of returned")
     recorded = decode_digest(digest, key)
     if not recorded.revision or not recorded.hash:
         raise EvaluationDigestError(

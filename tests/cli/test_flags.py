@@ -473,7 +473,7 @@ def test_broken_glass_is_warned_of_and_recorded(filled: CommandRunner, writer: W
     result = filled.ask("flags", "archive", "shop.search", "--break-glass", "incident 7")
     assert result.exit_code == 0
     assert result.stderr == "Warning: guards were passed by: incident 7\n"
-    assert [entry.glass for entry in writer.reader.entries(2)] == ["incident 7"]
+    assert [entry.bypass_reason for entry in writer.reader.entries(2)] == ["incident 7"]
     assert "reason is empty" in filled.fault(
         "flags", "archive", "shop.search", "--break-glass", " "
     )

@@ -8,7 +8,7 @@ import pytest
 from flagkit import Client, CountingClient
 from flagkit._core.evaluation.bucketing import compute_bucket, compute_seed
 from flagkit._core.evaluation.evaluator import Evaluator
-from flagkit.client.mistakes import TOLD_MAX
+from flagkit.client.mistakes import LOGGED_MAX
 from flagkit.testing import MemoryHistory, client_from
 
 BOOLEAN = {"on": True, "off": False}
@@ -121,11 +121,11 @@ def test_a_switch_is_replaced_by_a_silent_one(monkeypatch: pytest.MonkeyPatch) -
 
 def test_no_more_than_some_mistakes_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     client = client_from([HALF])
-    for number in range(TOLD_MAX + 50):
+    for number in range(LOGGED_MAX + 50):
         client.is_enabled(f"made-up.{number}")
-    assert len(told(caplog)) == TOLD_MAX
-    assert f"{TOLD_MAX} mistakes of callers were logged" in caplog.records[-1].getMessage()
-    assert len(client._mistakes._logged) == TOLD_MAX
+    assert len(told(caplog)) == LOGGED_MAX
+    assert f"{LOGGED_MAX} mistakes of callers were logged" in caplog.records[-1].getMessage()
+    assert len(client._mistakes._logged) == LOGGED_MAX
 
 
 def test_what_a_context_holds_and_long_keys_are_not_logged(

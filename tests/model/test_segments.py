@@ -45,10 +45,10 @@ from flagkit.errors import (
     BrokenReferenceError,
     FlagExistsError,
     FlagkitError,
-    FlagNotFoundError,
     HistoryLostError,
     InvalidDocumentError,
     RequestConflictError,
+    SegmentNotFoundError,
     StoreError,
     VersionConflictError,
 )
@@ -392,8 +392,8 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(
     before = {name: list(direct[name].find()) for name in names}
     refused: list[tuple[type[FlagkitError], Any]] = [
         (FlagExistsError, lambda: writer.create_segment({"key": "s"})),
-        (FlagNotFoundError, lambda: writer.update_segment({"key": "t"})),
-        (FlagNotFoundError, lambda: writer.change_members("t", include=["ada"])),
+        (SegmentNotFoundError, lambda: writer.update_segment({"key": "t"})),
+        (SegmentNotFoundError, lambda: writer.change_members("t", include=["ada"])),
         (VersionConflictError, lambda: writer.update_segment({"key": "s"}, expected_version=9)),
         (VersionConflictError, lambda: writer.change_members("s", expected_version=9)),
         (InvalidDocumentError, lambda: writer.update_segment({"key": "s", "included": foreign})),

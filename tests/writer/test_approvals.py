@@ -375,7 +375,7 @@ def test_the_glass_can_be_broken_and_that_is_loud(
         change.bypass_guards("incident 7")
         off(change)
     assert "bob broke the glass" in caplog.text
-    assert [*writer.reader.entries()][-1].glass == "incident 7"
+    assert [*writer.reader.entries()][-1].bypass_reason == "incident 7"
 
 
 SCOPES: dict[str, tuple[Approval, bool]] = {

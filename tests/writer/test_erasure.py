@@ -83,7 +83,7 @@ def test_a_name_and_words_are_gone_and_the_chain_is_whole(
     for old, new in zip(before, after, strict=True):
         assert (old.differences, old.hash, old.time) == (new.differences, new.hash, new.time)
         assert new.reason == ("" if old.actor == ADA else old.reason)
-    assert after[1].glass == "erased"
+    assert after[1].bypass_reason == "erased"
     assert after[5].actions == ("grant admin to tester", f"grant viewer to {done.name}")
     assert [*history.reader.entries(actor=done.name)] == [after[0], after[1], after[3]]
     assert [denial.actor for denial in history.reader.denials()] == [done.name]

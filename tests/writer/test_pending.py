@@ -750,7 +750,7 @@ def test_the_glass_is_broken_as_at_any_commit(
         change.bypass_guards("incident 7")
         change.create(flag())
     assert guarded.pending.sweep().refused == 0
-    assert [entry.glass for entry in writer.reader.entries()] == ["incident 7"]
+    assert [entry.bypass_reason for entry in writer.reader.entries()] == ["incident 7"]
 
 
 def test_a_writer_that_closes_waits_for_its_sweep(

@@ -60,7 +60,7 @@ async def cancel_task(task: "asyncio.Future[Any]") -> None:
 FileIdentity: TypeAlias = tuple[int, int]
 """The device and the inode of an open file, which no other open socket has."""
 
-LOOK_SECONDS: Final = 1.0
+POLL_SECONDS: Final = 1.0
 """At most so long after its descriptors were closed a loop that waits ends."""
 
 
@@ -168,8 +168,8 @@ class WatchfulSelector(selectors.PollSelector):
         """Return what is ready; see selectors.BaseSelector."""
         ends = None if timeout is None else time.monotonic() + timeout
         while True:
-            left = LOOK_SECONDS if ends is None else ends - time.monotonic()
-            ready = super().select(min(left, LOOK_SECONDS))
+            left = POLL_SECONDS if ends is None else ends - time.monotonic()
+            ready = super().select(min(left, POLL_SECONDS))
             # Before what is ready is read and written.
             if not self.is_intact:
                 raise DescriptorsLostError("the process closed the descriptors of flagkit's thread")
@@ -248,26 +248,26 @@ class DaemonResolverLoop(asyncio.SelectorEventLoop):
         """Return what socket.getaddrinfo does."""
         found: asyncio.Future[list[Any]] = self.create_future()
 
-        def tell(say: Callable[[Any], None], what: object) -> None:
-            def say_if_wanted() -> None:
+        def notify(callback: Callable[[Any], None], what: object) -> None:
+            def call_if_wanted() -> None:
                 if not found.done():
-                    say(what)
+                    callback(what)
 
             # Who has been cancelled, or whose loop is closed, does not want to know.
             with contextlib.suppress(RuntimeError):
-                self.call_soon_threadsafe(say_if_wanted)
+                self.call_soon_threadsafe(call_if_wanted)
 
-        def look_up() -> None:
+        def resolve() -> None:
             # A green look-up would never end: nothing runs the hub of this thread.
             getaddrinfo = _socket.getaddrinfo if is_green("socket") else socket.getaddrinfo
             try:
                 addresses = getaddrinfo(host, port, family, type, proto, flags)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is the caller's
-                tell(found.set_exception, error)
+                notify(found.set_exception, error)
             else:
-                tell(found.set_result, addresses)
+                notify(found.set_result, addresses)
 
-        start_helper("flagkit-names", look_up)
+        start_helper("flagkit-names", resolve)
         return await found
 
     def run_in_executor(  # type: ignore[override]
@@ -278,18 +278,18 @@ class DaemonResolverLoop(asyncio.SelectorEventLoop):
             return super().run_in_executor(executor, func, *args)
         found: asyncio.Future[R] = self.create_future()
 
-        def tell(say: Callable[[Any], None], what: object) -> None:
+        def notify(callback: Callable[[Any], None], what: object) -> None:
             if not found.done():
-                say(what)
+                callback(what)
 
         def work() -> None:
             with contextlib.suppress(RuntimeError):
                 try:
                     result = func(*args)
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is the caller's
-                    self.call_soon_threadsafe(tell, found.set_exception, error)
+                    self.call_soon_threadsafe(notify, found.set_exception, error)
                 else:
-                    self.call_soon_threadsafe(tell, found.set_result, result)
+                    self.call_soon_threadsafe(notify, found.set_result, result)
 
         start_helper("flagkit-work", work)
         return found

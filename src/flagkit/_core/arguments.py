@@ -102,7 +102,7 @@ def check_count(value: object, name: str, most: int = INT32_MAX) -> int:
     return value
 
 
-def instance(value: object, kind: type[V], name: str, remedy: str) -> V:
+def check_instance(value: object, kind: type[V], name: str, remedy: str) -> V:
     """Return a value of a type.
 
         instance(retention, Retention, "retention", "pass a Retention, of flagkit.writer")
@@ -115,7 +115,7 @@ def instance(value: object, kind: type[V], name: str, remedy: str) -> V:
     return value
 
 
-def listed(value: object, name: str, remedy: str) -> list[Any]:
+def check_list(value: object, name: str, remedy: str) -> list[Any]:
     """Return the elements of a list, or of another iterable that is no text and no mapping.
 
     Raises:
@@ -127,7 +127,7 @@ def listed(value: object, name: str, remedy: str) -> list[Any]:
     return list(given)
 
 
-def texts(value: object, name: str) -> list[str]:
+def check_texts(value: object, name: str) -> list[str]:
     """Return the elements of a list of texts.
 
     Raises:
@@ -135,11 +135,12 @@ def texts(value: object, name: str) -> list[str]:
     """
     remedy = 'pass a list of texts, such as ["a", "b"]'
     return [
-        instance(text, str, f"an element of {name}", remedy) for text in listed(value, name, remedy)
+        check_instance(text, str, f"an element of {name}", remedy)
+        for text in check_list(value, name, remedy)
     ]
 
 
-def moment(value: object, name: str = "now") -> datetime | None:
+def check_moment(value: object, name: str = "now") -> datetime | None:
     """Return a moment in UTC; None for None.
 
     Raises:
@@ -149,7 +150,7 @@ def moment(value: object, name: str = "now") -> datetime | None:
     if value is None:
         return None
     remedy = "pass a datetime with a time zone, such as datetime.now(UTC)"
-    found = instance(value, datetime, name, remedy)
+    found = check_instance(value, datetime, name, remedy)
     if found.tzinfo is None:
         raise InvalidArgumentError(f"{name} is {found!r}, which has no time zone: {remedy}")
     try:
@@ -160,7 +161,7 @@ def moment(value: object, name: str = "now") -> datetime | None:
         ) from None
 
 
-def days_before(now: datetime, days: int) -> datetime:
+def subtract_days(now: datetime, days: int) -> datetime:
     """Return the moment that is some days before another; the first one that there is, if none."""
     try:
         return now - timedelta(days=days)

@@ -181,8 +181,8 @@ def print_proposal(proposal: Proposal, output: str) -> None:
         return
     _print_differences(proposal.differences or proposal.actions)
     print_lines(f"{proposal.id}: proposed by {proposal.actor}{_format_reason(proposal.reason)}")
-    for said in proposal.verdicts:
-        print_lines(f"{said.verdict}: {said.actor}{_format_reason(said.reason)}")
+    for verdict in proposal.verdicts:
+        print_lines(f"{verdict.verdict}: {verdict.actor}{_format_reason(verdict.reason)}")
     became = "" if proposal.revision is None else f" as revision {proposal.revision:,}"
     print_lines(f"{proposal.state}{became}{_format_reason(proposal.problem)}")
 
@@ -215,8 +215,8 @@ def print_commit(commit: Commit, writer: Writer, output: str) -> None:
         return
     if lines is not None:
         _print_differences(lines)
-    made = "" if commit.changed else ", as before: no revision was made"
-    print_lines(f"revision {commit.revision:,} of {writer.environment}{made}")
+    note = "" if commit.changed else ", as before: no revision was made"
+    print_lines(f"revision {commit.revision:,} of {writer.environment}{note}")
 
 
 def _print_preview(preview: Preview, environment: str, output: str) -> None:

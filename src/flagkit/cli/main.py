@@ -24,7 +24,7 @@ from flagkit.cli.commands.evaluate import evaluate, replay_digest
 from flagkit.cli.commands.flags import flags
 from flagkit.cli.commands.ledger import ledger
 from flagkit.cli.commands.pending import pending
-from flagkit.cli.commands.prune import prune
+from flagkit.cli.commands.prune import prune_command
 from flagkit.cli.commands.segments import segments
 from flagkit.cli.errors import FAULTS_FOUND, report_errors, run_command
 from flagkit.cli.options import (
@@ -86,7 +86,7 @@ def flagkit() -> None:
 
 
 for _command in (
-    *(flags, segments, access, approvals, pending, admin, ledger, prune),
+    *(flags, segments, access, approvals, pending, admin, ledger, prune_command),
     *(evaluate, replay_digest),
 ):
     flagkit.add_command(_command)
@@ -193,8 +193,8 @@ def _checkpoint(output: str, **place: Unpack[EnvironmentOptions]) -> None:
     flag, which takes some seconds for hundreds of thousands. The newest two checkpoints stay.
     """
     started = time.monotonic()
-    with Environment(**place) as opened, Progress() as progress:
-        published = run_slices(write_checkpoint_in_steps(opened.store), progress.show)
+    with Environment(**place) as reader, Progress() as progress:
+        published = run_slices(write_checkpoint_in_steps(reader.store), progress.show)
     mark_work_done()
     seconds = time.monotonic() - started
     if output not in PROGRAM_FORMATS:

@@ -138,17 +138,6 @@ class Progress:
         if step is not None:
             self._status.update(Text(to_printable(step)))
 
-    def run(self, steps: Generator[str | None, None, T]) -> T:
-        """Run work in steps, say what each step does, and return the result."""
-        while True:
-            try:
-                step = next(steps)
-            except StopIteration as done:
-                result: T = done.value
-                return result
-            if step is not None:
-                self.show(step)
-
     def __enter__(self) -> Self:
         self._status.start()
         return self

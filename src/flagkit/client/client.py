@@ -523,13 +523,13 @@ class Client:
             MissingExtraError: what the source takes is not installed; the client stays as it was.
         """
         freshness = Staleness(source.max_staleness)
-        unsealing = VariantDecrypter(source.create_keys)
-        view = build_first_evaluator(source, freshness, unsealing)
+        decrypter = VariantDecrypter(source.create_keys)
+        view = build_first_evaluator(source, freshness, decrypter)
         if source.load_opener is not None:
             # All that can fail comes before anything is changed.
             check_threads_are_real()
             source.load_opener()
-            unsealing.prepare()
+            decrypter.prepare()
         with self._arrival:
             if source.settings is not None and self._has_settings(source.settings):
                 self._closed = False
@@ -539,7 +539,7 @@ class Client:
             # From here on, the thread that is left publishes nothing more.
             self._generation = object()
             self._staleness = freshness
-            self._decrypter = unsealing
+            self._decrypter = decrypter
             self._publish_evaluator(view)
             self._source = source
             # Before any other revision can be told, and to who was told of what was before.
@@ -923,7 +923,7 @@ def _wrap_listener(listener: "Publish") -> "Publish":
     """Return a listener that raises nothing: a meter's code is the host's. It is logged once."""
     has_failed = False
 
-    def tell(snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
+    def notify(snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
         nonlocal has_failed
         error = call_safely(listener, snapshot, changes)
         if error is not None and not has_failed:
@@ -933,7 +933,7 @@ def _wrap_listener(listener: "Publish") -> "Publish":
                 exc_info=error,
             )
 
-    return tell
+    return notify
 
 
 class CountingClient(Client):

@@ -33,7 +33,7 @@ class ForkHandler(Protocol):
 
 
 _handlers: weakref.WeakSet[ForkHandler] = weakref.WeakSet()
-_kept_alive: list[object] = []
+_live_objects: list[object] = []
 _stages = [Stage.NOTHING]
 
 
@@ -50,7 +50,7 @@ def keep_alive(thing: object) -> None:
 
     The child may have closed them, and opened others that have the same numbers.
     """
-    _kept_alive.append(thing)
+    _live_objects.append(thing)
 
 
 def _run_handlers(stage: Stage) -> None:

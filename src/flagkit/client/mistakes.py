@@ -11,7 +11,7 @@ from flagkit._core.interruptions import FAILURES_SUPPRESSED
 
 _log = Log("flagkit")
 
-TOLD_MAX: Final = 1_000
+LOGGED_MAX: Final = 1_000
 """So many mistakes are logged by a client. Callers may make up keys without end."""
 _LENGTH_MAX: Final = 300
 _KEY_LENGTH_MAX: Final = 200
@@ -38,7 +38,7 @@ class MistakeLog:
                 key[:_KEY_LENGTH_MAX] if type(key) is str else f"a key of type {type(key).__name__}"
             )
             mistake = (kind, name)
-            if mistake in self._logged or len(self._logged) >= TOLD_MAX:
+            if mistake in self._logged or len(self._logged) >= LOGGED_MAX:
                 return
             self._logged.add(mistake)
             _log.warning(
@@ -47,5 +47,5 @@ class MistakeLog:
                 kind,
                 (problem or "")[:_LENGTH_MAX],
             )
-            if len(self._logged) >= TOLD_MAX:
-                _log.warning("%s mistakes of callers were logged; others will not be", TOLD_MAX)
+            if len(self._logged) >= LOGGED_MAX:
+                _log.warning("%s mistakes of callers were logged; others will not be", LOGGED_MAX)

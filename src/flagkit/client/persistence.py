@@ -25,7 +25,7 @@ SAVE_SECONDS_MIN, SAVE_SECONDS_MAX = 1.0, 60.0
 CLAIM_AGAIN_SECONDS: Final = 0.2
 FOREIGN_AGAIN_SECONDS: Final = 5.0
 """Another history is looked at again: others may see first that an environment was made anew."""
-REVISIONS_KEPT_MAX: Final = 32_768
+UNSAVED_REVISIONS_MAX: Final = 32_768
 """As many as come in SAVE_SECONDS_MAX, if there are some 500 a second."""
 
 Rebase: TypeAlias = "Callable[[Snapshot, Arena, Mapping[PolicyId, Record | None]], None]"
@@ -66,7 +66,7 @@ class SnapshotPersister:
         self._epochs.add(snapshot.tip.epoch)
         for tip in (*(change.tip for change in changes or ()), snapshot.tip):
             self._hashes[tip.revision] = tip.hash
-        while len(self._hashes) > REVISIONS_KEPT_MAX:
+        while len(self._hashes) > UNSAVED_REVISIONS_MAX:
             del self._hashes[next(iter(self._hashes))]
         self._news.set()
 

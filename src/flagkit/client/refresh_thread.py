@@ -328,9 +328,9 @@ class RefreshThread:
 
         Without the changes that led to it nothing of the last view is carried over.
         """
-        for led_by in (changes, None) if self._is_published else (None,):
+        for update in (changes, None) if self._is_published else (None,):
             try:
-                self._publish(snapshot, led_by)
+                self._publish(snapshot, update)
             except Exception as error:  # noqa: BLE001 - there may be no memory left, for example
                 self._is_published = False
                 self._log_once(error)
@@ -340,12 +340,12 @@ class RefreshThread:
 
     async def _fetch_keys(self) -> None:
         """Fetch the data keys, for as long as it takes; say once what is in the way."""
-        unsealing = self._decrypter
-        if not unsealing.is_waiting:
+        decrypter = self._decrypter
+        if not decrypter.is_waiting:
             return
-        while unsealing.is_waiting:
+        while decrypter.is_waiting:
             # In a thread of its own: the driver's encryption knows no other way to wait.
-            fetched = asyncio.ensure_future(asyncio.to_thread(unsealing.fetch))
+            fetched = asyncio.ensure_future(asyncio.to_thread(decrypter.fetch))
             try:
                 await asyncio.wait({fetched}, timeout=KEYS_SECONDS_MAX)
                 if not fetched.done():

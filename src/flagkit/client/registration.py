@@ -90,9 +90,9 @@ class HeartbeatSender:
         await cancel_task(task)
         if snapshot is not None and self._is_registered:
             farewell = msgspec.structs.replace(self._build_heartbeat(snapshot), lifetime=0.0)
-            telling = asyncio.ensure_future(registry.send_heartbeat(farewell))
-            await asyncio.wait({telling}, timeout=FAREWELL_SECONDS)
-            await cancel_task(telling)
+            sending = asyncio.ensure_future(registry.send_heartbeat(farewell))
+            await asyncio.wait({sending}, timeout=FAREWELL_SECONDS)
+            await cancel_task(sending)
 
     async def _run(self, registry: Registry) -> None:
         last = -math.inf

@@ -67,17 +67,17 @@ def build_policy_snapshot(
     states = [build_initial_state(document) for document in flags]
     parts: dict[str, bytes] = {}
     for document in segments:
-        state, made = build_initial_segment(document)
+        state, new_parts = build_initial_segment(document)
         states.append(state)
-        parts |= made
+        parts |= new_parts
     for (place, key), count in Counter(state.id for state in states).items():
         if count > 1:
             raise InvalidDocumentError(
                 "key", f"{key!r} is there {count} times for {place}", "Keep one"
             )
     tip = Tip(environment, "memory", 1, "", datetime.now(UTC), compute_digests(states))
-    kept = [state for state in states if state.region in list_snapshot_regions(region)]
-    return build_snapshot(tip, region, kept, parts)
+    selected = [state for state in states if state.region in list_snapshot_regions(region)]
+    return build_snapshot(tip, region, selected, parts)
 
 
 def build_initial_state(document: Mapping[str, Any]) -> PolicyState:

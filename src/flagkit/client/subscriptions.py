@@ -106,7 +106,7 @@ _NOBODY_AWAITS: Final = (
     "callbacks are called in a thread without an event loop. Pass a plain function that calls"
     " asyncio.run_coroutine_threadsafe(coroutine, loop)"
 )
-LOOK_SECONDS: Final = 5.0
+POLL_SECONDS: Final = 5.0
 """So often a thread without news looks after the thread that brings them."""
 SLICE_COUNT: Final = 128
 """So many flags are looked at between two pauses, in which others have the interpreter."""
@@ -366,16 +366,16 @@ class _CallbackThread:
         self._log_once.report(error)
 
     def _call(self, subscription: Subscription, key: str, before: Record | None) -> None:
-        told = self._last_notified
-        if told is not None and subscription in self._subscriptions():
-            subscription.call(FlagChange(key, told.tip.revision, before, told.find(key)))
+        previous = self._last_notified
+        if previous is not None and subscription in self._subscriptions():
+            subscription.call(FlagChange(key, previous.tip.revision, before, previous.find(key)))
 
     def _process_news(self) -> None:
         """Take in what was left. Waits for it, if nobody is due to be told."""
         with self._news:
             is_needed = self._news.wait_for(
                 lambda: self._closing.is_set() or self._pending_calls or self._has_news,
-                LOOK_SECONDS,
+                POLL_SECONDS,
             )
             self._check_closing()
             new, changed = self._newest, self._changed
@@ -412,11 +412,11 @@ class _CallbackThread:
 
     def _follow(self, subscriptions: tuple[Subscription, ...]) -> None:
         """Follow the flags of new subscriptions, as they were told of last."""
-        told = self._last_notified
+        previous = self._last_notified
         for subscription in set(subscriptions) - set(self._followed):
-            for key in self._iter_paced(subscription.list_keys(told)):
-                assert told is not None, "it has the key"
-                self._dependencies.follow(told, key)
+            for key in self._iter_paced(subscription.list_keys(previous)):
+                assert previous is not None, "it has the key"
+                self._dependencies.follow(previous, key)
         self._followed = subscriptions
 
     def _find_candidates(
@@ -424,11 +424,11 @@ class _CallbackThread:
     ) -> set[PolicyId]:
         """Return what may differ in two snapshots; a flag stands for its key in all regions."""
         if changed is not None:
-            kept = list_snapshot_regions(new.region)
+            regions = list_snapshot_regions(new.region)
             return {
                 (SEGMENTS if region == SEGMENTS else EVERYWHERE, key)
                 for region, key in changed
-                if region in kept
+                if region in regions
             }
         candidates = self._dependencies.policies
         for subscription in self._followed:

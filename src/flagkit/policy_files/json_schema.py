@@ -51,8 +51,8 @@ def _anchor_pattern(pattern: str) -> str:
 
 def _require_fields(*fields: str) -> Schema:
     """Return the schema of documents that have some fields, and not as null."""
-    said: Schema = {field: {"not": {"type": "null"}} for field in fields}
-    return {"properties": said, "required": list(fields)}
+    absent: Schema = {field: {"not": {"type": "null"}} for field in fields}
+    return {"properties": absent, "required": list(fields)}
 
 
 def _restrict_names(names: Schema) -> Schema:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from flagkit._core.arguments import check_instance, check_list
 from flagkit._core.arguments import check_revision as revision_of
-from flagkit._core.arguments import instance, listed
 from flagkit._core.model import EVERYWHERE
 from flagkit._core.model.changes import (
     SEGMENTS,
@@ -49,7 +49,7 @@ class ManualClock:
     """A clock that moves only by its methods. Calling it gives the time, an aware datetime."""
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
-        self._now = _to_utc(instance(start, datetime, "start", "pass a datetime"))
+        self._now = _to_utc(check_instance(start, datetime, "start", "pass a datetime"))
 
     def __call__(self) -> datetime:
         """Return the time."""
@@ -94,8 +94,8 @@ def client_from(
         InvalidArgumentError: an argument is of another type.
     """
     check_region(region)
-    flags = listed(flags, "flags", "pass a list of the documents of flags")
-    segments = listed(segments, "segments", "pass a list of the documents of segments")
+    flags = check_list(flags, "flags", "pass a list of the documents of flags")
+    segments = check_list(segments, "segments", "pass a list of the documents of segments")
     clock = _build_clock(now)
     snapshot = build_policy_snapshot(flags, segments, environment=ENVIRONMENT, region=region)
     return Client.from_snapshot(snapshot, clock)
@@ -154,8 +154,8 @@ class MemoryHistory:
             FlagNotFoundError, SegmentNotFoundError: a policy to delete does not exist.
             InvalidArgumentError: an argument is of another type.
         """
-        segments = listed(segments, "segments", "pass a list of the documents of segments")
-        ids = [_check_policy_id(policy) for policy in listed(delete, "delete", _IDS)]
+        segments = check_list(segments, "segments", "pass a list of the documents of segments")
+        ids = [_check_policy_id(policy) for policy in check_list(delete, "delete", _IDS)]
         with self._lock:
             held = self.get_states(self.tip)
             for policy in ids:
@@ -294,14 +294,14 @@ _IDS = 'pass a list of pairs of a region and a key, such as [("*", "shop.search"
 
 
 def _check_policy_id(given: object) -> PolicyId:
-    pair = listed(given, "an element of delete", _IDS)
+    pair = check_list(given, "an element of delete", _IDS)
     if len(pair) != 2 or not all(isinstance(part, str) for part in pair):  # noqa: PLR2004 - region and key
         raise InvalidArgumentError(f"an element of delete is no such pair: {_IDS}")
     return pair[0], pair[1]
 
 
 def _check_tip(tip: object) -> Tip:
-    return instance(tip, Tip, "tip", "pass a tip of this history, as in history.tip")
+    return check_instance(tip, Tip, "tip", "pass a tip of this history, as in history.tip")
 
 
 def _build_clock(now: datetime | Callable[[], datetime] | None) -> Callable[[], float]:

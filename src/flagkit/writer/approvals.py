@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, TypeAlias, cast
 import msgspec
 from msgspec import Struct
 
-from flagkit._core.arguments import instance
+from flagkit._core.arguments import check_instance
 from flagkit._core.model import EVERYWHERE, decode
 from flagkit._core.model.access import ACTOR_LENGTH_MAX, decode_grants
 from flagkit._core.model.changes import (
@@ -343,7 +343,7 @@ def check_proposal_name(proposal: object) -> str:
     Raises:
         InvalidArgumentError: it is something else.
     """
-    return instance(proposal, str, "proposal", "pass its name, as in Proposal.id")
+    return check_instance(proposal, str, "proposal", "pass its name, as in Proposal.id")
 
 
 def list_proposals(store: Store, limit: int = 20) -> list[Proposal]:
@@ -351,10 +351,10 @@ def list_proposals(store: Store, limit: int = 20) -> list[Proposal]:
 
     One that was changed past the writer is void, and its `problem` says what is wrong.
     """
-    said = store.proposals.read_many(store.proposals.list_newest(limit))
+    found_verdicts = store.proposals.read_many(store.proposals.list_newest(limit))
     found: list[Proposal] = []
     with store.open_reader() as reading:
-        for proposal, documents in said.items():
+        for proposal, documents in found_verdicts.items():
             try:
                 found.append(
                     resolve_proposal(
@@ -543,17 +543,17 @@ def decode_proposal(proposal: str, documents: Sequence[Mapping[str, Any]]) -> St
         ProposalNotFoundError: it is not among them.
         StoreError: it, or a verdict that is bound to it, was changed past the writer.
     """
-    made = [found for found in documents if get_verdict(found) == PROPOSE]
-    if not made:
+    proposed = [found for found in documents if get_verdict(found) == PROPOSE]
+    if not proposed:
         raise ProposalNotFoundError(
             f"there is no proposal {proposal!r}: see writer.reader.proposals(), or flagkit"
             " approvals list"
         )
     try:
-        if len(made) > 1:
+        if len(proposed) > 1:
             raise ValueError("there are two of that name")
         return _build_stored_proposal(
-            proposal, made[0], [found for found in documents if found is not made[0]]
+            proposal, proposed[0], [found for found in documents if found is not proposed[0]]
         )
     except (*FORM_FAULTS, InvalidDocumentError) as error:
         raise StoreError(
@@ -571,18 +571,18 @@ def _build_stored_proposal(
     # They must be read back, be it that nobody asks for them here.
     decode_operations(form.operations)
     verdicts: list[Verdict] = []
-    for said in others:
-        bound = said.get("digest")
+    for other in others:
+        bound = other.get("digest")
         if isinstance(bound, str) and bound != digest:
             # It was said of something else.
             continue
-        is_said = msgspec.convert(said, _VerdictDocument)
-        who, verdict = is_said.identity.actor, is_said.identity.verdict
+        verdict_document = msgspec.convert(other, _VerdictDocument)
+        who, verdict = verdict_document.identity.actor, verdict_document.identity.verdict
         if verdict == "propose":
             raise ValueError("there are two of that name")
-        if is_said.seal not in (ERASED, hash_verdict(proposal, who, verdict, said)):
+        if verdict_document.seal not in (ERASED, hash_verdict(proposal, who, verdict, other)):
             raise ValueError(f"what {who!r:.200} said of it is not as it was said")
-        verdicts.append(Verdict(who, verdict, is_said.reason, is_said.time))
+        verdicts.append(Verdict(who, verdict, verdict_document.reason, verdict_document.time))
     touched = {(item.region, item.key): item.version for item in form.touched}
     return StoredProposal(
         proposal,
@@ -612,14 +612,14 @@ def hash_proposal(actor: str, document: Mapping[str, Any]) -> str:
     """Return what binds approvals to a proposal: the hex SHA-256 of all that it says."""
     # Those of an earlier version have no dependencies.
     depends = [document["depends"]] if "depends" in document else []
-    said = [
+    found_verdicts = [
         actor,
         document["time"],
         document["reason"],
         document["operations"],
         document["touched"],
     ]
-    return hash_content([*said, *depends])
+    return hash_content([*found_verdicts, *depends])
 
 
 def hash_verdict(proposal: str, actor: str, verdict: Decision, document: Mapping[str, Any]) -> str:
@@ -638,9 +638,9 @@ def resolve_proposal(
     """Return what became of a proposal; if `with_differences`, with what would come of it now."""
     done = reading.history.find_commit(format_application_request(proposal.id))
     closed: list[ProposalState] = [
-        _STATE_BY_DECISION[said.verdict]
-        for said in proposal.verdicts
-        if said.verdict in _STATE_BY_DECISION
+        _STATE_BY_DECISION[verdict.verdict]
+        for verdict in proposal.verdicts
+        if verdict.verdict in _STATE_BY_DECISION
     ]
     state: ProposalState = "open"
     problem, lines = "", tuple[str, ...]()
@@ -678,8 +678,12 @@ def _build_altered_proposal(
     proposal: str, documents: Iterable[Mapping[str, Any]], problem: str
 ) -> Proposal:
     """Return what can be told of a proposal that is not as it was made."""
-    made = next(found for found in documents if get_verdict(found) == PROPOSE)
-    actor, reason, time = get_identity(made).get("actor"), made.get("reason"), made.get("time")
+    proposed = next(found for found in documents if get_verdict(found) == PROPOSE)
+    actor, reason, time = (
+        get_identity(proposed).get("actor"),
+        proposed.get("reason"),
+        proposed.get("time"),
+    )
     return Proposal(
         proposal,
         actor[:ACTOR_LENGTH_MAX] if isinstance(actor, str) else "",
@@ -711,10 +715,10 @@ def plan_proposal(reading: EnvironmentReader, proposal: StoredProposal) -> Chang
 def check_open(reading: EnvironmentReader, proposal: StoredProposal) -> None:
     """Refuse a proposal of which nothing more can become."""
     _check_not_applied(reading, proposal)
-    for said in proposal.verdicts:
-        if said.verdict in _STATE_BY_DECISION:
+    for verdict in proposal.verdicts:
+        if verdict.verdict in _STATE_BY_DECISION:
             raise ProposalClosedError(
-                f"{proposal.id} was {_STATE_BY_DECISION[said.verdict]} by {said.actor!r}:"
+                f"{proposal.id} was {_STATE_BY_DECISION[verdict.verdict]} by {verdict.actor!r}:"
                 " propose it anew"
             )
     closed = _find_closing_state(reading, proposal.id)
@@ -730,7 +734,7 @@ def check_closable(
     Then the revision that says so may be missing: the writer may have been killed, or refused for a
     rate limit.
     """
-    if any((said.actor, said.verdict) == (actor, decision) for said in proposal.verdicts):
+    if any((verdict.actor, verdict.verdict) == (actor, decision) for verdict in proposal.verdicts):
         _check_not_applied(reading, proposal)
         return True
     check_open(reading, proposal)
@@ -739,8 +743,8 @@ def check_closable(
 
 def _find_closing_state(reading: EnvironmentReader, proposal: str) -> ProposalState | None:
     """Return how a proposal was closed by the ledger, whatever became of its documents."""
-    for says, state in _STATE_BY_DECISION.items():
-        if reading.history.find_commit(format_closing_request(proposal, says)) is not None:
+    for decision_name, state in _STATE_BY_DECISION.items():
+        if reading.history.find_commit(format_closing_request(proposal, decision_name)) is not None:
             return state
     return None
 
@@ -804,7 +808,7 @@ def _list_approvers(
     reading: EnvironmentReader, proposal: StoredProposal, permissions: Sequence[Permission]
 ) -> tuple[str, ...]:
     """Return who approved, and may make the change at a reading's revision."""
-    approved = [said.actor for said in proposal.verdicts if said.verdict == "approve"]
+    approved = [verdict.actor for verdict in proposal.verdicts if verdict.verdict == "approve"]
     others = [actor for actor in approved if actor != proposal.actor]
     held = reading.access.get(GRANTS)
     if held is None:
@@ -904,11 +908,11 @@ class Proposals:
             ProposalNotFoundError, ProposalClosedError: there is nothing to apply.
         """
         who, proposal = self._requests.resolve_actor(actor), check_proposal_name(proposal)
-        said = self._store.proposals.read_many([proposal])[proposal]
-        if not said:
+        found_verdicts = self._store.proposals.read_many([proposal])[proposal]
+        if not found_verdicts:
             # An environment that does not exist has no proposals, either.
             self._store.read_tip()
-        found = decode_proposal(proposal, said)
+        found = decode_proposal(proposal, found_verdicts)
         draft = self._requests.create_draft()
         _, content = self._requests.build(draft, {"reason": found.reason})
         draft.operations = [*found.operations]
@@ -970,7 +974,7 @@ class Proposals:
         who, proposal = self._requests.resolve_actor(actor), check_proposal_name(proposal)
         with self._store.open_reader() as reading:
             found = decode_proposal(proposal, reading.read_proposal(proposal))
-            is_said = check_closable(reading, found, decision, who)
+            verdict_document = check_closable(reading, found, decision, who)
             needed: list[Permission] = []
             if decision == "reject":
                 needed = [
@@ -990,7 +994,7 @@ class Proposals:
                 lambda: self._store.get_bucket_key(epoch, make=False),
                 is_limited=closing.is_limited(needed),
             )
-        if not is_said:
+        if not verdict_document:
             self._record_verdict(found, who, decision, reason, reading.now)
         # Whoever has read the proposal before this revision loses the race against it.
         draft = self._requests.create_draft()

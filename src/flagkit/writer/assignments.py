@@ -216,18 +216,18 @@ class AssignmentChange:
 
     def _count_moved_off(self) -> float:
         """Return how many buckets count for what becomes of `off`."""
-        standing = self._current
-        old, new = self._get_off_value(standing), self._get_off_value(self._new)
+        current = self._current
+        old, new = self._get_off_value(current), self._get_off_value(self._new)
         if old is not None:
             return 0 if new is not None and is_same(old, new) else BUCKETS
         if new is None or new[0] is False:
             return 0
         serves_off = bool(self._new.prerequisites) or self._new.when_stale == "off"
-        if standing.state != "active" or (serves_off and self._new.state == "active"):
+        if current.state != "active" or (serves_off and self._new.state == "active"):
             return BUCKETS
         return max(
-            self._count_differing(standing, place.serves, new)
-            for place in list_serving_rules(standing)
+            self._count_differing(current, place.serves, new)
+            for place in list_serving_rules(current)
         )
 
     def _count_differing(
@@ -304,10 +304,10 @@ class RolloutCarryOver:
             msgspec.structs.replace(rule, serves=serves)
             for rule, serves in zip(new.rules, ruled, strict=True)
         )
-        led = msgspec.structs.replace(new, rules=rules, fallthrough=fallthrough)
+        carried = msgspec.structs.replace(new, rules=rules, fallthrough=fallthrough)
         if not self._reassign:
-            self._check_moves(led)
-        return led
+            self._check_moves(carried)
+        return carried
 
     def _keep_salts(self) -> Flag:
         named = {place.name: place.serves for place in list_serving_rules(self._old)}

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from flagkit._core.arguments import instance
+from flagkit._core.arguments import check_instance
 from flagkit._core.cooperative import pause_gc
 from flagkit._core.model import Flag, decode, encode
 from flagkit._core.model.access import check_actor
@@ -139,7 +139,7 @@ class Import:
                 f"keys is of the type {type(keys).__name__}: pass those of a writer, writer.keys"
             )
         self._keys = keys
-        self._reassign = instance(reassign, bool, "reassign", "pass True or False")
+        self._reassign = check_instance(reassign, bool, "reassign", "pass True or False")
         self._flags: dict[PolicyId, UpsertFlag] = {}
         self._segments: dict[str, Mapping[str, Any]] = {}
 
@@ -267,7 +267,7 @@ class Import:
 
     def _plan(self, writer: Writer, reason: str, actor: str | None) -> _ImportPlan:
         """Check all of it at one revision, and leave out what is as it is asked for."""
-        instance(writer, Writer, "writer", "pass a Writer, of flagkit.writer")
+        check_instance(writer, Writer, "writer", "pass a Writer, of flagkit.writer")
         if writer.environment != self._environment:
             raise ConfigurationError(
                 f"this import is for {self._environment!r}, and the writer is of"
@@ -335,9 +335,9 @@ class Import:
             packed, version = put.packed, 1
             if before is not None:
                 # A flag that cannot become this one is refused now.
-                made = put.apply(before, earlier)
+                result = put.apply(before, earlier)
                 version = before.version + 1
-                packed = build_state(put.key, put.region, version, encode(made)).packed
+                packed = build_state(put.key, put.region, version, encode(result)).packed
                 if packed == before.packed:
                     continue
             elif identity in deleted:
@@ -353,10 +353,10 @@ def _is_up_to_date(document: Mapping[str, Any], before: PolicyState | None) -> b
         return False
     held = decode_segment(before.policy, stored=True).segment
     # Hashed with the same seed, equal lists make equal documents.
-    made = decode_segment(document, seed=held.seed).segment
-    if get_key_lists(document) and not has_same_keys(made, held):
+    result = decode_segment(document, seed=held.seed).segment
+    if get_key_lists(document) and not has_same_keys(result, held):
         return False
-    return build_state(before.key, SEGMENTS, before.version, encode_segment(made)) == before
+    return build_state(before.key, SEGMENTS, before.version, encode_segment(result)) == before
 
 
 def _iter_batches(import_plan: _ImportPlan) -> Iterator[_Batch]:

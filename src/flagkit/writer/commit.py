@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import chain, repeat
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
-from flagkit._core.arguments import instance
+from flagkit._core.arguments import check_instance
 from flagkit._core.background import Log
 from flagkit._core.model import Flag
 from flagkit._core.model.access import check_actor
@@ -137,7 +137,7 @@ def build_audit_content(
     Raises:
         InvalidArgumentError: the reason is no text.
     """
-    instance(reason, str, "reason", "pass text")
+    check_instance(reason, str, "reason", "pass text")
     content: dict[str, Any] = {
         "sent": datetime.now(UTC),
         "actor": actor,
@@ -367,35 +367,41 @@ class CommitProtocol:
             earlier = lost_plans.pop() if lost_plans and draft.audit_form is not None else None
             again = earlier and self._replan(reading, earlier, draft, request, content)
             try:
-                look = again or self.plan_commit(
+                planned = again or self.plan_commit(
                     reading, draft, request, content, is_new=prefetch.request is None
                 )
             except AccessDeniedError as error:
                 log_denial(self._store, reading.now, error, content["reason"], draft.operations)
                 raise
-            lagging = reading.history.first_unprojected
+            first_unprojected = reading.history.first_unprojected
             is_late = reading.history.projection_lag > LAG_MAX
-        if draft.should_skip_unchanged and look.committed_as is None and not look.change.policies:
+        if (
+            draft.should_skip_unchanged
+            and planned.committed_as is None
+            and not planned.change.policies
+        ):
             return CommitResult(reading.tip, changed=False)
-        if again is None and not self._record_request(draft, request, content, look):
+        if again is None and not self._record_request(draft, request, content, planned):
             return None
         if reading.history.unprojected_tip is not None:
             self._project_previous_tip()
-        if look.committed_as is not None:
-            return CommitResult(look.committed_as)
-        change, pages = look.change, look.pages
-        if pages and lagging is not None:
+        if planned.committed_as is not None:
+            return CommitResult(planned.committed_as)
+        change, pages = planned.change, planned.pages
+        if pages and first_unprojected is not None:
             # One large change at a time is carried on; who makes the next one can wait.
-            self._store.project_pages(lagging)
+            self._store.project_pages(first_unprojected)
             return None
         if again is None:
-            self._store.add_parts(look.parts)
+            self._store.add_parts(planned.parts)
             self._store.add_pages(pages)
-        lost_plans.append(look)
-        unprojected = change.revision if pages else lagging
-        if not self._store.compare_and_set(reading.tip, change, look.buckets, pages, unprojected):
+        lost_plans.append(planned)
+        unprojected = change.revision if pages else first_unprojected
+        if not self._store.compare_and_set(
+            reading.tip, change, planned.buckets, pages, unprojected
+        ):
             return None
-        self._project(look, lagging if is_late else None)
+        self._project(planned, first_unprojected if is_late else None)
         return CommitResult(change.tip)
 
     @property
@@ -443,9 +449,9 @@ class CommitProtocol:
         # Who committed it did not wait for a majority, which has it by now, with the request; or is
         # dead.
         with self._store.open_reader() as reading:
-            behind, pages = reading.history.unprojected_tip, reading.history.pages
-        if behind is not None:
-            self._store.project(behind, pages)
+            unprojected, pages = reading.history.unprojected_tip, reading.history.pages
+        if unprojected is not None:
+            self._store.project(unprojected, pages)
 
     def _project(self, planned: PlannedCommit, overdue_revision: int | None) -> None:
         """Bring what was committed to where it is read, and a page of what was not, for too long.
@@ -527,12 +533,12 @@ class CommitProtocol:
     ) -> dict[str, int]:
         """Refuse what its actor may not do, or guards or limits stop; return the buckets after."""
         actor, reason = content["actor"], content["reason"]
-        terms, glass = draft.commit_policy, bool(draft.bypass_reason)
+        terms, has_bypass = draft.commit_policy, bool(draft.bypass_reason)
         needed = terms.list_required_permissions(
-            draft.operations, changes, is_bypassing_guards=glass
+            draft.operations, changes, is_bypassing_guards=has_bypass
         )
         approvers = terms.get_approvers(reading, actor, needed, changes)
-        if self._guards and not glass:
+        if self._guards and not has_bypass:
             planned = build_planned_changes(
                 changes,
                 reading,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 import msgspec
 from msgspec import Struct
 
-from flagkit._core.arguments import instance
+from flagkit._core.arguments import check_instance
 from flagkit._core.model import EVERYWHERE, Flag, decode, encode
 from flagkit._core.model.access import (
     Limit,
@@ -115,10 +115,10 @@ class VariantEncrypter:
         """Return a function whose documents are sealed, of the same name."""
 
         @wraps(function, updated=())
-        def made(document: dict[str, Any]) -> _Document:
+        def build_once(document: dict[str, Any]) -> _Document:
             return self.encrypt(function(document))
 
-        return made
+        return build_once
 
     def check(self, changes: Iterable[PolicyChange]) -> None:
         """Refuse what came encrypted, and was neither checked nor is what a flag has already."""
@@ -676,17 +676,21 @@ def _check_bypass_reason(text: object) -> str:
 
 
 def _check_rule(name: object) -> str | None:
-    return None if name is None else instance(name, str, "rule", "pass the name of a rule, or None")
+    return (
+        None
+        if name is None
+        else check_instance(name, str, "rule", "pass the name of a rule, or None")
+    )
 
 
 def _check_variant(variant: object) -> str | bool:
     if isinstance(variant, bool):
         return variant
-    return instance(variant, str, "variant", "pass the name of a variant, or True or False")
+    return check_instance(variant, str, "variant", "pass the name of a variant, or True or False")
 
 
 def _check_reassign(reassign: object) -> bool:
-    return instance(reassign, bool, "reassign", "pass True or False")
+    return check_instance(reassign, bool, "reassign", "pass True or False")
 
 
 def _check_weights(given: object) -> dict[str, float] | float:

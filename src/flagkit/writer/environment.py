@@ -31,9 +31,8 @@ class Environment:
 
     Example:
         with Environment(uri, "production") as environment:
-            for entry in environment.entries(key="shop.search"):
-                print(entry.revision, entry.actor, *entry.differences)
-            print(environment.verify() or "the ledger proves")
+            newest = next(environment.entries(key="shop.search", newest_first=True))
+            faults = environment.verify()
 
     Args:
         uri: A MongoDB connection string of a replica set; or FLAGKIT_URI.

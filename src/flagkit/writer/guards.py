@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, TypeAlias, cast, get_args
 from msgspec import Struct
 
 from flagkit._core.arguments import check_count as count_of
-from flagkit._core.arguments import texts
+from flagkit._core.arguments import check_texts
 from flagkit._core.evaluation.schedule import find_window_change, is_open
 from flagkit._core.model import decode
 from flagkit._core.model.changes import ACCESS, SEGMENTS, PolicyChange, PolicyState
@@ -167,10 +167,10 @@ class LargestStep:
         old, new = planned.served_before, planned.served_after
         if planned.region == SEGMENTS or old is None or new is None:
             return None
-        standing, before, after = (
+        current, before, after = (
             decode(document, stored=True) for document in (planned.before or old, old, new)
         )
-        step = AssignmentChange(before, after, planned.now.timestamp(), standing)
+        step = AssignmentChange(before, after, planned.now.timestamp(), current)
         for path, share in step.iter_shares():
             moved = to_percent(math.ceil(share))
             if moved > self._step:
@@ -233,9 +233,9 @@ class Approval:
         for name, given in (("environments", environments), ("namespaces", namespaces)):
             if isinstance(given, str):
                 raise ConfigurationError(f"Approval({name}={given!r}): pass a list, [{given!r}]")
-        environments = texts(environments, "environments")
-        namespaces = texts(namespaces, "namespaces")
-        actions = cast("Collection[ApprovedAction]", texts(actions, "actions"))
+        environments = check_texts(environments, "environments")
+        namespaces = check_texts(namespaces, "namespaces")
+        actions = cast("Collection[ApprovedAction]", check_texts(actions, "actions"))
         known = get_args(ApprovedAction)
         if not actions or not set(actions) <= set(known):
             raise ConfigurationError(
@@ -282,7 +282,7 @@ class Required:
 
     def __init__(self, *names: RequiredName) -> None:
         known = get_args(RequiredName)
-        texts(names, "names")
+        check_texts(names, "names")
         if unknown := set(names).difference(known):
             raise ConfigurationError(
                 f"Required({min(unknown)!r}): what can be required is {', '.join(known)}"

@@ -130,8 +130,8 @@ def _iter_rule_lines(before: list[_Document], after: list[_Document]) -> Iterato
                 f"rule {name}: {field}", old[name].get(field), rule.get(field)
             )
         yield from _iter_serving_lines(f"rule {name}", old[name], rule)
-    kept = [name for name in old if name in new]
-    if kept != (now := [name for name in new if name in old]):
+    common = [name for name in old if name in new]
+    if common != (now := [name for name in new if name in old]):
         yield f"rules in another order: {', '.join(now)}"
 
 
@@ -282,7 +282,7 @@ class Entry(Struct, frozen=True):
     actions: tuple[str, ...]
     differences: tuple[str, ...]
     hash: str
-    glass: str = ""
+    bypass_reason: str = ""
     proposal: str = ""
     approvers: tuple[str, ...] = ()
     applier: str = ""
@@ -345,7 +345,7 @@ def _iter_entries(
     for chunk in split_batches(changes, _CHUNK):
         requests = store.read_requests(change.request for change in chunk)
         proposed = [request["proposal"] for request in requests.values() if "proposal" in request]
-        said = store.proposals.read_many(proposed)
+        verdicts = store.proposals.read_many(proposed)
         for change in chunk:
             request = requests.get(change.request, {})
             operations = request.get("operations", ())
@@ -354,7 +354,7 @@ def _iter_entries(
             with translate_form_errors(AUDIT, request):
                 if action is not None and action not in map(_get_action_name, operations):
                     continue
-            yield _build_entry(store.environment, change, request, said)
+            yield _build_entry(store.environment, change, request, verdicts)
 
 
 def _build_entry(

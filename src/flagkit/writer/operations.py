@@ -314,8 +314,8 @@ class SetRollout(Operation, frozen=True, tag="set_rollout", kw_only=True):
                 f"To serve another variant to all, {other}use serve, or flagkit flags enable and"
                 " disable. To begin a rollout, update the document",
             )
-        kept = part.pop("rollout", None) or part.pop("ramp")
-        part["rollout"] = {name: kept[name] for name in ("by", "salt") if name in kept}
+        rollout = part.pop("rollout", None) or part.pop("ramp")
+        part["rollout"] = {name: rollout[name] for name in ("by", "salt") if name in rollout}
         part["rollout"]["weights"] = weights
         return _update_flag(flag, document, lookup.now, reassign=self.reassign)
 
@@ -391,8 +391,8 @@ class Edit(Operation, frozen=True, tag="edit", kw_only=True):
     def apply(self, before: PolicyState | None, lookup: PolicyLookup, /) -> Flag:
         """Return the flag with the new document, its rollouts led on from the old ones."""
         old = self._get_existing_flag(before, lookup)
-        made = self.function(to_written_document(old))
-        policy, key, region = normalize_policy(made, self.environment)
+        result = self.function(to_written_document(old))
+        policy, key, region = normalize_policy(result, self.environment)
         if (region, key) != self.policy_id:
             raise InvalidDocumentError(
                 "key" if key != self.key else "region",
@@ -400,7 +400,7 @@ class Edit(Operation, frozen=True, tag="edit", kw_only=True):
                 "Create another flag, and archive this one",
                 subject=f"flag {self.key!r}",
             )
-        if "state" not in made:
+        if "state" not in result:
             del policy["state"]
         return _update_flag(old, policy, lookup.now, reassign=self.reassign)
 
@@ -501,14 +501,14 @@ class SetSegment(Operation, frozen=True, tag="set_segment", kw_only=True):
             before: The segment as it is.
             listed: What the document listed, if that is known. Otherwise `keys` are looked at.
         """
-        made = decode_segment(self.policy, stored=True)
+        result = decode_segment(self.policy, stored=True)
         if not self.has_reused_keys:
             held = decode_segment(before.policy, stored=True).segment
             same_size = all(
                 now.count == then.count
                 for now, then in (
-                    (made.segment.included, held.included),
-                    (made.segment.excluded, held.excluded),
+                    (result.segment.included, held.included),
+                    (result.segment.excluded, held.excluded),
                 )
             )
             if same_size:
@@ -516,7 +516,7 @@ class SetSegment(Operation, frozen=True, tag="set_segment", kw_only=True):
                 again = decode_segment(document, seed=held.seed)
                 if has_same_keys(again.segment, held):
                     return again
-        return made
+        return result
 
     def strip_seed(self, listed: ListedKeys) -> "SetSegment":
         """Return the same operation with the public seed, which is equal each time it is asked."""
@@ -553,10 +553,10 @@ class ChangeMembers(Operation, frozen=True, tag="change_members", kw_only=True):
         include = hash_keys(self.include, "include", segment.seed)
         exclude = hash_keys(self.exclude, "exclude", segment.seed)
         remove = hash_keys(self.remove, "remove", segment.seed)
-        included, made = edit_keys(segment.included, include, exclude | remove, lookup.read_parts)
+        included, result = edit_keys(segment.included, include, exclude | remove, lookup.read_parts)
         excluded, more = edit_keys(segment.excluded, exclude, include | remove, lookup.read_parts)
         after = msgspec.structs.replace(segment, included=included, excluded=excluded)
-        return SegmentWithMembers(after, made | more)
+        return SegmentWithMembers(after, result | more)
 
     @classmethod
     def _describe(cls, recorded: AuditForm) -> str:
@@ -968,9 +968,9 @@ def hash_content(value: object) -> str:
 def hash_request(content: Mapping[str, Any]) -> str:
     """Return the digest of a request by what the audit has of it, or is to have."""
     # Sent again with it, a request is another one: what stands in the audit must have it.
-    glass = [content["glass"]] if "glass" in content else []
+    bypass = [content["glass"]] if "glass" in content else []
     relied = [content[name] for name in APPLICATION_FIELDS] if "approved" in content else []
-    return hash_content([content["actor"], content["operations"], *glass, *relied])
+    return hash_content([content["actor"], content["operations"], *bypass, *relied])
 
 
 def build_decision_content(

@@ -99,8 +99,8 @@ class _RevisionLookup(Struct, frozen=True):
 
     def read_parts(self, names: Iterable[str]) -> Mapping[str, bytes]:
         wanted = set(names)
-        made = {name: self.new_parts[name] for name in wanted & self.new_parts.keys()}
-        return made | dict(self.reading.read_parts(wanted - made.keys()))
+        new_parts = {name: self.new_parts[name] for name in wanted & self.new_parts.keys()}
+        return new_parts | dict(self.reading.read_parts(wanted - new_parts.keys()))
 
     def find_listed_keys(self, seed: str) -> ListedKeys | None:
         return self.listed_keys.get(seed)
@@ -134,18 +134,20 @@ def plan(
     tombs = reading.history.find_deleted(touched - found.keys() - _NEVER_DELETED)
     after: dict[PolicyId, PolicyState | None] = {}
     flags: dict[PolicyId, Flag | None] = {}
-    made = {**parts}
+    new_parts = {**parts}
 
-    def standing(identity: PolicyId) -> PolicyState | None:
+    def find_state(identity: PolicyId) -> PolicyState | None:
         return after.get(identity, found.get(identity))
 
-    earlier = _RevisionLookup(reading, revision, made, {**tombs}, standing, listed_keys or {})
+    earlier = _RevisionLookup(
+        reading, revision, new_parts, {**tombs}, find_state, listed_keys or {}
+    )
     for operation in operations:
         identity = operation.policy_id
-        before = standing(identity)
+        before = find_state(identity)
         next_one = operation.apply(before, earlier)
         if isinstance(next_one, SegmentWithMembers):
-            made |= next_one.parts
+            new_parts |= next_one.parts
         elif operation.region not in (SEGMENTS, ACCESS):
             assert next_one is None or isinstance(next_one, Flag), "other regions have flags"
             flags[identity] = next_one
@@ -175,7 +177,7 @@ def plan(
     check_segments(reading, flags, {key: after[SEGMENTS, key] is not None for key in segment_keys})
     states = [state for state in after.values() if state is not None]
     left = {identity: flag for identity, flag in flags.items() if flag is not None}
-    return ChangePlan(changes, _collect_new_parts(reading, states, found, made), left)
+    return ChangePlan(changes, _collect_new_parts(reading, states, found, new_parts), left)
 
 
 def build_lookup(reading: EnvironmentReader) -> PolicyLookup:

@@ -17,12 +17,12 @@ from typing import Final, NamedTuple, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from flagkit._core.arguments import days_before, instance, moment
+from flagkit._core.arguments import check_instance, check_moment, subtract_days
 from flagkit._core.cooperative import pace_slices, split_batches
 from flagkit._core.model.access import check_stored_actor
 from flagkit._core.model.changes import CUT, SEGMENTS, PolicyId, PolicyState, get_member_parts
 from flagkit._core.storage.admin import DatabaseAdmin
-from flagkit._core.storage.checkpoints import CHECKPOINTS_KEPT
+from flagkit._core.storage.checkpoints import CHECKPOINTS_MAX
 from flagkit._core.storage.layout import AUDIT, DENIALS, MEMBERS, PAGES
 from flagkit._core.storage.pruning import Batches, CarriedState, DocumentPruner, PrunableDocument
 from flagkit._core.storage.reader import EnvironmentReader
@@ -108,7 +108,7 @@ class PrunePlan:
     ) -> None:
         self.now = now or reading.now
         before = {
-            name: None if days is None else days_before(self.now, _check_days(name, days))
+            name: None if days is None else subtract_days(self.now, _check_days(name, days))
             for name, days in msgspec.structs.asdict(retention).items()
         }
         self.archived_before = before["archived_days"]
@@ -185,7 +185,7 @@ class PrunePlan:
                 remove = partial(pruning.remove, name, unreferred={"$lt": self.remains_before})
                 parts.append(PruneTarget(f"unreferred {name}", until, found, remove))
             found = partial(pruning.iter_checkpoint_orphans, self._epoch, self.now)
-            until = f"not among the newest {CHECKPOINTS_KEPT}"
+            until = f"not among the newest {CHECKPOINTS_MAX}"
             parts.append(
                 PruneTarget("checkpoint remains", until, found, pruning.remove_checkpoints)
             )
@@ -210,9 +210,11 @@ class PrunePlan:
                 # Flags may lack what it did: only its pages have that.
                 self._cut_revision = min(self._cut_revision, history.first_unprojected - 1)
         if self._cut_revision > self.last_pruned_revision:
-            kept = [made.tip.revision for made, _ in reading.iter_checkpoints()][:CHECKPOINTS_KEPT]
-            too_old = sum(revision <= self._cut_revision for revision in kept)
-            self.checkpoints_needed = too_old if kept else 1
+            retained = [checkpoint.tip.revision for checkpoint, _ in reading.iter_checkpoints()][
+                :CHECKPOINTS_MAX
+            ]
+            too_old = sum(revision <= self._cut_revision for revision in retained)
+            self.checkpoints_needed = too_old if retained else 1
 
     def _describe_cut(self) -> str:
         if self.cut is None:
@@ -287,22 +289,22 @@ def find_deletable_flags(reading: EnvironmentReader, before: datetime) -> list[D
         for key, identities in keys.items()
         if all(identity in still and _is_archived(states[identity]) for identity in identities)
     }
-    resting = {key: set[str]() for key in keys}
+    dependants = {key: set[str]() for key in keys}
     for (_, key), state in states.items():
         for needed in state.policy.get("prerequisites", ()):
-            resting.setdefault(needed["flag"], set()).add(key)
-    staying = [key for key in resting if key not in going]
+            dependants.setdefault(needed["flag"], set()).add(key)
+    staying = [key for key in dependants if key not in going]
     needs: dict[str, set[str]] = {}
-    for needed, others in resting.items():
+    for needed, others in dependants.items():
         for other in others:
             needs.setdefault(other, set()).add(needed)
     while staying:
-        kept = needs.get(staying.pop(), set()) & going
-        going -= kept
-        staying += kept
+        retained = needs.get(staying.pop(), set()) & going
+        going -= retained
+        staying += retained
     return [
         DeletableFlag(region, key, states[region, key].version, len(states[region, key].packed))
-        for key in _sort_by_dependents(going, resting)
+        for key in _sort_by_dependents(going, dependants)
         for region, _ in sorted(keys[key])
     ]
 
@@ -373,7 +375,7 @@ PruneSteps: TypeAlias = Generator[str, None, list[PruneResult]]
 
 def list_prunable(store: Store, retention: Retention, now: datetime | None) -> list[PruneResult]:
     """Return what would be deleted, as `Environment.list_prunable` does."""
-    retention, asked = _check_retention(retention), moment(now)
+    retention, asked = _check_retention(retention), check_moment(now)
     with store.open_reader() as reading:
         plan = PrunePlan(store.pruner, retention, reading, asked)
         plan.prove(reading)
@@ -390,7 +392,7 @@ def list_prunable(store: Store, retention: Retention, now: datetime | None) -> l
 
 
 def _check_retention(retention: object) -> Retention:
-    return instance(retention, Retention, "retention", "pass a Retention, of flagkit.writer")
+    return check_instance(retention, Retention, "retention", "pass a Retention, of flagkit.writer")
 
 
 def prune_in_steps(
@@ -398,8 +400,8 @@ def prune_in_steps(
 ) -> PruneSteps:
     """Do what `Writer.prune` does in short steps, pause after each, and yield its progress."""
     # The audit takes the reason after the first flags are gone.
-    instance(reason, str, "reason", "pass text")
-    steps = _run_prune(pruner, _check_retention(retention), reason, moment(now))
+    check_instance(reason, str, "reason", "pass text")
+    steps = _run_prune(pruner, _check_retention(retention), reason, check_moment(now))
     # The pause is for others, who need the same disk and cores.
     return pace_slices(steps, lambda seconds: time.sleep(max(PAUSE_SECONDS_MIN, seconds)))
 
@@ -460,13 +462,17 @@ def _project_unfinished(store: Store) -> Generator[str]:
     """Bring a large change to an end whose writer may be dead: the ledger is not cut past it."""
     with store.open_reader() as reading:
         history = reading.history
-        behind, pages, lagging = history.unprojected_tip, history.pages, history.first_unprojected
-    if lagging is None:
+        unprojected, pages, first_unprojected = (
+            history.unprojected_tip,
+            history.pages,
+            history.first_unprojected,
+        )
+    if first_unprojected is None:
         return
-    if behind is not None:
-        store.project(behind, pages)
-    while left := store.project_pages(lagging, 1):
-        yield f"{left:,} pages of revision {lagging:,} are still to be projected"
+    if unprojected is not None:
+        store.project(unprojected, pages)
+    while left := store.project_pages(first_unprojected, 1):
+        yield f"{left:,} pages of revision {first_unprojected:,} are still to be projected"
 
 
 def _build_proved_plan(
@@ -474,7 +480,7 @@ def _build_proved_plan(
 ) -> Generator[str, None, PrunePlan]:
     """Return what can go, after the checkpoints have been made that this takes."""
     store = pruner.store
-    for _ in range(CHECKPOINTS_KEPT + 1):
+    for _ in range(CHECKPOINTS_MAX + 1):
         with store.open_reader() as reading:
             _check_prune_access(pruner, reading, reason)
             plan = PrunePlan(store.pruner, retention, reading, now)

@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from flagkit._core.arguments import check_count, days_before, moment
+from flagkit._core.arguments import check_count, check_moment, subtract_days
 from flagkit._core.evaluation.schedule import compute_share, find_window_change
 from flagkit._core.model import Flag, Ramp, Rollout, Serves, decode
 from flagkit._core.model.changes import ACCESS, SEGMENTS, PolicyId, PolicyState
@@ -33,10 +33,10 @@ DAYS_MAX: Final = 36_500
 def list_stale_flags(store: Store, days: int, now: datetime | None) -> list[StaleFlag]:
     """Return the stale flags, as `Environment.stale_flags` does."""
     check_count(days, "days", DAYS_MAX)
-    asked = moment(now)
+    asked = check_moment(now)
     with store.open_reader() as reading:
         then = asked or reading.now
-        states, still = read_unchanged_flags(reading, days_before(then, days))
+        states, still = read_unchanged_flags(reading, subtract_days(then, days))
     stale: list[StaleFlag] = []
     for (region, key), state in sorted(states.items()):
         flag = decode(state.policy, stored=True)

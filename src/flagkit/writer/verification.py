@@ -20,8 +20,8 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from flagkit._core.arguments import check_instance, check_list
 from flagkit._core.arguments import check_revision as revision_of
-from flagkit._core.arguments import instance, listed
 from flagkit._core.cooperative import split_batches
 from flagkit._core.model import packing
 from flagkit._core.model.changes import (
@@ -213,13 +213,13 @@ class AuditInspection:
                 yield f"{name}: what was asked for was altered in the audit"
             if document.get("proposal", "") != _parse_proposal(request):
                 yield f"{name}: the audit names another proposal than was applied"
-            yield from self._iter_tip_problems(name, document, is_kept=revision is not None)
+            yield from self._iter_tip_problems(name, document, is_retained=revision is not None)
         for revision in sorted(lost.values()):
             yield f"revision {revision}: the audit has lost who asked for it, and why"
         yield from self._iter_carried_problems()
 
     def _iter_tip_problems(
-        self, name: str, document: Mapping[str, Any], *, is_kept: bool
+        self, name: str, document: Mapping[str, Any], *, is_retained: bool
     ) -> Iterator[str]:
         """Yield what is wrong with what the audit has of a revision that was cut."""
         with translate_form_errors(AUDIT, document):
@@ -227,7 +227,7 @@ class AuditInspection:
         if tip is None:
             return
         cut = None if self._cut is None else self._cut.tip
-        if cut is None or is_kept or tip.revision > cut.revision or tip.epoch != cut.epoch:
+        if cut is None or is_retained or tip.revision > cut.revision or tip.epoch != cut.epoch:
             yield f"{name}: the audit says that it is revision {tip.revision}, which it is not"
         elif tip.revision in self._tips:
             yield f"{name}: the audit has another request for revision {tip.revision}, too"
@@ -319,22 +319,22 @@ def iter_reliance_problems(store: Store, revisions: Iterable[tuple[int, str]]) -
     decisions = (item for item in left if item[2])
     for some in split_batches(decisions, _AT_ONCE):
         requests = store.read_requests(request for _, request, _, _ in some)
-        said = store.proposals.read_many(proposal for _, _, _, proposal in some)
+        verdicts = store.proposals.read_many(proposal for _, _, _, proposal in some)
         for revision, request, did, proposal in some:
-            told = f"revision {revision} {did} the proposal {proposal}"
+            place = f"revision {revision} {did} the proposal {proposal}"
             if proposal in decided:
-                yield f"{told}, which had been {decided[proposal]} before"
+                yield f"{place}, which had been {decided[proposal]} before"
             decided[proposal] = {"withdrew": "withdrawn"}.get(did, did)
             try:
-                found = decode_proposal(proposal, said[proposal])
+                found = decode_proposal(proposal, verdicts[proposal])
             except ProposalNotFoundError:
-                yield f"{told}, which was removed"
+                yield f"{place}, which was removed"
             except StoreError as error:
-                yield f"{told}, and {error}"
+                yield f"{place}, and {error}"
             else:
                 asked = requests.get(request)
                 problems = () if asked is None else _iter_decision_problems(did, found, asked)
-                yield from (f"{told}, {problem}" for problem in problems)
+                yield from (f"{place}, {problem}" for problem in problems)
 
 
 def iter_proposal_problems(store: Store) -> Iterator[str]:
@@ -385,7 +385,7 @@ def _iter_application_problems(
         yield f"and not as {proposal.actor!r}, who proposed it"
     if request["proposal"] != proposal.id:
         yield "and the audit names another one"
-    approvals = {said.actor for said in proposal.verdicts if said.verdict == "approve"}
+    approvals = {verdict.actor for verdict in proposal.verdicts if verdict.verdict == "approve"}
     approvals -= {proposal.actor}
     if "approved" not in request:
         # It was applied by an earlier version, which did not record whose approvals counted.
@@ -402,10 +402,13 @@ def _iter_application_problems(
 def _iter_closing_problems(
     outcome: str, proposal: StoredProposal, request: Mapping[str, Any]
 ) -> Iterator[str]:
-    says = "reject" if outcome == "rejected" else "withdraw"
+    decision_name = "reject" if outcome == "rejected" else "withdraw"
     if not _is_same_digest(request["operations"][0]["digest"], proposal.digest):
         yield "which was another one then"
-    if all((said.actor, said.verdict) != (request["actor"], says) for said in proposal.verdicts):
+    if all(
+        (verdict.actor, verdict.verdict) != (request["actor"], decision_name)
+        for verdict in proposal.verdicts
+    ):
         yield f"which {request['actor']!r} said, and that is not there any more"
 
 
@@ -421,11 +424,11 @@ def _iter_forged_verdicts(
                     f"what {who!r:.200} said of the proposal {proposal.id} ({verdict!r:.20}) is of"
                     " another one: one of them was changed past the writer"
                 )
-    for said in proposal.verdicts:
-        is_own = said.actor == proposal.actor
-        if is_own if said.verdict == "approve" else said.verdict == "withdraw" and not is_own:
+    for found in proposal.verdicts:
+        is_own = found.actor == proposal.actor
+        if is_own if found.verdict == "approve" else found.verdict == "withdraw" and not is_own:
             yield (
-                f"{said.actor!r} cannot have said {said.verdict} of the proposal {proposal.id},"
+                f"{found.actor!r} cannot have said {found.verdict} of the proposal {proposal.id},"
                 f" which {proposal.actor!r} made"
             )
 
@@ -452,14 +455,14 @@ class VerificationResult(Struct, frozen=True):
 
 def run_verification(store: Store, anchors: Iterable[tuple[int, str]] = ()) -> VerificationResult:
     """Verify as `Environment.verify` does, and also return the first revision."""
-    kept = _check_anchors(anchors)
+    anchors_by_revision = _check_anchors(anchors)
     problems: list[str] = []
     after = 0
     try:
         with store.open_reader() as reading, translate_form_errors():
             after = reading.history.cut.tip.revision if reading.history.cut is not None else 0
             walk = LedgerVerifier(reading, problems=problems)
-            walk.run(kept)
+            walk.run(anchors_by_revision)
             carried = reading.read_carried()
             problems += iter_carried_problems(carried, after, walk.ledger_times)
             problems += iter_members_problems(reading)
@@ -481,12 +484,12 @@ def run_verification(store: Store, anchors: Iterable[tuple[int, str]] = ()) -> V
 def _check_anchors(given: object) -> list[tuple[int, str]]:
     remedy = 'pass a list of revisions and their hashes, such as [(17, "4f0c...")]'
     anchors: list[tuple[int, str]] = []
-    for anchor in listed(given, "anchors", remedy):
-        pair = listed(anchor, "an element of anchors", remedy)
+    for anchor in check_list(given, "anchors", remedy):
+        pair = check_list(anchor, "an element of anchors", remedy)
         if len(pair) != 2:  # noqa: PLR2004 - a revision and a hash
             raise InvalidArgumentError(f"an element of anchors has {len(pair)} elements: {remedy}")
         number = revision_of(pair[0], "the revision of an anchor")
-        anchors.append((number, instance(pair[1], str, "the hash of an anchor", remedy)))
+        anchors.append((number, check_instance(pair[1], str, "the hash of an anchor", remedy)))
     return anchors
 
 
@@ -530,7 +533,7 @@ class LedgerVerifier:
 
     def run(self, anchors: Iterable[tuple[int, str]] = ()) -> None:
         """Go all the way, and note what is wrong."""
-        reading, kept = self._reading, {*anchors}
+        reading, anchors_by_revision = self._reading, {*anchors}
         self.problems += [
             f"the ledger has {place!r} for a revision"
             for place in reading.history.find_unexpected_ledger_documents()
@@ -540,11 +543,11 @@ class LedgerVerifier:
         cut = reading.history.cut
         if cut is not None:
             self._start_after_cut(cut)
-            kept.discard((cut.tip.revision, cut.tip.hash))
+            anchors_by_revision.discard((cut.tip.revision, cut.tip.hash))
         ledgered = reading.history.iter_changes(faults=self._faults)
         for change in chain(ledgered, self._tip_not_in_ledger):
             self._check_change(change, cut)
-            kept.discard((change.revision, change.tip.hash))
+            anchors_by_revision.discard((change.revision, change.tip.hash))
             if not self._faults and (cut is None or change.revision > cut.tip.revision):
                 # Clients start from checkpoints, and grants are none of theirs.
                 checkpoints.check_tip(change.tip, self._iter_states())
@@ -556,9 +559,9 @@ class LedgerVerifier:
         self.problems += [
             problem
             for problem in reading.history.iter_page_faults()
-            if not any(problem in told for told in self._faults)
+            if not any(problem in fault for fault in self._faults)
         ]
-        self._check_anchors(kept, cut)
+        self._check_anchors(anchors_by_revision, cut)
         self._check_end()
 
     def _iter_states(self) -> Iterator[PolicyState]:
@@ -668,15 +671,15 @@ class LedgerVerifier:
         ]
 
     def _check_anchors(self, anchors: Iterable[tuple[int, str]], cut: Cut | None) -> None:
-        for revision, kept in sorted(anchors):
+        for revision, anchor in sorted(anchors):
             if cut is not None and revision < cut.tip.revision:
                 problem = (
                     f"revision {revision} was pruned, up to revision {cut.tip.revision}: its hash,"
-                    f" {kept}, cannot be held to anything any more; keep a newer anchor"
+                    f" {anchor}, cannot be held to anything any more; keep a newer anchor"
                 )
             else:
                 problem = (
-                    f"revision {revision} is not the one whose hash was kept, {kept}: the ledger"
+                    f"revision {revision} is not the one whose hash was kept, {anchor}: the ledger"
                     " was rewritten"
                 )
             self.problems.append(problem)

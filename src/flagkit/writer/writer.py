@@ -273,18 +273,18 @@ class Writer(ChangeShortcuts[Commit]):
         request, content = self._requests.build(draft, options)
         earlier = self.store.read_requests([request]).get(request, content)
         with self.store.open_reader() as reading:
-            look = self._commit_protocol.plan_commit(
+            planned = self._commit_protocol.plan_commit(
                 reading, draft, request, content, is_preview=True
             )
-            notes = tuple(iter_notes(reading, look.change.policies))
+            notes = tuple(iter_notes(reading, planned.change.policies))
         check_same_request(
             request,
             compute_request_digest(earlier),
             content,
-            is_committed=look.committed_as is not None,
+            is_committed=planned.committed_as is not None,
         )
-        done = None if look.committed_as is None else look.committed_as.revision
-        return Preview(reading.tip.revision, look.change.policies, done, notes)
+        done = None if planned.committed_as is None else planned.committed_as.revision
+        return Preview(reading.tip.revision, planned.change.policies, done, notes)
 
     def _commit(
         self,

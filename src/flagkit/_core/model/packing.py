@@ -137,9 +137,9 @@ def pack(flag: Flag) -> bytes:
                 by,
             )
         flat = tuple(item for end, name in served.intervals for item in (end, places[name]))
-        told = (name for _, name in served.intervals)
+        names = (name for _, name in served.intervals)
         # They can be told from the intervals, unless some are 0 or in another order.
-        weights = served.weights if [*dict.fromkeys(told)] != [*served.weights] else None
+        weights = served.weights if [*dict.fromkeys(names)] != [*served.weights] else None
         return _Rollout(flat, salt, by, weights)
 
     body = _Body(

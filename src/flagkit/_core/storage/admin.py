@@ -165,8 +165,8 @@ class DatabaseAdmin(DatabaseHandle):
         """
         with translate_errors("preparing the database"), translate_form_errors():
             done = [*provision_database(self._database, mend=True)]
-            made = create_bucket_keys(self._database)
-            return [*done, f"{layout.BUCKET_KEYS}: {made} made"] if made else done
+            created = create_bucket_keys(self._database)
+            return [*done, f"{layout.BUCKET_KEYS}: {created} made"] if created else done
 
     def prepare_roles(self) -> list[str]:
         """Make the roles of the database, or bring them up to date; return what was done.

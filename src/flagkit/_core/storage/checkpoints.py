@@ -90,8 +90,8 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
 
     def is_worth_using(self, revision: int) -> bool:
         """Tell whether to go on from it to a revision is quicker than to scan all flags."""
-        behind = revision - self.tip.revision
-        return behind <= min(TAIL_MAX, max(TAIL_MIN, self.flags // FLAGS_PER_REVISION))
+        lag = revision - self.tip.revision
+        return lag <= min(TAIL_MAX, max(TAIL_MIN, self.flags // FLAGS_PER_REVISION))
 
 
 def encode_manifest(checkpoint: Checkpoint) -> layout.Document:
@@ -281,7 +281,7 @@ class CheckpointLoader:
         return snapshot
 
 
-CHECKPOINTS_KEPT: Final = 2
+CHECKPOINTS_MAX: Final = 2
 """So that a client that has just found the older one can still read it."""
 LEFT_OVER_AFTER: Final = timedelta(hours=1)
 """Slices without a manifest for so long have lost their writer."""
@@ -380,8 +380,8 @@ def find_orphans(
     """
     there = list(database[layout.CHECKPOINTS].find(layout.filter_checkpoints(environment)))
     mine = [found for found in decode_manifests(there) if found.tip.epoch == epoch]
-    kept = {found.id for found in mine[:CHECKPOINTS_KEPT]}
-    old = {document["_id"]["checkpoint"] for document in there} - kept
+    retained = {found.id for found in mine[:CHECKPOINTS_MAX]}
+    old = {document["_id"]["checkpoint"] for document in there} - retained
     # From the index alone: the slices themselves are not read.
     with_slices = {
         document["_id"]["checkpoint"]
@@ -391,7 +391,7 @@ def find_orphans(
     }
     left_over_before = _format_moment(now - LEFT_OVER_AFTER)
     return sorted(
-        old | {identity for identity in with_slices - kept if identity < left_over_before}
+        old | {identity for identity in with_slices - retained if identity < left_over_before}
     )
 
 

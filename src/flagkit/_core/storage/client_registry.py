@@ -23,7 +23,7 @@ SHOWN_MAX: Final = 200
 COUNTED_MAX: Final = 100_000
 """The server stops counting clients at so many."""
 
-_TOLD: Final = ("service", "host", "pid", "region", "epoch", "revision", "staleness")
+_REPORTED_FIELDS: Final = ("service", "host", "pid", "region", "epoch", "revision", "staleness")
 
 
 class RegisteredClient(Struct, frozen=True):
@@ -50,9 +50,9 @@ def build_client_filter(heartbeat: Heartbeat) -> Document:
 def build_heartbeat_update(heartbeat: Heartbeat) -> list[Document]:
     """Return the update by which a client's document becomes that of a heartbeat."""
     # Literally: a string that begins with a dollar would be a field.
-    told = {name: {"$literal": getattr(heartbeat, name)} for name in _TOLD}
+    reported = {name: {"$literal": getattr(heartbeat, name)} for name in _REPORTED_FIELDS}
     milliseconds = round(heartbeat.lifetime * 1000)
-    return [{"$set": told | {"time": "$$NOW", "until": {"$add": ["$$NOW", milliseconds]}}}]
+    return [{"$set": reported | {"time": "$$NOW", "until": {"$add": ["$$NOW", milliseconds]}}}]
 
 
 class Census(Struct, frozen=True):
@@ -139,7 +139,7 @@ _SHOWN: Final[list[Document]] = [
     # Nothing that somebody else put beside these fields is sent.
     {
         "$project": {
-            **dict.fromkeys(_TOLD, True),
+            **dict.fromkeys(_REPORTED_FIELDS, True),
             "heard": {"$subtract": ["$$NOW", "$time"]},
         }
     },
@@ -161,8 +161,8 @@ def _decode_clients(documents: Iterable[Mapping[str, Any]]) -> list[RegisteredCl
 def decode_client(document: Mapping[str, Any]) -> RegisteredClient:
     """Return the client of a document that a pipeline gives."""
     identity = document["_id"]
-    told = {name: document[name] for name in _TOLD}
+    reported = {name: document[name] for name in _REPORTED_FIELDS}
     heartbeat = Heartbeat(
-        environment=identity["environment"], instance=identity["instance"], **told
+        environment=identity["environment"], instance=identity["instance"], **reported
     )
     return RegisteredClient(heartbeat, document["heard"] / 1000)

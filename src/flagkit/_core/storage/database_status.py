@@ -34,7 +34,7 @@ from flagkit.errors import StoreError
 _BY_ID = [("_id", ASCENDING)]
 _TIP = dict.fromkeys(("epoch", "revision", "hash", "time", "digests"), True)
 # Not allowed; no such command, which is so where a proxy or a hosted service stands in between.
-_NOT_TOLD = {13, 59, 115, 8000}
+_REFUSED_CODES = {13, 59, 115, 8000}
 _NO_REPLICATION = 76
 
 
@@ -140,7 +140,7 @@ class DatabaseStatus(DatabaseHandle):
             except OperationFailure as error:
                 if error.code == _NO_REPLICATION:
                     return []
-                if error.code not in _NOT_TOLD:
+                if error.code not in _REFUSED_CODES:
                     raise
                 hello = self._send_hello()
                 named = (*hello.get("hosts", ()), *hello.get("passives", ()))

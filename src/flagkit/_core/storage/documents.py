@@ -57,10 +57,10 @@ def encode_head(
     first revision that flags may lack.
     """
     body = None if change is None else _encode_change_body(change, pages)
-    kept: layout.Document = {"buckets": {**buckets}} if buckets else {}
+    stored: layout.Document = {"buckets": {**buckets}} if buckets else {}
     if unprojected is not None:
-        kept["unprojected"] = unprojected
-    return {"_id": tip.environment, **encode_tip(tip), "change": body, **kept}
+        stored["unprojected"] = unprojected
+    return {"_id": tip.environment, **encode_tip(tip), "change": body, **stored}
 
 
 CODEC: Final[CodecOptions[layout.Document]] = CodecOptions(tz_aware=True)
@@ -80,11 +80,11 @@ def check_head(head: layout.Document) -> layout.Document:
     Raises:
         StoreError: it has another form.
     """
-    looked_at = {name: value for name, value in head.items() if name != "buckets"}
-    body = looked_at.get("change")
+    checked_head = {name: value for name, value in head.items() if name != "buckets"}
+    body = checked_head.get("change")
     if isinstance(body, Mapping) and isinstance(body.get("policies"), list):  # pyright: ignore[reportUnknownMemberType]
-        looked_at["change"] = {**cast("layout.Document", body), "policies": []}
-    check_form(layout.HEADS, looked_at)
+        checked_head["change"] = {**cast("layout.Document", body), "policies": []}
+    check_form(layout.HEADS, checked_head)
     return head
 
 
@@ -506,12 +506,12 @@ def encode_policy(state: PolicyState, flag: Flag | None = None) -> EncodedPolicy
     """
     try:
         encoded = bson.encode(state.policy)
-        kept = round_trips(state, encoded)
+        stored = round_trips(state, encoded)
     except _FAULTS as error:
         raise _build_size_error(error) from None
     # The driver copies these bytes, in the place of encoding the document again.
     return EncodedPolicy(
-        state, len(encoded), kept, encode_policy_fields(state, RawBSONDocument(encoded), flag)
+        state, len(encoded), stored, encode_policy_fields(state, RawBSONDocument(encoded), flag)
     )
 
 

@@ -281,8 +281,8 @@ def describe_server_error(error: OperationFailure) -> str:
     """Return what the server refused and why, with its code."""
     code = error.code or 0
     # The driver's text repeats the server's whole reply; its own words say enough.
-    said = (error.details or {}).get("errmsg") or str(error)
-    return f"{_PROBLEMS.get(code, said)} (code {code})"
+    message = (error.details or {}).get("errmsg") or str(error)
+    return f"{_PROBLEMS.get(code, message)} (code {code})"
 
 
 def _append_remedy(reason: str) -> str:

@@ -68,10 +68,10 @@ class MongoDataKeys:
             connect(self._uri, MongoClient[Document]) as client,
             _translate_errors("fetching data keys"),
         ):
-            opened = _create_client_encryption(client, self._encryption, self._vault)
-            ids = dict(self._fetch_key(opened, name) for name in self._names)
+            encrypter = _create_client_encryption(client, self._encryption, self._vault)
+            ids = dict(self._fetch_key(encrypter, name) for name in self._names)
         with self._lock:
-            self._ids, self._opened = ids, opened
+            self._ids, self._opened = ids, encrypter
 
     def create(self, master_key: Mapping[str, Any] | None = None) -> str:
         """Make the first of the keys, if it is not there; return its name.
@@ -94,10 +94,10 @@ class MongoDataKeys:
                 unique=True,
                 partialFilterExpression={"keyAltNames": {"$exists": True}},
             )
-            opened = _create_client_encryption(client, self._encryption, self._vault)
-            with contextlib.closing(opened), contextlib.suppress(DuplicateKeyError):
-                if opened.get_key_by_alt_name(name) is None:
-                    opened.create_data_key(provider, master_key, key_alt_names=[name])
+            encrypter = _create_client_encryption(client, self._encryption, self._vault)
+            with contextlib.closing(encrypter), contextlib.suppress(DuplicateKeyError):
+                if encrypter.get_key_by_alt_name(name) is None:
+                    encrypter.create_data_key(provider, master_key, key_alt_names=[name])
         return name
 
     def encrypt(self, content: bytes) -> bytes:
@@ -132,14 +132,14 @@ class MongoDataKeys:
             self._opened, self._ids = None, {}
         self._lock = threading.Lock()
 
-    def _fetch_key(self, opened: "ClientEncryption[Document]", name: str) -> tuple[bytes, str]:
-        found = opened.get_key_by_alt_name(name)
+    def _fetch_key(self, encrypter: "ClientEncryption[Document]", name: str) -> tuple[bytes, str]:
+        found = encrypter.get_key_by_alt_name(name)
         if found is None:
             raise EncryptionError(
                 f"there is no data key {name!r} in {self._vault}: Writer.create_data_key makes it"
             )
         # Whatever is encrypted: the driver keeps the key that it takes.
-        opened.encrypt(b"", _DETERMINISTIC, key_id=found["_id"])
+        encrypter.encrypt(b"", _DETERMINISTIC, key_id=found["_id"])
         return bytes(found["_id"]), name
 
 

@@ -208,10 +208,10 @@ def _find_revision(reader: EnvironmentReader, moment: datetime) -> int:
             f"at is {_format_moment(moment)}, which is still to come:"
             f" the server has {_format_moment(reader.now)}"
         )
-    made = (base.tip for base, _ in reader.iter_checkpoints())
+    tips = (base.tip for base, _ in reader.iter_checkpoints())
     revision = max(
         reader.history.find_revision(moment),
-        *(tip.revision for tip in made if tip.time <= moment),
+        *(tip.revision for tip in tips if tip.time <= moment),
         0,
     )
     if revision:

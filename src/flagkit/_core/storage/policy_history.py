@@ -359,8 +359,8 @@ class PolicyHistory:
             StoreError: the document of such a flag has not the form that it should have.
         """
         change = self._newest
-        is_behind = change is not None and not self.pages and not self._is_projected(change)
-        return change if is_behind else self.tip_not_in_ledger
+        is_unprojected = change is not None and not self.pages and not self._is_projected(change)
+        return change if is_unprojected else self.tip_not_in_ledger
 
     @functools.cached_property
     def first_unprojected(self) -> int | None:
@@ -382,11 +382,15 @@ class PolicyHistory:
     @functools.cached_property
     def unprojected_changes(self) -> Sequence[Change]:
         """The changes that flags may lack, in order; the last is the tip's."""
-        behind = [] if self.unprojected_tip is None else [self.unprojected_tip]
+        unprojected = [] if self.unprojected_tip is None else [self.unprojected_tip]
         if self.first_unprojected is None:
-            return behind
+            return unprojected
         earlier = [*self.iter_changes(self.first_unprojected - 1)]
-        return earlier if behind and earlier and earlier[-1] == behind[0] else [*earlier, *behind]
+        return (
+            earlier
+            if unprojected and earlier and earlier[-1] == unprojected[0]
+            else [*earlier, *unprojected]
+        )
 
     def iter_head_faults(self) -> Iterator[str]:
         """Yield what is wrong with a head beside its tip, which the chain is held to."""
@@ -566,15 +570,17 @@ class PolicyHistory:
     def find_deleted(self, policies: Iterable[PolicyId]) -> dict[PolicyId, PolicyState]:
         """Return the last states of those of some flags and segments that were deleted."""
         wanted = set(policies)
-        standing = self._documents.find_documents(wanted)
-        gone = {policy for policy in standing if is_tombstone(standing[policy])}
+        documents = self._documents.find_documents(wanted)
+        gone = {policy for policy in documents if is_tombstone(documents[policy])}
         last = self._find_last_changes(gone)
         last |= {
             policy.id: policy for policy in self._iter_unprojected_policies() if policy.id in wanted
         }
         # Of those that were deleted before the ledger was cut, their tombstones tell.
-        kept = {policy: decode_last_state(standing[policy]) for policy in gone - last.keys()}
-        return {policy: state for policy, state in kept.items() if state is not None} | {
+        last_states = {
+            policy: decode_last_state(documents[policy]) for policy in gone - last.keys()
+        }
+        return {policy: state for policy, state in last_states.items() if state is not None} | {
             identity: policy.before
             for identity, policy in last.items()
             if identity in wanted and policy.after is None and policy.before is not None
@@ -617,8 +623,8 @@ class PolicyHistory:
         for item in (item for change in changes for item in change.policies):
             if item.id == policy:
                 return item.before
-        standing = self._documents.find_documents([policy]).get(policy)
-        return None if standing is None else decode_policy_state(standing)
+        documents = self._documents.find_documents([policy]).get(policy)
+        return None if documents is None else decode_policy_state(documents)
 
     def find_author(self, policy: PolicyId) -> tuple[str, datetime] | None:
         """Return who changed a flag or a segment last, and when; None if it is not known."""
@@ -700,15 +706,15 @@ class PolicyHistory:
 
     def _continues_cut(self, change: PolicyChange, cut: Cut) -> bool:
         """Tell whether a change goes on from what stands since before the ledger was cut."""
-        standing = self._documents.find_documents([change.id]).get(change.id)
-        if standing is None:
+        documents = self._documents.find_documents([change.id]).get(change.id)
+        if documents is None:
             return change.before is None
-        if read_revision(standing) > cut.tip.revision:
+        if read_revision(documents) > cut.tip.revision:
             return False
-        if is_tombstone(standing):
-            after, version = change.after, read_version(standing)
+        if is_tombstone(documents):
+            after, version = change.after, read_version(documents)
             return change.before is None and bool(after and after.version > version)
-        return change.before == decode_policy_state(standing)
+        return change.before == decode_policy_state(documents)
 
     def _find_last_changes(self, policies: AbstractSet[PolicyId]) -> dict[PolicyId, PolicyChange]:
         """Return the ledger's last changes to policies; or, of many, those that they stand at.

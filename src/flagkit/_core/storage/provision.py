@@ -90,10 +90,10 @@ def provision_database(database: Database[layout.Document], *, mend: bool = Fals
             database.command("collMod", name, **wanted)
             yield f"{name}: validator brought up to date"
         if indexes:
-            made: dict[str, Any] = database.command(
+            created: dict[str, Any] = database.command(
                 "createIndexes", name, indexes=[index.document for index in indexes]
             )
-            count = made["numIndexesAfter"] - made["numIndexesBefore"]
+            count = created["numIndexesAfter"] - created["numIndexesBefore"]
             if count and name in there:
                 yield f"{name}: {count} {'index' if count == 1 else 'indexes'} created"
 
@@ -128,8 +128,8 @@ ROLES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
 def provision_roles(database: Database[layout.Document]) -> Iterator[str]:
     """Make the roles of a database, or bring them up to date; yield what was done, in words."""
     named = [{"role": role, "db": database.name} for role in ROLES]
-    told = database.command("rolesInfo", named, showPrivileges=True)
-    there = {found["role"]: found["privileges"] for found in told["roles"]}
+    info = database.command("rolesInfo", named, showPrivileges=True)
+    there = {found["role"]: found["privileges"] for found in info["roles"]}
     for role, collections in ROLES.items():
         wanted = [
             {"resource": {"db": database.name, "collection": collection}, "actions": [*actions]}
@@ -201,9 +201,9 @@ def ensure_bucket_key(database: Database[layout.Document], environment: str, epo
     """
     found = find_bucket_key(database, environment, epoch)
     if found is None:
-        made = {"_id": _build_id(environment, epoch), "key": os.urandom(KEY_BYTES)}
+        created = {"_id": _build_id(environment, epoch), "key": os.urandom(KEY_BYTES)}
         with contextlib.suppress(DuplicateKeyError):
-            database[layout.BUCKET_KEYS].insert_one(made)
+            database[layout.BUCKET_KEYS].insert_one(created)
         found = find_bucket_key(database, environment, epoch)
     if found is None:
         raise StoreUnavailableError("the key of the rate limits is being made elsewhere")

@@ -142,8 +142,8 @@ class DocumentPruner:
         """
         projected = layout.filter_environment(self._environment) | {"projected": {"$lte": revision}}
         for batch in self._iter_prunable(layout.PAGES, projected):
-            kept = self._find_pages_after(revision, [found.id["page"] for found in batch])
-            yield [found for found in batch if found.id["page"] not in kept]
+            referenced = self._find_pages_after(revision, [found.id["page"] for found in batch])
+            yield [found for found in batch if found.id["page"] not in referenced]
 
     def _find_pages_after(self, revision: int, pages: Sequence[str]) -> set[str]:
         """Return the pages, of some and maybe more, that a change after a revision is on."""
@@ -232,8 +232,8 @@ class DocumentPruner:
     def iter_checkpoint_orphans(self, epoch: str, now: datetime) -> Batches:
         """Yield what is left of checkpoints that are not kept, each by itself."""
         with _translate_errors():
-            rests = find_orphans(self._database, self._environment, epoch, now)
-        for rest in rests:
+            orphans = find_orphans(self._database, self._environment, epoch, now)
+        for rest in orphans:
             itself = {"_id": layout.build_checkpoint_id(self._environment, rest)}
             slices = self._iter_prunable(
                 layout.SLICES, layout.filter_slices(self._environment, rest)

@@ -346,8 +346,8 @@ class EnvironmentReader:
         wanted = layout.get_collection_name(region)
         return {
             other
-            for (place, other), is_kept in found.items()
-            if is_kept and layout.get_collection_name(place) == wanted
+            for (place, other), is_retained in found.items()
+            if is_retained and layout.get_collection_name(place) == wanted
         }
 
     def find_referring(self, segments: Iterable[str]) -> dict[PolicyId, PolicyState]:

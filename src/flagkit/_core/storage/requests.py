@@ -95,9 +95,9 @@ class PendingRequests:
             None if touched is None else [{"region": item[0], "key": item[1]} for item in touched]
         )
         first = {"since": "$$NOW", "place": str(ObjectId()), "touched": {"$literal": listed}}
-        kept = {name: {"$ifNull": [f"${name}", value]} for name, value in first.items()}
+        fields = {name: {"$ifNull": [f"${name}", value]} for name, value in first.items()}
         theirs[layout.PENDING].update_one(
-            {"_id": identity}, [{"$set": kept}], upsert=True, session=session
+            {"_id": identity}, [{"$set": fields}], upsert=True, session=session
         )
         return wanted
 
@@ -209,14 +209,14 @@ class ProposalStore:
 
     def read_many(self, proposals: Iterable[str]) -> dict[str, list[layout.Document]]:
         """Return the documents of some proposals, the oldest first."""
-        said: dict[str, list[layout.Document]] = {proposal: [] for proposal in proposals}
-        if not said:
-            return said
-        wanted = layout.filter_proposals_by_id(self._environment, said)
+        verdicts: dict[str, list[layout.Document]] = {proposal: [] for proposal in proposals}
+        if not verdicts:
+            return verdicts
+        wanted = layout.filter_proposals_by_id(self._environment, verdicts)
         with translate_errors("reading what was said of proposals"):
             for document in self._collection.find(wanted).sort("time", ASCENDING):
-                said[document["_id"]["proposal"]].append(document)
-        return said
+                verdicts[document["_id"]["proposal"]].append(document)
+        return verdicts
 
     def iter_all(self) -> Iterator[layout.Document]:
         """Yield all documents, those of a proposal after each other."""

@@ -49,13 +49,13 @@ class PolicyScan:
         self,
         tip: Tip,
         unprojected: Sequence[Change],
-        kept: Sequence[str] | None,
+        regions: Sequence[str] | None,
         namespaces: tuple[str, ...] = (),
     ) -> None:
         self.tip = tip
         self.parts: set[str] = set()
         """The parts of members that segments refer to, once all documents have been taken."""
-        self._kept = kept
+        self._regions = regions
         self._namespaces = namespaces
         self._builder = ArenaBuilder(namespaces)
         self._pending: dict[str, list[tuple[_Place, Record | None]]] = {
@@ -76,13 +76,13 @@ class PolicyScan:
     def build_filter(self, collection: str) -> layout.Document:
         """Return the filter of what is to be taken from one of PROJECTIONS, sorted by `_id`."""
         environment = self.tip.environment
-        regions = {} if self._kept is None else {"_id.region": {"$in": [*self._kept]}}
+        regions = {} if self._regions is None else {"_id.region": {"$in": [*self._regions]}}
         if self._namespaces and collection == layout.FLAGS:
             return {**layout.filter_namespaces(environment, self._namespaces), **regions}
         return {**layout.filter_policies(environment), **regions}
 
     def _is_in_scope(self, region: str, key: str) -> bool:
-        if region == ACCESS or (self._kept is not None and region not in self._kept):
+        if region == ACCESS or (self._regions is not None and region not in self._regions):
             return False
         return region == SEGMENTS_REGION or not self._namespaces or key.startswith(self._namespaces)
 

@@ -391,6 +391,6 @@ class MongoSource:
         stream, self._stream = self._stream, None
         if stream is not None:
             # A member that answers nothing does not hear of it either: its stream ends by itself.
-            told = translate_errors("closing the change stream", GOODBYE_SECONDS)
-            with contextlib.suppress(StoreUnavailableError), told:
+            translating = translate_errors("closing the change stream", GOODBYE_SECONDS)
+            with contextlib.suppress(StoreUnavailableError), translating:
                 await stream.close()

@@ -87,8 +87,8 @@ def project_policies(
     writes: dict[str, list[_Write]] = {collection: [] for collection in layout.PROJECTED}
     for policy in policies:
         identity = policy.id
-        made = known.get(identity)
-        fields = None if made is None else made.fields
+        earlier = known.get(identity)
+        fields = None if earlier is None else earlier.fields
         document = encode_policy_document(environment, revision, policy, fields)
         writes[layout.get_collection_name(identity[0])].append(_build_write(document))
     for collection, some in writes.items():

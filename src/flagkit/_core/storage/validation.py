@@ -140,7 +140,7 @@ def validates_form(read: Callable[P, R]) -> Callable[P, R]:
     """
 
     @functools.wraps(read)
-    def judging_it(*arguments: P.args, **named: P.kwargs) -> R:
+    def checked_read(*arguments: P.args, **named: P.kwargs) -> R:
         try:
             return read(*arguments, **named)
         except FORM_FAULTS as error:
@@ -152,7 +152,7 @@ def validates_form(read: Callable[P, R]) -> Callable[P, R]:
             found = next((each for each in mappings if "_id" in each), None)
             raise _build_form_error(None, found, error) from error
 
-    return judging_it
+    return checked_read
 
 
 def check_whole_number(value: object) -> int:

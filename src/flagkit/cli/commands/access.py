@@ -30,8 +30,8 @@ def access() -> None:
 @output_option("table")
 def _list(output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """List the roles that are granted."""
-    with Environment(**place) as opened:
-        found = opened.grants()
+    with Environment(**place) as reader:
+        found = reader.grants()
     if output in PROGRAM_FORMATS:
         roles: list[Any] = [
             {"actor": grant.actor, "role": grant.role, "namespaces": [*grant.namespaces]}
@@ -96,9 +96,9 @@ add_change_command(
 @output_option("table")
 def _denials(limit: int, output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """Show denied changes, the newest first."""
-    with Environment(**place) as opened:
-        opened.read_tip()
-        found = opened.denials()[::-1][:limit]
+    with Environment(**place) as reader:
+        reader.read_tip()
+        found = reader.denials()[::-1][:limit]
     if output in PROGRAM_FORMATS:
         emit([msgspec.to_builtins(denial) for denial in found], output)
     elif found:
@@ -128,8 +128,8 @@ def _limits() -> None:
 @output_option("table")
 def _show_limits(output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """Show the limits on changes."""
-    with Environment(**place) as opened:
-        found = opened.limits()
+    with Environment(**place) as reader:
+        found = reader.limits()
     held = {whose: getattr(found, whose) for whose in LIMIT_SCOPES}
     if output in PROGRAM_FORMATS:
         emit(msgspec.to_builtins(held), output)

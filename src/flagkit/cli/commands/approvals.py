@@ -47,8 +47,8 @@ def approvals() -> None:
 @output_option("table")
 def _list(limit: int, output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """List proposals, the newest first."""
-    with Environment(**place) as opened:
-        found = opened.proposals(limit)
+    with Environment(**place) as reader:
+        found = reader.proposals(limit)
     if output in PROGRAM_FORMATS:
         emit([msgspec.to_builtins(proposal) for proposal in found], output)
     elif found:
@@ -76,8 +76,8 @@ def _list(limit: int, output: str, **place: Unpack[EnvironmentOptions]) -> None:
 @output_option("text")
 def _show(proposal: str, output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """Show the current effect of a proposal, and its verdicts."""
-    with Environment(**place) as opened:
-        print_proposal(opened.proposal(proposal), output)
+    with Environment(**place) as reader:
+        print_proposal(reader.proposal(proposal), output)
 
 
 @approvals.command("approve")

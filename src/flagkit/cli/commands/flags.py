@@ -130,11 +130,11 @@ def _show(key: str, region: str, output: str, **place: Unpack[EnvironmentOptions
             suggested(f"there is no flag {key!r} in region {region}{there}", key, near)
         )
     if output == "policy":
-        standing = state.policy["state"]
-        print_lines(f"# version {state.version} at revision {revision}, {standing}")
+        flag_state = state.policy["state"]
+        print_lines(f"# version {state.version} at revision {revision}, {flag_state}")
         emit_text(format_flag_file(state), "yaml")
     elif output in PROGRAM_FORMATS:
-        told = {
+        fields = {
             "key": key,
             "region": region,
             "version": state.version,
@@ -143,7 +143,7 @@ def _show(key: str, region: str, output: str, **place: Unpack[EnvironmentOptions
             "overrides": regions,
             "document": build_flag_document(state),
         }
-        emit(told, output)
+        emit(fields, output)
     else:
         since = "before the ledger begins" if changed is None else f"at revision {changed:,}"
         rows = [("version", [f"{state.version}, changed {since}; the newest is {revision:,}"])]
@@ -352,8 +352,8 @@ def _stale(days: int, output: str, **place: Unpack[EnvironmentOptions]) -> None:
     Those past their `expires`; and those that nobody touched for some days, and that never changed,
     are archived, or have each rollout at 0 or 100 %.
     """
-    with Environment(**place) as opened:
-        found = opened.stale_flags(days)
+    with Environment(**place) as reader:
+        found = reader.stale_flags(days)
     if output in PROGRAM_FORMATS:
         emit([msgspec.to_builtins(flag) for flag in found], output)
     elif found:

@@ -94,11 +94,11 @@ def _show(
     **wanted: Unpack[EntryFilter],
 ) -> None:
     """Show who changed what, when and why, the newest first."""
-    with Environment(uri, environment, database=database) as opened:
-        opened.read_tip()
-        shown = [*itertools.islice(opened.entries(newest_first=True, **wanted), limit)]
-        after = opened.read_pruned_revision() if len(shown) < limit else 0
-        nothing = "" if shown else _format_nothing_found(opened.store, wanted.get("key"))
+    with Environment(uri, environment, database=database) as reader:
+        reader.read_tip()
+        shown = [*itertools.islice(reader.entries(newest_first=True, **wanted), limit)]
+        after = reader.read_pruned_revision() if len(shown) < limit else 0
+        nothing = "" if shown else _format_nothing_found(reader.store, wanted.get("key"))
     if output in PROGRAM_FORMATS:
         emit([msgspec.to_builtins(entry) for entry in shown], output)
     elif shown:
@@ -118,8 +118,8 @@ def _format_nothing_found(store: Store, key: str | None) -> str:
             *reading.find_similar_keys((EVERYWHERE, key)),
             *reading.find_similar_keys((SEGMENTS, key)),
         }
-    said = suggested("No such change", key, known)
-    return said if said.endswith("?") else f"{said}."
+    message = suggested("No such change", key, known)
+    return message if message.endswith("?") else f"{message}."
 
 
 @ledger.command("tail")
@@ -144,23 +144,23 @@ def _tail(
 
     As JSON, each is a line; as YAML, all are one list.
     """
-    with Environment(uri, environment, database=database) as opened:
-        tip = opened.read_tip()
-        shown = [*itertools.islice(opened.entries(newest_first=True, **wanted), limit)]
+    with Environment(uri, environment, database=database) as reader:
+        tip = reader.read_tip()
+        shown = [*itertools.islice(reader.entries(newest_first=True, **wanted), limit)]
         for entry in reversed(shown):
             _print_entry(entry, output, wanted.get("key"))
         after = max(0, tip.revision - 1, *(entry.revision for entry in shown[:1]))
         if follow:
             # To be interrupted is how it ends.
             with contextlib.suppress(KeyboardInterrupt):
-                _follow(opened, after, output, wanted)
+                _follow(reader, after, output, wanted)
 
 
-def _follow(opened: Environment, after: int, output: str, entry_filter: EntryFilter) -> None:
+def _follow(reader: Environment, after: int, output: str, entry_filter: EntryFilter) -> None:
     trouble = ""
     while True:
         try:
-            after, found = opened.read_newer_entries(after, **entry_filter)
+            after, found = reader.read_newer_entries(after, **entry_filter)
             trouble = ""
         except StoreUnavailableError as error:
             # It may come back, as after a failover.
@@ -203,21 +203,21 @@ def _verify(anchors: tuple[str, ...], output: str, **place: Unpack[EnvironmentOp
     Whoever can rewrite everything, the head included, is found only against an anchor: keep the
     one that is printed where they cannot write. Exits with 3 if something is wrong.
     """
-    kept = [_parse_anchor(text) for text in anchors]
-    with Environment(**place) as opened:
-        tip = opened.read_tip()
+    parsed_anchors = [_parse_anchor(text) for text in anchors]
+    with Environment(**place) as reader:
+        tip = reader.read_tip()
         witness = [(tip.revision, tip.hash)] if tip.revision else []
-        proof = run_verification(opened.store, [*kept, *witness])
+        proof = run_verification(reader.store, [*parsed_anchors, *witness])
     problems = proof.problems
     if output in PROGRAM_FORMATS:
-        told = {
+        summary = {
             "environment": tip.environment,
             "revision": tip.revision,
             "hash": tip.hash,
             "after": proof.after,
             "problems": [*problems],
         }
-        emit(told, output)
+        emit(summary, output)
     elif not problems:
         since = f" from revision {proof.after + 1:,}, after what was pruned," if proof.after else ""
         print_lines(f"{tip.environment}: all is well{since} up to revision {tip.revision:,}")
@@ -263,8 +263,8 @@ def _list_people(entry: Entry) -> list[str]:
 
 def _list_reasons(entry: Entry) -> list[str]:
     """Return the reason of a revision, and why guards were passed by, if they were."""
-    glass = f"broke the glass: {entry.glass}" if entry.glass else ""
-    return [*filter(None, [entry.reason, glass])]
+    bypass = f"broke the glass: {entry.bypass_reason}" if entry.bypass_reason else ""
+    return [*filter(None, [entry.reason, bypass])]
 
 
 def _format_lines(entry: Entry, key: str | None) -> list[str]:

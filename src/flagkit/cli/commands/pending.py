@@ -45,8 +45,8 @@ def _sequencing_options(command: _Command) -> _Command:
 @output_option("table")
 def _list(output: str, **place: Unpack[EnvironmentOptions]) -> None:
     """List changes that wait to be made, and those that were refused, in order."""
-    with Environment(**place) as opened:
-        found = opened.pending()
+    with Environment(**place) as reader:
+        found = reader.pending()
     if output in PROGRAM_FORMATS:
         emit([msgspec.to_builtins(waiting) for waiting in found], output)
     elif found:

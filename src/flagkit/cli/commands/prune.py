@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import click
 import msgspec
 
+from flagkit._core.cooperative import run_slices
 from flagkit._core.model.access import check_actor
 from flagkit.cli.options import (
     EnvironmentOptions,
@@ -45,7 +46,7 @@ _days = click.IntRange(1, DAYS_MAX)
     help="Python guards to ask about flags.",
 )
 @output_option("table")
-def prune(  # noqa: PLR0913, PLR0917 - who, why, and what is asked
+def prune_command(  # noqa: PLR0913, PLR0917 - who, why, and what is asked
     actor: str | None,
     reason: str,
     guards: str | None,
@@ -80,12 +81,13 @@ def prune(  # noqa: PLR0913, PLR0917 - who, why, and what is asked
             guards=load_guards(guards),
         ) as writer:
             with Progress() as progress:
-                rows = progress.run(writer.prune_in_steps(retention, reason=reason))
+                steps = writer.prune_in_steps(retention, reason=reason)
+                rows = run_slices(steps, progress.show)
             mark_work_done()
             tip = writer.store.read_tip()
     else:
-        with Environment(**asking) as opened:
-            rows, tip = opened.list_prunable(retention), opened.read_tip()
+        with Environment(**asking) as reader:
+            rows, tip = reader.list_prunable(retention), reader.read_tip()
     if output in PROGRAM_FORMATS:
         document = {
             "environment": tip.environment,

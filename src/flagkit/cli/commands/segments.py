@@ -112,14 +112,14 @@ def _show(key: str, output: str, **place: Unpack[EnvironmentOptions]) -> None:
         print_lines(f"# version {state.version} at revision {revision}")
         emit_text(format_segment_file(state), "yaml")
     elif output in PROGRAM_FORMATS:
-        told = {
+        fields = {
             "key": key,
             "version": state.version,
             "revision": revision,
             "flags": referring,
             "document": build_segment_document(state),
         }
-        emit(told, output)
+        emit(fields, output)
     else:
         rows = [("version", [f"{state.version} at revision {revision:,}"])]
         rows += iter_document_rows(build_segment_document(state))
