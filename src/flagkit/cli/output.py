@@ -39,7 +39,6 @@ from flagkit.policy_files.reader import FlagPolicy, SegmentPolicy
 from flagkit.writer.ledger import format_serving
 from flagkit.writer.operations import to_written_document
 
-T = TypeVar("T")
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 PROGRAM_FORMATS: Final = ("json", "yaml")
