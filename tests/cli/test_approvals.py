@@ -98,7 +98,7 @@ def test_to_propose_goes_with_no_dry_run(command: CommandRunner) -> None:
         assert result.exit_code == 2
         assert "--propose goes with neither" in result.stderr
     fault = command.fault("flags", "archive", "shop.search", "--propose", "--break-glass", "now")
-    assert "is for what cannot wait" in fault
+    assert "is for a change that cannot wait" in fault
     assert command.told("approvals", "list") == "Nothing is proposed.\n"
     assert "there is no proposal" in command.fault("approvals", "show", "gone")
 

@@ -28,6 +28,7 @@ from flagkit.errors import (
     ClosedError,
     FlagkitError,
     GuardError,
+    InvalidArgumentError,
     InvalidDocumentError,
     NotPendingError,
     RateLimitedError,
@@ -358,10 +359,9 @@ class TransactionWriter(ChangeShortcuts[PendingChange]):
             EnvironmentNotFoundError: the session belongs to a cluster without the environment.
         """
         if options.get("skip_unchanged"):
-            raise InvalidDocumentError(
-                "skip_unchanged",
-                "does not go with a session: the change is compared after the transaction",
-                "Leave one of them out",
+            raise InvalidArgumentError(
+                "skip_unchanged does not go with a session, because the change is compared after"
+                " the transaction: leave one of them out"
             )
         draft = self._requests.create_draft()
         yield draft

@@ -9,19 +9,8 @@ import re
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
+from flagkit._core.regex import parser
 from flagkit._core.regex.automaton import Automaton, Positions, union_positions
-from flagkit._core.regex.parser import (
-    LAST,
-    Boundary,
-    Chars,
-    Choice,
-    Node,
-    Place,
-    Repeat,
-    Sequence,
-    invert_ranges,
-    parse_pattern,
-)
 
 Search: TypeAlias = Callable[[str], object]
 """Returns a true value if a text contains the pattern."""
@@ -31,7 +20,7 @@ TEXT_MAX = 1_024
 _WORK_MAX = 256
 """The most tries from one start; at worst a search of TEXT_MAX starts takes 1 ms."""
 
-_PLACES: Final[dict[Place, str]] = {
+_PLACES: Final[dict[parser.Place, str]] = {
     "start": r"\A",
     "line start": r"(?:\A|(?<=\n)(?!\Z))",
     "end": r"(?=\n?\Z)",
@@ -44,7 +33,7 @@ _PLACES: Final[dict[Place, str]] = {
 @functools.lru_cache(1024)
 def compile_search(source: str, options: str) -> Search:
     """Return the search for a pattern that has been checked."""
-    tree = parse_pattern(source, options, "")
+    tree = parser.parse_pattern(source, options, "")
     positions = Positions(tree)
     if not is_harmless(positions):
         return Automaton(positions).search
@@ -72,24 +61,24 @@ def has_match(text: str, source: str, options: str) -> bool:
     return len(text) <= TEXT_MAX and bool(compile_search(source, options)(text))
 
 
-def to_python_pattern(node: Node) -> str:  # noqa: PLR0911 - one for each node
+def to_python_pattern(node: parser.Node) -> str:  # noqa: PLR0911 - one for each node
     """Return a tree as Python writes it, with nothing left to its reading."""
     match node:
-        case Chars(()):
+        case parser.Chars(()):
             return "(?!)"
-        case Chars(((low, high),)) if low == high:
+        case parser.Chars(((low, high),)) if low == high:
             return re.escape(chr(low))
-        case Chars(ranges):
+        case parser.Chars(ranges):
             # Python takes 1.6 ms to compile a class that extends to the last character.
-            negated = ranges[-1][1] == LAST
-            shown = invert_ranges(ranges) if negated else ranges
+            negated = ranges[-1][1] == parser.LAST
+            shown = parser.invert_ranges(ranges) if negated else ranges
             inside = "".join(f"\\U{low:08x}-\\U{high:08x}" for low, high in shown)
             return f"[{'^' * negated}{inside}]" if shown else "(?s:.)"
-        case Boundary(place):
+        case parser.Boundary(place):
             return _PLACES[place]
-        case Sequence(parts):
+        case parser.Sequence(parts):
             return "".join(map(to_python_pattern, parts))
-        case Choice(branches):
+        case parser.Choice(branches):
             return f"(?:{'|'.join(map(to_python_pattern, branches))})"
-        case Repeat(part, least, most):
+        case parser.Repeat(part, least, most):
             return f"(?:{to_python_pattern(part)}){{{least},{'' if most is None else most}}}"

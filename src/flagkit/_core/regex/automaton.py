@@ -20,17 +20,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from msgspec import Struct
 
-from flagkit._core.regex.parser import (
-    LAST,
-    Boundary,
-    Chars,
-    Choice,
-    Node,
-    Place,
-    Ranges,
-    Repeat,
-    Sequence,
-)
+from flagkit._core.regex import parser
 
 BORDERS = 20
 NOTHING, NEWLINE, WORD, OTHER, LAST_NEWLINE = range(5)
@@ -56,7 +46,7 @@ def _collect_borders(holds: Callable[[int, int], bool]) -> int:
 
 ALL: Final = _collect_borders(lambda _, __: True)
 START: Final = _collect_borders(lambda before, _: before == NOTHING)
-PLACES: Final[Mapping[Place, int]] = {
+PLACES: Final[Mapping[parser.Place, int]] = {
     "start": START,
     # After a newline that ends the text, MongoDB has no line.
     "line start": START
@@ -90,8 +80,8 @@ class Positions:
     Source of `plain`: Brüggemann-Klein, "Unambiguity of extended regular expressions", 1993.
     """
 
-    def __init__(self, tree: Node) -> None:
-        self.characters: list[Ranges] = []
+    def __init__(self, tree: parser.Node) -> None:
+        self.characters: list[parser.Ranges] = []
         self.follow: list[Edges] = []
         self.plain = True
         self.endless = False
@@ -109,23 +99,23 @@ class Positions:
         """True if every match begins at the start of the text."""
         return not any(borders & ~START for borders in (self.pattern.empty, *self.pattern.first))
 
-    def add_part(self, node: Node) -> PatternPart:
+    def add_part(self, node: parser.Node) -> PatternPart:
         """Add the positions of a part of the pattern."""
         match node:
-            case Chars(ranges):
+            case parser.Chars(ranges):
                 edges = {ALL: 1 << len(self.characters)}
                 self.characters.append(ranges)
                 self.follow.append({})
                 return PatternPart(edges, edges, 0)
-            case Boundary(place):
+            case parser.Boundary(place):
                 return PatternPart({}, {}, PLACES[place])
-            case Sequence(parts):
+            case parser.Sequence(parts):
                 return functools.reduce(self.join_parts, map(self.add_part, parts), _EMPTY)
-            case Choice(branches):
+            case parser.Choice(branches):
                 return functools.reduce(
                     self.merge_alternatives, map(self.add_part, branches), _NEVER
                 )
-            case Repeat(inner, least, most):
+            case parser.Repeat(inner, least, most):
                 if most is None:
                     return self.repeat_unbounded(inner, least)
                 # x{2,4} is xx(x(x)?)?: written so, none follows another for two reasons.
@@ -136,7 +126,7 @@ class Positions:
                         whole = self.merge_alternatives(whole, _EMPTY)
                 return whole
 
-    def repeat_unbounded(self, node: Node, least: int) -> PatternPart:
+    def repeat_unbounded(self, node: parser.Node, least: int) -> PatternPart:
         """Return a part that is there at least so often: the last one as often as it likes."""
         before = functools.reduce(
             self.join_parts, (self.add_part(node) for _ in range(least - 1)), _EMPTY
@@ -177,9 +167,9 @@ class Positions:
                     edges[last_at & first_at] = edges.get(last_at & first_at, 0) | starts
 
 
-def _partition_characters(characters: Iterable[Ranges]) -> tuple[list[int], list[int]]:
+def _partition_characters(characters: Iterable[parser.Ranges]) -> tuple[list[int], list[int]]:
     """Return bounds of code points, and the positions that match the characters between them."""
-    sharing: dict[Ranges, int] = {}
+    sharing: dict[parser.Ranges, int] = {}
     for i, ranges in enumerate(characters):
         sharing[ranges] = sharing.get(ranges, 0) | 1 << i
     changes: dict[int, int] = {}
@@ -301,7 +291,7 @@ class Automaton:
         for symbol in map(chr, range(_ASCII)):
             alike.setdefault(self._classify(symbol), symbol)
         self.ascii = "".join(alike[self._classify(chr(code))] for code in range(_ASCII))
-        self.beyond = [chr(min(max(bound, _ASCII), LAST)) for bound in (0, *self.bounds)]
+        self.beyond = [chr(min(max(bound, _ASCII), parser.LAST)) for bound in (0, *self.bounds)]
         self.start = _State(self, 0, NOTHING)
         self.states: dict[tuple[int, int], _State] = {}
         self.unions: dict[int, list[_Unions]] = {}
