@@ -273,8 +273,8 @@ def test_demo_shows_the_loop_and_leaves_nothing_running() -> None:
     assert "Verified: revisions 1 to 5 without a gap" in output
 
 
-@pytest.mark.mongo
-def test_demo_interrupted_leaves_nothing_running() -> None:
+def interrupt_demo() -> tuple[int, str, re.Match[str]]:
+    """Interrupt the demo once its server runs; return its exit code, its errors and the server."""
     with subprocess.Popen(
         [sys.executable, "-u", "-m", "flagkit.cli", "demo"],
         stdout=subprocess.PIPE,
@@ -286,7 +286,16 @@ def test_demo_interrupted_leaves_nothing_running() -> None:
         server = next(found for line in process.stdout if (found := SERVER.search(line)))
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)
-    assert (process.returncode, errors.strip()) == (1, "Aborted!")
+        return process.returncode, errors, server
+
+
+@pytest.mark.mongo
+def test_demo_interrupted_leaves_nothing_running() -> None:
+    code, errors, server = interrupt_demo()
+    while "Exception ignored" in errors:
+        # Python loses an interrupt that arrives within a callback of the garbage collector.
+        code, errors, server = interrupt_demo()
+    assert (code, errors.strip()) == (1, "Aborted!")
     assert not Path("/proc", server[1]).exists()
     assert not Path(server[2]).exists()
 

@@ -14,7 +14,7 @@ from flagkit._core.model import EVERYWHERE
 from flagkit._core.snapshot import SnapshotFile
 from flagkit._core.snapshot.snapshot import compact_snapshot
 from flagkit.client.client import Client
-from flagkit.client.sources import FlagSource, build_bootstrap_snapshot, build_policy_snapshot
+from flagkit.client.sources import FlagSource, build_policy_snapshot, load_bootstrap_snapshot
 from flagkit.errors import ConfigurationError, InvalidDocumentError, NotReadyError
 from flagkit.testing import MemoryHistory
 
@@ -86,7 +86,7 @@ def test_it_is_not_what_is_waited_for() -> None:
 def test_flags_of_the_database_replace_all_of_it(caplog: pytest.LogCaptureFixture) -> None:
     history = MemoryHistory()
     history.commit({**THEME, "fallthrough": {"serve": "light"}})
-    snapshot = build_bootstrap_snapshot([{**SEARCH, "rules": []}, THEME], "test", EVERYWHERE)
+    snapshot = load_bootstrap_snapshot([{**SEARCH, "rules": []}, THEME], "test", EVERYWHERE)
     client = Client.from_source()
     client.follow(FlagSource(lambda: history.create_source, bootstrap=snapshot))
     with client:

@@ -337,6 +337,8 @@ def kill(thread: threading.Thread) -> None:
     )
 
 
+# The exit may reach a thread within a callback of the garbage collector, such as hypothesis's.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_threads_that_are_told_to_exit_from_outside_go_on(
     client: Client, history: MemoryHistory
 ) -> None:

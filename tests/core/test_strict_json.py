@@ -10,7 +10,7 @@ import pytest
 
 from flagkit._core.strict_json import parse_json, parse_policies
 from flagkit.cli.commands.flags_import import ImportFiles
-from flagkit.client.sources import build_bootstrap_snapshot
+from flagkit.client.sources import load_bootstrap_snapshot
 from flagkit.errors import FlagkitError, InvalidDocumentError
 from flagkit.policy_files.reader import PolicyFile
 from flagkit.writer import Import
@@ -69,7 +69,7 @@ def by_import(path: Path) -> None:
 
 
 def by_bootstrap(path: Path) -> None:
-    build_bootstrap_snapshot(path, "production", "*")
+    load_bootstrap_snapshot(path, "production", "*")
 
 
 READERS = [by_command, by_import, by_bootstrap]

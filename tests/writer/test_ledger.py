@@ -405,7 +405,7 @@ def test_every_action_has_its_word(history: Writer) -> None:
 def forged(history: Writer, change: Callable[[dict[PolicyId, Record]], object]) -> None:
     """Publish a checkpoint of the tip as someone would who can make all of it add up."""
     with history.store.open_reader() as reading:
-        base = run_slices(reading.build_base())
+        base = run_slices(reading.read_base())
         records = {record.id: record for record in create_snapshot(base, "*").iter_records()}
         change(records)
         builder = ArenaBuilder()
@@ -446,7 +446,7 @@ def test_a_checkpoint_that_was_forged_is_found(name: str, history: Writer) -> No
 
 def test_a_checkpoint_of_other_members_is_found(history: Writer) -> None:
     with history.store.open_reader() as reading:
-        base, states = run_slices(reading.build_base()), [*reading.read_all().values()]
+        base, states = run_slices(reading.read_base()), [*reading.read_all().values()]
     for parts, problem in (
         ({}, "not the members"),
         (dict.fromkeys(base.header.parts, b"12345678"), "other members"),

@@ -455,7 +455,7 @@ def test_writers_that_make_the_key_at_once_end_with_the_same(
 
         def key_of(each: Writer) -> bytes | None:
             begin.wait()
-            return each.store.get_bucket_key(epoch, make=True)
+            return each.store.read_bucket_key(epoch, make=True)
 
         found = {*pool.map(key_of, writers)}
     (made,) = keys_in(direct)

@@ -67,7 +67,7 @@ PAUSE_SECONDS_MIN: Final = 0.1
 PAUSE_SECONDS_MAX: Final = 30.0
 """The bounds of the pause after an error. Each pause is up to twice as long as the last one."""
 SETTLE_SECONDS: Final = 0.1
-"""How long the threads of a forked child wait: see `settle`."""
+"""How long the threads of a forked child wait: see `delay_after_fork`."""
 
 
 # What it is before gevent or eventlet replaces it, if they do so after this.
@@ -315,7 +315,7 @@ class BackgroundThread:
     Args:
         name: The thread's name.
         work: Called in the thread. It is called again after an error if `repeats` is set.
-        note: Called with each error. It may run in any thread.
+        on_error: Called with each error. It may run in any thread.
         repeats: Whether the work is repeated after an error.
         is_real: Whether a green thread will not do.
     """

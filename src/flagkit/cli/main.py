@@ -288,4 +288,4 @@ def _demo(file: Path | None) -> None:
     Loads a policy file, evaluates its flags for 10,000 users, widens a rollout while a client
     watches, pauses a flag and rolls it back, verifies the ledger, and leaves nothing running.
     """
-    demo.run(file or demo.find_shop_file())
+    demo.run(file or demo.resolve_shop_file())

@@ -42,7 +42,7 @@ from flagkit.writer.operations import to_written_document
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 PROGRAM_FORMATS: Final = ("json", "yaml")
-"""The forms for programs, which `written` knows."""
+"""The forms for programs, which `format_document` knows."""
 _BEYOND_ASCII: Final = re.compile(r"[^\x00-\x7f]")
 
 

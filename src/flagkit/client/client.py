@@ -41,7 +41,7 @@ from flagkit.client.counters import Counters, Counts
 from flagkit.client.fork import Stage, keep_alive, register_fork_handler
 from flagkit.client.mistakes import MistakeLog
 from flagkit.client.refresher import BreakerState, Refresher, RefreshState, build_intervals
-from flagkit.client.sources import FlagSource, build_first_evaluator, build_flag_source
+from flagkit.client.sources import FlagSource, build_flag_source, load_first_evaluator
 from flagkit.client.subscriptions import Callback, Subscription, Subscriptions
 from flagkit.config import Options, Settings, resolve_settings
 from flagkit.errors import ClosedError, ConfigurationError, InvalidArgumentError, NotReadyError
@@ -131,7 +131,7 @@ class Status(Struct, frozen=True, kw_only=True):
         error: What keeps it from being current, in words without secrets.
         error_count: How often something did, since it was started, or its process forked.
         troubles: What is in the way of other background work, by its name: `keeping` the snapshot
-            file, `build_heartbeat_update`, fetching `keys`, telling callbacks of `changes`. The
+            file, `registering`, fetching `keys`, telling callbacks of `changes`. The
             client serves current flags all the same.
         counts: Of a client that counts.
         file: What keeps the snapshot file from being served or written; None while nothing does.
@@ -524,7 +524,7 @@ class Client:
         """
         freshness = Staleness(source.max_staleness)
         decrypter = VariantDecrypter(source.create_keys)
-        view = build_first_evaluator(source, freshness, decrypter)
+        view = load_first_evaluator(source, freshness, decrypter)
         if source.load_opener is not None:
             # All that can fail comes before anything is changed.
             check_threads_are_real()
@@ -658,7 +658,7 @@ class Client:
         self._mistakes = MistakeLog()
         self._staleness = Staleness(source.max_staleness)
         self._decrypter = VariantDecrypter(source.create_keys)
-        self._publish_evaluator(build_first_evaluator(source, self._staleness, self._decrypter))
+        self._publish_evaluator(load_first_evaluator(source, self._staleness, self._decrypter))
         self._arrival = threading.Condition()
         self._source = source
         self._refresh = None
@@ -671,7 +671,7 @@ class Client:
         self._listeners = (_wrap_listener(self._subscriptions.notify),)
 
     def _start_refresh(self) -> None:
-        """Start a refresh thread for the origin; the thread before it publishes nothing more."""
+        """Start a refresh thread for the source; the thread before it publishes nothing more."""
         turn = self._generation = object()
         if self._source.load_opener is None:
             self._refresh = None
@@ -773,8 +773,8 @@ class Client:
     def _ensure_running(self) -> None:
         """Start threads that should be running and are not. Never raises, and never waits.
 
-        Called wherever a client without them is still called. A view that asks for it stands in for
-        the client's view meanwhile.
+        Called wherever a client without them is still called. An evaluator that asks for it stands
+        in for the client's evaluator meanwhile.
         """
         if not self._should_run or not self._arrival.acquire(blocking=False):
             return
@@ -794,7 +794,7 @@ class Client:
         self._subscriptions.ensure_running()
 
     def _replace_evaluator(self) -> None:
-        """Publish a view that asks for the threads while they are not running, and then none."""
+        """Publish an evaluator that asks for the threads while they do not run, and then none."""
         view = self._evaluator
         if view is None:
             return

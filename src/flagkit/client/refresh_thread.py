@@ -76,11 +76,11 @@ class RefreshThread:
     Args:
         open_source: Makes the source, within the thread. The thread tries again if it raises.
         publish: Called in the thread.
-        freshness: Told as of when the snapshot is known to be current.
+        staleness: Learns as of when the snapshot is known to be current.
         refresher: It goes on from its snapshot, of the same source, if it has one.
         file: The file to keep snapshots in, if there is one.
         service: The name by which the client registers itself, if it does.
-        unsealing: Whose keys are to be fetched, if it has any.
+        decrypter: Its keys are fetched, if it has any.
     """
 
     _task: asyncio.Task[None]
@@ -305,7 +305,7 @@ class RefreshThread:
             self._staleness.as_of = self.refresher.current_as_of
         if isinstance(event, ChangesReceived | HeadRead):
             # Not before: a stream that is refused again and again must not be said each time.
-            self._log_once(None)
+            self._set_error(None)
 
     def _on_snapshot(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
         self._persister.on_snapshot(snapshot, changes)
@@ -326,14 +326,14 @@ class RefreshThread:
     def _publish_safely(self, snapshot: Snapshot, changes: Sequence[Change] | None) -> None:
         """Publish a snapshot. What fails is tried again with each step, since the thread goes on.
 
-        Without the changes that led to it nothing of the last view is carried over.
+        Without the changes that led to it nothing of the last evaluator is carried over.
         """
         for update in (changes, None) if self._is_published else (None,):
             try:
                 self._publish(snapshot, update)
             except Exception as error:  # noqa: BLE001 - there may be no memory left, for example
                 self._is_published = False
-                self._log_once(error)
+                self._set_error(error)
             else:
                 self._is_published = True
                 return
@@ -375,7 +375,7 @@ class RefreshThread:
             try:
                 return self._open_source()
             except Exception as error:  # noqa: BLE001 - as below
-                self._log_once(error)
+                self._set_error(error)
                 await asyncio.sleep(OPEN_AGAIN_SECONDS)
 
     def _cancel(self, loop: DaemonResolverLoop) -> None:
@@ -391,7 +391,7 @@ class RefreshThread:
         try:
             return await self._execute(source, action)
         except Exception as error:  # noqa: BLE001 - whatever fails, the thread goes on
-            self._log_once(error)
+            self._set_error(error)
             return ActionFailed(error)
 
     def _step(self, event: Event) -> Action:
@@ -400,7 +400,7 @@ class RefreshThread:
             with pause_gc():
                 return self.refresher.step(event, self._clock())
         except Exception as error:  # noqa: BLE001 - whatever is stored, the thread goes on
-            self._log_once(error)
+            self._set_error(error)
             return self.refresher.step(ActionFailed(error), self._clock())
 
     async def _execute(self, source: Source, action: Action) -> Event:
@@ -443,12 +443,12 @@ class RefreshThread:
     def _on_failure(self, error: Exception) -> None:
         """Note an error that has ended the loop, or kept the thread from being started."""
         self.refresher = self.refresher.renew()
-        self._log_once(error)
+        self._set_error(error)
 
     def _on_keys_failure(self, error: Exception) -> None:
         self._keys_log.problem = format_error(error)
 
-    def _log_once(self, error: Exception | None) -> None:
+    def _set_error(self, error: Exception | None) -> None:
         """Log an error once, and once that it is over."""
         self.error = error
         if error is None:

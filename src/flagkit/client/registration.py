@@ -43,7 +43,7 @@ class HeartbeatSender:
 
     Args:
         service: The name that the client registers itself by.
-        freshness: How old its snapshot is.
+        staleness: How old its snapshot is.
         instance: A name of this client that no other client has.
     """
 

@@ -27,7 +27,7 @@ from flagkit.config import Bootstrap, Documents, Settings
 from flagkit.errors import ConfigurationError, InvalidDocumentError, SnapshotFormatError
 
 
-def build_bootstrap_snapshot(bootstrap: Bootstrap, environment: str, region: str) -> Snapshot:
+def load_bootstrap_snapshot(bootstrap: Bootstrap, environment: str, region: str) -> Snapshot:
     """Return the snapshot of what is given to serve from in the beginning.
 
     Raises:
@@ -100,9 +100,8 @@ class FlagSource(NamedTuple):
     """Where a client's flags come from, how old they may be, and the service that it registers for.
 
     `load_opener` loads, and returns what opens the source. `bootstrap` is served until there is
-    more. `create_keys` makes what decrypts sensitive values, if something does. `settings` are
-    those that name
-    the origin, None where none do: origins of equal settings are the same.
+    more. `create_keys` makes what decrypts sensitive values, if something does. `settings`
+    name the source; None if no settings do. Sources of equal settings are the same.
     """
 
     load_opener: Callable[[], Callable[[], Source]] | None = None
@@ -115,7 +114,7 @@ class FlagSource(NamedTuple):
 
 
 def build_flag_source(settings: Settings) -> FlagSource:
-    """Return the origin that settings name, in MongoDB."""
+    """Return the source that settings name, in MongoDB."""
     path = settings.snapshot_path
     environment, region = settings.environment, settings.region
     file = None if path is None else SnapshotFile(path, environment, region, settings.namespaces)
@@ -123,7 +122,7 @@ def build_flag_source(settings: Settings) -> FlagSource:
     return FlagSource(
         functools.partial(_load_mongo_opener, settings),
         file,
-        None if bootstrap is None else build_bootstrap_snapshot(bootstrap, environment, region),
+        None if bootstrap is None else load_bootstrap_snapshot(bootstrap, environment, region),
         settings.max_staleness,
         settings.register,
         _build_keys_factory(settings),
@@ -143,10 +142,10 @@ def _build_keys_factory(settings: Settings) -> Callable[[], DataKeys] | None:
     )
 
 
-def build_first_evaluator(
+def load_first_evaluator(
     source: FlagSource, staleness: Staleness, decrypter: VariantDecrypter
 ) -> Evaluator | None:
-    """Return a view of what there is in the beginning: what the file holds comes first."""
+    """Return an evaluator of the first flags; the content of the file comes first."""
     snapshot = None if source.file is None else _load_file(source.file)
     if snapshot is None:
         snapshot = source.bootstrap

@@ -217,7 +217,7 @@ class Subscriptions:
 
     Args:
         snapshot: What the client answers from, so that only what changes from here on is told.
-        look_after_others: Called in the thread now and then. It must not raise.
+        ensure_others: Called in the thread now and then. It must not raise.
     """
 
     def __init__(

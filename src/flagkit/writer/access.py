@@ -129,7 +129,7 @@ def log_denial(
 def find_denied_permission(
     held: Grants, actor: str, permissions: Iterable[Permission]
 ) -> Permission | None:
-    """Return the first need that no grant of an actor covers, None if all are covered."""
+    """Return the first permission that no grant of an actor covers, None if all are covered."""
     mine = [grant for grant in held.grants if grant.actor == actor]
     for action, key in permissions:
         if not any(grant.role in ROLES_BY_ACTION[action] and grant.covers(key) for grant in mine):

@@ -351,10 +351,10 @@ def list_proposals(store: Store, limit: int = 20) -> list[Proposal]:
 
     One that was changed past the writer is void, and its `problem` says what is wrong.
     """
-    found_verdicts = store.proposals.read_many(store.proposals.list_newest(limit))
+    documents_by_proposal = store.proposals.read_many(store.proposals.list_newest(limit))
     found: list[Proposal] = []
     with store.open_reader() as reading:
-        for proposal, documents in found_verdicts.items():
+        for proposal, documents in documents_by_proposal.items():
             try:
                 found.append(
                     resolve_proposal(
@@ -410,7 +410,7 @@ class ApplyProposal(CommitPolicy):
         self._proposal = found
         check_open(reading, self._proposal)
         _check_versions(reading, self._proposal)
-        self._earlier_request = reading.find_request(format_application_request(found.id))
+        self._earlier_request = reading.find_audit_document(format_application_request(found.id))
 
     def get_approvers(
         self,
@@ -612,14 +612,14 @@ def hash_proposal(actor: str, document: Mapping[str, Any]) -> str:
     """Return what binds approvals to a proposal: the hex SHA-256 of all that it says."""
     # Those of an earlier version have no dependencies.
     depends = [document["depends"]] if "depends" in document else []
-    found_verdicts = [
+    fields = [
         actor,
         document["time"],
         document["reason"],
         document["operations"],
         document["touched"],
     ]
-    return hash_content([*found_verdicts, *depends])
+    return hash_content([*fields, *depends])
 
 
 def hash_verdict(proposal: str, actor: str, verdict: Decision, document: Mapping[str, Any]) -> str:
@@ -726,7 +726,7 @@ def check_open(reading: EnvironmentReader, proposal: StoredProposal) -> None:
         raise ProposalClosedError(f"{proposal.id} was {closed}: propose it anew")
 
 
-def check_closable(
+def is_already_closed(
     reading: EnvironmentReader, proposal: StoredProposal, decision: Decision, actor: str
 ) -> bool:
     """Refuse to close a proposal that is not open; return whether `actor` has closed it already.
@@ -908,11 +908,11 @@ class Proposals:
             ProposalNotFoundError, ProposalClosedError: there is nothing to apply.
         """
         who, proposal = self._requests.resolve_actor(actor), check_proposal_name(proposal)
-        found_verdicts = self._store.proposals.read_many([proposal])[proposal]
-        if not found_verdicts:
+        documents = self._store.proposals.read_many([proposal])[proposal]
+        if not documents:
             # An environment that does not exist has no proposals, either.
             self._store.read_tip()
-        found = decode_proposal(proposal, found_verdicts)
+        found = decode_proposal(proposal, documents)
         draft = self._requests.create_draft()
         _, content = self._requests.build(draft, {"reason": found.reason})
         draft.operations = [*found.operations]
@@ -974,7 +974,7 @@ class Proposals:
         who, proposal = self._requests.resolve_actor(actor), check_proposal_name(proposal)
         with self._store.open_reader() as reading:
             found = decode_proposal(proposal, reading.read_proposal(proposal))
-            verdict_document = check_closable(reading, found, decision, who)
+            is_closed = is_already_closed(reading, found, decision, who)
             needed: list[Permission] = []
             if decision == "reject":
                 needed = [
@@ -991,10 +991,10 @@ class Proposals:
             compute_buckets(
                 reading,
                 who,
-                lambda: self._store.get_bucket_key(epoch, make=False),
+                lambda: self._store.read_bucket_key(epoch, make=False),
                 is_limited=closing.is_limited(needed),
             )
-        if not verdict_document:
+        if not is_closed:
             self._record_verdict(found, who, decision, reason, reading.now)
         # Whoever has read the proposal before this revision loses the race against it.
         draft = self._requests.create_draft()

@@ -171,7 +171,7 @@ class AssignmentChange:
         old: The flag before.
         new: The flag after.
         moment: Seconds since 1970, for ramps.
-        standing: The flag as it stands before the change, where that is not `old`. It is another
+        current: The flag as it stands before the change, where that is not `old`. It is another
             one if the flag is resumed. Its `off` is what callers get until then.
     """
 

@@ -235,7 +235,8 @@ class Import:
             check_actor(actor)
         if progress is not None and not callable(progress):
             raise InvalidArgumentError(
-                f"progress is of the type {type(progress).__name__}: pass a function of a Step"
+                f"progress is of the type {type(progress).__name__}: pass a function"
+                " that takes an ImportProgress"
             )
         with pause_gc():
             planned = self._plan(writer, reason, actor)

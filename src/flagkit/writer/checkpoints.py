@@ -33,7 +33,7 @@ def write_checkpoint_in_steps(store: Store) -> Generator[str | None, None, Check
     A caller may stop it. Nobody uses what it wrote, and a later checkpoint removes that.
     """
     with store.open_reader() as reading:
-        base = yield from reading.build_base()
+        base = yield from reading.read_base()
     return (yield from store.publish_checkpoint(base, reading.now))
 
 

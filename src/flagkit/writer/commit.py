@@ -551,6 +551,6 @@ class CommitProtocol:
         return compute_buckets(
             reading,
             actor,
-            lambda: self._store.get_bucket_key(epoch, make=not is_preview),
+            lambda: self._store.read_bucket_key(epoch, make=not is_preview),
             is_limited=terms.is_limited(needed),
         )

@@ -112,7 +112,7 @@ class VariantEncrypter:
     def encrypt_results(
         self, function: Callable[[dict[str, Any]], _Document]
     ) -> Callable[[dict[str, Any]], _Document]:
-        """Return a function whose documents are sealed, of the same name."""
+        """Return a function whose documents are encrypted, of the same name."""
 
         @wraps(function, updated=())
         def build_once(document: dict[str, Any]) -> _Document:
@@ -291,7 +291,7 @@ class Draft:
         audit_form: dict[str, Any],
         preencoded: Mapping[PolicyId, EncodedPolicy],
     ) -> None:
-        """Do what was checked before; the audit has `recorded` of it, as one operation."""
+        """Do what was checked before; the audit has `audit_form` of it, as one operation."""
         self.operations += operations
         self.preencoded = preencoded
         self.audit_form = [audit_form]

@@ -1,7 +1,7 @@
 """Effects of a change beyond its own documents: what callers are served before and after it.
 
 The documents of a change do not always show this. An override hides the flag of all regions, and a
-resumed flag continues from its last active state. `notes` describes such effects for people.
+resumed flag continues from its last active state. `iter_notes` describes such effects for people.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

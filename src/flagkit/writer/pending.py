@@ -360,8 +360,8 @@ class TransactionWriter(ChangeShortcuts[PendingChange]):
         """
         if options.get("skip_unchanged"):
             raise InvalidArgumentError(
-                "skip_unchanged does not go with a session, because the change is compared after"
-                " the transaction: leave one of them out"
+                "skip_unchanged cannot be used in a transaction, because the change is compared"
+                " after it: leave it out"
             )
         draft = self._requests.create_draft()
         yield draft

@@ -180,8 +180,7 @@ class AuditInspection:
     """Holds the audit to the ledger.
 
     Args:
-        environment: Whose.
-        asked: The requests that led to revisions that the ledger has, and these.
+        requests: The requests that led to revisions that the ledger has, and these.
         cut: Where the ledger was cut, if it was.
         carried: What policies have of changes that the ledger has no more.
     """
@@ -441,9 +440,6 @@ def _is_same_digest(then: str, now: str) -> bool:
 def _get_proposal_name(document: Mapping[str, Any]) -> str | None:
     name = get_identity(document).get("proposal")
     return name if isinstance(name, str) else None
-
-
-_States = Mapping[PolicyId, tuple[int, PolicyState | None]]
 
 
 class VerificationResult(Struct, frozen=True):

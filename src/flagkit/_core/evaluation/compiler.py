@@ -6,8 +6,8 @@ and "telling" or "silent" for boolean functions.
 
 Source text is generated from shapes only, so no text of a policy ever becomes code. The source has
 a mark for each constant, and `code.replace` puts the constants into a copy of the code object.
-`_Walk` and `_Source` visit the structure in the same order: the n-th constant replaces the n-th
-mark. Constants cost nothing at a call this way; as defaults of parameters each costs 3.5 ns.
+`_ShapeBuilder` and `_Source` visit the structure in the same order: the n-th constant replaces the
+n-th mark. Constants cost nothing at a call this way; as defaults of parameters each costs 3.5 ns.
 
 Flags of one policy have one code object. Their differences, such as the key, are defaults of
 parameters that no caller passes.
@@ -403,7 +403,7 @@ def _collect_attributes(shape: Shape) -> set[int]:
 
 
 LEAVES_MAX = 64
-"""A rule of more tests than this is matched by core.matching: its code would not pay for itself."""
+"""`matching` evaluates a rule with more tests, because its code would not pay for itself."""
 
 _NUMBERS: Final = {int, float}
 _PYTHON: Final = {"$eq": "==", "$ne": "!=", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
@@ -748,7 +748,7 @@ def _find_common_kind(values: Collection[object]) -> str | None:
 
 
 def _find_kind(value: object) -> str | None:
-    """Return which inline test a constant allows, None for those that only core.matching knows."""
+    """Return the inline test that a constant allows, None if only `matching` knows one."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):

@@ -146,16 +146,16 @@ class Evaluator:
         self._dependents: dict[PolicyId, set[str]] = {}
 
     def advance(self, snapshot: Snapshot, changes: Sequence[Change]) -> "Evaluator":
-        """Return the view of a later snapshot, with the evaluators that no change touches."""
-        view = Evaluator(snapshot, self.now, self._staleness, self._decrypter)
-        view._dependents = self._dependents
-        view._compiled = self._compiled.copy()
-        view.boolean_fns = self.boolean_fns.copy()
-        view._segment_conditions = self._segment_conditions.copy()
+        """Return the evaluator of a later snapshot, with the compiled flags that did not change."""
+        evaluator = Evaluator(snapshot, self.now, self._staleness, self._decrypter)
+        evaluator._dependents = self._dependents
+        evaluator._compiled = self._compiled.copy()
+        evaluator.boolean_fns = self.boolean_fns.copy()
+        evaluator._segment_conditions = self._segment_conditions.copy()
         changed = [policy.id for change in changes for policy in change.policies]
         stale = [(SEGMENTS if region == SEGMENTS else EVERYWHERE, key) for region, key in changed]
         if self._decrypter.is_waiting:
-            view._unavailable = self._unavailable
+            evaluator._unavailable = self._unavailable
         else:
             # Read this after the copy: a flag is recorded as unavailable before it is stored.
             stale += [(EVERYWHERE, key) for key in tuple(self._unavailable)]
@@ -167,14 +167,14 @@ class Evaluator:
             dropped.add(policy)
             region, key = policy
             if region == SEGMENTS:
-                view._segment_conditions.pop(key, None)
+                evaluator._segment_conditions.pop(key, None)
             else:
-                view._compiled.pop(key, None)
-                view.boolean_fns.pop(key, None)
+                evaluator._compiled.pop(key, None)
+                evaluator.boolean_fns.pop(key, None)
             # A copy made in one step: a compile may add to the set meanwhile.
             dependents = tuple(self._dependents.get(policy, ()))
             stale += [(EVERYWHERE, flag) for flag in dependents]
-        return view
+        return evaluator
 
     def find(self, key: str) -> CompiledFlag | None:
         """Return a flag, compiled on first use, or None if there is no such flag."""
@@ -538,7 +538,7 @@ class UnattendedEvaluator(Evaluator):
         max_staleness: float | None = None,
         known: dict[PrerequisiteChain, Outcome] | None = None,
     ) -> Evaluation[Any]:
-        """Return the answer of a flag, as View."""
+        """Return the answer of a flag, as `Evaluator.evaluate` does."""
         self._on_evaluation()
         return super().evaluate(key, context, default, max_staleness, known)
 

@@ -49,8 +49,8 @@ class Compare(Struct, frozen=True, gc=False):
 class In(Struct, frozen=True, gc=False):
     """A test for equality with any of some constants.
 
-    `scalars` are the identities (`order.identity`) of those that are neither lists nor documents:
-    there may be many thousands. `containers` are the others.
+    `scalars` are the identities (`values.to_identity`) of those that are neither lists nor
+    documents: there may be many thousands. `containers` are the others.
     """
 
     scalars: frozenset[object]
@@ -109,7 +109,7 @@ class Version(Struct, frozen=True, gc=False):
 
 
 class Pattern(Struct, frozen=True, gc=False):
-    """A test for a string that has a pattern in it, which `patterns.parse_pattern` can parse."""
+    """A test for a string with a pattern in it, which `regex.parser` can parse."""
 
     source: str
     options: str

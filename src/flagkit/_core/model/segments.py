@@ -303,7 +303,7 @@ def _build_listed_keys(
 
 
 def hash_keys(keys: Iterable[object], path: str, seed: int) -> set[int]:
-    """Return the hashes of keys; for errors see `keys_of`."""
+    """Return the hashes of keys; for errors see `normalize_keys`."""
     return {hash_member(key, seed) for key in normalize_keys(keys, path)}
 
 

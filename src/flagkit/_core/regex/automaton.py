@@ -6,8 +6,8 @@ step of its own: each position knows which positions may follow it at which bord
 
 A search holds the set of positions that the text so far can end with, as the bits of an integer,
 and takes one step for each character. States, steps and successors are cached. All automata
-together keep the newest KEPT_MAX entries. Threads share them without a lock, because two threads
-that compute the same entry get the same result.
+together keep the newest CACHE_ENTRIES_MAX entries. Threads share them without a lock, because two
+threads that compute the same entry get the same result.
 
 Source: Glushkov, "The abstract theory of automata", 1961.
 """

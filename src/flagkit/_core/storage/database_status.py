@@ -103,7 +103,7 @@ class DatabaseStatus(DatabaseHandle):
     def read_clients(
         self, environment: str | None = None, service: str | None = None
     ) -> list[RegisteredClient]:
-        """Return the first of the registered clients that are alive, as `census` does.
+        """Return the first of the registered clients that are alive, as `read_census` does.
 
         Raises:
             StoreError: the database did not answer, or refused.

@@ -151,7 +151,7 @@ def compute_await_milliseconds(options: ClientOptions) -> int:
 
 
 @contextmanager
-def check_uri(uri: str) -> Generator[None]:
+def translate_settings_errors(uri: str) -> Generator[None]:
     """Raise what is wrong with the settings of a client as a ConfigurationError.
 
     The driver raises ValueError, TypeError, KeyError or OSError for ports, names and files, besides
@@ -179,7 +179,7 @@ def connect(uri: str, kind: Callable[..., ClientT]) -> ClientT:
     Raises:
         ConfigurationError: the connection string makes no sense.
     """
-    with check_uri(uri):
+    with translate_settings_errors(uri):
         return kind(uri, **build_driver_settings(uri))
 
 
@@ -199,7 +199,7 @@ class DatabaseHandle:
         self, uri: str, database: str, read_preference: Any = ReadPreference.PRIMARY
     ) -> None:
         self._client = connect(uri, MongoClient[Document])
-        with check_uri(uri):
+        with translate_settings_errors(uri):
             self._database: Database[Document] = self._client.get_database(
                 database,
                 CODEC,
@@ -264,7 +264,7 @@ def translate_errors(action: str, seconds_max: float | None = None) -> Generator
 
 
 @contextmanager
-def require_change_streams() -> Generator[None]:
+def translate_stream_errors() -> Generator[None]:
     """Raise what a database without change streams says as a StreamsUnavailableError."""
     try:
         yield

@@ -147,7 +147,7 @@ def load_historical_snapshot(
         )
     if isinstance(at, datetime):
         return HistoricalSnapshot(
-            load_revision_snapshot(reader, _find_revision(reader, at), region), at
+            load_revision_snapshot(reader, _resolve_revision(reader, at), region), at
         )
     if isinstance(at, bool) or not isinstance(at, int):  # pyright: ignore[reportUnnecessaryIsInstance] - not all callers check types
         raise ConfigurationError(
@@ -161,7 +161,7 @@ def load_revision_snapshot(reader: EnvironmentReader, revision: int, region: str
     """Return all flags of a revision as a region sees them.
 
     Raises:
-        RevisionNotFoundError, HistoryLostError: as `as_of` does.
+        RevisionNotFoundError, HistoryLostError: as `load_historical_snapshot` does.
     """
     head = reader.tip
     if not 1 <= revision <= head.revision:
@@ -196,7 +196,7 @@ def find_tip(reader: EnvironmentReader, revision: int) -> Tip | None:
     return found.tip
 
 
-def _find_revision(reader: EnvironmentReader, moment: datetime) -> int:
+def _resolve_revision(reader: EnvironmentReader, moment: datetime) -> int:
     """Return the last revision that was made by a moment."""
     if moment.utcoffset() is None:
         raise ConfigurationError(
@@ -241,7 +241,7 @@ def _find_paths(reader: EnvironmentReader, revision: int, region: str) -> list[_
     # As many revisions as take no longer than to scan the flags, as far as these were counted.
     counts = (checkpoint.flags for checkpoint, _ in reader.iter_checkpoints())
     scan = max(counts, default=0) // FLAGS_PER_REVISION
-    starts.append((reader.tip, lambda: run_slices(reader.build_base()), scan))
+    starts.append((reader.tip, lambda: run_slices(reader.read_base()), scan))
     ways: list[tuple[int, _Way]] = []
     for tip, read, more in starts:
         if tip.revision <= revision or first.revision <= revision:
@@ -267,7 +267,7 @@ def _undo_changes(
     tip = last = find_tip(reader, revision)
     states: dict[PolicyId, PolicyState | None] = {}
     if tip is not None:
-        for change in _check_order(tip, _iter_changes(reader, revision)):
+        for change in _iter_checked(tip, _iter_changes(reader, revision)):
             if change.revision > end.revision:
                 break
             last = change.tip
@@ -284,7 +284,7 @@ def _redo_changes(
 ) -> Snapshot:
     """Return a revision from a base, with what came between them."""
     tip, states = start, dict[PolicyId, PolicyState | None]()
-    for change in _check_order(start, _iter_changes(reader, start.revision)):
+    for change in _iter_checked(start, _iter_changes(reader, start.revision)):
         # The one that comes next is looked at, too: it says what it went on from.
         if change.revision > revision:
             break
@@ -321,7 +321,7 @@ def _build_snapshot(
     return then
 
 
-def _check_order(tip: Tip, changes: Iterable[Change]) -> Iterator[Change]:
+def _iter_checked(tip: Tip, changes: Iterable[Change]) -> Iterator[Change]:
     """Yield changes, each of which must continue the one before it; the first one a tip.
 
     Raises:

@@ -119,7 +119,7 @@ def list_page_keys(policies: Iterable[PolicyChange]) -> list[str]:
 
 
 def read_page_contents(documents: Iterable[Mapping[str, Any]]) -> dict[str, bytes]:
-    """Return what is on the pages of some documents, by their names. `joined` judges it."""
+    """Return what is on the pages of some documents, by their names. `join_pages` judges it."""
     return {
         document["_id"]["page"]: document["content"]
         for document in documents

@@ -353,7 +353,7 @@ class PolicyHistory:
     def unprojected_tip(self) -> Change | None:
         """The tip's change, if the ledger or its flags have not got it yet, or have lost it.
 
-        One that is on pages is only about the ledger: its flags are `lagging`.
+        One that is on pages is only about the ledger: `unprojected_changes` has its flags.
 
         Raises:
             StoreError: the document of such a flag has not the form that it should have.

@@ -139,7 +139,7 @@ class EnvironmentReader:
             lambda state: layout.get_collection_name(state.region) in wanted,
         )
 
-    def build_base(self) -> Generator[str | None, None, Arena]:
+    def read_base(self) -> Generator[str | None, None, Arena]:
         """Return the base of all regions, with all members and without grants, in slices.
 
         Yields now and then how far it is.
@@ -368,14 +368,6 @@ class EnvironmentReader:
             wanted, session=self._session
         )
         return [*found.sort("time", ASCENDING)]
-
-    def find_request(self, request: str) -> layout.Document | None:
-        """Return what the audit has of a request."""
-        identity = {"environment": self.tip.environment, "request": request}
-        found: layout.Document | None = self._database[layout.AUDIT].find_one(
-            {"_id": identity}, session=self._session
-        )
-        return found
 
     def iter_pending_operations(self) -> Iterator[layout.Document]:
         """Yield the operations that are recorded of pending changes and of proposals."""

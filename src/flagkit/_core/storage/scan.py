@@ -38,7 +38,7 @@ class PolicyScan:
     Args:
         tip: Where the environment stands in the snapshot of the database that documents are from.
         unprojected: The changes that they may lack, in order.
-        kept: The regions that are wanted, the one of segments included; None for all.
+        regions: The regions that are wanted, the one of segments included; None for all.
         namespaces: What the keys of flags that are wanted begin with; none for all.
 
     Raises:

@@ -36,13 +36,13 @@ from flagkit._core.storage.documents import CODEC, decode_head_tip, decode_polic
 from flagkit._core.storage.driver import (
     NO_SNAPSHOTS,
     OPERATION_MILLISECONDS_MAX,
-    check_uri,
     compute_await_milliseconds,
     connect,
     describe_server_error,
     has_read_preference,
-    require_change_streams,
     translate_errors,
+    translate_settings_errors,
+    translate_stream_errors,
 )
 from flagkit._core.storage.scan import (
     BATCH_DOCUMENTS,
@@ -93,7 +93,7 @@ class MongoSource:
         self._region = region
         self._namespaces = namespaces
         self._client = connect(uri, AsyncMongoClient[layout.Document])
-        with check_uri(uri):
+        with translate_settings_errors(uri):
             self._await_milliseconds = compute_await_milliseconds(self._client.options)
             near = Nearest(None if region == EVERYWHERE else [{"region": region}, {}])
             self._databases = {
@@ -194,7 +194,7 @@ class MongoSource:
         # Not the latest: what was restored may not have come so far, and would never answer.
         self._operation_time = now
         pipeline = build_stream_pipeline(self._environment, now)
-        with translate_errors("opening the change stream"), require_change_streams():
+        with translate_errors("opening the change stream"), translate_stream_errors():
             stream: object = await database[layout.HEADS].aggregate_raw_batches(
                 pipeline, batchSize=EVENTS_AT_ONCE, maxAwaitTimeMS=self._await_milliseconds
             )

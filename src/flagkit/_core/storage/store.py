@@ -145,7 +145,7 @@ class Store(DatabaseHandle):
             if created is not None:
                 # Else the first change that needs it makes it.
                 with contextlib.suppress(StoreError):
-                    self.get_bucket_key(created.epoch, make=True)
+                    self.read_bucket_key(created.epoch, make=True)
         return created or self.read_tip()
 
     def read_tip(self) -> Tip:
@@ -181,7 +181,7 @@ class Store(DatabaseHandle):
                 raise self._build_not_found_error()
             yield EnvironmentReader(self._database, session, found, prefetch, self._memo)
 
-    def get_bucket_key(self, epoch: str, *, make: bool) -> bytes | None:
+    def read_bucket_key(self, epoch: str, *, make: bool) -> bytes | None:
         """Return the secret by which the buckets of actors are named in a history.
 
         It is read once. If there is none, it is made, where that is asked for.
@@ -395,7 +395,7 @@ class Store(DatabaseHandle):
         """Return the keys of the flags that are active in a region at a moment, sorted.
 
         Active is a flag in state active that is not past its `expires`; an override that is not
-        hides the flag for all regions. Answered from the index `filter_active_flags`, with no scan.
+        hides the flag for all regions. Answered from the index `active_in_region`, with no scan.
         """
         key_only = {"_id": True}
         with translate_errors("asking for active flags"):
@@ -435,7 +435,7 @@ class Store(DatabaseHandle):
     def publish_checkpoint(
         self, base: Arena, read_at: datetime
     ) -> Generator[str, None, Checkpoint]:
-        """Write a base as the newest checkpoint, as `published` does."""
+        """Write a base as the newest checkpoint, as `store_checkpoint` does."""
         with translate_errors("writing a checkpoint"):
             return (yield from store_checkpoint(self._database, base, read_at))
 

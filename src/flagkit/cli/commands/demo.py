@@ -85,7 +85,7 @@ class CheckFailedError(click.ClickException):
     exit_code = 3
 
 
-def find_shop_file() -> Path:
+def resolve_shop_file() -> Path:
     """Return the policy file of the example shop: the wheel's copy, or the clone's own.
 
     Raises:
