@@ -1,8 +1,8 @@
-"""Import: what `import flagkit` costs, in fresh processes and without the interpreter's own start.
+"""Measures `import flagkit` in fresh processes, without the start of the interpreter.
 
-The floor is an import of just those modules of the core packages that flagkit loads. The time that
-a process spends waiting for a processor, which others have, is told apart where the system counts
-it (/proc/self/schedstat), and is no part of what is bound.
+The floor imports only the modules of the core packages that flagkit loads. The bound is a ratio to
+the floor, because milliseconds depend on the machine. Where the system counts the time that a
+process waits for a processor (/proc/self/schedstat), the figures leave it out.
 """
 
 import os
@@ -15,7 +15,7 @@ from typing import Final
 
 from benchmarks.report import MeasurementPlan, Result, measure_with_retries
 
-BOUND_MILLISECONDS: Final = 60.0
+RATIO_BOUND: Final = 2.5
 SLOWEST_COUNT: Final = 6
 PACKAGES: Final = ("pymongo", "bson", "msgspec", "cachetools", "xxhash", "opentelemetry")
 
@@ -81,10 +81,10 @@ def _measure(packages: Sequence[str], plan: MeasurementPlan) -> list[Result]:
         floor.append(time_import(", ".join(packages))[1])
     ratios = [mine / theirs for mine, theirs in zip(ours, floor, strict=True)]
     figures = [
-        ("flagkit", statistics.median(ours), "ms", None if plan.quick else BOUND_MILLISECONDS),
+        ("flagkit", statistics.median(ours), "ms", None),
         ("with waits for a processor", statistics.median(elapsed), "ms", None),
         ("only its packages", statistics.median(floor), "ms", None),
-        ("flagkit / only its packages", statistics.median(ratios), "x", None),
+        ("flagkit / only its packages", statistics.median(ratios), "x", RATIO_BOUND),
     ]
     details: dict[str, object] = {
         "elapsed_ms": statistics.median(elapsed),
