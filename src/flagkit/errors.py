@@ -80,7 +80,7 @@ class ClosedError(FlagkitError, RuntimeError):
 
 
 class InvalidContextError(FlagkitError, TypeError):
-    """What was given as a context is none."""
+    """The context is not a mapping, a string or None."""
 
 
 class InvalidDocumentError(FlagkitError, ValueError):
@@ -266,7 +266,7 @@ class ProposalClosedError(WriteError):
 
 
 class ProposalVoidError(WriteError):
-    """What the proposal touches, or depends on, has moved since: look again, and propose anew.
+    """Flags that the proposal changes or depends on have changed since: propose it again.
 
     A flag depends on the segments and prerequisites that it refers to, at any depth.
 

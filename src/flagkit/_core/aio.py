@@ -150,12 +150,12 @@ class WatchfulSelector(selectors.PollSelector):
 
     @property
     def is_forked(self) -> bool:
-        """Whether this is a copy, in a process that was forked from the one that opened it."""
+        """True for a copy in a process that was forked from the one that opened it."""
         return os.getpid() != self._pid
 
     @property
     def is_intact(self) -> bool:
-        """Whether what is watched is what it was, in the process that it was opened in."""
+        """True while the descriptor is still the one that this process opened."""
         return not self.is_forked and all(
             find_file_identity(number) == known for number, known in self._watched_files.items()
         )

@@ -344,7 +344,7 @@ class BackgroundThread:
 
     @property
     def is_running(self) -> bool:
-        """Whether the thread is alive, at work or in a pause."""
+        """True while the thread is alive, at work or in a pause."""
         return self._thread is not None and self._thread.is_alive()
 
     def start(self) -> None:

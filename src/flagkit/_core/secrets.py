@@ -53,7 +53,7 @@ class DataKeys(Protocol):
 
     @property
     def is_fetched(self) -> bool:
-        """Whether they were fetched."""
+        """True once the keys were fetched."""
         ...
 
     def fetch(self) -> None:
@@ -256,7 +256,7 @@ class VariantDecrypter:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether keys are wanted that are not there."""
+        """True while an evaluation needs keys that nobody has fetched."""
         return self._make is not None and (self._keys is None or not self._keys.is_fetched)
 
     def prepare(self) -> None:

@@ -82,7 +82,7 @@ _OPTIONS = (
 
 
 class ChangeCommandOptions(EnvironmentOptions):
-    """What the options of a command that changes something say."""
+    """The options of a command that changes something."""
 
     actor: str
     reason: str
@@ -96,7 +96,7 @@ class ChangeCommandOptions(EnvironmentOptions):
 
 
 class DecisionOptions(EnvironmentOptions):
-    """What the options of a command that decides of somebody's change say."""
+    """The options of a command that decides on the change of another actor."""
 
     actor: str
     reason: str

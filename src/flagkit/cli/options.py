@@ -80,7 +80,7 @@ file_argument = click.argument("file", type=click.Path(path_type=Path))
 
 
 class EnvironmentOptions(TypedDict):
-    """Which environment is meant; None where variables say it."""
+    """The options that select an environment; None where a variable does."""
 
     uri: str | None
     environment: str | None
@@ -147,7 +147,7 @@ _STANDARD_INPUT = "-"
 
 
 class ContextOptions(TypedDict):
-    """What the options say of who asks."""
+    """The options that describe the context of an evaluation."""
 
     user: str | None
     attributes: dict[str, Any]

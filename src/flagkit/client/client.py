@@ -114,7 +114,7 @@ class BoundClient:
 
 
 class Status(Struct, frozen=True, kw_only=True):
-    """Where a client stands at a moment.
+    """The state of a client at a moment.
 
     Attributes:
         environment: Whose flags it serves; empty before any are there.
@@ -378,7 +378,7 @@ class Client:
 
     @property
     def snapshot(self) -> Snapshot | None:
-        """What evaluations answer from, None before there is any."""
+        """The snapshot that evaluations answer from; None before the first one."""
         view = self._evaluator
         return view.snapshot if view is not None else None
 
@@ -851,7 +851,7 @@ class Client:
 
     @property
     def _has_data(self) -> bool:
-        """Whether what is answered from is more than what it was told to begin with."""
+        """True once the client answers from more than its bootstrap."""
         return self._evaluator is not None and self.snapshot is not self._source.bootstrap
 
     def _wait(self, is_reached: Callable[[Evaluator], bool], timeout: float, problem: str) -> None:

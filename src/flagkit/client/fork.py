@@ -25,7 +25,7 @@ class Stage(IntEnum):
 
 
 class ForkHandler(Protocol):
-    """What has to do something after a fork, in the child."""
+    """An object that acts in the child after a fork."""
 
     def after_fork_in_child(self) -> None:
         """Replace what has not survived."""

@@ -128,12 +128,12 @@ class RefreshThread:
 
     @property
     def is_running(self) -> bool:
-        """Whether the thread is alive."""
+        """True while the thread is alive."""
         return self._thread.is_running
 
     @property
     def troubles(self) -> dict[str, str]:
-        """What is in the way of work beside the refresher's, by the name of the work."""
+        """The problems of work beside the refresher, by the name of the work."""
         registrar = self._heartbeat_sender
         found = {
             "keeping": self._persister.trouble,
@@ -150,7 +150,7 @@ class RefreshThread:
 
     @property
     def breaker_states(self) -> dict[str, BreakerState]:
-        """What the breakers let through at this moment."""
+        """The state of each breaker at this moment."""
         now, refresher = self._clock(), self.refresher
         circuits = {
             route.value: breaker.get_state(now) for route, breaker in refresher.breakers.items()

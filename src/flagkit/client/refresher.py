@@ -23,7 +23,7 @@ from flagkit.errors import HistoryLostError, StreamsUnavailableError
 
 
 class BreakerState(StrEnum):
-    """What a breaker lets through: all, nothing, or one attempt by which it decides."""
+    """The state of a breaker: it lets all attempts pass, none, or a single one."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -84,7 +84,7 @@ class Breaker:
 
 
 class RefreshState(StrEnum):
-    """Where a refresher is."""
+    """The state of a refresher."""
 
     LOADING = "loading"
     CATCHING_UP = "catching up"
@@ -165,14 +165,14 @@ class CatchUpDone(Struct, frozen=True):
 
 
 class HeadRead(Struct, frozen=True):
-    """Where the primary has the head, which it was asked for at a moment."""
+    """The head that the primary returned, with the moment of the question."""
 
     tip: Tip
     asked_at: float
 
 
 class ChangesReceived(Struct, frozen=True):
-    """What the stream brought, perhaps nothing."""
+    """The changes that the stream returned, perhaps none."""
 
     changes: Sequence[Change]
 

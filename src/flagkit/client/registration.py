@@ -31,7 +31,7 @@ FAREWELL_SECONDS: Final = 1.0
 
 
 class Registry(Protocol):
-    """Where heartbeats are written to."""
+    """The registry that heartbeats are written to."""
 
     async def send_heartbeat(self, heartbeat: Heartbeat) -> None:
         """Put a heartbeat in the place of the last one of its client."""

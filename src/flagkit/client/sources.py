@@ -1,4 +1,4 @@
-"""Where the flags of a client come from at first: MongoDB, a snapshot file, or policies in code.
+"""The first flags of a client: from MongoDB, a snapshot file, or policies in code.
 
 Bootstrap policies come from code or from a policy file in JSON that ships with the service.
 `flagkit format --output json` converts a YAML file to that form.
@@ -97,7 +97,7 @@ _log = Log("flagkit")
 
 
 class FlagSource(NamedTuple):
-    """Where a client's flags come from, how old they may be, and the service that it registers for.
+    """The source of a client's flags, their greatest age, and the name of its service.
 
     `load_opener` loads, and returns what opens the source. `bootstrap` is served until there is
     more. `create_keys` makes what decrypts sensitive values, if something does. `settings`

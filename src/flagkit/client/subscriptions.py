@@ -269,7 +269,7 @@ class Subscriptions:
 
     @property
     def trouble(self) -> str | None:
-        """What keeps the thread from its work, in words; None if nothing does."""
+        """The problem of the thread in words; None if it has none."""
         teller = self._thread
         return None if teller is None else teller.trouble
 

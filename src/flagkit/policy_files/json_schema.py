@@ -179,7 +179,7 @@ SHAPES: Mapping[str, Schema] = {
         ]
     },
 }
-"""What a document must have as a whole."""
+"""The rules for a document as a whole."""
 
 _SERVES: Mapping[str, FieldEntry] = {
     "serve": "The variant that is served.",
@@ -346,7 +346,7 @@ FIELDS: Mapping[str, Mapping[str, FieldEntry]] = {
         ),
     },
 }
-"""What each field is for, and its limits where its type does not say them."""
+"""The description of each field, with the limits that its type does not have."""
 
 _LISTS: Mapping[str, tuple[type[Struct], str]] = {
     "flags": (FlagDocument, "The flags of this file."),

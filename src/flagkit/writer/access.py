@@ -42,13 +42,13 @@ ROLES_BY_ACTION: Final[Mapping[AccessAction, tuple[Role, ...]]] = {
     "break glass": ("releaser", "admin"),
     "grant": ("admin",),
 }
-"""What takes which role.
+"""The actions that each role allows.
 
 To edit changes nothing that anybody is served, to release does; to break glass passes guards by.
 """
 
 Permission: TypeAlias = tuple[AccessAction, str]
-"""What a change does, and the key that it does it to; of grants, the namespace."""
+"""The action of a change and its key; for a grant, the namespace."""
 
 
 class _InactiveFlag(Struct):
@@ -296,14 +296,14 @@ def hash_actor_bucket(key: bytes, actor: str) -> str:
 
 
 UNLIMITED_ACTIONS: Final[frozenset[AccessAction]] = frozenset(("pause", "grant"))
-"""What takes no token of a rate limit: pauses and changes of access."""
+"""The actions that take no token of a rate limit: pauses and changes of access."""
 
 
 class CommitPolicy:
     """The terms of most changes: their actor has the roles that they take."""
 
     has_own_request = False
-    """Whether the library names the request, so that what has its name is the same request."""
+    """True if the library names the request, so an equal name is the same request."""
 
     def check(self, reading: EnvironmentReader) -> None:
         """Refuse a change that may not be made at all, before it is planned."""

@@ -97,7 +97,7 @@ class RegionVersion(Struct, frozen=True, order=True):
 
 
 class Dependency(Struct, frozen=True, kw_only=True):
-    """What a change depends on, with the versions that it had.
+    """The dependencies of a change, with their versions.
 
     Attributes:
         key: Of a flag, or a segment.
@@ -387,7 +387,7 @@ class StoredProposal(Struct, frozen=True):
 
     @property
     def operations(self) -> list[Operation]:
-        """What was proposed."""
+        """A proposed change."""
         return decode_operations(self.documents)
 
 

@@ -33,7 +33,7 @@ class ServingRule(NamedTuple):
 
     @property
     def is_split(self) -> bool:
-        """Whether it serves different keys different variants."""
+        """True if it serves different variants to different keys."""
         return not isinstance(self.serves, Serve)
 
 
@@ -46,7 +46,7 @@ class RulePair(NamedTuple):
 
     @property
     def is_rehashed(self) -> bool:
-        """Whether one place goes on splitting keys, but puts them into other buckets."""
+        """True if a place still splits keys, but puts them into other buckets."""
         stays_split = self.is_same_rule and self.old.is_split and self.new.is_split
         return stays_split and not has_same_hash(self.old.serves, self.new.serves)
 

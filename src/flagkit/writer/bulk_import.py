@@ -50,7 +50,7 @@ TURN_SECONDS: Final = 0.005
 
 
 class ImportResult(Struct, frozen=True, kw_only=True):
-    """What an import did, or would do: how many flags and segments it creates, and so on.
+    """The result of an import or of its dry run: how many flags and segments it creates, and so on.
 
     `revisions` are those that it made, in order; none in a dry run. `differences` are lines of what
     a dry run would change, DIFFERENCES_MAX of them at most.
@@ -76,7 +76,7 @@ class ImportProgress(Struct, frozen=True):
 
 
 class _Batch(Struct, frozen=True):
-    """What becomes one revision: flags, or one segment and whether it is there already."""
+    """The content of one revision: flags, or one segment and whether it exists already."""
 
     upserts: Sequence[UpsertFlag] = ()
     created: AbstractSet[PolicyId] = frozenset()
@@ -107,7 +107,7 @@ class _Batch(Struct, frozen=True):
 
 
 class _ImportPlan(Struct, frozen=True):
-    """What is left to do at a tip, in the order in which it is done."""
+    """The remaining work at a tip, in order."""
 
     digest: str
     segments: list[_Batch]

@@ -64,7 +64,7 @@ from flagkit.writer.shortcuts import ChangeOptions
 
 
 class PlannedCommit(NamedTuple):
-    """What a request would do: where it led to, if it was done; else the next change."""
+    """A planned request: the tip that it led to if it was committed, else the next change."""
 
     committed_as: Tip | None
     change: Change
@@ -406,7 +406,7 @@ class CommitProtocol:
 
     @property
     def has_guards(self) -> bool:
-        """Whether there are guards to ask."""
+        """True if there are guards to ask."""
         return bool(self._guards)
 
     def check_changes(

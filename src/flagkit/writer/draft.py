@@ -231,7 +231,7 @@ _SIDES: Final = ("include", "exclude", "remove")
 
 
 class Preview(Struct, frozen=True):
-    """What a change would do, had it been made upon a revision.
+    """The effect that a change would have on a revision.
 
     `committed_as` is the revision that the same request, by its idempotency key, has led to
     already: then it would do nothing. `notes` are consequences that the differences do not show:
@@ -246,7 +246,7 @@ class Preview(Struct, frozen=True):
 
     @property
     def differences(self) -> tuple[str, ...]:
-        """What it would do in lines, as the ledger would have them."""
+        """The differences in lines, as the ledger would show them."""
         return tuple(line for change in self.changes for line in format_differences(change))
 
 
@@ -267,9 +267,9 @@ class Draft:
         """The keys that documents of segments list, by the seeds that were made for them."""
         self.commit: Commit | None = None
         self.audit_form: list[dict[str, Any]] | None = None
-        """What the audit has of the operations, where that is not they themselves."""
+        """The audit form of the operations, where it differs from them."""
         self.preencoded: Mapping[PolicyId, EncodedPolicy] = {}
-        """What was prepared already of the states that it will likely come to."""
+        """The encoded states that the change will probably produce."""
         self.preview: Preview | None = None
         self.pending: PendingChange | None = None
         self.proposal: str | None = None
@@ -277,7 +277,7 @@ class Draft:
         self.bypass_reason = ""
         """Why the guards are passed by; empty where they are not."""
         self.should_skip_unchanged = False
-        """Whether it makes no revision if it leaves everything as it is."""
+        """True if a change without an effect makes no revision."""
         self._environment = environment
 
     def create(self, flag: Mapping[str, Any]) -> None:

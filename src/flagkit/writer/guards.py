@@ -28,7 +28,7 @@ from flagkit.writer.effects import ServedStates, find_served_states
 
 
 class PlannedChange(Struct, frozen=True, kw_only=True):
-    """What a change would do to one flag or segment.
+    """The effect of a change on one flag or segment.
 
     `before` and `after` are the policy documents, None where there is none. `served_before` and
     `served_after` are the documents by which callers are served. They differ from the others where

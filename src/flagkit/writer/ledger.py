@@ -254,7 +254,7 @@ _CHUNK = 500
 
 
 DECISIONS: Final = ("drop-pending", "reject-proposal", "withdraw-proposal")
-"""What is decided of pending changes and proposals, in revisions that change nothing else."""
+"""The decisions on pending changes and proposals; their revisions change nothing else."""
 ACTIONS: Final = (
     *(
         action
@@ -263,7 +263,7 @@ ACTIONS: Final = (
     ),
     *DECISIONS,
 )
-"""What entries may be asked for by."""
+"""The filters of entries."""
 
 
 class Entry(Struct, frozen=True):
@@ -289,7 +289,7 @@ class Entry(Struct, frozen=True):
 
 
 class EntryFilter(TypedDict, total=False):
-    """Which entries are asked for; all of what is given must hold.
+    """A filter of entries; all of its conditions must hold.
 
     - `key`: of a flag or a segment that was changed.
     - `actor`: who changed it.

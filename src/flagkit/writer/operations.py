@@ -131,7 +131,7 @@ ListedKeys: TypeAlias = Mapping[str, Sequence[Any]]
 
 
 class PolicyLookup(Protocol):
-    """What is known of an environment besides its newest states."""
+    """Looks up what an environment has besides its newest states."""
 
     @property
     def now(self) -> datetime:
@@ -179,7 +179,7 @@ class Operation(Struct, frozen=True, tag_field="operation", kw_only=True):
     """
 
     is_readable: ClassVar[bool] = True
-    """Whether the audit form reads back as an equal operation, as proposals need it."""
+    """True if the audit form reads back as an equal operation, which proposals need."""
     actions: ClassVar[tuple[str, ...] | None] = None
     """The names by which people find it in the ledger; None if that is the tag."""
 
@@ -458,7 +458,7 @@ class SetSegment(Operation, frozen=True, tag="set_segment", kw_only=True):
 
     @property
     def has_reused_keys(self) -> bool:
-        """Whether the document has hashed keys of the segment's."""
+        """True if the document has hashed keys of the segment."""
         return any(side in self.policy for side in self.taken_over)
 
     def apply(self, before: PolicyState | None, lookup: PolicyLookup, /) -> SegmentWithMembers:
@@ -894,7 +894,7 @@ _READABLE_UNION: Final = reduce(
 
 
 APPLICATION_FIELDS: Final = ("proposal", "applied_by", "approved")
-"""What the audit has of the application of a proposal, beside what all requests have.
+"""The audit fields of an applied proposal, beside those of every request.
 
 `approved` is {digest, by}: the digest of the proposal, and the approvals that were relied on.
 """

@@ -85,7 +85,7 @@ class PendingRequest(Struct, frozen=True):
 
 
 class SweepResult(Struct, frozen=True):
-    """What a sweep committed, how many were refused, and how many go on waiting."""
+    """The commits of a sweep, and how many requests were refused or still wait."""
 
     commits: tuple[Commit, ...]
     refused: int

@@ -54,7 +54,7 @@ _NEVER_DELETED = {GRANTS, LIMITS, CUT}
 
 
 class ChangePlan(Struct, frozen=True):
-    """What a change does to policies, and the parts of members that are new with it.
+    """A planned change of policies, with its new parts of members.
 
     `flags` are those that documents after it decode to.
     """

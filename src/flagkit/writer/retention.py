@@ -87,7 +87,7 @@ class PruneTarget(Struct, frozen=True):
 
 
 class PrunePlan:
-    """What can go, counted back from a moment.
+    """The data that can be deleted, counted back from a moment.
 
     Args:
         pruning: The storage's side.
@@ -116,7 +116,7 @@ class PrunePlan:
         self.denials_before = before["denials_days"]
         self.remains_before = before["remains_days"]
         self.cut = reading.history.cut
-        """Where the ledger is cut, or will be."""
+        """The revision at which the ledger is or will be cut."""
         self.has_new_cut = False
         self.carried_states: list[CarriedState] = []
         self.checkpoints_needed = 0
@@ -359,7 +359,7 @@ PAUSE_SECONDS_MIN: Final = 0.03
 
 
 class PruneResult(Struct, frozen=True):
-    """What goes, or went, of one kind.
+    """The data of one kind that was or would be deleted.
 
     How many documents, how many bytes of BSON they are, and `until` when they are of.
     """
@@ -518,7 +518,7 @@ def _record_prune(pruner: Pruner, plan: PrunePlan, reason: str) -> None:
 
 
 class Erasure(Struct, frozen=True):
-    """What was erased of an actor, or would be.
+    """The result of the erasure of an actor, or of its dry run.
 
     Attributes:
         name: What stands in the actor's place; empty if nothing was erased.

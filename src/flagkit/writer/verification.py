@@ -305,7 +305,7 @@ _OUTCOMES: Final = {
     format_closing_request("", "reject"): "rejected",
     format_closing_request("", "withdraw"): "withdrew",
 }
-"""What revisions did to proposals, by how their requests begin."""
+"""The outcomes of proposals, by the beginning of the request's name."""
 
 
 def iter_reliance_problems(store: Store, revisions: Iterable[tuple[int, str]]) -> Iterator[str]:
@@ -443,7 +443,7 @@ def _get_proposal_name(document: Mapping[str, Any]) -> str | None:
 
 
 class VerificationResult(Struct, frozen=True):
-    """What a verification found: what is wrong, and after which revision it began."""
+    """The result of a verification: its problems, and the revision after which it began."""
 
     problems: tuple[str, ...]
     after: int
@@ -507,9 +507,9 @@ class LedgerVerifier:
     ) -> None:
         self.problems: list[str] = [] if problems is None else problems
         self.cut: Cut | None = None
-        """What a cut at `through` would say."""
+        """The cut that pruning at `through` would record."""
         self.carried_states: list[CarriedState] = []
-        """What it takes along."""
+        """The states that the cut carries along."""
         self.requests: list[tuple[int, str]] = []
         """The revisions on the way, and what requests led to them."""
         self._reading = reading

@@ -95,7 +95,7 @@ class Writer(ChangeShortcuts[Commit]):
 
     @property
     def actor(self) -> str:
-        """Who changes the flags, where a change does not name someone else."""
+        """The actor of a change that names no other."""
         return self._requests.actor
 
     def create_environment(self) -> Tip:
@@ -196,7 +196,7 @@ class Writer(ChangeShortcuts[Commit]):
 
     @property
     def has_guards(self) -> bool:
-        """Whether guards are asked about this writer's changes."""
+        """True if this writer asks guards about its changes."""
         return self._commit_protocol.has_guards
 
     def check_changes(

@@ -43,7 +43,7 @@ _STATES: Final[tuple[State, ...]] = get_args(State)
 _WHEN_STALE: Final[tuple[WhenStale, ...]] = get_args(WhenStale)
 _TYPES: Final[tuple[VariantType, ...]] = get_args(VariantType)
 _CLASSES: Final[tuple[set[type], ...]] = ({bool}, {str}, {int}, {float}, {dict, list})
-"""What variants of each type are: who answers a boolean to callers looks no more at what it is."""
+"""The Python types of the variants of each type. Evaluations do not check them again."""
 _BY_KEY: Final = (TARGETING_KEY,)
 _NO_VARIANT: Final = -1
 
@@ -109,7 +109,7 @@ class _Body(Struct, array_like=True):
 
 
 class _StaleBody(_Body, array_like=True):
-    """What was added later is written only where it says something: bodies stay as they were."""
+    """Later fields are written only if they are set, so that older bodies stay as they are."""
 
     when_stale: _Index = 0
 

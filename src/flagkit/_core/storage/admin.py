@@ -30,7 +30,7 @@ _SALT_BYTES: Final = 32
 _HASH_LENGTH: Final = 16
 _NAMED: Final = ("actor",)
 _LISTED: Final = ("include", "exclude", "remove", "keys.included", "keys.excluded")
-"""Where an operation in the audit names an actor, and where it lists keys as they were given."""
+"""The fields of audited operations that name an actor or list keys as given."""
 # With all that is altered: what has a digest, and another one, looks as if it was tampered with.
 _GONE: Final = {"digest": layout.ERASED}
 _UNSEEDED_GONE: Final = {"$unset": {layout.UNSEEDED: ""}}

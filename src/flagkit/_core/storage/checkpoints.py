@@ -66,7 +66,7 @@ Complete: TypeAlias = Callable[[list[Change]], "Awaitable[list[Change]]"]
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):
-    """What the manifest of a checkpoint says.
+    """The manifest of a checkpoint.
 
     `id` begins with the moment at which it was read, by the server's clock. `flags` is how many
     there are, in all regions. `checksum` is the arena's. The others are the formats of its bytes.
@@ -84,7 +84,7 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
 
     @property
     def is_readable(self) -> bool:
-        """Whether its bytes are of the formats that are read here."""
+        """True if this version can read the formats of its bytes."""
         formats = self.frame, self.packing, self.byte_order
         return formats == (FORMAT, packing.FORMAT, sys.byteorder)
 

@@ -486,7 +486,7 @@ _FAULTS = (BSONError, OverflowError, UnicodeError, TypeError)
 
 
 class EncodedPolicy(Struct, frozen=True, gc=False):
-    """What is stored of a state, but for the revision.
+    """The stored fields of a state, without the revision.
 
     `size` is that of its policy in BSON; `is_unaltered` tells whether MongoDB gives it back as it
     was.

@@ -53,7 +53,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
     # Longer than a change stream's wait, which is the longest silence that is in order.
     "socketTimeoutMS": 30_000,
 }
-"""What a client has where the connection string does not say otherwise."""
+"""The options of a client that the connection string may replace."""
 _ALWAYS: Final[dict[str, Any]] = {
     # Dates without a zone would not hash as those that were written, for instance.
     "tz_aware": True,
@@ -83,7 +83,7 @@ _PASSING = {
 # Not allowed; no such command, option or stage; no replica set.
 _NO_STREAMS: Final = {13, 59, 115, 123, 238, 40324, 40415, 40573}
 NO_SNAPSHOTS: Final = {9, 59, 72, 115, 123, 40415}
-"""What a database says that cannot be read at one time; no such command or option, no set."""
+"""The errors of a database without snapshot reads: no such command or option, no replica set."""
 NO_REPLICA_SET: Final = (
     "this MongoDB is not a replica set: start mongod with --replSet rs0, and run rs.initiate() once"
 )

@@ -52,7 +52,7 @@ class MongoDataKeys:
 
     @property
     def is_fetched(self) -> bool:
-        """Whether they were fetched."""
+        """True once the keys were fetched."""
         return self._opened is not None
 
     def fetch(self) -> None:

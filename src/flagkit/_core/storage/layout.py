@@ -45,7 +45,7 @@ _COLLECTION_BY_REGION = {SEGMENTS_REGION: SEGMENTS, ACCESS_REGION: ACCESS}
 POLICY_HISTORY: Final = "policy_history"
 
 ERASED: Final = "erased"
-"""What stands in the audit in the place of a digest, once a request is not as it was made."""
+"""The audit has this in place of a digest after a request was altered."""
 UNSEEDED: Final = "unseeded"
 """The field of a request's digest without the random seeds of segments, if it has any."""
 
@@ -117,7 +117,7 @@ _CARRIED: Final = {
     "time": _MOMENT,
     "last": _build_object_form({"policy": _ANY, "hash": _TEXT}),
 }
-"""What a policy keeps of its last change where the ledger has it no more."""
+"""The fields of a policy that hold its last change after the ledger was pruned."""
 _ASKED: Final = {"actor": _TEXT, "reason": _TEXT, "operations": {**_LIST, "items": _ANY}}
 
 

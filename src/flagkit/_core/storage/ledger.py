@@ -47,7 +47,7 @@ from flagkit.errors import (
 
 
 class LedgerQuery(Struct, frozen=True):
-    """Which changes: after a revision, of a key, from a moment on, before another; in an order."""
+    """A selection of changes: after a revision, of a key, between two moments; in an order."""
 
     after: int = 0
     key: str | None = None
@@ -113,7 +113,7 @@ def _read_pages(
 
 
 States: TypeAlias = Mapping[PolicyId, PolicyState | None]
-"""What differs from a base; None where there is nothing."""
+"""The states that differ from a base; None where there is none."""
 _Bases: TypeAlias = list[tuple[Checkpoint, Callable[[], Arena]]]
 _Way: TypeAlias = Callable[[], Snapshot]
 

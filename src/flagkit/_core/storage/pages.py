@@ -42,7 +42,7 @@ def count_bytes(policies: Iterable[PolicyChange]) -> int:
 
 
 class Page(Struct, frozen=True):
-    """What stands on a page, and as what: `content` is what its name is the SHA-256 of."""
+    """The policies of a page. The name of the page is the SHA-256 of `content`."""
 
     policies: Sequence[PolicyChange]
     content: bytes

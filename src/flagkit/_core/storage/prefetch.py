@@ -23,26 +23,26 @@ from flagkit._core.storage.documents import read_policy_id, read_revision
 from flagkit._core.storage.validation import validates_form
 
 POLICIES_MAX: Final = 8
-"""Of changes that touch more, policies are not read with the head but in batches after it."""
+"""A change of more policies reads them in batches after the head."""
 
 NEWEST, REQUEST, ENTRIES, PAGED = "newest", "request", "entries", "paged"
 
 
 class Prefetch(Struct, frozen=True):
-    """What a change will ask for: its request, where it may have been committed, and policies."""
+    """The reads that a change will need: its request, if it may be committed, and policies."""
 
     request: str | None = None
     policies: frozenset[PolicyId] = frozenset()
 
     @property
     def is_small(self) -> bool:
-        """Whether the policies are few enough to be read with the head."""
+        """True if the policies are few enough to be read with the head."""
         return 0 < len(self.policies) <= POLICIES_MAX
 
 
 @dataclass
 class PrefetchMemo:
-    """What one reading leaves to the next, which looks whether it still holds.
+    """The results that one read leaves to the next, which checks that they still hold.
 
     `access` are states of grants and limits: a digest is of all of them. `newest` are the flags of
     the newest change: whether they are projected is asked of each tip, as a rule of this one.
@@ -65,7 +65,7 @@ NOTHING: Final = Prefetch()
 
 
 class PrefetchResult(Struct, frozen=True):
-    """What was read with the head, which has also `now`: of which policies, and what it answers."""
+    """The results of the read of the head: the policies that it asked for, and the answers."""
 
     head: layout.Document
     policies: AbstractSet[PolicyId]
@@ -166,7 +166,7 @@ _REGION_OF = {layout.SEGMENTS: SEGMENTS_REGION, layout.ACCESS: ACCESS_REGION}
 
 
 class DocumentCache:
-    """What is projected of an environment, at one time; tombstones, too."""
+    """The projected documents of an environment at one time, with tombstones."""
 
     def __init__(
         self,

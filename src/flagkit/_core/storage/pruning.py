@@ -45,7 +45,7 @@ REQUESTS_NAMED: Final[Mapping[str, str]] = {
     layout.HEADS: "change.request",
     layout.PENDING: "_id.request",
 }
-"""Where requests are named that became of something, or still may. Others were abandoned."""
+"""The collections that name requests with an outcome. Other requests were abandoned."""
 
 
 class PrunableDocument(NamedTuple):
@@ -65,11 +65,11 @@ class CarriedState(NamedTuple):
     revision: int
     time: datetime
     last: PolicyState | None
-    """What it was, if it was deleted."""
+    """The last state of a deleted policy."""
 
 
 class DocumentPruner:
-    """What can go of one environment. The iterators yield after each batch, for others' turn."""
+    """The deletable documents of one environment. The iterators yield after each batch."""
 
     def __init__(self, database: Database[layout.Document], environment: str) -> None:
         self._database = database

@@ -26,14 +26,14 @@ PROJECTIONS: Final[Mapping[str, layout.Document | None]] = {
     layout.FLAGS: dict.fromkeys(("version", "hash", "body", "format", "seal"), True),
     layout.SEGMENTS: None,
 }
-"""What clients need, and the projections to what is read of it."""
+"""The collections that clients need, with the projections of what they read."""
 
 _Place: TypeAlias = tuple[bytes, bytes]
-"""Where a policy stands in the order of `_id`s: its key and region."""
+"""The position of a policy in the order of `_id`s: its key and region."""
 
 
 class PolicyScan:
-    """What is read of an environment, at the revision of a head.
+    """A scan of an environment, at the revision of a head.
 
     Args:
         tip: Where the environment stands in the snapshot of the database that documents are from.

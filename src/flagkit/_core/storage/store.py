@@ -134,9 +134,9 @@ class Store(DatabaseHandle):
         self.pending = PendingRequests(self._database, environment)
         self.proposals = ProposalStore(self._database, environment)
         self.denials = DenialLog(self._database, environment)
-        """Who was denied what."""
+        """The log of denials."""
         self.pruner = DocumentPruner(self._database, environment)
-        """What can go, and how it goes."""
+        """The deletion of data that is no longer needed."""
 
     def create_environment(self, epoch: str) -> Tip:
         """Make collections, indexes and the head at revision 0, where they are not there yet."""

@@ -50,7 +50,7 @@ FORM_FAULTS: Final = (
     *(KeyError, IndexError, TypeError, ValueError, AttributeError),
     *(AssertionError, OverflowError, RecursionError, msgspec.MsgspecError, struct.error),
 )
-"""What is raised by reading a document that has not its form."""
+"""The errors that reading a malformed document raises."""
 REMEDY: Final = "It was changed past the writer: run flagkit ledger verify"
 _NO_FORM: Final = "has not the form that it should have"
 _SHOWN_LENGTH_MAX: Final = 60
